@@ -1,0 +1,265 @@
+"""An agent in memory: the verified fake of the gateway.
+
+A message is answered with its own words. Three beginnings make it do more: ``run: `` asks for a
+confirmation and then tells what it would have run, ``wait: `` says nothing until the turn is
+cancelled, ``fail: `` ends with an error event.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from greylag import sse
+from greylag.domain.errors import (
+    AgentUnreachableError,
+    ConfirmationNotFoundError,
+    ConfirmationSettledError,
+    ConflictError,
+    InvalidRequestError,
+    SessionBusyError,
+    SessionNotFoundError,
+    TurnNotFoundError,
+)
+from greylag.ports.agent import AgentAddress, AgentStatus, ChatMessage, Decision, Session, Turn
+
+
+@dataclass
+class _Run:
+    """A turn on its way: its frames so far, and what it waits for."""
+
+    turn: Turn
+    frames: list[bytes] = field(default_factory=list)
+    answer: str = ""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    confirmation: str | None = None
+    decision: Decision | None = None
+
+    def add(self, kind: str, **content: Any) -> None:
+        event_id = f"{self.turn.turn_id}-{len(self.frames)}"
+        content |= {"session_id": self.turn.session_id}
+        self.frames.append(sse.encode({"type": kind, "content": content}, id=event_id))
+        self._wake()
+
+    def end(self, status: str) -> None:
+        self.turn = replace(self.turn, status=status, ended_at=_now())
+        self.add("complete", message="Response complete", stop_reason=status)
+
+    def _wake(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
+
+
+@dataclass
+class _Environment:
+    """What one address remembers."""
+
+    sessions: dict[str, Session] = field(default_factory=dict)
+    runs: dict[str, _Run] = field(default_factory=dict)
+
+    def session(self, session_id: str) -> Session:
+        if session_id not in self.sessions:
+            raise SessionNotFoundError(f"There is no session {session_id}.")
+        return self.sessions[session_id]
+
+    def run(self, turn_id: str) -> _Run:
+        if turn_id not in self.runs:
+            raise TurnNotFoundError(f"There is no turn {turn_id}.")
+        return self.runs[turn_id]
+
+    def runs_of(self, session_id: str) -> list[_Run]:
+        self.session(session_id)
+        return [run for run in self.runs.values() if run.turn.session_id == session_id]
+
+
+class MemoryAgents:
+    """Every environment's agent. ``unreachable`` holds the URLs that do not answer."""
+
+    def __init__(self) -> None:
+        self.unreachable: set[str] = set()
+        self.open_streams = 0
+        self._environments: dict[str, _Environment] = {}
+
+    async def status(self, at: AgentAddress) -> AgentStatus:
+        """Return what answers there."""
+        self._at(at)
+        return AgentStatus(agent="memory", version="1", model="echo")
+
+    async def create_session(self, at: AgentAddress) -> Session:
+        """Start a conversation."""
+        now = _now()
+        session = Session(str(uuid.uuid4()), created_at=now, updated_at=now, message_count=0)
+        self._at(at).sessions[session.session_id] = session
+        return session
+
+    async def sessions(self, at: AgentAddress) -> Sequence[Session]:
+        """Return the conversations, newest first."""
+        here = self._at(at)
+        return [self._counted(here, one) for one in reversed(here.sessions.values())]
+
+    async def session(self, at: AgentAddress, session_id: str) -> Session:
+        """Return one conversation."""
+        here = self._at(at)
+        return self._counted(here, here.session(session_id))
+
+    async def delete_session(self, at: AgentAddress, session_id: str) -> None:
+        """End a conversation for good."""
+        here = self._at(at)
+        for run in here.runs_of(session_id):
+            if run.turn.status == "running":
+                run.end("cancelled")
+            del here.runs[run.turn.turn_id]
+        del here.sessions[session_id]
+
+    async def messages(self, at: AgentAddress, session_id: str) -> Sequence[ChatMessage]:
+        """Return a conversation's history, oldest first."""
+        return list(_history(self._at(at).runs_of(session_id)))
+
+    async def turns(self, at: AgentAddress, session_id: str) -> Sequence[Turn]:
+        """Return a conversation's turns, newest first."""
+        return [run.turn for run in reversed(self._at(at).runs_of(session_id))]
+
+    async def start_turn(
+        self, at: AgentAddress, session_id: str | None, message: str, message_id: str
+    ) -> Turn:
+        """Give the agent a message."""
+        here = self._at(at)
+        for run in here.runs.values():
+            if run.turn.message_id == message_id:
+                if session_id not in {None, run.turn.session_id}:
+                    raise ConflictError("This message_id was used in another session.")
+                return run.turn
+        if session_id is None:
+            session_id = (await self.create_session(at)).session_id
+        if any(run.turn.status == "running" for run in here.runs_of(session_id)):
+            raise SessionBusyError(f"Session {session_id} works on another message.")
+        turn = Turn(uuid.uuid4().hex, session_id, message_id, "running", message, _now())
+        here.runs[turn.turn_id] = run = _Run(turn)
+        _begin(run)
+        return run.turn
+
+    async def turn(self, at: AgentAddress, turn_id: str) -> Turn:
+        """Return one turn."""
+        return self._at(at).run(turn_id).turn
+
+    def stream_turn(
+        self, at: AgentAddress, turn_id: str, after: str | None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open a turn's events from the one after id ``after``."""
+        return self._stream(at, turn_id, after)
+
+    @asynccontextmanager
+    async def _stream(
+        self, at: AgentAddress, turn_id: str, after: str | None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        run = self._at(at).run(turn_id)
+        start = _position(run, after)
+        self.open_streams += 1
+        try:
+            yield _follow(run, start)
+        finally:
+            self.open_streams -= 1
+
+    async def cancel_turn(self, at: AgentAddress, turn_id: str) -> Turn:
+        """Ask the turn to end."""
+        run = self._at(at).run(turn_id)
+        if run.turn.status == "running":
+            run.end("cancelled")
+        return run.turn
+
+    async def confirm(
+        self, at: AgentAddress, turn_id: str, confirmation_id: str, decision: Decision
+    ) -> None:
+        """Answer a confirmation."""
+        run = self._at(at).run(turn_id)
+        if confirmation_id != run.confirmation:
+            raise ConfirmationNotFoundError(f"The turn asks for no confirmation {confirmation_id}.")
+        if run.decision == decision:
+            return
+        if run.decision is not None or run.turn.status != "running":
+            raise ConfirmationSettledError("The confirmation has been settled otherwise.")
+        run.decision = decision
+        run.add("status", message="Answered.", confirmation_id=confirmation_id, decision=decision)
+        _after_confirmation(run)
+
+    async def close(self) -> None:
+        """Do nothing: there are no connections."""
+
+    def _at(self, at: AgentAddress) -> _Environment:
+        if at.url in self.unreachable:
+            raise AgentUnreachableError("The agent does not answer.")
+        return self._environments.setdefault(at.url, _Environment())
+
+    def _counted(self, here: _Environment, session: Session) -> Session:
+        history = list(_history(here.runs_of(session.session_id)))
+        return replace(session, message_count=len(history))
+
+
+def _begin(run: _Run) -> None:
+    turn = run.turn
+    run.add("turn", turn_id=turn.turn_id, message_id=turn.message_id, demonstration=None)
+    kind, _, rest = turn.message.partition(": ")
+    if kind == "wait":
+        return
+    if kind == "fail":
+        run.add("error", message="Agent processing error", error=rest, code="model_failed")
+        run.end("error")
+    elif kind == "run":
+        run.confirmation = uuid.uuid4().hex
+        asked = {"id": run.confirmation, "tool_name": "shell", "arguments": {"command": rest}}
+        run.add("tool_request", id="call_1", tool_name="shell", arguments={"command": rest})
+        run.add("tool_confirmation", **asked, needs_confirmation=True)
+    else:
+        _say(run, f"You said: {turn.message}")
+        run.end("completed")
+
+
+def _after_confirmation(run: _Run) -> None:
+    allowed = run.decision == "allow_once"
+    result = {"Ok": [{"type": "text", "text": "done"}]} if allowed else {"Err": "declined"}
+    run.add("tool_response", id="call_1", result=result, is_error=not allowed)
+    _say(run, "It ran." if allowed else "You declined.")
+    run.end("completed")
+
+
+def _say(run: _Run, text: str) -> None:
+    for word in text.split(" "):
+        piece = word if not run.answer else f" {word}"
+        run.answer += piece
+        run.add("message", role="Assistant", content=piece, content_type="text")
+
+
+def _history(runs: Sequence[_Run]) -> Iterator[ChatMessage]:
+    index = 0
+    for run in runs:
+        for role, text in (("User", run.turn.message), ("Assistant", run.answer)):
+            if text:
+                yield ChatMessage(role, text, timestamp=None, message_index=index)
+                index += 1
+
+
+def _position(run: _Run, after: str | None) -> int:
+    if after is None:
+        return 0
+    turn_id, _, number = after.rpartition("-")
+    if turn_id != run.turn.turn_id or not number.isdecimal():
+        raise InvalidRequestError(f"{after!r} is not an event id of this turn.")
+    return int(number) + 1
+
+
+async def _follow(run: _Run, at: int) -> AsyncIterator[bytes]:
+    while True:
+        news = run.news
+        while at < len(run.frames):
+            yield run.frames[at]
+            at += 1
+        if run.turn.status != "running" and at >= len(run.frames):
+            return
+        await news.wait()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

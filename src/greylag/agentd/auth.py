@@ -1,0 +1,70 @@
+"""Who may talk to agentd: checked on every request, before anything else is read."""
+
+import hmac
+import re
+from collections.abc import Iterable
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from greylag.agentd.config import Secret, is_loopback
+
+_OPEN_PATHS = frozenset({"/", "/api/v1/health"})
+_PORT = re.compile(r":\d+\Z")
+
+
+class Auth:
+    """ASGI middleware: a bearer token, or without one only this machine's own programs.
+
+    Without a token a page of another site could still make a browser on this machine send
+    requests here, so then the Host must be a loopback name and a foreign Origin is refused.
+
+    Args:
+        app: what answers a request that may pass.
+        token: the token that clients must send; None for loopback without one.
+    """
+
+    def __init__(self, app: ASGIApp, token: Secret | None) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401 or 403."""
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        if self._token is None:
+            if _local(scope["headers"]):
+                return None
+            return _refused(403, "Forbidden", "Without a token only this machine may connect.")
+        if scope["path"] in _OPEN_PATHS and scope["method"] in {"GET", "HEAD"}:
+            return None
+        sent = _header(scope["headers"], b"authorization")
+        scheme, _, token = sent.partition(b" ")
+        expected = self._token.value.encode()
+        if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), expected):
+            return None
+        return _refused(401, "Unauthorized", "Send the token as: Authorization: Bearer <token>.")
+
+
+def _refused(status: int, error: str, message: str) -> JSONResponse:
+    headers = {"www-authenticate": "Bearer"} if status == 401 else None  # noqa: PLR2004 - the status that the header belongs to
+    body = {"error": error, "message": message, "code": error.lower()}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _local(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    pairs = list(headers)
+    if not is_loopback(_hostname(_header(pairs, b"host"))):
+        return False
+    origin = _header(pairs, b"origin")
+    return not origin or is_loopback(_hostname(origin.partition(b"://")[2]))
+
+
+def _hostname(authority: bytes) -> str:
+    return _PORT.sub("", authority.decode("latin-1")).lower()
+
+
+def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    return next((value for key, value in headers if key == name), b"")

@@ -1,0 +1,198 @@
+"""Settings of agentd, read once from environment variables."""
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from greylag.agentd.goose_settings import GOOSE_SETTINGS, SettingValueError
+
+LogFormat = Literal["json", "console"]
+
+_MIB = 1024 * 1024
+_MAX_PORT = 65535
+_MODEL_SETTING = "GOOSE_MODEL"
+
+
+class AgentdConfigError(Exception):
+    """A setting is missing or wrong; the message says which one, and what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A value that must not show in a log, an error or a repr."""
+
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentdSettings:
+    """Everything agentd is told at start.
+
+    Attributes:
+        folder: the volume; agentd makes workspace/, home/, tmp/ and state/ in it.
+        host: address to listen on; anything but loopback needs a token.
+        port: TCP port to listen on; 0 takes any free one.
+        token: what clients send as a bearer token; None: no sign-in (loopback only).
+        goose: path of goose, or `scripted`; None: find it.
+        model_url: base URL of an OpenAI-compatible provider; None: the built-in scripted model.
+        model_key: the provider's key; it never leaves agentd.
+        model: the model's name, None when the environment does not say.
+        goose_settings: contract settings (GOOSE_MODE, ...) that the environment fixes.
+        confirmation_timeout: seconds that a tool confirmation waits before it is declined.
+        turn_journal_limit: most bytes that one turn may write to its journal.
+        journal_limit: most bytes for all journals; the oldest ended turns go first.
+        message_limit: most bytes (UTF-8) of one message.
+        environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant.
+        log_format: `json` lines, or `console` for people.
+    """
+
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = 3001
+    token: Secret | None = None
+    goose: str | None = None
+    model_url: str | None = None
+    model_key: Secret | None = None
+    model: str | None = None
+    goose_settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    confirmation_timeout: float = 600.0
+    turn_journal_limit: int = 64 * _MIB
+    journal_limit: int = 1024 * _MIB
+    message_limit: int = _MIB
+    environment_id: str | None = None
+    log_format: LogFormat = "json"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Read the settings from `environ` (as `os.environ`).
+
+        Raises:
+            AgentdConfigError: a variable is missing or has a value that makes no sense.
+        """
+        read = _Reader(environ)
+        settings = cls(
+            folder=read.folder("GREYLAG_AGENT_FOLDER"),
+            host=read.text("GOOSE_API_HOST") or "127.0.0.1",
+            port=read.integer("GOOSE_API_PORT", default=3001, least=0, most=_MAX_PORT),
+            token=read.secret("GREYLAG_AGENT_TOKEN"),
+            goose=read.text("GREYLAG_GOOSE"),
+            model_url=read.url("GREYLAG_MODEL_URL"),
+            model_key=read.secret("GREYLAG_MODEL_KEY"),
+            model=read.text("GREYLAG_MODEL"),
+            goose_settings=read.goose_settings(),
+            confirmation_timeout=read.seconds("GREYLAG_CONFIRMATION_TIMEOUT", default=600.0),
+            turn_journal_limit=read.size("GREYLAG_TURN_JOURNAL_LIMIT", default=64 * _MIB),
+            journal_limit=read.size("GREYLAG_JOURNAL_LIMIT", default=1024 * _MIB),
+            message_limit=read.size("GREYLAG_MESSAGE_LIMIT", default=_MIB),
+            environment_id=read.text("GREYLAG_ENVIRONMENT"),
+            log_format=read.log_format("GREYLAG_LOG_FORMAT"),
+        )
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Refuse settings that would open the agent to the network without a token.
+
+        Raises:
+            AgentdConfigError: the host is not loopback and there is no token.
+        """
+        if self.token is None and not is_loopback(self.host):
+            raise AgentdConfigError(
+                f"GOOSE_API_HOST={self.host} is reachable from other machines: "
+                "set GREYLAG_AGENT_TOKEN, or listen on 127.0.0.1."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` (a name or an IP address, no port) can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class _Reader:
+    """Reads one variable at a time; an empty value counts as unset."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str) -> str | None:
+        return self._environ.get(name, "").strip() or None
+
+    def secret(self, name: str) -> Secret | None:
+        value = self.text(name)
+        return None if value is None else Secret(value)
+
+    def folder(self, name: str) -> Path:
+        value = self.text(name)
+        if value is None:
+            raise AgentdConfigError(f"{name} is not set: it names the folder of the environment.")
+        return Path(value).absolute()
+
+    def integer(self, name: str, *, default: int, least: int, most: int | None = None) -> int:
+        value = self.text(name)
+        if value is None:
+            return default
+        if not value.isascii() or not value.isdigit():
+            raise AgentdConfigError(f"{name} must be a whole number, not {value!r}.")
+        number = int(value)
+        if number < least or (most is not None and number > most):
+            upper = "" if most is None else f" and at most {most}"
+            raise AgentdConfigError(f"{name} must be at least {least}{upper}, not {number}.")
+        return number
+
+    def size(self, name: str, *, default: int) -> int:
+        return self.integer(name, default=default, least=1024)
+
+    def seconds(self, name: str, *, default: float) -> float:
+        value = self.text(name)
+        if value is None:
+            return default
+        try:
+            number = float(value)
+        except ValueError as error:
+            raise AgentdConfigError(f"{name} must be seconds, not {value!r}.") from error
+        if not 0 < number < float("inf"):
+            raise AgentdConfigError(f"{name} must be more than 0 seconds, not {value}.")
+        return number
+
+    def url(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise AgentdConfigError(
+                f"{name} must be an http or https address, as https://api.openai.com."
+            )
+        return value.rstrip("/")
+
+    def log_format(self, name: str) -> LogFormat:
+        match self.text(name):
+            case None | "json":
+                return "json"
+            case "console":
+                return "console"
+            case other:
+                raise AgentdConfigError(f"{name} must be json or console, not {other!r}.")
+
+    def goose_settings(self) -> Mapping[str, str]:
+        """Collect the contract settings that the environment fixes (the model has its own)."""
+        found: dict[str, str] = {}
+        for setting in GOOSE_SETTINGS.values():
+            value = self.text(setting.key)
+            if value is None or setting.key == _MODEL_SETTING:
+                continue
+            try:
+                setting.parse(value)
+            except SettingValueError as error:
+                raise AgentdConfigError(f"{setting.key}: {error}") from error
+            found[setting.key] = value
+        return MappingProxyType(found)

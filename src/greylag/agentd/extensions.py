@@ -1,0 +1,153 @@
+"""Extensions: the older contract's words for what goose keeps in its configuration."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from greylag.agentd.agent_port import AgentPort
+from greylag.agentd.errors import AgentError, AgentRefusedError
+from greylag.agentd.problems import RefusedError, agent_unavailable
+
+_PREFIX = "_goose/unstable/config/extensions"
+_SPACE = re.compile(r"\s+")
+_METHOD_NOT_FOUND = -32601
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """One extension as goose has it.
+
+    Attributes:
+        name: its name.
+        kind: `builtin`, `platform`, `stdio` or `streamable_http`.
+        enabled: whether new sessions have it.
+        config_key: goose's own key for it.
+        command: program that is run, for `stdio`.
+        arguments: its arguments.
+        uri: address, for `streamable_http`.
+        display_name: name for people, if it has one.
+        description: what it does, if it says so.
+        timeout: seconds that one call may take, if it says so.
+        env_keys: names of its secret variables; the values are never shown.
+    """
+
+    name: str
+    kind: str
+    enabled: bool
+    config_key: str
+    command: str | None = None
+    arguments: list[str] = field(default_factory=list)
+    uri: str | None = None
+    display_name: str | None = None
+    description: str | None = None
+    timeout: int | None = None
+    env_keys: list[str] = field(default_factory=list)
+
+
+class ExtensionService:
+    """Lists and changes extensions; a change is seen by sessions that are made after it."""
+
+    def __init__(self, agent: AgentPort) -> None:
+        self._agent = agent
+
+    async def all(self) -> list[Extension]:
+        """Return all extensions, sorted by name; none when the agent has no such thing.
+
+        Raises:
+            RefusedError: agent_unavailable or agent_refused.
+        """
+        try:
+            result = await self._agent.call(f"{_PREFIX}/list", {})
+        except AgentRefusedError as error:
+            if error.code == _METHOD_NOT_FOUND:
+                return []
+            raise _refused(error) from error
+        except AgentError as error:
+            raise agent_unavailable(str(error)) from error
+        return sorted(map(_extension, result["extensions"]), key=lambda each: each.name)
+
+    async def find(self, name: str) -> Extension:
+        """Return the extension of that name (or goose's key for it).
+
+        Raises:
+            RefusedError: extension_not_found, agent_unavailable or agent_refused.
+        """
+        for extension in await self.all():
+            if name in {extension.name, extension.config_key}:
+                return extension
+        raise RefusedError(
+            "extension_not_found", "Extension not found", f"There is no extension {name[:100]!r}."
+        )
+
+    async def add(self, definition: dict[str, Any]) -> None:
+        """Add an extension, or replace the one of the same name, and enable it.
+
+        Args:
+            definition: goose's own shape, from `extension_definition`.
+
+        Raises:
+            RefusedError: agent_unavailable or agent_refused.
+        """
+        await self._change("add", {"extension": definition, "enabled": True})
+
+    async def enable(self, name: str, *, enabled: bool) -> Extension:
+        """Switch an extension on or off.
+
+        Raises:
+            RefusedError: extension_not_found, agent_unavailable or agent_refused.
+        """
+        extension = await self.find(name)
+        params = {"configKey": extension.config_key, "enabled": enabled}
+        await self._change("set-enabled", params)
+        return extension
+
+    async def remove(self, name: str) -> None:
+        """Remove an extension that is switched off.
+
+        Raises:
+            RefusedError: extension_not_found, extension_enabled, agent_unavailable, agent_refused.
+        """
+        extension = await self.find(name)
+        if extension.enabled:
+            raise RefusedError(
+                "extension_enabled",
+                "Extension is enabled",
+                "Cannot remove enabled extension. Disable it first.",
+            )
+        await self._change("remove", {"configKey": extension.config_key})
+
+    async def _change(self, action: str, params: dict[str, Any]) -> None:
+        try:
+            await self._agent.call(f"{_PREFIX}/{action}", params)
+        except AgentRefusedError as error:
+            raise _refused(error) from error
+        except AgentError as error:
+            raise agent_unavailable(str(error)) from error
+
+
+def _refused(error: AgentRefusedError) -> RefusedError:
+    if error.code == _METHOD_NOT_FOUND:
+        return agent_unavailable("The scripted agent has no extensions; install goose for them.")
+    return RefusedError("agent_refused", "Agent refused", error.message)
+
+
+def _extension(entry: dict[str, Any]) -> Extension:
+    extension: dict[str, Any] = entry["extension"]
+    server: dict[str, Any] = extension.get("server") or {}
+    kind = str(extension.get("type", ""))
+    if kind == "mcp":
+        kind = "streamable_http" if server.get("type") == "http" else "stdio"
+    name = str(extension.get("name") or server.get("name") or entry["configKey"])
+    return Extension(
+        name=name,
+        kind=kind,
+        enabled=bool(entry["enabled"]),
+        config_key=str(entry.get("configKey") or _SPACE.sub("", name).lower()),
+        command=server.get("command"),
+        arguments=list(server.get("args") or []),
+        uri=server.get("url"),
+        display_name=extension.get("display_name"),
+        description=extension.get("description"),
+        timeout=extension.get("timeout"),
+        env_keys=list(extension.get("envKeys") or []),
+    )

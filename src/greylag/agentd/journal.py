@@ -1,0 +1,173 @@
+"""The journal of a turn: one append-only file that holds its frames exactly as they are sent.
+
+The page cache has a frame before any reader can see it, so a reader never knows more than the
+file; the disk has all of them when the turn ends. A frame is one `id:` line, one `data:` line and
+a blank line, and JSON holds no raw newline: two newlines in a row end a frame and nothing else.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from greylag import sse
+
+FRAME_END = b"\n\n"
+
+_FLUSH_AT = 64 * 1024
+# The last events of a turn (an error, `complete`) must fit even when its limit has been reached.
+_RESERVE = 64 * 1024
+
+
+class JournalError(Exception):
+    """The journal cannot be written (disk full, volume gone); the message says why."""
+
+
+class JournalFullError(JournalError):
+    """The turn has written all that one turn may write."""
+
+
+def event_id(turn_id: str, number: int) -> str:
+    """Return the id of event `number` (from 0) of a turn."""
+    return f"{turn_id}-{number}"
+
+
+class TurnJournal:
+    """The only writer of one turn's journal, and what its readers wait on.
+
+    Events that arrive within one round of the event loop go to the file in one write.
+
+    Args:
+        path: the file; it is created, or continued when it exists.
+        turn_id: the turn's id, the first part of every event's id.
+        limit: most bytes that the file may grow to (the turn's end is written past it).
+        next_number: number of the next event, when the file already has some.
+    """
+
+    def __init__(self, path: Path, turn_id: str, limit: int, next_number: int = 0) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o600)
+        self._turn_id = turn_id
+        self._limit = limit
+        self._next = next_number
+        self._size = self._written = os.fstat(self._fd).st_size
+        self._buffer = bytearray()
+        self._flush_planned: asyncio.Handle | None = None
+        self._changed = asyncio.Event()
+        self._failure: JournalError | None = None
+        self._sealed = False
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that readers may read now: always whole frames."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file will never grow again."""
+        return self._closed
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """An event that is set at the next growth or at the end.
+
+        Take it before looking at `size`, else a growth in between goes unnoticed.
+        """
+        return self._changed
+
+    def append(self, kind: str, content: Mapping[str, Any], *, last_words: bool = False) -> None:
+        """Add one event; readers see it a moment later.
+
+        `last_words` lets the events that end a turn go past the limit.
+
+        Raises:
+            JournalFullError: the turn's limit is reached.
+            JournalError: the file could not be written (now, or by an earlier append).
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._sealed:
+            raise JournalError("The turn has ended; its journal takes no more events.")
+        frame = sse.encode(
+            {"type": kind, "content": content}, id=event_id(self._turn_id, self._next)
+        )
+        room = self._limit + (_RESERVE if last_words else 0)
+        if self._written + len(self._buffer) + len(frame) > room:
+            raise JournalFullError(f"The answer is longer than {self._limit} bytes.")
+        self._next += 1
+        self._buffer += frame
+        if len(self._buffer) >= _FLUSH_AT:
+            self._flush()
+        elif self._flush_planned is None:
+            self._flush_planned = asyncio.get_running_loop().call_soon(self._flush)
+
+    async def seal(self) -> None:
+        """Write what is left and make all of it durable; no event may follow.
+
+        What is written here stays unseen until `publish_end`, so that the turn's record can say
+        that it ended before any reader can know.
+
+        Raises:
+            JournalError: not everything could be written; the readers still need `publish_end`.
+        """
+        self._sealed = True
+        self._write_buffer()
+        await asyncio.to_thread(os.fsync, self._fd)
+        if self._failure is not None:
+            raise self._failure
+
+    def publish_end(self) -> None:
+        """Show the readers the rest, and let them end. Does nothing the second time."""
+        if self._closed:
+            return
+        self._closed = self._sealed = True
+        self._cancel_flush()
+        os.close(self._fd)
+        self._publish()
+
+    def _flush(self) -> None:
+        self._write_buffer()
+        self._publish()
+
+    def _write_buffer(self) -> None:
+        self._cancel_flush()
+        if not self._buffer:
+            return
+        try:
+            self._write_all()
+        except OSError as error:
+            # Half a frame must never be seen, nor stay in front of what may be added later.
+            os.ftruncate(self._fd, self._written)
+            self._failure = _translated(error)
+        else:
+            self._written += len(self._buffer)
+        self._buffer.clear()
+
+    def _cancel_flush(self) -> None:
+        if self._flush_planned is not None:
+            self._flush_planned.cancel()
+            self._flush_planned = None
+
+    def _write_all(self) -> None:
+        view = memoryview(self._buffer)
+        try:
+            done = 0
+            while done < len(view):
+                done += os.write(self._fd, view[done:])
+        finally:
+            view.release()
+
+    def _publish(self) -> None:
+        self._size = self._written
+        # A new event for the next wait: readers that hold the old one all wake, and none is
+        # counted, so there is nothing to queue for a slow one.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _translated(error: OSError) -> JournalError:
+    translated = JournalError(f"The journal cannot be written: {error.strerror or error}.")
+    translated.__cause__ = error
+    return translated

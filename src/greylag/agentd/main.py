@@ -1,0 +1,166 @@
+"""Starts agentd and ends it: the one place where its parts are put together."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import structlog
+import uvloop
+
+from greylag.agentd.agent import Agent
+from greylag.agentd.agent_port import AgentPort
+from greylag.agentd.agent_types import AgentCommand, AgentSetup
+from greylag.agentd.app import Services, create_app
+from greylag.agentd.binary import find_agent
+from greylag.agentd.config import AgentdConfigError, AgentdSettings
+from greylag.agentd.errors import AgentUnavailableError
+from greylag.agentd.extensions import ExtensionService
+from greylag.agentd.goose_settings import GOOSE_SETTINGS
+from greylag.agentd.http_server import HttpServer, bind
+from greylag.agentd.journals import Journals
+from greylag.agentd.logs import configure_logs
+from greylag.agentd.model import demonstration, provider
+from greylag.agentd.process import harden_this_process
+from greylag.agentd.records import Database
+from greylag.agentd.recovery import end_open_turns
+from greylag.agentd.session_records import SessionRecords
+from greylag.agentd.sessions import SessionService
+from greylag.agentd.settings_service import SettingsService
+from greylag.agentd.turn_records import TurnRecords
+from greylag.agentd.turn_runner import Records, TurnPolicy
+from greylag.agentd.turns import TurnService
+from greylag.agentd.volume import Volume
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+
+_TURNS_END_WITHIN = 2.5
+_KILLED_TURNS_END_WITHIN = 1.0
+_MODEL = "GOOSE_MODEL"
+
+_log = structlog.get_logger()
+
+
+def run(settings: AgentdSettings) -> int:
+    """Run agentd until SIGTERM or SIGINT.
+
+    Returns:
+        the exit code: 0 after a signal, 1 after a defect, 2 for settings that cannot work.
+    """
+    configure_logs(settings.log_format)
+    harden_this_process()
+    volume = Volume(settings.folder)
+    try:
+        settings.check()
+        command = find_agent(settings.goose, os.environ)
+        volume.prepare()
+        lock = volume.claim()
+        listener = bind(settings.host, settings.port)
+    except (AgentdConfigError, AgentUnavailableError) as error:
+        _log.error("cannot_start", reason=str(error))
+        return EXIT_CONFIG
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, command, volume, listener))
+    except Exception:  # noqa: BLE001 - the outermost frame: it logs all of it and says so by its exit code
+        _log.exception("agentd_failed")
+        return EXIT_FAILED
+    finally:
+        os.close(lock)
+    return EXIT_OK
+
+
+async def _serve(
+    settings: AgentdSettings, command: AgentCommand, volume: Volume, listener: socket.socket
+) -> None:
+    stop = _stop_signal()
+    async with _records(volume) as records:
+        journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
+        await end_open_turns(records.turns, journals, time.time)
+        agent = Agent(command, _setup(settings, volume))
+        async with asyncio.TaskGroup() as tasks:
+            services = _services(settings, agent, records, journals, tasks)
+            agent_task = tasks.create_task(agent.run(), name="agent")
+            server = HttpServer(create_app(settings, services))
+            server_task = tasks.create_task(server.serve([listener]), name="http server")
+            volume.announce(listener.getsockname()[1], datetime.now(UTC).isoformat())
+            try:
+                _log.info("listening", port=listener.getsockname()[1], agent=command.kind)
+                await stop.wait()
+            finally:
+                volume.withdraw()
+            await _end(services.turns, agent_task)
+            server.finish()
+            await server_task
+    _log.info("stopped")
+
+
+async def _end(turns: TurnService, agent_task: asyncio.Task[None]) -> None:
+    """End the turns, then the agent; a turn that does not end loses its agent, and then does."""
+    _log.info("stopping")
+    await turns.stop()
+    await turns.wait_all_ended(_TURNS_END_WITHIN)
+    agent_task.cancel()
+    await asyncio.wait({agent_task})
+    await turns.wait_all_ended(_KILLED_TURNS_END_WITHIN)
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+@asynccontextmanager
+async def _records(volume: Volume) -> AsyncIterator[Records]:
+    database = await Database.open(volume.database)
+    try:
+        yield Records(SessionRecords(database), TurnRecords(database))
+    finally:
+        await database.close()
+
+
+def _setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
+    pinned = (setting for setting in GOOSE_SETTINGS.values() if setting.pinned)
+    return AgentSetup(
+        workspace=volume.workspace,
+        home=volume.home,
+        tmp=volume.tmp,
+        model=settings.model,
+        provider=provider(settings),
+        settings=settings.goose_settings,
+        defaults={setting.key: str(setting.default) for setting in pinned},
+        environment_id=settings.environment_id,
+    )
+
+
+def _services(
+    settings: AgentdSettings,
+    agent: AgentPort,
+    records: Records,
+    journals: Journals,
+    tasks: asyncio.TaskGroup,
+) -> Services:
+    policy = TurnPolicy(
+        confirmation_timeout=settings.confirmation_timeout,
+        demonstration=lambda: demonstration(settings, agent.state.kind),
+    )
+    turns = TurnService(agent, records, journals, tasks, policy)
+    fixed = dict(settings.goose_settings)
+    if settings.model is not None:
+        fixed[_MODEL] = settings.model
+    return Services(
+        agent=agent,
+        sessions=SessionService(agent, records.sessions, records.turns, turns),
+        turns=turns,
+        extensions=ExtensionService(agent),
+        settings=SettingsService(agent, records.sessions, fixed),
+    )

@@ -1,0 +1,43 @@
+"""Why agentd refuses a request: stable codes, and words for people."""
+
+from typing import Any
+
+
+class RefusedError(Exception):
+    """A request that cannot be served; nothing was changed.
+
+    Attributes:
+        code: stable, for programs; the routes know which HTTP status it means.
+        error: a short title, as the older contract has it.
+        message: one plain sentence for people.
+        details: further members of the answer.
+    """
+
+    def __init__(self, code: str, error: str, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.error = error
+        self.message = message
+        self.details = details
+
+
+def session_not_found(session_id: str) -> RefusedError:
+    """Return the error for a session that is not there (or was deleted)."""
+    return RefusedError(
+        "session_not_found", "Session not found", f"There is no session {session_id[:100]!r}."
+    )
+
+
+def turn_not_found(turn_id: str) -> RefusedError:
+    """Return the error for a turn that is not there."""
+    return RefusedError("turn_not_found", "Turn not found", f"There is no turn {turn_id[:100]!r}.")
+
+
+def invalid(message: str) -> RefusedError:
+    """Return the error for a request that makes no sense."""
+    return RefusedError("invalid_request", "Invalid request", message)
+
+
+def agent_unavailable(message: str) -> RefusedError:
+    """Return the error for an agent that cannot take work now."""
+    return RefusedError("agent_unavailable", "Agent unavailable", message)

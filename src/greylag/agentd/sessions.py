@@ -1,0 +1,104 @@
+"""Conversations: ours are UUIDs, the agent has ids of its own (and uses them again)."""
+
+import time
+import uuid
+from collections.abc import Callable
+
+import structlog
+
+from greylag.agentd.agent_port import AgentPort
+from greylag.agentd.errors import AgentError
+from greylag.agentd.problems import session_not_found
+from greylag.agentd.records import SessionRecord
+from greylag.agentd.session_records import SessionRecords
+from greylag.agentd.turn_records import TurnRecords
+from greylag.agentd.turns import TurnService
+
+_log = structlog.get_logger()
+
+
+class SessionService:
+    """Makes, shows and deletes sessions.
+
+    Args:
+        agent: who has the other half of each session.
+        sessions: the sessions' records.
+        turns: the turns' records.
+        turn_service: who ends the turns of a session that goes.
+        now: the clock, Unix seconds.
+    """
+
+    def __init__(
+        self,
+        agent: AgentPort,
+        sessions: SessionRecords,
+        turns: TurnRecords,
+        turn_service: TurnService,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._agent = agent
+        self._sessions = sessions
+        self._turns = turns
+        self._turn_service = turn_service
+        self._now = now
+
+    async def create(self) -> SessionRecord:
+        """Make a session. If the agent is not ready, it gets to know it with the first turn."""
+        session_id = str(uuid.uuid4())
+        title = f"Session {session_id[:8]}"
+        agent_session_id: str | None = None
+        if self._agent.state.status == "ready":
+            try:
+                agent_session_id = await self._agent.new_session(title)
+            except AgentError as error:
+                _log.warning("agent_session_later", session_id=session_id, reason=str(error))
+        now = self._now()
+        session = SessionRecord(session_id, agent_session_id, title, now, now, 0)
+        await self._sessions.add(session)
+        return session
+
+    async def get(self, session_id: str) -> SessionRecord:
+        """Return a session.
+
+        Raises:
+            RefusedError: session_not_found.
+        """
+        session = await self._sessions.get(session_id)
+        if session is None:
+            raise session_not_found(session_id)
+        return session
+
+    async def all(self) -> list[SessionRecord]:
+        """Return every session, newest first."""
+        return await self._sessions.all()
+
+    async def cancel(self, session_id: str) -> bool:
+        """Ask the running turn of a session to end; False when none runs.
+
+        Raises:
+            RefusedError: session_not_found.
+        """
+        await self.get(session_id)
+        newest = await self._turns.newest(session_id, 1)
+        if not newest or newest[0].status != "running":
+            return False
+        await self._turn_service.cancel(newest[0].turn_id)
+        return True
+
+    async def delete(self, session_id: str) -> None:
+        """End a session for good: its turn is cancelled, what was said in it is removed.
+
+        Raises:
+            RefusedError: session_not_found.
+        """
+        session = await self.get(session_id)
+        await self.cancel(session_id)
+        turn_ids = await self._sessions.delete(session_id, self._now())
+        await self._turn_service.forget(turn_ids)
+        if session.agent_session_id is None:
+            return
+        try:
+            await self._agent.forget_session(session.agent_session_id)
+        except AgentError as error:
+            # The session is gone for every client; goose keeps an unused one, no more.
+            _log.warning("agent_session_stays", session_id=session_id, reason=str(error))

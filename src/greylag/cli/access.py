@@ -1,0 +1,140 @@
+"""What every command that asks the server shares: its options, its user, its project."""
+
+import asyncio
+import functools
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from greylag.cli.api_types import ProjectJson, ProjectPlace
+from greylag.cli.client import ApiClient
+from greylag.cli.errors import RefusedError
+from greylag.cli.output import Output
+from greylag.domain.errors import InvalidRequestError
+from greylag.domain.names import check_id
+
+DEFAULT_SERVER = "http://127.0.0.1:8700"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Whom a command asks, for which user, and where its output goes."""
+
+    server: str
+    user: str | None
+    output: Output
+    token: str | None = field(default=None, repr=False)
+
+    def client(self) -> ApiClient:
+        """Return a client of the server, not yet entered."""
+        return ApiClient(self.server, self.token)
+
+    async def user_id(self, api: ApiClient) -> str:
+        """Return the user to act for: the one given, else the only one there is."""
+        if self.user is not None:
+            if not _can_be_id(self.user):
+                raise click.UsageError("--user: this cannot be a user's id.")
+            return self.user
+        users = [user["id"] for user in await api.users()]
+        if len(users) == 1:
+            return users[0]
+        names = ", ".join(users) or "none"
+        raise click.UsageError(f"Say which user, with --user or GREYLAG_USER. There are: {names}.")
+
+    async def project(self, api: ApiClient, wanted: str) -> ProjectJson:
+        """Return the project with this id, else the only one with this name."""
+        user_id = await self.user_id(api)
+        refused: RefusedError | None = None
+        if _can_be_id(wanted):
+            try:
+                return await api.project(ProjectPlace(user_id, wanted))
+            except RefusedError as error:
+                if error.problem.code != "project_not_found":
+                    raise
+                refused = error
+        named = [project async for project in api.projects(user_id) if project["name"] == wanted]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            ids = ", ".join(project["project_id"] for project in named)
+            raise click.UsageError(f"Several projects are named {wanted}; say which by its id: {ids}.")
+        raise refused or click.UsageError("PROJECT: no project has this id or name.")
+
+    async def place(self, api: ApiClient, wanted: str) -> ProjectPlace:
+        """Return where the project that ``wanted`` means is found."""
+        project = await self.project(api, wanted)
+        return place_of(project)
+
+
+def place_of(project: ProjectJson) -> ProjectPlace:
+    """Return where a project is found."""
+    return ProjectPlace(project["user_id"], project["project_id"])
+
+
+def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R]:
+    """Give a command --server, --user and --json, and an ``Access`` as its first argument."""
+
+    @click.option(
+        "--server",
+        envvar="GREYLAG_SERVER",
+        default=DEFAULT_SERVER,
+        show_default=True,
+        callback=_checked_server,
+        help="The server's address [GREYLAG_SERVER].",
+    )
+    @click.option("--user", envvar="GREYLAG_USER", help="Act for this user [GREYLAG_USER].")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs on stdout.")
+    @functools.wraps(command)
+    def with_access(
+        *args: P.args, server: str, user: str | None, as_json: bool, **kwargs: P.kwargs
+    ) -> R:
+        output = Output(as_json=as_json)
+        return command(Access(server, user or None, output, _token()), *args, **kwargs)
+
+    return with_access
+
+
+def with_client(
+    command: Callable[Concatenate[Access, ApiClient, P], Awaitable[R]],
+) -> Callable[Concatenate[Access, P], R]:
+    """Run an async command to its end with a client, which is its second argument."""
+
+    @functools.wraps(command)
+    def run(access: Access, *args: P.args, **kwargs: P.kwargs) -> R:
+        async def whole() -> R:
+            async with access.client() as api:
+                return await command(access, api, *args, **kwargs)
+
+        return asyncio.run(whole())
+
+    return run
+
+
+def _token() -> str | None:
+    # Only from the environment: an argument would show in the list of processes.
+    token = os.environ.get("GREYLAG_TOKEN", "").strip()
+    if not (token.isascii() and token.replace(" ", "").isprintable()):
+        raise click.UsageError("GREYLAG_TOKEN must be printable ASCII characters.")
+    return token or None
+
+
+def _checked_server(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+        raise click.BadParameter("it must be an address like http://127.0.0.1:8700.")
+    return value
+
+
+def _can_be_id(text: str) -> bool:
+    try:
+        check_id(text, "id")
+    except InvalidRequestError:
+        return False
+    return True

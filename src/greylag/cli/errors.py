@@ -1,0 +1,106 @@
+"""What can go wrong for a command, each with the exit code that scripts see."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+
+class Exit(IntEnum):
+    """The exit codes of `greylag`; `docs/cli.md` promises them to scripts."""
+
+    OK = 0
+    REFUSED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    TIMEOUT = 4
+    UNAUTHORIZED = 5
+    INTERRUPTED = 130
+    CLOSED_PIPE = 141
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An RFC 9457 problem document, as far as people need it."""
+
+    status: int
+    code: str
+    detail: str
+    hint: str = ""
+    request_id: str = ""
+
+
+class CliError(Exception):
+    """The base: one plain sentence, a hint what to do, and the exit code."""
+
+    exit_code: ClassVar[Exit] = Exit.REFUSED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    @property
+    def lines(self) -> list[str]:
+        """What to print, line by line."""
+        return [f"error: {self.message}", *([f"hint: {self.hint}"] if self.hint else [])]
+
+
+class RefusedError(CliError):
+    """The platform said no, with a problem document."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail, problem.hint)
+        self.problem = problem
+
+    @property
+    def lines(self) -> list[str]:
+        """The sentence with its code, the hint, and for a fault the id to look for in the log."""
+        first, *others = super().lines
+        if self.problem.status >= 500 and self.problem.request_id:  # noqa: PLR2004 - HTTP: server error
+            others.append(f"request id: {self.problem.request_id}")
+        return [f"{first} [{self.problem.code}]", *others]
+
+
+class StillGoingOnError(RefusedError):
+    """The wait ended first; what was asked for goes on."""
+
+    exit_code = Exit.TIMEOUT
+
+
+class UnauthorizedError(RefusedError):
+    """The server wants another token, or one at all."""
+
+    exit_code = Exit.UNAUTHORIZED
+
+
+class ServerUnreachableError(CliError):
+    """The server does not answer, or not as Greylag does.
+
+    ``connected`` tells whether there was a connection at all, so that a request may have arrived.
+    """
+
+    exit_code = Exit.UNREACHABLE
+
+    def __init__(self, message: str, hint: str = "", *, connected: bool) -> None:
+        super().__init__(message, hint)
+        self.connected = connected
+
+
+class InterruptedByUserError(CliError):
+    """Ctrl-C, where it ends the program."""
+
+    exit_code = Exit.INTERRUPTED
+
+    @property
+    def lines(self) -> list[str]:
+        """Whoever pressed it knows; nothing is printed."""
+        return []
+
+
+def refusal(problem: Problem) -> RefusedError:
+    """Return the error of the kind that this problem document stands for."""
+    if problem.code == "wait_timeout":
+        return StillGoingOnError(problem)
+    if problem.status == 401:  # noqa: PLR2004 - HTTP: Unauthorized
+        return UnauthorizedError(problem)
+    return RefusedError(problem)

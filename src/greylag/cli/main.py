@@ -1,0 +1,124 @@
+"""The entry of `greylag`: finds the verb, imports only it, and turns its end into an exit code."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+from click.shell_completion import CompletionItem
+
+from greylag import __version__
+from greylag.cli.errors import CliError, Exit
+from greylag.cli.text import visible
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """Where a command is found, and its line in the help; it is imported only when it is used."""
+
+    place: str
+    help: str
+
+
+VERBS = {
+    "up": Verb("greylag.cli.serve:up", "Run everything on this machine and print the address."),
+    "serve": Verb("greylag.cli.serve:serve", "Run the web: API, dashboard and streams."),
+    "worker": Verb("greylag.cli.serve:worker", "Run the reconciler."),
+    "agentd": Verb("greylag.cli.agentd:agentd", "Run the agent's API inside an environment."),
+    "users": Verb("greylag.cli.users:users", "List the users."),
+    "projects": Verb("greylag.cli.projects:projects", "List, create, rename, show, delete."),
+    "activate": Verb("greylag.cli.lifecycle:activate", "Start a project's environment."),
+    "deactivate": Verb("greylag.cli.lifecycle:deactivate", "Stop a project's environment."),
+    "chat": Verb("greylag.cli.chat:chat", "Talk to a project's agent."),
+    "sessions": Verb("greylag.cli.sessions:sessions", "List, read or delete conversations."),
+    "logs": Verb("greylag.cli.logs:logs", "Print what a project's environment says."),
+    "events": Verb("greylag.cli.events:events", "Print a project's activation log."),
+    "doctor": Verb("greylag.cli.doctor:doctor", "Check the server and this machine."),
+    "version": Verb("greylag.cli.version:version", "Print the version."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its verbs by name, so that starting one does not import the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the verbs in the order in which people meet them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import one verb."""
+        verb = VERBS.get(cmd_name)
+        if verb is None:
+            return None
+        module, _, name = verb.place.partition(":")
+        command = getattr(importlib.import_module(module), name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{verb.place} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """Write the verbs into the help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a verb without importing any."""
+        found = [
+            CompletionItem(name, help=verb.help)
+            for name, verb in VERBS.items()
+            if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="greylag", message="%(prog)s %(version)s")
+def greylag() -> None:
+    """Give each user isolated environments, one per project, each with a Goose agent.
+
+    \b
+    Start everything on this machine, then talk to an agent:
+      greylag up
+      greylag projects create "My first project" --id first
+      greylag chat first "What can you do?"
+
+    Every command that asks the server takes --server, --user and --json. The address comes from
+    GREYLAG_SERVER (by default http://127.0.0.1:8700), the token from GREYLAG_TOKEN, the user from
+    GREYLAG_USER.
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line (by default the process's own) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        _never_fail_on_characters(stream)
+    try:
+        result = greylag.main(args, prog_name="greylag", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except CliError as error:
+        _print_error(error)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.CLOSED_PIPE
+    return result if isinstance(result, int) else Exit.OK
+
+
+def _never_fail_on_characters(stream: object) -> None:
+    """An answer in any script is printed even where the terminal's encoding cannot hold it."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+
+
+def _print_error(error: CliError) -> None:
+    for line in error.lines:
+        click.echo(visible(line), err=True)

@@ -1,0 +1,165 @@
+"""`greylag projects`: list, create, rename, show, delete."""
+
+import json
+import uuid
+from typing import Any
+
+import click
+
+from greylag.cli.access import Access, api_options, place_of, with_client
+from greylag.cli.api_types import ProjectJson, Wish
+from greylag.cli.ask import confirm
+from greylag.cli.client import ApiClient
+from greylag.cli.output import Output
+from greylag.cli.text import moment
+
+STATUSES = ("inactive", "activating", "active", "deactivating", "error")
+
+
+@click.group()
+def projects() -> None:
+    """List, create, rename, show and delete projects.
+
+    PROJECT is a project's id; its name will do as well when no other project has it.
+    """
+
+
+@projects.command(name="list")
+@click.option("--status", type=click.Choice(STATUSES), help="Only projects of this status.")
+@api_options
+@with_client
+async def list_projects(access: Access, api: ApiClient, *, status: str | None) -> None:
+    """List the user's projects, newest first."""
+    user_id = await access.user_id(api)
+    found = [project async for project in api.projects(user_id, status)]
+    if access.output.json:
+        access.output.document({"projects": found})
+        return
+    columns = ("PROJECT", "NAME", "STATUS", "ENDPOINT", "LAST ACTIVATED", "ERROR")
+    access.output.table(columns, [_row(project) for project in found])
+
+
+@projects.command()
+@click.argument("name")
+@click.option("--id", "project_id", help="The project's id; without it one is made from the name.")
+@click.option("--metadata", metavar="JSON", help='An object, as \'{"team": "search"}\'.')
+@click.option("--idempotency-key", help="Repeat with the same key to create only one project.")
+@api_options
+@with_client
+async def create(  # noqa: PLR0913 - one argument per option
+    access: Access,
+    api: ApiClient,
+    *,
+    name: str,
+    project_id: str | None,
+    metadata: str | None,
+    idempotency_key: str | None,
+) -> None:
+    """Create a project; it is inactive until it is activated or gets a message.
+
+    \b
+    Examples:
+      greylag projects create "Search engine"
+      greylag projects create "Search engine" --id search --metadata '{"team": "search"}'
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+    new: dict[str, Any] = {"name": name}
+    if project_id is not None:
+        new["project_id"] = project_id
+    if metadata is not None:
+        new["metadata"] = _metadata(metadata)
+    user_id = await access.user_id(api)
+    created = await api.create(user_id, new, idempotency_key or uuid.uuid4().hex)
+    show_project(access.output, created)
+
+
+@projects.command()
+@click.argument("project")
+@click.argument("name")
+@api_options
+@with_client
+async def rename(access: Access, api: ApiClient, *, project: str, name: str) -> None:
+    """Give PROJECT another name; its id stays."""
+    place = await access.place(api, project)
+    show_project(access.output, await api.rename(place, name))
+
+
+@projects.command()
+@click.argument("project")
+@api_options
+@with_client
+async def show(access: Access, api: ApiClient, *, project: str) -> None:
+    """Show all that is known of PROJECT."""
+    show_project(access.output, await access.project(api, project))
+
+
+@projects.command()
+@click.argument("project")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--no-wait", is_flag=True, help="Return at once; it goes on in the background.")
+@click.option("--timeout", type=click.IntRange(1, 3600), help="Wait at most so many seconds.")
+@api_options
+@with_client
+async def delete(  # noqa: PLR0913 - one argument per option
+    access: Access, api: ApiClient, *, project: str, yes: bool, no_wait: bool, timeout: int | None
+) -> None:
+    """Delete PROJECT: its environment, its workspace and its record.
+
+    Asks first on a terminal; a script says --yes.
+    """
+    found = await access.project(api, project)
+    confirm(f"Delete project {found['name']} and all of its files?", yes=yes)
+    left = await api.delete(place_of(found), Wish(wait=not no_wait and (timeout or True)))
+    if access.output.json:
+        access.output.document({"project_id": found["project_id"], "deleted": left is None})
+    elif left is None:
+        access.output.note(f"Project {found['project_id']} is deleted.")
+    else:
+        access.output.note(f"Project {found['project_id']} is being deleted.")
+
+
+def show_project(output: Output, project: ProjectJson) -> None:
+    """Print one project."""
+    if output.json:
+        output.document(project)
+        return
+    error = project["error"]
+    output.fields(
+        {
+            "project": project["project_id"],
+            "name": project["name"],
+            "user": project["user_id"],
+            "status": project["status"],
+            "wanted": project["desired"] if project["desired"] != project["status"] else None,
+            "endpoint": project["endpoint"],
+            "error": f"{error['message']} [{error['code']}]" if error else None,
+            "hint": error["hint"] if error else None,
+            "metadata": project["metadata"],
+            "namespace": project["namespace"],
+            "deployment": project["deployment"],
+            "activated": project["last_activated_at"],
+            "deactivated": project["last_deactivated_at"],
+            "created": project["created_at"],
+            "updated": project["updated_at"],
+        }
+    )
+
+
+def _row(project: ProjectJson) -> tuple[str, ...]:
+    return (
+        project["project_id"],
+        project["name"],
+        project["status"],
+        project["endpoint"] or "-",
+        moment(project["last_activated_at"]),
+        project["error_message"] or "-",
+    )
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"it is not JSON ({error}).", param_hint="--metadata") from error
+    if not isinstance(found, dict):
+        raise click.BadParameter("it must be a JSON object.", param_hint="--metadata")
+    return found

@@ -1,0 +1,95 @@
+"""`greylag up`, `serve` and `worker`: the programs that run until they are stopped."""
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from greylag.cli.errors import CliError, Exit
+from greylag.domain.errors import GreylagError
+
+if TYPE_CHECKING:
+    from greylag.config import Settings
+    from greylag.programs import Announce
+
+
+class StartError(CliError):
+    """A setting is wrong, or what the program needs cannot be had."""
+
+    exit_code = Exit.USAGE
+
+
+Program = Callable[["Settings", "Announce"], Coroutine[Any, Any, None]]
+
+_host = click.option("--host", help="Address to listen on (GREYLAG_HOST; default 127.0.0.1).")
+_port = click.option("--port", type=int, help="Port, 0 for any (GREYLAG_PORT; default 8700).")
+_data = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of records and environments (GREYLAG_DATA; default ./data).",
+)
+
+
+@click.command()
+@_host
+@_port
+@_data
+def up(host: str | None, port: int | None, data: Path | None) -> None:
+    """Run all of Greylag on this machine: web and worker.
+
+    It prints one line with its address on standard output when it is ready; its log goes to
+    standard error. Ctrl-C ends it; active environments go on and are found again at the next start.
+
+    Example: greylag up --port 9000 --data ~/greylag
+    """
+    from greylag import programs
+
+    _run(programs.up, host=host, port=port, data=data)
+
+
+@click.command()
+@_host
+@_port
+@_data
+def serve(host: str | None, port: int | None, data: Path | None) -> None:
+    """Run the web alone: the API and the dashboard.
+
+    It writes what is wanted; a `greylag worker` on the same store makes it so.
+    """
+    from greylag import programs
+
+    _run(programs.serve, host=host, port=port, data=data)
+
+
+@click.command()
+@_data
+def worker(data: Path | None) -> None:
+    """Run the worker alone: it makes environments match their records."""
+    from greylag import programs
+
+    _run(programs.work, data=data)
+
+
+def _run(program: Program, **arguments: object) -> None:
+    import uvloop
+
+    from greylag.config import load_settings
+    from greylag.logs import configure_logging
+
+    try:
+        settings = load_settings(**arguments)
+        configure_logging(settings.log_format, settings.log_level)
+        uvloop.run(program(settings, _announce))
+    except* GreylagError as group:
+        first = _first(group)
+        raise StartError(first.info.message, first.info.hint) from first
+
+
+def _first(group: BaseExceptionGroup[GreylagError]) -> GreylagError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _announce(address: str) -> None:
+    click.echo(f"Greylag is ready: {address}")

@@ -1,0 +1,1 @@
+"""Where environments run: local processes, Kubernetes, or memory, behind ``ports.cluster``."""

@@ -1,0 +1,85 @@
+"""Attending to environments' processes while this program runs: their end, and their stopping."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from greylag.cluster.environment import Environment
+from greylag.cluster.news import News
+from greylag.cluster.owned import OwnedTasks
+from greylag.cluster.processes import ProcessId, wait_end
+from greylag.cluster.threads import Threads
+from greylag.domain.project import ProjectRef
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_STOP_POLL_SECONDS = 0.05
+
+
+class Attendant:
+    """Watches processes and brings stops to their end, in tasks that ``close`` cancels.
+
+    Nothing is lost with them: the next attendant, of this program or another, takes up what it
+    finds, as all that matters is in the environments' records.
+    """
+
+    def __init__(self, threads: Threads, unasked: News, grace: float) -> None:
+        self._threads = threads
+        self._unasked = unasked
+        self._grace = grace
+        self._tasks = OwnedTasks()
+        self._watched: dict[Path, ProcessId] = {}
+
+    def watch(self, environment: Environment, ref: ProjectRef, process: ProcessId) -> None:
+        """See to the end of ``process``, once: reap it, kill what it leaves, tell of it."""
+        if self._watched.get(environment.folder.path) == process:
+            return
+        self._watched[environment.folder.path] = process
+
+        async def see_to_end() -> None:
+            await wait_end(process)
+            if await self._threads.run(lambda: environment.note_end(process)):
+                self._unasked.tell(ref)
+                await self._threads.run(lambda: environment.clear_after(process))
+
+        self._tasks.start(_watch_name(environment, process), see_to_end)
+
+    async def end_noted(self, environment: Environment, process: ProcessId, seconds: float) -> None:
+        """Return when the end of a watched ``process`` has been noted, or after ``seconds``."""
+        await self._tasks.wait(_watch_name(environment, process), seconds)
+
+    async def begin_stop(self, environment: Environment) -> None:
+        """Hand over the wish that the environment stops, and see to it."""
+        known = await self._threads.run(environment.begin_stop)
+        if known is not None:
+            self._see_to_stop(environment, known)
+
+    def take_up_stop(self, environment: Environment) -> None:
+        """Bring a stop to its end that has begun elsewhere and may have been left; again: nothing.
+
+        It does no harm when it has not been left.
+        """
+        self._see_to_stop(environment, set())
+
+    def forget(self, environment: Environment) -> None:
+        """Drop what is kept of an environment that was deleted."""
+        self._watched.pop(environment.folder.path, None)
+
+    async def close(self) -> None:
+        """Let go; the processes go on."""
+        await self._tasks.close()
+
+    def _see_to_stop(self, environment: Environment, known: set[ProcessId]) -> None:
+        async def stop() -> None:
+            over = False
+            while not over:
+                await asyncio.sleep(_STOP_POLL_SECONDS)
+                over = await self._threads.run(
+                    lambda: environment.go_on_stopping(self._grace, known)
+                )
+
+        self._tasks.start(f"stop {environment.folder.path}", stop)
+
+
+def _watch_name(environment: Environment, process: ProcessId) -> str:
+    return f"watch {environment.folder.path} {process.pid} {process.birth}"

@@ -1,0 +1,205 @@
+"""One environment on this machine: its record and its processes. Everything here blocks.
+
+Whoever changes an environment holds its folder's lock, so two workers never do; a worker that is
+killed in between leaves a state that the same verb, again, brings to its end.
+"""
+
+import json
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from greylag.cluster.folders import Folder, empty_removed
+from greylag.cluster.processes import (
+    ProcessId,
+    children,
+    is_alive,
+    marked,
+    reap,
+    send,
+)
+from greylag.cluster.record import Phase, Record
+from greylag.domain.errors import ClusterError
+from greylag.domain.project import ProjectRef
+
+_KILL_SECONDS = 3.0
+_KILL_POLL_SECONDS = 0.02
+_LAST_PORT = 65535
+
+Spawn = Callable[[Folder, Record], Record]
+"""Starts an environment's process and writes the record that tells of it; ``spawn.py`` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What can be seen of an environment without asking its agent."""
+
+    record: Record | None
+    alive: bool = False
+    port: int | None = None
+
+
+class Environment:
+    """One environment, which may or may not exist."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def look(self) -> Sight:
+        """Return what can be seen of it now."""
+        record = self.folder.read()
+        if record is None or record.process is None or not is_alive(record.process):
+            return Sight(record)
+        return Sight(record, alive=True, port=self._port())
+
+    def prepare(self, ref: ProjectRef) -> None:
+        """Make it, stopped; one that exists is left alone."""
+        with self.folder.lock():
+            self._prepare(ref)
+
+    def start(self, ref: ProjectRef, spawn: Spawn) -> ProcessId | None:
+        """Make it run and return its process; ``None`` when it ran already.
+
+        Raises:
+            ClusterError: it is still being stopped, or leftovers of it cannot be killed.
+        """
+        with self.folder.lock():
+            record = self._prepare(ref)
+            if record.phase is Phase.STOPPING:
+                raise ClusterError(
+                    "The environment is still being stopped.", code="environment_stopping"
+                )
+            if record.phase is Phase.RUNNING and self.look().alive:
+                return None
+            self._kill_leftovers(record)
+            # Whatever port is written there from now on is the new process's.
+            self.folder.listening.unlink(missing_ok=True)
+            return spawn(self.folder, record).process
+
+    def begin_stop(self) -> set[ProcessId] | None:
+        """Write that it is to stop and tell its agent. Return the processes that it has now, for
+        ``go_on_stopping``; ``None`` when it does not run.
+        """
+        with self.folder.lock():
+            record = self.folder.read()
+            if record is None or record.phase is Phase.STOPPED:
+                return None
+            if record.phase is Phase.RUNNING:
+                record = replace(record, phase=Phase.STOPPING, stopping_since=time.time())
+                self.folder.write(record)
+            main = record.process
+            if main is None:
+                return set()
+            known = {main, *children(main, recursive=True)}
+            # bubblewrap does not pass signals on; agentd is its only child.
+            agentd = children(main, recursive=False) if record.boxed else {main}
+            # Only this once: a second SIGTERM could cut off agentd's own clearing up.
+            send(agentd, signal.SIGTERM)
+            return known
+
+    def go_on_stopping(self, grace: float, known: set[ProcessId]) -> bool:
+        """Bring a stop further and return whether it is over.
+
+        For ``grace`` seconds after the wish the agent may end by itself, then everything is killed.
+        ``known`` collects the processes seen, as those that outlive their parents are hard to find.
+        """
+        with self.folder.lock():
+            record = self.folder.read()
+            if record is None or record.phase is not Phase.STOPPING:
+                return True
+            return self._stop_further(record, grace, known)
+
+    def note_end(self, process: ProcessId) -> bool:
+        """Reap ``process``, which has ended, and write its exit code down if that was unasked;
+        return whether it was.
+        """
+        exit_code = reap(process.pid)
+        with self.folder.lock():
+            record = self._ran(process)
+            if record is not None and exit_code is not None:
+                self.folder.write(replace(record, exit_code=exit_code))
+            return record is not None
+
+    def clear_after(self, process: ProcessId) -> None:
+        """Kill what ``process``, which has ended unasked, has left behind.
+
+        Raises:
+            ClusterError: something cannot be killed.
+        """
+        with self.folder.lock():
+            if record := self._ran(process):
+                self._kill_leftovers(record)
+
+    def delete(self) -> None:
+        """Remove it with its volume; nothing when it is absent.
+
+        Raises:
+            ClusterError: it has not been stopped.
+        """
+        with self.folder.lock():
+            record = self.folder.read()
+            if record is not None and record.phase is not Phase.STOPPED:
+                if record.phase is Phase.STOPPING or self.look().alive:
+                    raise ClusterError(
+                        "The environment must be stopped before it can be deleted.",
+                        code="environment_running",
+                    )
+                self._kill_leftovers(record)
+            self.folder.remove()
+        empty_removed(self.folder.root)
+
+    def _prepare(self, ref: ProjectRef) -> Record:
+        record = self.folder.read()
+        if record is None:
+            self.folder.make()
+            record = Record(ref=ref, mark=secrets.token_hex(16), token=secrets.token_urlsafe(32))
+            self.folder.write(record)
+        return record
+
+    def _ran(self, process: ProcessId) -> Record | None:
+        """Return the record if ``process`` is still the one that should run."""
+        record = self.folder.read()
+        if record is None or record.process != process or record.phase is not Phase.RUNNING:
+            return None
+        return record
+
+    def _port(self) -> int | None:
+        """Return the port that agentd says it listens on. Tools in the environment can write that
+        file too, so it is believed no further than a port goes.
+        """
+        try:
+            port = json.loads(self.folder.listening.read_bytes())["port"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return port if type(port) is int and 0 < port <= _LAST_PORT else None
+
+    def _stop_further(self, record: Record, grace: float, known: set[ProcessId]) -> bool:
+        main = record.process
+        if main is not None and is_alive(main):
+            known |= {main, *children(main, recursive=True)}
+            since = time.time() - (record.stopping_since or 0)
+            # A clock that was set back must not let it live for ever.
+            if 0 <= since < grace:
+                return False
+        left = marked(record.mark) | {process for process in known if is_alive(process)}
+        if left:
+            send(left, signal.SIGKILL)
+            return False
+        if main is not None:
+            reap(main.pid)
+        self.folder.write(
+            replace(record, phase=Phase.STOPPED, process=None, stopping_since=None, exit_code=None)
+        )
+        return True
+
+    def _kill_leftovers(self, record: Record) -> None:
+        """Kill what an agentd that is gone has left behind."""
+        give_up = time.monotonic() + _KILL_SECONDS
+        while left := marked(record.mark):
+            if time.monotonic() > give_up:
+                pids = ", ".join(str(process.pid) for process in left)
+                raise ClusterError(f"Processes of the environment cannot be killed: {pids}.")
+            send(left, signal.SIGKILL)
+            time.sleep(_KILL_POLL_SECONDS)

@@ -1,0 +1,121 @@
+"""Reading a log that grows: its last lines, then what comes, in constant memory."""
+
+import asyncio
+import os
+import unicodedata
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+ROTATE_ABOVE = 10 * 1024 * 1024
+"""A log larger than this, in bytes, is put aside at the next start (one older one is kept)."""
+
+_BLOCK = 64 * 1024
+_LONGEST_LINE = 1024 * 1024
+_POLL_SECONDS = 0.2
+
+
+def rotate(path: Path) -> None:
+    """Put a log that is too large aside, over the one put aside before."""
+    with suppress(FileNotFoundError):
+        if path.stat().st_size > ROTATE_ABOVE:
+            path.replace(path.with_name(f"{path.name}.1"))
+
+
+def last_words(path: Path, start: int, *, lines: int = 5, length: int = 600) -> str:
+    """Return the last ``lines`` lines that begin at byte ``start`` or later, as one line of at most
+    ``length`` characters, free of control characters; empty when there are none.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(start, file.seek(0, os.SEEK_END) - _BLOCK))
+            content = file.read(_BLOCK)
+    except FileNotFoundError:
+        return ""
+    kept = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
+    return plain(" | ".join([line for line in kept if line][-lines:]))[-length:]
+
+
+def plain(text: str) -> str:
+    """Return ``text`` with a space for each control or other unprintable character."""
+    return "".join(" " if unicodedata.category(char)[0] == "C" else char for char in text)
+
+
+async def read_lines(
+    path: Path, *, follow: bool, tail: int, closing: Callable[[], bool]
+) -> AsyncGenerator[bytes, None]:
+    """Yield the last ``tail`` lines of ``path``, each with its line end.
+
+    With ``follow`` go on with what comes, through rotations, until ``closing()``; then a line is
+    given when it is whole. A line of more than 1 MiB is given in pieces.
+    """
+    file = await asyncio.to_thread(_open_at_tail, path, tail)
+    rest = b""
+    try:
+        while True:
+            block = await asyncio.to_thread(file.read, _BLOCK) if file else b""
+            *whole, rest = (rest + block).split(b"\n")
+            for line in whole:
+                yield line + b"\n"
+            if len(rest) > _LONGEST_LINE or (rest and not block and not follow):
+                yield rest
+                rest = b""
+            if block:
+                continue
+            if not follow or closing():
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+            file = await asyncio.to_thread(_reopen_if_rotated, path, file)
+    finally:
+        if file:
+            file.close()
+
+
+def _open_at_tail(path: Path, lines: int) -> BinaryIO | None:
+    """Open ``path`` where its last ``lines`` lines begin; ``None`` when there is no such file."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    position = file.seek(0, os.SEEK_END)
+    missing = lines
+    # A line end that closes the file does not begin a line after it.
+    end = max(0, position - 1)
+    while missing > 0 and position > 0:
+        position = max(0, end - _BLOCK)
+        file.seek(position)
+        block = file.read(end - position)
+        at = _nth_from_end(block, missing)
+        if at is not None:
+            position += at + 1
+            break
+        missing -= block.count(b"\n")
+        end = position
+    file.seek(position)
+    return file
+
+
+def _nth_from_end(block: bytes, number: int) -> int | None:
+    """Return where the ``number``-th line end from the end of ``block`` is, if there is one."""
+    at = len(block)
+    for _ in range(number):
+        at = block.rfind(b"\n", 0, at)
+        if at < 0:
+            return None
+    return at
+
+
+def _reopen_if_rotated(path: Path, file: BinaryIO | None) -> BinaryIO | None:
+    """Return ``file``, or the new file when it was put aside and has been read to its end."""
+    try:
+        now = path.stat()
+        if file is not None:
+            opened = os.fstat(file.fileno())
+            read_out = file.tell() >= opened.st_size
+            if (opened.st_dev, opened.st_ino) == (now.st_dev, now.st_ino) or not read_out:
+                return file
+            file.close()
+        return path.open("rb")
+    except FileNotFoundError:
+        return file

@@ -1,0 +1,52 @@
+"""Telling listeners of environments that changed unasked, once each until it is heard."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from greylag.domain.project import ProjectRef
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    # An ordered set: a slow listener hears of each project once, so it cannot grow memory.
+    pending: dict[ProjectRef, None] = field(default_factory=dict)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class News:
+    """Who changed unasked, for any number of listeners. For one event loop."""
+
+    def __init__(self) -> None:
+        self._listeners: set[_Listener] = set()
+        self._closed = False
+
+    def tell(self, ref: ProjectRef) -> None:
+        """Let every listener hear of ``ref``."""
+        for listener in self._listeners:
+            listener.pending[ref] = None
+            listener.woken.set()
+
+    def listen(self) -> AsyncIterator[ProjectRef]:
+        """Return what is told from now on, until ``close``."""
+        listener = _Listener()
+        self._listeners.add(listener)
+        return self._hear(listener)
+
+    def close(self) -> None:
+        """End every listener's iteration. Again: nothing."""
+        self._closed = True
+        for listener in self._listeners:
+            listener.woken.set()
+
+    async def _hear(self, listener: _Listener) -> AsyncIterator[ProjectRef]:
+        try:
+            while not self._closed:
+                await listener.woken.wait()
+                listener.woken.clear()
+                while listener.pending:
+                    ref = next(iter(listener.pending))
+                    del listener.pending[ref]
+                    yield ref
+        finally:
+            self._listeners.discard(listener)

@@ -1,0 +1,152 @@
+"""All settings, parsed once into one frozen object by whoever starts a program; never at import."""
+
+import ipaddress
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from greylag.domain.errors import ConfigError, InvalidRequestError
+from greylag.domain.names import check_id, check_name
+from greylag.domain.users import User
+
+DEFAULT_PORT = 8700
+DEFAULT_USERS = (User("me", "Me"),)
+
+
+class Settings(BaseSettings):
+    """Settings of `greylag up`, `serve` and `worker`; `docs/settings.md` lists them for operators.
+
+    Each is read from the environment (or ``.env``) as ``GREYLAG_<NAME>``, and may be given as an
+    argument, which wins.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="GREYLAG_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(DEFAULT_PORT, ge=0, le=65535)
+    data: Path = Path("data")
+    token: SecretStr | None = None
+    allowed_hosts: str = ""
+    users: str = ""
+    users_file: Path | None = None
+    log_format: Literal["auto", "console", "json"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    namespace_prefix: str = Field(
+        "user-", validation_alias=AliasChoices("namespace_prefix", "KUBE_NAMESPACE_PREFIX")
+    )
+    goose: str | None = None
+    model_url: str | None = None
+    model_key: SecretStr | None = None
+    model: str | None = None
+    sandbox: Literal["auto", "bubblewrap", "none"] = "auto"
+
+    activation_timeout: float = Field(120.0, gt=0, le=3600)
+    lease_seconds: float = Field(15.0, ge=1, le=300)
+    resync_seconds: float = Field(60.0, ge=1, le=3600)
+    worker_concurrency: int = Field(64, ge=1, le=10_000)
+    startup_reconcile_timeout: float = Field(10.0, ge=0, le=600)
+
+    heartbeat_seconds: float = Field(15.0, gt=0, le=300)
+    body_limit: int = Field(1_048_576, ge=1024)
+    header_limit: int = Field(100, ge=10)
+    streams_per_project: int = Field(32, ge=1)
+
+    @field_validator("namespace_prefix")
+    @classmethod
+    def _prefix_is_a_label_start(cls, value: str) -> str:
+        plain = value.replace("-", "a")
+        if len(value) > 30 or not (value[:1].isalpha() and plain.isalnum() and value.islower()):  # noqa: PLR2004 - leaves 33 of 63 characters to the user's label
+            raise ValueError("must begin a DNS label: a-z, 0-9, -, a letter first, 30 at most")
+        return value
+
+    @model_validator(mode="after")
+    def _open_bind_needs_a_token(self) -> Self:
+        if self.token is not None and len(self.token.get_secret_value()) < 16:  # noqa: PLR2004 - said in the sentence
+            raise ValueError("GREYLAG_TOKEN must have at least 16 characters")
+        if not is_loopback(self.host) and self.token is None:
+            raise ValueError(
+                f"binding to {self.host}, which others can reach, needs GREYLAG_TOKEN to be set"
+            )
+        return self
+
+    @cached_property
+    def user_list(self) -> tuple[User, ...]:
+        """The users: from the file, else from the list, else one. Raises ``ConfigError``."""
+        if self.users_file is not None:
+            return _users_from_file(self.users_file)
+        if self.users:
+            return _checked(
+                [_user_from_pair(pair) for pair in self.users.split(",")], "GREYLAG_USERS"
+            )
+        return DEFAULT_USERS
+
+
+def load_settings(**arguments: object) -> Settings:
+    """Parse the settings; ``arguments`` that are not ``None`` win over the environment.
+
+    Raises ``ConfigError``, naming the first setting that is wrong.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type] # pydantic checks each value
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = "_".join(["GREYLAG", *(str(part) for part in first["loc"])]).upper()
+        reason = first["msg"].removeprefix("Value error, ")
+        sentence = f"{name}: {reason}." if first["loc"] else f"{reason}."
+        # The cause is left out: it holds the values, secrets among them.
+        raise ConfigError(sentence) from None
+    _ = settings.user_list
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host`` (a name or an address) can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _user_from_pair(pair: str) -> User:
+    user_id, _, display_name = pair.strip().partition(":")
+    return User(user_id.strip(), display_name.strip() or user_id.strip())
+
+
+def _users_from_file(path: Path) -> tuple[User, ...]:
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+        users = [User(entry["id"], entry.get("display_name") or entry["id"]) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f'GREYLAG_USERS_FILE: {path} is not a readable JSON list of {{"id", "display_name"}}.'
+        ) from error
+    return _checked(users, "GREYLAG_USERS_FILE")
+
+
+def _checked(users: list[User], setting: str) -> tuple[User, ...]:
+    try:
+        for user in users:
+            check_id(user.id, "user id")
+            check_name(user.display_name, "display name")
+    except (InvalidRequestError, TypeError) as error:
+        raise ConfigError(f"{setting}: {error}") from error
+    if len({user.id for user in users}) != len(users) or not users:
+        raise ConfigError(f"{setting}: it must name at least one user, and none twice.")
+    return tuple(users)

@@ -1,0 +1,1 @@
+"""What Greylag is about, in plain Python: no HTTP, no database, no Kubernetes."""

@@ -1,0 +1,229 @@
+"""Every error that Greylag shows to anyone: a stable code, one plain sentence, a hint what to do.
+
+The HTTP status of a code is decided once, in ``web/errors.py``. Adapters translate their vendor's
+errors into these, with the cause chained.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """An error as a record or an event keeps it: what, in words, and what to do."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class GreylagError(Exception):
+    """The base of all errors that are meant to be read.
+
+    ``message`` is one plain sentence; ``hint`` says what to do and replaces the class's own.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    hint: ClassVar[str] = "This is a fault in Greylag; its log has the details."
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.info = ErrorInfo(self.code, message, self.hint if hint is None else hint)
+
+
+class InvalidRequestError(GreylagError):
+    """Something in a request is not of the form it must have."""
+
+    code = "invalid_request"
+    hint = "Correct the field that the sentence names and send the request again."
+
+
+class UserNotFoundError(GreylagError):
+    """No user has this id."""
+
+    code = "user_not_found"
+    hint = "GET /api/users lists the users; GREYLAG_USERS or GREYLAG_USERS_FILE defines them."
+
+
+class ProjectNotFoundError(GreylagError):
+    """This user has no project with this id."""
+
+    code = "project_not_found"
+    hint = "GET /api/users/{user}/projects lists this user's projects."
+
+
+class ProjectExistsError(GreylagError):
+    """This user already has a project with this id."""
+
+    code = "project_exists"
+    hint = "Choose another project_id, or leave it out to get a new one."
+
+
+class ProjectDeletingError(GreylagError):
+    """The project is being deleted, so it can no longer be changed."""
+
+    code = "project_deleting"
+    hint = "Wait until it is gone; then a project with the same id can be created."
+
+
+class IdempotencyConflictError(GreylagError):
+    """The same Idempotency-Key came with a different request."""
+
+    code = "idempotency_conflict"
+    hint = "Use a new Idempotency-Key for a different request."
+
+
+class ConflictError(GreylagError):
+    """Something changed between reading and writing."""
+
+    code = "conflict"
+    hint = "Read the project again and repeat the change."
+
+
+class NotActiveError(GreylagError):
+    """The project's environment does not run, so its agent cannot be asked."""
+
+    code = "environment_not_active"
+    hint = "Activate the project first, or send a message, which wakes it."
+
+
+class WaitTimeoutError(GreylagError):
+    """What was asked for goes on, but was not reached within the time given."""
+
+    code = "wait_timeout"
+    hint = "It goes on in the background: read the project again, or follow its events."
+
+
+class StoreUnavailableError(GreylagError):
+    """The store of records cannot be reached or written."""
+
+    code = "store_unavailable"
+    hint = "Nothing was changed. Try again shortly; if it lasts, see the server's log."
+
+
+class LeaseLostError(GreylagError):
+    """This worker's claim on a project has passed to another; nothing was written."""
+
+    code = "lease_lost"
+    hint = "Another worker goes on with the project; nothing needs to be done."
+
+
+class ClusterError(GreylagError):
+    """The cluster refused or failed a step. ``terminal`` means that a retry cannot help.
+
+    ``code`` names the cause (``image_not_found``, ``quota_exceeded``, ...): it is given per error.
+    """
+
+    code = "cluster_error"
+    hint = "See the project's events and `greylag logs` for the details."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        terminal: bool = False,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.terminal = terminal
+        if code is not None:
+            self.info = ErrorInfo(code, self.info.message, self.info.hint)
+
+
+class ClusterUnavailableError(ClusterError):
+    """The cluster did not answer, so nothing is known about the environment now."""
+
+    code = "cluster_unavailable"
+    hint = "Greylag tries again by itself; check that the cluster is up and reachable."
+
+
+class AgentUnreachableError(GreylagError):
+    """The environment runs but its agent's API did not answer."""
+
+    code = "agent_unreachable"
+    hint = "It may be restarting: try again shortly; `greylag logs` shows what it says."
+
+
+class StreamCutError(AgentUnreachableError):
+    """The stream of a turn broke off before its end. The turn goes on: resume it."""
+
+    code = "stream_cut"
+    hint = "Ask for the turn's events again with the Last-Event-ID of the last event that came."
+
+
+class AgentFailedError(GreylagError):
+    """The agent's API answered something that it should not."""
+
+    code = "agent_failed"
+    hint = "`greylag logs` shows what the agent says; activating the project again restarts it."
+
+
+class SessionNotFoundError(GreylagError):
+    """The agent has no session with this id."""
+
+    code = "session_not_found"
+    hint = "List the project's sessions, or leave session_id out to start a new one."
+
+
+class SessionBusyError(GreylagError):
+    """The session already works on a message."""
+
+    code = "session_busy"
+    hint = "Wait for its answer, cancel it, or use another session."
+
+
+class TurnNotFoundError(GreylagError):
+    """The agent has no turn with this id, or its journal has been removed."""
+
+    code = "turn_not_found"
+    hint = "List the session's turns; the journals of old turns are removed when space runs short."
+
+
+class ConfirmationNotFoundError(GreylagError):
+    """The turn asks for no confirmation with this id."""
+
+    code = "confirmation_not_found"
+    hint = "Answer with the id of the turn's tool_confirmation event."
+
+
+class ConfirmationSettledError(GreylagError):
+    """The confirmation has been answered otherwise, or its turn has ended."""
+
+    code = "confirmation_settled"
+    hint = "Nothing needs to be done; the turn's events show how it was answered."
+
+
+class LimitExceededError(GreylagError):
+    """A limit that protects everyone is reached."""
+
+    code = "limit_exceeded"
+    hint = "Close what is no longer needed, or raise the limit in the settings."
+
+
+class TooLargeError(GreylagError):
+    """The request is larger than is taken."""
+
+    code = "too_large"
+    hint = "Send less at once, or raise the limit in the settings."
+
+
+class UnauthorizedError(GreylagError):
+    """The request does not say who it comes from, or says it wrongly."""
+
+    code = "unauthorized"
+    hint = "Send `Authorization: Bearer <GREYLAG_TOKEN>`, or sign in at /sign-in."
+
+
+class ForbiddenError(GreylagError):
+    """The request is understood and refused."""
+
+    code = "forbidden"
+    hint = "Open the address that `greylag up` printed, or name this host in GREYLAG_ALLOWED_HOSTS."
+
+
+class ConfigError(GreylagError):
+    """A setting is missing or wrong; the sentence says which."""
+
+    code = "config_error"
+    hint = "Correct the setting and start again; docs/settings.md lists them all."

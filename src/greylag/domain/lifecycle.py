@@ -1,0 +1,173 @@
+"""What to do next for a project: one pure answer to every pair of wanted and observed state."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import assert_never
+
+from greylag.domain.errors import ErrorInfo
+from greylag.domain.project import Desired, Project, Status
+
+MAX_RESTARTS = 5
+
+
+class Observed(StrEnum):
+    """What the cluster says of an environment. ``UNKNOWN`` is never taken for ``ABSENT``."""
+
+    ABSENT = "absent"
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that an environment has reached on its way, for the activation log."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One look at an environment.
+
+    ``endpoint`` is set when it is ready; ``error`` tells why it failed, is unknown, or does not get
+    on, and ``terminal`` that a retry cannot help; ``steps`` are those reached so far, in order.
+    """
+
+    state: Observed
+    endpoint: str | None = None
+    error: ErrorInfo | None = None
+    terminal: bool = False
+    steps: tuple[Step, ...] = ()
+
+
+class Verb(StrEnum):
+    """What the reconciler can ask of a cluster. Each is idempotent."""
+
+    PREPARE = "prepare"
+    START = "start"
+    STOP = "stop"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Do one thing, then look again."""
+
+    verb: Verb
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """What is wanted is so: record ``status`` and rest."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """It is on its way: look again when something changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Nothing is known now, or a step failed: try again later."""
+
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """It cannot be had: record the error. ``terminal``: rest until something changes."""
+
+    error: ErrorInfo
+    terminal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Nothing is left of a deleted project: remove its record."""
+
+
+Action = Act | Settle | Wait | Retry | Fail | Forget
+
+_NO_REASON = ErrorInfo("environment_failed", "The environment ended without saying why.")
+_UNKNOWN = ErrorInfo("cluster_unavailable", "The state of the environment is not known now.")
+
+
+def plan(project: Project, seen: Observation, now: datetime) -> Action:
+    """Return what to do for ``project``, given one observation made just before ``now``.
+
+    Pure and total: it never raises, and doing its answer again does no harm.
+    """
+    if seen.state is Observed.UNKNOWN:
+        return Retry(seen.error or _UNKNOWN)
+    match project.desired:
+        case Desired.ACTIVE:
+            return _towards_active(project, seen, now)
+        case Desired.INACTIVE:
+            return _towards_inactive(seen)
+        case Desired.DELETED:
+            return _towards_deleted(seen)
+        case _:
+            assert_never(project.desired)
+
+
+def _towards_active(project: Project, seen: Observation, now: datetime) -> Action:
+    match seen.state:
+        case Observed.READY:
+            return Settle(Status.ACTIVE)
+        case _ if project.error_terminal and project.error is not None:
+            return Fail(project.error, terminal=True)
+        case _ if seen.terminal:
+            return Fail(seen.error or _NO_REASON, terminal=True)
+        case Observed.FAILED if project.attempts >= MAX_RESTARTS:
+            return Fail(seen.error or _NO_REASON, terminal=True)
+        case Observed.STARTING | Observed.STOPPING:
+            return Fail(_late(seen), terminal=False) if _is_late(project, now) else Wait()
+        case _:
+            return Act(Verb.START)
+
+
+def _towards_inactive(seen: Observation) -> Action:
+    match seen.state:
+        case Observed.ABSENT:
+            return Act(Verb.PREPARE)
+        case Observed.STOPPED:
+            return Settle(Status.INACTIVE)
+        case Observed.STOPPING:
+            return Wait()
+        case _:
+            return Act(Verb.STOP)
+
+
+def _towards_deleted(seen: Observation) -> Action:
+    match seen.state:
+        case Observed.ABSENT:
+            return Forget()
+        case Observed.STOPPED:
+            return Act(Verb.DELETE)
+        case Observed.STOPPING:
+            return Wait()
+        case _:
+            return Act(Verb.STOP)
+
+
+def _is_late(project: Project, now: datetime) -> bool:
+    return project.deadline_at is not None and now >= project.deadline_at
+
+
+def _late(seen: Observation) -> ErrorInfo:
+    if seen.error is not None:
+        return seen.error
+    reached = f" The last step reached: {seen.steps[-1].message}" if seen.steps else ""
+    return ErrorInfo(
+        "activation_timeout",
+        f"The environment did not become ready in time.{reached}",
+        "`greylag logs` shows what it says; activate again to go on waiting.",
+    )

@@ -1,0 +1,98 @@
+"""The project record: the one thing that everything else is about."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from greylag.domain.errors import ErrorInfo
+from greylag.domain.names import EnvironmentNames
+
+
+class Status(StrEnum):
+    """What is; only the reconciler writes it."""
+
+    INACTIVE = "inactive"
+    ACTIVATING = "activating"
+    ACTIVE = "active"
+    DEACTIVATING = "deactivating"
+    ERROR = "error"
+
+
+class Desired(StrEnum):
+    """What is wanted; only requests write it."""
+
+    INACTIVE = "inactive"
+    ACTIVE = "active"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRef:
+    """Names one project of one user, everywhere."""
+
+    user_id: str
+    project_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who works on a project now. ``number`` grows with each claim and fences each write."""
+
+    worker: str
+    number: int
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """One project as its record holds it. Times are aware, in UTC, to the millisecond.
+
+    ``generation`` grows with each change of ``desired``; ``observed_generation`` is the newest one
+    that the reconciler has brought to its end. ``due_at`` is when it wants to look again (``None``:
+    not before something changes), ``deadline_at`` when the present change counts as failed.
+    ``error_terminal`` says that no retry of this generation can help.
+    """
+
+    id: str
+    user_id: str
+    project_id: str
+    name: str
+    names: EnvironmentNames
+    created_at: datetime
+    updated_at: datetime
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    status: Status = Status.INACTIVE
+    endpoint: str | None = None
+    error: ErrorInfo | None = None
+    error_terminal: bool = False
+    last_activated_at: datetime | None = None
+    last_deactivated_at: datetime | None = None
+    desired: Desired = Desired.INACTIVE
+    generation: int = 1
+    observed_generation: int = 0
+    attempts: int = 0
+    due_at: datetime | None = None
+    deadline_at: datetime | None = None
+    lease: Lease | None = None
+
+    @property
+    def ref(self) -> ProjectRef:
+        """The project's name everywhere."""
+        return ProjectRef(self.user_id, self.project_id)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the reconciler has brought what is wanted now to its end, good or bad.
+
+        An active environment that died and is being started again is not settled.
+        """
+        resting = self.status not in {Status.ACTIVATING, Status.DEACTIVATING}
+        return resting and self.observed_generation >= self.generation
+
+
+def new_record_id(now: datetime) -> str:
+    """Return 24 hexadecimal digits: seconds, then random bits (the form of a BSON ObjectId)."""
+    return f"{int(now.timestamp()):08x}{secrets.token_hex(8)}"

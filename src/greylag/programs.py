@@ -1,0 +1,110 @@
+"""The long-running programs: web and worker in one process, or each alone."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import uvicorn
+
+from greylag.config import Settings
+from greylag.domain.errors import ConfigError
+from greylag.web.app import create_app
+from greylag.wiring import Parts, assembled
+
+log = structlog.get_logger(__name__)
+
+GRACEFUL_SHUTDOWN_SECONDS = 3
+Announce = Callable[[str], None]
+
+
+async def up(settings: Settings, announce: Announce) -> None:
+    """Run web and worker until a signal; ``announce`` gets the address once requests are served.
+
+    Raises ``ConfigError`` when the address cannot be bound or the data folder not used.
+    """
+    listener = _bind(settings)
+    async with assembled(settings) as parts, asyncio.TaskGroup() as tasks:
+        looked = asyncio.Event()
+        timeout = settings.startup_reconcile_timeout
+        working = tasks.create_task(parts.worker.run(looked, timeout), name="worker")
+        await looked.wait()
+        await _serve(parts, settings, listener, announce)
+        working.cancel()
+    log.info("stopped; active environments go on running and are found again at the next start")
+
+
+async def serve(settings: Settings, announce: Announce) -> None:
+    """Run the web alone until a signal; a worker elsewhere does what it writes."""
+    listener = _bind(settings)
+    async with assembled(settings) as parts:
+        await _serve(parts, settings, listener, announce)
+
+
+async def work(settings: Settings, announce: Announce) -> None:
+    """Run the worker alone until a signal."""
+    async with assembled(settings) as parts, asyncio.TaskGroup() as tasks:
+        looked = asyncio.Event()
+        timeout = settings.startup_reconcile_timeout
+        working = tasks.create_task(parts.worker.run(looked, timeout), name="worker")
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, working.cancel)
+        await looked.wait()
+        announce("the worker is running")
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+
+
+async def _serve(
+    parts: Parts, settings: Settings, listener: socket.socket, announce: Announce
+) -> None:
+    config = uvicorn.Config(
+        create_app(parts.use_cases, settings),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # A proxy's word for the client's address or scheme is taken only where one is configured.
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+    )
+    await _AnnouncingServer(config, lambda: announce(_address(listener))).serve([listener])
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Calls back once requests are answered."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce_started()
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Return a listening socket, so that a taken port is told before anything is started."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host.strip("[]"), settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"The address {settings.host}:{settings.port} cannot be used: {error.strerror}.",
+            hint="Choose another with --host and --port, or stop what listens there.",
+        ) from error
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    name: tuple[Any, ...] = listener.getsockname()
+    host = f"[{name[0]}]" if listener.family is socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}"

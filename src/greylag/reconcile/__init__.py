@@ -1,0 +1,1 @@
+"""Making environments match what the store says: the loop, one pass, the worker around them."""

@@ -1,0 +1,88 @@
+"""A keyed work loop: claims what is due and handles it, each key at most once at a time.
+
+It knows no projects. The queue itself is the source's (for Greylag: the store's due times and
+leases), so it survives any process and is shared by all workers.
+"""
+
+import asyncio
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Work(Protocol[Item]):
+    """What a loop works on."""
+
+    async def claim(self) -> Item | None:
+        """Return the next item that is due and mark it as ours, ``None`` when there is none."""
+
+    def key(self, item: Item) -> Hashable:
+        """Return what must not be handled twice at once."""
+
+    async def handle(self, item: Item) -> None:
+        """Work on the item until it can rest. What it raises is a fault and ends the loop."""
+
+    async def news(self) -> None:
+        """Return when a claim may succeed that did not before."""
+
+
+class WorkLoop(Generic[Item]):
+    """Runs ``work`` with at most ``concurrency`` items at once.
+
+    ``idle`` is set while nothing is due and nothing is being handled.
+    """
+
+    def __init__(self, work: Work[Item], concurrency: int) -> None:
+        self._work = work
+        self._slots = asyncio.Semaphore(concurrency)
+        self._running: dict[Hashable, asyncio.Task[None]] = {}
+        self.idle = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until cancelled; then every handler has been cancelled and has ended."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                if not await self._start_next(tasks):
+                    if not self._running:
+                        self.idle.set()
+                    await self._work.news()
+
+    async def drain(self) -> int:
+        """Handle all that is due, one after the other, and return how many (for tests: a step)."""
+        count = 0
+        while (item := await self._work.claim()) is not None:
+            await self._work.handle(item)
+            count += 1
+        return count
+
+    async def _start_next(self, tasks: asyncio.TaskGroup) -> bool:
+        await self._slots.acquire()
+        try:
+            item = await self._work.claim()
+        except BaseException:
+            self._slots.release()
+            raise
+        if item is None:
+            self._slots.release()
+            return False
+        self.idle.clear()
+        key = self._work.key(item)
+        before = self._running.get(key)
+        task = tasks.create_task(self._handle(key, item, before), name=f"handle {key}")
+        self._running[key] = task
+        return True
+
+    async def _handle(self, key: Hashable, item: Item, before: asyncio.Task[None] | None) -> None:
+        try:
+            if before is not None and not before.done():
+                # Its claim ran out (this process slept too long) and was given to us again.
+                before.cancel()
+                await asyncio.wait([before])
+            await self._work.handle(item)
+        finally:
+            self._slots.release()
+            if self._running.get(key) is asyncio.current_task():
+                del self._running[key]
+            if not self._running:
+                self.idle.set()

@@ -1,0 +1,139 @@
+"""What to write after each step of a pass: pure functions from a project to an outcome."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from greylag.domain.errors import ErrorInfo
+from greylag.domain.events import NewEvent
+from greylag.domain.lifecycle import MAX_RESTARTS, Observation, Verb
+from greylag.domain.project import Desired, Project, Status
+from greylag.ports.store import Outcome
+
+STABLE_AFTER = timedelta(seconds=60)
+
+_DOING = {
+    Verb.PREPARE: NewEvent("preparing", "Preparing the environment."),
+    Verb.START: NewEvent("starting", "Starting the environment."),
+    Verb.STOP: NewEvent("stopping", "Stopping the environment."),
+    Verb.DELETE: NewEvent("deleting", "Deleting the environment and its volume."),
+}
+_ENDED_UNASKED = NewEvent("ended_unasked", "The environment ended unasked; starting it again.")
+_PREPARED = NewEvent("prepared", "The environment is prepared.")
+_REACHED = {
+    Status.ACTIVE: NewEvent("active", "The environment is active."),
+    Status.INACTIVE: NewEvent("inactive", "The environment is inactive; its volume is kept."),
+}
+
+
+def unchanged(project: Project, events: Sequence[NewEvent] = ()) -> Outcome:
+    """Return the outcome that leaves the observed half as it is."""
+    return Outcome(
+        status=project.status,
+        endpoint=project.endpoint,
+        error=project.error,
+        error_terminal=project.error_terminal,
+        observed_generation=project.observed_generation,
+        attempts=project.attempts,
+        last_activated_at=project.last_activated_at,
+        last_deactivated_at=project.last_deactivated_at,
+        deadline_at=project.deadline_at,
+        due_at=project.due_at,
+        events=events,
+    )
+
+
+def settled(
+    project: Project, status: Status, seen: Observation, now: datetime, recheck: timedelta
+) -> Outcome:
+    """Return the outcome of having reached what is wanted."""
+    base = replace(
+        unchanged(project),
+        status=status,
+        endpoint=seen.endpoint if status is Status.ACTIVE else None,
+        error=None,
+        error_terminal=False,
+        observed_generation=project.generation,
+        deadline_at=None,
+        due_at=now + recheck if status is Status.ACTIVE else None,
+    )
+    if status is Status.ACTIVE:
+        since = project.last_activated_at
+        stable = project.status is status and since is not None and now - since >= STABLE_AFTER
+        base = replace(base, attempts=0 if stable else project.attempts)
+    else:
+        base = replace(base, attempts=0)
+    if status is project.status and project.settled:
+        return base
+    if status is Status.INACTIVE and project.last_activated_at is None:
+        return replace(base, events=[_PREPARED])
+    reached = replace(base, events=[_REACHED[status]])
+    if status is project.status:
+        return reached
+    if status is Status.ACTIVE:
+        return replace(reached, last_activated_at=now)
+    return replace(reached, last_deactivated_at=now)
+
+
+def waiting(
+    project: Project, steps: Sequence[NewEvent], now: datetime, timeout: timedelta
+) -> Outcome | None:
+    """Return the outcome of an environment that is on its way, ``None`` when nothing is new."""
+    towards = Status.ACTIVATING if project.desired is Desired.ACTIVE else Status.DEACTIVATING
+    if project.status is towards:
+        return unchanged(project, steps) if steps else None
+    outcome = replace(unchanged(project, steps), status=towards, endpoint=None)
+    if project.settled:
+        # Nobody asked for this change, so nobody set a deadline.
+        return replace(outcome, deadline_at=now + timeout)
+    return outcome
+
+
+def acting(project: Project, verb: Verb, now: datetime, timeout: timedelta) -> Outcome:
+    """Return the outcome of setting about ``verb``, written before it is done."""
+    event = _DOING[verb]
+    outcome = unchanged(project, [event])
+    if verb is Verb.START:
+        if project.status is Status.ACTIVE:
+            # Nobody asked, so nobody set a deadline.
+            outcome = replace(outcome, events=[_ENDED_UNASKED], deadline_at=now + timeout)
+        return replace(outcome, status=Status.ACTIVATING, endpoint=None)
+    if verb is Verb.STOP or project.desired is Desired.DELETED:
+        return replace(outcome, status=Status.DEACTIVATING, endpoint=None)
+    return outcome
+
+
+def retry(project: Project, error: ErrorInfo, now: datetime, pause: timedelta) -> Outcome:
+    """Return the outcome of a step that failed or an environment of which nothing is known.
+
+    The status stays, as an unknown is never an absence; past its deadline the change counts as
+    failed, so that nobody waits for it for ever, and goes on being tried.
+    """
+    events = [] if error == project.error else [NewEvent(error.code, error.message, error.hint)]
+    outcome = replace(
+        unchanged(project, events),
+        error=error,
+        attempts=min(project.attempts + 1, MAX_RESTARTS - 1),
+        due_at=now + pause,
+    )
+    late = project.deadline_at is not None and now >= project.deadline_at
+    if late and not project.settled:
+        return replace(outcome, status=Status.ERROR, observed_generation=project.generation)
+    return outcome
+
+
+def failed(
+    project: Project, error: ErrorInfo, *, terminal: bool, due_at: datetime | None
+) -> Outcome:
+    """Return the outcome of a change that cannot be had (``terminal``: however often tried)."""
+    known = error == project.error and project.status is Status.ERROR
+    events = [] if known else [NewEvent(error.code, error.message, error.hint)]
+    return replace(
+        unchanged(project, events),
+        status=Status.ERROR,
+        endpoint=None,
+        error=error,
+        error_terminal=terminal,
+        observed_generation=project.generation,
+        due_at=due_at,
+    )

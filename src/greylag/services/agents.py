@@ -1,0 +1,130 @@
+"""The agent of an active project: its sessions and turns, and the environment's log."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from greylag.domain.errors import NotActiveError
+from greylag.domain.project import Project, Status
+from greylag.domain.users import Principal
+from greylag.ports.agent import (
+    AgentAddress,
+    AgentGateway,
+    AgentStatus,
+    ChatMessage,
+    Decision,
+    Session,
+    Turn,
+)
+from greylag.ports.cluster import Cluster
+from greylag.services.projects import Projects
+
+MAX_LOG_LINES = 10_000
+
+
+class Agents:
+    """The use cases of what runs in an environment.
+
+    Each raises what ``Projects`` raises for a wrong user or project, ``NotActiveError`` when the
+    environment does not run, ``AgentUnreachableError``, ``AgentFailedError``, and what its
+    method of ``AgentGateway`` raises.
+    """
+
+    def __init__(self, projects: Projects, cluster: Cluster, gateway: AgentGateway) -> None:
+        self._projects = projects
+        self._cluster = cluster
+        self._gateway = gateway
+
+    async def address(self, principal: Principal, user_id: str, project_id: str) -> AgentAddress:
+        """Return where the project's agent answers."""
+        project = await self._projects.get(principal, user_id, project_id)
+        return await self.reach(project)
+
+    async def reach(self, project: Project) -> AgentAddress:
+        """Return where an active project's agent answers."""
+        if project.status is not Status.ACTIVE:
+            raise NotActiveError(f"Project {project.project_id} is {project.status}, not active.")
+        return await self._cluster.reach(project)
+
+    async def status(self, principal: Principal, user_id: str, project_id: str) -> AgentStatus:
+        """Return what answers in the environment."""
+        return await self._gateway.status(await self.address(principal, user_id, project_id))
+
+    async def create_session(self, principal: Principal, user_id: str, project_id: str) -> Session:
+        """Start a conversation."""
+        return await self._gateway.create_session(
+            await self.address(principal, user_id, project_id)
+        )
+
+    async def sessions(
+        self, principal: Principal, user_id: str, project_id: str
+    ) -> Sequence[Session]:
+        """Return the conversations, newest first."""
+        return await self._gateway.sessions(await self.address(principal, user_id, project_id))
+
+    async def session(
+        self, principal: Principal, user_id: str, project_id: str, session_id: str
+    ) -> Session:
+        """Return one conversation."""
+        at = await self.address(principal, user_id, project_id)
+        return await self._gateway.session(at, session_id)
+
+    async def delete_session(
+        self, principal: Principal, user_id: str, project_id: str, session_id: str
+    ) -> None:
+        """End a conversation for good."""
+        at = await self.address(principal, user_id, project_id)
+        await self._gateway.delete_session(at, session_id)
+
+    async def messages(
+        self, principal: Principal, user_id: str, project_id: str, session_id: str
+    ) -> Sequence[ChatMessage]:
+        """Return a conversation's history, oldest first."""
+        at = await self.address(principal, user_id, project_id)
+        return await self._gateway.messages(at, session_id)
+
+    async def turns(
+        self, principal: Principal, user_id: str, project_id: str, session_id: str
+    ) -> Sequence[Turn]:
+        """Return a conversation's turns, newest first."""
+        at = await self.address(principal, user_id, project_id)
+        return await self._gateway.turns(at, session_id)
+
+    async def turn(self, principal: Principal, user_id: str, project_id: str, turn_id: str) -> Turn:
+        """Return one turn."""
+        at = await self.address(principal, user_id, project_id)
+        return await self._gateway.turn(at, turn_id)
+
+    async def stream_turn(
+        self, principal: Principal, user_id: str, project_id: str, turn_id: str, after: str | None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open a turn's events again, as whole SSE frames, from the one after id ``after``."""
+        at = await self.address(principal, user_id, project_id)
+        return self._gateway.stream_turn(at, turn_id, after)
+
+    async def cancel_turn(
+        self, principal: Principal, user_id: str, project_id: str, turn_id: str
+    ) -> Turn:
+        """Ask a turn to end."""
+        at = await self.address(principal, user_id, project_id)
+        return await self._gateway.cancel_turn(at, turn_id)
+
+    async def confirm(  # noqa: PLR0913 - the path of the URL, and the answer
+        self,
+        principal: Principal,
+        user_id: str,
+        project_id: str,
+        turn_id: str,
+        confirmation_id: str,
+        *,
+        decision: Decision,
+    ) -> None:
+        """Answer a turn's question whether a tool may run."""
+        at = await self.address(principal, user_id, project_id)
+        await self._gateway.confirm(at, turn_id, confirmation_id, decision)
+
+    async def logs(
+        self, principal: Principal, user_id: str, project_id: str, *, follow: bool, tail: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes."""
+        project = await self._projects.get(principal, user_id, project_id)
+        return self._cluster.logs(project, follow=follow, tail=min(tail, MAX_LOG_LINES))

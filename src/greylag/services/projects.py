@@ -1,0 +1,248 @@
+"""Users and their projects: list, create, edit, activate, deactivate, delete, follow."""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from greylag.domain.errors import (
+    ClusterError,
+    ForbiddenError,
+    InvalidRequestError,
+    ProjectNotFoundError,
+    WaitTimeoutError,
+)
+from greylag.domain.events import Event
+from greylag.domain.names import check_id, check_name, environment_names, new_project_id
+from greylag.domain.project import Desired, Project, ProjectRef, Status, new_record_id
+from greylag.domain.users import Principal, User
+from greylag.ports.store import Created, Edit, IdempotencyKey, Page, PageQuery, ProjectStore
+from greylag.ports.world import Clock, UserDirectory
+
+MAX_METADATA_BYTES = 16_384
+MAX_KEY_LENGTH = 255
+EVENTS_AT_ONCE = 100
+FOLLOW_RECHECK_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewProject:
+    """What a client asks to create; without ``project_id`` one is made from the name."""
+
+    name: str
+    project_id: str | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+class Projects:
+    """The use cases of projects. Each takes the principal who asks.
+
+    Each raises ``UserNotFoundError`` for a user who does not exist, ``ForbiddenError`` for one whom
+    the principal may not act for, ``ProjectNotFoundError`` for a project that this user does not
+    have, and ``StoreUnavailableError``.
+    """
+
+    def __init__(
+        self,
+        store: ProjectStore,
+        directory: UserDirectory,
+        clock: Clock,
+        *,
+        namespace_prefix: str,
+        activation_timeout: float,
+    ) -> None:
+        self._store = store
+        self._directory = directory
+        self._clock = clock
+        self._prefix = namespace_prefix
+        self._timeout = activation_timeout
+
+    def users(self, principal: Principal) -> Sequence[User]:
+        """Return the users whom the principal may act for."""
+        return [user for user in self._directory.users() if principal.may_act_for(user.id)]
+
+    def user(self, principal: Principal, user_id: str) -> User:
+        """Return one user."""
+        user = self._directory.get(user_id)
+        if not principal.may_act_for(user.id):
+            raise ForbiddenError(
+                f"You may not act for user {user_id}.", hint="Sign in as this user."
+            )
+        return user
+
+    async def page(self, principal: Principal, user_id: str, query: PageQuery) -> Page:
+        """Return one page of a user's projects, newest first."""
+        return await self._store.page(self.user(principal, user_id).id, query)
+
+    async def get(self, principal: Principal, user_id: str, project_id: str) -> Project:
+        """Return one project."""
+        return await self._store.get(self.user(principal, user_id).id, project_id)
+
+    async def create(
+        self, principal: Principal, user_id: str, new: NewProject, key: str | None = None
+    ) -> Created:
+        """Create a project, inactive; its environment is prepared in the background.
+
+        The same ``key`` (a client's Idempotency-Key) with the same content returns the first
+        call's project. Raises ``InvalidRequestError``, ``ProjectExistsError`` or
+        ``IdempotencyConflictError``.
+        """
+        owner = self.user(principal, user_id).id
+        name = check_name(new.name)
+        metadata = _checked_metadata(new.metadata or {})
+        project_id = check_id(new.project_id or new_project_id(name), "project_id")
+        now = self._clock.now()
+        project = Project(
+            id=new_record_id(now),
+            user_id=owner,
+            project_id=project_id,
+            name=name,
+            metadata=metadata,
+            names=environment_names(owner, project_id, prefix=self._prefix),
+            created_at=now,
+            updated_at=now,
+            due_at=now,
+        )
+        return await self._store.create(project, _idempotency_key(key, new))
+
+    async def edit(
+        self, principal: Principal, user_id: str, project_id: str, edit: Edit
+    ) -> Project:
+        """Rename a project or replace its metadata. Raises ``InvalidRequestError`` too."""
+        owner = self.user(principal, user_id).id
+        if edit.name is not None:
+            check_name(edit.name)
+        if edit.metadata is not None:
+            _checked_metadata(edit.metadata)
+        return await self._store.edit(owner, project_id, edit, self._clock.now())
+
+    async def want(
+        self, principal: Principal, user_id: str, project_id: str, desired: Desired
+    ) -> Project:
+        """Write what is wanted and return at once. Raises ``ProjectDeletingError`` too."""
+        owner = self.user(principal, user_id).id
+        now = self._clock.now()
+        deadline = now + timedelta(seconds=self._timeout)
+        return await self._store.want(owner, project_id, desired, now, deadline)
+
+    async def settled(self, project: Project, within: float | None = None) -> Project | None:
+        """Wait until what ``project`` wants is so; ``None`` means that the project is gone.
+
+        ``within`` is in seconds (by default the activation timeout). Raises ``ClusterError`` with
+        the record's own code and hint when it ended in error, and ``WaitTimeoutError`` when it goes
+        on.
+        """
+        current: Project | None = None
+        async for current in self._looks(project, within):  # noqa: B007 - only the last one counts
+            pass
+        return _without_error(current) if current is not None else None
+
+    async def progress(self, project: Project, after: int) -> AsyncIterator[Event]:
+        """Yield the log's events after number ``after`` until what ``project`` wants is so.
+
+        Raises ``WaitTimeoutError`` after the activation timeout; how it ended, ``settled`` tells.
+        """
+        async for current in self._looks(project, None):
+            if current is None:
+                return
+            # The record was read first: its transaction wrote the events that led to it.
+            while events := await self._store.events(
+                current.user_id, current.project_id, after, EVENTS_AT_ONCE
+            ):
+                for event in events:
+                    after = event.seq
+                    yield event
+
+    async def _looks(self, project: Project, within: float | None) -> AsyncIterator[Project | None]:
+        end = self._clock.monotonic() + (self._timeout if within is None else within)
+        with self._store.subscribe(project.ref) as news:
+            while True:
+                current = await self._same(project)
+                yield current
+                if current is None or current.settled:
+                    return
+                left = end - self._clock.monotonic()
+                if left <= 0:
+                    raise WaitTimeoutError(_still(current))
+                await news.changed(left)
+
+    async def _same(self, project: Project) -> Project | None:
+        try:
+            current = await self._store.get(project.user_id, project.project_id)
+        except ProjectNotFoundError:
+            return None
+        return current if current.id == project.id else None
+
+    async def event_page(
+        self, principal: Principal, user_id: str, project_id: str, after: int = 0
+    ) -> Sequence[Event]:
+        """Return the activation log's events after number ``after``, oldest first, 100 at most."""
+        owner = self.user(principal, user_id).id
+        return await self._store.events(owner, project_id, after, EVENTS_AT_ONCE)
+
+    async def follow(
+        self, principal: Principal, user_id: str, project_id: str, after: int
+    ) -> AsyncIterator[Event]:
+        """Yield the log's events after number ``after``, then each as it comes, until the project
+        is gone. The first look raises what is wrong with the request.
+        """
+        owner = self.user(principal, user_id).id
+        events = await self._store.events(owner, project_id, after, EVENTS_AT_ONCE)
+        return self._following(ProjectRef(owner, project_id), events, after)
+
+    async def _following(
+        self, ref: ProjectRef, events: Sequence[Event], after: int
+    ) -> AsyncIterator[Event]:
+        with self._store.subscribe(ref) as news:
+            while True:
+                for event in events:
+                    after = event.seq
+                    yield event
+                if not events:
+                    await news.changed(FOLLOW_RECHECK_SECONDS)
+                try:
+                    events = await self._store.events(
+                        ref.user_id, ref.project_id, after, EVENTS_AT_ONCE
+                    )
+                except ProjectNotFoundError:
+                    return
+
+
+def _without_error(project: Project) -> Project:
+    if project.status is not Status.ERROR or project.error is None:
+        return project
+    error = project.error
+    raise ClusterError(error.message, code=error.code, hint=error.hint)
+
+
+def _still(project: Project) -> str:
+    doing = {
+        Desired.ACTIVE: "becoming active",
+        Desired.INACTIVE: "becoming inactive",
+        Desired.DELETED: "being deleted",
+    }[project.desired]
+    cause = f" {project.error.message}" if project.error else ""
+    return f"The project is still {doing}.{cause}"
+
+
+def _checked_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        size = len(json.dumps(metadata, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError("metadata must be an object of plain JSON.") from error
+    if size > MAX_METADATA_BYTES:
+        raise InvalidRequestError(f"metadata must be at most {MAX_METADATA_BYTES} bytes of JSON.")
+    return metadata
+
+
+def _idempotency_key(key: str | None, new: NewProject) -> IdempotencyKey | None:
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():
+        raise InvalidRequestError(
+            f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} printable characters."
+        )
+    content = json.dumps([new.name, new.project_id, new.metadata or {}], sort_keys=True)
+    return IdempotencyKey(key, hashlib.sha256(content.encode()).hexdigest())

@@ -1,0 +1,218 @@
+"""The store in memory, for tests: all that the SQLite store does, gone when the process ends."""
+
+import copy
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from greylag.domain.errors import (
+    IdempotencyConflictError,
+    ProjectExistsError,
+    StoreUnavailableError,
+)
+from greylag.domain.events import Event
+from greylag.domain.project import Desired, Project, ProjectRef
+from greylag.ports.store import (
+    Claim,
+    Created,
+    Edit,
+    IdempotencyKey,
+    Outcome,
+    Page,
+    PageQuery,
+    Subscription,
+)
+from greylag.store import cursor, records
+from greylag.store.records import Record
+from greylag.store.signals import ChangeHub
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What an idempotency key stands for."""
+
+    fingerprint: str
+    ref: ProjectRef
+    expires: datetime
+
+
+@dataclass(slots=True)
+class _Tables:
+    records: dict[ProjectRef, Record] = field(default_factory=dict)
+    events: dict[ProjectRef, list[Event]] = field(default_factory=dict)
+    keys: dict[tuple[str, str], _Key] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """Implements ``greylag.ports.store.ProjectStore``.
+
+    No method awaits anything, so each is one atomic step on the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._tables = _Tables()
+        self._hub = ChangeHub()
+        self._closed = False
+
+    async def create(self, project: Project, key: IdempotencyKey | None = None) -> Created:
+        """Insert a project; see the port."""
+        tables = self._open()
+        earlier = self._created_before(project, key) if key else None
+        if earlier is not None:
+            return Created(_out(tables.records[earlier]), new=False)
+        if project.ref in tables.records:
+            raise ProjectExistsError(
+                f"User {project.user_id!r} already has a project {project.project_id!r}."
+            )
+        if key is not None:
+            tables.keys[project.user_id, key.key] = _Key(
+                key.fingerprint, project.ref, project.created_at + records.KEY_LIFETIME
+            )
+        tables.events[project.ref] = []
+        return Created(self._put(records.new_record(project)), new=True)
+
+    async def get(self, owner: str, project_id: str) -> Project:
+        """Return the project as it is now; see the port."""
+        return _out(self._find(owner, project_id))
+
+    async def page(self, owner: str, query: PageQuery) -> Page:
+        """Return one page; see the port."""
+        before = cursor.decode(query.cursor) if query.cursor is not None else None
+        found = [
+            record
+            for record in self._open().records.values()
+            if record.project.user_id == owner
+            and query.status in {None, record.project.status}
+            and (before is None or cursor.position(record.project) < before)
+        ]
+        found.sort(key=lambda record: cursor.position(record.project), reverse=True)
+        return cursor.cut([_out(record) for record in found[: query.limit + 1]], query.limit)
+
+    async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
+        """Change name or metadata; see the port."""
+        record = self._find(owner, project_id)
+        return self._put(records.edited(record, edit, now), since=record)
+
+    async def want(
+        self, owner: str, project_id: str, desired: Desired, now: datetime, deadline: datetime
+    ) -> Project:
+        """Write what is wanted; see the port."""
+        record = self._find(owner, project_id)
+        return self._put(records.wanted(record, desired, now, deadline), since=record)
+
+    async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
+        """Return a part of the log; see the port."""
+        ref = self._find(owner, project_id).project.ref
+        newer = [event for event in self._open().events[ref] if event.seq > after]
+        return newer[:limit]
+
+    async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
+        """Claim the project that has been due longest; see the port."""
+        due = [(at, record) for at, record in self._claimable() if at <= now]
+        if not due:
+            return None
+        _, record = min(due, key=lambda pair: pair[0])
+        return Claim(self._keep(records.claimed(record, worker, now, lease_seconds)))
+
+    async def next_due(self) -> datetime | None:
+        """Return when the next claim can succeed; see the port."""
+        return min((at for at, _ in self._claimable()), default=None)
+
+    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+        """Extend a lease; see the port."""
+        return Claim(self._keep(records.renewed(self._of(claim), claim, now, lease_seconds)))
+
+    async def record(
+        self, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
+    ) -> Project:
+        """Write what is; see the port."""
+        record, new = records.recorded(self._of(claim), claim, outcome, now, release=release)
+        log = self._tables.events[claim.project.ref]
+        log += new
+        del log[: -records.LOG_LENGTH]
+        return self._put(record)
+
+    async def forget(self, claim: Claim) -> None:
+        """Remove a record and its log; see the port."""
+        records.held(self._of(claim), claim)
+        ref, tables = claim.project.ref, self._tables
+        del tables.records[ref], tables.events[ref]
+        tables.keys = {name: key for name, key in tables.keys.items() if key.ref != ref}
+        self._hub.signal(ref)
+
+    async def poke(self, ref: ProjectRef, now: datetime) -> None:
+        """Make one project due; see the port."""
+        record = self._open().records.get(ref)
+        if record is not None:
+            self._put(records.poked(record, now))
+
+    async def poke_unsettled(self, now: datetime) -> int:
+        """Make due all that may need work; see the port."""
+        found = [r for r in self._open().records.values() if records.unsettled(r.project)]
+        for record in found:
+            self._put(records.poked(record, now))
+        return len(found)
+
+    def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
+        """Hear of changes; see the port."""
+        return self._hub.subscribe(ref)
+
+    async def ping(self) -> None:
+        """Return while the store is open; see the port."""
+        self._open()
+
+    async def close(self) -> None:
+        """Forget everything; see the port."""
+        self._closed = True
+        self._tables = _Tables()
+
+    def _open(self) -> _Tables:
+        if self._closed:
+            raise StoreUnavailableError("The store has been closed.")
+        return self._tables
+
+    def _find(self, owner: str, project_id: str) -> Record:
+        ref = ProjectRef(owner, project_id)
+        try:
+            return self._open().records[ref]
+        except KeyError:
+            raise records.not_found(ref) from None
+
+    def _of(self, claim: Claim) -> Record | None:
+        record = self._open().records.get(claim.project.ref)
+        return record if record and record.project.id == claim.project.id else None
+
+    def _claimable(self) -> list[tuple[datetime, Record]]:
+        found = ((record.claimable_at, record) for record in self._open().records.values())
+        return [(at, record) for at, record in found if at is not None]
+
+    def _created_before(self, project: Project, key: IdempotencyKey) -> ProjectRef | None:
+        keys = self._tables.keys
+        for name in [name for name, kept in keys.items() if kept.expires <= project.created_at]:
+            del keys[name]
+        known = keys.get((project.user_id, key.key))
+        if known is not None and known.fingerprint != key.fingerprint:
+            raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
+        return known.ref if known else None
+
+    def _put(self, record: Record, *, since: Record | None = None) -> Project:
+        """Keep ``record`` and tell of it, unless it is the one that was there (``since``)."""
+        if record is since:
+            return _out(record)
+        project = self._keep(record)
+        self._hub.signal(project.ref)
+        return project
+
+    def _keep(self, record: Record) -> Project:
+        """Keep ``record`` without a word: leases are nobody's news."""
+        kept = json.loads(json.dumps(dict(record.project.metadata)))
+        record = replace(record, project=replace(record.project, metadata=kept))
+        self._tables.records[record.project.ref] = record
+        return _out(record)
+
+
+def _out(record: Record) -> Project:
+    """Return the project as a caller may have it: its metadata is a copy."""
+    return replace(record.project, metadata=copy.deepcopy(record.project.metadata))

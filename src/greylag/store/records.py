@@ -1,0 +1,179 @@
+"""A record and what each write makes of it: pure, so that every store changes it alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from greylag.domain.errors import LeaseLostError, ProjectDeletingError, ProjectNotFoundError
+from greylag.domain.events import Event
+from greylag.domain.project import Desired, Lease, Project, ProjectRef, Status
+from greylag.ports.store import Claim, Edit, Outcome
+
+LOG_LENGTH = 500
+KEY_LIFETIME = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A project and what only its store knows of it.
+
+    ``claims`` counts the claims so far, ``last_seq`` the events; ``woken`` says that it was poked
+    after the present claim, so that it is due again when the claim ends.
+    """
+
+    project: Project
+    claims: int = 0
+    last_seq: int = 0
+    woken: bool = False
+
+    @property
+    def claimable_at(self) -> datetime | None:
+        """When it can be claimed: a lease holds until it runs out, and then it is due."""
+        lease = self.project.lease
+        return self.project.due_at if lease is None else lease.until
+
+
+def new_record(project: Project) -> Record:
+    """Return the record of a project that is being created."""
+    return Record(project, claims=project.lease.number if project.lease else 0)
+
+
+def edited(record: Record, edit: Edit, now: datetime) -> Record:
+    """Return the record with the edit in it; the same record when that changes nothing."""
+    project = record.project
+    if project.desired is Desired.DELETED:
+        raise ProjectDeletingError(f"Project {project.project_id!r} is being deleted.")
+    name = project.name if edit.name is None else edit.name
+    metadata = project.metadata if edit.metadata is None else edit.metadata
+    if (name, metadata) == (project.name, project.metadata):
+        return record
+    return replace(record, project=replace(project, name=name, metadata=metadata, updated_at=now))
+
+
+def wanted(record: Record, desired: Desired, now: datetime, deadline: datetime) -> Record:
+    """Return the record with the wish in it; the same record when it changes nothing."""
+    project = record.project
+    if project.desired is Desired.DELETED and desired is not Desired.DELETED:
+        raise ProjectDeletingError(f"Project {project.project_id!r} is being deleted.")
+    if desired is project.desired and project.status is not Status.ERROR:
+        return record
+    changed = replace(
+        project,
+        desired=desired,
+        generation=project.generation + 1,
+        due_at=now,
+        deadline_at=deadline,
+        attempts=0,
+        error_terminal=False,
+        updated_at=now,
+    )
+    return replace(record, project=changed)
+
+
+def claimed(record: Record, worker: str, now: datetime, lease_seconds: float) -> Record:
+    """Return the record under a new lease, whose number no claim of it ever had."""
+    number = record.claims + 1
+    lease = Lease(worker, number, _lease_end(now, lease_seconds))
+    return replace(record, project=replace(record.project, lease=lease), claims=number, woken=False)
+
+
+def renewed(record: Record | None, claim: Claim, now: datetime, lease_seconds: float) -> Record:
+    """Return the record with the claim's lease extended, else raise ``LeaseLostError``."""
+    record, lease = held(record, claim)
+    longer = replace(lease, until=_lease_end(now, lease_seconds))
+    return replace(record, project=replace(record.project, lease=longer))
+
+
+def poked(record: Record, now: datetime) -> Record:
+    """Return the record due now; one that is due already keeps its place in the queue."""
+    due_at = record.project.due_at
+    due_at = now if due_at is None else min(due_at, now)
+    return replace(record, project=replace(record.project, due_at=due_at), woken=True)
+
+
+def recorded(
+    record: Record | None, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
+) -> tuple[Record, Sequence[Event]]:
+    """Return the record with what is, and the events to append to its log; else raise
+    ``LeaseLostError``.
+    """
+    record, lease = held(record, claim)
+    before = record.project
+    overtaken = before.generation != claim.project.generation
+    again = release and (overtaken or record.woken)
+    project = replace(
+        before,
+        status=outcome.status,
+        endpoint=outcome.endpoint,
+        error=outcome.error,
+        observed_generation=outcome.observed_generation,
+        last_activated_at=outcome.last_activated_at,
+        last_deactivated_at=outcome.last_deactivated_at,
+        due_at=now if again else outcome.due_at,
+        lease=None if release else lease,
+    )
+    # A wish that came meanwhile has set these for itself; what the worker knows of them is older.
+    if not overtaken:
+        project = replace(
+            project,
+            error_terminal=outcome.error_terminal,
+            attempts=outcome.attempts,
+            deadline_at=outcome.deadline_at,
+        )
+    if _shown(project) != _shown(before):
+        project = replace(project, updated_at=now)
+    events = _numbered(record.last_seq, claim, outcome, now)
+    return replace(record, project=project, last_seq=record.last_seq + len(events)), events
+
+
+def held(record: Record | None, claim: Claim) -> tuple[Record, Lease]:
+    """Return the record and its lease if ``claim`` still holds it, else raise ``LeaseLostError``.
+
+    A lease that ran out still holds until somebody else claims: nobody else is at work, so there is
+    nothing to guard against.
+    """
+    lease = record.project.lease if record else None
+    if record is None or lease is None or lease.number != claim.number:
+        ref = claim.project.ref
+        raise LeaseLostError(
+            f"The claim on project {ref.project_id!r} of {ref.user_id!r} is no longer valid."
+        )
+    return record, lease
+
+
+def unsettled(project: Project) -> bool:
+    """Tell whether it runs, should run, or is on its way."""
+    return (
+        project.status is not Status.INACTIVE
+        or project.desired is not Desired.INACTIVE
+        or not project.settled
+    )
+
+
+def not_found(ref: ProjectRef) -> ProjectNotFoundError:
+    """Return the error for a project that this owner does not have."""
+    return ProjectNotFoundError(f"User {ref.user_id!r} has no project {ref.project_id!r}.")
+
+
+def _numbered(last_seq: int, claim: Claim, outcome: Outcome, now: datetime) -> list[Event]:
+    # The events belong to the generation that the worker had read, not to a newer wish.
+    return [
+        Event(
+            seq=seq,
+            at=now,
+            code=new.code,
+            message=new.message,
+            status=outcome.status,
+            generation=claim.project.generation,
+            hint=new.hint,
+        )
+        for seq, new in enumerate(outcome.events, last_seq + 1)
+    ]
+
+
+def _lease_end(now: datetime, lease_seconds: float) -> datetime:
+    return now + timedelta(milliseconds=round(lease_seconds * 1000))
+
+
+def _shown(project: Project) -> tuple[object, ...]:
+    return (project.status, project.endpoint, project.error)

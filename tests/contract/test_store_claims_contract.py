@@ -1,0 +1,143 @@
+"""What every store promises about claims and their leases."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from tests.contract.store_adapters import IDLE, all_claims, at, claim, make_project, state
+
+from greylag.domain.errors import (
+    LeaseLostError,
+)
+from greylag.domain.events import NewEvent
+from greylag.domain.project import Desired, Lease
+from greylag.ports.store import (
+    Claim,
+    ProjectStore,
+)
+
+
+async def test_nothing_is_claimed_before_it_is_due(store: ProjectStore) -> None:
+    await store.create(make_project("never"))
+    await store.create(make_project("later", due_at=at(10)))
+    assert await store.next_due() == at(10)
+    assert await all_claims(store, 9.999) == []
+    assert await all_claims(store, 10) == ["later"]
+
+
+async def test_what_has_been_due_longest_is_claimed_first(store: ProjectStore) -> None:
+    for name, due in (("b", 2), ("a", 1), ("c", 3), ("a2", 1), ("d", 99)):
+        await store.create(make_project(name, due_at=at(due)))
+    assert await all_claims(store, 50) == ["a", "a2", "b", "c"]
+    assert await store.next_due() == at(80)
+
+
+async def test_a_claim_carries_the_project_with_its_lease(store: ProjectStore) -> None:
+    project = make_project(due_at=at(0))
+    await store.create(project)
+    claimed = await store.claim_due("w7", at(1), 2.5)
+    assert claimed == Claim(replace(project, lease=Lease("w7", 1, at(3.5))))
+    assert claimed.number == 1
+    assert await store.get("ada", "demo") == claimed.project
+
+
+async def test_of_simultaneous_claims_each_project_goes_to_one(store: ProjectStore) -> None:
+    for n in range(20):
+        await store.create(make_project(f"p{n}", due_at=at(0)))
+    claims = await asyncio.gather(*(store.claim_due(f"w{n}", at(1), 30) for n in range(50)))
+    won = [claimed.project.project_id for claimed in claims if claimed]
+    assert sorted(won) == sorted(f"p{n}" for n in range(20))
+
+
+async def test_a_lease_keeps_others_off_until_it_runs_out(store: ProjectStore) -> None:
+    await store.create(make_project(due_at=at(0)))
+    first = await claim(store, 0, lease=30)
+    assert await store.next_due() == at(30)
+    assert await store.claim_due("other", at(29.999), 30) is None
+    second = await claim(store, 30)
+    assert second.number == first.number + 1
+
+
+async def test_a_dead_workers_project_is_due_whatever_it_had_recorded(
+    store: ProjectStore,
+) -> None:
+    await store.create(make_project(due_at=at(0)))
+    first = await claim(store, 0, lease=30)
+    await store.record(first, replace(IDLE, due_at=None), at(1), release=False)
+    assert await store.next_due() == at(30)
+    assert await all_claims(store, 30) == ["demo"]
+
+
+async def test_the_claim_number_grows_with_every_claim(store: ProjectStore) -> None:
+    await store.create(make_project(due_at=at(0)))
+    numbers = []
+    for n in range(5):
+        claimed = await claim(store, n)
+        numbers.append(claimed.number)
+        await store.record(claimed, replace(IDLE, due_at=at(n)), at(n), release=True)
+    assert numbers == [1, 2, 3, 4, 5]
+
+
+async def test_a_renewed_lease_holds_longer_and_shows_what_changed(store: ProjectStore) -> None:
+    await store.create(make_project(due_at=at(0)))
+    first = await claim(store, 0, lease=30)
+    await store.want("ada", "demo", Desired.ACTIVE, at(5), at(125))
+    second = await store.renew(first, at(20), 30)
+    assert second.number == first.number
+    assert second.project == await store.get("ada", "demo")
+    assert second.project.desired is Desired.ACTIVE
+    assert second.project.lease == Lease("worker", 1, at(50))
+    assert await all_claims(store, 49.999) == []
+
+
+async def test_a_claim_that_was_passed_on_can_write_nothing(store: ProjectStore) -> None:
+    await store.create(make_project(due_at=at(0)))
+    old = await claim(store, 0, lease=1)
+    await claim(store, 1)
+    before = await state(store)
+    events = [NewEvent("late", "Too late.")]
+    with pytest.raises(LeaseLostError):
+        await store.record(old, replace(IDLE, events=events), at(2), release=True)
+    with pytest.raises(LeaseLostError):
+        await store.record(old, replace(IDLE, events=events), at(2), release=False)
+    with pytest.raises(LeaseLostError):
+        await store.renew(old, at(2), 30)
+    with pytest.raises(LeaseLostError):
+        await store.forget(old)
+    assert await state(store) == before
+
+
+async def test_a_claim_that_was_released_can_write_nothing(store: ProjectStore) -> None:
+    await store.create(make_project(due_at=at(0)))
+    claimed = await claim(store, 0)
+    await store.record(claimed, IDLE, at(1), release=True)
+    before = await state(store)
+    with pytest.raises(LeaseLostError):
+        await store.record(claimed, replace(IDLE, endpoint="x"), at(2), release=False)
+    with pytest.raises(LeaseLostError):
+        await store.renew(claimed, at(2), 30)
+    assert await state(store) == before
+
+
+async def test_a_claim_that_ran_out_still_writes_while_nobody_else_claimed(
+    store: ProjectStore,
+) -> None:
+    await store.create(make_project(due_at=at(0)))
+    claimed = await claim(store, 0, lease=1)
+    assert (await store.record(claimed, IDLE, at(9), release=True)).lease is None
+
+
+async def test_a_claim_does_not_reach_a_project_made_again(store: ProjectStore) -> None:
+    await store.create(make_project(due_at=at(0)))
+    old = await claim(store, 0)
+    await store.forget(old)
+    with pytest.raises(LeaseLostError):
+        await store.forget(old)
+    await store.create(make_project(due_at=at(0)))
+    new = await claim(store, 1)
+    assert new.number == old.number
+    with pytest.raises(LeaseLostError):
+        await store.record(old, IDLE, at(2), release=True)
+    with pytest.raises(LeaseLostError):
+        await store.renew(old, at(2), 30)
+    assert await store.get("ada", "demo") == new.project
