@@ -1,0 +1,45 @@
+# `make up` sets everything up and runs Greylag; `make test` sets everything up and tests it.
+# HOST, PORT and DATA may be given: make up PORT=9000
+BIN := .venv/bin
+UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(DATA))
+TEST_ARGS ?=
+
+.PHONY: up setup test setup-dev lint typecheck format bench lock css clean
+
+up: setup ## Set up and run Greylag; prints its address
+	@$(BIN)/greylag up $(UP_ARGS)
+
+setup: ## Put everything that running needs into .venv
+	@tools/setup.sh runtime
+
+test: setup-dev lint typecheck ## Set up, check and test everything
+	@$(BIN)/pytest -n 2 --dist worksteal $(TEST_ARGS)
+
+setup-dev:
+	@tools/setup.sh dev
+
+lint:
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@PYTHONPATH=src $(BIN)/lint-imports --no-logo 2>/dev/null || PYTHONPATH=src $(BIN)/lint-imports
+
+typecheck:
+	@$(BIN)/mypy
+
+format: ## Format and mend what can be mended
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+bench: setup-dev ## Measure speed and memory as ratios against peers
+	@$(BIN)/python benchmarks/run.py
+
+lock: ## Renew the lock files (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -c requirements/runtime.lock -o requirements/dev.lock
+
+css: ## Build the dashboard's style sheet (needs Node)
+	npm ci --prefix frontend --no-progress
+	npm run --prefix frontend build
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

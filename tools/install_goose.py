@@ -57,6 +57,7 @@ def _install() -> str:
     VENV.mkdir(exist_ok=True)
     # Built aside and renamed at the end: an interrupted install never looks like a finished one.
     staging = Path(tempfile.mkdtemp(prefix="goose-", dir=VENV))
+    staging.chmod(0o755)  # environments may run as another user
     try:
         version = _fill(staging, npm)
         shutil.rmtree(INSTALLED, ignore_errors=True)

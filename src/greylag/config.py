@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     model_key: SecretStr | None = None
     model: str | None = None
     sandbox: Literal["auto", "bubblewrap", "none"] = "auto"
+    goose_mode: Literal["auto", "approve", "smart_approve", "chat"] | None = Field(
+        None, validation_alias=AliasChoices("goose_mode", "GOOSE_MODE")
+    )
+    confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
 
     activation_timeout: float = Field(120.0, gt=0, le=3600)
     lease_seconds: float = Field(15.0, ge=1, le=300)

@@ -48,7 +48,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         opened.push_async_callback(store.close)
         cluster = LocalCluster(
             settings.data / "environments",
-            model=_model(settings),
+            model=_agent_environment(settings),
             goose=settings.goose,
             sandbox=settings.sandbox,
             hidden=(settings.data.absolute(),),
@@ -100,13 +100,15 @@ def _platform(settings: Settings, cluster: Cluster) -> Platform:
     )
 
 
-def _model(settings: Settings) -> dict[str, str]:
-    """Return what agentd is told of the model; the key goes to agentd's environment only."""
+def _agent_environment(settings: Settings) -> dict[str, str]:
+    """Return what agentd is told by us; the model's key goes to agentd's environment only."""
     key = settings.model_key.get_secret_value() if settings.model_key else None
     given = {
         "GREYLAG_MODEL_URL": settings.model_url,
         "GREYLAG_MODEL_KEY": key,
         "GREYLAG_MODEL": settings.model,
+        "GOOSE_MODE": settings.goose_mode,
+        "GREYLAG_CONFIRMATION_TIMEOUT": str(settings.confirmation_timeout),
     }
     return {name: value for name, value in given.items() if value}
 

@@ -180,7 +180,8 @@ def _reading() -> Iterator[None]:
 
 async def _whole_frames(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     splitter = sse.FrameSplitter()
-    ended = False
+    # A stream resumed after its last event is empty, and ended too.
+    ended = True
     try:
         async for chunk in response.content.iter_any():
             if frames := splitter.feed_whole(chunk):

@@ -7,7 +7,7 @@ side down instead of growing memory.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import structlog
@@ -47,8 +47,12 @@ class AcpPeer:
         self._last_id = 0
         self._over: str | None = None
 
-    async def run(self, handler: MessageHandler) -> None:
+    async def run(self, handler: MessageHandler, on_end: Callable[[], None] | None = None) -> None:
         """Read and handle messages until the other side closes the stream.
+
+        Args:
+            handler: takes what the other side sends unasked.
+            on_end: called at the end, before open requests fail.
 
         Raises:
             AgentDiedError: the stream broke, or a line was longer than LINE_LIMIT.
@@ -59,6 +63,8 @@ class AcpPeer:
         except OSError as error:
             raise AgentDiedError(f"the pipe from the agent broke: {error}") from error
         finally:
+            if on_end is not None:
+                on_end()
             self._end("the agent process has ended")
 
     async def request(self, method: str, params: dict[str, Any]) -> Any:

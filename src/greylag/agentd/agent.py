@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 
 from greylag.agentd import agent_start, orphans
-from greylag.agentd.acp import METHOD_NOT_FOUND, AcpPeer
+from greylag.agentd.acp import METHOD_NOT_FOUND
+from greylag.agentd.agent_life import AgentLife
 from greylag.agentd.agent_turn import AgentTurn, decline
 from greylag.agentd.agent_types import (
     AgentCommand,
@@ -18,16 +21,12 @@ from greylag.agentd.agent_types import (
     PromptResult,
     TurnSink,
 )
-from greylag.agentd.errors import AgentError, AgentRefusedError, AgentUnavailableError
+from greylag.agentd.errors import AgentRefusedError, AgentUnavailableError
 from greylag.agentd.model_relay import ModelRelay
 from greylag.agentd.process import AgentProcess, agent_environment
 
 _INVALID_PARAMS = -32602
-_START_SECONDS = 60.0
 _CALL_SECONDS = 60.0
-_LAST_WORDS_SECONDS = 1.0
-_EXIT_SECONDS = 0.5
-_REAP_SECONDS = 10.0
 _FIRST_BACKOFF = 0.25
 _LONGEST_BACKOFF = 30.0
 _STABLE_SECONDS = 10.0
@@ -52,8 +51,7 @@ class Agent:
         self._relay = ModelRelay(setup.provider)
         self._state = AgentState(command.kind, "starting", None, "The agent is starting.")
         self._ready = asyncio.Event()
-        self._process: AgentProcess | None = None
-        self._peer: AcpPeer | None = None
+        self._life: AgentLife | None = None
         self._turns: dict[str, AgentTurn] = {}
 
     @property
@@ -89,8 +87,8 @@ class Agent:
 
     async def new_session(self, title: str) -> str:
         """Make a session and return the agent's id for it; raises AgentError."""
-        async with _Patience():
-            return await agent_start.new_session(self._living(), self._setup, title)
+        async with _patience():
+            return await agent_start.new_session(self._living().peer, self._setup, title)
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it.
@@ -103,22 +101,25 @@ class Agent:
             AgentUnavailableError: no agent is ready.
             Exception: whatever `sink` raised.
         """
-        peer = self._living()
+        life = self._living()
         if agent_session_id in self._turns:
             raise AgentRefusedError(_INVALID_PARAMS, "the session has a running turn")
         turn = AgentTurn(
-            peer,
+            life.peer,
             agent_session_id,
             sink,
             stop_model=lambda: self._relay.stop_turn(agent_session_id),
-            give_up=self._give_up,
+            give_up=life.give_up,
         )
         self._turns[agent_session_id] = turn
         self._relay.begin_turn(agent_session_id)
+        began = orphans.process_clock()
         try:
             return await turn.run(text)
         finally:
             del self._turns[agent_session_id]
+            if turn.cancelled:
+                await life.kill_tools(agent_session_id, began)
 
     async def cancel(self, agent_session_id: str) -> None:
         """Ask the session's prompt to end, and return at once; without a prompt, do nothing.
@@ -137,8 +138,8 @@ class Agent:
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call any method of the agent (as `_goose/unstable/config/read`); raises AgentError."""
-        async with _Patience():
-            return await self._living().request(method, params)
+        async with _patience():
+            return await self._living().peer.request(method, params)
 
     def model_failure(self, agent_session_id: str) -> ModelFailure | None:
         """Return why the session's last model call failed, None when it did not."""
@@ -157,14 +158,15 @@ class Agent:
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
         """Take what the agent asks (see `acp.MessageHandler`)."""
-        if self._peer is None:
+        if self._life is None:
             return
+        peer = self._life.peer
         if method != "session/request_permission":
-            await self._peer.refuse(request_id, METHOD_NOT_FOUND, f"no method {method}")
+            await peer.refuse(request_id, METHOD_NOT_FOUND, f"no method {method}")
             return
         turn = self._turns.get(str(params.get("sessionId")))
         if turn is None:
-            await decline(self._peer, request_id)
+            await decline(peer, request_id)
         else:
             turn.ask(request_id, params)
 
@@ -175,110 +177,37 @@ class Agent:
             process = await AgentProcess.start(self._command, self._setup, environment)
         except AgentUnavailableError as error:
             return str(error)
-        peer = AcpPeer(*process.streams)
-        self._process, self._peer = process, peer
-        over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        life = self._life = AgentLife(process, self._setup, self._command.kind)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                watchers = self._watch(tasks, process, peer, over)
-                reason = await over
-                for task in watchers:
-                    task.cancel()
-                return reason
+            return await life.run(self, self._on_ready, self._on_end)
         finally:
-            self._ready.clear()
-            self._show("failed", "The agent has been stopped.")
-            self._process = self._peer = None
-            await process.kill()
+            self._life = None
 
-    def _watch(
-        self,
-        tasks: asyncio.TaskGroup,
-        process: AgentProcess,
-        peer: AcpPeer,
-        over: "asyncio.Future[str]",
-    ) -> list["asyncio.Task[None]"]:
-        reading = tasks.create_task(self._read(peer, process, over), name="agent-read")
-        return [
-            reading,
-            tasks.create_task(process.watch_stderr(), name="agent-stderr"),
-            tasks.create_task(self._make_ready(peer, over), name="agent-start"),
-            tasks.create_task(_await_end(process, reading, over), name="agent-end"),
-            tasks.create_task(_reap_regularly(process), name="agent-reap"),
-        ]
+    def _on_end(self) -> None:
+        self._ready.clear()
+        if self._state.status == "ready":  # else it tells already what is wrong
+            self._show("failed", "The agent has ended.")
 
-    async def _read(
-        self, peer: AcpPeer, process: AgentProcess, over: "asyncio.Future[str]"
-    ) -> None:
-        try:
-            await peer.run(self)
-        except AgentError as error:
-            _say(over, f"The agent was stopped: {error}.")
-            return
-        # Usually it is just ending by itself, and then its exit code is the better reason.
-        await asyncio.sleep(_EXIT_SECONDS)
-        process.request_kill()
+    def _on_ready(self, version: str) -> None:
+        self._state = AgentState(self._command.kind, "ready", version, "The agent is ready.")
+        self._ready.set()
+        log.info("agent_ready", kind=self._command.kind, version=version)
 
-    async def _make_ready(self, peer: AcpPeer, over: "asyncio.Future[str]") -> None:
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                version = await agent_start.make_ready(peer, self._setup, self._command.kind)
-        except AgentRefusedError as error:
-            _say(over, f"The agent could not start: {error.message} ({error.data}).")
-        except TimeoutError:
-            _say(over, f"The agent did not start within {_START_SECONDS:g} seconds.")
-        except AgentError as error:
-            log.info("agent_start_interrupted", reason=str(error))  # `_await_end` knows more
-        else:
-            self._state = AgentState(self._command.kind, "ready", version, "The agent is ready.")
-            self._ready.set()
-            log.info("agent_ready", kind=self._command.kind, version=version)
-
-    def _living(self) -> AcpPeer:
-        if self._peer is None or not self._ready.is_set():
+    def _living(self) -> AgentLife:
+        if self._life is None or not self._ready.is_set():
             raise AgentUnavailableError(self._state.detail)
-        return self._peer
-
-    def _give_up(self) -> None:
-        if self._process is not None:
-            self._process.request_kill()
+        return self._life
 
     def _show(self, status: AgentStatus, detail: str) -> None:
         self._state = AgentState(self._command.kind, status, self._state.version, detail)
 
 
-class _Patience:
-    """Bounds a call to the agent: `AgentUnavailableError` when it takes too long."""
-
-    def __init__(self) -> None:
-        self._timeout = asyncio.timeout(_CALL_SECONDS)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError as late:
-            reason = f"The agent did not answer within {_CALL_SECONDS:g} seconds."
-            raise AgentUnavailableError(reason) from late
-
-
-async def _await_end(
-    process: AgentProcess, reading: "asyncio.Task[None]", over: "asyncio.Future[str]"
-) -> None:
-    reason = await process.ended()
-    # What it wrote before it died is still in the pipe.
-    await asyncio.wait({reading}, timeout=_LAST_WORDS_SECONDS)
-    _say(over, reason)
-
-
-async def _reap_regularly(process: AgentProcess) -> None:
-    while True:
-        await asyncio.sleep(_REAP_SECONDS)
-        orphans.reap(process.pid)
-
-
-def _say(over: "asyncio.Future[str]", reason: str) -> None:
-    if not over.done():
-        over.set_result(reason)
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """Bound a call to the agent: `AgentUnavailableError` when it takes too long."""
+    try:
+        async with asyncio.timeout(_CALL_SECONDS):
+            yield
+    except TimeoutError as error:
+        reason = f"The agent did not answer within {_CALL_SECONDS:g} seconds."
+        raise AgentUnavailableError(reason) from error

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from greylag.agentd.agent_types import AgentState, PromptResult, TurnSink
+from greylag.agentd.agent_types import AgentState, ModelFailure, PromptResult, TurnSink
 
 
 class AgentPort(Protocol):
@@ -33,6 +33,10 @@ class AgentPort(Protocol):
 
     async def cancel(self, agent_session_id: str) -> None:
         """Ask the running prompt of a session to end; returns at once."""
+
+    def model_failure(self, agent_session_id: str) -> ModelFailure | None:
+        """Return how the last model call of a session's last prompt failed, None if it did not."""
+        ...
 
     async def forget_session(self, agent_session_id: str) -> None:
         """Let the agent put a session away."""

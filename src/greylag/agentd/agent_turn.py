@@ -49,6 +49,11 @@ class AgentTurn:
         self._cancelled = asyncio.Event()
         self._failure: Exception | None = None
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the end of the prompt was asked for, by anyone."""
+        return self._cancelled.is_set()
+
     async def run(self, text: str) -> PromptResult:
         """Send the prompt, and return when it has ended.
 

@@ -97,7 +97,13 @@ class SettingState:
 
 
 _ALL = (
-    GooseSetting("GOOSE_MODEL", "Name of the model that answers.", "gpt-4o", restart_required=True),
+    GooseSetting(
+        "GOOSE_MODEL",
+        "Name of the model that answers.",
+        "gpt-4o",
+        restart_required=True,
+        pinned=True,
+    ),
     GooseSetting(
         "GOOSE_TEMPERATURE",
         "How freely the model chooses its words.",

@@ -53,6 +53,7 @@ class HttpServer(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                log_level="warning",
                 server_header=False,
                 limit_concurrency=_MOST_CONNECTIONS,
                 timeout_graceful_shutdown=_CONNECTIONS_END_WITHIN,

@@ -85,7 +85,7 @@ async def _serve(
         await end_open_turns(records.turns, journals, time.time)
         agent = Agent(command, _setup(settings, volume))
         async with asyncio.TaskGroup() as tasks:
-            services = _services(settings, agent, records, journals, tasks)
+            services = build_services(settings, agent, records, journals, tasks)
             agent_task = tasks.create_task(agent.run(), name="agent")
             server = HttpServer(create_app(settings, services))
             server_task = tasks.create_task(server.serve([listener]), name="http server")
@@ -142,13 +142,14 @@ def _setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
     )
 
 
-def _services(
+def build_services(
     settings: AgentdSettings,
     agent: AgentPort,
     records: Records,
     journals: Journals,
     tasks: asyncio.TaskGroup,
 ) -> Services:
+    """Put together what the routes call; nothing is started by it."""
     policy = TurnPolicy(
         confirmation_timeout=settings.confirmation_timeout,
         demonstration=lambda: demonstration(settings, agent.state.kind),

@@ -11,7 +11,7 @@ provider that is slow to answer.
 import asyncio
 import hmac
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -24,13 +24,15 @@ from greylag.agentd.provider_client import Outcome, ProviderClient
 
 SESSION_HEADER = "agent-session-id"
 IDLE_SECONDS = 180.0
+RETRY_SECONDS = (1.0, 2.0, 4.0)
 
-_RESPONSE = "greylag_response"
+_RESPONSE = web.RequestKey("response", web.StreamResponse)
 _NOTHING_SAID = (
     b'data: {"id":"stopped","object":"chat.completion.chunk","created":0,"model":"stopped",'
     b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 )
 _STOP_SECONDS = 1.0
+_LONGEST_RETRY = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -41,9 +43,16 @@ class ModelRelay:
     Args:
         provider: where the calls go; None for the scripted model.
         idle_seconds: how long the provider may be silent, before its answer and within it.
+        retry_seconds: how long the first, second, ... passing failure of a call is held back.
     """
 
-    def __init__(self, provider: ModelProvider | None, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self,
+        provider: ModelProvider | None,
+        *,
+        idle_seconds: float = IDLE_SECONDS,
+        retry_seconds: Sequence[float] = RETRY_SECONDS,
+    ) -> None:
         self.token = secrets.token_urlsafe(24)
         self._provider = provider
         self._idle_seconds = idle_seconds
@@ -52,6 +61,8 @@ class ModelRelay:
         self._calls: dict[asyncio.Task[web.StreamResponse], str | None] = {}
         self._stopped: set[str] = set()
         self._failures: dict[str, ModelFailure] = {}
+        self._retry_seconds = retry_seconds
+        self._tries: dict[str, int] = {}
 
     @property
     def url(self) -> str:
@@ -85,6 +96,7 @@ class ModelRelay:
         """Let the session's calls through, and forget how its last turn's calls went."""
         self._stopped.discard(session)
         self._failures.pop(session, None)
+        self._tries.pop(session, None)
 
     def stop_turn(self, session: str) -> None:
         """Answer the session's calls at once with nothing, those running and those to come."""
@@ -128,15 +140,39 @@ class ModelRelay:
             response, failure = await self._client.forward(request)
         if failure is not None:
             log.warning("model_call_failed", agent_session_id=session, status=failure.status)
-        if session is not None:
-            self._keep(session, failure)
-        return response
-
-    def _keep(self, session: str, failure: ModelFailure | None) -> None:
+        if session is None:
+            return response
         if failure is None:
             self._failures.pop(session, None)
+            self._tries.pop(session, None)
         else:
             self._failures[session] = failure
+            await self._pace(session, response, failure)
+        return response
+
+    async def _pace(
+        self, session: str, response: web.StreamResponse, failure: ModelFailure
+    ) -> None:
+        """Hold a passing failure back for a while.
+
+        The agent tries again as soon as it sees one; its own waiting could not be cancelled.
+        """
+        tries = self._tries.get(session, 0)
+        self._tries[session] = tries + 1
+        over = response.prepared or tries >= len(self._retry_seconds)
+        if self._client is None or over or not _is_passing(failure):
+            return
+        asked = response.headers.get("Retry-After", "")
+        seconds = int(asked) if asked.isascii() and asked.isdigit() else 0
+        await asyncio.sleep(min(max(seconds, self._retry_seconds[tries]), _LONGEST_RETRY))
+
+
+def _is_passing(failure: ModelFailure) -> bool:
+    """Whether the same call may work a little later."""
+    status = failure.status
+    if status is None or status == HTTPStatus.TOO_MANY_REQUESTS:
+        return True
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 async def _remember(request: web.Request, response: web.StreamResponse) -> None:

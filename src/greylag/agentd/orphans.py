@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping
 
 import psutil
 import structlog
@@ -20,6 +21,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _KILL_SECONDS = 3.0
 _PAUSE_SECONDS = 0.02
+_SESSION = "AGENT_SESSION_ID"
+_TICK = 0.02  # seconds; start times are counted in ticks of 10 ms
 
 log = structlog.get_logger(__name__)
 
@@ -53,19 +56,30 @@ def kill_all(root: psutil.Process, mark: str) -> None:
             be dead already.
         mark: the value of MARK in the agent's environment.
     """
-    deadline = time.monotonic() + _KILL_SECONDS
     tree = _tree(root)
-    while True:
-        # Looked up again each time: a process may fork between being seen and being killed.
-        alive = [p for p in {*tree, *_marked(mark), *_adopted()} if _is_running(p)]
-        if not alive:
-            return
-        if time.monotonic() > deadline:
-            log.error("agent_processes_left", pids=sorted(p.pid for p in alive))
-            return
-        for process in alive:
-            _kill(process)
-        time.sleep(_PAUSE_SECONDS)
+    # Looked up again each time: a process may fork between being seen and being killed.
+    _kill_until_none(lambda: [*tree, *_marked(mark), *_adopted()])
+
+
+def kill_session(mark: str, session: str, since: float) -> None:
+    """Kill what one session's tools have started since then; blocks, like `kill_all`.
+
+    goose ends only the shell itself when a turn is cancelled, not what the shell had started.
+
+    Args:
+        mark: the value of MARK in the agent's environment.
+        session: the agent's session id, which goose gives to its tools.
+        since: a value of `process_clock`.
+    """
+    wanted = {MARK: mark, _SESSION: session}
+    _kill_until_none(lambda: [p for p in _with_environ(wanted) if _began(p) >= since - _TICK])
+
+
+def process_clock() -> float:
+    """Return now, on the clock by which the system tells when a process began."""
+    if sys.platform == "linux":
+        return psutil.boot_time() + time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time()
 
 
 def reap(agent_pid: int | None) -> None:
@@ -106,14 +120,36 @@ def _adopted() -> list[psutil.Process]:
 
 
 def _marked(mark: str) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if _has_mark(process, mark)]
+    return _with_environ({MARK: mark})
 
 
-def _has_mark(process: psutil.Process, mark: str) -> bool:
+def _with_environ(wanted: Mapping[str, str]) -> list[psutil.Process]:
+    return [p for p in psutil.process_iter() if wanted.items() <= _environ(p).items()]
+
+
+def _environ(process: psutil.Process) -> dict[str, str]:
     try:
-        return process.environ().get(MARK) == mark
+        return process.environ()
     except (psutil.Error, OSError):  # gone meanwhile, or another user's
-        return False
+        return {}
+
+
+def _began(process: psutil.Process) -> float:
+    try:
+        return process.create_time()
+    except psutil.Error:
+        return 0.0
+
+
+def _kill_until_none(find: Callable[[], Iterable[psutil.Process]]) -> None:
+    deadline = time.monotonic() + _KILL_SECONDS
+    while alive := {process for process in find() if _is_running(process)}:
+        if time.monotonic() > deadline:
+            log.error("agent_processes_left", pids=sorted(p.pid for p in alive))
+            return
+        for process in alive:
+            _kill(process)
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _is_running(process: psutil.Process) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import psutil
@@ -46,6 +46,7 @@ def agent_environment(
         "GOOSE_PROVIDER": "openai",
         "GOOSE_DISABLE_KEYRING": "1",
         "GOOSE_TELEMETRY_OFF": "1",
+        "GOOSE_PROVIDER_SKIP_BACKOFF": "true",  # the relay paces the tries, and can be stopped
         "OPENAI_HOST": relay_url,
         "OPENAI_API_KEY": relay_token,
         "OPENAI_TIMEOUT": _MODEL_TIMEOUT,
@@ -131,13 +132,24 @@ class AgentProcess:
 
     async def kill(self) -> None:
         """Kill the agent and everything it started, and wait until they are gone."""
-        killing = asyncio.create_task(
-            asyncio.to_thread(orphans.kill_all, self._root, self._mark), name="kill-agent"
-        )
-        try:
-            await asyncio.shield(killing)
-        except asyncio.CancelledError:
-            await killing  # whoever stops us must not leave anything alive
-            raise
+        await _in_thread(orphans.kill_all, self._root, self._mark)
         await self._process.wait()
+        self.reap_orphans()
+
+    async def kill_tools(self, session: str, since: float) -> None:
+        """Kill what the session's tools have started since then (`orphans.process_clock`)."""
+        await _in_thread(orphans.kill_session, self._mark, session, since)
+
+    def reap_orphans(self) -> None:
+        """Take the exit status of processes that came to us when their parent had ended."""
         orphans.reap(self.pid)
+
+
+async def _in_thread(work: Callable[..., None], *args: object) -> None:
+    """Run blocking work to its end, even when the caller is cancelled meanwhile."""
+    task = asyncio.create_task(asyncio.to_thread(work, *args), name=work.__name__)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task  # whoever stops us must not leave anything alive
+        raise

@@ -12,7 +12,7 @@ from greylag.agentd.errors import (
 )
 from greylag.agentd.journal import JournalError, JournalFullError
 from greylag.agentd.provider_errors import SESSION_UNKNOWN, TurnError, refusal
-from greylag.agentd.records import SessionRecord
+from greylag.agentd.records import session_title
 from greylag.agentd.session_records import SessionRecords
 from greylag.agentd.translate import TurnEvent
 from greylag.agentd.turn_run import TurnRun
@@ -31,28 +31,32 @@ class Prompting:
         self._agent = agent
         self._sessions = sessions
 
-    async def ask(self, run: TurnRun, session: SessionRecord) -> PromptResult:
+    async def ask(self, run: TurnRun, agent_session_id: str | None) -> PromptResult:
         """Give the agent the turn's message and return how the answer ended.
+
+        Args:
+            run: the turn.
+            agent_session_id: what the agent calls the turn's session; None if it has none yet.
 
         Raises:
             AgentError: the agent did not answer.
             JournalError: the answer could not be kept.
         """
-        if session.agent_session_id is None:
-            return await self._prompt(run, await self._new_session(session))
+        if agent_session_id is None:
+            return await self._prompt(run, await self._new_session(run.turn.session_id))
         try:
-            return await self._prompt(run, session.agent_session_id)
+            return await self._prompt(run, agent_session_id)
         except AgentRefusedError as error:
             if error.code != SESSION_UNKNOWN:
                 raise
             _log.warning("agent_session_lost")
         words = "The agent has lost what was said in this session before; it starts afresh."
-        run.emit(TurnEvent("status", {"message": words, "session_id": session.session_id}))
-        return await self._prompt(run, await self._new_session(session))
+        run.emit(TurnEvent("status", {"message": words, "session_id": run.turn.session_id}))
+        return await self._prompt(run, await self._new_session(run.turn.session_id))
 
-    async def _new_session(self, session: SessionRecord) -> str:
-        agent_session_id = await self._agent.new_session(session.title)
-        await self._sessions.bind(session.session_id, agent_session_id)
+    async def _new_session(self, session_id: str) -> str:
+        agent_session_id = await self._agent.new_session(session_title(session_id))
+        await self._sessions.bind(session_id, agent_session_id)
         return agent_session_id
 
     async def _prompt(self, run: TurnRun, agent_session_id: str) -> PromptResult:

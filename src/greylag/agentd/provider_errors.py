@@ -5,8 +5,10 @@ turn as if all were well; only a refused key is a JSON-RPC error. The texts are 
 """
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
+from greylag.agentd.agent_types import ModelFailure
 from greylag.agentd.errors import AgentRefusedError
 
 AUTHENTICATION_REQUIRED = -32000
@@ -65,6 +67,32 @@ def refusal(error: AgentRefusedError) -> TurnError:
     if error.code == SESSION_UNKNOWN:
         return TurnError("session_lost", "The agent does not know this session any more.")
     return TurnError("agent_failed", error.message)
+
+
+def told_by_provider(error: TurnError, failure: ModelFailure | None) -> TurnError:
+    """Return `error` with the code that the provider's own answer means, where it is known.
+
+    Args:
+        error: what goose's words mean.
+        failure: what the provider told the model relay; None when it told of no failure.
+    """
+    if failure is None or not error.code.startswith("model_"):
+        return error
+    return TurnError(_code_for_status(failure.status), error.text)
+
+
+def _code_for_status(status: int | None) -> str:
+    match status:
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            return "model_unauthorized"
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            return "model_rate_limited"
+        case None:
+            return "model_unavailable"
+        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return "model_unavailable"
+        case _:
+            return "model_failed"
 
 
 def _code_of(reason: str) -> str:

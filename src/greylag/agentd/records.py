@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS turns (
     number INTEGER PRIMARY KEY,
     turn_id TEXT NOT NULL UNIQUE,
     session_id TEXT NOT NULL REFERENCES sessions(session_id),
-    message_id TEXT NOT NULL,
+    message_id TEXT NOT NULL UNIQUE,
     message TEXT NOT NULL,
     status TEXT NOT NULL,
     answer TEXT NOT NULL DEFAULT '',
@@ -39,9 +39,9 @@ CREATE TABLE IF NOT EXISTS turns (
     error_code TEXT,
     stop_reason TEXT,
     started_at REAL NOT NULL,
-    ended_at REAL,
-    UNIQUE (session_id, message_id)
+    ended_at REAL
 ) STRICT;
+CREATE INDEX IF NOT EXISTS turns_of_session ON turns (session_id, number);
 CREATE UNIQUE INDEX IF NOT EXISTS one_running_turn ON turns (session_id) WHERE status = 'running';
 CREATE TABLE IF NOT EXISTS confirmations (
     confirmation_id TEXT PRIMARY KEY,
@@ -71,6 +71,11 @@ class SessionRecord:
     created_at: float
     updated_at: float
     message_count: int
+
+
+def session_title(session_id: str) -> str:
+    """Return a session's title for goose, which would else ask the model for one."""
+    return f"Session {session_id[:8]}"
 
 
 @dataclass(frozen=True, slots=True)

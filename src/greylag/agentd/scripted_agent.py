@@ -10,6 +10,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
+
 from greylag.agentd.acp import METHOD_NOT_FOUND, AcpPeer
 
 _DELAY_SECONDS = 0.025
@@ -38,6 +40,7 @@ class ScriptedAgent:
     def __init__(self, peer: AcpPeer) -> None:
         self._peer = peer
         self._turns: dict[str, asyncio.Task[None]] = {}
+        self._endings: set[asyncio.Task[None]] = set()
         self._sessions = 0
 
     async def notification(self, method: str, params: dict[str, Any]) -> None:
@@ -66,9 +69,11 @@ class ScriptedAgent:
             self._answer(session, _text_of(params)), name=f"answer-{session}"
         )
         self._turns[session] = turn
-        ending = asyncio.create_task(self._end_turn(request_id, session, turn))
-        # The ending is owned by its turn: it ends right after it.
-        turn.add_done_callback(lambda _: ending)
+        ending = asyncio.create_task(
+            self._end_turn(request_id, session, turn), name=f"end-{session}"
+        )
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
 
     async def _end_turn(
         self, request_id: str | int, session: str, turn: "asyncio.Task[None]"
@@ -109,4 +114,6 @@ async def serve_stdio() -> None:
 
 
 if __name__ == "__main__":
+    # stdout belongs to the protocol.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     asyncio.run(serve_stdio())

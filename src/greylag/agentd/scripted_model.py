@@ -7,7 +7,8 @@ or whole, and the list of models). `app()` is the whole as a server of its own.
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -17,7 +18,7 @@ from greylag.agentd.scripted_plan import Directive, deltas, plan, tool_calls
 MODEL_NAME = "greylag-scripted"
 BODY_LIMIT = 64 * 1024 * 1024
 _CREATED = 1_700_000_000  # a fixed time, so that the same request has the same answer
-_SPLIT = 3  # bytes; less than one four-byte character
+_SPLIT = re.compile(rb"[\x00-\x7f]+|[\x80-\xff]{1,3}")  # cuts four-byte characters in two
 _BYTES_PER_TOKEN = 4
 
 
@@ -39,18 +40,30 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.json_response({"object": "list", "data": [model]})
     if request.method != "POST" or not request.path.endswith("/chat/completions"):
         return _error(404, f"the scripted model has no {request.method} {request.path}")
-    try:
-        body = json.loads(await request.read())
-        messages = body["messages"]
-    except (ValueError, KeyError, TypeError):
+    body = _parse(await request.read())
+    if body is None:
         return _error(400, "the body is no chat-completions request")
-    steps = plan(messages)
+    steps = plan(body["messages"])
     refused = await _refusal(steps)
     if refused is not None:
         return refused
     if body.get("stream"):
         return await _Stream(request, body).play(steps)
     return web.json_response(_whole(body, steps))
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    """Read a request's body; None when it is no chat-completions request."""
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(body, dict):
+        return None
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        return None
+    return body
 
 
 async def _refusal(steps: Sequence[Directive]) -> web.StreamResponse | None:
@@ -161,8 +174,7 @@ class _Stream:
 
     async def _say(self, delta: dict[str, Any], finish: str | None = None) -> None:
         await self._obey_limits()
-        if self._delay:
-            await asyncio.sleep(self._delay)
+        await asyncio.sleep(self._delay)  # without a delay too: a long answer must not hog the loop
         chunk = _chunk([{"index": 0, "delta": delta, "finish_reason": finish}])
         await self._write(json.dumps(chunk, ensure_ascii=False))
         self._chunks += 1
@@ -193,6 +205,5 @@ class _Stream:
         for piece in self._pieces(f"data: {data}\n\n".encode()):
             await self._response.write(piece)
 
-    def _pieces(self, frame: bytes) -> Iterator[bytes]:
-        size = _SPLIT if self._split else len(frame)
-        return (frame[at : at + size] for at in range(0, len(frame), size))
+    def _pieces(self, frame: bytes) -> list[bytes]:
+        return _SPLIT.findall(frame) if self._split else [frame]

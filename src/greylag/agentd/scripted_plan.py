@@ -9,8 +9,8 @@ play in order and all other text is ignored:
 `[[think WORDS]]`      the same, as reasoning
 `[[chunks n=9 size=5]]` n chunks of `size` characters, numbered from 0 (`0000 0001 ...`)
 `[[bytes N]]`          N bytes of text in chunks of 4096
-`[[unicode]]`          text of one- to four-byte characters; the stream is written in pieces of
-                       three bytes, so that characters are split
+`[[unicode]]`          text of one- to four-byte characters, written to the network in pieces that
+                       split the characters
 `[[tool CMD]]`         call the shell tool; what follows plays after its result came back
 `[[tools A ;; B]]`     call the shell tool several times at once
 `[[call NAME JSON]]`   call any tool with these arguments
@@ -46,7 +46,9 @@ _DIRECTIVE = re.compile(r"\[\[([a-z-]+)(?:\s+(.*?))?\]\]", re.DOTALL)
 _OPTION = re.compile(r"(\w+)=(\d+)")
 _WORD = re.compile(r"\S+\s*|\s+")
 _RUN = re.compile(r"\s*run:\s*(.+)", re.DOTALL | re.IGNORECASE)
-_CONTEXT_MARK = "\n<turn-context>"  # goose appends the time and the folder to the user's words
+# goose appends this to the user's words. After a turn without an answer it puts the next message
+# behind it, into the same user message: only the last one is the script.
+_CONTEXT = re.compile(r"<turn-context>.*?</turn-context>", re.DOTALL)
 _BYTES_CHUNK = 4096
 _ECHO_LIMIT = 200
 _RESULT_LIMIT = 2000
@@ -70,9 +72,9 @@ def plan(messages: Sequence[Mapping[str, Any]]) -> list[Directive]:
     """
     last_user = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)
     text = _text_of(messages[last_user]) if last_user >= 0 else ""
-    text = text.split(_CONTEXT_MARK, 1)[0]
+    said = [part.strip() for part in _CONTEXT.split(text) if part.strip()]
     since = messages[last_user + 1 :]
-    stages = _stages(_script(text))
+    stages = _stages(_script(said[-1] if said else ""))
     done = sum(1 for m in since if m.get("role") == "assistant" and m.get("tool_calls"))
     steps = stages[done] if done < len(stages) else []
     return steps or [Directive("text", _closing(since))]

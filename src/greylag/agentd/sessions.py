@@ -9,7 +9,7 @@ import structlog
 from greylag.agentd.agent_port import AgentPort
 from greylag.agentd.errors import AgentError
 from greylag.agentd.problems import session_not_found
-from greylag.agentd.records import SessionRecord
+from greylag.agentd.records import SessionRecord, session_title
 from greylag.agentd.session_records import SessionRecords
 from greylag.agentd.turn_records import TurnRecords
 from greylag.agentd.turns import TurnService
@@ -45,7 +45,7 @@ class SessionService:
     async def create(self) -> SessionRecord:
         """Make a session. If the agent is not ready, it gets to know it with the first turn."""
         session_id = str(uuid.uuid4())
-        title = f"Session {session_id[:8]}"
+        title = session_title(session_id)
         agent_session_id: str | None = None
         if self._agent.state.status == "ready":
             try:

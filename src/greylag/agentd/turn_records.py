@@ -15,10 +15,18 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class StartedTurn:
-    """What became of a wish to start a turn: it is new, it was there, or another one runs."""
+    """What became of a wish to start a turn.
 
+    Attributes:
+        outcome: `new`; `known`, the message has a turn already; `busy`, another turn runs in the
+            session; `no_session`, there is no such session.
+        turn: the turn that `outcome` speaks of.
+        agent_session_id: what the agent calls the session of a new turn, None if not known to it.
+    """
+
+    outcome: Literal["new", "known", "busy", "no_session"]
     turn: TurnRecord
-    outcome: Literal["new", "known", "busy"]
+    agent_session_id: str | None = None
 
 
 class TurnRecords:
@@ -27,14 +35,14 @@ class TurnRecords:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def start(self, turn: TurnRecord) -> StartedTurn:
+    async def start(self, turn: TurnRecord, title: str | None = None) -> StartedTurn:
         """Write a new running turn, unless its message is known or its session busy.
 
-        Returns:
-            outcome `new` with this turn; `known` with the turn that has the same message_id;
-            `busy` with the turn that runs in the session.
+        Args:
+            turn: the turn as it is to be.
+            title: makes the turn's session, with this title; None takes one that is there.
         """
-        return await self._database.run(self._start, turn)
+        return await self._database.run(self._start, turn, title)
 
     async def end(
         self, turn_id: str, outcome: TurnOutcome, decisions: Mapping[str, str], now: float
@@ -57,9 +65,9 @@ class TurnRecords:
         """Return a turn, None when there is none."""
         return await self._database.run(self._get, turn_id)
 
-    async def with_message(self, session_id: str, message_id: str) -> TurnRecord | None:
-        """Return the turn that a message of a session started, None when there is none."""
-        return await self._database.run(self._with_message, session_id, message_id)
+    async def with_message(self, message_id: str) -> TurnRecord | None:
+        """Return the turn that a message started, None when there is none."""
+        return await self._database.run(self._with_message, message_id)
 
     async def newest(self, session_id: str, limit: int) -> list[TurnRecord]:
         """Return the last `limit` turns of a session, newest first."""
@@ -77,21 +85,32 @@ class TurnRecords:
         """Return how a confirmation of a turn was settled, None when it is not known."""
         return await self._database.run(self._decision, confirmation_id, turn_id)
 
-    def _start(self, turn: TurnRecord) -> StartedTurn:
-        known = self._with_message(turn.session_id, turn.message_id)
+    def _start(self, turn: TurnRecord, title: str | None) -> StartedTurn:
+        known = self._with_message(turn.message_id)
         if known is not None:
-            return StartedTurn(known, "known")
+            return StartedTurn("known", known)
+        connection = self._database.connection
+        if title is not None:
+            connection.execute(
+                "INSERT INTO sessions VALUES (?, NULL, ?, ?, ?, NULL)",
+                (turn.session_id, title, turn.started_at, turn.started_at),
+            )
+        session = connection.execute(
+            "SELECT agent_session_id FROM sessions WHERE session_id = ? AND deleted_at IS NULL",
+            (turn.session_id,),
+        ).fetchone()
+        if session is None:
+            return StartedTurn("no_session", turn)
         busy = self._one("session_id = ? AND status = 'running'", turn.session_id)
         if busy is not None:
-            return StartedTurn(busy, "busy")
-        connection = self._database.connection
+            return StartedTurn("busy", busy)
         connection.execute(
             "INSERT INTO turns (turn_id, session_id, message_id, message, status, started_at) "
             "VALUES (?, ?, ?, ?, 'running', ?)",
             (turn.turn_id, turn.session_id, turn.message_id, turn.message, turn.started_at),
         )
         self._touch(turn.session_id, turn.started_at)
-        return StartedTurn(turn, "new")
+        return StartedTurn("new", turn, session["agent_session_id"])
 
     def _end(
         self, turn_id: str, outcome: TurnOutcome, decisions: Mapping[str, str], now: float
@@ -130,8 +149,8 @@ class TurnRecords:
     def _get(self, turn_id: str) -> TurnRecord | None:
         return self._one("turn_id = ?", turn_id)
 
-    def _with_message(self, session_id: str, message_id: str) -> TurnRecord | None:
-        return self._one("session_id = ? AND message_id = ?", session_id, message_id)
+    def _with_message(self, message_id: str) -> TurnRecord | None:
+        return self._one("message_id = ?", message_id)
 
     def _one(self, condition: str, *values: str) -> TurnRecord | None:
         rows = self._many(f"WHERE {condition}", *values)

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from greylag.agentd.agent_types import Decision, PermissionRequest, PromptResult
+from greylag.agentd.agent_types import Decision, ModelFailure, PermissionRequest, PromptResult
 from greylag.agentd.confirmations import Confirmations
 from greylag.agentd.journal import JournalError, TurnJournal
-from greylag.agentd.provider_errors import TurnError
+from greylag.agentd.provider_errors import TurnError, told_by_provider
 from greylag.agentd.records import TurnRecord
 from greylag.agentd.translate import Translator, TurnEvent
 from greylag.agentd.turn_summary import TurnSummary
@@ -66,12 +66,18 @@ class TurnRun:
         """Add the first event: which turn this is."""
         self.emit(turn_event(self.turn, demonstration))
 
-    def finish(self, result: PromptResult | None, error: TurnError | None) -> None:
+    def finish(
+        self,
+        result: PromptResult | None,
+        error: TurnError | None,
+        failure: ModelFailure | None = None,
+    ) -> None:
         """Add the last events: what was held back, the error if there was one, `complete`.
 
         Args:
             result: how the agent ended the prompt, None when it did not.
             error: why the turn failed, None when it did not.
+            failure: what the model provider said about its last failure, None when there was none.
 
         Raises:
             JournalError: the journal cannot be written any more.
@@ -83,8 +89,10 @@ class TurnRun:
                 error = error or found
                 for event in late:
                     self.emit(event)
-        except JournalError as failure:
-            error = error or TurnError("journal_full", str(failure))
+        except JournalError as full:
+            error = error or TurnError("journal_full", str(full))
+        if error is not None:
+            error = told_by_provider(error, failure)
         for event in closing_events(self.turn.session_id, result, error):
             self.journal.append(event.type, event.content, last_words=True)
             self.summary.take(event.type, event.content)

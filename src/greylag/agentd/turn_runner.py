@@ -15,7 +15,7 @@ from greylag.agentd.journal import JournalError
 from greylag.agentd.journals import Journals
 from greylag.agentd.prompting import Prompting, failure_of
 from greylag.agentd.provider_errors import TurnError
-from greylag.agentd.records import SessionRecord, TurnRecord
+from greylag.agentd.records import TurnRecord
 from greylag.agentd.session_records import SessionRecords
 from greylag.agentd.turn_records import TurnRecords
 from greylag.agentd.turn_run import TurnRun
@@ -82,8 +82,15 @@ class TurnRunner:
         """Return all turns that run."""
         return list(self._runs.values())
 
-    def launch(self, session: SessionRecord, turn: TurnRecord, endpoint: EndpointType) -> None:
+    def launch(
+        self, turn: TurnRecord, agent_session_id: str | None, endpoint: EndpointType
+    ) -> None:
         """Begin a turn whose record has just been written.
+
+        Args:
+            turn: the record.
+            agent_session_id: what the agent calls the turn's session, None if not known to it.
+            endpoint: by which kind of route it came.
 
         Raises:
             OSError: its journal cannot be made; nothing has begun.
@@ -92,8 +99,10 @@ class TurnRunner:
         run = TurnRun(turn, journal, self._policy.now, self._policy.confirmation_timeout)
         run.begin(self._policy.demonstration())
         self._runs[turn.turn_id] = run
-        entry = self.activity.begin(session.session_id, endpoint)
-        self._tasks.create_task(self._run(run, session, entry), name=f"turn {turn.turn_id}")
+        entry = self.activity.begin(turn.session_id, endpoint)
+        self._tasks.create_task(
+            self._run(run, agent_session_id, entry), name=f"turn {turn.turn_id}"
+        )
 
     async def cancel(self, run: TurnRun) -> None:
         """Ask a turn to end; it does so a moment later, in its own task."""
@@ -103,15 +112,15 @@ class TurnRunner:
         # After the agent knows: a declined tool call alone would make it ask the model again.
         run.confirmations.cancel_all()
 
-    async def _run(self, run: TurnRun, session: SessionRecord, entry: ActivityEntry) -> None:
+    async def _run(self, run: TurnRun, agent_session_id: str | None, entry: ActivityEntry) -> None:
         structlog.contextvars.bind_contextvars(
-            session_id=session.session_id, turn_id=run.turn.turn_id
+            session_id=run.turn.session_id, turn_id=run.turn.turn_id
         )
         _log.info("turn_started")
         result: PromptResult | None = None
         error: TurnError | None = None
         try:
-            result = await self._prompting.ask(run, session)
+            result = await self._prompting.ask(run, agent_session_id)
         except (AgentError, JournalError) as failure:
             error = failure_of(failure)
         except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
@@ -129,7 +138,8 @@ class TurnRunner:
         self, run: TurnRun, result: PromptResult | None, error: TurnError | None
     ) -> None:
         try:
-            run.finish(result, error)
+            failure = self._agent.model_failure(run.agent_session_id or "")
+            run.finish(result, error, failure)
             await run.journal.seal()
         except JournalError as failure:
             _log.error("journal_failed", reason=str(failure))

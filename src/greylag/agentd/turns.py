@@ -18,11 +18,11 @@ from greylag.agentd.problems import (
     session_not_found,
     turn_not_found,
 )
-from greylag.agentd.records import TurnRecord
+from greylag.agentd.records import TurnRecord, session_title
 from greylag.agentd.turn_records import StartedTurn
 from greylag.agentd.turn_runner import Records, TurnPolicy, TurnRunner
 
-_READY_WITHIN = 10.0
+_READY_WITHIN = 5.0
 _log = structlog.get_logger()
 
 
@@ -61,7 +61,7 @@ class TurnService:
 
     async def start(
         self,
-        session_id: str,
+        session_id: str | None,
         message: str,
         message_id: str | None = None,
         endpoint: EndpointType = "agent-streaming",
@@ -69,7 +69,7 @@ class TurnService:
         """Start a turn, or return the one that this message already has.
 
         Args:
-            session_id: our id of the session.
+            session_id: our id of the session; None makes one for this turn.
             message: the user's words.
             message_id: the client's own id of the message; the same id again is the same turn.
             endpoint: by which kind of route it came, for `agent/status`.
@@ -78,31 +78,21 @@ class TurnService:
             the turn's record; outcome `new` or `known`.
 
         Raises:
-            RefusedError: session_not_found, session_busy, agent_unavailable, storage_failed.
+            RefusedError: session_not_found, session_busy, message_id_conflict, agent_unavailable,
+                storage_failed.
         """
-        session = await self._sessions.get(session_id)
-        if session is None:
-            raise session_not_found(session_id)
         if message_id is not None:
-            known = await self._turns.with_message(session_id, message_id)
+            known = await self._turns.with_message(message_id)
             if known is not None:
-                return StartedTurn(known, "known")
+                return _settled(StartedTurn("known", known), session_id)
+        if session_id is not None and await self._sessions.get(session_id) is None:
+            raise session_not_found(session_id)
         await self._require_ready()
-        started = await self._turns.start(self._new_record(session_id, message, message_id))
-        if started.outcome == "busy":
-            raise RefusedError(
-                "session_busy",
-                "Session busy",
-                "The agent is still answering in this session: wait for it, or cancel it.",
-                turn_id=started.turn.turn_id,
-            )
+        turn = self._new_record(session_id or str(uuid.uuid4()), message, message_id)
+        title = session_title(turn.session_id) if session_id is None else None
+        started = _settled(await self._turns.start(turn, title), session_id)
         if started.outcome == "new":
-            try:
-                self._runner.launch(session, started.turn, endpoint)
-            except OSError as error:
-                await self._turns.abandon(started.turn.turn_id)
-                problem = f"The turn's journal cannot be made: {error.strerror or error}."
-                raise RefusedError("storage_failed", "Storage failed", problem) from error
+            await self._launch(started, endpoint)
         return started
 
     async def get(self, turn_id: str) -> TurnRecord:
@@ -199,6 +189,14 @@ class TurnService:
             return False
         return True
 
+    async def _launch(self, started: StartedTurn, endpoint: EndpointType) -> None:
+        try:
+            self._runner.launch(started.turn, started.agent_session_id, endpoint)
+        except OSError as error:
+            await self._turns.abandon(started.turn.turn_id)
+            problem = f"The turn's journal cannot be made: {error.strerror or error}."
+            raise RefusedError("storage_failed", "Storage failed", problem) from error
+
     async def _require_ready(self) -> None:
         try:
             await self._agent.wait_ready(_READY_WITHIN)
@@ -223,3 +221,26 @@ class TurnService:
             started_at=self._now(),
             ended_at=None,
         )
+
+
+def _settled(started: StartedTurn, session_id: str | None) -> StartedTurn:
+    """Return a turn that may go on (new or known); raise for one that was refused."""
+    turn = started.turn
+    match started.outcome:
+        case "no_session":
+            raise session_not_found(turn.session_id)
+        case "busy":
+            raise RefusedError(
+                "session_busy",
+                "Session busy",
+                "The agent is still answering in this session: wait for it, or cancel it.",
+                turn_id=turn.turn_id,
+            )
+        case "known" if session_id not in {None, turn.session_id}:
+            raise RefusedError(
+                "message_id_conflict",
+                "Message id conflict",
+                "This message_id was used in another session.",
+                turn_id=turn.turn_id,
+            )
+    return started

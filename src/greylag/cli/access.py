@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -64,7 +64,9 @@ class Access:
             return named[0]
         if named:
             ids = ", ".join(project["project_id"] for project in named)
-            raise click.UsageError(f"Several projects are named {wanted}; say which by its id: {ids}.")
+            raise click.UsageError(
+                f"Several projects are named {wanted}; say which by its id: {ids}."
+            )
         raise refused or click.UsageError("PROJECT: no project has this id or name.")
 
     async def place(self, api: ApiClient, wanted: str) -> ProjectPlace:
@@ -92,9 +94,7 @@ def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R
     @click.option("--user", envvar="GREYLAG_USER", help="Act for this user [GREYLAG_USER].")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs on stdout.")
     @functools.wraps(command)
-    def with_access(
-        *args: P.args, server: str, user: str | None, as_json: bool, **kwargs: P.kwargs
-    ) -> R:
+    def with_access(*args: Any, server: str, user: str | None, as_json: bool, **kwargs: Any) -> R:
         output = Output(as_json=as_json)
         return command(Access(server, user or None, output, _token()), *args, **kwargs)
 
@@ -107,7 +107,7 @@ def with_client(
     """Run an async command to its end with a client, which is its second argument."""
 
     @functools.wraps(command)
-    def run(access: Access, *args: P.args, **kwargs: P.kwargs) -> R:
+    def run(access: Access, /, *args: P.args, **kwargs: P.kwargs) -> R:
         async def whole() -> R:
             async with access.client() as api:
                 return await command(access, api, *args, **kwargs)

@@ -1,6 +1,6 @@
 """What can go wrong for a command, each with the exit code that scripts see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import ClassVar
 
@@ -71,6 +71,10 @@ class UnauthorizedError(RefusedError):
     """The server wants another token, or one at all."""
 
     exit_code = Exit.UNAUTHORIZED
+
+    def __init__(self, problem: Problem) -> None:
+        # The server's own hint speaks of headers and pages, which nobody sees here.
+        super().__init__(replace(problem, hint="Set GREYLAG_TOKEN to the server's token."))
 
 
 class ServerUnreachableError(CliError):

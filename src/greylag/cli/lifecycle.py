@@ -13,52 +13,37 @@ from greylag.cli.event_text import event_line
 from greylag.cli.output import Output
 from greylag.cli.projects import show_project
 from greylag.cli.tasks import task_group
+from greylag.cli.waiting import wait_options
 
 # The answer and the log come over two connections: the log's last line may be a moment behind.
 LAST_LINE_SECONDS = 1.0
-RESTING = {"active", "inactive", "error"}
 WISHED = {"activate": "active", "deactivate": "inactive"}
-
-_no_wait = click.option(
-    "--no-wait", is_flag=True, help="Return at once; it goes on in the background."
-)
-_timeout = click.option(
-    "--timeout",
-    type=click.IntRange(1, 3600),
-    help="Wait at most so many seconds (default: the server's, 120).",
-)
 
 
 @click.command()
 @click.argument("project")
-@_no_wait
-@_timeout
+@wait_options
 @api_options
 @with_client
-async def activate(
-    access: Access, api: ApiClient, *, project: str, no_wait: bool, timeout: int | None
-) -> None:
+async def activate(access: Access, api: ApiClient, *, project: str, wish: Wish) -> None:
     """Start PROJECT's environment and wait until its agent answers.
 
     The activation log is shown on the way. A project that is active already stays as it is.
     Exit code 4 says that the time was over and it goes on.
     """
     found = await access.project(api, project)
-    await _change(access.output, api, found, "activate", Wish(not no_wait and (timeout or True)))
+    await _change(access.output, api, found, "activate", wish)
 
 
 @click.command()
 @click.argument("project")
-@_no_wait
-@_timeout
+@wait_options
 @api_options
 @with_client
-async def deactivate(
-    access: Access, api: ApiClient, *, project: str, no_wait: bool, timeout: int | None
-) -> None:
+async def deactivate(access: Access, api: ApiClient, *, project: str, wish: Wish) -> None:
     """Stop PROJECT's environment and wait until it is down; its files and history are kept."""
     found = await access.project(api, project)
-    await _change(access.output, api, found, "deactivate", Wish(not no_wait and (timeout or True)))
+    await _change(access.output, api, found, "deactivate", wish)
 
 
 async def _change(
@@ -84,23 +69,30 @@ async def _while_showing(
     # What is already on its way is the change that we join; else ours will be the next one.
     first = before["generation"] + (0 if same_wish else 1)
     async with task_group() as group:
-        log = group.create_task(_show_log(output, api, place, first), name="activation log")
+        log = group.create_task(
+            _show_log(output, api, place, first, {WISHED[action], "error"}), name="activation log"
+        )
         try:
             return await api.change(place, action, wish)
+        except asyncio.CancelledError:
+            log.cancel()
+            raise
         finally:
             await asyncio.wait({log}, timeout=LAST_LINE_SECONDS)
             log.cancel()
 
 
-async def _show_log(output: Output, api: ApiClient, place: ProjectPlace, first: int) -> None:
-    """Print the log from generation ``first`` on, until the change has come to its end."""
+async def _show_log(
+    output: Output, api: ApiClient, place: ProjectPlace, first: int, last: set[str]
+) -> None:
+    """Print the log from generation ``first`` on, until a status of ``last`` is reached."""
     try:
         async with api.events(place) as events:
             async for event in events:
                 generation = event.content.get("generation")
                 if isinstance(generation, int) and generation >= first:
                     output.note(event_line(event))
-                    if event.content.get("status") in RESTING:
+                    if event.content.get("status") in last:
                         return
     except CliError as error:
         # The log is an extra: the change itself tells how it ends.

@@ -12,6 +12,7 @@ from greylag.cli.ask import confirm
 from greylag.cli.client import ApiClient
 from greylag.cli.output import Output
 from greylag.cli.text import moment
+from greylag.cli.waiting import wait_options
 
 STATUSES = ("inactive", "activating", "active", "deactivating", "error")
 
@@ -95,20 +96,17 @@ async def show(access: Access, api: ApiClient, *, project: str) -> None:
 @projects.command()
 @click.argument("project")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--no-wait", is_flag=True, help="Return at once; it goes on in the background.")
-@click.option("--timeout", type=click.IntRange(1, 3600), help="Wait at most so many seconds.")
+@wait_options
 @api_options
 @with_client
-async def delete(  # noqa: PLR0913 - one argument per option
-    access: Access, api: ApiClient, *, project: str, yes: bool, no_wait: bool, timeout: int | None
-) -> None:
+async def delete(access: Access, api: ApiClient, *, project: str, yes: bool, wish: Wish) -> None:
     """Delete PROJECT: its environment, its workspace and its record.
 
     Asks first on a terminal; a script says --yes.
     """
     found = await access.project(api, project)
     confirm(f"Delete project {found['name']} and all of its files?", yes=yes)
-    left = await api.delete(place_of(found), Wish(wait=not no_wait and (timeout or True)))
+    left = await api.delete(place_of(found), wish)
     if access.output.json:
         access.output.document({"project_id": found["project_id"], "deleted": left is None})
     elif left is None:

@@ -1,6 +1,7 @@
 """Attending to environments' processes while this program runs: their end, and their stopping."""
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from greylag.cluster.environment import Environment
@@ -29,6 +30,7 @@ class Attendant:
         self._grace = grace
         self._tasks = OwnedTasks()
         self._watched: dict[Path, ProcessId] = {}
+        self._stopping: dict[Path, frozenset[ProcessId]] = {}
 
     def watch(self, environment: Environment, ref: ProjectRef, process: ProcessId) -> None:
         """See to the end of ``process``, once: reap it, kill what it leaves, tell of it."""
@@ -59,7 +61,7 @@ class Attendant:
 
         It does no harm when it has not been left.
         """
-        self._see_to_stop(environment, set())
+        self._see_to_stop(environment, frozenset())
 
     def forget(self, environment: Environment) -> None:
         """Drop what is kept of an environment that was deleted."""
@@ -69,16 +71,21 @@ class Attendant:
         """Let go; the processes go on."""
         await self._tasks.close()
 
-    def _see_to_stop(self, environment: Environment, known: set[ProcessId]) -> None:
-        async def stop() -> None:
-            over = False
-            while not over:
-                await asyncio.sleep(_STOP_POLL_SECONDS)
-                over = await self._threads.run(
-                    lambda: environment.go_on_stopping(self._grace, known)
-                )
+    def _see_to_stop(self, environment: Environment, known: frozenset[ProcessId]) -> None:
+        path = environment.folder.path
+        self._stopping[path] = self._stopping.get(path, frozenset()) | known
 
-        self._tasks.start(f"stop {environment.folder.path}", stop)
+        async def stop() -> None:
+            seen: frozenset[ProcessId] | None = frozenset()
+            while seen is not None:
+                await asyncio.sleep(_STOP_POLL_SECONDS)
+                known = self._stopping[path] = self._stopping[path] | seen
+                seen = await self._threads.run(
+                    partial(environment.go_on_stopping, self._grace, known)
+                )
+            del self._stopping[path]
+
+        self._tasks.start(f"stop {path}", stop)
 
 
 def _watch_name(environment: Environment, process: ProcessId) -> str:

@@ -5,6 +5,7 @@ killed in between leaves a state that the same verb, again, brings to its end.
 """
 
 import json
+import os
 import secrets
 import signal
 import time
@@ -26,6 +27,7 @@ from greylag.domain.project import ProjectRef
 
 _KILL_SECONDS = 3.0
 _KILL_POLL_SECONDS = 0.02
+_LISTENING_BYTES = 4096
 _LAST_PORT = 65535
 
 Spawn = Callable[[Folder, Record], Record]
@@ -78,7 +80,7 @@ class Environment:
             self.folder.listening.unlink(missing_ok=True)
             return spawn(self.folder, record).process
 
-    def begin_stop(self) -> set[ProcessId] | None:
+    def begin_stop(self) -> frozenset[ProcessId] | None:
         """Write that it is to stop and tell its agent. Return the processes that it has now, for
         ``go_on_stopping``; ``None`` when it does not run.
         """
@@ -91,25 +93,40 @@ class Environment:
                 self.folder.write(record)
             main = record.process
             if main is None:
-                return set()
-            known = {main, *children(main, recursive=True)}
+                return frozenset()
+            known = frozenset({main, *children(main, recursive=True)})
             # bubblewrap does not pass signals on; agentd is its only child.
             agentd = children(main, recursive=False) if record.boxed else {main}
             # Only this once: a second SIGTERM could cut off agentd's own clearing up.
             send(agentd, signal.SIGTERM)
             return known
 
-    def go_on_stopping(self, grace: float, known: set[ProcessId]) -> bool:
-        """Bring a stop further and return whether it is over.
+    def go_on_stopping(
+        self, grace: float, known: frozenset[ProcessId]
+    ) -> frozenset[ProcessId] | None:
+        """Bring a stop further. Return the processes to be ``known`` at the next call, as those
+        that outlive their parents are hard to find; ``None`` when it is over.
 
         For ``grace`` seconds after the wish the agent may end by itself, then everything is killed.
-        ``known`` collects the processes seen, as those that outlive their parents are hard to find.
         """
         with self.folder.lock():
             record = self.folder.read()
             if record is None or record.phase is not Phase.STOPPING:
-                return True
-            return self._stop_further(record, grace, known)
+                return None
+            main = record.process
+            if main is not None and is_alive(main):
+                known |= {main, *children(main, recursive=True)}
+                since = time.time() - (record.stopping_since or 0)
+                # A clock that was set back must not let it live for ever.
+                if 0 <= since < grace:
+                    return known
+            if left := marked(record.mark) | {process for process in known if is_alive(process)}:
+                send(left, signal.SIGKILL)
+                return known
+            self.folder.write(
+                replace(record, phase=Phase.STOPPED, process=None, stopping_since=None)
+            )
+            return None
 
     def note_end(self, process: ProcessId) -> bool:
         """Reap ``process``, which has ended, and write its exit code down if that was unasked;
@@ -169,30 +186,14 @@ class Environment:
         """Return the port that agentd says it listens on. Tools in the environment can write that
         file too, so it is believed no further than a port goes.
         """
+        # Not blocking: it may be a pipe that nobody writes to.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
-            port = json.loads(self.folder.listening.read_bytes())["port"]
+            with os.fdopen(os.open(self.folder.listening, flags), "rb") as file:
+                port = json.loads(file.read(_LISTENING_BYTES) or b"")["port"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return port if type(port) is int and 0 < port <= _LAST_PORT else None
-
-    def _stop_further(self, record: Record, grace: float, known: set[ProcessId]) -> bool:
-        main = record.process
-        if main is not None and is_alive(main):
-            known |= {main, *children(main, recursive=True)}
-            since = time.time() - (record.stopping_since or 0)
-            # A clock that was set back must not let it live for ever.
-            if 0 <= since < grace:
-                return False
-        left = marked(record.mark) | {process for process in known if is_alive(process)}
-        if left:
-            send(left, signal.SIGKILL)
-            return False
-        if main is not None:
-            reap(main.pid)
-        self.folder.write(
-            replace(record, phase=Phase.STOPPED, process=None, stopping_since=None, exit_code=None)
-        )
-        return True
 
     def _kill_leftovers(self, record: Record) -> None:
         """Kill what an agentd that is gone has left behind."""

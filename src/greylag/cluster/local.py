@@ -1,6 +1,7 @@
 """Environments as processes of this machine: the cluster that needs nothing installed."""
 
 import asyncio
+import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -15,7 +16,7 @@ from greylag.cluster.logfile import read_lines
 from greylag.cluster.news import News
 from greylag.cluster.observer import Observer, local_url
 from greylag.cluster.record import Phase, Record
-from greylag.cluster.sandbox import Limits, SandboxChoice, choose_sandbox, paths_in
+from greylag.cluster.sandbox import Limits, SandboxChoice, choose_sandbox
 from greylag.cluster.spawn import Spawner
 from greylag.cluster.threads import Threads
 from greylag.domain.errors import ClusterUnavailableError, NotActiveError
@@ -68,7 +69,7 @@ class LocalCluster:
         box = choose_sandbox(
             sandbox,
             hidden=(self._root, *hidden),
-            needed=paths_in([*agentd_command, *([goose] if goose else [])]),
+            needed=_programs(agentd_command[0], goose or "goose"),
         )
         extra = {**(model or {}), **({"GREYLAG_GOOSE": goose} if goose else {})}
         self._spawner = Spawner(
@@ -173,6 +174,12 @@ class LocalCluster:
     async def _sights(self) -> list[tuple[Environment, Record]]:
         """Return all environments under the root, without those whose record cannot be read."""
         return await self._threads.run(lambda: _readable(self._root))
+
+
+def _programs(*names: str) -> list[Path]:
+    """Return where these programs are, and what they link to."""
+    found = [Path(path) for name in names if (path := shutil.which(name))]
+    return [*found, *(path.resolve() for path in found)]
 
 
 def _readable(root: Path) -> list[tuple[Environment, Record]]:

@@ -176,7 +176,7 @@ class MemoryCluster:
         seen = self._look(project.ref)
         if seen.state is not Observed.READY or seen.endpoint is None:
             raise NotActiveError("The environment does not run.")
-        return AgentAddress(seen.endpoint, token="memory")  # noqa: S106 - guards nothing
+        return AgentAddress(seen.endpoint, token="opens-nothing")  # noqa: S106 - it guards nothing
 
     @asynccontextmanager
     async def logs(
@@ -197,13 +197,14 @@ class MemoryCluster:
 
     async def _lines(self, ref: ProjectRef, *, follow: bool, tail: int) -> AsyncIterator[bytes]:
         at = max(0, len(self._log(ref)) - tail)
-        while not self._closed:
+        while True:
+            news = self._news  # taken before reading, so that a line said meanwhile is not missed
             for line in self._log(ref)[at:]:
                 at += 1
                 yield line + b"\n"
-            if not follow:
+            if not follow or self._closed:
                 return
-            await self._news.wait()
+            await news.wait()
 
     def _log(self, ref: ProjectRef) -> list[bytes]:
         environment = self._environments.get(ref)

@@ -55,11 +55,11 @@ class Observer:
             return Observation(Observed.ABSENT)
         if record.phase is Phase.STOPPED:
             return Observation(Observed.STOPPED)
+        if record.process is not None:
+            self._attendant.watch(environment, record.ref, record.process)
         if record.phase is Phase.STOPPING:
             self._attendant.take_up_stop(environment)
             return Observation(Observed.STOPPING)
-        if record.process is not None:
-            self._attendant.watch(environment, record.ref, record.process)
         if not sight.alive:
             return await self._observe_end(environment, record)
         return await self._ask(environment, record, sight.port)

@@ -4,16 +4,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
+import greylag
 from greylag.domain.errors import ConfigError
 
 SandboxChoice = Literal["auto", "bubblewrap", "none"]
 
 _PROBE_SECONDS = 5.0
+_PROBE = "from importlib.util import find_spec as f; assert f('greylag') and f('structlog')"
 _PLAIN_NOTICE = (
     "Environments on this machine run as ordinary processes of your account and are not isolated "
     "from each other or from your files."
@@ -85,8 +89,8 @@ class Sandbox:
 
     def _needed_again(self) -> list[Path]:
         emptied = self._emptied()
-        paths = {path for path in (*self.needed, *_interpreter()) if path.exists()}
-        return sorted(path for path in paths if any(path.is_relative_to(e) for e in emptied))
+        paths = {path for path in (*self.needed, *_usual_needs()) if path.exists()}
+        return sorted(path for path in paths if _lies_in(path, emptied))
 
 
 def choose_sandbox(
@@ -94,8 +98,8 @@ def choose_sandbox(
 ) -> Sandbox:
     """Return the sandbox for ``choice``; ``auto`` takes bubblewrap when it works here.
 
-    It runs ``true`` in bubblewrap once, which blocks for some milliseconds: some systems have the
-    program but forbid what it does.
+    It runs Python in bubblewrap once, which blocks for some ten milliseconds: some systems have
+    the program but forbid what it does, and Greylag may lie where it cannot be seen from inside.
 
     Raises:
         ConfigError: ``bubblewrap`` was demanded and does not work.
@@ -115,16 +119,10 @@ def choose_sandbox(
     return Sandbox()
 
 
-def paths_in(command: Iterable[str]) -> list[Path]:
-    """Return the words of ``command`` that are absolute paths, and what they link to."""
-    paths = [Path(word) for word in command if Path(word).is_absolute()]
-    return paths + [path.resolve() for path in paths]
-
-
 def _probe(sandbox: Sandbox) -> str | None:
     """Return why ``sandbox`` does not work here, or ``None``."""
     volume = Path(sys.prefix)
-    command = sandbox.command([shutil.which("true") or "true"], volume)
+    command = sandbox.command([sys.executable, "-c", _PROBE], volume)
     try:
         done = subprocess.run(  # noqa: S603 - our own arguments
             command, capture_output=True, timeout=_PROBE_SECONDS, check=False
@@ -140,12 +138,19 @@ def _home() -> Path:
     return Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises where there is none
 
 
-def _interpreter() -> list[Path]:
-    """Return where Python, Greylag and the libraries lie."""
-    places = [sys.prefix, sys.base_prefix, *sys.path, *(_name_servers(),)]
-    return [Path(place).resolve() for place in places if place]
+def _usual_needs() -> list[Path]:
+    """Return where Python, Greylag and the libraries lie, and the file of the name servers.
+
+    Not ``sys.path``: it may hold the working directory, which may be the home folder.
+    """
+    libraries = Path(structlog.__file__).parents[1]
+    package = Path(greylag.__file__).parent
+    # In /run on many systems, behind a link.
+    name_servers = Path("/etc/resolv.conf").resolve()
+    return [Path(sys.prefix), Path(sys.base_prefix), libraries, package, name_servers]
 
 
-def _name_servers() -> str:
-    """Return the real file of the name servers, which often lies in ``/run``."""
-    return os.path.realpath("/etc/resolv.conf")
+def _lies_in(path: Path, emptied: Sequence[Path]) -> bool:
+    """Tell whether ``path`` is inside an emptied folder, and would not bring one back whole."""
+    inside = any(path.is_relative_to(folder) for folder in emptied)
+    return inside and not any(folder.is_relative_to(path) for folder in emptied)

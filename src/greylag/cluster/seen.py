@@ -1,7 +1,5 @@
 """What is observed of a local environment, as the domain takes it."""
 
-import os
-
 from greylag.cluster import launch
 from greylag.cluster.health import Health
 from greylag.cluster.record import Record
@@ -10,7 +8,8 @@ from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed
 
 _FAILED_HINT = "`greylag logs` shows what it says; activate the project to start it again."
-_TERMINAL_EXITS = frozenset({launch.NOT_FOUND, os.EX_CONFIG})
+_BAD_SETTINGS = 2
+_TERMINAL_EXITS = frozenset({launch.NOT_FOUND, _BAD_SETTINGS})
 _SILENT = ErrorInfo(
     "agent_unreachable",
     "The agent's API does not answer in time.",

@@ -17,6 +17,7 @@ from greylag.cluster.logfile import rotate
 from greylag.cluster.processes import MARK, identify
 from greylag.cluster.record import Phase, Record
 from greylag.cluster.sandbox import Limits, Sandbox
+from greylag.domain.errors import ClusterError
 
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 _RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
@@ -36,18 +37,23 @@ class Spawner:
         environment's lock and has made sure that nothing of it is alive.
 
         Raises:
+            ClusterError: the process ended at once.
             OSError: the system starts no more processes, or the disk is full.
         """
         rotate(folder.log)
         with (
-            open(folder.log, "ab", opener=_private) as log,  # noqa: PTH123 - for its opener
+            open(folder.log, "ab", opener=_private) as log,
             _Leave() as leave,
         ):
             pid = self._spawn(folder, record, leave.for_child, log.fileno())
+            process = identify(pid)
+            if process is None:
+                os.waitpid(pid, 0)
+                raise ClusterError("The environment's process ended as soon as it was started.")
             started = replace(
                 record,
                 phase=Phase.RUNNING,
-                process=identify(pid),
+                process=process,
                 boxed=self.sandbox.bwrap is not None,
                 started_at=time.time(),
                 exit_code=None,

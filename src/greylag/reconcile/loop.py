@@ -37,15 +37,16 @@ class WorkLoop(Generic[Item]):
         self._work = work
         self._slots = asyncio.Semaphore(concurrency)
         self._running: dict[Hashable, asyncio.Task[None]] = {}
+        self._nothing_due = False
         self.idle = asyncio.Event()
 
     async def run(self) -> None:
         """Work until cancelled; then every handler has been cancelled and has ended."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                if not await self._start_next(tasks):
-                    if not self._running:
-                        self.idle.set()
+                self._nothing_due = not await self._start_next(tasks)
+                if self._nothing_due:
+                    self._note_idle()
                     await self._work.news()
 
     async def drain(self) -> int:
@@ -84,5 +85,8 @@ class WorkLoop(Generic[Item]):
             self._slots.release()
             if self._running.get(key) is asyncio.current_task():
                 del self._running[key]
-            if not self._running:
-                self.idle.set()
+            self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._nothing_due and not self._running:
+            self.idle.set()

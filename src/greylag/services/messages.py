@@ -6,13 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from greylag import sse
-from greylag.domain.errors import (
-    ClusterError,
-    ErrorInfo,
-    GreylagError,
-    InvalidRequestError,
-    StreamCutError,
-)
+from greylag.domain.errors import ClusterError, InvalidRequestError
 from greylag.domain.events import Event
 from greylag.domain.project import Desired, Project, Status
 from greylag.domain.users import Principal
@@ -52,9 +46,9 @@ class Messages:
 
         Entering raises what can be told before the first byte: what ``Projects`` raises,
         ``InvalidRequestError``, ``ProjectDeletingError`` and, of an active project, what
-        ``AgentGateway.start_turn`` raises. Later errors are ``error`` events of the stream, which
-        ends with a ``complete`` event, or with ``StreamCutError`` when the turn goes on and is to
-        be resumed. Leaving stops the relay; the turn goes on.
+        ``AgentGateway.start_turn`` raises. What goes wrong later is raised by
+        the iterator; ``StreamCutError`` means that the turn goes on and is to be resumed. Leaving
+        stops the relay; the turn goes on.
         """
         _check(new)
         project = await self._projects.want(principal, user_id, project_id, Desired.ACTIVE)
@@ -72,22 +66,16 @@ class Messages:
         self, project: Project, new: NewMessage, message_id: str, before: int
     ) -> AsyncIterator[bytes]:
         yield _status_frame(f"{project.name} is {project.status}: waking its environment.")
-        try:
-            async for event in self._projects.progress(project, before):
-                yield _status_frame(event.message, event)
-            awake = await self._projects.settled(project)
-            if awake is None or awake.status is not Status.ACTIVE:
-                raise ClusterError("The project was stopped before it had become active.")
-            at = await self._agents.reach(awake)
-            turn = await self._start(at, new, message_id)
-            async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
-                async for part in frames:
-                    yield part
-        except StreamCutError:
-            raise
-        except GreylagError as error:
-            for frame in _failure_frames(error.info, new.session_id):
-                yield frame
+        async for event in self._projects.progress(project, before):
+            yield _status_frame(event.message, event)
+        awake = await self._projects.settled(project)
+        if awake is None or awake.status is not Status.ACTIVE:
+            raise ClusterError("The project was stopped before it had become active.")
+        at = await self._agents.reach(awake)
+        turn = await self._start(at, new, message_id)
+        async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
+            async for part in frames:
+                yield part
 
     async def _start(self, at: AgentAddress, new: NewMessage, message_id: str) -> Turn:
         return await self._gateway.start_turn(at, new.session_id, new.message, message_id)
@@ -118,18 +106,3 @@ def _status_frame(message: str, event: Event | None = None) -> bytes:
     if event is not None:
         content |= {"code": event.code, "status": event.status, "hint": event.hint}
     return sse.encode({"type": "status", "content": content})
-
-
-def _failure_frames(error: ErrorInfo, session_id: str | None) -> tuple[bytes, bytes]:
-    shown = {
-        "message": error.message,
-        "error": error.message,
-        "code": error.code,
-        "hint": error.hint,
-        "session_id": session_id,
-    }
-    end = {"message": "Response complete", "session_id": session_id, "stop_reason": "error"}
-    return (
-        sse.encode({"type": "error", "content": shown}),
-        sse.encode({"type": "complete", "content": end}),
-    )

@@ -5,9 +5,10 @@ for a few microseconds, whether anybody has written at all; only then are the ro
 """
 
 import asyncio
-import logging
 import sqlite3
 from collections.abc import Iterable
+
+import structlog
 
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import ProjectRef
@@ -17,7 +18,7 @@ from greylag.store.threads import SqlThread
 _KEPT = 10_000
 _SECONDS_AFTER_FAILURE = 1.0
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 def note(sql: sqlite3.Connection, source: str, refs: Iterable[ProjectRef | None]) -> None:
@@ -63,7 +64,7 @@ class Follower:
         except StoreUnavailableError as error:
             # Listeners look for themselves and meet the error where it can be answered.
             if not self._failing:
-                _log.warning("changes of other processes cannot be read: %s", error)
+                _log.warning("changes_unreadable", reason=str(error))
             self._failing = True
             self._hub.signal(None)
             return _SECONDS_AFTER_FAILURE

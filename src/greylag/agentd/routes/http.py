@@ -21,6 +21,7 @@ _STATUS = {
     "setting_not_found": 404,
     "extension_not_found": 404,
     "session_busy": 409,
+    "message_id_conflict": 409,
     "confirmation_settled": 409,
     "events_gone": 410,
     "too_large": 413,

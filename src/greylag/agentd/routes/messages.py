@@ -25,10 +25,17 @@ _MESSAGE_ID = 200
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a user said, and the client's own id for it, if it gave one."""
+    """What a user said.
+
+    Attributes:
+        text: the words.
+        message_id: the client's own id of the message, if it gave one.
+        session_id: the session that the body names, if it does.
+    """
 
     text: str
     message_id: str | None
+    session_id: str | None
 
 
 class MessageReader:
@@ -52,7 +59,7 @@ class MessageReader:
         message_id = text(body, "message_id")
         if message_id is not None and not 1 <= len(message_id) <= _MESSAGE_ID:
             raise invalid(f"message_id must have from 1 to {_MESSAGE_ID} characters.")
-        return Message(words, message_id)
+        return Message(words, message_id, text(body, "session_id"))
 
 
 class MessageRoutes:

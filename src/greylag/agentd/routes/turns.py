@@ -29,7 +29,7 @@ class TurnRoutes:
         of_session = "/api/v1/sessions/{session_id}/turns"
         one = "/api/v1/turns/{turn_id}"
         return [
-            Route(of_session, self.start, methods=["POST"]),
+            Route("/api/v1/turns", self.start, methods=["POST"]),
             Route(of_session, self.list, methods=["GET"]),
             Route(one, self.get, methods=["GET"]),
             Route(f"{one}/events", self.events, methods=["GET"]),
@@ -38,10 +38,12 @@ class TurnRoutes:
         ]
 
     async def start(self, request: Request) -> Response:
-        """Start a turn: 201, or 200 with the turn that the same message_id already has."""
+        """Start a turn: 201, or 200 with the turn that the same message_id already has.
+
+        Without a session_id, a session is made for it.
+        """
         message = await self._reader.read(request)
-        session_id = request.path_params["session_id"]
-        started = await self._turns.start(session_id, message.text, message.message_id)
+        started = await self._turns.start(message.session_id, message.text, message.message_id)
         status = 201 if started.outcome == "new" else 200
         return JSONResponse(turn_object(started.turn), status_code=status)
 

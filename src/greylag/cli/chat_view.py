@@ -1,0 +1,166 @@
+"""How a turn is shown: the answer on stdout, all that happens around it on stderr."""
+
+import json
+import sys
+from typing import Any, Protocol
+
+from rich.text import Text
+
+from greylag.cli.api_types import StreamEvent
+from greylag.cli.output import Output
+from greylag.cli.text import shortened, visible
+
+ARGUMENT_LENGTH = 100
+QUESTION_LENGTH = 4000
+
+
+class TurnView(Protocol):
+    """Where a turn's events and the client's own remarks go."""
+
+    def show(self, event: StreamEvent) -> None:
+        """Show one event of the turn."""
+
+    def note(self, text: str) -> None:
+        """Tell the person what the client does."""
+
+    def question(self, event: StreamEvent) -> None:
+        """Show in full what a ``tool_confirmation`` asks; the caller reads the answer."""
+
+    def end(self) -> None:
+        """Leave the cursor at the start of a line."""
+
+
+class JsonView:
+    """Each event as one line of JSON on stdout; remarks on stderr."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def show(self, event: StreamEvent) -> None:
+        """Print the event."""
+        self._output.document(event.as_json())
+
+    def note(self, text: str) -> None:
+        """Print the remark."""
+        self._output.note(text)
+
+    def question(self, event: StreamEvent) -> None:
+        """Print nothing: the event itself is on stdout."""
+
+    def end(self) -> None:
+        """Do nothing: every line is whole."""
+
+
+class TextView:
+    """The answer as it comes, thinking dimmed, tool calls and their results in one line each."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._showing = ""
+        self._line_open = False
+        self._told: set[str] = set()
+
+    def show(self, event: StreamEvent) -> None:
+        """Show the event; kinds that say nothing to a person are passed over."""
+        match event.type:
+            case "message":
+                self._answer(event.text("content"))
+            case "thinking":
+                self._thought(event.text("message"))
+            case "tool_request":
+                self.note(f"> {event.text('tool_name')} {_arguments(event)}")
+            case "tool_response":
+                self._tool_result(event)
+            case "turn":
+                self._once(event.text("demonstration"))
+            case "status" | "context_exceeded":
+                self.note(_with_hint(event))
+            case "error":
+                self._error(event)
+
+    def note(self, text: str) -> None:
+        """Print a line of its own on stderr, dimmed."""
+        self.end()
+        self._output.note(text)
+
+    def question(self, event: StreamEvent) -> None:
+        """Print the whole tool call: nobody should allow what they have not seen."""
+        arguments = _json(event.content.get("arguments"), indent=2)
+        if len(arguments) > QUESTION_LENGTH:
+            left = len(arguments) - QUESTION_LENGTH
+            arguments = f"{arguments[:QUESTION_LENGTH]}\n... and {left} more characters, not shown"
+        self.end()
+        self._output.note(f"The agent asks to run {event.text('tool_name')}:", style="bold yellow")
+        self._output.note(arguments, style="")
+
+    def end(self) -> None:
+        """Close the line that the last piece left open."""
+        if self._line_open:
+            self._stream().write("\n")
+            self._stream().flush()
+        self._line_open = False
+
+    def _answer(self, text: str) -> None:
+        self._switch_to("answer")
+        # A reader that stops reading stops us here, and the server with us: nothing piles up.
+        sys.stdout.write(visible(text))
+        sys.stdout.flush()
+        self._mark(text)
+
+    def _thought(self, text: str) -> None:
+        self._switch_to("thought")
+        self._output.err.print(Text(visible(text), style="dim italic"), end="", soft_wrap=True)
+        self._mark(text)
+
+    def _tool_result(self, event: StreamEvent) -> None:
+        result = event.content.get("result")
+        found = result if isinstance(result, dict) else {}
+        if event.content.get("is_error"):
+            self.note(f"  failed: {shortened(str(found.get('Err', '')), ARGUMENT_LENGTH)}")
+            return
+        parts = found.get("Ok")
+        texts = [part.get("text") for part in parts if isinstance(part, dict)] if parts else []
+        whole = "\n".join(text for text in texts if isinstance(text, str))
+        self.note(f"  ok: {shortened(whole, ARGUMENT_LENGTH)}")
+
+    def _error(self, event: StreamEvent) -> None:
+        self.end()
+        words = event.text("error") or event.text("message")
+        code = event.text("code")
+        self._output.note(f"error: {words}" + (f" [{code}]" if code else ""), style="red")
+        if event.text("hint"):
+            self._output.note(f"hint: {event.text('hint')}", style="")
+
+    def _once(self, text: str) -> None:
+        if text and text not in self._told:
+            self._told.add(text)
+            self.note(text)
+
+    def _switch_to(self, kind: str) -> None:
+        if kind != self._showing:
+            self.end()
+        self._showing = kind
+
+    def _mark(self, text: str) -> None:
+        if text:
+            self._line_open = not text.endswith("\n")
+
+    def _stream(self) -> Any:
+        return sys.stdout if self._showing == "answer" else sys.stderr
+
+
+def _with_hint(event: StreamEvent) -> str:
+    hint = event.text("hint")
+    return event.text("message") + (f" ({hint})" if hint else "")
+
+
+def _arguments(event: StreamEvent) -> str:
+    arguments = event.content.get("arguments")
+    if isinstance(arguments, dict) and len(arguments) == 1:
+        only = next(iter(arguments.values()))
+        return shortened(only if isinstance(only, str) else _json(only), ARGUMENT_LENGTH)
+    return shortened(_json(arguments), ARGUMENT_LENGTH)
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,145 @@
+"""A user's projects: list, create, read, edit, and their activation log."""
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Header, Query, Response
+
+from greylag import sse
+from greylag.domain.events import Event
+from greylag.domain.project import Status
+from greylag.ports.store import Edit, PageQuery
+from greylag.services.projects import MAX_KEY_LENGTH, NewProject
+from greylag.web.api.deps import CallDep, ProjectCallDep, UserId
+from greylag.web.api.docs import events, problems
+from greylag.web.plain import rfc3339
+from greylag.web.schemas import EditIn, NewProjectIn, ProjectOut, ProjectsOut
+from greylag.web.stream import mapped
+
+MAX_PAGE = 200
+MAX_CURSOR_LENGTH = 512
+PROJECTS = "/api/users/{user}/projects"
+PROJECT = PROJECTS + "/{project}"
+_MAX_SEQ = 2**63 - 1
+
+router = APIRouter(tags=["projects"])
+
+_LOCATION = {"description": "The project's path.", "schema": {"type": "string"}}
+_EVENT = (
+    'id: 3\ndata: {"type":"status","content":{"message":"The agent is ready.",'
+    '"code":"agent_ready","status":"active","hint":"","at":"2026-11-23T09:15:00.000Z",'
+    '"generation":2}}\n\n'
+)
+
+
+@router.get(
+    PROJECTS,
+    operation_id="list_projects",
+    summary="List a user's projects",
+    responses=problems(404),
+)
+async def list_projects(
+    call: CallDep,
+    user: UserId,
+    status: Annotated[Status | None, Query(description="Only those with this status.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many at most.")] = 50,
+    cursor: Annotated[
+        str | None,
+        Query(max_length=MAX_CURSOR_LENGTH, description="`next_cursor` of the page before."),
+    ] = None,
+) -> ProjectsOut:
+    """Newest first, in pages."""
+    page = await call.use_cases.projects.page(
+        call.principal, user, PageQuery(limit, cursor, status)
+    )
+    shown = [ProjectOut.of(project) for project in page.projects]
+    return ProjectsOut(projects=shown, next_cursor=page.cursor)
+
+
+@router.post(
+    PROJECTS,
+    operation_id="create_project",
+    summary="Create a project",
+    status_code=201,
+    responses={
+        **problems(404, 409, 413),
+        200: {"description": "The same Idempotency-Key had created it.", "model": ProjectOut},
+        201: {"description": "Created, inactive.", "headers": {"Location": _LOCATION}},
+    },
+)
+async def create_project(
+    call: CallDep,
+    user: UserId,
+    body: NewProjectIn,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=MAX_KEY_LENGTH,
+            description="Made by the client: with the same key nothing is created twice.",
+        ),
+    ] = None,
+) -> ProjectOut:
+    """The project is inactive at first; its environment is prepared in the background."""
+    new = NewProject(body.name, body.project_id, body.metadata)
+    created = await call.use_cases.projects.create(call.principal, user, new, idempotency_key)
+    project = created.project
+    response.status_code = 201 if created.new else 200
+    response.headers["location"] = PROJECT.format(
+        user=quote(project.user_id, safe=""), project=quote(project.project_id, safe="")
+    )
+    return ProjectOut.of(project)
+
+
+@router.get(PROJECT, operation_id="show_project", summary="Read a project", responses=problems(404))
+async def show_project(call: ProjectCallDep) -> ProjectOut:
+    """The project as it is now."""
+    project = await call.use_cases.projects.get(*call.at)
+    return ProjectOut.of(project)
+
+
+@router.patch(
+    PROJECT,
+    operation_id="edit_project",
+    summary="Rename a project, or replace its metadata",
+    responses=problems(404, 409, 413),
+)
+async def edit_project(call: ProjectCallDep, body: EditIn) -> ProjectOut:
+    """What is left out stays as it is; the environment is not touched."""
+    project = await call.use_cases.projects.edit(*call.at, Edit(body.name, body.metadata))
+    return ProjectOut.of(project)
+
+
+@router.get(
+    f"{PROJECT}/events",
+    operation_id="follow_project",
+    summary="Follow a project's activation log",
+    response_class=Response,
+    responses={**problems(404), **events(_EVENT)},
+)
+async def follow_project(
+    call: ProjectCallDep,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=_MAX_SEQ, description="Wins over `after`.")
+    ] = None,
+    after: Annotated[
+        int, Query(ge=0, le=_MAX_SEQ, description="Only events after this number.")
+    ] = 0,
+) -> Any:
+    """All events so far, then each as it comes, until the project is deleted."""
+    start = after if last_event_id is None else last_event_id
+    log = await call.use_cases.projects.follow(*call.at, start)
+    return call.streams.events(call.ref, mapped(log, _frame))
+
+
+def _frame(event: Event) -> bytes:
+    content = {
+        "message": event.message,
+        "code": event.code,
+        "status": event.status,
+        "hint": event.hint,
+        "at": rfc3339(event.at),
+        "generation": event.generation,
+    }
+    return sse.encode({"type": "status", "content": content}, id=str(event.seq))

@@ -1,0 +1,145 @@
+"""What an agent remembers, as a project's page shows it: sessions, messages and their answers."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from greylag.domain.errors import AgentUnreachableError, ErrorInfo, GreylagError
+from greylag.domain.users import Principal
+from greylag.ports.agent import ChatMessage, Session, Turn
+from greylag.services.agents import Agents
+from greylag.web.dashboard.text import Moment, parsed_moment
+from greylag.web.dashboard.views import ProjectView
+
+NEW_SESSION = "new"
+"""What an address says in place of a session id to begin a new one."""
+RUNNING = "running"
+TURNS_SHOWN = 30
+_PATIENCE_SECONDS = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """One session in the list of them."""
+
+    session_id: str
+    updated: Moment | None
+    message_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A message and the text that answered it; ``turn`` is ``None`` when it is not kept."""
+
+    message: str
+    answer: str
+    turn: Turn | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """All that a page shows of an agent. ``selected`` is ``None`` before a session's first message;
+    ``error`` tells why the agent's part is missing.
+    """
+
+    sessions: tuple[SessionView, ...] = ()
+    selected: str | None = None
+    exchanges: tuple[Exchange, ...] = ()
+    hidden: int = 0
+    demonstration: str | None = None
+    error: ErrorInfo | None = None
+
+    @property
+    def running(self) -> Turn | None:
+        """The turn that the selected session works on."""
+        last = self.exchanges[-1].turn if self.exchanges else None
+        return last if last is not None and last.status == RUNNING else None
+
+
+async def read_conversation(
+    agents: Agents, principal: Principal, project: ProjectView, wanted: str | None, shown: int
+) -> Conversation:
+    """Return the session ``wanted`` (``None``: the newest) with its last ``shown`` turns.
+
+    A project that is not active has nothing to show yet; an agent that fails or takes longer than
+    a page may is an ``error`` of the result, so that the rest of the page stands.
+    """
+    if not project.is_active:
+        return Conversation(selected=_chosen(wanted, ()))
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return await _read(agents, principal, project, wanted, shown)
+    except GreylagError as error:
+        return Conversation(selected=_chosen(wanted, ()), error=error.info)
+    except TimeoutError:
+        late = AgentUnreachableError("The agent did not answer in time.")
+        return Conversation(selected=_chosen(wanted, ()), error=late.info)
+
+
+async def _read(
+    agents: Agents, principal: Principal, project: ProjectView, wanted: str | None, shown: int
+) -> Conversation:
+    where = (principal, project.user_id, project.project_id)
+    status = await agents.status(*where)
+    sessions = await agents.sessions(*where)
+    selected = _chosen(wanted, sessions)
+    found: tuple[Exchange, ...] = ()
+    error = None
+    if selected is not None:
+        try:
+            messages = await agents.messages(*where, selected)
+            found = tuple(pair(messages, await agents.turns(*where, selected)))
+        except GreylagError as problem:
+            error, selected = problem.info, None
+    return Conversation(
+        sessions=tuple(_session_view(session) for session in sessions),
+        selected=selected,
+        exchanges=found[-shown:],
+        hidden=max(0, len(found) - shown),
+        demonstration=status.demonstration,
+        error=error,
+    )
+
+
+def pair(messages: Sequence[ChatMessage], turns: Sequence[Turn]) -> list[Exchange]:
+    """Return a session's exchanges, oldest first, each with its turn where that is known.
+
+    ``messages`` come oldest first and ``turns`` newest first, as an agent tells them. A turn that
+    began between the two questions is there too, without an answer.
+    """
+    texts = list(_texts(messages))
+    pairs: list[Exchange] = []
+    for turn in turns:
+        if texts and texts[-1][0] == turn.message:
+            pairs.append(Exchange(*texts.pop(), turn))
+        elif turn.status == RUNNING:
+            pairs.append(Exchange(turn.message, "", turn))
+    pairs += [Exchange(message, answer, None) for message, answer in reversed(texts)]
+    return pairs[::-1]
+
+
+def _texts(messages: Sequence[ChatMessage]) -> Iterator[tuple[str, str]]:
+    """Yield each user message with all that was said until the next one."""
+    message: str | None = None
+    answer: list[str] = []
+    for one in messages:
+        if one.role.lower() != "user":
+            answer.append(one.content)
+            continue
+        if message is not None or answer:
+            yield message or "", "\n\n".join(answer)
+        message, answer = one.content, []
+    if message is not None or answer:
+        yield message or "", "\n\n".join(answer)
+
+
+def _chosen(wanted: str | None, sessions: Sequence[Session]) -> str | None:
+    if wanted == NEW_SESSION:
+        return None
+    return wanted or (sessions[0].session_id if sessions else None)
+
+
+def _session_view(session: Session) -> SessionView:
+    updated = parsed_moment(session.updated_at, datetime.now(UTC))
+    return SessionView(session.session_id, updated, session.message_count)

@@ -1,0 +1,53 @@
+"""From templates to responses."""
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from greylag.web.dashboard.text import visible
+from greylag.web.dashboard.views import project_url, user_url
+from greylag.web.schemas import Problem
+
+
+@cache
+def templates() -> Environment:
+    """Return the templates, made when a page is first asked for."""
+    environment = Environment(
+        loader=PackageLoader("greylag.web", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    environment.globals.update(user_url=user_url, project_url=project_url)
+    return environment
+
+
+def is_fragment_request(request: Request) -> bool:
+    """Tell whether htmx asks, for a piece of a page that is already there."""
+    return request.headers.get("hx-request") == "true"
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a template's HTML. A value that the template names and nobody gives is an error."""
+    return templates().get_template(template).render(**values)
+
+
+def respond(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """Return a page or a fragment. Nobody keeps it: it shows how things stand now."""
+    headers = {"Cache-Control": "private, no-cache", "Vary": "HX-Request"}
+    return HTMLResponse(render(template, **values), status_code=status, headers=headers)
+
+
+def error_page(request: Request, problem: Problem) -> Response:
+    """Return ``problem`` as a page, or, when htmx asks, as a notice for the page that is open."""
+    if not is_fragment_request(request):
+        return respond("error.html", status=problem.status, problem=problem)
+    response = respond("fragments/notice.html", status=problem.status, problem=problem)
+    response.headers["HX-Retarget"] = "#notices"
+    response.headers["HX-Reswap"] = "beforeend"
+    return response

@@ -1,0 +1,20 @@
+"""The dashboard's addresses: each handler reads the request, asks once and answers."""
+
+from fastapi import APIRouter
+
+from greylag.config import Settings
+from greylag.services.use_cases import UseCases
+from greylag.web.dashboard.agent_routes import add_agent_routes
+from greylag.web.dashboard.board import Board
+from greylag.web.dashboard.project_routes import add_project_routes
+from greylag.web.dashboard.user_routes import add_user_routes
+
+
+def dashboard_routes(use_cases: UseCases, settings: Settings) -> APIRouter:
+    """Return the routes of all pages; none of them is part of the JSON API's description."""
+    router = APIRouter(include_in_schema=False)
+    board = Board.of(use_cases, settings)
+    add_user_routes(router, board)
+    add_agent_routes(router, board)
+    add_project_routes(router, board)
+    return router

@@ -1,0 +1,195 @@
+"""Errors outward: the one table from code to HTTP status, and RFC 9457 problem documents."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from greylag.domain.errors import (
+    ErrorInfo,
+    GreylagError,
+    InvalidRequestError,
+    TooLargeError,
+)
+from greylag.web.allowed import AllowedMethods
+from greylag.web.exchange import exchange_of
+from greylag.web.schemas import Problem
+
+log = structlog.get_logger(__name__)
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+STATUS: Mapping[str, int] = {
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "user_not_found": 404,
+    "project_not_found": 404,
+    "session_not_found": 404,
+    "turn_not_found": 404,
+    "confirmation_not_found": 404,
+    "method_not_allowed": 405,
+    "conflict": 409,
+    "project_exists": 409,
+    "project_deleting": 409,
+    "idempotency_conflict": 409,
+    "environment_not_active": 409,
+    "environment_stopping": 409,
+    "session_busy": 409,
+    "confirmation_settled": 409,
+    "lease_lost": 409,
+    "too_large": 413,
+    "invalid_request": 422,
+    "limit_exceeded": 429,
+    "headers_too_large": 431,
+    "internal_error": 500,
+    "config_error": 500,
+    "agent_unreachable": 502,
+    "agent_failed": 502,
+    "stream_cut": 502,
+    "cluster_unavailable": 503,
+    "store_unavailable": 503,
+    "wait_timeout": 504,
+    "activation_timeout": 504,
+}
+"""The HTTP status of each code. Any other code is a cluster's own name for a failure: 502."""
+
+_FAULT = GreylagError("Something went wrong inside Greylag.").info
+_NOT_FOUND = ErrorInfo(
+    "not_found", "Nothing is at this path.", "GET /openapi.json lists every path of the API."
+)
+_NOT_ALLOWED = ErrorInfo(
+    "method_not_allowed",
+    "This path does not take this method.",
+    "The Allow header lists the methods that it takes.",
+)
+
+ErrorPage = Callable[[Request, Problem], Response]
+"""Makes the page that shows a problem to a person."""
+
+
+def status_of(error: ErrorInfo) -> int:
+    """Return the HTTP status of an error."""
+    return STATUS.get(error.code, 502)
+
+
+def problem_response(
+    scope: Scope,
+    error: ErrorInfo,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the answer that tells ``error`` as a problem document."""
+    return _document(_problem(scope, error, status_of(error)), headers)
+
+
+def unexpected(error: Exception) -> ErrorInfo:
+    """Log a fault of ours with its stack, and return what may be told of it: nothing but that."""
+    log.error("fault", exc_info=error)
+    return _FAULT
+
+
+def told(error: Exception) -> ErrorInfo:
+    """Return what a client may read of any error; faults of ours are logged on the way."""
+    return error.info if isinstance(error, GreylagError) else unexpected(error)
+
+
+def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
+    """Let ``app`` answer every error: as a problem document to a program, as a page to a browser
+    that asked for a page.
+    """
+    allowed = AllowedMethods(app)
+
+    def answer(
+        request: Request, error: ErrorInfo, status: int, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        problem = _problem(request.scope, error, status)
+        if not _wants_page(request):
+            return _document(problem, headers)
+        response = error_page(request, problem)
+        response.headers.update(headers or {})
+        return response
+
+    async def on_greylag_error(request: Request, error: Exception) -> Response:
+        known = told(error)
+        return answer(request, known, status_of(known))
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        errors = error.errors() if isinstance(error, RequestValidationError) else []
+        return answer(request, InvalidRequestError(_first_fault(errors)).info, 422)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            return answer(request, unexpected(error), 500)
+        headers = dict(error.headers or {})
+        if error.status_code == 405 and (methods := allowed.of(request.url.path)):  # noqa: PLR2004 - HTTP's
+            headers["allow"] = methods
+        return answer(request, *_of_http(error), headers)
+
+    async def on_fault(request: Request, _error: Exception) -> Response:
+        # Logged by RequestLog, to which the framework passes the error on after this.
+        return answer(request, _FAULT, 500)
+
+    app.add_exception_handler(GreylagError, on_greylag_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_fault)
+
+
+def _problem(scope: Scope, error: ErrorInfo, status: int) -> Problem:
+    return Problem(
+        type=f"urn:greylag:error:{error.code}",
+        title=error.code.replace("_", " ").capitalize(),
+        status=status,
+        code=error.code,
+        detail=error.message,
+        hint=error.hint,
+        request_id=exchange_of(scope).request_id,
+    )
+
+
+def _document(problem: Problem, headers: Mapping[str, str] | None) -> Response:
+    return Response(
+        problem.model_dump_json(),
+        status_code=problem.status,
+        headers=headers,
+        media_type=PROBLEM_MEDIA_TYPE,
+    )
+
+
+def _wants_page(request: Request) -> bool:
+    path = request.url.path
+    is_page = path != "/api" and not path.startswith("/api/")
+    return is_page and "text/html" in request.headers.get("accept", "")
+
+
+def _of_http(error: HTTPException) -> tuple[ErrorInfo, int]:
+    match error.status_code:
+        case 404:
+            return _NOT_FOUND, 404
+        case 405:
+            return _NOT_ALLOWED, 405
+        case 413:
+            return TooLargeError("The request's body is larger than is taken.").info, 413
+        case 400:
+            unreadable = InvalidRequestError("The request's body cannot be read.")
+            return unreadable.info, 422
+        case status:
+            return ErrorInfo(f"http_{status}", str(error.detail)), status
+
+
+def _first_fault(errors: Sequence[Any]) -> str:
+    """Return one sentence about the first thing that is wrong, naming where it is."""
+    if not errors:
+        return "The request is not of the form it must have."
+    where, *path = (str(part) for part in errors[0]["loc"])
+    reason = str(errors[0]["msg"]).removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    if errors[0]["type"] == "json_invalid":
+        return f"The body is not JSON: {errors[0]['ctx']['error']} (at character {path[0]})."
+    field = ".".join(path)
+    return f"{field} ({where}): {reason}." if field else f"The {where}: {reason}."

@@ -1,0 +1,110 @@
+"""The outermost layer: a request's id, the headers of every answer, and one log line for each."""
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from greylag import context
+from greylag.web import errors
+from greylag.web.exchange import Exchange
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(rb"[ -~]{1,128}")
+_QUIET = frozenset({"/healthz", "/readyz"})
+
+SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (
+        b"content-security-policy",
+        b"; ".join(
+            (
+                b"default-src 'none'",
+                b"script-src 'self'",
+                b"style-src 'self'",
+                b"img-src 'self' data:",
+                b"connect-src 'self'",
+                b"font-src 'self'",
+                b"form-action 'self'",
+                b"base-uri 'none'",
+                b"frame-ancestors 'none'",
+            )
+        ),
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    # Not no-referrer: under that policy a browser sends `Origin: null` with our own forms too, and
+    # the guard could not tell them from another site's.
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+)
+
+
+class RequestLog:
+    """ASGI layer around everything else.
+
+    It takes or makes ``x-request-id``, adds it and the security headers to every answer, answers
+    500 for whatever nobody caught, and writes one line when the answer has ended (for a stream:
+    when the stream has).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(_request_id(scope), send)
+        exchange.open(scope)
+        context.request_id.set(exchange.request_id)
+        structlog.contextvars.clear_contextvars()
+        added = [*SECURITY_HEADERS, (b"x-request-id", exchange.request_id.encode())]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = _with_cache_rule([*message.get("headers", ()), *added])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception as error:  # noqa: BLE001 - logged with its stack, and answered
+            known = errors.unexpected(error)
+            if exchange.status is None:
+                answer = errors.problem_response(scope, known)
+                await answer(scope, receive, send_with_headers)
+        finally:
+            _write_line(scope, exchange)
+
+
+def _with_cache_rule(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Forbid keeping an answer that does not say itself how it may be kept."""
+    if not any(name == b"cache-control" for name, _ in headers):
+        headers.append((b"cache-control", b"no-store"))
+    return headers
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value.decode("ascii"))
+    return uuid.uuid4().hex
+
+
+def _write_line(scope: Scope, exchange: Exchange) -> None:
+    line = {
+        "method": scope["method"],
+        # The template, not the path: lines are to be counted by it, and paths may hold anything.
+        "path": getattr(scope.get("route"), "path", None) or "(none)",
+        "status": exchange.status,
+        "ms": round((time.monotonic() - exchange.started) * 1000, 1),
+    }
+    if exchange.client_left:
+        line["client_left"] = True
+    write = log.debug if scope["path"] in _QUIET else log.info
+    write("request", **line)

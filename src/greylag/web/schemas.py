@@ -1,0 +1,168 @@
+"""What the JSON API takes and gives of users and projects; OpenAPI is made from these models."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from greylag.domain.names import MAX_ID_LENGTH, MAX_NAME_LENGTH
+from greylag.domain.project import Desired, Project, Status
+from greylag.services.platform import Platform
+from greylag.web.plain import check_metadata, check_text, rfc3339
+
+Text = Annotated[str, AfterValidator(check_text)]
+Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+_TIME = "2026-11-23T09:15:00.000Z"
+
+
+class In(BaseModel):
+    """A request's body: a member that is not known is an error, not a silent loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Out(BaseModel):
+    """A part of an answer."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class Problem(Out):
+    """What is wrong, as a problem document (RFC 9457)."""
+
+    type: str = Field(description="A URN that ends in the code.")
+    title: str = Field(description="The code in words.")
+    status: int = Field(description="The HTTP status.", ge=400, le=599)
+    code: str = Field(description="Stable, for programs.")
+    detail: str = Field(description="What is wrong, in one plain sentence.")
+    hint: str = Field(description="What to do; may be empty.")
+    request_id: str = Field(description="The x-request-id of the answer, for the log.")
+
+
+class PlatformOut(Out):
+    """What this installation is."""
+
+    version: str = Field(examples=["0.1.0"])
+    cluster: str = Field(description="Where environments run.", examples=["local"])
+    store: str = Field(description="Where records are kept.", examples=["sqlite"])
+    notice: str | None = Field(description="A sentence that every user must see.")
+    demonstration: str | None = Field(description="Set when no real model answers: says so.")
+
+    @classmethod
+    def of(cls, platform: Platform) -> Self:
+        """Return ``platform`` as it is shown."""
+        return cls.model_validate(platform)
+
+
+class UserOut(Out):
+    """A user."""
+
+    id: str = Field(examples=["me"])
+    display_name: str = Field(examples=["Me"])
+
+
+class UsersOut(Out):
+    """All users whom the caller may act for."""
+
+    users: list[UserOut]
+
+
+class ErrorOut(Out):
+    """Why a project is in error."""
+
+    code: str = Field(examples=["image_not_found"])
+    message: str
+    hint: str
+
+
+class ProjectOut(Out):
+    """A project, and its environment as it is now."""
+
+    id: str = Field(examples=["6741a3f40c1d2e3f4a5b6c7d"])
+    user_id: str = Field(examples=["me"])
+    project_id: str = Field(examples=["notes"])
+    name: str = Field(examples=["Notes"])
+    metadata: dict[str, Any] = Field(examples=[{"team": "blue"}])
+    status: Status = Field(description="What is.", examples=["active"])
+    desired: Desired = Field(description="What is wanted.", examples=["active"])
+    endpoint: str | None = Field(description="The environment's address while it is active.")
+    error: ErrorOut | None
+    error_message: str | None = Field(description="The error's message alone.")
+    namespace: str = Field(examples=["user-me"])
+    deployment: str = Field(examples=["notes-api"])
+    service: str = Field(examples=["notes-svc"])
+    ingress: str = Field(examples=["notes-ingress"])
+    last_activated_at: Time | None = Field(examples=[_TIME])
+    last_deactivated_at: Time | None = Field(examples=[None])
+    created_at: Time = Field(examples=[_TIME])
+    updated_at: Time = Field(examples=[_TIME])
+    generation: int = Field(description="Grows with each change of what is wanted.", examples=[2])
+    observed_generation: int = Field(
+        description="The newest generation that was brought to its end.", examples=[2]
+    )
+
+    @classmethod
+    def of(cls, project: Project) -> Self:
+        """Return ``project`` as it is shown."""
+        error = project.error
+        return cls(
+            id=project.id,
+            user_id=project.user_id,
+            project_id=project.project_id,
+            name=project.name,
+            metadata=dict(project.metadata),
+            status=project.status,
+            desired=project.desired,
+            endpoint=project.endpoint,
+            error=ErrorOut.model_validate(error) if error else None,
+            error_message=error.message if error else None,
+            namespace=project.names.namespace,
+            deployment=project.names.deployment,
+            service=project.names.service,
+            ingress=project.names.ingress,
+            last_activated_at=rfc3339(project.last_activated_at),
+            last_deactivated_at=rfc3339(project.last_deactivated_at),
+            created_at=rfc3339(project.created_at),
+            updated_at=rfc3339(project.updated_at),
+            generation=project.generation,
+            observed_generation=project.observed_generation,
+        )
+
+
+class ProjectsOut(Out):
+    """One page of a user's projects, newest first."""
+
+    projects: list[ProjectOut]
+    next_cursor: str | None = Field(description="Asks for the next page; null on the last one.")
+
+
+class NewProjectIn(In):
+    """A project to create."""
+
+    name: Text = Field(min_length=1, max_length=MAX_NAME_LENGTH, examples=["Notes"])
+    project_id: Text | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        description="Made from the name when it is left out.",
+        examples=["notes"],
+    )
+    metadata: Metadata | None = Field(None, examples=[{"team": "blue"}])
+
+
+class EditIn(In):
+    """What to change of a project; what is left out stays as it is."""
+
+    name: Text | None = Field(
+        None, min_length=1, max_length=MAX_NAME_LENGTH, examples=["Better notes"]
+    )
+    metadata: Metadata | None = Field(
+        None, description="Replaces all metadata.", examples=[{"team": "red"}]
+    )
+
+
+class HealthOut(Out):
+    """The process runs."""
+
+    status: Literal["ok"]

@@ -1,0 +1,187 @@
+"""The relay: an open stream of bytes handed to one client, in constant memory.
+
+Nothing is kept here. The next run of bytes is asked for only when the server has taken the last
+one, so a slow client slows its own upstream and nobody else.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import TypeVar
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from greylag import sse
+from greylag.config import Settings
+from greylag.domain.errors import ErrorInfo, LimitExceededError, StreamCutError
+from greylag.domain.project import ProjectRef
+from greylag.web import errors
+from greylag.web.exchange import exchange_of
+
+Opening = AbstractAsyncContextManager[AsyncIterator[bytes]]
+"""A stream that is not open yet. Entering raises what is an HTTP error; the iterator gives runs of
+bytes that may be sent as they are; leaving closes the upstream.
+"""
+_T = TypeVar("_T")
+
+
+class Streams:
+    """Makes the streams of one web process, and counts those that are open for each project."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = settings.streams_per_project
+        self._heartbeat_seconds = settings.heartbeat_seconds
+        self._open: Counter[ProjectRef] = Counter()
+
+    def events(self, ref: ProjectRef, opening: Opening) -> Response:
+        """Return the answer that relays whole SSE frames, with heartbeats when none come."""
+        return EventStream(self._counted(ref, opening), self._heartbeat_seconds)
+
+    def text(self, ref: ProjectRef, opening: Opening) -> Response:
+        """Return the answer that relays plain text."""
+        return TextStream(self._counted(ref, opening), None)
+
+    @asynccontextmanager
+    async def _counted(
+        self, ref: ProjectRef, opening: Opening
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        with self._slot(ref):
+            async with opening as runs, closing(runs):
+                yield runs
+
+    @contextmanager
+    def _slot(self, ref: ProjectRef) -> Iterator[None]:
+        if self._open[ref] >= self._limit:
+            raise LimitExceededError(
+                f"Project {ref.project_id} already has {self._limit} open streams."
+            )
+        self._open[ref] += 1
+        try:
+            yield
+        finally:
+            self._open[ref] -= 1
+            if not self._open[ref]:
+                del self._open[ref]
+
+
+class Relay(Response):
+    """A response that hands on what an opening gives.
+
+    An error on entering is a problem document. A later one is told by ``failure`` in the form of
+    the stream, except ``StreamCutError``: then it just ends, which tells the client to resume.
+    """
+
+    def __init__(self, opening: Opening, heartbeat_seconds: float | None) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._opening = opening
+        self._heartbeat_seconds = heartbeat_seconds
+        self._begun = False
+        self._idle = True
+
+    def failure(self, error: ErrorInfo) -> bytes:
+        """Return what tells ``error`` at the end of the stream."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Relay until the stream ends or the client leaves."""
+        exchange = exchange_of(scope)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(
+                    self._watch(receive, exchange.send), name=f"watch {exchange.request_id}"
+                )
+                await self._relay(scope, receive, send)
+                watching.cancel()
+        except* _ClientLeftError:
+            exchange.client_left = True
+
+    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
+        last = b""
+        try:
+            await self._pump(send, exchange_of(scope).send)
+        except Exception as error:  # noqa: BLE001 - told to the client; told() logs what is a fault
+            known = errors.told(error)
+            if not self._begun:
+                refusal = errors.problem_response(scope, known)
+                await refusal(scope, receive, send)
+                return
+            if not isinstance(error, StreamCutError):
+                last = self.failure(known)
+        await exchange_of(scope).send(_body(last, more=False))
+
+    async def _pump(self, send: Send, put: Send) -> None:
+        async with self._opening as runs:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self._begun = True
+            async for run in runs:
+                self._idle = False
+                await put({"type": "http.response.body", "body": run, "more_body": True})
+
+    async def _watch(self, receive: Receive, put: Send) -> None:
+        """Notice at once that the client has left, and send a heartbeat when nothing else came."""
+        while True:
+            try:
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    message = await receive()
+            except TimeoutError:
+                if self._begun and self._idle:
+                    await put(_body(sse.HEARTBEAT, more=True))
+                self._idle = True
+            else:
+                if message["type"] == "http.disconnect":
+                    raise _ClientLeftError
+
+
+class EventStream(Relay):
+    """A relay of server-sent events."""
+
+    media_type = sse.MEDIA_TYPE
+
+    def failure(self, error: ErrorInfo) -> bytes:
+        """Return an ``error`` event and the ``complete`` event that ends every stream."""
+        shown = {"message": error.message, "error": error.message}
+        shown |= {"code": error.code, "hint": error.hint}
+        end = {"message": "Response complete", "stop_reason": "error"}
+        return sse.encode({"type": "error", "content": shown}) + sse.encode(
+            {"type": "complete", "content": end}
+        )
+
+
+class TextStream(Relay):
+    """A relay of plain text."""
+
+    media_type = "text/plain"
+
+    def failure(self, error: ErrorInfo) -> bytes:
+        """Return a last line that tells the error."""
+        return f"\n[greylag] {error.message} {error.hint}\n".encode(errors="replace")
+
+
+class _ClientLeftError(Exception):
+    """Ends a relay whose client is gone."""
+
+
+def _body(content: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": more}
+
+
+@asynccontextmanager
+async def closing(iterator: AsyncIterator[_T]) -> AsyncIterator[AsyncIterator[_T]]:
+    """Close an iterator that is a generator on leaving, rather than when it is collected."""
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()
+
+
+@asynccontextmanager
+async def mapped(
+    iterator: AsyncIterator[_T], frame: Callable[[_T], bytes]
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Open a stream of ``iterator``'s items, each as ``frame`` makes it."""
+    async with closing(iterator) as items:
+        yield (frame(item) async for item in items)

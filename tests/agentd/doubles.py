@@ -1,0 +1,141 @@
+"""A scripted `AgentPort`, and the real server around it, for tests of agentd's own part."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from tests.agentd.client import Client
+
+from greylag.agentd.agent_types import AgentState, ModelFailure, PromptResult, TurnSink
+from greylag.agentd.app import Services, create_app
+from greylag.agentd.config import AgentdSettings
+from greylag.agentd.errors import AgentUnavailableError
+from greylag.agentd.http_server import HttpServer, bind
+from greylag.agentd.journals import Journals
+from greylag.agentd.main import build_services
+from greylag.agentd.records import Database
+from greylag.agentd.recovery import end_open_turns
+from greylag.agentd.session_records import SessionRecords
+from greylag.agentd.turn_records import TurnRecords
+from greylag.agentd.turn_runner import Records
+from greylag.agentd.volume import Volume
+
+Script = Callable[["AgentDouble", str, TurnSink], Awaitable[PromptResult]]
+READY = AgentState("goose", "ready", "1.52.0", "The agent is ready.")
+
+
+def chunk(text: str, message_id: str = "chatcmpl-1") -> dict[str, Any]:
+    """Return one piece of an answer, as goose sends it."""
+    return {
+        "sessionUpdate": "agent_message_chunk",
+        "content": {"type": "text", "text": text},
+        "messageId": message_id,
+        "_meta": {"goose": {"created": 1795415304}},
+    }
+
+
+async def echo(_agent: "AgentDouble", text: str, sink: TurnSink) -> PromptResult:
+    """Answer with the message itself."""
+    await sink.update(chunk(text))
+    return PromptResult("end_turn", {"totalTokens": 3})
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Return when the condition holds; a TimeoutError when it does not in time."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event, a file say
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class AgentDouble:
+    """An agent whose answers are a script."""
+
+    script: Script = echo
+    state: AgentState = READY
+    prompts: list[tuple[str, str]] = field(default_factory=list)
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
+    answers: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, ModelFailure] = field(default_factory=dict)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    titles: list[str] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - as the port has it
+        self.waits.append(timeout)
+        if self.state.status != "ready":
+            raise AgentUnavailableError(self.state.detail)
+
+    async def new_session(self, title: str) -> str:
+        self.titles.append(title)
+        return f"20261123_{len(self.titles)}"
+
+    async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
+        self.prompts.append((agent_session_id, text))
+        return await self.script(self, text, sink)
+
+    async def cancel(self, agent_session_id: str) -> None:
+        assert agent_session_id == self.prompts[-1][0]
+        self.cancelled.set()
+
+    def model_failure(self, agent_session_id: str) -> ModelFailure | None:
+        return self.failures.get(agent_session_id)
+
+    async def forget_session(self, agent_session_id: str) -> None:
+        self.forgotten.append(agent_session_id)
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        self.calls.append((method, params))
+        answer = self.answers.get(method, {})
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@dataclass
+class Api(Client):
+    """A client of the server, with what stands behind it."""
+
+    agent: AgentDouble
+    services: Services
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path, agent: AgentDouble | None = None, **changes: Any
+) -> AsyncIterator[Api]:
+    """Run the real server, records and journals around an agent double."""
+    agent = agent or AgentDouble()
+    settings = replace(AgentdSettings(folder=folder, port=0), **changes)
+    volume = Volume(folder)
+    volume.prepare()
+    database = await Database.open(volume.database)
+    records = Records(SessionRecords(database), TurnRecords(database))
+    journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
+    await end_open_turns(records.turns, journals, lambda: 0.0)
+    listener = bind(settings.host, settings.port)
+    async with asyncio.TaskGroup() as tasks:
+        services = build_services(settings, agent, records, journals, tasks)
+        server = HttpServer(create_app(settings, services))
+        serve = tasks.create_task(server.serve([listener]), name="http server")
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        headers = {}
+        if settings.token is not None:
+            headers["authorization"] = f"Bearer {settings.token.value}"
+        async with aiohttp.ClientSession(headers=headers) as http:
+            try:
+                yield Api(http, base, agent, services)
+            finally:
+                await services.turns.stop()
+                await services.turns.wait_all_ended(2)
+                server.finish()
+        await serve
+    await database.close()

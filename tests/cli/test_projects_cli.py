@@ -1,0 +1,126 @@
+"""Projects by command line: what people and scripts see."""
+
+import pytest
+from tests.cli.program import Cli, on_terminal
+
+from greylag.cli.client import ApiClient
+from greylag.cli.errors import Exit
+
+
+async def test_a_project_lives_from_creation_to_deletion(cli: Cli) -> None:
+    created = await cli(
+        "projects", "create", "Search engine", "--id", "search", "--metadata", '{"t": 1}', "--json"
+    )
+    assert (created.document["project_id"], created.document["metadata"]) == ("search", {"t": 1})
+    active = await cli("activate", "search", "--json")
+    assert active.document["status"] == "active"
+    renamed = await cli("projects", "rename", "search", "Finder", "--json")
+    assert renamed.document["name"] == "Finder"
+    listed = await cli("projects", "list", "--status", "active", "--json")
+    assert [one["name"] for one in listed.document["projects"]] == ["Finder"]
+    stopped = await cli("deactivate", "Finder", "--json")
+    assert stopped.document["status"] == "inactive"
+    deleted = await cli("projects", "delete", "search", "--yes", "--json")
+    assert deleted.document == {"project_id": "search", "deleted": True}
+    assert (await cli("projects", "show", "search")).code == Exit.REFUSED
+
+
+async def test_a_pipe_gets_whole_values_between_tabs_without_colours(cli: Cli) -> None:
+    name = "A name of many words " * 9
+    await cli("projects", "create", name, "--id", "long")
+    rows = (await cli("projects", "list")).out.splitlines()
+    assert rows[0].split("\t")[:3] == ["project", "name", "status"]
+    assert rows[1].split("\t")[:2] == ["long", name]
+    assert "\x1b" not in "".join(rows)
+
+
+async def test_a_terminal_gets_a_table_and_no_colour_is_respected(
+    cli: Cli, env: dict[str, str]
+) -> None:
+    await cli("projects", "create", "One", "--id", "one")
+    async with on_terminal("projects", "list", env={**env, "NO_COLOR": "1"}) as terminal:
+        await terminal.until("PROJECT")
+        await terminal.until("One")
+        assert await terminal.end() == 0
+        assert b"\x1b[3" not in terminal.raw
+
+
+async def test_a_project_is_found_by_its_only_name_but_not_by_one_of_two(cli: Cli) -> None:
+    await cli("projects", "create", "Twin / one", "--id", "first")
+    shown = await cli("projects", "show", "Twin / one", "--json")
+    assert shown.document["project_id"] == "first"
+    await cli("projects", "create", "Twin / one", "--id", "second")
+    ambiguous = await cli("projects", "show", "Twin / one")
+    assert ambiguous.code == Exit.USAGE
+    assert "first" in ambiguous.err
+    assert "second" in ambiguous.err
+
+
+@pytest.mark.parametrize("project_id", ["Ä ö", "a.b", "50%", "x?y#z", "日本", "a+b&c"])
+async def test_any_id_can_be_asked_for(cli: Cli, project_id: str) -> None:
+    created = await cli("projects", "create", "N", "--id", project_id, "--json")
+    assert created.code == 0, created.err
+    shown = await cli("projects", "show", project_id, "--json")
+    assert shown.document["project_id"] == project_id
+
+
+async def test_the_same_key_creates_one_project(cli: Cli) -> None:
+    command = ("projects", "create", "Once", "--idempotency-key", "k1", "--json")
+    first, second = await cli(*command), await cli(*command)
+    assert first.document["project_id"] == second.document["project_id"]
+
+
+async def test_every_page_is_listed(cli: Cli, env: dict[str, str]) -> None:
+    async with ApiClient(env["GREYLAG_SERVER"], None) as api:
+        for number in range(201):
+            await api.create("ann", {"name": "n", "project_id": f"p{number}"}, f"k{number}")
+    listed = await cli("projects", "list", "--json")
+    assert len({one["project_id"] for one in listed.document["projects"]}) == 201
+
+
+async def test_nothing_is_deleted_where_nobody_can_be_asked(cli: Cli) -> None:
+    await cli("projects", "create", "Kept", "--id", "kept")
+    refused = await cli("projects", "delete", "kept", stdin=b"y\n")
+    assert refused.code == Exit.USAGE
+    assert "--yes" in refused.err
+    assert (await cli("projects", "show", "kept")).code == 0
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n\n", Exit.OK), ("y\n", Exit.REFUSED)])
+async def test_a_terminal_is_asked_before_deleting(
+    cli: Cli, env: dict[str, str], answer: str, left: int
+) -> None:
+    await cli("projects", "create", "Asked", "--id", "asked")
+    async with on_terminal("projects", "delete", "asked", env=env) as terminal:
+        await terminal.until("Delete project Asked")
+        terminal.type(answer)
+        await terminal.end()
+    assert (await cli("projects", "show", "asked")).code == left
+
+
+async def test_no_wait_returns_at_once_with_the_project(cli: Cli) -> None:
+    await cli("projects", "create", "Quick", "--id", "quick")
+    done = await cli("activate", "quick", "--no-wait", "--json")
+    assert done.code == 0
+    assert done.document["desired"] == "active"
+
+
+async def test_activation_shows_its_log_and_only_its_own(cli: Cli) -> None:
+    await cli("projects", "create", "Told", "--id", "told")
+    first = await cli("activate", "told")
+    assert "active" in first.err
+    assert "status     active" in first.out or "active" in first.out
+    await cli("deactivate", "told")
+    second = await cli("activate", "told")
+    assert "inactive  " not in second.err.replace("deactivating", "")
+
+
+async def test_events_are_printed_once_each_in_order(cli: Cli) -> None:
+    await cli("projects", "create", "Told", "--id", "told")
+    await cli("activate", "told")
+    events = (await cli("events", "told", "--json")).lines
+    numbers = [int(event["id"]) for event in events]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert events[-1]["content"]["status"] == "active"
+    shown = await cli("events", "told")
+    assert len(shown.out.splitlines()) == len(events)

@@ -1,0 +1,103 @@
+"""Local environments for tests: the stand-in for agentd, waiting, and clearing up."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from greylag.cluster.folders import Folder
+from greylag.cluster.local import LocalCluster
+from greylag.cluster.processes import identify, marked, send
+from greylag.cluster.record import Record
+from greylag.domain.lifecycle import Observation, Observed
+from greylag.domain.project import Project
+from greylag.ports.cluster import Cluster
+
+STANDIN = Path(__file__).with_name("data") / "standin.py"
+PATIENCE = 20.0
+
+
+def standin(*flags: str) -> tuple[str, ...]:
+    """Return a command that stands in for agentd and misbehaves as ``flags`` say."""
+    return (sys.executable, "-I", "-S", str(STANDIN), *flags)
+
+
+@asynccontextmanager
+async def open_local(root: Path, *flags: str, **changed: Any) -> AsyncIterator[LocalCluster]:
+    """Open the local cluster with the stand-in and no sandbox; at the end kill what is left."""
+    usual: dict[str, Any] = {"agentd_command": standin(*flags), "sandbox": "none", "grace": 1.0}
+    cluster = LocalCluster(root, **(usual | changed))
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+        kill_all(root)
+
+
+def kill_all(root: Path) -> None:
+    """Kill all processes of all environments under ``root``."""
+    for folder in Folder.all(root):
+        record = folder.read()
+        while record and (left := marked(record.mark)):
+            send(left, signal.SIGKILL)
+            for process in left:
+                reap_quietly(process.pid)
+
+
+def reap_quietly(pid: int) -> None:
+    """Collect ``pid`` if it is an ended child of ours."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        return
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Return when ``condition`` holds; fail when it does not in time."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - processes give no event for it
+            await asyncio.sleep(0.01)
+    assert condition(), what
+
+
+async def reaches(cluster: Cluster, project: Project, state: Observed) -> Observation:
+    """Return the first observation of ``state``, waiting as the reconciler does."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + PATIENCE
+    while (seen := await cluster.observe(project)).state is not state:
+        assert loop.time() < give_up, f"{seen} and not {state}"
+        await cluster.changed(project, timeout=1)
+    return seen
+
+
+async def doing(*work: Awaitable[None]) -> list[BaseException | None]:
+    """Do all at once; return what each raised."""
+    return list(await asyncio.gather(*work, return_exceptions=True))
+
+
+def folder_of(root: Path, project: Project) -> Folder:
+    """Return where the project's environment lies."""
+    return Folder.of(root, project.names)
+
+
+def record_of(root: Path, project: Project) -> Record:
+    """Return the record of an environment that exists."""
+    record = folder_of(root, project).read()
+    assert record is not None
+    return record
+
+
+def pid_of(root: Path, project: Project) -> int:
+    """Return the pid of the process that was started for an environment."""
+    process = record_of(root, project).process
+    assert process is not None
+    return process.pid
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether nothing runs under this pid."""
+    return identify(pid) is None

@@ -1,0 +1,237 @@
+"""Local environments: started once, found again, and seen to end."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.cluster.environments import (
+    doing,
+    folder_of,
+    is_gone,
+    open_local,
+    pid_of,
+    reaches,
+    record_of,
+    until,
+)
+from tests.contract.store_adapters import make_project
+
+from greylag.cluster.local import LocalCluster
+from greylag.cluster.processes import ProcessId, marked
+from greylag.cluster.record import Phase
+from greylag.cluster.sandbox import Limits
+from greylag.domain.errors import ClusterError
+from greylag.domain.lifecycle import Observation, Observed
+from greylag.domain.names import EnvironmentNames
+from greylag.domain.project import Project
+
+PROJECT = make_project()
+
+
+def facts_of(root: Path, project: Project = PROJECT) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((folder_of(root, project).volume / "facts.json").read_text())
+    return facts
+
+
+async def fails(cluster: LocalCluster) -> Observation:
+    await cluster.start(PROJECT)
+    return await reaches(cluster, PROJECT, Observed.FAILED)
+
+
+async def test_a_second_cluster_finds_a_running_environment_and_starts_no_other(
+    tmp_path: Path,
+) -> None:
+    async with open_local(tmp_path) as first:
+        await first.start(PROJECT)
+        seen = await reaches(first, PROJECT, Observed.READY)
+        address = await first.reach(PROJECT)
+        pid = pid_of(tmp_path, PROJECT)
+        await first.close()
+        async with open_local(tmp_path) as second:
+            assert await second.observe(PROJECT) == seen
+            await second.start(PROJECT)
+            assert await second.reach(PROJECT) == address
+            assert pid_of(tmp_path, PROJECT) == pid
+            assert list(await second.inventory()) == [PROJECT.ref]
+
+
+async def test_two_clusters_that_start_at_once_start_one_process(tmp_path: Path) -> None:
+    async with open_local(tmp_path) as first, open_local(tmp_path) as second:
+        starts = [cluster.start(PROJECT) for cluster in (first, second) for _ in range(5)]
+        assert set(await doing(*starts)) == {None}
+        await reaches(first, PROJECT, Observed.READY)
+        await reaches(second, PROJECT, Observed.READY)
+        assert {found.pid for found in marked(record_of(tmp_path, PROJECT).mark)} == {
+            pid_of(tmp_path, PROJECT)
+        }
+
+
+async def test_another_process_with_the_same_pid_is_not_taken_for_ours(tmp_path: Path) -> None:
+    async with open_local(tmp_path) as cluster:
+        await cluster.prepare(PROJECT)
+        stranger = ProcessId(os.getpid(), "another-boot:1")
+        record = replace(record_of(tmp_path, PROJECT), phase=Phase.RUNNING, process=stranger)
+        folder_of(tmp_path, PROJECT).write(record)
+        await reaches(cluster, PROJECT, Observed.FAILED)
+        await cluster.stop(PROJECT)
+        await reaches(cluster, PROJECT, Observed.STOPPED)
+        await cluster.start(PROJECT)
+        await reaches(cluster, PROJECT, Observed.READY)
+        assert pid_of(tmp_path, PROJECT) != os.getpid()
+
+
+async def test_an_environment_is_a_session_of_its_own_with_limits_and_no_foreign_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREYLAG_TOKEN", "the operator's")
+    limits = Limits(open_files=777)
+    async with open_local(tmp_path, model={"GREYLAG_MODEL": "m"}, limits=limits) as cluster:
+        await cluster.start(PROJECT)
+        await reaches(cluster, PROJECT, Observed.READY)
+        facts, record = facts_of(tmp_path), record_of(tmp_path, PROJECT)
+    assert facts["session"] == facts["pid"]
+    assert facts["core"] == [0, 0]
+    assert facts["files"] == [777, 777]
+    assert facts["stdin"] == "/dev/null"
+    assert "GREYLAG_TOKEN" not in facts["environ"]
+    assert facts["environ"]["GREYLAG_MODEL"] == "m"
+    assert facts["environ"]["GREYLAG_AGENT_TOKEN"] == record.token
+    assert facts["environ"]["GREYLAG_ENVIRONMENT"] == record.mark
+
+
+async def test_what_is_kept_is_for_our_account_only(tmp_path: Path) -> None:
+    async with open_local(tmp_path / "root") as cluster:
+        await cluster.start(PROJECT)
+        await reaches(cluster, PROJECT, Observed.READY)
+        folder = folder_of(tmp_path / "root", PROJECT)
+        modes = {
+            path: path.stat().st_mode & 0o777
+            for path in (
+                folder.root,
+                folder.path,
+                folder.volume,
+                folder.log,
+                folder.path / "environment.json",
+            )
+        }
+    assert {mode & 0o077 for mode in modes.values()} == {0}
+
+
+async def test_a_process_that_dies_at_start_is_failed_with_its_exit_code_and_last_words(
+    tmp_path: Path,
+) -> None:
+    async with open_local(tmp_path, "--die", "3") as cluster:
+        seen = await fails(cluster)
+        assert seen.error is not None
+        assert seen.error.code == "environment_failed"
+        assert "exit code 3" in seen.error.message
+        assert seen.error.message.endswith("stand-in: starting | stand-in: cannot [31m go on")
+        assert not seen.terminal
+        assert [child.status() for child in psutil.Process().children()] == []
+
+
+async def test_bad_settings_and_a_missing_program_are_terminal(tmp_path: Path) -> None:
+    async with open_local(tmp_path / "a", "--die", "2") as cluster:
+        assert (await fails(cluster)).terminal
+    async with open_local(tmp_path / "b", agentd_command=("/no/such/agentd",)) as cluster:
+        seen = await fails(cluster)
+        assert seen.terminal
+        assert seen.error is not None
+        assert "could not be started" in seen.error.message
+
+
+async def test_a_failed_environment_is_started_anew(tmp_path: Path) -> None:
+    async with open_local(tmp_path, "--die", "3") as cluster:
+        await fails(cluster)
+    async with open_local(tmp_path) as cluster:
+        await cluster.start(PROJECT)
+        await reaches(cluster, PROJECT, Observed.READY)
+
+
+async def test_an_agent_that_is_not_ready_is_starting_and_its_words_are_told(
+    tmp_path: Path,
+) -> None:
+    async with open_local(tmp_path, "--never-ready") as cluster:
+        await cluster.start(PROJECT)
+        seen = await cluster.observe(PROJECT)
+        while len(seen.steps) < 2:
+            assert seen.state is Observed.STARTING
+            await cluster.changed(PROJECT, timeout=1)
+            seen = await cluster.observe(PROJECT)
+    assert seen.state is Observed.STARTING
+    assert seen.error is not None
+    assert seen.error.message == "The agent is  still starting."
+
+
+async def test_a_process_that_stands_still_is_never_taken_for_gone(tmp_path: Path) -> None:
+    async with open_local(tmp_path) as cluster:
+        await cluster.start(PROJECT)
+        await reaches(cluster, PROJECT, Observed.READY)
+        os.kill(pid_of(tmp_path, PROJECT), signal.SIGSTOP)
+        seen = await reaches(cluster, PROJECT, Observed.UNKNOWN)
+        assert seen.error is not None
+        assert seen.error.code == "agent_unreachable"
+        os.kill(pid_of(tmp_path, PROJECT), signal.SIGCONT)
+        await reaches(cluster, PROJECT, Observed.READY)
+
+
+async def test_an_end_that_nobody_asked_for_is_told_and_leaves_no_shell(tmp_path: Path) -> None:
+    async with open_local(tmp_path, "--shell", "marked") as cluster:
+        await cluster.start(PROJECT)
+        await reaches(cluster, PROJECT, Observed.READY)
+        shell = int((folder_of(tmp_path, PROJECT).volume / "shell.pid").read_text())
+        changes = cluster.changes()
+        os.kill(pid_of(tmp_path, PROJECT), signal.SIGKILL)
+        assert await anext(changes) == PROJECT.ref
+        seen = await reaches(cluster, PROJECT, Observed.FAILED)
+        assert seen.error is not None
+        assert "killed by signal 9" in seen.error.message
+        await until(lambda: is_gone(shell), "the shell is gone")
+
+
+async def test_an_end_while_nobody_looked_is_told_to_the_next(tmp_path: Path) -> None:
+    async with open_local(tmp_path) as first:
+        await first.start(PROJECT)
+        await reaches(first, PROJECT, Observed.READY)
+        await first.close()
+        os.kill(pid_of(tmp_path, PROJECT), signal.SIGKILL)
+        async with open_local(tmp_path) as second:
+            assert await anext(second.changes()) == PROJECT.ref
+
+
+async def test_names_that_are_no_labels_never_become_folders(tmp_path: Path) -> None:
+    names = EnvironmentNames("..", "../../etc", "s", "i")
+    async with open_local(tmp_path) as cluster:
+        with pytest.raises(ClusterError) as refused:
+            await cluster.prepare(replace(PROJECT, names=names))
+    assert refused.value.terminal
+
+
+async def test_a_record_that_cannot_be_read_is_unknown_and_never_absent(tmp_path: Path) -> None:
+    async with open_local(tmp_path) as cluster:
+        await cluster.prepare(PROJECT)
+        path = folder_of(tmp_path, PROJECT).path / "environment.json"
+        path.write_text("{")
+        assert (await cluster.observe(PROJECT)).state is Observed.UNKNOWN
+        assert list(await cluster.inventory()) == []
+        with pytest.raises(ClusterError):
+            await cluster.start(PROJECT)
+        path.unlink()
+
+
+async def test_a_port_that_a_tool_has_forged_does_no_harm(tmp_path: Path) -> None:
+    async with open_local(tmp_path) as cluster:
+        await cluster.start(PROJECT)
+        await reaches(cluster, PROJECT, Observed.READY)
+        listening = folder_of(tmp_path, PROJECT).listening
+        for forged in ("[]", '{"port": true}', '{"port": 70000}', '{"port": "1"}', "{", ""):
+            listening.write_text(forged)
+            assert (await cluster.observe(PROJECT)).state is Observed.STARTING
+        listening.unlink()
+        os.mkfifo(listening)
+        assert (await cluster.observe(PROJECT)).state is Observed.STARTING

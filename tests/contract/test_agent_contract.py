@@ -1,0 +1,172 @@
+"""What every gateway promises, in memory and over HTTP with agentd and the real goose behind it."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.contract.agent_adapters import ADAPTERS, Agent, open_agent
+
+from greylag import sse
+from greylag.domain.errors import (
+    AgentUnreachableError,
+    ConfirmationNotFoundError,
+    ConfirmationSettledError,
+    ConflictError,
+    InvalidRequestError,
+    SessionBusyError,
+    SessionNotFoundError,
+    TurnNotFoundError,
+)
+
+
+@pytest.fixture(params=ADAPTERS)
+async def agent(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Agent]:
+    async with open_agent(request.param, tmp_path) as opened:
+        yield opened
+
+
+async def test_sessions_are_made_listed_newest_first_and_deleted(agent: Agent) -> None:
+    gateway, at = agent.gateway, agent.at
+    first = await gateway.create_session(at)
+    second = await gateway.create_session(at)
+    listed = await gateway.sessions(at)
+    assert [one.session_id for one in listed] == [second.session_id, first.session_id]
+    assert await gateway.session(at, first.session_id) == first
+    assert first.message_count == 0
+    await gateway.delete_session(at, first.session_id)
+    for call in (gateway.session, gateway.messages, gateway.turns, gateway.delete_session):
+        with pytest.raises(SessionNotFoundError):
+            await call(at, first.session_id)
+
+
+async def test_a_turn_streams_from_turn_to_complete_with_ids_and_can_be_replayed(
+    agent: Agent,
+) -> None:
+    turn = await agent.gateway.start_turn(agent.at, None, "hello", "m1")
+    frames = await _frames(agent, turn.turn_id)
+    events = [json.loads(frame.data) for frame in frames]
+    assert [frame.id for frame in frames] == [f"{turn.turn_id}-{n}" for n in range(len(frames))]
+    assert (events[0]["type"], events[-1]["type"]) == ("turn", "complete")
+    assert events[0]["content"]["turn_id"] == turn.turn_id
+    assert any(event["type"] == "message" for event in events)
+    for after in (0, len(frames) // 2, len(frames) - 1):
+        assert await _frames(agent, turn.turn_id, frames[after].id) == frames[after + 1 :]
+    ended = await agent.gateway.turn(agent.at, turn.turn_id)
+    assert ended.status == "completed"
+    assert ended.ended_at is not None
+
+
+async def test_history_has_message_and_answer_in_order(agent: Agent) -> None:
+    turn = await agent.gateway.start_turn(agent.at, None, "hello", "m1")
+    events = [json.loads(frame.data) for frame in await _frames(agent, turn.turn_id)]
+    answer = "".join(e["content"]["content"] for e in events if e["type"] == "message")
+    history = await agent.gateway.messages(agent.at, turn.session_id)
+    assert [(one.role, one.content) for one in history] == [
+        ("User", "hello"),
+        ("Assistant", answer),
+    ]
+    assert [one.message_index for one in history] == [0, 1]
+    assert (await agent.gateway.session(agent.at, turn.session_id)).message_count == 2
+
+
+async def test_the_same_message_id_is_the_same_turn_and_never_another_sessions(
+    agent: Agent,
+) -> None:
+    gateway, at = agent.gateway, agent.at
+    turn = await gateway.start_turn(at, None, "hello", "m1")
+    await _frames(agent, turn.turn_id)
+    again = await gateway.start_turn(at, None, "hello", "m1")
+    third = await gateway.start_turn(at, turn.session_id, "hello", "m1")
+    assert turn.turn_id == again.turn_id == third.turn_id
+    assert len(await gateway.sessions(at)) == 1
+    other = await gateway.create_session(at)
+    with pytest.raises(ConflictError):
+        await gateway.start_turn(at, other.session_id, "hello", "m1")
+    assert [one.turn_id for one in await gateway.turns(at, turn.session_id)] == [turn.turn_id]
+
+
+async def test_a_busy_session_refuses_until_its_turn_is_cancelled(agent: Agent) -> None:
+    gateway, at = agent.gateway, agent.at
+    turn = await gateway.start_turn(at, None, agent.waits, "m1")
+    with pytest.raises(SessionBusyError):
+        await gateway.start_turn(at, turn.session_id, "second", "m2")
+    await gateway.cancel_turn(at, turn.turn_id)
+    events = [json.loads(frame.data) for frame in await _frames(agent, turn.turn_id)]
+    assert events[-1]["type"] == "complete"
+    assert (await gateway.cancel_turn(at, turn.turn_id)).status == "cancelled"
+    second = await gateway.start_turn(at, turn.session_id, "second", "m2")
+    assert second.turn_id != turn.turn_id
+    newest_first = [one.message_id for one in await gateway.turns(at, turn.session_id)]
+    assert newest_first == ["m2", "m1"]
+    await _frames(agent, second.turn_id)
+
+
+@pytest.mark.parametrize("decision", ["allow_once", "reject_once"])
+async def test_a_confirmation_is_answered_once_and_may_be_repeated(
+    agent: Agent, decision: Any
+) -> None:
+    gateway, at = agent.gateway, agent.at
+    turn = await gateway.start_turn(at, None, agent.asks, "m1")
+    asked = await _first(agent, turn.turn_id, "tool_confirmation")
+    with pytest.raises(ConfirmationNotFoundError):
+        await gateway.confirm(at, turn.turn_id, "nothing", decision)
+    await gateway.confirm(at, turn.turn_id, asked["id"], decision)
+    await gateway.confirm(at, turn.turn_id, asked["id"], decision)
+    other: Any = "reject_once" if decision == "allow_once" else "allow_once"
+    with pytest.raises(ConfirmationSettledError):
+        await gateway.confirm(at, turn.turn_id, asked["id"], other)
+    response = await _first(agent, turn.turn_id, "tool_response")
+    assert response["is_error"] is (decision == "reject_once")
+    await _frames(agent, turn.turn_id)
+
+
+async def test_what_is_not_there_is_told_apart(agent: Agent) -> None:
+    gateway, at = agent.gateway, agent.at
+    with pytest.raises(SessionNotFoundError):
+        await gateway.start_turn(at, "nobody", "hello", "m1")
+    for call in (gateway.turn, gateway.cancel_turn):
+        with pytest.raises(TurnNotFoundError):
+            await call(at, "nothing")
+    with pytest.raises(TurnNotFoundError):
+        async with gateway.stream_turn(at, "nothing", None):
+            pass
+    turn = await gateway.start_turn(at, None, "hello", "m1")
+    with pytest.raises(InvalidRequestError):
+        async with gateway.stream_turn(at, turn.turn_id, "another-1"):
+            pass
+
+
+async def test_an_agent_that_does_not_answer_is_unreachable(agent: Agent) -> None:
+    with pytest.raises(AgentUnreachableError):
+        await agent.gateway.status(agent.nobody)
+    with pytest.raises(AgentUnreachableError):
+        async with agent.gateway.stream_turn(agent.nobody, "turn", None):
+            pass
+
+
+async def test_status_says_what_answers(agent: Agent) -> None:
+    status = await agent.gateway.status(agent.at)
+    assert status.agent
+    assert status.model
+
+
+async def _frames(agent: Agent, turn_id: str, after: str | None = None) -> list[sse.Frame]:
+    frames = []
+    async with agent.gateway.stream_turn(agent.at, turn_id, after) as runs:
+        async for run in runs:
+            parsed = [sse.parse(frame) for frame in sse.FrameSplitter().feed(run)]
+            frames += [frame for frame in parsed if frame is not None]
+    return frames
+
+
+async def _first(agent: Agent, turn_id: str, kind: str) -> Any:
+    async with agent.gateway.stream_turn(agent.at, turn_id, None) as runs:
+        async for run in runs:
+            for frame in sse.FrameSplitter().feed(run):
+                parsed = sse.parse(frame)
+                event = json.loads(parsed.data) if parsed else {}
+                if event.get("type") == kind:
+                    return event["content"]
+    raise AssertionError(f"no {kind} came")

@@ -1,0 +1,68 @@
+"""A reconciler over memory adapters, stepped by hand."""
+
+import random
+from dataclasses import replace
+from datetime import timedelta
+
+from tests.clocks import FakeClock
+
+from greylag.cluster.memory import MemoryCluster
+from greylag.domain.lifecycle import Verb
+from greylag.domain.names import environment_names
+from greylag.domain.project import Desired, Project, ProjectRef, new_record_id
+from greylag.reconcile.loop import WorkLoop
+from greylag.reconcile.reconciler import Reconciler
+from greylag.reconcile.state import Pace
+from greylag.store.memory import MemoryStore
+
+REF = ProjectRef("ada", "demo")
+PACE = Pace(lease=15.0, resync=60.0, activation_timeout=120.0)
+
+
+class Bench:
+    """One project ``ada/demo`` (or others), its store, its cluster and a loop."""
+
+    def __init__(self, *, auto: bool = True, worker: str = "w1") -> None:
+        self.clock = FakeClock()
+        self.store = MemoryStore()
+        self.cluster = MemoryCluster(auto=auto)
+        self.reconciler = self.another(worker)
+        self.loop = WorkLoop(self.reconciler, concurrency=8)
+
+    def another(self, worker: str) -> Reconciler:
+        rng = random.Random(1)  # noqa: S311 - spreads retries, guards nothing
+        return Reconciler(self.store, self.cluster, self.clock, PACE, worker=worker, rng=rng)
+
+    async def create(self, ref: ProjectRef = REF) -> Project:
+        now = self.clock.now()
+        project = Project(
+            id=new_record_id(now),
+            user_id=ref.user_id,
+            project_id=ref.project_id,
+            name=ref.project_id,
+            names=environment_names(ref.user_id, ref.project_id),
+            created_at=now,
+            updated_at=now,
+            due_at=now,
+        )
+        return (await self.store.create(project)).project
+
+    async def want(self, desired: Desired, ref: ProjectRef = REF) -> Project:
+        now = self.clock.now()
+        deadline = now + timedelta(seconds=PACE.activation_timeout)
+        return await self.store.want(ref.user_id, ref.project_id, desired, now, deadline)
+
+    async def reach(self, desired: Desired, ref: ProjectRef = REF) -> Project:
+        await self.want(desired, ref)
+        await self.loop.drain()
+        return await self.project(ref)
+
+    async def project(self, ref: ProjectRef = REF) -> Project:
+        return replace(await self.store.get(ref.user_id, ref.project_id))
+
+    async def told(self, ref: ProjectRef = REF) -> list[str]:
+        events = await self.store.events(ref.user_id, ref.project_id, 0, 500)
+        return [event.code for event in events]
+
+    def verbs(self, ref: ProjectRef = REF) -> list[Verb]:
+        return [call.verb for call in self.cluster.calls[ref]]

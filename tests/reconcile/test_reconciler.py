@@ -1,0 +1,286 @@
+"""One pass after the other over memory adapters; the test owns time."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from tests.reconcile.bench import PACE, REF, Bench
+
+from greylag.cluster.steps import PROCESS_STARTED
+from greylag.domain.errors import (
+    ClusterError,
+    ClusterUnavailableError,
+    ErrorInfo,
+    ProjectNotFoundError,
+)
+from greylag.domain.lifecycle import MAX_RESTARTS, Verb
+from greylag.domain.project import Desired, ProjectRef, Status
+from greylag.ports.store import Claim
+
+CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
+
+
+async def test_a_new_project_is_prepared_and_rests_inactive() -> None:
+    bench = Bench()
+    await bench.create()
+    assert await bench.loop.drain() == 1
+    project = await bench.project()
+    assert (project.status, project.settled, project.due_at) == (Status.INACTIVE, True, None)
+    assert project.last_deactivated_at is None
+    assert bench.verbs() == [Verb.PREPARE]
+    assert await bench.told() == ["preparing", "prepared"]
+
+
+async def test_activation_records_endpoint_time_and_each_step_once() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.loop.drain()
+    project = await bench.reach(Desired.ACTIVE)
+    assert project.status is Status.ACTIVE
+    assert project.endpoint is not None
+    assert project.last_activated_at == bench.clock.now()
+    told = (await bench.told())[2:]
+    assert told[0] == "starting"
+    assert told[-1] == "active"
+    assert len(told) == len(set(told))
+
+
+async def test_deactivation_stops_and_keeps_the_environment() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    project = await bench.reach(Desired.INACTIVE)
+    assert (project.status, project.endpoint) == (Status.INACTIVE, None)
+    assert project.last_deactivated_at == bench.clock.now()
+    assert bench.verbs()[-1] is Verb.STOP
+    assert list(await bench.cluster.inventory()) == [REF]
+
+
+async def test_deletion_stops_deletes_and_forgets() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    await bench.want(Desired.DELETED)
+    await bench.loop.drain()
+    with pytest.raises(ProjectNotFoundError):
+        await bench.project()
+    assert bench.verbs()[-2:] == [Verb.STOP, Verb.DELETE]
+    assert not await bench.cluster.inventory()
+
+
+async def test_a_wish_changed_while_it_is_starting_is_seen_at_once() -> None:
+    bench = Bench(auto=False)
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    working = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while (await bench.project()).status is not Status.ACTIVATING:
+            await news.changed(5)
+        await bench.want(Desired.INACTIVE)
+        while (await bench.project()).status is not Status.DEACTIVATING:
+            await news.changed(5)
+    while not working.done():
+        bench.cluster.advance(REF)
+        await asyncio.sleep(0)
+    await working
+    assert (await bench.project()).status is Status.INACTIVE
+
+
+async def test_a_terminal_refusal_is_recorded_with_its_code_and_rests() -> None:
+    bench = Bench()
+    await bench.create()
+    error = ClusterError("No such image.", code="image_not_found", hint="Mend it.", terminal=True)
+    bench.cluster.fail_next(REF, Verb.START, error)
+    project = await bench.reach(Desired.ACTIVE)
+    assert (project.status, project.error) == (Status.ERROR, error.info)
+    assert (project.settled, project.due_at, project.error_terminal) == (True, None, True)
+    again = await bench.reach(Desired.ACTIVE)
+    assert again.status is Status.ACTIVE
+    assert again.error is None
+
+
+async def test_a_passing_refusal_is_tried_again_after_a_pause() -> None:
+    bench = Bench()
+    await bench.create()
+    bench.cluster.fail_next(REF, Verb.START, ClusterError("Busy.", code="busy"))
+    project = await bench.reach(Desired.ACTIVE)
+    assert project.status is Status.ACTIVATING
+    assert project.attempts == 1
+    assert project.due_at is not None
+    assert project.due_at > bench.clock.now()
+    assert await bench.loop.drain() == 0
+    bench.clock.advance(60)
+    assert await bench.loop.drain() == 1
+    assert (await bench.project()).status is Status.ACTIVE
+
+
+async def test_an_unknown_environment_keeps_its_status_and_endpoint() -> None:
+    bench = Bench()
+    await bench.create()
+    before = await bench.reach(Desired.ACTIVE)
+    bench.cluster.lose(REF)
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.status, project.endpoint) == (Status.ACTIVE, before.endpoint)
+    assert project.error is not None
+    assert project.error.code == "cluster_unavailable"
+    assert Verb.STOP not in bench.verbs()
+    bench.cluster.find(REF)
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    assert (await bench.project()).error is None
+
+
+async def test_nobody_waits_for_ever_for_a_cluster_that_is_gone() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.loop.drain()
+    bench.cluster.lose(REF)
+    assert not (await bench.reach(Desired.ACTIVE)).settled
+    bench.clock.advance(PACE.activation_timeout + 1)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.status, project.settled) == (Status.ERROR, True)
+    bench.cluster.find(REF)
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    assert (await bench.project()).status is Status.ACTIVE
+
+
+async def test_an_environment_that_ends_unasked_is_started_again() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    bench.cluster.end(REF, CRASHED)
+    await bench.store.poke(REF, bench.clock.now())
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.status, project.attempts) == (Status.ACTIVE, 1)
+    assert "ended_unasked" in await bench.told()
+    bench.clock.advance(PACE.resync * 3)
+    await bench.loop.drain()
+    bench.clock.advance(PACE.resync * 3)
+    await bench.loop.drain()
+    assert (await bench.project()).attempts == 0
+
+
+async def test_one_that_keeps_ending_is_given_up_after_some_restarts() -> None:
+    bench = Bench(auto=False)
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    for _ in range(MAX_RESTARTS * 3):
+        working = asyncio.create_task(bench.loop.drain())
+        await asyncio.sleep(0)
+        while not working.done():
+            if bench.verbs()[-1:] == [Verb.START]:
+                bench.cluster.end(REF, CRASHED)
+            await asyncio.sleep(0)
+        await working
+        bench.clock.advance(61)
+    project = await bench.project()
+    assert (project.status, project.error, project.due_at) == (Status.ERROR, CRASHED, None)
+    assert bench.verbs().count(Verb.START) <= MAX_RESTARTS + 1
+
+
+async def test_an_activation_that_takes_too_long_fails_and_still_may_come() -> None:
+    bench = Bench(auto=False)
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    working = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while (await bench.project()).status is not Status.ACTIVATING:
+            await news.changed(5)
+    bench.clock.advance(PACE.activation_timeout + 1)
+    await bench.store.poke(REF, bench.clock.now())
+    await working
+    project = await bench.project()
+    assert project.status is Status.ERROR
+    assert project.error is not None
+    assert project.error.code == "activation_timeout"
+    bench.cluster.advance(REF)
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    assert (await bench.project()).status is Status.ACTIVE
+
+
+async def test_a_cancelled_pass_hands_its_claim_back_at_once() -> None:
+    bench = Bench(auto=False)
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    working = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while PROCESS_STARTED.code not in await bench.told():
+            await news.changed(5)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    bench.cluster.advance(REF)
+    await bench.another("w2").handle(_some(await bench.another("w2").claim()))
+    assert (await bench.project()).status is Status.ACTIVE
+    assert bench.verbs().count(Verb.START) == 1
+
+
+async def test_a_worker_whose_lease_ran_out_writes_nothing() -> None:
+    bench = Bench(auto=False)
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    gate = bench.cluster.hang(REF, Verb.START)
+    slow = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while (await bench.project()).status is not Status.ACTIVATING:
+            await news.changed(5)
+    bench.clock.advance(PACE.lease + 1)
+    other = bench.another("w2")
+    claim = _some(await other.claim())
+    gate.set()
+    await slow
+    project = await bench.project()
+    assert project.lease == claim.project.lease
+
+
+async def test_a_fault_in_one_project_stops_no_other() -> None:
+    bench = Bench()
+    other = ProjectRef("ada", "other")
+    await bench.create()
+    await bench.create(other)
+    bench.cluster.fail_next(REF, Verb.PREPARE, _FaultError())  # type: ignore[arg-type] # a fault, on purpose
+    assert await bench.loop.drain() == 2
+    broken, fine = await bench.project(), await bench.project(other)
+    assert broken.error is not None
+    assert broken.error.code == "internal_error"
+    assert fine.error is None
+    bench.clock.advance(61)
+    await bench.loop.drain()
+    assert (await bench.project()).error is None
+
+
+async def test_a_cluster_that_hangs_costs_one_step_not_the_lease() -> None:
+    bench = Bench()
+    bench.reconciler._pace = type(PACE)(lease=0.2, resync=60, activation_timeout=120)
+    await bench.create()
+    bench.cluster.hang(REF, Verb.PREPARE)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert project.error is not None
+    assert "too long" in project.error.message
+    assert project.due_at is not None
+    assert project.due_at - bench.clock.now() <= timedelta(seconds=60)
+
+
+async def test_unavailable_is_not_terminal() -> None:
+    assert not ClusterUnavailableError("Gone.").terminal
+
+
+class _FaultError(Exception):
+    """Not one of ours: a programming error in an adapter."""
+
+
+def _some(claim: Claim | None) -> Claim:
+    assert claim is not None
+    return claim

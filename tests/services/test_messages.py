@@ -1,0 +1,149 @@
+"""A message to an agent: waking, answering, repeating, refusing."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from tests.services.house import House
+
+from greylag import sse
+from greylag.domain.errors import (
+    ClusterError,
+    InvalidRequestError,
+    ProjectDeletingError,
+    SessionBusyError,
+    SessionNotFoundError,
+)
+from greylag.domain.lifecycle import Verb
+from greylag.domain.project import Desired, ProjectRef
+from greylag.domain.users import OPERATOR
+from greylag.services.messages import NewMessage
+from greylag.services.projects import NewProject
+
+REF = ProjectRef("ada", "demo")
+
+
+async def test_a_sleeping_project_is_woken_in_the_same_stream_which_then_answers() -> None:
+    house = House()
+    async with house.working():
+        await _create(house)
+        events = await _send(house, NewMessage("hello"))
+        kinds = [event["type"] for event in events]
+        assert kinds[0] == "status"
+        assert kinds[-1] == "complete"
+        assert kinds.index("turn") > 0
+        assert "status" not in kinds[kinds.index("turn") :]
+        assert _text(events) == "You said: hello"
+        said = [event["content"]["message"] for event in events if event["type"] == "status"]
+        assert said[-1] == "The environment is active."
+        assert len(said) == len(set(said))
+
+
+async def test_an_active_project_answers_without_status_events() -> None:
+    house = House()
+    async with house.working():
+        await _create(house, active=True)
+        events = await _send(house, NewMessage("hello"))
+        assert events[0]["type"] == "turn"
+
+
+async def test_the_same_message_id_is_one_turn_also_without_a_session() -> None:
+    house = House()
+    async with house.working():
+        await _create(house)
+        first = await _send(house, NewMessage("hello", message_id="m1"))
+        again = await _send(house, NewMessage("hello", message_id="m1"))
+        assert first[-len(again) :] == again
+        sessions = await house.use_cases.agents.sessions(OPERATOR, "ada", "demo")
+        assert len(sessions) == 1
+
+
+async def test_what_can_be_told_before_the_first_byte_is_raised() -> None:
+    house = House()
+    async with house.working():
+        await _create(house, active=True)
+        agents = house.use_cases.agents
+        session = await agents.create_session(OPERATOR, "ada", "demo")
+        with pytest.raises(SessionNotFoundError):
+            await _send(house, NewMessage("hello", session_id="nobody"))
+        with pytest.raises(InvalidRequestError):
+            await _send(house, NewMessage("   "))
+        with pytest.raises(InvalidRequestError):
+            await _send(house, NewMessage("hello", message_id="x" * 129))
+        waiting = house.use_cases.messages.send(
+            OPERATOR, "ada", "demo", NewMessage("wait: here", session.session_id)
+        )
+        async with waiting:
+            with pytest.raises(SessionBusyError):
+                await _send(house, NewMessage("second", session.session_id))
+        await house.use_cases.projects.want(OPERATOR, "ada", "demo", Desired.DELETED)
+        with pytest.raises(ProjectDeletingError):
+            await _send(house, NewMessage("hello"))
+
+
+async def test_a_waking_that_fails_is_told_with_the_causes_code() -> None:
+    house = House()
+    async with house.working():
+        await _create(house)
+        cause = ClusterError("No image.", code="image_not_found", terminal=True)
+        house.cluster.fail_next(REF, Verb.START, cause)
+        with pytest.raises(ClusterError) as caught:
+            await _send(house, NewMessage("hello"))
+        assert caught.value.info.code == "image_not_found"
+
+
+async def test_a_project_deactivated_while_it_wakes_ends_the_stream_with_a_reason() -> None:
+    house = House(auto=False)
+    async with house.working():
+        await _create(house)
+        sending = asyncio.create_task(_send(house, NewMessage("hello")))
+        with house.store.subscribe(REF) as news:
+            while (
+                not house.cluster.calls[REF] or house.cluster.calls[REF][-1].verb is not Verb.START
+            ):
+                await news.changed(5)
+        await house.use_cases.projects.want(OPERATOR, "ada", "demo", Desired.INACTIVE)
+        while not sending.done():
+            house.cluster.advance(REF)
+            await asyncio.sleep(0.001)
+        with pytest.raises(ClusterError, match="stopped before"):
+            await sending
+
+
+async def test_leaving_the_stream_closes_upstream_and_the_turn_goes_on() -> None:
+    house = House()
+    async with house.working():
+        await _create(house, active=True)
+        messages = house.use_cases.messages
+        async with messages.send(OPERATOR, "ada", "demo", NewMessage("wait: here")) as frames:
+            first = sse.parse(await anext(frames))
+            assert house.gateway.open_streams == 1
+        assert house.gateway.open_streams == 0
+        assert first is not None
+        turn_id = json.loads(first.data)["content"]["turn_id"]
+        turn = await house.use_cases.agents.turn(OPERATOR, "ada", "demo", turn_id)
+        assert turn.status == "running"
+
+
+async def _create(house: House, *, active: bool = False) -> None:
+    projects = house.use_cases.projects
+    await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+    if active:
+        wanted = await projects.want(OPERATOR, "ada", "demo", Desired.ACTIVE)
+        await projects.settled(wanted)
+
+
+async def _send(house: House, new: NewMessage) -> list[Any]:
+    events = []
+    async with house.use_cases.messages.send(OPERATOR, "ada", "demo", new) as frames:
+        async for run in frames:
+            for frame in sse.FrameSplitter().feed(run):
+                parsed = sse.parse(frame)
+                assert parsed is not None
+                events.append(json.loads(parsed.data))
+    return events
+
+
+def _text(events: list[Any]) -> str:
+    return "".join(e["content"]["content"] for e in events if e["type"] == "message")

@@ -1,0 +1,171 @@
+"""The use cases of projects over memory adapters."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.services.house import House
+
+from greylag.domain.errors import (
+    ClusterError,
+    ForbiddenError,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    ProjectDeletingError,
+    ProjectExistsError,
+    ProjectNotFoundError,
+    UserNotFoundError,
+    WaitTimeoutError,
+)
+from greylag.domain.lifecycle import Verb
+from greylag.domain.project import Desired, Status
+from greylag.domain.users import OPERATOR, Principal
+from greylag.ports.store import Edit, PageQuery
+from greylag.services.projects import NewProject
+
+
+async def test_a_principal_bound_to_a_user_reaches_only_that_user() -> None:
+    house = House()
+    projects = house.use_cases.projects
+    zoe = Principal("zoe", "Zoë")
+    created = await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+    assert [user.id for user in projects.users(zoe)] == ["Zoë"]
+    assert [user.id for user in projects.users(OPERATOR)] == ["ada", "Zoë"]
+    with pytest.raises(ForbiddenError):
+        await projects.get(zoe, "ada", created.project.project_id)
+    with pytest.raises(ForbiddenError):
+        await projects.want(zoe, "ada", "demo", Desired.DELETED)
+    with pytest.raises(ProjectNotFoundError):
+        await projects.get(OPERATOR, "Zoë", "demo")
+    with pytest.raises(UserNotFoundError):
+        await projects.page(OPERATOR, "nobody", PageQuery())
+
+
+async def test_creation_is_idempotent_by_key_and_conflicts_are_told_apart() -> None:
+    projects = House().use_cases.projects
+    new = NewProject("Demo", metadata={"a": 1})
+    first = await projects.create(OPERATOR, "ada", new, "key-1")
+    again = await projects.create(OPERATOR, "ada", new, "key-1")
+    assert (first.new, again.new) == (True, False)
+    assert first.project == again.project
+    with pytest.raises(IdempotencyConflictError):
+        await projects.create(OPERATOR, "ada", NewProject("Other"), "key-1")
+    taken = NewProject("Demo", first.project.project_id)
+    with pytest.raises(ProjectExistsError):
+        await projects.create(OPERATOR, "ada", taken)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        NewProject(""),
+        NewProject("   "),
+        NewProject("x" * 201),
+        NewProject("bell\a"),
+        NewProject("half \ud800"),
+        NewProject("ok", "a/b"),
+        NewProject("ok", ".."),
+        NewProject("ok", "x" * 301),
+        NewProject("ok", metadata={"n": float("nan")}),
+        NewProject("ok", metadata={"big": "x" * 20_000}),
+    ],
+)
+async def test_what_cannot_be_a_project_is_refused_and_nothing_is_made(new: NewProject) -> None:
+    projects = House().use_cases.projects
+    with pytest.raises(InvalidRequestError):
+        await projects.create(OPERATOR, "ada", new)
+    assert not (await projects.page(OPERATOR, "ada", PageQuery())).projects
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "line\nbreak"])
+async def test_an_idempotency_key_of_the_wrong_form_is_refused(key: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        await House().use_cases.projects.create(OPERATOR, "ada", NewProject("Demo"), key)
+
+
+async def test_names_of_any_script_up_to_200_characters_are_kept_as_they_are() -> None:
+    projects = House().use_cases.projects
+    name = "\U0001f9a2" * 200
+    project = (await projects.create(OPERATOR, "Zoë", NewProject(name))).project
+    assert (await projects.get(OPERATOR, "Zoë", project.project_id)).name == name
+
+
+async def test_edit_renames_and_replaces_metadata() -> None:
+    projects = House().use_cases.projects
+    await projects.create(OPERATOR, "ada", NewProject("Demo", "demo", {"a": 1}))
+    edited = await projects.edit(OPERATOR, "ada", "demo", Edit(name="New"))
+    assert (edited.name, edited.metadata) == ("New", {"a": 1})
+    edited = await projects.edit(OPERATOR, "ada", "demo", Edit(metadata={}))
+    assert (edited.name, edited.metadata) == ("New", {})
+    with pytest.raises(InvalidRequestError):
+        await projects.edit(OPERATOR, "ada", "demo", Edit(name=""))
+
+
+async def test_activation_waits_until_active_and_deletion_until_gone() -> None:
+    house = House()
+    projects = house.use_cases.projects
+    async with house.working():
+        await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+        active = await projects.settled(await _want(projects, Desired.ACTIVE))
+        assert active is not None
+        assert (active.status, active.endpoint is not None) == (Status.ACTIVE, True)
+        wanted = await _want(projects, Desired.DELETED)
+        with pytest.raises(ProjectDeletingError):
+            await _want(projects, Desired.ACTIVE)
+        assert await projects.settled(wanted) is None
+
+
+async def test_a_failed_activation_is_raised_with_the_causes_own_code() -> None:
+    house = House()
+    projects = house.use_cases.projects
+    async with house.working():
+        project = (await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))).project
+        cause = ClusterError("No image.", code="image_not_found", hint="Mend.", terminal=True)
+        house.cluster.fail_next(project.ref, Verb.START, cause)
+        with pytest.raises(ClusterError) as caught:
+            await projects.settled(await _want(projects, Desired.ACTIVE))
+        assert caught.value.info == cause.info
+
+
+async def test_a_wait_that_ends_first_says_that_it_goes_on() -> None:
+    house = House(auto=False)
+    projects = house.use_cases.projects
+    async with house.working():
+        await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+        wanted = await _want(projects, Desired.ACTIVE)
+        with pytest.raises(WaitTimeoutError, match="still becoming active"):
+            await projects.settled(wanted, within=0.05)
+        assert (await projects.get(OPERATOR, "ada", "demo")).desired is Desired.ACTIVE
+
+
+async def test_the_log_is_followed_from_a_number_until_the_project_is_gone() -> None:
+    house = House()
+    projects = house.use_cases.projects
+    async with house.working():
+        await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+        stream = await projects.follow(OPERATOR, "ada", "demo", 0)
+        heard = [event async for event in _until(stream, "prepared")]
+        await projects.settled(await _want(projects, Desired.ACTIVE))
+        rest = await projects.follow(OPERATOR, "ada", "demo", heard[-1].seq)
+        following = asyncio.create_task(_all(rest))
+        await projects.settled(await _want(projects, Desired.DELETED))
+        told = [event.seq for event in await following]
+        assert told == list(range(heard[-1].seq + 1, heard[-1].seq + 1 + len(told)))
+        with pytest.raises(ProjectNotFoundError):
+            await projects.follow(OPERATOR, "ada", "demo", 0)
+
+
+async def _want(projects: Any, desired: Desired) -> Any:
+    return await projects.want(OPERATOR, "ada", "demo", desired)
+
+
+async def _until(stream: Any, code: str) -> Any:
+    async for event in stream:
+        yield event
+        if event.code == code:
+            break
+    await stream.aclose()
+
+
+async def _all(stream: Any) -> list[Any]:
+    return [event async for event in stream]

@@ -1,0 +1,66 @@
+#!/bin/sh
+# Put everything into .venv: `setup.sh runtime` what running needs, `setup.sh dev` what tests need too.
+# Quick when nothing has changed: the lock files' digest is kept in .venv.
+set -eu
+cd "$(dirname "$0")/.."
+kind=${1:-runtime}
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+find_python() {
+    for name in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.14; do
+        if command -v "$name" >/dev/null 2>&1 &&
+            "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    say "Python 3.11 or newer is needed and was not found; name one with PYTHON=/path/to/python."
+    exit 1
+}
+
+install_python_packages() {
+    wanted=$(cat pyproject.toml requirements/"$kind".lock | cksum)
+    stamp=.venv/.setup-$kind
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+        return
+    fi
+    python=$(find_python)
+    if ! .venv/bin/python -c '' 2>/dev/null; then
+        say "making .venv with $("$python" --version)"
+        "$python" -m venv .venv
+    fi
+    say "installing the packages of requirements/$kind.lock (about half a minute)"
+    .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+        -r requirements/build.lock -r requirements/"$kind".lock
+    .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+        --editable .
+    printf '%s\n' "$wanted" >"$stamp"
+    # What the tests need holds what running needs.
+    if [ "$kind" = dev ]; then
+        cat pyproject.toml requirements/runtime.lock | cksum >.venv/.setup-runtime
+    fi
+}
+
+install_test_programs() {
+    missing=
+    command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
+    command -v bwrap >/dev/null 2>&1 || missing="$missing bubblewrap"
+    command -v git >/dev/null 2>&1 || missing="$missing git"
+    [ -n "$missing" ] || return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "installing$missing from the system's packages"
+        # shellcheck disable=SC2086 # a list of names
+        if apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends $missing >/dev/null; then
+            return 0
+        fi
+    fi
+    say "MISSING:$missing. The tests that need it will be skipped, and say so."
+}
+
+install_python_packages
+.venv/bin/python tools/install_goose.py
+if [ "$kind" = dev ]; then
+    install_test_programs
+fi
+say "done"
