@@ -85,7 +85,11 @@ def _binary(folder: Path) -> Path:
     for package in sorted(folder.glob("node_modules/@aaif/goose-binary-*/package.json")):
         programs: dict[str, str] = json.loads(package.read_text("utf-8"))["bin"]
         return package.parent / next(iter(programs.values()))
-    raise GooseNotInstalledError("there is no goose package for this system and processor")
+    # npm passes over an optional package that it cannot fetch, without a word.
+    raise GooseNotInstalledError(
+        "npm brought no goose package: the registry could not be reached, or has none for this "
+        "system and processor"
+    )
 
 
 def _run(command: list[str], folder: Path, seconds: float, complaint: str) -> str:

@@ -77,7 +77,7 @@ async def test_hostile_output_cannot_steer_the_terminal(
     cli: Cli, env: dict[str, str], project: str
 ) -> None:
     for mode in ([], ["--json"]):
-        done = await cli("chat", project, f"fail: {HOSTILE}", *mode)
+        done = await cli("chat", project, *mode, stdin=f"fail: {HOSTILE}".encode())
         printed = done.out + done.err
         assert not set(printed) & set("\x1b\x07\x9b\u202e\x00")
     async with on_terminal("chat", project, HOSTILE.replace("\x00", ""), env=env) as terminal:

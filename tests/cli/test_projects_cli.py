@@ -2,9 +2,13 @@
 
 import pytest
 from tests.cli.program import Cli, on_terminal
+from tests.cli.stack import Stack
 
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import Exit
+from greylag.domain.errors import ClusterError
+from greylag.domain.lifecycle import Verb
+from greylag.domain.project import ProjectRef
 
 
 async def test_a_project_lives_from_creation_to_deletion(cli: Cli) -> None:
@@ -108,11 +112,25 @@ async def test_no_wait_returns_at_once_with_the_project(cli: Cli) -> None:
 async def test_activation_shows_its_log_and_only_its_own(cli: Cli) -> None:
     await cli("projects", "create", "Told", "--id", "told")
     first = await cli("activate", "told")
-    assert "active" in first.err
-    assert "status     active" in first.out or "active" in first.out
-    await cli("deactivate", "told")
+    assert first.err.count("The environment is active.") == 1
+    stopped = await cli("deactivate", "told")
+    assert "The environment is inactive" in stopped.err
+    assert "The environment is active." not in stopped.err
     second = await cli("activate", "told")
-    assert "inactive  " not in second.err.replace("deactivating", "")
+    assert second.err.count("The environment is active.") == 1
+    again = await cli("activate", "told")
+    assert (again.code, again.err) == (0, "")
+
+
+async def test_a_failed_activation_tells_why(cli: Cli, stack: Stack) -> None:
+    await cli("projects", "create", "Bad", "--id", "bad")
+    fault = ClusterError("The image is not there.", code="image_not_found", terminal=True)
+    stack.cluster.fail_next(ProjectRef("ann", "bad"), Verb.START, fault)
+    done = await cli("activate", "bad", "--json")
+    assert (done.code, done.out) == (Exit.REFUSED, "")
+    assert "error: The image is not there. [image_not_found]" in done.err
+    shown = await cli("projects", "show", "bad")
+    assert "image_not_found" in shown.out
 
 
 async def test_events_are_printed_once_each_in_order(cli: Cli) -> None:

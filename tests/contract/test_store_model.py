@@ -8,6 +8,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -218,7 +219,7 @@ def _pair(project: Project) -> Ref:
     return project.user_id, project.project_id
 
 
-TestStoresAgree = StoresAgree.TestCase
+TestStoresAgree = pytest.mark.slow(StoresAgree.TestCase)
 TestStoresAgree.settings = settings(
     max_examples=60,
     stateful_step_count=40,

@@ -111,5 +111,5 @@ async def _port(folder: Path, process: Process) -> int:
 
 async def _ready(running: Agentd) -> None:
     async with asyncio.timeout(30):
-        while (await running.json("GET", "/api/v1/health"))[0] != 200:  # noqa: PLR2004, ASYNC110 - health has no event to wait for
+        while (await running.json("GET", "/api/v1/health"))[0] != 200:  # noqa: ASYNC110 - health has no event to wait for
             await asyncio.sleep(0.05)

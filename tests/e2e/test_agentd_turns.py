@@ -127,7 +127,9 @@ async def test_two_sessions_answer_at_once_and_one_is_busy_alone(tmp_path: Path)
 
 async def test_tools_see_no_secret(tmp_path: Path) -> None:
     async with agentd(tmp_path, GREYLAG_MODEL_KEY="sk-very-secret") as api:
-        command = "env > env.txt; cat /proc/$PPID/environ /proc/*/environ >> env.txt 2>/dev/null; :"
+        # As another uid than root the tool could not read agentd's own environ either.
+        others = "/proc/*/environ" if os.geteuid() else "/proc/$PPID/environ"
+        command = f"env > env.txt; cat {others} >> env.txt 2>/dev/null; :"
         await ask(api, f"[[tool {command}]]")
         seen = (api.workspace / "env.txt").read_text(errors="replace")
         assert "OPENAI_HOST" in seen

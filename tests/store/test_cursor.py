@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greylag.domain.errors import InvalidRequestError
@@ -13,18 +13,21 @@ from greylag.store import cursor
 MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis wants naive bounds and adds the zone
 
 
+@settings(deadline=None)
 @given(MOMENTS)
 def test_a_cursor_leads_back_to_its_place(moment: datetime) -> None:
     place = cursor.Position(cursor.millis(moment), new_record_id(datetime.now(UTC)))
     assert cursor.decode(cursor.encode(place)) == place
 
 
+@settings(deadline=None)
 @given(MOMENTS)
 def test_milliseconds_lose_less_than_one(moment: datetime) -> None:
     kept = cursor.from_millis(cursor.millis(moment))
     assert kept == moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_other_text_is_refused_or_read_but_never_a_crash(text: str) -> None:
     try:

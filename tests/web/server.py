@@ -43,7 +43,16 @@ class Site:
 
 
 class QuietServer(uvicorn.Server):
-    """Leaves the signals of the test's process alone."""
+    """Leaves the signals of the test's process alone, and tells when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening."""
+        await super().startup(sockets)
+        self.is_up.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -68,8 +77,7 @@ async def served(app: ASGIApp, *, grace: int = 1) -> AsyncIterator[int]:
         server = QuietServer(config)
         serving = asyncio.create_task(server.serve([listener]), name="server")
         try:
-            while not server.started:
-                await asyncio.sleep(0)
+            await server.is_up.wait()
             yield listener.getsockname()[1]
         finally:
             server.should_exit = True

@@ -90,15 +90,25 @@ class ServerUnreachableError(CliError):
         self.connected = connected
 
 
-class InterruptedByUserError(CliError):
+class SilentError(CliError):
+    """An end that needs no words."""
+
+    @property
+    def lines(self) -> list[str]:
+        """Return nothing: whoever caused it knows."""
+        return []
+
+
+class InterruptedByUserError(SilentError):
     """Ctrl-C, where it ends the program."""
 
     exit_code = Exit.INTERRUPTED
 
-    @property
-    def lines(self) -> list[str]:
-        """Whoever pressed it knows; nothing is printed."""
-        return []
+
+class ClosedPipeError(SilentError):
+    """The reader of our output has gone."""
+
+    exit_code = Exit.CLOSED_PIPE
 
 
 def refusal(problem: Problem) -> RefusedError:

@@ -70,7 +70,7 @@ async def _while_showing(
     first = before["generation"] + (0 if same_wish else 1)
     async with task_group() as group:
         log = group.create_task(
-            _show_log(output, api, place, first, {WISHED[action], "error"}), name="activation log"
+            _show_log(output, api, place, first, WISHED[action]), name="activation log"
         )
         try:
             return await api.change(place, action, wish)
@@ -83,16 +83,17 @@ async def _while_showing(
 
 
 async def _show_log(
-    output: Output, api: ApiClient, place: ProjectPlace, first: int, last: set[str]
+    output: Output, api: ApiClient, place: ProjectPlace, first: int, wished: str
 ) -> None:
-    """Print the log from generation ``first`` on, until a status of ``last`` is reached."""
+    """Print the log from generation ``first`` on, until it tells the end."""
     try:
         async with api.events(place) as events:
             async for event in events:
                 generation = event.content.get("generation")
                 if isinstance(generation, int) and generation >= first:
                     output.note(event_line(event))
-                    if event.content.get("status") in last:
+                    # Its code, not its status: steps written with the last event share that.
+                    if event.text("code") == wished or event.text("status") == "error":
                         return
     except CliError as error:
         # The log is an extra: the change itself tells how it ends.

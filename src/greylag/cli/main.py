@@ -5,12 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from greylag import __version__
-from greylag.cli.errors import CliError, Exit
+from greylag.cli.errors import CliError, ClosedPipeError, Exit
 from greylag.cli.text import visible
 
 
@@ -58,6 +59,18 @@ class LazyGroup(click.Group):
             raise TypeError(f"{verb.place} is not a command")
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; a reader of its output that has gone is an end of its own."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            # Python flushes stdout once more at exit, which must not fail again. (Left alone, click
+            # would end the program with 1, which is for refusals.)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise ClosedPipeError("Nobody reads the output.") from error
+        return result
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """Write the verbs into the help."""
         with formatter.section("Commands"):
@@ -96,7 +109,6 @@ def main(args: Sequence[str] | None = None) -> int:
         _never_fail_on_characters(stream)
     try:
         result = greylag.main(args, prog_name="greylag", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -105,10 +117,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.CLOSED_PIPE
     return result if isinstance(result, int) else Exit.OK
 
 

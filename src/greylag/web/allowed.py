@@ -16,7 +16,7 @@ class AllowedMethods:
         self._app = app
 
     def of(self, path: str) -> str | None:
-        """Return the methods of ``path`` (decoded) as the header lists them, if it is one of ours."""
+        """Return the methods of ``path`` (decoded) as the header lists them, or ``None``."""
         return next((methods for regex, methods in self._table if regex.match(path)), None)
 
     @cached_property

@@ -10,47 +10,31 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag import sse
-from greylag.domain.users import Principal
 from greylag.services.messages import NewMessage
-from greylag.services.use_cases import UseCases
-from greylag.web.dashboard.asking import Asker, see
-from greylag.web.dashboard.board import Board
+from greylag.web.api.deps import ProjectCall, ProjectCallDep
 from greylag.web.dashboard.conversations import TURNS_SHOWN, Conversation, read_conversation
 from greylag.web.dashboard.forms import field
-from greylag.web.dashboard.pages import is_fragment_request, respond
+from greylag.web.dashboard.pages import lead, respond, see
 from greylag.web.dashboard.views import ProjectView, project_url, project_view, session_url
 
 _AT = "/users/{user}/projects/{project}"
 
 
-def add_agent_routes(router: APIRouter, board: Board) -> None:
+def add_agent_routes(router: APIRouter) -> None:
     """Add what the agent's part of a project's page needs to ``router``."""
-    _add_pieces(router, board)
-    _add_forms(router, board)
+    _add_pieces(router)
+    _add_forms(router)
 
 
-def _add_pieces(router: APIRouter, board: Board) -> None:
-    async def read(
-        principal: Principal, user: str, project: str, session: str | None
-    ) -> tuple[ProjectView, Conversation]:
-        found = await board.use_cases.projects.get(principal, user, project)
-        view = project_view(found, datetime.now(UTC))
-        return view, await read_conversation(
-            board.use_cases.agents, principal, view, session, TURNS_SHOWN
-        )
-
+def _add_pieces(router: APIRouter) -> None:
     @router.get(_AT + "/sessions")
-    async def sessions(
-        principal: Asker, user: str, project: str, session: str | None = None
-    ) -> Response:
-        view, conversation = await read(principal, user, project, session)
+    async def sessions(call: ProjectCallDep, session: str | None = None) -> Response:
+        view, conversation = await _read(call, session)
         return respond("fragments/sessions.html", project=view, conversation=conversation)
 
     @router.get(_AT + "/conversation")
-    async def conversation(
-        principal: Asker, user: str, project: str, session: str | None = None
-    ) -> Response:
-        view, found = await read(principal, user, project, session)
+    async def conversation(call: ProjectCallDep, session: str | None = None) -> Response:
+        view, found = await _read(call, session)
         return respond(
             "fragments/conversation.html",
             project=view,
@@ -59,36 +43,37 @@ def _add_pieces(router: APIRouter, board: Board) -> None:
         )
 
 
-def _add_forms(router: APIRouter, board: Board) -> None:
+async def _read(call: ProjectCall, session: str | None) -> tuple[ProjectView, Conversation]:
+    project = await call.use_cases.projects.get(*call.at)
+    view = project_view(project, datetime.now(UTC))
+    return view, await read_conversation(call, view, session, TURNS_SHOWN)
+
+
+def _add_forms(router: APIRouter) -> None:
     @router.post(_AT + "/messages")
-    async def send(request: Request, principal: Asker, user: str, project: str) -> Response:
+    async def send(request: Request, call: ProjectCallDep) -> Response:
         form = await request.form()
         new = NewMessage(field(form, "message"), field(form, "session") or None)
-        session = await _start(board.use_cases, principal, user, project, new)
-        return see(session_url(user, project, session))
+        session = await _start(call, new)
+        return see(session_url(call.ref.user_id, call.ref.project_id, session))
 
     @router.post(_AT + "/turns/{turn}/cancel")
-    async def cancel(principal: Asker, user: str, project: str, turn: str) -> Response:
-        ended = await board.use_cases.agents.cancel_turn(principal, user, project, turn)
-        return see(session_url(user, project, ended.session_id))
+    async def cancel(call: ProjectCallDep, turn: str) -> Response:
+        ended = await call.use_cases.agents.cancel_turn(*call.at, turn)
+        return see(session_url(call.ref.user_id, call.ref.project_id, ended.session_id))
 
     @router.post(_AT + "/sessions/{session}/delete")
-    async def delete_session(
-        request: Request, principal: Asker, user: str, project: str, session: str
-    ) -> Response:
-        await board.use_cases.agents.delete_session(principal, user, project, session)
-        url = project_url(user, project)
-        return Response(headers={"HX-Redirect": url}) if is_fragment_request(request) else see(url)
+    async def delete_session(request: Request, call: ProjectCallDep, session: str) -> Response:
+        await call.use_cases.agents.delete_session(*call.at, session)
+        return lead(request, project_url(call.ref.user_id, call.ref.project_id))
 
 
-async def _start(
-    use_cases: UseCases, principal: Principal, user: str, project: str, new: NewMessage
-) -> str | None:
+async def _start(call: ProjectCall, new: NewMessage) -> str | None:
     """Send a message and return its turn's session as soon as the turn is known to run; it goes on
     without us. ``None`` when it ended before that.
     """
     splitter = sse.FrameSplitter()
-    async with use_cases.messages.send(principal, user, project, new) as runs:
+    async with call.use_cases.messages.send(*call.at, new) as runs:
         async for run in runs:
             for raw in splitter.feed(run):
                 session = _turn_session(sse.parse(raw))

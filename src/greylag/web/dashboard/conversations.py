@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from greylag.domain.errors import AgentUnreachableError, ErrorInfo, GreylagError
-from greylag.domain.users import Principal
 from greylag.ports.agent import ChatMessage, Session, Turn
-from greylag.services.agents import Agents
+from greylag.web.api.deps import ProjectCall
 from greylag.web.dashboard.text import Moment, parsed_moment
 from greylag.web.dashboard.views import ProjectView
 
@@ -58,7 +57,7 @@ class Conversation:
 
 
 async def read_conversation(
-    agents: Agents, principal: Principal, project: ProjectView, wanted: str | None, shown: int
+    call: ProjectCall, project: ProjectView, wanted: str | None, shown: int
 ) -> Conversation:
     """Return the session ``wanted`` (``None``: the newest) with its last ``shown`` turns.
 
@@ -69,7 +68,7 @@ async def read_conversation(
         return Conversation(selected=_chosen(wanted, ()))
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            return await _read(agents, principal, project, wanted, shown)
+            return await _read(call, wanted, shown)
     except GreylagError as error:
         return Conversation(selected=_chosen(wanted, ()), error=error.info)
     except TimeoutError:
@@ -77,19 +76,17 @@ async def read_conversation(
         return Conversation(selected=_chosen(wanted, ()), error=late.info)
 
 
-async def _read(
-    agents: Agents, principal: Principal, project: ProjectView, wanted: str | None, shown: int
-) -> Conversation:
-    where = (principal, project.user_id, project.project_id)
-    status = await agents.status(*where)
-    sessions = await agents.sessions(*where)
+async def _read(call: ProjectCall, wanted: str | None, shown: int) -> Conversation:
+    agents = call.use_cases.agents
+    status = await agents.status(*call.at)
+    sessions = await agents.sessions(*call.at)
     selected = _chosen(wanted, sessions)
     found: tuple[Exchange, ...] = ()
     error = None
     if selected is not None:
         try:
-            messages = await agents.messages(*where, selected)
-            found = tuple(pair(messages, await agents.turns(*where, selected)))
+            messages = await agents.messages(*call.at, selected)
+            found = tuple(pair(messages, await agents.turns(*call.at, selected)))
         except GreylagError as problem:
             error, selected = problem.info, None
     return Conversation(

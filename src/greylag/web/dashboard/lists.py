@@ -6,9 +6,8 @@ from datetime import UTC, datetime
 
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.project import Status
-from greylag.domain.users import Principal
 from greylag.ports.store import PageQuery
-from greylag.services.projects import Projects
+from greylag.web.api.deps import Call
 from greylag.web.dashboard.views import ProjectView, project_view, user_url
 
 STEP = 50
@@ -61,12 +60,10 @@ def parse_window(query: Mapping[str, str]) -> Window:
     return Window(status, int(shown), query.get("cursor") or None)
 
 
-async def read_list(
-    projects: Projects, principal: Principal, user_id: str, window: Window
-) -> ProjectList:
+async def read_list(call: Call, user_id: str, window: Window) -> ProjectList:
     """Return the projects of ``window`` as they are now; raises what ``Projects.page`` raises."""
     asked = PageQuery(limit=window.show, cursor=window.cursor, status=window.status)
-    page = await projects.page(principal, user_id, asked)
+    page = await call.use_cases.projects.page(call.principal, user_id, asked)
     now = datetime.now(UTC)
     more = older = None
     if page.cursor and window.show + STEP <= MOST:

@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from greylag import sse
 from greylag.domain.errors import ProjectNotFoundError
 from greylag.domain.events import Event
-from greylag.domain.project import Project, ProjectRef
-from greylag.domain.users import Principal
-from greylag.services.use_cases import UseCases
+from greylag.domain.project import Project
+from greylag.web.api.deps import Call, ProjectCall
 from greylag.web.dashboard.lists import ProjectList, Window, read_list
 from greylag.web.dashboard.pages import render
 from greylag.web.dashboard.views import ProjectView, event_view, project_view
@@ -23,17 +22,15 @@ GATHER_SECONDS = 0.15
 RECHECK_SECONDS = 60.0
 
 
-async def list_frames(
-    use_cases: UseCases, principal: Principal, user_id: str, window: Window
-) -> AsyncIterator[bytes]:
+async def list_frames(call: Call, user_id: str, window: Window) -> AsyncIterator[bytes]:
     """Yield the list as it is now, then what changes in it, until closed.
 
     Raises what ``Projects.page`` raises.
     """
-    with use_cases.store.subscribe() as news:
+    with call.use_cases.store.subscribe() as news:
         shown: ProjectList | None = None
         while True:
-            current = await read_list(use_cases.projects, principal, user_id, window)
+            current = await read_list(call, user_id, window)
             html = _list_changes(shown, current)
             if html:
                 yield _html_frame(html)
@@ -56,18 +53,16 @@ def _frame_of(shown: ProjectList) -> tuple[object, ...]:
     return keys, shown.more_url, shown.older_url
 
 
-async def project_frames(
-    use_cases: UseCases, principal: Principal, project: Project, after: int
-) -> AsyncIterator[bytes]:
+async def project_frames(call: ProjectCall, project: Project, after: int) -> AsyncIterator[bytes]:
     """Yield the header as it is now and the log's events after number ``after``, then what changes.
 
     Ends once the project is gone.
     """
     shown: ProjectView | None = None
-    with use_cases.store.subscribe(project.ref) as news:
+    with call.use_cases.store.subscribe(project.ref) as news:
         while True:
             try:
-                current, events = await _look(use_cases, principal, project.ref, after)
+                current, events = await _look(call, after)
             except ProjectNotFoundError:
                 break
             if current.id != project.id:
@@ -82,14 +77,10 @@ async def project_frames(
     yield sse.encode({"type": "gone", "content": {}})
 
 
-async def _look(
-    use_cases: UseCases, principal: Principal, ref: ProjectRef, after: int
-) -> tuple[Project, Sequence[Event]]:
+async def _look(call: ProjectCall, after: int) -> tuple[Project, Sequence[Event]]:
     # The events are read last: those that led to this record are among them.
-    current = await use_cases.projects.get(principal, ref.user_id, ref.project_id)
-    return current, await use_cases.projects.event_page(
-        principal, ref.user_id, ref.project_id, after
-    )
+    current = await call.use_cases.projects.get(*call.at)
+    return current, await call.use_cases.projects.event_page(*call.at, after)
 
 
 def _project_changes(view: ProjectView, events: Sequence[Event]) -> str:

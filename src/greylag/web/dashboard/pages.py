@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from greylag.web.dashboard.text import visible
 from greylag.web.dashboard.views import project_url, user_url
@@ -43,11 +43,30 @@ def respond(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     return HTMLResponse(render(template, **values), status_code=status, headers=headers)
 
 
+def respond_to(
+    request: Request, page: str, fragment: str, *, status: int = 200, **values: Any
+) -> HTMLResponse:
+    """Return ``fragment`` when htmx asks for it, else the whole ``page`` around it."""
+    template = fragment if is_fragment_request(request) else page
+    return respond(template, status=status, **values)
+
+
 def error_page(request: Request, problem: Problem) -> Response:
     """Return ``problem`` as a page, or, when htmx asks, as a notice for the page that is open."""
-    if not is_fragment_request(request):
-        return respond("error.html", status=problem.status, problem=problem)
-    response = respond("fragments/notice.html", status=problem.status, problem=problem)
+    response = respond_to(
+        request, "error.html", "fragments/notice.html", status=problem.status, problem=problem
+    )
+    # Only htmx reads these.
     response.headers["HX-Retarget"] = "#notices"
     response.headers["HX-Reswap"] = "beforeend"
     return response
+
+
+def see(url: str) -> RedirectResponse:
+    """Return the answer to a form that sends the browser to ``url`` (303, with GET)."""
+    return RedirectResponse(url, status_code=303)
+
+
+def lead(request: Request, url: str) -> Response:
+    """Return the answer to a form that ends at another page, to htmx too."""
+    return Response(headers={"HX-Redirect": url}) if is_fragment_request(request) else see(url)

@@ -1,149 +1,158 @@
 """A project's page, and what its forms do: edit, activate, deactivate, delete."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.events import Event
 from greylag.domain.project import Desired, Project
-from greylag.domain.users import Principal, User
+from greylag.domain.users import User
 from greylag.ports.store import Edit
-from greylag.services.projects import EVENTS_AT_ONCE, Projects
-from greylag.web.dashboard.asking import Asker, see
-from greylag.web.dashboard.board import Back, Board, back_of
+from greylag.services.projects import EVENTS_AT_ONCE
+from greylag.web.api.deps import ProjectCall, ProjectCallDep
 from greylag.web.dashboard.conversations import TURNS_SHOWN, read_conversation
 from greylag.web.dashboard.forms import ProjectForm, field
 from greylag.web.dashboard.live import project_frames
-from greylag.web.dashboard.pages import is_fragment_request, respond
-from greylag.web.dashboard.views import ProjectView, event_view, project_url, project_view, user_url
+from greylag.web.dashboard.pages import is_fragment_request, respond, respond_to, see
+from greylag.web.dashboard.site import Back, Site, back_of
+from greylag.web.dashboard.views import (
+    ProjectView,
+    event_view,
+    project_url,
+    project_view,
+    user_url,
+)
 from greylag.web.stream import closing
 
+MOST_TURNS = 10_000
+MAX_SEQ = 2**53 - 1
+"""Whole numbers up to here are exact in every browser."""
 _AT = "/users/{user}/projects/{project}"
 
 
-def add_project_routes(router: APIRouter, board: Board) -> None:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A project as it is now, and whose it is."""
+
+    owner: User
+    project: Project
+    view: ProjectView
+
+
+def add_project_routes(router: APIRouter, site: Site) -> None:
     """Add the page of a project and its forms to ``router``."""
-    _add_page(router, board)
-    _add_editing(router, board)
-    _add_verbs(router, board)
+    _add_page(router, site)
+    _add_editing(router, site)
+    _add_verbs(router, site)
 
 
-def _add_page(router: APIRouter, board: Board) -> None:
+async def _show(call: ProjectCall) -> Shown:
+    owner = call.use_cases.projects.user(call.principal, call.ref.user_id)
+    project = await call.use_cases.projects.get(*call.at)
+    return Shown(owner, project, project_view(project, datetime.now(UTC)))
+
+
+def _add_page(router: APIRouter, site: Site) -> None:
     @router.get(_AT)
     async def page(
-        principal: Asker,
-        user: str,
-        project: str,
-        session: str | None = None,
-        turns: int = TURNS_SHOWN,
+        call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
     ) -> Response:
-        owner = board.use_cases.projects.user(principal, user)
-        found = await board.use_cases.projects.get(principal, user, project)
+        shown = await _show(call)
+        events = await _log(call)
         now = datetime.now(UTC)
-        events = await _log(board.use_cases.projects, principal, found)
-        view = project_view(found, now)
-        shown = max(1, min(turns, 10_000))
+        limit = max(1, min(turns, MOST_TURNS))
         return respond(
             "project.html",
-            site=board.site,
-            user=owner,
-            project=view,
+            site=site,
+            user=shown.owner,
+            project=shown.view,
             events=[event_view(event, now) for event in events],
             last_event=events[-1].seq if events else 0,
-            conversation=await read_conversation(
-                board.use_cases.agents, principal, view, session, shown
-            ),
-            turns_shown=shown,
+            conversation=await read_conversation(call, shown.view, session, limit),
+            turns_shown=limit,
         )
 
     @router.get(_AT + "/live")
-    async def live(principal: Asker, request: Request, user: str, project: str) -> Response:
-        found = await board.use_cases.projects.get(principal, user, project)
-        last = request.headers.get("last-event-id") or request.query_params.get("after", "0")
-        if not (last.isascii() and last.isdecimal() and len(last) < 16):  # noqa: PLR2004 - fits every store's integers
-            raise InvalidRequestError("after must be the number of an event.")
-        frames = project_frames(board.use_cases, principal, found, int(last))
-        return board.streams.events(found.ref, closing(frames))
+    async def live(
+        call: ProjectCallDep,
+        after: Annotated[int, Query(ge=0, le=MAX_SEQ)] = 0,
+        last_event_id: Annotated[int | None, Header(ge=0, le=MAX_SEQ)] = None,
+    ) -> Response:
+        project = await call.use_cases.projects.get(*call.at)
+        frames = project_frames(call, project, after if last_event_id is None else last_event_id)
+        return call.streams.events(call.ref, closing(frames))
 
 
-async def _log(projects: Projects, principal: Principal, project: Project) -> Sequence[Event]:
+async def _log(call: ProjectCall) -> Sequence[Event]:
     """Return the newest events of the log, 100 at most."""
     newest: Sequence[Event] = ()
     after = 0
-    while page := await projects.event_page(principal, project.user_id, project.project_id, after):
+    while page := await call.use_cases.projects.event_page(*call.at, after):
         newest = [*newest, *page][-EVENTS_AT_ONCE:]
         after = page[-1].seq
     return newest
 
 
-def _add_editing(router: APIRouter, board: Board) -> None:
+def _add_editing(router: APIRouter, site: Site) -> None:
     def form_page(
-        request: Request,
-        owner: User,
-        project: ProjectView,
-        form: ProjectForm,
-        back: Back,
-        error: str | None = None,
+        request: Request, shown: Shown, form: ProjectForm, back: Back, error: str | None = None
     ) -> Response:
-        return respond(
-            "fragments/project_form.html" if is_fragment_request(request) else "form.html",
+        return respond_to(
+            request,
+            "form.html",
+            "fragments/project_form.html",
             status=422 if error else 200,
-            site=board.site,
-            user=owner,
-            project=project,
+            site=site,
+            user=shown.owner,
+            project=shown.view,
             form=form,
             back=back,
             error=error,
         )
 
     @router.get(_AT + "/edit")
-    async def edit_form(
-        request: Request, principal: Asker, user: str, project: str, back: str = ""
-    ) -> Response:
-        owner = board.use_cases.projects.user(principal, user)
-        found = await board.use_cases.projects.get(principal, user, project)
-        view = project_view(found, datetime.now(UTC))
-        form = ProjectForm(name=found.name, metadata=view.metadata)
-        return form_page(request, owner, view, form, back_of(back))
+    async def edit_form(request: Request, call: ProjectCallDep, back: str = "") -> Response:
+        shown = await _show(call)
+        form = ProjectForm(name=shown.view.name, metadata=shown.view.metadata)
+        return form_page(request, shown, form, back_of(back))
 
     @router.post(_AT + "/edit")
-    async def edit(request: Request, principal: Asker, user: str, project: str) -> Response:
-        owner = board.use_cases.projects.user(principal, user)
-        found = await board.use_cases.projects.get(principal, user, project)
+    async def edit(request: Request, call: ProjectCallDep) -> Response:
         sent = await request.form()
         form, back = ProjectForm.read(sent), back_of(field(sent, "back"))
         try:
             change = Edit(form.name, form.metadata_object())
-            changed = await board.use_cases.projects.edit(principal, user, project, change)
+            changed = await call.use_cases.projects.edit(*call.at, change)
         except InvalidRequestError as error:
-            view = project_view(found, datetime.now(UTC))
-            return form_page(request, owner, view, form, back, error.info.message)
+            return form_page(request, await _show(call), form, back, error.info.message)
         return _changed(request, changed, back)
 
 
-def _add_verbs(router: APIRouter, board: Board) -> None:
+def _add_verbs(router: APIRouter, site: Site) -> None:
     @router.get(_AT + "/delete")
-    async def ask(
-        request: Request, principal: Asker, user: str, project: str, back: str = ""
-    ) -> Response:
-        found = await board.use_cases.projects.get(principal, user, project)
-        return respond(
-            "fragments/delete_form.html" if is_fragment_request(request) else "delete.html",
-            site=board.site,
-            user=board.use_cases.projects.user(principal, user),
-            project=project_view(found, datetime.now(UTC)),
+    async def ask(request: Request, call: ProjectCallDep, back: str = "") -> Response:
+        shown = await _show(call)
+        return respond_to(
+            request,
+            "delete.html",
+            "fragments/delete_form.html",
+            site=site,
+            user=shown.owner,
+            project=shown.view,
             back=back_of(back),
         )
 
     def add_verb(verb: str, desired: Desired) -> None:
         @router.post(f"{_AT}/{verb}", name=verb)
-        async def act(request: Request, principal: Asker, user: str, project: str) -> Response:
+        async def act(request: Request, call: ProjectCallDep) -> Response:
             back = back_of(field(await request.form(), "back"))
-            found = await board.use_cases.projects.want(principal, user, project, desired)
+            found = await call.use_cases.projects.want(*call.at, desired)
             return _changed(request, found, back)
 
     add_verb("activate", Desired.ACTIVE)
@@ -154,12 +163,12 @@ def _add_verbs(router: APIRouter, board: Board) -> None:
 def _changed(request: Request, project: Project, back: Back) -> Response:
     """Return the piece of the open page that shows ``project``, or lead back to a whole page.
 
-    The dialog that was open, if any, closes (``HX-Trigger``).
+    The dialog that was open, if any, closes after that (``HX-Trigger-After-Settle``).
     """
     if is_fragment_request(request):
         view = project_view(project, datetime.now(UTC))
         response = respond("fragments/project_piece.html", project=view, back=back)
-        response.headers["HX-Trigger"] = "close-dialog"
+        response.headers["HX-Trigger-After-Settle"] = "close-dialog"
         response.headers["HX-Reswap"] = "none"
         return response
     if back == "list" or project.desired is Desired.DELETED:

@@ -5,16 +5,16 @@ from fastapi import APIRouter
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
 from greylag.web.dashboard.agent_routes import add_agent_routes
-from greylag.web.dashboard.board import Board
 from greylag.web.dashboard.project_routes import add_project_routes
+from greylag.web.dashboard.site import Site
 from greylag.web.dashboard.user_routes import add_user_routes
 
 
 def dashboard_routes(use_cases: UseCases, settings: Settings) -> APIRouter:
     """Return the routes of all pages; none of them is part of the JSON API's description."""
     router = APIRouter(include_in_schema=False)
-    board = Board.of(use_cases, settings)
-    add_user_routes(router, board)
-    add_agent_routes(router, board)
-    add_project_routes(router, board)
+    site = Site(use_cases.platform, sign_out=settings.token is not None)
+    add_user_routes(router, site)
+    add_agent_routes(router)
+    add_project_routes(router, site)
     return router

@@ -1,0 +1,22 @@
+// Keeps "3 minutes ago" true. The exact time stands in the title; machines read the attribute.
+const STEPS = [["year", 31536000], ["month", 2592000], ["day", 86400], ["hour", 3600], ["minute", 60]];
+const REFRESH_MS = 20_000;
+
+function ago(moment) {
+  const seconds = (Date.now() - moment.getTime()) / 1000;
+  for (const [word, length] of STEPS) {
+    const count = Math.floor(seconds / length);
+    if (count >= 1) return `${count} ${word}${count > 1 ? "s" : ""} ago`;
+  }
+  return "just now";
+}
+
+/** Refresh all times of the page now and then. */
+export function startTimes() {
+  setInterval(() => {
+    for (const time of document.querySelectorAll("time[datetime]")) {
+      const words = ago(new Date(time.dateTime));
+      if (time.textContent !== words) time.textContent = words;
+    }
+  }, REFRESH_MS);
+}

@@ -1,0 +1,105 @@
+"""A person at a real Chromium, and everything the browser complained about meanwhile."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.async_api import Page, async_playwright
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+PATIENCE_MS = 15_000
+_ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def chromium() -> str | None:
+    """Return the path of a Chromium, ``None`` when this machine has none."""
+    named = os.environ.get("GREYLAG_TEST_CHROMIUM")
+    return named or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A page that is open at a site, and what its browser had to complain of."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    async def open_project(self, path: str) -> None:
+        """Open a project's page, as its API path names it."""
+        await self.page.goto(path.removeprefix("/api"))
+
+    async def say(self, words: str) -> None:
+        """Write a message and send it with the Enter key."""
+        await self.page.fill("#message", words)
+        await self.page.press("#message", "Enter")
+
+    async def answered(self) -> None:
+        """Wait until the turn has ended and another message can be sent."""
+        await self.page.wait_for_selector("#send:not([disabled])")
+        await self.page.wait_for_selector("#stop", state="hidden")
+
+    async def answer(self) -> str:
+        """Return the words of the newest answer, as they stand in the page."""
+        return await self.page.locator(".turn").last.locator(".answer").inner_text()
+
+    async def picture(self, name: str) -> None:
+        """Keep a screenshot as test output."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        await self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+@asynccontextmanager
+async def at_browser(
+    base: str, *, width: int = 1200, dark: bool = False, scripts: bool = True
+) -> AsyncIterator[Person]:
+    """Open a browser whose paths are those of the site at ``base``.
+
+    On leaving it fails if the browser complained: of a script's error, of the content security
+    policy, of a file that is not there.
+    """
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=chromium(), args=list(_ARGUMENTS)
+        )
+        context = await browser.new_context(
+            base_url=base,
+            viewport={"width": width, "height": 850},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=scripts,
+        )
+        context.set_default_timeout(PATIENCE_MS)
+        person = Person(await context.new_page())
+        _listen(person)
+        try:
+            yield person
+        finally:
+            await browser.close()
+        assert person.complaints == []
+
+
+def _listen(person: Person) -> None:
+    wrong = person.complaints
+    person.page.on("pageerror", lambda error: wrong.append(str(error)))
+    person.page.on(
+        "console",
+        lambda line: wrong.append(line.text) if _is_complaint(line.type, line.text) else None,
+    )
+
+
+def _is_complaint(kind: str, text: str) -> bool:
+    # A connection that a test cuts, or an error that it asks for, is the browser's to note.
+    expected = (
+        "net::ERR_" in text or "Failed to load resource" in text or "Response Status Error" in text
+    )
+    return kind in {"error", "warning"} and not expected

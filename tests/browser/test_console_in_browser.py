@@ -1,0 +1,225 @@
+"""A person and the agent, in a real browser over the memory adapters."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import expect
+from tests.browser.dropping import DroppingProxy
+from tests.browser.person import Person, at_browser
+from tests.web.server import ADA, Site, site
+
+from greylag.domain.project import ProjectRef
+
+HOSTILE = (
+    "<script>document.title='owned'</script> <img src=x onerror=\"document.title='owned'\">"
+    " [click](javascript:document.title='owned') javascript:document.title='owned'"
+    " https://example.test/a?b=1. \x1b[31mred\x1b[0m \x07 \u202egnp.exe\u2066"
+)
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Site]:
+    async with site() as one:
+        yield one
+
+
+@pytest.fixture
+async def proxy(running: Site) -> AsyncIterator[DroppingProxy]:
+    async with DroppingProxy(running.port).running() as one:
+        yield one
+
+
+@pytest.fixture
+async def person(proxy: DroppingProxy) -> AsyncIterator[Person]:
+    async with at_browser(proxy.address) as one:
+        yield one
+
+
+async def test_a_message_wakes_the_environment_and_is_answered(
+    running: Site, person: Person
+) -> None:
+    await person.open_project(await running.project())
+    await person.say("Hello there")
+    await person.answered()
+    answer = await person.answer()
+    assert "Notes is inactive: waking its environment." in answer
+    assert answer.endswith("You said: Hello there")
+    await expect(person.page.locator("#project-header .badge")).to_have_text("Active")
+    await expect(person.page.locator("#log")).to_contain_text("The environment is active.")
+    await expect(person.page.locator(".session-link")).to_contain_text("2 messages")
+    assert "session=" in person.page.url
+
+
+async def test_a_tool_runs_only_when_it_is_allowed(running: Site, person: Person) -> None:
+    await person.open_project(await running.project(active=True))
+    await person.say("run: rm -rf /")
+    await person.page.get_by_role("button", name="Allow").wait_for()
+    await person.picture("console-confirmation")
+    await person.page.get_by_role("button", name="Decline").click()
+    await person.answered()
+    assert "You declined." in await person.answer()
+    await person.say("run: ls")
+    await person.page.get_by_role("button", name="Allow").click()
+    await person.answered()
+    assert "It ran." in await person.answer()
+    await expect(person.page.locator(".fold").last).to_contain_text("shell")
+
+
+async def test_a_turn_is_stopped(running: Site, person: Person) -> None:
+    await person.open_project(await running.project(active=True))
+    await person.say("wait: for ever")
+    await person.page.get_by_role("button", name="Stop").click()
+    await person.answered()
+    await expect(person.page.locator(".turn-end").last).to_have_text("Stopped.")
+
+
+async def test_a_failed_turn_shows_its_error(running: Site, person: Person) -> None:
+    await person.open_project(await running.project(active=True))
+    await person.say("fail: the model is out of order")
+    await person.answered()
+    await expect(person.page.locator(".answer .problem")).to_contain_text("out of order")
+    await person.page.reload()
+    await expect(person.page.locator(".answer .problem")).to_contain_text("out of order")
+
+
+async def test_a_reload_in_a_turn_finds_it_again(running: Site, person: Person) -> None:
+    await person.open_project(await running.project(active=True))
+    await person.say("run: ls")
+    await person.page.get_by_role("button", name="Allow").wait_for()
+    await person.page.reload()
+    await person.page.get_by_role("button", name="Allow").click()
+    await person.answered()
+    assert await person.page.locator(".turn").count() == 1
+    assert (await person.answer()).count("It ran.") == 1
+
+
+async def test_a_dropped_connection_goes_on_by_itself(
+    running: Site, person: Person, proxy: DroppingProxy
+) -> None:
+    await person.open_project(await running.project(active=True))
+    await person.say("run: ls")
+    await person.page.get_by_role("button", name="Allow").wait_for()
+    for _ in range(3):
+        proxy.drop()
+        await expect(person.page.locator("#console-status")).to_contain_text("Trying again")
+        await expect(person.page.locator("#console-status")).to_have_text("")
+    await person.page.get_by_role("button", name="Allow").click()
+    await person.answered()
+    assert (await person.answer()).count("It ran.") == 1
+    assert await person.page.locator(".ask").count() == 1
+
+
+async def test_a_message_that_met_a_dropped_connection_is_one_turn() -> None:
+    async with site(auto=False) as slow, DroppingProxy(slow.port).running() as way:
+        path = await slow.project()
+        async with at_browser(way.address) as waiting:
+            await waiting.open_project(path)
+            await waiting.say("Only once")
+            await expect(waiting.page.locator(".steps")).to_contain_text("waking")
+            way.drop()
+            await expect(waiting.page.locator("#console-status")).to_contain_text("Trying again")
+            await expect(waiting.page.locator("#console-status")).to_have_text("")
+            await waiting.page.reload()
+            await expect(waiting.page.locator(".steps")).to_contain_text("waking")
+            slow.house.cluster.advance(ProjectRef("ada", "notes"))
+            await waiting.answered()
+            assert (await waiting.answer()).count("You said: Only once") == 1
+            listed = await slow.http.get(f"{path}/sessions")
+            (session,) = (await listed.json())["sessions"]
+            assert session["message_count"] == 2
+
+
+async def test_a_hostile_answer_is_only_text(running: Site, person: Person) -> None:
+    await person.open_project(await running.project(active=True))
+    await person.say(HOSTILE)
+    await person.answered()
+    answer = person.page.locator(".turn").last.locator(".prose")
+    shown = await answer.inner_text()
+    assert "<script>document.title='owned'</script>" in shown
+    assert "\u241b[31mred" in shown
+    assert "\u2407" in shown
+    assert "[U+202E]gnp.exe[U+2066]" in shown
+    links = answer.locator("a")
+    assert [await link.get_attribute("href") for link in await links.all()] == [
+        "https://example.test/a?b=1"
+    ]
+    assert await links.get_attribute("rel") == "noopener noreferrer nofollow"
+    assert await answer.locator("script, img").count() == 0
+    await person.page.reload()
+    await expect(person.page.locator(".said")).to_contain_text("[U+202E]")
+    assert "owned" not in await person.page.title()
+    await person.picture("console-hostile")
+
+
+async def test_answers_are_light_markdown(running: Site, person: Person) -> None:
+    await person.open_project(await running.project(active=True))
+    await person.page.fill(
+        "#message", "x\n\n# Head\n\n- one\n- two `code`\n\n```\nlet a;\n```\n**bold**"
+    )
+    await person.page.click("#send")
+    await person.answered()
+    prose = person.page.locator(".prose").last
+    await expect(prose.locator("h3")).to_have_text("Head")
+    await expect(prose.locator("li")).to_have_count(2)
+    await expect(prose.locator("li code")).to_have_text("code")
+    await expect(prose.locator("pre")).to_have_text("let a;\n")
+    await expect(prose.locator("strong")).to_have_text("bold")
+
+
+async def test_sessions_are_chosen_begun_and_deleted(running: Site, person: Person) -> None:
+    await person.open_project(await running.project(active=True))
+    await person.say("First")
+    await person.answered()
+    await person.page.click("text=New session")
+    await expect(person.page.locator(".turn")).to_have_count(0)
+    await person.say("Second")
+    await person.answered()
+    await expect(person.page.locator(".session")).to_have_count(2)
+    await person.page.locator(".session-link").nth(1).click()
+    await expect(person.page.locator(".said")).to_have_text("First")
+    person.page.on("dialog", lambda dialog: dialog.accept())
+    await person.page.locator(".session").nth(1).get_by_role("button").click()
+    await expect(person.page.locator(".session")).to_have_count(1)
+    await expect(person.page.locator(".said")).to_have_text("Second")
+
+
+async def test_a_refused_message_can_be_sent_again(running: Site, person: Person) -> None:
+    path = await running.project(active=True)
+    await person.open_project(path)
+    session = await (await running.http.post(f"{path}/sessions")).json()
+    await person.page.goto(f"{path.removeprefix('/api')}?session={session['session_id']}")
+    body = {"message": "wait: x", "session_id": session["session_id"]}
+    async with running.http.post(f"{path}/messages", json=body):
+        await person.say("Me too")
+        await expect(person.page.locator(".answer .problem")).to_contain_text("session_busy")
+        await expect(person.page.locator("#message")).to_have_value("Me too")
+
+
+@pytest.mark.parametrize(
+    ("width", "dark"), [(390, False), (390, True), (1200, True), (1200, False)]
+)
+async def test_pages_fit_and_are_pictured(running: Site, width: int, *, dark: bool) -> None:
+    path = await running.project(active=True)
+    await running.project("a-project-with-quite-a-long-id-that-nobody-would-type")
+    looks = f"{width}-{'dark' if dark else 'light'}"
+    base = f"http://127.0.0.1:{running.port}"
+    async with at_browser(base, width=width, dark=dark) as person:
+        await person.page.goto(f"{base}{ADA.removeprefix('/api').removesuffix('/projects')}")
+        await expect(person.page.locator(".card")).to_have_count(2)
+        assert await _overflow(person) <= 0
+        await person.picture(f"list-{looks}")
+        await person.open_project(path)
+        await person.say("Hello, what can you do?")
+        await person.answered()
+        await person.say("run: make dinner")
+        await person.page.get_by_role("button", name="Allow").wait_for()
+        assert await _overflow(person) <= 0
+        await person.picture(f"project-{looks}")
+        assert await person.page.evaluate("document.documentElement.dataset.theme") == (
+            "dark" if dark else "light"
+        )
+
+
+async def _overflow(person: Person) -> int:
+    wide: int = await person.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    return wide
