@@ -79,7 +79,7 @@ async def test_goose_killed_in_a_tool_leaves_no_orphan(tmp_path: Path) -> None:
         events = await api.events(turn)
         assert events[-2]["content"]["code"] == "agent_restarted"
         async with asyncio.timeout(5):
-            while any("986" in process.cmdline() for process in api.others()):
+            while any("986" in process.cmdline() for process in api.others()):  # noqa: ASYNC110 - waits for another process
                 await asyncio.sleep(0.05)
 
 
@@ -171,7 +171,7 @@ async def test_no_secret_is_in_any_file_of_the_environment(tmp_path: Path) -> No
     ) as api:
         session = await api.session()
         assert session
-    for path in tmp_path.rglob("*"):
+    for path in tmp_path.rglob("*"):  # noqa: ASYNC240 - a small file of the test
         if path.is_file():
             content = path.read_bytes()
             assert b"sk-very-secret" not in content, path
@@ -186,5 +186,5 @@ async def extension(api: Agentd, name: str) -> dict[str, Any]:
 
 async def sleeping(api: Agentd) -> None:
     async with asyncio.timeout(10):
-        while not any("986" in process.cmdline() for process in api.others()):
+        while not any("986" in process.cmdline() for process in api.others()):  # noqa: ASYNC110 - waits for another process
             await asyncio.sleep(0.05)
