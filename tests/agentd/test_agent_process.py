@@ -89,7 +89,7 @@ async def test_kill_ends_the_tree_and_what_left_it(
 
 async def test_the_last_words_of_a_dead_agent_are_kept(tmp_path: Path) -> None:
     setup = AgentSetup(tmp_path, tmp_path, tmp_path)
-    command = AgentCommand("goose", ("/bin/sh", "-c", "echo no home >&2; exit 3"))
+    command = AgentCommand("goose", ("/bin/sh", "-c", "echo no home >&2; sleep 0.5; exit 3"))
     process = await AgentProcess.start(command, setup, {})
     await process.watch_stderr()
     assert await process.ended() == "The agent process exited with code 3 (it said: no home)."
