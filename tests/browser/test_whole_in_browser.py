@@ -1,0 +1,97 @@
+"""The whole path in a browser: `greylag up`, the real goose, the scripted model."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import expect
+from tests.browser.dropping import DroppingProxy
+from tests.browser.person import at_browser
+from tests.browser.whole import Whole, has_goose, up
+
+pytestmark = [
+    pytest.mark.goose,
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_goose(), reason="GOOSE WAS NOT TESTED: it is not installed"),
+]
+LONG_ANSWER_MS = 60_000
+
+
+@pytest.fixture
+async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
+    async with up(tmp_path / "data") as one:
+        yield one
+
+
+async def test_from_nothing_to_an_answer(whole: Whole) -> None:
+    async with at_browser(whole.address) as person:
+        await person.page.goto("/")
+        await expect(person.page.locator(".banner").last).to_contain_text("demonstration")
+        await person.page.click("text=Create the first project")
+        await person.page.fill("#field-name", "Hello")
+        await person.page.press("#field-name", "Enter")
+        await person.say("run: echo $((6*7))")
+        await person.page.get_by_role("button", name="Allow").click()
+        await person.answered()
+        await expect(person.page.locator("pre.code")).to_have_text("42\n")
+        await expect(person.page.locator("#log")).to_contain_text("The agent is ready.")
+        await person.picture("whole-answer")
+
+
+async def test_a_reload_and_dropped_connections_lose_and_repeat_nothing(whole: Whole) -> None:
+    path = await whole.project()
+    proxy = DroppingProxy(whole.port)
+    async with proxy.running(), at_browser(proxy.address) as person:
+        await person.open_project(path)
+        await person.say("[[delay ms=10]] [[chunks n=600 size=5]]")
+        prose = person.page.locator(".prose")
+        for sign in ("0050", "0150", "0250"):
+            await expect(prose).to_contain_text(sign)
+            proxy.drop()
+        await expect(prose).to_contain_text("0350")
+        await person.page.reload()
+        await person.answered()
+        assert (await prose.inner_text()).split() == [f"{n:04d}" for n in range(600)]
+        assert await person.page.locator(".turn").count() == 1
+
+
+async def test_big_answers_do_not_freeze_the_page(whole: Whole) -> None:
+    path = await whole.project()
+    async with at_browser(whole.address) as person:
+        await person.open_project(path)
+        await person.page.evaluate(_WATCH_FREEZES)
+        await person.say("[[chunks n=10000 size=5]]")
+        await person.page.wait_for_selector("#send:not([disabled])", timeout=LONG_ANSWER_MS)
+        words = (await person.page.locator(".prose").inner_text()).split()
+        assert words == [f"{n:04d}" for n in range(10_000)]
+        await person.say("[[bytes 2000000]]")
+        await person.page.wait_for_selector("#send:not([disabled])", timeout=LONG_ANSWER_MS)
+        length = await person.page.evaluate(
+            "document.querySelectorAll('.prose')[1].textContent.length"
+        )
+        assert length >= 1_990_000
+        # A person notices about a tenth of a second; the machine that tests may be slow and shared.
+        assert await person.page.evaluate("window.longestFreeze") < 1_500
+
+
+_WATCH_FREEZES = """() => {
+  window.longestFreeze = 0;
+  let last = performance.now();
+  setInterval(() => {
+    const now = performance.now();
+    window.longestFreeze = Math.max(window.longestFreeze, now - last);
+    last = now;
+  }, 20);
+}"""
+
+
+async def test_a_turn_is_stopped_in_its_answer(whole: Whole) -> None:
+    path = await whole.project()
+    async with at_browser(whole.address) as person:
+        await person.open_project(path)
+        await person.say("[[delay ms=20]] [[chunks n=5000 size=5]]")
+        await expect(person.page.locator(".prose")).to_contain_text("0010")
+        await person.page.get_by_role("button", name="Stop").click()
+        await person.answered()
+        await expect(person.page.locator(".turn-end")).to_have_text("Stopped.")
+        await expect(person.page.locator(".prose")).not_to_contain_text("4999")

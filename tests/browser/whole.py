@@ -1,0 +1,81 @@
+"""`greylag up` as its users run it, in a process of its own, with the real goose."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from greylag.agentd.binary import find_agent
+
+READY_SECONDS = 30
+END_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A running Greylag."""
+
+    address: str
+    http: aiohttp.ClientSession
+
+    @property
+    def port(self) -> int:
+        """The port that it answers on."""
+        return urlsplit(self.address).port or 0
+
+    async def project(self) -> str:
+        """Create and activate a project and return its API path."""
+        projects = "/api/users/me/projects"
+        made = await self.http.post(projects, json={"name": "Whole", "project_id": "whole"})
+        assert made.status == 201, await made.text()
+        activated = await self.http.post(f"{projects}/whole/activate")
+        assert activated.status == 200, await activated.text()
+        return f"{projects}/whole"
+
+
+def has_goose() -> bool:
+    """Tell whether the real goose is installed here."""
+    return find_agent(None, os.environ).kind == "goose"
+
+
+@asynccontextmanager
+async def up(data: Path) -> AsyncIterator[Whole]:
+    """Run `greylag up`; on leaving, nothing that it started lives on."""
+    command = (sys.executable, "-m", "greylag", "up", "--port", "0", "--data", str(data))
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL, env=environment
+    )
+    try:
+        address = await _address(process)
+        async with aiohttp.ClientSession(address) as http:
+            yield Whole(address, http)
+            for path in await _projects(http):
+                await http.delete(path)
+    finally:
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(END_SECONDS):
+            await process.wait()
+
+
+async def _address(process: Process) -> str:
+    assert process.stdout is not None
+    async with asyncio.timeout(READY_SECONDS):
+        async for line in process.stdout:
+            _, found, address = line.decode().partition("ready: ")
+            if found:
+                return address.strip()
+    raise AssertionError("greylag up ended before it was ready")
+
+
+async def _projects(http: aiohttp.ClientSession) -> list[str]:
+    answer = await (await http.get("/api/users/me/projects")).json()
+    return [f"/api/users/me/projects/{one['project_id']}" for one in answer["projects"]]

@@ -1,0 +1,148 @@
+"""The dashboard's pages over the memory adapters, read without a browser."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.web.server import ADA, Site, settings, site
+
+from greylag import sse
+
+HTML = {"Accept": "text/html"}
+HTMX = HTML | {"HX-Request": "true"}
+PAGE = "/users/ada/projects/notes"
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Site]:
+    async with site() as one:
+        yield one
+
+
+async def _text(running: Site, path: str, status: int = 200, **options: object) -> str:
+    async with running.http.get(path, headers=HTML, **options) as answer:  # type: ignore[arg-type] # aiohttp's own options
+        assert answer.status == status
+        return await answer.text()
+
+
+async def test_names_are_escaped_and_overrides_shown(running: Site) -> None:
+    name = "<script>x</script> \u202egnp.exe"
+    await running.http.post(ADA, json={"name": name, "project_id": "notes"})
+    for path in ("/users/ada", PAGE, f"{PAGE}/delete"):
+        page = await _text(running, path)
+        assert "<script>x" not in page
+        assert "&lt;script&gt;x&lt;/script&gt; [U+202E]gnp.exe" in page
+
+
+async def test_an_edit_form_keeps_the_name_as_it_is(running: Site) -> None:
+    await running.http.post(ADA, json={"name": "a\u202eb", "project_id": "notes"})
+    assert 'value="a\u202eb"' in await _text(running, f"{PAGE}/edit")
+
+
+async def test_no_page_has_inline_code_or_foreign_files(running: Site) -> None:
+    await running.project(active=True)
+    for path in ("/users/ada", PAGE, f"{PAGE}/edit", "/users/ada/new-project", "/nowhere"):
+        async with running.http.get(path, headers=HTML) as answer:
+            page = await answer.text()
+            assert "'unsafe" not in answer.headers["content-security-policy"]
+        assert not re.search(r"<script(?![^>]*\ssrc=)|\sstyle=|\son\w+=|javascript:", page)
+        sources = re.findall(r'(?:src|<link[^>]*href)="([^"]+)"', page)
+        assert sources
+        assert all(source.startswith("/static/") for source in sources)
+
+
+async def test_every_file_that_a_page_names_is_there(running: Site) -> None:
+    page = await _text(running, "/users/ada")
+    for path in set(re.findall(r'"(/static/[^"]+)"', page)):
+        async with running.http.get(path) as answer:
+            assert answer.status == 200, path
+
+
+async def test_odd_ids_have_addresses_that_work(running: Site) -> None:
+    odd = "a b?c#d%2F\u00e4&e"
+    made = await running.http.post(ADA, json={"name": "Odd", "project_id": odd})
+    assert made.status == 201
+    link = re.search(r'<h2[^>]*><a href="([^"]+)"', await _text(running, "/users/ada"))
+    assert link is not None
+    assert "Odd" in await _text(running, link[1].replace("&amp;", "&"))
+
+
+async def test_errors_are_pages_with_hint_and_request_id(running: Site) -> None:
+    page = await _text(running, "/users/ada/projects/nothing", 404)
+    assert "project_not_found" in page
+    assert re.search(r"request <code>[0-9a-f]{32}</code>", page)
+    assert "not_found" in await _text(running, "/nowhere", 404)
+    assert "show must be" in await _text(running, "/users/ada?show=1000000", 422)
+
+
+async def test_an_open_page_gets_errors_as_notices(running: Site) -> None:
+    path = "/users/ada/projects/nothing/activate"
+    async with running.http.post(path, headers=HTMX) as answer:
+        assert answer.status == 404
+        assert answer.headers["hx-retarget"] == "#notices"
+        assert (await answer.text()).startswith('<div class="notice">')
+
+
+async def test_an_agent_that_does_not_answer_leaves_the_rest_of_the_page(running: Site) -> None:
+    await running.project(active=True)
+    running.house.gateway.unreachable.add("memory://user-ada/notes-api")
+    page = await _text(running, PAGE)
+    assert "agent_unreachable" in page
+    assert "Deactivate" in page
+
+
+async def test_a_form_sent_twice_creates_one_project(running: Site) -> None:
+    form = {"name": "Twice", "key": "k" * 32}
+    for _ in range(2):
+        async with running.http.post("/users/ada/new-project", data=form) as answer:
+            assert answer.status == 200
+    listed = await (await running.http.get(ADA)).json()
+    assert len(listed["projects"]) == 1
+
+
+async def test_a_form_error_keeps_what_was_typed(running: Site) -> None:
+    form = {"name": "Mine", "metadata": "{oops"}
+    async with running.http.post("/users/ada/new-project", data=form, headers=HTML) as answer:
+        assert answer.status == 422
+        page = await answer.text()
+    assert 'value="Mine"' in page
+    assert "{oops" in page
+
+
+async def test_pages_of_other_sites_cannot_send_the_forms(running: Site) -> None:
+    await running.project()
+    headers = HTML | {"Origin": "https://evil.example"}
+    async with running.http.post(f"{PAGE}/delete", headers=headers) as answer:
+        assert answer.status == 403
+    assert "Deleting" not in await _text(running, PAGE)
+
+
+async def test_the_live_stream_of_a_project_resumes_and_ends(running: Site) -> None:
+    await running.project(active=True)
+    frames = []
+    headers = {"Last-Event-ID": "2"}
+    async with running.http.get(f"{PAGE}/live", headers=headers) as answer:
+        await running.http.delete(f"{ADA}/notes")
+        splitter = sse.FrameSplitter()
+        async for chunk in answer.content.iter_any():
+            frames += [sse.parse(raw) for raw in splitter.feed(chunk)]
+    data = [json.loads(frame.data) for frame in frames if frame is not None]
+    assert data[-1] == {"type": "gone", "content": {}}
+    html = "".join(one["content"]["html"] for one in data[:-1])
+    assert 'id="event-2"' not in html
+    events = [int(number) for number in re.findall(r'id="event-(\d+)"', html)]
+    assert events[:3] == [3, 4, 5]
+    assert events == sorted(set(events))
+
+
+async def test_a_live_number_that_is_none_is_refused(running: Site) -> None:
+    await running.project()
+    assert "after" in await _text(running, f"{PAGE}/live?after=x", 422)
+
+
+async def test_who_signed_in_can_sign_out() -> None:
+    token = "a-token-of-many-letters"
+    async with site(settings(token=token)) as locked:
+        async with locked.http.post("/sign-in", data={"token": token}) as answer:
+            assert "Sign out" in await answer.text()

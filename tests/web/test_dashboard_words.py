@@ -1,0 +1,92 @@
+"""Words and pieces of the dashboard that need no server."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from greylag.domain.errors import InvalidRequestError
+from greylag.ports.agent import ChatMessage, Turn
+from greylag.web.dashboard.conversations import pair
+from greylag.web.dashboard.forms import ProjectForm
+from greylag.web.dashboard.lists import MOST, parse_window
+from greylag.web.dashboard.text import moment, parsed_moment, visible
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("plain \u00e4 \U0001f600\ttab\nline", "plain \u00e4 \U0001f600\ttab\nline"),
+        ("\x1b[31m", "\u241b[31m"),
+        ("\x00\x7f", "\u2400\u2421"),
+        ("\x85", "[U+0085]"),
+        ("a\u202eb\u2069", "a[U+202E]b[U+2069]"),
+    ],
+)
+def test_what_cannot_be_seen_is_made_visible(written: str, shown: str) -> None:
+    assert visible(written) == shown
+    assert visible(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("passed", "ago"),
+    [
+        (timedelta(seconds=59), "just now"),
+        (timedelta(seconds=-5), "just now"),
+        (timedelta(minutes=1), "1 minute ago"),
+        (timedelta(hours=5), "5 hours ago"),
+        (timedelta(days=400), "1 year ago"),
+    ],
+)
+def test_times_are_told_as_people_tell_them(passed: timedelta, ago: str) -> None:
+    assert moment(NOW - passed, NOW).ago == ago
+
+
+def test_a_time_that_is_none_is_not_shown() -> None:
+    assert parsed_moment("yesterday", NOW) is None
+
+
+def test_the_same_state_at_another_time_looks_the_same() -> None:
+    at = NOW - timedelta(hours=1)
+    assert moment(at, NOW) == moment(at, NOW + timedelta(hours=1))
+
+
+@pytest.mark.parametrize("query", [{"status": "asleep"}, {"show": "0"}, {"show": "9" * 5000}])
+def test_a_list_that_cannot_be_is_refused(query: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequestError):
+        parse_window(query)
+
+
+def test_the_longest_list_is_taken() -> None:
+    assert parse_window({"show": str(MOST), "status": ""}).show == MOST
+
+
+@pytest.mark.parametrize("metadata", ["[1]", "{", '{"a": 1e999999}', "[" * 100_000, '"x"'])
+def test_metadata_that_is_no_object_is_refused(metadata: str) -> None:
+    with pytest.raises(InvalidRequestError, match="metadata"):
+        ProjectForm(metadata=metadata).metadata_object()
+
+
+def _turn(number: int, message: str, status: str = "completed") -> Turn:
+    return Turn(f"t{number}", "s", f"m{number}", status, message, "2026-11-24T12:00:00.000Z")
+
+
+def _messages(*texts: tuple[str, str]) -> list[ChatMessage]:
+    return [ChatMessage(role, text, None, index) for index, (role, text) in enumerate(texts)]
+
+
+def test_messages_meet_their_turns() -> None:
+    said = _messages(("User", "a"), ("Assistant", "A"), ("User", "b"), ("User", "c"))
+    turns = [_turn(3, "c", "running"), _turn(2, "b", "error")]
+    found = pair(said, turns)
+    assert [(one.message, one.answer, one.turn and one.turn.turn_id) for one in found] == [
+        ("a", "A", None),
+        ("b", "", "t2"),
+        ("c", "", "t3"),
+    ]
+
+
+def test_a_turn_that_began_after_the_messages_were_read_is_there() -> None:
+    found = pair(_messages(("User", "a"), ("Assistant", "A")), [_turn(2, "b", "running")])
+    assert [one.message for one in found] == ["a", "b"]
