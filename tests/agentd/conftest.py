@@ -12,16 +12,16 @@ import psutil
 import pytest
 from aiohttp import web
 
-from greylag.agentd import scripted_model
-from greylag.agentd.agent import Agent
-from greylag.agentd.agent_types import (
+from greylag.agentd.agent.agent import Agent
+from greylag.agentd.agent.binary import find_agent
+from greylag.agentd.agent.types import (
     AgentCommand,
     AgentSetup,
     Decision,
     ModelProvider,
     PermissionRequest,
 )
-from greylag.agentd.binary import find_agent
+from greylag.agentd.model import scripted as scripted_model
 
 
 class RecordingSink:

@@ -15,7 +15,7 @@ import pytest
 
 from greylag.agent.http import HttpAgents
 from greylag.agent.memory import MemoryAgents
-from greylag.agentd.binary import find_agent
+from greylag.agentd.agent.binary import find_agent
 from greylag.ports.agent import AgentAddress, AgentGateway
 
 ADAPTERS = ("memory", pytest.param("http", marks=pytest.mark.goose))

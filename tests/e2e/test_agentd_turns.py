@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.e2e.agentd_process import Agentd, agentd
 
-from greylag.agentd.binary import find_agent
-from greylag.agentd.scripted_plan import UNICODE_TEXT
+from greylag.agentd.agent.binary import find_agent
+from greylag.agentd.model.script import UNICODE_TEXT
 
 pytestmark = [
     pytest.mark.goose,

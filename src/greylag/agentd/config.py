@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from greylag.agentd.goose_settings import GOOSE_SETTINGS, SettingValueError
+from greylag.agentd.agent.settings import GOOSE_SETTINGS, SettingValueError
 
 LogFormat = Literal["json", "console"]
 

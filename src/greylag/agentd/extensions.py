@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from greylag.agentd.agent_port import AgentPort
-from greylag.agentd.errors import AgentError, AgentRefusedError
+from greylag.agentd.agent.errors import AgentError, AgentRefusedError
+from greylag.agentd.agent.port import AgentPort
 from greylag.agentd.problems import RefusedError, agent_unavailable
 
 _PREFIX = "_goose/unstable/config/extensions"

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import structlog
 
-from greylag.agentd.agent_port import AgentPort
-from greylag.agentd.errors import AgentError
+from greylag.agentd.agent.errors import AgentError
+from greylag.agentd.agent.port import AgentPort
 from greylag.agentd.problems import session_not_found
-from greylag.agentd.records import SessionRecord, session_title
-from greylag.agentd.session_records import SessionRecords
-from greylag.agentd.turn_records import TurnRecords
-from greylag.agentd.turns import TurnService
+from greylag.agentd.records.database import SessionRecord, session_title
+from greylag.agentd.records.sessions import SessionRecords
+from greylag.agentd.records.turns import TurnRecords
+from greylag.agentd.turns.turns import TurnService
 
 _log = structlog.get_logger()
 

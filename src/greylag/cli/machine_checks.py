@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from greylag.agentd.agent_types import AgentCommand
-from greylag.agentd.binary import SCRIPTED, find_agent
-from greylag.agentd.errors import AgentUnavailableError
+from greylag.agentd.agent.binary import SCRIPTED, find_agent
+from greylag.agentd.agent.errors import AgentUnavailableError
+from greylag.agentd.agent.types import AgentCommand
 from greylag.cli.checks import Check
 from greylag.config import Settings, load_settings
 from greylag.domain.errors import ConfigError

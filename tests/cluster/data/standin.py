@@ -65,7 +65,7 @@ def facts() -> dict[str, object]:
         "environ": dict(os.environ),
         "core": resource.getrlimit(resource.RLIMIT_CORE),
         "files": resource.getrlimit(resource.RLIMIT_NOFILE),
-        "stdin": os.readlink("/proc/self/fd/0"),
+        "stdin": str(Path("/proc/self/fd/0").readlink()),
     }
 
 

@@ -1,0 +1,169 @@
+"""A JSON-RPC 2.0 peer over a pair of streams, one JSON object on each line (ACP over stdio).
+
+Messages are handled strictly in order, one at a time: the next line is read only after the handler
+of the last one has returned. So updates keep their order, and a slow handler slows the other
+side down instead of growing memory.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import structlog
+
+from greylag.agentd.agent.errors import AgentDiedError, AgentRefusedError
+
+LINE_LIMIT = 32 * 1024 * 1024
+METHOD_NOT_FOUND = -32601
+_READ_SIZE = 64 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class MessageHandler(Protocol):
+    """Takes what the other side sends unasked.
+
+    Neither method may wait for an answer of the same peer: the answer is behind it in the queue.
+    """
+
+    async def notification(self, method: str, params: dict[str, Any]) -> None:
+        """Take a message that wants no answer."""
+
+    async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
+        """Take a message that wants an answer; `AcpPeer.respond` or `refuse` gives it, any time."""
+
+
+class AcpPeer:
+    """One side of a conversation in JSON-RPC 2.0.
+
+    `run` must be running for answers to arrive.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._last_id = 0
+        self._over: str | None = None
+
+    async def run(self, handler: MessageHandler, on_end: Callable[[], None] | None = None) -> None:
+        """Read and handle messages until the other side closes the stream.
+
+        Args:
+            handler: takes what the other side sends unasked.
+            on_end: called at the end, before open requests fail.
+
+        Raises:
+            AgentDiedError: the stream broke, or a line was longer than LINE_LIMIT.
+        """
+        try:
+            async for line in _lines(self._reader):
+                await self._handle(line, handler)
+        except OSError as error:
+            raise AgentDiedError(f"the pipe from the agent broke: {error}") from error
+        finally:
+            if on_end is not None:
+                on_end()
+            self._end("the agent process has ended")
+
+    async def request(self, method: str, params: dict[str, Any]) -> Any:
+        """Send a request and return its `result`.
+
+        Raises:
+            AgentRefusedError: the other side answered with an error.
+            AgentDiedError: the stream ended before the answer came.
+        """
+        if self._over is not None:
+            raise AgentDiedError(self._over)
+        self._last_id += 1
+        request_id = self._last_id
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending[request_id] = answer
+        try:
+            await self._send({"id": request_id, "method": method, "params": params})
+            return await answer
+        finally:
+            del self._pending[request_id]
+
+    async def notify(self, method: str, params: dict[str, Any]) -> None:
+        """Send a message that wants no answer; raises AgentDiedError like `request`."""
+        await self._send({"method": method, "params": params})
+
+    async def respond(self, request_id: str | int, result: Any) -> None:
+        """Answer a request of the other side; raises AgentDiedError like `request`."""
+        await self._send({"id": request_id, "result": result})
+
+    async def refuse(self, request_id: str | int, code: int, message: str) -> None:
+        """Answer a request of the other side with an error; raises AgentDiedError."""
+        await self._send({"id": request_id, "error": {"code": code, "message": message}})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self._over is not None:
+            raise AgentDiedError(self._over)
+        line = json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":"))
+        try:
+            self._writer.write(line.encode() + b"\n")
+            await self._writer.drain()
+        except (OSError, RuntimeError) as error:  # RuntimeError: uvloop, on a closed pipe
+            raise AgentDiedError(f"the pipe to the agent broke: {error}") from error
+
+    async def _handle(self, line: bytes, handler: MessageHandler) -> None:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            log.warning("acp_line_ignored", reason="not JSON", size=len(line))
+            return
+        if not isinstance(message, dict):
+            log.warning("acp_line_ignored", reason="not an object", size=len(line))
+            return
+        method = message.get("method")
+        request_id = message.get("id")
+        if not isinstance(method, str):
+            self._settle(request_id, message)
+            return
+        params = message.get("params")
+        params = params if isinstance(params, dict) else {}
+        if isinstance(request_id, str | int):
+            await handler.request(request_id, method, params)
+        else:
+            await handler.notification(method, params)
+
+    def _settle(self, request_id: Any, message: dict[str, Any]) -> None:
+        """Give an answer to whoever waits; one that nobody waits for any more is dropped."""
+        answer = self._pending.get(request_id) if isinstance(request_id, int) else None
+        if answer is None or answer.done():
+            return
+        error = message.get("error")
+        if isinstance(error, dict):
+            code = error.get("code")
+            refusal = AgentRefusedError(
+                code if isinstance(code, int) else 0,
+                str(error.get("message", "the agent gave no reason")),
+                error.get("data"),
+            )
+            answer.set_exception(refusal)
+        else:
+            answer.set_result(message.get("result"))
+
+    def _end(self, reason: str) -> None:
+        self._over = reason
+        for answer in self._pending.values():
+            if not answer.done():
+                answer.set_exception(AgentDiedError(reason))
+
+
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield whole lines; a last line without an end (the process was killed) is dropped."""
+    rest = bytearray()
+    while chunk := await reader.read(_READ_SIZE):
+        if b"\n" not in chunk:
+            rest += chunk
+            if len(rest) > LINE_LIMIT:
+                raise AgentDiedError(f"the agent sent a line of more than {LINE_LIMIT} bytes")
+            continue
+        first, *whole, last = chunk.split(b"\n")
+        yield bytes(rest + first)
+        for line in whole:
+            yield line
+        rest = bytearray(last)

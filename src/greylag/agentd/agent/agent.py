@@ -1,0 +1,214 @@
+"""The agent as agentd uses it: one process for all sessions, kept running."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+from greylag.agentd.agent import orphans
+from greylag.agentd.agent import start as agent_start
+from greylag.agentd.agent.acp import METHOD_NOT_FOUND
+from greylag.agentd.agent.errors import AgentRefusedError, AgentUnavailableError
+from greylag.agentd.agent.life import AgentLife
+from greylag.agentd.agent.process import AgentProcess, agent_environment
+from greylag.agentd.agent.turn import AgentTurn, decline
+from greylag.agentd.agent.types import (
+    AgentCommand,
+    AgentSetup,
+    AgentState,
+    AgentStatus,
+    ModelFailure,
+    PromptResult,
+    TurnSink,
+)
+from greylag.agentd.model.relay import ModelRelay
+
+_INVALID_PARAMS = -32602
+_CALL_SECONDS = 60.0
+_FIRST_BACKOFF = 0.25
+_LONGEST_BACKOFF = 30.0
+_STABLE_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Agent:
+    """One agent process, shared by all sessions, started again whenever it ends.
+
+    `run` must be running for anything else to work. Every call that needs the process raises
+    `AgentUnavailableError` when there is none that is ready.
+
+    Args:
+        command: the program.
+        setup: its folders, model and settings.
+    """
+
+    def __init__(self, command: AgentCommand, setup: AgentSetup) -> None:
+        self._command = command
+        self._setup = setup
+        self._relay = ModelRelay(setup.provider)
+        self._state = AgentState(command.kind, "starting", None, "The agent is starting.")
+        self._ready = asyncio.Event()
+        self._life: AgentLife | None = None
+        self._turns: dict[str, AgentTurn] = {}
+
+    @property
+    def state(self) -> AgentState:
+        """How the agent is doing now."""
+        return self._state
+
+    async def run(self) -> None:
+        """Keep the agent running until cancelled; on return all that it started is dead."""
+        backoff = _FIRST_BACKOFF
+        async with self._relay.serving():
+            while True:
+                began = asyncio.get_running_loop().time()
+                reason = await self._live_once()
+                self._show("failed", f"{reason} It will be started again.")
+                log.error("agent_ended", reason=reason)
+                if asyncio.get_running_loop().time() - began > _STABLE_SECONDS:
+                    backoff = _FIRST_BACKOFF
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, _LONGEST_BACKOFF)
+
+    async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - how long a caller will wait is part of the call
+        """Return when the agent is ready, at once if it is.
+
+        Raises:
+            AgentUnavailableError: it was not within `timeout` seconds; the message says why.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+        except TimeoutError as error:
+            raise AgentUnavailableError(self._state.detail) from error
+
+    async def new_session(self, title: str) -> str:
+        """Make a session and return the agent's id for it; raises AgentError."""
+        async with _patience():
+            return await agent_start.new_session(self._living().peer, self._setup, title)
+
+    async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
+        """Give the agent a message, and the sink all that answers it.
+
+        Cancelling the calling task cancels the prompt in the agent too.
+
+        Raises:
+            AgentDiedError: the agent process ended before the prompt did.
+            AgentRefusedError: the agent answered with an error, or the session is busy.
+            AgentUnavailableError: no agent is ready.
+            Exception: whatever `sink` raised.
+        """
+        life = self._living()
+        if agent_session_id in self._turns:
+            raise AgentRefusedError(_INVALID_PARAMS, "the session has a running turn")
+        turn = AgentTurn(
+            life.peer,
+            agent_session_id,
+            sink,
+            stop_model=lambda: self._relay.stop_turn(agent_session_id),
+            give_up=life.give_up,
+        )
+        self._turns[agent_session_id] = turn
+        self._relay.begin_turn(agent_session_id)
+        began = orphans.process_clock()
+        try:
+            return await turn.run(text)
+        finally:
+            del self._turns[agent_session_id]
+            if turn.cancelled:
+                await life.kill_tools(agent_session_id, began)
+
+    async def cancel(self, agent_session_id: str) -> None:
+        """Ask the session's prompt to end, and return at once; without a prompt, do nothing.
+
+        The prompt then ends with stop_reason `cancelled`, whatever the model does.
+        """
+        turn = self._turns.get(agent_session_id)
+        if turn is not None:
+            turn.cancel()
+
+    async def forget_session(self, agent_session_id: str) -> None:
+        """Put a session away in the agent (its id is never used again); raises AgentError."""
+        self._relay.forget(agent_session_id)
+        # Not deleted: goose gives the id of a deleted session to the next one.
+        await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        """Call any method of the agent (as `_goose/unstable/config/read`); raises AgentError."""
+        async with _patience():
+            return await self._living().peer.request(method, params)
+
+    def model_failure(self, agent_session_id: str) -> ModelFailure | None:
+        """Return why the session's last model call failed, None when it did not."""
+        return self._relay.failure(agent_session_id)
+
+    async def notification(self, method: str, params: dict[str, Any]) -> None:
+        """Take what the agent tells (see `acp.MessageHandler`)."""
+        turn = self._turns.get(str(params.get("sessionId")))
+        update = params.get("update")
+        if turn is None or not isinstance(update, dict):
+            return
+        if method == "session/update":
+            await turn.deliver(update, own=False)
+        elif method == "_goose/unstable/session/update":
+            await turn.deliver(update, own=True)
+
+    async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
+        """Take what the agent asks (see `acp.MessageHandler`)."""
+        if self._life is None:
+            return
+        peer = self._life.peer
+        if method != "session/request_permission":
+            await peer.refuse(request_id, METHOD_NOT_FOUND, f"no method {method}")
+            return
+        turn = self._turns.get(str(params.get("sessionId")))
+        if turn is None:
+            await decline(peer, request_id)
+        else:
+            turn.ask(request_id, params)
+
+    async def _live_once(self) -> str:
+        """Run one agent process from start to end, and say in a sentence why it ended."""
+        environment = agent_environment(self._setup, os.environ, self._relay.url, self._relay.token)
+        try:
+            process = await AgentProcess.start(self._command, self._setup, environment)
+        except AgentUnavailableError as error:
+            return str(error)
+        life = self._life = AgentLife(process, self._setup, self._command.kind)
+        try:
+            return await life.run(self, self._on_ready, self._on_end)
+        finally:
+            self._life = None
+
+    def _on_end(self) -> None:
+        self._ready.clear()
+        if self._state.status == "ready":  # else it tells already what is wrong
+            self._show("failed", "The agent has ended.")
+
+    def _on_ready(self, version: str) -> None:
+        self._state = AgentState(self._command.kind, "ready", version, "The agent is ready.")
+        self._ready.set()
+        log.info("agent_ready", kind=self._command.kind, version=version)
+
+    def _living(self) -> AgentLife:
+        if self._life is None or not self._ready.is_set():
+            raise AgentUnavailableError(self._state.detail)
+        return self._life
+
+    def _show(self, status: AgentStatus, detail: str) -> None:
+        self._state = AgentState(self._command.kind, status, self._state.version, detail)
+
+
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """Bound a call to the agent: `AgentUnavailableError` when it takes too long."""
+    try:
+        async with asyncio.timeout(_CALL_SECONDS):
+            yield
+    except TimeoutError as error:
+        reason = f"The agent did not answer within {_CALL_SECONDS:g} seconds."
+        raise AgentUnavailableError(reason) from error

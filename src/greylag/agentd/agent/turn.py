@@ -1,0 +1,201 @@
+"""One prompt on its way: the agent's updates go to a sink, permissions and cancel come back."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from greylag.agentd.agent.acp import AcpPeer
+from greylag.agentd.agent.errors import AgentDiedError, AgentError
+from greylag.agentd.agent.types import Decision, PermissionRequest, PromptResult, TurnSink
+
+CANCEL_PATIENCE = 4.0
+_CANCEL_AGAIN = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class AgentTurn:
+    """Carries one prompt of one session from its start to its end.
+
+    Args:
+        peer: the connection to the agent.
+        session: the agent's session id.
+        sink: where everything goes.
+        stop_model: called once the agent was told to cancel; it must end the session's model calls,
+            which the agent itself would wait for.
+        give_up: called when the agent does not end a cancelled prompt in CANCEL_PATIENCE seconds;
+            it must end the agent process.
+    """
+
+    def __init__(
+        self,
+        peer: AcpPeer,
+        session: str,
+        sink: TurnSink,
+        *,
+        stop_model: Callable[[], None],
+        give_up: Callable[[], None],
+    ) -> None:
+        self._peer = peer
+        self._session = session
+        self._sink = sink
+        self._stop_model = stop_model
+        self._give_up = give_up
+        self._tool_names: dict[str, str] = {}
+        self._questions: set[str | int] = set()
+        self._asking: set[asyncio.Task[None]] = set()
+        self._cancelled = asyncio.Event()
+        self._failure: Exception | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the end of the prompt was asked for, by anyone."""
+        return self._cancelled.is_set()
+
+    async def run(self, text: str) -> PromptResult:
+        """Send the prompt, and return when it has ended.
+
+        Raises:
+            AgentDiedError: the agent process ended meanwhile.
+            AgentRefusedError: the agent answered with an error.
+            Exception: whatever the sink raised; the prompt has been cancelled then.
+        """
+        prompt = [{"type": "text", "text": text}]
+        request = asyncio.create_task(
+            self._peer.request("session/prompt", {"sessionId": self._session, "prompt": prompt}),
+            name=f"prompt-{self._session}",
+        )
+        cancelled = asyncio.create_task(self._cancelled.wait(), name=f"cancel-{self._session}")
+        try:
+            await asyncio.wait({request, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            if not request.done():
+                await self._see_the_end(request)
+            return await self._result(request)
+        except asyncio.CancelledError:
+            self.cancel()
+            await self._see_the_end(request)
+            raise
+        finally:
+            await self._leave(request, cancelled)
+
+    async def deliver(self, update: dict[str, Any], *, own: bool) -> None:
+        """Hand one update to the sink; `own` for goose's own kind of update."""
+        if self._failure is not None:
+            return
+        if update.get("sessionUpdate") == "tool_call":
+            self._remember_tool(update)
+        try:
+            await (self._sink.goose_update(update) if own else self._sink.update(update))
+        except Exception as error:  # noqa: BLE001 - kept, and raised by `run` to whoever prompted
+            self._fail(error)
+
+    def ask(self, request_id: str | int, params: dict[str, Any]) -> None:
+        """Put a permission request to the sink, in a task, and answer the agent."""
+        question = self._question(params)
+        self._questions.add(request_id)
+        task = asyncio.create_task(
+            self._ask(request_id, question), name=f"permission-{question.tool_call_id}"
+        )
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    def cancel(self) -> None:
+        """Ask for the end of the prompt; may be called any number of times."""
+        self._cancelled.set()
+        for task in self._asking:
+            task.cancel()
+
+    async def _ask(self, request_id: str | int, question: PermissionRequest) -> None:
+        decision: Decision = "cancelled"
+        if not self._cancelled.is_set():
+            try:
+                decision = await self._sink.permission(question)
+            except Exception as error:  # noqa: BLE001 - kept, and raised by `run`, as above
+                self._fail(error)
+        await self._answer(request_id, decision)
+
+    async def _answer(self, request_id: str | int, decision: Decision) -> None:
+        """Answer one question, unless it has been answered already."""
+        if request_id not in self._questions:
+            return
+        self._questions.discard(request_id)
+        try:
+            await self._peer.respond(request_id, _outcome(decision))
+        except AgentDiedError:
+            log.info("permission_answer_dropped", agent_session_id=self._session)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self.cancel()
+
+    async def _see_the_end(self, request: "asyncio.Task[Any]") -> None:
+        """Tell the agent to stop until it does; end its process if it will not."""
+        deadline = asyncio.get_running_loop().time() + CANCEL_PATIENCE
+        while not request.done():
+            if asyncio.get_running_loop().time() > deadline:
+                log.error("agent_ignores_cancel", agent_session_id=self._session)
+                self._give_up()
+                await asyncio.wait({request})
+                return
+            await self._say_cancel()
+            self._stop_model()
+            await asyncio.wait({request}, timeout=_CANCEL_AGAIN)
+
+    async def _say_cancel(self) -> None:
+        """Tell the agent once; said again until it obeys, as a cancel may overtake its prompt."""
+        # A prompt that waits for a permission ends only when that is answered too.
+        for request_id in list(self._questions):
+            await self._answer(request_id, "cancelled")
+        try:
+            await self._peer.notify("session/cancel", {"sessionId": self._session})
+        except AgentDiedError:
+            log.info("cancel_dropped", agent_session_id=self._session)
+
+    async def _result(self, request: "asyncio.Task[Any]") -> PromptResult:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            answer = await request
+        except AgentError:
+            if self._cancelled.is_set():
+                return PromptResult("cancelled", None)
+            raise
+        answer = answer if isinstance(answer, dict) else {}
+        reason = "cancelled" if self._cancelled.is_set() else answer.get("stopReason", "end_turn")
+        usage = answer.get("usage")
+        return PromptResult(str(reason), usage if isinstance(usage, dict) else None)
+
+    async def _leave(self, *tasks: "asyncio.Task[Any]") -> None:
+        """End every task of this prompt and wait for it."""
+        own = {*tasks, *self._asking}
+        for task in own:
+            task.cancel()
+        await asyncio.wait(own)
+
+    def _remember_tool(self, update: dict[str, Any]) -> None:
+        goose = (update.get("_meta") or {}).get("goose") or {}
+        name = (goose.get("toolCall") or {}).get("toolName") or update.get("title")
+        self._tool_names[str(update.get("toolCallId"))] = str(name or "tool")
+
+    def _question(self, params: dict[str, Any]) -> PermissionRequest:
+        call = params.get("toolCall") or {}
+        call_id = str(call.get("toolCallId", ""))
+        arguments = call.get("rawInput")
+        return PermissionRequest(
+            tool_call_id=call_id,
+            tool_name=self._tool_names.get(call_id) or str(call.get("title") or "tool"),
+            arguments=arguments if isinstance(arguments, dict) else {},
+        )
+
+
+async def decline(peer: AcpPeer, request_id: str | int) -> None:
+    """Answer a permission request that belongs to no running prompt."""
+    await peer.respond(request_id, _outcome("cancelled"))
+
+
+def _outcome(decision: Decision) -> dict[str, Any]:
+    if decision == "cancelled":
+        return {"outcome": {"outcome": "cancelled"}}
+    return {"outcome": {"outcome": "selected", "optionId": decision}}

@@ -1,0 +1,1 @@
+"""The HTTP side of agentd: the application, its routes, its streams."""

@@ -1,0 +1,1 @@
+"""Journals: what happened in each turn, as the frames that readers get."""

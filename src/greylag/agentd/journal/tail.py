@@ -1,0 +1,141 @@
+"""Reading a turn's journal: from any event on, and live while it grows."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from greylag import sse
+from greylag.agentd.journal.journal import FRAME_END, TurnJournal
+
+READ_SIZE = 64 * 1024
+HEARTBEAT_SECONDS = 15.0
+
+_MOST_DIGITS = 18
+
+
+class UnknownEventError(ValueError):
+    """The id to go on from is not one of this turn's events."""
+
+
+class JournalGoneError(Exception):
+    """The turn's journal has been removed to make room; only its record is left."""
+
+
+def event_number(turn_id: str, value: str) -> int:
+    """Return the number in an event's id.
+
+    Raises:
+        UnknownEventError: the id has another shape, or is another turn's.
+    """
+    turn, dash, number = value.rpartition("-")
+    known = dash and turn == turn_id and number.isascii() and number.isdigit()
+    if not known or len(number) > _MOST_DIGITS:
+        raise UnknownEventError(f"{value[:100]!r} is not the id of an event of this turn.")
+    return int(number)
+
+
+class JournalTail:
+    """One reader of one journal. It holds an open file and an offset, and nothing else.
+
+    Args:
+        path: the journal's file.
+        journal: its writer, while the turn runs; None for a turn that has ended.
+        heartbeat: seconds of silence after which a comment is sent.
+
+    Raises:
+        JournalGoneError: there is no such file any more.
+    """
+
+    def __init__(
+        self, path: Path, journal: TurnJournal | None, heartbeat: float = HEARTBEAT_SECONDS
+    ) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise JournalGoneError("The events of this turn are no longer kept.") from error
+        self._journal = journal
+        self._heartbeat = heartbeat
+        self._offset = 0
+
+    async def skip(self, number: int) -> None:
+        """Start after event `number` (from 0).
+
+        Raises:
+            UnknownEventError: the turn has no such event (yet).
+        """
+        end = self._readable()
+        offset = await asyncio.to_thread(_offset_after, self._fd, number, end)
+        if offset is None:
+            raise UnknownEventError(f"The turn has no event {number}.")
+        self._offset = offset
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the journal's bytes as they are there, at most 64 KiB at a time, until its end.
+
+        A comment (heartbeat) is only ever yielded between two frames.
+        """
+        while True:
+            journal = self._journal
+            changed = None if journal is None else journal.changed
+            end = self._readable()
+            if self._offset < end:
+                yield await self._read(end)
+            elif journal is None or journal.closed or changed is None:
+                return
+            elif not await _set_within(changed, self._heartbeat):
+                yield sse.HEARTBEAT
+
+    def close(self) -> None:
+        """Close the file; the reader is done."""
+        os.close(self._fd)
+
+    def _readable(self) -> int:
+        return os.fstat(self._fd).st_size if self._journal is None else self._journal.size
+
+    async def _read(self, end: int) -> bytes:
+        size = min(READ_SIZE, end - self._offset)
+        if self._journal is not None and end - self._offset <= READ_SIZE:
+            # The live end was written a moment ago: it is in the page cache, no disk is touched.
+            chunk = os.pread(self._fd, size, self._offset)
+        else:
+            chunk = await asyncio.to_thread(os.pread, self._fd, size, self._offset)
+        self._offset += len(chunk)
+        return chunk
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _offset_after(fd: int, number: int, end: int) -> int | None:
+    """Return the offset just past frame `number`, None when there are not that many."""
+    left = number + 1
+    offset = 0
+    carry = b""
+    while offset < end:
+        block = os.pread(fd, min(READ_SIZE, end - offset), offset)
+        if not block:
+            return None
+        # A blank line may straddle two blocks; a frame never begins with a newline, so one
+        # carried byte cannot make a false end.
+        window = carry + block
+        found = window.count(FRAME_END)
+        if found >= left:
+            return offset - len(carry) + _end_of(window, left)
+        left -= found
+        offset += len(block)
+        carry = b"" if window.endswith(FRAME_END) else window[-1:]
+    return None
+
+
+def _end_of(window: bytes, nth: int) -> int:
+    at = 0
+    for _ in range(nth):
+        at = window.index(FRAME_END, at) + len(FRAME_END)
+    return at

@@ -1,0 +1,1 @@
+"""What agentd remembers of sessions and turns, in one SQLite file."""

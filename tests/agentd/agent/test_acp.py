@@ -1,0 +1,162 @@
+"""The JSON-RPC peer over a real socket pair."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from greylag.agentd.agent import acp
+from greylag.agentd.agent.acp import AcpPeer
+from greylag.agentd.agent.errors import AgentDiedError, AgentRefusedError
+
+
+class Collecting:
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def notification(self, method: str, params: dict[str, Any]) -> None:
+        await self.gate.wait()
+        self.got.append((method, params))
+
+    async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
+        self.got.append((request_id, method, params))
+
+
+class Wire:
+    """The peer under test, and the raw other end of its stream."""
+
+    def __init__(
+        self,
+        peer: AcpPeer,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.peer = peer
+        self.handler = Collecting()
+        self.reader = reader
+        self.writer = writer
+        self.running = asyncio.create_task(peer.run(self.handler), name="peer")
+
+    def say(self, *messages: Any) -> None:
+        self.writer.writelines(json.dumps(message).encode() + b"\n" for message in messages)
+
+    async def hear(self) -> Any:
+        return json.loads(await self.reader.readline())
+
+    async def hang_up(self) -> None:
+        self.writer.close()
+        await asyncio.wait({self.running}, timeout=5)
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    wire = Wire(AcpPeer(reader, writer), *await asyncio.open_connection(sock=theirs))
+    try:
+        yield wire
+    finally:
+        await wire.hang_up()
+        writer.close()
+
+
+async def test_answers_find_their_requests_in_any_order(wire: Wire) -> None:
+    first = asyncio.create_task(wire.peer.request("a", {}))
+    second = asyncio.create_task(wire.peer.request("b", {"x": 1}))
+    asked = [await wire.hear(), await wire.hear()]
+    assert [(m["method"], m["params"]) for m in asked] == [("a", {}), ("b", {"x": 1})]
+    wire.say({"id": asked[1]["id"], "result": "B"}, {"id": asked[0]["id"], "result": "A"})
+    assert (await first, await second) == ("A", "B")
+
+
+async def test_an_error_answer_is_raised_with_its_code_and_data(wire: Wire) -> None:
+    request = asyncio.create_task(wire.peer.request("a", {}))
+    asked = await wire.hear()
+    wire.say({"id": asked["id"], "error": {"code": -32000, "message": "no", "data": [1]}})
+    with pytest.raises(AgentRefusedError) as caught:
+        await request
+    assert (caught.value.code, caught.value.message, caught.value.data) == (-32000, "no", [1])
+
+
+async def test_the_end_of_the_stream_fails_open_and_later_requests(wire: Wire) -> None:
+    request = asyncio.create_task(wire.peer.request("a", {}))
+    await wire.hear()
+    await wire.hang_up()
+    with pytest.raises(AgentDiedError):
+        await request
+    with pytest.raises(AgentDiedError):
+        await wire.peer.request("b", {})
+    with pytest.raises(AgentDiedError):
+        await wire.peer.notify("c", {})
+
+
+async def test_messages_are_handled_in_order_and_an_answer_waits_for_those_before_it(
+    wire: Wire,
+) -> None:
+    wire.handler.gate.clear()
+    request = asyncio.create_task(wire.peer.request("a", {}))
+    asked = await wire.hear()
+    wire.say(*({"method": "u", "params": {"n": n}} for n in range(100)))
+    wire.say({"id": asked["id"], "result": None}, {"id": "q", "method": "ask"})
+    await asyncio.wait({request}, timeout=0.05)
+    assert not request.done()
+    wire.handler.gate.set()
+    await request
+    await wire.hang_up()
+    assert wire.handler.got == [*(("u", {"n": n}) for n in range(100)), ("q", "ask", {})]
+
+
+async def test_a_handler_that_waits_stops_the_sender(wire: Wire) -> None:
+    wire.handler.gate.clear()
+    line = json.dumps({"method": "u", "params": {"text": "x" * 1000}}).encode() + b"\n"
+    sent = 0
+
+    async def send() -> None:
+        nonlocal sent
+        for _ in range(50_000):
+            wire.writer.write(line)
+            await wire.writer.drain()
+            sent += len(line)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(send(), 0.5)
+    assert sent < 4_000_000
+    wire.handler.gate.set()
+
+
+async def test_long_lines_pass_and_longer_ones_end_it(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acp, "LINE_LIMIT", 500_000)
+    wire.say({"method": "u", "params": {"text": "ä" * 70_000}})
+    wire.say({"method": "u", "params": {"text": "x" * 700_000}})
+    with pytest.raises(AgentDiedError, match="more than 500000 bytes"):
+        await asyncio.wait_for(asyncio.shield(wire.running), 10)
+    assert wire.handler.got == [("u", {"text": "ä" * 70_000})]
+
+
+async def test_garbage_and_answers_to_nothing_are_passed_over(wire: Wire) -> None:
+    wire.writer.write(b"garbage\n[1]\n\n3\n")
+    wire.say({"id": 99, "result": 1}, {"id": None, "error": {}}, {"method": "u"})
+    await wire.hang_up()
+    assert wire.handler.got == [("u", {})]
+    assert wire.running.exception() is None
+
+
+async def test_a_torn_last_line_is_dropped(wire: Wire) -> None:
+    wire.say({"method": "u"})
+    wire.writer.write(b'{"method": "v"')
+    await wire.hang_up()
+    assert wire.handler.got == [("u", {})]
+
+
+async def test_requests_of_the_other_side_can_be_answered_and_refused(wire: Wire) -> None:
+    await wire.peer.respond("q1", {"ok": True})
+    await wire.peer.refuse(2, acp.METHOD_NOT_FOUND, "no")
+    assert await wire.hear() == {"jsonrpc": "2.0", "id": "q1", "result": {"ok": True}}
+    assert (await wire.hear())["error"] == {"code": -32601, "message": "no"}

@@ -1,0 +1,252 @@
+"""The real goose, driven by the real Agent, answered by the scripted model."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from greylag.agentd.agent.agent import Agent
+from greylag.agentd.agent.errors import AgentDiedError, AgentRefusedError, AgentUnavailableError
+from greylag.agentd.agent.types import AgentCommand, ModelProvider
+
+pytestmark = pytest.mark.goose
+
+StartAgent = Callable[..., Awaitable[Agent]]
+Count = Callable[[str], int]
+Wait = Callable[[str], Awaitable[None]]
+
+
+@pytest.fixture
+async def agent(start_agent: StartAgent, goose_command: AgentCommand) -> Agent:
+    return await start_agent(goose_command)
+
+
+@pytest.fixture
+async def session(agent: Agent) -> str:
+    return await agent.new_session("A test")
+
+
+def goose_pid(agent: Agent) -> int:
+    assert agent._life is not None
+    return agent._life._process.pid
+
+
+async def test_a_ready_agent_tells_its_version(agent: Agent) -> None:
+    assert (agent.state.kind, agent.state.status) == ("goose", "ready")
+    assert agent.state.version == "1.52.0"
+
+
+async def test_text_and_thinking_arrive_in_order(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    sink = make_sink()
+    result = await agent.prompt(session, "[[think let me see]] [[text one two three]]", sink)
+    assert (result.stop_reason, sink.text()) == ("end_turn", "one two three")
+    assert sink.text("agent_thought_chunk") == "let me see"
+    assert result.usage is not None
+    assert result.usage["outputTokens"] > 0
+
+
+async def test_ten_thousand_chunks_are_neither_lost_nor_reordered(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    sink = make_sink()
+    await agent.prompt(session, "[[chunks n=10000]]", sink)
+    assert sink.text().split() == [f"{i:04d}" for i in range(10000)]
+
+
+async def test_characters_split_on_the_network_arrive_whole(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    sink = make_sink()
+    await agent.prompt(session, "[[unicode]]", sink)
+    assert "aä€😀 שלום 你好 👩‍👩‍👧‍👦" in sink.text()
+
+
+async def test_an_allowed_tool_runs_and_its_result_goes_back(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    sink = make_sink("allow_once")
+    await agent.prompt(session, "run: echo $((6*7))", sink)
+    assert sink.questions[0].tool_name == "shell"
+    assert sink.questions[0].arguments == {"command": "echo $((6*7))"}
+    assert sink.tool_output() == "42"
+    assert "42" in sink.text()
+
+
+async def test_a_declined_tool_does_not_run(agent: Agent, session: str, make_sink: Any) -> None:
+    sink = make_sink("reject_once")
+    result = await agent.prompt(session, "run: touch declined", sink)
+    assert result.stop_reason == "end_turn"
+    assert "declined" in sink.tool_output()
+    assert not (agent._setup.workspace / "declined").exists()
+
+
+async def test_tools_see_no_secret(
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    fake_provider: ModelProvider,
+    make_sink: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GREYLAG_MODEL_KEY", "provider-key")
+    monkeypatch.setenv("GREYLAG_AGENT_TOKEN", "agent-token")
+    agent = await start_agent(goose_command, provider=fake_provider, environment_id="env-1")
+    sink = make_sink()
+    await agent.prompt(await agent.new_session("A test"), "run: env", sink)
+    assert "GREYLAG_ENVIRONMENT=env-1" in sink.tool_output()
+    assert "provider-key" not in sink.tool_output()
+    assert "agent-token" not in sink.tool_output()
+
+
+@pytest.mark.parametrize("when", [0.0, 0.3])
+async def test_cancel_before_the_model_answers_takes_no_time(
+    agent: Agent, session: str, make_sink: Any, when: float
+) -> None:
+    prompt = asyncio.create_task(agent.prompt(session, "[[hang]]", make_sink()))
+    await asyncio.sleep(when)  # not to wait for anything: to cancel at different moments
+    began = time.monotonic()
+    await agent.cancel(session)
+    assert (await prompt).stop_reason == "cancelled"
+    assert time.monotonic() - began < 2
+    sink = make_sink()
+    await agent.prompt(session, "[[text still there]]", sink)
+    assert sink.text() == "still there"
+
+
+async def test_cancel_during_the_answer_keeps_what_was_said(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    sink = make_sink()
+    prompt = asyncio.create_task(
+        agent.prompt(session, "[[stall after=2]] [[text one two three]]", sink)
+    )
+    await sink.wait_for(lambda: "two" in sink.text())
+    await agent.cancel(session)
+    assert (await prompt).stop_reason == "cancelled"
+    assert sink.text() == "one two "
+
+
+async def test_cancel_settles_a_permission_that_nobody_answers(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    sink = make_sink(None)
+    prompt = asyncio.create_task(agent.prompt(session, "run: touch asked", sink))
+    await sink.wait_for(lambda: bool(sink.questions))
+    await agent.cancel(session)
+    assert (await prompt).stop_reason == "cancelled"
+    assert not (agent._setup.workspace / "asked").exists()
+
+
+async def test_cancel_kills_what_the_tool_has_started(
+    agent: Agent, session: str, make_sink: Any, count_processes: Count, wait_for_process: Wait
+) -> None:
+    sink = make_sink()
+    prompt = asyncio.create_task(agent.prompt(session, "run: sleep 4711; echo", sink))
+    await wait_for_process("4711")
+    await agent.cancel(session)
+    assert (await prompt).stop_reason == "cancelled"
+    assert count_processes("4711") == 0
+
+
+async def test_a_prompt_whose_task_is_cancelled_frees_the_session(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    prompt = asyncio.create_task(agent.prompt(session, "[[hang]]", make_sink()))
+    await asyncio.sleep(0.2)
+    prompt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await prompt
+    assert (await agent.prompt(session, "[[text ok]]", make_sink())).stop_reason == "end_turn"
+
+
+async def test_an_error_in_the_sink_ends_that_prompt_only(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    async def full(_update: dict[str, Any]) -> None:
+        raise OSError("disk full")
+
+    broken = make_sink()
+    broken.update = full
+    with pytest.raises(OSError, match="disk full"):
+        await agent.prompt(session, "[[chunks n=100]]", broken)
+    assert (await agent.prompt(session, "[[text ok]]", make_sink())).stop_reason == "end_turn"
+
+
+async def test_two_sessions_answer_at_once_and_a_busy_one_refuses(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    other = await agent.new_session("Another")
+    waiting = asyncio.create_task(agent.prompt(session, "[[hang]]", make_sink()))
+    sink = make_sink()
+    await agent.prompt(other, "[[text me first]]", sink)
+    assert sink.text() == "me first"
+    with pytest.raises(AgentRefusedError, match="running turn"):
+        await agent.prompt(session, "again", make_sink())
+    await agent.cancel(session)
+    assert (await waiting).stop_reason == "cancelled"
+
+
+async def test_a_slow_sink_slows_goose_down_and_loses_nothing(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    sink = make_sink()
+    gate = asyncio.Event()
+    plain = sink.update
+
+    async def slow(update: dict[str, Any]) -> None:
+        await gate.wait()
+        await plain(update)
+
+    sink.update = slow
+    prompt = asyncio.create_task(agent.prompt(session, "[[bytes 4000000]]", sink))
+    own = psutil.Process()
+    await asyncio.sleep(0.5)
+    before = own.memory_info().rss
+    await asyncio.sleep(0.5)
+    assert own.memory_info().rss - before < 8_000_000
+    gate.set()
+    await prompt
+    assert len(sink.text()) == 4_000_000
+
+
+async def test_a_killed_goose_ends_its_turns_and_comes_back_with_its_sessions(
+    agent: Agent, session: str, make_sink: Any, count_processes: Count, wait_for_process: Wait
+) -> None:
+    sink = make_sink()
+    command = "run: (setsid sleep 4712 &) ; sleep 4713"
+    prompt = asyncio.create_task(agent.prompt(session, command, sink))
+    await wait_for_process("4712")
+    await wait_for_process("4713")
+    os.kill(goose_pid(agent), signal.SIGKILL)
+    with pytest.raises(AgentDiedError):
+        await prompt
+    with pytest.raises(AgentUnavailableError):
+        await agent.new_session("Too early")
+    await agent.wait_ready(20)
+    assert count_processes("4712") + count_processes("4713") == 0
+    sink = make_sink()
+    await agent.prompt(session, "[[text back again]]", sink)
+    assert sink.text() == "back again"
+
+
+async def test_a_goose_that_ignores_cancel_is_started_again(
+    agent: Agent, session: str, make_sink: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greylag.agentd.agent.turn.CANCEL_PATIENCE", 0.5)
+    prompt = asyncio.create_task(agent.prompt(session, "[[hang]]", make_sink()))
+    await asyncio.sleep(0.2)
+    os.kill(goose_pid(agent), signal.SIGSTOP)
+    await agent.cancel(session)
+    assert (await prompt).stop_reason == "cancelled"
+    await agent.wait_ready(20)
+
+
+async def test_an_archived_session_frees_no_id_for_the_next(agent: Agent, session: str) -> None:
+    await agent.forget_session(session)
+    assert await agent.new_session("Next") != session

@@ -1,0 +1,172 @@
+"""The agent's process: found, started clean, and killed with all it made."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from greylag.agentd.agent import orphans
+from greylag.agentd.agent.agent import Agent
+from greylag.agentd.agent.binary import find_agent
+from greylag.agentd.agent.errors import AgentUnavailableError
+from greylag.agentd.agent.process import AgentProcess, agent_environment
+from greylag.agentd.agent.types import AgentCommand, AgentSetup
+
+
+def program(folder: Path, name: str = "goose") -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text("#!/bin/sh\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_goose_that_is_named_is_taken(tmp_path: Path) -> None:
+    goose = program(tmp_path / "named")
+    assert find_agent(str(goose), {}) == AgentCommand("goose", (str(goose), "acp"))
+
+
+def test_a_named_goose_that_cannot_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AgentUnavailableError, match="GREYLAG_GOOSE=/nowhere/goose"):
+        find_agent("/nowhere/goose", {"PATH": str(tmp_path)})
+
+
+def test_goose_is_looked_for_beside_python_then_on_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_path = program(tmp_path / "path")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
+    environ = {"PATH": str(tmp_path / "path")}
+    assert find_agent(None, environ).argv[0] == str(on_path)
+    beside = program(tmp_path / "venv")
+    assert find_agent(None, environ).argv[0] == str(beside)
+
+
+def test_without_goose_the_scripted_agent_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert find_agent(None, {"PATH": str(tmp_path)}).kind == "scripted"
+    assert find_agent("scripted", {}).kind == "scripted"
+
+
+def test_the_environment_is_built_from_nothing(tmp_path: Path) -> None:
+    setup = AgentSetup(tmp_path, tmp_path / "h", tmp_path / "t", settings={"GOOSE_MODE": "auto"})
+    ours = {"PATH": "/bin", "LC_ALL": "C", "LANG": "C", "SECRET": "x", "OPENAI_API_KEY": "y"}
+    env = agent_environment(setup, ours, "http://127.0.0.1:1", "token")
+    assert {"PATH": "/bin", "LC_ALL": "C", "LANG": "C", "GOOSE_MODE": "auto"}.items() <= env.items()
+    assert env["OPENAI_API_KEY"] == "token"
+    assert env["HOME"] == str(tmp_path / "h")
+    assert "SECRET" not in env
+    assert "GREYLAG_ENVIRONMENT" not in env
+
+
+async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+    setup = AgentSetup(tmp_path, tmp_path, tmp_path)
+    with pytest.raises(AgentUnavailableError, match="cannot be started"):
+        await AgentProcess.start(AgentCommand("goose", ("/nowhere/goose",)), setup, {})
+
+
+async def test_kill_ends_the_tree_and_what_left_it(
+    tmp_path: Path, count_processes: Callable[[str], int]
+) -> None:
+    script = "(setsid sleep 4801 &); sleep 4802 & echo on; sleep 4803"
+    setup = AgentSetup(tmp_path, tmp_path, tmp_path)
+    command = AgentCommand("goose", ("/bin/sh", "-c", script))
+    process = await AgentProcess.start(command, setup, {"PATH": os.environ["PATH"]})
+    reader, _ = process.streams
+    assert await reader.readline() == b"on\n"
+    await process.kill()
+    assert [count_processes(word) for word in ("4801", "4802", "4803")] == [0, 0, 0]
+    await process.kill()
+
+
+async def test_the_last_words_of_a_dead_agent_are_kept(tmp_path: Path) -> None:
+    setup = AgentSetup(tmp_path, tmp_path, tmp_path)
+    command = AgentCommand("goose", ("/bin/sh", "-c", "echo no home >&2; sleep 0.5; exit 3"))
+    process = await AgentProcess.start(command, setup, {})
+    await process.watch_stderr()
+    assert await process.ended() == "The agent process exited with code 3 (it said: no home)."
+    await process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has child subreapers")
+def test_a_hardened_process_adopts_kills_and_reaps_what_hides_itself(tmp_path: Path) -> None:
+    hider = "(env -i setsid /bin/sh -c '/bin/sleep 4804' &) ; exec sleep 4805"
+    code = f"""
+import subprocess, time, psutil
+from greylag.agentd.agent import orphans
+from greylag.agentd.agent.process import harden_this_process
+harden_this_process()
+assert orphans.adopts_orphans()
+agent = subprocess.Popen(["/bin/sh", "-c", {hider!r}], env={{"GREYLAG_AGENT_RUN": "m"}})
+root = psutil.Process(agent.pid)
+while len(psutil.Process().children(recursive=True)) < 2:
+    time.sleep(0.01)
+orphans.kill_all(root, "m")
+agent.wait()
+orphans.reap(agent.pid)
+print(psutil.Process().children(recursive=True))
+"""
+    done = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stderr, done.stdout) == ("", "[]\n")
+
+
+def test_the_process_clock_tells_before_from_after() -> None:
+    before = orphans.process_clock()
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        began = psutil.Process(process.pid).create_time()
+        process.kill()
+    assert before - 0.02 <= began <= orphans.process_clock() + 0.02
+
+
+async def test_the_scripted_agent_answers_and_tells_how_to_install_goose(
+    start_agent: Callable[..., Awaitable[Agent]], make_sink: type
+) -> None:
+    agent = await start_agent(find_agent("scripted", {}))
+    assert (agent.state.kind, agent.state.status) == ("scripted", "ready")
+    session = await agent.new_session("A test")
+    sink = make_sink()
+    assert (await agent.prompt(session, "Hello", sink)).stop_reason == "end_turn"
+    for words in ('"Hello"', "demonstration", "make setup"):
+        assert words in sink.text()
+    await agent.forget_session(session)
+
+
+async def test_the_scripted_agent_can_be_cancelled(
+    start_agent: Callable[..., Awaitable[Agent]], make_sink: type
+) -> None:
+    agent = await start_agent(find_agent("scripted", {}))
+    session = await agent.new_session("A test")
+    sink = make_sink()
+    plain = sink.update
+
+    async def stop_at_once(update: dict[str, object]) -> None:
+        await plain(update)
+        await agent.cancel(session)
+
+    sink.update = stop_at_once
+    assert (await agent.prompt(session, "Hello", sink)).stop_reason == "cancelled"
+    assert "make setup" not in sink.text()
+
+
+async def test_an_agent_that_cannot_start_says_why(tmp_path: Path) -> None:
+    command = AgentCommand("goose", ("/bin/sh", "-c", "echo broken >&2; exit 7"))
+    agent = Agent(command, AgentSetup(tmp_path, tmp_path, tmp_path))
+    run = asyncio.create_task(agent.run(), name="agent")
+    with pytest.raises(AgentUnavailableError, match=r"code 7 \(it said: broken\)"):
+        await agent.wait_ready(1.2)
+    with pytest.raises(AgentUnavailableError):
+        await agent.new_session("A test")
+    assert agent.state.status == "failed"
+    run.cancel()
+    with suppress(asyncio.CancelledError):
+        await run

@@ -1,0 +1,108 @@
+"""How the real goose ends a turn when the provider fails, and what the relay says of it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from greylag.agentd.agent.agent import Agent
+from greylag.agentd.agent.errors import AgentRefusedError
+from greylag.agentd.agent.types import AgentCommand, ModelProvider
+
+pytestmark = pytest.mark.goose
+
+StartAgent = Callable[..., Awaitable[Agent]]
+
+
+@pytest.fixture
+async def agent(
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    fake_provider: ModelProvider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Agent:
+    agent = await start_agent(goose_command, provider=fake_provider)
+    monkeypatch.setattr(agent._relay, "_retry_seconds", (0.01, 0.01, 0.01))
+    return agent
+
+
+@pytest.fixture
+async def session(agent: Agent) -> str:
+    return await agent.new_session("A test")
+
+
+async def test_a_provider_gets_its_key_and_its_answer_comes_through(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    sink = make_sink()
+    await agent.prompt(session, "[[text hello from the provider]]", sink)
+    assert sink.text() == "hello from the provider"
+    assert agent.model_failure(session) is None
+
+
+async def test_an_unauthorized_call_is_refused_with_the_providers_own_words(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    with pytest.raises(AgentRefusedError, match="Authentication required"):
+        await agent.prompt(session, "[[status 401]]", make_sink())
+    failure = agent.model_failure(session)
+    assert failure is not None
+    assert (failure.status, failure.message) == (401, "the scripted model was told to answer 401")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_failing_provider_is_told_by_its_status(
+    agent: Agent, session: str, make_sink: Any, status: int
+) -> None:
+    sink = make_sink()
+    await agent.prompt(session, f"[[status {status}]]", sink)
+    failure = agent.model_failure(session)
+    assert failure is not None
+    assert failure.status == status
+    assert sink.text().startswith("Ran into this error: ")
+    await agent.prompt(session, "[[text well again]]", make_sink())
+    assert agent.model_failure(session) is None
+
+
+async def test_an_answer_that_breaks_off_is_no_whole_answer(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    sink = make_sink()
+    await agent.prompt(session, "[[cut after=2]] [[text one two three]]", sink)
+    failure = agent.model_failure(session)
+    assert failure is not None
+    assert failure.status is None
+    assert "broke its answer off" in failure.message
+    assert sink.text().startswith("one two ")
+
+
+async def test_cancel_does_not_wait_for_the_next_try(
+    agent: Agent, session: str, make_sink: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent._relay, "_retry_seconds", (60.0, 60.0, 60.0))
+    prompt = asyncio.create_task(agent.prompt(session, "[[status 500]]", make_sink()))
+    async with asyncio.timeout(10):
+        while agent.model_failure(session) is None:  # noqa: ASYNC110 - the relay tells nobody
+            await asyncio.sleep(0.02)
+    began = time.monotonic()
+    await agent.cancel(session)
+    assert (await prompt).stop_reason == "cancelled"
+    assert time.monotonic() - began < 2
+
+
+async def test_an_unreachable_provider_is_told_as_such(
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    make_sink: Any,
+    unused_url: str,
+) -> None:
+    agent = await start_agent(goose_command, provider=ModelProvider(unused_url))
+    agent._relay._retry_seconds = ()
+    session = await agent.new_session("A test")
+    await agent.prompt(session, "hello", make_sink())
+    failure = agent.model_failure(session)
+    assert failure is not None
+    assert failure.status is None
+    assert "Cannot connect" in failure.message

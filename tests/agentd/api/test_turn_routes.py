@@ -1,0 +1,297 @@
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from tests.agentd.doubles import READY, AgentDouble, chunk, eventually, serving
+
+from greylag.agentd.agent.errors import AgentDiedError, AgentRefusedError
+from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult, TurnSink
+
+
+async def until_cancelled(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+    await sink.update(chunk("begun "))
+    await agent.cancelled.wait()
+    return PromptResult("cancelled", None)
+
+
+async def ask(_agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+    decision = await sink.permission(PermissionRequest("call_1", "shell", {"command": text}))
+    await sink.update(chunk(decision))
+    return PromptResult("end_turn", None)
+
+
+async def test_a_turn_has_all_its_events_in_order_with_ids(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        turn = await api.turn("hello")
+        events = await api.events(turn)
+        assert [event["type"] for event in events] == ["turn", "message", "complete"]
+        assert [event["id"] for event in events] == [f"{turn}-{n}" for n in range(3)]
+        assert events[0]["content"]["turn_id"] == turn
+        assert "GREYLAG_MODEL_URL" in events[0]["content"]["demonstration"]
+        assert events[-1]["content"]["stop_reason"] == "end_turn"
+        assert events[-1]["content"]["usage"] == {"totalTokens": 3}
+        status, record = await api.json("GET", f"/api/v1/turns/{turn}")
+        assert status == 200
+        assert (record["status"], record["answer"]) == ("completed", "hello")
+        assert record["ended_at"] >= record["started_at"]
+
+
+async def test_resuming_after_each_event_gives_the_rest(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        turn = await api.turn("hello")
+        events = await api.events(turn)
+        for number, event in enumerate(events):
+            assert await api.events(turn, after=event["id"]) == events[number + 1 :]
+        path = f"/api/v1/turns/{turn}/events"
+        for wrong in ["x", f"{turn}-99", "other-0"]:
+            status, body = await api.json("GET", path, headers={"last-event-id": wrong})
+            assert (status, body["code"]) == (400, "unknown_event")
+
+
+async def test_when_complete_is_seen_the_record_says_so_and_the_session_is_free(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as api:
+        session = await api.session()
+        for number in range(20):
+            turn = await api.turn(f"message {number}", session)
+            await api.until(turn, "complete")
+            _, record = await api.json("GET", f"/api/v1/turns/{turn}")
+            assert record["status"] == "completed"
+
+
+async def test_a_busy_session_refuses_and_names_the_turn_that_runs(tmp_path: Path) -> None:
+    async with serving(tmp_path, AgentDouble(until_cancelled)) as api:
+        session = await api.session()
+        turn = await api.turn("one", session)
+        body = {"session_id": session, "message": "two"}
+        status, refused = await api.json("POST", "/api/v1/turns", body)
+        assert (status, refused["code"], refused["turn_id"]) == (409, "session_busy", turn)
+        old = f"/api/v1/sessions/{session}"
+        for path in [f"{old}/messages", f"{old}/send", f"{old}/stream"]:
+            status, refused = await api.json("POST", path, {"message": "two"})
+            assert (status, refused["code"]) == (409, "session_busy")
+
+
+async def test_the_same_message_id_is_one_turn_however_often_it_is_sent(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        body = {"session_id": None, "message": "hello", "message_id": "m1"}
+        answers = await asyncio.gather(
+            *(api.json("POST", "/api/v1/turns", body) for _ in range(10))
+        )
+        assert sorted(status for status, _ in answers) == [200] * 9 + [201]
+        assert len({turn["turn_id"] for _, turn in answers}) == 1
+        assert len({turn["session_id"] for _, turn in answers}) == 1
+        _, sessions = await api.json("GET", "/api/v1/sessions")
+        assert sessions["total"] == 1
+        assert len(api.agent.prompts) == 1
+        session = answers[0][1]["session_id"]
+        same = await api.turn("hello", session, message_id="m1")
+        assert same == answers[0][1]["turn_id"]
+
+
+async def test_a_message_id_of_another_session_is_a_conflict(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        await api.turn("hello", message_id="m1")
+        other = await api.session()
+        body = {"session_id": other, "message": "hello", "message_id": "m1"}
+        status, refused = await api.json("POST", "/api/v1/turns", body)
+        assert (status, refused["code"]) == (409, "message_id_conflict")
+
+
+async def test_cancel_ends_the_turn_and_again_changes_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, AgentDouble(until_cancelled)) as api:
+        turn = await api.turn("hello")
+        await api.until(turn, "message")
+        status, _ = await api.json("POST", f"/api/v1/turns/{turn}/cancel")
+        assert status == 202
+        events = await api.events(turn)
+        assert events[-1]["content"]["stop_reason"] == "cancelled"
+        status, record = await api.json("POST", f"/api/v1/turns/{turn}/cancel")
+        assert (status, record["status"], record["answer"]) == (200, "cancelled", "begun ")
+
+
+async def test_a_session_can_cancel_what_runs_in_it(tmp_path: Path) -> None:
+    async with serving(tmp_path, AgentDouble(until_cancelled)) as api:
+        session = await api.session()
+        turn = await api.turn("hello", session)
+        await api.until(turn, "message")
+        path = f"/api/v1/sessions/{session}/cancel"
+        assert (await api.json("POST", path))[0] == 202
+        await api.events(turn)
+        status, body = await api.json("POST", path)
+        assert (status, body["cancelled"]) == (200, False)
+
+
+async def test_a_confirmation_is_answered_once(tmp_path: Path) -> None:
+    async with serving(tmp_path, AgentDouble(ask)) as api:
+        turn = await api.turn("rm x")
+        asked = await api.until(turn, "tool_confirmation")
+        assert (asked["tool_name"], asked["arguments"]) == ("shell", {"command": "rm x"})
+        path = f"/api/v1/turns/{turn}/confirmations"
+        wrong = await api.json("POST", f"{path}/{asked['id']}", {"decision": "allow_always"})
+        assert (wrong[0], wrong[1]["code"]) == (400, "invalid_request")
+        allow = {"decision": "allow_once"}
+        assert (await api.json("POST", f"{path}/nothing", allow))[0] == 404
+        assert (await api.json("POST", f"{path}/{asked['id']}", allow))[0] == 200
+        events = await api.events(turn)
+        settled = next(event["content"] for event in events if event["type"] == "status")
+        assert (settled["confirmation_id"], settled["decision"]) == (asked["id"], "allow_once")
+        assert events[-2]["content"]["content"] == "allow_once"
+        # The turn has ended by now: what was decided is still known.
+        assert (await api.json("POST", f"{path}/{asked['id']}", allow))[0] == 200
+        status, refused = await api.json(
+            "POST", f"{path}/{asked['id']}", {"decision": "reject_once"}
+        )
+        assert (status, refused["code"]) == (409, "confirmation_settled")
+
+
+async def test_a_confirmation_that_nobody_answers_is_declined(tmp_path: Path) -> None:
+    async with serving(tmp_path, AgentDouble(ask), confirmation_timeout=0.05) as api:
+        turn = await api.turn("rm x")
+        events = await api.events(turn)
+        settled = next(event["content"] for event in events if event["type"] == "status")
+        assert settled["decision"] == "reject_once"
+        assert settled["message"].startswith("Nobody answered")
+        assert events[-2]["content"]["content"] == "reject_once"
+
+
+async def test_what_goes_wrong_in_the_agent_ends_the_turn_with_a_code(tmp_path: Path) -> None:
+    failures = [
+        (AgentDiedError("gone"), "agent_restarted"),
+        (AgentRefusedError(-32000, "Authentication required"), "model_unauthorized"),
+        (AgentRefusedError(-32603, "boom"), "agent_failed"),
+        (RuntimeError("a defect"), "internal"),
+    ]
+    for number, (failure, code) in enumerate(failures):
+
+        async def fail(
+            _agent: AgentDouble, text: str, sink: TurnSink, failure: Exception = failure
+        ) -> PromptResult:
+            await sink.update(chunk("partial"))
+            raise failure
+
+        async with serving(tmp_path / str(number), AgentDouble(fail)) as api:
+            turn = await api.turn("hello")
+            events = await api.events(turn)
+            assert [event["type"] for event in events][-2:] == ["error", "complete"]
+            assert events[-2]["content"]["code"] == code
+            assert events[-2]["content"]["message"] == "Agent processing error"
+            _, record = await api.json("GET", f"/api/v1/turns/{turn}")
+            assert (record["status"], record["error_code"]) == ("error", code)
+            assert record["answer"] == "partial"
+
+
+async def test_the_provider_s_own_word_decides_the_code(tmp_path: Path) -> None:
+    async def fail(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+        agent.failures[agent.prompts[-1][0]] = ModelFailure(429, "slow down")
+        await sink.update(chunk("Ran into this error: odd words.", "msg_1"))
+        return PromptResult("end_turn", None)
+
+    async with serving(tmp_path, AgentDouble(fail)) as api:
+        events = await api.events(await api.turn("hello"))
+        assert events[-2]["content"]["code"] == "model_rate_limited"
+
+
+async def test_a_session_that_the_agent_lost_starts_afresh_and_says_so(tmp_path: Path) -> None:
+    async def forgetful(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+        if len(agent.prompts) == 1:
+            raise AgentRefusedError(-32002, "Resource not found")
+        await sink.update(chunk(text))
+        return PromptResult("end_turn", None)
+
+    async with serving(tmp_path, AgentDouble(forgetful)) as api:
+        session = await api.session()
+        events = await api.events(await api.turn("hello", session))
+        assert [event["type"] for event in events] == ["turn", "status", "message", "complete"]
+        assert [used for used, _ in api.agent.prompts] == ["20261123_1", "20261123_2"]
+        await api.events(await api.turn("again", session))
+        assert api.agent.prompts[-1] == ("20261123_2", "again")
+
+
+async def test_a_turn_that_says_too_much_is_stopped_with_journal_full(tmp_path: Path) -> None:
+    async def endless(_agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+        while True:
+            await sink.update(chunk("x" * 100))
+
+    async with serving(tmp_path, AgentDouble(endless), turn_journal_limit=20_000) as api:
+        events = await api.events(await api.turn("hello"))
+        assert [event["type"] for event in events][-2:] == ["error", "complete"]
+        assert events[-2]["content"]["code"] == "journal_full"
+
+
+async def test_old_journals_make_room_and_their_turns_stay_on_record(tmp_path: Path) -> None:
+    async with serving(tmp_path, journal_limit=1024) as api:
+        first = await api.turn("x" * 900)
+        await api.events(first)
+        second = await api.turn("y" * 900)
+        await api.until(second, "complete")
+        await eventually(lambda: not (tmp_path / f"state/turns/{first}.sse").exists())
+        status, body = await api.json("GET", f"/api/v1/turns/{first}/events")
+        assert (status, body["code"]) == (410, "events_gone")
+        assert (await api.json("GET", f"/api/v1/turns/{first}"))[1]["answer"] == "x" * 900
+
+
+async def test_many_readers_of_one_turn_all_get_all_of_it(tmp_path: Path) -> None:
+    async def long(_agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+        for number in range(500):
+            await sink.update(chunk(f"{number} "))
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+        return PromptResult("end_turn", None)
+
+    async with serving(tmp_path, AgentDouble(long)) as api:
+        turn = await api.turn("hello")
+        answers = await asyncio.gather(*(api.events(turn) for _ in range(20)))
+        assert all(answer == answers[0] for answer in answers)
+        assert len(answers[0]) == 502
+
+
+async def test_turns_are_listed_newest_first_and_shortened(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        session = await api.session()
+        turns = []
+        for number in range(3):
+            turns.append(await api.turn(str(number) * 1500, session))
+            await api.events(turns[-1])
+        _, body = await api.json("GET", f"/api/v1/sessions/{session}/turns?limit=2")
+        assert [turn["turn_id"] for turn in body["turns"]] == turns[:0:-1]
+        assert {len(turn["message"]) for turn in body["turns"]} == {1000}
+        for limit in ["0", "201", "x", "-1"]:
+            path = f"/api/v1/sessions/{session}/turns?limit={limit}"
+            assert (await api.json("GET", path))[0] == 400
+
+
+async def test_bad_messages_get_clear_errors(tmp_path: Path) -> None:
+    async with serving(tmp_path, message_limit=2048) as api:
+        for body, status in [
+            ({}, 400),
+            ({"message": ""}, 400),
+            ({"message": 7}, 400),
+            ({"message": "a\ud800"}, 400),
+            ({"message": "x", "message_id": ""}, 400),
+            ({"message": "x", "session_id": 7}, 400),
+            ([], 400),
+            ({"message": "ä" * 1025}, 413),
+            ({"message": "x" * 200_000}, 413),
+            ({"message": "x", "session_id": "nothing"}, 404),
+        ]:
+            answer, error = await api.json("POST", "/api/v1/turns", body)
+            assert answer == status, body
+            assert {"error", "message", "code"} <= set(error)
+        async with api.http.post(api.base + "/api/v1/turns", data=b"{nonsense") as refused:
+            assert refused.status == 400
+        for path in ["/api/v1/turns/nothing", "/api/v1/turns/nothing/events"]:
+            status, error = await api.json("GET", path)
+            assert (status, error["code"]) == (404, "turn_not_found")
+        assert (await api.json("POST", "/api/v1/turns/nothing/cancel"))[0] == 404
+
+
+async def test_an_agent_that_is_not_ready_is_503_and_starts_nothing(tmp_path: Path) -> None:
+    state = replace(READY, status="failed", detail="goose cannot start.")
+    async with serving(tmp_path, AgentDouble(state=state)) as api:
+        status, error = await api.json("POST", "/api/v1/turns", {"message": "hello"})
+        assert (status, error["message"]) == (503, "goose cannot start.")
+        assert (await api.json("GET", "/api/v1/sessions"))[1]["total"] == 0
+        api.agent.state = READY
+        assert (await api.json("POST", "/api/v1/turns", {"message": "hello"}))[0] == 201

@@ -1,0 +1,183 @@
+"""The relay between an HTTP client (as goose is one) and a provider on a real port."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from greylag.agentd.agent.types import ModelProvider
+from greylag.agentd.model.relay import ModelRelay
+
+Serve = Callable[[web.Application], Any]
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def headers(relay: ModelRelay, session: str = "s1") -> dict[str, str]:
+    return {"Authorization": f"Bearer {relay.token}", "agent-session-id": session}
+
+
+def chat(text: str) -> dict[str, Any]:
+    return {"stream": True, "messages": [{"role": "user", "content": text}]}
+
+
+async def test_a_call_without_the_relays_token_is_refused(client: aiohttp.ClientSession) -> None:
+    relay = ModelRelay(None)
+    async with relay.serving():
+        for token in ({}, {"Authorization": "Bearer wrong"}):
+            async with client.get(f"{relay.url}/v1/models", headers=token) as answer:
+                assert answer.status == 401
+
+
+async def test_the_provider_sees_its_key_and_neither_the_token_nor_hop_by_hop_headers(
+    client: aiohttp.ClientSession, serve_app: Serve
+) -> None:
+    seen: dict[str, Any] = {}
+
+    async def provider(request: web.Request) -> web.Response:
+        seen.update(path=request.path_qs, body=await request.read(), headers=request.headers)
+        return web.json_response({"ok": True}, headers={"x-kept": "1"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{p:.*}", provider)
+    async with serve_app(app) as url:
+        relay = ModelRelay(ModelProvider(f"{url}/v1", key="real"))
+        async with (
+            relay.serving(),
+            client.post(
+                f"{relay.url}/v1/x?q=a%20b",
+                data=b"\x00body",
+                headers=headers(relay) | {"Connection": "keep-alive, x-hop", "x-hop": "1"},
+            ) as answer,
+        ):
+            assert await answer.json() == {"ok": True}
+            assert answer.headers["x-kept"] == "1"
+    assert (seen["path"], seen["body"]) == ("/v1/x?q=a%20b", b"\x00body")
+    assert seen["headers"]["Authorization"] == "Bearer real"
+    assert "x-hop" not in seen["headers"]
+    assert "agent-session-id" not in seen["headers"]
+
+
+async def test_an_answer_is_passed_on_while_it_is_made(
+    client: aiohttp.ClientSession, serve_app: Serve
+) -> None:
+    go_on = asyncio.Event()
+
+    async def provider(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first")
+        await go_on.wait()
+        await response.write(b"second")
+        return response
+
+    app = web.Application()
+    app.router.add_post("/v1/x", provider)
+    async with serve_app(app) as url:
+        relay = ModelRelay(ModelProvider(url))
+        async with (
+            relay.serving(),
+            client.post(f"{relay.url}/v1/x", headers=headers(relay)) as answer,
+        ):
+            assert await answer.content.readany() == b"first"
+            go_on.set()
+            assert await answer.read() == b"second"
+
+
+async def test_a_client_that_hangs_up_ends_the_call_at_the_provider(
+    client: aiohttp.ClientSession, serve_app: Serve
+) -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def provider(_request: web.Request) -> web.Response:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+        raise AssertionError
+
+    app = web.Application()
+    app.router.add_post("/v1/x", provider)
+    async with serve_app(app) as url:
+        relay = ModelRelay(ModelProvider(url))
+        async with relay.serving():
+            call = asyncio.create_task(
+                client.post(f"{relay.url}/v1/x", headers=headers(relay)).__aenter__()
+            )
+            await asked.wait()
+            call.cancel()
+            async with asyncio.timeout(5):
+                await left.wait()
+
+
+async def test_a_stopped_turn_is_answered_at_once_and_until_the_next_begins(
+    client: aiohttp.ClientSession,
+) -> None:
+    relay = ModelRelay(None)
+
+    async def ask(text: str, session: str) -> bytes:
+        url = f"{relay.url}/v1/chat/completions"
+        async with client.post(url, json=chat(text), headers=headers(relay, session)) as answer:
+            assert answer.status == 200
+            return await answer.read()
+
+    async with relay.serving(), asyncio.timeout(10):
+        hanging = asyncio.create_task(ask("[[hang]]", "s1"))
+        other = asyncio.create_task(ask("[[hang]]", "s2"))
+        while len(relay._calls) < 2:  # noqa: ASYNC110 - the relay tells nobody of a new call
+            await asyncio.sleep(0.01)
+        relay.stop_turn("s1")
+        assert b"[DONE]" in await hanging
+        assert b"hello" not in await ask("[[text hello]]", "s1")
+        assert not other.done()
+        relay.begin_turn("s1")
+        assert b"hello" in await ask("[[text hello]]", "s1")
+        relay.stop_turn("s2")
+        await other
+
+
+async def test_a_silent_provider_is_given_up(
+    client: aiohttp.ClientSession, fake_provider: ModelProvider
+) -> None:
+    relay = ModelRelay(fake_provider, idle_seconds=0.2, retry_seconds=())
+    url = "/v1/chat/completions"
+    async with relay.serving():
+        async with client.post(
+            relay.url + url, json=chat("[[hang]]"), headers=headers(relay)
+        ) as answer:
+            assert answer.status == 504
+            assert "said nothing" in (await answer.json())["error"]["message"]
+        async with client.post(
+            relay.url + url,
+            json=chat("[[stall after=1]] [[text one two]]"),
+            headers=headers(relay),
+        ) as answer:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.read()
+        failure = relay.failure("s1")
+        assert failure is not None
+        assert failure.status is None
+
+
+async def test_an_unreachable_provider_gives_502_in_its_own_error_shape(
+    client: aiohttp.ClientSession, unused_url: str
+) -> None:
+    relay = ModelRelay(ModelProvider(unused_url, key="real"), retry_seconds=())
+    async with (
+        relay.serving(),
+        client.post(
+            f"{relay.url}/v1/chat/completions", json=chat("x"), headers=headers(relay)
+        ) as answer,
+    ):
+        assert answer.status == 502
+        error = (await answer.json())["error"]
+    assert unused_url.removeprefix("http://") in error["message"]
+    assert "real" not in error["message"]

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from greylag import sse
+from greylag.agentd.journal import recovery as journal_recovery
+from greylag.agentd.journal.folder import Journals
+from greylag.agentd.journal.journal import event_id
+from greylag.agentd.records.database import Database, TurnRecord
+from greylag.agentd.records.turns import TurnRecords
+from greylag.agentd.turns.recovery import end_open_turns
+
+OPEN_TURN = TurnRecord("t", "s", "m", "hello", "running", "", 0, None, None, None, 1.0, None)
+MESSAGE = ("message", {"content": "partial "})
+TOOL = ("tool_request", {"id": "x"})
+COMPLETE = ("complete", {"stop_reason": "end_turn"})
+
+
+def frames(*events: tuple[str, dict[str, str]]) -> list[bytes]:
+    return [
+        sse.encode({"type": kind, "content": content}, id=event_id("t", number))
+        for number, (kind, content) in enumerate(events)
+    ]
+
+
+async def recovered(folder: Path, journal: bytes | None) -> TurnRecord:
+    """Recover one turn that a crash left with this journal; return its record."""
+    if journal is not None:
+        (folder / "t.sse").write_bytes(journal)
+    database = await Database.open(folder / "agentd.db")
+    turns = TurnRecords(database)
+    await turns.start(OPEN_TURN, "a session")
+    journals = Journals(folder, 1 << 20, 1 << 30)
+    assert await end_open_turns(turns, journals, lambda: 2.0) == 1
+    assert await end_open_turns(turns, journals, lambda: 3.0) == 0
+    turn = await turns.get("t")
+    await database.close()
+    assert turn is not None
+    return turn
+
+
+async def test_a_turn_cut_in_a_frame_keeps_what_was_whole_and_ends_with_an_error(
+    tmp_path: Path,
+) -> None:
+    whole = frames(("turn", {}), MESSAGE, TOOL, MESSAGE)
+    turn = await recovered(tmp_path, b"".join(whole[:3]) + whole[3][:-1])
+    assert (turn.status, turn.error_code, turn.ended_at) == ("error", "agent_restarted", 2.0)
+    assert (turn.answer, turn.tool_calls_count) == ("partial ", 1)
+    data = (tmp_path / "t.sse").read_bytes()
+    assert data.startswith(b"".join(whole[:3]))
+    ids = [sse.parse(frame) for frame in sse.FrameSplitter().feed(data)]
+    assert [frame.id for frame in ids if frame] == [event_id("t", n) for n in range(5)]
+    kinds = [kind for kind, _ in journal_recovery.events(tmp_path / "t.sse")]
+    assert kinds[-2:] == ["error", "complete"]
+
+
+async def test_a_turn_whose_end_was_written_ended_as_it_says(tmp_path: Path) -> None:
+    journal = b"".join(frames(("turn", {}), MESSAGE, COMPLETE))
+    turn = await recovered(tmp_path, journal)
+    assert (turn.status, turn.stop_reason, turn.answer) == ("completed", "end_turn", "partial ")
+    assert (tmp_path / "t.sse").read_bytes() == journal
+
+
+@pytest.mark.parametrize("journal", [None, b"", b"id: t-0\ndata: {"])
+async def test_a_turn_without_any_event_still_gets_all_it_needs(
+    tmp_path: Path, journal: bytes | None
+) -> None:
+    turn = await recovered(tmp_path, journal)
+    assert turn.status == "error"
+    kinds = [kind for kind, _ in journal_recovery.events(tmp_path / "t.sse")]
+    assert kinds == ["turn", "error", "complete"]

@@ -1,0 +1,218 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.agentd.doubles import chunk
+
+from greylag.agentd.agent.errors import AgentRefusedError
+from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult
+from greylag.agentd.turns.provider_errors import TurnError, refusal, told_by_provider
+from greylag.agentd.turns.translate import Translator, TurnEvent
+
+DATA = Path(__file__).parent / "data"
+
+
+def play(name: str) -> tuple[list[TurnEvent], TurnError | None]:
+    """Feed a capture of the real goose to a translator."""
+    translator = Translator("s1", lambda: 1.0)
+    events: list[TurnEvent] = []
+    for line in (DATA / name).read_text().splitlines():
+        message = json.loads(line)
+        match message.get("method"):
+            case "session/update":
+                events += translator.update(message["params"]["update"])
+            case "_goose/unstable/session/update":
+                events += translator.goose_update(message["params"]["update"])
+            case "session/request_permission":
+                call = message["params"]["toolCall"]
+                request = PermissionRequest(call["toolCallId"], call["title"], call["rawInput"])
+                events.append(translator.confirmation("c1", request))
+            case None:
+                result = message["result"]
+                late, error = translator.finish(
+                    PromptResult(result["stopReason"], result.get("usage"))
+                )
+                return events + late, error
+    raise AssertionError("the capture has no end")
+
+
+def test_an_allowed_tool_call_of_the_real_goose() -> None:
+    events, error = play("tool_allowed.jsonl")
+    assert error is None
+    assert [event.type for event in events] == [
+        "message",
+        "tool_request",
+        "tool_confirmation",
+        "tool_notification",
+        "tool_response",
+        *["message"] * 5,
+    ]
+    assert events[0].content == {
+        "role": "Assistant",
+        "content": "I will run a tool. ",
+        "content_type": "text",
+        "timestamp": events[0].content["timestamp"],
+        "session_id": "s1",
+    }
+    assert events[0].content["timestamp"] > 1_700_000_000
+    request = events[1].content
+    assert (request["tool_name"], request["arguments"]) == (
+        "shell",
+        {"command": "echo allow_once"},
+    )
+    assert events[2].content["tool_name"] == "shell"
+    assert events[2].content["needs_confirmation"] is True
+    assert events[3].content["method"] == "notifications/live_output"
+    assert events[4].content["result"] == {"Ok": [{"type": "text", "text": "allow_once"}]}
+    assert events[4].content["is_error"] is False
+
+
+def test_a_declined_tool_call_of_the_real_goose() -> None:
+    events, error = play("tool_declined.jsonl")
+    assert error is None
+    response = next(event for event in events if event.type == "tool_response")
+    assert response.content["is_error"] is True
+    assert response.content["result"]["Err"].startswith("The user has declined to run this tool.")
+
+
+def test_a_provider_failure_of_the_real_goose_is_an_error_and_no_message() -> None:
+    events, error = play("provider_500.jsonl")
+    assert events == []
+    assert error is not None
+    assert error.code == "model_unavailable"
+    assert error.text.endswith("stub says 500")
+
+
+def error_chunk(text: str) -> dict[str, Any]:
+    return chunk(text, "msg_96baff26-aa47-4064-b0ec-c820621afcd4")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Ran into this error: Rate limit exceeded: slow down.", "model_rate_limited"),
+        ("Ran into this error: Server error: 503.", "model_unavailable"),
+        ("Ran into this error: Request failed: Bad request (400): no.", "model_failed"),
+        ("Network error: Could not connect to 127.0.0.1:1 — check.", "model_unavailable"),
+        ("Network error: Stream decode error: eof.", "model_unavailable"),
+        ("The model returned an empty response. Please resend.", "model_empty_response"),
+    ],
+)
+def test_goose_texts_about_the_provider_become_codes(text: str, code: str) -> None:
+    translator = Translator("s1", lambda: 1.0)
+    assert translator.update(error_chunk(text)) == []
+    late, error = translator.finish(PromptResult("end_turn", None))
+    assert late == []
+    assert error is not None
+    assert error.code == code
+
+
+def test_a_model_that_only_quotes_such_a_text_is_believed() -> None:
+    translator = Translator("s1", lambda: 1.0)
+    quoted = "Network error: is what you would see."
+    assert translator.update(error_chunk(quoted)) == []
+    usage = {"sessionUpdate": "message_usage", "usage": {"totalTokens": 1}}
+    assert [event.content["content"] for event in translator.goose_update(usage)] == [quoted]
+    assert translator.finish(PromptResult("end_turn", None)) == ([], None)
+    ordinary = translator.update(chunk("Network error: said the model"))
+    assert [event.type for event in ordinary] == ["message"]
+
+
+def test_a_held_text_is_not_lost_when_the_turn_is_cancelled() -> None:
+    translator = Translator("s1", lambda: 1.0)
+    translator.update(error_chunk("Network error: x"))
+    late, error = translator.finish(PromptResult("cancelled", None))
+    assert [event.type for event in late] == ["message"]
+    assert error is None
+
+
+def test_an_empty_response_is_an_error_even_when_usage_follows() -> None:
+    translator = Translator("s1", lambda: 1.0)
+    translator.update(error_chunk("The model returned an empty response. Please resend."))
+    assert translator.goose_update({"sessionUpdate": "message_usage", "usage": {}}) == []
+    _, error = translator.finish(PromptResult("end_turn", None))
+    assert error is not None
+
+
+def test_an_overfull_context_is_told_and_fails_the_turn() -> None:
+    translator = Translator("s1", lambda: 1.0)
+
+    def status(kind: str, message: str) -> list[str]:
+        update = {"sessionUpdate": "status_message", "status": {"type": kind, "message": message}}
+        return [event.type for event in translator.goose_update(update)]
+
+    assert status("notice", "Context limit reached. Compacting to continue conversation...") == [
+        "context_exceeded"
+    ]
+    assert status("progress", "goose is compacting the conversation...") == ["history_update"]
+    assert status("notice", "Something else.") == ["status"]
+    assert translator.finish(PromptResult("end_turn", None)) == ([], None)
+    assert status("notice", "Unable to continue: Context limit still exceeded") == [
+        "context_exceeded"
+    ]
+    _, error = translator.finish(PromptResult("end_turn", None))
+    assert error is not None
+    assert error.code == "context_exceeded"
+
+
+def test_thinking_has_its_own_event() -> None:
+    update = {**chunk("Let me "), "sessionUpdate": "agent_thought_chunk"}
+    (event,) = Translator("s1", lambda: 1.0).update(update)
+    assert event.type == "thinking"
+    assert (event.content["message"], event.content["signature"]) == ("Let me ", "")
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {},
+        {"sessionUpdate": 7},
+        {"sessionUpdate": "agent_message_chunk"},
+        {"sessionUpdate": "agent_message_chunk", "content": {"type": "image", "data": "x"}},
+        {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": None}},
+        {"sessionUpdate": "tool_call_update", "toolCallId": "x"},
+        {"sessionUpdate": "tool_call_update", "status": "in_progress", "_meta": []},
+        {"sessionUpdate": "session_info_update", "_meta": {"messageCount": "many"}},
+        {"sessionUpdate": "plan", "entries": []},
+    ],
+)
+def test_updates_that_mean_nothing_to_clients_make_no_event(update: dict[str, Any]) -> None:
+    translator = Translator("s1", lambda: 1.0)
+    assert translator.update(update) == []
+    assert translator.goose_update(update) == []
+
+
+def test_an_unknown_tool_is_still_a_request_and_a_failed_response() -> None:
+    translator = Translator("s1", lambda: 1.0)
+    (request,) = translator.update(
+        {"sessionUpdate": "tool_call", "toolCallId": "x", "title": "error"}
+    )
+    assert (request.content["tool_name"], request.content["arguments"]) == ("error", {})
+    failed = {"sessionUpdate": "tool_call_update", "toolCallId": "x", "status": "failed"}
+    (response,) = translator.update(failed)
+    assert response.content["result"] == {"Err": "The tool failed."}
+
+
+def test_the_provider_knows_the_code_better_than_the_text() -> None:
+    guessed = TurnError("model_failed", "Ran into something")
+    for status, code in [
+        (401, "model_unauthorized"),
+        (403, "model_unauthorized"),
+        (429, "model_rate_limited"),
+        (500, "model_unavailable"),
+        (None, "model_unavailable"),
+        (400, "model_failed"),
+    ]:
+        assert told_by_provider(guessed, ModelFailure(status, "no")).code == code
+    assert told_by_provider(guessed, None) == guessed
+    other = TurnError("agent_restarted", "x")
+    assert told_by_provider(other, ModelFailure(500, "no")) == other
+
+
+def test_refusals_of_goose_have_codes() -> None:
+    assert refusal(AgentRefusedError(-32000, "Authentication required")) == TurnError(
+        "model_unauthorized", "Authentication required"
+    )
+    assert refusal(AgentRefusedError(-32002, "Resource not found")).code == "session_lost"
+    assert refusal(AgentRefusedError(-32603, "boom")) == TurnError("agent_failed", "boom")
