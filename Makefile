@@ -4,7 +4,7 @@ BIN := .venv/bin
 UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(DATA))
 TEST_ARGS ?=
 
-.PHONY: up setup test setup-dev lint typecheck format bench lock css clean
+.PHONY: up setup test setup-dev lint typecheck format bench lock image css clean
 
 up: setup ## Set up and run Greylag; prints its address
 	@$(BIN)/greylag up $(UP_ARGS)
@@ -36,6 +36,10 @@ bench: setup-dev ## Measure speed and memory as ratios against peers
 lock: ## Renew the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -c requirements/runtime.lock -o requirements/dev.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements/agentd.in -c requirements/runtime.lock -o requirements/agentd.lock
+
+image: setup ## Assemble build/goose-api-server.tar, without a builder (Debian's mmdebstrap; as root)
+	@$(BIN)/python -m tools.image goose-api-server
 
 css: ## Build the dashboard's style sheet (needs Node)
 	npm ci --prefix frontend --no-progress
