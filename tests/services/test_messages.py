@@ -19,7 +19,7 @@ from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR
 from greylag.services.messages import NewMessage
-from greylag.services.projects import NewProject
+from greylag.services.new_project import NewProject
 
 REF = ProjectRef("ada", "demo")
 

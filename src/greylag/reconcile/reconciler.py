@@ -2,10 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import structlog
 
@@ -36,6 +34,7 @@ from greylag.ports.cluster import Cluster
 from greylag.ports.store import Claim, Outcome, ProjectStore, Subscription
 from greylag.ports.world import Clock
 from greylag.reconcile import outcomes
+from greylag.reconcile.patience import finish, first_change
 from greylag.reconcile.state import Pace, Pass
 
 log = structlog.get_logger(__name__)
@@ -111,7 +110,7 @@ class Reconciler:
                 while not await self._advance(current, news):
                     current.renew(await self._renewed(current.claim))
         except asyncio.CancelledError:
-            await _finish(self._hand_back(current))
+            await finish(self._hand_back(current))
             raise
         except (LeaseLostError, StoreUnavailableError):
             raise
@@ -127,7 +126,7 @@ class Reconciler:
         log.debug("step", observed=seen.state, action=type(action).__name__)
         match action:
             case Forget():
-                await _finish(self._store.forget(current.claim))
+                await finish(self._store.forget(current.claim))
                 return True
             case Act(verb):
                 return await self._act(current, seen, verb)
@@ -201,21 +200,7 @@ class Reconciler:
         if project.deadline_at is not None:
             left = (project.deadline_at - self._clock.now()).total_seconds()
             longest = min(longest, left) if left > 0 else longest
-        waits = [
-            asyncio.create_task(self._cluster.changed(project, longest), name="cluster changed"),
-            asyncio.create_task(news.changed(longest), name="record changed"),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            results = await asyncio.gather(*waits, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(
-                result, (asyncio.CancelledError, ClusterError)
-            ):
-                raise result
+        await first_change(self._cluster, project, news, longest)
 
     async def _renewed(self, claim: Claim) -> Claim:
         return await self._store.renew(claim, self._clock.now(), self._pace.lease)
@@ -233,7 +218,7 @@ class Reconciler:
 
     async def _rest(self, current: Pass, outcome: Outcome) -> bool:
         now = self._clock.now()
-        await _finish(self._store.record(current.claim, outcome, now, release=True))
+        await finish(self._store.record(current.claim, outcome, now, release=True))
         for event in outcome.events:
             log.info(event.message, code=event.code, status=outcome.status)
         return True
@@ -260,15 +245,3 @@ class Reconciler:
 def _slow(verb: Verb) -> ErrorInfo:
     error = ClusterUnavailableError(f"The cluster took too long to {verb} the environment.")
     return error.info
-
-
-async def _finish(write: Coroutine[Any, Any, Any]) -> None:
-    """Await ``write`` to its end even if this task is cancelled meanwhile, then be cancelled."""
-    task = asyncio.ensure_future(write)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("last write failed", error=str(error))
-        raise

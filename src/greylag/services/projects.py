@@ -1,16 +1,11 @@
 """Users and their projects: list, create, edit, activate, deactivate, delete, follow."""
 
-import hashlib
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from typing import Any
 
 from greylag.domain.errors import (
     ClusterError,
     ForbiddenError,
-    InvalidRequestError,
     ProjectNotFoundError,
     WaitTimeoutError,
 )
@@ -18,22 +13,12 @@ from greylag.domain.events import Event
 from greylag.domain.names import check_id, check_name, environment_names, new_project_id
 from greylag.domain.project import Desired, Project, ProjectRef, Status, new_record_id
 from greylag.domain.users import Principal, User
-from greylag.ports.store import Created, Edit, IdempotencyKey, Page, PageQuery, ProjectStore
+from greylag.ports.store import Created, Edit, Page, PageQuery, ProjectStore
 from greylag.ports.world import Clock, UserDirectory
+from greylag.services.new_project import NewProject, check_metadata, idempotency_key
 
-MAX_METADATA_BYTES = 16_384
-MAX_KEY_LENGTH = 255
 EVENTS_AT_ONCE = 100
 FOLLOW_RECHECK_SECONDS = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class NewProject:
-    """What a client asks to create; without ``project_id`` one is made from the name."""
-
-    name: str
-    project_id: str | None = None
-    metadata: Mapping[str, Any] | None = None
 
 
 class Projects:
@@ -91,7 +76,7 @@ class Projects:
         """
         owner = self.user(principal, user_id).id
         name = check_name(new.name)
-        metadata = _checked_metadata(new.metadata or {})
+        metadata = check_metadata(new.metadata or {})
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
         now = self._clock.now()
         project = Project(
@@ -105,7 +90,7 @@ class Projects:
             updated_at=now,
             due_at=now,
         )
-        return await self._store.create(project, _idempotency_key(key, new))
+        return await self._store.create(project, idempotency_key(key, new))
 
     async def edit(
         self, principal: Principal, user_id: str, project_id: str, edit: Edit
@@ -115,7 +100,7 @@ class Projects:
         if edit.name is not None:
             check_name(edit.name)
         if edit.metadata is not None:
-            _checked_metadata(edit.metadata)
+            check_metadata(edit.metadata)
         return await self._store.edit(owner, project_id, edit, self._clock.now())
 
     async def want(
@@ -225,24 +210,3 @@ def _still(project: Project) -> str:
     }[project.desired]
     cause = f" {project.error.message}" if project.error else ""
     return f"The project is still {doing}.{cause}"
-
-
-def _checked_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    try:
-        size = len(json.dumps(metadata, allow_nan=False).encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError("metadata must be an object of plain JSON.") from error
-    if size > MAX_METADATA_BYTES:
-        raise InvalidRequestError(f"metadata must be at most {MAX_METADATA_BYTES} bytes of JSON.")
-    return metadata
-
-
-def _idempotency_key(key: str | None, new: NewProject) -> IdempotencyKey | None:
-    if key is None:
-        return None
-    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():
-        raise InvalidRequestError(
-            f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} printable characters."
-        )
-    content = json.dumps([new.name, new.project_id, new.metadata or {}], sort_keys=True)
-    return IdempotencyKey(key, hashlib.sha256(content.encode()).hexdigest())

@@ -9,7 +9,7 @@ from greylag import sse
 from greylag.domain.events import Event
 from greylag.domain.project import Status
 from greylag.ports.store import Edit, PageQuery
-from greylag.services.projects import MAX_KEY_LENGTH, NewProject
+from greylag.services.new_project import MAX_KEY_LENGTH, NewProject
 from greylag.web.api.deps import CallDep, ProjectCallDep, UserId
 from greylag.web.api.docs import events, problems
 from greylag.web.plain import rfc3339

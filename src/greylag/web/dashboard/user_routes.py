@@ -10,7 +10,7 @@ from starlette.responses import Response
 from greylag.domain.errors import ConfigError, InvalidRequestError, ProjectExistsError
 from greylag.domain.project import ProjectRef, Status
 from greylag.domain.users import User
-from greylag.services.projects import NewProject
+from greylag.services.new_project import NewProject
 from greylag.web.api.deps import CallDep, UserId
 from greylag.web.dashboard.forms import ProjectForm
 from greylag.web.dashboard.lists import parse_window, read_list
