@@ -48,6 +48,14 @@ class Agentd(Client):
         (goose,) = psutil.Process(self.process.pid).children()
         return goose
 
+    async def kill_all(self) -> None:
+        """Kill agentd and all that it started, as a machine that loses its power does."""
+        left = self.others()
+        await self.stop(signal.SIGKILL)
+        for each in left:
+            each.kill()
+        await asyncio.to_thread(psutil.wait_procs, left, timeout=15)
+
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and return the exit code."""
         self.process.send_signal(number)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -88,10 +87,7 @@ async def test_agentd_killed_in_a_turn_ends_it_when_it_is_back(tmp_path: Path) -
         session = await api.session()
         turn = await api.turn("[[text one two]] [[stall after=1]]", session)
         seen = [await api.until(turn, "turn"), await api.until(turn, "message")]
-        strays = api.others()
-        await api.stop(signal.SIGKILL)
-        for stray in strays:
-            stray.kill()
+        await api.kill_all()
     async with agentd(tmp_path) as api:
         events = await api.events(turn)
         assert [event["type"] for event in events] == ["turn", "message", "error", "complete"]
@@ -107,10 +103,7 @@ async def test_agentd_killed_between_turns_loses_nothing_it_acknowledged(tmp_pat
     async with agentd(tmp_path) as api:
         turn = await api.turn("[[text hello]]", message_id="m1")
         events = await api.events(turn)
-        strays = api.others()
-        await api.stop(signal.SIGKILL)
-        for stray in strays:
-            stray.kill()
+        await api.kill_all()
     async with agentd(tmp_path) as api:
         assert await api.events(turn) == events
         assert await api.turn("[[text hello]]", message_id="m1") == turn

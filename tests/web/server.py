@@ -91,5 +91,7 @@ async def site(chosen: Settings | None = None, *, auto: bool = True) -> AsyncIte
     app = create_app(house.use_cases, chosen or settings())
     async with house.working(), served(app) as port:
         base = f"http://127.0.0.1:{port}"
-        async with aiohttp.ClientSession(base) as http:
+        # unsafe: cookies of an address in numbers count too, as in a browser.
+        jar = aiohttp.CookieJar(unsafe=True)
+        async with aiohttp.ClientSession(base, cookie_jar=jar) as http:
             yield Site(house, http, port)

@@ -143,6 +143,8 @@ async def test_a_live_number_that_is_none_is_refused(running: Site) -> None:
 
 async def test_who_signed_in_can_sign_out() -> None:
     token = "a-token-of-many-letters"
-    async with site(settings(token=token)) as locked:
-        async with locked.http.post("/sign-in", data={"token": token}) as answer:
-            assert "Sign out" in await answer.text()
+    async with (
+        site(settings(token=token)) as locked,
+        locked.http.post("/sign-in", data={"token": token}) as answer,
+    ):
+        assert "Sign out" in await answer.text()

@@ -1,5 +1,6 @@
 """Values from outside, checked so that every store, log and answer can hold them; and times."""
 
+import math
 from datetime import UTC, datetime
 from typing import Any, overload
 
@@ -22,7 +23,8 @@ def check_text(value: str) -> str:
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     """Return ``value`` if it is JSON that everything after us can hold, else raise ``ValueError``.
 
-    That is: nested 32 deep at most, whole numbers of 64 bits, text without unpaired surrogates.
+    That is: nested 32 deep at most, finite numbers, whole ones of 64 bits, text without unpaired
+    surrogates.
     """
     # A list of what is left to look at, not recursion: the depth is what is not yet known.
     left: list[tuple[Any, int]] = [(value, 1)]
@@ -44,6 +46,8 @@ def _children(item: Any) -> list[Any]:
             check_text(item)
         case int() if not -_INT64 <= item < _INT64:
             raise ValueError("must not hold whole numbers of more than 64 bits")
+        case float() if not math.isfinite(item):
+            raise ValueError("must not hold numbers that JSON cannot write")
         case _:
             pass
     return []

@@ -18,8 +18,8 @@ play in order and all other text is ignored:
 `[[status CODE]]`      answer with this HTTP status and an error body
 `[[context-exceeded]]` answer 400 `context_length_exceeded`
 `[[hang]]`             never answer, not even headers
-`[[stall after=2]]`    say nothing more after so many chunks, connection open
-`[[cut after=3]]`      break the connection after so many chunks
+`[[stall after=2]]`    say nothing more after so many chunks, connection open (wherever written)
+`[[cut after=3]]`      break the connection after so many chunks (wherever written)
 `[[error-in-stream]]`  an error object in place of the next chunk, then the end
 `[[length]]`           end with finish_reason `length`
 `[[empty]]`            a 200 without any body

@@ -147,6 +147,8 @@ class _Stream:
 
     async def play(self, steps: Sequence[Directive]) -> web.StreamResponse:
         await self._response.prepare(self._request)
+        limits = {step.name: step.numbers.get("after", 0) for step in steps}
+        self._cut_after, self._stall_after = limits.get("cut"), limits.get("stall")
         try:
             for step in steps:
                 await self._step(step)
@@ -159,10 +161,6 @@ class _Stream:
         match step.name:
             case "delay":
                 self._delay = step.numbers.get("ms", 0) / 1000
-            case "cut":
-                self._cut_after = step.numbers.get("after", 0)
-            case "stall":
-                self._stall_after = step.numbers.get("after", 0)
             case "unicode":
                 self._split = True
             case "error-in-stream":

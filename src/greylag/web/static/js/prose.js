@@ -58,9 +58,8 @@ export class Prose {
   #breakLine() {
     const line = this.#line;
     this.#line = "";
-    this.#dropTail();
-    if (this.#kind === "code") this.#block.append(visible(line));
-    else this.#block.append(...inline(line));
+    this.#tail.replaceWith(...(this.#kind === "code" ? [visible(line)] : inline(line)));
+    this.#tail = null;
     this.#goOn();
   }
 
