@@ -56,11 +56,13 @@ export class Prose {
   }
 
   #breakLine() {
-    const line = this.#line;
-    this.#line = "";
+    const cut = this.#line.lastIndexOf(" ") + 1 || this.#line.length; // between words, where there are any
+    const line = this.#line.slice(0, cut);
+    this.#line = this.#line.slice(cut);
     this.#tail.replaceWith(...(this.#kind === "code" ? [visible(line)] : inline(line)));
-    this.#tail = null;
     this.#goOn();
+    this.#tail = document.createTextNode(visible(this.#line));
+    this.#block.append(this.#tail);
   }
 
   #codeLine(line) {
