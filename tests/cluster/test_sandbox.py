@@ -140,3 +140,13 @@ def test_greylag_itself_stays_visible_when_it_lies_in_the_hidden_home_folder(
 
     assert run("import greylag.cluster.local") == 0
     assert run(f"open({str(repository / 'pyproject.toml')!r})") == 1
+
+
+def test_what_lies_in_a_needed_folder_is_not_mounted_twice(tmp_path: Path) -> None:
+    program = tmp_path / "venv" / "bin" / "program"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    box = Sandbox("bwrap", hidden=(tmp_path,), needed=(program, tmp_path / "venv"))
+    command = box.command(["true"], tmp_path)
+    assert str(tmp_path / "venv") in command
+    assert str(program) not in command

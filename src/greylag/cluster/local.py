@@ -69,7 +69,7 @@ class LocalCluster:
         box = choose_sandbox(
             sandbox,
             hidden=(self._root, *hidden),
-            needed=_programs(agentd_command[0], goose or "goose"),
+            needed=[*_programs(goose or "goose"), *_files(agentd_command)],
         )
         extra = {**(model or {}), **({"GREYLAG_GOOSE": goose} if goose else {})}
         self._spawner = Spawner(
@@ -176,10 +176,16 @@ class LocalCluster:
         return await self._threads.run(lambda: _readable(self._root))
 
 
-def _programs(*names: str) -> list[Path]:
-    """Return where these programs are, and what they link to."""
-    found = [Path(path) for name in names if (path := shutil.which(name))]
-    return [*found, *(path.resolve() for path in found)]
+def _programs(name: str) -> list[Path]:
+    """Return where this program is, and what it links to."""
+    found = shutil.which(name)
+    return [Path(found), Path(found).resolve()] if found else []
+
+
+def _files(command: Sequence[str]) -> list[Path]:
+    """Return the program of ``command`` and the files that it names."""
+    named = [Path(word) for word in command[1:] if Path(word).is_file()]
+    return [*_programs(command[0]), *named]
 
 
 def _readable(root: Path) -> list[tuple[Environment, Record]]:

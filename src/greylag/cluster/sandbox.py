@@ -90,7 +90,9 @@ class Sandbox:
     def _needed_again(self) -> list[Path]:
         emptied = self._emptied()
         paths = {path for path in (*self.needed, *_usual_needs()) if path.exists()}
-        return sorted(path for path in paths if _lies_in(path, emptied))
+        again = sorted(path for path in paths if _lies_in(path, emptied))
+        # What lies in a folder of the list comes with it, and could not be mounted there again.
+        return [path for path in again if not any(outer in path.parents for outer in again)]
 
 
 def choose_sandbox(
