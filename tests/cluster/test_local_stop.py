@@ -96,7 +96,8 @@ async def test_a_deletion_takes_folders_that_their_tools_made_read_only(tmp_path
         cache.parent.chmod(0)
         await cluster.delete(PROJECT)
         assert list((tmp_path / ".removed").iterdir()) == []
-        assert list((tmp_path / ".locks").iterdir()) == []
+        (lock,) = (tmp_path / ".locks").iterdir()  # which remembers the newest claim
+        assert lock.stat().st_size < 200
         assert outside.stat().st_mode & 0o777 == 0o555
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from tests.cluster.environments import PATIENCE, doing, reaches
 from tests.contract.cluster_adapters import CLUSTERS, open_cluster
 from tests.contract.store_adapters import make_project
 
-from greylag.domain.errors import ClusterError, NotActiveError
+from greylag.domain.errors import ClusterError, LeaseLostError, NotActiveError
 from greylag.domain.lifecycle import Observed
-from greylag.domain.project import Project
+from greylag.domain.project import Lease, Project
 from greylag.ports.cluster import Cluster
 
 
@@ -205,3 +206,20 @@ async def test_a_follower_of_the_log_may_leave_at_any_time(
         waiting.cancel()
         await asyncio.wait({waiting})
         assert waiting.cancelled()
+
+
+async def test_a_verb_under_an_older_claim_does_nothing(cluster: Cluster, project: Project) -> None:
+    def under(number: int) -> Project:
+        return replace(project, lease=Lease("worker", number, project.created_at))
+
+    await cluster.prepare(under(7))
+    await cluster.prepare(under(7))
+    for verb in (cluster.prepare, cluster.start, cluster.stop, cluster.delete):
+        with pytest.raises(LeaseLostError):
+            await verb(under(6))
+    await reaches(cluster, project, Observed.STOPPED)
+    await cluster.delete(under(8))
+    await reaches(cluster, project, Observed.ABSENT)
+    with pytest.raises(LeaseLostError):
+        await cluster.start(under(7))
+    await reaches(cluster, project, Observed.ABSENT)

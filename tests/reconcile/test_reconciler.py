@@ -284,3 +284,15 @@ class _FaultError(Exception):
 def _some(claim: Claim | None) -> Claim:
     assert claim is not None
     return claim
+
+
+async def test_a_worker_that_slept_past_its_lease_does_nothing_to_the_environment() -> None:
+    bench = Bench()
+    await bench.create()
+    claim = await bench.reconciler.claim()
+    assert claim is not None
+    bench.clock.advance(PACE.lease + 1)
+    await bench.reconciler.handle(claim)
+    assert bench.verbs() == []
+    await bench.loop.drain()
+    assert bench.verbs() == [Verb.PREPARE]

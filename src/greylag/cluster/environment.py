@@ -23,7 +23,7 @@ from greylag.cluster.processes import (
 )
 from greylag.cluster.record import Phase, Record
 from greylag.domain.errors import ClusterError
-from greylag.domain.project import ProjectRef
+from greylag.domain.project import Fence, ProjectRef
 
 _KILL_SECONDS = 3.0
 _KILL_POLL_SECONDS = 0.02
@@ -44,10 +44,15 @@ class Sight:
 
 
 class Environment:
-    """One environment, which may or may not exist."""
+    """One environment, which may or may not exist.
 
-    def __init__(self, folder: Folder) -> None:
+    ``prepare``, ``start``, ``begin_stop`` and ``delete`` raise ``LeaseLostError`` when it has been
+    worked on under a newer claim than ``fence``.
+    """
+
+    def __init__(self, folder: Folder, fence: Fence | None = None) -> None:
         self.folder = folder
+        self._fence = fence
 
     def look(self) -> Sight:
         """Return what can be seen of it now."""
@@ -58,7 +63,7 @@ class Environment:
 
     def prepare(self, ref: ProjectRef) -> None:
         """Make it, stopped; one that exists is left alone."""
-        with self.folder.lock():
+        with self.folder.lock(self._fence):
             self._prepare(ref)
 
     def start(self, ref: ProjectRef, spawn: Spawn) -> ProcessId | None:
@@ -67,7 +72,7 @@ class Environment:
         Raises:
             ClusterError: it is still being stopped, or leftovers of it cannot be killed.
         """
-        with self.folder.lock():
+        with self.folder.lock(self._fence):
             record = self._prepare(ref)
             if record.phase is Phase.STOPPING:
                 raise ClusterError(
@@ -84,7 +89,7 @@ class Environment:
         """Write that it is to stop and tell its agent. Return the processes that it has now, for
         ``go_on_stopping``; ``None`` when it does not run.
         """
-        with self.folder.lock():
+        with self.folder.lock(self._fence):
             record = self.folder.read()
             if record is None or record.phase is Phase.STOPPED:
                 return None
@@ -155,7 +160,7 @@ class Environment:
         Raises:
             ClusterError: it has not been stopped.
         """
-        with self.folder.lock():
+        with self.folder.lock(self._fence):
             record = self.folder.read()
             if record is not None and record.phase is not Phase.STOPPED:
                 if record.phase is Phase.STOPPING or self.look().alive:

@@ -6,6 +6,7 @@ names that no namespace can have, are ``.locks/`` and ``.removed/``.
 """
 
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -13,14 +14,15 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import structlog
 
 from greylag.cluster.record import Record
-from greylag.domain.errors import ClusterError, ClusterUnavailableError
+from greylag.domain.errors import ClusterError, ClusterUnavailableError, LeaseLostError
 from greylag.domain.names import MAX_LABEL_LENGTH, EnvironmentNames
+from greylag.domain.project import Fence
 
 _log = structlog.get_logger(__name__)
 _LABEL = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{MAX_LABEL_LENGTH - 1}}}")
@@ -28,6 +30,7 @@ _RECORD = "environment.json"
 _LOCKS = ".locks"
 _REMOVED = ".removed"
 _LOCK_SECONDS = 10.0
+_FENCE_BYTES = 4096
 _LOCK_POLL_SECONDS = 0.01
 
 
@@ -110,14 +113,18 @@ class Folder:
         if self.path.exists():
             _make_private(self.root / _REMOVED)
             self.path.rename(self.root / _REMOVED / secrets.token_hex(8))
-        self._lock_path.unlink(missing_ok=True)
+        # The lock stays: it remembers the newest claim, so that an older one brings nothing back.
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, fence: Fence | None = None) -> Iterator[None]:
         """Hold the environment against all other workers; a killed holder lets go by itself.
+
+        Args:
+            fence: the claim that this is done under; ``None`` for what needs no claim.
 
         Raises:
             ClusterUnavailableError: another one holds it and does not let go.
+            LeaseLostError: it has been held under a newer claim.
         """
         _make_private(self.root)
         _make_private(self.root / _LOCKS)
@@ -127,6 +134,8 @@ class Folder:
                 raise ClusterUnavailableError("Another worker holds this environment.")
             time.sleep(_LOCK_POLL_SECONDS)
         try:
+            if fence is not None:
+                _raise_fence(descriptor, fence)
             yield
         finally:
             os.close(descriptor)
@@ -164,13 +173,23 @@ def _try_lock(path: Path) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # ``remove`` unlinks the file: a lock on one that is no longer there holds off nobody.
-        if os.fstat(descriptor).st_ino == path.stat().st_ino:
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
     except BaseException:
         os.close(descriptor)
         raise
-    os.close(descriptor)
-    return None
+    return descriptor
+
+
+def _raise_fence(descriptor: int, fence: Fence) -> None:
+    """Write ``fence`` into the lock's file, unless a newer one of the same record is there."""
+    try:
+        newest = Fence(**json.loads(os.pread(descriptor, _FENCE_BYTES, 0)))
+    except (ValueError, TypeError):
+        newest = None  # a new lock, or one whose writer was killed half-way
+    if newest is not None and newest.record_id == fence.record_id and newest.number > fence.number:
+        raise LeaseLostError("Another worker has taken this project over.")
+    if newest != fence:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(fence)).encode(), 0)

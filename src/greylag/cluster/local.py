@@ -169,7 +169,7 @@ class LocalCluster:
         await self._threads.close()
 
     def _environment(self, project: Project) -> Environment:
-        return Environment(Folder.of(self._root, project.names))
+        return Environment(Folder.of(self._root, project.names), project.fence)
 
     async def _sights(self) -> list[tuple[Environment, Record]]:
         """Return all environments under the root, without those whose record cannot be read."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from greylag.cluster.news import News
 from greylag.cluster.steps import AGENT_READY, API_ANSWERS, PROCESS_STARTED
-from greylag.domain.errors import ClusterError, ErrorInfo, NotActiveError
+from greylag.domain.errors import ClusterError, ErrorInfo, LeaseLostError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed, Step, Verb
 from greylag.domain.names import EnvironmentNames
-from greylag.domain.project import Project, ProjectRef
+from greylag.domain.project import Fence, Project, ProjectRef
 from greylag.ports.agent import AgentAddress
 
 _LOST = ErrorInfo("cluster_unavailable", "The cluster in memory was told to know nothing.")
@@ -56,6 +56,7 @@ class MemoryCluster:
         self._observed: dict[ProjectRef, Observation] = {}
         self._unasked = News()
         self._news = asyncio.Event()
+        self._fences: dict[ProjectRef, Fence] = {}
         self._count = 0
         self._closed = False
 
@@ -220,11 +221,19 @@ class MemoryCluster:
         gate = self._gates.get((project.ref, verb))
         await (gate.wait() if gate is not None else asyncio.sleep(0))
         try:
+            self._raise_fence(project)
             if fault := self._faults.pop((project.ref, verb), None):
                 raise fault
             yield
         finally:
             call.ended = self._tick()
+
+    def _raise_fence(self, project: Project) -> None:
+        fence = project.fence
+        newest = self._fences.setdefault(project.ref, fence)
+        if newest.record_id == fence.record_id and newest.number > fence.number:
+            raise LeaseLostError("Another worker has taken this project over.")
+        self._fences[project.ref] = fence
 
     def _tick(self) -> int:
         self._count += 1

@@ -46,6 +46,14 @@ class Lease:
     until: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What a cluster knows a claim by: of two on one record, the lower number is the older."""
+
+    record_id: str
+    number: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
     """One project as its record holds it. Times are aware, in UTC, to the millisecond.
@@ -77,6 +85,11 @@ class Project:
     due_at: datetime | None = None
     deadline_at: datetime | None = None
     lease: Lease | None = None
+
+    @property
+    def fence(self) -> Fence:
+        """The claim that this copy of the record was read under, for the cluster to compare."""
+        return Fence(self.id, self.lease.number if self.lease else 0)
 
     @property
     def ref(self) -> ProjectRef:

@@ -15,6 +15,8 @@ class Cluster(Protocol):
     Every method may raise ``ClusterError`` (``terminal`` when a retry cannot help) or
     ``ClusterUnavailableError`` (nothing is known). Verbs are idempotent, return as soon as the wish
     is handed over, and may be killed and repeated at any point; ``observe`` tells what came of it.
+    A verb under an older claim than the newest that the environment has seen (``Project.fence``)
+    raises ``LeaseLostError`` and does nothing.
     """
 
     kind: str

@@ -170,6 +170,7 @@ class Reconciler:
             current.announced.add(verb)
             await self._write(current, announced)
         current.started = current.started or verb is Verb.START
+        current.check_lease(self._clock.now())
         try:
             async with asyncio.timeout(self._pace.step):
                 await self._verbs[verb](current.project)

@@ -1,7 +1,9 @@
 """What a reconciler is told of time, and what one pass remembers while it holds its claim."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
+from greylag.domain.errors import LeaseLostError
 from greylag.domain.events import NewEvent
 from greylag.domain.lifecycle import Observation, Step, Verb
 from greylag.domain.project import Project
@@ -47,6 +49,12 @@ class Pass:
             self.announced.clear()
             self._told.clear()
         self.claim = claim
+
+    def check_lease(self, now: datetime) -> None:
+        """Raise ``LeaseLostError`` when the lease has run out, as after this process was paused."""
+        lease = self.project.lease
+        if lease is not None and now >= lease.until:
+            raise LeaseLostError("The lease ran out before the next step.")
 
     def new_steps(self, seen: Observation) -> list[NewEvent]:
         """Return the steps that the log has not heard of in this pass."""
