@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
@@ -18,6 +18,7 @@ from greylag.wiring import Parts, assembled
 log = structlog.get_logger(__name__)
 
 GRACEFUL_SHUTDOWN_SECONDS = 3
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 Announce = Callable[[str], None]
 
 
@@ -51,7 +52,7 @@ async def work(settings: Settings, announce: Announce) -> None:
         timeout = settings.startup_reconcile_timeout
         working = tasks.create_task(parts.worker.run(looked, timeout), name="worker")
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _STOPPING:
             loop.add_signal_handler(number, working.cancel)
         await looked.wait()
         announce("the worker is running")
@@ -86,6 +87,20 @@ class _AnnouncingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._announce_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop serving on a signal. Unlike uvicorn's own it does not raise the signal again after
+        that: the worker's last writes and the handing back of its leases are still to come.
+        """
+        loop = asyncio.get_running_loop()
+        for number in _STOPPING:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in _STOPPING:
+                loop.remove_signal_handler(number)
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -13,7 +13,8 @@ from greylag.agentd.agent.types import PromptResult
 from greylag.agentd.journal.journal import JournalError, JournalFullError
 from greylag.agentd.records.database import session_title
 from greylag.agentd.records.sessions import SessionRecords
-from greylag.agentd.turns.provider_errors import SESSION_UNKNOWN, TurnError, refusal
+from greylag.agentd.turns.errors import TurnError
+from greylag.agentd.turns.provider_errors import SESSION_UNKNOWN, refusal
 from greylag.agentd.turns.run import TurnRun
 from greylag.agentd.turns.translate import TurnEvent
 

@@ -4,12 +4,12 @@ goose (1.52) tells of most provider failures in an ordinary piece of the answer 
 turn as if all were well; only a refused key is a JSON-RPC error. The texts are goose's own.
 """
 
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from greylag.agentd.agent.errors import AgentRefusedError
 from greylag.agentd.agent.types import ModelFailure
+from greylag.agentd.turns.errors import TurnError
 
 AUTHENTICATION_REQUIRED = -32000
 SESSION_UNKNOWN = -32002
@@ -29,14 +29,6 @@ _CODES = (
     ("Authentication", "model_unauthorized"),
     ("Context length exceeded", "context_exceeded"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TurnError:
-    """Why a turn failed: a stable code for programs, a text for people."""
-
-    code: str
-    text: str
 
 
 def provider_error(update: dict[str, Any]) -> TurnError | None:

@@ -8,7 +8,8 @@ from greylag.agentd.agent.types import Decision, ModelFailure, PermissionRequest
 from greylag.agentd.journal.journal import JournalError, TurnJournal
 from greylag.agentd.records.database import TurnRecord
 from greylag.agentd.turns.confirmations import Confirmations
-from greylag.agentd.turns.provider_errors import TurnError, told_by_provider
+from greylag.agentd.turns.errors import TurnError
+from greylag.agentd.turns.provider_errors import told_by_provider
 from greylag.agentd.turns.summary import TurnSummary
 from greylag.agentd.turns.translate import Translator, TurnEvent
 
@@ -119,6 +120,7 @@ def closing_events(
             "message": "Agent processing error",
             "error": error.text,
             "code": error.code,
+            "hint": error.hint,
             "session_id": session_id,
         }
         events.append(TurnEvent("error", content))

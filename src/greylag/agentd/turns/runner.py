@@ -16,8 +16,8 @@ from greylag.agentd.records.database import TurnRecord
 from greylag.agentd.records.sessions import SessionRecords
 from greylag.agentd.records.turns import TurnRecords
 from greylag.agentd.turns.activity import Activity, ActivityEntry, EndpointType
+from greylag.agentd.turns.errors import TurnError
 from greylag.agentd.turns.prompting import Prompting, failure_of
-from greylag.agentd.turns.provider_errors import TurnError
 from greylag.agentd.turns.run import TurnRun
 
 _log = structlog.get_logger()

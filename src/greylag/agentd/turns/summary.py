@@ -3,7 +3,7 @@
 from typing import Any
 
 from greylag.agentd.records.database import TurnOutcome, TurnStatus
-from greylag.agentd.turns.provider_errors import TurnError
+from greylag.agentd.turns.errors import TurnError
 
 
 class TurnSummary:
