@@ -40,7 +40,7 @@ def events(example: str) -> Responses:
                 " comments keep the connection alive. A client that lost it sends the last `id`"
                 " as Last-Event-ID and gets what follows."
             ),
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": example}},
+            "content": {"text/event-stream": {"schema": _EVENT, "example": example}},
         }
     }
 
@@ -51,6 +51,16 @@ def text(description: str) -> Responses:
 
 
 _STRING = {"type": "string"}
+# One event of the stream: OpenAPI 3.1 has no word for "a stream of these".
+_EVENT = {
+    "type": "object",
+    "description": "One event; the stream is a sequence of these.",
+    "properties": {
+        "id": _STRING,
+        "data": {**_STRING, "contentMediaType": "application/json"},
+    },
+    "required": ["data"],
+}
 
 
 def _problem(status: int) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""The whole OpenAPI, fuzzed over the wire: no 500, and every error is a problem document."""
+
+import asyncio
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.transport import Response
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from tests.services.house import House
+from tests.web.server import ADA, served
+from tests.web.server import settings as web_settings
+
+from greylag.web.app import create_app
+
+EXAMPLES = 40
+# Streams that last as long as their project does: tested elsewhere, and here only where it is gone.
+ENDLESS = ("/events", "/logs")
+OF_THE_AGENT = ("/sessions", "/turns", "/agent")
+
+
+class _Server(threading.Thread):
+    """The web over memory adapters on a loop of its own, as schemathesis blocks."""
+
+    def __init__(self) -> None:
+        super().__init__(name="web")
+        self.ready = threading.Event()
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
+
+    def run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        house = House(activation_timeout=0.5)
+        app = create_app(house.use_cases, web_settings())
+        async with house.working(), served(app) as self.port:
+            self.ready.set()
+            await self._over.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self.join()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = _Server()
+    server.start()
+    assert server.ready.wait(30), "the server did not start"
+    yield f"http://127.0.0.1:{server.port}"
+    server.stop()
+
+
+def _document() -> dict[str, Any]:
+    """Return the OpenAPI document that the web serves."""
+    app = create_app(House().use_cases, web_settings())
+    headers = {"host": "127.0.0.1"}
+    loaded = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers)
+    return dict(loaded.raw_schema)
+
+
+schema = schemathesis.openapi.from_dict(_document())
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_nothing_makes_a_500_and_every_error_is_a_problem_document(
+    case: "schemathesis.Case[Any]", address: str
+) -> None:
+    aim(case, address)
+    answer = case.call(base_url=address, timeout=20)
+    case.validate_response(
+        answer,
+        checks=[
+            not_a_server_error,
+            status_code_conformance,
+            content_type_conformance,
+            response_schema_conformance,
+        ],
+    )
+    check_problem(answer)
+
+
+def aim(case: "schemathesis.Case[Any]", address: str) -> None:
+    """Let most cases meet a user and a project that exist, and none an endless stream."""
+    parameters = case.path_parameters
+    if not parameters:
+        return
+    choice = zlib.crc32(repr((case.query, case.body, parameters)).encode(errors="replace"))
+    if choice % 4 and "user" in parameters:
+        parameters["user"] = "ada"
+    if choice % 4 and "project" in parameters:
+        body = {"name": "Notes", "project_id": "notes"}  # again, when a case has deleted it
+        made = requests.post(f"{address}/api/users/ada/projects", json=body, timeout=20)
+        assert made.status_code in {201, 409}, made.text
+        if any(part in case.path for part in OF_THE_AGENT):
+            requests.post(f"{address}/api/users/ada/projects/notes/activate", timeout=20)
+        parameters["project"] = "notes"
+    if case.path.endswith(ENDLESS):
+        parameters["project"] = "gone"
+
+
+def check_problem(answer: Response) -> None:
+    if answer.status_code < 400:
+        return
+    assert answer.headers["content-type"] == ["application/problem+json"], answer.headers
+    body = answer.json()
+    assert {"type", "title", "status", "code", "detail", "hint", "request_id"} <= set(body)
+    assert body["status"] == answer.status_code
+    assert ADA not in str(body.get("code"))
