@@ -31,7 +31,7 @@ format: ## Format and mend what can be mended
 	@$(BIN)/ruff format --quiet .
 
 bench: setup-dev ## Measure speed and memory as ratios against peers
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python -m benchmarks.run
 
 lock: ## Renew the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.lock

@@ -12,8 +12,9 @@ import uvicorn
 
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
+from greylag.services.use_cases import UseCases
 from greylag.web.app import create_app
-from greylag.wiring import Parts, assembled
+from greylag.wiring import assembled
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,7 @@ async def up(settings: Settings, announce: Announce) -> None:
         timeout = settings.startup_reconcile_timeout
         working = tasks.create_task(parts.worker.run(looked, timeout), name="worker")
         await looked.wait()
-        await _serve(parts, settings, listener, announce)
+        await _serve(parts.use_cases, settings, listener, announce)
         working.cancel()
     log.info("stopped; active environments go on running and are found again at the next start")
 
@@ -42,7 +43,12 @@ async def serve(settings: Settings, announce: Announce) -> None:
     """Run the web alone until a signal; a worker elsewhere does what it writes."""
     listener = _bind(settings)
     async with assembled(settings) as parts:
-        await _serve(parts, settings, listener, announce)
+        await _serve(parts.use_cases, settings, listener, announce)
+
+
+async def serve_parts(use_cases: UseCases, settings: Settings, announce: Announce) -> None:
+    """Run the web over use cases that the caller has made, until a signal."""
+    await _serve(use_cases, settings, _bind(settings), announce)
 
 
 async def work(settings: Settings, announce: Announce) -> None:
@@ -61,10 +67,10 @@ async def work(settings: Settings, announce: Announce) -> None:
 
 
 async def _serve(
-    parts: Parts, settings: Settings, listener: socket.socket, announce: Announce
+    use_cases: UseCases, settings: Settings, listener: socket.socket, announce: Announce
 ) -> None:
     config = uvicorn.Config(
-        create_app(parts.use_cases, settings),
+        create_app(use_cases, settings),
         lifespan="off",
         log_config=None,
         access_log=False,

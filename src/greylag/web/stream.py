@@ -93,7 +93,11 @@ class Relay(Response):
                 watching = tasks.create_task(
                     self._watch(receive, exchange.send), name=f"watch {exchange.request_id}"
                 )
-                await self._relay(scope, receive, send)
+                # A task of its own: each event wakes all coroutines that await one another, and
+                # below this one are some twenty of the framework.
+                await tasks.create_task(
+                    self._relay(scope, receive, send), name=f"relay {exchange.request_id}"
+                )
                 watching.cancel()
         except* _ClientLeftError:
             exchange.client_left = True
