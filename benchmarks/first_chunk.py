@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -95,11 +96,9 @@ class Direct:
         result: dict[str, str] = message["result"]
         return result
 
-    async def _read(self) -> dict[str, dict[str, dict[str, str]]]:
+    async def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        message: dict[str, dict[str, dict[str, str]]] = json.loads(
-            await self._process.stdout.readline()
-        )
+        message: dict[str, Any] = json.loads(await self._process.stdout.readline())
         return message
 
 

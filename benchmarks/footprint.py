@@ -27,7 +27,7 @@ async def memory(data: Path) -> dict[str, float]:
     """Return MB of the web and worker, and of one environment's processes, all at rest."""
     async with greylag_up(data) as (up, address), aiohttp.ClientSession(address) as http:
         await http.post(PROJECTS, json={"name": "x", "project_id": "x"})
-        assert (await http.post(f"{PROJECTS}/x/activate")).status == 200
+        assert (await http.post(f"{PROJECTS}/x/activate")).ok
         await (await http.post(f"{PROJECTS}/x/messages", json={"message": "hello"})).read()
         await asyncio.sleep(SETTLE_SECONDS)
         found = {"greylag up": megabytes(up.pid)}
@@ -61,9 +61,8 @@ async def main() -> None:
     low, middle, high = min(runs), statistics.median(runs), max(runs)
     table.add_row("start to ready", f"{middle:.2f} s ({low:.2f} to {high:.2f})", "1 s")
     for name, size in found.items():
-        table.add_row(
-            f"{name}, at rest", f"{size:.0f} MB", "120 MB" if name == "greylag up" else ""
-        )
+        aim = "120 MB" if name == "greylag up" else ""
+        table.add_row(f"{name}, at rest", f"{size:.0f} MB", aim)
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""Runs every benchmark, one after the other: `make bench`. Needs a machine that does little else."""
+"""Runs every benchmark, one after the other: `make bench`, on a quiet machine."""
 
 import subprocess
 import sys
