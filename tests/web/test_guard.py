@@ -1,0 +1,214 @@
+"""What the guard refuses before anything is read or done, and what every answer carries."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from tests.web.server import ADA, Site, settings, site
+
+TOKEN = "a-token-of-many-letters"
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Site]:
+    async with site(settings(body_limit=2048, header_limit=40)) as one:
+        yield one
+
+
+async def problem(answer: aiohttp.ClientResponse) -> tuple[int, str]:
+    assert answer.content_type == "application/problem+json", await answer.text()
+    body = await answer.json(content_type=None)
+    assert body["status"] == answer.status
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["hint"]
+    return answer.status, body["code"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
+async def test_a_foreign_host_is_refused_so_that_no_name_can_be_rebound(
+    running: Site, host: str
+) -> None:
+    async with running.http.get(ADA, headers={"host": host}) as answer:
+        assert answer.status in {400, 403}
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:9"])
+async def test_names_of_this_machine_are_taken_with_any_port(running: Site, host: str) -> None:
+    async with running.http.get(ADA, headers={"host": host}) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:1"},
+        {"sec-fetch-site": "cross-site"},
+    ],
+)
+async def test_another_site_cannot_write(running: Site, headers: dict[str, str]) -> None:
+    async with running.http.post(ADA, json={"name": "x"}, headers=headers) as answer:
+        assert await problem(answer) == (403, "forbidden")
+    async with running.http.get(ADA) as answer:
+        assert (await answer.json())["projects"] == []
+
+
+async def test_our_own_origin_writes(running: Site) -> None:
+    origin = f"http://127.0.0.1:{running.port}"
+    async with running.http.post(ADA, json={"name": "x"}, headers={"origin": origin}) as answer:
+        assert answer.status == 201
+
+
+async def test_too_large_a_body_is_refused_by_its_length_and_as_it_comes(running: Site) -> None:
+    async with running.http.post(ADA, json={"name": "x" * 3000}) as answer:
+        assert await problem(answer) == (413, "too_large")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b" " * 100
+
+    async with running.http.post(ADA, data=pieces()) as answer:
+        assert (await problem(answer))[0] == 413
+
+
+async def test_too_many_headers_are_refused(running: Site) -> None:
+    headers = {f"x-{number}": "y" for number in range(60)}
+    async with running.http.get(ADA, headers=headers) as answer:
+        assert await problem(answer) == (431, "headers_too_large")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/nothing", 404),
+        ("GET", "/nothing", 404),
+        ("PUT", ADA, 405),
+        ("GET", f"{ADA}/missing", 404),
+        ("GET", "/api/users/nobody/projects", 404),
+        ("GET", f"{ADA}?limit=0", 422),
+        ("GET", f"{ADA}?limit=1e9", 422),
+        ("GET", f"{ADA}?cursor=%00", 422),
+        ("GET", f"{ADA}?cursor=nonsense", 422),
+        ("GET", f"{ADA}?status=asleep", 422),
+        ("GET", f"{ADA}/%ff%fe", 404),
+        ("GET", f"{ADA}/%00", 404),
+        ("GET", f"{ADA}/x/", 404),
+    ],
+)
+async def test_every_error_is_a_problem_document(
+    running: Site, method: str, path: str, status: int
+) -> None:
+    url = running.http._build_url(path)
+    async with running.http.request(method, url) as answer:
+        assert (await problem(answer))[0] in {status, 422}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b"null",
+        b'{"name": 7}',
+        b'{"name": ""}',
+        b'{"name": "\\ud800"}',
+        b'{"name": "x", "metadata": {"a": 1e999}}',
+        b'{"name": "x", "metadata": {"a": 123456789012345678901234567890}}',
+        b'{"name": "x", "project_id": "a\\u0000b"}',
+        b'{"name": "x", "surplus": 1}',
+        b"\xff\xfe",
+        b"[" * 2000,
+    ],
+)
+async def test_a_body_that_cannot_be_taken_is_a_422_and_makes_nothing(
+    running: Site, body: bytes
+) -> None:
+    headers = {"content-type": "application/json"}
+    async with running.http.post(ADA, data=body, headers=headers) as answer:
+        assert (await problem(answer))[0] == 422
+    async with running.http.get(ADA) as answer:
+        assert (await answer.json())["projects"] == []
+
+
+async def test_every_answer_has_a_request_id_and_the_security_headers(running: Site) -> None:
+    path = await running.project()
+    for asked in ("/healthz", "/", ADA, f"{ADA}/missing", "/static/app.css", f"{path}/events"):
+        async with running.http.get(asked, headers={"x-request-id": "mine-1"}) as answer:
+            assert answer.headers["x-request-id"] == "mine-1"
+            assert "script-src 'self'" in answer.headers["content-security-policy"]
+            assert "unsafe" not in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+    async with running.http.get("/healthz", headers={"x-request-id": "y" * 200}) as answer:
+        assert len(answer.headers["x-request-id"]) == 32
+
+
+async def test_only_the_token_or_a_sign_in_opens() -> None:
+    async with site(settings(token=TOKEN)) as locked:
+        for header in (None, "Bearer wrong", "Basic eDp5", TOKEN):
+            headers = {"authorization": header} if header else {}
+            async with locked.http.get(ADA, headers=headers) as answer:
+                assert await problem(answer) == (401, "unauthorized")
+        async with locked.http.get(ADA, headers={"authorization": f"bearer {TOKEN}"}) as answer:
+            assert answer.status == 200
+        async with locked.http.get("/healthz") as answer:
+            assert answer.status == 200
+        page = {"accept": "text/html"}
+        async with locked.http.get("/", headers=page, allow_redirects=False) as answer:
+            assert (answer.status, answer.headers["location"]) == (303, "/sign-in?next=%2F")
+        async with locked.http.post("/sign-in", data={"token": TOKEN}, headers=page) as answer:
+            assert answer.status == 200
+        async with locked.http.get(ADA) as answer:
+            assert answer.status == 200
+        (cookie,) = [one for one in locked.http.cookie_jar if one.key == "greylag_sign_in"]
+        assert (cookie["httponly"], cookie["samesite"].lower()) == (True, "strict")
+        assert TOKEN not in cookie.value
+        locked.http.cookie_jar.clear()
+        changed = cookie.value[:-1] + ("A" if cookie.value[-1] != "A" else "B")
+        async with locked.http.get(ADA, headers={"cookie": f"{cookie.key}={changed}"}) as answer:
+            assert answer.status == 401
+
+
+async def test_nobody_can_try_many_tokens() -> None:
+    async with site(settings(token=TOKEN)) as locked:
+
+        async def guess(number: int) -> int:
+            headers = {"authorization": f"Bearer {number}"}
+            async with locked.http.get(ADA, headers=headers) as answer:
+                return answer.status
+
+        found = [await guess(number) for number in range(22)]
+        assert found == [401] * 20 + [429] * 2
+
+
+async def test_no_log_line_holds_the_token_and_each_has_the_request_id(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with site(settings(token=TOKEN)) as locked:
+        headers = {"authorization": f"Bearer {TOKEN}", "x-request-id": "line-1"}
+        async with locked.http.get(f"{ADA}/missing", headers=headers) as answer:
+            assert answer.status == 404
+        await asyncio.sleep(0)
+    out = "".join(capsys.readouterr())
+    assert TOKEN not in out
+    assert "path=/api/users/{user}/projects/{project}" in out
+
+
+async def test_the_openapi_document_is_complete(running: Site) -> None:
+    async with running.http.get("/openapi.json") as answer:
+        document = json.loads(await answer.text())
+    operations = [
+        (f"{method} {path}", operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    assert len(operations) >= 20
+    for name, operation in operations:
+        assert operation["summary"], name
+        assert operation["tags"], name
+        errors = [code for code in operation["responses"] if code >= "400"]
+        assert "500" in errors or name.endswith("z"), name
+        for code in errors:
+            assert "application/problem+json" in operation["responses"][code]["content"], name

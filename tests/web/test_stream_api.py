@@ -1,0 +1,232 @@
+"""Streams over HTTP: messages, turns, the activation log, and readers that leave or are slow."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+import pytest
+from starlette.types import Receive, Scope, Send
+from tests.web.server import Site, served, settings, site
+
+from greylag import sse
+from greylag.domain.errors import AgentUnreachableError, StreamCutError
+from greylag.domain.project import ProjectRef
+from greylag.web.request_log import RequestLog
+from greylag.web.stream import Streams
+
+REF = ProjectRef("ada", "notes")
+
+
+async def events(answer: Any) -> AsyncIterator[tuple[str | None, dict[str, Any]]]:
+    splitter = sse.FrameSplitter()
+    async for data in answer.content.iter_any():
+        for raw in splitter.feed(data):
+            if frame := sse.parse(raw):
+                yield frame.id, json.loads(frame.data)
+
+
+async def said(running: Site, path: str, message: str, **more: str) -> list[dict[str, Any]]:
+    async with running.http.post(f"{path}/messages", json={"message": message, **more}) as answer:
+        assert answer.status == 200, await answer.text()
+        assert answer.content_type == "text/event-stream"
+        assert answer.headers["cache-control"] == "no-cache"
+        return [event async for _, event in events(answer)]
+
+
+async def test_a_message_to_a_sleeping_project_wakes_it_in_the_same_stream() -> None:
+    async with site() as running:
+        path = await running.project()
+        found = await said(running, path, "hello")
+        kinds = [event["type"] for event in found]
+        assert kinds[0] == "status"
+        assert kinds.index("turn") > kinds.index("status")
+        assert kinds[-2:] == ["message", "complete"]
+        assert "waking" in found[0]["content"]["message"]
+
+
+async def test_a_turn_is_read_again_from_any_event() -> None:
+    async with site() as running:
+        path = await running.project(active=True)
+        async with running.http.post(f"{path}/messages", json={"message": "hello"}) as answer:
+            all_events = [one async for one in events(answer)]
+        ids = [str(event_id) for event_id, _ in all_events]
+        turn = ids[0].rpartition("-")[0]
+        for after in range(len(ids)):
+            headers = {"last-event-id": ids[after]}
+            async with running.http.get(f"{path}/turns/{turn}/events", headers=headers) as answer:
+                assert [one async for one in events(answer)] == all_events[after + 1 :]
+        async with running.http.get(f"{path}/turns/{turn}/events?after=no") as answer:
+            assert answer.status == 422
+
+
+async def test_the_activation_log_follows_and_resumes() -> None:
+    async with site() as running:
+        path = await running.project(active=True)
+        async with running.http.get(f"{path}/events") as answer:
+            seen: list[tuple[str | None, dict[str, Any]]] = []
+            async for one in events(answer):
+                seen.append(one)
+                if one[1]["content"]["code"] == "active":
+                    break
+        assert [int(str(event_id)) for event_id, _ in seen] == list(range(1, len(seen) + 1))
+        headers = {"last-event-id": str(seen[1][0])}
+        async with running.http.get(f"{path}/events", headers=headers) as answer:
+            again = [await anext(events(answer))]
+        assert again[0][0] == seen[2][0]
+
+
+async def test_a_confirmation_and_a_cancel_reach_the_agent() -> None:
+    async with site() as running:
+        path = await running.project(active=True)
+        async with running.http.post(f"{path}/messages", json={"message": "run: ls"}) as answer:
+            stream = events(answer)
+            asked = {}
+            async for event_id, event in stream:
+                if event["type"] == "tool_confirmation":
+                    asked = event["content"]
+                    turn = str(event_id).rpartition("-")[0]
+                    where = f"{path}/turns/{turn}/confirmations/{asked['id']}"
+                    decision = {"decision": "allow_once"}
+                    async with running.http.post(where, json=decision) as accepted:
+                        assert accepted.status == 204
+                    async with running.http.post(where, json=decision) as again:
+                        assert again.status == 204
+                    other = {"decision": "reject_once"}
+                    async with running.http.post(where, json=other) as settled:
+                        assert settled.status == 409
+            assert asked
+        async with running.http.post(f"{path}/messages", json={"message": "wait: x"}) as answer:
+            first = await anext(events(answer))
+            turn = str(first[0]).rpartition("-")[0]
+            async with running.http.post(f"{path}/turns/{turn}/cancel") as cancelled:
+                assert cancelled.status == 200
+
+
+async def test_a_client_that_leaves_frees_its_place_while_the_turn_goes_on() -> None:
+    async with site(settings(streams_per_project=1)) as running:
+        path = await running.project(active=True)
+        body = {"message": "wait: x"}
+        async with running.http.post(f"{path}/messages", json=body) as answer:
+            first = await anext(events(answer))
+            async with running.http.get(f"{path}/events") as refused:
+                assert refused.status == 429
+                assert (await refused.json(content_type=None))["code"] == "limit_exceeded"
+        turn = str(first[0]).rpartition("-")[0]
+        async with asyncio.timeout(10):
+            while True:
+                async with running.http.get(f"{path}/turns/{turn}/events") as answer:
+                    if answer.status == 200:
+                        break
+        async with running.http.get(f"{path}/turns/{turn}") as answer:
+            assert (await answer.json())["status"] == "running"
+
+
+async def test_a_silent_stream_has_heartbeats() -> None:
+    async with site(settings(heartbeat_seconds=0.05)) as running:
+        path = await running.project(active=True)
+        async with running.http.post(f"{path}/messages", json={"message": "wait: x"}) as answer:
+            got = b""
+            async with asyncio.timeout(10):
+                while got.count(b"\n:\n\n") + got.startswith(b":\n\n") < 2:
+                    got += await answer.content.readany()
+
+
+@asynccontextmanager
+async def relaying(opening: Any) -> AsyncIterator[int]:
+    """Serve one stream by the relay alone."""
+    streams = Streams(settings(heartbeat_seconds=15))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await streams.events(REF, opening())(scope, receive, send)
+
+    async with served(RequestLog(app)) as port:
+        yield port
+
+
+async def test_a_reader_that_does_not_read_holds_back_the_upstream_and_grows_no_memory() -> None:
+    taken = 0
+    closed = asyncio.Event()
+    run = b"data: " + b"x" * 65_000 + b"\n\n"
+
+    @asynccontextmanager
+    async def flood() -> AsyncIterator[AsyncIterator[bytes]]:
+        async def runs() -> AsyncIterator[bytes]:
+            nonlocal taken
+            while True:
+                taken += 1
+                yield run
+                await asyncio.sleep(0)
+
+        try:
+            yield runs()
+        finally:
+            closed.set()
+
+    async with relaying(flood) as port:
+        before = psutil.Process().memory_info().rss
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        settled = -1
+        async with asyncio.timeout(20):
+            while settled != taken:
+                settled = taken
+                await asyncio.sleep(0.3)
+        assert taken * len(run) < 32_000_000  # what the sockets hold, and no more
+        assert psutil.Process().memory_info().rss - before < 40_000_000
+        writer.transport.abort()
+        async with asyncio.timeout(10):
+            await closed.wait()
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (AgentUnreachableError("It does not answer."), b'"code":"agent_unreachable"'),
+        (StreamCutError("It broke."), b"data: 1\n\n"),
+        (RuntimeError("a fault with secrets"), b'"code":"internal_error"'),
+    ],
+)
+async def test_an_error_on_the_way_is_an_event_and_a_cut_only_an_end(
+    error: Exception, end: bytes
+) -> None:
+    @asynccontextmanager
+    async def failing() -> AsyncIterator[AsyncIterator[bytes]]:
+        async def runs() -> AsyncIterator[bytes]:
+            yield b"data: 1\n\n"
+            raise error
+
+        yield runs()
+
+    async with relaying(failing) as port:
+        got = await _get(port)
+    assert got.startswith(b"HTTP/1.1 200")
+    assert end in got
+    assert b"secrets" not in got
+    assert (b'"type":"complete"' in got) is not isinstance(error, StreamCutError)
+
+
+async def test_an_error_before_the_first_byte_is_a_problem_document() -> None:
+    @asynccontextmanager
+    async def refusing() -> AsyncIterator[AsyncIterator[bytes]]:
+        raise AgentUnreachableError("It does not answer.")
+        yield
+
+    async with relaying(refusing) as port:
+        got = await _get(port)
+    assert got.startswith(b"HTTP/1.1 502")
+    assert b"application/problem+json" in got
+
+
+async def _get(port: int) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        got = await reader.read(1 << 20)
+        while more := await reader.read(1 << 20):
+            got += more
+    writer.close()
+    return got
