@@ -1,6 +1,5 @@
 """The gateway to an environment's agentd over HTTP (its API: `docs/agentd.md`)."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Self
@@ -8,25 +7,20 @@ from urllib.parse import quote
 
 import aiohttp
 
-from greylag import context, sse
+from greylag import context
 from greylag.agent.refusals import refusal
+from greylag.agent.streams import silence_watched, whole_frames
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
     GreylagError,
     SessionNotFoundError,
-    StreamCutError,
     TurnNotFoundError,
 )
 from greylag.ports.agent import AgentAddress, AgentStatus, ChatMessage, Decision, Session, Turn
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
-SILENCE_SECONDS = 60.0
-"""agentd sends a heartbeat every 15 s; a stream that is silent this long is dead."""
-
-_COMPLETE = b'"type":"complete"'
-_LAST_FRAME = 4096
 
 
 class HttpAgents:
@@ -124,7 +118,7 @@ class HttpAgents:
         if after is not None:
             headers["Last-Event-ID"] = after
         # No sock_read: aiohttp would set a timer anew for each event, which costs more than the
-        # event itself; `_silence_watched` does it with one timer a minute.
+        # event itself; `silence_watched` does it with one timer a minute.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         url = f"{at.url}/api/v1/turns/{_part(turn_id)}/events"
         try:
@@ -134,8 +128,8 @@ class HttpAgents:
         try:
             if response.status != 200:  # noqa: PLR2004 - HTTP's OK
                 raise await _refused(response, _no_turn(turn_id))
-            with _silence_watched(response) as heard:
-                yield _whole_frames(response, heard)
+            with silence_watched(response) as heard:
+                yield whole_frames(response, heard)
         finally:
             # Not released: what is left of the stream must stop now, not be read to its end.
             response.close()
@@ -181,49 +175,6 @@ def _reading() -> Iterator[None]:
         yield
     except (KeyError, TypeError) as error:
         raise AgentFailedError("The agent's answer is not of the form it must have.") from error
-
-
-class _Heard:
-    """Whether anything has come since the last look."""
-
-    __slots__ = ("lately",)
-
-    def __init__(self) -> None:
-        self.lately = True
-
-
-@contextmanager
-def _silence_watched(response: aiohttp.ClientResponse) -> Iterator[_Heard]:
-    """Break a stream off that is silent for ``SILENCE_SECONDS``, or twice that at most."""
-    heard = _Heard()
-
-    async def look() -> None:
-        while heard.lately:
-            heard.lately = False
-            await asyncio.sleep(SILENCE_SECONDS)
-        response.close()  # whoever reads gets an error
-
-    looking = asyncio.create_task(look(), name="silence")
-    try:
-        yield heard
-    finally:
-        looking.cancel()
-
-
-async def _whole_frames(response: aiohttp.ClientResponse, heard: _Heard) -> AsyncIterator[bytes]:
-    splitter = sse.FrameSplitter()
-    # A stream resumed after its last event is empty, and ended too.
-    ended = True
-    try:
-        while chunk := await response.content.readany():
-            heard.lately = True
-            if frames := splitter.feed_whole(chunk):
-                ended = frames.rfind(_COMPLETE, -_LAST_FRAME) >= 0
-                yield frames
-    except (aiohttp.ClientError, TimeoutError, sse.FrameTooLargeError) as error:
-        raise StreamCutError("The agent's stream broke off.") from error
-    if not ended:
-        raise StreamCutError("The agent's stream ended before the turn did.")
 
 
 async def _refused(response: aiohttp.ClientResponse, missing: GreylagError | None) -> GreylagError:
