@@ -44,7 +44,7 @@ def silence_watched(response: aiohttp.ClientResponse) -> Iterator[Heard]:
 
 
 async def whole_frames(response: aiohttp.ClientResponse, heard: Heard) -> AsyncIterator[bytes]:
-    """Yield runs of whole frames. Raises ``StreamCutError`` when it ends before its ``complete``."""
+    """Yield runs of whole frames; ``StreamCutError`` for an end before the ``complete`` event."""
     splitter = sse.FrameSplitter()
     # A stream resumed after its last event is empty, and ended too.
     ended = True
