@@ -58,6 +58,13 @@ class Settings(BaseSettings):
     )
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
 
+    mongodb_uri: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("mongodb_uri", "MONGODB_URI")
+    )
+    mongodb_db: str = Field("goose", validation_alias=AliasChoices("mongodb_db", "MONGODB_DB"))
+    mongodb_timeout: float = Field(5.0, gt=0, le=60)
+    mongodb_connections: int = Field(50, ge=1, le=10_000)
+
     activation_timeout: float = Field(120.0, gt=0, le=3600)
     lease_seconds: float = Field(15.0, ge=1, le=300)
     resync_seconds: float = Field(60.0, ge=1, le=3600)
@@ -109,13 +116,20 @@ def load_settings(**arguments: object) -> Settings:
         settings = Settings(**given)  # type: ignore[arg-type] # pydantic checks each value
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        name = "_".join(["GREYLAG", *(str(part) for part in first["loc"])]).upper()
         reason = first["msg"].removeprefix("Value error, ")
-        sentence = f"{name}: {reason}." if first["loc"] else f"{reason}."
+        sentence = f"{_variable(str(first['loc'][0]))}: {reason}." if first["loc"] else f"{reason}."
         # The cause is left out: it holds the values, secrets among them.
         raise ConfigError(sentence) from None
     _ = settings.user_list
     return settings
+
+
+def _variable(field: str) -> str:
+    """Return the environment variable that sets a field."""
+    known = Settings.model_fields.get(field)
+    if known is not None and isinstance(known.validation_alias, AliasChoices):
+        return str(known.validation_alias.choices[-1])
+    return field if field.isupper() else f"GREYLAG_{field}".upper()
 
 
 def is_loopback(host: str) -> bool:

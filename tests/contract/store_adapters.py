@@ -3,8 +3,11 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+from tests.store import mongo_servers
 
 from greylag.domain.events import Event
 from greylag.domain.names import environment_names
@@ -13,9 +16,11 @@ from greylag.ports.store import Claim, Outcome, ProjectStore
 from greylag.store.memory import MemoryStore
 from greylag.store.sqlite import SqliteStore
 
-ADAPTERS = ("memory", "sqlite")
+ADAPTERS = ("memory", "sqlite", "mongo")
 REF = ProjectRef("ada", "demo")
 IDLE = Outcome(status=Status.INACTIVE)
+_MADE = count()
+"""Ids in the order of their making, as claims of one moment go by them."""
 T0 = datetime(2025, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
 
 
@@ -27,11 +32,15 @@ def at(seconds: float) -> datetime:
 @asynccontextmanager
 async def open_store(kind: str, folder: Path) -> AsyncIterator[ProjectStore]:
     """Open an empty store of this kind, and close it at the end."""
-    store: ProjectStore
-    if kind == "memory":
-        store = MemoryStore()
-    else:
-        store = await SqliteStore.open(folder / "greylag.db")
+    match kind:
+        case "memory":
+            store: ProjectStore = MemoryStore()
+        case "sqlite":
+            store = await SqliteStore.open(folder / "greylag.db")
+        case _:
+            async with mongo_servers.opened() as store:
+                yield store
+            return
     try:
         yield store
     finally:
@@ -44,7 +53,7 @@ def make_project(
     """Return a new project, created ``created`` seconds after the beginning."""
     moment = at(created)
     values: dict[str, Any] = {
-        "id": new_record_id(moment),
+        "id": f"{new_record_id(moment)[:8]}{next(_MADE):016x}",
         "user_id": user_id,
         "project_id": project_id,
         "name": project_id,

@@ -57,7 +57,7 @@ class ModelStore:
         return "wanted"
 
     def queue(self) -> list[tuple[float, int, Ref]]:
-        """Return what can be claimed and when, in the order of claims."""
+        """Return what can be claimed and when, the longest due first."""
         return sorted(
             (at, project["made"], ref)
             for ref, project in self.projects.items()
@@ -66,10 +66,12 @@ class ModelStore:
 
     def claim(self, now: float, lease: float) -> tuple[Ref, int] | None:
         """Return which project is claimed, with the claim's number."""
-        queue = self.queue()
-        if not queue or queue[0][0] > now:
+        due = [place for place in self.queue() if place[0] <= now]
+        if not due:
             return None
-        ref = queue[0][2]
+        # The least busy user first.
+        busy = [ref[0] for ref, p in self.projects.items() if p["lease"] and p["lease"][1] > now]
+        ref = min(due, key=lambda place: (busy.count(place[2][0]), place))[2]
         project = self.projects[ref]
         project["claims"] += 1
         project.update(lease=(project["claims"], now + lease), woken=False)

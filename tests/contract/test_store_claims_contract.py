@@ -32,6 +32,36 @@ async def test_what_has_been_due_longest_is_claimed_first(store: ProjectStore) -
     assert await store.next_due() == at(80)
 
 
+async def test_one_users_thousand_do_not_hold_back_anothers_one(store: ProjectStore) -> None:
+    for n in range(40):
+        await store.create(make_project(f"a{n}", "ada", due_at=at(0)))
+    await store.create(make_project("b0", "bob", due_at=at(5)))
+    await store.create(make_project("c0", "cy", due_at=at(6)))
+    assert (await all_claims(store, 6))[:4] == ["a0", "b0", "c0", "a1"]
+
+
+async def test_the_user_with_the_fewest_leases_comes_first(store: ProjectStore) -> None:
+    for n in range(4):
+        await store.create(make_project(f"a{n}", "ada", due_at=at(0)))
+        await store.create(make_project(f"b{n}", "bob", due_at=at(n)))
+    order = await all_claims(store, 9)
+    assert order == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
+
+
+async def test_leases_that_ended_or_ran_out_do_not_count(store: ProjectStore) -> None:
+    for n in range(3):
+        await store.create(make_project(f"a{n}", "ada", due_at=at(0)))
+        await store.create(make_project(f"b{n}", "bob", due_at=at(1)))
+    short = await claim(store, 1, lease=2)
+    ended = await claim(store, 1)
+    assert (short.project.project_id, ended.project.project_id) == ("a0", "b0")
+    await store.record(ended, IDLE, at(2), release=True)
+    # Ada's lease lasts, bob's has ended.
+    assert (await claim(store, 2.5)).project.project_id == "b1"
+    # Now ada's has run out: it counts no more, and its project is due again since then.
+    assert (await claim(store, 3)).project.project_id == "a1"
+
+
 async def test_a_claim_carries_the_project_with_its_lease(store: ProjectStore) -> None:
     project = make_project(due_at=at(0))
     await store.create(project)

@@ -39,6 +39,8 @@ WORDS = {
 
 
 class StoresAgree(RuleBasedStateMachine):
+    kinds: tuple[str, ...] = ("memory", "sqlite")
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
@@ -52,7 +54,7 @@ class StoresAgree(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         async def enter() -> None:
-            for kind in ADAPTERS:
+            for kind in self.kinds:
                 context = open_store(kind, Path(self.folder.name))
                 self.stores.append(await self.open.enter_async_context(context))
 
@@ -219,10 +221,22 @@ def _pair(project: Project) -> Ref:
     return project.user_id, project.project_id
 
 
+class AllStoresAgree(StoresAgree):
+    """The servers' stores are slower to ask, so they get fewer examples."""
+
+    kinds = ADAPTERS
+
+
+def _settings(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=40,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
 TestStoresAgree = pytest.mark.slow(StoresAgree.TestCase)
-TestStoresAgree.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+TestStoresAgree.settings = _settings(60)
+TestAllStoresAgree = pytest.mark.slow(AllStoresAgree.TestCase)
+TestAllStoresAgree.settings = _settings(12)

@@ -94,8 +94,9 @@ class Subscription(Protocol):
 class ProjectStore(Protocol):
     """The records, their activation logs, and who works on which.
 
-    Every method may raise ``StoreUnavailableError``; then nothing was changed. What has returned is
-    durable. Methods that serve requests take the owner: other users' projects do not exist for them
+    Every method may raise ``StoreUnavailableError``; then nothing was changed, or, when a server
+    was lost as it answered, all of it: each may be called again. What has returned is durable.
+    Methods that serve requests take the owner: other users' projects do not exist for them
     (``ProjectNotFoundError``). Reconciler writes take their claim and raise ``LeaseLostError``,
     changing nothing, once another claim was made.
     """
@@ -136,8 +137,12 @@ class ProjectStore(Protocol):
         """
 
     async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
-        """Claim, in one atomic step, the project that has been due longest and that nobody's lease
-        holds; ``None`` when there is none. Of two simultaneous calls one gets it.
+        """Claim, in one atomic step, the project whose turn it is; ``None`` when nothing is due
+        that nobody's lease holds. Of two simultaneous calls one gets it.
+
+        It is fair between users: first come the due projects of the users who have the fewest
+        others under leases that have not run out; among those, what has been due longest; among
+        those, the lowest id. So one user's thousand due projects do not hold back another's one.
         """
 
     async def next_due(self) -> datetime | None:

@@ -53,12 +53,17 @@ def cut(projects: Sequence[Project], limit: int) -> Page:
     """Return the first ``limit`` of ``projects`` as a page; one more than that means that there is
     a next page. Raises ``InvalidRequestError`` for a limit below 1.
     """
-    if limit < 1:
-        raise InvalidRequestError("The limit of a page must be at least 1.")
+    check_limit(limit)
     if len(projects) <= limit:
         return Page(projects)
     shown = projects[:limit]
     return Page(shown, encode(position(shown[-1])))
+
+
+def check_limit(limit: int) -> None:
+    """Raise ``InvalidRequestError`` for a limit of a page below 1."""
+    if limit < 1:
+        raise InvalidRequestError("The limit of a page must be at least 1.")
 
 
 def millis(moment: datetime) -> int:

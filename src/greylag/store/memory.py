@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -109,11 +110,13 @@ class MemoryStore:
         return newer[:limit]
 
     async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
-        """Claim the project that has been due longest; see the port."""
+        """Claim the project whose turn it is; see the port."""
         due = [(at, record) for at, record in self._claimable() if at <= now]
         if not due:
             return None
-        _, record = min(due, key=lambda pair: pair[0])
+        projects = (record.project for record in self._tables.records.values())
+        at_work = Counter(p.user_id for p in projects if p.lease and p.lease.until > now)
+        _, record = min(due, key=lambda pair: records.turn(pair[0], pair[1], at_work))
         return Claim(self._keep(records.claimed(record, worker, now, lease_seconds)))
 
     async def next_due(self) -> datetime | None:

@@ -1,6 +1,6 @@
 """A record and what each write makes of it: pure, so that every store changes it alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -73,14 +73,23 @@ def wanted(record: Record, desired: Desired, now: datetime, deadline: datetime) 
 def claimed(record: Record, worker: str, now: datetime, lease_seconds: float) -> Record:
     """Return the record under a new lease, whose number no claim of it ever had."""
     number = record.claims + 1
-    lease = Lease(worker, number, _lease_end(now, lease_seconds))
+    lease = Lease(worker, number, lease_end(now, lease_seconds))
     return replace(record, project=replace(record.project, lease=lease), claims=number, woken=False)
+
+
+def turn(
+    claimable_at: datetime, record: Record, at_work: Mapping[str, int]
+) -> tuple[int, datetime, str]:
+    """Return a due record's place in the order of claims; ``at_work`` says how many projects of
+    each user are under leases that have not run out.
+    """
+    return at_work.get(record.project.user_id, 0), claimable_at, record.project.id
 
 
 def renewed(record: Record | None, claim: Claim, now: datetime, lease_seconds: float) -> Record:
     """Return the record with the claim's lease extended, else raise ``LeaseLostError``."""
     record, lease = held(record, claim)
-    longer = replace(lease, until=_lease_end(now, lease_seconds))
+    longer = replace(lease, until=lease_end(now, lease_seconds))
     return replace(record, project=replace(record.project, lease=longer))
 
 
@@ -134,11 +143,16 @@ def held(record: Record | None, claim: Claim) -> tuple[Record, Lease]:
     """
     lease = record.project.lease if record else None
     if record is None or lease is None or lease.number != claim.number:
-        ref = claim.project.ref
-        raise LeaseLostError(
-            f"The claim on project {ref.project_id!r} of {ref.user_id!r} is no longer valid."
-        )
+        raise lease_lost(claim)
     return record, lease
+
+
+def lease_lost(claim: Claim) -> LeaseLostError:
+    """Return the error for a claim that holds no more."""
+    ref = claim.project.ref
+    return LeaseLostError(
+        f"The claim on project {ref.project_id!r} of {ref.user_id!r} is no longer valid."
+    )
 
 
 def unsettled(project: Project) -> bool:
@@ -155,6 +169,11 @@ def not_found(ref: ProjectRef) -> ProjectNotFoundError:
     return ProjectNotFoundError(f"User {ref.user_id!r} has no project {ref.project_id!r}.")
 
 
+def lease_end(now: datetime, lease_seconds: float) -> datetime:
+    """Return when a lease that is made or extended now runs out, to the millisecond."""
+    return now + timedelta(milliseconds=round(lease_seconds * 1000))
+
+
 def _numbered(last_seq: int, claim: Claim, outcome: Outcome, now: datetime) -> list[Event]:
     # The events belong to the generation that the worker had read, not to a newer wish.
     return [
@@ -169,10 +188,6 @@ def _numbered(last_seq: int, claim: Claim, outcome: Outcome, now: datetime) -> l
         )
         for seq, new in enumerate(outcome.events, last_seq + 1)
     ]
-
-
-def _lease_end(now: datetime, lease_seconds: float) -> datetime:
-    return now + timedelta(milliseconds=round(lease_seconds * 1000))
 
 
 def _shown(project: Project) -> tuple[object, ...]:

@@ -89,7 +89,24 @@ _FIRST = (
     "INSERT INTO pings (one, count) VALUES (1, 0)",
 )
 
-MIGRATIONS = (_FIRST,)
+# The order of claims, each user's part of it, and who has leases: so that claims can be fair.
+_TURNS = (
+    "DROP INDEX projects_claimable",
+    """
+    CREATE INDEX projects_claimable ON projects (claimable_at, id, user_id)
+    WHERE claimable_at IS NOT NULL
+    """,
+    """
+    CREATE INDEX projects_claimable_by_user ON projects (user_id, claimable_at, id)
+    WHERE claimable_at IS NOT NULL
+    """,
+    """
+    CREATE INDEX projects_leased ON projects (lease_until, user_id)
+    WHERE lease_until IS NOT NULL
+    """,
+)
+
+MIGRATIONS = (_FIRST, _TURNS)
 
 
 def migrate(sql: sqlite3.Connection) -> None:

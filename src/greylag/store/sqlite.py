@@ -21,7 +21,7 @@ from greylag.ports.store import (
     PageQuery,
     Subscription,
 )
-from greylag.store import changes, cursor, records, schema, tables
+from greylag.store import changes, cursor, records, schema, tables, turns
 from greylag.store.changes import Follower
 from greylag.store.records import Record
 from greylag.store.signals import ChangeHub
@@ -131,10 +131,10 @@ class SqliteStore:
         return await self._read(lambda sql: tables.events(sql, ref, after, limit))
 
     async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
-        """Claim the project that has been due longest; see the port."""
+        """Claim the project whose turn it is; see the port."""
 
         def work(write: Write) -> Claim | None:
-            due = tables.longest_due(write.sql, now)
+            due = turns.next_claimable(write.sql, now)
             if due is None:
                 return None
             record = records.claimed(due, worker, now, lease_seconds)
@@ -145,7 +145,7 @@ class SqliteStore:
 
     async def next_due(self) -> datetime | None:
         """Return when the next claim can succeed; see the port."""
-        return await self._read(tables.next_due)
+        return await self._read(turns.next_due)
 
     async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
         """Extend a lease; see the port."""
@@ -208,7 +208,7 @@ class SqliteStore:
     async def ping(self) -> None:
         """Return when the file can be read and written; see the port."""
         await self._write(lambda write: tables.ping(write.sql))
-        await self._read(tables.next_due)
+        await self._read(turns.next_due)
 
     async def close(self) -> None:
         """Finish what was begun and close the file; see the port."""

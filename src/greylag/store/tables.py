@@ -21,9 +21,17 @@ _POKE = "UPDATE projects SET due_at = min(coalesce(due_at, :now), :now), woken =
 _UNSETTLED = "status <> 'inactive' OR desired <> 'inactive' OR observed_generation < generation"
 
 
+def one(
+    sql: sqlite3.Connection, query: str, values: tuple[str | int, ...] | dict[str, int]
+) -> Record | None:
+    """Return the first record that ``query``, which begins with ``rows.SELECT``, finds."""
+    row = sql.execute(query, values).fetchone()
+    return None if row is None else rows.from_row(row)
+
+
 def find(sql: sqlite3.Connection, ref: ProjectRef) -> Record:
     """Return a project's record, or raise ``ProjectNotFoundError``."""
-    record = _one(
+    record = one(
         sql,
         rows.SELECT + " WHERE user_id = ? AND project_id = ?",
         (ref.user_id, ref.project_id),
@@ -35,7 +43,7 @@ def find(sql: sqlite3.Connection, ref: ProjectRef) -> Record:
 
 def by_id(sql: sqlite3.Connection, record_id: str) -> Record | None:
     """Return the record with this id, if it is still there."""
-    return _one(sql, rows.SELECT + " WHERE id = ?", (record_id,))
+    return one(sql, rows.SELECT + " WHERE id = ?", (record_id,))
 
 
 def insert(sql: sqlite3.Connection, project: Project, key: IdempotencyKey | None) -> None:
@@ -125,24 +133,6 @@ def add_events(sql: sqlite3.Connection, record_id: str, new: Sequence[Event]) ->
     sql.execute("DELETE FROM events WHERE record_id = ? AND seq <= ?", (record_id, oldest))
 
 
-def longest_due(sql: sqlite3.Connection, now: datetime) -> Record | None:
-    """Return the record that can be claimed and has been due longest."""
-    return _one(
-        sql,
-        rows.SELECT + " WHERE claimable_at <= ? ORDER BY claimable_at, n LIMIT 1",
-        (millis(now),),
-    )
-
-
-def next_due(sql: sqlite3.Connection) -> datetime | None:
-    """Return when the first record can be claimed."""
-    first = sql.execute(
-        "SELECT claimable_at FROM projects WHERE claimable_at IS NOT NULL "
-        "ORDER BY claimable_at LIMIT 1"
-    ).fetchone()
-    return None if first is None else cursor.from_millis(first[0])
-
-
 def poke(sql: sqlite3.Connection, ref: ProjectRef, now: datetime) -> int:
     """Do ``records.poked`` to one project, if it is there; return how many that was."""
     return sql.execute(
@@ -159,8 +149,3 @@ def poke_unsettled(sql: sqlite3.Connection, now: datetime) -> int:
 def ping(sql: sqlite3.Connection) -> None:
     """Write something: a disk may be readable and full."""
     sql.execute("UPDATE pings SET count = count + 1")
-
-
-def _one(sql: sqlite3.Connection, query: str, values: tuple[str | int, ...]) -> Record | None:
-    row = sql.execute(query, values).fetchone()
-    return None if row is None else rows.from_row(row)

@@ -1,0 +1,3 @@
+"""The store in MongoDB: for many machines. Import ``store`` only when it is used: the driver is
+large.
+"""

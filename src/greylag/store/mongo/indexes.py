@@ -1,0 +1,130 @@
+"""The indexes that the store needs, made where they are missing and checked where they are not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pymongo import IndexModel
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import DuplicateKeyError, OperationFailure
+
+from greylag.domain.errors import ConfigError
+
+PROJECTS = "projects"
+EVENTS = "greylag_events"
+KEYS = "greylag_keys"
+CHANGES = "greylag_changes"
+PINGS = "greylag_pings"
+
+CHANGES_KEPT_SECONDS = 3600
+_DUPLICATES = {11000, 11001}
+_NAMED = 5
+
+Key = list[tuple[str, int]]
+
+
+def _present(name: str) -> dict[str, Any]:
+    return {"partialFilterExpression": {name: {"$exists": True}}}
+
+
+_OWNER: Key = [("user_id", 1), ("project_id", 1)]
+_WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
+    PROJECTS: [
+        (_OWNER, {"unique": True}),
+        ([("status", 1)], {}),
+        ([("user_id", 1), ("created_at", -1), ("_id", -1)], {}),
+        ([("user_id", 1), ("status", 1), ("created_at", -1), ("_id", -1)], {}),
+        # The queue, in its order; then each user's part of it, and who works for whom.
+        ([("claimable_at", 1), ("_id", 1), ("user_id", 1)], _present("claimable_at")),
+        ([("user_id", 1), ("claimable_at", 1), ("_id", 1)], _present("claimable_at")),
+        ([("lease.until", 1), ("user_id", 1)], _present("lease.until")),
+        ([("unsettled", 1)], _present("unsettled")),
+    ],
+    EVENTS: [
+        ([("record_id", 1), ("seq", 1)], {"unique": True}),
+        ([("purge_at", 1)], {"expireAfterSeconds": 0}),
+    ],
+    KEYS: [
+        ([("record_id", 1)], {}),
+        ([("purge_at", 1)], {"expireAfterSeconds": 0}),
+    ],
+    CHANGES: [([("at", 1)], {"expireAfterSeconds": CHANGES_KEPT_SECONDS})],
+}
+
+
+async def ensure(database: AsyncDatabase[dict[str, Any]]) -> None:
+    """Make the indexes that are missing. One that is there under another name will do.
+
+    Raises ``ConfigError`` when an index cannot be had; for the unique one of projects the sentence
+    names the duplicates.
+    """
+    for name, wanted in _WANTED.items():
+        collection = database[name]
+        found = (await collection.index_information()).values()
+        missing = [
+            IndexModel(keys, **options)
+            for keys, options in wanted
+            if not any(_serves(index, keys, options) for index in found)
+        ]
+        if missing:
+            await _create(collection, missing)
+
+
+def _serves(index: Mapping[str, Any], keys: Key, options: Mapping[str, Any]) -> bool:
+    # A TTL of our own may be set otherwise by the operator; all else must be as we need it.
+    same_keys = [(name, int(way)) for name, way in index["key"]] == keys
+    return (
+        same_keys
+        and bool(index.get("unique")) == bool(options.get("unique"))
+        and ("expireAfterSeconds" in index) == ("expireAfterSeconds" in options)
+        and _filter(index) == _filter(options)
+        and not index.get("sparse")
+    )
+
+
+def _filter(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = options.get("partialFilterExpression")
+    return None if found is None else {name: dict(test) for name, test in found.items()}
+
+
+async def _create(collection: AsyncCollection[dict[str, Any]], missing: list[IndexModel]) -> None:
+    try:
+        await collection.create_indexes(missing)
+    except OperationFailure as error:
+        if isinstance(error, DuplicateKeyError) or error.code in _DUPLICATES:
+            raise ConfigError(
+                f"In the MongoDB collection {collection.name}, {await _twins(collection)}.",
+                hint="Remove or rename all but one of each, then start again.",
+            ) from error
+        if error.code in {85, 86, 67}:  # IndexOptionsConflict, IndexKeySpecsConflict, CannotCreate
+            raise ConfigError(
+                f"An index of the MongoDB collection {collection.name} stands in the way of one "
+                f"that Greylag needs: {error.details and error.details.get('errmsg')}.",
+                hint="Drop the index that the sentence names, then start again.",
+            ) from error
+        raise
+
+
+async def _twins(collection: AsyncCollection[dict[str, Any]]) -> str:
+    """Return in words which users have several projects with one id."""
+    cursor = await collection.aggregate(
+        [
+            {
+                "$group": {
+                    "_id": {"user_id": "$user_id", "project_id": "$project_id"},
+                    "documents": {"$push": "$_id"},
+                    "count": {"$sum": 1},
+                }
+            },
+            {"$match": {"count": {"$gt": 1}}},
+            {"$sort": {"_id": 1}},
+            {"$limit": _NAMED + 1},
+        ]
+    )
+    found = await cursor.to_list()
+    named = [
+        f"user {twin['_id'].get('user_id')!r} has {twin['count']} projects "
+        f"{twin['_id'].get('project_id')!r} ({', '.join(str(one) for one in twin['documents'])})"
+        for twin in found[:_NAMED]
+    ]
+    return "; ".join(named) + ("; and more" if len(found) > _NAMED else "")

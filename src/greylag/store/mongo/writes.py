@@ -1,0 +1,116 @@
+"""One record's change: read, decide by the rules of ``records``, write if nobody was faster."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from greylag.domain.project import Project, ProjectRef
+from greylag.store.mongo.attempts import Attempts
+from greylag.store.mongo.changes import Follower
+from greylag.store.mongo.claims import Projects
+from greylag.store.mongo.documents import WITHOUT_TAIL, Document, difference, from_document
+from greylag.store.mongo.echoes import Echoes
+from greylag.store.records import Record
+
+T = TypeVar("T")
+
+
+class Writes:
+    """The writes of one store. Each is told to listeners, unless it is quiet.
+
+    ``seconds`` bound a change, however often others are faster.
+    """
+
+    def __init__(
+        self, projects: Projects, echoes: Echoes, follower: Follower, seconds: float
+    ) -> None:
+        self._projects = projects
+        self._echoes = echoes
+        self._follower = follower
+        self._seconds = seconds
+        self._begun: set[asyncio.Task[Any]] = set()
+
+    async def change(
+        self,
+        query: Document,
+        change: Callable[[Record | None], Record],
+        *,
+        fence: Mapping[str, Any] | None = None,
+        quiet: bool = False,
+    ) -> Project:
+        """Make of the record that ``query`` finds what ``change`` makes of it, and return it.
+
+        ``change`` may be called more than once, and refuses by raising. ``fence`` is what the
+        document must match besides when it is written.
+        """
+        attempts = Attempts(self._seconds)
+        while True:
+            raw = await self._projects.find_one(query, WITHOUT_TAIL)
+            before = None if raw is None else from_document(raw)
+            after = change(before)
+            if raw is None or before is None or after is before:
+                return after.project
+            if await self.put(raw, before, after, fence=fence, quiet=quiet):
+                return after.project
+            await attempts.pause()
+
+    async def put(  # noqa: PLR0913 - all that makes one write
+        self,
+        raw: Document,
+        before: Record,
+        after: Record,
+        *,
+        fence: Mapping[str, Any] | None = None,
+        quiet: bool = False,
+        more: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Write ``after`` and the fields ``more`` over ``raw``, which was read as ``before``.
+
+        Returns false, with nothing written, when the document was written since it was read, or
+        does not match ``fence``.
+        """
+        update = difference(raw, before, after)
+        changed = update.get("$set", {}) | {"revision": raw.get("revision", 0) + 1} | (more or {})
+        news = None if quiet else self._echoes.name()
+        if news is not None:
+            changed["news"] = news
+        unread = {"_id": raw["_id"], "revision": raw.get("revision"), **(fence or {})}
+
+        async def write() -> bool:
+            update["$set"] = changed
+            done = await self._projects.update_one(unread, update)
+            if done.matched_count and news is not None:
+                await self.tell(news, after.project.id, after.project.ref)
+            return done.matched_count > 0
+
+        return await self.to_its_end(write())
+
+    async def tell(self, news: str, record_id: str, ref: ProjectRef) -> None:
+        """Tell of one project's write, here and to other processes."""
+        self._echoes.tell(news, record_id, ref)
+        await self._follower.note(news, record_id, ref)
+
+    async def tell_all(self, news: str) -> None:
+        """Tell of a write to many projects, here and to other processes."""
+        self._echoes.tell_all(news)
+        await self._follower.note(news, "", None)
+
+    async def to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what ``work`` returns; a caller that is cancelled leaves it to its end, so that
+        what was written is told.
+        """
+        task = asyncio.create_task(work, name="store-write")
+        self._begun.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Return when all that was begun has ended."""
+        if self._begun:
+            await asyncio.wait(self._begun)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            # The caller has it too, unless it is gone; then nobody is left to be told.
+            task.exception()

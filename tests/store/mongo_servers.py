@@ -1,0 +1,84 @@
+"""The MongoDB servers that tests use: one for each process of tests, and a database for each test.
+
+``GREYLAG_TEST_MONGODB_URI`` names a real server to use instead.
+"""
+
+import atexit
+import gc
+import importlib.util
+import os
+import secrets
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient
+
+from greylag.store.mongo.store import MongoStore
+
+Client = AsyncMongoClient[dict[str, Any]]
+PROGRAM = Path(__file__).with_name("secantus_server.py")
+GIVEN_URI = os.environ.get("GREYLAG_TEST_MONGODB_URI")
+
+
+def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """Start a server; return its process, which ends when its input does, and its URI."""
+    if importlib.util.find_spec("secantus") is None:
+        pytest.skip("MONGODB IS NOT TESTED: install secantusdb or set GREYLAG_TEST_MONGODB_URI")
+    command = [sys.executable, str(PROGRAM), *arguments]
+    server = subprocess.Popen(  # noqa: S603 - our own program
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    port = int(server.stdout.readline())
+    # The driver's second way of watching a server leaves a socket open when it is closed early.
+    return server, f"mongodb://127.0.0.1:{port}/?serverMonitoringMode=poll"
+
+
+def stop(server: subprocess.Popen[str]) -> None:
+    """End a server that ``start`` has started."""
+    server.communicate()
+
+
+@cache
+def uri(*, single: bool = False) -> str:
+    """Return the URI of the server that this process shares; ``single``: without a replica set."""
+    if GIVEN_URI and not single:
+        return GIVEN_URI
+    server, found = start(*(["--single"] if single else []))
+    atexit.register(stop, server)
+    return found
+
+
+def collect_sockets() -> None:
+    """Remove the sockets that the driver forgets when it is closed while it tries to connect."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@asynccontextmanager
+async def database(server: str) -> AsyncIterator[str]:
+    """Give the name of a new database, which is dropped at the end."""
+    name = f"greylag_test_{secrets.token_hex(6)}"
+    yield name
+    async with Client(server) as client:
+        await client.drop_database(name)
+
+
+@asynccontextmanager
+async def opened(*, single: bool = False) -> AsyncIterator[MongoStore]:
+    """Open a store on a new database, and close it at the end."""
+    server = uri(single=single)
+    async with database(server) as name:
+        store = await MongoStore.open(server, name)
+        try:
+            yield store
+        finally:
+            await store.close()

@@ -1,0 +1,172 @@
+"""MongoDB's faults, made on the wire: what is retried, what is answered, how it recovers."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.contract.store_adapters import IDLE, REF, at, claim, log, make_project
+from tests.store import mongo_servers
+from tests.store.wire_proxy import Fault, WireProxy, proxied
+
+from greylag.domain.errors import StoreUnavailableError
+from greylag.domain.events import NewEvent
+from greylag.domain.project import Desired, Project
+from greylag.ports.store import IdempotencyKey, Outcome
+from greylag.store.mongo.client import Limits
+from greylag.store.mongo.store import MongoStore
+
+QUICK = Limits(operation=1, connect=0.5, socket=3)
+PATIENT = Limits(operation=20)
+RETRIED = [Fault.NOT_PRIMARY, Fault.STEP_DOWN, Fault.CUT_BEFORE, Fault.CUT_REPLY]
+STARTED = Outcome(status=IDLE.status, events=[NewEvent("e", "E")])
+
+
+@pytest.fixture
+async def database() -> AsyncIterator[str]:
+    async with mongo_servers.database(mongo_servers.uri()) as name:
+        yield name
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[WireProxy]:
+    async with proxied(mongo_servers.uri()) as made:
+        yield made
+
+
+@pytest.fixture
+async def patient(proxy: WireProxy, database: str) -> AsyncIterator[MongoStore]:
+    """A store behind the proxy that waits longer than any fault lasts."""
+    store = await MongoStore.open(proxy.uri, database, limits=PATIENT)
+    yield store
+    proxy.calm()
+    await store.close()
+
+
+@pytest.fixture
+async def quick(proxy: WireProxy, database: str) -> AsyncIterator[MongoStore]:
+    """A store behind the proxy that gives up soon."""
+    store = await MongoStore.open(proxy.uri, database, limits=QUICK)
+    yield store
+    proxy.calm()
+    proxy.hurry.set()
+    await store.close()
+
+
+@pytest.mark.parametrize("fault", RETRIED)
+async def test_each_step_of_a_projects_life_survives_the_fault_and_is_done_once(
+    patient: MongoStore, proxy: WireProxy, fault: Fault
+) -> None:
+    for command in ("insert", "update", "findAndModify", "delete", "find", "aggregate"):
+        proxy.inject(command, fault)
+    key = IdempotencyKey("k", "f")
+    created = await patient.create(make_project(due_at=at(0)), key)
+    assert created.new
+    wanted = await patient.want("ada", "demo", Desired.ACTIVE, at(1), at(99))
+    assert wanted.generation == 2
+    claimed = await claim(patient, 2)
+    assert claimed.number == 1
+    proxy.inject("update", fault)
+    await patient.record(claimed, STARTED, at(3), release=False)
+    proxy.inject("update", fault)
+    await patient.record(claimed, STARTED, at(3), release=False)
+    assert [event.seq for event in await log(patient)] == [1, 2]
+    await patient.forget(claimed)
+    assert proxy.made[fault] == 8
+
+
+async def test_a_write_that_no_majority_has_is_not_acknowledged(
+    quick: MongoStore, proxy: WireProxy
+) -> None:
+    await quick.create(make_project())
+    proxy.inject("update", Fault.WRITE_CONCERN)
+    with pytest.raises(StoreUnavailableError, match="majority"):
+        await quick.want("ada", "demo", Desired.ACTIVE, at(1), at(9))
+    # It may have happened, and is the same when it is asked again.
+    assert (await quick.want("ada", "demo", Desired.ACTIVE, at(2), at(9))).generation == 2
+
+
+async def test_a_server_that_refuses_connections_is_said_soon_and_found_again(
+    quick: MongoStore, proxy: WireProxy
+) -> None:
+    await quick.create(make_project())
+    await proxy.refuse()
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailableError):
+        await quick.get("ada", "demo")
+    with pytest.raises(StoreUnavailableError):
+        await quick.ping()
+    assert time.monotonic() - begun < 20
+    await proxy.accept()
+    assert (await until_it_answers(quick)).project_id == "demo"
+
+
+async def test_a_server_that_does_not_answer_holds_nobody_for_long(
+    quick: MongoStore, proxy: WireProxy
+) -> None:
+    await quick.create(make_project())
+    proxy.inject("find", Fault.SLOW, times=50)
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="in time"):
+        await quick.get("ada", "demo")
+    assert time.monotonic() - begun < 20
+    proxy.calm()
+    proxy.hurry.set()
+    assert (await until_it_answers(quick)).project_id == "demo"
+
+
+async def test_a_primary_that_never_comes_is_said_soon(quick: MongoStore, proxy: WireProxy) -> None:
+    proxy.inject("insert", Fault.NOT_PRIMARY, times=10_000)
+    with pytest.raises(StoreUnavailableError):
+        await quick.create(make_project())
+
+
+async def test_a_stream_of_changes_that_was_cut_goes_on_where_it_was(
+    patient: MongoStore, proxy: WireProxy, database: str
+) -> None:
+    other = await MongoStore.open(mongo_servers.uri(), database)
+    await other.create(make_project())
+    with patient.subscribe(REF) as heard:
+        await heard.changed(0.2)
+        proxy.inject("getMore", Fault.CUT_REPLY)
+        proxy.inject("getMore", Fault.CUT_BEFORE)
+        for second in range(6):
+            await other.poke(REF, at(second))
+            assert await heard.changed(10)
+    await other.close()
+
+
+async def test_while_changes_cannot_be_followed_listeners_look_for_themselves(
+    quick: MongoStore, proxy: WireProxy, database: str
+) -> None:
+    other = await MongoStore.open(mongo_servers.uri(), database)
+    with quick.subscribe(REF) as heard:
+        await proxy.refuse()
+        assert await heard.changed(10)
+        # Made while the stream is down, heard when it is up again.
+        await other.create(make_project())
+        await proxy.accept()
+        assert await heard.changed(30)
+        assert (await until_it_answers(quick)).project_id == "demo"
+    await other.close()
+
+
+async def test_an_activation_costs_so_many_commands(patient: MongoStore, proxy: WireProxy) -> None:
+    await patient.create(make_project())
+    proxy.seen.clear()
+    await patient.want("ada", "demo", Desired.ACTIVE, at(1), at(99))
+    claimed = await claim(patient, 2)
+    for release in (False, False, True):
+        await patient.record(claimed, STARTED, at(3), release=release)
+    seen = {command: proxy.seen[command] for command in ("update", "findAndModify", "insert")}
+    assert seen == {"update": 6, "findAndModify": 1, "insert": 0}
+    assert proxy.seen["find"] + proxy.seen["aggregate"] == 6
+
+
+async def until_it_answers(store: MongoStore) -> Project:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await store.get("ada", "demo")
+            except StoreUnavailableError:
+                await asyncio.sleep(0.05)
