@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavail
 
 T = TypeVar("T")
 
+_BUSY_POLL_SECONDS = 0.01
 _BUSY_SECONDS = 10.0
 """How long a write waits for another process's transaction; ours last milliseconds."""
 
@@ -101,11 +103,26 @@ class SqlThread:
 
 
 def _need_wal(sql: sqlite3.Connection, path: Path) -> None:
-    if sql.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+    if _set_wal(sql) != "wal":
         raise ConfigError(
             f"The file system of {path.parent} cannot hold the database.",
             hint="Choose a data folder on a local disk.",
         )
+
+
+def _set_wal(sql: sqlite3.Connection) -> str:
+    """Return the journal mode that the file has now."""
+    give_up = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            mode: str = sql.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            # Here SQLite itself does not wait: two that open a new file at once would collide.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(_BUSY_POLL_SECONDS)
+        else:
+            return mode
 
 
 @contextmanager
