@@ -154,6 +154,16 @@ class Product:
         async with asyncio.timeout(PATIENCE):
             return [event async for event in self.stream("GET", events, after=after)]
 
+    async def log(self, path: str, code: str, after: str | None = None) -> list[Event]:
+        """Return the activation log's events to the first one with this code."""
+        found: list[Event] = []
+        async with asyncio.timeout(PATIENCE):
+            async for event in self.stream("GET", f"{path}/events", after=after):
+                found.append(event)
+                if event.content["code"] == code:
+                    return found
+        raise AssertionError(f"the log ended without {code}")
+
     async def follow(self, path: str, message: str, message_id: str) -> list[Event]:
         """Send a message and return its turn's own events, through any number of breaks: the
         message is sent again until the turn is known, then the turn is resumed.
