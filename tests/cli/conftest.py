@@ -3,9 +3,11 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.cli.program import Cli, Done, run
+from tests.cli.program import Cli, Done, call, run
 from tests.cli.stack import Stack, running_stack
 
+from greylag.cli.api_types import ProjectPlace, Wish
+from greylag.cli.client import ApiClient
 from greylag.config import Settings
 
 
@@ -28,9 +30,28 @@ def env(stack: Stack) -> dict[str, str]:
 
 @pytest.fixture
 def cli(env: dict[str, str]) -> Cli:
-    """Run the program against the server: ``await cli("users", stdin=b"")``."""
+    """Run a command line against the server in this process: ``await cli("users")``."""
 
-    async def call(*words: str, stdin: bytes = b"") -> Done:
+    async def command(*words: str) -> Done:
+        return await call(*words, env=env)
+
+    return command
+
+
+@pytest.fixture
+def program(env: dict[str, str]) -> Cli:
+    """Run the real program against the server: ``await program("users", stdin=b"")``."""
+
+    async def command(*words: str, stdin: bytes = b"") -> Done:
         return await run(*words, env=env, stdin=stdin)
 
-    return call
+    return command
+
+
+@pytest.fixture
+async def project(stack: Stack) -> str:
+    """The id of an active project."""
+    async with ApiClient(stack.address, None) as api:
+        await api.create("ann", {"name": "Talk", "project_id": "talk"}, "key")
+        await api.change(ProjectPlace("ann", "talk"), "activate", Wish())
+    return "talk"

@@ -1,6 +1,12 @@
-"""The real `greylag` program, as a script runs it (pipes) and as a person does (a terminal)."""
+"""The `greylag` program, as a script runs it (pipes) and as a person does (a terminal).
+
+``run``, ``start`` and ``on_terminal`` start the real program. ``call`` runs the same command line
+in this process, for tests that prove what a command does and not how a process begins and ends.
+"""
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import pty
@@ -11,6 +17,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
+
+from greylag.cli.main import main
 
 PATIENCE = 30
 GREYLAG = [sys.executable, "-m", "greylag"]
@@ -49,6 +58,30 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     """Return a clean environment with ``given`` in it."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return {**kept, "LANG": "C.UTF-8", "TERM": "xterm", "COLUMNS": "120", **given}
+
+
+async def call(*words: str, env: Mapping[str, str]) -> Done:
+    """Run a command line in a thread of this process; not for `chat`, which takes signals.
+
+    While it runs, the standard streams and the environment of the whole process are its own.
+    """
+    out, err = _stream(), _stream()
+    with (
+        patch.dict(os.environ, environment(env), clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = await asyncio.to_thread(main, words)
+    return Done(code, _text(out), _text(err))
+
+
+def _stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="", write_through=True)
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 async def start(*words: str, env: Mapping[str, str]) -> Process:
@@ -99,6 +132,19 @@ class Terminal:
     def type(self, text: str) -> None:
         """Press keys."""
         os.write(self._master, text.encode())
+
+    async def interrupt_to_its_end(self) -> int:
+        """Press Ctrl-C until the program has ended, and return its exit code.
+
+        Once is enough for a person, but readline loses one that comes in the instant between the
+        prompt and its wait for keys.
+        """
+        async with asyncio.timeout(PATIENCE):
+            while self._process.returncode is None:
+                self.type("\x03")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), 1)
+        return await self._process.wait()
 
     async def end(self) -> int:
         """Wait for the program's end and return its exit code."""

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import structlog
 import uvicorn
 
 from greylag.agent.memory import MemoryAgents
@@ -50,11 +52,15 @@ class _QuietServer(uvicorn.Server):
 @asynccontextmanager
 async def running_stack(settings: Settings, *, auto: bool = True) -> AsyncIterator[Stack]:
     """Run the server until the block ends. ``auto``: environments start by themselves."""
+    # Unconfigured, the server's log would go to stdout, which belongs to the program under test.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     clock = SystemClock()
     store, cluster, agents = MemoryStore(), MemoryCluster(auto=auto), MemoryAgents()
     worker = _worker(store, cluster, clock)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        # From here on a client's connection waits instead of being refused.
+        listener.listen()
         app = create_app(_use_cases(settings, store, cluster, agents, clock), settings)
         config = uvicorn.Config(
             app, lifespan="off", log_config=None, ws="none", timeout_graceful_shutdown=1
@@ -71,6 +77,7 @@ async def running_stack(settings: Settings, *, auto: bool = True) -> AsyncIterat
             working.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await working
+            structlog.reset_defaults()
 
 
 def _use_cases(

@@ -3,54 +3,48 @@
 import itertools
 import json
 import signal
-from collections.abc import Iterator
 
 import pytest
 from tests.cli.program import Cli, finish, on_terminal, run, start
 from tests.cli.proxy import CuttingProxy
 from tests.cli.stack import Stack
 
+from greylag.cli.api_types import OutgoingMessage, ProjectPlace, StreamEvent
+from greylag.cli.client import ApiClient
+from greylag.cli.turn_stream import TurnStream
 from greylag.ports.agent import AgentAddress
 
 HOSTILE = "\x1b]0;owned\x07 \x1b[2J \x9b1m \u202e \x00 end"
 
 
-@pytest.fixture
-async def project(cli: Cli) -> str:
-    """An active project."""
-    await cli("projects", "create", "Talk", "--id", "talk")
-    await cli("activate", "talk")
-    return "talk"
-
-
-async def test_the_answer_alone_is_on_stdout(cli: Cli, project: str) -> None:
-    done = await cli("chat", project, "good morning")
+async def test_the_answer_alone_is_on_stdout(program: Cli, project: str) -> None:
+    done = await program("chat", project, "good morning")
     assert (done.code, done.out) == (0, "You said: good morning\n")
     assert "session: " in done.err
 
 
-async def test_a_message_may_come_by_pipe(cli: Cli, project: str) -> None:
-    done = await cli("chat", project, stdin="Grüße\n".encode())
+async def test_a_message_may_come_by_pipe(program: Cli, project: str) -> None:
+    done = await program("chat", project, stdin="Grüße\n".encode())
     assert done.out == "You said: Grüße\n\n"[: len(done.out)]
     assert done.out.startswith("You said: Grüße\n")
 
 
-async def test_an_empty_message_is_wrong_usage(cli: Cli, project: str) -> None:
-    done = await cli("chat", project, stdin=b" \n")
+async def test_an_empty_message_is_wrong_usage(program: Cli, project: str) -> None:
+    done = await program("chat", project, stdin=b" \n")
     assert done.code == 2
 
 
-async def test_a_sleeping_environment_is_woken_and_says_so(cli: Cli) -> None:
+async def test_a_sleeping_environment_is_woken_and_says_so(cli: Cli, program: Cli) -> None:
     await cli("projects", "create", "Sleepy", "--id", "sleepy")
-    done = await cli("chat", "sleepy", "hello")
+    done = await program("chat", "sleepy", "hello")
     assert (done.code, done.out) == (0, "You said: hello\n")
     assert "waking" in done.err
 
 
-async def test_a_session_is_gone_on_with(cli: Cli, project: str) -> None:
-    first = await cli("chat", project, "one", "--json")
+async def test_a_session_is_gone_on_with(cli: Cli, program: Cli, project: str) -> None:
+    first = await program("chat", project, "one", "--json")
     session = first.lines[0]["content"]["session_id"]
-    await cli("chat", project, "two", "--session", session)
+    await program("chat", project, "two", "--session", session)
     read = await cli("sessions", project, session, "--json")
     assert [message["content"] for message in read.document["messages"]] == [
         "one",
@@ -64,8 +58,8 @@ async def test_a_session_is_gone_on_with(cli: Cli, project: str) -> None:
     assert (await cli("sessions", project, "--json")).document == {"sessions": []}
 
 
-async def test_json_is_one_event_a_line_and_nothing_else(cli: Cli, project: str) -> None:
-    done = await cli("chat", project, "a b", "--json")
+async def test_json_is_one_event_a_line_and_nothing_else(program: Cli, project: str) -> None:
+    done = await program("chat", project, "a b", "--json")
     types = [event["type"] for event in done.lines]
     assert types[0] == "turn"
     assert types[-1] == "complete"
@@ -74,10 +68,10 @@ async def test_json_is_one_event_a_line_and_nothing_else(cli: Cli, project: str)
 
 
 async def test_hostile_output_cannot_steer_the_terminal(
-    cli: Cli, env: dict[str, str], project: str
+    program: Cli, env: dict[str, str], project: str
 ) -> None:
     for mode in ([], ["--json"]):
-        done = await cli("chat", project, *mode, stdin=f"fail: {HOSTILE}".encode())
+        done = await program("chat", project, *mode, stdin=f"fail: {HOSTILE}".encode())
         printed = done.out + done.err
         assert not set(printed) & set("\x1b\x07\x9b\u202e\x00")
     async with on_terminal("chat", project, HOSTILE.replace("\x00", ""), env=env) as terminal:
@@ -87,20 +81,20 @@ async def test_hostile_output_cannot_steer_the_terminal(
         assert b"\x1b[2J" not in terminal.raw
 
 
-async def test_a_failed_turn_is_exit_code_1(cli: Cli, project: str) -> None:
-    done = await cli("chat", project, "fail: no such model")
+async def test_a_failed_turn_is_exit_code_1(program: Cli, project: str) -> None:
+    done = await program("chat", project, "fail: no such model")
     assert done.code == 1
     assert "error: no such model [model_failed]" in done.err
 
 
-async def test_a_tool_is_declined_where_nobody_can_be_asked(cli: Cli, project: str) -> None:
-    done = await cli("chat", project, "run: rm -rf /")
+async def test_a_tool_is_declined_where_nobody_can_be_asked(program: Cli, project: str) -> None:
+    done = await program("chat", project, "run: rm -rf /")
     assert (done.code, done.out) == (0, "You declined.\n")
     assert "Declined without asking: shell" in done.err
 
 
-async def test_tools_can_be_allowed_beforehand(cli: Cli, project: str) -> None:
-    done = await cli("chat", project, "run: ls", "--allow-tools")
+async def test_tools_can_be_allowed_beforehand(program: Cli, project: str) -> None:
+    done = await program("chat", project, "run: ls", "--allow-tools")
     assert (done.code, done.out) == (0, "It ran.\n")
     assert "> shell ls" in done.err
     assert "ok: done" in done.err
@@ -157,7 +151,8 @@ async def test_a_conversation_goes_on_in_one_session_until_ctrl_d(
         terminal.type("run: for ever\n")
         await terminal.until("Allow it once? [y/N]")
         terminal.type("\x03")
-        await terminal.until("Cancelling")
+        # The question's line is ended, so that nothing is written behind it.
+        await terminal.until("^C\nCancelling")
         await terminal.until("you> ")
         terminal.type("two\n")
         await terminal.until("You said: two")
@@ -171,42 +166,49 @@ async def test_a_conversation_goes_on_in_one_session_until_ctrl_d(
 async def test_ctrl_c_at_the_prompt_leaves(env: dict[str, str], project: str) -> None:
     async with on_terminal("chat", project, env=env) as terminal:
         await terminal.until("you> ")
-        terminal.type("\x03")
-        assert await terminal.end() == 130
+        assert await terminal.interrupt_to_its_end() == 130
 
 
 @pytest.mark.parametrize("frame", range(6))
 async def test_an_answer_cut_once_at_any_frame_is_whole(
-    env: dict[str, str], project: str, frame: int
+    stack: Stack, project: str, frame: int
 ) -> None:
     """Frame 0 is the turn's own: before it the message is sent again and is the same turn."""
-    done, proxy = await chat_through_cuts(env, project, iter([frame]))
-    assert proxy.streams == 2
-    assert done == expected_ids(done)
+    place = ProjectPlace("ann", project)
+    remarks: list[str] = []
+    async with CuttingProxy(stack.address, iter([frame])).running() as proxy:
+        async with ApiClient(proxy.address, None) as api:
+            message = OutgoingMessage("a b c", "message-1")
+            events = [
+                event async for event in TurnStream(api, place, message, remarks.append).events()
+            ]
+        assert proxy.streams == 2
+    assert whole(events) == "You said: a b c"
+    assert len(remarks) == 1
 
 
 async def test_an_answer_cut_at_every_frame_is_whole(env: dict[str, str], project: str) -> None:
-    done, proxy = await chat_through_cuts(
-        env, project, itertools.chain([0, 0], itertools.repeat(1))
-    )
-    assert proxy.streams > 6
-    assert done == expected_ids(done)
-
-
-async def chat_through_cuts(
-    env: dict[str, str], project: str, cuts: Iterator[int]
-) -> tuple[list[str], CuttingProxy]:
+    cuts = itertools.chain([0, 0], itertools.repeat(1))
     async with CuttingProxy(env["GREYLAG_SERVER"], cuts).running() as proxy:
-        through = {"GREYLAG_SERVER": proxy.address}
-        done = await run("chat", project, "a b c", "--json", env=through)
+        done = await run("chat", project, "a b c", "--json", env={"GREYLAG_SERVER": proxy.address})
+        assert proxy.streams > 6
     assert done.code == 0, done.err
-    words = "".join(
-        event["content"]["content"] for event in done.lines if event["type"] == "message"
-    )
-    assert words == "You said: a b c"
-    return [event["id"] for event in done.lines], proxy
+    events = [StreamEvent(event["id"], event["type"], event["content"]) for event in done.lines]
+    assert whole(events) == "You said: a b c"
 
 
-def expected_ids(ids: list[str]) -> list[str]:
-    turn = ids[0].rpartition("-")[0]
-    return [f"{turn}-{number}" for number in range(7)]
+async def test_a_dropped_connection_leaves_no_mark_in_an_answer_that_goes_to_a_file(
+    env: dict[str, str], project: str
+) -> None:
+    async with CuttingProxy(env["GREYLAG_SERVER"], iter([2, 3])).running() as proxy:
+        done = await run("chat", project, "a b c", env={"GREYLAG_SERVER": proxy.address})
+    assert (done.code, done.out) == (0, "You said: a b c\n")
+    assert done.err.count("The connection dropped") == 2
+
+
+def whole(events: list[StreamEvent]) -> str:
+    """Return the answer, once every event has proved to be there exactly once."""
+    turn = (events[0].id or "").rpartition("-")[0]
+    assert [event.id for event in events] == [f"{turn}-{number}" for number in range(len(events))]
+    assert (events[0].type, events[-1].type) == ("turn", "complete")
+    return "".join(event.text("content") for event in events if event.type == "message")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tests.cli.program import Cli, run
+import pytest
+from tests.cli.program import Cli, call
 from tests.cli.stack import NOTICE, Stack
 
 
@@ -16,49 +17,72 @@ async def test_a_server_that_runs_is_well_and_its_notice_a_warning(
     stack: Stack, tmp_path: Path
 ) -> None:
     env = {"GREYLAG_SERVER": stack.address, "GREYLAG_DATA": str(tmp_path / "data")}
-    done = await run("doctor", "--json", env=env)
+    done = await call("doctor", "--json", env=env)
     found = verdicts(done.document)
     assert (found["server"], found["notice"], found["data folder"]) == ("ok", "warn", "ok")
     assert done.document["ok"] is (done.code == 0)
-    shown = await run("doctor", env=env)
+    shown = await call("doctor", env=env)
     assert NOTICE in shown.out
     assert not (tmp_path / "data").exists()
 
 
 async def test_a_server_that_does_not_run_fails_with_what_to_do(tmp_path: Path) -> None:
     env = {"GREYLAG_SERVER": "http://127.0.0.1:1", "GREYLAG_DATA": str(tmp_path)}
-    done = await run("doctor", env=env)
+    done = await call("doctor", env=env)
     assert done.code == 1
     assert "greylag up" in done.out
 
 
 async def test_wrong_settings_fail_by_name_and_without_their_secrets(cli: Cli) -> None:
     secret = "abc"
-    done = await run("doctor", "--json", env={"GREYLAG_TOKEN": secret, "GREYLAG_PORT": "99999"})
+    done = await call("doctor", "--json", env={"GREYLAG_TOKEN": secret, "GREYLAG_PORT": "99999"})
     assert verdicts(done.document)["settings"] == "fail"
     assert secret not in done.out.replace("GREYLAG", "")
 
 
 async def test_an_agent_that_is_not_there_fails(tmp_path: Path) -> None:
     env = {"GREYLAG_GOOSE": str(tmp_path / "goose"), "GREYLAG_DATA": str(tmp_path)}
-    done = await run("doctor", "--json", env=env)
+    done = await call("doctor", "--json", env=env)
     assert verdicts(done.document)["goose"] == "fail"
 
 
 async def test_without_goose_the_scripted_agent_is_a_warning(tmp_path: Path) -> None:
-    done = await run("doctor", "--json", env={"GREYLAG_GOOSE": "scripted"})
+    done = await call("doctor", "--json", env={"GREYLAG_GOOSE": "scripted"})
     assert verdicts(done.document)["goose"] == "warn"
 
 
 async def test_a_data_folder_that_is_a_file_fails(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_text("not a folder")
-    done = await run("doctor", "--json", env={"GREYLAG_DATA": str(file)})
+    done = await call("doctor", "--json", env={"GREYLAG_DATA": str(file)})
     assert verdicts(done.document)["data folder"] == "fail"
 
 
 async def test_a_model_address_with_a_password_is_not_shown(tmp_path: Path) -> None:
     env = {"GREYLAG_MODEL_URL": "https://user:hunter2@models.example/v1"}
-    done = await run("doctor", env=env)
+    done = await call("doctor", env=env)
     assert "models.example" in done.out
     assert "hunter2" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://ann:hunter2@127.0.0.1:1/",
+        "mongodb://ann:hunter2@127.0.0.1:port/",
+        "mongodb://ann:hunter2:x@y@127.0.0.1/",
+        "postgres://ann:hunter2@127.0.0.1/",
+    ],
+)
+async def test_a_mongodb_that_cannot_be_used_fails_without_its_password(uri: str) -> None:
+    env = {"MONGODB_URI": uri, "GREYLAG_MONGODB_TIMEOUT": "0.1"}
+    done = await call("doctor", "--json", env=env)
+    assert verdicts(done.document)["mongodb"] == "fail"
+    assert "hunter2" not in done.out + done.err
+
+
+async def test_a_pipe_gets_one_line_of_tabs_for_each_check() -> None:
+    done = await call("doctor", env={"GREYLAG_GOOSE": "scripted"})
+    rows = [line.split("\t") for line in done.out.splitlines()]
+    assert rows[0] == ["check", "verdict", "found", "advice"]
+    assert {len(row) for row in rows} == {4}

@@ -85,13 +85,15 @@ def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R
 
     @click.option(
         "--server",
+        metavar="ADDRESS",
         envvar="GREYLAG_SERVER",
         default=DEFAULT_SERVER,
-        show_default=True,
         callback=_checked_server,
-        help="The server's address [GREYLAG_SERVER].",
+        help=f"The server (GREYLAG_SERVER; default {DEFAULT_SERVER}).",
     )
-    @click.option("--user", envvar="GREYLAG_USER", help="Act for this user [GREYLAG_USER].")
+    @click.option(
+        "--user", metavar="ID", envvar="GREYLAG_USER", help="Act for this user (GREYLAG_USER)."
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs on stdout.")
     @functools.wraps(command)
     def with_access(*args: Any, server: str, user: str | None, as_json: bool, **kwargs: Any) -> R:
@@ -126,9 +128,16 @@ def _token() -> str | None:
 
 
 def _checked_server(_context: click.Context, _option: click.Parameter, value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
-        raise click.BadParameter("it must be an address like http://127.0.0.1:8700.")
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError as error:
+        raise click.BadParameter(f"it is not an address ({error}).") from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise click.BadParameter(f"it must be an address like {DEFAULT_SERVER}.")
+    if parts.query or parts.fragment or parts.username is not None:
+        # Addresses are shown in errors: no password may stand in one.
+        raise click.BadParameter("it must hold no user, password, question or fragment.")
     return value
 
 

@@ -13,7 +13,7 @@ def agentd() -> int:
     """Run the agent's API inside an environment.
 
     Greylag starts this itself, in each environment. It reads its settings from environment
-    variables (GREYLAG_AGENT_FOLDER, GOOSE_API_PORT, ...), which docs/settings.md lists.
+    variables (GREYLAG_AGENT_FOLDER, GOOSE_API_PORT, ...).
     """
     try:
         settings = AgentdSettings.from_env(os.environ)

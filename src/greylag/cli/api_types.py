@@ -1,4 +1,4 @@
-"""The JSON of the HTTP API as the client meets it; `docs/api.md` and OpenAPI describe it."""
+"""The JSON of the HTTP API as the client meets it; its OpenAPI description has the rest."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict

@@ -9,12 +9,15 @@ import click
 
 from greylag.cli.access import Access, api_options
 from greylag.cli.api_types import Decision
+from greylag.cli.ask import somebody_is_there
 from greylag.cli.chat_view import JsonView, TextView
 from greylag.cli.conversation import Conversation, End
 from greylag.cli.errors import CliError, Exit, InterruptedByUserError
 from greylag.cli.text import visible
 
 PROMPT = "you> "
+# Far above what a server takes; it only guards this machine's memory.
+LONGEST_MESSAGE = 64 * 1024 * 1024
 EXIT_CODES = {
     End.COMPLETED: Exit.OK,
     End.FAILED: Exit.REFUSED,
@@ -26,7 +29,9 @@ EXIT_CODES = {
 @click.command()
 @click.argument("project")
 @click.argument("message", required=False)
-@click.option("--session", help="Go on with this session; without it a new one begins.")
+@click.option(
+    "--session", metavar="SESSION", help="Go on with this session; without it a new one begins."
+)
 @click.option("--allow-tools", is_flag=True, help="Allow every tool call without asking.")
 @api_options
 def chat(
@@ -93,7 +98,10 @@ def _message(argument: str | None, *, as_json: bool) -> str | None:
         if as_json or not sys.stdout.isatty():
             raise click.UsageError("Give a MESSAGE, as an argument or on stdin.")
         return None
-    text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    raw = sys.stdin.buffer.read(LONGEST_MESSAGE + 1)
+    if len(raw) > LONGEST_MESSAGE:
+        raise click.UsageError(f"The message on stdin is longer than {LONGEST_MESSAGE} bytes.")
+    text = raw.decode("utf-8", "replace")
     if not text.strip():
         raise click.UsageError("The message on stdin is empty.")
     return text
@@ -102,8 +110,7 @@ def _message(argument: str | None, *, as_json: bool) -> str | None:
 def _fixed_decision(access: Access, *, allow_tools: bool) -> Decision | None:
     if allow_tools:
         return "allow_once"
-    can_ask = sys.stdin.isatty() and sys.stderr.isatty() and not access.output.json
-    return None if can_ask else "reject_once"
+    return None if somebody_is_there() and not access.output.json else "reject_once"
 
 
 def _tell_session(access: Access, talk: Conversation) -> None:

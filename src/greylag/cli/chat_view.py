@@ -2,16 +2,15 @@
 
 import json
 import sys
-from typing import Any, Protocol
-
-from rich.text import Text
+from typing import Protocol
 
 from greylag.cli.api_types import StreamEvent
 from greylag.cli.output import Output
-from greylag.cli.text import shortened, visible
+from greylag.cli.text import one_line, shortened, visible
 
 ARGUMENT_LENGTH = 100
 QUESTION_LENGTH = 4000
+QUESTION = "Allow it once? [y/N] "
 
 
 class TurnView(Protocol):
@@ -25,6 +24,12 @@ class TurnView(Protocol):
 
     def question(self, event: StreamEvent) -> None:
         """Show in full what a ``tool_confirmation`` asks; the caller reads the answer."""
+
+    def answered(self) -> None:
+        """Take note that the question's line has ended."""
+
+    def interrupted(self) -> None:
+        """Take note of a Ctrl-C."""
 
     def end(self) -> None:
         """Leave the cursor at the start of a line."""
@@ -47,6 +52,12 @@ class JsonView:
     def question(self, event: StreamEvent) -> None:
         """Print nothing: the event itself is on stdout."""
 
+    def answered(self) -> None:
+        """Do nothing: there was no question."""
+
+    def interrupted(self) -> None:
+        """Do nothing: every line is whole."""
+
     def end(self) -> None:
         """Do nothing: every line is whole."""
 
@@ -68,7 +79,8 @@ class TextView:
             case "thinking":
                 self._thought(event.text("message"))
             case "tool_request":
-                self.note(f"> {event.text('tool_name')} {_arguments(event)}")
+                self.end()
+                self.note(f"> {one_line(event.text('tool_name'))} {_arguments(event)}")
             case "tool_response":
                 self._tool_result(event)
             case "turn":
@@ -80,7 +92,9 @@ class TextView:
 
     def note(self, text: str) -> None:
         """Print a line of its own on stderr, dimmed."""
-        self.end()
+        # Where the answer goes into a file, a remark must not break its line.
+        if self._output.out or self._showing != "answer":
+            self.end()
         self._output.note(text)
 
     def question(self, event: StreamEvent) -> None:
@@ -90,26 +104,37 @@ class TextView:
             left = len(arguments) - QUESTION_LENGTH
             arguments = f"{arguments[:QUESTION_LENGTH]}\n... and {left} more characters, not shown"
         self.end()
-        self._output.note(f"The agent asks to run {event.text('tool_name')}:", style="bold yellow")
-        self._output.note(arguments, style="")
+        tool = one_line(event.text("tool_name"))
+        self._output.note(f"The agent asks to run {tool}:", style="bold yellow")
+        self._output.piece(f"{arguments}\n{QUESTION}")
+        self._leave_open()
+
+    def answered(self) -> None:
+        """Take note that Enter has ended the question's line."""
+        self._line_open = False
+
+    def interrupted(self) -> None:
+        """Take note that the terminal has shown `^C`."""
+        if sys.stdin.isatty() and not self._line_open:
+            self._leave_open()
 
     def end(self) -> None:
         """Close the line that the last piece left open."""
-        if self._line_open:
-            self._stream().write("\n")
-            self._stream().flush()
+        if self._line_open and self._showing == "answer":
+            self._output.write("\n")
+        elif self._line_open:
+            self._output.piece("\n")
         self._line_open = False
 
     def _answer(self, text: str) -> None:
         self._switch_to("answer")
         # A reader that stops reading stops us here, and the server with us: nothing piles up.
-        sys.stdout.write(visible(text))
-        sys.stdout.flush()
+        self._output.write(visible(text))
         self._mark(text)
 
     def _thought(self, text: str) -> None:
         self._switch_to("thought")
-        self._output.err.print(Text(visible(text), style="dim italic"), end="", soft_wrap=True)
+        self._output.piece(text, "dim italic")
         self._mark(text)
 
     def _tool_result(self, event: StreamEvent) -> None:
@@ -141,12 +166,13 @@ class TextView:
             self.end()
         self._showing = kind
 
+    def _leave_open(self) -> None:
+        self._showing = "question"
+        self._line_open = True
+
     def _mark(self, text: str) -> None:
         if text:
             self._line_open = not text.endswith("\n")
-
-    def _stream(self) -> Any:
-        return sys.stdout if self._showing == "answer" else sys.stderr
 
 
 def _with_hint(event: StreamEvent) -> str:

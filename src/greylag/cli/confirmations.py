@@ -1,17 +1,13 @@
 """Whether the agent may run a tool: asked of the person, or decided beforehand."""
 
 import asyncio
-import os
-import sys
-import termios
 
 from greylag.cli.api_types import Decision, ProjectPlace, StreamEvent
+from greylag.cli.ask import YES, drop_typed, read_line
 from greylag.cli.chat_view import TurnView
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import CliError
 from greylag.cli.patience import Patience
-
-QUESTION = "Allow it once? [y/N] "
 
 
 class Confirmations:
@@ -80,35 +76,9 @@ class Confirmations:
             word = "Allowed" if self._fixed == "allow_once" else "Declined"
             self._view.note(f"{word} without asking: {event.text('tool_name')}")
             return self._fixed
+        drop_typed()
         self._view.question(event)
-        answer = await _read_answer()
-        return "allow_once" if answer.strip().lower() in {"y", "yes"} else "reject_once"
-
-
-async def _read_answer() -> str:
-    """Ask on the terminal and return the line typed, empty at the end of input.
-
-    The loop goes on meanwhile, so that a question answered elsewhere can be dropped.
-    """
-    terminal = sys.stdin.fileno()
-    # What was typed before the question cannot be meant as its answer.
-    termios.tcflush(terminal, termios.TCIFLUSH)
-    sys.stderr.write(QUESTION)
-    sys.stderr.flush()
-    loop = asyncio.get_running_loop()
-    line: asyncio.Future[str] = loop.create_future()
-    loop.add_reader(terminal, _take_line, terminal, line)
-    try:
-        return await line
-    except asyncio.CancelledError:
-        sys.stderr.write("\n")
-        raise
-    finally:
-        loop.remove_reader(terminal)
-
-
-def _take_line(terminal: int, line: asyncio.Future[str]) -> None:
-    # The terminal hands over whole lines, and is ready only when it has one.
-    typed = os.read(terminal, 4096).decode("utf-8", "replace")
-    if not line.done():
-        line.set_result(typed)
+        answer = await read_line()
+        if answer:
+            self._view.answered()
+        return "allow_once" if answer.strip().lower() in YES else "reject_once"

@@ -68,7 +68,7 @@ class Conversation:
             if self._presses > 1:
                 raise InterruptedByUserError("The person left.") from None
             if self._presses == 1:
-                self._view.note("Stopped waiting; what the agent has of it, it goes on with.")
+                self._view.note("Stopped waiting; what was begun goes on.")
                 return End.INTERRUPTED
             raise
         finally:
@@ -101,6 +101,7 @@ class Conversation:
 
         def pressed() -> None:
             self._presses += 1
+            self._view.interrupted()
             if self._presses == 1 and stream.turn_id is not None:
                 group.create_task(self._cancel(stream.turn_id), name="cancel the turn")
             elif watching is not None:

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import astuple
 
 import click
-from rich.text import Text
 
 from greylag import __version__
 from greylag.cli.access import Access, api_options
@@ -59,10 +59,16 @@ async def _server_checks(server: str, api: ApiClient) -> AsyncIterator[Check]:
 
 
 def _print(output: Output, checks: list[Check]) -> None:
-    width = max(len(check.name) for check in checks)
-    for check in checks:
-        line = Text(f"{check.verdict:<4}", style=STYLES[check.verdict])
-        line.append(f"  {check.name:<{width}}  {one_line(check.detail)}", style="not bold default")
-        output.out.print(line, soft_wrap=True)
-        if check.advice:
-            output.line(f"{'':4}  {'':<{width}}  {check.advice}")
+    """Print each check; what to do about it stands below what was found."""
+    if output.out:
+        output.out.findings([_row(check) for check in checks])
+        return
+    columns = ("CHECK", "VERDICT", "FOUND", "ADVICE")
+    output.table(columns, [astuple(check) for check in checks])
+
+
+def _row(check: Check) -> tuple[str, str, str, str]:
+    found = one_line(check.detail)
+    if check.advice:
+        found += f"\n{one_line(check.advice)}"
+    return check.verdict, STYLES[check.verdict], check.name, found

@@ -72,9 +72,18 @@ class UnauthorizedError(RefusedError):
 
     exit_code = Exit.UNAUTHORIZED
 
-    def __init__(self, problem: Problem) -> None:
-        # The server's own hint speaks of headers and pages, which nobody sees here.
-        super().__init__(replace(problem, hint="Set GREYLAG_TOKEN to the server's token."))
+
+class DeclinedError(CliError):
+    """The person was asked, and did not agree."""
+
+    @property
+    def lines(self) -> list[str]:
+        """What it means; it is not an error."""
+        return [self.message]
+
+
+class OutputLostError(CliError):
+    """Standard output does not take what is written: the disk is full, or fails."""
 
 
 class ServerUnreachableError(CliError):
@@ -111,8 +120,21 @@ class ClosedPipeError(SilentError):
     exit_code = Exit.CLOSED_PIPE
 
 
-def refusal(problem: Problem) -> RefusedError:
+# The server's own hints speak of requests, headers and fields, which nobody sees here.
+_HINTS = {
+    "idempotency_conflict": "Use another --idempotency-key for a different request.",
+    "project_exists": "Choose another --id, or leave it out to get a new one.",
+    "project_not_found": "`greylag projects list` lists this user's projects.",
+    "session_not_found": "`greylag sessions PROJECT` lists them; `chat` alone begins a new one.",
+    "unauthorized": "Set GREYLAG_TOKEN to the server's token.",
+    "user_not_found": "`greylag users` lists the users.",
+    "wait_timeout": "It goes on in the background: `greylag events PROJECT --follow` shows it.",
+}
+
+
+def refusal(given: Problem) -> RefusedError:
     """Return the error of the kind that this problem document stands for."""
+    problem = replace(given, hint=_HINTS.get(given.code, given.hint))
     if problem.code == "wait_timeout":
         return StillGoingOnError(problem)
     if problem.status == 401:  # noqa: PLR2004 - HTTP: Unauthorized

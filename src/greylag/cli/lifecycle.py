@@ -1,7 +1,6 @@
 """`greylag activate` and `greylag deactivate`."""
 
 import asyncio
-from contextlib import nullcontext
 
 import click
 
@@ -53,7 +52,7 @@ async def _change(
         show_project(output, await api.change(place_of(before), action, wish))
         return
     words = f"{'Activating' if action == 'activate' else 'Deactivating'} ..."
-    with output.err.status(words) if output.err.is_terminal else nullcontext():
+    with output.busy(words):
         after = await _while_showing(output, api, before, action, wish)
     show_project(output, after)
 

@@ -1,13 +1,13 @@
 """`greylag logs`."""
 
 import codecs
-import sys
 from collections.abc import AsyncIterator
 
 import click
 
 from greylag.cli.access import Access, api_options, with_client
 from greylag.cli.client import ApiClient
+from greylag.cli.log_text import log_line
 from greylag.cli.text import visible
 
 MAX_LINES = 10_000
@@ -19,28 +19,32 @@ MAX_LINE_LENGTH = 1024 * 1024
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option(
     "--tail",
+    metavar="LINES",
     type=click.IntRange(0, MAX_LINES),
     default=200,
     show_default=True,
-    help="How many of the last lines to begin with.",
+    help="Begin with so many of the last lines, 0 to 10000.",
 )
 @api_options
 @with_client
 async def logs(access: Access, api: ApiClient, *, project: str, follow: bool, tail: int) -> None:
     """Print what PROJECT's environment says.
 
-    With --json each line is one document: {"line": "..."}.
+    On a terminal the lines are made readable; a pipe gets them as they are. With --json each line
+    is one document: {"line": "..."}.
     """
     place = await access.place(api, project)
     async with api.logs(place, follow=follow, tail=tail) as chunks:
         if access.output.json:
             async for line in _lines(chunks):
                 access.output.document({"line": line})
+        elif access.output.out:
+            async for line in _lines(chunks):
+                access.output.write(log_line(line) + "\n")
         else:
             async for text in _decoded(chunks):
                 # A reader that stops reading stops us here, and the server with us.
-                sys.stdout.write(visible(text))
-                sys.stdout.flush()
+                access.output.write(visible(text))
 
 
 async def _decoded(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:

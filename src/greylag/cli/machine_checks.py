@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from greylag.agentd.agent.binary import SCRIPTED, find_agent
 from greylag.agentd.agent.errors import AgentUnavailableError
 from greylag.agentd.agent.types import AgentCommand
 from greylag.cli.checks import Check
+from greylag.cli.mongo_check import mongo_check
 from greylag.config import Settings, load_settings
 from greylag.domain.errors import ConfigError
 
@@ -36,6 +38,8 @@ def machine_checks() -> Iterator[Check]:
     yield _bubblewrap(settings)
     if settings is not None:
         yield _data_folder(settings.data)
+        if (found := mongo_check(settings)) is not None:
+            yield found
         yield _model(settings)
 
 
@@ -91,7 +95,7 @@ def _data_folder(folder: Path) -> Check:
     """Look at the folder, or at the first parent that exists: it is made at the first start."""
     path = folder.absolute()
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    if not _takes_files(nearest):
         advice = "Give your account write access to it, or choose another with GREYLAG_DATA."
         return Check("data folder", "fail", f"{path} cannot be written.", advice)
     free = shutil.disk_usage(nearest).free
@@ -99,6 +103,15 @@ def _data_folder(folder: Path) -> Check:
         detail = f"{path} has only {free // 1024**2} MiB of free space."
         return Check("data folder", "warn", detail, "Free some space.")
     return Check("data folder", "ok", f"{path} can be written.")
+
+
+def _takes_files(folder: Path) -> bool:
+    """Try it: permissions alone do not tell of a read-only disk, and mean nothing to root."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _model(settings: Settings) -> Check:

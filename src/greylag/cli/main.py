@@ -1,18 +1,20 @@
 """The entry of `greylag`: finds the verb, imports only it, and turns its end into an exit code."""
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
+from click.exceptions import NoSuchCommand
 from click.shell_completion import CompletionItem
 
 from greylag import __version__
-from greylag.cli.errors import CliError, ClosedPipeError, Exit
+from greylag.cli.errors import CliError, ClosedPipeError, Exit, OutputLostError
+from greylag.cli.streams import as_text, drop_output, prepare_streams
 from greylag.cli.text import visible
+from greylag.cli.usage import print_usage_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,9 @@ VERBS = {
     "worker": Verb("greylag.cli.serve:worker", "Run the reconciler."),
     "agentd": Verb("greylag.cli.agentd:agentd", "Run the agent's API inside an environment."),
     "users": Verb("greylag.cli.users:users", "List the users."),
-    "projects": Verb("greylag.cli.projects:projects", "List, create, rename, show, delete."),
+    "projects": Verb(
+        "greylag.cli.projects:projects", "List, create, show, rename, delete projects."
+    ),
     "activate": Verb("greylag.cli.lifecycle:activate", "Start a project's environment."),
     "deactivate": Verb("greylag.cli.lifecycle:deactivate", "Stop a project's environment."),
     "chat": Verb("greylag.cli.chat:chat", "Talk to a project's agent."),
@@ -48,6 +52,15 @@ class LazyGroup(click.Group):
         """Return the verbs in the order in which people meet them."""
         return list(VERBS)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; a wrong one is told with those that look like it."""
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            raise NoSuchCommand(error.command_name, possibilities=VERBS, ctx=ctx) from error
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import one verb."""
         verb = VERBS.get(cmd_name)
@@ -65,10 +78,12 @@ class LazyGroup(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError as error:
-            # Python flushes stdout once more at exit, which must not fail again. (Left alone, click
-            # would end the program with 1, which is for refusals.)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Left alone, click would end the program with 1, which is for refusals.
+            drop_output()
             raise ClosedPipeError("Nobody reads the output.") from error
+        except OutputLostError:
+            drop_output()
+            raise
         return result
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
@@ -105,28 +120,17 @@ def greylag() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command line (by default the process's own) and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        _never_fail_on_characters(stream)
+    prepare_streams()
+    words = as_text(sys.argv[1:] if args is None else args)
     try:
-        result = greylag.main(args, prog_name="greylag", standalone_mode=False)
+        result = greylag.main(words, prog_name="greylag", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        print_usage_error(error)
         return error.exit_code
     except CliError as error:
-        _print_error(error)
+        for line in error.lines:
+            click.echo(visible(line), err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return Exit.INTERRUPTED
     return result if isinstance(result, int) else Exit.OK
-
-
-def _never_fail_on_characters(stream: object) -> None:
-    """An answer in any script is printed even where the terminal's encoding cannot hold it."""
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
-
-
-def _print_error(error: CliError) -> None:
-    for line in error.lines:
-        click.echo(visible(line), err=True)

@@ -13,8 +13,25 @@ from greylag.cli.client import ApiClient
 from greylag.cli.output import Output
 from greylag.cli.text import moment
 from greylag.cli.waiting import wait_options
+from greylag.domain.errors import InvalidRequestError
+from greylag.domain.names import check_id, check_name
 
 STATUSES = ("inactive", "activating", "active", "deactivating", "error")
+COLUMNS = ("PROJECT", "NAME", "STATUS", "ENDPOINT", "LAST ACTIVATED", "ERROR")
+
+
+def _name(_context: click.Context, _argument: click.Parameter, value: str) -> str:
+    try:
+        return check_name(value, "it")
+    except InvalidRequestError as error:
+        raise click.BadParameter(error.info.message) from error
+
+
+def _id(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    try:
+        return None if value is None else check_id(value, "it")
+    except InvalidRequestError as error:
+        raise click.BadParameter(error.info.message) from error
 
 
 @click.group()
@@ -36,15 +53,27 @@ async def list_projects(access: Access, api: ApiClient, *, status: str | None) -
     if access.output.json:
         access.output.document({"projects": found})
         return
-    columns = ("PROJECT", "NAME", "STATUS", "ENDPOINT", "LAST ACTIVATED", "ERROR")
-    access.output.table(columns, [_row(project) for project in found])
+    access.output.table(
+        COLUMNS,
+        [_row(project) for project in found],
+        prose=("NAME", "LAST ACTIVATED", "ERROR"),
+        empty="No such project." if status else "No project yet: `greylag projects create NAME`.",
+    )
 
 
-@projects.command()
-@click.argument("name")
-@click.option("--id", "project_id", help="The project's id; without it one is made from the name.")
+@projects.command(short_help="Create a project.")
+@click.argument("name", callback=_name)
+@click.option(
+    "--id",
+    "project_id",
+    metavar="ID",
+    callback=_id,
+    help="The project's id; without it one is made from the name.",
+)
 @click.option("--metadata", metavar="JSON", help='An object, as \'{"team": "search"}\'.')
-@click.option("--idempotency-key", help="Repeat with the same key to create only one project.")
+@click.option(
+    "--idempotency-key", metavar="KEY", help="Repeat with the same key to create only one project."
+)
 @api_options
 @with_client
 async def create(  # noqa: PLR0913 - one argument per option
@@ -75,7 +104,7 @@ async def create(  # noqa: PLR0913 - one argument per option
 
 @projects.command()
 @click.argument("project")
-@click.argument("name")
+@click.argument("name", callback=_name)
 @api_options
 @with_client
 async def rename(access: Access, api: ApiClient, *, project: str, name: str) -> None:
@@ -93,7 +122,7 @@ async def show(access: Access, api: ApiClient, *, project: str) -> None:
     show_project(access.output, await access.project(api, project))
 
 
-@projects.command()
+@projects.command(short_help="Delete PROJECT and all of its files.")
 @click.argument("project")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @wait_options
@@ -105,7 +134,7 @@ async def delete(access: Access, api: ApiClient, *, project: str, yes: bool, wis
     Asks first on a terminal; a script says --yes.
     """
     found = await access.project(api, project)
-    confirm(f"Delete project {found['name']} and all of its files?", yes=yes)
+    await confirm(f"Delete project {found['name']} and all of its files?", yes=yes)
     left = await api.delete(place_of(found), wish)
     if access.output.json:
         access.output.document({"project_id": found["project_id"], "deleted": left is None})

@@ -23,7 +23,9 @@ class StartError(CliError):
 Program = Callable[["Settings", "Announce"], Coroutine[Any, Any, None]]
 
 _host = click.option("--host", help="Address to listen on (GREYLAG_HOST; default 127.0.0.1).")
-_port = click.option("--port", type=int, help="Port, 0 for any (GREYLAG_PORT; default 8700).")
+_port = click.option(
+    "--port", metavar="PORT", type=int, help="Port, 0 for any (GREYLAG_PORT; default 8700)."
+)
 _data = click.option(
     "--data",
     type=click.Path(path_type=Path),

@@ -36,7 +36,7 @@ async def sessions(  # noqa: PLR0913 - one argument per option
     if session is None:
         await _list(access.output, api, place)
     elif delete:
-        confirm(f"Delete session {session}?", yes=yes)
+        await confirm(f"Delete session {session}?", yes=yes)
         await api.delete_session(place, session)
         _tell_deleted(access.output, session)
     else:
@@ -51,13 +51,17 @@ async def _list(output: Output, api: ApiClient, place: ProjectPlace) -> None:
     rows = [
         (
             one["session_id"],
-            moment(one["created_at"]),
             moment(one["updated_at"]),
             str(one["message_count"]),
         )
         for one in found
     ]
-    output.table(("SESSION", "CREATED", "UPDATED", "MESSAGES"), rows)
+    output.table(
+        ("SESSION", "LAST MESSAGE", "MESSAGES"),
+        rows,
+        prose=("LAST MESSAGE",),
+        empty="No conversation yet: `greylag chat` begins one.",
+    )
 
 
 async def _read(output: Output, api: ApiClient, place: ProjectPlace, session: str) -> None:
@@ -66,9 +70,8 @@ async def _read(output: Output, api: ApiClient, place: ProjectPlace, session: st
         output.document({"messages": found})
         return
     for message in found:
-        output.out.print(f"{visible(message['role'])}:", style="bold", soft_wrap=True)
-        output.out.print(visible(message["content"]), soft_wrap=True)
-        output.out.print()
+        output.heading(f"{message['role']}:")
+        output.write(visible(message["content"]) + "\n\n")
 
 
 def _tell_deleted(output: Output, session: str) -> None:

@@ -48,4 +48,4 @@ def shortened(text: str, length: int) -> str:
 
 def moment(value: str | None) -> str:
     """Return an RFC 3339 time in UTC for people, to the second; `-` for none."""
-    return "-" if value is None else one_line(value)[:19].replace("T", " ")
+    return "-" if value is None else one_line(value)[:19].replace("T", " ") + "Z"

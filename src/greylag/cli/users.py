@@ -15,4 +15,8 @@ async def users(access: Access, api: ApiClient) -> None:
     if access.output.json:
         access.output.document({"users": found})
     else:
-        access.output.table(("ID", "NAME"), [(user["id"], user["display_name"]) for user in found])
+        access.output.table(
+            ("ID", "NAME"),
+            [(user["id"], user["display_name"]) for user in found],
+            prose=("NAME",),
+        )

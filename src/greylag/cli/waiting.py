@@ -17,8 +17,9 @@ def wait_options(command: Callable[..., R]) -> Callable[..., R]:
     @click.option("--no-wait", is_flag=True, help="Return at once; it goes on in the background.")
     @click.option(
         "--timeout",
+        metavar="SECONDS",
         type=click.IntRange(1, 3600),
-        help="Wait at most so many seconds (default: the server's, 120).",
+        help="Wait at most so long, 1 to 3600 (default: the server's, 120).",
     )
     @functools.wraps(command)
     def with_wish(*args: Any, no_wait: bool, timeout: int | None, **kwargs: Any) -> R:
