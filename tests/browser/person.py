@@ -10,7 +10,7 @@ from pathlib import Path
 from playwright.async_api import Page, async_playwright
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
-PATIENCE_MS = 15_000
+PATIENCE_MS = 60_000
 _ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",

@@ -44,10 +44,6 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
     await opened.close()
 
 
-def store_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("store-")]
-
-
 async def test_records_outlive_the_store(path: Path) -> None:
     first = await SqliteStore.open(path)
     made = await first.create(make_project())
@@ -116,14 +112,14 @@ async def test_a_folder_that_cannot_be_made_fails_with_its_cause(tmp_path: Path)
 
 
 async def test_no_thread_is_left_after_close_or_a_failed_opening(path: Path, letter: Path) -> None:
-    before = store_threads()
+    before = set(threading.enumerate())
     await (await SqliteStore.open(path)).close()
     with pytest.raises(StoreUnavailableError):
         await SqliteStore.open(letter)
-    for thread in threading.enumerate():
-        if thread.name.startswith("store-") and thread.name not in before:
-            thread.join(5)
-    assert store_threads() == before
+    ours = [thread for thread in set(threading.enumerate()) - before if "store-" in thread.name]
+    for thread in ours:
+        thread.join(5)
+    assert not [thread for thread in ours if thread.is_alive()]
 
 
 async def test_a_full_disk_changes_nothing_and_room_heals_it(store: SqliteStore) -> None:
