@@ -217,3 +217,14 @@ def test_refusals_of_goose_have_codes() -> None:
     )
     assert refusal(AgentRefusedError(-32002, "Resource not found")).code == "session_lost"
     assert refusal(AgentRefusedError(-32603, "boom")) == TurnError("agent_failed", "boom")
+
+
+def test_a_failure_is_told_once_and_without_the_relay_s_address() -> None:
+    text = (
+        "Ran into this error: Server error: Server error (500 Internal Server Error) at "
+        "http://127.0.0.1:42721/v1/chat/completions: overloaded.\n\n"
+        "Please retry if you think this is a transient or recoverable error."
+    )
+    error = provider_error({"messageId": "msg_1", "content": {"text": text}})
+    assert error is not None
+    assert error.text == "Server error (500 Internal Server Error): overloaded"

@@ -4,6 +4,7 @@ goose (1.52) tells of most provider failures in an ordinary piece of the answer 
 turn as if all were well; only a refused key is a JSON-RPC error. The texts are goose's own.
 """
 
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -23,6 +24,8 @@ _ADVICE = (
     "\n\nPlease retry if you think this is a transient or recoverable error.",
     "\n\nPlease resend your message to try again.",
 )
+_RELAY = re.compile(r" at http://127\.0\.0\.1:\d+[^\s:]*")
+_TWICE = re.compile(r"^([\w ]+): (?=\1\b)")
 _CODES = (
     ("Rate limit exceeded", "model_rate_limited"),
     ("Server error", "model_unavailable"),
@@ -92,6 +95,7 @@ def _code_of(reason: str) -> str:
 
 
 def _without_advice(text: str) -> str:
+    """Take away what is nobody's business: advice, the relay's address, a word said twice."""
     for advice in _ADVICE:
         text = text.removesuffix(advice)
-    return text.rstrip(".")
+    return _TWICE.sub("", _RELAY.sub("", text)).rstrip(".")
