@@ -2,6 +2,10 @@
 
 Run again it does nothing when the wanted version is there. A machine without Node, or without the
 network, is no error: it says so and exits 0, and environments use the scripted agent instead.
+
+`tools/goose/package-lock.json` says which version, and by which digest npm knows it. A platform
+whose package the lock's maker could not fetch has no digest there; that is said too. To renew it
+where the registry has all platforms: `npm install --package-lock-only` in `tools/goose`.
 """
 
 import json
@@ -77,19 +81,33 @@ def _fill(folder: Path, npm: str) -> str:
     shutil.copyfile(ROOT / ".npmrc", folder / ".npmrc")
     print("installing goose with npm (about 300 MB on disk, once) ...", flush=True)
     _run([npm, "ci", "--loglevel=error"], folder, NPM_SECONDS, "npm could not fetch it")
+    package = _package(folder)
+    if not _has_digest(package.relative_to(folder).as_posix()):
+        print(f"note: the lock file has no digest for {package.name}: its content is unchecked")
     return _run([str(_binary(folder)), "--version"], folder, VERSION_SECONDS, "it does not start")
 
 
-def _binary(folder: Path) -> Path:
+def _package(folder: Path) -> Path:
     """Find the one platform package that npm chose; npm itself checks system and processor."""
-    for package in sorted(folder.glob("node_modules/@aaif/goose-binary-*/package.json")):
-        programs: dict[str, str] = json.loads(package.read_text("utf-8"))["bin"]
-        return package.parent / next(iter(programs.values()))
+    for about in sorted(folder.glob("node_modules/@aaif/goose-binary-*/package.json")):
+        return about.parent
     # npm passes over an optional package that it cannot fetch, without a word.
     raise GooseNotInstalledError(
         "npm brought no goose package: the registry could not be reached, or has none for this "
         "system and processor"
     )
+
+
+def _binary(folder: Path) -> Path:
+    package = _package(folder)
+    programs: dict[str, str] = json.loads((package / "package.json").read_text("utf-8"))["bin"]
+    return package / next(iter(programs.values()))
+
+
+def _has_digest(path: str) -> bool:
+    """Whether npm had a digest to check the package at `path` by."""
+    lock = json.loads((PACKAGE / "package-lock.json").read_text("utf-8"))
+    return "integrity" in lock["packages"].get(path, {})
 
 
 def _run(command: list[str], folder: Path, seconds: float, complaint: str) -> str:

@@ -25,6 +25,7 @@ def test_everything_can_be_given() -> None:
             "GREYLAG_MODEL_URL": "https://api.openai.com/",
             "GREYLAG_MODEL_KEY": "sk-1",
             "GREYLAG_MODEL": "m",
+            "GREYLAG_MODEL_RETRIES": "0.5, 2",
             "GOOSE_MODE": "auto",
             "GOOSE_MODEL": "ignored: the model has its own variable",
             "GREYLAG_CONFIRMATION_TIMEOUT": "1.5",
@@ -36,6 +37,7 @@ def test_everything_can_be_given() -> None:
     assert settings.model_url == "https://api.openai.com"
     assert dict(settings.goose_settings) == {"GOOSE_MODE": "auto"}
     assert (settings.confirmation_timeout, settings.message_limit) == (1.5, 4096)
+    assert settings.model_retries == (0.5, 2.0)
     assert settings.token is not None
     assert settings.token.value == "tok"
 
@@ -58,6 +60,11 @@ def test_no_secret_shows_in_a_repr() -> None:
         {**FOLDER, "GOOSE_API_HOST": "agent.example"},
         {**FOLDER, "GREYLAG_MODEL_URL": "api.openai.com"},
         {**FOLDER, "GREYLAG_MODEL_URL": "ftp://x"},
+        {**FOLDER, "GREYLAG_MODEL_URL": "https://name:sk-1@api.openai.com"},
+        {**FOLDER, "GREYLAG_MODEL_RETRIES": "often"},
+        {**FOLDER, "GREYLAG_MODEL_RETRIES": "1,-1"},
+        {**FOLDER, "GREYLAG_MODEL_RETRIES": "nan"},
+        {**FOLDER, "GREYLAG_MODEL_RETRIES": "31"},
         {**FOLDER, "GOOSE_MODE": "yolo"},
         {**FOLDER, "GREYLAG_CONFIRMATION_TIMEOUT": "0"},
         {**FOLDER, "GREYLAG_CONFIRMATION_TIMEOUT": "nan"},
@@ -66,8 +73,9 @@ def test_no_secret_shows_in_a_repr() -> None:
     ],
 )
 def test_settings_that_make_no_sense_are_refused(environ: dict[str, str]) -> None:
-    with pytest.raises(AgentdConfigError):
+    with pytest.raises(AgentdConfigError) as refused:
         AgentdSettings.from_env(environ)
+    assert "sk-1" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """Local environments: a worker killed with SIGKILL at any step leaves nothing broken."""
 
 import asyncio
+import os
 import random
 import signal
 import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,23 +31,46 @@ MORE_THAN_ANY = 100_000
 SEED = 20_250_102
 
 
-async def run_doomed(root: Path, verb: str, at: int, *, seconds: float | None = None) -> bool:
-    """Run one verb in a process that dies at its ``at``-th change, or after ``seconds``; return
-    whether it was killed.
-    """
-    child = await asyncio.create_subprocess_exec(
+class Doomed:
+    """Runs verbs in processes that die: at their n-th change, or after some time."""
+
+    def __init__(self, server: Process) -> None:
+        self._server = server
+
+    async def run(self, verb: str, at: int, *, seconds: float | None = None) -> bool:
+        """Run ``verb`` until its ``at``-th change, or for ``seconds``; tell if it was killed."""
+        await self._tell(f"{verb} {at}")
+        pid = await self._heard()
+        ended = asyncio.create_task(self._heard(), name=f"end of {pid}")
+        if seconds is not None and not (await asyncio.wait({ended}, timeout=seconds))[0]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        code = await ended
+        assert code in {0, -signal.SIGKILL}
+        return code != 0
+
+    async def _tell(self, line: str) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.write(f"{line}\n".encode())
+        await self._server.stdin.drain()
+
+    async def _heard(self) -> int:
+        assert self._server.stdout is not None
+        return int(await self._server.stdout.readline())
+
+
+@pytest.fixture
+async def doomed(tmp_path: Path) -> AsyncIterator[Doomed]:
+    server = await asyncio.create_subprocess_exec(
         sys.executable,
-        *(str(DOOMED), str(root), verb, str(at), *standin("--shell", "marked")),
+        *(str(DOOMED), str(tmp_path), *standin("--shell", "marked")),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
         env={"PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    try:
-        async with asyncio.timeout(seconds):
-            await child.wait()
-    except TimeoutError:
-        child.send_signal(signal.SIGKILL)
-        await child.wait()
-    assert child.returncode in {0, -signal.SIGKILL}
-    return child.returncode != 0
+    yield Doomed(server)
+    server.kill()
+    await server.communicate()
 
 
 async def bring_to(cluster: LocalCluster, verb: str) -> None:
@@ -82,27 +109,26 @@ async def resume(root: Path, cluster: LocalCluster, verb: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["start", "stop", "delete"])
 async def test_a_verb_killed_at_any_change_is_brought_to_its_end_by_the_next(
-    tmp_path: Path, verb: str
+    tmp_path: Path, doomed: Doomed, verb: str
 ) -> None:
     async with open_local(tmp_path, "--shell", "marked") as cluster:
         at, killed = 0, True
         while killed:
             at += 1
             await bring_to(cluster, verb)
-            killed = await run_doomed(tmp_path, verb, at)
+            killed = await doomed.run(verb, at)
             await resume(tmp_path, cluster, verb)
     assert at > 3, "the verb makes several changes"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["start", "stop"])
+@pytest.mark.parametrize(("verb", "longest"), [("start", 0.06), ("stop", 0.4)])
 async def test_a_verb_killed_at_any_time_is_brought_to_its_end_by_the_next(
-    tmp_path: Path, verb: str
+    tmp_path: Path, doomed: Doomed, verb: str, longest: float
 ) -> None:
     chance = random.Random(f"{SEED} {verb}")  # noqa: S311 - to be repeatable
     async with open_local(tmp_path, "--shell", "marked") as cluster:
-        for _ in range(8):
+        for _ in range(6):
             await bring_to(cluster, verb)
-            # Half a second passes before the verb begins; it takes some tenths.
-            await run_doomed(tmp_path, verb, MORE_THAN_ANY, seconds=chance.uniform(0.3, 1.2))
+            await doomed.run(verb, MORE_THAN_ANY, seconds=chance.uniform(0, longest))
             await resume(tmp_path, cluster, verb)

@@ -236,3 +236,19 @@ async def test_a_port_that_a_tool_has_forged_does_no_harm(tmp_path: Path) -> Non
         listening.unlink()
         os.mkfifo(listening)
         assert (await cluster.observe(PROJECT)).state is Observed.STARTING
+
+
+async def test_a_link_that_a_tool_has_laid_leads_to_no_other_environment(tmp_path: Path) -> None:
+    other = make_project("other")
+    async with open_local(tmp_path) as cluster:
+        for each in (PROJECT, other):
+            await cluster.start(each)
+            await reaches(cluster, each, Observed.READY)
+        state = folder_of(tmp_path, PROJECT).volume / "state"
+        state.rename(state.with_name("moved"))
+        state.symlink_to(folder_of(tmp_path, other).volume / "state")
+        assert (await cluster.observe(PROJECT)).state is Observed.STARTING
+        await cluster.stop(PROJECT)
+        await reaches(cluster, PROJECT, Observed.STOPPED)
+        await cluster.start(PROJECT)
+        assert (await cluster.observe(other)).state is Observed.READY

@@ -56,6 +56,15 @@ async def test_an_agent_that_ignores_sigterm_is_killed_after_the_grace(tmp_path:
         assert marked(mark) == set()
 
 
+async def test_an_agent_that_does_not_listen_yet_is_given_no_grace(tmp_path: Path) -> None:
+    async with open_local(tmp_path, "--ignore-term", "--never-listen", grace=60) as cluster:
+        await cluster.start(PROJECT)
+        pid = pid_of(tmp_path, PROJECT)
+        await cluster.stop(PROJECT)
+        await reaches(cluster, PROJECT, Observed.STOPPED)
+        assert is_gone(pid)
+
+
 async def test_a_stop_that_was_left_is_taken_up_by_whoever_looks_next(tmp_path: Path) -> None:
     async with open_local(tmp_path, "--ignore-term") as first:
         await first.start(PROJECT)

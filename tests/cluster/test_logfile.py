@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greylag.cluster.logfile import ROTATE_ABOVE, last_words, plain, read_lines, rotate
@@ -20,6 +20,7 @@ async def all_of(lines: AsyncIterator[bytes]) -> list[bytes]:
     return [line async for line in lines]
 
 
+@settings(deadline=None)
 @given(
     lines=st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=12),
     torn=st.binary(max_size=5).map(lambda line: line.replace(b"\n", b"")),
@@ -110,6 +111,7 @@ def test_last_words_are_this_run_s_bounded_and_harmless(tmp_path: Path) -> None:
     assert last_words(tmp_path / "none", 0) == ""
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_plain_text_has_no_character_that_a_terminal_obeys(text: str) -> None:
     assert len(plain(text)) == len(text)

@@ -24,6 +24,7 @@ class Agentd(Client):
     process: Process
     folder: Path
     environment_id: str
+    boxed: bool
 
     @property
     def workspace(self) -> Path:
@@ -58,7 +59,10 @@ class Agentd(Client):
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and return the exit code."""
-        self.process.send_signal(number)
+        # A box passes no signal on; agentd is its only child.
+        agentd = psutil.Process(self.process.pid).children() if self.boxed else [self.process]
+        for process in agentd:
+            process.send_signal(number)
         async with asyncio.timeout(15):
             return await self.process.wait()
 
@@ -78,21 +82,24 @@ def environment(folder: Path, environment_id: str, **more: str) -> dict[str, str
 
 
 @asynccontextmanager
-async def agentd(folder: Path, **more: str) -> AsyncIterator[Agentd]:
-    """Run agentd in `folder` until the block ends; then nothing of it may be left."""
+async def agentd(folder: Path, *box: str, **more: str) -> AsyncIterator[Agentd]:
+    """Run agentd in `folder` until the block ends; then nothing of it may be left.
+
+    `box` is a command that runs it where `folder` cannot be seen from here, on the port that
+    GOOSE_API_PORT then has to name.
+    """
     environment_id = f"test-{uuid.uuid4().hex}"
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "greylag.agentd",
+        *(*box, sys.executable, "-m", "greylag.agentd"),
         env=environment(folder, environment_id, **more),
         stderr=asyncio.subprocess.DEVNULL,
     )
     headers = {"authorization": "Bearer test-token"}
     async with aiohttp.ClientSession(headers=headers) as http:
-        running = Agentd(http, "", process, folder, environment_id)
+        running = Agentd(http, "", process, folder, environment_id, bool(box))
         try:
-            running.base = f"http://127.0.0.1:{await _port(folder, process)}"
+            port = more["GOOSE_API_PORT"] if box else await _port(folder, process)
+            running.base = f"http://127.0.0.1:{port}"
             await _ready(running)
             yield running
         finally:
@@ -119,5 +126,13 @@ async def _port(folder: Path, process: Process) -> int:
 
 async def _ready(running: Agentd) -> None:
     async with asyncio.timeout(30):
-        while (await running.json("GET", "/api/v1/health"))[0] != 200:  # noqa: ASYNC110 - health has no event to wait for
+        while not await _healthy(running):
+            assert running.process.returncode is None, "agentd ended at once"
             await asyncio.sleep(0.05)
+
+
+async def _healthy(running: Agentd) -> bool:
+    try:
+        return (await running.json("GET", "/api/v1/health"))[0] == 200
+    except aiohttp.ClientConnectionError:  # in a box we do not see when it listens
+        return False

@@ -28,7 +28,6 @@ async def failure(api: Agentd, message: str) -> tuple[str, str]:
     return events[-2]["content"]["code"], text
 
 
-@pytest.mark.slow
 async def test_every_failure_of_the_provider_has_its_code(tmp_path: Path) -> None:
     expected = {
         "[[status 401]]": ("model_unauthorized", ""),
@@ -45,12 +44,12 @@ async def test_every_failure_of_the_provider_has_its_code(tmp_path: Path) -> Non
         assert (await api.json("GET", "/api/v1/health"))[0] == 200
 
 
-@pytest.mark.slow
 async def test_a_provider_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        async with agentd(tmp_path, GREYLAG_MODEL_URL=url, GREYLAG_MODEL_KEY="sk-x") as api:
+        settings = {"GREYLAG_MODEL_KEY": "sk-x", "GREYLAG_MODEL_RETRIES": "0.1,0.1,0.1"}
+        async with agentd(tmp_path, GREYLAG_MODEL_URL=url, **settings) as api:
             code, _ = await failure(api, "hello")
             assert code == "model_unavailable"
 

@@ -9,11 +9,13 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from greylag.agentd.agent.settings import GOOSE_SETTINGS, SettingValueError
+from greylag.agentd.agent.types import MODEL_RETRIES
 
 LogFormat = Literal["json", "console"]
 
 _MIB = 1024 * 1024
 _MAX_PORT = 65535
+_LONGEST_PAUSE = 30
 _MODEL_SETTING = "GOOSE_MODEL"
 
 
@@ -40,6 +42,7 @@ class AgentdSettings:
         goose: path of goose, or `scripted`; None: find it.
         model_url: base URL of an OpenAI-compatible provider; None: the built-in scripted model.
         model_key: the provider's key; it never leaves agentd.
+        model_retries: seconds to hold back the first, second, ... passing failure of a model call.
         model: the model's name, None when the environment does not say.
         goose_settings: contract settings (GOOSE_MODE, ...) that the environment fixes.
         confirmation_timeout: seconds that a tool confirmation waits before it is declined.
@@ -57,6 +60,7 @@ class AgentdSettings:
     goose: str | None = None
     model_url: str | None = None
     model_key: Secret | None = None
+    model_retries: tuple[float, ...] = MODEL_RETRIES
     model: str | None = None
     goose_settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     confirmation_timeout: float = 600.0
@@ -82,6 +86,7 @@ class AgentdSettings:
             goose=read.text("GREYLAG_GOOSE"),
             model_url=read.url("GREYLAG_MODEL_URL"),
             model_key=read.secret("GREYLAG_MODEL_KEY"),
+            model_retries=read.pauses("GREYLAG_MODEL_RETRIES", default=MODEL_RETRIES),
             model=read.text("GREYLAG_MODEL"),
             goose_settings=read.goose_settings(),
             confirmation_timeout=read.seconds("GREYLAG_CONFIRMATION_TIMEOUT", default=600.0),
@@ -163,6 +168,18 @@ class _Reader:
             raise AgentdConfigError(f"{name} must be more than 0 seconds, not {value}.")
         return number
 
+    def pauses(self, name: str, *, default: tuple[float, ...]) -> tuple[float, ...]:
+        value = self.text(name)
+        if value is None:
+            return default
+        try:
+            pauses = tuple(float(part) for part in value.split(","))
+        except ValueError as error:
+            raise AgentdConfigError(f"{name} must be seconds, as 1,2,4, not {value!r}.") from error
+        if not all(0 <= pause <= _LONGEST_PAUSE for pause in pauses):
+            raise AgentdConfigError(f"{name}: each pause is from 0 to {_LONGEST_PAUSE} seconds.")
+        return pauses
+
     def url(self, name: str) -> str | None:
         value = self.text(name)
         if value is None:
@@ -172,6 +189,8 @@ class _Reader:
             raise AgentdConfigError(
                 f"{name} must be an http or https address, as https://api.openai.com."
             )
+        if parts.username is not None or parts.password is not None:
+            raise AgentdConfigError(f"{name} must not hold a key; GREYLAG_MODEL_KEY is for that.")
         return value.rstrip("/")
 
     def log_format(self, name: str) -> LogFormat:

@@ -17,11 +17,17 @@ def configure_logs(log_format: LogFormat) -> None:
     ]
     if log_format == "json":
         ending: list[structlog.typing.Processor] = [
-            structlog.processors.dict_tracebacks,
+            # Without the values of variables, which may be secrets.
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
             structlog.processors.JSONRenderer(),
         ]
     else:
-        ending = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        traceback = structlog.dev.RichTracebackFormatter(show_locals=False)
+        ending = [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=traceback)
+        ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

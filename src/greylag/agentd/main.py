@@ -26,7 +26,7 @@ from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.logs import configure_logs
 from greylag.agentd.model.provider import demonstration, provider
-from greylag.agentd.records.database import Database
+from greylag.agentd.records.database import Database, StorageError
 from greylag.agentd.records.sessions import SessionRecords
 from greylag.agentd.records.turns import TurnRecords
 from greylag.agentd.sessions import SessionService
@@ -68,6 +68,9 @@ def run(settings: AgentdSettings) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, command, volume, listener))
+    except StorageError as error:
+        _log.error("cannot_start", reason=str(error))
+        return EXIT_FAILED
     except Exception:  # noqa: BLE001 - the outermost frame: it logs all of it and says so by its exit code
         _log.exception("agentd_failed")
         return EXIT_FAILED
@@ -80,8 +83,9 @@ async def _serve(
     settings: AgentdSettings, command: AgentCommand, volume: Volume, listener: socket.socket
 ) -> None:
     stop = _stop_signal()
+    journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
+    journals.release_reserve()  # to start on a full disk too; the first turn takes it up again
     async with _records(volume) as records:
-        journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
         await end_open_turns(records.turns, journals, time.time)
         agent = Agent(command, _setup(settings, volume))
         async with asyncio.TaskGroup() as tasks:
@@ -136,6 +140,7 @@ def _setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
         tmp=volume.tmp,
         model=settings.model,
         provider=provider(settings),
+        model_retries=settings.model_retries,
         settings=settings.goose_settings,
         defaults={setting.key: str(setting.default) for setting in pinned},
         environment_id=settings.environment_id,

@@ -73,9 +73,14 @@ class Volume:
         """Take the folder for this process; return the open lock, which lasts until it is closed.
 
         Raises:
-            AgentdConfigError: another agentd has it.
+            AgentdConfigError: another agentd has it, or it cannot be taken.
         """
-        lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _OWN_FILE)
+        path = self.state / "lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            lock = os.open(path, flags, _OWN_FILE)
+        except OSError as error:
+            raise AgentdConfigError(f"{path} cannot be opened: {error.strerror}.") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -87,7 +92,9 @@ class Volume:
         """Say in `state/listening.json` where agentd listens; readers see all of it or nothing."""
         about = {"port": port, "pid": os.getpid(), "started_at": started_at}
         draft = self.listening.with_suffix(".new")
-        draft.write_text(json.dumps(about))
+        draft.unlink(missing_ok=True)  # the agent's tools may have put a link there
+        with draft.open("x") as file:
+            json.dump(about, file)
         draft.replace(self.listening)
 
     def withdraw(self) -> None:

@@ -5,7 +5,6 @@ killed in between leaves a state that the same verb, again, brings to its end.
 """
 
 import json
-import os
 import secrets
 import signal
 import time
@@ -27,7 +26,7 @@ from greylag.domain.project import Fence, ProjectRef
 
 _KILL_SECONDS = 3.0
 _KILL_POLL_SECONDS = 0.02
-_LISTENING_BYTES = 4096
+_NO_GRACE = 0.0  # a stop that began at the epoch
 _LAST_PORT = 65535
 
 Spawn = Callable[[Folder, Record], Record]
@@ -82,7 +81,7 @@ class Environment:
                 return None
             self._kill_leftovers(record)
             # Whatever port is written there from now on is the new process's.
-            self.folder.listening.unlink(missing_ok=True)
+            self.folder.forget_listening()
             return spawn(self.folder, record).process
 
     def begin_stop(self) -> frozenset[ProcessId] | None:
@@ -94,7 +93,10 @@ class Environment:
             if record is None or record.phase is Phase.STOPPED:
                 return None
             if record.phase is Phase.RUNNING:
-                record = replace(record, phase=Phase.STOPPING, stopping_since=time.time())
+                # One that does not listen yet has nothing to end, and may not hear SIGTERM either:
+                # as the first process of a sandbox it has to be ready for it.
+                since = time.time() if self._port() is not None else _NO_GRACE
+                record = replace(record, phase=Phase.STOPPING, stopping_since=since)
                 self.folder.write(record)
             main = record.process
             if main is None:
@@ -191,11 +193,8 @@ class Environment:
         """Return the port that agentd says it listens on. Tools in the environment can write that
         file too, so it is believed no further than a port goes.
         """
-        # Not blocking: it may be a pipe that nobody writes to.
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
-            with os.fdopen(os.open(self.folder.listening, flags), "rb") as file:
-                port = json.loads(file.read(_LISTENING_BYTES) or b"")["port"]
+            port = json.loads(self.folder.read_listening())["port"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return port if type(port) is int and 0 < port <= _LAST_PORT else None

@@ -27,6 +27,9 @@ from greylag.domain.project import Fence
 _log = structlog.get_logger(__name__)
 _LABEL = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{MAX_LABEL_LENGTH - 1}}}")
 _RECORD = "environment.json"
+_STATE = "state"
+_LISTENING = "listening.json"
+_LISTENING_BYTES = 4096
 _LOCKS = ".locks"
 _REMOVED = ".removed"
 _LOCK_SECONDS = 10.0
@@ -59,8 +62,8 @@ class Folder:
 
     @property
     def listening(self) -> Path:
-        """Where agentd writes its port once it listens."""
-        return self.volume / "state" / "listening.json"
+        """Where agentd writes its port once it listens. See ``read_listening``."""
+        return self.volume / _STATE / _LISTENING
 
     @classmethod
     def of(cls, root: Path, names: EnvironmentNames) -> "Folder":
@@ -100,6 +103,34 @@ class Folder:
             file.flush()
             os.fsync(descriptor)
         staged.replace(self.path / _RECORD)
+
+    def read_listening(self) -> bytes:
+        """Return the beginning of ``listening``.
+
+        Tools in the environment can put a link or a pipe in its place, or in the place of the
+        folder that it is in: no link is followed, and nothing is waited for.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        with self._state() as state:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+            with os.fdopen(os.open(_LISTENING, flags, dir_fd=state), "rb") as file:
+                return file.read(_LISTENING_BYTES) or b""
+
+    def forget_listening(self) -> None:
+        """Remove ``listening``, which a former agentd may have left; follows no link either."""
+        with suppress(FileNotFoundError, NotADirectoryError), self._state() as state:
+            os.unlink(_LISTENING, dir_fd=state)
+
+    @contextmanager
+    def _state(self) -> Iterator[int]:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        descriptor = os.open(self.volume / _STATE, flags)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def make(self) -> None:
         """Make the folder and its volume."""

@@ -105,7 +105,9 @@ from greylag.agentd.agent import orphans
 from greylag.agentd.agent.process import harden_this_process
 harden_this_process()
 assert orphans.adopts_orphans()
-agent = subprocess.Popen(["/bin/sh", "-c", {hider!r}], env={{"GREYLAG_AGENT_RUN": "m"}})
+mark = {{"GREYLAG_AGENT_RUN": "m"}}
+# A shell says "Killed" of a child; what this process says itself is what counts.
+agent = subprocess.Popen(["/bin/sh", "-c", {hider!r}], env=mark, stderr=subprocess.DEVNULL)
 root = psutil.Process(agent.pid)
 while len(psutil.Process().children(recursive=True)) < 2:
     time.sleep(0.01)
@@ -120,10 +122,40 @@ print(psutil.Process().children(recursive=True))
     assert (done.stderr, done.stdout) == ("", "[]\n")
 
 
-def test_the_process_clock_tells_before_from_after() -> None:
+def start_loop() -> "subprocess.Popen[bytes]":
+    """Start a tool of session `s` that starts another process every moment."""
+    mine = {orphans.MARK: "clock", "AGENT_SESSION_ID": "s", "PATH": os.environ["PATH"]}
+    return subprocess.Popen(["/bin/sh", "-c", "while :; do sleep 0.01; done"], env=mine)
+
+
+def test_a_session_s_kill_ends_what_began_since_and_nothing_of_what_runs_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(orphans, "_KILL_SECONDS", 1000)  # it must not try until it gives up
+    older = start_loop()
+    began = orphans.process_clock()
+    while orphans.process_clock() < began + 0.1:  # start times are counted in ticks
+        pass
+    since = orphans.process_clock()
+    newer = start_loop()
+    try:
+        orphans.kill_session("clock", "s", since)
+        assert newer.wait(10) == -9
+        assert older.poll() is None
+    finally:
+        older.kill()
+        older.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no time since the boot")
+def test_setting_the_clock_does_not_move_when_a_process_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = orphans.process_clock()
     with subprocess.Popen(["/bin/sleep", "60"]) as process:
-        began = psutil.Process(process.pid).create_time()
+        # The system derives the boot's time from the clock; this is what a step back looks like.
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
+        began = orphans._began(psutil.Process(process.pid))
         process.kill()
     assert before - 0.02 <= began <= orphans.process_clock() + 0.02
 

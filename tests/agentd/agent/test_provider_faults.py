@@ -21,11 +21,9 @@ async def agent(
     start_agent: StartAgent,
     goose_command: AgentCommand,
     fake_provider: ModelProvider,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Agent:
-    agent = await start_agent(goose_command, provider=fake_provider)
-    monkeypatch.setattr(agent._relay, "_retry_seconds", (0.01, 0.01, 0.01))
-    return agent
+    pauses = (0.01, 0.01, 0.01)
+    return await start_agent(goose_command, provider=fake_provider, model_retries=pauses)
 
 
 @pytest.fixture

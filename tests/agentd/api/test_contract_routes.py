@@ -86,7 +86,7 @@ async def test_a_session_s_life(tmp_path: Path) -> None:
         }
         assert (await api.json("GET", one)) == (404, not_found)
         assert (await api.json("GET", f"{one}/messages"))[0] == 404
-        assert list((tmp_path / "state/turns").iterdir()) == []
+        assert list((tmp_path / "state/turns").glob("*.sse")) == []
 
 
 async def test_deleting_a_session_ends_the_turn_that_runs_in_it(tmp_path: Path) -> None:

@@ -295,3 +295,37 @@ async def test_an_agent_that_is_not_ready_is_503_and_starts_nothing(tmp_path: Pa
         assert (await api.json("GET", "/api/v1/sessions"))[1]["total"] == 0
         api.agent.state = READY
         assert (await api.json("POST", "/api/v1/turns", {"message": "hello"}))[0] == 201
+
+
+async def test_records_that_cannot_be_written_refuse_the_turn_and_leave_nothing_of_it(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as api:
+        session = await api.session()
+        body = {"session_id": session, "message": "x" * 100_000, "message_id": "m1"}
+        database = api.services.sessions._sessions._database
+
+        async def limit(pages: int) -> None:
+            pragma = f"PRAGMA max_page_count = {pages}"
+            await database.run(lambda: database.connection.execute(pragma))
+
+        await limit(1)  # SQLite then says that the disk is full
+        status, refused = await api.json("POST", "/api/v1/turns", body)
+        assert (status, refused["code"]) == (500, "storage_failed")
+        assert "full" in refused["message"]
+        assert api.agent.prompts == []
+        await limit(1_000_000)
+        status, turn = await api.json("POST", "/api/v1/turns", body)
+        assert status == 201
+        events = await api.events(turn["turn_id"])
+        assert events[-1]["content"]["stop_reason"] == "end_turn"
+
+
+async def test_a_long_error_of_the_provider_is_shortened(tmp_path: Path) -> None:
+    async def fails(_agent: AgentDouble, _text: str, _sink: TurnSink) -> PromptResult:
+        raise AgentRefusedError(-32603, "<html>" * 100_000)
+
+    async with serving(tmp_path, AgentDouble(fails), turn_journal_limit=1024) as api:
+        events = await api.events(await api.turn("hello", message_id="\U0001f9a2" * 200))
+        assert [event["type"] for event in events] == ["turn", "error", "complete"]
+        assert len(events[1]["content"]["error"]) == 4000

@@ -3,6 +3,7 @@ import json
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from greylag import sse
 from greylag.agentd.journal import recovery as journal_recovery
 from greylag.agentd.journal import tail as journal_tail
 from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJournal
+from greylag.agentd.journal.reserve import Reserve
 from greylag.agentd.journal.tail import JournalGoneError, JournalTail, UnknownEventError
 
 BIG = 1 << 20
@@ -27,6 +29,14 @@ async def read_all(tail: JournalTail) -> bytes:
         return b"".join([data async for data in tail.chunks()])
     finally:
         tail.close()
+
+
+def events_of(path: Path) -> list[tuple[str, Any]]:
+    """Repair a journal and return its events."""
+    found: list[tuple[str, Any]] = []
+    count = journal_recovery.repair(path, "t", lambda kind, content: found.append((kind, content)))
+    assert count == len(found)
+    return found
 
 
 async def ended(journal: TurnJournal) -> None:
@@ -86,7 +96,7 @@ async def test_the_limit_stops_the_turn_but_leaves_room_for_its_end(tmp_path: Pa
     journal.append("error", {"error": "full"}, last_words=True)
     journal.append("complete", {}, last_words=True)
     await ended(journal)
-    kinds = [kind for kind, _ in journal_recovery.events(tmp_path / "t.sse")]
+    kinds = [kind for kind, _ in events_of(tmp_path / "t.sse")]
     assert kinds[-2:] == ["error", "complete"]
 
 
@@ -144,34 +154,47 @@ def test_an_id_of_another_shape_is_refused(value: str) -> None:
         journal_tail.event_number("t", value)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all examples: each example writes its file anew."""
+    return tmp_path_factory.mktemp("journals")
+
+
 @settings(max_examples=60, deadline=None)
 @given(contents=st.lists(CONTENTS, min_size=1, max_size=12), block=st.integers(1, 40))
 def test_resuming_after_any_event_gives_exactly_what_follows(
-    contents: list[dict[str, str]], block: int, tmp_path_factory: pytest.TempPathFactory
+    contents: list[dict[str, str]], block: int, folder: Path
 ) -> None:
-    folder = tmp_path_factory.mktemp("resume")
-
-    async def check() -> None:
-        journal = journal_at(folder)
-        for content in contents:
-            journal.append("message", content)
-        await ended(journal)
-        frames = [
-            sse.encode({"type": "message", "content": content}, id=f"t-{number}")
-            for number, content in enumerate(contents)
-        ]
-        for number in range(len(contents)):
-            tail = JournalTail(folder / "t.sse", None)
-            await tail.skip(number)
-            assert await read_all(tail) == b"".join(frames[number + 1 :])
-        tail = JournalTail(folder / "t.sse", None)
-        with pytest.raises(UnknownEventError):
-            await tail.skip(len(contents))
-        tail.close()
-
+    frames = [
+        sse.encode({"type": "message", "content": content}, id=f"t-{number}")
+        for number, content in enumerate(contents)
+    ]
+    path = folder / "t.sse"
+    path.write_bytes(b"".join(frames))
+    end = path.stat().st_size
+    fd = os.open(path, os.O_RDONLY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal_tail, "READ_SIZE", block)
-        asyncio.run(check())
+        offsets = [journal_tail._offset_after(fd, number, end) for number in range(len(frames) + 1)]
+    os.close(fd)
+    assert offsets == [len(b"".join(frames[: n + 1])) for n in range(len(frames))] + [None]
+
+
+async def test_a_reader_may_begin_after_any_event_and_no_other(tmp_path: Path) -> None:
+    journal = journal_at(tmp_path)
+    for number in range(5):
+        journal.append("message", {"content": f"{number}\n\n"})
+    await ended(journal)
+    whole = (tmp_path / "t.sse").read_bytes()
+    ends = [at + 2 for at in range(len(whole)) if whole.startswith(b"\n\n", at)]
+    for number, end in enumerate(ends):
+        tail = JournalTail(tmp_path / "t.sse", None)
+        await tail.skip(number)
+        assert await read_all(tail) == whole[end:]
+    tail = JournalTail(tmp_path / "t.sse", None)
+    with pytest.raises(UnknownEventError):
+        await tail.skip(5)
+    tail.close()
 
 
 @settings(max_examples=80, deadline=None)
@@ -180,9 +203,9 @@ def test_a_torn_end_is_cut_at_the_last_whole_frame_wherever_it_tore(
     contents: list[dict[str, str]],
     data: st.DataObject,
     block: int,
-    tmp_path_factory: pytest.TempPathFactory,
+    folder: Path,
 ) -> None:
-    path = tmp_path_factory.mktemp("torn") / "t.sse"
+    path = folder / "torn.sse"
     frames = [
         sse.encode({"type": "message", "content": content}, id=f"t-{number}")
         for number, content in enumerate(contents)
@@ -192,12 +215,12 @@ def test_a_torn_end_is_cut_at_the_last_whole_frame_wherever_it_tore(
     path.write_bytes(whole[:torn_at])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal_recovery, "_BLOCK", block)
-        kept = journal_recovery.cut_torn_end(path)
+        events = events_of(path)
     ends = [len(b"".join(frames[: count + 1])) for count in range(len(frames))]
-    assert kept == sum(end <= torn_at for end in ends)
+    kept = sum(end <= torn_at for end in ends)
     assert path.read_bytes() == b"".join(frames[:kept])
-    assert [content for _, content in journal_recovery.events(path)] == contents[:kept]
-    assert journal_recovery.cut_torn_end(path) == kept
+    assert [content for _, content in events] == contents[:kept]
+    assert events_of(path) == events
 
 
 def test_the_oldest_ended_journals_go_first_and_running_ones_stay(tmp_path: Path) -> None:
@@ -205,9 +228,85 @@ def test_the_oldest_ended_journals_go_first_and_running_ones_stay(tmp_path: Path
         path = tmp_path / f"{name}.sse"
         path.write_bytes(b"x" * 1000)
         os.utime(path, (number, number))
-    removed = journal_recovery.remove_oldest(tmp_path, 2500, frozenset({"a"}))
+    (tmp_path / "link.sse").symlink_to("nowhere")  # of a tool that plays tricks
+    (tmp_path / "folder.sse").mkdir()
+    removed = journal_recovery.remove_oldest(tmp_path, 2500, {"a"}.__contains__)
     assert removed == ["b", "c"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.sse", "d.sse"]
+    left = ["a.sse", "d.sse", "folder.sse", "link.sse"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_a_journal_that_goes_while_room_is_made_is_no_error(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.sse").write_bytes(b"x" * 1000)
+
+    def running(turn_id: str) -> bool:
+        (tmp_path / f"{turn_id}.sse").unlink()  # its session is deleted at this moment
+        return False
+
+    assert sorted(journal_recovery.remove_oldest(tmp_path, 0, running)) == ["a", "b"]
+
+
+async def test_a_link_or_a_pipe_in_the_place_of_a_journal_is_neither_read_nor_written(
+    tmp_path: Path,
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"kept")
+    (tmp_path / "t.sse").symlink_to(outside)
+    with pytest.raises(OSError, match="symbolic"):
+        journal_at(tmp_path)
+    with pytest.raises(OSError, match="symbolic"):
+        events_of(tmp_path / "t.sse")
+    with pytest.raises(JournalGoneError):
+        JournalTail(tmp_path / "t.sse", None)
+    assert outside.read_bytes() == b"kept"
+    os.mkfifo(tmp_path / "pipe.sse")
+    with pytest.raises(OSError, match="seek"):
+        journal_recovery.repair(tmp_path / "pipe.sse", "pipe", lambda *_: None)
+    assert await read_all(JournalTail(tmp_path / "pipe.sse", None)) == b""
+
+
+async def test_after_a_failed_write_a_turn_can_still_be_ended_without_a_gap(tmp_path: Path) -> None:
+    journal = journal_at(tmp_path)
+    journal.append("message", {"content": "kept"})
+    await asyncio.sleep(0)
+    assert not journal.try_again()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.size + 10, hard))
+    try:
+        journal.append("message", {"content": "lost"})
+        with pytest.raises(JournalError):
+            await journal.seal()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert journal.try_again()
+    journal.append("complete", {}, last_words=True)
+    await ended(journal)
+    assert [kind for kind, _ in events_of(tmp_path / "t.sse")] == ["message", "complete"]
+
+
+def test_the_reserve_takes_up_room_until_it_is_released(tmp_path: Path) -> None:
+    reserve = Reserve(tmp_path / "reserve", size=5000)
+    reserve.release()
+    for _ in range(2):
+        reserve.hold()
+        assert reserve.held
+        assert (tmp_path / "reserve").stat().st_size == 5000
+    reserve.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reserve_without_room_gives_back_what_it_took(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        reserve = Reserve(tmp_path / "reserve", size=5000)
+        with pytest.raises(OSError, match="large"):
+            reserve.hold()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not reserve.held
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_frame_is_json_on_one_line() -> None:

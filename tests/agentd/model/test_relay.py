@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from greylag.agentd.agent.types import ModelProvider
 from greylag.agentd.model.relay import ModelRelay
@@ -52,14 +54,14 @@ async def test_the_provider_sees_its_key_and_neither_the_token_nor_hop_by_hop_he
         async with (
             relay.serving(),
             client.post(
-                f"{relay.url}/v1/x?q=a%20b",
+                f"{relay.url}/v1/responses?q=a%20b",
                 data=b"\x00body",
                 headers=headers(relay) | {"Connection": "keep-alive, x-hop", "x-hop": "1"},
             ) as answer,
         ):
             assert await answer.json() == {"ok": True}
             assert answer.headers["x-kept"] == "1"
-    assert (seen["path"], seen["body"]) == ("/v1/x?q=a%20b", b"\x00body")
+    assert (seen["path"], seen["body"]) == ("/v1/responses?q=a%20b", b"\x00body")
     assert seen["headers"]["Authorization"] == "Bearer real"
     assert "x-hop" not in seen["headers"]
     assert "agent-session-id" not in seen["headers"]
@@ -79,12 +81,12 @@ async def test_an_answer_is_passed_on_while_it_is_made(
         return response
 
     app = web.Application()
-    app.router.add_post("/v1/x", provider)
+    app.router.add_post("/v1/responses", provider)
     async with serve_app(app) as url:
         relay = ModelRelay(ModelProvider(url))
         async with (
             relay.serving(),
-            client.post(f"{relay.url}/v1/x", headers=headers(relay)) as answer,
+            client.post(f"{relay.url}/v1/responses", headers=headers(relay)) as answer,
         ):
             assert await answer.content.readany() == b"first"
             go_on.set()
@@ -105,12 +107,12 @@ async def test_a_client_that_hangs_up_ends_the_call_at_the_provider(
         raise AssertionError
 
     app = web.Application()
-    app.router.add_post("/v1/x", provider)
+    app.router.add_post("/v1/responses", provider)
     async with serve_app(app) as url:
         relay = ModelRelay(ModelProvider(url))
         async with relay.serving():
             call = asyncio.create_task(
-                client.post(f"{relay.url}/v1/x", headers=headers(relay)).__aenter__()
+                client.post(f"{relay.url}/v1/responses", headers=headers(relay)).__aenter__()
             )
             await asked.wait()
             call.cancel()
@@ -181,3 +183,61 @@ async def test_an_unreachable_provider_gives_502_in_its_own_error_shape(
         error = (await answer.json())["error"]
     assert unused_url.removeprefix("http://") in error["message"]
     assert "real" not in error["message"]
+
+
+async def test_nothing_but_model_calls_is_passed_on_with_the_key(
+    client: aiohttp.ClientSession, serve_app: Serve
+) -> None:
+    passed: list[str] = []
+
+    async def provider(request: web.Request) -> web.Response:
+        passed.append(f"{request.method} {request.raw_path}")
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_route("*", "/{p:.*}", provider)
+    refused = [
+        ("GET", "/v1/files"),
+        ("DELETE", "/v1/models/mine"),
+        ("GET", "/v1/models/../files"),
+        ("GET", "/v1/models/..%2ffiles"),
+        ("GET", "/v1/chat/completions"),
+        ("POST", "/v1/chat/completions/..%2f..%2ffiles"),
+        ("GET", "/v1/organization/admin_api_keys"),
+    ]
+    async with serve_app(app) as url:
+        relay = ModelRelay(ModelProvider(url, key="real"))
+        async with relay.serving():
+            for method, path in [*refused, ("GET", "/v1/models"), ("GET", "/v1/models/m-1:a")]:
+                target = URL(relay.url + path, encoded=True)
+                async with client.request(method, target, headers=headers(relay)) as answer:
+                    assert answer.status == (403 if (method, path) in refused else 200), path
+    assert passed == ["GET /v1/models", "GET /v1/models/m-1:a"]
+
+
+async def test_a_netrc_of_the_agent_changes_nothing(
+    client: aiohttp.ClientSession,
+    serve_app: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+
+    async def provider(request: web.Request) -> web.Response:
+        seen.append(request.headers["Authorization"])
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_get("/v1/models", provider)
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("default login someone password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with serve_app(app) as url:
+        relay = ModelRelay(ModelProvider(url, key="real"))
+        async with relay.serving():
+            models = f"{relay.url}/v1/models"
+            async with client.get(models, headers=headers(relay)) as answer:
+                assert answer.status == 200
+    assert seen == ["Bearer real"]

@@ -23,6 +23,12 @@ def frames(*events: tuple[str, dict[str, str]]) -> list[bytes]:
     ]
 
 
+def kinds_of(path: Path) -> list[str]:
+    kinds: list[str] = []
+    journal_recovery.repair(path, "t", lambda kind, _: kinds.append(kind))
+    return kinds
+
+
 async def recovered(folder: Path, journal: bytes | None) -> TurnRecord:
     """Recover one turn that a crash left with this journal; return its record."""
     if journal is not None:
@@ -50,7 +56,7 @@ async def test_a_turn_cut_in_a_frame_keeps_what_was_whole_and_ends_with_an_error
     assert data.startswith(b"".join(whole[:3]))
     ids = [sse.parse(frame) for frame in sse.FrameSplitter().feed(data)]
     assert [frame.id for frame in ids if frame] == [event_id("t", n) for n in range(5)]
-    kinds = [kind for kind, _ in journal_recovery.events(tmp_path / "t.sse")]
+    kinds = kinds_of(tmp_path / "t.sse")
     assert kinds[-2:] == ["error", "complete"]
 
 
@@ -67,5 +73,41 @@ async def test_a_turn_without_any_event_still_gets_all_it_needs(
 ) -> None:
     turn = await recovered(tmp_path, journal)
     assert turn.status == "error"
-    kinds = [kind for kind, _ in journal_recovery.events(tmp_path / "t.sse")]
-    assert kinds == ["turn", "error", "complete"]
+    assert kinds_of(tmp_path / "t.sse") == ["turn", "error", "complete"]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\0" * 5000 + frames(("turn", {}), MESSAGE)[1],
+        b"id: t-1\ndata: 5\n\n",
+        b'id: t-1\ndata: {"type": "message", "content": {}}\n\n',
+        b"id: t-1\ndata: {\n\n",
+        b"id: t-1\ndata: " + b"[" * 100_000 + b"\n\n",
+        frames(MESSAGE)[0].replace(b"t-0", b"u-1"),
+        frames(("turn", {}), MESSAGE, COMPLETE)[2],
+    ],
+    ids=["zeros", "a number", "no text", "no JSON", "deep", "another turn's", "a gap"],
+)
+async def test_what_is_no_event_of_the_turn_is_cut_off_with_all_that_follows(
+    tmp_path: Path, garbage: bytes
+) -> None:
+    begin = frames(("turn", {}))[0]
+    turn = await recovered(tmp_path, begin + garbage + begin)
+    assert (turn.status, turn.error_code, turn.answer) == ("error", "agent_restarted", "")
+    assert kinds_of(tmp_path / "t.sse") == ["turn", "error", "complete"]
+
+
+async def test_a_journal_that_cannot_be_written_does_not_keep_agentd_from_starting(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "t.sse").mkdir()
+    turn = await recovered(tmp_path, None)
+    assert (turn.status, turn.error_code) == ("error", "agent_restarted")
+
+
+async def test_events_of_a_deleted_turn_go_where_a_crash_kept_them(tmp_path: Path) -> None:
+    (tmp_path / "deleted.sse").write_bytes(b"what was said")
+    await recovered(tmp_path, None)
+    assert not (tmp_path / "deleted.sse").exists()
+    assert (tmp_path / "t.sse").exists()

@@ -30,6 +30,8 @@ def main() -> None:
         (folder / "shell.pid").write_text(str(shell.pid))
     tried = {path: attempt(path) for path in flags.attempt}
     (folder / "facts.json").write_text(json.dumps(facts() | {"tried": tried}))
+    while flags.never_listen:
+        signal.pause()
     serve(folder, ready=not flags.never_ready)
 
 
@@ -39,6 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shell", choices=["marked", "bare"])
     parser.add_argument("--die", type=int)
     parser.add_argument("--never-ready", action="store_true")
+    parser.add_argument("--never-listen", action="store_true")
     parser.add_argument("--attempt", action="append", default=[])
     return parser.parse_args()
 

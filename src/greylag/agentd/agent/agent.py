@@ -49,7 +49,7 @@ class Agent:
     def __init__(self, command: AgentCommand, setup: AgentSetup) -> None:
         self._command = command
         self._setup = setup
-        self._relay = ModelRelay(setup.provider)
+        self._relay = ModelRelay(setup.provider, retry_seconds=setup.model_retries)
         self._state = AgentState(command.kind, "starting", None, "The agent is starting.")
         self._ready = asyncio.Event()
         self._life: AgentLife | None = None

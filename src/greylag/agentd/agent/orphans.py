@@ -9,7 +9,8 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 
 import psutil
 import structlog
@@ -22,6 +23,7 @@ _PR_GET_CHILD_SUBREAPER = 37
 _KILL_SECONDS = 3.0
 _PAUSE_SECONDS = 0.02
 _SESSION = "AGENT_SESSION_ID"
+_STAT_START_TIME = 19  # counted from the field after the name
 _TICK = 0.02  # seconds; start times are counted in ticks of 10 ms
 
 log = structlog.get_logger(__name__)
@@ -72,13 +74,16 @@ def kill_session(mark: str, session: str, since: float) -> None:
         since: a value of `process_clock`.
     """
     wanted = {MARK: mark, _SESSION: session}
-    _kill_until_none(lambda: [p for p in _with_environ(wanted) if _began(p) >= since - _TICK])
+    _kill_until_none(lambda: _begun_since(_with_environ(wanted), since - _TICK))
 
 
 def process_clock() -> float:
-    """Return now, on the clock by which the system tells when a process began."""
+    """Return now, on the clock by which `_began` tells when a process began.
+
+    On Linux it counts from the boot, so setting the system's clock does not change it.
+    """
     if sys.platform == "linux":
-        return psutil.boot_time() + time.clock_gettime(time.CLOCK_BOOTTIME)
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.time()
 
 
@@ -134,11 +139,36 @@ def _environ(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
+def _begun_since(processes: Collection[psutil.Process], since: float) -> list[psutil.Process]:
+    """Return those that began since then, without what older ones among them have started.
+
+    A loop in the background of an earlier turn may start a process every moment.
+    """
+    began = {process.pid: _began(process) for process in processes}
+    older = {pid for pid, start in began.items() if start < since}
+    return [
+        process
+        for process in processes
+        if process.pid not in older and older.isdisjoint(_parents(process))
+    ]
+
+
+def _parents(process: psutil.Process) -> set[int]:
+    try:
+        return {parent.pid for parent in process.parents()}
+    except psutil.Error:
+        return set()
+
+
 def _began(process: psutil.Process) -> float:
     try:
-        return process.create_time()
-    except psutil.Error:
+        if sys.platform != "linux":
+            return process.create_time()
+        stat = Path(f"/proc/{process.pid}/stat").read_bytes()
+    except (psutil.Error, OSError):
         return 0.0
+    # proc(5): the second field is the program's name in brackets, which may hold anything.
+    return int(stat[stat.rindex(b")") + 2 :].split()[_STAT_START_TIME]) / os.sysconf("SC_CLK_TCK")
 
 
 def _kill_until_none(find: Callable[[], Iterable[psutil.Process]]) -> None:

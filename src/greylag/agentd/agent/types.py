@@ -9,6 +9,9 @@ AgentKind = Literal["goose", "scripted"]
 AgentStatus = Literal["starting", "ready", "failed"]
 Decision = Literal["allow_once", "reject_once", "cancelled"]
 
+MODEL_RETRIES = (1.0, 2.0, 4.0)
+"""Seconds to hold back the first, second and third failure of a model call that may pass."""
+
 
 @dataclass(frozen=True, slots=True)
 class AgentCommand:
@@ -46,6 +49,7 @@ class AgentSetup:
         tmp: its TMPDIR (must exist, writable).
         model: the model's name; None leaves it to the agent's stored settings.
         provider: where model calls go; None means the built-in scripted model.
+        model_retries: seconds to hold back the first, second, ... passing failure of a model call.
         settings: further `GOOSE_*` settings for its environment, as GOOSE_MODE; they win over
             stored ones.
         defaults: settings that are stored in the agent when it has none of that name stored.
@@ -57,6 +61,7 @@ class AgentSetup:
     tmp: Path
     model: str | None = None
     provider: ModelProvider | None = None
+    model_retries: tuple[float, ...] = MODEL_RETRIES
     settings: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(
         default_factory=lambda: {"GOOSE_MODEL": "gpt-4o", "GOOSE_MODE": "smart_approve"}

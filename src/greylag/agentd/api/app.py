@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -13,7 +14,7 @@ from greylag.agentd.api.auth import Auth
 from greylag.agentd.api.request_log import RequestLog
 from greylag.agentd.api.routes.extensions import ExtensionRoutes
 from greylag.agentd.api.routes.health import HealthRoutes
-from greylag.agentd.api.routes.http import refused
+from greylag.agentd.api.routes.http import refusal, refused
 from greylag.agentd.api.routes.messages import MessageReader, MessageRoutes
 from greylag.agentd.api.routes.sessions import SessionRoutes
 from greylag.agentd.api.routes.settings import SettingRoutes
@@ -22,9 +23,12 @@ from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.model.provider import model_object
 from greylag.agentd.problems import RefusedError
+from greylag.agentd.records.database import StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService
 from greylag.agentd.turns.turns import TurnService
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
         middleware=[Middleware(RequestLog), Middleware(Auth, token=settings.token)],
         exception_handlers={
             RefusedError: refused,
+            StorageError: _storage_failed,
             HTTPException: _http_error,
             Exception: _defect,
         },
@@ -70,6 +75,12 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     code = error.detail.lower().replace(" ", "_")
     body = {"error": error.detail, "message": f"{error.detail}.", "code": code}
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+async def _storage_failed(_request: Request, error: Exception) -> Response:
+    """Answer what the records could not take or give, a full disk most often."""
+    _log.error("records_failed", reason=str(error))
+    return refusal(RefusedError("storage_failed", "Storage failed", str(error)))
 
 
 async def _defect(_request: Request, _error: Exception) -> Response:

@@ -1,10 +1,13 @@
 """The folder of journals: a file for each turn, and a limit for all of them."""
 
 import asyncio
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from greylag.agentd.journal import recovery as journal_recovery
 from greylag.agentd.journal.journal import TurnJournal
+from greylag.agentd.journal.reserve import Reserve
 from greylag.agentd.journal.tail import JournalTail
 
 
@@ -21,6 +24,7 @@ class Journals:
         self._folder = folder
         self._turn_limit = turn_limit
         self._total_limit = total_limit
+        self._reserve = Reserve(folder / "reserve")
 
     def path(self, turn_id: str) -> Path:
         """Return where a turn's journal is, or would be."""
@@ -44,15 +48,36 @@ class Journals:
 
     def remove(self, turn_id: str) -> None:
         """Remove a turn's journal, if it is there."""
-        self.path(turn_id).unlink(missing_ok=True)
+        journal_recovery.remove(self.path(turn_id))
 
-    async def make_room(self, keep: frozenset[str]) -> int:
-        """Remove the oldest journals past the limit, but none of the turns in `keep`.
+    async def hold_reserve(self) -> None:
+        """Keep some room on the disk for ending turns, unless it is kept already.
+
+        Raises:
+            OSError: there is not enough.
+        """
+        if not self._reserve.held:
+            await asyncio.to_thread(self._reserve.hold)
+
+    def release_reserve(self) -> None:
+        """Give up the room that was kept, as the disk is full."""
+        self._reserve.release()
+
+    async def make_room(self, running: Callable[[str], bool]) -> int:
+        """Remove the oldest journals past the limit, but none of a turn that is `running`.
 
         Returns:
             how many were removed.
         """
         removed = await asyncio.to_thread(
-            journal_recovery.remove_oldest, self._folder, self._total_limit, keep
+            journal_recovery.remove_oldest, self._folder, self._total_limit, running
         )
         return len(removed)
+
+    async def remove_unknown(self, known: AbstractSet[str]) -> int:
+        """Remove the journals of turns that are not `known`: a crash cut their removal short.
+
+        Returns:
+            how many were removed.
+        """
+        return await asyncio.to_thread(journal_recovery.remove_unknown, self._folder, known)

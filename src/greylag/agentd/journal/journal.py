@@ -46,11 +46,12 @@ class TurnJournal:
     """
 
     def __init__(self, path: Path, turn_id: str, limit: int, next_number: int = 0) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(path, flags, 0o600)
+        self._path = path
         self._turn_id = turn_id
         self._limit = limit
-        self._next = next_number
+        self._next = self._next_written = next_number
         self._size = self._written = os.fstat(self._fd).st_size
         self._buffer = bytearray()
         self._flush_planned: asyncio.Handle | None = None
@@ -114,9 +115,24 @@ class TurnJournal:
         """
         self._sealed = True
         self._write_buffer()
-        await asyncio.to_thread(os.fsync, self._fd)
         if self._failure is not None:
             raise self._failure
+        try:
+            await asyncio.to_thread(_make_durable, self._fd, self._path.parent)
+        except OSError as error:
+            raise _translated(error) from error
+
+    def try_again(self) -> bool:
+        """Allow events again after a failed write: what was lost is lost, its numbers are reused.
+
+        Returns:
+            False when no write has failed, and nothing is changed.
+        """
+        if self._failure is None or self._closed:
+            return False
+        self._failure = None
+        self._sealed = False
+        return True
 
     def publish_end(self) -> None:
         """Show the readers the rest, and let them end. Does nothing the second time."""
@@ -140,9 +156,11 @@ class TurnJournal:
         except OSError as error:
             # Half a frame must never be seen, nor stay in front of what may be added later.
             os.ftruncate(self._fd, self._written)
+            self._next = self._next_written
             self._failure = _translated(error)
         else:
             self._written += len(self._buffer)
+            self._next_written = self._next
         self._buffer.clear()
 
     def _cancel_flush(self) -> None:
@@ -165,6 +183,16 @@ class TurnJournal:
         # counted, so there is nothing to queue for a slow one.
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _make_durable(fd: int, folder: Path) -> None:
+    """Bring a file's content to the disk, and its name in its folder."""
+    os.fsync(fd)
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _translated(error: OSError) -> JournalError:

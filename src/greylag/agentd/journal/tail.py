@@ -44,15 +44,17 @@ class JournalTail:
         heartbeat: seconds of silence after which a comment is sent.
 
     Raises:
-        JournalGoneError: there is no such file any more.
+        JournalGoneError: there is no such file any more, or none that can be read.
     """
 
     def __init__(
         self, path: Path, journal: TurnJournal | None, heartbeat: float = HEARTBEAT_SECONDS
     ) -> None:
+        # The agent's tools can put a link or a pipe in its place.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
+            self._fd = os.open(path, flags)
+        except OSError as error:
             raise JournalGoneError("The events of this turn are no longer kept.") from error
         self._journal = journal
         self._heartbeat = heartbeat

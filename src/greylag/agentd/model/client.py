@@ -3,6 +3,7 @@
 import json
 from types import TracebackType
 from typing import Self
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp import web
@@ -45,6 +46,7 @@ class ProviderClient:
     def __init__(self, provider: ModelProvider, idle_seconds: float) -> None:
         self._provider = provider
         self._idle_seconds = idle_seconds
+        self._proxy = _proxy_for(URL(provider.url))
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_SECONDS, sock_read=idle_seconds
         )
@@ -52,7 +54,6 @@ class ProviderClient:
             timeout=timeout,
             connector=aiohttp.TCPConnector(limit=0),
             auto_decompress=False,
-            trust_env=True,
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
         )
 
@@ -81,6 +82,7 @@ class ProviderClient:
                 self._target(request),
                 headers=self._headers(request),
                 data=request.content if request.can_read_body else None,
+                proxy=self._proxy,
                 allow_redirects=False,
             ) as answer:
                 if answer.status >= _BAD_REQUEST:
@@ -90,8 +92,8 @@ class ProviderClient:
             silence = f"The model provider said nothing for {self._idle_seconds:g} seconds."
             return _failed(504, silence)
         except (aiohttp.ClientError, OSError) as error:
-            where = URL(self._provider.url).authority
-            return _failed(502, f"The model provider at {where} failed: {error}")
+            url = URL(self._provider.url)
+            return _failed(502, f"The model provider at {url.host}:{url.port} failed: {error}")
 
     def _target(self, request: web.Request) -> URL:
         base = self._provider.url.rstrip("/")
@@ -107,6 +109,16 @@ class ProviderClient:
         if self._provider.key is not None:
             headers["Authorization"] = f"Bearer {self._provider.key}"
         return headers
+
+
+def _proxy_for(url: URL) -> str | None:
+    """Return the proxy that the environment names for `url`.
+
+    Not aiohttp's `trust_env`: that reads ~/.netrc too, which belongs to the agent.
+    """
+    if proxy_bypass(url.host or ""):
+        return None
+    return getproxies().get(url.scheme)
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:

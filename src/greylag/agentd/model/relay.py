@@ -4,12 +4,16 @@ A small HTTP server on a loopback port of its own. The agent calls it as if it w
 with a token that is worth nothing elsewhere; the relay puts the real key in and passes both bodies
 on as they come, never holding a whole one. Without a provider the scripted model answers.
 
+The agent's tools can see that token, so the relay passes on only what an agent needs of a model:
+whoever has it can talk to the model, but not read or change anything else that the key opens.
+
 It also knows which session a call belongs to, so that a cancelled turn need not wait for a
 provider that is slow to answer.
 """
 
 import asyncio
 import hmac
+import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -24,8 +28,10 @@ from greylag.agentd.model.client import Outcome, ProviderClient
 
 SESSION_HEADER = "agent-session-id"
 IDLE_SECONDS = 180.0
-RETRY_SECONDS = (1.0, 2.0, 4.0)
 
+_MODEL_CALLS = re.compile(
+    r"POST /v1/(chat/completions|completions|responses|embeddings)|GET /v1/models(/\w[\w.:-]*)?"
+)
 _RESPONSE = web.RequestKey("response", web.StreamResponse)
 _NOTHING_SAID = (
     b'data: {"id":"stopped","object":"chat.completion.chunk","created":0,"model":"stopped",'
@@ -51,7 +57,7 @@ class ModelRelay:
         provider: ModelProvider | None,
         *,
         idle_seconds: float = IDLE_SECONDS,
-        retry_seconds: Sequence[float] = RETRY_SECONDS,
+        retry_seconds: Sequence[float] = (),
     ) -> None:
         self.token = secrets.token_urlsafe(24)
         self._provider = provider
@@ -116,8 +122,12 @@ class ModelRelay:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
+        expected = f"Bearer {self.token}".encode()
+        if not hmac.compare_digest(given.encode("utf-8", "replace"), expected):
             return _error(401, "the model relay needs its own token")
+        # The path as it came, as the provider might decode it otherwise than we do.
+        if not _MODEL_CALLS.fullmatch(f"{request.method} {request.raw_path.partition('?')[0]}"):
+            return _error(403, "the model relay passes on model calls and nothing else")
         session = request.headers.get(SESSION_HEADER)
         if session in self._stopped:
             return _stopped_answer(request)

@@ -6,6 +6,7 @@ All statements run in one thread of their own, one after the other; each write i
 
 import asyncio
 import sqlite3
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import Literal, ParamSpec, Self, TypeVar
 
 TurnStatus = Literal["running", "completed", "cancelled", "error"]
+
+
+class StorageError(Exception):
+    """The records cannot be read or written (disk full, file broken); the message says why."""
+
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -96,6 +102,25 @@ class TurnRecord:
     ended_at: float | None
 
 
+def new_turn(session_id: str, message: str, message_id: str | None, now: float) -> TurnRecord:
+    """Return the record of a turn that is to begin; a message without an id gets the turn's."""
+    turn_id = uuid.uuid4().hex
+    return TurnRecord(
+        turn_id=turn_id,
+        session_id=session_id,
+        message_id=message_id or turn_id,
+        message=message,
+        status="running",
+        answer="",
+        tool_calls_count=0,
+        error=None,
+        error_code=None,
+        stop_reason=None,
+        started_at=now,
+        ended_at=None,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
     """How a turn ended, as its record keeps it."""
@@ -117,10 +142,18 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Open (or make) the file at `path`, with its tables."""
+        """Open (or make) the file at `path`, with its tables.
+
+        Raises:
+            StorageError: it cannot be opened, or is no file of ours.
+        """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentd-records")
         loop = asyncio.get_running_loop()
-        connection = await loop.run_in_executor(thread, _connect, path)
+        try:
+            connection = await loop.run_in_executor(thread, _connect, path)
+        except sqlite3.Error as error:
+            thread.shutdown()
+            raise _translated(error) from error
         return cls(connection, thread)
 
     async def run(
@@ -132,13 +165,19 @@ class Database:
         """Run `work` in the database's thread, inside one transaction, and return its result.
 
         A cancelled caller leaves the transaction to finish: it is done whole or not at all.
+
+        Raises:
+            StorageError: nothing was changed.
         """
 
         def transaction() -> _R:
             with self._connection:
                 return work(*args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+        except sqlite3.Error as error:
+            raise _translated(error) from error
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -149,6 +188,10 @@ class Database:
         """Close the file; no call may follow."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
         self._thread.shutdown()
+
+
+def _translated(error: sqlite3.Error) -> StorageError:
+    return StorageError(f"The environment's records cannot be used: {error}.")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -81,6 +81,10 @@ class TurnRecords:
         """Return the turns that have no end yet."""
         return await self._database.run(self._running)
 
+    async def ids(self) -> set[str]:
+        """Return the ids of all turns."""
+        return await self._database.run(self._ids)
+
     async def decision(self, confirmation_id: str, turn_id: str) -> str | None:
         """Return how a confirmation of a turn was settled, None when it is not known."""
         return await self._database.run(self._decision, confirmation_id, turn_id)
@@ -174,6 +178,10 @@ class TurnRecords:
 
     def _running(self) -> list[TurnRecord]:
         return self._many("WHERE status = 'running' ORDER BY number")
+
+    def _ids(self) -> set[str]:
+        rows = self._database.connection.execute("SELECT turn_id FROM turns")
+        return {row["turn_id"] for row in rows}
 
     def _decision(self, confirmation_id: str, turn_id: str) -> str | None:
         row = self._database.connection.execute(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from greylag.agentd.agent.types import Decision, PermissionRequest
+from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.turns.translate import TurnEvent
 
 Answer = Literal["accepted", "settled_otherwise", "unknown"]
@@ -44,11 +45,14 @@ class Confirmations:
         Args:
             request: what the agent wants to run.
             event: makes the event that asks, given the confirmation's id.
+
+        Raises:
+            JournalError: the question, or what came of it, cannot be kept.
         """
         confirmation_id = uuid.uuid4().hex
         answer: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self._open[confirmation_id] = answer
         self._emit(event(confirmation_id, request))
+        self._open[confirmation_id] = answer
         try:
             async with asyncio.timeout(self._timeout):
                 return await answer
@@ -79,12 +83,15 @@ class Confirmations:
         answer = self._open.pop(confirmation_id, None)
         if answer is None:
             return
+        content = {"message": words, "confirmation_id": confirmation_id, "decision": decision}
+        try:
+            self._emit(TurnEvent("status", content))
+        except JournalError as error:
+            # What cannot be told must not be done: the turn ends with this error instead.
+            self._decisions[confirmation_id] = "cancelled"
+            if not answer.done():
+                answer.set_exception(error)
+            return
         self._decisions[confirmation_id] = decision
         if not answer.done():
             answer.set_result(decision)
-        self._emit(
-            TurnEvent(
-                "status",
-                {"message": words, "confirmation_id": confirmation_id, "decision": decision},
-            )
-        )

@@ -11,7 +11,7 @@ from greylag.agentd.agent.errors import (
 from greylag.agentd.agent.port import AgentPort
 from greylag.agentd.agent.types import PromptResult
 from greylag.agentd.journal.journal import JournalError, JournalFullError
-from greylag.agentd.records.database import session_title
+from greylag.agentd.records.database import StorageError, session_title
 from greylag.agentd.records.sessions import SessionRecords
 from greylag.agentd.turns.errors import TurnError
 from greylag.agentd.turns.provider_errors import SESSION_UNKNOWN, refusal
@@ -42,6 +42,7 @@ class Prompting:
         Raises:
             AgentError: the agent did not answer.
             JournalError: the answer could not be kept.
+            StorageError: the records could not be written.
         """
         if agent_session_id is None:
             return await self._prompt(run, await self._new_session(run.turn.session_id))
@@ -68,7 +69,7 @@ class Prompting:
         return await self._agent.prompt(agent_session_id, run.turn.message, run)
 
 
-def failure_of(error: AgentError | JournalError) -> TurnError:
+def failure_of(error: AgentError | JournalError | StorageError) -> TurnError:
     """Return what an error means for the turn, in the words that its user gets."""
     match error:
         case AgentRefusedError():
@@ -77,9 +78,10 @@ def failure_of(error: AgentError | JournalError) -> TurnError:
             return RESTARTED
         case AgentUnavailableError():
             return TurnError("agent_unavailable", str(error))
-        case JournalFullError():
-            return TurnError("journal_full", str(error))
         case JournalError():
-            return TurnError("journal_failed", str(error))
+            full = isinstance(error, JournalFullError)
+            return TurnError("journal_full" if full else "journal_failed", str(error))
+        case StorageError():
+            return TurnError("storage_failed", str(error))
         case _:
             return TurnError("agent_failed", str(error))

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 
 from greylag.agentd.journal import recovery as journal_recovery
 from greylag.agentd.journal.folder import Journals
+from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.records.database import TurnRecord
 from greylag.agentd.records.turns import TurnRecords
 from greylag.agentd.turns.prompting import RESTARTED
@@ -22,6 +22,7 @@ async def end_open_turns(turns: TurnRecords, journals: Journals, now: Callable[[
 
     What its journal holds whole is kept. If `complete` was written, the turn ended as its events
     say; if not, it ends with an error that tells of the restart. Running it again does no harm.
+    Events of turns that were deleted go, where a crash kept them.
 
     Args:
         turns: the turns' records.
@@ -30,17 +31,36 @@ async def end_open_turns(turns: TurnRecords, journals: Journals, now: Callable[[
 
     Returns:
         how many turns were ended.
+
+    Raises:
+        StorageError: the records cannot be written.
     """
     open_turns = await turns.running()
     for turn in open_turns:
         summary = await _end(turn, journals)
         await turns.end(turn.turn_id, summary.outcome(), {}, now())
         _log.warning("turn_ended_after_restart", session_id=turn.session_id, turn_id=turn.turn_id)
+    removed = await journals.remove_unknown(await turns.ids())
+    if removed:
+        _log.info("journals_removed", count=removed)
     return len(open_turns)
 
 
 async def _end(turn: TurnRecord, journals: Journals) -> TurnSummary:
-    frames, summary = await asyncio.to_thread(_repair, journals.path(turn.turn_id))
+    try:
+        return await _write_end(turn, journals)
+    except (OSError, JournalError) as error:
+        # Its record can still say that it ended, so that its session is free.
+        _log.error("journal_failed", turn_id=turn.turn_id, reason=str(error))
+        summary = TurnSummary()
+        summary.fail(RESTARTED)
+        return summary
+
+
+async def _write_end(turn: TurnRecord, journals: Journals) -> TurnSummary:
+    summary = TurnSummary()
+    path = journals.path(turn.turn_id)
+    frames = await asyncio.to_thread(journal_recovery.repair, path, turn.turn_id, summary.take)
     if summary.complete:
         return summary
     journal = journals.write(turn.turn_id, next_number=frames)
@@ -55,11 +75,3 @@ async def _end(turn: TurnRecord, journals: Journals) -> TurnSummary:
     finally:
         journal.publish_end()
     return summary
-
-
-def _repair(path: Path) -> tuple[int, TurnSummary]:
-    frames = journal_recovery.cut_torn_end(path)
-    summary = TurnSummary()
-    for kind, content in journal_recovery.events(path):
-        summary.take(kind, content)
-    return frames, summary

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 from greylag.agentd.agent.types import Decision, ModelFailure, PermissionRequest, PromptResult
-from greylag.agentd.journal.journal import JournalError, TurnJournal
+from greylag.agentd.journal.journal import JournalFullError, TurnJournal
 from greylag.agentd.records.database import TurnRecord
 from greylag.agentd.turns.confirmations import Confirmations
 from greylag.agentd.turns.errors import TurnError
 from greylag.agentd.turns.provider_errors import told_by_provider
 from greylag.agentd.turns.summary import TurnSummary
 from greylag.agentd.turns.translate import Translator, TurnEvent
+
+_ERROR_TEXT = 4000  # a provider may answer with a whole page
 
 
 class TurnRun:
@@ -65,7 +67,8 @@ class TurnRun:
 
     def begin(self, demonstration: str | None) -> None:
         """Add the first event: which turn this is."""
-        self.emit(turn_event(self.turn, demonstration))
+        event = turn_event(self.turn, demonstration)
+        self.journal.append(event.type, event.content, last_words=True)
 
     def finish(
         self,
@@ -90,10 +93,18 @@ class TurnRun:
                 error = error or found
                 for event in late:
                     self.emit(event)
-        except JournalError as full:
+        except JournalFullError as full:
             error = error or TurnError("journal_full", str(full))
         if error is not None:
             error = told_by_provider(error, failure)
+        self.close(result, error)
+
+    def close(self, result: PromptResult | None, error: TurnError | None) -> None:
+        """Add the very last events: the error if there was one, and `complete`.
+
+        Raises:
+            JournalError: the journal cannot be written any more.
+        """
         for event in closing_events(self.turn.session_id, result, error):
             self.journal.append(event.type, event.content, last_words=True)
             self.summary.take(event.type, event.content)
@@ -118,7 +129,7 @@ def closing_events(
     if error is not None:
         content = {
             "message": "Agent processing error",
-            "error": error.text,
+            "error": error.text[:_ERROR_TEXT],
             "code": error.code,
             "hint": error.hint,
             "session_id": session_id,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -12,13 +12,15 @@ from greylag.agentd.agent.port import AgentPort
 from greylag.agentd.agent.types import PromptResult
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.journal.journal import JournalError
-from greylag.agentd.records.database import TurnRecord
+from greylag.agentd.records.database import StorageError, TurnOutcome, TurnRecord
 from greylag.agentd.records.sessions import SessionRecords
 from greylag.agentd.records.turns import TurnRecords
 from greylag.agentd.turns.activity import Activity, ActivityEntry, EndpointType
 from greylag.agentd.turns.errors import TurnError
 from greylag.agentd.turns.prompting import Prompting, failure_of
 from greylag.agentd.turns.run import TurnRun
+
+_ANSWER_ON_FULL_DISK = 64 * 1024  # characters; well within the room that is kept
 
 _log = structlog.get_logger()
 
@@ -121,7 +123,7 @@ class TurnRunner:
         error: TurnError | None = None
         try:
             result = await self._prompting.ask(run, agent_session_id)
-        except (AgentError, JournalError) as failure:
+        except (AgentError, JournalError, StorageError) as failure:
             error = failure_of(failure)
         except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
             _log.exception("turn_failed")
@@ -130,28 +132,62 @@ class TurnRunner:
         outcome = run.summary.outcome()
         self.activity.end(entry, failed=outcome.status == "error")
         _log.info("turn_ended", status=outcome.status, code=outcome.error_code)
-        removed = await self._journals.make_room(frozenset(self._runs))
-        if removed:
-            _log.info("journals_removed", count=removed)
+        await self._make_room()
 
     async def _end(
         self, run: TurnRun, result: PromptResult | None, error: TurnError | None
     ) -> None:
         try:
-            failure = self._agent.model_failure(run.agent_session_id or "")
-            run.finish(result, error, failure)
-            await run.journal.seal()
+            await self._write_end(run, result, error)
         except JournalError as failure:
             _log.error("journal_failed", reason=str(failure))
-            run.summary.fail(TurnError("journal_failed", str(failure)))
+            await self._write_end_again(run, error or failure_of(failure))
         try:
-            await self._turns.end(
-                run.turn.turn_id,
-                run.summary.outcome(),
-                run.confirmations.decisions,
-                self._policy.now(),
-            )
+            await self._record_end(run)
         finally:
             run.journal.publish_end()
             del self._runs[run.turn.turn_id]
             run.ended.set()
+
+    async def _write_end(
+        self, run: TurnRun, result: PromptResult | None, error: TurnError | None
+    ) -> None:
+        failure = self._agent.model_failure(run.agent_session_id or "")
+        run.finish(result, error, failure)
+        await run.journal.seal()
+
+    async def _write_end_again(self, run: TurnRun, error: TurnError) -> None:
+        """Write a turn's end with the room that is kept for it on a full disk."""
+        self._journals.release_reserve()
+        try:
+            if run.journal.try_again():
+                run.close(None, error)
+                await run.journal.seal()
+                return
+        except JournalError as failure:
+            _log.error("journal_failed", reason=str(failure))
+        run.summary.fail(error)
+
+    async def _record_end(self, run: TurnRun) -> None:
+        outcome = run.summary.outcome()
+        try:
+            await self._record(run, outcome)
+        except StorageError as error:
+            _log.error("records_failed", reason=str(error))
+            self._journals.release_reserve()
+            # The whole answer is in the journal; of it the record takes no more than there is room.
+            shortened = replace(outcome, answer=outcome.answer[:_ANSWER_ON_FULL_DISK])
+            await self._record(run, shortened)
+
+    async def _record(self, run: TurnRun, outcome: TurnOutcome) -> None:
+        decisions = run.confirmations.decisions
+        await self._turns.end(run.turn.turn_id, outcome, decisions, self._policy.now())
+
+    async def _make_room(self) -> None:
+        try:
+            removed = await self._journals.make_room(self._runs.__contains__)
+        except OSError as error:
+            _log.error("journals_not_removed", reason=str(error))
+            return
+        if removed:
+            _log.info("journals_removed", count=removed)

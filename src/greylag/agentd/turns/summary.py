@@ -22,17 +22,21 @@ class TurnSummary:
         return self._complete
 
     def take(self, kind: str, content: dict[str, Any]) -> None:
-        """Add one event."""
+        """Add one event.
+
+        Raises:
+            KeyError: it is none of ours; nothing was added.
+        """
         match kind:
             case "message":
-                self._answer.append(content["content"])
+                self._answer.append(str(content["content"]))
             case "tool_request":
                 self._tool_calls += 1
             case "error":
-                self._error = TurnError(content["code"], content["error"])
+                self._error = TurnError(str(content["code"]), str(content["error"]))
             case "complete":
+                self._stop_reason = str(content["stop_reason"])
                 self._complete = True
-                self._stop_reason = content["stop_reason"]
 
     def fail(self, error: TurnError) -> None:
         """Add a failure that no event tells of, because it could not be written."""

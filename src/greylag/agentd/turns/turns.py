@@ -16,7 +16,7 @@ from greylag.agentd.problems import (
     session_not_found,
     turn_not_found,
 )
-from greylag.agentd.records.database import TurnRecord, session_title
+from greylag.agentd.records.database import TurnRecord, new_turn, session_title
 from greylag.agentd.records.turns import StartedTurn
 from greylag.agentd.turns.activity import EndpointType
 from greylag.agentd.turns.confirmations import Answer
@@ -80,6 +80,7 @@ class TurnService:
         Raises:
             RefusedError: session_not_found, session_busy, message_id_conflict, agent_unavailable,
                 storage_failed.
+            StorageError: the records cannot be written.
         """
         if message_id is not None:
             known = await self._turns.with_message(message_id)
@@ -88,7 +89,8 @@ class TurnService:
         if session_id is not None and await self._sessions.get(session_id) is None:
             raise session_not_found(session_id)
         await self._require_ready()
-        turn = self._new_record(session_id or str(uuid.uuid4()), message, message_id)
+        await self._require_room()
+        turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, self._now())
         title = session_title(turn.session_id) if session_id is None else None
         started = _settled(await self._turns.start(turn, title), session_id)
         if started.outcome == "new":
@@ -193,6 +195,7 @@ class TurnService:
         try:
             self._runner.launch(started.turn, started.agent_session_id, endpoint)
         except OSError as error:
+            self._journals.release_reserve()
             await self._turns.abandon(started.turn.turn_id)
             problem = f"The turn's journal cannot be made: {error.strerror or error}."
             raise RefusedError("storage_failed", "Storage failed", problem) from error
@@ -205,22 +208,12 @@ class TurnService:
         if self._stopping:
             raise agent_unavailable("agentd is stopping; try again when it is back.")
 
-    def _new_record(self, session_id: str, message: str, message_id: str | None) -> TurnRecord:
-        turn_id = uuid.uuid4().hex
-        return TurnRecord(
-            turn_id=turn_id,
-            session_id=session_id,
-            message_id=message_id or turn_id,
-            message=message,
-            status="running",
-            answer="",
-            tool_calls_count=0,
-            error=None,
-            error_code=None,
-            stop_reason=None,
-            started_at=self._now(),
-            ended_at=None,
-        )
+    async def _require_room(self) -> None:
+        try:
+            await self._journals.hold_reserve()
+        except OSError as error:
+            problem = f"The environment's disk has no room for a turn: {error.strerror or error}."
+            raise RefusedError("storage_failed", "Storage failed", problem) from error
 
 
 def _settled(started: StartedTurn, session_id: str | None) -> StartedTurn:
