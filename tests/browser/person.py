@@ -40,7 +40,8 @@ class Person:
         await self.page.goto(path.removeprefix("/api"))
 
     async def say(self, words: str) -> None:
-        """Write a message and send it with the Enter key."""
+        """Write a message and send it with the Enter key, once the page's script is there."""
+        await self.page.wait_for_selector("#composer[data-ready]")
         await self.page.fill("#message", words)
         await self.page.press("#message", "Enter")
 

@@ -48,6 +48,8 @@ class Console {
     addEventListener("pagehide", () => this.#leaving.abort());
     addEventListener("pageshow", (event) => event.persisted && location.reload());
     document.addEventListener("greylag:changed", () => this.#wakeUp());
+    // Until now the form is a plain one: Enter began a new line in it.
+    this.#form.dataset.ready = "";
     this.#readPage();
   }
 
