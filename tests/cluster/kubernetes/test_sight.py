@@ -1,0 +1,252 @@
+"""What is told of an environment's objects, for each way in which they can stand."""
+
+from typing import Any
+
+import pytest
+
+from greylag.cluster.kubernetes.sight import Sight, crashed, needs_events, observed
+from greylag.domain.lifecycle import Observed
+
+IMAGE = "registry.test/goose:1"
+
+
+def deployment(replicas: int = 1, *, seen: int = 1, failure: str | None = None) -> dict[str, Any]:
+    conditions = []
+    if failure is not None:
+        conditions = [
+            {
+                "type": "ReplicaFailure",
+                "status": "True",
+                "reason": "FailedCreate",
+                "message": failure,
+            }
+        ]
+    return {
+        "metadata": {"name": "demo-api", "generation": 1},
+        "spec": {"replicas": replicas},
+        "status": {"observedGeneration": seen, "conditions": conditions},
+    }
+
+
+def pod(
+    *,
+    waiting: tuple[str, str] | None = None,
+    running: bool = False,
+    ready: bool = False,
+    restarts: int = 0,
+    last: dict[str, Any] | None = None,
+    node: str | None = "node-1",
+    unscheduled: str | None = None,
+    going: bool = False,
+    finalizers: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    if waiting is not None:
+        state = {"waiting": {"reason": waiting[0], "message": waiting[1]}}
+    if running or ready:
+        state = {"running": {}}
+    scheduled = {"type": "PodScheduled", "status": "True"}
+    if unscheduled is not None:
+        scheduled = {"type": "PodScheduled", "status": "False", "message": unscheduled}
+    metadata: dict[str, Any] = {"name": "demo-api-1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    if going:
+        metadata |= {"deletionTimestamp": "2026-01-01T00:01:00Z", "finalizers": list(finalizers)}
+    return {
+        "metadata": metadata,
+        "spec": {"containers": [{"image": IMAGE}], "nodeName": None if unscheduled else node},
+        "status": {
+            "phase": "Running" if running or ready else "Pending",
+            "conditions": [scheduled, {"type": "Ready", "status": str(ready)}],
+            "containerStatuses": [
+                {
+                    "state": state,
+                    "restartCount": restarts,
+                    "lastState": {"terminated": last} if last else {},
+                }
+            ],
+        },
+    }
+
+
+def event(reason: str, message: str = "") -> dict[str, Any]:
+    return {"reason": reason, "message": message}
+
+
+def test_nothing_is_absent() -> None:
+    assert observed(Sight()).state is Observed.ABSENT
+
+
+@pytest.mark.parametrize("part", ["claim", "service"])
+def test_a_part_that_is_left_is_not_absent(part: str) -> None:
+    left = {"metadata": {"name": "left"}}
+    seen = observed(Sight(claim=left if part == "claim" else None, service=left))
+    assert seen.state is Observed.STOPPED
+
+
+def test_a_deployment_of_no_replicas_is_stopped() -> None:
+    assert observed(Sight(deployment(0))).state is Observed.STOPPED
+
+
+@pytest.mark.parametrize("left", [pod(ready=True), pod(going=True)])
+def test_it_is_stopping_until_no_pod_is_left(left: dict[str, Any]) -> None:
+    assert observed(Sight(deployment(0), [left])).state is Observed.STOPPING
+
+
+def test_an_ended_pod_holds_up_no_stop() -> None:
+    ended = pod()
+    ended["status"]["phase"] = "Failed"
+    assert observed(Sight(deployment(0), [ended])).state is Observed.STOPPED
+
+
+def test_a_removal_that_waits_names_what_it_waits_for() -> None:
+    seen = observed(Sight(deployment(0), [pod(going=True, finalizers=("a.test/hold",))]))
+    assert seen.error is not None
+    assert seen.error.code == "removal_stuck"
+    assert "a.test/hold" in seen.error.message
+
+
+def test_a_volume_that_is_being_removed_keeps_it_from_being_absent() -> None:
+    claim = {"metadata": {"name": "demo-data", "deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    seen = observed(Sight(claim=claim))
+    assert seen.state is Observed.STOPPING
+    assert seen.error is not None
+    assert "demo-data" in seen.error.message
+
+
+def test_a_start_waits_for_the_old_pod_to_be_gone() -> None:
+    assert observed(Sight(deployment(1), [pod(going=True)])).state is Observed.STOPPING
+
+
+def test_a_ready_pod_with_an_address_is_ready_and_tells_its_way() -> None:
+    seen = observed(Sight(deployment(), [pod(ready=True)], endpoint="http://10.0.0.1:3001"))
+    assert (seen.state, seen.endpoint) == (Observed.READY, "http://10.0.0.1:3001")
+    assert [step.code for step in seen.steps] == [
+        "namespace_ready",
+        "quota_checked",
+        "scheduled",
+        "process_started",
+        "agent_ready",
+        "address_assigned",
+    ]
+
+
+def test_a_ready_pod_without_an_address_is_not_ready_and_says_why() -> None:
+    seen = observed(Sight(deployment(), [pod(ready=True)]))
+    assert seen.state is Observed.STARTING
+    assert seen.error is not None
+    assert seen.error.code == "no_address"
+
+
+def test_a_ready_pod_of_an_older_template_does_not_count() -> None:
+    seen = observed(Sight(deployment(seen=0), [pod(ready=True)], endpoint="http://10.0.0.1"))
+    assert seen.state is Observed.STARTING
+
+
+def test_an_image_that_is_being_pulled_is_told() -> None:
+    sight = Sight(
+        deployment(), [pod(waiting=("ContainerCreating", ""))], events=[event("Pulling", "Pulling")]
+    )
+    assert needs_events(sight)
+    assert [step.code for step in observed(sight).steps][-1] == "pulling_image"
+
+
+FINAL = [
+    ("quota_exceeded", deployment(failure="pods forbidden: exceeded quota: q, requested: pods=1")),
+    ("pod_security_refused", deployment(failure='violates PodSecurity "restricted:latest"')),
+    ("webhook_refused", deployment(failure='admission webhook "a.test" denied the request: no')),
+    ("cluster_forbidden", deployment(failure="pods is forbidden: User x cannot create")),
+]
+
+
+@pytest.mark.parametrize(("code", "refused"), FINAL, ids=[code for code, _ in FINAL])
+def test_a_refusal_is_final_and_told_at_once(code: str, refused: dict[str, Any]) -> None:
+    seen = observed(Sight(refused))
+    assert (seen.state, seen.terminal) == (Observed.FAILED, True)
+    assert seen.error is not None
+    assert seen.error.code == code
+    assert seen.error.hint
+
+
+PASSING = [
+    ("webhook_unavailable", deployment(failure="failed calling webhook a.test: timeout")),
+    ("namespace_terminating", deployment(failure="namespace x is being terminated")),
+    ("container_not_created", deployment(failure="something else")),
+]
+
+
+@pytest.mark.parametrize(("code", "refused"), PASSING, ids=[code for code, _ in PASSING])
+def test_what_may_pass_is_waited_for(code: str, refused: dict[str, Any]) -> None:
+    seen = observed(Sight(refused))
+    assert seen.state is Observed.STARTING
+    assert seen.error is not None
+    assert seen.error.code == code
+
+
+PODS = [
+    ("image_not_found", True, pod(waiting=("ErrImagePull", "x: not found")), []),
+    ("image_not_found", True, pod(waiting=("InvalidImageName", "bad")), []),
+    ("image_not_allowed", True, pod(waiting=("ErrImagePull", "401 Unauthorized")), []),
+    ("image_pull_failed", False, pod(waiting=("ErrImagePull", "i/o timeout")), []),
+    (
+        "image_not_found",
+        True,
+        pod(waiting=("ImagePullBackOff", "Back-off")),
+        [event("Failed", "Failed to pull image: not found")],
+    ),
+    (
+        "pull_secret_missing",
+        True,
+        pod(waiting=("ErrImagePull", "401 Unauthorized")),
+        [event("FailedToRetrieveImagePullSecret", "unable")],
+    ),
+    ("unschedulable", False, pod(unscheduled="0/1 nodes: 1 Insufficient cpu."), []),
+    (
+        "volume_not_bound",
+        False,
+        pod(unscheduled="pod has unbound immediate PersistentVolumeClaims"),
+        [],
+    ),
+    (
+        "volume_not_mounted",
+        False,
+        pod(waiting=("ContainerCreating", "")),
+        [event("FailedMount", "timed out")],
+    ),
+    ("container_not_created", False, pod(waiting=("CreateContainerConfigError", "secret")), []),
+    (
+        "crash_loop",
+        True,
+        pod(waiting=("CrashLoopBackOff", ""), restarts=3, last={"exitCode": 3}),
+        [],
+    ),
+    ("out_of_memory", False, pod(running=True, last={"reason": "OOMKilled"}), []),
+    ("probe_failing", False, pod(running=True), [event("Unhealthy", "HTTP 503")]),
+]
+
+
+@pytest.mark.parametrize(("code", "final", "stuck", "events"), PODS)
+def test_a_stuck_pod_says_why(
+    code: str, *, final: bool, stuck: dict[str, Any], events: list[dict[str, Any]]
+) -> None:
+    seen = observed(Sight(deployment(), [stuck], events=events))
+    assert seen.error is not None
+    assert (seen.error.code, seen.terminal) == (code, final)
+    assert seen.state is (Observed.FAILED if final else Observed.STARTING)
+    assert seen.error.message.endswith((".", "503", "timeout", "timed out", "secret", "Claims"))
+
+
+def test_a_crash_loop_tells_the_last_words() -> None:
+    stuck = pod(waiting=("CrashLoopBackOff", ""), restarts=4, last={"exitCode": 3})
+    sight = Sight(deployment(), [stuck], last_words="GREYLAG_MODEL_URL must be an address.")
+    assert crashed(sight) == "demo-api-1"
+    error = observed(sight).error
+    assert error is not None
+    assert "exit code 3" in error.message
+    assert error.message.endswith("GREYLAG_MODEL_URL must be an address.")
+
+
+def test_what_lacks_is_named_once_each() -> None:
+    words = "0/2 nodes: 1 Insufficient cpu, 2 Insufficient memory, 1 Insufficient cpu."
+    error = observed(Sight(deployment(), [pod(unscheduled=words)])).error
+    assert error is not None
+    assert "cpu and memory" in error.message
