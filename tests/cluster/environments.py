@@ -13,6 +13,7 @@ from greylag.cluster.folders import Folder
 from greylag.cluster.local import LocalCluster
 from greylag.cluster.processes import identify, marked, send
 from greylag.cluster.record import Record
+from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Project
 from greylag.ports.cluster import Cluster
@@ -72,6 +73,18 @@ async def reaches(cluster: Cluster, project: Project, state: Observed) -> Observ
         assert loop.time() < give_up, f"{seen} and not {state}"
         await cluster.changed(project, timeout=1)
     return seen
+
+
+async def accepted(verb: Callable[[Project], Awaitable[None]], project: Project) -> None:
+    """Do ``verb``, again after a refusal that may pass, as the reconciler does."""
+    give_up = asyncio.get_running_loop().time() + PATIENCE
+    while True:
+        try:
+            return await verb(project)
+        except ClusterError as error:
+            if error.terminal or asyncio.get_running_loop().time() >= give_up:
+                raise
+        await asyncio.sleep(0.2)
 
 
 async def doing(*work: Awaitable[None]) -> list[BaseException | None]:

@@ -3,14 +3,34 @@
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tests.cluster.environments import open_local
+from tests.cluster.real_cluster import open_kubernetes
 
+from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.memory import MemoryCluster
+from greylag.domain.names import environment_names
+from greylag.domain.project import Project
 from greylag.ports.cluster import Cluster
 
-CLUSTERS = ("memory", "local", "local-agentd")
+CLUSTERS = (
+    "memory",
+    "local",
+    "local-agentd",
+    pytest.param("kubernetes", marks=pytest.mark.cluster),
+)
+
+
+def named_for(cluster: Cluster, project: Project) -> Project:
+    """Return ``project`` with names that no other test has in a cluster that tests share."""
+    if not isinstance(cluster, KubernetesCluster):
+        return project
+    prefix = cluster.namespace_prefix
+    names = environment_names(project.user_id, project.project_id, prefix=prefix)
+    return replace(project, names=names)
 
 
 @asynccontextmanager
@@ -24,6 +44,9 @@ async def open_cluster(kind: str, root: Path) -> AsyncIterator[Cluster]:
         case "local":
             async with open_local(root) as local:
                 yield local
+        case "kubernetes":
+            async with open_kubernetes(goose="scripted") as real:
+                yield real
         case _:
             agentd = (sys.executable, "-m", "greylag.agentd")
             async with open_local(

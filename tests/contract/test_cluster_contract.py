@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.cluster.environments import PATIENCE, doing, reaches
-from tests.contract.cluster_adapters import CLUSTERS, open_cluster
+from tests.cluster.environments import PATIENCE, accepted, doing, reaches
+from tests.contract.cluster_adapters import CLUSTERS, named_for, open_cluster
 from tests.contract.store_adapters import make_project
 
 from greylag.domain.errors import ClusterError, LeaseLostError, NotActiveError
@@ -24,8 +24,8 @@ async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 @pytest.fixture
-def project() -> Project:
-    return make_project()
+def project(cluster: Cluster) -> Project:
+    return named_for(cluster, make_project())
 
 
 async def state(cluster: Cluster, project: Project) -> Observed:
@@ -61,7 +61,8 @@ async def test_a_started_environment_becomes_ready_with_endpoint_and_steps(
     seen = await reaches(cluster, project, Observed.READY)
     assert seen.endpoint is not None
     assert seen.error is None
-    assert [step.code for step in seen.steps] == ["process_started", "api_answers", "agent_ready"]
+    codes = [step.code for step in seen.steps]
+    assert codes.index("process_started") < codes.index("agent_ready")
 
 
 async def test_a_ready_environment_is_reached_at_its_endpoint(
@@ -134,7 +135,7 @@ async def test_a_deleted_environment_is_absent_and_can_be_made_anew(
     await cluster.delete(project)
     assert await state(cluster, project) is Observed.ABSENT
     assert list(await cluster.inventory()) == []
-    await cluster.prepare(project)
+    await accepted(cluster.prepare, project)
     assert await state(cluster, project) is Observed.STOPPED
 
 
@@ -147,7 +148,8 @@ async def test_what_does_not_run_cannot_be_reached(cluster: Cluster, project: Pr
 
 
 async def test_projects_of_two_users_with_one_id_are_two_environments(cluster: Cluster) -> None:
-    hers, his = make_project("demo", "ada"), make_project("demo", "bob")
+    hers = named_for(cluster, make_project("demo", "ada"))
+    his = named_for(cluster, make_project("demo", "bob"))
     await cluster.prepare(hers)
     assert await state(cluster, his) is Observed.ABSENT
     await cluster.prepare(his)

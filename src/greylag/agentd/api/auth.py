@@ -40,12 +40,20 @@ class Auth:
             return _refused(403, "Forbidden", "Without a token only this machine may connect.")
         if scope["path"] in _OPEN_PATHS and scope["method"] in {"GET", "HEAD"}:
             return None
-        sent = _header(scope["headers"], b"authorization")
-        scheme, _, token = sent.partition(b" ")
         expected = self._token.value.encode()
-        if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), expected):
+        if any(hmac.compare_digest(token, expected) for token in _tokens(scope["headers"])):
             return None
         return _refused(401, "Unauthorized", "Send the token as: Authorization: Bearer <token>.")
+
+
+def _tokens(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    """Return the tokens sent. The second header is for ways, such as the service proxy of a
+    Kubernetes API server, on which the first one belongs to somebody else.
+    """
+    pairs = list(headers)
+    scheme, _, token = _header(pairs, b"authorization").partition(b" ")
+    bearer = [token.strip()] if scheme.lower() == b"bearer" else []
+    return [*bearer, _header(pairs, b"x-greylag-agent-token").strip()]
 
 
 def _refused(status: int, error: str, message: str) -> JSONResponse:

@@ -180,12 +180,12 @@ def _pod_security(words: str) -> Cause:
 
 
 def _webhook_refused(words: str) -> Cause:
-    name = re.search(r'admission webhook "([^"]+)"', words)
-    whose = f" {name.group(1)}" if name else ""
+    name = re.search(r"""(admission webhook|AdmissionPolicy) ["']([^"']+)""", words)
+    whose = f" {name.group(2)}" if name else ""
     error = ErrorInfo(
         "webhook_refused",
-        f"The cluster's admission webhook{whose} refused the environment: {words}",
-        "Ask whoever runs that webhook what it demands.",
+        f"The cluster's admission control{whose} refused the environment: {words}",
+        "Ask whoever runs that webhook or policy what it demands.",
     )
     return Cause(error, final=True)
 
@@ -224,6 +224,7 @@ _REFUSALS: tuple[tuple[str, Callable[[str], Cause]], ...] = (
     ("violates podsecurity", _pod_security),
     ("failed calling webhook", _webhook_unavailable),
     ("denied the request", _webhook_refused),
+    ("denied request", _webhook_refused),
     ("is forbidden", _no_access),
 )
 _NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})

@@ -1,0 +1,307 @@
+"""The verbs of the Kubernetes API that Greylag uses, over plain JSON."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import aiohttp
+
+from greylag.cluster.kubernetes.connection import Connection
+from greylag.cluster.kubernetes.failures import ApiError
+from greylag.cluster.kubernetes.identity import FIELD_MANAGER
+from greylag.cluster.kubernetes.kinds import KINDS
+from greylag.cluster.kubernetes.transport import Call, Transport
+from greylag.domain.errors import ClusterUnavailableError, ConfigError
+
+WITHIN_SECONDS = 30.0
+PAGE = 250
+_LONGEST_LINE = 16 * 1024 * 1024
+_NOT_FOUND = 404
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Objects of a list, and the version of the whole to watch from."""
+
+    items: Sequence[dict[str, Any]]
+    resource_version: str
+
+
+class WatchStream:
+    """What a watch tells: pairs of ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK`` and object.
+
+    Raises ``ApiError`` (``is_gone``: list anew), ``ClusterUnavailableError`` when it breaks off. It
+    ends by itself when its time is over.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, transport: Transport) -> None:
+        self._response = response
+        self._transport = transport
+
+    def cut(self) -> None:
+        """Break it off; whoever reads gets an error."""
+        self._response.close()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        try:
+            async for line in _lines(self._response):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise ApiError.of_status(event["object"], code=500)
+                yield event["type"], event["object"]
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._transport.unavailable(error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClusterUnavailableError("The watch gave what is not an event.") from error
+
+
+class Api:
+    """One API server. Each call with all its tries takes 30 seconds at most: see ``within``.
+
+    Calls raise ``ApiError`` for what is refused and ``ClusterUnavailableError`` when there is no
+    answer. Objects are JSON; ``kind`` is one of ``KINDS``.
+    """
+
+    def __init__(self, transport: Transport, within: float = WITHIN_SECONDS) -> None:
+        self._transport = transport
+        self._within = within
+
+    @classmethod
+    def open(cls, connection: Connection) -> Self:
+        """Return an API with a pool of its own; call it on the running loop, ``close`` it."""
+        return cls(Transport(connection))
+
+    @property
+    def connection(self) -> Connection:
+        """The way to the API server."""
+        return self._transport.connection
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._transport.close()
+
+    def within(self, seconds: float) -> "Api":
+        """Return the same API (and pool) whose calls take ``seconds`` at most."""
+        return Api(self._transport, seconds)
+
+    async def check(self) -> str:
+        """Return the API server's version, to be called at start.
+
+        Raises ``ConfigError`` when the settings lead to something that will not take us, and
+        ``ClusterUnavailableError`` when nothing answers: that may pass.
+        """
+        to = self._transport.connection
+        try:
+            return str((await self.get("/version"))["gitVersion"])
+        except ClusterUnavailableError as error:
+            if isinstance(error.__cause__, aiohttp.ClientSSLError):
+                raise ConfigError(
+                    f"{to.source} does not fit the API server {to.server}: its certificate "
+                    "is not from the authority that is given."
+                ) from error
+            raise
+        except ApiError as error:
+            raise ConfigError(
+                f"{to.source} does not fit the API server {to.server}: it answers {error}."
+            ) from error
+        except (KeyError, TypeError) as error:
+            message = f"{to.source}: what answers at {to.server} is no Kubernetes API server."
+            raise ConfigError(message) from error
+
+    async def answers(self, within: float) -> bool:
+        """Tell whether the API server is up, in ``within`` seconds and one try."""
+        return await self._transport.answers("/readyz", within)
+
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
+        """Return what is at ``path``."""
+        return await self._ask(Call("GET", path, params or {}, repeatable=True))
+
+    async def read(self, kind: str, namespace: str | None, name: str) -> dict[str, Any] | None:
+        """Return one object, ``None`` when there is none."""
+        try:
+            found: dict[str, Any] = await self.get(KINDS[kind].path(namespace, name))
+        except ApiError as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+        return found
+
+    async def list(
+        self, kind: str, namespace: str | None = None, *, selector: str = "", fields: str = ""
+    ) -> Page:
+        """Return all objects of ``namespace`` (``None``: of all) that both selectors choose."""
+        items: list[dict[str, Any]] = []
+        version = ""
+        async for page in self.pages(kind, namespace, selector=selector, fields=fields):
+            items += page.items
+            version = page.resource_version
+        return Page(items, version)
+
+    async def pages(
+        self, kind: str, namespace: str | None = None, *, selector: str = "", fields: str = ""
+    ) -> AsyncIterator[Page]:
+        """Yield what ``list`` returns in pages, so that not all is held at once.
+
+        Raises ``ApiError`` with ``is_gone`` when reading took too long: begin anew.
+        """
+        params = _chosen(selector, fields) | {"limit": str(PAGE)}
+        while True:
+            answer = await self.get(KINDS[kind].path(namespace), params)
+            meta = answer["metadata"]
+            yield Page(answer.get("items") or (), meta["resourceVersion"])
+            if not meta.get("continue"):
+                return
+            params["continue"] = meta["continue"]
+
+    async def apply(
+        self, thing: Object, *, force: bool = True, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Make the fields in ``thing`` as they are there, by server-side apply, and return it all.
+
+        Fields that we set before and that are missing now are removed; others' are left alone.
+        ``force`` takes fields over from others; without it they are ``ApiError`` 409.
+        """
+        meta = thing["metadata"]
+        params = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
+        call = Call(
+            "PATCH",
+            KINDS[thing["kind"]].path(meta.get("namespace"), meta["name"]),
+            params | ({"dryRun": "All"} if dry_run else {}),
+            body=thing,
+            content_type="application/apply-patch+yaml",
+            repeatable=True,
+        )
+        applied: dict[str, Any] = await self._ask(call)
+        return applied
+
+    async def create(self, thing: Object) -> dict[str, Any]:
+        """Create ``thing`` and return it; ``ApiError`` 409 when there is one of that name."""
+        path = KINDS[thing["kind"]].path(thing["metadata"].get("namespace"))
+        made: dict[str, Any] = await self._ask(
+            Call("POST", path, {"fieldManager": FIELD_MANAGER}, body=thing)
+        )
+        return made
+
+    async def patch_merge(
+        self, kind: str, namespace: str | None, name: str, patch: Object
+    ) -> dict[str, Any]:
+        """Set the fields in ``patch`` (RFC 7396) and return the object.
+
+        With ``metadata.resourceVersion`` in it, it is 409 if somebody else was there first.
+        """
+        call = Call(
+            "PATCH",
+            KINDS[kind].path(namespace, name),
+            {"fieldManager": FIELD_MANAGER},
+            body=patch,
+            content_type="application/merge-patch+json",
+        )
+        patched: dict[str, Any] = await self._ask(call)
+        return patched
+
+    async def delete(  # noqa: PLR0913 - each is a condition of its own, given by name
+        self,
+        kind: str,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        version: str | None = None,
+        propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
+    ) -> bool:
+        """Begin to delete it; ``False`` when it was not there.
+
+        With ``uid`` only that very object is deleted: another of its name is ``ApiError`` 409. So
+        is one that is no longer of the resourceVersion ``version``.
+        """
+        body: dict[str, Any] = {"propagationPolicy": propagation}
+        given = {"uid": uid, "resourceVersion": version}
+        if conditions := {name: value for name, value in given.items() if value is not None}:
+            body["preconditions"] = conditions
+        path = KINDS[kind].path(namespace, name)
+        try:
+            await self._ask(Call("DELETE", path, body=body, repeatable=uid is not None))
+        except ApiError as error:
+            if error.status == _NOT_FOUND:
+                return False
+            raise
+        return True
+
+    @asynccontextmanager
+    async def stream_log(  # noqa: PLR0913 - as many as the API server takes
+        self,
+        namespace: str,
+        pod: str,
+        *,
+        container: str = "",
+        follow: bool = False,
+        tail: int | None = None,
+        previous: bool = False,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a container's log (``previous``: of its run before) as chunks of bytes."""
+        params = {"follow": str(follow).lower(), "previous": str(previous).lower()}
+        if container:
+            params["container"] = container
+        if tail is not None:
+            params["tailLines"] = str(tail)
+        call = Call("GET", f"{KINDS['Pod'].path(namespace, pod)}/log", params)
+        # A quiet log is no dead one; TCP keepalive tells the two apart.
+        async with self._transport.stream(call, silence=None) as response:
+            yield self._chunks(response)
+
+    def watch(
+        self, kind: str, *, selector: str = "", resource_version: str, seconds: int, silence: float
+    ) -> AbstractAsyncContextManager[WatchStream]:
+        """Open what changes from ``resource_version`` on, for about ``seconds``.
+
+        A stream that is silent for ``silence`` seconds is broken off (bookmarks come each minute).
+        """
+        params = _chosen(selector, "") | {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(seconds),
+        }
+        return self._watched(Call("GET", KINDS[kind].path(), params), silence)
+
+    @asynccontextmanager
+    async def _watched(self, call: Call, silence: float) -> AsyncIterator[WatchStream]:
+        async with self._transport.stream(call, silence=silence) as response:
+            yield WatchStream(response, self._transport)
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in response.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._transport.unavailable(error) from error
+
+    async def _ask(self, call: Call) -> Any:
+        return await self._transport.ask(call, self._within)
+
+
+def _chosen(selector: str, fields: str) -> dict[str, str]:
+    params = {"labelSelector": selector, "fieldSelector": fields}
+    return {key: value for key, value in params.items() if value}
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Yield whole lines; ``ClusterUnavailableError`` for an end within one."""
+    pieces: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        *whole, rest = chunk.split(b"\n")
+        for piece in whole:
+            yield b"".join((*pieces, piece))
+            pieces, size = [], 0
+        if rest:
+            pieces.append(rest)
+            size += len(rest)
+        if size > _LONGEST_LINE:
+            raise ClusterUnavailableError("The watch gave an event that is too long.")
+    if pieces:
+        raise ClusterUnavailableError("The watch broke off within an event.")

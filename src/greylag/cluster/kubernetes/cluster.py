@@ -1,0 +1,247 @@
+"""Environments as pods of a Kubernetes cluster: the adapter of ``ports.cluster``."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+
+from greylag.cluster.kubernetes.answering import Doorbell
+from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.applying import Applier, mark_of
+from greylag.cluster.kubernetes.board import Board, Object, wants_pod
+from greylag.cluster.kubernetes.connection import Connection
+from greylag.cluster.kubernetes.fences import stamp
+from greylag.cluster.kubernetes.fencing import FencedWrites, Step
+from greylag.cluster.kubernetes.identity import SELECTOR
+from greylag.cluster.kubernetes.looking import Looker
+from greylag.cluster.kubernetes.observing import observed
+from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.podlogs import read_lines
+from greylag.cluster.kubernetes.reaching import Reacher
+from greylag.cluster.kubernetes.refusals import told
+from greylag.cluster.kubernetes.removing import Remover
+from greylag.cluster.kubernetes.service_proxy import ServiceProxy
+from greylag.cluster.kubernetes.sight import is_idle
+from greylag.cluster.kubernetes.watches import Watches
+from greylag.cluster.news import News
+from greylag.domain.errors import ClusterError
+from greylag.domain.lifecycle import Observation, Observed
+from greylag.domain.names import environment_names
+from greylag.domain.project import Project, ProjectRef
+from greylag.ports.agent import AgentAddress
+
+WATCHED = (
+    "Namespace",
+    "NetworkPolicy",
+    "PersistentVolumeClaim",
+    "Service",
+    "Ingress",
+    "Deployment",
+    "Pod",
+)
+CHECK_SECONDS = 3.0
+PREPARED_SECONDS = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+class KubernetesCluster:
+    """Environments as Deployments of one pod, in a namespace for each user.
+
+    Any number of these, in any number of processes, may work on one cluster. Watches begin with the
+    first look, so that a web, which only reaches agents, holds none.
+    """
+
+    kind = "kubernetes"
+    notice: str | None = None
+
+    def __init__(self, api: Api, options: Options, *, namespace_prefix: str = "user-") -> None:
+        self._api = api
+        self.namespace_prefix = namespace_prefix
+        self._unasked = News()
+        self._watches = Watches(api, dict.fromkeys(WATCHED, SELECTOR))
+        self._board = Board(self._watches, self._unasked)
+        self._proxy = ServiceProxy(api.connection, options.agent_port)
+        self._reacher = Reacher(api, options, self._proxy)
+        self._doorbell = Doorbell.open()
+        self._looker = Looker(
+            api, self._watches, self._board, options, reacher=self._reacher, doorbell=self._doorbell
+        )
+        self._applier = Applier(api, self._board, options)
+        self._remover = Remover(api, self._board)
+        self._writes = FencedWrites(api, self._watches, self._board)
+        self._watching: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+
+    @classmethod
+    def open(
+        cls, connection: Connection, options: Options, *, namespace_prefix: str = "user-"
+    ) -> "KubernetesCluster":
+        """Return the cluster that ``connection`` leads to. Call it on the running loop.
+
+        ``namespace_prefix`` tells our environments from those of another Greylag on this cluster.
+        """
+        return cls(Api.open(connection), options, namespace_prefix=namespace_prefix)
+
+    async def check(self) -> None:
+        """Raise ``ConfigError`` when the settings lead to what does not take us.
+
+        An API server that cannot be reached now is only told of in the log: that may pass.
+        """
+        try:
+            version = await self._api.within(CHECK_SECONDS).check()
+        except ClusterError as error:
+            _log.warning("kubernetes_unreachable", why=str(error))
+        else:
+            _log.info("kubernetes", version=version)
+
+    async def observe(self, project: Project) -> Observation:
+        """Return how the environment stands, as the watches know it."""
+        self._begin()
+        return await self._looker.observe(project)
+
+    async def prepare(self, project: Project) -> None:
+        """Apply all objects with no pod; an environment that exists only gets the claim."""
+
+        async def step(found: Object | None) -> dict[str, Any] | None:
+            if found is None:
+                return await self._applier.apply(project, None, replicas=0, mark="1")
+            return await self._writes.stamped(project, found)
+
+        await self._fenced(project, step)
+        await self._idle(project)
+
+    async def start(self, project: Project) -> None:
+        """Apply all objects with one pod; a failed one gets a new pod."""
+        state = (await self.observe(project)).state
+
+        async def step(found: Object | None) -> dict[str, Any] | None:
+            if found is not None and wants_pod(found) and state is not Observed.FAILED:
+                return await self._writes.stamped(project, found)
+            if state is Observed.STOPPING:
+                raise ClusterError(
+                    "The environment is still being stopped.", code="environment_stopping"
+                )
+            mark = mark_of(found)
+            if state is Observed.FAILED and self._looker.sight(project).failed_itself:
+                mark = f"{project.generation}.{project.fence.number}"
+            return await self._applier.apply(project, found, replicas=1, mark=mark)
+
+        await self._fenced(project, step)
+
+    async def stop(self, project: Project) -> None:
+        """Scale to no pod."""
+        self._reacher.forget(project)
+
+        async def step(found: Object | None) -> dict[str, Any] | None:
+            if found is None:
+                return None
+            patch = {"metadata": stamp(project, found), "spec": {"replicas": 0}}
+            return await self._writes.patched(project, patch)
+
+        await self._fenced(project, step)
+
+    async def delete(self, project: Project) -> None:
+        """Remove everything, the volume too; an environment that has a pod is refused."""
+        self._reacher.forget(project)
+
+        async def step(found: Object | None) -> dict[str, Any] | None:
+            if observed(self._looker.sight(project)).state in _ALIVE:
+                raise ClusterError(
+                    "The environment must be stopped before it can be deleted.",
+                    code="environment_running",
+                )
+            stamped = await self._writes.stamped(project, found) if found is not None else None
+            await self._remover.remove(project, stamped)
+            return None
+
+        await self._fenced(project, step)
+        self._writes.fences.deleted(project)
+        self._looker.forget(project)
+
+    async def changed(self, project: Project, timeout: float) -> None:  # noqa: ASYNC109 - the port's
+        """Return once the project's objects changed after the last look, or after ``timeout``."""
+        self._begin()
+        await self._looker.changed(project, timeout)
+
+    async def changes(self) -> AsyncIterator[ProjectRef]:
+        """Yield projects whose pod or objects were lost though they are to run, until ``close``."""
+        heard = self._unasked.listen()
+        self._begin()
+        async for ref in heard:
+            yield ref
+        if self._watching is not None and self._watching.done() and not self._closing.is_set():
+            self._watching.result()
+
+    async def reach(self, project: Project) -> AgentAddress:
+        """Return the agent's address and its token."""
+        return await self._reacher.reach(project)
+
+    @asynccontextmanager
+    async def logs(
+        self, project: Project, *, follow: bool, tail: int
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open the log of the environment's pod."""
+        async with aclosing(self._lines(project, follow=follow, tail=tail)) as lines:
+            yield lines
+
+    async def inventory(self) -> Sequence[ProjectRef]:
+        """Return whose Deployments or volumes are in the cluster."""
+        self._begin()
+        await self._looker.fresh()
+        return [ref for ref, namespace in self._board.refs() if self._is_ours(ref, namespace)]
+
+    async def close(self) -> None:
+        """End the watches and close all connections; the environments go on."""
+        self._closing.set()
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+        self._unasked.close()
+        self._board.wake()
+        await self._proxy.close()
+        await self._doorbell.close()
+        await self._api.close()
+
+    async def _lines(
+        self, project: Project, *, follow: bool, tail: int
+    ) -> AsyncGenerator[bytes, None]:
+        with told():
+            async for line in read_lines(self._api, project, follow=follow, tail=tail):
+                yield line
+
+    def _is_ours(self, ref: ProjectRef, namespace: str) -> bool:
+        names = environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)
+        return names.namespace == namespace
+
+    def _begin(self) -> None:
+        if self._watching is None and not self._closing.is_set():
+            self._watching = asyncio.create_task(self._watches.run(), name="kubernetes watches")
+            self._watching.add_done_callback(self._watches_ended)
+
+    def _watches_ended(self, task: "asyncio.Task[None]") -> None:
+        """Let whoever hears ``changes`` learn of it; ``observe`` knows nothing from now on."""
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("kubernetes_watches_died", exc_info=task.exception())
+        self._unasked.close()
+
+    async def _fenced(self, project: Project, step: Step) -> None:
+        self._begin()
+        await self._looker.fresh()
+        await self._writes.do(project, step)
+
+    async def _idle(self, project: Project) -> None:
+        """Wait a moment for the cluster's controller to take a new environment up."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + PREPARED_SECONDS
+        while not is_idle(self._looker.sight(project)) and (left := give_up - loop.time()) > 0:
+            seen = await self._looker.observe(project)
+            if seen.state not in {Observed.STOPPING, Observed.STOPPED}:
+                return
+            await self._looker.changed(project, min(left, 0.2))
+
+
+_ALIVE = frozenset({Observed.STARTING, Observed.READY, Observed.STOPPING, Observed.FAILED})

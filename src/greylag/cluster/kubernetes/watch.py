@@ -1,0 +1,195 @@
+"""What of one kind is in the cluster now: a list, kept current by a watch."""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import structlog
+
+from greylag.cluster.kubernetes.api import Api, WatchStream
+from greylag.cluster.kubernetes.failures import ApiError
+from greylag.cluster.kubernetes.trim import trim
+from greylag.domain.errors import ClusterUnavailableError
+
+Key = tuple[str, str]
+"""Namespace ("" for what has none) and name."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Times of the watches, in seconds.
+
+    ``probe``: how often, and how long, the API server is asked whether it is up. ``silence``: how
+    long a watch may tell nothing (bookmarks come each minute). ``lasts``: when a watch is opened
+    anew. ``steady``: a watch that lasted this long was well, so the next begins with a short pause.
+    """
+
+    probe: float = 3.0
+    silence: float = 90.0
+    lasts: int = 300
+    steady: float = 1.0
+    first_pause: float = 0.1
+    longest_pause: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An object that is new, changed or ``gone``. ``thing`` is its last known (trimmed) state."""
+
+    kind: str
+    namespace: str
+    name: str
+    thing: Mapping[str, Any]
+    gone: bool
+
+
+class Watched:
+    """All objects of one kind that ``selector`` chooses, in all namespaces.
+
+    ``cache`` is what is known; it says what is true now only while ``live``.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        kind: str,
+        selector: str,
+        tell: Callable[[Change], None],
+        pace: Pace,
+    ) -> None:
+        self.kind = kind
+        self._api = api
+        self._selector = selector
+        self._tell = tell
+        self._pace = pace
+        self._cache: dict[Key, Mapping[str, Any]] = {}
+        self.cache: Mapping[Key, Mapping[str, Any]] = MappingProxyType(self._cache)
+        self.live = False
+        self.problem = "The watch has not begun."
+        self._version: str | None = None
+        self._stream: WatchStream | None = None
+        self._synced = asyncio.Event()
+        self._moved = asyncio.Event()
+
+    async def synced(self) -> None:
+        """Return when all that was there at the beginning is known, and the watch has begun."""
+        await self._synced.wait()
+
+    async def reached(self, resource_version: str, within: float) -> bool:
+        """Wait until the cache knows a write that returned ``resource_version``; tell if it does.
+
+        Versions grow, and may be compared as numbers (KEP-5504).
+        """
+        try:
+            async with asyncio.timeout(within):
+                while int(self._version or 0) < int(resource_version):
+                    await self._moved.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def cut(self) -> None:
+        """Break the watch off, so that it is opened anew."""
+        if self._stream is not None:
+            self._stream.cut()
+
+    async def run(self) -> None:
+        """Keep the cache current until cancelled."""
+        failed = 0
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                began, asked = loop.time(), 0.0
+                try:
+                    await self._follow()
+                except (ApiError, ClusterUnavailableError) as error:
+                    asked = self._lost(error)
+                failed = 0 if loop.time() - began >= self._pace.steady else failed + 1
+                await asyncio.sleep(max(asked, self._pause(failed)))
+        finally:
+            self.live = False
+
+    async def _follow(self) -> None:
+        """List if there is nothing to go on from, then watch till the watch ends."""
+        if self._version is None:
+            await self._list()
+        version = self._version or ""
+        async with self._api.watch(
+            self.kind,
+            selector=self._selector,
+            resource_version=version,
+            seconds=self._pace.lasts,
+            silence=self._pace.silence,
+        ) as stream:
+            self._stream, self.live, self.problem = stream, True, ""
+            self._synced.set()
+            try:
+                async for event, thing in stream:
+                    self._take(event, thing)
+            finally:
+                self._stream = None
+
+    async def _list(self) -> None:
+        fresh: dict[Key, dict[str, Any]] = {}
+        version = ""
+        async for page in self._api.pages(self.kind, selector=self._selector):
+            version = page.resource_version
+            for thing in page.items:
+                kept = trim(self.kind, thing)
+                fresh[_key(kept)] = kept
+        # From here on nothing is awaited, so nobody sees half of it.
+        for key in self._cache.keys() - fresh.keys():
+            self._note(key, self._cache[key], gone=True)
+        for key, thing in fresh.items():
+            before = self._cache.get(key)
+            if before is None or _version(before) != _version(thing):
+                self._note(key, thing, gone=False)
+        self._advance(version)
+
+    def _take(self, event: str, thing: Mapping[str, Any]) -> None:
+        if event in {"ADDED", "MODIFIED", "DELETED"}:
+            kept = trim(self.kind, thing)
+            self._note(_key(kept), kept, gone=event == "DELETED")
+        self._advance(_version(thing))
+
+    def _note(self, key: Key, thing: Mapping[str, Any], *, gone: bool) -> None:
+        if gone:
+            self._cache.pop(key, None)
+        else:
+            self._cache[key] = thing
+        self._tell(Change(self.kind, *key, thing, gone))
+
+    def _advance(self, version: str) -> None:
+        self._version = version
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    def _lost(self, error: ApiError | ClusterUnavailableError) -> float:
+        """Note that the cache may be old; return how long the API server asked to be left alone."""
+        if self.live or not self.problem:
+            _log.warning("kubernetes_watch_lost", kind=self.kind, why=str(error))
+        self.live, self.problem = False, str(error)
+        answer = error if isinstance(error, ApiError) else error.__cause__
+        if not isinstance(answer, ApiError):
+            return 0.0
+        if answer.is_gone:
+            self._version = None
+        return answer.retry_after or 0.0
+
+    def _pause(self, failed: int) -> float:
+        most = min(self._pace.longest_pause, self._pace.first_pause * 2.0**failed)
+        return random.uniform(most / 2, most)  # noqa: S311 - spreads load, no secret
+
+
+def _key(thing: Mapping[str, Any]) -> Key:
+    meta = thing["metadata"]
+    return meta.get("namespace") or "", meta["name"]
+
+
+def _version(thing: Mapping[str, Any]) -> str:
+    return str(thing["metadata"]["resourceVersion"])

@@ -1,0 +1,278 @@
+"""Manifests as pure functions: golden files, names, labels, isolation."""
+
+import base64
+import ipaddress
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greylag.cluster.kubernetes.manifests import (
+    TOKEN_KEY,
+    ingress_url,
+    project_objects,
+    ref_of,
+    shared_objects,
+)
+from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.templates import Template
+from greylag.domain.errors import ClusterError, ConfigError, InvalidRequestError
+from greylag.domain.names import check_id, environment_names
+from greylag.domain.project import Lease, Project, ProjectRef
+
+GOLDEN = Path(__file__).with_name("golden")
+TOKEN = "a-token-of-the-environment"
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+LABEL_KEY = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+
+PLAIN = Options(image="goose-api-server:1", platform_namespace="greylag")
+FULL = Options(
+    image="registry.example/goose-api-server:1",
+    image_pull_policy="Always",
+    agent_port=4001,
+    storage_class="fast",
+    volume_size="20Gi",
+    service_type="LoadBalancer",
+    service_annotations={"example.org/internal": "true"},
+    ingress_base_domain="agents.example.org",
+    ingress_class="nginx",
+    ingress_tls=True,
+    ingress_tls_secret="wildcard",
+    ingress_annotations={"example.org/issuer": "ours"},
+    ingress_namespace="ingress",
+    platform_namespace="greylag",
+    platform_labels={"app.kubernetes.io/name": "greylag"},
+    platform_cidrs=("203.0.113.0/24",),
+    egress_cidrs=("0.0.0.0/0", "::/0"),
+    cluster_cidrs=("10.91.0.0/16", "10.92.0.0/16", "10.90.0.2/32"),
+    pod_cidrs=("10.91.0.0/16",),
+    runtime_class="gvisor",
+    node_selector={"pool": "agents"},
+    tolerations=({"key": "agents", "operator": "Exists", "effect": "NoSchedule"},),
+    image_pull_secret="registry",
+    priority_class="low",
+    templates={
+        "large": Template(
+            image="registry.example/large:2",
+            cpu_limit="2",
+            memory_limit="4Gi",
+            volume_size="50Gi",
+            environment={"GOOSE_MODE": "auto", "GREYLAG_AGENT_FOLDER": "/elsewhere"},
+        )
+    },
+    model_environment={"GREYLAG_MODEL_URL": "https://model.example", "GOOSE_MODE": "approve"},
+    model_key="the-providers-key",
+)
+ON_PATHS = Options(
+    image="goose-api-server:1", ingress_base_domain="example.org", ingress_routing="path"
+)
+
+
+def made(user_id: str = "alice", project_id: str = "search", **changed: Any) -> Project:
+    usual: dict[str, Any] = {
+        "id": "0123456789abcdef01234567",
+        "name": "A name",
+        "names": environment_names(user_id, project_id),
+        "created_at": NOW,
+        "updated_at": NOW,
+        "lease": Lease("worker", 7, NOW),
+    }
+    return Project(user_id=user_id, project_id=project_id, **(usual | changed))
+
+
+def objects(project: Project, options: Options, replicas: int = 1) -> list[dict[str, Any]]:
+    own = project_objects(project, options, token=TOKEN, replicas=replicas)
+    return [*shared_objects(project, options), *own]
+
+
+def one(kind: str, among: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(each for each in among if each["kind"] == kind)
+
+
+def agent_policy(options: Options) -> dict[str, Any]:
+    named = {each["metadata"]["name"]: each for each in shared_objects(made(), options)}
+    spec: dict[str, Any] = named["greylag-agent"]["spec"]
+    return spec
+
+
+def is_id(text: str) -> bool:
+    try:
+        check_id(text, "id")
+    except InvalidRequestError:
+        return False
+    return True
+
+
+ids = st.one_of(
+    st.from_regex(r"[a-z]([a-z0-9-]{0,60}[a-z0-9])?", fullmatch=True), st.text(min_size=1)
+).filter(is_id)
+
+
+@pytest.mark.parametrize(
+    ("name", "project", "options", "replicas"),
+    [
+        ("plain", made(), PLAIN, 1),
+        ("full", made(metadata={"template": "large"}), FULL, 1),
+        ("paths-asleep", made("Jürg Ä", "Größe"), ON_PATHS, 0),
+    ],
+)
+def test_objects_are_those_of_the_golden_file(
+    name: str, project: Project, options: Options, replicas: int
+) -> None:
+    golden = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+
+    assert objects(project, options, replicas) == golden
+
+
+@given(ids, ids)
+def test_names_labels_and_annotations_are_valid_for_any_ids(user_id: str, project_id: str) -> None:
+    project = made(user_id, project_id)
+    for each in objects(project, FULL):
+        metadata = each["metadata"]
+        assert DNS_LABEL.fullmatch(metadata["name"])
+        for key, value in metadata["labels"].items():
+            assert LABEL_KEY.fullmatch(key)
+            assert LABEL_VALUE.fullmatch(value)
+        assert all(LABEL_KEY.fullmatch(key) for key in metadata["annotations"])
+        assert json.loads(json.dumps(each)) == each
+
+
+@given(ids, ids, ids, ids)
+def test_no_two_projects_share_an_object_of_their_own(
+    user: str, project: str, other_user: str, other_project: str
+) -> None:
+    def own(user_id: str, project_id: str) -> set[tuple[str, str, str]]:
+        found = project_objects(made(user_id, project_id), FULL, token=TOKEN, replicas=1)
+        return {
+            (each["kind"], each["metadata"]["namespace"], each["metadata"]["name"])
+            for each in found
+        }
+
+    if (user, project) != (other_user, other_project):
+        assert own(user, project).isdisjoint(own(other_user, other_project))
+        assert ingress_url(made(user, project), FULL) != ingress_url(
+            made(other_user, other_project), FULL
+        )
+
+
+@given(ids, ids)
+def test_own_objects_tell_their_project_and_shared_ones_do_not(
+    user_id: str, project_id: str
+) -> None:
+    project = made(user_id, project_id)
+
+    own = project_objects(project, FULL, token=TOKEN, replicas=1)
+    shared = shared_objects(project, FULL)
+
+    assert {ref_of(each) for each in own} == {ProjectRef(user_id, project_id)}
+    assert {ref_of(each) for each in shared} == {None}
+
+
+def test_an_object_of_somebody_else_has_no_project() -> None:
+    ours = one("Service", objects(made(), PLAIN))
+    foreign = {**ours, "metadata": {**ours["metadata"], "labels": {}}}
+
+    assert ref_of(foreign) is None
+    assert ref_of({"kind": "Pod"}) is None
+
+
+def test_objects_of_one_user_s_projects_share_only_the_shared_ones() -> None:
+    assert shared_objects(made(project_id="one"), FULL) == shared_objects(
+        made(project_id="two"), FULL
+    )
+
+
+def test_secrets_stand_in_the_secret_alone() -> None:
+    own = objects(made(), FULL)
+    secret = one("Secret", own)
+    rest = json.dumps([each for each in own if each["kind"] != "Secret"])
+
+    assert base64.b64decode(secret["data"][TOKEN_KEY]).decode() == TOKEN
+    for value in (TOKEN, "the-providers-key"):
+        assert value not in rest
+        assert base64.b64encode(value.encode()).decode() not in rest
+        assert value not in repr(FULL)
+
+
+def test_a_template_changes_settings_but_not_what_keeps_the_environment_ours() -> None:
+    config = one("ConfigMap", objects(made(metadata={"template": "large"}), FULL))["data"]
+
+    assert config["GOOSE_MODE"] == "auto"
+    assert config["GREYLAG_AGENT_FOLDER"] == "/environment"
+
+
+@pytest.mark.parametrize("name", ["none-such", 7, None, ["large"]])
+def test_an_unknown_template_is_refused_for_good(name: object) -> None:
+    with pytest.raises(ClusterError, match="does not exist") as caught:
+        objects(made(metadata={"template": name}), FULL)
+
+    assert caught.value.terminal
+    assert caught.value.info.code == "template_not_found"
+    assert "default, large" in caught.value.info.hint
+
+
+def test_the_claim_of_the_worker_stands_on_the_deployment() -> None:
+    annotations = one("Deployment", objects(made(), PLAIN))["metadata"]["annotations"]
+
+    assert annotations["greylag.dev/record"] == "0123456789abcdef01234567"
+    assert annotations["greylag.dev/claim"] == "7"
+
+
+def test_without_anybody_to_let_in_nothing_comes_in() -> None:
+    assert agent_policy(Options(image="x"))["ingress"] == []
+
+
+def test_only_the_agent_s_port_is_open() -> None:
+    (rule,) = agent_policy(FULL)["ingress"]
+
+    assert rule["ports"] == [{"protocol": "TCP", "port": 4001}]
+    assert len(rule["from"]) == 3
+
+
+def test_the_platform_from_anywhere_still_shuts_out_known_pods() -> None:
+    options = Options(image="x", platform_cidrs=("0.0.0.0/0",), pod_cidrs=("10.91.0.0/16",))
+
+    (rule,) = agent_policy(options)["ingress"]
+
+    assert rule["from"] == [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.91.0.0/16"]}}]
+
+
+@given(st.ip_addresses(v=4))
+def test_no_allowed_address_is_in_the_cluster_or_link_local(
+    address: ipaddress.IPv4Address,
+) -> None:
+    blocks = agent_policy(FULL)["egress"][1]["to"]
+    allowed = any(
+        address in ipaddress.ip_network(block["ipBlock"]["cidr"])
+        and not any(address in ipaddress.ip_network(net) for net in block["ipBlock"]["except"])
+        for block in blocks
+    )
+
+    closed = (*FULL.cluster_cidrs, "169.254.0.0/16")
+    assert allowed != any(address in ipaddress.ip_network(net) for net in closed)
+
+
+@pytest.mark.parametrize("cidr", ["10.91.3.0/24", "169.254.169.254/32", "fe80::/64"])
+def test_allowing_what_is_never_allowed_is_refused(cidr: str) -> None:
+    with pytest.raises(ConfigError, match="GREYLAG_KUBE_EGRESS_CIDRS"):
+        Options(image="x", egress_cidrs=(cidr,), cluster_cidrs=("10.91.0.0/16",))
+
+
+def test_without_allowed_addresses_only_dns_is_left() -> None:
+    assert len(agent_policy(Options(image="x", egress_cidrs=()))["egress"]) == 1
+
+
+def test_urls_follow_the_routing() -> None:
+    host = one("Ingress", objects(made(), FULL))["spec"]["rules"][0]["host"]
+
+    assert ingress_url(made(), FULL) == f"https://{host}"
+    assert host.endswith(".agents.example.org")
+    assert ingress_url(made(), ON_PATHS) == "http://example.org/user-alice/search"
+    assert ingress_url(made(), PLAIN) is None

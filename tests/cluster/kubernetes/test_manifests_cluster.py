@@ -1,0 +1,100 @@
+"""The real API server takes every object as it stands."""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from greylag.cluster.kubernetes.manifests import FIELD_MANAGER, project_objects, shared_objects
+from greylag.cluster.kubernetes.options import Options
+from greylag.domain.names import environment_names
+from greylag.domain.project import Project
+
+Kubectl = Callable[..., CompletedProcess[str]]
+pytestmark = pytest.mark.cluster
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+SHAPES = {
+    "plain": Options(image="goose-api-server:1", platform_namespace="greylag"),
+    "hosts": Options(
+        image="goose-api-server:1",
+        service_type="ClusterIP",
+        ingress_base_domain="agents.example.org",
+        ingress_tls=True,
+        ingress_namespace="ingress",
+        platform_namespace="greylag",
+        platform_labels={"app.kubernetes.io/name": "greylag"},
+        egress_cidrs=("0.0.0.0/0", "::/0"),
+        cluster_cidrs=("10.91.0.0/16", "fd00::/8"),
+        storage_class="standard",
+        node_selector={"pool": "agents"},
+        tolerations=({"key": "agents", "operator": "Exists", "effect": "NoSchedule"},),
+        image_pull_secret="registry",
+        model_key="a-key",
+    ),
+    "paths": Options(
+        image="goose-api-server:1",
+        platform_cidrs=("203.0.113.0/24",),
+        ingress_base_domain="example.org",
+        ingress_routing="path",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def project(kubectl: Kubectl) -> Iterator[Project]:
+    """A project whose user's namespace really stands, as the rest of a dry run needs it."""
+    user = f"Jürg {secrets.token_hex(4)}"
+    project = Project(
+        id="0123456789abcdef01234567",
+        user_id=user,
+        project_id="Größe",
+        name="A name",
+        names=environment_names(user, "Größe", prefix="test-manifests-"),
+        created_at=NOW,
+        updated_at=NOW,
+    )
+    namespace = shared_objects(project, SHAPES["plain"])[0]
+    try:
+        done = apply(kubectl, [namespace])
+        assert done.returncode == 0, done.stderr
+        yield project
+    finally:
+        kubectl("delete", "namespace", project.names.namespace, "--wait=false")
+
+
+def apply(kubectl: Kubectl, objects: list[dict[str, Any]], *options: str) -> CompletedProcess[str]:
+    together = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    command = ("apply", "--server-side", f"--field-manager={FIELD_MANAGER}", *options, "-f", "-")
+    return kubectl(*command, input=together)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_server_side_dry_run_takes_all_without_a_warning(
+    kubectl: Kubectl, project: Project, shape: str
+) -> None:
+    options = SHAPES[shape]
+    own = project_objects(project, options, token="a-token", replicas=1)
+    objects = [*shared_objects(project, options), *own]
+
+    done = apply(kubectl, objects, "--dry-run=server", "--validate=strict")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == len(objects)
+
+
+def test_the_namespace_would_warn_of_a_pod_that_is_not_restricted(
+    kubectl: Kubectl, project: Project
+) -> None:
+    own = project_objects(project, SHAPES["plain"], token="a-token", replicas=1)
+    deployment = next(each for each in own if each["kind"] == "Deployment")
+    del deployment["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+
+    done = apply(kubectl, [deployment], "--dry-run=server")
+
+    assert "would violate PodSecurity" in done.stderr

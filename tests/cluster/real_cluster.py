@@ -1,0 +1,143 @@
+"""The real cluster that tests share; without one they are skipped, and say so."""
+
+import fcntl
+import os
+import secrets
+import shlex
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from greylag import __version__
+from greylag.cluster.kubernetes.cluster import KubernetesCluster
+from greylag.cluster.kubernetes.connection import ConnectionOptions, connect
+from greylag.cluster.kubernetes.options import Options
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT.parent / "shared" / "cluster" / "cluster"
+ARCHIVE = ROOT / "build" / "goose-api-server.tar"
+IMAGE = os.environ.get("GREYLAG_TEST_IMAGE", f"goose-api-server:{__version__}")
+LOCK = Path(tempfile.gettempdir()) / "greylag-test-cluster.lock"
+PATIENCE = 300
+CLUSTER_RANGES = ("10.91.0.0/16", "10.92.0.0/16", "10.93.0.0/24")
+
+
+@cache
+def cluster_environment() -> Mapping[str, str]:
+    """Return the environment variables under which kubectl finds the cluster, which is up.
+
+    ``GREYLAG_TEST_KUBECONFIG`` names another one, where ``GREYLAG_TEST_IMAGE`` can be pulled.
+    """
+    given = os.environ.get("GREYLAG_TEST_KUBECONFIG")
+    if given:
+        return MappingProxyType({**os.environ, "KUBECONFIG": given})
+    if not CLUSTER.exists() or os.geteuid() != 0:
+        pytest.skip("NO REAL CLUSTER: set GREYLAG_TEST_KUBECONFIG to run the cluster tests")
+    # One at a time starts it; for the others it is up then.
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _cluster("up")
+    # Its programs must not hold a pipe of ours open.
+    lines = _cluster("env")
+    words = shlex.split(lines.replace(";", "\n"))
+    pairs = dict(word.split("=", 1) for word in words if "=" in word)
+    path = pairs["PATH"].replace("$PATH", os.environ["PATH"])
+    return MappingProxyType({**os.environ, "KUBECONFIG": pairs["KUBECONFIG"], "PATH": path})
+
+
+@cache
+def image() -> str:
+    """Return the environments' image, which the cluster has."""
+    cluster_environment()
+    if os.environ.get("GREYLAG_TEST_KUBECONFIG"):
+        return IMAGE
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ARCHIVE.exists():
+            pytest.skip("NO IMAGE: `make image` makes the image that the cluster tests run")
+        stamp = f"{ARCHIVE.stat().st_mtime_ns} {ARCHIVE.resolve()}"
+        loaded = LOCK.with_name("greylag-test-image.stamp")
+        known = loaded.read_text() if loaded.exists() else ""
+        if known != stamp or IMAGE.partition(":")[0] not in _cluster("images"):
+            _cluster("load", str(ARCHIVE))
+            loaded.write_text(stamp)
+    return IMAGE
+
+
+def kubectl(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run kubectl against the cluster."""
+    return subprocess.run(  # noqa: S603 - kubectl, with what tests say
+        ["/usr/bin/env", "kubectl", *arguments],
+        env=dict(cluster_environment()),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        **options,
+    )
+
+
+def settings(**changed: str) -> dict[str, str]:
+    """Return the settings of a Greylag on this cluster, with namespaces that no other test has."""
+    environment = cluster_environment()
+    return {
+        "KUBECONFIG": environment["KUBECONFIG"],
+        "ACR_IMAGE": image(),
+        "GOOSE_MODE": "auto",
+        "KUBE_NAMESPACE_PREFIX": f"test-{secrets.token_hex(3)}-",
+        **changed,
+    }
+
+
+@asynccontextmanager
+async def open_kubernetes(
+    *, goose: str | None = None, **changed: Any
+) -> AsyncIterator[KubernetesCluster]:
+    """Open the real cluster, with namespaces of its own, which are removed at the end.
+
+    ``goose`` is what ``GREYLAG_GOOSE`` is to be in the environments; ``changed`` are options, or
+    the ``kubeconfig``.
+    """
+    environment = cluster_environment()
+    prefix = f"test-{secrets.token_hex(3)}-"
+    usual: dict[str, Any] = {
+        "image": image(),
+        "platform_cidrs": ("0.0.0.0/0",),
+        "cluster_cidrs": CLUSTER_RANGES,
+        "model_environment": {"GREYLAG_GOOSE": goose} if goose else {},
+    }
+    kubeconfig = changed.pop("kubeconfig", environment["KUBECONFIG"])
+    connection = connect(ConnectionOptions(kubeconfig=str(kubeconfig)), {})
+    assert connection is not None
+    options = Options(**(usual | changed))
+    cluster = KubernetesCluster.open(connection, options, namespace_prefix=prefix)
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+        remove_namespaces(prefix)
+
+
+def remove_namespaces(prefix: str) -> None:
+    """Begin to remove all namespaces whose names begin so."""
+    names = kubectl("get", "namespaces", "--output", "name").stdout.split()
+    ours = [name for name in names if name.startswith(f"namespace/{prefix}")]
+    if ours:
+        kubectl("delete", "--wait=false", *ours)
+
+
+def _cluster(*arguments: str) -> str:
+    """Run the cluster's own program; what it says goes to a file, as its servers live on."""
+    with tempfile.TemporaryFile() as said:
+        subprocess.run(  # noqa: S603 - the cluster's own program
+            [str(CLUSTER), *arguments], check=True, stdout=said, stderr=said, timeout=PATIENCE
+        )
+        said.seek(0)
+        return said.read().decode()

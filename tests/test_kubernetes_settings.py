@@ -1,0 +1,93 @@
+"""Settings of environments on Kubernetes become the adapter's options, or a sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from greylag import kubernetes_settings
+from greylag.cluster.kubernetes.options import Options
+from greylag.domain.errors import ConfigError
+from greylag.kubernetes_settings import kubernetes_options, load_kubernetes_settings
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kubernetes_settings, "IN_CLUSTER_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setenv("ACR_IMAGE", "goose-api-server:1")
+
+
+def options() -> Options:
+    return kubernetes_options(load_kubernetes_settings(), {})
+
+
+def test_outside_of_a_cluster_the_defaults_can_be_reached() -> None:
+    given = options()
+
+    assert given.service_type == "LoadBalancer"
+    assert given.platform_cidrs == ("0.0.0.0/0",)
+    assert "10.0.0.0/8" in given.cluster_cidrs
+
+
+def test_inside_of_a_cluster_only_our_own_namespace_comes_in(tmp_path: Path) -> None:
+    (tmp_path / "namespace").write_text("greylag\n")
+
+    given = options()
+
+    assert given.service_type == "ClusterIP"
+    assert given.platform_namespace == "greylag"
+    assert given.platform_cidrs == ()
+
+
+def test_every_form_of_value_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "GOOSE_API_PORT": "4001",
+        "GREYLAG_KUBE_CLUSTER_CIDRS": "10.91.0.0/16, 10.92.0.0/16",
+        "GREYLAG_KUBE_NODE_SELECTOR": "pool=agents,zone=",
+        "GREYLAG_KUBE_TOLERATIONS": '[{"key": "agents", "tolerationSeconds": 5}]',
+        "GREYLAG_KUBE_TEMPLATES": '{"large": {"cpu_limit": "2"}}',
+        "GREYLAG_KUBE_QUOTA_VOLUMES": "7",
+        "GREYLAG_KUBE_STORAGE_CLASS": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    given = options()
+
+    assert given.agent_port == 4001
+    assert given.cluster_cidrs == ("10.91.0.0/16", "10.92.0.0/16")
+    assert given.node_selector == {"pool": "agents", "zone": ""}
+    assert given.tolerations == ({"key": "agents", "tolerationSeconds": 5},)
+    assert given.templates["large"].cpu_limit == "2"
+    assert given.quota["persistentvolumeclaims"] == "7"
+    assert given.storage_class is None
+
+
+def test_the_model_s_key_is_kept_apart() -> None:
+    told = {"GREYLAG_MODEL": "gpt", "GREYLAG_MODEL_KEY": "a-key"}
+
+    given = kubernetes_options(load_kubernetes_settings(), told)
+
+    assert given.model_environment == {"GREYLAG_MODEL": "gpt"}
+    assert given.model_key == "a-key"
+    assert "a-key" not in repr(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACR_IMAGE", ""),
+        ("GOOSE_API_PORT", "80"),
+        ("INGRESS_BASE_DOMAIN", "https://example.org"),
+        ("GREYLAG_KUBE_VOLUME_SIZE", "five"),
+        ("GREYLAG_KUBE_EGRESS_CIDRS", "10.0.0.1/8"),
+        ("GREYLAG_KUBE_EGRESS_CIDRS", "10.2.0.0/16"),
+        ("GREYLAG_KUBE_NODE_SELECTOR", "pool"),
+        ("GREYLAG_KUBE_TOLERATIONS", "[{"),
+        ("GREYLAG_KUBE_TEMPLATES", '{"large": {"cpu": "2"}}'),
+    ],
+)
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigError, match=name):
+        options()
