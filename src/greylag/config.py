@@ -69,9 +69,11 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(15.0, ge=1, le=300)
     resync_seconds: float = Field(60.0, ge=1, le=3600)
     worker_concurrency: int = Field(64, ge=1, le=10_000)
+    cluster: Literal["auto", "local", "kubernetes"] = "auto"
     startup_reconcile_timeout: float = Field(10.0, ge=0, le=600)
 
     heartbeat_seconds: float = Field(15.0, gt=0, le=300)
+    stream_seconds: float | None = Field(None, ge=0.25, le=86_400)
     body_limit: int = Field(1_048_576, ge=1024)
     header_limit: int = Field(100, ge=10)
     streams_per_project: int = Field(32, ge=1)

@@ -26,7 +26,8 @@ Announce = Callable[[str], None]
 async def up(settings: Settings, announce: Announce) -> None:
     """Run web and worker until a signal; ``announce`` gets the address once requests are served.
 
-    Raises ``ConfigError`` when the address cannot be bound or the data folder not used.
+    Raises ``ConfigError`` when the address cannot be bound or the data folder not used, and
+    ``StoreUnavailableError``: somebody sits before it, and is told at once what is missing.
     """
     listener = _bind(settings)
     async with assembled(settings) as parts, asyncio.TaskGroup() as tasks:
@@ -40,9 +41,12 @@ async def up(settings: Settings, announce: Announce) -> None:
 
 
 async def serve(settings: Settings, announce: Announce) -> None:
-    """Run the web alone until a signal; a worker elsewhere does what it writes."""
+    """Run the web alone until a signal; a worker elsewhere does what it writes.
+
+    A store on servers that cannot be reached is waited for; until then requests are told so.
+    """
     listener = _bind(settings)
-    async with assembled(settings) as parts:
+    async with assembled(settings, patient=True) as parts:
         await _serve(parts.use_cases, settings, listener, announce)
 
 
@@ -52,8 +56,8 @@ async def serve_parts(use_cases: UseCases, settings: Settings, announce: Announc
 
 
 async def work(settings: Settings, announce: Announce) -> None:
-    """Run the worker alone until a signal."""
-    async with assembled(settings) as parts, asyncio.TaskGroup() as tasks:
+    """Run the worker alone until a signal; a store that cannot be reached is waited for."""
+    async with assembled(settings, patient=True) as parts, asyncio.TaskGroup() as tasks:
         looked = asyncio.Event()
         timeout = settings.startup_reconcile_timeout
         working = tasks.create_task(parts.worker.run(looked, timeout), name="worker")

@@ -6,9 +6,12 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from greylag import __version__
 from greylag.agent.http import HttpAgents
+from greylag.agent_environment import agent_environment
+from greylag.archives import refuse_unfinished
 from greylag.clock import SystemClock
 from greylag.cluster.local import LocalCluster
 from greylag.config import Settings
@@ -36,48 +39,111 @@ class Parts:
 
 
 @asynccontextmanager
-async def assembled(settings: Settings) -> AsyncIterator[Parts]:
+async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterator[Parts]:
     """Construct everything that ``settings`` ask for; it is closed, last first, on leaving.
 
-    Raises ``ConfigError`` for a data folder that cannot be used, ``StoreUnavailableError``.
+    Raises ``ConfigError`` for a data folder that cannot be used, and ``StoreUnavailableError``.
+    With ``patient``, servers of the store that cannot be reached are waited for while everything
+    else is there already.
     """
     _make_folder(settings)
-    clock = SystemClock()
     async with AsyncExitStack() as opened:
-        store = await _open_store(settings)
+        store = await _open_store(settings, patient=patient)
         opened.push_async_callback(store.close)
-        cluster = LocalCluster(
+        cluster = await _open_cluster(settings)
+        opened.push_async_callback(cluster.close)
+        yield Parts(
+            use_cases=_use_cases(settings, store, cluster, opened),
+            worker=_worker(settings, store, cluster, SystemClock()),
+        )
+
+
+@asynccontextmanager
+async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
+    """Construct what a web needs that starts in a moment, anywhere, and keeps nothing: no folder is
+    made, no index, no worker. It is closed, last first, on leaving.
+
+    Raises ``StoreUnavailableError``.
+    """
+    async with AsyncExitStack() as opened:
+        store = await _open_store(settings, prepare=False)
+        opened.push_async_callback(store.close)
+        cluster = await _open_cluster(settings)
+        opened.push_async_callback(cluster.close)
+        yield _use_cases(settings, store, cluster, opened)
+
+
+def _use_cases(
+    settings: Settings, store: ProjectStore, cluster: Cluster, opened: AsyncExitStack
+) -> UseCases:
+    gateway = HttpAgents.open()
+    opened.push_async_callback(gateway.close)
+    projects = Projects(
+        store,
+        StaticUsers(settings.user_list),
+        SystemClock(),
+        namespace_prefix=settings.namespace_prefix,
+        activation_timeout=settings.activation_timeout,
+    )
+    agents = Agents(projects, cluster, gateway)
+    return UseCases(
+        projects=projects,
+        agents=agents,
+        messages=Messages(projects, agents, gateway),
+        platform=_platform(settings, cluster),
+        store=store,
+    )
+
+
+async def _open_cluster(settings: Settings) -> Cluster:
+    if not _on_kubernetes(settings):
+        return LocalCluster(
             settings.data / "environments",
-            model=_agent_environment(settings),
+            model=agent_environment(settings),
             goose=settings.goose,
             sandbox=settings.sandbox,
             hidden=(settings.data.absolute(),),
         )
-        opened.push_async_callback(cluster.close)
-        gateway = HttpAgents.open()
-        opened.push_async_callback(gateway.close)
-        projects = Projects(
-            store,
-            StaticUsers(settings.user_list),
-            clock,
-            namespace_prefix=settings.namespace_prefix,
-            activation_timeout=settings.activation_timeout,
+    # Only where it is used: reading a kubeconfig needs libraries that take time to import.
+    from greylag.cluster.kubernetes.cluster import KubernetesCluster  # noqa: PLC0415
+    from greylag.cluster.kubernetes.connection import connect  # noqa: PLC0415
+    from greylag.kubernetes_settings import (  # noqa: PLC0415
+        ConnectionSettings,
+        kubernetes_options,
+        load_kubernetes_settings,
+    )
+
+    options = kubernetes_options(load_kubernetes_settings(), agent_environment(settings))
+    connection = connect(ConnectionSettings().options(), os.environ)
+    if connection is None:
+        raise ConfigError(
+            "Environments are to run on Kubernetes, but no setting says on which cluster: set "
+            "KUBECONFIG, KUBE_CONFIG_BASE64, or KUBE_HOST and KUBE_TOKEN."
         )
-        agents = Agents(projects, cluster, gateway)
-        yield Parts(
-            use_cases=UseCases(
-                projects=projects,
-                agents=agents,
-                messages=Messages(projects, agents, gateway),
-                platform=_platform(settings, cluster),
-                store=store,
-            ),
-            worker=_worker(settings, store, cluster, clock),
-        )
+    cluster = KubernetesCluster.open(
+        connection, options, namespace_prefix=settings.namespace_prefix
+    )
+    try:
+        await cluster.check()
+    except ConfigError:
+        await cluster.close()
+        raise
+    return cluster
 
 
-async def _open_store(settings: Settings) -> ProjectStore:
+def _on_kubernetes(settings: Settings) -> bool:
+    """Tell where environments run: the image of one is of use in a cluster only."""
+    if settings.cluster != "auto":
+        return settings.cluster == "kubernetes"
+    return any(os.environ.get(name) for name in ("ACR_IMAGE", "KUBE_CONFIG_BASE64", "KUBE_HOST"))
+
+
+async def _open_store(
+    settings: Settings, *, prepare: bool = True, patient: bool = False
+) -> ProjectStore:
+    gate = partial(refuse_unfinished, settings)
     if settings.mongodb_uri is None:
+        await gate()
         return await SqliteStore.open(settings.data / "greylag.db")
     # Only where it is used: the driver takes a fifth of a second to import.
     from greylag.store.mongo.client import Limits  # noqa: PLC0415
@@ -85,7 +151,9 @@ async def _open_store(settings: Settings) -> ProjectStore:
 
     uri = settings.mongodb_uri.get_secret_value()
     limits = Limits(operation=settings.mongodb_timeout, connections=settings.mongodb_connections)
-    return await MongoStore.open(uri, settings.mongodb_db, limits=limits)
+    return await MongoStore.open(
+        uri, settings.mongodb_db, limits=limits, prepare=prepare, patient=patient, gate=gate
+    )
 
 
 def _worker(
@@ -110,19 +178,6 @@ def _platform(settings: Settings, cluster: Cluster) -> Platform:
         notice=cluster.notice,
         demonstration=None if settings.model_url else DEMONSTRATION,
     )
-
-
-def _agent_environment(settings: Settings) -> dict[str, str]:
-    """Return what agentd is told by us; the model's key goes to agentd's environment only."""
-    key = settings.model_key.get_secret_value() if settings.model_key else None
-    given = {
-        "GREYLAG_MODEL_URL": settings.model_url,
-        "GREYLAG_MODEL_KEY": key,
-        "GREYLAG_MODEL": settings.model,
-        "GOOSE_MODE": settings.goose_mode,
-        "GREYLAG_CONFIRMATION_TIMEOUT": str(settings.confirmation_timeout),
-    }
-    return {name: value for name, value in given.items() if value}
 
 
 def _make_folder(settings: Settings) -> None:

@@ -129,7 +129,7 @@ async def test_when_the_follower_dies_listeners_get_its_error(pair: Pair) -> Non
         raise fault
 
     with ours.subscribe(REF) as heard:
-        ours._parts.follower._follow = broken  # type: ignore[method-assign]  # the fault to be noticed
+        ours._parts.follower._way._follow = broken  # type: ignore[method-assign]  # the fault to be noticed
         await theirs.create(make_project())
         with pytest.raises(StoreUnavailableError) as caught:  # noqa: PT012 - the first may be news
             for _ in range(2):

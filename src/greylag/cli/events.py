@@ -53,6 +53,7 @@ async def _live(access: Access, api: ApiClient, place: ProjectPlace) -> AsyncIte
     while True:
         try:
             async with api.events(place, last) as found:
+                patience.opened()
                 async for event in found:
                     patience.worked()
                     last = int(event.id) if event.id and event.id.isdigit() else last

@@ -40,6 +40,10 @@ VERBS = {
     "sessions": Verb("greylag.cli.sessions:sessions", "List, read or delete conversations."),
     "logs": Verb("greylag.cli.logs:logs", "Print what a project's environment says."),
     "events": Verb("greylag.cli.events:events", "Print a project's activation log."),
+    "manifests": Verb(
+        "greylag.cli.manifests:manifests", "Print a project's Kubernetes objects as YAML."
+    ),
+    "store": Verb("greylag.cli.store:store", "Copy all records to another store, or check them."),
     "doctor": Verb("greylag.cli.doctor:doctor", "Check the server and this machine."),
     "version": Verb("greylag.cli.version:version", "Print the version."),
 }

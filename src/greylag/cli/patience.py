@@ -9,6 +9,9 @@ from greylag.cli.errors import CliError, RefusedError, ServerUnreachableError
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 5.0
 GIVE_UP_AFTER = 60.0
+# A server may end a stream that has lasted long (GREYLAG_STREAM_SECONDS), events or not; one that
+# ends every stream at once is out of order.
+STEADY = 0.2
 # A busy or restarting server; 429 too, while the dropped stream's place is not free yet.
 PASSING = {429, 502, 503, 504}
 
@@ -28,7 +31,12 @@ class Patience:
         self._limit = limit
         self._pause = pause
         self._clock = clock
+        self._opened: float | None = None
         self.worked()
+
+    def opened(self) -> None:
+        """A stream was opened: if it lasts, it has worked, although nothing may have come."""
+        self._opened = self._clock()
 
     def worked(self) -> None:
         """Something came: begin anew with the next failure."""
@@ -38,6 +46,9 @@ class Patience:
     async def pause_after(self, error: CliError) -> bool:
         """Wait a little; False at once when it will not pass or has lasted too long."""
         now = self._clock()
+        if self._opened is not None and now - self._opened >= STEADY:
+            self.worked()
+        self._opened = None
         self._since = now if self._since is None else self._since
         if not may_pass(error) or now - self._since > self._limit:
             return False

@@ -47,6 +47,7 @@ class TurnStream:
             try:
                 async with self._open() as events:
                     arrived = True
+                    self._patience.opened()
                     async for event in events:
                         self._patience.worked()
                         self._remember(event)

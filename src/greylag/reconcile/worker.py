@@ -35,21 +35,31 @@ class Worker:
         self._loop: WorkLoop[Claim] = WorkLoop(_Patient(reconciler, clock), concurrency)
 
     async def run(self, ready: asyncio.Event, first_look_timeout: float) -> None:
-        """Work until cancelled.
+        """Work until cancelled; a store that cannot be reached is waited for.
 
         ``ready`` is set once every project that was not at rest has been worked on, or after
         ``first_look_timeout`` seconds: environments that take long to start hold up nobody.
         """
-        await self._look_at_everything()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._loop.run(), name="reconcile loop")
-            tasks.create_task(self._hear_cluster(), name="cluster changes")
+            tasks.create_task(self._look_and_work(tasks), name="first look")
             try:
                 async with asyncio.timeout(first_look_timeout):
                     await self._loop.idle.wait()
             except TimeoutError:
                 log.info("serving before every project is at rest")
             ready.set()
+
+    async def _look_and_work(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            try:
+                await self._look_at_everything()
+            except StoreUnavailableError as error:
+                log.warning("store unavailable", error=str(error))
+                await self._clock.sleep(PAUSE_AFTER_FAILURE)
+            else:
+                break
+        tasks.create_task(self._loop.run(), name="reconcile loop")
+        tasks.create_task(self._hear_cluster(), name="cluster changes")
 
     async def _look_at_everything(self) -> None:
         """Make due what is not at rest, and match environments with records."""

@@ -64,6 +64,9 @@ STATUS: Mapping[str, int] = {
 }
 """The HTTP status of each code. Any other code is a cluster's own name for a failure: 502."""
 
+_RETRY_AFTER: Mapping[str, str] = {"store_unavailable": "2", "cluster_unavailable": "5"}
+"""Seconds after which what is away by itself may be back (RFC 9110, section 10.2.3)."""
+
 _FAULT = GreylagError("Something went wrong inside Greylag.").info
 _NOT_FOUND = ErrorInfo(
     "not_found", "Nothing is at this path.", "GET /openapi.json lists every path of the API."
@@ -87,9 +90,12 @@ def problem_response(
     scope: Scope,
     error: ErrorInfo,
     headers: Mapping[str, str] | None = None,
+    status: int | None = None,
 ) -> Response:
-    """Return the answer that tells ``error`` as a problem document."""
-    return _document(_problem(scope, error, status_of(error)), headers)
+    """Return the answer that tells ``error`` as a problem document, with the status of its code
+    unless ``status`` is another.
+    """
+    return _document(_problem(scope, error, status or status_of(error)), headers)
 
 
 def unexpected(error: Exception) -> ErrorInfo:
@@ -116,7 +122,7 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
         if not _wants_page(request):
             return _document(problem, headers)
         response = error_page(request, problem)
-        response.headers.update(headers or {})
+        response.headers.update({**_retry_after(problem.code), **(headers or {})})
         return response
 
     async def on_greylag_error(request: Request, error: Exception) -> Response:
@@ -161,9 +167,13 @@ def _document(problem: Problem, headers: Mapping[str, str] | None) -> Response:
     return Response(
         problem.model_dump_json(),
         status_code=problem.status,
-        headers=headers,
+        headers={**_retry_after(problem.code), **(headers or {})},
         media_type=PROBLEM_MEDIA_TYPE,
     )
+
+
+def _retry_after(code: str) -> Mapping[str, str]:
+    return {"retry-after": _RETRY_AFTER[code]} if code in _RETRY_AFTER else {}
 
 
 def _wants_page(request: Request) -> bool:

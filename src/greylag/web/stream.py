@@ -33,15 +33,16 @@ class Streams:
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.streams_per_project
         self._heartbeat_seconds = settings.heartbeat_seconds
+        self._longest = settings.stream_seconds
         self._open: Counter[ProjectRef] = Counter()
 
     def events(self, ref: ProjectRef, opening: Opening) -> Response:
         """Return the answer that relays whole SSE frames, with heartbeats when none come."""
-        return EventStream(self._counted(ref, opening), self._heartbeat_seconds)
+        return EventStream(self._counted(ref, opening), self._heartbeat_seconds, self._longest)
 
     def text(self, ref: ProjectRef, opening: Opening) -> Response:
         """Return the answer that relays plain text."""
-        return TextStream(self._counted(ref, opening), None)
+        return TextStream(self._counted(ref, opening), None, None)
 
     @asynccontextmanager
     async def _counted(
@@ -71,13 +72,17 @@ class Relay(Response):
 
     An error on entering is a problem document. A later one is told by ``failure`` in the form of
     the stream, except ``StreamCutError``: then it just ends, which tells the client to resume.
+    So it does between two runs once ``longest`` seconds have passed (``None``: there is no end).
     """
 
-    def __init__(self, opening: Opening, heartbeat_seconds: float | None) -> None:
+    def __init__(
+        self, opening: Opening, heartbeat_seconds: float | None, longest: float | None
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._opening = opening
         self._heartbeat_seconds = heartbeat_seconds
+        self._longest = longest
         self._begun = False
         self._idle = True
 
@@ -117,7 +122,7 @@ class Relay(Response):
         await exchange_of(scope).send(_body(last, more=False))
 
     async def _pump(self, send: Send, put: Send) -> None:
-        async with self._opening as runs:
+        async with self._opening as opened, closing(_cut(opened, self._longest)) as runs:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             self._begun = True
             async for run in runs:
@@ -170,6 +175,30 @@ class _ClientLeftError(Exception):
 
 def _body(content: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": content, "more_body": more}
+
+
+def _cut(runs: AsyncIterator[bytes], longest: float | None) -> AsyncIterator[bytes]:
+    return runs if longest is None else _within(longest, runs)
+
+
+async def _within(seconds: float, runs: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the ``runs`` that come within ``seconds`` from the first time one is asked for.
+
+    Only the wait for the next one is cut: what was begun to be sent is sent to its end.
+    """
+    end = asyncio.get_running_loop().time() + seconds
+    while True:
+        limit = asyncio.timeout_at(end)
+        try:
+            async with limit:
+                run = await anext(runs)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            if limit.expired():
+                return
+            raise
+        yield run
 
 
 @asynccontextmanager

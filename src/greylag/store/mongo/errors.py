@@ -37,6 +37,12 @@ class DocumentError(StoreUnavailableError):
     hint = "Correct the document; `greylag store check` finds and explains such records."
 
 
+class RefusedByServerError(StoreUnavailableError):
+    """The server answers, but not us: the user name, the password or the rights are wrong."""
+
+    hint = "Nothing was changed. Check user, password and authSource in MONGODB_URI."
+
+
 @contextmanager
 def asking(seconds: float) -> Iterator[None]:
     """Bound all that the ``with`` block asks of the server by ``seconds``, retries included.
@@ -71,7 +77,9 @@ def _translated() -> Iterator[None]:
     except DuplicateKeyError:
         raise
     except PyMongoError as error:
-        raise StoreUnavailableError(f"The MongoDB server {reason(error)}.") from error
+        refused = isinstance(error, OperationFailure) and error.code in _REFUSED
+        kind = RefusedByServerError if refused else StoreUnavailableError
+        raise kind(f"The MongoDB server {reason(error)}.") from error
     except UnicodeEncodeError as error:
         raise InvalidRequestError("Text must not hold unpaired surrogates.") from error
     except (BSONError, OverflowError) as error:

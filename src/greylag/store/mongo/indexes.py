@@ -58,16 +58,23 @@ async def ensure(database: AsyncDatabase[dict[str, Any]]) -> None:
     Raises ``ConfigError`` when an index cannot be had; for the unique one of projects the sentence
     names the duplicates.
     """
+    for name, models in (await missing(database)).items():
+        await _create(database[name], models)
+
+
+async def missing(database: AsyncDatabase[dict[str, Any]]) -> dict[str, list[IndexModel]]:
+    """Return, by collection, the indexes that are needed and not there as they are needed."""
+    lacking: dict[str, list[IndexModel]] = {}
     for name, wanted in _WANTED.items():
-        collection = database[name]
-        found = (await collection.index_information()).values()
-        missing = [
+        found = (await database[name].index_information()).values()
+        models = [
             IndexModel(keys, **options)
             for keys, options in wanted
             if not any(_serves(index, keys, options) for index in found)
         ]
-        if missing:
-            await _create(collection, missing)
+        if models:
+            lacking[name] = models
+    return lacking
 
 
 def _serves(index: Mapping[str, Any], keys: Key, options: Mapping[str, Any]) -> bool:

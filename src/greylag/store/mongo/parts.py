@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 from greylag.store.mongo import client, indexes
-from greylag.store.mongo.changes import Follower, PollingFollower, StreamFollower
 from greylag.store.mongo.claims import Projects
 from greylag.store.mongo.client import Client, Documents, Limits
 from greylag.store.mongo.echoes import Echoes
-from greylag.store.mongo.errors import asking
+from greylag.store.mongo.following import Following
 from greylag.store.mongo.keys import Keys
 from greylag.store.mongo.log import Log
 from greylag.store.mongo.work import Work
@@ -24,7 +23,7 @@ class Parts:
     projects: Projects
     hub: ChangeHub
     echoes: Echoes
-    follower: Follower
+    follower: Following
     keys: Keys
     log: Log
     writes: Writes
@@ -32,27 +31,21 @@ class Parts:
 
 
 async def assemble(uri: str, name: str, limits: Limits, poll_seconds: float) -> Parts:
-    """Connect, and return the parts of a store on the database ``name``.
+    """Return the parts of a store on the database ``name``; nothing is asked of the server yet.
 
-    Raises what ``MongoStore.open`` raises; then the connection is closed.
+    Raises ``ConfigError`` for a URI or name that cannot be used.
     """
     connected = client.connect(uri, limits)
     try:
-        with asking(limits.operation):
-            streams = await client.has_change_streams(connected)
         database = client.database(connected, name)
     except BaseException:
         await connected.close()
         raise
     hub = ChangeHub()
     echoes = Echoes(hub)
-    follower: Follower
-    if streams:
-        follower = StreamFollower(database, hub, echoes)
-    else:
-        follower = PollingFollower(
-            database, hub, echoes, poll=poll_seconds, timeout=limits.operation
-        )
+    follower = Following(
+        connected, database, hub, echoes, poll=poll_seconds, timeout=limits.operation
+    )
     projects = database[indexes.PROJECTS]
     keys = Keys(database[indexes.KEYS])
     log = Log(database[indexes.EVENTS])

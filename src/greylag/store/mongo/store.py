@@ -1,6 +1,5 @@
 """The store in MongoDB: records that any number of processes on any machines share."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
@@ -22,20 +21,16 @@ from greylag.ports.store import (
 )
 from greylag.store import records
 from greylag.store.mongo import claims, indexes, pages
-from greylag.store.mongo.adoption import adopt
 from greylag.store.mongo.client import Limits
 from greylag.store.mongo.creation import Creation
 from greylag.store.mongo.documents import WITHOUT_TAIL, Document, from_document
 from greylag.store.mongo.errors import DocumentError, asking
+from greylag.store.mongo.opening import LONG_SECONDS, Gate, Opening
 from greylag.store.mongo.parts import Parts, assemble
 from greylag.store.records import Record
 
 _log = structlog.get_logger(__name__)
 
-_LONG_SECONDS = 120.0
-"""How long may take what touches many documents: making indexes, adoption, waking all."""
-
-_CANCEL_AGAIN_SECONDS = 0.1
 _NO_LIMITS_GIVEN = Limits()
 
 
@@ -48,17 +43,17 @@ class MongoStore:
     only what a majority has.
     """
 
-    def __init__(self, parts: Parts, limits: Limits) -> None:
+    def __init__(self, parts: Parts, limits: Limits, opening: Opening) -> None:
         self._parts = parts
         self._projects = parts.projects
         self._writes = parts.writes
         self._work = parts.work
         self._seconds = limits.operation
-        self._following: asyncio.Task[None] | None = None
+        self._opening = opening
         self._closed = False
 
     @classmethod
-    async def open(
+    async def open(  # noqa: PLR0913 - each is a choice of its own, given by name
         cls,
         uri: str,
         database: str = "goose",
@@ -66,18 +61,23 @@ class MongoStore:
         limits: Limits = _NO_LIMITS_GIVEN,
         poll_seconds: float = 0.25,
         prepare: bool = True,
+        patient: bool = False,
+        gate: Gate | None = None,
     ) -> "MongoStore":
         """Open ``database`` of the server that ``uri`` names; the URI may hold a password.
 
         With ``prepare``, indexes are made and checked and older documents adopted; without, that
-        is left to others, for a quick start. ``poll_seconds`` is for servers without change
-        streams. Raises ``StoreUnavailableError`` when the server cannot be reached, and
-        ``ConfigError`` for a URI or name that cannot be used, or an index that cannot be had.
+        is left to others, for a quick start. ``gate`` is asked before and raises why the store must
+        not be worked on. ``poll_seconds`` is for servers without change streams. Raises
+        ``StoreUnavailableError`` when the server cannot be reached (with ``patient`` that is waited
+        for, and each call raises it until then), and ``ConfigError`` for a URI or name that cannot
+        be used, or an index that cannot be had.
         """
         parts = await assemble(uri, database, limits, poll_seconds)
-        store = cls(parts, limits)
+        opening = Opening(parts, limits.operation, prepare=prepare, gate=gate)
+        store = cls(parts, limits, opening)
         try:
-            await store._start(prepare=prepare)
+            await opening.begin(patient=patient)
         except BaseException:
             await store.close()
             raise
@@ -182,7 +182,7 @@ class MongoStore:
         """Make due all that may need work; see the port."""
         # What may take long begins with what may not, lest a server that is gone is waited for.
         await self.ping()
-        with self._asking(_LONG_SECONDS):
+        with self._asking(LONG_SECONDS):
             return await self._work.poke_unsettled(now)
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
@@ -199,32 +199,15 @@ class MongoStore:
     async def close(self) -> None:
         """Finish what was begun and disconnect; see the port."""
         self._closed = True
-        task, self._following = self._following, None
-        while task is not None and not task.done():
-            # Again and again: the driver may lose a cancellation (see ``cancellable``).
-            task.cancel()
-            await asyncio.wait({task}, timeout=_CANCEL_AGAIN_SECONDS)
+        await self._opening.close()
         await self._writes.close()
         await self._parts.client.close()
-
-    async def _start(self, *, prepare: bool) -> None:
-        if prepare:
-            with self._asking(_LONG_SECONDS):
-                await indexes.ensure(self._parts.database)
-                await adopt(self._projects)
-        with self._asking():
-            await self._parts.follower.start()
-        self._following = asyncio.create_task(self._parts.follower.run(), name="store-follower")
-        self._following.add_done_callback(self._followed)
-
-    def _followed(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()):
-            self._parts.hub.fail(error)
 
     @contextmanager
     def _asking(self, seconds: float | None = None) -> Iterator[None]:
         if self._closed:
             raise StoreUnavailableError("The store has been closed.")
+        self._opening.check()
         with asking(seconds or self._seconds):
             yield
 

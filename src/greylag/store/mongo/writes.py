@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from greylag.domain.project import Project, ProjectRef
 from greylag.store.mongo.attempts import Attempts
-from greylag.store.mongo.changes import Follower
 from greylag.store.mongo.claims import Projects
 from greylag.store.mongo.documents import WITHOUT_TAIL, Document, difference, from_document
 from greylag.store.mongo.echoes import Echoes
+from greylag.store.mongo.following import Following
 from greylag.store.records import Record
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ class Writes:
     """
 
     def __init__(
-        self, projects: Projects, echoes: Echoes, follower: Follower, seconds: float
+        self, projects: Projects, echoes: Echoes, follower: Following, seconds: float
     ) -> None:
         self._projects = projects
         self._echoes = echoes

@@ -1,0 +1,129 @@
+"""`greylag store`: copy a whole store, or check it."""
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import click
+
+from greylag.cli.errors import CliError, Exit
+from greylag.cli.output import Output
+from greylag.cli.serve import StartError
+from greylag.domain.errors import ErrorInfo, GreylagError
+
+T = TypeVar("T")
+
+FIELDS = ("code", "record", "sentence", "hint")
+COLUMNS = ("CODE", "RECORD", "FOUND", "HINT")
+
+_json = click.option("--json", "as_json", is_flag=True, help="Output for programs.")
+
+
+class StoreError(CliError):
+    """A store said no; the code is for scripts."""
+
+    def __init__(self, info: ErrorInfo) -> None:
+        super().__init__(info.message, info.hint)
+        self.code = info.code
+
+    @property
+    def lines(self) -> list[str]:
+        """The sentence with its code, and the hint."""
+        first, *others = super().lines
+        return [f"{first} [{self.code}]", *others]
+
+
+class StoreUnreachableError(StoreError):
+    """A store does not answer."""
+
+    exit_code = Exit.UNREACHABLE
+
+
+@click.group()
+def store() -> None:
+    """Copy all records into another store, or check them.
+
+    \b
+    A store is one of
+      sqlite:///folder/greylag.db    or the path of such a file or data folder
+      mongodb://host/database        (also mongodb+srv://); without a database, that of MONGODB_DB
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+
+
+@store.command(short_help="Copy all records into an empty store.")
+@click.option("--from", "source", metavar="URL", required=True, help="The store to read.")
+@click.option("--to", "target", metavar="URL", required=True, help="The empty store to fill.")
+@_json
+def copy(source: str, target: str, *, as_json: bool) -> None:
+    """Copy all projects, with their logs and keys, from one store into an empty one.
+
+    Stop `greylag up`, `serve` and `worker` first. Cut off at any moment, the same command goes on.
+    At the end both are read again and compared.
+
+    Example: greylag store copy --from data --to mongodb://db.example/goose
+    """
+    from greylag.archives import copy_store
+    from greylag.cli.store_progress import shown_progress
+
+    output = Output(as_json=as_json)
+    with shown_progress() as progress:
+        done = _run(copy_store(source, target, lambda at: progress(at.step, at.done, at.total)))
+    summary = asdict(done)
+    if as_json:
+        output.document(summary)
+    else:
+        output.fields(_fields(summary))
+
+
+@store.command(short_help="Find and explain records that break a rule.")
+@click.argument("url", required=False)
+@_json
+def check(url: str | None, *, as_json: bool) -> int:
+    """Find and explain records that break a rule. Nothing is changed.
+
+    Without URL it is the store of the settings (MONGODB_URI, else GREYLAG_DATA). Exit code 1 says
+    that something was found.
+
+    Example: greylag store check ~/greylag
+    """
+    from greylag.archives import examine_store
+    from greylag.cli.store_progress import shown_progress
+
+    output = Output(as_json=as_json)
+    with shown_progress() as progress:
+        report = _run(examine_store(url, lambda done: progress("checking", done, None)))
+    _print(output, asdict(report))
+    return Exit.REFUSED if report.flaws else Exit.OK
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except GreylagError as error:
+        if error.info.code == "config_error":
+            raise StartError(error.info.message, error.info.hint) from error
+        if error.info.code == "store_unavailable":
+            raise StoreUnreachableError(error.info) from error
+        raise StoreError(error.info) from error
+
+
+def _fields(summary: Mapping[str, Any]) -> dict[str, str]:
+    fields = {name: str(value) for name, value in summary.items() if name != "left_out"}
+    if summary["left_out"]:
+        fields["left out"] = (
+            f"{summary['left_out']} documents hold fields that Greylag does not know; SQLite "
+            "cannot keep them"
+        )
+    return fields
+
+
+def _print(output: Output, report: Mapping[str, Any]) -> None:
+    place, count, flaws = report["place"], report["projects"], report["flaws"]
+    if output.json:
+        output.document({"store": place, "ok": not flaws, "projects": count, "findings": flaws})
+    elif flaws:
+        rows = [tuple(flaw[name] for name in FIELDS) for flaw in flaws]
+        output.table(COLUMNS, rows, prose=("FOUND", "HINT"))
+    else:
+        output.line(f"{place}: {count} projects, and nothing is wrong.")

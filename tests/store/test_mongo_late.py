@@ -1,0 +1,106 @@
+"""A store that is opened before its server can be reached."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tests.contract.store_adapters import make_project
+from tests.store import mongo_servers
+from tests.store.wire_proxy import WireProxy, proxied
+
+from greylag.domain.errors import ConfigError, StoreUnavailableError
+from greylag.ports.store import PageQuery
+from greylag.store.mongo import opening
+from greylag.store.mongo.client import Limits
+from greylag.store.mongo.store import MongoStore
+
+QUICK = Limits(operation=0.5, connect=0.5, socket=3)
+PATIENCE = 30
+
+
+@pytest.fixture
+async def database() -> AsyncIterator[str]:
+    async with mongo_servers.database(mongo_servers.uri()) as name:
+        yield name
+
+
+@pytest.fixture
+async def proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WireProxy]:
+    """The way to the server, closed at first."""
+    monkeypatch.setattr(opening, "_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(opening, "_PAUSE_AFTER_FAULT_SECONDS", 0.05)
+    async with proxied(mongo_servers.uri()) as made:
+        await made.refuse()
+        yield made
+    mongo_servers.collect_sockets()
+
+
+async def what_is_missing(store: MongoStore, before: str = "") -> str:
+    """Return what a ping says once that is something new, "" when the store is ready."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                await store.ping()
+            except StoreUnavailableError as error:
+                if error.info.message != before:
+                    return error.info.message
+            else:
+                return ""
+            await asyncio.sleep(0.02)
+
+
+async def test_it_answers_at_once_that_there_is_no_server_and_is_ready_when_there_is(
+    proxy: WireProxy, database: str
+) -> None:
+    store = await MongoStore.open(proxy.uri, database, limits=QUICK, patient=True)
+    try:
+        async with asyncio.timeout(0.4):
+            with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+                await store.page("ada", PageQuery())
+        with store.subscribe() as news:
+            await proxy.accept()
+            assert await news.changed(PATIENCE)
+        assert (await store.create(make_project())).new
+        await store.create(make_project("other"))
+        async with mongo_servers.Client(proxy.uri) as raw:
+            made = await raw[database]["projects"].index_information()
+        assert any(index.get("unique") for index in made.values() if len(index["key"]) == 2)
+    finally:
+        await store.close()
+
+
+async def test_what_an_operator_has_to_mend_is_said_then_and_looked_at_again(
+    proxy: WireProxy, database: str
+) -> None:
+    twin: dict[str, Any] = {"user_id": "ada", "project_id": "demo"}
+    async with mongo_servers.Client(mongo_servers.uri()) as raw:
+        await raw[database]["projects"].insert_many([dict(twin), dict(twin)])
+        store = await MongoStore.open(proxy.uri, database, limits=QUICK, patient=True)
+        try:
+            away = await what_is_missing(store)
+            await proxy.accept()
+            found = await what_is_missing(store, before=away)
+            assert "'ada' has 2 projects 'demo'" in found
+            await raw[database]["projects"].delete_one(twin)
+            assert await what_is_missing(store, before=found) == ""
+        finally:
+            await store.close()
+
+
+async def test_what_stands_in_the_way_of_a_server_that_is_there_ends_the_opening(
+    proxy: WireProxy, database: str
+) -> None:
+    async def gate() -> None:
+        raise ConfigError("Not yet.")
+
+    await proxy.accept()
+    with pytest.raises(ConfigError, match="Not yet"):
+        await MongoStore.open(proxy.uri, database, limits=QUICK, patient=True, gate=gate)
+
+
+async def test_it_can_be_closed_while_it_waits(proxy: WireProxy, database: str) -> None:
+    store = await MongoStore.open(proxy.uri, database, limits=QUICK, patient=True)
+    await store.close()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        await store.ping()
