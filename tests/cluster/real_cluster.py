@@ -2,13 +2,17 @@
 
 import fcntl
 import os
+import re
 import secrets
 import shlex
+import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -60,8 +64,7 @@ def image() -> str:
         return IMAGE
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not ARCHIVE.exists():
-            pytest.skip("NO IMAGE: `make image` makes the image that the cluster tests run")
+        _make_image()
         stamp = f"{ARCHIVE.stat().st_mtime_ns} {ARCHIVE.resolve()}"
         loaded = LOCK.with_name("greylag-test-image.stamp")
         known = loaded.read_text() if loaded.exists() else ""
@@ -69,6 +72,40 @@ def image() -> str:
             _cluster("load", str(ARCHIVE))
             loaded.write_text(stamp)
     return IMAGE
+
+
+def _make_image() -> None:
+    """Make the image anew when what it is made of has changed since."""
+    sources = [*(ROOT / "src/greylag/agentd").rglob("*.py"), *ROOT.glob("src/greylag/*.py")]
+    sources += [*(ROOT / "images/goose-api-server").iterdir(), ROOT / "requirements/agentd.lock"]
+    digest = sha256(b"".join(file.read_bytes() for file in sorted(sources))).hexdigest()
+    stamp = ARCHIVE.with_suffix(".sources")
+    if ARCHIVE.exists() and stamp.exists() and stamp.read_text() == digest:
+        return
+    if shutil.which("mmdebstrap") is None:
+        pytest.skip("NO IMAGE: `make image` needs mmdebstrap, which is not installed")
+    command = [sys.executable, "-m", "tools.image", ARCHIVE.stem]
+    made = subprocess.run(  # noqa: S603 - our own tool
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    if made.returncode != 0:
+        pytest.skip(f"NO IMAGE: it could not be made: {made.stderr[-300:]}")
+    stamp.write_text(digest)
+
+
+@cache
+def ingress_address() -> str:
+    """Return the address of the cluster's ingress controller, which is installed."""
+    cluster_environment()
+    if os.environ.get("GREYLAG_TEST_KUBECONFIG"):
+        if not (given := os.environ.get("GREYLAG_TEST_INGRESS", "")):
+            pytest.skip("NO INGRESS: set GREYLAG_TEST_INGRESS to its address")
+        return str(given)
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = _cluster("ingress")
+    found: list[str] = re.findall(r"\d+\.\d+\.\d+\.\d+", said)
+    return found[-1]
 
 
 def kubectl(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":

@@ -65,9 +65,15 @@ async def test_the_main_path_on_a_real_cluster(tmp_path: Path) -> None:
 async def test_what_is_deleted_by_hand_is_made_anew(tmp_path: Path) -> None:
     async with greylag(tmp_path) as (up, prefix):
         path = await up.project("demo")
+        namespace = f"{prefix}me"
         for gone in ("deployment/demo-api", "networkpolicy/greylag-agent", "service/demo-svc"):
-            assert kubectl("delete", "-n", f"{prefix}me", gone).returncode == 0
-            await _is_back(up, path, f"{prefix}me", gone)
+            assert kubectl("delete", "-n", namespace, gone).returncode == 0
+            await _is_back(up, path, namespace, gone)
+        (pod,) = objects(namespace, "pods")
+        kubectl("delete", "-n", namespace, pod)
+        await _is_back(up, path, namespace, "deployment/demo-api")
+        kubectl("delete", "namespace", namespace)
+        await _is_back(up, path, namespace, "deployment/demo-api")
         said = await up.say(path, "[[text hello again]]")
         assert text_of(said) == "hello again"
 
