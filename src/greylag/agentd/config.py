@@ -50,6 +50,7 @@ class AgentdSettings:
         journal_limit: most bytes for all journals; the oldest ended turns go first.
         message_limit: most bytes (UTF-8) of one message.
         environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant.
+        path_prefix: what a proxy in front routes by and passes on; None for nothing.
         log_format: `json` lines, or `console` for people.
     """
 
@@ -68,6 +69,7 @@ class AgentdSettings:
     journal_limit: int = 1024 * _MIB
     message_limit: int = _MIB
     environment_id: str | None = None
+    path_prefix: str | None = None
     log_format: LogFormat = "json"
 
     @classmethod
@@ -94,6 +96,7 @@ class AgentdSettings:
             journal_limit=read.size("GREYLAG_JOURNAL_LIMIT", default=1024 * _MIB),
             message_limit=read.size("GREYLAG_MESSAGE_LIMIT", default=_MIB),
             environment_id=read.text("GREYLAG_ENVIRONMENT"),
+            path_prefix=read.text("GREYLAG_PATH_PREFIX"),
             log_format=read.log_format("GREYLAG_LOG_FORMAT"),
         )
         settings.check()

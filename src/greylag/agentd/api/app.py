@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from greylag.agentd.agent.port import AgentPort
 from greylag.agentd.api.auth import Auth
+from greylag.agentd.api.prefix import Prefix
 from greylag.agentd.api.request_log import RequestLog
 from greylag.agentd.api.routes.extensions import ExtensionRoutes
 from greylag.agentd.api.routes.health import HealthRoutes
@@ -59,7 +60,11 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *ExtensionRoutes(services.extensions).routes(),
             *SettingRoutes(services.settings).routes(),
         ],
-        middleware=[Middleware(RequestLog), Middleware(Auth, token=settings.token)],
+        middleware=[
+            Middleware(Prefix, prefix=settings.path_prefix),
+            Middleware(RequestLog),
+            Middleware(Auth, token=settings.token),
+        ],
         exception_handlers={
             RefusedError: refused,
             StorageError: _storage_failed,

@@ -50,12 +50,8 @@ def ingress(project: Project, options: Options) -> dict[str, Any] | None:
         return None
     metadata = project_metadata(project, project.names.ingress)
     metadata["annotations"] |= _STREAMING
-    path = {"path": "/", "pathType": "Prefix"}
-    if options.ingress_routing == "path":
-        prefix = _prefix(project)
-        path = {"path": f"{prefix}(/|$)(.*)", "pathType": "ImplementationSpecific"}
-        metadata["annotations"] |= _without_prefix(prefix)
     metadata["annotations"] |= dict(options.ingress_annotations)
+    path: dict[str, Any] = {"path": path_prefix(project, options) or "/", "pathType": "Prefix"}
     backend = {"service": {"name": project.names.service, "port": {"name": PORT_NAME}}}
     spec: dict[str, Any] = {"rules": [{"host": host, "http": {"paths": [path]}}]}
     spec["rules"][0]["http"]["paths"][0]["backend"] = backend
@@ -89,18 +85,15 @@ def ingress_url(project: Project, options: Options) -> str | None:
     host = ingress_host(project, options)
     if host is None:
         return None
-    prefix = _prefix(project) if options.ingress_routing == "path" else ""
+    prefix = path_prefix(project, options) or ""
     return f"{'https' if options.ingress_tls else 'http'}://{host}{prefix}"
 
 
-def _prefix(project: Project) -> str:
+def path_prefix(project: Project, options: Options) -> str | None:
+    """Return the path below which the Ingress shows the project, None when it has its own host.
+
+    agentd takes it off itself: each ingress controller would want it asked for in its own way.
+    """
+    if options.ingress_base_domain is None or options.ingress_routing != "path":
+        return None
     return f"/{project.names.namespace}/{project_slug(project)}"
-
-
-def _without_prefix(prefix: str) -> dict[str, str]:
-    """Return what makes ingress-nginx and Skipper cut the prefix; others need their own way."""
-    return {
-        f"{_NGINX}/use-regex": "true",
-        f"{_NGINX}/rewrite-target": "/$2",
-        "zalando.org/skipper-filter": f'modPath("^{prefix}/?", "/")',
-    }

@@ -7,7 +7,13 @@ Both come in the order of applying, ready for server-side apply by `FIELD_MANAGE
 import base64
 from typing import Any
 
-from greylag.cluster.kubernetes.exposure import ingress, ingress_host, ingress_url, service
+from greylag.cluster.kubernetes.exposure import (
+    ingress,
+    ingress_host,
+    ingress_url,
+    path_prefix,
+    service,
+)
 from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
     FIELD_MANAGER,
@@ -111,6 +117,8 @@ def _config(project: Project, options: Options, template: Template) -> dict[str,
         "GREYLAG_ENVIRONMENT": f"{project.names.namespace}/{project_slug(project)}",
         "GREYLAG_LOG_FORMAT": "json",
     }
+    if prefix := path_prefix(project, options):
+        fixed["GREYLAG_PATH_PREFIX"] = prefix
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",

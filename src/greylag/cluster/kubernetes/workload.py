@@ -28,7 +28,6 @@ ALIVE_PATH = "/"
 """Answers 200 without a token as long as agentd runs."""
 
 _USER = 1000
-_LONGEST_START = 180
 _GRACE_SECONDS = 20
 _TEMPORARY_SIZE = "1Gi"
 
@@ -114,8 +113,8 @@ def _container(project: Project, options: Options, template: Template) -> dict[s
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        # A period of a second, as activation waits for them.
-        "startupProbe": _probe(HEALTH_PATH, period=1, failures=_LONGEST_START),
+        # A period of a second, as activation waits for it. No startup probe: readiness would be
+        # asked only after it, and agentd itself answers within a second, whatever goose does.
         "readinessProbe": _probe(HEALTH_PATH, period=1, failures=3),
         # Health fails too while agentd starts a dead goose again; a kill then would end the turns
         # that it is about to save, so only an agentd that does not answer at all is restarted.
