@@ -29,7 +29,7 @@ SYNC_SECONDS = 5.0
 QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
-UNANSWERED_SECONDS = 0.1
+UNANSWERED_SECONDS = 0.02
 
 _LAST_LINES = 5
 _LONGEST_WORDS = 600
