@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Protocol
 
 from greylag.domain.errors import ErrorInfo
@@ -82,6 +83,14 @@ class Outcome:
     deadline_at: datetime | None = None
     due_at: datetime | None = None
     events: Sequence[NewEvent] = field(default=())
+
+
+class Duty(StrEnum):
+    """What a worker is told that asks for work which one does for all."""
+
+    MINE = "mine"
+    HELD = "held"
+    DONE = "done"
 
 
 class Subscription(Protocol):
@@ -170,6 +179,18 @@ class ProjectStore(Protocol):
         """Make due every project that runs, should run, or is not settled; return how many. Leases
         of dead workers are left to run out.
         """
+
+    async def take_duty(
+        self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
+    ) -> Duty:
+        """Take on, in one atomic step, work that one worker at a time does for all.
+
+        ``MINE``: do it, for ``seconds`` (the holder may take it again, and holds it longer).
+        ``HELD``: another is at it. ``DONE``: somebody has finished it at ``since`` or later.
+        """
+
+    async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
+        """Say that a duty is done. One that another has taken over meanwhile is left as it is."""
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes to one project, or to any, from inside the ``with`` block."""

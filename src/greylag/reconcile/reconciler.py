@@ -64,7 +64,7 @@ class Reconciler:
         self._cluster = cluster
         self._clock = clock
         self._pace = pace
-        self._worker = worker
+        self.worker = worker
         self._rng = rng
         self._verbs = {
             Verb.PREPARE: cluster.prepare,
@@ -75,7 +75,7 @@ class Reconciler:
 
     async def claim(self) -> Claim | None:
         """Claim the project that has been due longest."""
-        return await self._store.claim_due(self._worker, self._clock.now(), self._pace.lease)
+        return await self._store.claim_due(self.worker, self._clock.now(), self._pace.lease)
 
     def key(self, claim: Claim) -> ProjectRef:
         """Return the project's name everywhere."""

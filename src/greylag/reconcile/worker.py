@@ -4,11 +4,12 @@ import asyncio
 
 import structlog
 
-from greylag.domain.errors import ClusterError, ProjectNotFoundError, StoreUnavailableError
+from greylag.domain.errors import ProjectNotFoundError, StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.ports.cluster import Cluster
 from greylag.ports.store import Claim, ProjectStore
 from greylag.ports.world import Clock
+from greylag.reconcile.first_look import FirstLook
 from greylag.reconcile.loop import WorkLoop
 from greylag.reconcile.reconciler import Reconciler
 
@@ -32,6 +33,7 @@ class Worker:
         self._store = store
         self._cluster = cluster
         self._clock = clock
+        self._first_look = FirstLook(store, cluster, clock, reconciler.worker)
         self._loop: WorkLoop[Claim] = WorkLoop(_Patient(reconciler, clock), concurrency)
 
     async def run(self, ready: asyncio.Event, first_look_timeout: float) -> None:
@@ -50,37 +52,11 @@ class Worker:
             ready.set()
 
     async def _look_and_work(self, tasks: asyncio.TaskGroup) -> None:
-        while True:
-            try:
-                await self._look_at_everything()
-            except StoreUnavailableError as error:
-                log.warning("store unavailable", error=str(error))
-                await self._clock.sleep(PAUSE_AFTER_FAILURE)
-            else:
-                break
+        done = await self._first_look.attempt()
         tasks.create_task(self._loop.run(), name="reconcile loop")
         tasks.create_task(self._hear_cluster(), name="cluster changes")
-
-    async def _look_at_everything(self) -> None:
-        """Make due what is not at rest, and match environments with records."""
-        now = self._clock.now()
-        count = await self._store.poke_unsettled(now)
-        if count:
-            log.info("looking at projects not at rest", count=count)
-        try:
-            environments = await self._cluster.inventory()
-        except ClusterError as error:
-            log.warning("environments not listed", error=str(error))
-            return
-        for ref in environments:
-            try:
-                await self._store.get(ref.user_id, ref.project_id)
-            except ProjectNotFoundError:
-                log.warning(
-                    "environment without a record", user_id=ref.user_id, project_id=ref.project_id
-                )
-            else:
-                await self._store.poke(ref, now)
+        if not done:
+            await self._first_look.rest()
 
     async def _hear_cluster(self) -> None:
         async for ref in self._cluster.changes():

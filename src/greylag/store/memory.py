@@ -18,6 +18,7 @@ from greylag.domain.project import Desired, Project, ProjectRef
 from greylag.ports.store import (
     Claim,
     Created,
+    Duty,
     Edit,
     IdempotencyKey,
     Outcome,
@@ -25,7 +26,8 @@ from greylag.ports.store import (
     PageQuery,
     Subscription,
 )
-from greylag.store import cursor, records
+from greylag.store import cursor, duties, records
+from greylag.store.duties import DutyRecord
 from greylag.store.records import Record
 from greylag.store.signals import ChangeHub
 
@@ -44,6 +46,7 @@ class _Tables:
     records: dict[ProjectRef, Record] = field(default_factory=dict)
     events: dict[ProjectRef, list[Event]] = field(default_factory=dict)
     keys: dict[tuple[str, str], _Key] = field(default_factory=dict)
+    duties: dict[str, DutyRecord] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -157,6 +160,20 @@ class MemoryStore:
         for record in found:
             self._put(records.poked(record, now))
         return len(found)
+
+    async def take_duty(
+        self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
+    ) -> Duty:
+        """Take a duty on; see the port."""
+        known = self._open().duties
+        before = known.get(name, DutyRecord())
+        verdict, known[name] = duties.taken(before, worker, since, now, seconds)
+        return verdict
+
+    async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
+        """Say that a duty is done; see the port."""
+        known = self._open().duties
+        known[name] = duties.finished(known.get(name, DutyRecord()), worker, now)
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""

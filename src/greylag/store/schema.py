@@ -106,7 +106,19 @@ _TURNS = (
     """,
 )
 
-MIGRATIONS = (_FIRST, _TURNS)
+# Work that one worker at a time does for all.
+_DUTIES = (
+    """
+    CREATE TABLE duties (
+      name TEXT PRIMARY KEY,
+      holder TEXT,
+      until INTEGER,
+      done_at INTEGER
+    ) WITHOUT ROWID
+    """,
+)
+
+MIGRATIONS = (_FIRST, _TURNS, _DUTIES)
 
 
 def migrate(sql: sqlite3.Connection) -> None:

@@ -14,6 +14,7 @@ from greylag.domain.project import Desired, Project, ProjectRef
 from greylag.ports.store import (
     Claim,
     Created,
+    Duty,
     Edit,
     IdempotencyKey,
     Outcome,
@@ -21,7 +22,7 @@ from greylag.ports.store import (
     PageQuery,
     Subscription,
 )
-from greylag.store import changes, cursor, records, schema, tables, turns
+from greylag.store import changes, cursor, duty_table, records, schema, tables, turns
 from greylag.store.changes import Follower
 from greylag.store.records import Record
 from greylag.store.signals import ChangeHub
@@ -200,6 +201,18 @@ class SqliteStore:
             return count
 
         return await self._write(work)
+
+    async def take_duty(
+        self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
+    ) -> Duty:
+        """Take a duty on; see the port."""
+        return await self._write(
+            lambda write: duty_table.take(write.sql, name, worker, since, now, seconds)
+        )
+
+    async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
+        """Say that a duty is done; see the port."""
+        await self._write(lambda write: duty_table.finish(write.sql, name, worker, now))
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""

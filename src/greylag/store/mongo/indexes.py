@@ -15,6 +15,7 @@ EVENTS = "greylag_events"
 KEYS = "greylag_keys"
 CHANGES = "greylag_changes"
 PINGS = "greylag_pings"
+DUTIES = "greylag_duties"
 
 CHANGES_KEPT_SECONDS = 3600
 _DUPLICATES = {11000, 11001}

@@ -12,6 +12,7 @@ from greylag.domain.project import Desired, Project, ProjectRef
 from greylag.ports.store import (
     Claim,
     Created,
+    Duty,
     Edit,
     IdempotencyKey,
     Outcome,
@@ -24,6 +25,7 @@ from greylag.store.mongo import claims, indexes, pages
 from greylag.store.mongo.client import Limits
 from greylag.store.mongo.creation import Creation
 from greylag.store.mongo.documents import WITHOUT_TAIL, Document, from_document
+from greylag.store.mongo.duties import Duties
 from greylag.store.mongo.errors import DocumentError, asking
 from greylag.store.mongo.opening import LONG_SECONDS, Gate, Opening
 from greylag.store.mongo.parts import Parts, assemble
@@ -48,6 +50,7 @@ class MongoStore:
         self._projects = parts.projects
         self._writes = parts.writes
         self._work = parts.work
+        self._duties = Duties(parts.database[indexes.DUTIES])
         self._seconds = limits.operation
         self._opening = opening
         self._closed = False
@@ -184,6 +187,18 @@ class MongoStore:
         await self.ping()
         with self._asking(LONG_SECONDS):
             return await self._work.poke_unsettled(now)
+
+    async def take_duty(
+        self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
+    ) -> Duty:
+        """Take a duty on; see the port."""
+        with self._asking():
+            return await self._duties.take(name, worker, since, now, seconds)
+
+    async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
+        """Say that a duty is done; see the port."""
+        with self._asking():
+            await self._duties.finish(name, worker, now)
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""

@@ -1,0 +1,42 @@
+"""What every store promises about work that one worker at a time does for all."""
+
+import asyncio
+
+from tests.contract.store_adapters import at
+
+from greylag.ports.store import Duty, ProjectStore
+
+
+async def take(store: ProjectStore, worker: str, now: float, since: float = 0) -> Duty:
+    return await store.take_duty("look", worker, since=at(since), now=at(now), seconds=10)
+
+
+async def test_of_workers_that_come_together_one_gets_it(store: ProjectStore) -> None:
+    told = await asyncio.gather(*(take(store, f"w{number}", now=1) for number in range(8)))
+    assert sorted(told) == sorted([Duty.MINE, *[Duty.HELD] * 7])
+
+
+async def test_its_holder_may_take_it_again_and_holds_it_longer(store: ProjectStore) -> None:
+    assert await take(store, "a", now=1) is Duty.MINE
+    assert await take(store, "a", now=9) is Duty.MINE
+    assert await take(store, "b", now=12) is Duty.HELD
+
+
+async def test_a_holder_that_does_not_come_back_loses_it(store: ProjectStore) -> None:
+    assert await take(store, "a", now=1) is Duty.MINE
+    assert await take(store, "b", now=11.5) is Duty.MINE
+    await store.finish_duty("look", "a", at(12))
+    assert await take(store, "c", now=13) is Duty.HELD
+
+
+async def test_what_was_done_since_one_came_is_done(store: ProjectStore) -> None:
+    assert await take(store, "a", now=1) is Duty.MINE
+    await store.finish_duty("look", "a", at(5))
+    assert await take(store, "b", now=6, since=1) is Duty.DONE
+    assert await take(store, "c", now=6, since=5.5) is Duty.MINE
+
+
+async def test_duties_of_other_names_are_others(store: ProjectStore) -> None:
+    assert await take(store, "a", now=1) is Duty.MINE
+    other = await store.take_duty("other", "b", since=at(0), now=at(1), seconds=10)
+    assert other is Duty.MINE

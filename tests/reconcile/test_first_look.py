@@ -1,0 +1,82 @@
+"""The look at everything: once for all who start together, and never left undone."""
+
+import asyncio
+
+import pytest
+from tests.clocks import FakeClock
+from tests.contract.store_adapters import make_project
+
+from greylag.cluster.memory import MemoryCluster
+from greylag.domain.errors import StoreUnavailableError
+from greylag.domain.project import ProjectRef
+from greylag.reconcile.first_look import DUTY, HELD_SECONDS, FirstLook
+from greylag.store.memory import MemoryStore
+
+
+class CountingCluster(MemoryCluster):
+    """Counts how often it was asked for everything."""
+
+    def __init__(self) -> None:
+        super().__init__(auto=True)
+        self.asked = 0
+
+    async def inventory(self) -> tuple[ProjectRef, ...]:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return tuple(await super().inventory())
+
+
+async def test_three_that_start_together_look_once() -> None:
+    store, cluster, clock = MemoryStore(), CountingCluster(), FakeClock()
+    looks = [FirstLook(store, cluster, clock, name) for name in "abc"]
+    assert sorted(await asyncio.gather(*(one.attempt() for one in looks))) == [False, False, True]
+    await asyncio.gather(*(one.rest() for one in looks))
+    assert cluster.asked == 1
+
+
+async def test_one_that_starts_later_looks_anew() -> None:
+    store, cluster, clock = MemoryStore(), CountingCluster(), FakeClock()
+    assert await FirstLook(store, cluster, clock, "a").attempt()
+    clock.advance(1)
+    assert await FirstLook(store, cluster, clock, "b").attempt()
+    assert cluster.asked == 2
+
+
+async def test_when_the_one_that_looks_dies_another_does_it() -> None:
+    store, cluster, clock = MemoryStore(), CountingCluster(), FakeClock()
+    now = clock.now()
+    await store.take_duty(DUTY, "dead", since=now, now=now, seconds=HELD_SECONDS)
+    look = FirstLook(store, cluster, clock, "a")
+    assert not await look.attempt()
+    assert cluster.asked == 0
+    await look.rest()
+    assert cluster.asked == 1
+
+
+async def test_what_exists_and_has_a_record_is_made_due_and_what_has_none_is_left_alone() -> None:
+    store, cluster, clock = MemoryStore(), CountingCluster(), FakeClock()
+    known, unknown = make_project("known"), make_project("unknown")
+    await store.create(known)
+    for one in (known, unknown):
+        await cluster.prepare(one)
+    assert await FirstLook(store, cluster, clock, "a").attempt()
+    claim = await store.claim_due("a", clock.now(), 10)
+    assert claim is not None
+    assert claim.project.ref == known.ref
+    assert list(await MemoryCluster.inventory(cluster)) == [known.ref, unknown.ref]
+
+
+async def test_a_store_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, cluster, clock = MemoryStore(), CountingCluster(), FakeClock()
+    take, tried = store.take_duty, 0
+
+    async def away(*words: object, **more: object) -> object:
+        nonlocal tried
+        tried += 1
+        if tried < 3:
+            raise StoreUnavailableError("It is away.")
+        return await take(*words, **more)  # type: ignore[arg-type] # passed on as they came
+
+    monkeypatch.setattr(store, "take_duty", away)
+    assert await FirstLook(store, cluster, clock, "a").attempt()
+    assert (tried, cluster.asked) == (3, 1)
