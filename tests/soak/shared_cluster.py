@@ -1,0 +1,213 @@
+"""A cluster in one SQLite file that many processes share, with a log of every verb.
+
+It does what the port says, slowly; and it writes down who did what under which claim, so that the
+soak can prove afterwards that no two workers were at one project.
+"""
+
+import asyncio
+import os
+import random
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import TypeVar
+
+from greylag.domain.errors import ClusterError, LeaseLostError, NotActiveError
+from greylag.domain.lifecycle import Observation, Observed, Verb
+from greylag.domain.project import Project, ProjectRef
+from greylag.ports.agent import AgentAddress
+
+T = TypeVar("T")
+SLOWEST = 0.15
+POLL = 0.1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS environments (
+  user TEXT, project TEXT, state TEXT, since REAL, PRIMARY KEY (user, project));
+CREATE TABLE IF NOT EXISTS fences (record TEXT PRIMARY KEY, claim INTEGER);
+CREATE TABLE IF NOT EXISTS log (
+  n INTEGER PRIMARY KEY, at REAL, what TEXT, verb TEXT, record TEXT, claim INTEGER, until REAL,
+  pid INTEGER);
+"""
+
+
+class SharedCluster:
+    """Implements ``ports.cluster``; a start and a stop take up to ``SLOWEST`` seconds."""
+
+    kind = "memory"
+    notice: str | None = None
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._closed = asyncio.Event()
+        self._random = random.Random()  # noqa: S311 - spreads times
+        with closing(self._connect()) as sql:
+            sql.executescript(_TABLES)
+
+    async def observe(self, project: Project) -> Observation:
+        """Return the state; what was begun long enough ago is done."""
+
+        def look(sql: sqlite3.Connection) -> Observed:
+            state, since = _state(sql, project.ref)
+            if state is Observed.STARTING and time.time() - since > SLOWEST:
+                return _put(sql, project.ref, Observed.READY)
+            if state is Observed.STOPPING and time.time() - since > SLOWEST:
+                return _put(sql, project.ref, Observed.STOPPED)
+            return state
+
+        state = await self._run(look)
+        ready = state is Observed.READY
+        return Observation(state, endpoint=f"memory://{project.id}" if ready else None)
+
+    async def prepare(self, project: Project) -> None:
+        """Make it, stopped."""
+
+        def do(sql: sqlite3.Connection) -> None:
+            if _state(sql, project.ref)[0] is Observed.ABSENT:
+                _put(sql, project.ref, Observed.STOPPED)
+
+        await self._verb(Verb.PREPARE, project, do)
+
+    async def start(self, project: Project) -> None:
+        """Make it start."""
+
+        def do(sql: sqlite3.Connection) -> None:
+            state = _state(sql, project.ref)[0]
+            if state is Observed.STOPPING:
+                raise ClusterError("It is being stopped.", code="environment_stopping")
+            if state in {Observed.ABSENT, Observed.STOPPED}:
+                _put(sql, project.ref, Observed.STARTING)
+
+        await self._verb(Verb.START, project, do)
+
+    async def stop(self, project: Project) -> None:
+        """Make it stop."""
+
+        def do(sql: sqlite3.Connection) -> None:
+            if _state(sql, project.ref)[0] in {Observed.STARTING, Observed.READY}:
+                _put(sql, project.ref, Observed.STOPPING)
+
+        await self._verb(Verb.STOP, project, do)
+
+    async def delete(self, project: Project) -> None:
+        """Remove it."""
+
+        def do(sql: sqlite3.Connection) -> None:
+            if _state(sql, project.ref)[0] not in {Observed.ABSENT, Observed.STOPPED}:
+                raise ClusterError("It runs.", code="environment_running")
+            sql.execute(
+                "DELETE FROM environments WHERE user = ? AND project = ?",
+                (project.user_id, project.project_id),
+            )
+
+        await self._verb(Verb.DELETE, project, do)
+
+    async def changed(self, project: Project, timeout: float) -> None:  # noqa: ASYNC109 - the port's
+        """Return after a moment."""
+        del project
+        await asyncio.sleep(min(timeout, POLL))
+
+    async def changes(self) -> AsyncIterator[ProjectRef]:
+        """Nothing here ever ends unasked."""
+        await self._closed.wait()
+        for ref in tuple[ProjectRef, ...]():
+            yield ref
+
+    async def reach(self, project: Project) -> AgentAddress:
+        """There is no agent."""
+        raise NotActiveError(f"{project.project_id} has no agent.")
+
+    @asynccontextmanager
+    async def logs(
+        self, project: Project, *, follow: bool, tail: int
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Nothing is ever said."""
+
+        del project, follow, tail
+
+        async def lines() -> AsyncIterator[bytes]:
+            for line in tuple[bytes, ...]():
+                yield line
+
+        yield lines()
+
+    async def inventory(self) -> Sequence[ProjectRef]:
+        """Return everything that exists."""
+        found = await self._run(
+            lambda sql: sql.execute("SELECT user, project FROM environments").fetchall()
+        )
+        return [ProjectRef(*row) for row in found]
+
+    async def close(self) -> None:
+        """Let go of it."""
+        self._closed.set()
+
+    async def _verb(
+        self, verb: Verb, project: Project, do: Callable[[sqlite3.Connection], None]
+    ) -> None:
+        def begin(sql: sqlite3.Connection) -> None:
+            _fence(sql, project)
+            _note(sql, "begin", verb, project)
+
+        def end(sql: sqlite3.Connection) -> None:
+            _fence(sql, project)
+            _note(sql, "effect", verb, project)
+            do(sql)
+
+        await self._run(begin)
+        await asyncio.sleep(self._random.uniform(0, SLOWEST))
+        await self._run(end)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def run() -> T:
+            with closing(self._connect()) as sql:
+                sql.execute("BEGIN IMMEDIATE")
+                try:
+                    result = work(sql)
+                except BaseException:
+                    sql.execute("ROLLBACK")
+                    raise
+                sql.execute("COMMIT")
+                return result
+
+        return await asyncio.to_thread(run)
+
+    def _connect(self) -> sqlite3.Connection:
+        sql = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+        sql.execute("PRAGMA journal_mode=WAL")
+        sql.execute("PRAGMA synchronous=OFF")
+        return sql
+
+
+def _state(sql: sqlite3.Connection, ref: ProjectRef) -> tuple[Observed, float]:
+    found = sql.execute(
+        "SELECT state, since FROM environments WHERE user = ? AND project = ?",
+        (ref.user_id, ref.project_id),
+    ).fetchone()
+    return (Observed.ABSENT, 0.0) if found is None else (Observed(found[0]), found[1])
+
+
+def _put(sql: sqlite3.Connection, ref: ProjectRef, state: Observed) -> Observed:
+    sql.execute(
+        "INSERT OR REPLACE INTO environments VALUES (?, ?, ?, ?)",
+        (ref.user_id, ref.project_id, state.value, time.time()),
+    )
+    return state
+
+
+def _fence(sql: sqlite3.Connection, project: Project) -> None:
+    fence = project.fence
+    found = sql.execute("SELECT claim FROM fences WHERE record = ?", (fence.record_id,)).fetchone()
+    if found is not None and found[0] > fence.number:
+        raise LeaseLostError("Another worker has taken this project over.")
+    sql.execute("INSERT OR REPLACE INTO fences VALUES (?, ?)", (fence.record_id, fence.number))
+
+
+def _note(sql: sqlite3.Connection, what: str, verb: Verb, project: Project) -> None:
+    until = project.lease.until.timestamp() if project.lease else 0.0
+    row = (time.time(), what, verb.value, project.id, project.fence.number, until, os.getpid())
+    sql.execute(
+        "INSERT INTO log (at, what, verb, record, claim, until, pid) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        row,
+    )
