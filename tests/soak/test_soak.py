@@ -1,7 +1,7 @@
 """Three webs, three workers, one MongoDB: killed and paused at random, and nothing is lost.
 
-A quarter of a minute by default; ``GREYLAG_SOAK_SECONDS=300`` for the long run, ``GREYLAG_SOAK_SEED`` for
-another course of things.
+A quarter of a minute by default; ``GREYLAG_SOAK_SECONDS=300`` for the long run,
+``GREYLAG_SOAK_SEED`` for another course of things.
 """
 
 import asyncio
