@@ -11,6 +11,7 @@ BENCHMARKS = (
     ("benchmarks.relay",),
     ("benchmarks.api",),
     ("benchmarks.store", "--projects", "100000", "--users", "1000"),
+    ("benchmarks.worker",),
 )
 
 
