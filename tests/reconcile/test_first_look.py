@@ -7,8 +7,8 @@ from tests.clocks import FakeClock
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.memory import MemoryCluster
-from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.project import ProjectRef
+from greylag.domain.errors import ClusterUnavailableError, StoreUnavailableError
+from greylag.domain.project import Desired, ProjectRef, Status
 from greylag.reconcile.first_look import DUTY, HELD_SECONDS, FirstLook
 from greylag.store.memory import MemoryStore
 
@@ -80,3 +80,67 @@ async def test_a_store_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(store, "take_duty", away)
     assert await FirstLook(store, cluster, clock, "a").attempt()
     assert (tried, cluster.asked) == (3, 1)
+
+
+async def test_a_record_that_says_active_is_looked_at_though_its_environment_is_gone() -> None:
+    store, cluster, clock = MemoryStore(), CountingCluster(), FakeClock()
+    gone = make_project("gone", status=Status.ACTIVE, desired=Desired.ACTIVE, observed_generation=1)
+    await store.create(gone)
+    assert await FirstLook(store, cluster, clock, "a").attempt()
+    claim = await store.claim_due("a", clock.now(), 10)
+    assert claim is not None
+    assert claim.project.ref == gone.ref
+
+
+async def test_while_environments_cannot_be_listed_it_is_not_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, cluster, clock = MemoryStore(), CountingCluster(), FakeClock()
+    look, listed, poked = FirstLook(store, cluster, clock, "a"), cluster.inventory, 0
+
+    async def away() -> tuple[ProjectRef, ...]:
+        raise ClusterUnavailableError("It is away.")
+
+    async def poke(*_: object) -> int:
+        nonlocal poked
+        poked += 1
+        return 0
+
+    monkeypatch.setattr(store, "poke_unsettled", poke)
+    monkeypatch.setattr(cluster, "inventory", away)
+    assert not await look.attempt()
+    assert not await look.attempt()
+    monkeypatch.setattr(cluster, "inventory", listed)
+    await look.rest()
+    assert (cluster.asked, poked) == (1, 1)
+
+
+async def test_one_that_takes_too_long_leaves_it_to_another_and_does_not_call_it_done() -> None:
+    store, cluster, clock = MemoryStore(), SlowCluster(), FakeClock()
+    project = make_project()
+    await store.create(project)
+    await cluster.prepare(project)
+    slow = FirstLook(store, cluster, clock, "slow")
+    looking = asyncio.create_task(slow.attempt())
+    await cluster.begun.wait()
+    clock.advance(HELD_SECONDS + 1)
+    now = clock.now()
+    await store.take_duty(DUTY, "other", since=now, now=now, seconds=HELD_SECONDS)
+    cluster.go_on.set()
+    assert not await looking
+    await slow.rest()
+    assert cluster.asked == 2
+
+
+class SlowCluster(CountingCluster):
+    """Lists everything when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def inventory(self) -> tuple[ProjectRef, ...]:
+        self.begun.set()
+        await self.go_on.wait()
+        return await super().inventory()

@@ -22,7 +22,9 @@ class FirstLook:
     """Makes due what is not at rest, and matches environments with records both ways.
 
     Of workers that start together one does it; if that one dies, another does it after
-    ``HELD_SECONDS``. A worker that starts later does it anew: it may come after a crash.
+    ``HELD_SECONDS``, and as long as environments cannot be listed, it is not done. A worker that
+    starts later does it anew: it may come after a crash. That a dead one's duty runs out by itself
+    holds up nobody: what is due is worked on meanwhile.
     """
 
     def __init__(self, store: ProjectStore, cluster: Cluster, clock: Clock, worker: str) -> None:
@@ -31,6 +33,8 @@ class FirstLook:
         self._clock = clock
         self._worker = worker
         self._since = clock.now()
+        self._poked = False
+        self._refused = False
 
     async def attempt(self) -> bool:
         """Do it if nobody else does; return whether it is done. A store that cannot be reached is
@@ -54,7 +58,8 @@ class FirstLook:
                 return True
             case Duty.HELD:
                 return False
-        await self._look()
+        if not await self._look():
+            return False
         await self._store.finish_duty(DUTY, self._worker, self._clock.now())
         return True
 
@@ -64,20 +69,26 @@ class FirstLook:
             DUTY, self._worker, since=self._since, now=now, seconds=HELD_SECONDS
         )
 
-    async def _look(self) -> None:
-        # First what the records say: an environment that should run and is gone is among it.
-        count = await self._store.poke_unsettled(self._clock.now())
-        if count:
+    async def _look(self) -> bool:
+        """Look, or try to; return whether that came to its end."""
+        if not self._poked:
+            # First what the records say: an environment that should run and is gone is among it.
+            count = await self._store.poke_unsettled(self._clock.now())
             log.info("looking at projects not at rest", count=count)
+            self._poked = True
         try:
             environments = await self._cluster.inventory()
         except ClusterError as error:
-            log.warning("environments not listed", error=str(error))
-            return
-        await self._match(environments)
+            if not self._refused:
+                log.warning("environments not listed; that is tried again", error=str(error))
+            self._refused = True
+            return False
+        return await self._match(environments)
 
-    async def _match(self, environments: Sequence[ProjectRef]) -> None:
-        for number, ref in enumerate(environments, 1):
+    async def _match(self, environments: Sequence[ProjectRef]) -> bool:
+        for number, ref in enumerate(environments):
+            if number % _RENEW_EVERY == 0 and await self._take() is not Duty.MINE:
+                return False  # all that took so long that another is at it
             try:
                 await self._store.get(ref.user_id, ref.project_id)
             except ProjectNotFoundError:
@@ -86,5 +97,4 @@ class FirstLook:
                 )
             else:
                 await self._store.poke(ref, self._clock.now())
-            if number % _RENEW_EVERY == 0 and await self._take() is not Duty.MINE:
-                return  # it took so long that another does it
+        return True

@@ -100,9 +100,17 @@ class Reconciler:
                 await self._handle(Pass(claim))
             except LeaseLostError:
                 log.warning("lease lost")
+                await self._have_it_looked_at(ref)
             except StoreUnavailableError as error:
                 # The lease runs out by itself, and then someone takes the project again.
                 log.warning("store unavailable", error=str(error))
+
+    async def _have_it_looked_at(self, ref: ProjectRef) -> None:
+        # Whoever has the project now may have found nothing to do before our last step landed.
+        try:
+            await self._store.poke(ref, self._clock.now())
+        except StoreUnavailableError as error:
+            log.warning("no look asked for", error=str(error))
 
     async def _handle(self, current: Pass) -> None:
         try:
