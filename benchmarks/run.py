@@ -12,6 +12,7 @@ BENCHMARKS = (
     ("benchmarks.api",),
     ("benchmarks.store", "--projects", "100000", "--users", "1000"),
     ("benchmarks.worker",),
+    ("benchmarks.kubernetes",),
 )
 
 

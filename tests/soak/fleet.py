@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+import time
 from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
@@ -12,10 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.e2e.product import free_port
+from tests.soak.proof import Stood
 
 PROGRAM = Path(__file__).with_name("program.py")
 READY_SECONDS = 60
 PAUSED_SECONDS = 3.0
+PAUSES = 0.5
 
 
 class Fleet:
@@ -23,12 +26,13 @@ class Fleet:
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self.kills = 0
-        self.pauses = 0
+        self.stood: list[Stood] = []
         self.port = free_port()
         self._folder = folder
         self._settings = settings
         self._ports = [free_port() for _ in range(3)]
         self._running: dict[str, Process] = {}
+        self._disturbed: set[str] = set()
         self._turn = 0
         self._proxy: asyncio.Server | None = None
 
@@ -39,19 +43,18 @@ class Fleet:
         await asyncio.gather(*(self._start(name) for name in names))
 
     async def disturb(self, rng: random.Random) -> None:
-        """Kill one process and start it again, or let a worker stand still past its leases."""
-        name = rng.choice(sorted(self._running))
-        process = self._running[name]
-        if name.startswith("worker") and rng.random() < 0.5:
-            self.pauses += 1
-            process.send_signal(signal.SIGSTOP)
-            await asyncio.sleep(PAUSED_SECONDS)
-            process.send_signal(signal.SIGCONT)
+        """Kill one process and start it again, or let it stand still past a lease. Half of them at
+        most are disturbed at once.
+        """
+        if len(self._disturbed) >= len(self._running) // 2:
             return
-        self.kills += 1
-        process.kill()
-        await process.wait()
-        await self._start(name)
+        name = rng.choice(sorted(set(self._running) - self._disturbed))
+        self._disturbed.add(name)
+        if rng.random() < PAUSES:
+            await self._pause(name)
+        else:
+            await self._kill(name)
+        self._disturbed.remove(name)
 
     async def close(self) -> None:
         """End everything."""
@@ -68,6 +71,20 @@ class Fleet:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+    async def _pause(self, name: str) -> None:
+        process = self._running[name]
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(PAUSED_SECONDS)
+        self.stood.append(Stood(process.pid, time.time()))
+        process.send_signal(signal.SIGCONT)
+
+    async def _kill(self, name: str) -> None:
+        self.kills += 1
+        process = self._running[name]
+        process.kill()
+        await process.wait()
+        await self._start(name)
 
     async def _start(self, name: str) -> None:
         kind, _, number = name.partition("-")

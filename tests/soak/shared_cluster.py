@@ -1,7 +1,7 @@
 """A cluster in one SQLite file that many processes share, with a log of every verb.
 
-It does what the port says, slowly; and it writes down who did what under which claim, so that the
-soak can prove afterwards that no two workers were at one project.
+It does what the port says, slowly; and it writes down who did what under which claim and when, in
+the same transaction, so that ``proof.py`` can tell afterwards who was at a project at once.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TypeVar
 
-from greylag.domain.errors import ClusterError, LeaseLostError, NotActiveError
+from greylag.domain.errors import ClusterError, GreylagError, LeaseLostError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed, Verb
 from greylag.domain.project import Project, ProjectRef
 from greylag.ports.agent import AgentAddress
 
 T = TypeVar("T")
-SLOWEST = 0.15
+SLOWEST = 0.4
 POLL = 0.1
 _TABLES = """
 CREATE TABLE IF NOT EXISTS environments (
@@ -146,18 +146,30 @@ class SharedCluster:
     async def _verb(
         self, verb: Verb, project: Project, do: Callable[[sqlite3.Connection], None]
     ) -> None:
-        def begin(sql: sqlite3.Connection) -> None:
-            _fence(sql, project)
-            _note(sql, "begin", verb, project)
+        """Begin and, a moment later, do it; whichever way it ends, the log has a row of that."""
+        await self._step(verb, project, "begin", lambda _: None)
+        try:
+            await asyncio.sleep(self._random.uniform(0, SLOWEST))
+            await self._step(verb, project, "effect", do)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._run(lambda sql: _note(sql, "left", verb, project)))
+            raise
 
-        def end(sql: sqlite3.Connection) -> None:
-            _fence(sql, project)
-            _note(sql, "effect", verb, project)
-            do(sql)
+    async def _step(
+        self, verb: Verb, project: Project, what: str, do: Callable[[sqlite3.Connection], None]
+    ) -> None:
+        def step(sql: sqlite3.Connection) -> GreylagError | None:
+            try:
+                _fence(sql, project)
+                do(sql)
+            except GreylagError as error:
+                _note(sql, "refused", verb, project)
+                return error
+            _note(sql, what, verb, project)
+            return None
 
-        await self._run(begin)
-        await asyncio.sleep(self._random.uniform(0, SLOWEST))
-        await self._run(end)
+        if (error := await self._run(step)) is not None:
+            raise error
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:

@@ -74,7 +74,8 @@ class FirstLook:
         if not self._poked:
             # First what the records say: an environment that should run and is gone is among it.
             count = await self._store.poke_unsettled(self._clock.now())
-            log.info("looking at projects not at rest", count=count)
+            if count:
+                log.info("looking at projects not at rest", count=count)
             self._poked = True
         try:
             environments = await self._cluster.inventory()

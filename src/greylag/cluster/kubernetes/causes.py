@@ -212,7 +212,7 @@ def _no_access(words: str) -> Cause:
     error = ErrorInfo(
         "cluster_forbidden",
         f"The cluster does not let Greylag do this: {words}",
-        "Give Greylag's account the role of deploy/; docs/kubernetes.md lists the verbs.",
+        "Give Greylag's account the verbs that docs/kubernetes.md lists.",
     )
     return Cause(error, final=True)
 
