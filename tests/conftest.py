@@ -2,7 +2,18 @@
 
 import signal
 
+import pytest
+
+CLUSTER_SECONDS = 420
+
 # Started in the background of a script, this process may have inherited an ignored SIGINT, and
 # programs that tests start would inherit it too; Ctrl-C tests need the ordinary state.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give cluster tests time: the first one may have to start the cluster and make the image."""
+    for item in items:
+        if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(CLUSTER_SECONDS))

@@ -199,6 +199,8 @@ class Api:
             {"fieldManager": FIELD_MANAGER},
             body=patch,
             content_type="application/merge-patch+json",
+            # Done twice it is a conflict, never two changes.
+            repeatable="resourceVersion" in patch.get("metadata", {}),
         )
         patched: dict[str, Any] = await self._ask(call)
         return patched
@@ -211,12 +213,14 @@ class Api:
         *,
         uid: str | None = None,
         version: str | None = None,
+        again: bool = False,
         propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
     ) -> bool:
         """Begin to delete it; ``False`` when it was not there.
 
         With ``uid`` only that very object is deleted: another of its name is ``ApiError`` 409. So
-        is one that is no longer of the resourceVersion ``version``.
+        is one that is no longer of the resourceVersion ``version``. ``again``: it may be tried
+        again without ``uid`` too.
         """
         body: dict[str, Any] = {"propagationPolicy": propagation}
         given = {"uid": uid, "resourceVersion": version}
@@ -224,7 +228,7 @@ class Api:
             body["preconditions"] = conditions
         path = KINDS[kind].path(namespace, name)
         try:
-            await self._ask(Call("DELETE", path, body=body, repeatable=uid is not None))
+            await self._ask(Call("DELETE", path, body=body, repeatable=again or uid is not None))
         except ApiError as error:
             if error.status == _NOT_FOUND:
                 return False

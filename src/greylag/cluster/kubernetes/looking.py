@@ -26,6 +26,7 @@ from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Project
 
 SYNC_SECONDS = 5.0
+ALIVE_SECONDS = 1.0
 QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
@@ -67,7 +68,7 @@ class Looker:
     async def fresh(self) -> None:
         """Return when the caches are current; ``ClusterUnavailableError`` when they are not."""
         await self._watches.synced(SYNC_SECONDS)
-        if not self._watches.live:
+        if not await self._watches.alive(ALIVE_SECONDS):
             raise ClusterUnavailableError(self._watches.problem)
 
     async def observe(self, project: Project) -> Observation:

@@ -56,7 +56,8 @@ class Remover:
             ("Secret", secret_name(project)),
         )
         for kind, name in parts:
-            await self._api.delete(kind, names.namespace, name)
+            # The claim sees to it that nobody makes one of that name anew meanwhile.
+            await self._api.delete(kind, names.namespace, name, again=True)
 
     async def _gone(self, project: Project, kind: str, name: str) -> None:
         """Return when the caches know an object no more; raise what holds it up."""

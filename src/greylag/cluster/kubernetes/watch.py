@@ -24,12 +24,14 @@ _log = structlog.get_logger(__name__)
 class Pace:
     """Times of the watches, in seconds.
 
-    ``probe``: how often, and how long, the API server is asked whether it is up. ``silence``: how
-    long a watch may tell nothing (bookmarks come each minute). ``lasts``: when a watch is opened
-    anew. ``steady``: a watch that lasted this long was well, so the next begins with a short pause.
+    ``probe``: how often, and how long, the API server is asked whether it is up; after a bad answer
+    it is asked again after ``first_probe``, then ever later. ``silence``: how long a watch may tell
+    nothing (bookmarks come each minute). ``lasts``: when a watch is opened anew. ``steady``: one
+    that lasted this long was well, so the next begins with a short pause.
     """
 
     probe: float = 3.0
+    first_probe: float = 0.2
     silence: float = 90.0
     lasts: int = 300
     steady: float = 1.0
@@ -69,12 +71,21 @@ class Watched:
         self._pace = pace
         self._cache: dict[Key, Mapping[str, Any]] = {}
         self.cache: Mapping[Key, Mapping[str, Any]] = MappingProxyType(self._cache)
-        self.live = False
+        self._live = asyncio.Event()
         self.problem = "The watch has not begun."
         self._version: str | None = None
         self._stream: WatchStream | None = None
         self._synced = asyncio.Event()
         self._moved = asyncio.Event()
+
+    @property
+    def live(self) -> bool:
+        """Whether the cache says what is true now."""
+        return self._live.is_set()
+
+    async def alive(self) -> None:
+        """Return when it is live."""
+        await self._live.wait()
 
     async def synced(self) -> None:
         """Return when all that was there at the beginning is known, and the watch has begun."""
@@ -112,7 +123,7 @@ class Watched:
                 failed = 0 if loop.time() - began >= self._pace.steady else failed + 1
                 await asyncio.sleep(max(asked, self._pause(failed)))
         finally:
-            self.live = False
+            self._live.clear()
 
     async def _follow(self) -> None:
         """List if there is nothing to go on from, then watch till the watch ends."""
@@ -126,7 +137,8 @@ class Watched:
             seconds=self._pace.lasts,
             silence=self._pace.silence,
         ) as stream:
-            self._stream, self.live, self.problem = stream, True, ""
+            self._stream, self.problem = stream, ""
+            self._live.set()
             self._synced.set()
             try:
                 async for event, thing in stream:
@@ -173,7 +185,8 @@ class Watched:
         """Note that the cache may be old; return how long the API server asked to be left alone."""
         if self.live or not self.problem:
             _log.warning("kubernetes_watch_lost", kind=self.kind, why=str(error))
-        self.live, self.problem = False, str(error)
+        self._live.clear()
+        self.problem = str(error)
         answer = error if isinstance(error, ApiError) else error.__cause__
         if not isinstance(answer, ApiError):
             return 0.0

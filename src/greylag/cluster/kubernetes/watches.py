@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.watch import Change, Pace, Watched
@@ -17,8 +18,7 @@ class Watches:
     def __init__(self, api: Api, selectors: Mapping[str, str], pace: Pace | None = None) -> None:
         self._api = api
         self._pace = pace or Pace()
-        self._answers = False
-        self._answered = asyncio.Event()
+        self._answers = asyncio.Event()
         self._listeners: list[Callable[[Change], None]] = []
         self._watched = {
             kind: Watched(api, kind, selector, self._tell, self._pace)
@@ -31,7 +31,7 @@ class Watches:
     @property
     def live(self) -> bool:
         """Whether the caches say what is true now; if not, what they hold or lack is no proof."""
-        return self._answers and all(one.live for one in self._watched.values())
+        return self._answers.is_set() and all(one.live for one in self._watched.values())
 
     @property
     def problem(self) -> str:
@@ -45,11 +45,24 @@ class Watches:
         """Return when all kinds are known; ``ClusterUnavailableError`` after ``within`` seconds."""
         try:
             async with asyncio.timeout(within):
-                await self._answered.wait()
+                await self._answers.wait()
                 for one in self._watched.values():
                     await one.synced()
         except TimeoutError as error:
             raise ClusterUnavailableError(self.problem) from error
+
+    async def alive(self, within: float) -> bool:
+        """Wait until they are live; tell if they are after ``within`` seconds.
+
+        A watch that broke off is open again in a moment, which is no reason to give work up.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while not self.live:
+                    await self._answers.wait()
+                    for one in self._watched.values():
+                        await one.alive()
+        return self.live
 
     def subscribe(self, callback: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``callback`` with each change (the first list's too); returns what ends that.
@@ -67,20 +80,24 @@ class Watches:
                     group.create_task(watched.run(), name=f"kubernetes watch {kind}")
                 group.create_task(self._probe(), name="kubernetes probe")
         finally:
-            self._answers = False
+            self._answers.clear()
 
     async def _probe(self) -> None:
         """Ask now and then whether the API server is up: a watch that is quiet cannot tell."""
+        failed = 0
         while True:
-            answered = await self._api.answers(self._pace.probe)
-            if not answered and not self._answers:
+            if await self._api.answers(self._pace.probe):
+                failed = 0
+                self._answers.set()
+                await asyncio.sleep(self._pace.probe)
+                continue
+            self._answers.clear()
+            if failed:
                 # The second time in a row: its connections may be dead, and would hang.
                 for watched in self._watched.values():
                     watched.cut()
-            self._answers = answered
-            if answered:
-                self._answered.set()
-            await asyncio.sleep(self._pace.probe)
+            await asyncio.sleep(min(self._pace.probe, self._pace.first_probe * 2.0**failed))
+            failed += 1
 
     def _tell(self, change: Change) -> None:
         for listener in tuple(self._listeners):
