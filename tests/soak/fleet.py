@@ -18,7 +18,6 @@ from tests.soak.proof import Stood
 PROGRAM = Path(__file__).with_name("program.py")
 READY_SECONDS = 60
 PAUSED_SECONDS = 3.0
-PAUSES = 0.5
 
 
 class Fleet:
@@ -33,6 +32,7 @@ class Fleet:
         self._ports = [free_port() for _ in range(3)]
         self._running: dict[str, Process] = {}
         self._disturbed: set[str] = set()
+        self._turn_to_kill = False
         self._turn = 0
         self._proxy: asyncio.Server | None = None
 
@@ -43,17 +43,15 @@ class Fleet:
         await asyncio.gather(*(self._start(name) for name in names))
 
     async def disturb(self, rng: random.Random) -> None:
-        """Kill one process and start it again, or let it stand still past a lease. Half of them at
-        most are disturbed at once.
+        """Kill one process and start it again, or, every other time, let it stand still past a
+        lease. Half of them at most are disturbed at once.
         """
         if len(self._disturbed) >= len(self._running) // 2:
             return
         name = rng.choice(sorted(set(self._running) - self._disturbed))
         self._disturbed.add(name)
-        if rng.random() < PAUSES:
-            await self._pause(name)
-        else:
-            await self._kill(name)
+        self._turn_to_kill = not self._turn_to_kill
+        await (self._kill(name) if self._turn_to_kill else self._pause(name))
         self._disturbed.remove(name)
 
     async def close(self) -> None:
