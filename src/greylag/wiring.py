@@ -11,7 +11,7 @@ from functools import partial
 from greylag import __version__
 from greylag.agent.http import HttpAgents
 from greylag.agent_environment import agent_environment
-from greylag.archives import refuse_unfinished
+from greylag.archives import FILE, place_of_settings, refuse_unfinished
 from greylag.clock import SystemClock
 from greylag.cluster.local import LocalCluster
 from greylag.config import Settings
@@ -23,9 +23,11 @@ from greylag.reconcile.state import Pace
 from greylag.reconcile.worker import Worker
 from greylag.services.agents import Agents
 from greylag.services.messages import Messages
+from greylag.services.orphans import Orphans
 from greylag.services.platform import DEMONSTRATION, Platform
 from greylag.services.projects import Projects
 from greylag.services.use_cases import UseCases
+from greylag.store.archive_sqlite import is_there
 from greylag.store.sqlite import SqliteStore
 from greylag.store.users import StaticUsers
 
@@ -71,6 +73,38 @@ async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
         cluster = await _open_cluster(settings)
         opened.push_async_callback(cluster.close)
         yield _use_cases(settings, store, cluster, opened)
+
+
+@asynccontextmanager
+async def assembled_orphans(settings: Settings) -> AsyncIterator[Orphans]:
+    """Construct what looks for environments without a record and removes them, with the store and
+    the cluster of a worker with these settings. It is closed, last first, on leaving.
+
+    Raises ``ConfigError``, and ``StoreUnavailableError``. A database is not made where none is:
+    before an empty one, which may only be the wrong one, every environment is without a record.
+    """
+    path = settings.data / FILE
+    if settings.mongodb_uri is None and not is_there(path):
+        raise ConfigError(
+            f"There is no database at {path}, so it cannot be told which environments have a "
+            "record.",
+            hint="Give the data folder with --data or GREYLAG_DATA. If its records are lost, start "
+            "Greylag on it once: that makes a new database.",
+        )
+    async with AsyncExitStack() as opened:
+        store = await _open_store(settings)
+        opened.push_async_callback(store.close)
+        cluster = await _open_cluster(settings)
+        opened.push_async_callback(cluster.close)
+        yield Orphans(
+            store,
+            cluster,
+            SystemClock(),
+            place=place_of_settings(settings).shown,
+            namespace_prefix=settings.namespace_prefix,
+            worker=f"{_process_name()}-orphans",
+            longest=settings.activation_timeout,
+        )
 
 
 def _use_cases(
@@ -144,7 +178,7 @@ async def _open_store(
     gate = partial(refuse_unfinished, settings)
     if settings.mongodb_uri is None:
         await gate()
-        return await SqliteStore.open(settings.data / "greylag.db")
+        return await SqliteStore.open(settings.data / FILE)
     # Only where it is used: the driver takes a fifth of a second to import.
     from greylag.store.mongo.client import Limits  # noqa: PLC0415
     from greylag.store.mongo.store import MongoStore  # noqa: PLC0415
@@ -164,10 +198,13 @@ def _worker(
         resync=settings.resync_seconds,
         activation_timeout=settings.activation_timeout,
     )
-    name = f"{socket.gethostname()}-{os.getpid()}"
     rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
-    reconciler = Reconciler(store, cluster, clock, pace, worker=name, rng=rng)
+    reconciler = Reconciler(store, cluster, clock, pace, worker=_process_name(), rng=rng)
     return Worker(store, cluster, clock, reconciler, concurrency=settings.worker_concurrency)
+
+
+def _process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _platform(settings: Settings, cluster: Cluster) -> Platform:

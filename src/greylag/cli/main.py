@@ -44,6 +44,9 @@ VERBS = {
         "greylag.cli.manifests:manifests", "Print a project's Kubernetes objects as YAML."
     ),
     "store": Verb("greylag.cli.store:store", "Copy all records to another store, or check them."),
+    "orphans": Verb(
+        "greylag.cli.orphans:orphans", "List, or delete, environments without a record."
+    ),
     "doctor": Verb("greylag.cli.doctor:doctor", "Check the server and this machine."),
     "version": Verb("greylag.cli.version:version", "Print the version."),
 }

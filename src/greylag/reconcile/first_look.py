@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import structlog
 
-from greylag.domain.errors import ClusterError, ProjectNotFoundError, StoreUnavailableError
+from greylag.domain.errors import ClusterError, StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.ports.cluster import Cluster
+from greylag.ports.matching import has_record
 from greylag.ports.store import Duty, ProjectStore
 from greylag.ports.world import Clock
 
@@ -90,12 +91,12 @@ class FirstLook:
         for number, ref in enumerate(environments):
             if number % _RENEW_EVERY == 0 and await self._take() is not Duty.MINE:
                 return False  # all that took so long that another is at it
-            try:
-                await self._store.get(ref.user_id, ref.project_id)
-            except ProjectNotFoundError:
-                log.warning(
-                    "environment without a record", user_id=ref.user_id, project_id=ref.project_id
-                )
-            else:
+            if await has_record(self._store, ref):
                 await self._store.poke(ref, self._clock.now())
+            else:
+                log.warning(
+                    "environment without a record; `greylag orphans` lists and removes them",
+                    user_id=ref.user_id,
+                    project_id=ref.project_id,
+                )
         return True

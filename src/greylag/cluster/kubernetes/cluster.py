@@ -12,7 +12,7 @@ from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.applying import Applier, mark_of
 from greylag.cluster.kubernetes.board import Board, Object, wants_pod
 from greylag.cluster.kubernetes.connection import Connection
-from greylag.cluster.kubernetes.fences import stamp
+from greylag.cluster.kubernetes.fences import removal_stamp, stamp
 from greylag.cluster.kubernetes.fencing import FencedWrites, Step
 from greylag.cluster.kubernetes.identity import SELECTOR
 from greylag.cluster.kubernetes.looking import Looker
@@ -153,8 +153,10 @@ class KubernetesCluster:
                     "The environment must be stopped before it can be deleted.",
                     code="environment_running",
                 )
-            stamped = await self._writes.stamped(project, found) if found is not None else None
-            await self._remover.remove(project, stamped)
+            if found is not None:
+                patch = {"metadata": removal_stamp(project, found)}
+                found = await self._writes.patched(project, patch)
+            await self._remover.remove(project, found)
             return None
 
         await self._fenced(project, step)

@@ -8,7 +8,11 @@ from collections import OrderedDict
 from typing import Any
 
 from greylag.cluster.kubernetes.board import Object
-from greylag.cluster.kubernetes.identity import CLAIM_ANNOTATION, RECORD_ANNOTATION
+from greylag.cluster.kubernetes.identity import (
+    CLAIM_ANNOTATION,
+    RECORD_ANNOTATION,
+    REMOVING_ANNOTATION,
+)
 from greylag.domain.errors import LeaseLostError
 from greylag.domain.project import Fence, Project, ProjectRef
 
@@ -56,3 +60,17 @@ def stamp(project: Project, deployment: Object) -> dict[str, Any]:
     }
     version = deployment["metadata"]["resourceVersion"]
     return {"resourceVersion": version, "annotations": annotations}
+
+
+def removal_stamp(project: Project, deployment: Object) -> dict[str, Any]:
+    """Return what ``stamp`` does, with the mark that the environment is being removed."""
+    metadata = stamp(project, deployment)
+    metadata["annotations"][REMOVING_ANNOTATION] = project.fence.record_id
+    return metadata
+
+
+def is_being_removed(deployment: Object) -> bool:
+    """Tell whether the removal of this very environment has begun; there is no way back then."""
+    annotations = deployment["metadata"].get("annotations") or {}
+    removing = annotations.get(REMOVING_ANNOTATION)
+    return removing is not None and removing == annotations.get(RECORD_ANNOTATION)

@@ -1,0 +1,139 @@
+"""`greylag orphans`: environments without a record, listed and, when told so, deleted."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from greylag.cli.ask import confirm
+from greylag.cli.errors import CliError, Exit
+from greylag.cli.output import Output
+from greylag.cli.serve import StartError
+from greylag.cli.store import StoreError, StoreUnreachableError
+from greylag.domain.errors import ErrorInfo, GreylagError
+
+if TYPE_CHECKING:
+    from greylag.config import Settings
+
+COLUMNS = ("USER", "PROJECT", "NAMESPACE", "DEPLOYMENT")
+FIELDS = ("user_id", "project_id", "namespace", "deployment")
+
+
+class ClusterRefusedError(StoreError):
+    """The cluster said no."""
+
+
+class ClusterUnreachableError(StoreUnreachableError):
+    """The cluster does not answer."""
+
+
+@click.command(short_help="List, or delete, environments without a record.")
+@click.option("--delete", is_flag=True, help="Delete them all, with their files; asks first.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of records and environments (GREYLAG_DATA; default ./data).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Output for programs.")
+def orphans(*, delete: bool, yes: bool, data: Path | None, as_json: bool) -> int:
+    """List environments that no project's record tells of, or delete them.
+
+    Records that were lost, or put back from an older copy, leave such environments. Greylag never
+    touches them by itself. No server is asked: run this with the settings of a `greylag worker`,
+    for with another store every environment seems to be without a record.
+
+    \b
+    Examples:
+      greylag orphans
+      greylag orphans --delete
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+    if yes and not delete:
+        raise click.UsageError("--yes is for --delete only.")
+    from greylag.config import load_settings
+    from greylag.logs import configure_logging
+
+    try:
+        settings = load_settings(data=data)
+        # What a worker logs of its steps is no news here: the command says how each one ends.
+        configure_logging(settings.log_format, "error")
+        return asyncio.run(_run(settings, Output(as_json=as_json), delete=delete, yes=yes))
+    except GreylagError as error:
+        raise _told(error.info) from error
+
+
+async def _run(settings: "Settings", output: Output, *, delete: bool, yes: bool) -> Exit:
+    from greylag.wiring import assembled_orphans
+
+    async with assembled_orphans(settings) as use_case:
+        with output.busy("Comparing environments and records ..."):
+            found = await use_case.found()
+        _list(output, use_case.place, [asdict(one) for one in found], ends=not delete)
+        if not delete or not found:
+            return Exit.OK
+        await confirm(_question(use_case.place, len(found)), yes=yes)
+        rows = []
+        for one in found:
+            row = asdict(one)
+            with output.busy(f"Deleting {_called(row)} ..."):
+                error = await _error_of(use_case.remove(one))
+            _say(output, row, error)
+            rows.append(
+                {**row, "deleted": error is None, "error": asdict(error) if error else None}
+            )
+    if output.json:
+        output.document({"store": use_case.place, "orphans": rows})
+    return Exit.OK if all(row["deleted"] for row in rows) else Exit.REFUSED
+
+
+async def _error_of(work: Coroutine[Any, Any, None]) -> ErrorInfo | None:
+    """Return why the work failed, so that the next one can go on."""
+    try:
+        await work
+    except GreylagError as error:
+        return error.info
+    return None
+
+
+def _list(output: Output, place: str, rows: list[dict[str, Any]], *, ends: bool) -> None:
+    if output.json:
+        if ends or not rows:
+            output.document({"store": place, "orphans": rows})
+    elif rows:
+        output.table(COLUMNS, [tuple(row[name] for name in FIELDS) for row in rows])
+    else:
+        output.line(f"Every environment has a record in {place}.")
+
+
+def _question(place: str, count: int) -> str:
+    what = "this environment" if count == 1 else f"these {count} environments"
+    return f"Delete {what}, of which {place} has no record, and all files in it?"
+
+
+def _say(output: Output, row: dict[str, Any], error: ErrorInfo | None) -> None:
+    if error is None:
+        output.note(f"Deleted: {_called(row)}.")
+        return
+    output.note(f"error: {_called(row)} is not deleted: {error.message} [{error.code}]", "red")
+    output.note(f"hint: {error.hint}", "")
+
+
+def _called(row: dict[str, Any]) -> str:
+    return f"the environment of project {row['project_id']} of user {row['user_id']}"
+
+
+def _told(info: ErrorInfo) -> CliError:
+    match info.code:
+        case "config_error":
+            return StartError(info.message, info.hint)
+        case "store_unavailable":
+            return StoreUnreachableError(info)
+        case "cluster_unavailable":
+            return ClusterUnreachableError(info)
+        case code if code.startswith("store_"):
+            return StoreError(info)
+        case _:
+            return ClusterRefusedError(info)

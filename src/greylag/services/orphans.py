@@ -1,0 +1,196 @@
+"""Environments without a record ("orphans"): finding them, and removing one on an explicit wish."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from greylag.domain.errors import (
+    ClusterError,
+    ConflictError,
+    ErrorInfo,
+    ProjectExistsError,
+)
+from greylag.domain.lifecycle import Act, Forget, Retry, Verb, Wait, plan
+from greylag.domain.names import EnvironmentNames, environment_names
+from greylag.domain.project import Desired, Lease, Project, ProjectRef, Status, new_record_id
+from greylag.ports.cluster import Cluster
+from greylag.ports.matching import has_record
+from greylag.ports.store import Claim, ProjectStore
+from greylag.ports.world import Clock
+
+NAME = "An environment without a record, being removed"
+PAUSE_SECONDS = 1.0
+MARGIN = timedelta(seconds=60)
+"""More than the longest call of a cluster: one that begins in time ends under the lease."""
+
+_GOING = ErrorInfo(
+    "removal_stuck",
+    "It is still being removed.",
+    "What was asked of the cluster may end by itself; list the environments again later.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An environment without a record: whose it says it is, and where it is by these settings."""
+
+    user_id: str
+    project_id: str
+    namespace: str
+    deployment: str
+
+    @property
+    def ref(self) -> ProjectRef:
+        """The project that it was made for."""
+        return ProjectRef(self.user_id, self.project_id)
+
+
+class Orphans:
+    """What an operator can do about environments that no record tells of.
+
+    Args:
+        store: the records.
+        cluster: where environments run.
+        clock: time.
+        place: what to call the store before people.
+        namespace_prefix: what each namespace of ours begins with.
+        worker: who holds the lease on what is being removed.
+        longest: seconds after which a removal that has not come to its end is given up.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a part or a setting of its own, given by name
+        self,
+        store: ProjectStore,
+        cluster: Cluster,
+        clock: Clock,
+        *,
+        place: str,
+        namespace_prefix: str,
+        worker: str,
+        longest: float,
+    ) -> None:
+        self.place = place
+        self._store = store
+        self._cluster = cluster
+        self._clock = clock
+        self._prefix = namespace_prefix
+        self._worker = worker
+        self._longest = longest
+        self._verbs = {Verb.STOP: cluster.stop, Verb.DELETE: cluster.delete}
+
+    async def found(self) -> Sequence[Orphan]:
+        """Return the orphans there are now, by user and project.
+
+        A project that is being deleted at this moment may be among them; removing it does no harm.
+        Raises ``ClusterError``, ``StoreUnavailableError``.
+        """
+        refs = await self._cluster.inventory()
+        found = [self._orphan(ref) for ref in refs if not await has_record(self._store, ref)]
+        return sorted(found, key=lambda orphan: (orphan.user_id, orphan.project_id))
+
+    async def remove(self, orphan: Orphan) -> None:
+        """Stop the environment, wait until nothing of it runs, delete it with its volume, and
+        return when it is gone. One that is partly gone already is removed all the same.
+
+        For as long as that takes the project has a record that wants its deletion, under a lease of
+        ours. Making it is the check that there is none, in one atomic step: a project of the same
+        id cannot be created meanwhile, no worker interferes, users see what goes on, and the
+        cluster knows our verbs by a claim of this new record, which no claim of the lost one can
+        refuse. A process that is killed leaves that record, and a worker brings the removal to its
+        end once the lease has run out. A removal that fails takes it away again: the environment is
+        an orphan as before, and can be removed by another try.
+
+        One race is left. A verb that is cut off by cancellation (Ctrl-C) may still be at work in
+        the cluster as the record goes. A project of the same id that is created and prepared in
+        just that moment can lose its volume, new and empty; its environment is made anew.
+
+        Raises:
+            ConflictError: there is a record by now; nothing was done.
+            LeaseLostError: this process slept so long that a worker has taken the removal over.
+            ClusterError: it cannot be removed, or is not gone in time.
+            StoreUnavailableError: nothing was done, or a worker goes on with it.
+        """
+        claim = await self._claimed(orphan)
+        try:
+            await self._bring_down(claim.project)
+            if orphan.ref in await self._cluster.inventory():
+                raise _misplaced(orphan)
+        finally:
+            await self._store.forget(claim)
+
+    def _orphan(self, ref: ProjectRef) -> Orphan:
+        names = self._names(ref)
+        return Orphan(ref.user_id, ref.project_id, names.namespace, names.deployment)
+
+    def _names(self, ref: ProjectRef) -> EnvironmentNames:
+        return environment_names(ref.user_id, ref.project_id, prefix=self._prefix)
+
+    async def _claimed(self, orphan: Orphan) -> Claim:
+        """Make the record under which the environment is removed, claimed from its beginning."""
+        now = self._clock.now()
+        deadline = now + timedelta(milliseconds=round(self._longest * 1000))
+        project = Project(
+            id=new_record_id(now),
+            user_id=orphan.user_id,
+            project_id=orphan.project_id,
+            name=NAME,
+            names=self._names(orphan.ref),
+            created_at=now,
+            updated_at=now,
+            status=Status.DEACTIVATING,
+            desired=Desired.DELETED,
+            due_at=now,
+            deadline_at=deadline,
+            lease=Lease(self._worker, 1, deadline + MARGIN),
+        )
+        try:
+            return Claim((await self._store.create(project)).project)
+        except ProjectExistsError as error:
+            raise ConflictError(
+                f"Project {orphan.project_id!r} of user {orphan.user_id!r} has a record by now.",
+                hint="It was created meanwhile, or another command removes it: list them again.",
+            ) from error
+
+    async def _bring_down(self, project: Project) -> None:
+        """Return when nothing is left of the environment."""
+        give_up = self._clock.monotonic() + self._longest
+        waits_for: ErrorInfo | None = _GOING
+        while waits_for is not None:
+            left = give_up - self._clock.monotonic()
+            if left <= 0:
+                raise ClusterError(waits_for.message, code=waits_for.code, hint=waits_for.hint)
+            try:
+                # Not cut off when the time is over: what it does must not outlive the record.
+                waits_for = await self._step(project, left)
+            except ClusterError as error:
+                if error.terminal:
+                    raise
+                waits_for = error.info
+                await self._clock.sleep(min(PAUSE_SECONDS, left))
+
+    async def _step(self, project: Project, left: float) -> ErrorInfo | None:
+        """Go one step on; return what the environment waits for now, ``None`` when it is gone."""
+        seen = await self._cluster.observe(project)
+        match plan(project, seen, self._clock.now()):
+            case Forget():
+                return None
+            case Act(verb):
+                await self._verbs[verb](project)
+            case Wait():
+                await self._cluster.changed(project, left)
+            case Retry(error):
+                await self._clock.sleep(min(PAUSE_SECONDS, left))
+                return error
+            case action:
+                raise AssertionError(f"{action} is no step of a removal")
+        return seen.error or _GOING
+
+
+def _misplaced(orphan: Orphan) -> ClusterError:
+    return ClusterError(
+        f"The environment is not where its names by these settings are "
+        f"({orphan.namespace}/{orphan.deployment}).",
+        code="environment_misplaced",
+        hint="Use the KUBE_NAMESPACE_PREFIX that it was made with.",
+        terminal=True,
+    )
