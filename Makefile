@@ -4,7 +4,7 @@ BIN := .venv/bin
 UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(DATA))
 TEST_ARGS ?=
 
-.PHONY: up setup test setup-dev lint typecheck format bench lock image css clean
+.PHONY: up setup test setup-dev lint typecheck format bench lock image greylag-image css clean
 
 up: setup ## Set up and run Greylag; prints its address
 	@$(BIN)/greylag up $(UP_ARGS)
@@ -40,6 +40,9 @@ lock: ## Renew the lock files (needs uv)
 
 image: setup ## Assemble build/goose-api-server.tar, without a builder (Debian's mmdebstrap; as root)
 	@$(BIN)/python -m tools.image goose-api-server
+
+greylag-image: setup ## Assemble build/greylag.tar, the image of web and worker, in the same way
+	@$(BIN)/python -m tools.image greylag
 
 css: ## Build the dashboard's style sheet (needs Node)
 	npm ci --prefix frontend --no-progress

@@ -9,11 +9,13 @@ from typing import Any
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
 from greylag.services.use_cases import UseCases
 from greylag.web.app import create_app
+from greylag.web.health import create_health_app
 from greylag.wiring import assembled
 
 log = structlog.get_logger(__name__)
@@ -64,17 +66,31 @@ async def work(settings: Settings, announce: Announce) -> None:
         loop = asyncio.get_running_loop()
         for number in _STOPPING:
             loop.add_signal_handler(number, working.cancel)
+        probed = _health_server(parts.use_cases)
+        if settings.health_port is not None:
+            listener = _bind_for_probes(settings.health_port)
+            tasks.create_task(probed.serve([listener]), name="health")
         await looked.wait()
         announce("the worker is running")
         with contextlib.suppress(asyncio.CancelledError):
             await working
+        probed.should_exit = True
 
 
 async def _serve(
     use_cases: UseCases, settings: Settings, listener: socket.socket, announce: Announce
 ) -> None:
-    config = uvicorn.Config(
-        create_app(use_cases, settings),
+    config = _config(create_app(use_cases, settings))
+    await _AnnouncingServer(config, lambda: announce(_address(listener))).serve([listener])
+
+
+def _health_server(use_cases: UseCases) -> "_GuestServer":
+    return _GuestServer(_config(create_health_app(use_cases.check_ready)))
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -84,7 +100,14 @@ async def _serve(
         ws="none",
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
-    await _AnnouncingServer(config, lambda: announce(_address(listener))).serve([listener])
+
+
+class _GuestServer(uvicorn.Server):
+    """Leaves signals to the program that it runs in."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class _AnnouncingServer(uvicorn.Server):
@@ -111,6 +134,18 @@ class _AnnouncingServer(uvicorn.Server):
         finally:
             for number in _STOPPING:
                 loop.remove_signal_handler(number)
+
+
+def _bind_for_probes(port: int) -> socket.socket:
+    """Return a socket that listens on all addresses, of both families where there are both."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise ConfigError(
+            f"GREYLAG_HEALTH_PORT: the port {port} cannot be used: {error.strerror}."
+        ) from error
 
 
 def _bind(settings: Settings) -> socket.socket:

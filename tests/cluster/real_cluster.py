@@ -26,11 +26,17 @@ from greylag.cluster.kubernetes.options import Options
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT.parent / "shared" / "cluster" / "cluster"
-ARCHIVE = ROOT / "build" / "goose-api-server.tar"
-IMAGE = os.environ.get("GREYLAG_TEST_IMAGE", f"goose-api-server:{__version__}")
+ENVIRONMENTS = "goose-api-server"
+IMAGE = os.environ.get("GREYLAG_TEST_IMAGE", f"{ENVIRONMENTS}:{__version__}")
+GREYLAG_IMAGE = os.environ.get("GREYLAG_TEST_GREYLAG_IMAGE", f"greylag:{__version__}")
 LOCK = Path(tempfile.gettempdir()) / "greylag-test-cluster.lock"
 PATIENCE = 300
 CLUSTER_RANGES = ("10.91.0.0/16", "10.92.0.0/16", "10.93.0.0/24")
+
+
+def is_foreign() -> bool:
+    """Tell whether it is not the tests' own cluster but one that was named."""
+    return bool(os.environ.get("GREYLAG_TEST_KUBECONFIG"))
 
 
 @cache
@@ -57,34 +63,37 @@ def cluster_environment() -> Mapping[str, str]:
 
 
 @cache
-def image() -> str:
-    """Return the environments' image, which the cluster has."""
+def image(name: str = ENVIRONMENTS) -> str:
+    """Return the image ``name`` of ``images/``, which the cluster has."""
     cluster_environment()
-    if os.environ.get("GREYLAG_TEST_KUBECONFIG"):
-        return IMAGE
+    if is_foreign():
+        return IMAGE if name == ENVIRONMENTS else GREYLAG_IMAGE
+    archive = ROOT / "build" / f"{name}.tar"
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _make_image()
-        stamp = f"{ARCHIVE.stat().st_mtime_ns} {ARCHIVE.resolve()}"
-        loaded = LOCK.with_name("greylag-test-image.stamp")
+        _make_image(archive)
+        stamp = f"{archive.stat().st_mtime_ns} {archive.resolve()}"
+        loaded = LOCK.with_name(f"greylag-test-{name}.stamp")
         known = loaded.read_text() if loaded.exists() else ""
-        if known != stamp or IMAGE.partition(":")[0] not in _cluster("images"):
-            _cluster("load", str(ARCHIVE))
+        if known != stamp or f"{name}:{__version__}" not in _cluster("images"):
+            _cluster("load", str(archive))
             loaded.write_text(stamp)
-    return IMAGE
+    return f"{name}:{__version__}"
 
 
-def _make_image() -> None:
+def _make_image(archive: Path) -> None:
     """Make the image anew when what it is made of has changed since."""
-    sources = [*(ROOT / "src/greylag/agentd").rglob("*.py"), *ROOT.glob("src/greylag/*.py")]
-    sources += [*(ROOT / "images/goose-api-server").iterdir(), ROOT / "requirements/agentd.lock"]
+    parts = ["agentd/**/*.py", "*.py"] if archive.stem == ENVIRONMENTS else ["**/*.*"]
+    sources = [file for part in parts for file in (ROOT / "src/greylag").glob(part)]
+    sources = [file for file in sources if file.suffix != ".pyc"]
+    sources += [*(ROOT / "images" / archive.stem).iterdir(), *(ROOT / "requirements").iterdir()]
     digest = sha256(b"".join(file.read_bytes() for file in sorted(sources))).hexdigest()
-    stamp = ARCHIVE.with_suffix(".sources")
-    if ARCHIVE.exists() and stamp.exists() and stamp.read_text() == digest:
+    stamp = archive.with_suffix(".sources")
+    if archive.exists() and stamp.exists() and stamp.read_text() == digest:
         return
     if shutil.which("mmdebstrap") is None:
         pytest.skip("NO IMAGE: `make image` needs mmdebstrap, which is not installed")
-    command = [sys.executable, "-m", "tools.image", ARCHIVE.stem]
+    command = [sys.executable, "-m", "tools.image", archive.stem]
     made = subprocess.run(  # noqa: S603 - our own tool
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
@@ -97,7 +106,7 @@ def _make_image() -> None:
 def ingress_address() -> str:
     """Return the address of the cluster's ingress controller, which is installed."""
     cluster_environment()
-    if os.environ.get("GREYLAG_TEST_KUBECONFIG"):
+    if is_foreign():
         if not (given := os.environ.get("GREYLAG_TEST_INGRESS", "")):
             pytest.skip("NO INGRESS: set GREYLAG_TEST_INGRESS to its address")
         return str(given)

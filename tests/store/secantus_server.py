@@ -14,9 +14,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--single", action="store_true")
     parser.add_argument("--folder", default=":memory:")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     given = parser.parse_args()
     server = SecantusDBServer(
+        host=given.host,
         port=given.port,
         storage_path=given.folder,
         replica_set_name=None if given.single else "secantus",

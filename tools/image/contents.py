@@ -7,6 +7,23 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGES = ROOT / "images"
+NEVER_NEEDED = (
+    "boot/*",
+    "dev/*",
+    "usr/lib/*-linux-gnu/gconv/*",
+    "usr/lib/*-linux-gnu/perl/*",
+    "usr/share/bash-completion/*",
+    "usr/share/doc/*",
+    "usr/share/info/*",
+    "usr/share/lintian/*",
+    "usr/share/locale/*",
+    "usr/share/man/*",
+    "usr/share/perl/*",
+    "usr/share/perl5/*",
+    "var/cache/*",
+    "var/lib/apt/*",
+    "var/log/*",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +35,8 @@ class Contents:
         title: what it is, for the label of the image.
         suite: Debian's release.
         packages: Debian packages, beside the essential ones.
-        exclude: files that are left out: patterns of paths from the root, without the slash.
+        exclude: files that are left out, beside what no image needs: patterns of paths from the
+            root, without the slash.
         lock: the lock file of its Python packages, from the project's root.
         goose: whether the real goose is in it.
         user: `UID:GID` that it runs as.
@@ -47,4 +65,5 @@ def read_contents(name: str) -> Contents:
     fields: dict[str, Any] = json.loads((IMAGES / name / "image.json").read_text("utf-8"))
     for key in ("packages", "exclude", "entrypoint"):
         fields[key] = tuple(fields[key])
+    fields["exclude"] = tuple(sorted((*NEVER_NEEDED, *fields["exclude"])))
     return Contents(name=name, **fields)

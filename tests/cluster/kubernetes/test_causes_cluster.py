@@ -199,7 +199,7 @@ async def test_an_account_without_rights_is_told_so(tmp_path: Path) -> None:
         file.write_text(json.dumps(admin))
         async with open_kubernetes(kubeconfig=file) as cluster:
             project = named_for(cluster, make_project())
-            with pytest.raises(ClusterUnavailableError) as refused:
+            with pytest.raises(ClusterError) as refused:
                 await cluster.observe(project)
             assert "forbidden" in refused.value.info.message
             assert account in refused.value.info.message

@@ -35,6 +35,11 @@ class ApiError(Exception):
         return self.status == 410 or self.reason in {"Expired", "Gone"}  # noqa: PLR2004 - HTTP's Gone
 
     @property
+    def is_refusal(self) -> bool:
+        """Whether the account that asked is not known, or lacks the right to do this."""
+        return self.status in {401, 403}
+
+    @property
     def is_unavailable(self) -> bool:
         """Whether the API server could not work on it now, which says nothing of what was asked.
 

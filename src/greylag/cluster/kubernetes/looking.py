@@ -21,7 +21,7 @@ from greylag.cluster.kubernetes.refusals import told
 from greylag.cluster.kubernetes.sight import Sight
 from greylag.cluster.kubernetes.watches import Watches
 from greylag.cluster.logfile import plain
-from greylag.domain.errors import ClusterUnavailableError, ErrorInfo
+from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Project
 
@@ -45,7 +45,7 @@ class _Seen:
 
 
 class Looker:
-    """Observes what ``board`` knows; raises ``ClusterUnavailableError`` if that is old."""
+    """Observes what ``board`` knows; raises ``ClusterError`` if that is old."""
 
     def __init__(  # noqa: PLR0913 - each is a part of its own
         self,
@@ -66,10 +66,10 @@ class Looker:
         self._seen: dict[Slot, _Seen] = {}
 
     async def fresh(self) -> None:
-        """Return when the caches are current; ``ClusterUnavailableError`` when they are not."""
+        """Return when the caches are current; ``ClusterError`` when they are not."""
         await self._watches.synced(SYNC_SECONDS)
         if not await self._watches.alive(ALIVE_SECONDS):
-            raise ClusterUnavailableError(self._watches.problem)
+            raise self._watches.trouble
 
     async def observe(self, project: Project) -> Observation:
         """Return how the environment stands."""

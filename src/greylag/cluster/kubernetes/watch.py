@@ -73,6 +73,8 @@ class Watched:
         self.cache: Mapping[Key, Mapping[str, Any]] = MappingProxyType(self._cache)
         self._live = asyncio.Event()
         self.problem = "The watch has not begun."
+        self.refusal: ApiError | None = None
+        """That the API server does not let us watch, if that is why it is not live."""
         self._version: str | None = None
         self._stream: WatchStream | None = None
         self._synced = asyncio.Event()
@@ -137,7 +139,7 @@ class Watched:
             seconds=self._pace.lasts,
             silence=self._pace.silence,
         ) as stream:
-            self._stream, self.problem = stream, ""
+            self._stream, self.problem, self.refusal = stream, "", None
             self._live.set()
             self._synced.set()
             try:
@@ -187,6 +189,7 @@ class Watched:
             _log.warning("kubernetes_watch_lost", kind=self.kind, why=str(error))
         self._live.clear()
         self.problem = str(error)
+        self.refusal = error if isinstance(error, ApiError) and error.is_refusal else None
         answer = error if isinstance(error, ApiError) else error.__cause__
         if not isinstance(answer, ApiError):
             return 0.0

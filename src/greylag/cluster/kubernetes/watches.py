@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.refusals import cluster_error
 from greylag.cluster.kubernetes.watch import Change, Pace, Watched
-from greylag.domain.errors import ClusterUnavailableError
+from greylag.domain.errors import ClusterError, ClusterUnavailableError
 
 
 class Watches:
@@ -41,15 +42,22 @@ class Watches:
         told = (one.problem for one in self._watched.values() if one.problem)
         return next(told, "The API server does not answer.")
 
+    @property
+    def trouble(self) -> ClusterError:
+        """Why they are not live, as an error to raise."""
+        refused = (one.refusal for one in self._watched.values() if one.refusal is not None)
+        refusal = next(refused, None)
+        return ClusterUnavailableError(self.problem) if refusal is None else cluster_error(refusal)
+
     async def synced(self, within: float) -> None:
-        """Return when all kinds are known; ``ClusterUnavailableError`` after ``within`` seconds."""
+        """Return when all kinds are known; raise ``trouble`` after ``within`` seconds."""
         try:
             async with asyncio.timeout(within):
                 await self._answers.wait()
                 for one in self._watched.values():
                     await one.synced()
         except TimeoutError as error:
-            raise ClusterUnavailableError(self.problem) from error
+            raise self.trouble from error
 
     async def alive(self, within: float) -> bool:
         """Wait until they are live; tell if they are after ``within`` seconds.

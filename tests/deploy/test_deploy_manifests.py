@@ -1,0 +1,150 @@
+"""What Greylag's own manifests say, before they are installed anywhere."""
+
+import re
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import yaml
+from tests.cluster import real_cluster
+from tests.deploy.manifests import ACCESS, BASE, CHART, EXAMPLE, Object, helm, kustomize, of_kind
+
+from greylag import __version__
+from greylag.cluster.kubernetes.identity import MANAGED_BY, MANAGED_BY_LABEL
+from greylag.config import Settings
+from greylag.kubernetes_settings import KubernetesSettings
+
+pytestmark = pytest.mark.cluster
+
+HELMS_OWN = {"app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "helm.sh/chart"}
+KINDS = {
+    *("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Service"),
+    *("PodDisruptionBudget", "NetworkPolicy"),
+}
+
+
+def _plain(value: Any) -> Any:
+    """Return a part of an object without what Helm and Kustomize add in their own ways."""
+    if isinstance(value, dict):
+        dropped = {key for key in value if key in HELMS_OWN or key.startswith("checksum/")}
+        kept = {key: _plain(one) for key, one in value.items() if key not in dropped}
+        if kept.get("annotations") == {}:
+            del kept["annotations"]
+        # Kustomize writes this on a ConfigMap that it has made itself.
+        return kept
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, str):
+        return re.sub(r"^greylag-settings-[a-z0-9]{10}$", "greylag-settings", value)
+    return value
+
+
+def _by_name(objects: list[Object]) -> dict[str, Any]:
+    return {
+        f"{thing['kind']} {_plain(thing['metadata']['name'])}": _plain(thing)
+        for thing in objects
+        if thing["kind"] != "Namespace"  # Helm leaves that to whoever installs
+    }
+
+
+def test_the_chart_makes_the_same_objects_as_the_kustomization() -> None:
+    ours, charts = _by_name(kustomize(BASE)), _by_name(helm())
+    assert sorted(charts) == sorted(ours)
+    for name, thing in ours.items():
+        assert charts[name] == thing, name
+    assert {thing["kind"] for thing in ours.values()} == KINDS
+
+
+def test_both_name_the_version_of_this_greylag() -> None:
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert {about["version"], about["appVersion"]} == {__version__}
+    for objects in (kustomize(BASE), helm()):
+        images = {
+            container["image"]
+            for thing in of_kind(objects, "Deployment")
+            for container in thing["spec"]["template"]["spec"]["containers"]
+        }
+        assert images == {f"greylag:{__version__}"}
+        (settings,) = of_kind(objects, "ConfigMap")
+        assert settings["data"]["ACR_IMAGE"] == f"goose-api-server:{__version__}"
+
+
+def test_every_setting_that_they_give_is_one_that_greylag_reads() -> None:
+    known = {"GREYLAG_HEALTH_PORT", "MONGODB_URI"}
+    for model in (Settings, KubernetesSettings):
+        prefix = str(model.model_config["env_prefix"])
+        known |= {f"{prefix}{name}".upper() for name in model.model_fields}
+        for field in model.model_fields.values():
+            known |= set(getattr(field.validation_alias, "choices", ()))
+    for objects in (kustomize(EXAMPLE), helm("--set", "ingress.enabled=true")):
+        (settings,) = of_kind(objects, "ConfigMap")
+        given = set(settings["data"])
+        for thing in of_kind(objects, "Deployment"):
+            (container,) = thing["spec"]["template"]["spec"]["containers"]
+            given |= {one["name"] for one in container["env"]}
+        assert given <= known
+
+
+def test_no_object_of_greylag_itself_passes_for_one_that_it_manages() -> None:
+    for objects in (kustomize(BASE), helm()):
+        for thing in objects:
+            labels = thing["metadata"].get("labels", {})
+            assert labels.get(MANAGED_BY_LABEL) != MANAGED_BY
+            assert labels["app.kubernetes.io/name"] == "greylag" or thing["kind"] == "Namespace"
+
+
+def test_the_chart_refuses_values_that_it_does_not_know_and_secrets_among_settings() -> None:
+    with pytest.raises(AssertionError, match="replcas"):
+        helm("--set", "web.replcas=3")
+    with pytest.raises(AssertionError, match="GREYLAG_TOKEN"):
+        helm("--set", "settings.GREYLAG_TOKEN=secret")
+
+
+def test_an_ingress_of_the_chart_makes_its_host_known_to_the_web() -> None:
+    hosts = ("--set", "settings.GREYLAG_ALLOWED_HOSTS=other.example.com")
+    objects = helm("--set", "ingress.enabled=true,ingress.host=one.example.com", *hosts)
+    (settings,) = of_kind(objects, "ConfigMap")
+    assert settings["data"]["GREYLAG_ALLOWED_HOSTS"] == "one.example.com,other.example.com"
+    (ingress,) = of_kind(objects, "Ingress")
+    assert ingress["spec"]["rules"][0]["host"] == "one.example.com"
+
+
+@pytest.mark.parametrize("way", ["kustomize", "helm"])
+def test_the_api_server_takes_all_of_it_without_a_warning(way: str, tmp_path: Path) -> None:
+    namespace = f"test-{way}-{tmp_path.parent.name[-6:]}".lower().replace("_", "-")
+    objects = kustomize(BASE) if way == "kustomize" else helm()
+    for thing in objects:
+        if "namespace" in thing["metadata"]:
+            thing["metadata"]["namespace"] = namespace
+    written = tmp_path / "all.yaml"
+    written.write_text(yaml.safe_dump_all([one for one in objects if one["kind"] != "Namespace"]))
+    restricted = {
+        f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")
+    }
+    made = tmp_path / "namespace.yaml"
+    meta = {"name": namespace, "labels": restricted}
+    made.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Namespace", "metadata": meta}))
+    _kubectl("apply", "--filename", str(made))
+    try:
+        said = _kubectl("apply", "--dry-run=server", "--filename", str(written))
+        assert "Warning" not in said.stderr, said.stderr
+        assert len(said.stdout.splitlines()) == len(_by_name(objects))
+    finally:
+        real_cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def test_the_access_alone_is_accounts_and_roles() -> None:
+    kinds = sorted({thing["kind"] for thing in kustomize(ACCESS)})
+    assert kinds == [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Namespace",
+        "ServiceAccount",
+    ]
+
+
+def _kubectl(*arguments: str) -> CompletedProcess[str]:
+    done = real_cluster.kubectl(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done

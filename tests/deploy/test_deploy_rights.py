@@ -1,0 +1,211 @@
+"""The roles of web and worker against a real API server: every right is needed, none is missing."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.cluster import real_cluster
+from tests.cluster.environments import reaches
+from tests.cluster.real_cluster import kubectl, open_kubernetes
+from tests.contract.cluster_adapters import named_for
+from tests.contract.store_adapters import make_project
+from tests.deploy.manifests import ACCESS, kustomize, of_kind, overlay, rights
+
+from greylag.cluster.kubernetes.cluster import KubernetesCluster
+from greylag.cluster.kubernetes.templates import Template
+from greylag.domain.errors import ClusterError
+from greylag.domain.lifecycle import Observed
+from greylag.domain.project import Project
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@dataclass
+class Access:
+    """Accounts and roles of this test's own, in a namespace of its own."""
+
+    folder: Path
+    name: str
+    since: datetime
+
+    def rules(self, who: str) -> list[dict[str, Any]]:
+        """Return what the role of `web` or `worker` grants."""
+        roles = of_kind(kustomize(self.folder), "ClusterRole")
+        (found,) = (one for one in roles if one["metadata"]["name"].startswith(f"greylag-{who}"))
+        return list(found["rules"])
+
+    def kubeconfig(self, who: str) -> Path:
+        """Return a kubeconfig of this account."""
+        account = f"greylag-{who}-{self.name}"
+        token = _must("create", "token", account, "--namespace", self.name).strip()
+        given = Path(real_cluster.cluster_environment()["KUBECONFIG"])
+        whole = yaml.safe_load(given.read_text())
+        whole["users"] = [{"name": whole["users"][0]["name"], "user": {"token": token}}]
+        path = self.folder / f"{who}.kubeconfig"
+        path.write_text(yaml.safe_dump(whole))
+        return path
+
+    def without(self, who: str, resource: str, verb: str) -> None:
+        """Take one verb on one resource away from a role."""
+        rules = self.rules(who)
+        for rule in [one for one in rules if resource in one["resources"]]:
+            left = [one for one in rule["verbs"] if one != verb]
+            rules.append({**rule, "resources": [resource], "verbs": left})
+            rule["resources"] = [one for one in rule["resources"] if one != resource]
+        whole = [rule for rule in rules if rule["resources"] and rule["verbs"]]
+        role = f"greylag-{who}-{self.name}"
+        _must("patch", "clusterrole", role, "--type=merge", "-p", json.dumps({"rules": whole}))
+
+    def used(self, who: str) -> set[tuple[str, str]]:
+        """Return what the account used, as the audit log tells, and that nothing was refused."""
+        account = f"system:serviceaccount:{self.name}:greylag-{who}-{self.name}"
+        found = set()
+        for entry in self._entries(account):
+            refused = entry["responseStatus"]["code"] == 403
+            assert not refused, f"a right is missing: {entry['verb']} {entry['objectRef']}"
+            thing = entry["objectRef"]
+            resource = "/".join(filter(None, (thing["resource"], thing.get("subresource"))))
+            found.add((resource, entry["verb"]))
+            if entry["verb"] == "patch" and entry["responseStatus"]["code"] == 201:
+                # A server-side apply of what was not there asks for this right too.
+                found.add((resource, "create"))
+        return found
+
+    def _entries(self, account: str) -> Iterator[dict[str, Any]]:
+        home = Path(real_cluster.cluster_environment()["KUBECONFIG"]).parents[1]
+        for file in sorted((home / "log").glob("audit*.log")):
+            for line in file.read_text().splitlines():
+                if account not in line:
+                    continue
+                entry = json.loads(line)
+                began = datetime.fromisoformat(entry["requestReceivedTimestamp"])
+                if began >= self.since and entry.get("objectRef", {}).get("resource"):
+                    yield entry
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> Iterator[Access]:
+    name = f"rights-{secrets.token_hex(3)}"
+    folder = overlay(tmp_path / "access", ACCESS, namespace=name, nameSuffix=f"-{name}")
+    # The namespace is named by `namespace` alone, the cluster's own objects by the suffix.
+    one = Access(folder, name, datetime.now(UTC))
+    objects = [thing for thing in kustomize(folder) if thing["kind"] != "Namespace"]
+    written = tmp_path / "objects.yaml"
+    written.write_text(yaml.safe_dump_all(objects))
+    _must("create", "namespace", name)
+    _must("apply", "--filename", str(written))
+    yield one
+    kubectl("delete", "--wait=false", "--filename", str(written))
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@asynccontextmanager
+async def _opened(access: Access, who: str, **options: Any) -> AsyncIterator[KubernetesCluster]:
+    small = Template(memory_request="16Mi", cpu_request="10m", cpu_limit="2")
+    crashing = replace(small, environment={"GREYLAG_GOOSE": "/no/such/program"})
+    templates = {"default": small, "crashing": crashing}
+    usual: dict[str, Any] = {"goose": "scripted", "templates": templates}
+    kubeconfig = access.kubeconfig(who)
+    async with open_kubernetes(kubeconfig=kubeconfig, **(usual | options)) as cluster:
+        yield cluster
+
+
+async def _whole_life(cluster: KubernetesCluster, project: Project) -> None:
+    await cluster.prepare(project)
+    await cluster.start(project)
+    await reaches(cluster, project, Observed.READY)
+    assert project.ref in await cluster.inventory()
+
+
+async def _changed_by_another(cluster: KubernetesCluster, project: Project) -> None:
+    """Somebody else writes the Deployment right before we do, so that it has to be read anew."""
+    names = project.names
+    version = str(cluster._looker.sight(project).deployment["metadata"]["resourceVersion"])  # type: ignore[index] # it is there
+    while True:
+        told = (f"deployment/{names.deployment}", "--namespace", names.namespace)
+        _must("annotate", *told, f"example.com/moment={secrets.token_hex(4)}")
+        seen = cluster._looker.sight(project).deployment
+        assert seen is not None
+        if seen["metadata"]["resourceVersion"] == version:
+            return  # the watch has not been read yet
+        version = str(seen["metadata"]["resourceVersion"])
+
+
+async def _end(cluster: KubernetesCluster, project: Project) -> None:
+    await cluster.stop(project)
+    await reaches(cluster, project, Observed.STOPPED)
+    await cluster.delete(project)
+    await reaches(cluster, project, Observed.ABSENT)
+
+
+async def _crash(cluster: KubernetesCluster, project: Project) -> None:
+    await cluster.start(project)
+    async with asyncio.timeout(real_cluster.PATIENCE):
+        while (await cluster.observe(project)).state is not Observed.FAILED:
+            await cluster.changed(project, 1)
+    error = (await cluster.observe(project)).error
+    assert error is not None
+    assert error.code == "crash_loop", error
+
+
+async def _as_the_web(access: Access, project: Project) -> None:
+    async with _opened(access, "web", reach="loadbalancer") as web:
+        assert (await web.reach(project)).token
+        async with web.logs(project, follow=False, tail=10) as lines:
+            assert [line async for line in lines]
+
+
+async def test_each_right_of_web_and_worker_is_used_and_none_is_missing(access: Access) -> None:
+    domain = {"ingress_base_domain": "envs.test", "reach": "loadbalancer"}
+    async with _opened(access, "worker", **domain) as worker:
+        project = named_for(worker, make_project())
+        crash = named_for(worker, make_project("crash", metadata={"template": "crashing"}))
+        await asyncio.gather(_whole_life(worker, project), _crash(worker, crash))
+        await _as_the_web(access, project)
+        await _changed_by_another(worker, project)
+        await asyncio.gather(_end(worker, project), _end(worker, crash))
+    for who in ("web", "worker"):
+        granted = rights(access.rules(who))
+        used = access.used(who)
+        assert not used - granted
+        assert not granted - used, f"{who} has rights that it does not use"
+
+
+@pytest.mark.parametrize(
+    ("resource", "verb"), [("persistentvolumeclaims", "create"), ("networkpolicies", "patch")]
+)
+async def test_a_worker_that_lacks_one_right_says_which(
+    access: Access, resource: str, verb: str
+) -> None:
+    access.without("worker", resource, verb)
+    async with _opened(access, "worker") as cluster:
+        project = named_for(cluster, make_project())
+        with pytest.raises(ClusterError) as refused:
+            await cluster.prepare(project)
+        assert refused.value.info.code == "cluster_forbidden", refused.value.info
+        assert resource in refused.value.info.message
+        assert verb in refused.value.info.message
+
+
+async def test_a_web_that_lacks_one_right_says_which(access: Access) -> None:
+    access.without("web", "secrets", "get")
+    async with _opened(access, "web") as cluster:
+        project = named_for(cluster, make_project())
+        with pytest.raises(ClusterError) as refused:
+            await cluster.reach(project)
+        assert refused.value.info.code == "cluster_forbidden", refused.value.info
+        assert "secrets" in refused.value.info.message
+
+
+def _must(*arguments: str) -> str:
+    done = kubectl(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
