@@ -12,8 +12,9 @@ up: setup ## Set up and run Greylag; prints its address
 setup: ## Put everything that running needs into .venv
 	@tools/setup.sh runtime
 
+# Most of the time tests wait for programs, so more of them run at once than there are cores.
 test: setup-dev lint typecheck ## Set up, check and test everything
-	@$(BIN)/pytest -n 2 --dist worksteal $(TEST_ARGS)
+	@$(BIN)/pytest -n 4 --dist worksteal $(TEST_ARGS)
 
 setup-dev:
 	@tools/setup.sh dev

@@ -17,6 +17,8 @@ from tests.web.server import settings
 from greylag.config import Settings
 from greylag.serverless import Serverless
 
+pytestmark = mongo_servers.forgets_sockets
+
 TOKEN = "a-token-of-many-letters"
 NOBODY = "mongodb://user:s3cret@127.0.0.1:1/?serverMonitoringMode=poll"
 

@@ -91,6 +91,7 @@ async def test_a_source_at_work_is_refused(sites: Sites, env: Mapping[str, str])
     assert "hint: Stop each `greylag up`" in done.err
 
 
+@mongo_servers.forgets_sockets
 @pytest.mark.parametrize(
     ("url", "code", "words"),
     [

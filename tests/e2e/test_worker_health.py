@@ -40,8 +40,13 @@ async def test_a_worker_tells_probes_its_health_and_nothing_else_and_ends_when_t
 
 async def test_a_worker_whose_store_is_down_is_alive_and_not_ready(tmp_path: Path) -> None:
     port = free_port()
-    settings = {"GREYLAG_HEALTH_PORT": str(port), "MONGODB_URI": DEAD_STORE}
-    worker = Product(tmp_path, settings | {"GREYLAG_MONGODB_TIMEOUT": "0.5"})
+    settings = {
+        "GREYLAG_HEALTH_PORT": str(port),
+        "MONGODB_URI": DEAD_STORE,
+        "GREYLAG_MONGODB_TIMEOUT": "0.5",
+        "GREYLAG_STARTUP_RECONCILE_TIMEOUT": "0.1",
+    }
+    worker = Product(tmp_path, settings)
     starting = asyncio.create_task(worker.start("worker"), name="worker")
     try:
         assert await _asked(port, "/healthz") == (200, {"status": "ok"})

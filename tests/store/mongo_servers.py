@@ -56,6 +56,11 @@ def uri(*, single: bool = False) -> str:
     return found
 
 
+forgets_sockets = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+"""For tests in which the driver is closed while it tries to connect: it forgets its socket then,
+which may be collected at any moment."""
+
+
 def collect_sockets() -> None:
     """Remove the sockets that the driver forgets when it is closed while it tries to connect."""
     with warnings.catch_warnings():

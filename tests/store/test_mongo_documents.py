@@ -42,6 +42,8 @@ OLD: dict[str, Any] = {
     "created_at": at(0),
     "updated_at": at(2),
 }
+pytestmark = mongo_servers.forgets_sockets
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: (

@@ -16,6 +16,8 @@ from greylag.ports.store import IdempotencyKey, Outcome
 from greylag.store.mongo.client import Limits
 from greylag.store.mongo.store import MongoStore
 
+pytestmark = mongo_servers.forgets_sockets
+
 QUICK = Limits(operation=1, connect=0.5, socket=3)
 PATIENT = Limits(operation=20)
 RETRIED = [Fault.NOT_PRIMARY, Fault.STEP_DOWN, Fault.CUT_BEFORE, Fault.CUT_REPLY]

@@ -6,13 +6,15 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from greylag.domain.errors import GreylagError
 from greylag.web.errors import problem_response
+from greylag.web.request_log import RequestLog
 from greylag.web.schemas import HealthOut
 
 
-def create_health_app(check_ready: Callable[[], Awaitable[None]]) -> Starlette:
+def create_health_app(check_ready: Callable[[], Awaitable[None]]) -> ASGIApp:
     """Return an application that answers `/healthz` and `/readyz` as the web does.
 
     ``check_ready`` returns when work can be done and raises ``GreylagError`` otherwise.
@@ -28,4 +30,4 @@ def create_health_app(check_ready: Callable[[], Awaitable[None]]) -> Starlette:
             return problem_response(request.scope, error.info)
         return await health(request)
 
-    return Starlette(routes=[Route("/healthz", health), Route("/readyz", ready)])
+    return RequestLog(Starlette(routes=[Route("/healthz", health), Route("/readyz", ready)]))
