@@ -1,6 +1,5 @@
 """The verbs of the Kubernetes API that Greylag uses, over plain JSON."""
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ from greylag.cluster.kubernetes.failures import ApiError
 from greylag.cluster.kubernetes.identity import FIELD_MANAGER
 from greylag.cluster.kubernetes.kinds import KINDS
 from greylag.cluster.kubernetes.transport import Call, Transport
-from greylag.domain.errors import ClusterUnavailableError, ConfigError
+from greylag.cluster.kubernetes.watch_stream import WatchStream
 
 WITHIN_SECONDS = 30.0
 PAGE = 250
-_LONGEST_LINE = 16 * 1024 * 1024
 _NOT_FOUND = 404
 
 Object = Mapping[str, Any]
@@ -29,34 +27,6 @@ class Page:
 
     items: Sequence[dict[str, Any]]
     resource_version: str
-
-
-class WatchStream:
-    """What a watch tells: pairs of ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK`` and object.
-
-    Raises ``ApiError`` (``is_gone``: list anew), ``ClusterUnavailableError`` when it breaks off. It
-    ends by itself when its time is over.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse, transport: Transport) -> None:
-        self._response = response
-        self._transport = transport
-
-    def cut(self) -> None:
-        """Break it off; whoever reads gets an error."""
-        self._response.close()
-
-    async def __aiter__(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        try:
-            async for line in _lines(self._response):
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    raise ApiError.of_status(event["object"], code=500)
-                yield event["type"], event["object"]
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._transport.unavailable(error) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ClusterUnavailableError("The watch gave what is not an event.") from error
 
 
 class Api:
@@ -87,30 +57,6 @@ class Api:
     def within(self, seconds: float) -> "Api":
         """Return the same API (and pool) whose calls take ``seconds`` at most."""
         return Api(self._transport, seconds)
-
-    async def check(self) -> str:
-        """Return the API server's version, to be called at start.
-
-        Raises ``ConfigError`` when the settings lead to something that will not take us, and
-        ``ClusterUnavailableError`` when nothing answers: that may pass.
-        """
-        to = self._transport.connection
-        try:
-            return str((await self.get("/version"))["gitVersion"])
-        except ClusterUnavailableError as error:
-            if isinstance(error.__cause__, aiohttp.ClientSSLError):
-                raise ConfigError(
-                    f"{to.source} does not fit the API server {to.server}: its certificate "
-                    "is not from the authority that is given."
-                ) from error
-            raise
-        except ApiError as error:
-            raise ConfigError(
-                f"{to.source} does not fit the API server {to.server}: it answers {error}."
-            ) from error
-        except (KeyError, TypeError) as error:
-            message = f"{to.source}: what answers at {to.server} is no Kubernetes API server."
-            raise ConfigError(message) from error
 
     async def answers(self, within: float) -> bool:
         """Tell whether the API server is up, in ``within`` seconds and one try."""
@@ -291,21 +237,3 @@ class Api:
 def _chosen(selector: str, fields: str) -> dict[str, str]:
     params = {"labelSelector": selector, "fieldSelector": fields}
     return {key: value for key, value in params.items() if value}
-
-
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield whole lines; ``ClusterUnavailableError`` for an end within one."""
-    pieces: list[bytes] = []
-    size = 0
-    async for chunk in response.content.iter_any():
-        *whole, rest = chunk.split(b"\n")
-        for piece in whole:
-            yield b"".join((*pieces, piece))
-            pieces, size = [], 0
-        if rest:
-            pieces.append(rest)
-            size += len(rest)
-        if size > _LONGEST_LINE:
-            raise ClusterUnavailableError("The watch gave an event that is too long.")
-    if pieces:
-        raise ClusterUnavailableError("The watch broke off within an event.")

@@ -14,6 +14,7 @@ from greylag.cluster.kubernetes.board import Board, Object, wants_pod
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.fences import removal_stamp, stamp
 from greylag.cluster.kubernetes.fencing import FencedWrites, Step
+from greylag.cluster.kubernetes.first_contact import server_version
 from greylag.cluster.kubernetes.identity import SELECTOR
 from greylag.cluster.kubernetes.looking import Looker
 from greylag.cluster.kubernetes.observing import observed
@@ -91,7 +92,7 @@ class KubernetesCluster:
         An API server that cannot be reached now is only told of in the log: that may pass.
         """
         try:
-            version = await self._api.within(CHECK_SECONDS).check()
+            version = await server_version(self._api.within(CHECK_SECONDS))
         except ClusterError as error:
             _log.warning("kubernetes_unreachable", why=str(error))
         else:

@@ -75,7 +75,7 @@ class ExecPlugin:
             token = str(status.get("token") or "")
             certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
             ends = status.get("expirationTimestamp")
-            self._ends = datetime.fromisoformat(ends) if ends else None
+            self._ends = _moment(ends) if ends else None
             if certificate and key and self._context is not None:
                 await asyncio.to_thread(load_identity, self._context, certificate, key)
             elif not token:
@@ -122,3 +122,11 @@ class ExecPlugin:
             f"The kubeconfig's credential program {self._program.command} {how}.",
             hint="Run it by hand, or `kubectl get namespaces`, to see what it says.",
         )
+
+
+def _moment(text: str) -> datetime:
+    """Return what RFC 3339 text tells; ``ValueError`` for a time without its zone."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time without its zone")
+    return moment

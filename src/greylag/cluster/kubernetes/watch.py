@@ -5,14 +5,17 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from greylag.cluster.kubernetes.api import Api, WatchStream
+from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.cluster.kubernetes.trim import trim
 from greylag.domain.errors import ClusterUnavailableError
+
+if TYPE_CHECKING:
+    from greylag.cluster.kubernetes.watch_stream import WatchStream
 
 Key = tuple[str, str]
 """Namespace ("" for what has none) and name."""
