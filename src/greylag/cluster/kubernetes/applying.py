@@ -5,9 +5,11 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from greylag.cluster.kubernetes import drift
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.board import Board, Object
 from greylag.cluster.kubernetes.identity import (
+    APPLIED_ANNOTATION,
     GENERATION_ANNOTATION,
     MANAGED_BY,
     MANAGED_BY_LABEL,
@@ -52,7 +54,7 @@ class Applier:
         _mark(deployment, project, mark)
         if found is not None:
             deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
-        return await self._api.apply(deployment)
+        return await self._applied(deployment)
 
     async def _ready_namespace(self, project: Project) -> Object | None:
         """See to the namespace and its rules; return the environment's Secret, if it has one.
@@ -93,11 +95,21 @@ class Applier:
     async def _all(self, things: Sequence[Object]) -> None:
         """Apply what may be applied in any order, all at once; raise the first refusal."""
         done = await asyncio.gather(
-            *(self._api.apply(thing) for thing in things), return_exceptions=True
+            *(self._applied(thing) for thing in things), return_exceptions=True
         )
         for one in done:
             if isinstance(one, BaseException):
                 raise one
+
+    async def _applied(self, thing: Object) -> dict[str, Any]:
+        """Apply one object and return it; it carries the fingerprint of what it is then."""
+        applied = await self._api.apply(drift.signed(thing))
+        kind, meta = thing["kind"], thing["metadata"]
+        if (mark := drift.missing_signature(kind, applied)) is None:
+            return applied
+        # Its status may have changed meanwhile, which is no reason to begin anew.
+        patch = {"metadata": {"annotations": {APPLIED_ANNOTATION: mark}}}
+        return await self._api.patch_merge(kind, meta.get("namespace"), meta["name"], patch)
 
 
 def mark_of(deployment: Object | None) -> str:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from greylag.cluster.kubernetes.drift import is_edited
 from greylag.cluster.kubernetes.identity import CLAIM_ANNOTATION, PROJECT_LABEL, ref_of
 from greylag.cluster.kubernetes.pods import is_ready
 from greylag.cluster.kubernetes.watch import Change
@@ -105,7 +106,8 @@ class Board:
         namespace = change.namespace or change.name
         for slug, deployment in list(self._deployments.get(namespace, {}).items()):
             self._move((namespace, slug))
-            if change.kind == "NetworkPolicy" and change.gone and wants_pod(deployment):
+            lost = change.gone or is_edited(change.thing)
+            if change.kind == "NetworkPolicy" and lost and wants_pod(deployment):
                 self._tell(deployment)
 
     def _note_unasked(self, change: Change, slot: Slot) -> None:
@@ -123,9 +125,9 @@ class Board:
                 by_hand = not wants_pod(change.thing) and claim_of(change.thing) == claim_of(
                     deployment
                 )
-                if change.gone or by_hand:
+                if change.gone or by_hand or is_edited(change.thing):
                     self._tell(deployment)
-            case kind if kind in _PARTS and change.gone:
+            case kind if kind in _PARTS and (change.gone or is_edited(change.thing)):
                 self._tell(deployment)
 
     def _tell(self, deployment: Object) -> None:

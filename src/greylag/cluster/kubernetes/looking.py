@@ -7,6 +7,7 @@ from greylag.cluster.kubernetes import sight
 from greylag.cluster.kubernetes.answering import Doorbell
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.board import Board, Object, Slot
+from greylag.cluster.kubernetes.drift import is_edited
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.cluster.kubernetes.identity import (
     GENERATION_ANNOTATION,
@@ -126,9 +127,11 @@ class Looker:
 
     def _judged(self, project: Project, whole: Sight) -> Observation:
         seen = observed(whole)
-        runs = whole.wanted and not whole.failed_itself
-        if runs and (lost := self._lost(project)) is not None:
-            return replace(seen, state=Observed.FAILED, endpoint=None, error=lost)
+        # What an environment failed of is told first, unless somebody's change may have caused it.
+        edited = whole.deployment is not None and is_edited(whole.deployment)
+        asked = whole.wanted and (edited or not whole.failed_itself)
+        if asked and (lost := self._lost(project)) is not None:
+            return replace(seen, state=Observed.FAILED, endpoint=None, error=lost, terminal=False)
         applied = _annotation(whole.deployment, GENERATION_ANNOTATION)
         if seen.terminal and applied != str(project.generation):
             # It failed as it was asked for before: the new wish is a new try.
@@ -136,19 +139,20 @@ class Looker:
         return seen
 
     def _lost(self, project: Project) -> ErrorInfo | None:
-        """Return what a running environment lacks that only applying all anew gives back."""
+        """Return what is missing or changed that only applying all anew sets right."""
         names, find = project.names, self._board.find
         needed = [("NetworkPolicy", name) for name in POLICY_NAMES]
-        needed += [("Service", names.service)]
+        needed += [("Service", names.service), ("Deployment", names.deployment)]
         if self._options.ingress_base_domain:
             needed.append(("Ingress", names.ingress))
         for kind, name in needed:
-            if find(kind, names.namespace, name) is None:
-                return ErrorInfo(
-                    "environment_drifted",
-                    f"The environment runs without its {kind} {name}, which somebody deleted.",
-                    "Greylag makes it anew by itself.",
+            thing = find(kind, names.namespace, name)
+            if thing is None:
+                return _drifted(
+                    f"The environment runs without its {kind} {name}, which somebody deleted."
                 )
+            if is_edited(thing):
+                return _drifted(f"Somebody changed the environment's {kind} {name}.")
         return None
 
     async def _deepened(self, project: Project, shallow: Sight) -> Sight:
@@ -195,6 +199,10 @@ def _unanswered(ready: Observation) -> Observation:
         "Check GREYLAG_KUBE_REACH, and that a network leads from Greylag to that address.",
     )
     return replace(ready, state=Observed.STARTING, endpoint=None, error=error)
+
+
+def _drifted(message: str) -> ErrorInfo:
+    return ErrorInfo("environment_drifted", message, "Greylag sets it right by itself.")
 
 
 def _annotation(thing: Object | None, name: str) -> str | None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from greylag.cluster.kubernetes import drift
+
 _META = (
     "name",
     "namespace",
@@ -31,7 +33,10 @@ _STATUS: Mapping[str, tuple[str, ...]] = {
 
 
 def trim(kind: str, thing: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of ``thing``; its form stays that of Kubernetes."""
+    """Return what is kept of ``thing``; its form stays that of Kubernetes.
+
+    The fingerprint of what is not kept is added to it.
+    """
     kept = {key: thing[key] for key in ("type", "reason", "message") if key in thing}
     kept["metadata"] = _some(thing["metadata"], _META)
     annotations = thing["metadata"].get("annotations") or {}
@@ -45,6 +50,8 @@ def trim(kind: str, thing: Mapping[str, Any]) -> dict[str, Any]:
         kept["spec"]["containers"] = [
             _some(one, ("name", "image")) for one in spec.get("containers") or ()
         ]
+    if (mark := drift.fingerprint(kind, thing)) is not None:
+        kept[drift.KEPT_AS] = mark
     return kept
 
 
