@@ -80,6 +80,8 @@ class Access:
         return found
 
     def _entries(self, account: str) -> Iterator[dict[str, Any]]:
+        if real_cluster.is_foreign():
+            pytest.skip("RIGHTS ARE NOT COMPARED: this cluster's audit log cannot be read")
         home = Path(real_cluster.cluster_environment()["KUBECONFIG"]).parents[1]
         for file in sorted((home / "log").glob("audit*.log")):
             for line in file.read_text().splitlines():

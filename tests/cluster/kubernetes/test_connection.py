@@ -1,58 +1,25 @@
 """Every way to name an API server, and what is said of each that is wrong."""
 
-import asyncio
 import base64
 import subprocess
-import sys
-import textwrap
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.cluster.kubernetes.kubeconfigs import (
+    SERVER,
+    bearer,
+    connected,
+    headers,
+    kubeconfig,
+    written,
+)
 
 from greylag.cluster.kubernetes import credentials
-from greylag.cluster.kubernetes.connection import Connection, ConnectionOptions, connect
+from greylag.cluster.kubernetes.connection import ConnectionOptions, connect
 from greylag.cluster.kubernetes.credentials import TokenFile
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
-
-SERVER = "https://cluster.test:6443"
-
-
-def kubeconfig(
-    user: Mapping[str, Any] | None = None,
-    cluster: Mapping[str, Any] | None = None,
-    **whole: Any,
-) -> dict[str, Any]:
-    return {
-        "clusters": [{"name": "c", "cluster": {"server": SERVER, **(cluster or {})}}],
-        "users": [{"name": "u", "user": dict(user or {"token": "t0ken"})}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-        **whole,
-    }
-
-
-def written(folder: Path, config: Any, name: str = "config") -> str:
-    path = folder / name
-    path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
-    return str(path)
-
-
-def connected(**options: str) -> Connection:
-    found = connect(ConnectionOptions(**options), {})
-    assert found is not None
-    return found
-
-
-async def headers(connection: Connection) -> Mapping[str, str]:
-    return await connection.credentials.headers()
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 async def test_a_kubeconfig_in_base64_wins_over_all_else_and_may_have_line_breaks() -> None:
@@ -195,83 +162,6 @@ async def test_a_renewed_token_file_is_read_after_a_minute_or_when_it_was_refuse
     file.refused()
     with pytest.raises(ClusterUnavailableError, match="cannot be read"):
         await file.headers()
-
-
-def plugin(folder: Path, body: str, **exec_: Any) -> Connection:
-    """Return a connection whose credentials are what this Python program prints."""
-    program = folder / "plugin.py"
-    head = f"#!{sys.executable}\nimport json, os, sys, time, datetime\n"
-    helper = """
-    def say(**status):
-        info = json.loads(os.environ["KUBERNETES_EXEC_INFO"])
-        print(json.dumps({"apiVersion": info["apiVersion"], "kind": "ExecCredential",
-                          "status": status}))
-    """
-    program.write_text(head + textwrap.dedent(helper) + textwrap.dedent(body))
-    program.chmod(0o755)
-    version = "client.authentication.k8s.io/v1"
-    asked = {"command": "./plugin.py", "apiVersion": version, "interactiveMode": "Never", **exec_}
-    return connected(kubeconfig=written(folder, kubeconfig({"exec": asked})))
-
-
-async def test_an_exec_plugin_is_asked_once_until_what_it_gave_has_expired_or_was_refused(
-    tmp_path: Path,
-) -> None:
-    count = tmp_path / "count"
-    body = f"""
-    with open({str(count)!r}, "a") as file: file.write("x")
-    number = len(open({str(count)!r}).read())
-    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=number - 1)
-    say(token=f"token-{{number}}", expirationTimestamp=soon.strftime("%Y-%m-%dT%H:%M:%SZ"))
-    """
-    found = plugin(tmp_path, body)
-    assert await headers(found) == bearer("token-1")
-    assert await headers(found) == bearer("token-2")  # the first had expired at once
-    many = await asyncio.gather(*(headers(found) for _ in range(5)))
-    assert many == [bearer("token-2")] * 5
-    assert found.credentials.refused()
-    assert await headers(found) == bearer("token-3")
-
-
-async def test_an_exec_plugin_gets_its_arguments_its_variables_and_the_cluster(
-    tmp_path: Path,
-) -> None:
-    body = """
-    cluster = json.loads(os.environ["KUBERNETES_EXEC_INFO"])["spec"]["cluster"]
-    say(token="-".join([*sys.argv[1:], os.environ["REGION"], cluster["server"]]))
-    """
-    env = [{"name": "REGION", "value": "north"}]
-    found = plugin(tmp_path, body, args=["a", "b"], env=env, provideClusterInfo=True)
-    assert await headers(found) == bearer(f"a-b-north-{SERVER}")
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("sys.exit(3)", "ended with the exit code 3"),
-        ("print('what')", "plugin.py"),
-        ("print(json.dumps({'kind': 'Other'}))", "plugin.py"),
-        ("say()", "plugin.py"),
-        ("say(token='')", "plugin.py"),
-        ("say(token='t', expirationTimestamp='2030-01-01T00:00:00')", "plugin.py"),
-    ],
-)
-async def test_a_plugin_that_fails_is_told_with_its_name_and_what_to_do(
-    tmp_path: Path, body: str, said: str
-) -> None:
-    with pytest.raises(ClusterUnavailableError, match=said) as refused:
-        await headers(plugin(tmp_path, body))
-    assert "Run it by hand" in refused.value.info.hint
-
-
-async def test_a_plugin_that_hangs_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("greylag.cluster.kubernetes.exec_plugin.RUN_SECONDS", 0.3)
-    began = time.monotonic()
-    with pytest.raises(ClusterUnavailableError):
-        await headers(plugin(tmp_path, "time.sleep(60)"))
-    assert time.monotonic() - began < 30
 
 
 def certificate(folder: Path) -> str:

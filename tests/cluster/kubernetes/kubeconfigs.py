@@ -1,0 +1,50 @@
+"""Kubeconfigs for tests, and what comes of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from greylag.cluster.kubernetes.connection import Connection, ConnectionOptions, connect
+
+SERVER = "https://cluster.test:6443"
+
+
+def kubeconfig(
+    user: Mapping[str, Any] | None = None,
+    cluster: Mapping[str, Any] | None = None,
+    **whole: Any,
+) -> dict[str, Any]:
+    """Return a kubeconfig with this user and cluster; ``whole`` replaces its parts."""
+    return {
+        "clusters": [{"name": "c", "cluster": {"server": SERVER, **(cluster or {})}}],
+        "users": [{"name": "u", "user": dict(user or {"token": "t0ken"})}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+        **whole,
+    }
+
+
+def written(folder: Path, config: Any, name: str = "config") -> str:
+    """Write it to a file and return that."""
+    path = folder / name
+    path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+    return str(path)
+
+
+def connected(**options: str) -> Connection:
+    """Return the connection of these options."""
+    found = connect(ConnectionOptions(**options), {})
+    assert found is not None
+    return found
+
+
+async def headers(connection: Connection) -> Mapping[str, str]:
+    """Return what its credentials send."""
+    return await connection.credentials.headers()
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Return the header of a token."""
+    return {"Authorization": f"Bearer {token}"}

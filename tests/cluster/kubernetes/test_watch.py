@@ -1,0 +1,115 @@
+"""What the watches do when the API server ends them, breaks them off, or forgets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from tests.cluster.kubernetes.api_server import (
+    PATIENCE,
+    Answer,
+    Server,
+    event,
+    page,
+    served,
+    status,
+    stream,
+    thing,
+)
+
+from greylag.cluster.kubernetes.watch import Change, Pace
+from greylag.cluster.kubernetes.watches import Watches
+from greylag.domain.errors import ClusterError
+
+QUICK = Pace(first_pause=0.01, longest_pause=0.05, probe=0.2, first_probe=0.05, silence=0.3)
+
+
+@asynccontextmanager
+async def watching(*answers: Answer) -> AsyncIterator[tuple[Server, Watches, list[Change]]]:
+    """Watch Pods; yield once the first list is known."""
+    changes: list[Change] = []
+    async with served(*answers) as (server, api):
+        watches = Watches(api, {"Pod": ""}, QUICK)
+        watches.subscribe(changes.append)
+        running = asyncio.create_task(watches.run(), name="watches")
+        try:
+            await watches.synced(PATIENCE)
+            yield server, watches, changes
+        finally:
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.005)
+
+
+def versions(server: Server) -> list[str]:
+    return [one.query["resourceVersion"] for one in server.asked if "watch" in one.query]
+
+
+@pytest.mark.parametrize("then", ["end", "cut", "silent"])
+async def test_a_watch_that_ends_breaks_off_or_falls_silent_goes_on_from_where_it_was(
+    then: str,
+) -> None:
+    first = stream(
+        event("MODIFIED", thing("a", 12)),
+        event("BOOKMARK", thing("", 15)),
+        then=then,
+    )
+    second = stream(event("ADDED", thing("b", 16)), then="silent")
+    async with watching(page(10, thing("a", 1)), first, second) as (server, watches, changes):
+        await until(lambda: ("n", "b") in watches["Pod"].cache)
+        assert versions(server)[:2] == ["10", "15"]
+        assert sum("watch" not in one.query for one in server.asked) == 1
+        told = [(one.name, one.gone) for one in changes]
+        assert told == [("a", False), ("a", False), ("b", False)]
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        status(410, "Expired"),
+        stream(event("ERROR", {"kind": "Status", "code": 410, "reason": "Expired"})),
+    ],
+)
+async def test_after_410_all_is_listed_anew_and_what_went_meanwhile_is_told(gone: Answer) -> None:
+    parts = (
+        page(10, thing("stays", 1), thing("goes", 2)),
+        gone,
+        page(20, thing("stays", 1), thing("comes", 18)),
+        stream(then="silent"),
+    )
+    async with watching(*parts) as (server, watches, changes):
+        await until(lambda: ("n", "comes") in watches["Pod"].cache)
+        assert set(watches["Pod"].cache) == {("n", "stays"), ("n", "comes")}
+        assert sorted({(one.name, one.gone) for one in changes}) == [
+            ("comes", False),
+            ("goes", False),
+            ("goes", True),
+            ("stays", False),
+        ]
+        assert versions(server)[-1] == "20"
+
+
+async def test_a_watch_that_is_forbidden_is_told_as_that() -> None:
+    async with served(status(403, "Forbidden", "pods is forbidden")) as (_, api):
+        watches = Watches(api, {"Pod": ""}, QUICK)
+        running = asyncio.create_task(watches.run(), name="watches")
+        with pytest.raises(ClusterError, match="pods is forbidden") as refused:
+            await watches.synced(0.3)
+        running.cancel()
+    assert refused.value.info.code == "cluster_forbidden"
+    assert not watches.live
+
+
+async def test_caches_are_not_live_while_a_watch_is_broken() -> None:
+    parts = (page(10), stream(), status(500), stream(then="silent"))
+    async with watching(*parts) as (_, watches, _changes):
+        await until(lambda: not watches.live)
+        assert watches.problem
+        assert await watches.alive(PATIENCE)
+        assert watches.problem == ""
