@@ -29,6 +29,7 @@ def configure_logging(log_format: Literal["auto", "console", "json"], log_level:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        drop_coloured_copy,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         add_request_id,
         hide_secrets,
@@ -59,6 +60,14 @@ def add_request_id(
     """Add the id of the request that is being answered, if one is."""
     if request_id := context.request_id.get():
         event.setdefault("request_id", request_id)
+    return event
+
+
+def drop_coloured_copy(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Drop the second, coloured text that uvicorn gives with some of its lines."""
+    event.pop("color_message", None)
     return event
 
 
