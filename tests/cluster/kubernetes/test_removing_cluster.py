@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.cluster import real_cluster
-from tests.cluster.environments import PATIENCE
+from tests.cluster.environments import PATIENCE, reaches
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.kubernetes.api import Api
@@ -66,6 +66,7 @@ async def _cut_off(worker: KubernetesCluster, calls: int) -> str:
         api.left = calls
         doomed = KubernetesCluster(api, worker._applier._options, namespace_prefix=prefix)
         try:
+            await reaches(doomed, one, Observed.STOPPED)
             # The first of the two leaves the namespace to the other, and so makes a call less.
             with suppress(KilledError):
                 await doomed.delete(one)
@@ -79,7 +80,9 @@ async def test_a_deletion_cut_off_after_any_call_is_ended_by_another_and_leaves_
     None
 ):
     async with real_cluster.open_kubernetes(goose="scripted") as worker:
-        points = range(1, CALLS + 1)
-        for namespace in await asyncio.gather(*(_cut_off(worker, calls) for calls in points)):
+        async with asyncio.TaskGroup() as group:
+            points = range(1, CALLS + 1)
+            cut_off = [group.create_task(_cut_off(worker, calls)) for calls in points]
+        for namespace in [task.result() for task in cut_off]:
             phase = ("get", "namespace", namespace, "-o", "jsonpath={.status.phase}")
             assert real_cluster.kubectl(*phase).stdout in {"", "Terminating"}, namespace
