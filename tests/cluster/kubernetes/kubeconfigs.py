@@ -1,5 +1,6 @@
 """Kubeconfigs for tests, and what comes of them."""
 
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,15 @@ async def headers(connection: Connection) -> Mapping[str, str]:
 def bearer(token: str) -> dict[str, str]:
     """Return the header of a token."""
     return {"Authorization": f"Bearer {token}"}
+
+
+def certificate(folder: Path, *words: str) -> tuple[str, str]:
+    """Return a certificate of itself and its key, made by openssl in ``folder``."""
+    made = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    files = ("-keyout", str(folder / "key.pem"), "-out", str(folder / "crt.pem"))
+    subprocess.run(  # noqa: S603 - openssl, fixed words
+        ["/usr/bin/env", "openssl", *made, *files, "-subj", "/CN=test", "-days", "2", *words],
+        check=True,
+        capture_output=True,
+    )
+    return (folder / "crt.pem").read_text(), (folder / "key.pem").read_text()

@@ -15,7 +15,7 @@ from tests.cluster.kubernetes.api_server import (
     thing,
 )
 
-from greylag.cluster.kubernetes import transport
+from greylag.cluster.kubernetes import calls, transport
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.cluster.kubernetes.first_contact import server_version
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
@@ -23,7 +23,7 @@ from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(calls, "FIRST_PAUSE", 0.001)
 
 
 async def test_a_call_carries_the_token_and_is_told_to_ask_for_json() -> None:
@@ -103,7 +103,7 @@ async def test_what_is_no_kubernetes_ends_the_start_with_a_sentence() -> None:
     async with served(says(["hello"]), status(401, "Unauthorized")) as (_, api):
         with pytest.raises(ConfigError, match=r"KUBE_HOST: what answers .* is no Kubernetes"):
             await server_version(api)
-        with pytest.raises(ConfigError, match=r"KUBE_HOST does not fit .* 401 Unauthorized"):
+        with pytest.raises(ConfigError, match=r"KUBE_TOKEN does not fit .* 401 Unauthorized"):
             await server_version(api)
     async with served(page_of_html) as (_, api):
         with pytest.raises(ClusterUnavailableError, match="NotJson"):

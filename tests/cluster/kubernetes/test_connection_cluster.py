@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from tests.cluster.kubernetes.api_server import free_port
+from tests.cluster.kubernetes.kubeconfigs import certificate
 from tests.cluster.real_cluster import cluster_environment, kubectl
 
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.connection import ConnectionOptions, connect
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.cluster.kubernetes.first_contact import server_version
-from greylag.domain.errors import ConfigError
+from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def kubeconfig(account: Account, user: dict[str, Any], **changed: str) -> str:
 
 def in_base64(account: Account, folder: Path) -> ConnectionOptions:
     text = kubeconfig(account, {"token": account.token})
-    return ConnectionOptions(kubeconfig_base64=base64.b64encode(text.encode()).decode())
+    return ConnectionOptions(kubeconfig_base64=encoded(text))
 
 
 def by_host(account: Account, folder: Path) -> ConnectionOptions:
@@ -111,19 +114,45 @@ async def test_it_leads_to_lists_and_watches(way: Any, account: Account, tmp_pat
         await api.close()
 
 
-async def test_a_wrong_authority_and_a_wrong_token_end_the_start_with_the_settings_name(
-    account: Account, tmp_path: Path
+@pytest.mark.parametrize("wrong", ["ca", "token", "host", "kubeconfig"])
+async def test_a_wrong_setting_ends_the_start_with_a_sentence_that_names_it(
+    account: Account, tmp_path: Path, wrong: str
 ) -> None:
-    for options, said in (
-        (ConnectionOptions(host=account.server, token=account.token), "not from the authority"),
-        (ConnectionOptions(host=account.server, token="wrong", ca=account.ca), "401 Unauthorized"),
-    ):
-        connection = connect(options, {})
-        assert connection is not None
-        api = Api.open(connection)
-        try:
-            with pytest.raises(ConfigError, match=said) as refused:
-                await server_version(api)
-            assert "KUBE_HOST" in str(refused.value)
-        finally:
-            await api.close()
+    right = {"host": account.server, "token": account.token, "ca": account.ca}
+    other = urlsplit(account.server)._replace(scheme="http").geturl()
+    options, said = {
+        "ca": ({**right, "ca": certificate(tmp_path)[0]}, "KUBE_CA does not fit .* certificate"),
+        "token": ({**right, "token": "wrong"}, "KUBE_TOKEN does not fit .* 401 Unauthorized"),
+        "host": ({**right, "host": other}, "KUBE_HOST must begin with https"),
+        "kubeconfig": (
+            {"kubeconfig_base64": encoded(kubeconfig(account, {"token": "wrong"}))},
+            "KUBE_CONFIG_BASE64 does not fit .* 401 Unauthorized",
+        ),
+    }[wrong]
+    with pytest.raises(ConfigError, match=said) as refused:
+        await version_of(ConnectionOptions(**options))
+    assert account.token not in str(refused.value)
+
+
+async def test_a_host_where_nothing_answers_is_told_with_the_settings_name(
+    account: Account,
+) -> None:
+    options = ConnectionOptions(
+        host=f"https://127.0.0.1:{free_port()}", token=account.token, ca=account.ca
+    )
+    with pytest.raises(ClusterUnavailableError, match=r"KUBE_HOST: .* cannot be reached"):
+        await version_of(options)
+
+
+async def version_of(options: ConnectionOptions) -> str:
+    connection = connect(options, {})
+    assert connection is not None
+    api = Api.open(connection)
+    try:
+        return await server_version(api)
+    finally:
+        await api.close()
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()

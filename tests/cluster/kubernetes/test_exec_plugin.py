@@ -4,24 +4,31 @@ import asyncio
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cluster.environments import until
+from tests.cluster.kubernetes.api_server import says, served, thing
 from tests.cluster.kubernetes.kubeconfigs import (
     SERVER,
     bearer,
+    certificate,
     connected,
     headers,
     kubeconfig,
     written,
 )
 
+from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.domain.errors import ClusterUnavailableError
 
 
-def plugin(folder: Path, body: str, **exec_: Any) -> Connection:
+def plugin(
+    folder: Path, body: str, cluster: dict[str, Any] | None = None, **exec_: Any
+) -> Connection:
     """Return a connection whose credentials are what this Python program prints."""
     program = folder / "plugin.py"
     head = f"#!{sys.executable}\nimport json, os, sys, time, datetime\n"
@@ -35,7 +42,7 @@ def plugin(folder: Path, body: str, **exec_: Any) -> Connection:
     program.chmod(0o755)
     version = "client.authentication.k8s.io/v1"
     asked = {"command": "./plugin.py", "apiVersion": version, "interactiveMode": "Never", **exec_}
-    return connected(kubeconfig=written(folder, kubeconfig({"exec": asked})))
+    return connected(kubeconfig=written(folder, kubeconfig({"exec": asked}, cluster)))
 
 
 async def test_an_exec_plugin_is_asked_once_until_what_it_gave_has_expired_or_was_refused(
@@ -53,8 +60,10 @@ async def test_an_exec_plugin_is_asked_once_until_what_it_gave_has_expired_or_wa
     assert await headers(found) == bearer("token-2")  # the first had expired at once
     many = await asyncio.gather(*(headers(found) for _ in range(5)))
     assert many == [bearer("token-2")] * 5
-    assert found.credentials.refused()
-    assert await headers(found) == bearer("token-3")
+    refused = await headers(found)
+    for _ in range(5):  # calls that were under way together are refused together
+        assert found.credentials.refused(refused)
+        assert await headers(found) == bearer("token-3")
 
 
 async def test_an_exec_plugin_gets_its_arguments_its_variables_and_the_cluster(
@@ -78,6 +87,9 @@ async def test_an_exec_plugin_gets_its_arguments_its_variables_and_the_cluster(
         ("say()", "plugin.py"),
         ("say(token='')", "plugin.py"),
         ("say(token='t', expirationTimestamp='2030-01-01T00:00:00')", "plugin.py"),
+        ("say(token='two words')", "gave no credentials in the form"),
+        ("say(clientCertificateData='x', clientKeyData='y')", "gave no credentials in the form"),
+        ("while True: print('x' * 65536)", "said far more than credentials|exit code"),
     ],
 )
 async def test_a_plugin_that_fails_is_told_with_its_name_and_what_to_do(
@@ -91,8 +103,69 @@ async def test_a_plugin_that_fails_is_told_with_its_name_and_what_to_do(
 async def test_a_plugin_that_hangs_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greylag.cluster.kubernetes.exec_plugin.RUN_SECONDS", 0.3)
+    monkeypatch.setattr("greylag.cluster.kubernetes.exec_plugin.RUN_SECONDS", 1)
     began = time.monotonic()
-    with pytest.raises(ClusterUnavailableError):
+    with pytest.raises(ClusterUnavailableError, match="did not end in 1 seconds"):
         await headers(plugin(tmp_path, "time.sleep(60)"))
     assert time.monotonic() - began < 30
+
+
+async def test_what_a_plugin_leaves_behind_is_killed_too_when_it_holds_the_answer_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greylag.cluster.kubernetes.exec_plugin.RUN_SECONDS", 1)
+    left = tmp_path / "left"
+    body = f"""
+    import subprocess
+    child = subprocess.Popen(["sleep", "60"])
+    open({str(left)!r}, "w").write(str(child.pid))
+    say(token="t")
+    """
+    with pytest.raises(ClusterUnavailableError, match="did not end"):
+        await headers(plugin(tmp_path, body))
+    await until(lambda: not lives(int(left.read_text())), "the end of what it started")
+
+
+def lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+async def test_a_plugin_that_takes_longer_than_a_try_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greylag.cluster.kubernetes.transport.TRY_SECONDS", 0.3)
+    found = plugin(tmp_path, "time.sleep(0.6)\nsay(token='slow')")
+    async with served(says(thing("a", 1))) as (server, _):
+        api = Api.open(replace(found, server=server.url, ssl=None))
+        try:
+            assert await api.read("Pod", "n", "a")
+        finally:
+            await api.close()
+    assert server.asked[0].headers["Authorization"] == "Bearer slow"
+
+
+async def test_a_plugin_that_is_too_slow_for_a_call_is_named_and_not_the_api_server(
+    tmp_path: Path,
+) -> None:
+    api = Api.open(plugin(tmp_path, "time.sleep(60)"))
+    try:
+        with pytest.raises(ClusterUnavailableError, match=r"The credentials .* did not come in"):
+            await api.within(0.3).read("Pod", "n", "a")
+    finally:
+        await api.close()
+
+
+async def test_a_plugin_is_told_of_an_authority_that_is_in_a_file(tmp_path: Path) -> None:
+    body = """
+    cluster = json.loads(os.environ["KUBERNETES_EXEC_INFO"])["spec"]["cluster"]
+    say(token=cluster["certificate-authority-data"][:8])
+    """
+    (tmp_path / "ca.pem").write_text(certificate(tmp_path)[0])
+    found = plugin(
+        tmp_path, body, provideClusterInfo=True, cluster={"certificate-authority": "ca.pem"}
+    )
+    assert await headers(found) == bearer("LS0tLS1C")

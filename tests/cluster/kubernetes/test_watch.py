@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from tests.cluster.kubernetes.api_server import (
@@ -11,6 +12,7 @@ from tests.cluster.kubernetes.api_server import (
     Server,
     event,
     page,
+    says,
     served,
     status,
     stream,
@@ -25,11 +27,13 @@ QUICK = Pace(first_pause=0.01, longest_pause=0.05, probe=0.2, first_probe=0.05, 
 
 
 @asynccontextmanager
-async def watching(*answers: Answer) -> AsyncIterator[tuple[Server, Watches, list[Change]]]:
+async def watching(
+    *answers: Answer, pace: Pace = QUICK
+) -> AsyncIterator[tuple[Server, Watches, list[Change]]]:
     """Watch Pods; yield once the first list is known."""
     changes: list[Change] = []
     async with served(*answers) as (server, api):
-        watches = Watches(api, {"Pod": ""}, QUICK)
+        watches = Watches(api.within(1), {"Pod": ""}, pace)
         watches.subscribe(changes.append)
         running = asyncio.create_task(watches.run(), name="watches")
         try:
@@ -92,7 +96,7 @@ async def test_after_410_all_is_listed_anew_and_what_went_meanwhile_is_told(gone
             ("goes", True),
             ("stays", False),
         ]
-        assert versions(server)[-1] == "20"
+        await until(lambda: versions(server)[-1] == "20")
 
 
 async def test_a_watch_that_is_forbidden_is_told_as_that() -> None:
@@ -113,3 +117,35 @@ async def test_caches_are_not_live_while_a_watch_is_broken() -> None:
         assert watches.problem
         assert await watches.alive(PATIENCE)
         assert watches.problem == ""
+
+
+async def test_a_list_that_takes_too_long_is_begun_anew() -> None:
+    parts = (
+        page(10, thing("a", 1), more="next"),
+        status(410, "Expired"),
+        page(20, thing("b", 2)),
+        stream(then="silent"),
+    )
+    async with watching(*parts) as (server, watches, _changes):
+        assert set(watches["Pod"].cache) == {("n", "b")}
+        assert "continue" not in server.asked[2].query
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        says({"ok": True}),
+        says(["maintenance"]),
+        status(503, "Busy", **{"Retry-After": "99999"}),
+        stream({"type": "ADDED", "object": {}}),
+        stream({"type": "ERROR", "object": "no"}),
+        stream({"type": "ADDED"}, ["no event"]),
+    ],
+)
+async def test_no_answer_ends_the_watches_for_good(nonsense: Answer) -> None:
+    parts = (nonsense, page(10), nonsense, nonsense, page(11, thing("a", 1)), stream(then="silent"))
+    again = status(410, "Expired")
+    pace = replace(QUICK, longest_asked=0.01)
+    async with watching(*parts[:4], again, *parts[4:], pace=pace) as (_, watches, _changes):
+        await until(lambda: ("n", "a") in watches["Pod"].cache)
+        assert await watches.alive(PATIENCE)

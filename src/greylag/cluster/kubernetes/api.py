@@ -7,12 +7,14 @@ from typing import Any, Literal, Self
 
 import aiohttp
 
+from greylag.cluster.kubernetes.calls import Call
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.cluster.kubernetes.identity import FIELD_MANAGER
 from greylag.cluster.kubernetes.kinds import KINDS
-from greylag.cluster.kubernetes.transport import Call, Transport
+from greylag.cluster.kubernetes.transport import Transport
 from greylag.cluster.kubernetes.watch_stream import WatchStream
+from greylag.domain.errors import ClusterUnavailableError
 
 WITHIN_SECONDS = 30.0
 PAGE = 250
@@ -97,8 +99,13 @@ class Api:
         params = _chosen(selector, fields) | {"limit": str(PAGE)}
         while True:
             answer = await self.get(KINDS[kind].path(namespace), params)
-            meta = answer["metadata"]
-            yield Page(answer.get("items") or (), meta["resourceVersion"])
+            try:
+                meta = answer["metadata"]
+                page = Page(answer["items"] or (), meta["resourceVersion"])
+            except (KeyError, TypeError) as error:
+                message = f"What answers at {self.connection.server} gave no list."
+                raise ClusterUnavailableError(message) from error
+            yield page
             if not meta.get("continue"):
                 return
             params["continue"] = meta["continue"]

@@ -1,7 +1,7 @@
 """Which API server it is, and who Greylag is to it. Wrong settings fail here, at start."""
 
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,9 +10,13 @@ from urllib.parse import urlsplit
 
 from greylag.cluster.kubernetes import kubeconfig
 from greylag.cluster.kubernetes.credentials import Credentials, Token, TokenFile
-from greylag.cluster.kubernetes.exec_plugin import API_VERSIONS, ExecPlugin, Program
 from greylag.cluster.kubernetes.kubeconfig import Entry
-from greylag.cluster.kubernetes.tls import client_context, load_identity
+from greylag.cluster.kubernetes.tls import (
+    client_context,
+    pem_of,
+    pem_of_base64,
+)
+from greylag.cluster.kubernetes.users import credentials_of, show_certificate
 from greylag.domain.errors import ConfigError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -62,13 +66,14 @@ def connect(
     """
     if options.kubeconfig_base64:
         setting = "KUBE_CONFIG_BASE64"
-        return _of_kubeconfig(setting, kubeconfig.from_base64(setting, options.kubeconfig_base64))
+        read = kubeconfig.from_base64(setting, options.kubeconfig_base64, options.context)
+        return _of_kubeconfig(setting, read)
     if options.host or options.token:
         return _of_token(options)
     if environ.get("KUBERNETES_SERVICE_HOST") and (service_account / "token").exists():
         return _in_cluster(environ, service_account)
     if options.kubeconfig:
-        paths = [Path(one).expanduser() for one in options.kubeconfig.split(":") if one]
+        paths = [kubeconfig.expanded(one) for one in options.kubeconfig.split(":") if one]
         read = kubeconfig.from_files("KUBECONFIG", paths, options.context)
         return _of_kubeconfig("KUBECONFIG", read)
     return None
@@ -81,33 +86,40 @@ def _of_token(options: ConnectionOptions) -> Connection:
     ):
         if not value:
             raise ConfigError(f"{setting} is missing: {other} is of no use without it.")
-    host = options.host if "://" in options.host else f"https://{options.host}"
+    try:
+        token = Token(options.token.strip())
+    except ValueError as error:
+        raise ConfigError(f"KUBE_TOKEN is not a token: {error}.") from error
+    host = options.host if "://" in options.host else f"https://{options.host.strip()}"
     server = _server("KUBE_HOST", host, secret=True)
     context = None
     if server.startswith("https:"):
         context = _context("KUBE_CA", _ca_text(options.ca) if options.ca else None)
-    return Connection("KUBE_HOST", server, context, Token(options.token.strip()))
+    return Connection("KUBE_HOST", server, context, token)
 
 
 def _ca_text(ca: str) -> str:
-    if "-----BEGIN" in ca:
-        return ca
-    entry = Entry("KUBE_CA", "it", {"ca-data": ca}, Path.cwd())
-    if "/" in ca and Path(ca).expanduser().is_file():
-        entry = Entry("KUBE_CA", "it", {"ca": ca}, Path.cwd())
-    pem = entry.pem("ca") or ""
-    if "-----BEGIN" not in pem:
-        raise ConfigError("KUBE_CA is neither PEM, nor PEM in base64, nor a file that is there.")
-    return pem
+    found = pem_of(ca.encode("utf-8", "replace")) or pem_of_base64(ca)
+    if found is None:
+        with suppress(OSError, ValueError):
+            found = pem_of(kubeconfig.expanded(ca).read_bytes())
+    if found is None:
+        raise ConfigError(
+            "KUBE_CA is neither PEM, nor PEM in base64, nor a file of it that can be read."
+        )
+    return found
 
 
 def _in_cluster(environ: Mapping[str, str], account: Path) -> Connection:
     host, port = environ["KUBERNETES_SERVICE_HOST"], environ.get("KUBERNETES_SERVICE_PORT", "443")
     setting = "The pod's service account"
+    wrong = ConfigError(f"{setting} has no readable {account / 'ca.crt'}.")
     try:
-        ca = (account / "ca.crt").read_text()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{setting} has no readable {account / 'ca.crt'}.") from error
+        ca = pem_of((account / "ca.crt").read_bytes())
+    except OSError as error:
+        raise wrong from error
+    if ca is None:
+        raise wrong
     host = f"[{host}]" if ":" in host else host
     server = f"https://{host}:{port}"
     return Connection(setting, server, _context(setting, ca), TokenFile(account / "token"))
@@ -121,81 +133,35 @@ def _of_kubeconfig(setting: str, read: kubeconfig.Kubeconfig) -> Connection:
         verify = cluster.fields.get("insecure-skip-tls-verify") is not True
         ca = cluster.pem("certificate-authority") if verify else None
         context = _context(setting, ca, verify=verify)
-        _show_certificate(context, user)
-    proxy = cluster.text("proxy-url")
-    if proxy and urlsplit(proxy).scheme not in {"http", "https"}:
-        raise cluster.wrong("has a proxy-url that is not http or https")
+        show_certificate(context, user)
     return Connection(
         setting,
         server,
         context,
-        _credentials(cluster, user, context, server),
+        credentials_of(cluster, user, context, server),
         server_name=cluster.text("tls-server-name") or None,
-        proxy=proxy or None,
+        proxy=_proxy(cluster),
     )
 
 
-def _show_certificate(context: SSLContext, user: Entry) -> None:
-    certificate, key = user.pem("client-certificate"), user.pem("client-key")
-    if certificate is None and key is None:
-        return
-    if certificate is None or key is None:
-        raise user.wrong("has only one of client-certificate and client-key")
-    try:
-        load_identity(context, certificate, key)
-    except (SSLError, ValueError) as error:
-        raise user.wrong("has a client-certificate and a client-key that do not fit") from error
-
-
-def _credentials(
-    cluster: Entry, user: Entry, context: SSLContext | None, server: str
-) -> Credentials:
-    for key, why in _NOT_DONE.items():
-        if user.fields.get(key):
-            raise user.wrong(why)
-    if token := user.text("token"):
-        return Token(token.strip())
-    if name := user.text("tokenFile"):
-        path = user.path(name)
-        if not path.is_file():
-            raise user.wrong(f"names the tokenFile {path}, which is not there")
-        return TokenFile(path)
-    if "exec" in user.fields:
-        return ExecPlugin(_program(cluster, user, server), context)
-    return Token("")
-
-
-def _program(cluster: Entry, user: Entry, server: str) -> Program:
-    asked = user.fields["exec"]
-    if not isinstance(asked, dict) or not isinstance(asked.get("command"), str):
-        raise user.wrong("has an exec without a command")
-    version = asked.get("apiVersion")
-    if version not in API_VERSIONS:
-        raise user.wrong(f"has an exec of the apiVersion {version}; known are v1 and v1beta1")
-    if asked.get("interactiveMode") == "Always":
-        raise user.wrong("has an exec that must ask somebody at a terminal")
-    command = str(asked["command"])
-    command = str(user.path(command)) if "/" in command else command
-    if shutil.which(command) is None:
-        hint = " ".join(str(asked.get("installHint") or "").split())
-        raise user.wrong(f"needs the program {command}, which is not there. {hint}".rstrip(" ."))
-    told = None
-    if asked.get("provideClusterInfo"):
-        told = {key: cluster.fields[key] for key in _TOLD if key in cluster.fields}
-        told["server"] = server
-    try:
-        env = {str(one["name"]): str(one["value"]) for one in asked.get("env") or ()}
-    except (KeyError, TypeError) as error:
-        raise user.wrong("has an exec whose env is not a list of name and value") from error
-    args = [str(one) for one in asked.get("args") or ()]
-    return Program(version, command, args, env, told)
+def _proxy(cluster: Entry) -> str | None:
+    if not (proxy := cluster.text("proxy-url")):
+        return None
+    with suppress(ValueError):
+        parts = urlsplit(proxy)
+        if parts.scheme in {"http", "https"} and parts.hostname:
+            return proxy
+    raise cluster.wrong("has a proxy-url that is not http or https")
 
 
 def _server(setting: str, url: str, *, secret: bool) -> str:
     wrong = ConfigError(f"{setting} does not give the API server as https://HOST[:PORT].")
+    url = url.strip()
     try:
         parts = urlsplit(url)
         valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        valid = valid and url.isprintable() and " " not in url
+        (parts.hostname or "").encode("idna")
     except ValueError as error:
         raise wrong from error
     if not valid or parts.username or parts.query or parts.fragment:
@@ -217,11 +183,3 @@ def _context(setting: str, ca: str | None, *, verify: bool = True) -> SSLContext
         return client_context(ca, verify=verify)
     except (SSLError, ValueError) as error:
         raise ConfigError(f"{setting} has a certificate authority that cannot be read.") from error
-
-
-_NOT_DONE = {
-    "as": "asks to act as another, which Greylag does not do",
-    "auth-provider": "has an auth-provider, which Kubernetes has given up; use its exec plugin",
-    "username": "has a user name and password, which Kubernetes takes no more; use a token",
-}
-_TOLD = ("tls-server-name", "insecure-skip-tls-verify", "certificate-authority-data", "proxy-url")

@@ -18,12 +18,16 @@ class Credentials(Protocol):
     async def headers(self) -> Mapping[str, str]:
         """Return the headers to send. ``ClusterUnavailableError`` when there are none just now."""
 
-    def refused(self) -> bool:
-        """Forget what the API server did not take; tell whether new ones may be had."""
+    def refused(self, headers: Mapping[str, str]) -> bool:
+        """Tell whether there may be better ones than these, which the API server did not take.
+
+        ``headers`` is the very object that ``headers`` returned: only if these are still the ones
+        in use are they forgotten, as others may have been refused at the same time.
+        """
 
 
 class Token:
-    """A token that stays as it is; an empty one sends nothing."""
+    """A token that stays as it is; an empty one sends nothing. ``ValueError`` as ``bearer``."""
 
     def __init__(self, token: str) -> None:
         self._headers = bearer(token)
@@ -32,7 +36,7 @@ class Token:
         """Return the token's header."""
         return self._headers
 
-    def refused(self) -> bool:
+    def refused(self, headers: Mapping[str, str]) -> bool:  # noqa: ARG002 - there is one only
         """Tell that there is no other."""
         return False
 
@@ -51,18 +55,27 @@ class TokenFile:
         if self._read_at is None or self._now() - self._read_at >= REREAD_SECONDS:
             try:
                 token = await asyncio.to_thread(self._path.read_text)
+                headers = bearer(token.strip())
             except (OSError, ValueError) as error:
                 message = f"The token file {self._path} cannot be read."
                 raise ClusterUnavailableError(message) from error
-            self._headers, self._read_at = bearer(token.strip()), self._now()
+            if not headers:
+                raise ClusterUnavailableError(f"The token file {self._path} is empty.")
+            self._headers, self._read_at = headers, self._now()
         return self._headers
 
-    def refused(self) -> bool:
+    def refused(self, headers: Mapping[str, str]) -> bool:
         """Read the file again next time: it may have been renewed."""
-        self._read_at = None
+        if headers is self._headers:
+            self._read_at = None
         return True
 
 
 def bearer(token: str) -> Mapping[str, str]:
-    """Return the header that carries ``token``."""
+    """Return the header that carries ``token``, none for "".
+
+    Raises ``ValueError`` for what cannot be a token (RFC 6750): a header could not carry it.
+    """
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("a token has no blanks, line breaks or signs beyond ASCII")
     return {"Authorization": f"Bearer {token}"} if token else {}

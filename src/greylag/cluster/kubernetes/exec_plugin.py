@@ -21,8 +21,12 @@ from greylag.domain.errors import ClusterUnavailableError
 API_VERSIONS = frozenset(
     {"client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"}
 )
-RUN_SECONDS = 60.0
+RUN_SECONDS = 20.0
+"""Less than a call may take, so that it is the program that is named when it hangs."""
+
 RENEW_BEFORE = timedelta(seconds=10)
+_LONGEST = 1024 * 1024
+_END_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,10 @@ class ExecPlugin:
                 self._headers = await self._renewed()
             return self._headers
 
-    def refused(self) -> bool:
+    def refused(self, headers: Mapping[str, str]) -> bool:
         """Run the program again next time."""
-        self._headers = None
+        if headers is self._headers:
+            self._headers = None
         return True
 
     async def _renewed(self) -> Mapping[str, str]:
@@ -75,6 +80,7 @@ class ExecPlugin:
             token = str(status.get("token") or "")
             certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
             ends = status.get("expirationTimestamp")
+            headers = bearer(token)
             self._ends = _moment(ends) if ends else None
             if certificate and key and self._context is not None:
                 await asyncio.to_thread(load_identity, self._context, certificate, key)
@@ -83,7 +89,7 @@ class ExecPlugin:
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             # Not chained: the answer, and so the cause's words, may hold the token.
             raise self._failed("gave no credentials in the form that it must") from None
-        return bearer(token)
+        return headers
 
     async def _run(self) -> bytes:
         spec: dict[str, Any] = {"interactive": False}
@@ -101,18 +107,18 @@ class ExecPlugin:
                 stderr=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise self._failed("cannot be started") from error
         try:
             async with asyncio.timeout(RUN_SECONDS):
-                answer, _ = await process.communicate()
+                answer = await _said(process.stdout)
+                if len(answer) > _LONGEST:
+                    raise self._failed("said far more than credentials")
+                await process.wait()
         except TimeoutError as error:
             raise self._failed(f"did not end in {RUN_SECONDS:g} seconds") from error
         finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+            await _end(process)
         if process.returncode:
             raise self._failed(f"ended with the exit code {process.returncode}")
         return answer
@@ -122,6 +128,31 @@ class ExecPlugin:
             f"The kubeconfig's credential program {self._program.command} {how}.",
             hint="Run it by hand, or `kubectl get namespaces`, to see what it says.",
         )
+
+
+async def _said(stream: asyncio.StreamReader | None) -> bytes:
+    """Return all that it says, or a little more than ``_LONGEST`` bytes of it."""
+    if stream is None:
+        return b""
+    try:
+        return await stream.readexactly(_LONGEST + 1)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of it, and of what it started, which may hold its answer open."""
+    if process.stdout is None or (process.returncode is not None and process.stdout.at_eof()):
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # A child in a group of its own may hold the pipe for ever.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            # asyncio tells its end only when all that it said has been read.
+            while await process.stdout.read(_LONGEST):
+                pass
+            await process.wait()
 
 
 def _moment(text: str) -> datetime:

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
 
@@ -26,7 +28,8 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
         self.details: Mapping[str, Any] = details or {}
-        self.causes: Sequence[Mapping[str, Any]] = self.details.get("causes") or ()
+        causes = self.details.get("causes")
+        self.causes: Sequence[Mapping[str, Any]] = causes if isinstance(causes, list) else ()
         self.retry_after = retry_after
 
     @property
@@ -50,16 +53,19 @@ class ApiError(Exception):
 
     @classmethod
     def of_status(cls, status: Mapping[str, Any], *, code: int, words: str = "") -> Self:
-        """Read a ``Status`` object; ``code`` and ``words`` stand in for what it lacks."""
+        """Read a ``Status`` object; ``words`` stand in for its reason.
+
+        ``code`` is HTTP's; 0 (it came in a stream): the one that it tells itself.
+        """
         details = status.get("details")
         details = details if isinstance(details, dict) else {}
-        asked = details.get("retryAfterSeconds")
+        own = status.get("code")
         return cls(
-            int(status.get("code") or code),
+            code or (own if isinstance(own, int) else _FAILED),
             str(status.get("reason") or words or "Unknown"),
             str(status.get("message") or ""),
             details=details,
-            retry_after=float(asked) if asked else None,
+            retry_after=_seconds(str(details.get("retryAfterSeconds") or "")),
         )
 
     @classmethod
@@ -70,6 +76,22 @@ class ApiError(Exception):
         except ValueError:
             status = {}
         error = cls.of_status(status if isinstance(status, dict) else {}, code=code, words=words)
-        if retry_after and retry_after.isdecimal():
-            error.retry_after = float(retry_after)
+        asked = _seconds(retry_after or "")
+        error.retry_after = error.retry_after if asked is None else asked
         return error
+
+
+def _seconds(asked: str) -> float | None:
+    """Return how long ``Retry-After`` asks to wait: seconds, or a date (RFC 9110, 10.2.3)."""
+    if asked.isdecimal():
+        return float(asked)
+    try:
+        moment = parsedate_to_datetime(asked)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return None
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+_FAILED = 500

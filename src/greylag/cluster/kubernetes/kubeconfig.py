@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from greylag.cluster.kubernetes.tls import pem_of, pem_of_base64
 from greylag.domain.errors import ConfigError
 
 
@@ -34,7 +36,7 @@ class Entry:
 
     def path(self, name: str) -> Path:
         """Return the file ``name`` as this kubeconfig means it."""
-        path = Path(name).expanduser()
+        path = expanded(name)
         if path.is_absolute():
             return path
         if self.folder is None:
@@ -47,17 +49,19 @@ class Entry:
     def pem(self, key: str) -> str | None:
         """Return what ``key``-data holds, or the file that ``key`` names; ``None`` for neither."""
         if data := self.text(f"{key}-data"):
-            try:
-                return base64.b64decode(data, validate=True).decode("ascii")
-            except (binascii.Error, ValueError) as error:
-                raise self.wrong(f"has a {key}-data that is not PEM in base64") from error
+            if (found := pem_of_base64(data)) is None:
+                raise self.wrong(f"has a {key}-data that is not PEM in base64")
+            return found
         if not (name := self.text(key)):
             return None
         path = self.path(name)
         try:
-            return path.read_text("ascii")
+            found = pem_of(path.read_bytes())
         except (OSError, ValueError) as error:
             raise self.wrong(f"names the {key} {path}, which cannot be read") from error
+        if found is None:
+            raise self.wrong(f"names the {key} {path}, which is not PEM")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +72,44 @@ class Kubeconfig:
     user: Entry
 
 
-def from_base64(setting: str, text: str) -> Kubeconfig:
-    """Read a kubeconfig that the setting holds in base64. Raises ``ConfigError``."""
+def expanded(name: str) -> Path:
+    """Return the path ``name``, with ``~`` as the shell means it where it can be told."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path's own raises for an unknown user
+
+
+def from_base64(setting: str, text: str, context: str = "") -> Kubeconfig:
+    """Read a kubeconfig that the setting holds in base64. Raises ``ConfigError``.
+
+    ``context`` is taken instead of the current one.
+    """
     try:
         content = base64.b64decode("".join(text.split()), validate=True).decode()
-    except (binascii.Error, ValueError) as error:
-        raise ConfigError(f"{setting} is not a text in base64.") from error
-    return _chosen(setting, [_Source(_parsed(setting, content), None)], "")
+    except (binascii.Error, ValueError):
+        # Not chained: the cause holds what was given.
+        raise ConfigError(f"{setting} is not a text in base64.") from None
+    return _chosen(setting, [_Source(_parsed(setting, content), None)], context)
 
 
 def from_files(setting: str, paths: Sequence[Path], context: str = "") -> Kubeconfig:
     """Read these files as kubectl does: the first that has a name decides. Raises ``ConfigError``.
 
-    ``context`` is taken instead of the current one.
+    Of several some may be missing. ``context`` is taken instead of the current one.
     """
     sources = []
+    missing: ConfigError | None = None
     for path in paths:
         try:
             content = path.read_text()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is not a text"
-            raise ConfigError(f"{setting} names {path}, which cannot be read: {why}.") from error
+            wrong = ConfigError(f"{setting} names {path}, which cannot be read: {why}.")
+            if not isinstance(error, FileNotFoundError):
+                raise wrong from error
+            missing = missing or wrong
+            continue
         sources.append(_Source(_parsed(f"{setting} ({path})", content), path.absolute().parent))
+    if missing is not None and not sources:
+        raise missing
     return _chosen(setting, sources, context)
 
 
@@ -98,19 +118,31 @@ class _Source:
     content: Mapping[str, Any] = field(repr=False)
     folder: Path | None
 
+    def named(self, kind: str) -> Sequence[Any]:
+        """Return the contexts, clusters or users."""
+        found = self.content.get(f"{kind}s")
+        return found if isinstance(found, list) else ()
+
 
 def _parsed(setting: str, content: str) -> Mapping[str, Any]:
     try:
         parsed = yaml.safe_load(content)
-    except yaml.YAMLError:
-        # Not chained: the parser quotes the lines around the fault, which may hold a token.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        # Not chained: the parser quotes the lines around the fault, which may hold a token. It
+        # raises more than its own errors for what is tagged as a time or number and is none.
         raise ConfigError(f"{setting} is not YAML.") from None
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("clusters"), list):
-        raise ConfigError(f"{setting} is not a kubeconfig: it lists no clusters.")
+    if parsed is None:
+        return {}
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{setting} is not a kubeconfig.")
     return parsed
 
 
 def _chosen(setting: str, sources: Sequence[_Source], context: str) -> Kubeconfig:
+    if not any(source.named("cluster") for source in sources):
+        raise ConfigError(f"{setting} is not a kubeconfig: it lists no clusters.")
+    if context and not any(_find(source, "context", context) for source in sources):
+        raise ConfigError(f'KUBE_CONTEXT: {setting} has no context "{context}".')
     name = context or next(
         (one.content["current-context"] for one in sources if one.content.get("current-context")),
         "",
@@ -127,8 +159,14 @@ def _chosen(setting: str, sources: Sequence[_Source], context: str) -> Kubeconfi
 
 def _entry(setting: str, sources: Sequence[_Source], kind: str, name: str) -> Entry:
     for source in sources:
-        for one in source.content.get(f"{kind}s") or ():
-            found = isinstance(one, dict) and one.get("name") == name
-            if found and isinstance(one.get(kind), dict):
-                return Entry(setting, f'the {kind} "{name}"', one[kind], source.folder)
+        if (found := _find(source, kind, name)) is not None:
+            return Entry(setting, f'the {kind} "{name}"', found, source.folder)
     raise ConfigError(f'{setting}: the {kind} "{name}" is named and is not there.')
+
+
+def _find(source: _Source, kind: str, name: str) -> Mapping[str, Any] | None:
+    for one in source.named(kind):
+        if isinstance(one, dict) and one.get("name") == name and isinstance(one.get(kind), dict):
+            found: Mapping[str, Any] = one[kind]
+            return found
+    return None

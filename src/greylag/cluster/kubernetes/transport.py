@@ -2,42 +2,30 @@
 
 import asyncio
 import json
-import random
-import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
 import structlog
 from yarl import URL
 
+from greylag.cluster.kubernetes import tls
+from greylag.cluster.kubernetes.calls import Call, pause_after
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.failures import ApiError
+from greylag.cluster.kubernetes.keepalive import kept_alive
 from greylag.domain.errors import ClusterUnavailableError
 
 TRY_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
-TRIES = 5
+CREDENTIALS_SECONDS = 30.0
 CALLS_AT_ONCE = 32
-FIRST_PAUSE = 0.1
+LONGEST_ANSWER = 64 * 1024 * 1024
 _LONGEST_ERROR = 64 * 1024
 _WARNINGS_KEPT = 200
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request. ``repeatable``: doing it twice is the same as doing it once."""
-
-    method: str
-    path: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    body: Mapping[str, Any] | None = field(default=None, repr=False)
-    content_type: str = "application/json"
-    repeatable: bool = False
 
 
 class Transport:
@@ -47,7 +35,7 @@ class Transport:
         self._connection = connection
         # The number of calls is held down by `_room`; streams (watches, logs) do not count.
         connector = aiohttp.TCPConnector(
-            limit=0, ttl_dns_cache=30, socket_factory=_socket, ssl=connection.ssl or True
+            limit=0, ttl_dns_cache=30, socket_factory=kept_alive, ssl=connection.ssl or True
         )
         self._http = aiohttp.ClientSession(
             connector=connector,
@@ -55,6 +43,8 @@ class Transport:
             # Lists come as they are: unpacking them would hold the loop up.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         )
+        # It would repeat a DELETE by itself: what may be repeated is for `Call` to say.
+        self._http._retry_connection = False  # noqa: SLF001 - there is no public way
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
         self._warned: set[str] = set()
 
@@ -75,15 +65,19 @@ class Transport:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within
-        tried = 0
+        tried, renewed = 0, False
         while True:
+            who = await self._who(deadline)
             try:
-                until = min(deadline, loop.time() + TRY_SECONDS)
-                async with asyncio.timeout_at(until), self._room:
-                    return await self._once(call)
+                # Waiting for room is no try.
+                async with asyncio.timeout_at(deadline), self._room, asyncio.timeout(TRY_SECONDS):
+                    return await self._once(call, who)
             except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                if not renewed and self._renews(error, who):
+                    renewed = True
+                    continue
                 tried += 1
-                pause = self._pause(call, error, tried)
+                pause = pause_after(call, error, tried)
                 if pause is None or loop.time() + pause >= deadline:
                     if isinstance(error, ApiError) and not error.is_unavailable:
                         raise
@@ -92,8 +86,10 @@ class Transport:
 
     async def answers(self, path: str, within: float) -> bool:
         """Tell whether the API server answers ``path`` now, if only to refuse it."""
+        call = Call("GET", path)
         try:
-            async with asyncio.timeout(within), self._sent(Call("GET", path), _CALL) as response:
+            who = await self._who()
+            async with asyncio.timeout(within), self._sent(call, who, _CALL) as response:
                 return response.status < 500  # noqa: PLR2004 - HTTP's server errors
         except (aiohttp.ClientError, TimeoutError, OSError, ClusterUnavailableError):
             return False
@@ -104,26 +100,39 @@ class Transport:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open an answer without an end; one that is silent for ``silence`` seconds breaks off.
 
-        Raises as ``ask``, without repeating. Errors while it is read are the reader's to translate.
+        Raises as ``ask``, repeated only with renewed credentials. Errors while it is read are the
+        reader's to translate.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
-        sent = self._sent(call, timeout)
-        try:
-            async with asyncio.timeout(TRY_SECONDS):
-                response = await sent.__aenter__()
-                await self._check(response)
-        except ApiError as error:
-            if error.status == _UNAUTHORIZED:
-                self._connection.credentials.refused()
-            if error.is_unavailable:
+        async with AsyncExitStack() as stack:
+            response = await self._opened(call, timeout, stack)
+            try:
+                yield response
+            finally:
+                response.close()
+
+    async def _opened(
+        self,
+        call: Call,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
+        stack: AsyncExitStack,
+    ) -> aiohttp.ClientResponse:
+        renewed = False
+        while True:
+            who = await self._who()
+            try:
+                async with asyncio.timeout(TRY_SECONDS):
+                    sent = self._sent(call, who, timeout)
+                    response = await stack.enter_async_context(sent)
+                    await self._check(response)
+            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                if not renewed and self._renews(error, who):
+                    renewed = True
+                    continue
+                if isinstance(error, ApiError) and not error.is_unavailable:
+                    raise
                 raise self.unavailable(error) from error
-            raise
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self.unavailable(error) from error
-        try:
-            yield response
-        finally:
-            response.close()
+            return response
 
     def unavailable(self, error: BaseException) -> ClusterUnavailableError:
         """Return what to raise from ``error``."""
@@ -133,17 +142,38 @@ class Transport:
         if isinstance(error, TimeoutError):
             return ClusterUnavailableError(f"The API server {server} did not answer in time.")
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            why = "its certificate is not one to trust"
+            why = f"its certificate is not one to trust ({tls.why_refused(error)})"
         elif isinstance(error, OSError) and error.strerror:
             why = error.strerror
         else:
             why = "the connection broke off"
         return ClusterUnavailableError(f"The API server {server} cannot be reached: {why}.")
 
-    async def _once(self, call: Call) -> Any:
-        async with self._sent(call, _CALL) as response:
+    async def _who(self, deadline: float | None = None) -> Mapping[str, str]:
+        """Return the headers that say who asks. A program that gives them takes its own time."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + CREDENTIALS_SECONDS if deadline is None else deadline
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._connection.credentials.headers()
+        except TimeoutError as error:
+            message = f"The credentials for {self._connection.server} did not come in time."
+            raise ClusterUnavailableError(message) from error
+
+    def _renews(self, error: Exception, who: Mapping[str, str]) -> bool:
+        """Tell whether it was refused for credentials that may be renewed; it did nothing then."""
+        unknown = isinstance(error, ApiError) and error.status == _UNAUTHORIZED
+        return unknown and self._connection.credentials.refused(who)
+
+    async def _once(self, call: Call, who: Mapping[str, str]) -> Any:
+        async with self._sent(call, who, _CALL) as response:
             await self._check(response)
-            body = await response.read()
+            body = await _read(response, LONGEST_ANSWER)
+        if len(body) > LONGEST_ANSWER:
+            server = self._connection.server
+            raise ClusterUnavailableError(
+                f"The API server {server} gave an answer that is too long."
+            )
         try:
             return json.loads(body)
         except ValueError as error:
@@ -154,10 +184,11 @@ class Transport:
     async def _sent(
         self,
         call: Call,
+        who: Mapping[str, str],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         to = self._connection
-        headers = dict(await to.credentials.headers())
+        headers = dict(who)
         data = None
         if call.body is not None:
             headers["Content-Type"] = call.content_type
@@ -182,42 +213,25 @@ class Transport:
                 self._warned.add(warning)
                 _log.warning("kubernetes_warning", text=warning)
         if not 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's successes
-            body = await response.content.read(_LONGEST_ERROR)
+            body = await _read(response, _LONGEST_ERROR)
             asked = response.headers.get("Retry-After")
+            if response.status == _UNAUTHORIZED:
+                # The connection may be one that showed a certificate of old.
+                response.close()
             raise ApiError.of_answer(response.status, response.reason or "", body, asked)
 
-    def _pause(self, call: Call, error: Exception, tried: int) -> float | None:
-        """Return how long to wait before the next try, ``None`` when there must be none."""
-        pause = random.uniform(0.5, 1) * FIRST_PAUSE * 2.0**tried  # noqa: S311 - spreads load, no secret
-        if isinstance(error, ApiError):
-            if error.status == _UNAUTHORIZED and tried == 1:
-                return 0 if self._connection.credentials.refused() else None
-            if error.status == _TOO_MANY:  # it has not begun, so any call may be repeated
-                return max(error.retry_after or 0.0, pause)
-            if not error.is_unavailable:
-                return None
-        elif isinstance(error, aiohttp.ClientSSLError):
-            return None
-        never_sent = isinstance(error, aiohttp.ClientConnectorError)
-        if tried >= TRIES or not (call.repeatable or never_sent):
-            return None
-        asked = error.retry_after if isinstance(error, ApiError) else None
-        return max(asked or 0.0, pause)
 
-
-def _socket(address: Any) -> socket.socket:
-    """Make a socket whose other end is missed within seconds, though nothing is sent."""
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if (option := getattr(socket, name, None)) is not None:
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
-    return made
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Return the body, or more than ``most`` bytes of it when it is longer."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            break
+    return b"".join(pieces)
 
 
 _CALL = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 _UNAUTHORIZED = 401
-_TOO_MANY = 429
-# Linux's names; what a system lacks is left at its own. The last one is in milliseconds.
-_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}

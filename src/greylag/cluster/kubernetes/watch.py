@@ -30,7 +30,8 @@ class Pace:
     ``probe``: how often, and how long, the API server is asked whether it is up; after a bad answer
     it is asked again after ``first_probe``, then ever later. ``silence``: how long a watch may tell
     nothing (bookmarks come each minute). ``lasts``: when a watch is opened anew. ``steady``: one
-    that lasted this long was well, so the next begins with a short pause.
+    that lasted this long was well, so the next begins with a short pause. ``longest_asked``: the
+    most that an API server may ask to be left alone, as the caches are old for so long.
     """
 
     probe: float = 3.0
@@ -40,6 +41,7 @@ class Pace:
     steady: float = 1.0
     first_pause: float = 0.1
     longest_pause: float = 5.0
+    longest_asked: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,7 @@ class Watched:
             return 0.0
         if answer.is_gone:
             self._version = None
-        return answer.retry_after or 0.0
+        return min(answer.retry_after or 0.0, self._pace.longest_asked)
 
     def _pause(self, failed: int) -> float:
         most = min(self._pace.longest_pause, self._pace.first_pause * 2.0**failed)

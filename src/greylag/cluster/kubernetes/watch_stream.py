@@ -33,12 +33,19 @@ class WatchStream:
             async for line in _lines(self._response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
-                    raise ApiError.of_status(event["object"], code=500)
-                yield event["type"], event["object"]
+                    raise ApiError.of_status(event["object"], code=0)
+                yield event["type"], _versioned(event["object"])
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._transport.unavailable(error) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ClusterUnavailableError("The watch gave what is not an event.") from error
+
+
+def _versioned(thing: dict[str, Any]) -> dict[str, Any]:
+    """Return ``thing``; ``KeyError`` or ``TypeError`` when one cannot go on from it."""
+    if not isinstance(thing["metadata"]["resourceVersion"], str):
+        raise TypeError("a version that is not a text")
+    return thing
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
