@@ -20,7 +20,7 @@ from aiohttp import web
 from benchmarks.support import console, greylag_up
 from rich.table import Table
 
-from greylag.agentd.agent.binary import find_agent
+from greylag.agentd.agent.types import find_agent
 from greylag.agentd.model.scripted import app as scripted_model
 
 PROJECTS = "/api/users/me/projects"

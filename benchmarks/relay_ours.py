@@ -9,23 +9,19 @@ import sys
 import uvloop
 
 from greylag.agent.http import HttpAgents
-from greylag.clock import SystemClock
 from greylag.cluster.memory import MemoryCluster
+from greylag.common.clock import SystemClock
+from greylag.common.logs import configure_logging
 from greylag.config import Settings
 from greylag.domain.project import Desired, Project
 from greylag.domain.users import OPERATOR, User
-from greylag.logs import configure_logging
-from greylag.ports.agent import AgentAddress
+from greylag.ports import AgentAddress
 from greylag.programs import serve_parts
 from greylag.reconcile.loop import WorkLoop
-from greylag.reconcile.reconciler import Reconciler
-from greylag.reconcile.state import Pace
-from greylag.services.agents import Agents
-from greylag.services.messages import Messages
-from greylag.services.new_project import NewProject
-from greylag.services.platform import Platform
-from greylag.services.projects import Projects
-from greylag.services.use_cases import UseCases
+from greylag.reconcile.reconciler import Pace, Reconciler
+from greylag.services.agents import Agents, Messages
+from greylag.services.projects import NewProject, Projects
+from greylag.services.use_cases import Platform, UseCases
 from greylag.store.memory import MemoryStore
 from greylag.store.users import StaticUsers
 

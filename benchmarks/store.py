@@ -23,13 +23,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from greylag.common.sqlite import transaction
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Project, ProjectRef, Status, new_record_id
-from greylag.ports.store import Outcome, PageQuery, ProjectStore
-from greylag.store import records, tables
+from greylag.ports import Outcome, PageQuery, ProjectStore
+from greylag.store import records
 from greylag.store.memory import MemoryStore
-from greylag.store.sqlite import SqliteStore
-from greylag.store.threads import transaction
+from greylag.store.sqlite import tables
+from greylag.store.sqlite.store import SqliteStore
 
 T0 = datetime(2025, 1, 1, tzinfo=UTC)
 NOW = T0 + timedelta(days=365)

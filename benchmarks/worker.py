@@ -19,15 +19,14 @@ from benchmarks.store import project
 from benchmarks.support import console, cpu_seconds, megabytes, program
 from rich.table import Table
 
-from greylag.clock import SystemClock
 from greylag.cluster.memory import MemoryCluster
+from greylag.common.clock import SystemClock
+from greylag.common.sqlite import transaction
 from greylag.domain.project import Desired, Status
-from greylag.reconcile.reconciler import Reconciler
-from greylag.reconcile.state import Pace
-from greylag.store import tables
+from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.store.memory import MemoryStore
-from greylag.store.sqlite import SqliteStore
-from greylag.store.threads import transaction
+from greylag.store.sqlite import tables
+from greylag.store.sqlite.store import SqliteStore
 
 USERS = 1000
 SETTLE_SECONDS = 3.0

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import logging
-from greylag.logs import configure_logging
+from greylag.common.logs import configure_logging
 configure_logging("json", "info")
 told = {"color_message": "[36mStarted", "api_key": "s3cret"}
 logging.getLogger("uvicorn.error").info("Started", extra=told)

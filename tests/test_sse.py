@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greylag import sse
+from greylag.common import sse
 
 TEXT = st.text(st.characters() | st.sampled_from("\r\n\u2028: \u0000"), max_size=30)
 IDS = st.none() | st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True)

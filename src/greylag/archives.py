@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from greylag.clock import SystemClock
+from greylag.common.clock import SystemClock
 from greylag.config import Settings, load_settings
 from greylag.domain.errors import ConfigError
-from greylag.ports.archive import Archive, StoreIncompleteError
+from greylag.ports import Archive, StoreIncompleteError
 from greylag.services.store_check import Report, check_store
 from greylag.services.store_copy import Progress, StoreCopy, Summary
 from greylag.store.archive_sqlite import SqliteArchive, glance, is_there

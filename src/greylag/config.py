@@ -171,3 +171,21 @@ def _checked(users: list[User], setting: str) -> tuple[User, ...]:
     if len({user.id for user in users}) != len(users) or not users:
         raise ConfigError(f"{setting}: it must name at least one user, and none twice.")
     return tuple(users)
+
+
+# What an environment's agentd is told by the settings, wherever it runs.
+
+MODEL_KEY = "GREYLAG_MODEL_KEY"
+
+
+def agent_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment variables of agentd, the model provider's key among them."""
+    key = settings.model_key.get_secret_value() if settings.model_key else None
+    given = {
+        "GREYLAG_MODEL_URL": settings.model_url,
+        MODEL_KEY: key,
+        "GREYLAG_MODEL": settings.model,
+        "GOOSE_MODE": settings.goose_mode,
+        "GREYLAG_CONFIRMATION_TIMEOUT": str(settings.confirmation_timeout),
+    }
+    return {name: value for name, value in given.items() if value}

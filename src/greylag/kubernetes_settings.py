@@ -19,10 +19,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from greylag.agent_environment import MODEL_KEY
 from greylag.cluster.kubernetes.connection import ConnectionOptions
-from greylag.cluster.kubernetes.options import EVERYWHERE, Options, Reach
-from greylag.cluster.kubernetes.templates import Template
+from greylag.cluster.kubernetes.options import EVERYWHERE, Options, Reach, Template
+from greylag.config import MODEL_KEY
 from greylag.domain.errors import ConfigError
 
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")

@@ -5,7 +5,6 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from greylag.agent_environment import agent_environment
 from greylag.cluster.kubernetes.manifests import (
     CLAIM_ANNOTATION,
     MODEL_KEY,
@@ -14,8 +13,8 @@ from greylag.cluster.kubernetes.manifests import (
     project_objects,
     shared_objects,
 )
-from greylag.cluster.kubernetes.templates import TEMPLATE_KEY
-from greylag.config import load_settings
+from greylag.cluster.kubernetes.options import TEMPLATE_KEY
+from greylag.config import agent_environment, load_settings
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import Project
 from greylag.kubernetes_settings import kubernetes_options, load_kubernetes_settings

@@ -10,9 +10,9 @@ from contextlib import AsyncExitStack
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from greylag.common.logs import configure_logging
 from greylag.config import Settings, load_settings
 from greylag.domain.errors import ConfigError, GreylagError
-from greylag.logs import configure_logging
 from greylag.web import errors
 from greylag.web.app import create_app
 from greylag.web.request_log import RequestLog

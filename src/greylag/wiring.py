@@ -10,25 +10,20 @@ from functools import partial
 
 from greylag import __version__
 from greylag.agent.http import HttpAgents
-from greylag.agent_environment import agent_environment
 from greylag.archives import FILE, place_of_settings, refuse_unfinished
-from greylag.clock import SystemClock
-from greylag.cluster.local import LocalCluster
-from greylag.config import Settings
+from greylag.cluster.local.cluster import LocalCluster
+from greylag.common.clock import SystemClock
+from greylag.config import Settings, agent_environment
 from greylag.domain.errors import ConfigError
-from greylag.ports.cluster import Cluster
-from greylag.ports.store import ProjectStore
-from greylag.reconcile.reconciler import Reconciler
-from greylag.reconcile.state import Pace
+from greylag.ports import Cluster, ProjectStore
+from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
-from greylag.services.agents import Agents
-from greylag.services.messages import Messages
+from greylag.services.agents import Agents, Messages
 from greylag.services.orphans import Orphans
-from greylag.services.platform import DEMONSTRATION, Platform
 from greylag.services.projects import Projects
-from greylag.services.use_cases import UseCases
+from greylag.services.use_cases import DEMONSTRATION, Platform, UseCases
 from greylag.store.archive_sqlite import is_there
-from greylag.store.sqlite import SqliteStore
+from greylag.store.sqlite.store import SqliteStore
 from greylag.store.users import StaticUsers
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from greylag.agent import streams
+from greylag.agent import http
 from greylag.agent.http import HttpAgents
 from greylag.domain.errors import StreamCutError
-from greylag.ports.agent import AgentAddress
+from greylag.ports import AgentAddress
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 FRAME = b'id: t-0\ndata: {"type":"message"}\n\n'
@@ -73,7 +73,7 @@ async def test_an_empty_stream_has_ended() -> None:
 
 
 async def test_a_silent_stream_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(http, "SILENCE_SECONDS", 0.05)
     over = asyncio.Event()
 
     async def answer(writer: asyncio.StreamWriter) -> None:

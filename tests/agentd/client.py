@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from greylag import sse
+from greylag.common import sse
 
 
 @dataclass

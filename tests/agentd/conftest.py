@@ -13,13 +13,13 @@ import pytest
 from aiohttp import web
 
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.binary import find_agent
 from greylag.agentd.agent.types import (
     AgentCommand,
     AgentSetup,
     Decision,
     ModelProvider,
     PermissionRequest,
+    find_agent,
 )
 from greylag.agentd.model import scripted as scripted_model
 

@@ -10,18 +10,16 @@ from typing import Any
 import aiohttp
 from tests.agentd.client import Client
 
-from greylag.agentd.agent.errors import AgentUnavailableError
+from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.types import AgentState, ModelFailure, PromptResult, TurnSink
 from greylag.agentd.api.app import Services, create_app
 from greylag.agentd.api.server import HttpServer, bind
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.main import build_services
-from greylag.agentd.records.database import Database
-from greylag.agentd.records.sessions import SessionRecords
-from greylag.agentd.records.turns import TurnRecords
-from greylag.agentd.turns.recovery import end_open_turns
-from greylag.agentd.turns.runner import Records
+from greylag.agentd.records import Database, SessionRecords, TurnRecords
+from greylag.agentd.turns.run import Records
+from greylag.agentd.turns.turns import end_open_turns
 from greylag.agentd.volume import Volume
 
 Script = Callable[["AgentDouble", str, TurnSink], Awaitable[PromptResult]]

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from greylag.agentd.agent.settings import GOOSE_SETTINGS, SettingValueError
 from greylag.agentd.config import AgentdConfigError, AgentdSettings, is_loopback
+from greylag.agentd.settings import GOOSE_SETTINGS, SettingValueError
 
 FOLDER = {"GREYLAG_AGENT_FOLDER": "/data"}
 

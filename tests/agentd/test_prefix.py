@@ -3,7 +3,7 @@
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from greylag.agentd.api.prefix import Prefix
+from greylag.agentd.api.guard import Prefix
 
 
 async def seen(path: str, prefix: str | None) -> str:

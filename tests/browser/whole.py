@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from greylag.agentd.agent.binary import find_agent
+from greylag.agentd.agent.types import find_agent
 
 READY_SECONDS = 30
 END_SECONDS = 30

@@ -10,9 +10,9 @@ from tests.cli.proxy import CuttingProxy
 from tests.cli.stack import Stack
 
 from greylag.cli.api_types import OutgoingMessage, ProjectPlace, StreamEvent
+from greylag.cli.chat import TurnStream
 from greylag.cli.client import ApiClient
-from greylag.cli.turn_stream import TurnStream
-from greylag.ports.agent import AgentAddress
+from greylag.ports import AgentAddress
 
 HOSTILE = "\x1b]0;owned\x07 \x1b[2J \x9b1m \u202e \x00 end"
 

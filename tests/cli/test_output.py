@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
-from greylag.cli.log_text import log_line
+from greylag.cli.logs import log_line
 from greylag.cli.output import Output
 from greylag.cli.projects import COLUMNS
 

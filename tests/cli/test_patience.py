@@ -5,8 +5,15 @@ from itertools import pairwise
 import pytest
 from tests.clocks import FakeClock
 
-from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
-from greylag.cli.patience import GIVE_UP_AFTER, Patience, may_pass
+from greylag.cli.errors import (
+    GIVE_UP_AFTER,
+    CliError,
+    Patience,
+    Problem,
+    ServerUnreachableError,
+    may_pass,
+    refusal,
+)
 
 BROKEN = ServerUnreachableError("It broke.", connected=True)
 

@@ -2,8 +2,7 @@
 
 from tests.clocks import FakeClock
 
-from greylag.cli.errors import ServerUnreachableError
-from greylag.cli.patience import GIVE_UP_AFTER, Patience
+from greylag.cli.errors import GIVE_UP_AFTER, Patience, ServerUnreachableError
 
 ENDED = ServerUnreachableError("It ended.", connected=True)
 

@@ -16,7 +16,7 @@ from tests.cli.stack import Stack, running_stack
 
 from greylag.cli.access import DEFAULT_SERVER
 from greylag.cli.main import VERBS, greylag
-from greylag.cli.streams import as_text
+from greylag.cli.output import as_text
 from greylag.config import DEFAULT_PORT, Settings
 from greylag.domain.project import ProjectRef
 

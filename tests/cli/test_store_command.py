@@ -16,7 +16,7 @@ from tests.store.archive_places import Site, Sites, leased, make_bundle, raw_dat
 from greylag.archives import refuse_unfinished
 from greylag.config import Settings
 from greylag.domain.project import Status
-from greylag.ports.archive import StoreIncompleteError
+from greylag.ports import StoreIncompleteError
 
 
 @pytest.fixture

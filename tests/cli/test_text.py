@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greylag.cli.text import moment, one_line, shortened, visible
+from greylag.cli.output import moment, one_line, shortened, visible
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 

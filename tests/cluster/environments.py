@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from greylag.cluster.folders import Folder
-from greylag.cluster.local import LocalCluster
-from greylag.cluster.processes import identify, marked, send
-from greylag.cluster.record import Record
+from greylag.cluster.local.cluster import LocalCluster
+from greylag.cluster.local.folders import Folder, Record
+from greylag.cluster.local.processes import identify, marked, send
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Project
-from greylag.ports.cluster import Cluster
+from greylag.ports import Cluster
 
 STANDIN = Path(__file__).with_name("data") / "standin.py"
 PATIENCE = 20.0

@@ -21,8 +21,8 @@ from tests.cluster.environments import (
 )
 from tests.contract.store_adapters import make_project
 
-from greylag.cluster.local import LocalCluster
-from greylag.cluster.processes import marked
+from greylag.cluster.local.cluster import LocalCluster
+from greylag.cluster.local.processes import marked
 from greylag.domain.lifecycle import Observed
 
 PROJECT = make_project()

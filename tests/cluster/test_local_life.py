@@ -21,10 +21,10 @@ from tests.cluster.environments import (
 )
 from tests.contract.store_adapters import make_project
 
-from greylag.cluster.local import LocalCluster
-from greylag.cluster.processes import ProcessId, marked
-from greylag.cluster.record import Phase
-from greylag.cluster.sandbox import Limits
+from greylag.cluster.local.cluster import LocalCluster
+from greylag.cluster.local.folders import Phase
+from greylag.cluster.local.processes import ProcessId, marked
+from greylag.cluster.local.sandbox import Limits
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.names import EnvironmentNames

@@ -16,7 +16,7 @@ from tests.cluster.environments import (
 )
 from tests.contract.store_adapters import make_project
 
-from greylag.cluster.processes import marked
+from greylag.cluster.local.processes import marked
 from greylag.domain.lifecycle import Observed
 
 PROJECT = make_project()

@@ -6,9 +6,8 @@ import pytest
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.memory import MemoryCluster
-from greylag.cluster.steps import API_ANSWERS, PROCESS_STARTED
 from greylag.domain.errors import ClusterError, ErrorInfo
-from greylag.domain.lifecycle import Observed, Verb
+from greylag.domain.lifecycle import API_ANSWERS, PROCESS_STARTED, Observed, Verb
 
 PROJECT = make_project()
 REF = PROJECT.ref

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from greylag.cluster import processes
-from greylag.cluster.processes import (
+from greylag.cluster.local import processes
+from greylag.cluster.local.processes import (
     MARK,
     ProcessId,
     children,

@@ -21,8 +21,8 @@ from tests.cluster.environments import (
 )
 from tests.contract.store_adapters import make_project
 
-from greylag.cluster.processes import children, identify, marked
-from greylag.cluster.sandbox import Sandbox, choose_sandbox
+from greylag.cluster.local.processes import children, identify, marked
+from greylag.cluster.local.sandbox import Sandbox, choose_sandbox
 from greylag.domain.errors import ConfigError
 from greylag.domain.lifecycle import Observed
 

@@ -15,8 +15,8 @@ import pytest
 
 from greylag.agent.http import HttpAgents
 from greylag.agent.memory import MemoryAgents
-from greylag.agentd.agent.binary import find_agent
-from greylag.ports.agent import AgentAddress, AgentGateway
+from greylag.agentd.agent.types import find_agent
+from greylag.ports import AgentAddress, AgentGateway
 
 ADAPTERS = ("memory", pytest.param("http", marks=pytest.mark.goose))
 TOKEN = "a token of the contract suite"

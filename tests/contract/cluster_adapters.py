@@ -14,7 +14,7 @@ from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.memory import MemoryCluster
 from greylag.domain.names import environment_names
 from greylag.domain.project import Project
-from greylag.ports.cluster import Cluster
+from greylag.ports import Cluster
 
 CLUSTERS = (
     "memory",

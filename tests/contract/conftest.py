@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.contract.store_adapters import ADAPTERS, open_store
 
-from greylag.ports.store import ProjectStore
+from greylag.ports import ProjectStore
 
 
 @pytest.fixture(params=ADAPTERS)

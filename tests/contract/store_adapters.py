@@ -9,12 +9,11 @@ from typing import Any
 
 from tests.store import mongo_servers
 
-from greylag.domain.events import Event
 from greylag.domain.names import environment_names
-from greylag.domain.project import Project, ProjectRef, Status, new_record_id
-from greylag.ports.store import Claim, Outcome, ProjectStore
+from greylag.domain.project import Event, Project, ProjectRef, Status, new_record_id
+from greylag.ports import Claim, Outcome, ProjectStore
 from greylag.store.memory import MemoryStore
-from greylag.store.sqlite import SqliteStore
+from greylag.store.sqlite.store import SqliteStore
 
 ADAPTERS = ("memory", "sqlite", "mongo")
 REF = ProjectRef("ada", "demo")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.contract.agent_adapters import ADAPTERS, Agent, open_agent
 
-from greylag import sse
+from greylag.common import sse
 from greylag.domain.errors import (
     AgentUnreachableError,
     ConfirmationNotFoundError,

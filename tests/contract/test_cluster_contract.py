@@ -13,7 +13,7 @@ from tests.contract.store_adapters import make_project
 from greylag.domain.errors import ClusterError, LeaseLostError, NotActiveError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Lease, Project
-from greylag.ports.cluster import Cluster
+from greylag.ports import Cluster
 
 
 @pytest.fixture(params=CLUSTERS)

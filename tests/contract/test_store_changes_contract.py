@@ -5,10 +5,7 @@ import asyncio
 from tests.contract.store_adapters import IDLE, REF, at, claim, make_project
 
 from greylag.domain.project import Desired, ProjectRef
-from greylag.ports.store import (
-    Edit,
-    ProjectStore,
-)
+from greylag.ports import Edit, ProjectStore
 
 
 async def test_only_those_who_asked_for_a_project_hear_of_it(store: ProjectStore) -> None:

@@ -6,15 +6,9 @@ from dataclasses import replace
 import pytest
 from tests.contract.store_adapters import IDLE, all_claims, at, claim, make_project, state
 
-from greylag.domain.errors import (
-    LeaseLostError,
-)
-from greylag.domain.events import NewEvent
-from greylag.domain.project import Desired, Lease
-from greylag.ports.store import (
-    Claim,
-    ProjectStore,
-)
+from greylag.domain.errors import LeaseLostError
+from greylag.domain.project import Desired, Lease, NewEvent
+from greylag.ports import Claim, ProjectStore
 
 
 async def test_nothing_is_claimed_before_it_is_due(store: ProjectStore) -> None:

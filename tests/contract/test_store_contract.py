@@ -12,11 +12,7 @@ from greylag.domain.errors import (
     StoreUnavailableError,
 )
 from greylag.domain.project import Desired, Lease, Status
-from greylag.ports.store import (
-    Edit,
-    PageQuery,
-    ProjectStore,
-)
+from greylag.ports import Edit, PageQuery, ProjectStore
 
 
 async def test_every_field_of_a_project_comes_back_as_it_was_put_in(store: ProjectStore) -> None:

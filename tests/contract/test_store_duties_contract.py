@@ -4,7 +4,7 @@ import asyncio
 
 from tests.contract.store_adapters import at
 
-from greylag.ports.store import Duty, ProjectStore
+from greylag.ports import Duty, ProjectStore
 
 
 async def take(store: ProjectStore, worker: str, now: float, since: float = 0) -> Duty:

@@ -6,17 +6,8 @@ from dataclasses import replace
 import pytest
 from tests.contract.store_adapters import at, claim, make_project
 
-from greylag.domain.errors import (
-    IdempotencyConflictError,
-    ProjectExistsError,
-    ProjectNotFoundError,
-)
-from greylag.ports.store import (
-    Edit,
-    IdempotencyKey,
-    PageQuery,
-    ProjectStore,
-)
+from greylag.domain.errors import IdempotencyConflictError, ProjectExistsError, ProjectNotFoundError
+from greylag.ports import Edit, IdempotencyKey, PageQuery, ProjectStore
 
 KEY = IdempotencyKey("key", "print")
 DAY = 24 * 3600

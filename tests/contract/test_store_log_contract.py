@@ -5,15 +5,9 @@ from dataclasses import replace
 import pytest
 from tests.contract.store_adapters import IDLE, at, claim, log, make_project, state
 
-from greylag.domain.errors import (
-    ProjectNotFoundError,
-)
-from greylag.domain.events import Event, NewEvent
-from greylag.domain.project import Desired, Status
-from greylag.ports.store import (
-    Outcome,
-    ProjectStore,
-)
+from greylag.domain.errors import ProjectNotFoundError
+from greylag.domain.project import Desired, Event, NewEvent, Status
+from greylag.ports import Outcome, ProjectStore
 
 
 async def test_the_log_is_empty_before_the_first_event(store: ProjectStore) -> None:

@@ -23,9 +23,8 @@ from greylag.domain.errors import (
     ProjectExistsError,
     ProjectNotFoundError,
 )
-from greylag.domain.events import NewEvent
-from greylag.domain.project import Desired, Project, ProjectRef, Status
-from greylag.ports.store import Claim, IdempotencyKey, Outcome, PageQuery, ProjectStore
+from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Status
+from greylag.ports import Claim, IdempotencyKey, Outcome, PageQuery, ProjectStore
 
 REFS = st.sampled_from([("ada", "z"), ("ada", "Z"), ("Ada", "z")])
 SECONDS = st.integers(0, 40)

@@ -5,14 +5,9 @@ from typing import Any
 
 from tests.contract.store_adapters import IDLE, REF, all_claims, at, claim, make_project
 
-from greylag.domain.errors import (
-    ErrorInfo,
-)
+from greylag.domain.errors import ErrorInfo
 from greylag.domain.project import Desired, ProjectRef, Status
-from greylag.ports.store import (
-    Outcome,
-    ProjectStore,
-)
+from greylag.ports import Outcome, ProjectStore
 
 
 async def test_an_outcome_is_the_whole_observed_half(store: ProjectStore) -> None:

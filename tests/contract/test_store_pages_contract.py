@@ -3,16 +3,9 @@
 import pytest
 from tests.contract.store_adapters import at, make_project
 
-from greylag.domain.errors import (
-    InvalidRequestError,
-    ProjectNotFoundError,
-)
+from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Project, Status
-from greylag.ports.store import (
-    Edit,
-    PageQuery,
-    ProjectStore,
-)
+from greylag.ports import Edit, PageQuery, ProjectStore
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.contract.store_adapters import make_project
 from tests.deploy.manifests import ACCESS, kustomize, of_kind, overlay, rights
 
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
-from greylag.cluster.kubernetes.templates import Template
+from greylag.cluster.kubernetes.options import Template
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Project

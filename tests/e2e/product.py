@@ -16,10 +16,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from greylag import sse
-from greylag.agentd.agent.binary import find_agent
-from greylag.cluster.folders import Folder
-from greylag.cluster.processes import ProcessId, is_alive, marked, send
+from greylag.agentd.agent.types import find_agent
+from greylag.cluster.local.folders import Folder
+from greylag.cluster.local.processes import ProcessId, is_alive, marked, send
+from greylag.common import sse
 
 READY_SECONDS = 30
 END_SECONDS = 30

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.agentd_process import Agentd, agentd
 
-from greylag.agentd.agent.binary import find_agent
+from greylag.agentd.agent.types import find_agent
 
 BWRAP = shutil.which("bwrap") or "bwrap"
 VOLUME = Path("/mnt")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.e2e.agentd_process import Agentd, agentd
 
-from greylag.agentd.agent.binary import find_agent
+from greylag.agentd.agent.types import find_agent
 
 pytestmark = [
     pytest.mark.goose,

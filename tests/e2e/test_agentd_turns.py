@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.e2e.agentd_process import Agentd, agentd
 
-from greylag.agentd.agent.binary import find_agent
-from greylag.agentd.model.script import UNICODE_TEXT
+from greylag.agentd.agent.types import find_agent
+from greylag.agentd.model.scripted import UNICODE_TEXT
 
 pytestmark = [
     pytest.mark.goose,

@@ -17,7 +17,7 @@ from tests.e2e.product import (
     types_of,
 )
 
-from greylag.agentd.model.script import UNICODE_TEXT
+from greylag.agentd.model.scripted import UNICODE_TEXT
 
 pytestmark = [*real_goose, pytest.mark.asyncio(loop_scope="module")]
 

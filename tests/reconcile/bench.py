@@ -11,8 +11,7 @@ from greylag.domain.lifecycle import Verb
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Project, ProjectRef, new_record_id
 from greylag.reconcile.loop import WorkLoop
-from greylag.reconcile.reconciler import Reconciler
-from greylag.reconcile.state import Pace
+from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.store.memory import MemoryStore
 
 REF = ProjectRef("ada", "demo")

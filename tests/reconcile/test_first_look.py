@@ -9,7 +9,7 @@ from tests.contract.store_adapters import make_project
 from greylag.cluster.memory import MemoryCluster
 from greylag.domain.errors import ClusterUnavailableError, StoreUnavailableError
 from greylag.domain.project import Desired, ProjectRef, Status
-from greylag.reconcile.first_look import DUTY, HELD_SECONDS, FirstLook
+from greylag.reconcile.worker import DUTY, HELD_SECONDS, FirstLook
 from greylag.store.memory import MemoryStore
 
 

@@ -6,16 +6,15 @@ from datetime import timedelta
 import pytest
 from tests.reconcile.bench import PACE, REF, Bench
 
-from greylag.cluster.steps import PROCESS_STARTED
 from greylag.domain.errors import (
     ClusterError,
     ClusterUnavailableError,
     ErrorInfo,
     ProjectNotFoundError,
 )
-from greylag.domain.lifecycle import MAX_RESTARTS, Verb
+from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
 from greylag.domain.project import Desired, ProjectRef, Status
-from greylag.ports.store import Claim
+from greylag.ports import Claim
 
 CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
 

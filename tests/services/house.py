@@ -6,17 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from greylag.agent.memory import MemoryAgents
-from greylag.clock import SystemClock
 from greylag.cluster.memory import MemoryCluster
+from greylag.common.clock import SystemClock
 from greylag.domain.users import User
-from greylag.reconcile.reconciler import Reconciler
-from greylag.reconcile.state import Pace
+from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
-from greylag.services.agents import Agents
-from greylag.services.messages import Messages
-from greylag.services.platform import Platform
+from greylag.services.agents import Agents, Messages
 from greylag.services.projects import Projects
-from greylag.services.use_cases import UseCases
+from greylag.services.use_cases import Platform, UseCases
 from greylag.store.memory import MemoryStore
 from greylag.store.users import StaticUsers
 

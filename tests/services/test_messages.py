@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.services.house import House
 
-from greylag import sse
+from greylag.common import sse
 from greylag.domain.errors import (
     ClusterError,
     InvalidRequestError,
@@ -18,8 +18,8 @@ from greylag.domain.errors import (
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR
-from greylag.services.messages import NewMessage
-from greylag.services.new_project import NewProject
+from greylag.services.agents import NewMessage
+from greylag.services.projects import NewProject
 
 REF = ProjectRef("ada", "demo")
 

@@ -7,8 +7,8 @@ import pytest
 from tests.clocks import FakeClock
 from tests.contract.store_adapters import make_project
 
-from greylag.clock import SystemClock
 from greylag.cluster.memory import MemoryCluster
+from greylag.common.clock import SystemClock
 from greylag.domain.errors import (
     ClusterError,
     ClusterUnavailableError,
@@ -20,7 +20,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.lifecycle import Observed, Verb
 from greylag.domain.project import Desired, Lease, Project, ProjectRef
-from greylag.ports.world import Clock
+from greylag.ports import Clock
 from greylag.services.orphans import PAUSE_SECONDS, Orphan, Orphans
 from greylag.store.memory import MemoryStore
 

@@ -20,8 +20,8 @@ from greylag.domain.errors import (
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, Status
 from greylag.domain.users import OPERATOR, Principal
-from greylag.ports.store import Edit, PageQuery
-from greylag.services.new_project import NewProject
+from greylag.ports import Edit, PageQuery
+from greylag.services.projects import NewProject
 
 
 async def test_a_principal_bound_to_a_user_reaches_only_that_user() -> None:

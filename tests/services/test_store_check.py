@@ -20,7 +20,7 @@ from tests.store.archive_places import (
 
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Status
-from greylag.ports.archive import Bundle
+from greylag.ports import Bundle
 from greylag.services.store_check import check_store, record_flaws
 
 NOW = at(100)

@@ -27,16 +27,16 @@ from tests.store.archive_places import (
 )
 
 from greylag.domain.errors import StoreUnavailableError
-from greylag.ports.archive import (
+from greylag.ports import (
     Archive,
     Bundle,
+    PageQuery,
     StoreCopyDiffersError,
     StoreIncompleteError,
     StoreInUseError,
     StoreNotEmptyError,
     StoreUnreadableError,
 )
-from greylag.ports.store import PageQuery
 from greylag.services import store_digest
 from greylag.services.store_copy import Progress, StoreCopy, Summary
 

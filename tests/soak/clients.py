@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from greylag import sse
+from greylag.common import sse
 
 SETTLE_SECONDS = 240
 PATIENCE_SECONDS = 30.0

@@ -11,7 +11,7 @@ from tests.soak.shared_cluster import SharedCluster
 from greylag import wiring
 from greylag.cli.main import main
 from greylag.config import Settings
-from greylag.ports.cluster import Cluster
+from greylag.ports import Cluster
 
 
 async def shared(settings: Settings) -> Cluster:

@@ -17,7 +17,7 @@ from typing import TypeVar
 from greylag.domain.errors import ClusterError, GreylagError, LeaseLostError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed, Verb
 from greylag.domain.project import Project, ProjectRef
-from greylag.ports.agent import AgentAddress
+from greylag.ports import AgentAddress
 
 T = TypeVar("T")
 SLOWEST = 0.4

@@ -8,9 +8,8 @@ from tests.contract.store_adapters import make_project
 from tests.store.archive_places import FAR, make_event
 
 from greylag.domain.errors import ErrorInfo
-from greylag.domain.events import Event
-from greylag.domain.project import Desired, Status
-from greylag.ports.archive import Bundle, KeptKey
+from greylag.domain.project import Desired, Event, Status
+from greylag.ports import Bundle, KeptKey
 
 START = datetime(1990, 1, 1, tzinfo=UTC)
 MOMENTS = st.integers(0, 10**12).map(lambda millis: START + timedelta(milliseconds=millis))

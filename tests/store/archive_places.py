@@ -15,12 +15,10 @@ from tests.store import mongo_servers
 from greylag.archives import MongoPlace, Place, SqlitePlace, open_archive
 from greylag.config import Settings
 from greylag.domain.errors import ErrorInfo
-from greylag.domain.events import Event
-from greylag.domain.project import Desired, Lease, Status
-from greylag.ports.archive import Archive, Bundle, KeptKey
-from greylag.ports.store import ProjectStore
+from greylag.domain.project import Desired, Event, Lease, Status
+from greylag.ports import Archive, Bundle, KeptKey, ProjectStore
 from greylag.store.mongo.store import MongoStore
-from greylag.store.sqlite import SqliteStore
+from greylag.store.sqlite.store import SqliteStore
 
 KINDS = ("sqlite", "mongo")
 FAR = datetime(2999, 1, 1, tzinfo=UTC)

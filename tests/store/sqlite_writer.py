@@ -14,11 +14,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from greylag.domain.events import NewEvent
 from greylag.domain.names import EnvironmentNames
-from greylag.domain.project import Desired, Project, Status, new_record_id
-from greylag.ports.store import Claim, Outcome
-from greylag.store.sqlite import SqliteStore
+from greylag.domain.project import Desired, NewEvent, Project, Status, new_record_id
+from greylag.ports import Claim, Outcome
+from greylag.store.sqlite.store import SqliteStore
 
 NAMES = EnvironmentNames("n", "d", "s", "i")
 T0 = datetime(2025, 1, 1, tzinfo=UTC)

@@ -16,10 +16,8 @@ from tests.store.archive_places import (
     sites_in,
 )
 
-from greylag.domain.events import NewEvent
-from greylag.domain.project import ProjectRef
-from greylag.ports.archive import Archive, KeptKey, StoreNotEmptyError
-from greylag.ports.store import IdempotencyKey
+from greylag.domain.project import NewEvent, ProjectRef
+from greylag.ports import Archive, IdempotencyKey, KeptKey, StoreNotEmptyError
 
 
 @pytest.fixture(params=KINDS)

@@ -16,9 +16,8 @@ from tests.contract.store_adapters import IDLE, at, claim, make_project
 from tests.store.archive_bundles import BUNDLES
 from tests.store.archive_places import Site, everything, make_bundle, raw_database, sites_in
 
-from greylag.domain.events import NewEvent
-from greylag.ports.archive import Bundle, Flaw, StoreUnreadableError
-from greylag.ports.store import Outcome
+from greylag.domain.project import NewEvent
+from greylag.ports import Bundle, Flaw, Outcome, StoreUnreadableError
 from greylag.store.mongo.bundles import OPTIONS, from_bundle, key_document, to_bundle
 
 Raw = AsyncDatabase[dict[str, Any]]

@@ -9,9 +9,9 @@ import pytest
 from tests.store.archive_places import make_bundle
 
 from greylag.domain.errors import ConfigError, StoreUnavailableError
-from greylag.ports.archive import StoreUnreadableError
-from greylag.store import schema
+from greylag.ports import StoreUnreadableError
 from greylag.store.archive_sqlite import SqliteArchive, glance
+from greylag.store.sqlite import schema
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.project import new_record_id
-from greylag.store import cursor
+from greylag.store import records
 
 MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis wants naive bounds and adds the zone
 
@@ -16,14 +16,14 @@ MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=s
 @settings(deadline=None)
 @given(MOMENTS)
 def test_a_cursor_leads_back_to_its_place(moment: datetime) -> None:
-    place = cursor.Position(cursor.millis(moment), new_record_id(datetime.now(UTC)))
-    assert cursor.decode(cursor.encode(place)) == place
+    place = records.Position(records.millis(moment), new_record_id(datetime.now(UTC)))
+    assert records.decode(records.encode(place)) == place
 
 
 @settings(deadline=None)
 @given(MOMENTS)
 def test_milliseconds_lose_less_than_one(moment: datetime) -> None:
-    kept = cursor.from_millis(cursor.millis(moment))
+    kept = records.from_millis(records.millis(moment))
     assert kept == moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
@@ -31,7 +31,7 @@ def test_milliseconds_lose_less_than_one(moment: datetime) -> None:
 @given(st.text())
 def test_any_other_text_is_refused_or_read_but_never_a_crash(text: str) -> None:
     try:
-        place = cursor.decode(text)
+        place = records.decode(text)
     except InvalidRequestError:
         return
     assert place.record_id.isalnum()
@@ -39,4 +39,4 @@ def test_any_other_text_is_refused_or_read_but_never_a_crash(text: str) -> None:
 
 def test_a_limit_below_one_is_refused() -> None:
     with pytest.raises(InvalidRequestError):
-        cursor.cut([], 0)
+        records.cut([], 0)

@@ -9,7 +9,7 @@ from tests.store import mongo_servers
 
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, ProjectRef
-from greylag.ports.store import Edit
+from greylag.ports import Edit
 from greylag.store.mongo.store import MongoStore
 
 Pair = tuple[MongoStore, MongoStore]

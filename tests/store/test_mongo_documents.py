@@ -16,11 +16,10 @@ from tests.contract.store_adapters import IDLE, all_claims, at, claim, log, make
 from tests.store import mongo_servers
 
 from greylag.domain.errors import ConfigError, ErrorInfo, StoreUnavailableError
-from greylag.domain.events import NewEvent
 from greylag.domain.names import environment_names
-from greylag.domain.project import Desired, Project, Status
-from greylag.ports.store import Edit, IdempotencyKey, Outcome, PageQuery
-from greylag.store.mongo import values
+from greylag.domain.project import Desired, NewEvent, Project, Status
+from greylag.ports import Edit, IdempotencyKey, Outcome, PageQuery
+from greylag.store.mongo import documents
 from greylag.store.mongo.client import Limits
 from greylag.store.mongo.store import MongoStore
 
@@ -95,7 +94,7 @@ async def store(place: Place) -> AsyncIterator[MongoStore]:
 
 @given(st.dictionaries(st.text(), JSON, max_size=3))
 def test_any_json_object_comes_back_from_a_document(value: dict[str, Any]) -> None:
-    assert values.unpack(values.pack(value)) == value
+    assert documents.unpack(documents.pack(value)) == value
 
 
 async def test_a_document_has_the_documented_fields(place: Place, store: MongoStore) -> None:

@@ -10,9 +10,8 @@ from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, WireProxy, proxied
 
 from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.events import NewEvent
-from greylag.domain.project import Desired, Project
-from greylag.ports.store import IdempotencyKey, Outcome
+from greylag.domain.project import Desired, NewEvent, Project
+from greylag.ports import IdempotencyKey, Outcome
 from greylag.store.mongo.client import Limits
 from greylag.store.mongo.store import MongoStore
 

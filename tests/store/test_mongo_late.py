@@ -10,8 +10,8 @@ from tests.store import mongo_servers
 from tests.store.wire_proxy import WireProxy, proxied
 
 from greylag.domain.errors import ConfigError, StoreUnavailableError
-from greylag.ports.store import PageQuery
-from greylag.store.mongo import opening
+from greylag.ports import PageQuery
+from greylag.store.mongo import store as opening
 from greylag.store.mongo.client import Limits
 from greylag.store.mongo.store import MongoStore
 

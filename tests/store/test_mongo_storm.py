@@ -11,9 +11,8 @@ from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, proxied
 
 from greylag.domain.errors import LeaseLostError, StoreUnavailableError
-from greylag.domain.events import NewEvent
-from greylag.domain.project import Desired
-from greylag.ports.store import Claim, Outcome
+from greylag.domain.project import Desired, NewEvent
+from greylag.ports import Claim, Outcome
 from greylag.store.mongo.client import Limits
 from greylag.store.mongo.store import MongoStore
 

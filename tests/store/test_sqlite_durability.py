@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import greylag
-from greylag.ports.store import PageQuery
-from greylag.store.sqlite import SqliteStore
+from greylag.ports import PageQuery
+from greylag.store.sqlite.store import SqliteStore
 
 WRITER = Path(__file__).with_name("sqlite_writer.py")
 Nursery = subprocess.Popen[str]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.contract.store_adapters import REF, at, make_project
 
+from greylag.common import sqlite
 from greylag.domain.errors import (
     ConfigError,
     InvalidRequestError,
@@ -18,9 +19,10 @@ from greylag.domain.errors import (
     StoreUnavailableError,
 )
 from greylag.domain.project import ProjectRef, Status
-from greylag.ports.store import Edit, PageQuery
-from greylag.store import schema, tables, threads, turns
-from greylag.store.sqlite import SqliteStore
+from greylag.ports import Edit, PageQuery
+from greylag.store.sqlite import schema, tables
+from greylag.store.sqlite import tables as turns
+from greylag.store.sqlite.store import SqliteStore
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ async def test_a_full_disk_changes_nothing_and_room_heals_it(store: SqliteStore)
 async def test_a_file_that_another_holds_is_unavailable_and_then_available_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0.05)
     store = await SqliteStore.open(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -169,7 +171,7 @@ async def test_a_caller_that_leaves_does_not_undo_what_has_begun(store: SqliteSt
     def slow(sql: sqlite3.Connection) -> None:
         begun.set()
         assert go_on.wait(10)
-        with threads.transaction(sql):
+        with sqlite.transaction(sql):
             tables.insert(sql, make_project(), None)
 
     leaving = asyncio.create_task(store._writer.run(slow))

@@ -12,9 +12,9 @@ from tests.contract.store_adapters import REF, at, claim, make_project
 
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, ProjectRef
-from greylag.ports.store import Edit
-from greylag.store import changes
-from greylag.store.sqlite import SqliteStore
+from greylag.ports import Edit
+from greylag.store.sqlite import store
+from greylag.store.sqlite.store import SqliteStore
 
 Pair = tuple[SqliteStore, SqliteStore]
 
@@ -82,7 +82,7 @@ async def test_a_change_while_nobody_looks_is_not_lost_to_who_listened_before_it
 async def test_rows_that_were_trimmed_unread_wake_everybody(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(changes, "_KEPT", 3)
+    monkeypatch.setattr(store, "_KEPT", 3)
     ours, theirs = pair
     for n in range(10):
         await theirs.create(make_project(f"p{n}"))

@@ -9,7 +9,8 @@ import pytest
 from tests.contract.store_adapters import at, make_project
 
 from greylag.domain.project import Lease
-from greylag.store import schema, tables, turns
+from greylag.store.sqlite import schema, tables
+from greylag.store.sqlite import tables as turns
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.web.server import ADA, Site, settings, site
 
-from greylag import sse
+from greylag.common import sse
 
 HTML = {"Accept": "text/html"}
 HTMX = HTML | {"HX-Request": "true"}

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from greylag.domain.errors import InvalidRequestError
-from greylag.ports.agent import ChatMessage, Turn
+from greylag.ports import ChatMessage, Turn
 from greylag.web.dashboard.conversations import pair
-from greylag.web.dashboard.forms import ProjectForm
 from greylag.web.dashboard.lists import MOST, parse_window
-from greylag.web.dashboard.text import moment, parsed_moment, visible
+from greylag.web.dashboard.pages import ProjectForm
+from greylag.web.dashboard.views import moment, parsed_moment, visible
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

@@ -11,7 +11,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from tests.web.server import Site, served, settings, site
 
-from greylag import sse
+from greylag.common import sse
 from greylag.domain.errors import AgentUnreachableError, StreamCutError
 from greylag.domain.project import ProjectRef
 from greylag.web.request_log import RequestLog

@@ -5,7 +5,7 @@ import json
 import aiohttp
 from tests.web.server import settings, site
 
-from greylag import sse
+from greylag.common import sse
 
 
 async def until_its_end(answer: aiohttp.ClientResponse) -> list[str | None]:

@@ -1,23 +1,122 @@
-"""The gateway to an environment's agentd over HTTP (its API: `docs/agentd.md`)."""
+"""agentd's refusals as errors of ours."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
 
-from greylag import context
-from greylag.agent.refusals import refusal
-from greylag.agent.streams import silence_watched, whole_frames
+from greylag.common import logs, sse
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
+    ConfirmationNotFoundError,
+    ConfirmationSettledError,
+    ConflictError,
     GreylagError,
+    InvalidRequestError,
+    LimitExceededError,
+    SessionBusyError,
     SessionNotFoundError,
+    StreamCutError,
+    TooLargeError,
     TurnNotFoundError,
 )
-from greylag.ports.agent import AgentAddress, AgentStatus, ChatMessage, Decision, Session, Turn
+from greylag.ports import AgentAddress, AgentStatus, ChatMessage, Decision, Session, Turn
+
+_BY_CODE: Mapping[str, Callable[[str], GreylagError]] = {
+    "session_not_found": SessionNotFoundError,
+    "session_busy": SessionBusyError,
+    "turn_not_found": TurnNotFoundError,
+    "message_id_conflict": ConflictError,
+    "confirmation_not_found": ConfirmationNotFoundError,
+    "confirmation_settled": ConfirmationSettledError,
+    "events_gone": TurnNotFoundError,
+    "too_large": TooLargeError,
+    "unknown_event": InvalidRequestError,
+    "invalid_request": InvalidRequestError,
+    "limit_exceeded": LimitExceededError,
+}
+_BY_STATUS: Mapping[int, Callable[[str], GreylagError]] = {
+    400: InvalidRequestError,
+    413: TooLargeError,
+    429: LimitExceededError,
+    503: AgentUnreachableError,
+}
+
+
+def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) -> GreylagError:
+    """Return the error that agentd's answer means.
+
+    ``status`` is the HTTP status, ``body`` the JSON of agentd's errors (``error``, ``message``,
+    ``code``); ``missing`` is what a 404 without a code of ours means for the call that was made.
+    """
+    said = body.get("message")
+    message = said if isinstance(said, str) and said else f"The agent answered {status}."
+    known = _BY_CODE.get(str(body.get("code"))) or _BY_STATUS.get(status)
+    if known is not None:
+        return known(message)
+    if status == 404 and missing is not None:  # noqa: PLR2004 - HTTP's not found
+        return missing
+    return AgentFailedError(message)
+
+
+# Reading a turn's stream from agentd: whole frames, and an end to those that have died.
+
+SILENCE_SECONDS = 60.0
+"""agentd sends a heartbeat every 15 s; a stream that is silent this long is dead."""
+
+_COMPLETE = b'"type":"complete"'
+_LAST_FRAME = 4096
+
+
+class Heard:
+    """Whether anything has come since the last look."""
+
+    __slots__ = ("lately",)
+
+    def __init__(self) -> None:
+        self.lately = True
+
+
+@contextmanager
+def silence_watched(response: aiohttp.ClientResponse) -> Iterator[Heard]:
+    """Break a stream off that is silent for ``SILENCE_SECONDS``, or twice that at most."""
+    heard = Heard()
+
+    async def look() -> None:
+        while heard.lately:
+            heard.lately = False
+            await asyncio.sleep(SILENCE_SECONDS)
+        response.close()  # whoever reads gets an error
+
+    looking = asyncio.create_task(look(), name="silence")
+    try:
+        yield heard
+    finally:
+        looking.cancel()
+
+
+async def whole_frames(response: aiohttp.ClientResponse, heard: Heard) -> AsyncIterator[bytes]:
+    """Yield runs of whole frames; ``StreamCutError`` for an end before the ``complete`` event."""
+    splitter = sse.FrameSplitter()
+    # A stream resumed after its last event is empty, and ended too.
+    ended = True
+    try:
+        while chunk := await response.content.readany():
+            heard.lately = True
+            if frames := splitter.feed_whole(chunk):
+                ended = frames.rfind(_COMPLETE, -_LAST_FRAME) >= 0
+                yield frames
+    except (aiohttp.ClientError, TimeoutError, sse.FrameTooLargeError) as error:
+        raise StreamCutError("The agent's stream broke off.") from error
+    if not ended:
+        raise StreamCutError("The agent's stream ended before the turn did.")
+
+
+# The gateway to an environment's agentd over HTTP (its API: `docs/agentd.md`).
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
@@ -195,7 +294,7 @@ def _no_turn(turn_id: str) -> TurnNotFoundError:
 
 def _headers(at: AgentAddress) -> dict[str, str]:
     headers = {"Authorization": f"Bearer {at.token}"}
-    if request_id := context.request_id.get():
+    if request_id := logs.request_id.get():
         headers["x-request-id"] = request_id
     return headers
 

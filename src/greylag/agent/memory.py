@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from greylag import sse
+from greylag.common import sse
 from greylag.domain.errors import (
     AgentUnreachableError,
     ConfirmationNotFoundError,
@@ -24,7 +24,7 @@ from greylag.domain.errors import (
     SessionNotFoundError,
     TurnNotFoundError,
 )
-from greylag.ports.agent import AgentAddress, AgentStatus, ChatMessage, Decision, Session, Turn
+from greylag.ports import AgentAddress, AgentStatus, ChatMessage, Decision, Session, Turn
 
 
 @dataclass

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from greylag.agentd.agent.settings import GOOSE_SETTINGS, SettingValueError
 from greylag.agentd.agent.types import MODEL_RETRIES
+from greylag.agentd.settings import GOOSE_SETTINGS, SettingValueError
 
 LogFormat = Literal["json", "console"]
 

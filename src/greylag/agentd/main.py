@@ -12,28 +12,22 @@ from datetime import UTC, datetime
 import structlog
 import uvloop
 
+from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.binary import find_agent
-from greylag.agentd.agent.errors import AgentUnavailableError
-from greylag.agentd.agent.port import AgentPort
 from greylag.agentd.agent.process import harden_this_process
-from greylag.agentd.agent.settings import GOOSE_SETTINGS
-from greylag.agentd.agent.types import AgentCommand, AgentSetup
+from greylag.agentd.agent.types import AgentCommand, AgentPort, AgentSetup, find_agent
 from greylag.agentd.api.app import Services, create_app
 from greylag.agentd.api.server import HttpServer, bind
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.logs import configure_logs
-from greylag.agentd.model.provider import demonstration, provider
-from greylag.agentd.records.database import Database, StorageError
-from greylag.agentd.records.sessions import SessionRecords
-from greylag.agentd.records.turns import TurnRecords
+from greylag.agentd.model.relay import demonstration, provider
+from greylag.agentd.records import Database, SessionRecords, StorageError, TurnRecords
 from greylag.agentd.sessions import SessionService
-from greylag.agentd.settings import SettingsService
-from greylag.agentd.turns.recovery import end_open_turns
-from greylag.agentd.turns.runner import Records, TurnPolicy
-from greylag.agentd.turns.turns import TurnService
+from greylag.agentd.settings import GOOSE_SETTINGS, SettingsService
+from greylag.agentd.turns.run import Records, TurnPolicy
+from greylag.agentd.turns.turns import TurnService, end_open_turns
 from greylag.agentd.volume import Volume
 
 EXIT_OK = 0

@@ -6,12 +6,10 @@ from collections.abc import Callable
 
 import structlog
 
-from greylag.agentd.agent.errors import AgentError
-from greylag.agentd.agent.port import AgentPort
+from greylag.agentd.agent.acp import AgentError
+from greylag.agentd.agent.types import AgentPort
 from greylag.agentd.problems import session_not_found
-from greylag.agentd.records.database import SessionRecord, session_title
-from greylag.agentd.records.sessions import SessionRecords
-from greylag.agentd.records.turns import TurnRecords
+from greylag.agentd.records import SessionRecord, SessionRecords, TurnRecords, session_title
 from greylag.agentd.turns.turns import TurnService
 
 _log = structlog.get_logger()

@@ -1,19 +1,307 @@
-"""`greylag chat`."""
+"""Whether the agent may run a tool: asked of the person, or decided beforehand."""
 
 import asyncio
 import contextlib
 import importlib
+import signal
 import sys
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from enum import Enum, auto
 
 import click
 
 from greylag.cli.access import Access, api_options
-from greylag.cli.api_types import Decision
-from greylag.cli.ask import somebody_is_there
-from greylag.cli.chat_view import JsonView, TextView
-from greylag.cli.conversation import Conversation, End
-from greylag.cli.errors import CliError, Exit, InterruptedByUserError
-from greylag.cli.text import visible
+from greylag.cli.api_types import Decision, OutgoingMessage, ProjectPlace, StreamEvent
+from greylag.cli.chat_view import JsonView, TextView, TurnView
+from greylag.cli.client import ApiClient
+from greylag.cli.errors import (
+    CliError,
+    Exit,
+    InterruptedByUserError,
+    Patience,
+    ServerUnreachableError,
+)
+from greylag.cli.output import YES, drop_typed, read_line, somebody_is_there, task_group, visible
+
+
+class Confirmations:
+    """The confirmations of one turn, each answered by a task of ``group``.
+
+    Args:
+        api: the client.
+        place: the project.
+        view: where questions are shown.
+        group: owns the tasks; the caller calls ``close`` before leaving it.
+        fixed: the answer to all, or ``None`` to ask on the terminal.
+    """
+
+    def __init__(
+        self,
+        api: ApiClient,
+        place: ProjectPlace,
+        view: TurnView,
+        group: asyncio.TaskGroup,
+        *,
+        fixed: Decision | None,
+    ) -> None:
+        self._api = api
+        self._place = place
+        self._view = view
+        self._group = group
+        self._fixed = fixed
+        self._terminal = asyncio.Lock()
+        self._open: dict[str, asyncio.Task[None]] = {}
+
+    def asked(self, turn_id: str, event: StreamEvent) -> None:
+        """Begin to answer a ``tool_confirmation``."""
+        confirmation_id = event.text("id")
+        self._open[confirmation_id] = self._group.create_task(
+            self._answer(turn_id, event), name=f"confirmation {confirmation_id}"
+        )
+
+    def settled(self, event: StreamEvent) -> None:
+        """Drop the question that a ``status`` event tells to be settled, if it is still open."""
+        task = self._open.pop(event.text("confirmation_id"), None)
+        if task is not None:
+            task.cancel()
+
+    def close(self) -> None:
+        """Drop all questions; the turn is over."""
+        for task in self._open.values():
+            task.cancel()
+
+    async def _answer(self, turn_id: str, event: StreamEvent) -> None:
+        async with self._terminal:
+            decision = await self._decide(event)
+            await self._tell(turn_id, event.text("id"), decision)
+
+    async def _tell(self, turn_id: str, confirmation_id: str, decision: Decision) -> None:
+        """Give the answer to the agent; it may be given twice, so a broken try is repeated."""
+        patience = Patience()
+        while True:
+            try:
+                return await self._api.confirm(self._place, turn_id, confirmation_id, decision)
+            except CliError as error:
+                if not await patience.pause_after(error):
+                    return self._view.note(f"The answer was not taken: {error.message}")
+
+    async def _decide(self, event: StreamEvent) -> Decision:
+        if self._fixed is not None:
+            word = "Allowed" if self._fixed == "allow_once" else "Declined"
+            self._view.note(f"{word} without asking: {event.text('tool_name')}")
+            return self._fixed
+        drop_typed()
+        self._view.question(event)
+        answer = await read_line()
+        if answer:
+            self._view.answered()
+        return "allow_once" if answer.strip().lower() in YES else "reject_once"
+
+
+# A message and all that answers it, whatever happens to the connection meanwhile.
+
+
+class TurnStream:
+    """Yields each event of one turn exactly once, in order, to ``complete``.
+
+    After a dropped connection it goes on by itself: before the turn is known by sending the message
+    again (the same ``message_id`` is the same turn), else with the event after the last one.
+
+    Args:
+        api: the client.
+        place: the project.
+        message: what the agent is given.
+        note: told, in words, when the connection drops.
+        patience: how long to try again.
+    """
+
+    def __init__(
+        self,
+        api: ApiClient,
+        place: ProjectPlace,
+        message: OutgoingMessage,
+        note: Callable[[str], None],
+        patience: Patience | None = None,
+    ) -> None:
+        self._api = api
+        self._place = place
+        self._message = message
+        self._note = note
+        self._patience = patience or Patience()
+        self._last_id: str | None = None
+        self.turn_id: str | None = None
+        self.session_id: str | None = message.session_id
+
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
+        """Yield the events. Raises what the first try raises, or what lasts too long."""
+        arrived = False
+        while True:
+            try:
+                async with self._open() as events:
+                    arrived = True
+                    self._patience.opened()
+                    async for event in events:
+                        self._patience.worked()
+                        self._remember(event)
+                        yield event
+                        if event.type == "complete":
+                            return
+                # The server, or what is between, ended the stream too early.
+                failure: CliError = ServerUnreachableError(
+                    "The connection ended before the answer did.", connected=True
+                )
+            except CliError as error:
+                if not arrived and not _may_have_arrived(error):
+                    raise
+                failure = error
+            arrived = True
+            self._note("The connection dropped; going on ...")
+            if not await self._patience.pause_after(failure):
+                raise failure
+
+    def _open(self) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+        if self.turn_id is None:
+            return self._api.send(self._place, self._message)
+        return self._api.turn_events(self._place, self.turn_id, self._last_id)
+
+    def _remember(self, event: StreamEvent) -> None:
+        if event.id is not None:
+            self._last_id = event.id
+        if event.type == "turn":
+            self.turn_id = event.text("turn_id") or None
+            self.session_id = event.text("session_id") or None
+
+
+def _may_have_arrived(error: CliError) -> bool:
+    return isinstance(error, ServerUnreachableError) and error.connected
+
+
+# One conversation with an agent: turn after turn in one session.
+
+
+class End(Enum):
+    """How a turn ended for the person who watched it."""
+
+    COMPLETED = auto()
+    FAILED = auto()
+    CANCELLED = auto()
+    INTERRUPTED = auto()
+
+
+class Conversation:
+    """Sends messages, one after the other, and shows what answers them.
+
+    Args:
+        api: an open client.
+        place: the project.
+        view: where it is shown.
+        session_id: the session to go on with; ``None`` for a new one.
+        fixed: the answer to all confirmations, or ``None`` to ask on the terminal.
+    """
+
+    def __init__(
+        self,
+        api: ApiClient,
+        place: ProjectPlace,
+        view: TurnView,
+        *,
+        session_id: str | None,
+        fixed: Decision | None,
+    ) -> None:
+        self._api = api
+        self._place = place
+        self._view = view
+        self._fixed = fixed
+        self._presses = 0
+        self.session_id = session_id
+
+    async def turn(self, message: str) -> End:
+        """Send one message and show its turn to the end.
+
+        The first Ctrl-C cancels the turn (before there is one, it stops waiting); a second one
+        raises ``InterruptedByUserError``. Raises ``CliError`` when the message is not taken.
+        """
+        self._presses = 0
+        clean = message.encode("utf-8", "replace").decode()
+        outgoing = OutgoingMessage(clean, uuid.uuid4().hex, self.session_id)
+        stream = TurnStream(self._api, self._place, outgoing, self._view.note)
+        try:
+            return await self._watch(stream)
+        except asyncio.CancelledError:
+            if self._presses > 1:
+                raise InterruptedByUserError("The person left.") from None
+            if self._presses == 1:
+                self._view.note("Stopped waiting; what was begun goes on.")
+                return End.INTERRUPTED
+            raise
+        finally:
+            self._view.end()
+            self.session_id = stream.session_id or self.session_id
+
+    async def _watch(self, stream: TurnStream) -> End:
+        end = End.COMPLETED
+        async with task_group() as group:
+            confirmations = Confirmations(
+                self._api, self._place, self._view, group, fixed=self._fixed
+            )
+            with _on_interrupt(self._interrupter(stream, group)):
+                async with aclosing(stream.events()) as events:
+                    async for event in events:
+                        end = _end_after(end, event)
+                        self._take(stream, confirmations, event)
+            confirmations.close()
+        return End.INTERRUPTED if self._presses and end is not End.COMPLETED else end
+
+    def _take(self, stream: TurnStream, confirmations: Confirmations, event: StreamEvent) -> None:
+        self._view.show(event)
+        if event.type == "tool_confirmation":
+            confirmations.asked(stream.turn_id or "", event)
+        elif event.type == "status":
+            confirmations.settled(event)
+
+    def _interrupter(self, stream: TurnStream, group: asyncio.TaskGroup) -> Callable[[], None]:
+        watching = asyncio.current_task()
+
+        def pressed() -> None:
+            self._presses += 1
+            self._view.interrupted()
+            if self._presses == 1 and stream.turn_id is not None:
+                group.create_task(self._cancel(stream.turn_id), name="cancel the turn")
+            elif watching is not None:
+                watching.cancel()
+
+        return pressed
+
+    async def _cancel(self, turn_id: str) -> None:
+        self._view.note("Cancelling ... (Ctrl-C again to leave)")
+        try:
+            await self._api.cancel_turn(self._place, turn_id)
+        except CliError as error:
+            self._view.note(f"The turn cannot be cancelled: {error.message}")
+
+
+def _end_after(end: End, event: StreamEvent) -> End:
+    if event.type == "error":
+        return End.FAILED
+    if event.type == "complete" and event.text("stop_reason") == "cancelled":
+        return End.CANCELLED
+    return end
+
+
+@contextmanager
+def _on_interrupt(pressed: Callable[[], None]) -> Iterator[None]:
+    """Call ``pressed`` for each Ctrl-C instead of ending the program."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, pressed)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+# `greylag chat`.
 
 PROMPT = "you> "
 # Far above what a server takes; it only guards this machine's memory.

@@ -5,8 +5,7 @@ import sys
 from typing import Protocol
 
 from greylag.cli.api_types import StreamEvent
-from greylag.cli.output import Output
-from greylag.cli.text import one_line, shortened, visible
+from greylag.cli.output import Output, one_line, shortened, visible
 
 ARGUMENT_LENGTH = 100
 QUESTION_LENGTH = 4000

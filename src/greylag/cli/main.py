@@ -12,9 +12,7 @@ from click.shell_completion import CompletionItem
 
 from greylag import __version__
 from greylag.cli.errors import CliError, ClosedPipeError, Exit, OutputLostError
-from greylag.cli.streams import as_text, drop_output, prepare_streams
-from greylag.cli.text import visible
-from greylag.cli.usage import print_usage_error
+from greylag.cli.output import as_text, drop_output, prepare_streams, print_usage_error, visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +28,16 @@ VERBS = {
     "serve": Verb("greylag.cli.serve:serve", "Run the web: API, dashboard and streams."),
     "worker": Verb("greylag.cli.serve:worker", "Run the reconciler."),
     "agentd": Verb("greylag.cli.agentd:agentd", "Run the agent's API inside an environment."),
-    "users": Verb("greylag.cli.users:users", "List the users."),
+    "users": Verb("greylag.cli.projects:users", "List the users."),
     "projects": Verb(
         "greylag.cli.projects:projects", "List, create, show, rename, delete projects."
     ),
-    "activate": Verb("greylag.cli.lifecycle:activate", "Start a project's environment."),
-    "deactivate": Verb("greylag.cli.lifecycle:deactivate", "Stop a project's environment."),
+    "activate": Verb("greylag.cli.projects:activate", "Start a project's environment."),
+    "deactivate": Verb("greylag.cli.projects:deactivate", "Stop a project's environment."),
     "chat": Verb("greylag.cli.chat:chat", "Talk to a project's agent."),
     "sessions": Verb("greylag.cli.sessions:sessions", "List, read or delete conversations."),
     "logs": Verb("greylag.cli.logs:logs", "Print what a project's environment says."),
-    "events": Verb("greylag.cli.events:events", "Print a project's activation log."),
+    "events": Verb("greylag.cli.logs:events", "Print a project's activation log."),
     "manifests": Verb(
         "greylag.cli.manifests:manifests", "Print a project's Kubernetes objects as YAML."
     ),
@@ -48,7 +46,7 @@ VERBS = {
         "greylag.cli.orphans:orphans", "List, or delete, environments without a record."
     ),
     "doctor": Verb("greylag.cli.doctor:doctor", "Check the server and this machine."),
-    "version": Verb("greylag.cli.version:version", "Print the version."),
+    "version": Verb("greylag.cli.serve:version", "Print the version."),
 }
 
 

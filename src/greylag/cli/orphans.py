@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from greylag.cli.ask import confirm
 from greylag.cli.errors import CliError, Exit
-from greylag.cli.output import Output
+from greylag.cli.output import Output, confirm
 from greylag.cli.serve import StartError
 from greylag.cli.store import StoreError, StoreUnreachableError
 from greylag.domain.errors import ErrorInfo, GreylagError
@@ -53,8 +52,8 @@ def orphans(*, delete: bool, yes: bool, data: Path | None, as_json: bool) -> int
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
     if yes and not delete:
         raise click.UsageError("--yes is for --delete only.")
+    from greylag.common.logs import configure_logging
     from greylag.config import load_settings
-    from greylag.logs import configure_logging
 
     try:
         settings = load_settings(data=data)

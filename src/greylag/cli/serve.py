@@ -1,11 +1,14 @@
 """`greylag up`, `serve` and `worker`: the programs that run until they are stopped."""
 
+import json
+import platform
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from greylag import __version__
 from greylag.cli.errors import CliError, Exit
 from greylag.domain.errors import GreylagError
 
@@ -76,8 +79,8 @@ def worker(data: Path | None) -> None:
 def _run(program: Program, **arguments: object) -> None:
     import uvloop
 
+    from greylag.common.logs import configure_logging
     from greylag.config import load_settings
-    from greylag.logs import configure_logging
 
     try:
         settings = load_settings(**arguments)
@@ -95,3 +98,16 @@ def _first(group: BaseExceptionGroup[GreylagError]) -> GreylagError:
 
 def _announce(address: str) -> None:
     click.echo(f"Greylag is ready: {address}")
+
+
+# `greylag version`.
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def version(*, as_json: bool) -> None:
+    """Print the version of Greylag and of the Python that runs it."""
+    if as_json:
+        click.echo(json.dumps({"greylag": __version__, "python": platform.python_version()}))
+    else:
+        click.echo(f"greylag {__version__} (Python {platform.python_version()})")

@@ -4,10 +4,8 @@ import click
 
 from greylag.cli.access import Access, api_options, with_client
 from greylag.cli.api_types import ProjectPlace
-from greylag.cli.ask import confirm
 from greylag.cli.client import ApiClient
-from greylag.cli.output import Output
-from greylag.cli.text import moment, visible
+from greylag.cli.output import Output, confirm, moment, visible
 
 
 @click.command()

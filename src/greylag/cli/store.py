@@ -1,9 +1,11 @@
 """`greylag store`: copy a whole store, or check it."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+import sys
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
@@ -64,7 +66,6 @@ def copy(source: str, target: str, *, as_json: bool) -> None:
     Example: greylag store copy --from data --to mongodb://db.example/goose
     """
     from greylag.archives import copy_store
-    from greylag.cli.store_progress import shown_progress
 
     output = Output(as_json=as_json)
     with shown_progress() as progress:
@@ -88,7 +89,6 @@ def check(url: str | None, *, as_json: bool) -> int:
     Example: greylag store check ~/greylag
     """
     from greylag.archives import examine_store
-    from greylag.cli.store_progress import shown_progress
 
     output = Output(as_json=as_json)
     with shown_progress() as progress:
@@ -127,3 +127,37 @@ def _print(output: Output, report: Mapping[str, Any]) -> None:
         output.table(COLUMNS, rows, prose=("FOUND", "HINT"))
     else:
         output.line(f"{place}: {count} projects, and nothing is wrong.")
+
+
+# How far a long command is, on a terminal; elsewhere nothing is shown.
+
+
+class Show(Protocol):
+    """Shows how far it is."""
+
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        """Show ``done`` of ``total`` (``None``: not known) records of a step, one plain word."""
+
+
+@contextmanager
+def shown_progress() -> Iterator[Show]:
+    """Give what shows progress on stderr until the block ends, and leaves nothing there."""
+    if not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("opening", total=None)
+
+        def show(step: str, done: int, total: int | None) -> None:
+            bar.update(task, description=step, completed=done, total=total)
+
+        yield show
+
+
+def _silent(step: str, done: int, total: int | None) -> None:
+    """Show nothing: nobody sits there."""

@@ -7,12 +7,19 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from greylag.cluster.news import News
-from greylag.cluster.steps import AGENT_READY, API_ANSWERS, PROCESS_STARTED
 from greylag.domain.errors import ClusterError, ErrorInfo, LeaseLostError, NotActiveError
-from greylag.domain.lifecycle import Observation, Observed, Step, Verb
+from greylag.domain.lifecycle import (
+    AGENT_READY,
+    API_ANSWERS,
+    PROCESS_STARTED,
+    Observation,
+    Observed,
+    Step,
+    Verb,
+)
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Fence, Project, ProjectRef
-from greylag.ports.agent import AgentAddress
+from greylag.ports import AgentAddress
 
 _LOST = ErrorInfo("cluster_unavailable", "The cluster in memory was told to know nothing.")
 _ALIVE = frozenset({Observed.STARTING, Observed.READY, Observed.STOPPING})

@@ -171,3 +171,10 @@ def _late(seen: Observation) -> ErrorInfo:
         f"The environment did not become ready in time.{reached}",
         "`greylag logs` shows what it says; activate again to go on waiting.",
     )
+
+
+# The steps on an environment's way to ready, in order, as the activation log tells them.
+
+PROCESS_STARTED = Step("process_started", "The environment's process has started.")
+API_ANSWERS = Step("api_answers", "The agent's API answers.")
+AGENT_READY = Step("agent_ready", "The agent is ready.")

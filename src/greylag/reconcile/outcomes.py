@@ -5,10 +5,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from greylag.domain.errors import ErrorInfo
-from greylag.domain.events import NewEvent
 from greylag.domain.lifecycle import MAX_RESTARTS, Observation, Verb
-from greylag.domain.project import Desired, Project, Status
-from greylag.ports.store import Outcome
+from greylag.domain.project import Desired, NewEvent, Project, Status
+from greylag.ports import Outcome
 
 STABLE_AFTER = timedelta(seconds=60)
 

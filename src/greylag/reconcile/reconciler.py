@@ -1,9 +1,11 @@
-"""One project at a time: load, observe, plan, act, record, until it can rest."""
+"""What a reconciler is told of time, and what one pass remembers while it holds its claim."""
 
 import asyncio
 import random
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 
@@ -15,7 +17,6 @@ from greylag.domain.errors import (
     LeaseLostError,
     StoreUnavailableError,
 )
-from greylag.domain.events import NewEvent
 from greylag.domain.lifecycle import (
     Act,
     Action,
@@ -25,19 +26,112 @@ from greylag.domain.lifecycle import (
     Observed,
     Retry,
     Settle,
+    Step,
     Verb,
     Wait,
     plan,
 )
-from greylag.domain.project import Project, ProjectRef
-from greylag.ports.cluster import Cluster
-from greylag.ports.store import Claim, Outcome, ProjectStore, Subscription
-from greylag.ports.world import Clock
+from greylag.domain.project import NewEvent, Project, ProjectRef
+from greylag.ports import Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
-from greylag.reconcile.patience import finish, first_change
-from greylag.reconcile.state import Pace, Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long things may take, in seconds.
+
+    ``lease`` bounds how long a dead worker's projects rest; one step of a pass takes at most half
+    of it. ``resync`` is how often an active environment is looked at without a reason.
+    """
+
+    lease: float
+    resync: float
+    activation_timeout: float
+
+    @property
+    def step(self) -> float:
+        """The longest that one call of the cluster may take."""
+        return self.lease / 2
+
+
+class Pass:
+    """One claim's work: its record as last written, and what was done and told already."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.started = False
+        self.announced: set[Verb] = set()
+        self._told: set[Step] = set()
+
+    @property
+    def project(self) -> Project:
+        """The record as last read or written."""
+        return self.claim.project
+
+    def renew(self, claim: Claim) -> None:
+        """Go on with the record as it is now; a changed wish makes the log begin anew."""
+        if claim.project.generation != self.project.generation:
+            self.started = False
+            self.announced.clear()
+            self._told.clear()
+        self.claim = claim
+
+    def check_lease(self, now: datetime) -> None:
+        """Raise ``LeaseLostError`` when the lease has run out, as after this process was paused."""
+        lease = self.project.lease
+        if lease is not None and now >= lease.until:
+            raise LeaseLostError("The lease ran out before the next step.")
+
+    def new_steps(self, seen: Observation) -> list[NewEvent]:
+        """Return the steps that the log has not heard of in this pass."""
+        if not self.started:
+            return []
+        fresh = [step for step in seen.steps if step not in self._told]
+        self._told.update(fresh)
+        return [NewEvent(step.code, step.message) for step in fresh]
+
+
+# Waiting that a pass of the reconciler does: for news, and for a write that must not be cut.
 
 log = structlog.get_logger(__name__)
+
+
+async def first_change(
+    cluster: Cluster, project: Project, news: Subscription, longest: float
+) -> None:
+    """Return when the environment or the record may have changed, after ``longest`` seconds at
+    the latest. A cluster that cannot tell (``ClusterError``) ends the waiting too.
+    """
+    waits = [
+        asyncio.create_task(cluster.changed(project, longest), name="cluster changed"),
+        asyncio.create_task(news.changed(longest), name="record changed"),
+    ]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        results = await asyncio.gather(*waits, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(
+            result, (asyncio.CancelledError, ClusterError)
+        ):
+            raise result
+
+
+async def finish(write: Coroutine[Any, Any, Any]) -> None:
+    """Await ``write`` to its end even if this task is cancelled meanwhile; then be cancelled."""
+    task = asyncio.ensure_future(write)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("last write failed", error=str(error))
+        raise
+
+
+# One project at a time: load, observe, plan, act, record, until it can rest.
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0

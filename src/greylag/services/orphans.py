@@ -4,19 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from greylag.domain.errors import (
-    ClusterError,
-    ConflictError,
-    ErrorInfo,
-    ProjectExistsError,
-)
+from greylag.domain.errors import ClusterError, ConflictError, ErrorInfo, ProjectExistsError
 from greylag.domain.lifecycle import Act, Forget, Retry, Verb, Wait, plan
 from greylag.domain.names import EnvironmentNames, environment_names
 from greylag.domain.project import Desired, Lease, Project, ProjectRef, Status, new_record_id
-from greylag.ports.cluster import Cluster
-from greylag.ports.matching import has_record
-from greylag.ports.store import Claim, ProjectStore
-from greylag.ports.world import Clock
+from greylag.ports import Claim, Clock, Cluster, ProjectStore, has_record
 
 NAME = "An environment without a record, being removed"
 PAUSE_SECONDS = 1.0

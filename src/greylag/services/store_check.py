@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.names import EnvironmentNames, check_id, check_name, environment_names
 from greylag.domain.project import Desired, Project, Status
-from greylag.ports.archive import Archive, Bundle, Flaw
+from greylag.ports import Archive, Bundle, Flaw
 from greylag.services.store_digest import all_sheets
 
 _LONG = timedelta(hours=1)

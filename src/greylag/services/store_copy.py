@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import islice
 
 from greylag.domain.errors import StoreUnavailableError
-from greylag.ports.archive import (
+from greylag.ports import (
     Archive,
     Bundle,
     StoreCopyDiffersError,

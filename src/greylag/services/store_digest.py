@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from greylag.domain.project import Project
-from greylag.ports.archive import Archive, Bundle, Sheet, StoreUnreadableError
+from greylag.ports import Archive, Bundle, Sheet, StoreUnreadableError
 
 AT_ONCE = 500
 """Records on one sheet at most."""

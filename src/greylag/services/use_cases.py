@@ -1,12 +1,29 @@
-"""All use cases in one object, as the web is given them."""
+"""What this installation is, for pages, clients and `greylag doctor`."""
 
 from dataclasses import dataclass
 
-from greylag.ports.store import ProjectStore
-from greylag.services.agents import Agents
-from greylag.services.messages import Messages
-from greylag.services.platform import Platform
+from greylag.ports import ProjectStore
+from greylag.services.agents import Agents, Messages
 from greylag.services.projects import Projects
+
+DEMONSTRATION = (
+    "This is a demonstration: no model provider is set, so a built-in script answers. Set"
+    " GREYLAG_MODEL_URL, GREYLAG_MODEL_KEY and GREYLAG_MODEL, and activate the project again."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """``notice`` and ``demonstration`` are sentences that every user must see, or ``None``."""
+
+    version: str
+    cluster: str
+    store: str
+    notice: str | None
+    demonstration: str | None
+
+
+# All use cases in one object, as the web is given them.
 
 
 @dataclass(frozen=True, slots=True)

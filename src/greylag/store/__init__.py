@@ -1,1 +1,1 @@
-"""Where records are kept: adapters of ``greylag.ports.store`` and of the user directory."""
+"""Where records are kept: adapters of ``greylag.ports`` and of the user directory."""

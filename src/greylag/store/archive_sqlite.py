@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from greylag.common.sqlite import SqlThread, transaction
 from greylag.domain.errors import ConfigError, StoreUnavailableError
 from greylag.domain.project import ProjectRef
-from greylag.ports.archive import Bundle, Flaw, Held, Sheet, StoreUnreadableError
-from greylag.store import archive_tables, rows, schema
-from greylag.store.cursor import from_millis, millis
-from greylag.store.threads import SqlThread, transaction
+from greylag.ports import Bundle, Flaw, Held, Sheet, StoreUnreadableError
+from greylag.store import archive_tables
+from greylag.store.records import from_millis, millis
+from greylag.store.sqlite import schema
+from greylag.store.sqlite.tables import SELECT
 
 _DATA_FOLDER = "Give the path of greylag.db, or of the data folder that holds it."
 
@@ -52,7 +54,7 @@ def glance(path: Path) -> Glance:
 
 
 class SqliteArchive:
-    """Implements ``greylag.ports.archive.Archive``; ``await SqliteArchive.open(...)`` makes one."""
+    """Implements ``greylag.ports.Archive``; ``await SqliteArchive.open(...)`` makes one."""
 
     kind = "sqlite"
 
@@ -94,7 +96,7 @@ class SqliteArchive:
         def work(sql: sqlite3.Connection) -> list[Bundle | Flaw]:
             marks = ", ".join("?" * len(record_ids))
             with transaction(sql, "BEGIN"):
-                found = sql.execute(f"{rows.SELECT} WHERE id IN ({marks})", tuple(record_ids))
+                found = sql.execute(f"{SELECT} WHERE id IN ({marks})", tuple(record_ids))
                 return [archive_tables.read(sql, row) for row in found.fetchall()]
 
         found: dict[str, Bundle] = {}

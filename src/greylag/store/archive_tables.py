@@ -2,10 +2,11 @@
 
 import sqlite3
 
-from greylag.ports.archive import Bundle, Flaw, KeptKey, Sheet
-from greylag.store import rows, sheets, tables
-from greylag.store.cursor import from_millis, millis
-from greylag.store.records import Record
+from greylag.ports import Bundle, Flaw, KeptKey, Sheet
+from greylag.store import sheets
+from greylag.store.records import Record, from_millis, millis
+from greylag.store.sqlite import tables
+from greylag.store.sqlite import tables as rows
 
 _MARK = "CREATE TABLE copying (one INTEGER PRIMARY KEY CHECK (one = 1), source TEXT NOT NULL)"
 _DOUBLES = (

@@ -1,100 +1,89 @@
-"""How processes that share one SQLite file hear of each other's writes.
-
-Each write leaves a row in ``changes`` with the project it was about. ``PRAGMA data_version`` tells,
-for a few microseconds, whether anybody has written at all; only then are the rows read.
-"""
+"""Who wants to hear of which change, inside this process."""
 
 import asyncio
-import sqlite3
-from collections.abc import Iterable
-
-import structlog
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import ProjectRef
-from greylag.store.signals import ChangeHub
-from greylag.store.threads import SqlThread
-
-_KEPT = 10_000
-_SECONDS_AFTER_FAILURE = 1.0
-
-_log = structlog.get_logger(__name__)
 
 
-def note(sql: sqlite3.Connection, source: str, refs: Iterable[ProjectRef | None]) -> None:
-    """Add rows for changed projects (``None``: maybe any), inside the transaction of the change."""
-    for ref in refs:
-        added = sql.execute(
-            "INSERT INTO changes (source, user_id, project_id) VALUES (?, ?, ?)",
-            (source, *((None, None) if ref is None else (ref.user_id, ref.project_id))),
-        )
-        sql.execute("DELETE FROM changes WHERE n <= ?", ((added.lastrowid or 0) - _KEPT,))
+class Signal:
+    """One subscriber's ear; implements ``greylag.ports.Subscription``."""
+
+    def __init__(self, hub: "ChangeHub") -> None:
+        self._hub = hub
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """Note that something has changed; it is kept until the next ``changed`` takes it."""
+        self._event.set()
+
+    async def changed(self, timeout: float) -> bool:  # noqa: ASYNC109 - the port's signature
+        """Return ``True`` as soon as something has changed, ``False`` after ``timeout`` seconds.
+
+        Raises ``StoreUnavailableError`` when changes can no longer be heard of.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        self._hub.check()
+        self._event.clear()
+        return True
 
 
-class Follower:
-    """Tells ``hub`` what other processes write, while anybody listens.
+class ChangeHub:
+    """Hands each change to those who subscribed to its project, and to those who hear of all.
 
-    ``source`` is the name under which this process writes; its own rows are passed over, because
-    the hub has heard of them already.
+    All methods belong to the event loop's thread.
     """
 
-    def __init__(self, thread: SqlThread, hub: ChangeHub, source: str, poll_seconds: float) -> None:
-        self._thread = thread
-        self._hub = hub
-        self._source = source
-        self._poll_seconds = poll_seconds
-        self._version = -1
-        self._last = 0
-        self._failing = False
+    def __init__(self) -> None:
+        self._keyed: defaultdict[ProjectRef, set[Signal]] = defaultdict(set)
+        self._any: set[Signal] = set()
+        self._failure: BaseException | None = None
+        self.wanted = asyncio.Event()
+        """Set while anybody listens."""
 
-    async def start(self) -> None:
-        """Take note of where the table ends now: what comes after will be told."""
-        self._last = await self._thread.run(_newest)
-
-    async def run(self) -> None:
-        """Look until cancelled."""
-        while True:
-            await self._hub.wanted.wait()
-            await asyncio.sleep(await self._look())
-
-    async def _look(self) -> float:
-        """Tell the hub what is new; return how many seconds to wait before the next look."""
+    @contextmanager
+    def subscribe(self, ref: ProjectRef | None = None) -> Iterator[Signal]:
+        """Listen to one project, or to all (``None``), inside the ``with`` block."""
+        signal = Signal(self)
+        self._audience(ref).add(signal)
+        self.wanted.set()
         try:
-            changed = await self._thread.run(self._read)
-        except StoreUnavailableError as error:
-            # Listeners look for themselves and meet the error where it can be answered.
-            if not self._failing:
-                _log.warning("changes_unreadable", reason=str(error))
-            self._failing = True
-            self._hub.signal(None)
-            return _SECONDS_AFTER_FAILURE
-        self._failing = False
-        for ref in changed:
-            self._hub.signal(ref)
-        return self._poll_seconds
+            yield signal
+        finally:
+            self._audience(ref).discard(signal)
+            if ref is not None and not self._keyed[ref]:
+                del self._keyed[ref]
+            if not self._any and not self._keyed:
+                self.wanted.clear()
 
-    def _read(self, sql: sqlite3.Connection) -> set[ProjectRef | None]:
-        version = sql.execute("PRAGMA data_version").fetchone()[0]
-        if version == self._version:
-            return set()
-        found = sql.execute(
-            "SELECT n, source, user_id, project_id FROM changes WHERE n > ? ORDER BY n",
-            (self._last,),
-        ).fetchall()
-        changed: set[ProjectRef | None] = {
-            None if row["user_id"] is None else ProjectRef(row["user_id"], row["project_id"])
-            for row in found
-            if row["source"] != self._source
-        }
-        # Rows that are gone before they were read may have been about any project.
-        if found and found[0]["n"] != self._last + 1:
-            changed = {None}
-        # The version was read first: a write in between is found again by the next look.
-        self._version = version
-        self._last = found[-1]["n"] if found else self._last
-        return changed
+    def signal(self, ref: ProjectRef | None) -> None:
+        """Tell of a change to one project, or (``None``) of changes that may be to any."""
+        if ref is None:
+            self._wake_all()
+            return
+        for signal in (*self._any, *self._keyed.get(ref, ())):
+            signal.set()
 
+    def fail(self, cause: BaseException) -> None:
+        """Let every present and later wait for a change raise: changes can no longer be heard."""
+        self._failure = cause
+        self._wake_all()
 
-def _newest(sql: sqlite3.Connection) -> int:
-    newest: int = sql.execute("SELECT coalesce(max(n), 0) FROM changes").fetchone()[0]
-    return newest
+    def check(self) -> None:
+        """Raise ``StoreUnavailableError`` when ``fail`` was called."""
+        if self._failure is not None:
+            raise StoreUnavailableError("Changes can no longer be followed.") from self._failure
+
+    def _audience(self, ref: ProjectRef | None) -> set[Signal]:
+        return self._any if ref is None else self._keyed[ref]
+
+    def _wake_all(self) -> None:
+        for signal in self._any.union(*self._keyed.values()):
+            signal.set()

@@ -13,9 +13,8 @@ from greylag.domain.errors import (
     ProjectExistsError,
     StoreUnavailableError,
 )
-from greylag.domain.events import Event
-from greylag.domain.project import Desired, Project, ProjectRef
-from greylag.ports.store import (
+from greylag.domain.project import Desired, Event, Project, ProjectRef
+from greylag.ports import (
     Claim,
     Created,
     Duty,
@@ -26,10 +25,11 @@ from greylag.ports.store import (
     PageQuery,
     Subscription,
 )
-from greylag.store import cursor, duties, records
-from greylag.store.duties import DutyRecord
-from greylag.store.records import Record
-from greylag.store.signals import ChangeHub
+from greylag.store import records
+from greylag.store import records as cursor
+from greylag.store import records as duties
+from greylag.store.changes import ChangeHub
+from greylag.store.records import DutyRecord, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class _Tables:
 
 
 class MemoryStore:
-    """Implements ``greylag.ports.store.ProjectStore``.
+    """Implements ``greylag.ports.ProjectStore``.
 
     No method awaits anything, so each is one atomic step on the event loop.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.project import Desired, Lease, Status
-from greylag.ports.archive import Flaw, StoreNotEmptyError
+from greylag.ports import Flaw, StoreNotEmptyError
 from greylag.store.records import LOG_LENGTH, Record
 
 NAMED = 20

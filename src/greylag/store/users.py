@@ -7,7 +7,7 @@ from greylag.domain.users import User
 
 
 class StaticUsers:
-    """Implements ``greylag.ports.world.UserDirectory`` over the users that the settings name.
+    """Implements ``greylag.ports.UserDirectory`` over the users that the settings name.
 
     Raises ``ConfigError`` when two have the same id.
     """

@@ -1,24 +1,95 @@
-"""The web application: every route, inside the layers that guard and log it."""
+"""The dashboard's files."""
 
+from os import PathLike, stat_result
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Scope
 
 from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
-from greylag.web.api import lifecycle, platform, projects, sessions, turns
+from greylag.web.api import agent, platform, projects
 from greylag.web.api.deps import Web
 from greylag.web.auth import Attempts, Authenticator
 from greylag.web.dashboard import dashboard_routes, error_page
 from greylag.web.errors import install_error_handlers
 from greylag.web.guard import Guard
-from greylag.web.openapi import DESCRIPTION, TAGS, complete_openapi
 from greylag.web.request_log import RequestLog
+from greylag.web.schemas import Problem
 from greylag.web.sign_in import sign_in_routes
-from greylag.web.static_files import CachedStaticFiles
 from greylag.web.stream import Streams
+
+
+class CachedStaticFiles(StaticFiles):
+    """Files that a browser keeps, and asks by ETag whether they are still the same.
+
+    Their names do not change with their content, so keeping them unasked would mix the files of two
+    versions after an update.
+    """
+
+    def file_response(
+        self,
+        full_path: str | PathLike[str],
+        stat_result: stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        """Return a file, or that it is the one that the browser has."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+# The OpenAPI document: what the framework makes of the routes, and what it cannot know.
+
+DESCRIPTION = """\
+Isolated environments, each with a Goose agent, one per project.
+
+Every answer carries `x-request-id`. Every error is a problem document (RFC 9457) with a stable
+`code`. Ids in paths are percent-encoded. Streams are server-sent events that can be resumed.
+"""
+TAGS = [
+    {"name": "platform", "description": "The installation and its health."},
+    {"name": "users", "description": "Who owns projects."},
+    {"name": "projects", "description": "Projects and the life of their environments."},
+    {"name": "sessions", "description": "The conversations with a project's agent."},
+    {"name": "turns", "description": "A message and all that answers it."},
+]
+_UNUSED = ("HTTPValidationError", "ValidationError")
+_OPEN = ("/healthz", "/readyz")
+
+
+def complete_openapi(app: FastAPI, *, signed_in: bool) -> None:
+    """Make ``app.openapi`` tell of problem documents and, with ``signed_in``, of the token."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _completed(make(), signed_in=signed_in)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign] # the way the framework's docs tell
+
+
+def _completed(document: dict[str, Any], *, signed_in: bool) -> dict[str, Any]:
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema()
+    for name in _UNUSED:
+        schemas.pop(name, None)
+    if signed_in:
+        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}]
+        for path in _OPEN:
+            document["paths"][path]["get"]["security"] = []
+    return document
+
+
+# The web application: every route, inside the layers that guard and log it.
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -40,8 +111,8 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.web = Web(use_cases, Streams(settings))
-    for part in (platform, projects, lifecycle, sessions, turns):
-        app.include_router(part.router)
+    for router in (platform.router, projects.router, agent.router, agent.turns_router):
+        app.include_router(router)
     app.include_router(sign_in_routes(authenticator))
     app.include_router(dashboard_routes(use_cases, settings))
     app.mount("/static", CachedStaticFiles(directory=_STATIC))

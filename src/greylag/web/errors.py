@@ -1,6 +1,10 @@
-"""Errors outward: the one table from code to HTTP status, and RFC 9457 problem documents."""
+"""Which methods a path of the API takes, for the Allow header (RFC 9110, section 10.2.1)."""
 
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import structlog
@@ -8,17 +12,70 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.routing import compile_path
+from starlette.types import Scope, Send
 
-from greylag.domain.errors import (
-    ErrorInfo,
-    GreylagError,
-    InvalidRequestError,
-    TooLargeError,
-)
-from greylag.web.allowed import AllowedMethods
-from greylag.web.exchange import exchange_of
+from greylag.domain.errors import ErrorInfo, GreylagError, InvalidRequestError, TooLargeError
+from greylag.domain.users import Principal
 from greylag.web.schemas import Problem
+
+
+class AllowedMethods:
+    """Knows every path of the OpenAPI document. The framework names one route's methods only, and
+    a path has a route for each.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    def of(self, path: str) -> str | None:
+        """Return the methods of ``path`` (decoded) as the header lists them, or ``None``."""
+        return next((methods for regex, methods in self._table if regex.match(path)), None)
+
+    @cached_property
+    def _table(self) -> list[tuple[re.Pattern[str], str]]:
+        paths = self._app.openapi()["paths"]
+        return [(compile_path(path)[0], ", ".join(paths[path]).upper()) for path in paths]
+
+
+# One request and its answer, as the parts of the web share it through the ASGI scope.
+
+_KEY = "greylag.exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way.
+
+    Attributes:
+        request_id: as it came, or as we made it.
+        send: the server's own ``send``. The body of a stream goes straight to it: no layer between
+            looks at one, and each would cost a call per event.
+        principal: who asks, once that is known.
+        status: the HTTP status, once the answer has begun.
+        client_left: whether a stream ended because its client went away.
+        started: when the request came, on ``time.monotonic``.
+    """
+
+    request_id: str
+    send: Send
+    principal: Principal | None = None
+    status: int | None = None
+    client_left: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    def open(self, scope: Scope) -> None:
+        """Make this the exchange of ``scope``."""
+        scope[_KEY] = self
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange of a request that came through ``RequestLog``."""
+    found: Exchange = scope[_KEY]
+    return found
+
+
+# Errors outward: the one table from code to HTTP status, and RFC 9457 problem documents.
 
 log = structlog.get_logger(__name__)
 

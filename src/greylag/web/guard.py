@@ -16,9 +16,8 @@ from greylag.domain.errors import (
     UnauthorizedError,
 )
 from greylag.web import errors
-from greylag.web.auth import SIGN_IN, Authenticator
-from greylag.web.exchange import exchange_of
-from greylag.web.hosts import AllowedHosts, values
+from greylag.web.auth import SIGN_IN, AllowedHosts, Authenticator, values
+from greylag.web.errors import exchange_of
 
 MAX_HEADER_BYTES = 65_536
 _OPEN_PATHS = frozenset({SIGN_IN, "/healthz", "/readyz"})

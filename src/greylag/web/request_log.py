@@ -7,9 +7,9 @@ import uuid
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from greylag import context
+from greylag.common import logs
 from greylag.web import errors
-from greylag.web.exchange import Exchange
+from greylag.web.errors import Exchange
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +61,7 @@ class RequestLog:
             return
         exchange = Exchange(_request_id(scope), send)
         exchange.open(scope)
-        context.request_id.set(exchange.request_id)
+        logs.request_id.set(exchange.request_id)
         structlog.contextvars.clear_contextvars()
         added = [*SECURITY_HEADERS, (b"x-request-id", exchange.request_id.encode())]
 

@@ -1,13 +1,79 @@
-"""What the JSON API takes and gives of users and projects; OpenAPI is made from these models."""
+"""Values from outside, checked so that every store, log and answer can hold them; and times."""
 
-from typing import Annotated, Any, Literal, Self
+import math
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self, overload
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from greylag.domain.names import MAX_ID_LENGTH, MAX_NAME_LENGTH
 from greylag.domain.project import Desired, Project, Status
-from greylag.services.platform import Platform
-from greylag.web.plain import check_metadata, check_text, rfc3339
+from greylag.ports import AgentStatus, ChatMessage, Decision, Session, Turn
+from greylag.services.agents import MAX_MESSAGE_ID_LENGTH
+from greylag.services.use_cases import Platform
+
+MAX_DEPTH = 32
+_INT64 = 2**63
+
+
+def check_text(value: str) -> str:
+    """Return ``value`` if it is text that UTF-8 can carry, else raise ``ValueError``.
+
+    JSON can spell half of a surrogate pair, which no file and no database takes.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not hold unpaired surrogates") from None
+    return value
+
+
+def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    """Return ``value`` if it is JSON that everything after us can hold, else raise ``ValueError``.
+
+    That is: nested 32 deep at most, finite numbers, whole ones of 64 bits, text without unpaired
+    surrogates.
+    """
+    # A list of what is left to look at, not recursion: the depth is what is not yet known.
+    left: list[tuple[Any, int]] = [(value, 1)]
+    while left:
+        item, depth = left.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"must not be nested deeper than {MAX_DEPTH}")
+        left += [(child, depth + 1) for child in _children(item)]
+    return value
+
+
+def _children(item: Any) -> list[Any]:
+    match item:
+        case dict():
+            return [*item.keys(), *item.values()]
+        case list():
+            return item
+        case str():
+            check_text(item)
+        case int() if not -_INT64 <= item < _INT64:
+            raise ValueError("must not hold whole numbers of more than 64 bits")
+        case float() if not math.isfinite(item):
+            raise ValueError("must not hold numbers that JSON cannot write")
+        case _:
+            pass
+    return []
+
+
+@overload
+def rfc3339(moment: datetime) -> str: ...
+@overload
+def rfc3339(moment: datetime | None) -> str | None: ...
+def rfc3339(moment: datetime | None) -> str | None:
+    """Return ``moment`` (aware) as RFC 3339 has it, in UTC with milliseconds and ``Z``."""
+    if moment is None:
+        return None
+    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
+    return f"{text.removesuffix('+00:00')}Z"
+
+
+# What the JSON API takes and gives of users and projects; OpenAPI is made from these models.
 
 Text = Annotated[str, AfterValidator(check_text)]
 Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
@@ -166,3 +232,110 @@ class HealthOut(Out):
     """The process runs."""
 
     status: Literal["ok"]
+
+
+# What the JSON API takes and gives of an environment's agent.
+
+_SESSION = "0d4f7c1e-6a35-4b0e-9c55-1f2f0c5f7a10"
+_TURN = "5a1d0b6c2f3e4d51a7c8e9f001122334"
+
+
+class AgentOut(Out):
+    """What answers in the environment."""
+
+    agent: str = Field(examples=["goose"])
+    version: str = Field(examples=["1.52.0"])
+    model: str = Field(examples=["scripted"])
+    demonstration: str | None
+
+    @classmethod
+    def of(cls, status: AgentStatus) -> Self:
+        """Return ``status`` as it is shown."""
+        return cls.model_validate(status)
+
+
+class SessionOut(Out):
+    """A session: one conversation with the agent."""
+
+    session_id: str = Field(examples=[_SESSION])
+    created_at: str = Field(examples=[_TIME])
+    updated_at: str = Field(examples=[_TIME])
+    message_count: int = Field(examples=[2])
+
+    @classmethod
+    def of(cls, session: Session) -> Self:
+        """Return ``session`` as it is shown."""
+        return cls.model_validate(session)
+
+
+class SessionsOut(Out):
+    """The sessions of a project, newest first."""
+
+    sessions: list[SessionOut]
+
+
+class MessageOut(Out):
+    """One message of a session's history."""
+
+    role: str = Field(examples=["User"])
+    content: str = Field(examples=["Hello"])
+    timestamp: int | None = Field(description="Seconds since 1970.", examples=[1795424100])
+    message_index: int = Field(examples=[0])
+
+    @classmethod
+    def of(cls, message: ChatMessage) -> Self:
+        """Return ``message`` as it is shown."""
+        return cls.model_validate(message)
+
+
+class MessagesOut(Out):
+    """The history of a session, oldest first."""
+
+    messages: list[MessageOut]
+
+
+class TurnOut(Out):
+    """A message and all that answers it."""
+
+    turn_id: str = Field(examples=[_TURN])
+    session_id: str = Field(examples=[_SESSION])
+    message_id: str = Field(examples=["b3c1"])
+    status: str = Field(
+        description="running, completed, cancelled or error.", examples=["completed"]
+    )
+    message: str = Field(examples=["Hello"])
+    started_at: str = Field(examples=[_TIME])
+    ended_at: str | None = Field(examples=[_TIME])
+
+    @classmethod
+    def of(cls, turn: Turn) -> Self:
+        """Return ``turn`` as it is shown."""
+        return cls.model_validate(turn)
+
+
+class TurnsOut(Out):
+    """The turns of a session, newest first."""
+
+    turns: list[TurnOut]
+
+
+class MessageIn(In):
+    """A message to the agent."""
+
+    message: Text = Field(min_length=1, examples=["What is in this folder?"])
+    session_id: Text | None = Field(
+        None, description="Left out: a new session.", min_length=1, max_length=MAX_ID_LENGTH
+    )
+    message_id: Text | None = Field(
+        None,
+        description="Made by the client: sent again with the same id, it is the same turn.",
+        min_length=1,
+        max_length=MAX_MESSAGE_ID_LENGTH,
+        examples=["b3c1"],
+    )
+
+
+class ConfirmationIn(In):
+    """The answer to the agent's question whether a tool may run."""
+
+    decision: Decision = Field(examples=["allow_once"])

@@ -13,12 +13,12 @@ from typing import TypeVar
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from greylag import sse
+from greylag.common import sse
 from greylag.config import Settings
 from greylag.domain.errors import ErrorInfo, LimitExceededError, StreamCutError
 from greylag.domain.project import ProjectRef
 from greylag.web import errors
-from greylag.web.exchange import exchange_of
+from greylag.web.errors import exchange_of
 
 Opening = AbstractAsyncContextManager[AsyncIterator[bytes]]
 """A stream that is not open yet. Entering raises what is an HTTP error; the iterator gives runs of

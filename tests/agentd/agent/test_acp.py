@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from greylag.agentd.agent import acp
-from greylag.agentd.agent.acp import AcpPeer
-from greylag.agentd.agent.errors import AgentDiedError, AgentRefusedError
+from greylag.agentd.agent.acp import AcpPeer, AgentDiedError, AgentRefusedError
 
 
 class Collecting:

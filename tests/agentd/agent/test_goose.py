@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
+from greylag.agentd.agent.acp import AgentDiedError, AgentRefusedError, AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.errors import AgentDiedError, AgentRefusedError, AgentUnavailableError
 from greylag.agentd.agent.types import AgentCommand, ModelProvider
 
 pytestmark = pytest.mark.goose

@@ -11,12 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from greylag.agentd.agent import orphans
+from greylag.agentd.agent import process as orphans
+from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.binary import find_agent
-from greylag.agentd.agent.errors import AgentUnavailableError
 from greylag.agentd.agent.process import AgentProcess, agent_environment
-from greylag.agentd.agent.types import AgentCommand, AgentSetup
+from greylag.agentd.agent.types import AgentCommand, AgentSetup, find_agent
 
 
 def program(folder: Path, name: str = "goose") -> Path:
@@ -101,7 +100,7 @@ def test_a_hardened_process_adopts_kills_and_reaps_what_hides_itself(tmp_path: P
     hider = "(env -i setsid /bin/sh -c '/bin/sleep 4804' &) ; exec sleep 4805"
     code = f"""
 import subprocess, time, psutil
-from greylag.agentd.agent import orphans
+from greylag.agentd.agent import process as orphans
 from greylag.agentd.agent.process import harden_this_process
 harden_this_process()
 assert orphans.adopts_orphans()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from greylag.agentd.agent.acp import AgentRefusedError
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.errors import AgentRefusedError
 from greylag.agentd.agent.types import AgentCommand, ModelProvider
 
 pytestmark = pytest.mark.goose

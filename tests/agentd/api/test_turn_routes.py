@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.agentd.doubles import READY, AgentDouble, chunk, eventually, serving
 
-from greylag.agentd.agent.errors import AgentDiedError, AgentRefusedError
+from greylag.agentd.agent.acp import AgentDiedError, AgentRefusedError
 from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult, TurnSink
 
 

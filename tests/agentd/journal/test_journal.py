@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greylag import sse
-from greylag.agentd.journal import recovery as journal_recovery
+from greylag.agentd.journal import folder as journal_recovery
 from greylag.agentd.journal import tail as journal_tail
-from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJournal
-from greylag.agentd.journal.reserve import Reserve
+from greylag.agentd.journal.journal import JournalError, JournalFullError, Reserve, TurnJournal
 from greylag.agentd.journal.tail import JournalGoneError, JournalTail, UnknownEventError
+from greylag.common import sse
 
 BIG = 1 << 20
 CONTENTS = st.dictionaries(st.text(max_size=5), st.text(max_size=40), max_size=3)

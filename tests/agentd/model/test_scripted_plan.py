@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greylag.agentd.model.script import Directive, deltas, plan, tool_calls
+from greylag.agentd.model.scripted import Directive, deltas, plan, tool_calls
 
 CONTEXT = "\n<turn-context>\n<working-directory>/w</working-directory>\n</turn-context>"
 

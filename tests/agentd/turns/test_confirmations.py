@@ -4,7 +4,7 @@ import pytest
 
 from greylag.agentd.agent.types import PermissionRequest
 from greylag.agentd.journal.journal import JournalFullError
-from greylag.agentd.turns.confirmations import Confirmations
+from greylag.agentd.turns.run import Confirmations
 from greylag.agentd.turns.translate import TurnEvent
 
 REQUEST = PermissionRequest("call", "shell", {})

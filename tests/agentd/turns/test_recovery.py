@@ -2,13 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from greylag import sse
-from greylag.agentd.journal import recovery as journal_recovery
+from greylag.agentd.journal import folder as journal_recovery
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.journal.journal import event_id
-from greylag.agentd.records.database import Database, TurnRecord
-from greylag.agentd.records.turns import TurnRecords
-from greylag.agentd.turns.recovery import end_open_turns
+from greylag.agentd.records import Database, TurnRecord, TurnRecords
+from greylag.agentd.turns.turns import end_open_turns
+from greylag.common import sse
 
 OPEN_TURN = TurnRecord("t", "s", "m", "hello", "running", "", 0, None, None, None, 1.0, None)
 MESSAGE = ("message", {"content": "partial "})

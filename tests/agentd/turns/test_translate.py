@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 from tests.agentd.doubles import chunk
 
-from greylag.agentd.agent.errors import AgentRefusedError
+from greylag.agentd.agent.acp import AgentRefusedError
 from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult
-from greylag.agentd.turns.errors import TurnError
-from greylag.agentd.turns.provider_errors import provider_error, refusal, told_by_provider
+from greylag.agentd.turns.errors import TurnError, provider_error, refusal, told_by_provider
 from greylag.agentd.turns.translate import Translator, TurnEvent
 
 DATA = Path(__file__).parent / "data"

@@ -16,7 +16,7 @@ import structlog
 from tests.cluster.environments import reaches
 from tests.contract.store_adapters import make_project
 
-from greylag.cluster.local import LocalCluster
+from greylag.cluster.local.cluster import LocalCluster
 from greylag.domain.lifecycle import Observed
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.posix_spawn"}

@@ -16,12 +16,11 @@ from aiohttp import web
 from tests.cluster.kubernetes.api_server import Answer, cut, free_port, says, served, status, thing
 from tests.cluster.kubernetes.kubeconfigs import certificate, connected
 
-from greylag.cluster.kubernetes import calls, transport
-from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes import transport
+from greylag.cluster.kubernetes import transport as calls
+from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.credentials import Credentials, TokenFile
-from greylag.cluster.kubernetes.failures import ApiError
-from greylag.cluster.kubernetes.first_contact import server_version
-from greylag.cluster.kubernetes.refusals import cluster_error
+from greylag.cluster.kubernetes.failures import ApiError, cluster_error
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 

@@ -14,7 +14,7 @@ from tests.contract.cluster_adapters import named_for
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
-from greylag.cluster.kubernetes.templates import Template
+from greylag.cluster.kubernetes.options import Template
 from greylag.domain.errors import ClusterError, ClusterUnavailableError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Project

@@ -15,9 +15,10 @@ from tests.cluster.kubernetes.api_server import (
     thing,
 )
 
-from greylag.cluster.kubernetes import calls, transport
+from greylag.cluster.kubernetes import transport
+from greylag.cluster.kubernetes import transport as calls
+from greylag.cluster.kubernetes.api import server_version
 from greylag.cluster.kubernetes.failures import ApiError
-from greylag.cluster.kubernetes.first_contact import server_version
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 

@@ -15,10 +15,9 @@ from tests.cluster.kubernetes.api_server import free_port
 from tests.cluster.kubernetes.kubeconfigs import certificate
 from tests.cluster.real_cluster import cluster_environment, kubectl
 
-from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.connection import ConnectionOptions, connect
 from greylag.cluster.kubernetes.failures import ApiError
-from greylag.cluster.kubernetes.first_contact import server_version
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

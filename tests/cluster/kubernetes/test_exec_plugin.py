@@ -103,7 +103,7 @@ async def test_a_plugin_that_fails_is_told_with_its_name_and_what_to_do(
 async def test_a_plugin_that_hangs_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greylag.cluster.kubernetes.exec_plugin.RUN_SECONDS", 1)
+    monkeypatch.setattr("greylag.cluster.kubernetes.credentials.RUN_SECONDS", 1)
     began = time.monotonic()
     with pytest.raises(ClusterUnavailableError, match="did not end in 1 seconds"):
         await headers(plugin(tmp_path, "time.sleep(60)"))
@@ -113,7 +113,7 @@ async def test_a_plugin_that_hangs_is_killed(
 async def test_what_a_plugin_leaves_behind_is_killed_too_when_it_holds_the_answer_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greylag.cluster.kubernetes.exec_plugin.RUN_SECONDS", 1)
+    monkeypatch.setattr("greylag.cluster.kubernetes.credentials.RUN_SECONDS", 1)
     left = tmp_path / "left"
     body = f"""
     import subprocess

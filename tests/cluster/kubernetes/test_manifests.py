@@ -19,8 +19,7 @@ from greylag.cluster.kubernetes.manifests import (
     ref_of,
     shared_objects,
 )
-from greylag.cluster.kubernetes.options import Options
-from greylag.cluster.kubernetes.templates import Template
+from greylag.cluster.kubernetes.options import Options, Template
 from greylag.domain.errors import ClusterError, ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import Lease, Project, ProjectRef

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from greylag.cluster.kubernetes.observing import observed
-from greylag.cluster.kubernetes.sight import Sight, crashed, needs_events
+from greylag.cluster.kubernetes.objects import Sight, crashed, needs_events
+from greylag.cluster.kubernetes.observation import observed
 from greylag.domain.lifecycle import Observed
 
 IMAGE = "registry.test/goose:1"

@@ -19,8 +19,7 @@ from tests.cluster.kubernetes.api_server import (
     thing,
 )
 
-from greylag.cluster.kubernetes.watch import Change, Pace
-from greylag.cluster.kubernetes.watches import Watches
+from greylag.cluster.kubernetes.informer import Change, Pace, Watches
 from greylag.domain.errors import ClusterError
 
 QUICK = Pace(first_pause=0.01, longest_pause=0.05, probe=0.2, first_probe=0.05, silence=0.3)

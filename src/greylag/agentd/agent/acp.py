@@ -1,9 +1,4 @@
-"""A JSON-RPC 2.0 peer over a pair of streams, one JSON object on each line (ACP over stdio).
-
-Messages are handled strictly in order, one at a time: the next line is read only after the handler
-of the last one has returned. So updates keep their order, and a slow handler slows the other
-side down instead of growing memory.
-"""
+"""What can go wrong between agentd and the agent process."""
 
 import asyncio
 import json
@@ -12,7 +7,40 @@ from typing import Any, Protocol
 
 import structlog
 
-from greylag.agentd.agent.errors import AgentDiedError, AgentRefusedError
+
+class AgentError(Exception):
+    """Base of every error that the agent side of agentd raises."""
+
+
+class AgentUnavailableError(AgentError):
+    """No agent process is ready to take work; the message says why in plain words."""
+
+
+class AgentDiedError(AgentError):
+    """The agent process ended (or its pipe broke) while an answer was awaited."""
+
+
+class AgentRefusedError(AgentError):
+    """The agent answered a request with a JSON-RPC error.
+
+    Attributes:
+        code: the JSON-RPC error code.
+        message: the agent's own short text.
+        data: the error's `data` member, whatever the agent put there, or None.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+# A JSON-RPC 2.0 peer over a pair of streams, one JSON object on each line (ACP over stdio).
+#
+# Messages are handled strictly in order, one at a time: the next line is read only after the
+# handler of the last one has returned. So updates keep their order, and a slow handler slows the
+# other side down instead of growing memory.
 
 LINE_LIMIT = 32 * 1024 * 1024
 METHOD_NOT_FOUND = -32601

@@ -1,22 +1,27 @@
-"""The agent as agentd uses it: one process for all sessions, kept running."""
+"""What agentd says to a fresh agent process before it trusts it with work."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 
-from greylag.agentd.agent import orphans
-from greylag.agentd.agent import start as agent_start
-from greylag.agentd.agent.acp import METHOD_NOT_FOUND
-from greylag.agentd.agent.errors import AgentRefusedError, AgentUnavailableError
-from greylag.agentd.agent.life import AgentLife
+from greylag.agentd.agent import process as orphans
+from greylag.agentd.agent.acp import (
+    METHOD_NOT_FOUND,
+    AcpPeer,
+    AgentError,
+    AgentRefusedError,
+    AgentUnavailableError,
+    MessageHandler,
+)
 from greylag.agentd.agent.process import AgentProcess, agent_environment
 from greylag.agentd.agent.turn import AgentTurn, decline
 from greylag.agentd.agent.types import (
     AgentCommand,
+    AgentKind,
     AgentSetup,
     AgentState,
     AgentStatus,
@@ -26,13 +31,189 @@ from greylag.agentd.agent.types import (
 )
 from greylag.agentd.model.relay import ModelRelay
 
+_PROTOCOL_VERSION = 1
+_PREPARED = "GREYLAG_PREPARED"
+_TOOLS_ON = "developer"
+_INITIALIZE = {
+    "protocolVersion": _PROTOCOL_VERSION,
+    # Without customNotifications goose says nothing of compaction and of an overfull context.
+    "clientCapabilities": {"_meta": {"goose": {"customNotifications": True}}},
+    "clientInfo": {"name": "greylag", "version": "1"},
+}
+
+
+async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
+    """Bring a fresh agent to where it can take sessions, and prove that it can.
+
+    Returns:
+        The agent's version.
+
+    Raises:
+        AgentRefusedError: it answered one of the steps with an error.
+        AgentDiedError: it ended meanwhile.
+    """
+    answer = await peer.request("initialize", dict(_INITIALIZE))
+    if kind == "goose":
+        await _store_defaults(peer, setup.defaults)
+        await _limit_extensions(peer)
+    # goose's own health check says yes when nothing works; only a session that was made is proof.
+    session = await new_session(peer, setup, "Readiness")
+    await peer.request("session/delete", {"sessionId": session})
+    info = answer.get("agentInfo") or {}
+    return str(info.get("version", "unknown"))
+
+
+async def new_session(peer: AcpPeer, setup: AgentSetup, title: str) -> str:
+    """Make a session and return the agent's id for it; raises as `make_ready` does."""
+    # With a title given, goose makes no extra model calls to find one.
+    params = {"cwd": str(setup.workspace), "mcpServers": [], "_meta": {"sessionTitle": title}}
+    answer = await peer.request("session/new", params)
+    return str(answer["sessionId"])
+
+
+async def _store_defaults(peer: AcpPeer, defaults: Mapping[str, str]) -> None:
+    for key, value in defaults.items():
+        if await _read(peer, key) is None:
+            params = {"key": key, "value": value}
+            await peer.request("_goose/unstable/config/upsert", params)
+
+
+async def _limit_extensions(peer: AcpPeer) -> None:
+    """Turn off, once for each HOME, the many extensions that goose has on by default.
+
+    Once only: what the user turns on later stays on.
+    """
+    if await _read(peer, _PREPARED) is not None:
+        return
+    listed = await peer.request("_goose/unstable/config/extensions/list", {})
+    for entry in listed["extensions"]:
+        if entry["enabled"] and entry["configKey"] != _TOOLS_ON:
+            params = {"configKey": entry["configKey"], "enabled": False}
+            await peer.request("_goose/unstable/config/extensions/set-enabled", params)
+    params = {"key": _PREPARED, "value": "1"}
+    await peer.request("_goose/unstable/config/upsert", params)
+
+
+async def _read(peer: AcpPeer, key: str) -> Any:
+    answer = await peer.request("_goose/unstable/config/read", {"key": key})
+    return answer.get("value")
+
+
+# One life of the agent process: from its start, through its readiness, to its end.
+
+_START_SECONDS = 60.0
+_LAST_WORDS_SECONDS = 1.0
+_EXIT_SECONDS = 0.5
+_REAP_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class AgentLife:
+    """Watches one agent process and speaks with it.
+
+    Args:
+        process: the process, just started; `run` ends it.
+        setup: what it was given.
+        kind: which agent it is.
+    """
+
+    def __init__(self, process: AgentProcess, setup: AgentSetup, kind: AgentKind) -> None:
+        self.peer = AcpPeer(*process.streams)
+        self._process = process
+        self._setup = setup
+        self._kind = kind
+        self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def run(
+        self,
+        handler: MessageHandler,
+        on_ready: Callable[[str], None],
+        on_end: Callable[[], None],
+    ) -> str:
+        """Live until the process ends; on return all that it started is dead.
+
+        Args:
+            handler: takes what the agent says.
+            on_ready: called once, with the agent's version, when it can take work.
+            on_end: called as soon as it can take no more, before anyone who waits for an answer
+                hears of it.
+
+        Returns:
+            Why it ended, in one plain sentence.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(self._read(handler, on_end), name="agent-read")
+                watchers = [
+                    reading,
+                    tasks.create_task(self._process.watch_stderr(), name="agent-stderr"),
+                    tasks.create_task(self._start(on_ready), name="agent-start"),
+                    tasks.create_task(self._await_end(reading), name="agent-end"),
+                    tasks.create_task(self._reap(), name="agent-reap"),
+                ]
+                reason = await self._over
+                for task in watchers:
+                    task.cancel()
+            return reason
+        finally:
+            await self._process.kill()
+
+    def give_up(self) -> None:
+        """End the process at once; `run` then ends too."""
+        self._process.request_kill()
+
+    async def kill_tools(self, session: str, since: float) -> None:
+        """Kill what the session's tools have started since then (`orphans.process_clock`)."""
+        await self._process.kill_tools(session, since)
+
+    async def _read(self, handler: MessageHandler, on_end: Callable[[], None]) -> None:
+        try:
+            await self.peer.run(handler, on_end)
+        except AgentError as error:
+            self._say(f"The agent was stopped: {error}.")
+            return
+        # Usually it is just ending by itself, and then its exit code is the better reason.
+        await asyncio.sleep(_EXIT_SECONDS)
+        self._process.request_kill()
+
+    async def _start(self, on_ready: Callable[[str], None]) -> None:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                version = await make_ready(self.peer, self._setup, self._kind)
+        except AgentRefusedError as error:
+            self._say(f"The agent could not start: {error.message} ({error.data}).")
+        except TimeoutError:
+            self._say(f"The agent did not start within {_START_SECONDS:g} seconds.")
+        except AgentError as error:
+            log.info("agent_start_interrupted", reason=str(error))  # `_await_end` knows more
+        else:
+            on_ready(version)
+
+    async def _await_end(self, reading: "asyncio.Task[None]") -> None:
+        reason = await self._process.ended()
+        # What it started may hold its pipes open; once that is gone, its last words can be read.
+        await self._process.kill()
+        await asyncio.wait({reading}, timeout=_LAST_WORDS_SECONDS)
+        self._say(reason)
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(_REAP_SECONDS)
+            self._process.reap_orphans()
+
+    def _say(self, reason: str) -> None:
+        if not self._over.done():
+            self._over.set_result(reason)
+
+
+# The agent as agentd uses it: one process for all sessions, kept running.
+
 _INVALID_PARAMS = -32602
 _CALL_SECONDS = 60.0
 _FIRST_BACKOFF = 0.25
 _LONGEST_BACKOFF = 30.0
 _STABLE_SECONDS = 10.0
-
-log = structlog.get_logger(__name__)
 
 
 class Agent:
@@ -89,7 +270,7 @@ class Agent:
     async def new_session(self, title: str) -> str:
         """Make a session and return the agent's id for it; raises AgentError."""
         async with _patience():
-            return await agent_start.new_session(self._living().peer, self._setup, title)
+            return await new_session(self._living().peer, self._setup, title)
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it.

@@ -6,8 +6,7 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.agent.acp import AcpPeer
-from greylag.agentd.agent.errors import AgentDiedError, AgentError
+from greylag.agentd.agent.acp import AcpPeer, AgentDiedError, AgentError
 from greylag.agentd.agent.types import Decision, PermissionRequest, PromptResult, TurnSink
 
 CANCEL_PATIENCE = 4.0

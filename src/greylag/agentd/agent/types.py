@@ -1,9 +1,13 @@
 """What passes between a turn and the agent: values and the protocol of a turn's sink."""
 
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from greylag.agentd.agent.acp import AgentUnavailableError
 
 AgentKind = Literal["goose", "scripted"]
 AgentStatus = Literal["starting", "ready", "failed"]
@@ -144,3 +148,84 @@ class TurnSink(Protocol):
     async def permission(self, request: PermissionRequest) -> Decision:
         """Return what the user decided; may wait as long as it needs."""
         ...
+
+
+# What agentd's server needs of the agent; `greylag.agentd.agent.agent.Agent` has it all.
+
+
+class AgentPort(Protocol):
+    """One agent process, shared by all sessions.
+
+    Every call may raise `AgentError`: `AgentUnavailableError` when no agent is ready,
+    `AgentDiedError` when it ends meanwhile, `AgentRefusedError` when it answers with an error.
+    """
+
+    @property
+    def state(self) -> AgentState:
+        """How the agent is doing now."""
+        ...
+
+    async def run(self) -> None:
+        """Keep the agent running until cancelled; on return all that it started is dead."""
+
+    async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - part of the meaning: how long a caller is willing to wait
+        """Return when the agent is ready, at once if it is; wait at most `timeout` seconds."""
+
+    async def new_session(self, title: str) -> str:
+        """Make a session in the agent and return the agent's id for it."""
+        ...
+
+    async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
+        """Give the agent a message, and the sink all that answers it."""
+        ...
+
+    async def cancel(self, agent_session_id: str) -> None:
+        """Ask the running prompt of a session to end; returns at once."""
+
+    def model_failure(self, agent_session_id: str) -> ModelFailure | None:
+        """Return how the last model call of a session's last prompt failed, None if it did not."""
+        ...
+
+    async def forget_session(self, agent_session_id: str) -> None:
+        """Let the agent put a session away."""
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        """Call one of goose's own methods (`_goose/unstable/...`) and return its result."""
+
+
+# Which program is the agent: the real goose when there is one, else the scripted agent.
+
+SCRIPTED = "scripted"
+
+
+def find_agent(setting: str | None, environ: Mapping[str, str]) -> AgentCommand:
+    """Return how the agent is started.
+
+    Args:
+        setting: GREYLAG_GOOSE: a path or a program name, or `scripted`; None to look next to
+            this Python first, then on PATH, and to take the scripted agent when there is none.
+        environ: the environment variables (PATH counts).
+
+    Raises:
+        AgentUnavailableError: `setting` names no program that can be run.
+    """
+    path = environ.get("PATH", "")
+    if setting == SCRIPTED:
+        return _scripted()
+    if setting is not None:
+        found = shutil.which(setting, path=path)
+        if found is None:
+            raise AgentUnavailableError(f"GREYLAG_GOOSE={setting} is no program that can be run.")
+        return _goose(found)
+    beside = shutil.which("goose", path=str(Path(sys.executable).parent))
+    found = beside or shutil.which("goose", path=path)
+    return _goose(found) if found is not None else _scripted()
+
+
+def _goose(program: str) -> AgentCommand:
+    return AgentCommand("goose", (str(Path(program).absolute()), "acp"))
+
+
+def _scripted() -> AgentCommand:
+    # -I: the workspace is the current folder, and must not be searched for modules.
+    return AgentCommand("scripted", (sys.executable, "-I", "-m", "greylag.agentd.agent.scripted"))

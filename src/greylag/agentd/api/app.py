@@ -1,6 +1,9 @@
-"""The HTTP application: routes, sign-in, request ids, errors."""
+"""How agentd and its agent are doing."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from starlette.applications import Starlette
@@ -8,26 +11,123 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from greylag.agentd.agent.port import AgentPort
-from greylag.agentd.api.auth import Auth
-from greylag.agentd.api.prefix import Prefix
-from greylag.agentd.api.request_log import RequestLog
-from greylag.agentd.api.routes.extensions import ExtensionRoutes
-from greylag.agentd.api.routes.health import HealthRoutes
-from greylag.agentd.api.routes.http import refusal, refused
-from greylag.agentd.api.routes.messages import MessageReader, MessageRoutes
-from greylag.agentd.api.routes.sessions import SessionRoutes
-from greylag.agentd.api.routes.settings import SettingRoutes
-from greylag.agentd.api.routes.turns import TurnRoutes
+from greylag import __version__
+from greylag.agentd.agent.types import AgentPort
+from greylag.agentd.api.contract import (
+    ExtensionRoutes,
+    MessageReader,
+    MessageRoutes,
+    SessionRoutes,
+    SettingRoutes,
+)
+from greylag.agentd.api.guard import Auth, Prefix, RequestLog
+from greylag.agentd.api.requests import refusal, refused
+from greylag.agentd.api.turns import TurnRoutes
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
-from greylag.agentd.model.provider import model_object
+from greylag.agentd.model.relay import model_object
 from greylag.agentd.problems import RefusedError
-from greylag.agentd.records.database import StorageError
+from greylag.agentd.records import StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService
+from greylag.agentd.turns.run import ActivityEntry
 from greylag.agentd.turns.turns import TurnService
+
+
+class HealthRoutes:
+    """Handlers for health and status.
+
+    Args:
+        agent: whose state is told.
+        turns: whose work is told.
+        model: returns what answers the agent's model calls, for clients.
+    """
+
+    def __init__(
+        self, agent: AgentPort, turns: TurnService, model: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._agent = agent
+        self._turns = turns
+        self._model = model
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/", self.about, methods=["GET"]),
+            Route("/api/v1/health", self.health, methods=["GET"]),
+            Route("/api/v1/agent/status", self.status, methods=["GET"]),
+        ]
+
+    async def about(self, _request: Request) -> Response:
+        """Say what this is."""
+        return JSONResponse({"name": "greylag agentd", "version": __version__})
+
+    async def health(self, _request: Request) -> Response:
+        """Say whether a message would be answered: the agent has made a session, or 503."""
+        state = self._agent.state
+        ready = state.status == "ready" and not self._turns.stopping
+        body = {
+            "status": "ok" if ready else "error",
+            "timestamp": str(int(time.time())),
+            "version": __version__,
+            "database_connected": True,
+            "storage_type": "file",
+            "streaming_modes": ["agent-events", "provider-tokens"],
+            "provider_streaming_support": True,
+            "detail": "agentd is stopping." if self._turns.stopping else state.detail,
+            **self._who(),
+        }
+        return JSONResponse(body, status_code=200 if ready else 503)
+
+    async def status(self, _request: Request) -> Response:
+        """Say what is going on."""
+        recent = self._turns.activity.recent()
+        busy = sum(entry.status == "processing" for entry in recent)
+        failed = self._agent.state.status == "failed"
+        overall = "error" if failed else "processing" if busy else "idle"
+        return JSONResponse(
+            {
+                "overall_status": overall,
+                "active_sessions": busy,
+                "total_processed": self._turns.activity.total_processed,
+                "uptime_seconds": self._turns.activity.uptime_seconds,
+                "sessions": [_entry(entry) for entry in recent],
+                **self._who(),
+            }
+        )
+
+    def _who(self) -> dict[str, Any]:
+        state = self._agent.state
+        agent = {
+            "kind": state.kind,
+            "version": state.version,
+            "status": state.status,
+            "detail": state.detail,
+        }
+        return {"agent": agent, "model": self._model()}
+
+
+def _entry(entry: ActivityEntry) -> dict[str, Any]:
+    return {
+        "session_id": entry.session_id,
+        "endpoint_type": entry.endpoint_type,
+        "status": entry.status,
+        "start_time": _system_time(entry.start_time),
+        "last_update": _system_time(entry.last_update),
+    }
+
+
+def _system_time(seconds: float) -> dict[str, int]:
+    whole = int(seconds)
+    return {
+        "secs_since_epoch": whole,
+        "nanos_since_epoch": int((seconds - whole) * 1_000_000_000),
+    }
+
+
+# The HTTP application: routes, sign-in, request ids, errors.
 
 _log = structlog.get_logger()
 

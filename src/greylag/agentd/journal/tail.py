@@ -5,8 +5,8 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from greylag import sse
 from greylag.agentd.journal.journal import FRAME_END, TurnJournal
+from greylag.common import sse
 
 READ_SIZE = 64 * 1024
 HEARTBEAT_SECONDS = 15.0

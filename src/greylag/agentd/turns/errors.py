@@ -1,6 +1,12 @@
 """Why a turn failed, for programs and for people."""
 
+import re
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from greylag.agentd.agent.acp import AgentRefusedError
+from greylag.agentd.agent.types import ModelFailure
 
 _AGAIN = "Send the message again."
 _HINTS = {
@@ -31,3 +37,97 @@ class TurnError:
     def hint(self) -> str:
         """What a person can do about it."""
         return _HINTS.get(self.code, _AGAIN)
+
+
+# Recognising that the model provider failed, from what goose says about it.
+#
+# goose (1.52) tells of most provider failures in an ordinary piece of the answer and then ends the
+# turn as if all were well; only a refused key is a JSON-RPC error. The texts are goose's own.
+
+AUTHENTICATION_REQUIRED = -32000
+SESSION_UNKNOWN = -32002
+EMPTY_RESPONSE = "model_empty_response"
+
+_OWN_MESSAGE_ID = "msg_"
+_GENERAL = "Ran into this error: "
+_NETWORK = "Network error: "
+_EMPTY = "The model returned an empty response."
+_ADVICE = (
+    "\n\nPlease retry if you think this is a transient or recoverable error.",
+    "\n\nPlease resend your message to try again.",
+)
+_RELAY = re.compile(r" at http://127\.0\.0\.1:\d+[^\s:]*")
+_TWICE = re.compile(r"^([\w ]+): (?=\1\b)")
+_CODES = (
+    ("Rate limit exceeded", "model_rate_limited"),
+    ("Server error", "model_unavailable"),
+    ("Authentication", "model_unauthorized"),
+    ("Context length exceeded", "context_exceeded"),
+)
+
+
+def provider_error(update: dict[str, Any]) -> TurnError | None:
+    """Return the failure that an `agent_message_chunk` tells of, None for an ordinary piece.
+
+    It is a failure for certain only when the turn ends right after it.
+    """
+    if not str(update.get("messageId") or "").startswith(_OWN_MESSAGE_ID):
+        return None
+    content = update.get("content")
+    text = content.get("text") if isinstance(content, dict) else None
+    if not isinstance(text, str):
+        return None
+    if text.startswith(_NETWORK):
+        return TurnError("model_unavailable", _without_advice(text))
+    if text.startswith(_EMPTY):
+        return TurnError(EMPTY_RESPONSE, text)
+    if text.startswith(_GENERAL):
+        reason = _without_advice(text.removeprefix(_GENERAL))
+        return TurnError(_code_of(reason), reason)
+    return None
+
+
+def refusal(error: AgentRefusedError) -> TurnError:
+    """Return what a JSON-RPC error of the agent means for the turn."""
+    if error.code == AUTHENTICATION_REQUIRED:
+        return TurnError("model_unauthorized", "Authentication required")
+    if error.code == SESSION_UNKNOWN:
+        return TurnError("session_lost", "The agent does not know this session any more.")
+    return TurnError("agent_failed", error.message)
+
+
+def told_by_provider(error: TurnError, failure: ModelFailure | None) -> TurnError:
+    """Return `error` with the code that the provider's own answer means, where it is known.
+
+    Args:
+        error: what goose's words mean.
+        failure: what the provider told the model relay; None when it told of no failure.
+    """
+    if failure is None or not error.code.startswith("model_"):
+        return error
+    return TurnError(_code_for_status(failure.status), error.text)
+
+
+def _code_for_status(status: int | None) -> str:
+    match status:
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            return "model_unauthorized"
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            return "model_rate_limited"
+        case None:
+            return "model_unavailable"
+        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return "model_unavailable"
+        case _:
+            return "model_failed"
+
+
+def _code_of(reason: str) -> str:
+    return next((code for start, code in _CODES if reason.startswith(start)), "model_failed")
+
+
+def _without_advice(text: str) -> str:
+    """Take away what is nobody's business: advice, the relay's address, a word said twice."""
+    for advice in _ADVICE:
+        text = text.removesuffix(advice)
+    return _TWICE.sub("", _RELAY.sub("", text)).rstrip(".")

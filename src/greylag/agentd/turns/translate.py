@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from greylag.agentd.agent.types import PermissionRequest, PromptResult
-from greylag.agentd.turns.errors import TurnError
-from greylag.agentd.turns.provider_errors import EMPTY_RESPONSE, provider_error
+from greylag.agentd.turns.errors import EMPTY_RESPONSE, TurnError, provider_error
 
 
 @dataclass(frozen=True, slots=True)

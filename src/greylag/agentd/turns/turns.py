@@ -1,14 +1,16 @@
-"""What clients can do with turns: start, cancel, answer, follow, wait."""
+"""What agentd is busy with, as `agent/status` shows it."""
 
 import asyncio
 import uuid
+from collections.abc import Callable
 
 import structlog
 
-from greylag.agentd.agent.errors import AgentUnavailableError
-from greylag.agentd.agent.port import AgentPort
-from greylag.agentd.agent.types import Decision
+from greylag.agentd.agent.acp import AgentUnavailableError
+from greylag.agentd.agent.types import AgentPort, Decision
+from greylag.agentd.journal import folder as journal_recovery
 from greylag.agentd.journal.folder import Journals
+from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.journal.tail import JournalTail
 from greylag.agentd.problems import (
     RefusedError,
@@ -16,11 +18,20 @@ from greylag.agentd.problems import (
     session_not_found,
     turn_not_found,
 )
-from greylag.agentd.records.database import TurnRecord, new_turn, session_title
-from greylag.agentd.records.turns import StartedTurn
-from greylag.agentd.turns.activity import EndpointType
-from greylag.agentd.turns.confirmations import Answer
-from greylag.agentd.turns.runner import Records, TurnPolicy, TurnRunner
+from greylag.agentd.records import StartedTurn, TurnRecord, TurnRecords, new_turn, session_title
+from greylag.agentd.turns.run import (
+    RESTARTED,
+    Answer,
+    EndpointType,
+    Records,
+    TurnPolicy,
+    TurnRunner,
+    TurnSummary,
+    closing_events,
+    turn_event,
+)
+
+# What clients can do with turns: start, cancel, answer, follow, wait.
 
 _READY_WITHIN = 5.0
 _log = structlog.get_logger()
@@ -237,3 +248,66 @@ def _settled(started: StartedTurn, session_id: str | None) -> StartedTurn:
                 turn_id=turn.turn_id,
             )
     return started
+
+
+# At start: every turn that a crash left open gets its end.
+
+
+async def end_open_turns(turns: TurnRecords, journals: Journals, now: Callable[[], float]) -> int:
+    """End every turn that its record calls running; nothing may run yet.
+
+    What its journal holds whole is kept. If `complete` was written, the turn ended as its events
+    say; if not, it ends with an error that tells of the restart. Running it again does no harm.
+    Events of turns that were deleted go, where a crash kept them.
+
+    Args:
+        turns: the turns' records.
+        journals: where events are kept.
+        now: the clock, Unix seconds.
+
+    Returns:
+        how many turns were ended.
+
+    Raises:
+        StorageError: the records cannot be written.
+    """
+    open_turns = await turns.running()
+    for turn in open_turns:
+        summary = await _end(turn, journals)
+        await turns.end(turn.turn_id, summary.outcome(), {}, now())
+        _log.warning("turn_ended_after_restart", session_id=turn.session_id, turn_id=turn.turn_id)
+    removed = await journals.remove_unknown(await turns.ids())
+    if removed:
+        _log.info("journals_removed", count=removed)
+    return len(open_turns)
+
+
+async def _end(turn: TurnRecord, journals: Journals) -> TurnSummary:
+    try:
+        return await _write_end(turn, journals)
+    except (OSError, JournalError) as error:
+        # Its record can still say that it ended, so that its session is free.
+        _log.error("journal_failed", turn_id=turn.turn_id, reason=str(error))
+        summary = TurnSummary()
+        summary.fail(RESTARTED)
+        return summary
+
+
+async def _write_end(turn: TurnRecord, journals: Journals) -> TurnSummary:
+    summary = TurnSummary()
+    path = journals.path(turn.turn_id)
+    frames = await asyncio.to_thread(journal_recovery.repair, path, turn.turn_id, summary.take)
+    if summary.complete:
+        return summary
+    journal = journals.write(turn.turn_id, next_number=frames)
+    try:
+        events = closing_events(turn.session_id, None, RESTARTED)
+        if frames == 0:
+            events.insert(0, turn_event(turn, demonstration=None))
+        for event in events:
+            journal.append(event.type, event.content, last_words=True)
+            summary.take(event.type, event.content)
+        await journal.seal()
+    finally:
+        journal.publish_end()
+    return summary

@@ -1,5 +1,6 @@
 """The verbs of the Kubernetes API that Greylag uses, over plain JSON."""
 
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -7,14 +8,12 @@ from typing import Any, Literal, Self
 
 import aiohttp
 
-from greylag.cluster.kubernetes.calls import Call
+from greylag.cluster.kubernetes import credentials
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.failures import ApiError
-from greylag.cluster.kubernetes.identity import FIELD_MANAGER
-from greylag.cluster.kubernetes.kinds import KINDS
-from greylag.cluster.kubernetes.transport import Transport
-from greylag.cluster.kubernetes.watch_stream import WatchStream
-from greylag.domain.errors import ClusterUnavailableError
+from greylag.cluster.kubernetes.identity import FIELD_MANAGER, KINDS
+from greylag.cluster.kubernetes.transport import Call, Transport, WatchStream
+from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 WITHIN_SECONDS = 30.0
 PAGE = 250
@@ -244,3 +243,60 @@ class Api:
 def _chosen(selector: str, fields: str) -> dict[str, str]:
     params = {"labelSelector": selector, "fieldSelector": fields}
     return {key: value for key, value in params.items() if value}
+
+
+# Whether the settings lead to an API server that takes us, to be asked at start.
+
+_UNAUTHORIZED = 401
+# Where one thing is in several settings: which holds the authority, and which the credentials.
+_PARTS = {"KUBE_HOST": ("KUBE_CA", "KUBE_TOKEN")}
+
+
+async def server_version(api: Api) -> str:
+    """Return the API server's version.
+
+    Raises ``ConfigError`` when the settings lead to something that will not take us, and
+    ``ClusterUnavailableError`` when nothing answers: that may pass.
+    """
+    to = api.connection
+    try:
+        return str((await api.get("/version"))["gitVersion"])
+    except ClusterUnavailableError as error:
+        if (wrong := _wrong_way(to, error.__cause__)) is not None:
+            raise wrong from error
+        raise ClusterUnavailableError(f"{to.source}: {error}", hint=error.info.hint) from error
+    except ApiError as error:
+        setting = _PARTS[to.source][1] if _is_unknown(to, error) else to.source
+        raise ConfigError(
+            f"{setting} does not fit the API server {to.server}: it answers {error}."
+        ) from error
+    except (KeyError, TypeError) as error:
+        message = f"{to.source}: what answers at {to.server} is no Kubernetes API server."
+        raise ConfigError(message) from error
+
+
+def _is_unknown(to: Connection, error: ApiError) -> bool:
+    return error.status == _UNAUTHORIZED and to.source in _PARTS
+
+
+def _wrong_way(to: Connection, cause: BaseException | None) -> ConfigError | None:
+    """Return what is wrong with the settings for good, ``None`` for what may pass."""
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError):
+        setting = (
+            to.source
+            if credentials.is_other_name(cause)
+            else _PARTS.get(to.source, (to.source,))[0]
+        )
+        return ConfigError(
+            f"{setting} does not fit the API server {to.server}: "
+            f"its certificate is refused ({credentials.why_refused(cause)})."
+        )
+    if isinstance(cause, aiohttp.ClientConnectorSSLError):
+        return ConfigError(
+            f"{to.source}: there is no TLS with what answers at {to.server} "
+            f"({credentials.why_refused(cause)})."
+        )
+    dns = cause if isinstance(cause, aiohttp.ClientConnectorDNSError) else None
+    if dns is not None and dns.os_error.errno == socket.EAI_NONAME:
+        return ConfigError(f"{to.source}: no host of the name in {to.server} is known.")
+    return None

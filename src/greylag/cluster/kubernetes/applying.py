@@ -3,22 +3,29 @@
 import asyncio
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from greylag.cluster.kubernetes import drift
+from greylag.cluster.kubernetes import identity
 from greylag.cluster.kubernetes.api import Api
-from greylag.cluster.kubernetes.board import Board, Object
+from greylag.cluster.kubernetes.cache import Board, Object
+from greylag.cluster.kubernetes.failures import ApiError, of_cause, stuck_removal
+from greylag.cluster.kubernetes.fencing import is_being_removed
 from greylag.cluster.kubernetes.identity import (
     APPLIED_ANNOTATION,
     GENERATION_ANNOTATION,
     MANAGED_BY,
     MANAGED_BY_LABEL,
+    PROJECT_LABEL,
     START_ANNOTATION,
+    config_name,
     secret_name,
+    volume_claim_name,
 )
+from greylag.cluster.kubernetes.locator import token_of
 from greylag.cluster.kubernetes.manifests import project_objects, shared_objects
+from greylag.cluster.kubernetes.observation import slot_of
 from greylag.cluster.kubernetes.options import Options
-from greylag.cluster.kubernetes.reaching import token_of
 from greylag.domain.errors import ClusterError
 from greylag.domain.project import Project
 
@@ -103,9 +110,9 @@ class Applier:
 
     async def _applied(self, thing: Object) -> dict[str, Any]:
         """Apply one object and return it; it carries the fingerprint of what it is then."""
-        applied = await self._api.apply(drift.signed(thing))
+        applied = await self._api.apply(identity.signed(thing))
         kind, meta = thing["kind"], thing["metadata"]
-        if (mark := drift.missing_signature(kind, applied)) is None:
+        if (mark := identity.missing_signature(kind, applied)) is None:
             return applied
         # Its status may have changed meanwhile, which is no reason to begin anew.
         patch = {"metadata": {"annotations": {APPLIED_ANNOTATION: mark}}}
@@ -124,3 +131,90 @@ def _mark(deployment: dict[str, Any], project: Project, mark: str) -> None:
         GENERATION_ANNOTATION: str(project.generation),
     }
     deployment["spec"]["template"]["metadata"]["annotations"][START_ANNOTATION] = mark
+
+
+# Removing an environment: its parts, its volume, its Deployment, and an empty namespace.
+
+GONE_SECONDS = 5.0
+
+
+class Remover:
+    """Removes environments that do not run. Raises ``ApiError`` and ``ClusterError``."""
+
+    def __init__(self, api: Api, board: Board) -> None:
+        self._api = api
+        self._board = board
+
+    async def remove(self, project: Project, deployment: Object | None) -> None:
+        """Remove everything of the environment; the Deployment, which carries the claim, last.
+
+        ``deployment`` is that which was looked at, marked as being removed: if it has changed
+        since, ``ApiError`` 409. As long as it is there a removal that was cut off is done again, so
+        the namespace goes before it.
+        """
+        await self._remove_parts(project)
+        await self._gone(project, "PersistentVolumeClaim", volume_claim_name(project))
+        await self._remove_unused_namespace(project.names.namespace)
+        if deployment is not None:
+            await self._api.delete(
+                "Deployment",
+                project.names.namespace,
+                project.names.deployment,
+                uid=deployment["metadata"]["uid"],
+                version=deployment["metadata"]["resourceVersion"],
+            )
+            await self._gone(project, "Deployment", project.names.deployment)
+
+    async def _remove_parts(self, project: Project) -> None:
+        names = project.names
+        parts = (
+            ("Ingress", names.ingress),
+            ("Service", names.service),
+            ("PersistentVolumeClaim", volume_claim_name(project)),
+            ("ConfigMap", config_name(project)),
+            ("Secret", secret_name(project)),
+        )
+        for kind, name in parts:
+            # The claim sees to it that nobody makes one of that name anew meanwhile.
+            await self._api.delete(kind, names.namespace, name, again=True)
+
+    async def _gone(self, project: Project, kind: str, name: str) -> None:
+        """Return when the caches know an object no more; raise what holds it up."""
+        slot = slot_of(project)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GONE_SECONDS):
+                while self._board.find(kind, project.names.namespace, name) is not None:
+                    await self._board.changed(slot, self._board.version(slot), GONE_SECONDS)
+        left = self._board.find(kind, project.names.namespace, name)
+        if left is not None:
+            finalizers = list(left["metadata"].get("finalizers") or [])
+            raise of_cause(stuck_removal(kind, name, finalizers))
+
+    async def _remove_unused_namespace(self, name: str) -> None:
+        """Remove the user's namespace if it is ours and neither we nor others need things there.
+
+        Of several environments that are removed at once each is marked before it looks, so the last
+        one sees the marks of all.
+        """
+        known = self._board.find("Namespace", "", name)
+        if known is None or known["metadata"].get("deletionTimestamp"):
+            return
+        if (known["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) != MANAGED_BY:
+            return
+        deployments = (await self._api.list("Deployment", name)).items
+        going = {_slug(one) for one in deployments if is_being_removed(one)} - {None}
+        volumes = (await self._api.list("PersistentVolumeClaim", name)).items
+        pods = (await self._api.list("Pod", name)).items
+        if any(_slug(one) not in going for one in (*deployments, *volumes, *pods)):
+            return
+        with suppress(ApiError):
+            # Another worker may be ahead, or the account may not remove namespaces: nothing in it
+            # is needed, so that is no harm.
+            await self._api.delete("Namespace", None, name, uid=known["metadata"]["uid"])
+
+
+def _slug(thing: Object) -> str | None:
+    """Return which project's an object is, ``None`` for what is not ours."""
+    labels = thing["metadata"].get("labels") or {}
+    slug = labels.get(PROJECT_LABEL) if labels.get(MANAGED_BY_LABEL) == MANAGED_BY else None
+    return None if slug is None else str(slug)

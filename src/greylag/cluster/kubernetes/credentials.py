@@ -1,10 +1,22 @@
 """Who Greylag is to the API server: a token, a token's file, or nobody (a certificate says it)."""
 
 import asyncio
+import base64
+import binascii
+import json
+import os
+import signal
+import ssl
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import aiohttp
 
 from greylag.domain.errors import ClusterUnavailableError
 
@@ -79,3 +91,215 @@ def bearer(token: str) -> Mapping[str, str]:
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError("a token has no blanks, line breaks or signs beyond ASCII")
     return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+# TLS towards the API server.
+
+
+def pem_of(raw: bytes) -> str | None:
+    """Return ``raw`` as PEM, ``None`` when it is something else."""
+    # Between the blocks there may be remarks in any language, which OpenSSL passes over.
+    text = raw.decode("ascii", "ignore")
+    return text if "-----BEGIN" in text else None
+
+
+def pem_of_base64(text: str) -> str | None:
+    """Return the PEM that ``text`` holds in base64 (line breaks allowed), ``None`` for none."""
+    try:
+        return pem_of(base64.b64decode("".join(text.split()), validate=True))
+    except (binascii.Error, ValueError):
+        return None
+
+
+def client_context(ca: str | None, *, verify: bool = True) -> ssl.SSLContext:
+    """Return a context that trusts ``ca`` (PEM), or the system's authorities when it is ``None``.
+
+    Raises ``ValueError`` or ``ssl.SSLError`` when ``ca`` holds no certificate.
+    """
+    context = ssl.create_default_context(cadata=ca)
+    # Python 3.13 began to demand extensions that the authorities of many clusters lack.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def load_identity(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Make new connections of ``context`` show this client certificate (PEM, as is the key).
+
+    Raises ``ssl.SSLError`` when the two are not a pair, or the key is locked by a password.
+    """
+    # OpenSSL takes them from files only; these are ours alone and gone at once.
+    with tempfile.TemporaryDirectory(prefix="greylag-") as folder:
+        certificate_file, key_file = Path(folder, "crt"), Path(folder, "key")
+        certificate_file.write_text(certificate)
+        key_file.write_text(key)
+        # Without `password` OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(certificate_file, key_file, password="")
+
+
+def why_refused(error: aiohttp.ClientSSLError) -> str:
+    """Return OpenSSL's words for what is wrong with the other side."""
+    own = error.os_error
+    if isinstance(own, ssl.SSLCertVerificationError):
+        return own.verify_message.rstrip(".")
+    return str(getattr(own, "reason", None) or own.strerror or "no TLS").replace("_", " ").lower()
+
+
+def is_other_name(error: aiohttp.ClientSSLError) -> bool:
+    """Tell whether the certificate is sound, but that of another name or address."""
+    return getattr(error.os_error, "verify_code", 0) in _OTHER_NAME
+
+
+# X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
+_OTHER_NAME = frozenset({62, 64})
+
+
+# Credentials from a program that the kubeconfig names (`aws eks get-token`, `kubelogin`, ...).
+#
+# The protocol is https://kubernetes.io/docs/reference/config-api/client-authentication.v1/.
+
+API_VERSIONS = frozenset(
+    {"client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"}
+)
+RUN_SECONDS = 20.0
+"""Less than a call may take, so that it is the program that is named when it hangs."""
+
+RENEW_BEFORE = timedelta(seconds=10)
+_LONGEST = 1024 * 1024
+_END_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run. ``env`` is added to our own; ``cluster`` is told to it, if it asked for that."""
+
+    api_version: str
+    command: str
+    args: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cluster: Mapping[str, Any] | None = None
+
+
+class ExecPlugin:
+    """Runs the program when credentials are needed and the last ones have ended or were refused.
+
+    A client certificate that it gives goes into ``context`` and counts for new connections.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        context: ssl.SSLContext | None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._program = program
+        self._context = context
+        self._now = now
+        self._one_at_a_time = asyncio.Lock()
+        self._headers: Mapping[str, str] | None = None
+        self._ends: datetime | None = None
+
+    async def headers(self) -> Mapping[str, str]:
+        """Return the token's header, none when the program gives a certificate only."""
+        async with self._one_at_a_time:
+            ended = self._ends is not None and self._now() >= self._ends - RENEW_BEFORE
+            if self._headers is None or ended:
+                self._headers = await self._renewed()
+            return self._headers
+
+    def refused(self, headers: Mapping[str, str]) -> bool:
+        """Run the program again next time."""
+        if headers is self._headers:
+            self._headers = None
+        return True
+
+    async def _renewed(self) -> Mapping[str, str]:
+        answer = await self._run()
+        try:
+            status = json.loads(answer)["status"]
+            token = str(status.get("token") or "")
+            certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
+            ends = status.get("expirationTimestamp")
+            headers = bearer(token)
+            self._ends = _moment(ends) if ends else None
+            if certificate and key and self._context is not None:
+                await asyncio.to_thread(load_identity, self._context, certificate, key)
+            elif not token:
+                raise self._failed("gave neither a token nor a certificate")
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            # Not chained: the answer, and so the cause's words, may hold the token.
+            raise self._failed("gave no credentials in the form that it must") from None
+        return headers
+
+    async def _run(self) -> bytes:
+        spec: dict[str, Any] = {"interactive": False}
+        if self._program.cluster is not None:
+            spec["cluster"] = self._program.cluster
+        asked = {"apiVersion": self._program.api_version, "kind": "ExecCredential", "spec": spec}
+        env = {**os.environ, **self._program.env, "KUBERNETES_EXEC_INFO": json.dumps(asked)}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._program.command,
+                *self._program.args,
+                env=env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            raise self._failed("cannot be started") from error
+        try:
+            async with asyncio.timeout(RUN_SECONDS):
+                answer = await _said(process.stdout)
+                if len(answer) > _LONGEST:
+                    raise self._failed("said far more than credentials")
+                await process.wait()
+        except TimeoutError as error:
+            raise self._failed(f"did not end in {RUN_SECONDS:g} seconds") from error
+        finally:
+            await _end(process)
+        if process.returncode:
+            raise self._failed(f"ended with the exit code {process.returncode}")
+        return answer
+
+    def _failed(self, how: str) -> ClusterUnavailableError:
+        return ClusterUnavailableError(
+            f"The kubeconfig's credential program {self._program.command} {how}.",
+            hint="Run it by hand, or `kubectl get namespaces`, to see what it says.",
+        )
+
+
+async def _said(stream: asyncio.StreamReader | None) -> bytes:
+    """Return all that it says, or a little more than ``_LONGEST`` bytes of it."""
+    if stream is None:
+        return b""
+    try:
+        return await stream.readexactly(_LONGEST + 1)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of it, and of what it started, which may hold its answer open."""
+    if process.stdout is None or (process.returncode is not None and process.stdout.at_eof()):
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # A child in a group of its own may hold the pipe for ever.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            # asyncio tells its end only when all that it said has been read.
+            while await process.stdout.read(_LONGEST):
+                pass
+            await process.wait()
+
+
+def _moment(text: str) -> datetime:
+    """Return what RFC 3339 text tells; ``ValueError`` for a time without its zone."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time without its zone")
+    return moment

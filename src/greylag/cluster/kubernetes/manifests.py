@@ -1,19 +1,8 @@
-"""The objects of an environment as plain dicts: pure functions of project and options.
-
-`shared_objects` are what all projects of a user share, `project_objects` what one has for itself.
-Both come in the order of applying, ready for server-side apply by `FIELD_MANAGER`.
-"""
+"""The Deployment of a project, and the pod in it."""
 
 import base64
 from typing import Any
 
-from greylag.cluster.kubernetes.exposure import (
-    ingress,
-    ingress_host,
-    ingress_url,
-    path_prefix,
-    service,
-)
 from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
     FIELD_MANAGER,
@@ -33,10 +22,226 @@ from greylag.cluster.kubernetes.identity import (
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.namespace import QUOTA_NAME, SERVICE_ACCOUNT, shared_objects
-from greylag.cluster.kubernetes.options import Options
-from greylag.cluster.kubernetes.templates import Template, chosen
-from greylag.cluster.kubernetes.workload import CONTAINER, FOLDER, deployment
+from greylag.cluster.kubernetes.options import EVERYWHERE, Options, Template, chosen
+from greylag.domain.names import label
 from greylag.domain.project import Project
+
+CONTAINER = "agent"
+PORT_NAME = "http"
+FOLDER = "/environment"
+"""Where the volume is mounted; the image names the same folder."""
+
+HEALTH_PATH = "/api/v1/health"
+"""Answers 200 without a token once a message would be answered, else 503."""
+
+ALIVE_PATH = "/"
+"""Answers 200 without a token as long as agentd runs."""
+
+_USER = 1000
+_GRACE_SECONDS = 20
+_TEMPORARY_SIZE = "1Gi"
+
+
+def deployment(
+    project: Project, options: Options, template: Template, replicas: int
+) -> dict[str, Any]:
+    """Return the Deployment with 0 or 1 ``replicas``."""
+    metadata = project_metadata(project, project.names.deployment)
+    metadata["annotations"] |= {
+        RECORD_ANNOTATION: project.fence.record_id,
+        CLAIM_ANNOTATION: str(project.fence.number),
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata,
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 0,
+            # Two pods must never write to one volume.
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": labels(project)},
+            "template": {
+                "metadata": {
+                    "labels": labels(project),
+                    "annotations": project_metadata(project, "")["annotations"],
+                },
+                "spec": _pod(project, options, template),
+            },
+        },
+    }
+
+
+def _pod(project: Project, options: Options, template: Template) -> dict[str, Any]:
+    chosen: dict[str, Any] = {
+        "runtimeClassName": options.runtime_class,
+        "priorityClassName": options.priority_class,
+        "nodeSelector": dict(options.node_selector),
+        "tolerations": [dict(toleration) for toleration in options.tolerations],
+    }
+    if options.image_pull_secret:
+        chosen["imagePullSecrets"] = [{"name": options.image_pull_secret}]
+    return {
+        "serviceAccountName": SERVICE_ACCOUNT,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        **{name: value for name, value in chosen.items() if value},
+        "containers": [_container(project, options, template)],
+        "volumes": [
+            {"name": "data", "persistentVolumeClaim": {"claimName": volume_claim_name(project)}},
+            # agentd has its own folder for temporary files; scripts that tools run name /tmp.
+            {"name": "tmp", "emptyDir": {"sizeLimit": _TEMPORARY_SIZE}},
+        ],
+    }
+
+
+def _container(project: Project, options: Options, template: Template) -> dict[str, Any]:
+    return {
+        "name": CONTAINER,
+        "image": template.image or options.image,
+        "imagePullPolicy": options.image_pull_policy,
+        "envFrom": [
+            {"configMapRef": {"name": config_name(project)}},
+            {"secretRef": {"name": secret_name(project)}},
+        ],
+        "ports": [{"name": PORT_NAME, "containerPort": options.agent_port, "protocol": "TCP"}],
+        "resources": {
+            "requests": {"cpu": template.cpu_request, "memory": template.memory_request},
+            "limits": {"cpu": template.cpu_limit, "memory": template.memory_limit},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        # A period of a second, as activation waits for it. No startup probe: readiness would be
+        # asked only after it, and agentd itself answers within a second, whatever goose does.
+        "readinessProbe": _probe(HEALTH_PATH, period=1, failures=3),
+        # Health fails too while agentd starts a dead goose again; a kill then would end the turns
+        # that it is about to save, so only an agentd that does not answer at all is restarted.
+        "livenessProbe": _probe(ALIVE_PATH, period=10, failures=6),
+        "volumeMounts": [
+            {"name": "data", "mountPath": FOLDER},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
+        ],
+    }
+
+
+def _probe(path: str, *, period: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": PORT_NAME},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+# How a project is reached: its Service and its Ingress.
+
+_NGINX = "nginx.ingress.kubernetes.io"
+# A stream is silent while the agent thinks, and lives as long as its turn.
+_STREAMING = {
+    f"{_NGINX}/proxy-buffering": "off",
+    f"{_NGINX}/proxy-request-buffering": "off",
+    f"{_NGINX}/proxy-read-timeout": "3600",
+    f"{_NGINX}/proxy-send-timeout": "3600",
+    f"{_NGINX}/proxy-body-size": "8m",
+}
+
+
+def service(project: Project, options: Options) -> dict[str, Any]:
+    """Return the Service: the agent's port under the same number."""
+    metadata = project_metadata(project, project.names.service)
+    metadata["annotations"] |= dict(options.service_annotations)
+    spec: dict[str, Any] = {
+        "type": options.service_type,
+        "selector": labels(project),
+        "ports": [
+            {
+                "name": PORT_NAME,
+                "port": options.agent_port,
+                "targetPort": PORT_NAME,
+                "protocol": "TCP",
+            }
+        ],
+    }
+    narrow = options.platform_cidrs and EVERYWHERE not in options.platform_cidrs
+    if options.service_type == "LoadBalancer" and narrow:
+        # The policy must see the caller's own address, not that of the node it came in by.
+        spec["externalTrafficPolicy"] = "Local"
+        spec["loadBalancerSourceRanges"] = list(options.platform_cidrs)
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def ingress(project: Project, options: Options) -> dict[str, Any] | None:
+    """Return the Ingress, None when no base domain is set."""
+    host = ingress_host(project, options)
+    if host is None:
+        return None
+    metadata = project_metadata(project, project.names.ingress)
+    metadata["annotations"] |= _STREAMING
+    metadata["annotations"] |= dict(options.ingress_annotations)
+    path: dict[str, Any] = {"path": path_prefix(project, options) or "/", "pathType": "Prefix"}
+    backend = {"service": {"name": project.names.service, "port": {"name": PORT_NAME}}}
+    spec: dict[str, Any] = {"rules": [{"host": host, "http": {"paths": [path]}}]}
+    spec["rules"][0]["http"]["paths"][0]["backend"] = backend
+    if options.ingress_class:
+        spec["ingressClassName"] = options.ingress_class
+    if options.ingress_tls:
+        certificate = options.ingress_tls_secret
+        spec["tls"] = [{"hosts": [host], **({"secretName": certificate} if certificate else {})}]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": metadata,
+        "spec": spec,
+    }
+
+
+def ingress_host(project: Project, options: Options) -> str | None:
+    """Return the host of the project's Ingress, None when it has none.
+
+    With a host per project it is one label before the domain, so that one wildcard certificate
+    and one DNS record serve all; the label ends in a hash, so that no two projects share it.
+    """
+    domain = options.ingress_base_domain
+    if domain is None or options.ingress_routing == "path":
+        return domain
+    return f"{label(f'{project_slug(project)}.{project.names.namespace}')}.{domain}"
+
+
+def ingress_url(project: Project, options: Options) -> str | None:
+    """Return the URL under which the Ingress shows agentd's root, without a slash at its end."""
+    host = ingress_host(project, options)
+    if host is None:
+        return None
+    prefix = path_prefix(project, options) or ""
+    return f"{'https' if options.ingress_tls else 'http'}://{host}{prefix}"
+
+
+def path_prefix(project: Project, options: Options) -> str | None:
+    """Return the path below which the Ingress shows the project, None when it has its own host.
+
+    agentd takes it off itself: each ingress controller would want it asked for in its own way.
+    """
+    if options.ingress_base_domain is None or options.ingress_routing != "path":
+        return None
+    return f"/{project.names.namespace}/{project_slug(project)}"
+
+
+# The objects of an environment as plain dicts: pure functions of project and options.
+#
+# `shared_objects` are what all projects of a user share, `project_objects` what one has for itself.
+# Both come in the order of applying, ready for server-side apply by `FIELD_MANAGER`.
 
 __all__ = [
     "CLAIM_ANNOTATION",

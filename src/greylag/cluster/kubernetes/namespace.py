@@ -1,11 +1,87 @@
-"""What all projects of a user share: the namespace and what bounds it."""
+"""Who may talk to environments, and whom they may talk to (NetworkPolicy)."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from greylag.cluster.kubernetes.identity import shared_metadata
-from greylag.cluster.kubernetes.network import network_policies
-from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.identity import MANAGED_BY, MANAGED_BY_LABEL, shared_metadata
+from greylag.cluster.kubernetes.options import Network, Options, networks, within
 from greylag.domain.project import Project
+
+_NAMESPACE_NAME = "kubernetes.io/metadata.name"
+_DNS_PORT = 53
+_DENY, _AGENT = "greylag-default-deny", "greylag-agent"
+POLICY_NAMES = (_DENY, _AGENT)
+
+
+def network_policies(project: Project, options: Options) -> list[dict[str, Any]]:
+    """Return the policies of the user's namespace: nothing in or out, but for what is named."""
+    ours = {"matchLabels": {MANAGED_BY_LABEL: MANAGED_BY}}
+    agent = {
+        "podSelector": ours,
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": _ingress(options),
+        "egress": _egress(options),
+    }
+    nothing = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    return [
+        _policy(project, _DENY, nothing),
+        _policy(project, _AGENT, agent),
+    ]
+
+
+def _policy(project: Project, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": shared_metadata(project, name),
+        "spec": spec,
+    }
+
+
+def _ingress(options: Options) -> list[dict[str, Any]]:
+    """Return the rule for the agent's port. Without a peer there is none: no peers would be all."""
+    peers: list[dict[str, Any]] = []
+    if options.platform_namespace:
+        peers.append(_pods(options.platform_namespace, dict(options.platform_labels)))
+    if options.ingress_base_domain and options.ingress_namespace:
+        peers.append(_pods(options.ingress_namespace, {}))
+    peers.extend(_blocks(options.platform_cidrs, networks(options.pod_cidrs)))
+    if not peers:
+        return []
+    return [{"from": peers, "ports": [{"protocol": "TCP", "port": options.agent_port}]}]
+
+
+def _egress(options: Options) -> list[dict[str, Any]]:
+    dns = _pods(options.dns_namespace, dict(options.dns_labels))
+    ports = [{"protocol": protocol, "port": _DNS_PORT} for protocol in ("UDP", "TCP")]
+    outside = _blocks(options.egress_cidrs, options.closed_networks)
+    return [{"to": [dns], "ports": ports}, *([{"to": outside}] if outside else [])]
+
+
+def _pods(namespace: str, labels: dict[str, str]) -> dict[str, Any]:
+    peer: dict[str, Any] = {"namespaceSelector": {"matchLabels": {_NAMESPACE_NAME: namespace}}}
+    if labels:
+        peer["podSelector"] = {"matchLabels": labels}
+    return peer
+
+
+def _blocks(cidrs: Sequence[str], closed: Iterable[Network]) -> list[dict[str, Any]]:
+    """Return a peer per range, each without what is closed of it.
+
+    The API server takes only exceptions that lie in their range, so those elsewhere are left out.
+    """
+    blocks = []
+    shut = tuple(closed)
+    for allowed in networks(cidrs):
+        block: dict[str, Any] = {"cidr": str(allowed)}
+        inner = sorted({str(net) for net in shut if net != allowed and within(net, allowed)})
+        if inner:
+            block["except"] = inner
+        blocks.append({"ipBlock": block})
+    return blocks
+
+
+# What all projects of a user share: the namespace and what bounds it.
 
 SERVICE_ACCOUNT = "greylag-environment"
 QUOTA_NAME = "greylag"

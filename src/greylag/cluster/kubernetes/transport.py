@@ -1,21 +1,78 @@
-"""Requests to the API server: one pool, limited in time, repeated only where that is safe."""
+"""One request to the API server, and when it may be repeated."""
 
 import asyncio
 import json
+import random
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import structlog
 from yarl import URL
 
-from greylag.cluster.kubernetes import tls
-from greylag.cluster.kubernetes.calls import Call, pause_after
 from greylag.cluster.kubernetes.connection import Connection
+from greylag.cluster.kubernetes.credentials import why_refused
 from greylag.cluster.kubernetes.failures import ApiError
-from greylag.cluster.kubernetes.keepalive import kept_alive
 from greylag.domain.errors import ClusterUnavailableError
+
+TRIES = 5
+FIRST_PAUSE = 0.1
+_TOO_MANY = 429
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request. ``repeatable``: doing it twice is the same as doing it once."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, Any] | None = field(default=None, repr=False)
+    content_type: str = "application/json"
+    repeatable: bool = False
+
+
+def pause_after(call: Call, error: Exception, tried: int) -> float | None:
+    """Return how many seconds to wait before the next try, ``None`` when there must be none.
+
+    ``tried`` is how often it was tried.
+    """
+    pause = random.uniform(0.5, 1) * FIRST_PAUSE * 2.0**tried  # noqa: S311 - spreads load, no secret
+    if isinstance(error, ApiError):
+        if error.status == _TOO_MANY:  # it has not begun, so any call may be repeated
+            return max(error.retry_after or 0.0, pause)
+        if not error.is_unavailable:
+            return None
+    elif isinstance(error, aiohttp.ClientSSLError):
+        return None
+    never_sent = isinstance(error, aiohttp.ClientConnectorError)
+    if tried >= TRIES or not (call.repeatable or never_sent):
+        return None
+    asked = error.retry_after if isinstance(error, ApiError) else None
+    return max(asked or 0.0, pause)
+
+
+# Sockets whose other end is missed within seconds, though nothing is sent.
+
+# Linux's names; what a system lacks is left at its own. The last one is in milliseconds.
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+
+
+def kept_alive(address: Any) -> socket.socket:
+    """Return a socket for an address as ``getaddrinfo`` gives it."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
+
+
+# Requests to the API server: one pool, limited in time, repeated only where that is safe.
 
 TRY_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
@@ -142,7 +199,7 @@ class Transport:
         if isinstance(error, TimeoutError):
             return ClusterUnavailableError(f"The API server {server} did not answer in time.")
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            why = f"its certificate is not one to trust ({tls.why_refused(error)})"
+            why = f"its certificate is not one to trust ({why_refused(error)})"
         elif isinstance(error, OSError) and error.strerror:
             why = error.strerror
         else:
@@ -235,3 +292,61 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 _CALL = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 _UNAUTHORIZED = 401
+
+
+# One watch as the API server streams it: a line of JSON for each event.
+
+_LONGEST_LINE = 16 * 1024 * 1024
+
+
+class WatchStream:
+    """What a watch tells: pairs of ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK`` and object.
+
+    Raises ``ApiError`` (``is_gone``: list anew), ``ClusterUnavailableError`` when it breaks off. It
+    ends by itself when its time is over.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, transport: Transport) -> None:
+        self._response = response
+        self._transport = transport
+
+    def cut(self) -> None:
+        """Break it off; whoever reads gets an error."""
+        self._response.close()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        try:
+            async for line in _lines(self._response):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise ApiError.of_status(event["object"], code=0)
+                yield event["type"], _versioned(event["object"])
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._transport.unavailable(error) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ClusterUnavailableError("The watch gave what is not an event.") from error
+
+
+def _versioned(thing: dict[str, Any]) -> dict[str, Any]:
+    """Return ``thing``; ``KeyError`` or ``TypeError`` when one cannot go on from it."""
+    if not isinstance(thing["metadata"]["resourceVersion"], str):
+        raise TypeError("a version that is not a text")
+    return thing
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Yield whole lines; ``ClusterUnavailableError`` for an end within one."""
+    pieces: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        *whole, rest = chunk.split(b"\n")
+        for piece in whole:
+            yield b"".join((*pieces, piece))
+            pieces, size = [], 0
+        if rest:
+            pieces.append(rest)
+            size += len(rest)
+        if size > _LONGEST_LINE:
+            raise ClusterUnavailableError("The watch gave an event that is too long.")
+    if pieces:
+        raise ClusterUnavailableError("The watch broke off within an event.")

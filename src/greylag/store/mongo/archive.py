@@ -9,15 +9,13 @@ from pymongo import ReplaceOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from greylag.domain.project import ProjectRef
-from greylag.ports.archive import Bundle, Flaw, Held, Sheet, StoreUnreadableError
+from greylag.ports import Bundle, Flaw, Held, Sheet, StoreUnreadableError
 from greylag.store import sheets
 from greylag.store.mongo import archive_flaws, client, indexes
-from greylag.store.mongo.attempts import repeated
 from greylag.store.mongo.bundles import OPTIONS, from_bundle, key_document, to_bundle
 from greylag.store.mongo.claims import Projects
-from greylag.store.mongo.client import Client, Documents, Limits
+from greylag.store.mongo.client import Client, Documents, Limits, asking, repeated
 from greylag.store.mongo.documents import Document, key
-from greylag.store.mongo.errors import asking
 
 COPYING = "greylag_copying"
 
@@ -33,7 +31,7 @@ _DUPLICATE = 11000
 
 
 class MongoArchive:
-    """Implements ``greylag.ports.archive.Archive``; ``await MongoArchive.open(...)`` makes one."""
+    """Implements ``greylag.ports.Archive``; ``await MongoArchive.open(...)`` makes one."""
 
     kind = "mongodb"
 

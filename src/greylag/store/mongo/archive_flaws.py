@@ -5,7 +5,7 @@ from typing import Any
 
 from pymongo import IndexModel
 
-from greylag.ports.archive import Flaw
+from greylag.ports import Flaw
 from greylag.store import sheets
 from greylag.store.mongo import indexes
 from greylag.store.mongo.client import Documents

@@ -6,19 +6,20 @@ from typing import Any
 import bson
 from bson.codec_options import CodecOptions, DatetimeConversion
 
-from greylag.ports.archive import Bundle, Flaw, KeptKey
+from greylag.ports import Bundle, Flaw, KeptKey
 from greylag.store import sheets
+from greylag.store.mongo.client import DocumentError
 from greylag.store.mongo.documents import (
     Document,
     from_document,
     key,
+    pack,
     tail_of,
     to_document,
     to_event,
+    unpack,
 )
-from greylag.store.mongo.errors import DocumentError
-from greylag.store.mongo.log import new_tail
-from greylag.store.mongo.values import pack, unpack
+from greylag.store.mongo.writes import new_tail
 from greylag.store.records import KEY_LIFETIME, LOG_LENGTH, Record
 
 OPTIONS: CodecOptions[Document] = CodecOptions(

@@ -1,9 +1,17 @@
-"""How processes hear of each other's writes: by a change stream, else by looking often."""
+"""Which changes this process's listeners have heard of, so that each is told once.
+
+A write of ours is told when the server has acknowledged it; the server then tells of it too. One
+whose acknowledgement never came (its caller was cancelled, the connection broke) is told when the
+server does.
+"""
 
 import asyncio
+import secrets
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -11,11 +19,60 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import ProjectRef
-from greylag.store.mongo.client import Documents
-from greylag.store.mongo.echoes import Echoes
-from greylag.store.mongo.errors import asking, cancellable, reason
+from greylag.store.changes import ChangeHub
+from greylag.store.mongo.client import (
+    Client,
+    Documents,
+    asking,
+    cancellable,
+    has_change_streams,
+    reason,
+)
 from greylag.store.mongo.indexes import CHANGES, PROJECTS
-from greylag.store.signals import ChangeHub
+
+_REMEMBERED = 10_000
+
+
+class Echoes:
+    """Tells ``hub`` of each change once, by whichever way it is heard of first."""
+
+    def __init__(self, hub: ChangeHub) -> None:
+        self._hub = hub
+        self._source = secrets.token_hex(8)
+        self._numbers = count(1)
+        self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def name(self) -> str:
+        """Return a name for one write, which no other write of any process has."""
+        return f"{self._source}:{next(self._numbers)}"
+
+    def tell(self, news: str, record_id: str, ref: ProjectRef | None) -> None:
+        """Tell of the write ``news`` to one project, unless that was told before; a project whose
+        owner is not known (``None``) may be any.
+        """
+        if (news, "") not in self._told and self._note(news, record_id):
+            self._hub.signal(ref)
+
+    def tell_all(self, news: str) -> None:
+        """Tell of a write to many projects, and of none of them again."""
+        if self._note(news, ""):
+            self._hub.signal(None)
+
+    def pass_over(self, news: str, record_id: str) -> None:
+        """Never tell of a write: it was before anybody listened."""
+        self._note(news, record_id)
+
+    def _note(self, news: str, record_id: str) -> bool:
+        place = (news, record_id)
+        if place in self._told:
+            return False
+        self._told[place] = None
+        while len(self._told) > _REMEMBERED:
+            self._told.popitem(last=False)
+        return True
+
+
+# How processes hear of each other's writes: by a change stream, else by looking often.
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.change_stream import AsyncCollectionChangeStream
@@ -224,3 +281,60 @@ class PollingFollower(Follower):
 def _ref(fields: Mapping[str, Any]) -> ProjectRef | None:
     user_id, project_id = fields.get("user_id"), fields.get("project_id")
     return ProjectRef(user_id, project_id) if user_id and project_id else None
+
+
+# How one process hears of changes: the server says which of the two ways there is.
+
+
+class Following:
+    """Follows by change stream where there are any, else by looking every ``poll`` seconds.
+
+    It is made before the server is asked anything; ``choose`` asks. ``timeout`` is in seconds.
+    """
+
+    def __init__(  # noqa: PLR0913 - what the two ways need
+        self,
+        client: Client,
+        database: Documents,
+        hub: ChangeHub,
+        echoes: Echoes,
+        *,
+        poll: float,
+        timeout: float,
+    ) -> None:
+        self._client = client
+        self._database = database
+        self._hub = hub
+        self._echoes = echoes
+        self._poll = poll
+        self._timeout = timeout
+        self._chosen: Follower | None = None
+
+    async def choose(self) -> None:
+        """Ask the server what it is. Raises the driver's errors, and ``ConfigError`` for a URI that
+        leads to no servers.
+        """
+        if await has_change_streams(self._client):
+            self._chosen = StreamFollower(self._database, self._hub, self._echoes)
+            return
+        self._chosen = PollingFollower(
+            self._database, self._hub, self._echoes, poll=self._poll, timeout=self._timeout
+        )
+
+    async def start(self) -> None:
+        """Take note of where the changes end now: what comes after will be told."""
+        await self._way.start()
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        await self._way.run()
+
+    async def note(self, news: str, record_id: str, ref: ProjectRef | None) -> None:
+        """Leave word of a write, where the server does not tell of it by itself."""
+        await self._way.note(news, record_id, ref)
+
+    @property
+    def _way(self) -> Follower:
+        if self._chosen is None:
+            raise RuntimeError("the server was not asked what it is")
+        return self._chosen

@@ -1,19 +1,36 @@
 """The connection to MongoDB: where it leads, how long it waits, how durable its writes are."""
 
+import asyncio
+import random
 import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+import pymongo
 from bson.codec_options import CodecOptions
+from bson.errors import BSONError
 from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConfigurationError
+from pymongo.errors import (
+    AutoReconnect,
+    ConfigurationError,
+    ConnectionFailure,
+    DuplicateKeyError,
+    NetworkTimeout,
+    NotPrimaryError,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WriteConcernError,
+)
 from pymongo.errors import InvalidName as InvalidDatabaseName
 from pymongo.read_concern import ReadConcern
 
-from greylag.domain.errors import ConfigError
+from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavailableError
 
 Documents = AsyncDatabase[dict[str, Any]]
 Client = AsyncMongoClient[dict[str, Any]]
@@ -111,3 +128,136 @@ def _named_in(uri: str) -> set[str]:
 
 def _millis(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+# MongoDB's errors in our words, and the time that one question to it may take.
+
+_REFUSED = {13, 18}
+"""The codes of Unauthorized and AuthenticationFailed."""
+
+_WORDS = (
+    (ServerSelectionTimeoutError, "cannot be reached, or has no primary now"),
+    (NotPrimaryError, "is handing over to another primary"),
+    (NetworkTimeout, "did not answer in time"),
+    (ConnectionFailure, "broke off the connection"),
+)
+"""The first that fits counts: later ones are wider."""
+
+
+class DocumentError(StoreUnavailableError):
+    """A document that something else wrote is not of the form that a project must have."""
+
+    hint = "Correct the document; `greylag store check` finds and explains such records."
+
+
+class RefusedByServerError(StoreUnavailableError):
+    """The server answers, but not us: the user name, the password or the rights are wrong."""
+
+    hint = "Nothing was changed. Check user, password and authSource in MONGODB_URI."
+
+
+@contextmanager
+def asking(seconds: float) -> Iterator[None]:
+    """Bound all that the ``with`` block asks of the server by ``seconds``, retries included.
+
+    Raises ``StoreUnavailableError`` for the driver's errors and ``InvalidRequestError`` for values
+    that no document can hold. ``DuplicateKeyError`` passes: it is an answer, not a failure.
+    """
+    with cancellable(), _translated(), pymongo.timeout(seconds):
+        yield
+
+
+@contextmanager
+def cancellable() -> Iterator[None]:
+    """Let a task that was cancelled inside the ``with`` block end there.
+
+    The driver sends with ``asyncio.wait_for``, which in Python 3.11 loses a cancellation that comes
+    just as the sending ends; the driver then goes on as if nothing had been asked.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except DuplicateKeyError:
+        raise
+    except PyMongoError as error:
+        refused = isinstance(error, OperationFailure) and error.code in _REFUSED
+        kind = RefusedByServerError if refused else StoreUnavailableError
+        raise kind(f"The MongoDB server {reason(error)}.") from error
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError("Text must not hold unpaired surrogates.") from error
+    except (BSONError, OverflowError) as error:
+        raise InvalidRequestError("The project is too large, or holds what none may.") from error
+
+
+def reason(error: PyMongoError) -> str:
+    """Return what happened, as the end of a sentence about the server.
+
+    The driver's own text is left to the log: it can hold documents.
+    """
+    if isinstance(error, OperationFailure) and not error.timeout:
+        return _refusal(error)
+    for kind, words in _WORDS:
+        if isinstance(error, kind):
+            return words
+    return "did not answer in time" if error.timeout else f"failed ({type(error).__name__})"
+
+
+def _refusal(error: OperationFailure) -> str:
+    if isinstance(error, WriteConcernError):
+        return "could not make the change durable on a majority"
+    if error.code in _REFUSED:
+        return "refuses our user name, password or rights"
+    name = (error.details or {}).get("codeName", "no name")
+    return f"refused the command (code {error.code}, {name})"
+
+
+# Trying again: when another writer was faster, and where the driver itself does not.
+
+T = TypeVar("T")
+
+_TIMES = 5
+_FIRST_PAUSE_SECONDS = 0.002
+_LONGEST_PAUSE_SECONDS = 0.1
+
+
+class Attempts:
+    """The attempts at one write, over after about ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + seconds
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    async def pause(self) -> None:
+        """Wait a little longer than the last time: another writer's change may be visible only
+        when a majority has it. Raises ``StoreUnavailableError`` when the time is over.
+        """
+        if self._loop.time() > self._end:
+            raise StoreUnavailableError("Others changed the same project again and again.")
+        await asyncio.sleep(random.uniform(0.5, 1) * self._pause)  # noqa: S311 - spreads writers, guards nothing
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
+async def repeated(work: Callable[[], Awaitable[T]]) -> T:
+    """Return what ``work`` returns: a command to many documents that may be done twice.
+
+    The driver tries other commands again when a connection or a primary is lost, but not these.
+    """
+    for _ in range(_TIMES - 1):
+        try:
+            return await work()
+        except ServerSelectionTimeoutError:
+            raise
+        except AutoReconnect:
+            await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+    return await work()

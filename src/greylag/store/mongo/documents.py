@@ -1,11 +1,6 @@
-"""Records and events as MongoDB documents, and back.
+"""Values that BSON cannot hold as they are: JSON is wider in text, whole numbers and key names."""
 
-A project's document has the fields that are documented for other programs, and ours beside them:
-``claimable_at`` and ``unsettled`` are what the indexes look for (absent: no), ``revision`` counts
-the writes and guards them, ``news`` names the last write that others should hear of, ``tail`` holds
-the newest events.
-"""
-
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,13 +9,90 @@ from typing import Any
 from bson import ObjectId
 
 from greylag.domain.errors import ErrorInfo
-from greylag.domain.events import Event
 from greylag.domain.names import EnvironmentNames, environment_names
-from greylag.domain.project import Desired, Lease, Project, Status
+from greylag.domain.project import Desired, Event, Lease, Project, Status
 from greylag.store import records
-from greylag.store.mongo.errors import DocumentError
-from greylag.store.mongo.values import pack, unpack
+from greylag.store.mongo.client import DocumentError
 from greylag.store.records import Record
+
+_AS_TEXT = "_json"
+_DEEPEST = 80
+_LARGEST = 2**63
+
+
+def pack(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object as a document; as it is, if BSON can hold it, else as JSON text."""
+    plain = dict(value)
+    return plain if _fits(plain, 0) else {_AS_TEXT: json.dumps(plain, separators=(",", ":"))}
+
+
+def unpack(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``pack`` was given. What others wrote and JSON does not know becomes text."""
+    text = document.get(_AS_TEXT)
+    if len(document) == 1 and isinstance(text, str):
+        found: dict[str, Any] = json.loads(text)
+        return found
+    return {str(name): _plain(value) for name, value in document.items()}
+
+
+def _fits(value: Any, depth: int) -> bool:
+    match value:
+        case None | bool() | float():
+            return True
+        case int():
+            return -_LARGEST <= value < _LARGEST
+        case str():
+            return _is_unicode(value)
+        case list() | tuple():
+            return depth < _DEEPEST and all(_fits(one, depth + 1) for one in value)
+        case dict():
+            return depth < _DEEPEST and set(value) != {_AS_TEXT} and _members_fit(value, depth + 1)
+        case _:
+            return False
+
+
+def _members_fit(value: dict[Any, Any], depth: int) -> bool:
+    # Older servers and the update language read dots and dollars in names as something else.
+    return all(
+        isinstance(name, str)
+        and not name.startswith("$")
+        and not {"\0", "."} & set(name)
+        and _is_unicode(name)
+        and _fits(member, depth)
+        for name, member in value.items()
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case None | bool() | float() | str():
+            return value
+        case int():
+            return int(value)
+        case list():
+            return [_plain(one) for one in value]
+        case dict():
+            return {str(name): _plain(member) for name, member in value.items()}
+        case datetime():
+            return value.isoformat()
+        case _:
+            return str(value)
+
+
+# Records and events as MongoDB documents, and back.
+#
+# A project's document has the fields that are documented for other programs, and ours beside them:
+# ``claimable_at`` and ``unsettled`` are what the indexes look for (absent: no), ``revision`` counts
+# the writes and guards them, ``news`` names the last write that others should hear of, ``tail``
+# holds the newest events.
 
 Document = dict[str, Any]
 

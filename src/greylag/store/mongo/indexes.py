@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pymongo import IndexModel
+import structlog
+from pymongo import IndexModel, UpdateOne
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from greylag.domain.errors import ConfigError
+from greylag.store.mongo.claims import Projects
+from greylag.store.mongo.client import DocumentError
+from greylag.store.mongo.documents import WITHOUT_TAIL, Document, difference, from_document
 
 PROJECTS = "projects"
 EVENTS = "greylag_events"
@@ -136,3 +140,40 @@ async def _twins(collection: AsyncCollection[dict[str, Any]]) -> str:
         for twin in found[:_NAMED]
     ]
     return "; ".join(named) + ("; and more" if len(found) > _NAMED else "")
+
+
+# Documents that an older system wrote become records of ours, where they stand.
+
+_AT_ONCE = 500
+
+_log = structlog.get_logger(__name__)
+
+
+async def adopt(projects: Projects) -> None:
+    """Write our fields beside the old ones, where no write of ours has been. May be repeated.
+
+    A document that cannot be read is left as it is, and the log tells of it.
+    """
+    updates: list[UpdateOne] = []
+    async for raw in projects.find({"revision": {"$exists": False}}, WITHOUT_TAIL):
+        update = _update(raw)
+        if update is not None:
+            updates.append(update)
+        if len(updates) == _AT_ONCE:
+            await projects.bulk_write(updates, ordered=False)
+            updates.clear()
+    if updates:
+        await projects.bulk_write(updates, ordered=False)
+
+
+def _update(raw: Document) -> UpdateOne | None:
+    try:
+        record = from_document(raw)
+    except DocumentError as error:
+        _log.warning("document passed over", reason=str(error))
+        return None
+    update = difference(raw, record, record)
+    changed = update.get("$set", {}) | {"revision": 1}
+    # Whoever has written meanwhile has adopted it.
+    untouched = {"_id": raw["_id"], "revision": {"$exists": False}}
+    return UpdateOne(untouched, update | {"$set": changed})

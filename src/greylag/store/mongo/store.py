@@ -1,15 +1,16 @@
-"""The store in MongoDB: records that any number of processes on any machines share."""
+"""What a MongoDB store is made of, all on one connection."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 
-from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.events import Event
-from greylag.domain.project import Desired, Project, ProjectRef
-from greylag.ports.store import (
+from greylag.domain.errors import GreylagError, StoreUnavailableError
+from greylag.domain.project import Desired, Event, Project, ProjectRef
+from greylag.ports import (
     Claim,
     Created,
     Duty,
@@ -21,23 +22,178 @@ from greylag.ports.store import (
     Subscription,
 )
 from greylag.store import records
-from greylag.store.mongo import claims, indexes, pages
-from greylag.store.mongo.client import Limits
-from greylag.store.mongo.creation import Creation
+from greylag.store.changes import ChangeHub
+from greylag.store.mongo import claims, client, indexes, projects
+from greylag.store.mongo.changes import Echoes, Following
+from greylag.store.mongo.claims import Projects
+from greylag.store.mongo.client import (
+    Client,
+    DocumentError,
+    Documents,
+    Limits,
+    RefusedByServerError,
+    asking,
+)
 from greylag.store.mongo.documents import WITHOUT_TAIL, Document, from_document
-from greylag.store.mongo.duties import Duties
-from greylag.store.mongo.errors import DocumentError, asking
-from greylag.store.mongo.opening import LONG_SECONDS, Gate, Opening
-from greylag.store.mongo.parts import Parts, assemble
+from greylag.store.mongo.indexes import adopt
+from greylag.store.mongo.projects import Creation, Keys
+from greylag.store.mongo.work import Duties, Work
+from greylag.store.mongo.writes import Log, Writes
 from greylag.store.records import Record
 
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts; who has them closes ``client``."""
+
+    client: Client
+    database: Documents
+    projects: Projects
+    hub: ChangeHub
+    echoes: Echoes
+    follower: Following
+    keys: Keys
+    log: Log
+    writes: Writes
+    work: Work
+
+
+async def assemble(uri: str, name: str, limits: Limits, poll_seconds: float) -> Parts:
+    """Return the parts of a store on the database ``name``; nothing is asked of the server yet.
+
+    Raises ``ConfigError`` for a URI or name that cannot be used.
+    """
+    connected = client.connect(uri, limits)
+    try:
+        database = client.database(connected, name)
+    except BaseException:
+        await connected.close()
+        raise
+    hub = ChangeHub()
+    echoes = Echoes(hub)
+    follower = Following(
+        connected, database, hub, echoes, poll=poll_seconds, timeout=limits.operation
+    )
+    projects = database[indexes.PROJECTS]
+    keys = Keys(database[indexes.KEYS])
+    log = Log(database[indexes.EVENTS])
+    writes = Writes(projects, echoes, follower, limits.operation)
+    work = Work(projects, writes, echoes, keys=keys, log=log, seconds=limits.operation)
+    return Parts(connected, database, projects, hub, echoes, follower, keys, log, writes, work)
+
+
+# From connected to ready: what must have been done before a store answers its first question.
+
+Gate = Callable[[], Awaitable[None]]
+"""Raises why the store must not be worked on."""
+
+LONG_SECONDS = 120.0
+"""How long may take what touches many documents: making indexes, adoption, waking all."""
+
+_PAUSE_SECONDS = 1.0
+_PAUSE_AFTER_FAULT_SECONDS = 5.0
+_CANCEL_AGAIN_SECONDS = 0.1
+
 _log = structlog.get_logger(__name__)
+
+
+class Opening:
+    """Makes a store ready, now or as soon as its server is there, and follows its changes then.
+
+    Args:
+        parts: what the store is made of.
+        seconds: how long one question may take.
+        prepare: make and check indexes and adopt older documents, or leave that to others.
+        gate: asked first, each time.
+    """
+
+    def __init__(self, parts: Parts, seconds: float, *, prepare: bool, gate: Gate | None) -> None:
+        self._parts = parts
+        self._seconds = seconds
+        self._prepare = prepare
+        self._gate = gate
+        self._wanting: GreylagError | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def begin(self, *, patient: bool) -> None:
+        """Make the store ready, and follow its changes from now on.
+
+        With ``patient``, a server that cannot be reached is waited for by a task, and ``check``
+        raises until it is there. Otherwise that raises ``StoreUnavailableError``; what an operator
+        has to mend (``ConfigError``, wrong credentials, what ``gate`` raises) is raised always.
+        """
+        try:
+            await self._make_ready()
+        except RefusedByServerError:
+            raise
+        except StoreUnavailableError as error:
+            if not patient:
+                raise
+            self._wanting = error
+            _log.warning("store unavailable; it is waited for", reason=str(error))
+        self._task = asyncio.create_task(self._run(), name="store-follower")
+        self._task.add_done_callback(self._ended)
+
+    def check(self) -> None:
+        """Raise ``StoreUnavailableError`` with what is in the way while the store is not ready."""
+        if self._wanting is not None:
+            info = self._wanting.info
+            raise StoreUnavailableError(info.message, hint=info.hint) from self._wanting
+
+    async def close(self) -> None:
+        """Stop trying, and following."""
+        task, self._task = self._task, None
+        while task is not None and not task.done():
+            # Again and again: the driver may lose a cancellation (see ``cancellable``).
+            task.cancel()
+            await asyncio.wait({task}, timeout=_CANCEL_AGAIN_SECONDS)
+
+    async def _make_ready(self) -> None:
+        # A quick question comes first, lest a server that is gone is waited for as long as indexes.
+        with asking(self._seconds):
+            await self._parts.follower.choose()
+        if self._gate is not None:
+            await self._gate()
+        if self._prepare:
+            with asking(LONG_SECONDS):
+                await indexes.ensure(self._parts.database)
+                await adopt(self._parts.projects)
+        with asking(self._seconds):
+            await self._parts.follower.start()
+
+    async def _run(self) -> None:
+        while self._wanting is not None:
+            out_of_reach = isinstance(self._wanting, StoreUnavailableError)
+            await asyncio.sleep(_PAUSE_SECONDS if out_of_reach else _PAUSE_AFTER_FAULT_SECONDS)
+            await self._try_again(self._wanting)
+        await self._parts.follower.run()
+
+    async def _try_again(self, before: GreylagError) -> None:
+        try:
+            await self._make_ready()
+        except GreylagError as error:
+            if str(error) != str(before):
+                _log.warning("store not ready", reason=str(error))
+            self._wanting = error
+        else:
+            self._wanting = None
+            _log.info("store ready")
+            # Whoever waits looks now.
+            self._parts.hub.signal(None)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("changes are no longer followed", exc_info=error)
+            self._parts.hub.fail(error)
+
+
+# The store in MongoDB: records that any number of processes on any machines share.
 
 _NO_LIMITS_GIVEN = Limits()
 
 
 class MongoStore:
-    """Implements ``greylag.ports.store.ProjectStore``; ``await MongoStore.open(...)`` makes one.
+    """Implements ``greylag.ports.ProjectStore``; ``await MongoStore.open(...)`` makes one.
 
     Any number of processes may open the same database. A write reads the record, decides, and
     writes only if the record's ``revision`` is still the same, else begins anew; a claim is one
@@ -112,7 +268,7 @@ class MongoStore:
     async def page(self, owner: str, query: PageQuery) -> Page:
         """Return one page; see the port."""
         with self._asking():
-            return await pages.page(self._projects, owner, query)
+            return await projects.page(self._projects, owner, query)
 
     async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
         """Change name or metadata; see the port."""

@@ -2,22 +2,24 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from greylag.domain.events import Event
-from greylag.domain.project import Project, ProjectRef, Status
-from greylag.ports.store import Claim, Outcome
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import DuplicateKeyError
+
+from greylag.domain.project import Event, Project, ProjectRef, Status
+from greylag.ports import Claim, Duty, Outcome
 from greylag.store import records
 from greylag.store.mongo import claims
-from greylag.store.mongo.adoption import adopt
-from greylag.store.mongo.attempts import Attempts, repeated
-from greylag.store.mongo.changes import GONE
+from greylag.store.mongo.changes import GONE, Echoes
 from greylag.store.mongo.claims import Projects
+from greylag.store.mongo.client import Attempts, repeated
 from greylag.store.mongo.documents import WITHOUT_TAIL, Document, from_document
 from greylag.store.mongo.documents import key as id_of
-from greylag.store.mongo.echoes import Echoes
-from greylag.store.mongo.keys import Keys
-from greylag.store.mongo.log import Log, new_tail
-from greylag.store.mongo.writes import Writes
+from greylag.store.mongo.indexes import adopt
+from greylag.store.mongo.projects import Keys
+from greylag.store.mongo.writes import Log, Writes, new_tail
+from greylag.store.records import DutyRecord
 
 
 class Work:
@@ -127,3 +129,48 @@ class Work:
 
 def _fence(claim: Claim) -> Document:
     return {"lease.number": claim.number}
+
+
+# Duties in MongoDB: one small document each, replaced only as it was read.
+
+
+class Duties:
+    """The duties, in a collection of their own."""
+
+    def __init__(self, collection: AsyncCollection[dict[str, Any]]) -> None:
+        self._collection = collection
+
+    async def take(
+        self, name: str, worker: str, since: datetime, now: datetime, seconds: float
+    ) -> Duty:
+        """Take a duty on; see the port."""
+        while True:
+            before = await self._read(name)
+            verdict, after = records.taken(before or DutyRecord(), worker, since, now, seconds)
+            if verdict is not Duty.MINE or await self._replaced(name, before, after):
+                return verdict
+
+    async def finish(self, name: str, worker: str, now: datetime) -> None:
+        """Say that a duty is done; see the port."""
+        while (before := await self._read(name)) is not None:
+            after = records.finished(before, worker, now)
+            if after == before or await self._replaced(name, before, after):
+                return
+
+    async def _read(self, name: str) -> DutyRecord | None:
+        found = await self._collection.find_one({"_id": name}, {"_id": False})
+        return None if found is None else DutyRecord(**found)
+
+    async def _replaced(self, name: str, before: DutyRecord | None, after: DutyRecord) -> bool:
+        if before is not None:
+            same = {"_id": name, **_document(before)}
+            return (await self._collection.replace_one(same, _document(after))).matched_count > 0
+        try:
+            await self._collection.insert_one({"_id": name, **_document(after)})
+        except DuplicateKeyError:
+            return False
+        return True
+
+
+def _document(record: DutyRecord) -> dict[str, Any]:
+    return {"holder": record.holder, "until": record.until, "done_at": record.done_at}

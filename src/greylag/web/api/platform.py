@@ -2,8 +2,7 @@
 
 from fastapi import APIRouter
 
-from greylag.web.api.deps import CallDep, WebDep
-from greylag.web.api.docs import problems
+from greylag.web.api.deps import CallDep, WebDep, problems
 from greylag.web.schemas import HealthOut, PlatformOut, UserOut, UsersOut
 
 router = APIRouter()

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.project import Status
-from greylag.ports.store import PageQuery
+from greylag.ports import PageQuery
 from greylag.web.api.deps import Call
 from greylag.web.dashboard.views import ProjectView, project_view, user_url
 
@@ -77,3 +77,6 @@ async def read_list(call: Call, user_id: str, window: Window) -> ProjectList:
         more_url=more,
         older_url=older,
     )
+
+
+# The pages of a user: the selector, the projects, a new one.

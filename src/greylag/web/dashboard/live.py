@@ -8,10 +8,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
-from greylag import sse
+from greylag.common import sse
 from greylag.domain.errors import ProjectNotFoundError
-from greylag.domain.events import Event
-from greylag.domain.project import Project
+from greylag.domain.project import Event, Project
 from greylag.web.api.deps import Call, ProjectCall
 from greylag.web.dashboard.lists import ProjectList, Window, read_list
 from greylag.web.dashboard.pages import render

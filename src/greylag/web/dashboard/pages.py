@@ -1,15 +1,19 @@
 """From templates to responses."""
 
+import json
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from greylag.web.dashboard.text import visible
-from greylag.web.dashboard.views import project_url, user_url
-from greylag.web.schemas import Problem
+from greylag.domain.errors import InvalidRequestError
+from greylag.services.use_cases import Platform
+from greylag.web.dashboard.views import project_url, user_url, visible
+from greylag.web.schemas import Problem, check_metadata
 
 
 @cache
@@ -70,3 +74,68 @@ def see(url: str) -> RedirectResponse:
 def lead(request: Request, url: str) -> Response:
     """Return the answer to a form that ends at another page, to htmx too."""
     return Response(headers={"HX-Redirect": url}) if is_fragment_request(request) else see(url)
+
+
+# What the pages' forms send, read and checked.
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectForm:
+    """The fields of the form that creates or edits a project, as they were typed.
+
+    ``key`` makes a form that is sent twice create one project.
+    """
+
+    name: str = ""
+    project_id: str = ""
+    metadata: str = ""
+    key: str = ""
+
+    @classmethod
+    def read(cls, form: FormData) -> "ProjectForm":
+        """Take the fields from what a browser sent."""
+        return cls(**{name: field(form, name) for name in cls.__slots__})
+
+    def metadata_object(self) -> dict[str, Any]:
+        """Return the metadata. Raises ``InvalidRequestError`` when it is no JSON object."""
+        if not self.metadata.strip():
+            return {}
+        try:
+            value = json.loads(self.metadata)
+        except (ValueError, RecursionError) as error:
+            place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+            raise InvalidRequestError(f"metadata must be a JSON object{place}.") from error
+        if not isinstance(value, dict):
+            raise InvalidRequestError('metadata must be a JSON object, such as {"team": "blue"}.')
+        try:
+            return check_metadata(value)
+        except ValueError as error:
+            raise InvalidRequestError(f"metadata {error}.") from error
+
+
+def field(form: FormData, name: str) -> str:
+    """Return a text field with plain line ends; empty when it is not there.
+
+    Forms send line ends as CR LF (WHATWG HTML, 4.10.22.4).
+    """
+    value = form.get(name, "")
+    return value.replace("\r\n", "\n") if isinstance(value, str) else ""
+
+
+# What is the same on every page.
+
+Back = Literal["list", "project"]
+"""The page that a form was opened on, and that its answer leads back to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What every page says of this installation; ``sign_out`` when there is a sign-in to end."""
+
+    platform: Platform
+    sign_out: bool
+
+
+def back_of(value: str) -> Back:
+    """Read where a form was opened; anything unknown is the list."""
+    return "project" if value == "project" else "list"

@@ -4,10 +4,10 @@ from fastapi import APIRouter
 
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
-from greylag.web.dashboard.agent_routes import add_agent_routes
-from greylag.web.dashboard.project_routes import add_project_routes
-from greylag.web.dashboard.site import Site
-from greylag.web.dashboard.user_routes import add_user_routes
+from greylag.web.dashboard.conversations import add_agent_routes
+from greylag.web.dashboard.pages import Site
+from greylag.web.dashboard.projects import add_project_routes
+from greylag.web.dashboard.users import add_user_routes
 
 
 def dashboard_routes(use_cases: UseCases, settings: Settings) -> APIRouter:

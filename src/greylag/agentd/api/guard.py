@@ -1,0 +1,168 @@
+"""Who may talk to agentd: checked on every request, before anything else is read."""
+
+import hmac
+import re
+import time
+import uuid
+from collections.abc import Iterable
+
+import structlog
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from greylag.agentd.config import Secret, is_loopback
+
+_OPEN_PATHS = frozenset({"/", "/api/v1/health"})
+_PORT = re.compile(r":\d+\Z")
+
+
+class Auth:
+    """ASGI middleware: a bearer token, or without one only this machine's own programs.
+
+    Without a token a page of another site could still make a browser on this machine send
+    requests here, so then the Host must be a loopback name and a foreign Origin is refused.
+
+    Args:
+        app: what answers a request that may pass.
+        token: the token that clients must send; None for loopback without one.
+    """
+
+    def __init__(self, app: ASGIApp, token: Secret | None) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401 or 403."""
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        if self._token is None:
+            if _local(scope["headers"]):
+                return None
+            return _refused(403, "Forbidden", "Without a token only this machine may connect.")
+        if scope["path"] in _OPEN_PATHS and scope["method"] in {"GET", "HEAD"}:
+            return None
+        expected = self._token.value.encode()
+        if any(hmac.compare_digest(token, expected) for token in _tokens(scope["headers"])):
+            return None
+        return _refused(401, "Unauthorized", "Send the token as: Authorization: Bearer <token>.")
+
+
+def _tokens(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    """Return the tokens sent. The second header is for ways, such as the service proxy of a
+    Kubernetes API server, on which the first one belongs to somebody else.
+    """
+    pairs = list(headers)
+    scheme, _, token = _header(pairs, b"authorization").partition(b" ")
+    bearer = [token.strip()] if scheme.lower() == b"bearer" else []
+    return [*bearer, _header(pairs, b"x-greylag-agent-token").strip()]
+
+
+def _refused(status: int, error: str, message: str) -> JSONResponse:
+    headers = {"www-authenticate": "Bearer"} if status == 401 else None  # noqa: PLR2004 - the status that the header belongs to
+    body = {"error": error, "message": message, "code": error.lower()}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _local(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    pairs = list(headers)
+    if not is_loopback(_hostname(_header(pairs, b"host"))):
+        return False
+    origin = _header(pairs, b"origin")
+    return not origin or is_loopback(_hostname(origin.partition(b"://")[2]))
+
+
+def _hostname(authority: bytes) -> str:
+    return _PORT.sub("", authority.decode("latin-1")).lower()
+
+
+def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    return next((value for key, value in headers if key == name), b"")
+
+
+# Serving below a path: for proxies that route by it and pass it on as it came.
+
+
+class Prefix:
+    """ASGI middleware that takes ``prefix`` off the path of requests that have it.
+
+    Requests without it are served as well: who is inside the cluster comes without a proxy.
+
+    Args:
+        app: what answers.
+        prefix: begins with a slash and does not end in one; None: nothing is taken off.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str | None) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] == "http" and self._prefix is not None:
+            scope = _below(scope, self._prefix)
+        await self._app(scope, receive, send)
+
+
+def _below(scope: Scope, prefix: str) -> Scope:
+    path = scope["path"]
+    if path != prefix and not path.startswith(f"{prefix}/"):
+        return scope
+    rest = path[len(prefix) :] or "/"
+    raw = scope.get("raw_path") or path.encode()
+    return {**scope, "path": rest, "raw_path": raw[len(prefix.encode()) :] or b"/"}
+
+
+# A request id on every answer and on every log line that belongs to the request.
+
+_log = structlog.get_logger()
+
+# What a caller sends is written into logs, so only harmless characters, and not many.
+_HARMLESS = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
+_QUIET_PATHS = frozenset({"/api/v1/health"})
+
+
+class RequestLog:
+    """ASGI middleware: takes or makes `x-request-id`, echoes it, and logs each request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request with its id."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        started = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode()),
+                ]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._app(scope, receive, send_with_id)
+            if scope["path"] not in _QUIET_PATHS:
+                milliseconds = round((time.monotonic() - started) * 1000, 1)
+                _log.info(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    ms=milliseconds,
+                )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _HARMLESS.match(value):
+            return str(value.decode("ascii"))
+    return uuid.uuid4().hex

@@ -1,0 +1,243 @@
+"""What all routes share: reading a JSON body within limits, and answering errors."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from greylag.agentd.journal.tail import (
+    JournalGoneError,
+    JournalTail,
+    UnknownEventError,
+    event_number,
+)
+from greylag.agentd.problems import RefusedError, invalid
+from greylag.agentd.records import SessionRecord, TurnRecord
+from greylag.agentd.turns.turns import TurnService
+from greylag.common import sse
+
+_STATUS = {
+    "invalid_request": 400,
+    "unknown_event": 400,
+    "setting_overridden": 400,
+    "setting_invalid": 400,
+    "extension_invalid": 400,
+    "extension_enabled": 400,
+    "session_not_found": 404,
+    "turn_not_found": 404,
+    "confirmation_not_found": 404,
+    "setting_not_found": 404,
+    "extension_not_found": 404,
+    "session_busy": 409,
+    "message_id_conflict": 409,
+    "confirmation_settled": 409,
+    "events_gone": 410,
+    "too_large": 413,
+    "agent_refused": 500,
+    "storage_failed": 500,
+    "agent_unavailable": 503,
+}
+
+
+async def refused(_request: Request, error: Exception) -> Response:
+    """Answer a `RefusedError`; this is the one place where a code becomes a status."""
+    assert isinstance(error, RefusedError)  # noqa: S101 - registered for this class alone; tells mypy so
+    return refusal(error)
+
+
+def refusal(error: RefusedError, **more: Any) -> JSONResponse:
+    """Return the JSON answer for a refused request, with `more` members."""
+    body = {"error": error.error, "message": error.message, "code": error.code}
+    return JSONResponse({**body, **error.details, **more}, status_code=_STATUS[error.code])
+
+
+async def read_object(request: Request, limit: int) -> dict[str, Any]:
+    """Return the request's body, a JSON object.
+
+    Args:
+        request: the request.
+        limit: most bytes that the body may have.
+
+    Raises:
+        RefusedError: too_large, or invalid_request for anything but a JSON object.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large(f"The request is larger than {limit} bytes.")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise invalid("The body must be JSON.") from error
+    if not isinstance(value, dict):
+        raise invalid("The body must be a JSON object.")
+    return value
+
+
+def too_large(message: str) -> RefusedError:
+    """Return the error for a body or a message past its limit."""
+    return RefusedError("too_large", "Too large", message)
+
+
+def text(body: dict[str, Any], name: str) -> str | None:
+    """Return a text member of the body, None when it is not there (or null).
+
+    Raises:
+        RefusedError: invalid_request when it is no text, or no valid Unicode.
+    """
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise invalid(f"{name} must be text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(f"{name} holds half of a Unicode character.") from error
+    return value
+
+
+def whole_number(request: Request, name: str, *, default: int, most: int) -> int:
+    """Return a query parameter, a whole number from 1 to `most`.
+
+    Raises:
+        RefusedError: invalid_request.
+    """
+    value = request.query_params.get(name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit() and len(value) < len(str(most)) + 1):
+        raise invalid(f"{name} must be a whole number from 1 to {most}.")
+    number = int(value)
+    if not 1 <= number <= most:
+        raise invalid(f"{name} must be a whole number from 1 to {most}.")
+    return number
+
+
+# A turn's events as an HTTP response, in constant memory for any reader.
+
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+class EventStream(StreamingResponse):
+    """A response that sends chunks as they come and ends when the client leaves.
+
+    The server's `send` waits while the client reads slowly, so nothing piles up here.
+
+    Args:
+        chunks: the bytes to send; they are asked for one at a time.
+        done: called once in the end, however it ends, even if nothing could be sent.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes], done: Callable[[], None]) -> None:
+        super().__init__(chunks, media_type=sse.MEDIA_TYPE, headers=_HEADERS)
+        self._done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._done()
+
+
+# Opening a turn's events for one request.
+
+
+async def follow(
+    turns: TurnService,
+    turn_id: str,
+    request: Request,
+    convert: Callable[[JournalTail], AsyncIterator[bytes]] = JournalTail.chunks,
+) -> EventStream:
+    """Return the response that streams a turn's events.
+
+    Args:
+        turns: who has the events.
+        turn_id: a turn that exists.
+        request: says by `Last-Event-ID` or `?after=` which event the client saw last.
+        convert: makes the bytes to send from the journal.
+
+    Raises:
+        RefusedError: events_gone, or unknown_event for an id that is not of this turn.
+    """
+    try:
+        tail = turns.tail(turn_id)
+    except JournalGoneError as error:
+        raise RefusedError("events_gone", "Events gone", str(error)) from error
+    after = request.headers.get("last-event-id") or request.query_params.get("after")
+    try:
+        if after:
+            await tail.skip(event_number(turn_id, after))
+    except UnknownEventError as error:
+        tail.close()
+        raise RefusedError("unknown_event", "Unknown event", str(error)) from error
+    except BaseException:
+        tail.close()
+        raise
+    return EventStream(convert(tail), tail.close)
+
+
+# How records look in JSON.
+
+_LIST_TEXT = 1000
+
+
+def rfc3339(seconds: float) -> str:
+    """Return Unix seconds as an RFC 3339 time in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def session_object(session: SessionRecord) -> dict[str, Any]:
+    """Return a session as the older contract shows it."""
+    return {
+        "session_id": session.session_id,
+        "created_at": rfc3339(session.created_at),
+        "updated_at": rfc3339(session.updated_at),
+        "message_count": session.message_count,
+    }
+
+
+def turn_object(turn: TurnRecord) -> dict[str, Any]:
+    """Return a whole turn."""
+    return {
+        "turn_id": turn.turn_id,
+        "session_id": turn.session_id,
+        "message_id": turn.message_id,
+        "status": turn.status,
+        "message": turn.message,
+        "answer": turn.answer,
+        "tool_calls_count": turn.tool_calls_count,
+        "stop_reason": turn.stop_reason,
+        "error": turn.error,
+        "error_code": turn.error_code,
+        "started_at": rfc3339(turn.started_at),
+        "ended_at": None if turn.ended_at is None else rfc3339(turn.ended_at),
+    }
+
+
+def turn_summary(turn: TurnRecord) -> dict[str, Any]:
+    """Return a turn as lists show it: no more than the first 1,000 characters of each text."""
+    whole = turn_object(turn)
+    return {
+        **whole,
+        "message": turn.message[:_LIST_TEXT],
+        "answer": turn.answer[:_LIST_TEXT],
+        "shortened": max(len(turn.message), len(turn.answer)) > _LIST_TEXT,
+    }
+
+
+def messages_of(turn: TurnRecord) -> list[dict[str, Any]]:
+    """Return a turn's texts as the older contract's messages (without `message_index`)."""
+    asked = {"role": "User", "content": turn.message, "timestamp": int(turn.started_at)}
+    messages = [{**asked, "turn_id": turn.turn_id}]
+    if turn.answer:
+        ended = None if turn.ended_at is None else int(turn.ended_at)
+        answered = {"role": "Assistant", "content": turn.answer, "timestamp": ended}
+        messages.append({**answered, "turn_id": turn.turn_id})
+    return messages

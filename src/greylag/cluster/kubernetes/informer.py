@@ -1,0 +1,378 @@
+"""What of each object the watches keep: enough to tell how an environment is, and no more."""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from greylag.cluster.kubernetes import identity
+from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.failures import ApiError, cluster_error
+from greylag.domain.errors import ClusterError, ClusterUnavailableError
+
+_META = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "labels",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "finalizers",
+)
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+# A kind that is not here keeps all of its spec and status.
+_SPEC: Mapping[str, tuple[str, ...]] = {
+    "Deployment": ("replicas",),
+    "Ingress": ("ingressClassName", "rules", "tls"),
+    "Namespace": (),
+    "PersistentVolumeClaim": ("storageClassName", "volumeName"),
+    "Pod": ("nodeName", "imagePullSecrets"),
+    "Service": ("type", "clusterIP", "ports", "selector"),
+}
+_STATUS: Mapping[str, tuple[str, ...]] = {
+    "Pod": ("phase", "reason", "message", "podIP", "conditions", "containerStatuses"),
+}
+
+
+def trim(kind: str, thing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of ``thing``; its form stays that of Kubernetes.
+
+    The fingerprint of what is not kept is added to it.
+    """
+    kept = {key: thing[key] for key in ("type", "reason", "message") if key in thing}
+    kept["metadata"] = _some(thing["metadata"], _META)
+    annotations = thing["metadata"].get("annotations") or {}
+    kept["metadata"]["annotations"] = {
+        key: value for key, value in annotations.items() if key != _LAST_APPLIED
+    }
+    spec, status = thing.get("spec") or {}, thing.get("status") or {}
+    kept["spec"] = _some(spec, _SPEC[kind]) if kind in _SPEC else spec
+    kept["status"] = _some(status, _STATUS[kind]) if kind in _STATUS else status
+    if kind == "Pod":
+        kept["spec"]["containers"] = [
+            _some(one, ("name", "image")) for one in spec.get("containers") or ()
+        ]
+    if (mark := identity.fingerprint(kind, thing)) is not None:
+        kept[identity.KEPT_AS] = mark
+    return kept
+
+
+def _some(of: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: of[key] for key in keys if key in of}
+
+
+# What of one kind is in the cluster now: a list, kept current by a watch.
+
+if TYPE_CHECKING:
+    from greylag.cluster.kubernetes.transport import WatchStream
+
+Key = tuple[str, str]
+"""Namespace ("" for what has none) and name."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Times of the watches, in seconds.
+
+    ``probe``: how often, and how long, the API server is asked whether it is up; after a bad answer
+    it is asked again after ``first_probe``, then ever later. ``silence``: how long a watch may tell
+    nothing (bookmarks come each minute). ``lasts``: when a watch is opened anew. ``steady``: one
+    that lasted this long was well, so the next begins with a short pause. ``longest_asked``: the
+    most that an API server may ask to be left alone, as the caches are old for so long.
+    """
+
+    probe: float = 3.0
+    first_probe: float = 0.2
+    silence: float = 90.0
+    lasts: int = 300
+    steady: float = 1.0
+    first_pause: float = 0.1
+    longest_pause: float = 5.0
+    longest_asked: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An object that is new, changed or ``gone``. ``thing`` is its last known (trimmed) state."""
+
+    kind: str
+    namespace: str
+    name: str
+    thing: Mapping[str, Any]
+    gone: bool
+
+
+class Watched:
+    """All objects of one kind that ``selector`` chooses, in all namespaces.
+
+    ``cache`` is what is known; it says what is true now only while ``live``.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        kind: str,
+        selector: str,
+        tell: Callable[[Change], None],
+        pace: Pace,
+    ) -> None:
+        self.kind = kind
+        self._api = api
+        self._selector = selector
+        self._tell = tell
+        self._pace = pace
+        self._cache: dict[Key, Mapping[str, Any]] = {}
+        self.cache: Mapping[Key, Mapping[str, Any]] = MappingProxyType(self._cache)
+        self._live = asyncio.Event()
+        self.problem = "The watch has not begun."
+        self.refusal: ApiError | None = None
+        """That the API server does not let us watch, if that is why it is not live."""
+        self._version: str | None = None
+        self._stream: WatchStream | None = None
+        self._synced = asyncio.Event()
+        self._moved = asyncio.Event()
+
+    @property
+    def live(self) -> bool:
+        """Whether the cache says what is true now."""
+        return self._live.is_set()
+
+    async def alive(self) -> None:
+        """Return when it is live."""
+        await self._live.wait()
+
+    async def synced(self) -> None:
+        """Return when all that was there at the beginning is known, and the watch has begun."""
+        await self._synced.wait()
+
+    async def reached(self, resource_version: str, within: float) -> bool:
+        """Wait until the cache knows a write that returned ``resource_version``; tell if it does.
+
+        Versions grow, and may be compared as numbers (KEP-5504).
+        """
+        try:
+            async with asyncio.timeout(within):
+                while int(self._version or 0) < int(resource_version):
+                    await self._moved.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def cut(self) -> None:
+        """Break the watch off, so that it is opened anew."""
+        if self._stream is not None:
+            self._stream.cut()
+
+    async def run(self) -> None:
+        """Keep the cache current until cancelled."""
+        failed = 0
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                began, asked = loop.time(), 0.0
+                try:
+                    await self._follow()
+                except (ApiError, ClusterUnavailableError) as error:
+                    asked = self._lost(error)
+                failed = 0 if loop.time() - began >= self._pace.steady else failed + 1
+                await asyncio.sleep(max(asked, self._pause(failed)))
+        finally:
+            self._live.clear()
+
+    async def _follow(self) -> None:
+        """List if there is nothing to go on from, then watch till the watch ends."""
+        if self._version is None:
+            await self._list()
+        version = self._version or ""
+        async with self._api.watch(
+            self.kind,
+            selector=self._selector,
+            resource_version=version,
+            seconds=self._pace.lasts,
+            silence=self._pace.silence,
+        ) as stream:
+            self._stream, self.problem, self.refusal = stream, "", None
+            self._live.set()
+            self._synced.set()
+            try:
+                async for event, thing in stream:
+                    self._take(event, thing)
+            finally:
+                self._stream = None
+
+    async def _list(self) -> None:
+        fresh: dict[Key, dict[str, Any]] = {}
+        version = ""
+        async for page in self._api.pages(self.kind, selector=self._selector):
+            version = page.resource_version
+            for thing in page.items:
+                kept = trim(self.kind, thing)
+                fresh[_key(kept)] = kept
+        # From here on nothing is awaited, so nobody sees half of it.
+        for key in self._cache.keys() - fresh.keys():
+            self._note(key, self._cache[key], gone=True)
+        for key, thing in fresh.items():
+            before = self._cache.get(key)
+            if before is None or _version(before) != _version(thing):
+                self._note(key, thing, gone=False)
+        self._advance(version)
+
+    def _take(self, event: str, thing: Mapping[str, Any]) -> None:
+        if event in {"ADDED", "MODIFIED", "DELETED"}:
+            kept = trim(self.kind, thing)
+            self._note(_key(kept), kept, gone=event == "DELETED")
+        self._advance(_version(thing))
+
+    def _note(self, key: Key, thing: Mapping[str, Any], *, gone: bool) -> None:
+        if gone:
+            self._cache.pop(key, None)
+        else:
+            self._cache[key] = thing
+        self._tell(Change(self.kind, *key, thing, gone))
+
+    def _advance(self, version: str) -> None:
+        self._version = version
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    def _lost(self, error: ApiError | ClusterUnavailableError) -> float:
+        """Note that the cache may be old; return how long the API server asked to be left alone."""
+        if self.live or not self.problem:
+            _log.warning("kubernetes_watch_lost", kind=self.kind, why=str(error))
+        self._live.clear()
+        self.problem = str(error)
+        self.refusal = error if isinstance(error, ApiError) and error.is_refusal else None
+        answer = error if isinstance(error, ApiError) else error.__cause__
+        if not isinstance(answer, ApiError):
+            return 0.0
+        if answer.is_gone:
+            self._version = None
+        return min(answer.retry_after or 0.0, self._pace.longest_asked)
+
+    def _pause(self, failed: int) -> float:
+        most = min(self._pace.longest_pause, self._pace.first_pause * 2.0**failed)
+        return random.uniform(most / 2, most)  # noqa: S311 - spreads load, no secret
+
+
+def _key(thing: Mapping[str, Any]) -> Key:
+    meta = thing["metadata"]
+    return meta.get("namespace") or "", meta["name"]
+
+
+def _version(thing: Mapping[str, Any]) -> str:
+    return str(thing["metadata"]["resourceVersion"])
+
+
+# One watch for each kind, shared by all projects, and the probe that notices a dead API server.
+
+
+class Watches:
+    """What of these kinds is in the cluster now. Somebody must await ``run`` all the time.
+
+    ``selectors``: for each kind the label selector that chooses ours. Secrets do not belong here.
+    """
+
+    def __init__(self, api: Api, selectors: Mapping[str, str], pace: Pace | None = None) -> None:
+        self._api = api
+        self._pace = pace or Pace()
+        self._answers = asyncio.Event()
+        self._listeners: list[Callable[[Change], None]] = []
+        self._watched = {
+            kind: Watched(api, kind, selector, self._tell, self._pace)
+            for kind, selector in selectors.items()
+        }
+
+    def __getitem__(self, kind: str) -> Watched:
+        return self._watched[kind]
+
+    @property
+    def live(self) -> bool:
+        """Whether the caches say what is true now; if not, what they hold or lack is no proof."""
+        return self._answers.is_set() and all(one.live for one in self._watched.values())
+
+    @property
+    def problem(self) -> str:
+        """Why they are not live, "" while they are."""
+        if self.live:
+            return ""
+        told = (one.problem for one in self._watched.values() if one.problem)
+        return next(told, "The API server does not answer.")
+
+    @property
+    def trouble(self) -> ClusterError:
+        """Why they are not live, as an error to raise."""
+        refused = (one.refusal for one in self._watched.values() if one.refusal is not None)
+        refusal = next(refused, None)
+        return ClusterUnavailableError(self.problem) if refusal is None else cluster_error(refusal)
+
+    async def synced(self, within: float) -> None:
+        """Return when all kinds are known; raise ``trouble`` after ``within`` seconds."""
+        try:
+            async with asyncio.timeout(within):
+                await self._answers.wait()
+                for one in self._watched.values():
+                    await one.synced()
+        except TimeoutError as error:
+            raise self.trouble from error
+
+    async def alive(self, within: float) -> bool:
+        """Wait until they are live; tell if they are after ``within`` seconds.
+
+        A watch that broke off is open again in a moment, which is no reason to give work up.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while not self.live:
+                    await self._answers.wait()
+                    for one in self._watched.values():
+                        await one.alive()
+        return self.live
+
+    def subscribe(self, callback: Callable[[Change], None]) -> Callable[[], None]:
+        """Call ``callback`` with each change (the first list's too); returns what ends that.
+
+        It is called on the loop, after the cache has changed; it must be quick and not raise.
+        """
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
+
+    async def run(self) -> None:
+        """Keep all caches current until cancelled. Ends otherwise only by a fault in Greylag."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for kind, watched in self._watched.items():
+                    group.create_task(watched.run(), name=f"kubernetes watch {kind}")
+                group.create_task(self._probe(), name="kubernetes probe")
+        finally:
+            self._answers.clear()
+
+    async def _probe(self) -> None:
+        """Ask now and then whether the API server is up: a watch that is quiet cannot tell."""
+        failed = 0
+        while True:
+            if await self._api.answers(self._pace.probe):
+                failed = 0
+                self._answers.set()
+                await asyncio.sleep(self._pace.probe)
+                continue
+            self._answers.clear()
+            if failed:
+                # The second time in a row: its connections may be dead, and would hang.
+                for watched in self._watched.values():
+                    watched.cut()
+            await asyncio.sleep(min(self._pace.probe, self._pace.first_probe * 2.0**failed))
+            failed += 1
+
+    def _tell(self, change: Change) -> None:
+        for listener in tuple(self._listeners):
+            listener(change)

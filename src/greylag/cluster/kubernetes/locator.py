@@ -1,0 +1,329 @@
+"""Asking an environment at its address whether it answers, before anyone is told that it does.
+
+A pod that is ready is not yet reached: load balancers, proxies on nodes and ingress controllers
+learn of it a moment later, each in its own time.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import quote
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.cache import Slot
+from greylag.cluster.kubernetes.connection import Connection
+from greylag.cluster.kubernetes.failures import told
+from greylag.cluster.kubernetes.identity import PROJECT_LABEL, project_slug, secret_name
+from greylag.cluster.kubernetes.manifests import HEALTH_PATH, TOKEN_KEY, ingress_url
+from greylag.cluster.kubernetes.objects import Object, is_ready
+from greylag.cluster.kubernetes.options import Options
+from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
+from greylag.domain.project import Project
+from greylag.ports import AgentAddress
+
+FIRST_CONNECT_SECONDS = 0.03
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 2.0
+_OK = 200
+
+
+class Doorbell:
+    """Asks each pod once, until it has answered. Make it on the running loop; ``close`` it."""
+
+    def __init__(self, http: aiohttp.ClientSession) -> None:
+        self._http = http
+        self._answered: dict[Slot, tuple[str, str]] = {}
+        self._failed: dict[Slot, int] = {}
+
+    @classmethod
+    def open(cls) -> Self:
+        """Return one with connections of its own, which are never kept."""
+        connector = aiohttp.TCPConnector(force_close=True, limit=0)
+        jar = aiohttp.DummyCookieJar()
+        return cls(aiohttp.ClientSession(connector=connector, cookie_jar=jar))
+
+    async def answers(self, slot: Slot, pod: str, url: str) -> bool:
+        """Tell whether the pod with the uid ``pod`` answers, or has answered before, at ``url``."""
+        if self._answered.get(slot) == (pod, url):
+            return True
+        answered = await self._ask(url, self._failed.get(slot, 0))
+        if answered:
+            self._answered[slot] = (pod, url)
+            self._failed.pop(slot, None)
+        else:
+            self._failed[slot] = self._failed.get(slot, 0) + 1
+        return answered
+
+    async def _ask(self, url: str, failed: int) -> bool:
+        # What is not reached yet often drops the first packet, and TCP sends the next one only
+        # after a second; so at first it is better to ask anew soon.
+        connect = min(CONNECT_SECONDS, FIRST_CONNECT_SECONDS * 2.0**failed)
+        timeout = aiohttp.ClientTimeout(total=connect + ANSWER_SECONDS, sock_connect=connect)
+        ask = self._http.get(url + HEALTH_PATH, allow_redirects=False, timeout=timeout)
+        try:
+            async with ask as response:
+                return response.status == _OK
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+    def forget(self, slot: Slot) -> None:
+        """Drop what is remembered of an environment that is gone."""
+        self._answered.pop(slot, None)
+        self._failed.pop(slot, None)
+
+    async def close(self) -> None:
+        """Close what is open."""
+        await self._http.close()
+
+
+# Reaching agents through the API server, for a platform that no network leads into the cluster.
+#
+# The API server's service proxy takes its own credentials in the header in which an agent wants its
+# token. So a small relay on loopback stands between: it gives the API server the one and the agent
+# the other, and streams both ways. Whoever calls it must know the agent's token, as everywhere.
+# https://kubernetes.io/docs/tasks/access-application-cluster/access-cluster-services/
+
+TOKEN_HEADER = "X-Greylag-Agent-Token"  # noqa: S105 - the header's name
+PROXY_CONNECT_SECONDS = 5.0
+
+_HTTP = web.AppKey("http", aiohttp.ClientSession)
+_NOT_PASSED = frozenset(
+    {
+        "authorization",
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+class ServiceProxy:
+    """A relay on a free port of loopback, begun with its first use. ``close`` it."""
+
+    def __init__(self, connection: Connection, agent_port: int) -> None:
+        self._connection = connection
+        self._agent_port = agent_port
+        self._lock = asyncio.Lock()
+        self._runner: web.AppRunner | None = None
+        self._http: aiohttp.ClientSession | None = None
+        self._address = ""
+
+    async def url(self, project: Project) -> str:
+        """Return where the project's agent is found."""
+        async with self._lock:
+            if self._runner is None:
+                await self._begin()
+        return f"{self._address}/{project.names.namespace}/{project.names.service}"
+
+    async def close(self) -> None:
+        """End the relay."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._http is not None:
+            await self._http.close()
+
+    async def _begin(self) -> None:
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._connection.ssl or True)
+        self._http = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=PROXY_CONNECT_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+        app = web.Application(client_max_size=0)
+        app[_HTTP] = self._http
+        app.router.add_route("*", "/{namespace}/{service}/{path:.*}", self._relay)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        self._address, self._runner = f"http://127.0.0.1:{port}", runner
+
+    async def _relay(self, request: web.Request) -> web.StreamResponse:
+        http: aiohttp.ClientSession = request.app[_HTTP]
+        try:
+            async with http.request(
+                request.method,
+                self._target(request),
+                headers=await self._headers(request),
+                data=request.content if request.can_read_body else None,
+                allow_redirects=False,
+                proxy=self._connection.proxy,
+                server_hostname=self._connection.server_name,
+            ) as answer:
+                return await _passed_on(request, answer)
+        except (aiohttp.ClientConnectionError, ClusterUnavailableError, OSError) as error:
+            raise web.HTTPBadGateway(text="The API server cannot be reached.") from error
+
+    def _target(self, request: web.Request) -> URL:
+        names = request.match_info
+        namespace, service = quote(names["namespace"], safe=""), quote(names["service"], safe="")
+        # The path as it was sent: what is quoted in it stays so.
+        _, _, _, rest = request.raw_path.split("/", 3)
+        return URL(
+            f"{self._connection.server}/api/v1/namespaces/{namespace}/services/"
+            f"http:{service}:{self._agent_port}/proxy/{rest}",
+            encoded=True,
+        )
+
+    async def _headers(self, request: web.Request) -> Mapping[str, str]:
+        headers = _kept(request.headers)
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            headers[TOKEN_HEADER] = token.strip()
+        return {**headers, **await self._connection.credentials.headers()}
+
+
+async def _passed_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    response = web.StreamResponse(status=answer.status, headers=_kept(answer.headers))
+    await response.prepare(request)
+    try:
+        async for chunk in answer.content.iter_any():
+            # It waits for a slow reader, so that nothing piles up here.
+            await response.write(chunk)
+    except aiohttp.ClientError:
+        # Cut off, not ended: the reader must see that, and goes on from its last event.
+        if request.transport is not None:
+            request.transport.abort()
+        return response
+    await response.write_eof()
+    return response
+
+
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in _NOT_PASSED}
+
+
+# How the platform reaches an agent: the address of its environment, and the token it demands.
+
+KEPT_SECONDS = 10.0
+KEPT_MOST = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    address: AgentAddress
+    until: float
+
+
+class Reacher:
+    """Finds agents, remembering each for some seconds, as every message asks."""
+
+    def __init__(self, api: Api, options: Options, proxy: ServiceProxy) -> None:
+        self._api = api
+        self._options = options
+        self._proxy = proxy
+        self._kept: dict[str, _Kept] = {}
+
+    async def reach(self, project: Project) -> AgentAddress:
+        """Return a ready environment's address and token, else raise ``NotActiveError``."""
+        now = asyncio.get_running_loop().time()
+        kept = self._kept.get(project.id)
+        if kept is not None and now < kept.until:
+            return kept.address
+        with told():
+            address = await self._found(project)
+        if len(self._kept) >= KEPT_MOST:
+            self._kept.clear()
+        self._kept[project.id] = _Kept(address, now + KEPT_SECONDS)
+        return address
+
+    async def url(self, project: Project, service: Object | None) -> str | None:
+        """Return where the platform itself finds the agent, ``None`` if that is not known yet."""
+        reach, options = self._options.reach, self._options
+        if service is None:
+            return None
+        if reach == "proxy":
+            return await self._proxy.url(project)
+        if reach == "service" or (reach == "auto" and options.platform_namespace):
+            return _inside_url(project, options)
+        if reach == "loadbalancer":
+            return _balancer_url(options, service)
+        if reach == "auto" and not options.ingress_base_domain and _is_inside(service):
+            # Nothing leads there from outside of the cluster but the API server.
+            return await self._proxy.url(project)
+        return endpoint_of(project, options, service)
+
+    def forget(self, project: Project) -> None:
+        """Look anew next time."""
+        self._kept.pop(project.id, None)
+
+    async def _found(self, project: Project) -> AgentAddress:
+        names, api = project.names, self._api
+        ours = f"{PROJECT_LABEL}={project_slug(project)}"
+        pods, service, secret = await asyncio.gather(
+            api.list("Pod", names.namespace, selector=ours),
+            api.read("Service", names.namespace, names.service),
+            api.read("Secret", names.namespace, secret_name(project)),
+        )
+        url = await self.url(project, service)
+        if url is None or not any(_serves(pod) for pod in pods.items):
+            raise NotActiveError("The environment does not run.")
+        return AgentAddress(url, token_of(secret))
+
+
+def endpoint_of(project: Project, options: Options, service: Object | None) -> str | None:
+    """Return where users and operators are told that the environment is, ``None`` if unknown yet.
+
+    The Ingress' host where there is one, else the load balancer's address, else the Service.
+    """
+    if service is None:
+        return None
+    return ingress_url(project, options) or _service_url(project, options, service)
+
+
+def token_of(secret: Object | None) -> str:
+    """Return the token of an environment from its Secret; ``ClusterError`` when it has none."""
+    encoded = ((secret or {}).get("data") or {}).get(TOKEN_KEY)
+    try:
+        return base64.b64decode(encoded or "", validate=True).decode() or _no_token()
+    except (binascii.Error, ValueError) as error:
+        raise ClusterError("The environment's token cannot be read.") from error
+
+
+def _no_token() -> str:
+    raise ClusterError(
+        "The environment's Secret with its token is missing.",
+        code="environment_drifted",
+        hint="Deactivate and activate the project, which makes it anew.",
+    )
+
+
+def _service_url(project: Project, options: Options, service: Object) -> str | None:
+    if service["spec"].get("type") == "LoadBalancer":
+        return _balancer_url(options, service)
+    return _inside_url(project, options)
+
+
+def _inside_url(project: Project, options: Options) -> str:
+    return f"http://{project.names.service}.{project.names.namespace}.svc:{options.agent_port}"
+
+
+def _is_inside(service: Object) -> bool:
+    return bool(service["spec"].get("type", "ClusterIP") == "ClusterIP")
+
+
+def _balancer_url(options: Options, service: Object) -> str | None:
+    given = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    for one in given:
+        if host := one.get("hostname") or one.get("ip"):
+            host = f"[{host}]" if ":" in host else host
+            return f"http://{host}:{options.agent_port}"
+    return None
+
+
+def _serves(pod: Object) -> bool:
+    return is_ready(pod) and not pod["metadata"].get("deletionTimestamp")

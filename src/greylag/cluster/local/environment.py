@@ -1,0 +1,330 @@
+"""One environment on this machine: its record and its processes. Everything here blocks.
+
+Whoever changes an environment holds its folder's lock, so two workers never do; a worker that is
+killed in between leaves a state that the same verb, again, brings to its end.
+"""
+
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from greylag.cluster.local import launch
+from greylag.cluster.local.folders import Folder, Phase, Record, empty_removed
+from greylag.cluster.local.processes import (
+    MARK,
+    ProcessId,
+    children,
+    identify,
+    is_alive,
+    marked,
+    reap,
+    send,
+)
+from greylag.cluster.local.sandbox import Limits, Sandbox
+from greylag.cluster.logfile import rotate
+from greylag.domain.errors import ClusterError
+from greylag.domain.project import Fence, ProjectRef
+
+_KILL_SECONDS = 3.0
+_KILL_POLL_SECONDS = 0.02
+_NO_GRACE = 0.0  # a stop that began at the epoch
+_LAST_PORT = 65535
+
+Spawn = Callable[[Folder, Record], Record]
+"""Starts an environment's process and writes the record that tells of it; ``spawn.py`` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What can be seen of an environment without asking its agent."""
+
+    record: Record | None
+    alive: bool = False
+    port: int | None = None
+
+
+class Environment:
+    """One environment, which may or may not exist.
+
+    ``prepare``, ``start``, ``begin_stop`` and ``delete`` raise ``LeaseLostError`` when it has been
+    worked on under a newer claim than ``fence``.
+    """
+
+    def __init__(self, folder: Folder, fence: Fence | None = None) -> None:
+        self.folder = folder
+        self._fence = fence
+
+    def look(self) -> Sight:
+        """Return what can be seen of it now."""
+        record = self.folder.read()
+        if record is None or record.process is None or not is_alive(record.process):
+            return Sight(record)
+        return Sight(record, alive=True, port=self._port())
+
+    def prepare(self, ref: ProjectRef) -> None:
+        """Make it, stopped; one that exists is left alone."""
+        with self.folder.lock(self._fence):
+            self._prepare(ref)
+
+    def start(self, ref: ProjectRef, spawn: Spawn) -> ProcessId | None:
+        """Make it run and return its process; ``None`` when it ran already.
+
+        Raises:
+            ClusterError: it is still being stopped, or leftovers of it cannot be killed.
+        """
+        with self.folder.lock(self._fence):
+            record = self._prepare(ref)
+            if record.phase is Phase.STOPPING:
+                raise ClusterError(
+                    "The environment is still being stopped.", code="environment_stopping"
+                )
+            if record.phase is Phase.RUNNING and self.look().alive:
+                return None
+            self._kill_leftovers(record)
+            # Whatever port is written there from now on is the new process's.
+            self.folder.forget_listening()
+            return spawn(self.folder, record).process
+
+    def begin_stop(self) -> frozenset[ProcessId] | None:
+        """Write that it is to stop and tell its agent. Return the processes that it has now, for
+        ``go_on_stopping``; ``None`` when it does not run.
+        """
+        with self.folder.lock(self._fence):
+            record = self.folder.read()
+            if record is None or record.phase is Phase.STOPPED:
+                return None
+            if record.phase is Phase.RUNNING:
+                # One that does not listen yet has nothing to end, and may not hear SIGTERM either:
+                # as the first process of a sandbox it has to be ready for it.
+                since = time.time() if self._port() is not None else _NO_GRACE
+                record = replace(record, phase=Phase.STOPPING, stopping_since=since)
+                self.folder.write(record)
+            main = record.process
+            if main is None:
+                return frozenset()
+            known = frozenset({main, *children(main, recursive=True)})
+            # bubblewrap does not pass signals on; agentd is its only child.
+            agentd = children(main, recursive=False) if record.boxed else {main}
+            # Only this once: a second SIGTERM could cut off agentd's own clearing up.
+            send(agentd, signal.SIGTERM)
+            return known
+
+    def go_on_stopping(
+        self, grace: float, known: frozenset[ProcessId]
+    ) -> frozenset[ProcessId] | None:
+        """Bring a stop further. Return the processes to be ``known`` at the next call, as those
+        that outlive their parents are hard to find; ``None`` when it is over.
+
+        For ``grace`` seconds after the wish the agent may end by itself, then everything is killed.
+        """
+        with self.folder.lock():
+            record = self.folder.read()
+            if record is None or record.phase is not Phase.STOPPING:
+                return None
+            main = record.process
+            if main is not None and is_alive(main):
+                known |= {main, *children(main, recursive=True)}
+                since = time.time() - (record.stopping_since or 0)
+                # A clock that was set back must not let it live for ever.
+                if 0 <= since < grace:
+                    return known
+            if left := marked(record.mark) | {process for process in known if is_alive(process)}:
+                send(left, signal.SIGKILL)
+                return known
+            self.folder.write(
+                replace(record, phase=Phase.STOPPED, process=None, stopping_since=None)
+            )
+            return None
+
+    def note_end(self, process: ProcessId) -> bool:
+        """Reap ``process``, which has ended, and write its exit code down if that was unasked;
+        return whether it was.
+        """
+        exit_code = reap(process.pid)
+        with self.folder.lock():
+            record = self._ran(process)
+            if record is not None and exit_code is not None:
+                self.folder.write(replace(record, exit_code=exit_code))
+            return record is not None
+
+    def clear_after(self, process: ProcessId) -> None:
+        """Kill what ``process``, which has ended unasked, has left behind.
+
+        Raises:
+            ClusterError: something cannot be killed.
+        """
+        with self.folder.lock():
+            if record := self._ran(process):
+                self._kill_leftovers(record)
+
+    def delete(self) -> None:
+        """Remove it with its volume; nothing when it is absent.
+
+        Raises:
+            ClusterError: it has not been stopped.
+        """
+        with self.folder.lock(self._fence):
+            record = self.folder.read()
+            if record is not None and record.phase is not Phase.STOPPED:
+                if record.phase is Phase.STOPPING or self.look().alive:
+                    raise ClusterError(
+                        "The environment must be stopped before it can be deleted.",
+                        code="environment_running",
+                    )
+                self._kill_leftovers(record)
+            self.folder.remove()
+        empty_removed(self.folder.root)
+
+    def _prepare(self, ref: ProjectRef) -> Record:
+        record = self.folder.read()
+        if record is None:
+            self.folder.make()
+            record = Record(ref=ref, mark=secrets.token_hex(16), token=secrets.token_urlsafe(32))
+            self.folder.write(record)
+        return record
+
+    def _ran(self, process: ProcessId) -> Record | None:
+        """Return the record if ``process`` is still the one that should run."""
+        record = self.folder.read()
+        if record is None or record.process != process or record.phase is not Phase.RUNNING:
+            return None
+        return record
+
+    def _port(self) -> int | None:
+        """Return the port that agentd says it listens on. Tools in the environment can write that
+        file too, so it is believed no further than a port goes.
+        """
+        try:
+            port = json.loads(self.folder.read_listening())["port"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return port if type(port) is int and 0 < port <= _LAST_PORT else None
+
+    def _kill_leftovers(self, record: Record) -> None:
+        """Kill what an agentd that is gone has left behind."""
+        give_up = time.monotonic() + _KILL_SECONDS
+        while left := marked(record.mark):
+            if time.monotonic() > give_up:
+                pids = ", ".join(str(process.pid) for process in left)
+                raise ClusterError(f"Processes of the environment cannot be killed: {pids}.")
+            send(left, signal.SIGKILL)
+            time.sleep(_KILL_POLL_SECONDS)
+
+
+# Starting an environment's process, so that none can run that no record tells of.
+
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
+_RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spawner:
+    """Starts ``command`` for an environment; ``extra`` are further environment variables."""
+
+    command: Sequence[str]
+    extra: Mapping[str, str]
+    sandbox: Sandbox
+    limits: Limits
+
+    def spawn(self, folder: Folder, record: Record) -> Record:
+        """Start the process, write and return the record that tells of it. The caller holds the
+        environment's lock and has made sure that nothing of it is alive.
+
+        Raises:
+            ClusterError: the process ended at once.
+            OSError: the system starts no more processes, or the disk is full.
+        """
+        rotate(folder.log)
+        with (
+            open(folder.log, "ab", opener=_private) as log,
+            _Leave() as leave,
+        ):
+            pid = self._spawn(folder, record, leave.for_child, log.fileno())
+            process = identify(pid)
+            if process is None:
+                os.waitpid(pid, 0)
+                raise ClusterError("The environment's process ended as soon as it was started.")
+            started = replace(
+                record,
+                phase=Phase.RUNNING,
+                process=process,
+                boxed=self.sandbox.bwrap is not None,
+                started_at=time.time(),
+                exit_code=None,
+                log_start=os.fstat(log.fileno()).st_size,
+            )
+            try:
+                folder.write(started)
+            except OSError:
+                leave.refuse()
+                os.waitpid(pid, 0)
+                raise
+            leave.give()
+        return started
+
+    def _spawn(self, folder: Folder, record: Record, stdin: int, log: int) -> int:
+        limits = json.dumps(self.limits.as_rlimits())
+        launcher = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(folder.volume)]
+        argv = [*launcher, limits, *self.sandbox.command(self.command, folder.volume)]
+        # posix_spawn and no Popen: the process is to outlive us, and is reaped by whoever watches.
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            self._environ(folder, record),
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, stdin, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+            ],
+            setsigmask=(),
+            setsigdef=_RESET,
+        )
+
+    def _environ(self, folder: Folder, record: Record) -> dict[str, str]:
+        """Return the process's environment variables, from scratch: ours may hold secrets."""
+        return {
+            **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            "HOME": str(folder.volume / "home"),
+            "GOOSE_API_HOST": "127.0.0.1",
+            "GOOSE_API_PORT": "0",
+            "GREYLAG_AGENT_TOKEN": record.token,
+            "GREYLAG_AGENT_FOLDER": str(folder.volume),
+            "GREYLAG_LOG_FORMAT": "json",
+            MARK: record.mark,
+            **self.extra,
+        }
+
+
+class _Leave:
+    """The leave that the launcher waits for: a byte in a pipe, or its end when we are killed."""
+
+    def __enter__(self) -> Self:
+        self.for_child, self._ours = os.pipe()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.for_child)
+        self.refuse()
+
+    def give(self) -> None:
+        """Let it go on. One that is gone already is seen by the next look."""
+        with suppress(BrokenPipeError):
+            os.write(self._ours, b"g")
+
+    def refuse(self) -> None:
+        """Let it end, if it has no leave yet. Again: nothing."""
+        if self._ours >= 0:
+            os.close(self._ours)
+            self._ours = -1
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

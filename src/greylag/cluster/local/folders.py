@@ -1,0 +1,281 @@
+"""What is kept of a local environment, beside its volume."""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import structlog
+
+from greylag.cluster.local.processes import ProcessId
+from greylag.domain.errors import ClusterError, ClusterUnavailableError, LeaseLostError
+from greylag.domain.names import MAX_LABEL_LENGTH, EnvironmentNames
+from greylag.domain.project import Fence, ProjectRef
+
+
+class Phase(StrEnum):
+    """What is meant to be, as the last verb left it."""
+
+    STOPPED = "stopped"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The record of one environment, in ``environment.json``.
+
+    ``mark`` is in the environment variables of all its processes. ``process`` is the one that we
+    started (agentd, or the sandbox around it) and ``boxed`` tells which; ``exit_code`` is set when
+    it ended unasked and we could tell. ``log_start`` is where its lines begin in the log, in bytes.
+    Times are seconds since the epoch.
+    """
+
+    ref: ProjectRef
+    mark: str
+    token: str = field(repr=False)
+    phase: Phase = Phase.STOPPED
+    process: ProcessId | None = None
+    boxed: bool = False
+    started_at: float | None = None
+    stopping_since: float | None = None
+    exit_code: int | None = None
+    log_start: int = 0
+
+    def to_json(self) -> bytes:
+        """Return the record as a file's content."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "Record":
+        """Read a file's content.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is none of ours.
+        """
+        raw = json.loads(content)
+        process = raw.pop("process")
+        return cls(
+            **{
+                **raw,
+                "ref": ProjectRef(**raw["ref"]),
+                "phase": Phase(raw["phase"]),
+                "process": None if process is None else ProcessId(**process),
+            }
+        )
+
+
+# An environment's folder: what lies where, its record, its lock, and its removal.
+#
+# ``root/<namespace>/<deployment>/`` holds ``volume/`` (the agent's), ``agentd.log`` and
+# ``environment.json`` (the record). All of it is for our account only. Beside the namespaces, in
+# names that no namespace can have, are ``.locks/`` and ``.removed/``.
+
+_log = structlog.get_logger(__name__)
+_LABEL = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{MAX_LABEL_LENGTH - 1}}}")
+_RECORD = "environment.json"
+_STATE = "state"
+_LISTENING = "listening.json"
+_LISTENING_BYTES = 4096
+_LOCKS = ".locks"
+_REMOVED = ".removed"
+_LOCK_SECONDS = 10.0
+_FENCE_BYTES = 4096
+_LOCK_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The folder of one environment, which may or may not be there. All methods block."""
+
+    root: Path
+    namespace: str
+    deployment: str
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self.root / self.namespace / self.deployment
+
+    @property
+    def volume(self) -> Path:
+        """What the agent keeps."""
+        return self.path / "volume"
+
+    @property
+    def log(self) -> Path:
+        """What agentd writes to stdout and stderr."""
+        return self.path / "agentd.log"
+
+    @property
+    def listening(self) -> Path:
+        """Where agentd writes its port once it listens. See ``read_listening``."""
+        return self.volume / _STATE / _LISTENING
+
+    @classmethod
+    def of(cls, root: Path, names: EnvironmentNames) -> "Folder":
+        """Return the folder for ``names``; raise ``ClusterError`` for names that are no labels."""
+        for name in (names.namespace, names.deployment):
+            if not _LABEL.fullmatch(name):
+                raise ClusterError(f"{name!r} cannot be the name of a folder.", terminal=True)
+        return cls(root, names.namespace, names.deployment)
+
+    @classmethod
+    def all(cls, root: Path) -> "list[Folder]":
+        """Return every folder under ``root`` that has a record."""
+        found = sorted(root.glob(f"[!.]*/[!.]*/{_RECORD}"))
+        return [cls(root, path.parts[-3], path.parts[-2]) for path in found]
+
+    def read(self) -> Record | None:
+        """Return the record, or ``None`` when there is no environment here.
+
+        Raises:
+            ClusterUnavailableError: there is one that cannot be read.
+        """
+        try:
+            return Record.from_json((self.path / _RECORD).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ClusterUnavailableError(
+                f"The record {self.path / _RECORD} cannot be read: {error}"
+            ) from error
+
+    def write(self, record: Record) -> None:
+        """Put ``record`` in the place of the present one, in one step, durably."""
+        staged = self.path / f"{_RECORD}.new"
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(record.to_json())
+            file.flush()
+            os.fsync(descriptor)
+        staged.replace(self.path / _RECORD)
+
+    def read_listening(self) -> bytes:
+        """Return the beginning of ``listening``.
+
+        Tools in the environment can put a link or a pipe in its place, or in the place of the
+        folder that it is in: no link is followed, and nothing is waited for.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        with self._state() as state:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+            with os.fdopen(os.open(_LISTENING, flags, dir_fd=state), "rb") as file:
+                return file.read(_LISTENING_BYTES) or b""
+
+    def forget_listening(self) -> None:
+        """Remove ``listening``, which a former agentd may have left; follows no link either."""
+        with suppress(FileNotFoundError, NotADirectoryError), self._state() as state:
+            os.unlink(_LISTENING, dir_fd=state)
+
+    @contextmanager
+    def _state(self) -> Iterator[int]:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        descriptor = os.open(self.volume / _STATE, flags)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def make(self) -> None:
+        """Make the folder and its volume."""
+        _make_private(self.root)
+        _make_private(self.path.parent)
+        _make_private(self.path)
+        _make_private(self.volume)
+
+    def remove(self) -> None:
+        """Take the environment away in one step; ``empty_removed`` then deletes its files."""
+        if self.path.exists():
+            _make_private(self.root / _REMOVED)
+            self.path.rename(self.root / _REMOVED / secrets.token_hex(8))
+        # The lock stays: it remembers the newest claim, so that an older one brings nothing back.
+
+    @contextmanager
+    def lock(self, fence: Fence | None = None) -> Iterator[None]:
+        """Hold the environment against all other workers; a killed holder lets go by itself.
+
+        Args:
+            fence: the claim that this is done under; ``None`` for what needs no claim.
+
+        Raises:
+            ClusterUnavailableError: another one holds it and does not let go.
+            LeaseLostError: it has been held under a newer claim.
+        """
+        _make_private(self.root)
+        _make_private(self.root / _LOCKS)
+        give_up = time.monotonic() + _LOCK_SECONDS
+        while (descriptor := _try_lock(self._lock_path)) is None:
+            if time.monotonic() > give_up:
+                raise ClusterUnavailableError("Another worker holds this environment.")
+            time.sleep(_LOCK_POLL_SECONDS)
+        try:
+            if fence is not None:
+                _raise_fence(descriptor, fence)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.root / _LOCKS / f"{self.namespace}.{self.deployment}"
+
+
+def empty_removed(root: Path) -> None:
+    """Delete the files of all environments that were taken away. It may take long."""
+    removed = root / _REMOVED
+    for path in removed.iterdir() if removed.is_dir() else ():
+        # Tools leave folders that even their owner may not write to, such as module caches.
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                _open_up(Path(folder, name))
+        shutil.rmtree(path, ignore_errors=True)  # another worker may delete the same
+        if path.exists():
+            _log.warning("environment_files_left", folder=str(path))
+
+
+def _open_up(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if not path.is_symlink():
+            path.chmod(0o700)
+
+
+def _make_private(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Return a descriptor that holds the lock, or ``None`` when someone else does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _raise_fence(descriptor: int, fence: Fence) -> None:
+    """Write ``fence`` into the lock's file, unless a newer one of the same record is there."""
+    try:
+        newest = Fence(**json.loads(os.pread(descriptor, _FENCE_BYTES, 0)))
+    except (ValueError, TypeError):
+        newest = None  # a new lock, or one whose writer was killed half-way
+    if newest is not None and newest.record_id == fence.record_id and newest.number > fence.number:
+        raise LeaseLostError("Another worker has taken this project over.")
+    if newest != fence:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(fence)).encode(), 0)

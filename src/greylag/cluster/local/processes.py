@@ -1,0 +1,191 @@
+"""Finding, watching and ending processes, sure that a pid still means the same process."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from greylag.domain.errors import ClusterError
+
+MARK = "GREYLAG_ENVIRONMENT"
+"""The environment variable that every descendant of an environment's agentd inherits."""
+
+_LINUX = sys.platform == "linux"
+_POLL_SECONDS = 1.0
+_STAT_STATE = 0
+_STAT_START_TIME = 19
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """One process and no other: pids are used again, so ``birth`` tells two of them apart."""
+
+    pid: int
+    birth: str
+
+
+def birth(pid: int) -> str | None:
+    """Return what tells the process ``pid`` from others that had its number; ``None`` when there is
+    none, or only a zombie.
+
+    On Linux this is the boot and the start in clock ticks since then: psutil's ``create_time``
+    moves when the system's clock is set, and a moved one would make us start a second agentd.
+    """
+    if _LINUX:
+        return _birth_on_linux(pid)
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.Error:
+        return None
+
+
+def identify(pid: int) -> ProcessId | None:
+    """Return the process that has ``pid`` now, if it is alive."""
+    born = birth(pid)
+    return None if born is None else ProcessId(pid, born)
+
+
+def is_alive(process: ProcessId) -> bool:
+    """Tell whether ``process`` runs; a zombie does not."""
+    return birth(process.pid) == process.birth
+
+
+def marked(mark: str) -> set[ProcessId]:
+    """Return every process whose environment variables hold our mark with this value.
+
+    This finds shells that left their group and session. It cannot look into processes of other
+    users, nor into those that wiped their environment.
+    """
+    found: set[ProcessId] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == mark:
+                _add(found, process.pid)
+    return found
+
+
+def children(process: ProcessId, *, recursive: bool) -> set[ProcessId]:
+    """Return the children of ``process`` and, with ``recursive``, theirs, and so on."""
+    found: set[ProcessId] = set()
+    if is_alive(process):
+        with suppress(psutil.Error):
+            for child in psutil.Process(process.pid).children(recursive=recursive):
+                _add(found, child.pid)
+    return found
+
+
+def send(processes: Iterable[ProcessId], number: signal.Signals) -> None:
+    """Signal each of ``processes`` that still runs. One that is not ours to signal stays."""
+    for process in processes:
+        with suppress(ProcessLookupError, PermissionError):
+            _send_one(process, number)
+
+
+def reap(pid: int) -> int | None:
+    """Collect our ended child ``pid`` and return its exit code (negative: the ending signal), or
+    ``None`` when it still runs or is not our child.
+    """
+    try:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return os.waitstatus_to_exitcode(status) if ended == pid else None
+
+
+async def wait_end(process: ProcessId) -> None:
+    """Return when ``process`` has ended (at once, if it has)."""
+    descriptor = _open_pidfd(process.pid)
+    if descriptor is None:
+        while is_alive(process):  # noqa: ASYNC110 - these systems have no event for it
+            await asyncio.sleep(_POLL_SECONDS)
+        return
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_reader(descriptor, ended.set)
+        # Asked after opening: if it is alive now, then the descriptor is its own.
+        if is_alive(process):
+            await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _add(found: set[ProcessId], pid: int) -> None:
+    if process := identify(pid):
+        found.add(process)
+
+
+def _birth_on_linux(pid: int) -> str | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # proc(5): the second field is the program's name in brackets, which may hold anything.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    if fields[_STAT_STATE] in {b"Z", b"X"}:
+        return None
+    return f"{_boot()}:{fields[_STAT_START_TIME].decode()}"
+
+
+@cache
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """Return a descriptor that is readable once ``pid`` has ended, where the system has those."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _send_one(process: ProcessId, number: signal.Signals) -> None:
+    descriptor = _open_pidfd(process.pid)
+    if descriptor is None or sys.platform != "linux":
+        if is_alive(process):
+            os.kill(process.pid, number)
+        return
+    # If it is alive after opening, the descriptor is its own, and the signal can meet no other.
+    try:
+        if is_alive(process):
+            signal.pidfd_send_signal(descriptor, number)
+    finally:
+        os.close(descriptor)
+
+
+# Blocking work off the event loop, with the system's errors put into our words.
+
+_T = TypeVar("_T")
+_COUNT = 8
+
+
+class Threads:
+    """Threads of the local cluster. What has begun in one is never cut short by cancellation."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_COUNT, thread_name_prefix="local-cluster")
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Return what ``work`` returns; an ``OSError`` becomes a ``ClusterError``."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except OSError as error:
+            raise ClusterError(f"This machine refused a step: {error}") from error
+
+    async def close(self) -> None:
+        """Return when all that has begun is done."""
+        await asyncio.to_thread(self._pool.shutdown)

@@ -1,0 +1,96 @@
+"""The id of the request that is being answered, for logs and for the agent."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Literal
+
+import structlog
+
+request_id: ContextVar[str] = ContextVar("greylag_request_id", default="")
+
+
+# Structured logs: JSON for machines, colours on a terminal; all on standard error.
+#
+# Every line of a request carries its id, and its user's and project's once they are known
+# (``structlog.contextvars``). Fields that could hold a secret are never written.
+
+_SECRET_WORDS = ("token", "secret", "password", "authorization", "cookie", "api_key", "model_key")
+_HIDDEN = "[hidden]"
+
+
+def configure_logging(log_format: Literal["auto", "console", "json"], log_level: str) -> None:
+    """Send every log line of the process, ours and the libraries', to standard error in one shape.
+
+    ``auto`` means colours when standard error is a terminal and JSON otherwise; ``log_level`` is
+    debug, info, warning or error. A second call replaces the first.
+    """
+    on_terminal = sys.stderr.isatty()
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        drop_coloured_copy,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_request_id,
+        hide_secrets,
+    ]
+    as_json = log_format == "json" or (log_format == "auto" and not on_terminal)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_ending(as_json=as_json, colours=on_terminal),
+            ],
+            foreign_pre_chain=shared,
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=log_level.upper(), force=True)
+
+
+def add_request_id(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Add the id of the request that is being answered, if one is."""
+    if known := request_id.get():
+        event.setdefault("request_id", known)
+    return event
+
+
+def drop_coloured_copy(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Drop the second, coloured text that uvicorn gives with some of its lines."""
+    event.pop("color_message", None)
+    return event
+
+
+def hide_secrets(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> Mapping[str, object]:
+    """Replace the value of each field whose name says that it is a secret."""
+    for name in event:
+        if any(word in name.lower() for word in _SECRET_WORDS):
+            event[name] = _HIDDEN
+    return event
+
+
+def _ending(*, as_json: bool, colours: bool) -> list[structlog.typing.Processor]:
+    if as_json:
+        # Local variables may hold secrets, so a stack is told without them.
+        stack = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        return [
+            structlog.processors.ExceptionRenderer(stack),
+            structlog.processors.JSONRenderer(),
+        ]
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]

@@ -1,0 +1,583 @@
+"""Time and people."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
+from greylag.domain.lifecycle import Observation
+from greylag.domain.project import Desired, Event, NewEvent, Project, ProjectRef, Status
+from greylag.domain.users import User
+
+
+class Clock(Protocol):
+    """Time, so that tests can own it."""
+
+    def now(self) -> datetime:
+        """Return the time, aware, in UTC, cut to milliseconds (what every store can keep)."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back, for deadlines."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after ``seconds``."""
+
+
+class UserDirectory(Protocol):
+    """Who there is."""
+
+    def users(self) -> Sequence[User]:
+        """Return all users, in the order they are to be shown."""
+
+    def get(self, user_id: str) -> User:
+        """Return one user, or raise ``UserNotFoundError``."""
+
+
+# The way to the agent in an environment.
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAddress:
+    """Where an environment's agent answers, and the token that it demands (never shown)."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+Decision = Literal["allow_once", "reject_once"]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One of the agent's conversations."""
+
+    session_id: str
+    created_at: str
+    updated_at: str
+    message_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a session's history."""
+
+    role: str
+    content: str
+    timestamp: int | None
+    message_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message and all that answers it. ``status``: running, completed, cancelled, error."""
+
+    turn_id: str
+    session_id: str
+    message_id: str
+    status: str
+    message: str
+    started_at: str
+    ended_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """What answers in an environment; ``demonstration`` says so when no real model is set."""
+
+    agent: str
+    version: str
+    model: str
+    demonstration: str | None = None
+
+
+class AgentGateway(Protocol):
+    """The way to the agent in an environment.
+
+    Every method may raise ``AgentUnreachableError`` or ``AgentFailedError``. The request id of
+    ``greylag.common.logs`` passes through to the agent's log.
+    """
+
+    async def status(self, at: AgentAddress) -> AgentStatus:
+        """Return what answers there."""
+
+    async def create_session(self, at: AgentAddress) -> Session:
+        """Start a conversation."""
+
+    async def sessions(self, at: AgentAddress) -> Sequence[Session]:
+        """Return the conversations, newest first."""
+
+    async def session(self, at: AgentAddress, session_id: str) -> Session:
+        """Return one conversation, or raise ``SessionNotFoundError``."""
+
+    async def delete_session(self, at: AgentAddress, session_id: str) -> None:
+        """End a conversation for good, or raise ``SessionNotFoundError``."""
+
+    async def messages(self, at: AgentAddress, session_id: str) -> Sequence[ChatMessage]:
+        """Return a conversation's history, oldest first, or raise ``SessionNotFoundError``."""
+
+    async def turns(self, at: AgentAddress, session_id: str) -> Sequence[Turn]:
+        """Return a conversation's turns, newest first, or raise ``SessionNotFoundError``."""
+
+    async def start_turn(
+        self, at: AgentAddress, session_id: str | None, message: str, message_id: str
+    ) -> Turn:
+        """Give the agent a message; without ``session_id`` in a new session. The same message id
+        again is the same turn. Raises ``SessionNotFoundError``, ``SessionBusyError``,
+        ``ConflictError`` (this ``message_id`` was used in another session) or ``TooLargeError``.
+        """
+
+    async def turn(self, at: AgentAddress, turn_id: str) -> Turn:
+        """Return one turn, or raise ``TurnNotFoundError``."""
+
+    def stream_turn(
+        self, at: AgentAddress, turn_id: str, after: str | None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open a turn's events: whole SSE frames as bytes, one or more at a time, from the event
+        after id ``after`` (``None``: from the first), live until ``complete``. Entering raises
+        ``TurnNotFoundError``, or ``InvalidRequestError`` for an id that is not of this turn.
+        Iterating raises ``StreamCutError`` when the stream ends before ``complete``. Leaving closes
+        the connection at once; the turn goes on.
+        """
+
+    async def cancel_turn(self, at: AgentAddress, turn_id: str) -> Turn:
+        """Ask the turn to end; one that has ended stays so. May raise ``TurnNotFoundError``."""
+
+    async def confirm(
+        self, at: AgentAddress, turn_id: str, confirmation_id: str, decision: Decision
+    ) -> None:
+        """Answer a confirmation. The same answer again is accepted. Raises ``TurnNotFoundError``,
+        ``ConfirmationNotFoundError`` or ``ConfirmationSettledError``.
+        """
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+# The cluster: where environments run.
+
+
+class Cluster(Protocol):
+    """Where environments run.
+
+    Every method may raise ``ClusterError`` (``terminal`` when a retry cannot help) or
+    ``ClusterUnavailableError`` (nothing is known). Verbs are idempotent, return as soon as the wish
+    is handed over, and may be killed and repeated at any point; ``observe`` tells what came of it.
+    A verb under an older claim than the newest that the environment has seen (``Project.fence``)
+    raises ``LeaseLostError`` and does nothing.
+    """
+
+    kind: str
+    """``kubernetes``, ``local`` or ``memory``."""
+
+    notice: str | None
+    """A sentence that users must see (such as: environments are not isolated), or ``None``."""
+
+    async def observe(self, project: Project) -> Observation:
+        """Return the environment's state. What cannot be told is ``UNKNOWN``, never ``ABSENT``."""
+
+    async def prepare(self, project: Project) -> None:
+        """Make all that the environment needs, not running: then it is ``STOPPED``. Nothing of an
+        environment that exists is changed.
+        """
+
+    async def start(self, project: Project) -> None:
+        """Prepare it and make it run: ``STARTING``, then ``READY`` or ``FAILED``. A running one is
+        left alone; a failed one is started anew.
+        """
+
+    async def stop(self, project: Project) -> None:
+        """End all its processes and keep its volume: ``STOPPING``, then ``STOPPED``."""
+
+    async def delete(self, project: Project) -> None:
+        """Remove a stopped environment with its volume: then it is ``ABSENT``."""
+
+    async def changed(self, project: Project, timeout: float) -> None:  # noqa: ASYNC109 - see Subscription
+        """Return when the environment may have changed, at the latest after ``timeout`` seconds."""
+
+    def changes(self) -> AsyncIterator[ProjectRef]:
+        """Yield projects whose environments changed unasked (ended, were deleted), until closed."""
+
+    async def reach(self, project: Project) -> AgentAddress:
+        """Return where a running environment's agent answers, else raise ``NotActiveError``."""
+
+    def logs(
+        self, project: Project, *, follow: bool, tail: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open the environment's log: its last ``tail`` lines, then, with ``follow``, what comes.
+        An environment that never ran has an empty log.
+        """
+
+    async def inventory(self) -> Sequence[ProjectRef]:
+        """Return every environment of ours that exists, whether it has a record or not."""
+
+    async def close(self) -> None:
+        """Let go of the cluster; environments go on running."""
+
+
+# The store of records, as the use cases and the reconciler see it.
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's key for a creation, with a digest of what it asked for. Kept for a day."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """``new`` is false when the same key had created the project before."""
+
+    project: Project
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """Which of a user's projects: ``limit`` at most, after ``cursor`` (opaque, from a page)."""
+
+    limit: int = 50
+    cursor: str | None = None
+    status: Status | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Projects by creation, newest first; ``cursor`` asks for the next page (``None``: no more)."""
+
+    projects: Sequence[Project]
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What a user may change at any time; ``None`` leaves it as it is."""
+
+    name: str | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work on one project until ``project.lease.until``; fenced by its number."""
+
+    project: Project
+
+    @property
+    def number(self) -> int:
+        """The claim's fencing number."""
+        return self.project.lease.number if self.project.lease else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the reconciler found and did: the whole observed half of the record, and its due time.
+
+    ``events`` are appended to the activation log in the same transaction.
+    """
+
+    status: Status
+    endpoint: str | None = None
+    error: ErrorInfo | None = None
+    error_terminal: bool = False
+    observed_generation: int = 0
+    attempts: int = 0
+    last_activated_at: datetime | None = None
+    last_deactivated_at: datetime | None = None
+    deadline_at: datetime | None = None
+    due_at: datetime | None = None
+    events: Sequence[NewEvent] = field(default=())
+
+
+class Duty(StrEnum):
+    """What a worker is told that asks for work which one does for all."""
+
+    MINE = "mine"
+    HELD = "held"
+    DONE = "done"
+
+
+class Subscription(Protocol):
+    """Hears of changes. Level-triggered: one that comes between two waits is not lost."""
+
+    async def changed(self, timeout: float) -> bool:  # noqa: ASYNC109 - a wait for news ends without it
+        """Return ``True`` as soon as something has changed, ``False`` after ``timeout`` seconds."""
+
+
+class ProjectStore(Protocol):
+    """The records, their activation logs, and who works on which.
+
+    Every method may raise ``StoreUnavailableError``; then nothing was changed, or, when a server
+    was lost as it answered, all of it: each may be called again. What has returned is durable.
+    Methods that serve requests take the owner: other users' projects do not exist for them
+    (``ProjectNotFoundError``). Reconciler writes take their claim and raise ``LeaseLostError``,
+    changing nothing, once another claim was made.
+    """
+
+    async def create(self, project: Project, key: IdempotencyKey | None = None) -> Created:
+        """Insert ``project``. A second call with the same key and fingerprint returns the first's
+        project; with another fingerprint it raises ``IdempotencyConflictError``. An id that exists
+        raises ``ProjectExistsError``.
+        """
+
+    async def get(self, owner: str, project_id: str) -> Project:
+        """Return the project as it is now."""
+
+    async def page(self, owner: str, query: PageQuery) -> Page:
+        """Return one page of this owner's projects. A cursor that is not one of ours raises
+        ``InvalidRequestError``.
+        """
+
+    async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
+        """Change name or metadata and return the project. Idempotent. A project that is being
+        deleted raises ``ProjectDeletingError``.
+        """
+
+    async def want(
+        self, owner: str, project_id: str, desired: Desired, now: datetime, deadline: datetime
+    ) -> Project:
+        """Write what is wanted and return the project.
+
+        A change: ``generation`` grows, ``due_at`` is now, ``deadline_at`` is ``deadline``,
+        ``attempts`` is 0, ``error_terminal`` is false. The same again changes nothing, unless the
+        project is in error: then it counts as a change (try once more). ``DELETED`` is final:
+        anything else then raises ``ProjectDeletingError``.
+        """
+
+    async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
+        """Return the log's events with ``seq > after``, oldest first, ``limit`` at most. The log
+        keeps the newest 500 of a project.
+        """
+
+    async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
+        """Claim, in one atomic step, the project whose turn it is; ``None`` when nothing is due
+        that nobody's lease holds. Of two simultaneous calls one gets it.
+
+        It is fair between users: first come the due projects of the users who have the fewest
+        others under leases that have not run out; among those, what has been due longest; among
+        those, the lowest id. So one user's thousand due projects do not hold back another's one.
+        """
+
+    async def next_due(self) -> datetime | None:
+        """Return when the next claim can succeed (the past: now), ``None``: not before a change."""
+
+    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+        """Extend the claim's lease; the claim returned carries the record as it is now, so a
+        changed ``desired`` is seen.
+        """
+
+    async def record(
+        self, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
+    ) -> Project:
+        """Write what is. With ``release`` the lease ends, and if ``desired`` was changed since the
+        claim was read the project is due at once, whatever the outcome says.
+        """
+
+    async def forget(self, claim: Claim) -> None:
+        """Remove the record and its log for good."""
+
+    async def poke(self, ref: ProjectRef, now: datetime) -> None:
+        """Make the project due now. One that does not exist is passed over."""
+
+    async def poke_unsettled(self, now: datetime) -> int:
+        """Make due every project that runs, should run, or is not settled; return how many. Leases
+        of dead workers are left to run out.
+        """
+
+    async def take_duty(
+        self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
+    ) -> Duty:
+        """Take on, in one atomic step, work that one worker at a time does for all.
+
+        ``MINE``: do it, for ``seconds`` (the holder may take it again, and holds it longer).
+        ``HELD``: another is at it. ``DONE``: somebody has finished it at ``since`` or later.
+        """
+
+    async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
+        """Say that a duty is done. One that another has taken over meanwhile is left as it is."""
+
+    def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
+        """Hear of changes to one project, or to any, from inside the ``with`` block."""
+
+    async def ping(self) -> None:
+        """Return when the store can be read and written, else raise ``StoreUnavailableError``."""
+
+    async def close(self) -> None:
+        """Release everything; nothing else may be called after. A second call does nothing."""
+
+
+# Matching environments with records: what a start does, and the search for orphans.
+
+
+async def has_record(store: ProjectStore, ref: ProjectRef) -> bool:
+    """Tell whether the project that an environment says it is of has a record now.
+
+    Raises ``StoreUnavailableError``: a store that does not answer is no proof that there is none.
+    """
+    try:
+        await store.get(ref.user_id, ref.project_id)
+    except ProjectNotFoundError:
+        return False
+    return True
+
+
+# A store as one who moves or checks it sees it: everything in it, in pages, without use cases.
+#
+# Nobody works on a store while it is read or filled this way; whoever finds otherwise says so.
+
+
+class StoreNotEmptyError(GreylagError):
+    """The target of a copy holds something that this copy has not put there."""
+
+    code = "store_not_empty"
+    hint = "Copy into an empty store; nothing in this one was changed."
+
+
+class StoreCopyDiffersError(GreylagError):
+    """After a copy the target does not hold what the source holds."""
+
+    code = "store_copy_differs"
+    hint = (
+        "Stop everything that writes to either store and run the same command again: it mends what "
+        "differs."
+    )
+
+
+class StoreInUseError(GreylagError):
+    """Somebody works on the store that is to be copied."""
+
+    code = "store_in_use"
+    hint = "Stop each `greylag up`, `serve` and `worker` on it, then run the same command again."
+
+
+class StoreUnreadableError(GreylagError):
+    """A record is not of the form that it must have, so it cannot be copied."""
+
+    code = "store_unreadable"
+    hint = "`greylag store check` finds and explains such records; mend it, then copy again."
+
+
+class StoreIncompleteError(GreylagError):
+    """The store holds only a part of what is being copied into it."""
+
+    code = "store_incomplete"
+    hint = "Run the same `greylag store copy` again: it goes on where it was."
+
+
+@dataclass(frozen=True, slots=True)
+class KeptKey:
+    """An idempotency key as it is kept."""
+
+    user_id: str
+    key: str
+    fingerprint: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """All that a store holds of one project.
+
+    ``claims`` counts the claims so far, ``last_seq`` the events so far, of which the newest 500 are
+    kept. ``extra`` is what others keep in the record, in a form that only stores of the same kind
+    understand (empty: nothing).
+    """
+
+    project: Project
+    claims: int = 0
+    last_seq: int = 0
+    events: Sequence[Event] = ()
+    keys: Sequence[KeptKey] = ()
+    extra: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """Something that breaks a rule: a stable code, where (a record's id, an index), a sentence,
+    and what to do.
+    """
+
+    code: str
+    record: str
+    sentence: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One page of a store. ``after`` asks for the next one (``None``: there is no more)."""
+
+    bundles: Sequence[Bundle]
+    unreadable: Sequence[Flaw]
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease that has not run out."""
+
+    ref: ProjectRef
+    worker: str
+    until: datetime
+
+
+class Archive(Protocol):
+    """A store opened as a whole. Every method may raise ``StoreUnavailableError``.
+
+    Reading changes nothing. Writing is for a store that ``begin`` was called for.
+    """
+
+    @property
+    def kind(self) -> str:
+        """What it is kept in: ``sqlite`` or ``mongodb``."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people; the same for each opening, and without a password."""
+
+    async def sheet(self, after: str | None, limit: int) -> Sheet:
+        """Return the records that follow ``after`` (``None``: the first), ``limit`` at most, and
+        fewer where their logs are long. The order is the store's own and never changes. A sheet
+        may be empty and yet not the last.
+        """
+
+    async def find(self, record_ids: Sequence[str]) -> Mapping[str, Bundle]:
+        """Return those of these records that are there, by id. One that cannot be read raises
+        ``StoreUnreadableError``.
+        """
+
+    async def count(self) -> int:
+        """Return how many records there are, readable or not."""
+
+    async def held(self, now: datetime) -> Held | None:
+        """Return a lease that has not run out at ``now``, if there is one."""
+
+    async def unfinished(self) -> str | None:
+        """Return the place that an unfinished copy into this store is from, ``None``: none is."""
+
+    async def begin(self, source: str) -> bool:
+        """Mark the store as being filled from the place ``source`` and return ``True``. A second
+        call does no harm. ``False``, with nothing changed: it has records, or another source's.
+        """
+
+    async def write(self, bundles: Sequence[Bundle]) -> None:
+        """Put these records there, each in place of what has its id, with all that belongs to it.
+        Durable on return; cut off, it may have been done for some of them.
+
+        Raises ``StoreNotEmptyError`` when another record has the same user and project id.
+        """
+
+    async def finish(self) -> None:
+        """Take the mark of ``begin`` away: the store is whole."""
+
+    async def flaws(self) -> Sequence[Flaw]:
+        """Return what is wrong with the store as such: its indexes, and what belongs to nothing.
+        Of each kind some are named, however many there are.
+        """
+
+    async def close(self) -> None:
+        """Release everything. A second call does nothing."""

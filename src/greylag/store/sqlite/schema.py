@@ -1,0 +1,160 @@
+"""The SQLite tables, and the steps that bring an older file to them.
+
+``PRAGMA user_version`` says how many steps a file has had. A step is never changed once released:
+a change of the tables is a new step at the end.
+"""
+
+import sqlite3
+
+from greylag.common.sqlite import transaction
+from greylag.domain.errors import ConfigError
+
+_OLDEST_SQLITE = (3, 31, 0)
+
+# Times are milliseconds since 1970, UTC. What is looked up stands in columns; the rest is JSON.
+# `changes` is how several processes on one file tell each other what they wrote.
+_FIRST = (
+    """
+    CREATE TABLE projects (
+      n INTEGER PRIMARY KEY,
+      id TEXT NOT NULL UNIQUE,
+      user_id TEXT NOT NULL,
+      project_id TEXT NOT NULL,
+      name TEXT NOT NULL,
+      metadata TEXT NOT NULL,
+      namespace TEXT NOT NULL,
+      deployment TEXT NOT NULL,
+      service TEXT NOT NULL,
+      ingress TEXT NOT NULL,
+      status TEXT NOT NULL,
+      endpoint TEXT,
+      error TEXT,
+      error_terminal INTEGER NOT NULL,
+      last_activated_at INTEGER,
+      last_deactivated_at INTEGER,
+      created_at INTEGER NOT NULL,
+      updated_at INTEGER NOT NULL,
+      desired TEXT NOT NULL,
+      generation INTEGER NOT NULL,
+      observed_generation INTEGER NOT NULL,
+      attempts INTEGER NOT NULL,
+      due_at INTEGER,
+      deadline_at INTEGER,
+      lease_worker TEXT,
+      lease_number INTEGER,
+      lease_until INTEGER,
+      claims INTEGER NOT NULL,
+      last_seq INTEGER NOT NULL,
+      woken INTEGER NOT NULL,
+      claimable_at INTEGER GENERATED ALWAYS AS (coalesce(lease_until, due_at)) VIRTUAL,
+      UNIQUE (user_id, project_id)
+    )
+    """,
+    "CREATE INDEX projects_page ON projects (user_id, created_at, id)",
+    "CREATE INDEX projects_page_by_status ON projects (user_id, status, created_at, id)",
+    "CREATE INDEX projects_claimable ON projects (claimable_at) WHERE claimable_at IS NOT NULL",
+    """
+    CREATE INDEX projects_unsettled ON projects (n)
+    WHERE status <> 'inactive' OR desired <> 'inactive' OR observed_generation < generation
+    """,
+    """
+    CREATE TABLE events (
+      record_id TEXT NOT NULL,
+      seq INTEGER NOT NULL,
+      body TEXT NOT NULL,
+      PRIMARY KEY (record_id, seq)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE idempotency_keys (
+      user_id TEXT NOT NULL,
+      key TEXT NOT NULL,
+      fingerprint TEXT NOT NULL,
+      record_id TEXT NOT NULL,
+      expires_at INTEGER NOT NULL,
+      PRIMARY KEY (user_id, key)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at)",
+    "CREATE INDEX idempotency_keys_by_record ON idempotency_keys (record_id)",
+    """
+    CREATE TABLE changes (
+      n INTEGER PRIMARY KEY,
+      source TEXT NOT NULL,
+      user_id TEXT,
+      project_id TEXT
+    )
+    """,
+    "CREATE TABLE pings (one INTEGER PRIMARY KEY CHECK (one = 1), count INTEGER NOT NULL)",
+    "INSERT INTO pings (one, count) VALUES (1, 0)",
+)
+
+# The order of claims, each user's part of it, and who has leases: so that claims can be fair.
+_TURNS = (
+    "DROP INDEX projects_claimable",
+    """
+    CREATE INDEX projects_claimable ON projects (claimable_at, id, user_id)
+    WHERE claimable_at IS NOT NULL
+    """,
+    """
+    CREATE INDEX projects_claimable_by_user ON projects (user_id, claimable_at, id)
+    WHERE claimable_at IS NOT NULL
+    """,
+    """
+    CREATE INDEX projects_leased ON projects (lease_until, user_id)
+    WHERE lease_until IS NOT NULL
+    """,
+)
+
+# Work that one worker at a time does for all.
+_DUTIES = (
+    """
+    CREATE TABLE duties (
+      name TEXT PRIMARY KEY,
+      holder TEXT,
+      until INTEGER,
+      done_at INTEGER
+    ) WITHOUT ROWID
+    """,
+)
+
+MIGRATIONS = (_FIRST, _TURNS, _DUTIES)
+
+
+def migrate(sql: sqlite3.Connection) -> None:
+    """Bring the file to the newest tables, each step in a transaction of its own.
+
+    Raises ``ConfigError`` for a file that a newer Greylag wrote, or that is something else.
+    """
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise ConfigError(
+            f"Greylag needs SQLite 3.31 or newer; this Python has {sqlite3.sqlite_version}."
+        )
+    for target, statements in enumerate(MIGRATIONS, 1):
+        if _version(sql) < target:
+            _apply(sql, target, statements)
+    if _version(sql) > len(MIGRATIONS):
+        raise ConfigError(
+            "The database was written by a newer Greylag than this one.",
+            hint="Start the newer Greylag, or give this one another data folder.",
+        )
+
+
+def _apply(sql: sqlite3.Connection, target: int, statements: tuple[str, ...]) -> None:
+    with transaction(sql):
+        # Another process may have been faster; inside the transaction nobody is.
+        if _version(sql) >= target:
+            return
+        if target == 1 and sql.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise ConfigError(
+                "The database file holds tables that are not Greylag's.",
+                hint="Give Greylag a data folder of its own.",
+            )
+        for statement in statements:
+            sql.execute(statement)
+        sql.execute(f"PRAGMA user_version = {target}")
+
+
+def _version(sql: sqlite3.Connection) -> int:
+    version: int = sql.execute("PRAGMA user_version").fetchone()[0]
+    return version

@@ -1,0 +1,358 @@
+"""How processes that share one SQLite file hear of each other's writes.
+
+Each write leaves a row in ``changes`` with the project it was about. ``PRAGMA data_version`` tells,
+for a few microseconds, whether anybody has written at all; only then are the rows read.
+"""
+
+import asyncio
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from greylag.common.sqlite import SqlThread, transaction
+from greylag.domain.errors import StoreUnavailableError
+from greylag.domain.project import Desired, Event, Project, ProjectRef
+from greylag.ports import (
+    Claim,
+    Created,
+    Duty,
+    Edit,
+    IdempotencyKey,
+    Outcome,
+    Page,
+    PageQuery,
+    Subscription,
+)
+from greylag.store import records
+from greylag.store import records as cursor
+from greylag.store.changes import ChangeHub
+from greylag.store.records import Record
+from greylag.store.sqlite import schema, tables
+from greylag.store.sqlite import tables as duty_table
+from greylag.store.sqlite import tables as turns
+
+_KEPT = 10_000
+_SECONDS_AFTER_FAILURE = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+def note(sql: sqlite3.Connection, source: str, refs: Iterable[ProjectRef | None]) -> None:
+    """Add rows for changed projects (``None``: maybe any), inside the transaction of the change."""
+    for ref in refs:
+        added = sql.execute(
+            "INSERT INTO changes (source, user_id, project_id) VALUES (?, ?, ?)",
+            (source, *((None, None) if ref is None else (ref.user_id, ref.project_id))),
+        )
+        sql.execute("DELETE FROM changes WHERE n <= ?", ((added.lastrowid or 0) - _KEPT,))
+
+
+class Follower:
+    """Tells ``hub`` what other processes write, while anybody listens.
+
+    ``source`` is the name under which this process writes; its own rows are passed over, because
+    the hub has heard of them already.
+    """
+
+    def __init__(self, thread: SqlThread, hub: ChangeHub, source: str, poll_seconds: float) -> None:
+        self._thread = thread
+        self._hub = hub
+        self._source = source
+        self._poll_seconds = poll_seconds
+        self._version = -1
+        self._last = 0
+        self._failing = False
+
+    async def start(self) -> None:
+        """Take note of where the table ends now: what comes after will be told."""
+        self._last = await self._thread.run(_newest)
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self._hub.wanted.wait()
+            await asyncio.sleep(await self._look())
+
+    async def _look(self) -> float:
+        """Tell the hub what is new; return how many seconds to wait before the next look."""
+        try:
+            changed = await self._thread.run(self._read)
+        except StoreUnavailableError as error:
+            # Listeners look for themselves and meet the error where it can be answered.
+            if not self._failing:
+                _log.warning("changes_unreadable", reason=str(error))
+            self._failing = True
+            self._hub.signal(None)
+            return _SECONDS_AFTER_FAILURE
+        self._failing = False
+        for ref in changed:
+            self._hub.signal(ref)
+        return self._poll_seconds
+
+    def _read(self, sql: sqlite3.Connection) -> set[ProjectRef | None]:
+        version = sql.execute("PRAGMA data_version").fetchone()[0]
+        if version == self._version:
+            return set()
+        found = sql.execute(
+            "SELECT n, source, user_id, project_id FROM changes WHERE n > ? ORDER BY n",
+            (self._last,),
+        ).fetchall()
+        changed: set[ProjectRef | None] = {
+            None if row["user_id"] is None else ProjectRef(row["user_id"], row["project_id"])
+            for row in found
+            if row["source"] != self._source
+        }
+        # Rows that are gone before they were read may have been about any project.
+        if found and found[0]["n"] != self._last + 1:
+            changed = {None}
+        # The version was read first: a write in between is found again by the next look.
+        self._version = version
+        self._last = found[-1]["n"] if found else self._last
+        return changed
+
+
+def _newest(sql: sqlite3.Connection) -> int:
+    newest: int = sql.execute("SELECT coalesce(max(n), 0) FROM changes").fetchone()[0]
+    return newest
+
+
+# The store in one SQLite file: the embedded default.
+
+T = TypeVar("T")
+
+
+class Write:
+    """A write in progress: its connection, and which projects it changes (``None``: maybe any)."""
+
+    def __init__(self, sql: sqlite3.Connection) -> None:
+        self.sql = sql
+        self.changed: list[ProjectRef | None] = []
+
+    def keep(self, record: Record, before: Record | None) -> Project:
+        """Write ``record`` if it differs from ``before``, and tell of it; return its project."""
+        if record is not before:
+            tables.update(self.sql, record)
+            self.changed.append(record.project.ref)
+        return record.project
+
+
+class SqliteStore:
+    """Implements ``greylag.ports.ProjectStore``; ``await SqliteStore.open(path)`` makes one.
+
+    One thread writes, each call in one transaction; another reads beside it, in snapshots (WAL).
+    Several processes may open the same file: they take turns at writing, and hear of each other's
+    changes within ``poll_seconds``.
+    """
+
+    def __init__(self, writer: SqlThread, reader: SqlThread, poll_seconds: float) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._hub = ChangeHub()
+        self._source = secrets.token_hex(8)
+        self._loop = asyncio.get_running_loop()
+        self._follower = Follower(reader, self._hub, self._source, poll_seconds)
+        self._following: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, path: Path, *, poll_seconds: float = 0.1) -> "SqliteStore":
+        """Open the file at ``path``, made if it is missing and brought to the newest tables.
+
+        Raises ``StoreUnavailableError``, or ``ConfigError`` when the file is not for this Greylag.
+        """
+        writer = SqlThread(path, "store-writer")
+        reader = SqlThread(path, "store-reader", read_only=True)
+        store = cls(writer, reader, poll_seconds)
+        try:
+            await writer.open()
+            await writer.run(schema.migrate)
+            await reader.open()
+            await store._follow()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def create(self, project: Project, key: IdempotencyKey | None = None) -> Created:
+        """Insert a project; see the port. Once a project is forgotten, so is its key."""
+
+        def work(write: Write) -> Created:
+            if key is not None:
+                earlier = tables.created_before(write.sql, project.user_id, key, project.created_at)
+                if earlier is not None:
+                    return Created(earlier.project, new=False)
+            tables.insert(write.sql, project, key)
+            write.changed.append(project.ref)
+            return Created(tables.find(write.sql, project.ref).project, new=True)
+
+        return await self._write(work)
+
+    async def get(self, owner: str, project_id: str) -> Project:
+        """Return the project as it is now; see the port."""
+        ref = ProjectRef(owner, project_id)
+        return await self._read(lambda sql: tables.find(sql, ref).project)
+
+    async def page(self, owner: str, query: PageQuery) -> Page:
+        """Return one page; see the port."""
+        found = await self._read(lambda sql: tables.page(sql, owner, query))
+        return cursor.cut(found, query.limit)
+
+    async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
+        """Change name or metadata; see the port."""
+
+        def work(write: Write) -> Project:
+            before = tables.find(write.sql, ProjectRef(owner, project_id))
+            return write.keep(records.edited(before, edit, now), before)
+
+        return await self._write(work)
+
+    async def want(
+        self, owner: str, project_id: str, desired: Desired, now: datetime, deadline: datetime
+    ) -> Project:
+        """Write what is wanted; see the port."""
+
+        def work(write: Write) -> Project:
+            before = tables.find(write.sql, ProjectRef(owner, project_id))
+            return write.keep(records.wanted(before, desired, now, deadline), before)
+
+        return await self._write(work)
+
+    async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
+        """Return a part of the log; see the port."""
+        ref = ProjectRef(owner, project_id)
+        return await self._read(lambda sql: tables.events(sql, ref, after, limit))
+
+    async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
+        """Claim the project whose turn it is; see the port."""
+
+        def work(write: Write) -> Claim | None:
+            due = turns.next_claimable(write.sql, now)
+            if due is None:
+                return None
+            record = records.claimed(due, worker, now, lease_seconds)
+            tables.update(write.sql, record)
+            return Claim(record.project)
+
+        return await self._write(work)
+
+    async def next_due(self) -> datetime | None:
+        """Return when the next claim can succeed; see the port."""
+        return await self._read(turns.next_due)
+
+    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+        """Extend a lease; see the port."""
+
+        def work(write: Write) -> Claim:
+            before = tables.by_id(write.sql, claim.project.id)
+            record = records.renewed(before, claim, now, lease_seconds)
+            tables.update(write.sql, record)
+            return Claim(record.project)
+
+        return await self._write(work)
+
+    async def record(
+        self, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
+    ) -> Project:
+        """Write what is; see the port."""
+
+        def work(write: Write) -> Project:
+            before = tables.by_id(write.sql, claim.project.id)
+            record, new = records.recorded(before, claim, outcome, now, release=release)
+            tables.add_events(write.sql, claim.project.id, new)
+            return write.keep(record, before)
+
+        return await self._write(work)
+
+    async def forget(self, claim: Claim) -> None:
+        """Remove a record and its log; see the port."""
+
+        def work(write: Write) -> None:
+            records.held(tables.by_id(write.sql, claim.project.id), claim)
+            tables.delete(write.sql, claim.project.id)
+            write.changed.append(claim.project.ref)
+
+        await self._write(work)
+
+    async def poke(self, ref: ProjectRef, now: datetime) -> None:
+        """Make one project due; see the port."""
+
+        def work(write: Write) -> None:
+            if tables.poke(write.sql, ref, now):
+                write.changed.append(ref)
+
+        await self._write(work)
+
+    async def poke_unsettled(self, now: datetime) -> int:
+        """Make due all that may need work; see the port."""
+
+        def work(write: Write) -> int:
+            count = tables.poke_unsettled(write.sql, now)
+            if count:
+                write.changed.append(None)
+            return count
+
+        return await self._write(work)
+
+    async def take_duty(
+        self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
+    ) -> Duty:
+        """Take a duty on; see the port."""
+        return await self._write(
+            lambda write: duty_table.take(write.sql, name, worker, since, now, seconds)
+        )
+
+    async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
+        """Say that a duty is done; see the port."""
+        await self._write(lambda write: duty_table.finish(write.sql, name, worker, now))
+
+    def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
+        """Hear of changes; see the port."""
+        return self._hub.subscribe(ref)
+
+    async def ping(self) -> None:
+        """Return when the file can be read and written; see the port."""
+        await self._write(lambda write: tables.ping(write.sql))
+        await self._read(turns.next_due)
+
+    async def close(self) -> None:
+        """Finish what was begun and close the file; see the port."""
+        task, self._following = self._following, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        await self._writer.close()
+        await self._reader.close()
+
+    async def _follow(self) -> None:
+        await self._follower.start()
+        self._following = asyncio.create_task(self._follower.run(), name="store-follower")
+        self._following.add_done_callback(self._followed)
+
+    def _followed(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self._hub.fail(error)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def run(sql: sqlite3.Connection) -> T:
+            with transaction(sql, "BEGIN"):
+                return work(sql)
+
+        return await self._reader.run(run)
+
+    async def _write(self, work: Callable[[Write], T]) -> T:
+        def run(sql: sqlite3.Connection) -> T:
+            write = Write(sql)
+            with transaction(sql):
+                result = work(write)
+                note(sql, self._source, write.changed)
+            # From the thread, because the caller may be gone: a committed change is always told.
+            for ref in write.changed:
+                self._loop.call_soon_threadsafe(self._hub.signal, ref)
+            return result
+
+        return await self._writer.run(run)

@@ -1,0 +1,364 @@
+"""Records and events as SQLite rows, and back."""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from greylag.domain.errors import ErrorInfo, IdempotencyConflictError, ProjectExistsError
+from greylag.domain.names import EnvironmentNames
+from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
+from greylag.ports import Duty, IdempotencyKey, PageQuery
+from greylag.store import records
+from greylag.store import records as cursor
+from greylag.store.records import DutyRecord, Position, Record, from_millis, millis
+
+_FIXED = (
+    *("id", "user_id", "project_id", "created_at"),
+    *("namespace", "deployment", "service", "ingress"),
+)
+_CHANGING = (
+    *("name", "metadata", "updated_at", "status", "endpoint", "error", "error_terminal"),
+    *("last_activated_at", "last_deactivated_at"),
+    *("desired", "generation", "observed_generation", "attempts", "due_at", "deadline_at"),
+    *("lease_worker", "lease_number", "lease_until", "claims", "last_seq", "woken"),
+)
+_COLUMNS = _FIXED + _CHANGING
+
+SELECT = f"SELECT {', '.join(_COLUMNS)} FROM projects"  # noqa: S608 - only the names above
+INSERT = (
+    f"INSERT INTO projects ({', '.join(_COLUMNS)}) "  # noqa: S608 - only the names above
+    f"VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"
+)
+UPDATE = (
+    f"UPDATE projects SET {', '.join(f'{name} = :{name}' for name in _CHANGING)} "  # noqa: S608 - only the names above
+    "WHERE id = :id"
+)
+
+
+def to_row(record: Record) -> dict[str, Any]:
+    """Return the values of ``INSERT`` and ``UPDATE`` for ``record``."""
+    project, lease = record.project, record.project.lease
+    return {
+        "id": project.id,
+        "user_id": project.user_id,
+        "project_id": project.project_id,
+        "created_at": millis(project.created_at),
+        **asdict(project.names),
+        "name": project.name,
+        "metadata": _dump(dict(project.metadata)),
+        "updated_at": millis(project.updated_at),
+        "status": project.status.value,
+        "endpoint": project.endpoint,
+        "error": _dump(asdict(project.error)) if project.error else None,
+        "error_terminal": project.error_terminal,
+        "last_activated_at": _maybe_millis(project.last_activated_at),
+        "last_deactivated_at": _maybe_millis(project.last_deactivated_at),
+        "desired": project.desired.value,
+        "generation": project.generation,
+        "observed_generation": project.observed_generation,
+        "attempts": project.attempts,
+        "due_at": _maybe_millis(project.due_at),
+        "deadline_at": _maybe_millis(project.deadline_at),
+        "lease_worker": lease.worker if lease else None,
+        "lease_number": lease.number if lease else None,
+        "lease_until": millis(lease.until) if lease else None,
+        "claims": record.claims,
+        "last_seq": record.last_seq,
+        "woken": record.woken,
+    }
+
+
+def from_row(row: sqlite3.Row) -> Record:
+    """Return the record that a row of ``SELECT`` holds."""
+    project = Project(
+        id=row["id"],
+        user_id=row["user_id"],
+        project_id=row["project_id"],
+        created_at=from_millis(row["created_at"]),
+        names=EnvironmentNames(
+            namespace=row["namespace"],
+            deployment=row["deployment"],
+            service=row["service"],
+            ingress=row["ingress"],
+        ),
+        name=row["name"],
+        metadata=json.loads(row["metadata"]),
+        updated_at=from_millis(row["updated_at"]),
+        status=Status(row["status"]),
+        endpoint=row["endpoint"],
+        error=ErrorInfo(**json.loads(row["error"])) if row["error"] else None,
+        error_terminal=bool(row["error_terminal"]),
+        last_activated_at=_maybe_moment(row["last_activated_at"]),
+        last_deactivated_at=_maybe_moment(row["last_deactivated_at"]),
+        desired=Desired(row["desired"]),
+        generation=row["generation"],
+        observed_generation=row["observed_generation"],
+        attempts=row["attempts"],
+        due_at=_maybe_moment(row["due_at"]),
+        deadline_at=_maybe_moment(row["deadline_at"]),
+        lease=_lease(row),
+    )
+    return Record(project, row["claims"], row["last_seq"], bool(row["woken"]))
+
+
+def event_body(event: Event) -> str:
+    """Return all of ``event`` but its number, as JSON."""
+    body = asdict(event) | {"at": millis(event.at)}
+    del body["seq"]
+    return _dump(body)
+
+
+def to_event(row: sqlite3.Row) -> Event:
+    """Return the event that a row with ``seq`` and ``body`` holds."""
+    body = json.loads(row["body"])
+    changed = {"at": from_millis(body["at"]), "status": Status(body["status"])}
+    return Event(seq=row["seq"], **(body | changed))
+
+
+def _lease(row: sqlite3.Row) -> Lease | None:
+    if row["lease_until"] is None:
+        return None
+    return Lease(row["lease_worker"], row["lease_number"], from_millis(row["lease_until"]))
+
+
+def _dump(value: dict[str, Any]) -> str:
+    # ASCII only, so that any text can be kept, with unpaired surrogates too.
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _maybe_millis(moment: datetime | None) -> int | None:
+    return None if moment is None else millis(moment)
+
+
+def _maybe_moment(value: int | None) -> datetime | None:
+    return None if value is None else from_millis(value)
+
+
+# What the SQLite store asks of its tables: each function is a few statements, called inside a
+# transaction, in the thread of its connection.
+
+_LARGEST = 2**63 - 1
+_FAR_FUTURE = Position(_LARGEST, "")
+
+_POKE = "UPDATE projects SET due_at = min(coalesce(due_at, :now), :now), woken = 1 WHERE "
+_UNSETTLED = "status <> 'inactive' OR desired <> 'inactive' OR observed_generation < generation"
+
+
+def one(
+    sql: sqlite3.Connection, query: str, values: tuple[str | int, ...] | dict[str, int]
+) -> Record | None:
+    """Return the first record that ``query``, which begins with ``SELECT``, finds."""
+    row = sql.execute(query, values).fetchone()
+    return None if row is None else from_row(row)
+
+
+def find(sql: sqlite3.Connection, ref: ProjectRef) -> Record:
+    """Return a project's record, or raise ``ProjectNotFoundError``."""
+    record = one(
+        sql,
+        SELECT + " WHERE user_id = ? AND project_id = ?",
+        (ref.user_id, ref.project_id),
+    )
+    if record is None:
+        raise records.not_found(ref)
+    return record
+
+
+def by_id(sql: sqlite3.Connection, record_id: str) -> Record | None:
+    """Return the record with this id, if it is still there."""
+    return one(sql, SELECT + " WHERE id = ?", (record_id,))
+
+
+def insert(sql: sqlite3.Connection, project: Project, key: IdempotencyKey | None) -> None:
+    """Add a project; ``ProjectExistsError`` when its owner has one with this id."""
+    taken = "SELECT 1 FROM projects WHERE user_id = ? AND project_id = ?"
+    if sql.execute(taken, (project.user_id, project.project_id)).fetchone():
+        raise ProjectExistsError(
+            f"User {project.user_id!r} already has a project {project.project_id!r}."
+        )
+    sql.execute(INSERT, to_row(records.new_record(project)))
+    if key is not None:
+        expires = millis(project.created_at + records.KEY_LIFETIME)
+        sql.execute(
+            "INSERT INTO idempotency_keys (user_id, key, fingerprint, record_id, expires_at) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (project.user_id, key.key, key.fingerprint, project.id, expires),
+        )
+
+
+def created_before(
+    sql: sqlite3.Connection, owner: str, key: IdempotencyKey, now: datetime
+) -> Record | None:
+    """Return what ``key`` has created, if anything; ``IdempotencyConflictError`` when it came with
+    another fingerprint. Keys that have expired are removed.
+    """
+    sql.execute("DELETE FROM idempotency_keys WHERE expires_at <= ?", (millis(now),))
+    known = sql.execute(
+        "SELECT fingerprint, record_id FROM idempotency_keys WHERE user_id = ? AND key = ?",
+        (owner, key.key),
+    ).fetchone()
+    if known is None:
+        return None
+    if known["fingerprint"] != key.fingerprint:
+        raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
+    return by_id(sql, known["record_id"])
+
+
+def update(sql: sqlite3.Connection, record: Record) -> None:
+    """Write all that can change of a record."""
+    sql.execute(UPDATE, to_row(record))
+
+
+def delete(sql: sqlite3.Connection, record_id: str) -> None:
+    """Remove a record, its log and its idempotency key."""
+    sql.execute("DELETE FROM projects WHERE id = ?", (record_id,))
+    sql.execute("DELETE FROM events WHERE record_id = ?", (record_id,))
+    sql.execute("DELETE FROM idempotency_keys WHERE record_id = ?", (record_id,))
+
+
+def page(sql: sqlite3.Connection, owner: str, query: PageQuery) -> Sequence[Project]:
+    """Return the page's projects and, if there are more, one more."""
+    place = _FAR_FUTURE if query.cursor is None else cursor.decode(query.cursor)
+    by_status = "" if query.status is None else "AND status = :status "
+    found = sql.execute(
+        f"{SELECT} WHERE user_id = :owner {by_status}"
+        "AND (created_at, id) < (:created, :id) ORDER BY created_at DESC, id DESC LIMIT :limit",
+        {
+            "owner": owner,
+            "status": query.status,
+            "created": place.created,
+            "id": place.record_id,
+            "limit": min(query.limit, _LARGEST - 1) + 1,
+        },
+    )
+    return [from_row(row).project for row in found]
+
+
+def events(sql: sqlite3.Connection, ref: ProjectRef, after: int, limit: int) -> Sequence[Event]:
+    """Return a part of a project's log, or raise ``ProjectNotFoundError``."""
+    record = find(sql, ref)
+    found = sql.execute(
+        "SELECT seq, body FROM events WHERE record_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (record.project.id, min(after, _LARGEST), min(limit, _LARGEST)),
+    )
+    return [to_event(row) for row in found]
+
+
+def add_events(sql: sqlite3.Connection, record_id: str, new: Sequence[Event]) -> None:
+    """Append to a log, and trim it to its length."""
+    if not new:
+        return
+    sql.executemany(
+        "INSERT INTO events (record_id, seq, body) VALUES (?, ?, ?)",
+        ((record_id, event.seq, event_body(event)) for event in new),
+    )
+    oldest = new[-1].seq - records.LOG_LENGTH
+    sql.execute("DELETE FROM events WHERE record_id = ? AND seq <= ?", (record_id, oldest))
+
+
+def poke(sql: sqlite3.Connection, ref: ProjectRef, now: datetime) -> int:
+    """Do ``records.poked`` to one project, if it is there; return how many that was."""
+    return sql.execute(
+        _POKE + "user_id = :user_id AND project_id = :project_id",
+        {"now": millis(now), "user_id": ref.user_id, "project_id": ref.project_id},
+    ).rowcount
+
+
+def poke_unsettled(sql: sqlite3.Connection, now: datetime) -> int:
+    """Do ``records.poked`` to all that are ``records.unsettled``; return how many."""
+    return sql.execute(_POKE + _UNSETTLED, {"now": millis(now)}).rowcount
+
+
+def ping(sql: sqlite3.Connection) -> None:
+    """Write something: a disk may be readable and full."""
+    sql.execute("UPDATE pings SET count = count + 1")
+
+
+# Whose turn it is in the SQLite store: the order of claims, found by a few steps on indexes.
+#
+# Called inside a transaction, in the thread of its connection, like ``tables``.
+
+_LONGEST_DUE = "claimable_at <= :now ORDER BY claimable_at, id LIMIT 1"
+_NOT_AT_WORK = "user_id NOT IN (SELECT user_id FROM projects WHERE lease_until > :now)"
+_AT_WORK = "SELECT user_id FROM projects WHERE lease_until > ?"
+_FIRST_OF_USER = (
+    "SELECT claimable_at, id FROM projects WHERE user_id = ? AND claimable_at <= ? "
+    "ORDER BY claimable_at, id LIMIT 1"
+)
+
+
+def next_claimable(sql: sqlite3.Connection, now: datetime) -> Record | None:
+    """Return the record whose turn it is, in the order of ``records.turn``; ``None`` when nothing
+    is due.
+    """
+    of_the_idle = f"{SELECT} WHERE {_NOT_AT_WORK} AND {_LONGEST_DUE}"
+    found = one(sql, of_the_idle, {"now": millis(now)})
+    return found or _of_the_least_busy(sql, millis(now))
+
+
+def next_due(sql: sqlite3.Connection) -> datetime | None:
+    """Return when the first record can be claimed."""
+    first = sql.execute(
+        "SELECT claimable_at FROM projects WHERE claimable_at IS NOT NULL "
+        "ORDER BY claimable_at LIMIT 1"
+    ).fetchone()
+    return None if first is None else records.from_millis(first[0])
+
+
+def _of_the_least_busy(sql: sqlite3.Connection, now: int) -> Record | None:
+    """Return the record whose turn it is when all that is due belongs to users who have leases."""
+    if one(sql, f"{SELECT} WHERE {_LONGEST_DUE}", {"now": now}) is None:
+        return None
+    # As many steps as there are leases at most, however many projects are due.
+    at_work = Counter(user_id for (user_id,) in sql.execute(_AT_WORK, (now,)))
+    firsts = (
+        (leases, sql.execute(_FIRST_OF_USER, (user_id, now)).fetchone())
+        for user_id, leases in at_work.items()
+    )
+    turns = [(leases, *first) for leases, first in firsts if first is not None]
+    return by_id(sql, min(turns)[-1]) if turns else None
+
+
+# Duties in SQLite; each function runs in the caller's transaction.
+
+
+def take(  # noqa: PLR0913, PLR0917 - as the port has them
+    sql: sqlite3.Connection,
+    name: str,
+    worker: str,
+    since: datetime,
+    now: datetime,
+    seconds: float,
+) -> Duty:
+    """Take a duty on; see the port."""
+    verdict, after = records.taken(_read(sql, name), worker, since, now, seconds)
+    if verdict is Duty.MINE:
+        _keep(sql, name, after)
+    return verdict
+
+
+def finish(sql: sqlite3.Connection, name: str, worker: str, now: datetime) -> None:
+    """Say that a duty is done; see the port."""
+    _keep(sql, name, records.finished(_read(sql, name), worker, now))
+
+
+def _read(sql: sqlite3.Connection, name: str) -> DutyRecord:
+    found = sql.execute(
+        "SELECT holder, until, done_at FROM duties WHERE name = ?", (name,)
+    ).fetchone()
+    if found is None:
+        return DutyRecord()
+    holder, *times = found
+    return DutyRecord(holder, *(None if one is None else from_millis(one) for one in times))
+
+
+def _keep(sql: sqlite3.Connection, name: str, record: DutyRecord) -> None:
+    times = [None if one is None else millis(one) for one in (record.until, record.done_at)]
+    sql.execute(
+        "INSERT OR REPLACE INTO duties (name, holder, until, done_at) VALUES (?, ?, ?, ?)",
+        (name, record.holder, *times),
+    )

@@ -1,0 +1,250 @@
+"""The agent of an active project: what it is, its sessions and their history, and the log."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Response
+
+from greylag.domain.names import MAX_ID_LENGTH
+from greylag.services.agents import MAX_LOG_LINES, NewMessage
+from greylag.web.api.deps import ProjectCallDep, events, problems, text
+from greylag.web.api.projects import PROJECT
+from greylag.web.schemas import (
+    AgentOut,
+    ConfirmationIn,
+    MessageIn,
+    MessageOut,
+    MessagesOut,
+    SessionOut,
+    SessionsOut,
+    TurnOut,
+    TurnsOut,
+)
+
+SESSIONS = f"{PROJECT}/sessions"
+SESSION = f"{SESSIONS}/{{session}}"
+_RESPONSES = problems(404, 409, 502)
+
+router = APIRouter(tags=["sessions"])
+
+_SessionId = Annotated[
+    str,
+    Path(
+        alias="session",
+        description="A session's id.",
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        examples=["0d4f7c1e-6a35-4b0e-9c55-1f2f0c5f7a10"],
+    ),
+]
+
+
+@router.get(
+    f"{PROJECT}/agent",
+    operation_id="show_agent",
+    summary="What answers in the environment",
+    responses=_RESPONSES,
+)
+async def show_agent(call: ProjectCallDep) -> AgentOut:
+    """The agent, its version and its model; `demonstration` says so when the model is not real."""
+    return AgentOut.of(await call.use_cases.agents.status(*call.at))
+
+
+@router.get(
+    SESSIONS, operation_id="list_sessions", summary="List the sessions", responses=_RESPONSES
+)
+async def list_sessions(call: ProjectCallDep) -> SessionsOut:
+    """The project's sessions, newest first."""
+    sessions = await call.use_cases.agents.sessions(*call.at)
+    return SessionsOut(sessions=[SessionOut.of(session) for session in sessions])
+
+
+@router.post(
+    SESSIONS,
+    operation_id="create_session",
+    summary="Start a session",
+    status_code=201,
+    responses=_RESPONSES,
+)
+async def create_session(call: ProjectCallDep) -> SessionOut:
+    """A new, empty conversation. A message without `session_id` starts one by itself."""
+    session = await call.use_cases.agents.create_session(*call.at)
+    return SessionOut.of(session)
+
+
+@router.get(SESSION, operation_id="show_session", summary="Read a session", responses=_RESPONSES)
+async def show_session(call: ProjectCallDep, session: _SessionId) -> SessionOut:
+    """One session."""
+    found = await call.use_cases.agents.session(*call.at, session)
+    return SessionOut.of(found)
+
+
+@router.delete(
+    SESSION,
+    operation_id="delete_session",
+    summary="Delete a session",
+    status_code=204,
+    responses={**_RESPONSES, 204: {"description": "It is gone."}},
+)
+async def delete_session(call: ProjectCallDep, session: _SessionId) -> None:
+    """End the conversation for good; a running turn of it is cancelled."""
+    await call.use_cases.agents.delete_session(*call.at, session)
+
+
+@router.get(
+    f"{SESSION}/messages",
+    operation_id="list_messages",
+    summary="Read a session's history",
+    responses=_RESPONSES,
+)
+async def list_messages(call: ProjectCallDep, session: _SessionId) -> MessagesOut:
+    """What was said, oldest first; tool calls are in the events of the turns."""
+    said = await call.use_cases.agents.messages(*call.at, session)
+    return MessagesOut(messages=[MessageOut.of(message) for message in said])
+
+
+@router.get(
+    f"{SESSION}/turns",
+    operation_id="list_turns",
+    summary="List a session's turns",
+    responses=_RESPONSES,
+)
+async def list_turns(call: ProjectCallDep, session: _SessionId) -> TurnsOut:
+    """The session's turns, newest first."""
+    turns = await call.use_cases.agents.turns(*call.at, session)
+    return TurnsOut(turns=[TurnOut.of(turn) for turn in turns])
+
+
+@router.get(
+    f"{PROJECT}/logs",
+    operation_id="read_logs",
+    summary="Read the environment's log",
+    tags=["projects"],
+    response_class=Response,
+    responses={**problems(404, 502), **text("The log's lines, as they are.")},
+)
+async def read_logs(
+    call: ProjectCallDep,
+    *,
+    follow: Annotated[bool, Query(description="Go on with what comes.")] = False,
+    tail: Annotated[int, Query(ge=0, le=MAX_LOG_LINES, description="How many last lines.")] = 200,
+) -> Any:
+    """The last lines of what the environment wrote, then, with `follow`, each as it comes."""
+    opening = await call.use_cases.agents.logs(*call.at, follow=follow, tail=tail)
+    return call.streams.text(call.ref, opening)
+
+
+# Messages to the agent, and the turns that answer them.
+
+TURN = f"{PROJECT}/turns/{{turn}}"
+_EVENT_ID = r"^[!-~]{1,400}$"
+
+turns_router = APIRouter(tags=["turns"])
+
+_TurnId = Annotated[
+    str,
+    Path(
+        alias="turn",
+        description="A turn's id.",
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        examples=["5a1d0b6c2f3e4d51a7c8e9f001122334"],
+    ),
+]
+_ConfirmationId = Annotated[
+    str,
+    Path(
+        alias="confirmation",
+        description="The id of a `tool_confirmation` event.",
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+    ),
+]
+
+_TURN_EXAMPLE = (
+    'id: 5a1d-0\ndata: {"type":"turn","content":{"turn_id":"5a1d","session_id":"0d4f",'
+    '"message_id":"b3c1","demonstration":null}}\n\n'
+    'id: 5a1d-1\ndata: {"type":"message","content":{"role":"Assistant","content":"Hello",'
+    '"content_type":"text","timestamp":1795424100,"session_id":"0d4f"}}\n\n'
+    'id: 5a1d-2\ndata: {"type":"complete","content":{"message":"Response complete",'
+    '"session_id":"0d4f"}}\n\n'
+)
+
+
+@turns_router.post(
+    f"{PROJECT}/messages",
+    operation_id="send_message",
+    summary="Send a message and stream the answer",
+    response_class=Response,
+    responses={**problems(404, 409, 413, 502), **events(_TURN_EXAMPLE)},
+)
+async def send_message(
+    call: ProjectCallDep,
+    body: MessageIn,
+) -> Any:
+    """The turn belongs to the environment, not to this connection: when it breaks, ask for the
+    turn's events, or, before the `turn` event came, send the same message with the same
+    `message_id` again.
+
+    A sleeping environment is woken first; `status` events without an id say how far that is. The
+    `turn` event tells the ids. Then come `thinking`, `message`, `tool_request`,
+    `tool_confirmation`, `tool_notification`, `tool_response`, `context_exceeded`, `history_update`
+    and `error`, until `complete` ends the stream.
+    """
+    new = NewMessage(body.message, body.session_id, body.message_id)
+    opening = call.use_cases.messages.send(*call.at, new)
+    return call.streams.events(call.ref, opening)
+
+
+@turns_router.get(TURN, operation_id="show_turn", summary="Read a turn", responses=_RESPONSES)
+async def show_turn(call: ProjectCallDep, turn: _TurnId) -> TurnOut:
+    """One turn and how it stands."""
+    found = await call.use_cases.agents.turn(*call.at, turn)
+    return TurnOut.of(found)
+
+
+@turns_router.get(
+    f"{TURN}/events",
+    operation_id="follow_turn",
+    summary="Stream a turn's events again",
+    response_class=Response,
+    responses={**_RESPONSES, **events(_TURN_EXAMPLE)},
+)
+async def follow_turn(
+    call: ProjectCallDep,
+    turn: _TurnId,
+    last_event_id: Annotated[
+        str | None, Header(pattern=_EVENT_ID, description="Wins over `after`.")
+    ] = None,
+    after: Annotated[
+        str | None, Query(pattern=_EVENT_ID, description="Only events after this id.")
+    ] = None,
+) -> Any:
+    """Every event of the turn after the one named, then each as it comes, until `complete`."""
+    opening = await call.use_cases.agents.stream_turn(*call.at, turn, last_event_id or after)
+    return call.streams.events(call.ref, opening)
+
+
+@turns_router.post(
+    f"{TURN}/cancel", operation_id="cancel_turn", summary="Cancel a turn", responses=_RESPONSES
+)
+async def cancel_turn(call: ProjectCallDep, turn: _TurnId) -> TurnOut:
+    """Ask the turn to end; its stream tells when it has. One that has ended stays as it is."""
+    ended = await call.use_cases.agents.cancel_turn(*call.at, turn)
+    return TurnOut.of(ended)
+
+
+@turns_router.post(
+    f"{TURN}/confirmations/{{confirmation}}",
+    operation_id="answer_confirmation",
+    summary="Allow or refuse a tool",
+    status_code=204,
+    responses={**problems(404, 409, 413, 502), 204: {"description": "Answered."}},
+)
+async def answer_confirmation(
+    call: ProjectCallDep,
+    turn: _TurnId,
+    confirmation: _ConfirmationId,
+    body: ConfirmationIn,
+) -> None:
+    """Answer the agent's question whether a tool may run; the same answer again is accepted."""
+    await call.use_cases.agents.confirm(*call.at, turn, confirmation, decision=body.decision)
