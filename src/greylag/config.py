@@ -1,6 +1,5 @@
 """All settings, parsed once into one frozen object by whoever starts a program; never at import."""
 
-import ipaddress
 import json
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from greylag.common.net import is_loopback
 from greylag.domain.errors import ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, check_name
 from greylag.domain.users import User
@@ -133,16 +133,6 @@ def _variable(field: str) -> str:
     if known is not None and isinstance(known.validation_alias, AliasChoices):
         return str(known.validation_alias.choices[-1])
     return field if field.isupper() else f"GREYLAG_{field}".upper()
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether ``host`` (a name or an address) can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _user_from_pair(pair: str) -> User:

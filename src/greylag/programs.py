@@ -4,13 +4,11 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import structlog
-import uvicorn
-from starlette.types import ASGIApp
 
+from greylag.common.server import HttpServer, address_of, listen
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
 from greylag.services.use_cases import UseCases
@@ -66,7 +64,9 @@ async def work(settings: Settings, announce: Announce) -> None:
         loop = asyncio.get_running_loop()
         for number in _STOPPING:
             loop.add_signal_handler(number, working.cancel)
-        probed = _health_server(parts.use_cases)
+        probed = HttpServer(
+            create_health_app(parts.use_cases.check_ready), ends_within=GRACEFUL_SHUTDOWN_SECONDS
+        )
         if settings.health_port is not None:
             listener = _bind_for_probes(settings.health_port)
             tasks.create_task(probed.serve([listener]), name="health")
@@ -74,97 +74,36 @@ async def work(settings: Settings, announce: Announce) -> None:
         announce("the worker is running")
         with contextlib.suppress(asyncio.CancelledError):
             await working
-        probed.should_exit = True
+        probed.finish()
 
 
 async def _serve(
     use_cases: UseCases, settings: Settings, listener: socket.socket, announce: Announce
 ) -> None:
-    config = _config(create_app(use_cases, settings))
-    await _AnnouncingServer(config, lambda: announce(_address(listener))).serve([listener])
-
-
-def _health_server(use_cases: UseCases) -> "_GuestServer":
-    return _GuestServer(_config(create_health_app(use_cases.check_ready)))
-
-
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # A proxy's word for the client's address or scheme is taken only where one is configured.
-        proxy_headers=False,
-        ws="none",
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+    server = HttpServer(
+        create_app(use_cases, settings),
+        ends_within=GRACEFUL_SHUTDOWN_SECONDS,
+        signals=_STOPPING,
+        started=lambda: announce(address_of(listener)),
     )
-
-
-class _GuestServer(uvicorn.Server):
-    """Leaves signals to the program that it runs in."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class _AnnouncingServer(uvicorn.Server):
-    """Calls back once requests are answered."""
-
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._announce_started = started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._announce_started()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop serving on a signal. Unlike uvicorn's own it does not raise the signal again after
-        that: the worker's last writes and the handing back of its leases are still to come.
-        """
-        loop = asyncio.get_running_loop()
-        for number in _STOPPING:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in _STOPPING:
-                loop.remove_signal_handler(number)
-
-
-def _bind_for_probes(port: int) -> socket.socket:
-    """Return a socket that listens on all addresses, of both families where there are both."""
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    try:
-        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
-    except OSError as error:
-        raise ConfigError(
-            f"GREYLAG_HEALTH_PORT: the port {port} cannot be used: {error.strerror}."
-        ) from error
+    await server.serve([listener])
 
 
 def _bind(settings: Settings) -> socket.socket:
-    """Return a listening socket, so that a taken port is told before anything is started."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host.strip("[]"), settings.port))
+        return listen(settings.host, settings.port)
     except OSError as error:
-        listener.close()
         raise ConfigError(
             f"The address {settings.host}:{settings.port} cannot be used: {error.strerror}.",
             hint="Choose another with --host and --port, or stop what listens there.",
         ) from error
-    return listener
 
 
-def _address(listener: socket.socket) -> str:
-    name: tuple[Any, ...] = listener.getsockname()
-    host = f"[{name[0]}]" if listener.family is socket.AF_INET6 else name[0]
-    return f"http://{host}:{name[1]}"
+def _bind_for_probes(port: int) -> socket.socket:
+    """Return a socket that listens on all addresses, of both families where there are both."""
+    try:
+        return listen("", port)
+    except OSError as error:
+        raise ConfigError(
+            f"GREYLAG_HEALTH_PORT: the port {port} cannot be used: {error.strerror}."
+        ) from error

@@ -13,14 +13,14 @@ from tests.agentd.client import Client
 from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.types import AgentState, ModelFailure, PromptResult, TurnSink
 from greylag.agentd.api.app import Services, create_app
-from greylag.agentd.api.server import HttpServer, bind
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.journal.folder import Journals
-from greylag.agentd.main import build_services
+from greylag.agentd.main import build_services, http_server
 from greylag.agentd.records import Database, SessionRecords, TurnRecords
 from greylag.agentd.turns.run import Records
 from greylag.agentd.turns.turns import end_open_turns
 from greylag.agentd.volume import Volume
+from greylag.common.server import listen
 
 Script = Callable[["AgentDouble", str, TurnSink], Awaitable[PromptResult]]
 READY = AgentState("goose", "ready", "1.52.0", "The agent is ready.")
@@ -119,10 +119,10 @@ async def serving(
     records = Records(SessionRecords(database), TurnRecords(database))
     journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
     await end_open_turns(records.turns, journals, lambda: 0.0)
-    listener = bind(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     async with asyncio.TaskGroup() as tasks:
         services = build_services(settings, agent, records, journals, tasks)
-        server = HttpServer(create_app(settings, services))
+        server = http_server(create_app(settings, services))
         serve = tasks.create_task(server.serve([listener]), name="http server")
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
         headers = {}

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from greylag.agentd.config import AgentdConfigError, AgentdSettings, is_loopback
+from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingValueError
+from greylag.common.net import is_loopback
 
 FOLDER = {"GREYLAG_AGENT_FOLDER": "/data"}
 

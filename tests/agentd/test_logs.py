@@ -8,8 +8,8 @@ import pytest
 
 FAILS = """
 import structlog
-from greylag.agentd.logs import configure_logs
-configure_logs({log_format!r})
+from greylag.common.logs import configure_logging
+configure_logging({log_format!r}, "info")
 def call(key):
     raise ValueError("it failed")
 try:

@@ -19,7 +19,7 @@ BROKEN = ServerUnreachableError("It broke.", connected=True)
 
 
 def patience(clock: FakeClock) -> Patience:
-    return Patience(pause=clock.sleep, clock=clock.monotonic)
+    return Patience(pause=clock.sleep, clock=clock.monotonic, spread=max)
 
 
 async def test_pauses_grow_and_end_when_nothing_works_for_a_minute() -> None:

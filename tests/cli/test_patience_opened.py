@@ -9,7 +9,7 @@ ENDED = ServerUnreachableError("It ended.", connected=True)
 
 async def test_silent_streams_that_last_are_opened_again_for_ever() -> None:
     clock = FakeClock()
-    patience = Patience(pause=clock.sleep, clock=clock.monotonic)
+    patience = Patience(pause=clock.sleep, clock=clock.monotonic, spread=max)
     for _ in range(10):
         patience.opened()
         clock.advance(GIVE_UP_AFTER)
@@ -20,7 +20,7 @@ async def test_silent_streams_that_last_are_opened_again_for_ever() -> None:
 
 async def test_streams_that_end_at_once_are_borne_no_longer_than_a_broken_connection() -> None:
     clock = FakeClock()
-    patience = Patience(pause=clock.sleep, clock=clock.monotonic)
+    patience = Patience(pause=clock.sleep, clock=clock.monotonic, spread=max)
     patience.opened()
     while await patience.pause_after(ENDED):
         patience.opened()

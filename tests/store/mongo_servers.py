@@ -32,9 +32,7 @@ def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     if importlib.util.find_spec("secantus") is None:
         pytest.skip("MONGODB IS NOT TESTED: install secantusdb or set GREYLAG_TEST_MONGODB_URI")
     command = [sys.executable, str(PROGRAM), *arguments]
-    server = subprocess.Popen(  # noqa: S603 - our own program
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own program
     assert server.stdout is not None
     port = int(server.stdout.readline())
     # The driver's second way of watching a server leaves a socket open when it is closed early.

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from greylag.common import sse
+from greylag.common.clock import rfc3339
 from greylag.domain.errors import (
     AgentUnreachableError,
     ConfirmationNotFoundError,
@@ -262,4 +263,4 @@ async def _follow(run: _Run, at: int) -> AsyncIterator[bytes]:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(datetime.now(UTC))

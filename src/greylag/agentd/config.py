@@ -1,6 +1,5 @@
 """Settings of agentd, read once from environment variables."""
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 
 from greylag.agentd.agent.types import MODEL_RETRIES
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingValueError
+from greylag.common.net import is_loopback
 
 LogFormat = Literal["json", "console"]
 
@@ -113,16 +113,6 @@ class AgentdSettings:
                 f"GOOSE_API_HOST={self.host} is reachable from other machines: "
                 "set GREYLAG_AGENT_TOKEN, or listen on 127.0.0.1."
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether `host` (a name or an IP address, no port) can only mean this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class _Reader:

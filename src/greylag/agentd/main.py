@@ -11,17 +11,16 @@ from datetime import UTC, datetime
 
 import structlog
 import uvloop
+from starlette.types import ASGIApp
 
 from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.process import harden_this_process
 from greylag.agentd.agent.types import AgentCommand, AgentPort, AgentSetup, find_agent
 from greylag.agentd.api.app import Services, create_app
-from greylag.agentd.api.server import HttpServer, bind
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.journal.folder import Journals
-from greylag.agentd.logs import configure_logs
 from greylag.agentd.model.relay import demonstration, provider
 from greylag.agentd.records import Database, SessionRecords, StorageError, TurnRecords
 from greylag.agentd.sessions import SessionService
@@ -29,6 +28,8 @@ from greylag.agentd.settings import GOOSE_SETTINGS, SettingsService
 from greylag.agentd.turns.run import Records, TurnPolicy
 from greylag.agentd.turns.turns import TurnService, end_open_turns
 from greylag.agentd.volume import Volume
+from greylag.common.logs import configure_logging
+from greylag.common.server import HttpServer, listen
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -36,6 +37,8 @@ EXIT_CONFIG = 2
 
 _TURNS_END_WITHIN = 2.5
 _KILLED_TURNS_END_WITHIN = 1.0
+_MOST_CONNECTIONS = 512
+_CONNECTIONS_END_WITHIN = 1
 _MODEL = "GOOSE_MODEL"
 
 _log = structlog.get_logger()
@@ -47,7 +50,7 @@ def run(settings: AgentdSettings) -> int:
     Returns:
         the exit code: 0 after a signal, 1 after a defect, 2 for settings that cannot work.
     """
-    configure_logs(settings.log_format)
+    configure_logging(settings.log_format, "info")
     harden_this_process()
     volume = Volume(settings.folder)
     try:
@@ -55,7 +58,7 @@ def run(settings: AgentdSettings) -> int:
         command = find_agent(settings.goose, os.environ)
         volume.prepare()
         lock = volume.claim()
-        listener = bind(settings.host, settings.port)
+        listener = _listen(settings)
     except (AgentdConfigError, AgentUnavailableError) as error:
         _log.error("cannot_start", reason=str(error))
         return EXIT_CONFIG
@@ -85,7 +88,7 @@ async def _serve(
         async with asyncio.TaskGroup() as tasks:
             services = build_services(settings, agent, records, journals, tasks)
             agent_task = tasks.create_task(agent.run(), name="agent")
-            server = HttpServer(create_app(settings, services))
+            server = http_server(create_app(settings, services))
             server_task = tasks.create_task(server.serve([listener]), name="http server")
             volume.announce(listener.getsockname()[1], datetime.now(UTC).isoformat())
             try:
@@ -107,6 +110,21 @@ async def _end(turns: TurnService, agent_task: asyncio.Task[None]) -> None:
     agent_task.cancel()
     await asyncio.wait({agent_task})
     await turns.wait_all_ended(_KILLED_TURNS_END_WITHIN)
+
+
+def http_server(app: ASGIApp) -> HttpServer:
+    """Return the server that is to answer for agentd; its signals are agentd's own."""
+    return HttpServer(app, ends_within=_CONNECTIONS_END_WITHIN, most_connections=_MOST_CONNECTIONS)
+
+
+def _listen(settings: AgentdSettings) -> socket.socket:
+    try:
+        return listen(settings.host, settings.port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AgentdConfigError(
+            f"Cannot listen on {settings.host}:{settings.port} (GOOSE_API_PORT): {reason}."
+        ) from error
 
 
 def _stop_signal() -> asyncio.Event:

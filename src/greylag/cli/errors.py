@@ -1,11 +1,14 @@
 """What can go wrong for a command, each with the exit code that scripts see."""
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import ClassVar
+
+from greylag.common.backoff import backoff
 
 
 class Exit(IntEnum):
@@ -160,7 +163,7 @@ PASSING = {429, 502, 503, 504}
 class Patience:
     """Pauses between tries that grow, until nothing has worked for ``limit`` seconds.
 
-    ``pause`` and ``clock`` (seconds that never go back) are for tests.
+    ``pause``, ``clock`` (seconds that never go back) and ``spread`` are for tests.
     """
 
     def __init__(
@@ -168,10 +171,12 @@ class Patience:
         limit: float = GIVE_UP_AFTER,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
+        spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._limit = limit
         self._pause = pause
         self._clock = clock
+        self._spread = spread
         self._opened: float | None = None
         self.worked()
 
@@ -182,7 +187,7 @@ class Patience:
     def worked(self) -> None:
         """Something came: begin anew with the next failure."""
         self._since: float | None = None
-        self._next = FIRST_PAUSE
+        self._failed = 0
 
     async def pause_after(self, error: CliError) -> bool:
         """Wait a little; False at once when it will not pass or has lasted too long."""
@@ -193,8 +198,8 @@ class Patience:
         self._since = now if self._since is None else self._since
         if not may_pass(error) or now - self._since > self._limit:
             return False
-        await self._pause(self._next)
-        self._next = min(self._next * 2, LONGEST_PAUSE)
+        await self._pause(backoff(self._failed, FIRST_PAUSE, LONGEST_PAUSE, self._spread))
+        self._failed += 1
         return True
 
 

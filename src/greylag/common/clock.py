@@ -1,4 +1,4 @@
-"""The machine's clock behind the Clock port."""
+"""Time: the machine's clock behind the Clock port, and moments as JSON has them."""
 
 import asyncio
 import time
@@ -20,3 +20,15 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Return after ``seconds``."""
         await asyncio.sleep(seconds)
+
+
+def rfc3339(moment: datetime | float) -> str:
+    """Return a moment (aware, or Unix seconds) as RFC 3339 has it: in UTC, milliseconds, ``Z``."""
+    if not isinstance(moment, datetime):
+        moment = datetime.fromtimestamp(moment, UTC)
+    return f"{moment.astimezone(UTC).isoformat(timespec='milliseconds').removesuffix('+00:00')}Z"
+
+
+def maybe_rfc3339(moment: datetime | float | None) -> str | None:
+    """Return ``rfc3339(moment)``, or ``None`` for none."""
+    return None if moment is None else rfc3339(moment)

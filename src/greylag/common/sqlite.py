@@ -5,11 +5,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
-
-from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavailableError
 
 T = TypeVar("T")
 
@@ -32,25 +30,41 @@ def transaction(sql: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iter
         raise
 
 
-class SqlThread:
-    """One connection to the file at ``path`` and the one thread that may touch it.
+class NoWalError(sqlite3.NotSupportedError):
+    """The file system cannot hold the database."""
 
-    ``name`` names the thread. Work is done in the order in which it came.
+
+class SqlThread:
+    """One connection to a file and the one thread that may touch it.
+
+    Work is done in the order in which it came.
+
+    Args:
+        path: the file.
+        name: of the thread.
+        translated: gives the context in which the file is opened and each work is done. It turns
+            ``sqlite3.Error`` (``NoWalError`` among them) and, while it opens, ``OSError`` into
+            errors of its owner's.
+        read_only: whether the connection refuses to write.
     """
 
-    def __init__(self, path: Path, name: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        translated: Callable[[], AbstractContextManager[None]],
+        *,
+        read_only: bool = False,
+    ) -> None:
         self._path = path
+        self._translated = translated
         self._read_only = read_only
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._sql: sqlite3.Connection | None = None
         self._closed = False
 
     async def open(self) -> None:
-        """Connect; a file that is missing is made.
-
-        Raises ``StoreUnavailableError``, or ``ConfigError`` when the file system cannot do what is
-        needed. ``close`` is due in any case.
-        """
+        """Connect; a file that is missing is made. ``close`` is due in any case."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._executor, self._connect)
 
@@ -58,10 +72,11 @@ class SqlThread:
         """Return what ``work`` returns, called in the thread with the connection.
 
         A caller that is cancelled leaves work that has begun to its end; work that has not begun is
-        dropped. SQLite's errors come out as ``StoreUnavailableError``.
+        dropped.
         """
         if self._closed:
-            raise StoreUnavailableError("The store has been closed.")
+            with self._translated():
+                raise sqlite3.ProgrammingError("it has been closed")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._work, work)
 
@@ -75,39 +90,30 @@ class SqlThread:
         await asyncio.shield(asyncio.wrap_future(closing))
 
     def _connect(self) -> None:
-        try:
+        with self._translated():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # The file holds users' data, and SQLite makes its side files with the same rights.
             self._path.touch(mode=0o600)
-        except OSError as error:
-            raise StoreUnavailableError(f"The database file cannot be made: {error}.") from error
-        with _translated():
             self._sql = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             self._sql.row_factory = sqlite3.Row
-            _need_wal(self._sql, self._path)
+            if _set_wal(self._sql) != "wal":
+                raise NoWalError(f"no write-ahead log in {self._path.parent}")
             # FULL costs one fsync for each write (a quarter of a millisecond on an SSD). NORMAL
             # survives a killed process too, but loses acknowledged writes when the power fails.
             self._sql.execute("PRAGMA synchronous = FULL")
+            self._sql.execute("PRAGMA foreign_keys = ON")
             if self._read_only:
                 self._sql.execute("PRAGMA query_only = ON")
 
     def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._sql is None:
-            raise StoreUnavailableError("The database is not open.")
-        with _translated():
+        with self._translated():
+            if self._sql is None:
+                raise sqlite3.ProgrammingError("it is not open")
             return work(self._sql)
 
     def _disconnect(self) -> None:
         if self._sql is not None:
             self._sql.close()
-
-
-def _need_wal(sql: sqlite3.Connection, path: Path) -> None:
-    if _set_wal(sql) != "wal":
-        raise ConfigError(
-            f"The file system of {path.parent} cannot hold the database.",
-            hint="Choose a data folder on a local disk.",
-        )
 
 
 def _set_wal(sql: sqlite3.Connection) -> str:
@@ -123,13 +129,3 @@ def _set_wal(sql: sqlite3.Connection) -> str:
             time.sleep(_BUSY_POLL_SECONDS)
         else:
             return mode
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreUnavailableError(f"The database cannot be used: {error}.") from error
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError("Text must not hold unpaired surrogates.") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from greylag.common.backoff import backoff
 from greylag.domain.errors import (
     ClusterError,
     ClusterUnavailableError,
@@ -338,8 +339,8 @@ class Reconciler:
         return outcomes.retry(project, error, self._clock.now(), self._pause(project))
 
     def _pause(self, project: Project) -> timedelta:
-        longest = min(FIRST_PAUSE * 2**project.attempts, LONGEST_PAUSE)
-        return timedelta(seconds=longest * self._rng.uniform(0.5, 1.0))
+        pause = backoff(project.attempts, FIRST_PAUSE, LONGEST_PAUSE, self._rng.uniform)
+        return timedelta(seconds=pause)
 
     def _resync(self) -> timedelta:
         return timedelta(seconds=self._pace.resync * self._rng.uniform(0.8, 1.2))

@@ -70,7 +70,7 @@ class SqliteArchive:
         """
         if not write:
             _check_version(path, (await asyncio.to_thread(glance, path)).version)
-        thread = SqlThread(path, "store-archive", read_only=not write)
+        thread = SqlThread(path, "store-archive", schema.translated, read_only=not write)
         archive = cls(thread, path)
         try:
             await thread.open()

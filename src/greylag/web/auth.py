@@ -12,7 +12,8 @@ from itsdangerous import BadSignature, TimestampSigner
 from pydantic import SecretStr
 from starlette.types import Scope
 
-from greylag.config import Settings, is_loopback
+from greylag.common.net import is_loopback
+from greylag.config import Settings
 from greylag.domain.errors import ForbiddenError, LimitExceededError, UnauthorizedError
 from greylag.domain.users import OPERATOR, Principal
 

@@ -1,19 +1,17 @@
 """The outermost layer: a request's id, the headers of every answer, and one log line for each."""
 
-import re
 import time
-import uuid
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag.common import logs
+from greylag.common.net import request_id_of
 from greylag.web import errors
 from greylag.web.errors import Exchange
 
 log = structlog.get_logger(__name__)
 
-_REQUEST_ID = re.compile(rb"[ -~]{1,128}")
 _QUIET = frozenset({"/healthz", "/readyz"})
 
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
@@ -59,7 +57,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(_request_id(scope), send)
+        exchange = Exchange(request_id_of(scope["headers"]), send)
         exchange.open(scope)
         logs.request_id.set(exchange.request_id)
         structlog.contextvars.clear_contextvars()
@@ -87,13 +85,6 @@ def _with_cache_rule(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, by
     if not any(name == b"cache-control" for name, _ in headers):
         headers.append((b"cache-control", b"no-store"))
     return headers
-
-
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value.decode("ascii"))
-    return uuid.uuid4().hex
 
 
 def _write_line(scope: Scope, exchange: Exchange) -> None:

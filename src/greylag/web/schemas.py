@@ -1,11 +1,11 @@
 """Values from outside, checked so that every store, log and answer can hold them; and times."""
 
 import math
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self, overload
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.domain.names import MAX_ID_LENGTH, MAX_NAME_LENGTH
 from greylag.domain.project import Desired, Project, Status
 from greylag.ports import AgentStatus, ChatMessage, Decision, Session, Turn
@@ -59,18 +59,6 @@ def _children(item: Any) -> list[Any]:
         case _:
             pass
     return []
-
-
-@overload
-def rfc3339(moment: datetime) -> str: ...
-@overload
-def rfc3339(moment: datetime | None) -> str | None: ...
-def rfc3339(moment: datetime | None) -> str | None:
-    """Return ``moment`` (aware) as RFC 3339 has it, in UTC with milliseconds and ``Z``."""
-    if moment is None:
-        return None
-    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
-    return f"{text.removesuffix('+00:00')}Z"
 
 
 # What the JSON API takes and gives of users and projects; OpenAPI is made from these models.
@@ -187,8 +175,8 @@ class ProjectOut(Out):
             deployment=project.names.deployment,
             service=project.names.service,
             ingress=project.names.ingress,
-            last_activated_at=rfc3339(project.last_activated_at),
-            last_deactivated_at=rfc3339(project.last_deactivated_at),
+            last_activated_at=maybe_rfc3339(project.last_activated_at),
+            last_deactivated_at=maybe_rfc3339(project.last_deactivated_at),
             created_at=rfc3339(project.created_at),
             updated_at=rfc3339(project.updated_at),
             generation=project.generation,

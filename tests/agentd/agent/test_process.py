@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from greylag.agentd.agent import process as orphans
@@ -16,6 +15,7 @@ from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.process import AgentProcess, agent_environment
 from greylag.agentd.agent.types import AgentCommand, AgentSetup, find_agent
+from greylag.common.process_start import process_clock, started_at
 
 
 def program(folder: Path, name: str = "goose") -> Path:
@@ -132,10 +132,10 @@ def test_a_session_s_kill_ends_what_began_since_and_nothing_of_what_runs_longer(
 ) -> None:
     monkeypatch.setattr(orphans, "_KILL_SECONDS", 1000)  # it must not try until it gives up
     older = start_loop()
-    began = orphans.process_clock()
-    while orphans.process_clock() < began + 0.1:  # start times are counted in ticks
+    began = process_clock()
+    while process_clock() < began + 0.1:  # start times are counted in ticks
         pass
-    since = orphans.process_clock()
+    since = process_clock()
     newer = start_loop()
     try:
         orphans.kill_session("clock", "s", since)
@@ -150,13 +150,13 @@ def test_a_session_s_kill_ends_what_began_since_and_nothing_of_what_runs_longer(
 def test_setting_the_clock_does_not_move_when_a_process_began(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = orphans.process_clock()
+    before = process_clock()
     with subprocess.Popen(["/bin/sleep", "60"]) as process:
         # The system derives the boot's time from the clock; this is what a step back looks like.
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
-        began = orphans._began(psutil.Process(process.pid))
+        began = started_at(process.pid)
         process.kill()
-    assert before - 0.02 <= began <= orphans.process_clock() + 0.02
+    assert before - 0.02 <= began <= process_clock() + 0.02
 
 
 async def test_the_scripted_agent_answers_and_tells_how_to_install_goose(

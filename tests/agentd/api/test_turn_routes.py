@@ -221,7 +221,7 @@ async def test_a_turn_that_says_too_much_is_stopped_with_journal_full(tmp_path: 
 
 
 async def test_old_journals_make_room_and_their_turns_stay_on_record(tmp_path: Path) -> None:
-    async with serving(tmp_path, journal_limit=1024) as api:
+    async with serving(tmp_path, journal_limit=2048) as api:
         first = await api.turn("x" * 900)
         await api.events(first)
         second = await api.turn("y" * 900)

@@ -8,7 +8,6 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.agent import process as orphans
 from greylag.agentd.agent.acp import (
     METHOD_NOT_FOUND,
     AcpPeer,
@@ -30,6 +29,8 @@ from greylag.agentd.agent.types import (
     TurnSink,
 )
 from greylag.agentd.model.relay import ModelRelay
+from greylag.common.backoff import backoff
+from greylag.common.process_start import process_clock
 
 _PROTOCOL_VERSION = 1
 _PREPARED = "GREYLAG_PREPARED"
@@ -164,7 +165,7 @@ class AgentLife:
         self._process.request_kill()
 
     async def kill_tools(self, session: str, since: float) -> None:
-        """Kill what the session's tools have started since then (`orphans.process_clock`)."""
+        """Kill what the session's tools have started since then (`process_clock`)."""
         await self._process.kill_tools(session, since)
 
     async def _read(self, handler: MessageHandler, on_end: Callable[[], None]) -> None:
@@ -243,7 +244,7 @@ class Agent:
 
     async def run(self) -> None:
         """Keep the agent running until cancelled; on return all that it started is dead."""
-        backoff = _FIRST_BACKOFF
+        failed = 0
         async with self._relay.serving():
             while True:
                 began = asyncio.get_running_loop().time()
@@ -251,9 +252,9 @@ class Agent:
                 self._show("failed", f"{reason} It will be started again.")
                 log.error("agent_ended", reason=reason)
                 if asyncio.get_running_loop().time() - began > _STABLE_SECONDS:
-                    backoff = _FIRST_BACKOFF
-                await asyncio.sleep(backoff)
-                backoff = min(backoff * 2, _LONGEST_BACKOFF)
+                    failed = 0
+                await asyncio.sleep(backoff(failed, _FIRST_BACKOFF, _LONGEST_BACKOFF))
+                failed += 1
 
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - how long a caller will wait is part of the call
         """Return when the agent is ready, at once if it is.
@@ -295,7 +296,7 @@ class Agent:
         )
         self._turns[agent_session_id] = turn
         self._relay.begin_turn(agent_session_id)
-        began = orphans.process_clock()
+        began = process_clock()
         try:
             return await turn.run(text)
         finally:

@@ -14,13 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import structlog
 
 from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.types import AgentCommand, AgentSetup
+from greylag.common.process_start import started_at
 
 MARK = "GREYLAG_AGENT_RUN"
 
@@ -30,7 +30,6 @@ _PR_GET_CHILD_SUBREAPER = 37
 _KILL_SECONDS = 3.0
 _PAUSE_SECONDS = 0.02
 _SESSION = "AGENT_SESSION_ID"
-_STAT_START_TIME = 19  # counted from the field after the name
 _TICK = 0.02  # seconds; start times are counted in ticks of 10 ms
 
 log = structlog.get_logger(__name__)
@@ -82,16 +81,6 @@ def kill_session(mark: str, session: str, since: float) -> None:
     """
     wanted = {MARK: mark, _SESSION: session}
     _kill_until_none(lambda: _begun_since(_with_environ(wanted), since - _TICK))
-
-
-def process_clock() -> float:
-    """Return now, on the clock by which `_began` tells when a process began.
-
-    On Linux it counts from the boot, so setting the system's clock does not change it.
-    """
-    if sys.platform == "linux":
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.time()
 
 
 def reap(agent_pid: int | None) -> None:
@@ -151,7 +140,7 @@ def _begun_since(processes: Collection[psutil.Process], since: float) -> list[ps
 
     A loop in the background of an earlier turn may start a process every moment.
     """
-    began = {process.pid: _began(process) for process in processes}
+    began = {process.pid: started_at(process.pid) for process in processes}
     older = {pid for pid, start in began.items() if start < since}
     return [
         process
@@ -165,17 +154,6 @@ def _parents(process: psutil.Process) -> set[int]:
         return {parent.pid for parent in process.parents()}
     except psutil.Error:
         return set()
-
-
-def _began(process: psutil.Process) -> float:
-    try:
-        if sys.platform != "linux":
-            return process.create_time()
-        stat = Path(f"/proc/{process.pid}/stat").read_bytes()
-    except (psutil.Error, OSError):
-        return 0.0
-    # proc(5): the second field is the program's name in brackets, which may hold anything.
-    return int(stat[stat.rindex(b")") + 2 :].split()[_STAT_START_TIME]) / os.sysconf("SC_CLK_TCK")
 
 
 def _kill_until_none(find: Callable[[], Iterable[psutil.Process]]) -> None:
@@ -329,7 +307,7 @@ class AgentProcess:
         self.reap_orphans()
 
     async def kill_tools(self, session: str, since: float) -> None:
-        """Kill what the session's tools have started since then (`orphans.process_clock`)."""
+        """Kill what the session's tools have started since then (`process_clock`)."""
         await _in_thread(kill_session, self._mark, session, since)
 
     def reap_orphans(self) -> None:

@@ -15,7 +15,6 @@ from greylag.agentd.api.requests import (
     messages_of,
     read_object,
     refusal,
-    rfc3339,
     session_object,
     text,
     too_large,
@@ -28,6 +27,7 @@ from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService, SettingState
 from greylag.agentd.turns.turns import TurnService
 from greylag.common import sse
+from greylag.common.clock import rfc3339
 
 # A character may be written as six (\uXXXX) in JSON, and there is a little around the message.
 _ESCAPED = 6

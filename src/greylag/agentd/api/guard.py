@@ -3,14 +3,14 @@
 import hmac
 import re
 import time
-import uuid
 from collections.abc import Iterable
 
 import structlog
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from greylag.agentd.config import Secret, is_loopback
+from greylag.agentd.config import Secret
+from greylag.common.net import is_loopback, request_id_of
 
 _OPEN_PATHS = frozenset({"/", "/api/v1/health"})
 _PORT = re.compile(r":\d+\Z")
@@ -118,8 +118,6 @@ def _below(scope: Scope, prefix: str) -> Scope:
 
 _log = structlog.get_logger()
 
-# What a caller sends is written into logs, so only harmless characters, and not many.
-_HARMLESS = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
 _QUIET_PATHS = frozenset({"/api/v1/health"})
 
 
@@ -134,7 +132,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = request_id_of(scope["headers"])
         started = time.monotonic()
         status = 0
 
@@ -159,10 +157,3 @@ class RequestLog:
                     status=status,
                     ms=milliseconds,
                 )
-
-
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _HARMLESS.match(value):
-            return str(value.decode("ascii"))
-    return uuid.uuid4().hex

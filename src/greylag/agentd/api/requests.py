@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +18,7 @@ from greylag.agentd.problems import RefusedError, invalid
 from greylag.agentd.records import SessionRecord, TurnRecord
 from greylag.agentd.turns.turns import TurnService
 from greylag.common import sse
+from greylag.common.clock import maybe_rfc3339, rfc3339
 
 _STATUS = {
     "invalid_request": 400,
@@ -188,11 +188,6 @@ async def follow(
 _LIST_TEXT = 1000
 
 
-def rfc3339(seconds: float) -> str:
-    """Return Unix seconds as an RFC 3339 time in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
 def session_object(session: SessionRecord) -> dict[str, Any]:
     """Return a session as the older contract shows it."""
     return {
@@ -217,7 +212,7 @@ def turn_object(turn: TurnRecord) -> dict[str, Any]:
         "error": turn.error,
         "error_code": turn.error_code,
         "started_at": rfc3339(turn.started_at),
-        "ended_at": None if turn.ended_at is None else rfc3339(turn.ended_at),
+        "ended_at": maybe_rfc3339(turn.ended_at),
     }
 
 

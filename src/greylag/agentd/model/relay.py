@@ -15,31 +15,18 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import structlog
 from aiohttp import web
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 from yarl import URL
 
 from greylag.agentd.agent.types import AgentKind, ModelFailure, ModelProvider
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.model import scripted as scripted_model
+from greylag.common.net import end_to_end
 
 _CONNECT_SECONDS = 15.0
 _ERROR_LIMIT = 64 * 1024
 _MESSAGE_LIMIT = 2000
 _BAD_REQUEST = 400
-# RFC 9110, section 7.6.1: these are about one connection and are never passed on.
-_HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 _OURS = frozenset({"host", "authorization", "agent-session-id", "expect"})
 
 Outcome = tuple[web.StreamResponse, ModelFailure | None]
@@ -113,9 +100,7 @@ class ProviderClient:
         return URL(base + path, encoded=True)
 
     def _headers(self, request: web.Request) -> CIMultiDict[str]:
-        headers = _end_to_end(request.headers)
-        for name in _OURS:
-            headers.popall(name, None)
+        headers = CIMultiDict(end_to_end(request.headers, without=_OURS))
         if self._provider.key is not None:
             headers["Authorization"] = f"Bearer {self._provider.key}"
         return headers
@@ -131,14 +116,10 @@ def _proxy_for(url: URL) -> str | None:
     return getproxies().get(url.scheme)
 
 
-def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
-    dropped = _HOP_BY_HOP | named
-    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
-
-
 async def _stream(request: web.Request, answer: aiohttp.ClientResponse) -> Outcome:
-    response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
+    response = web.StreamResponse(
+        status=answer.status, headers=CIMultiDict(end_to_end(answer.headers))
+    )
     await response.prepare(request)
     try:
         async for chunk in answer.content.iter_any():
@@ -158,7 +139,7 @@ async def _refused(answer: aiohttp.ClientResponse) -> Outcome:
         body += chunk[: _ERROR_LIMIT - len(body)]
         if len(body) >= _ERROR_LIMIT:
             break
-    headers = _end_to_end(answer.headers)
+    headers = CIMultiDict(end_to_end(answer.headers))
     headers.popall("Content-Length", None)
     response = web.Response(status=answer.status, headers=headers, body=bytes(body))
     return response, ModelFailure(answer.status, _message(bytes(body), answer))

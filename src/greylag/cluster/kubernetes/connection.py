@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from ssl import SSLContext, SSLError
 from typing import Any
@@ -27,6 +26,7 @@ from greylag.cluster.kubernetes.credentials import (
     pem_of,
     pem_of_base64,
 )
+from greylag.common.net import is_loopback
 from greylag.domain.errors import ConfigError
 
 
@@ -424,16 +424,9 @@ def _server(setting: str, url: str, *, secret: bool) -> str:
         raise wrong from error
     if not valid or parts.username or parts.query or parts.fragment:
         raise wrong
-    if parts.scheme == "http" and secret and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and secret and not is_loopback(parts.hostname or ""):
         raise ConfigError(f"{setting} must begin with https:// as credentials are sent there.")
     return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _context(setting: str, ca: str | None, *, verify: bool = True) -> SSLContext:

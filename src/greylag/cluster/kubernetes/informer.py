@@ -1,7 +1,6 @@
 """What of each object the watches keep: enough to tell how an environment is, and no more."""
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import structlog
 from greylag.cluster.kubernetes import identity
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.failures import ApiError, cluster_error
+from greylag.common.backoff import backoff
 from greylag.domain.errors import ClusterError, ClusterUnavailableError
 
 _META = (
@@ -260,8 +260,7 @@ class Watched:
         return min(answer.retry_after or 0.0, self._pace.longest_asked)
 
     def _pause(self, failed: int) -> float:
-        most = min(self._pace.longest_pause, self._pace.first_pause * 2.0**failed)
-        return random.uniform(most / 2, most)  # noqa: S311 - spreads load, no secret
+        return backoff(failed, self._pace.first_pause, self._pace.longest_pause)
 
 
 def _key(thing: Mapping[str, Any]) -> Key:
@@ -370,7 +369,7 @@ class Watches:
                 # The second time in a row: its connections may be dead, and would hang.
                 for watched in self._watched.values():
                     watched.cut()
-            await asyncio.sleep(min(self._pace.probe, self._pace.first_probe * 2.0**failed))
+            await asyncio.sleep(backoff(failed, self._pace.first_probe, self._pace.probe))
             failed += 1
 
     def _tell(self, change: Change) -> None:

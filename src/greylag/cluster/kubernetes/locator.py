@@ -24,6 +24,7 @@ from greylag.cluster.kubernetes.identity import PROJECT_LABEL, project_slug, sec
 from greylag.cluster.kubernetes.manifests import HEALTH_PATH, TOKEN_KEY, ingress_url
 from greylag.cluster.kubernetes.objects import Object, is_ready
 from greylag.cluster.kubernetes.options import Options
+from greylag.common.net import end_to_end
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Project
 from greylag.ports import AgentAddress
@@ -94,19 +95,7 @@ TOKEN_HEADER = "X-Greylag-Agent-Token"  # noqa: S105 - the header's name
 PROXY_CONNECT_SECONDS = 5.0
 
 _HTTP = web.AppKey("http", aiohttp.ClientSession)
-_NOT_PASSED = frozenset(
-    {
-        "authorization",
-        "connection",
-        "content-length",
-        "host",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
+_OURS = frozenset({"authorization", "content-length", "host"})
 
 
 class ServiceProxy:
@@ -180,7 +169,7 @@ class ServiceProxy:
         )
 
     async def _headers(self, request: web.Request) -> Mapping[str, str]:
-        headers = _kept(request.headers)
+        headers = dict(end_to_end(request.headers, without=_OURS))
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             headers[TOKEN_HEADER] = token.strip()
@@ -188,7 +177,9 @@ class ServiceProxy:
 
 
 async def _passed_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    response = web.StreamResponse(status=answer.status, headers=_kept(answer.headers))
+    response = web.StreamResponse(
+        status=answer.status, headers=dict(end_to_end(answer.headers, without=_OURS))
+    )
     await response.prepare(request)
     try:
         async for chunk in answer.content.iter_any():
@@ -201,10 +192,6 @@ async def _passed_on(request: web.Request, answer: aiohttp.ClientResponse) -> we
         return response
     await response.write_eof()
     return response
-
-
-def _kept(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if name.lower() not in _NOT_PASSED}
 
 
 # How the platform reaches an agent: the address of its environment, and the token it demands.

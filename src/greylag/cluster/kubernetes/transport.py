@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,10 +15,12 @@ from yarl import URL
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.credentials import why_refused
 from greylag.cluster.kubernetes.failures import ApiError
+from greylag.common.backoff import backoff
 from greylag.domain.errors import ClusterUnavailableError
 
 TRIES = 5
 FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
 _TOO_MANY = 429
 
 
@@ -40,7 +41,7 @@ def pause_after(call: Call, error: Exception, tried: int) -> float | None:
 
     ``tried`` is how often it was tried.
     """
-    pause = random.uniform(0.5, 1) * FIRST_PAUSE * 2.0**tried  # noqa: S311 - spreads load, no secret
+    pause = backoff(tried, FIRST_PAUSE, LONGEST_PAUSE)
     if isinstance(error, ApiError):
         if error.status == _TOO_MANY:  # it has not begun, so any call may be repeated
             return max(error.retry_after or 0.0, pause)

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
+from greylag.common.process_start import birth
 from greylag.domain.errors import ClusterError
 
 MARK = "GREYLAG_ENVIRONMENT"
@@ -21,8 +20,6 @@ MARK = "GREYLAG_ENVIRONMENT"
 
 _LINUX = sys.platform == "linux"
 _POLL_SECONDS = 1.0
-_STAT_STATE = 0
-_STAT_START_TIME = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +28,6 @@ class ProcessId:
 
     pid: int
     birth: str
-
-
-def birth(pid: int) -> str | None:
-    """Return what tells the process ``pid`` from others that had its number; ``None`` when there is
-    none, or only a zombie.
-
-    On Linux this is the boot and the start in clock ticks since then: psutil's ``create_time``
-    moves when the system's clock is set, and a moved one would make us start a second agentd.
-    """
-    if _LINUX:
-        return _birth_on_linux(pid)
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
-    except psutil.Error:
-        return None
 
 
 def identify(pid: int) -> ProcessId | None:
@@ -124,23 +105,6 @@ async def wait_end(process: ProcessId) -> None:
 def _add(found: set[ProcessId], pid: int) -> None:
     if process := identify(pid):
         found.add(process)
-
-
-def _birth_on_linux(pid: int) -> str | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # proc(5): the second field is the program's name in brackets, which may hold anything.
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    if fields[_STAT_STATE] in {b"Z", b"X"}:
-        return None
-    return f"{_boot()}:{fields[_STAT_START_TIME].decode()}"
-
-
-@cache
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _open_pidfd(pid: int) -> int | None:

@@ -126,9 +126,7 @@ def _probe(sandbox: Sandbox) -> str | None:
     volume = Path(sys.prefix)
     command = sandbox.command([sys.executable, "-c", _PROBE], volume)
     try:
-        done = subprocess.run(  # noqa: S603 - our own arguments
-            command, capture_output=True, timeout=_PROBE_SECONDS, check=False
-        )
+        done = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603 - our own arguments
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     if done.returncode == 0:

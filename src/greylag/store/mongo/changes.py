@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pymongo.errors import OperationFailure, PyMongoError
 
+from greylag.common.backoff import backoff
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.store.changes import ChangeHub
@@ -148,8 +149,8 @@ class Follower(ABC):
                     why = reason(error) if isinstance(error, PyMongoError) else str(error)
                     _log.warning("changes cannot be followed", reason=why)
                     self._hub.signal(None)
-                await asyncio.sleep(min(_PAUSE_SECONDS * 2**failures, _LONGEST_PAUSE_SECONDS))
-                failures = min(failures + 1, 10)
+                await asyncio.sleep(backoff(failures, _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
+                failures += 1
 
     @abstractmethod
     async def _follow(self) -> None:

@@ -1,7 +1,6 @@
 """The connection to MongoDB: where it leads, how long it waits, how durable its writes are."""
 
 import asyncio
-import random
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from pymongo.errors import (
 from pymongo.errors import InvalidName as InvalidDatabaseName
 from pymongo.read_concern import ReadConcern
 
+from greylag.common.backoff import backoff
 from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavailableError
 
 Documents = AsyncDatabase[dict[str, Any]]
@@ -236,7 +236,7 @@ class Attempts:
     def __init__(self, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.time() + seconds
-        self._pause = _FIRST_PAUSE_SECONDS
+        self._tried = 0
 
     async def pause(self) -> None:
         """Wait a little longer than the last time: another writer's change may be visible only
@@ -244,8 +244,8 @@ class Attempts:
         """
         if self._loop.time() > self._end:
             raise StoreUnavailableError("Others changed the same project again and again.")
-        await asyncio.sleep(random.uniform(0.5, 1) * self._pause)  # noqa: S311 - spreads writers, guards nothing
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+        await asyncio.sleep(backoff(self._tried, _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
+        self._tried += 1
 
 
 async def repeated(work: Callable[[], Awaitable[T]]) -> T:

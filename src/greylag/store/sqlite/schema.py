@@ -5,9 +5,11 @@ a change of the tables is a new step at the end.
 """
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from greylag.common.sqlite import transaction
-from greylag.domain.errors import ConfigError
+from greylag.common.sqlite import NoWalError, transaction
+from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavailableError
 
 _OLDEST_SQLITE = (3, 31, 0)
 
@@ -158,3 +160,19 @@ def _apply(sql: sqlite3.Connection, target: int, statements: tuple[str, ...]) ->
 def _version(sql: sqlite3.Connection) -> int:
     version: int = sql.execute("PRAGMA user_version").fetchone()[0]
     return version
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what SQLite and the file system refuse into errors that everyone can read."""
+    try:
+        yield
+    except NoWalError as error:
+        raise ConfigError(
+            "The file system of the data folder cannot hold the database.",
+            hint="Choose a data folder on a local disk.",
+        ) from error
+    except (sqlite3.Error, OSError) as error:
+        raise StoreUnavailableError(f"The database cannot be used: {error}.") from error
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError("Text must not hold unpaired surrogates.") from error

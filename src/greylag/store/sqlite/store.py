@@ -36,6 +36,7 @@ from greylag.store.records import Record
 from greylag.store.sqlite import schema, tables
 from greylag.store.sqlite import tables as duty_table
 from greylag.store.sqlite import tables as turns
+from greylag.store.sqlite.schema import translated
 
 _KEPT = 10_000
 _SECONDS_AFTER_FAILURE = 1.0
@@ -165,8 +166,8 @@ class SqliteStore:
 
         Raises ``StoreUnavailableError``, or ``ConfigError`` when the file is not for this Greylag.
         """
-        writer = SqlThread(path, "store-writer")
-        reader = SqlThread(path, "store-reader", read_only=True)
+        writer = SqlThread(path, "store-writer", translated)
+        reader = SqlThread(path, "store-reader", translated, read_only=True)
         store = cls(writer, reader, poll_seconds)
         try:
             await writer.open()

@@ -34,8 +34,7 @@ INSERT = (
     f"VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"
 )
 UPDATE = (
-    f"UPDATE projects SET {', '.join(f'{name} = :{name}' for name in _CHANGING)} "  # noqa: S608 - only the names above
-    "WHERE id = :id"
+    f"UPDATE projects SET {', '.join(f'{name} = :{name}' for name in _CHANGING)} WHERE id = :id"  # noqa: S608 - only the names above
 )
 
 

@@ -6,6 +6,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Header, Query, Response
 
 from greylag.common import sse
+from greylag.common.clock import rfc3339
 from greylag.domain.errors import ConflictError, ProjectNotFoundError, WaitTimeoutError
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.ports import Edit, PageQuery
@@ -20,7 +21,7 @@ from greylag.web.api.deps import (
     events,
     problems,
 )
-from greylag.web.schemas import EditIn, NewProjectIn, ProjectOut, ProjectsOut, rfc3339
+from greylag.web.schemas import EditIn, NewProjectIn, ProjectOut, ProjectsOut
 from greylag.web.stream import mapped
 
 MAX_PAGE = 200

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from greylag.common.clock import rfc3339
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.project import Desired, Event, Project, Status
 
@@ -54,7 +55,7 @@ class Moment:
 def moment(at: datetime, now: datetime) -> Moment:
     """Return how to show the aware time ``at`` at the aware time ``now``."""
     utc = at.astimezone(UTC)
-    machine = utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    machine = rfc3339(utc)
     return Moment(machine, f"{utc:%Y-%m-%d %H:%M:%S} UTC", _ago(now - at))
 
 
