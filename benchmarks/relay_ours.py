@@ -13,7 +13,7 @@ from greylag.cluster.memory import MemoryCluster
 from greylag.common.clock import SystemClock
 from greylag.common.logs import configure_logging
 from greylag.config import Settings
-from greylag.domain.project import Desired, Project
+from greylag.domain.project import Desired, Environment
 from greylag.domain.users import OPERATOR, User
 from greylag.ports import AgentAddress
 from greylag.programs import serve_parts
@@ -35,8 +35,8 @@ class _Elsewhere(MemoryCluster):
         super().__init__(auto=True)
         self._url = url
 
-    async def reach(self, project: Project) -> AgentAddress:
-        del project
+    async def reach(self, environment: Environment) -> AgentAddress:
+        del environment
         return AgentAddress(self._url, token="any")  # noqa: S106 - it guards nothing
 
 

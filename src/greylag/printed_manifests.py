@@ -2,7 +2,6 @@
 
 import base64
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 from greylag.cluster.kubernetes.manifests import (
@@ -13,10 +12,9 @@ from greylag.cluster.kubernetes.manifests import (
     project_objects,
     shared_objects,
 )
-from greylag.cluster.kubernetes.options import TEMPLATE_KEY
 from greylag.config import agent_environment, load_settings
 from greylag.domain.names import check_id, environment_names
-from greylag.domain.project import Project
+from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, ProjectRef
 from greylag.kubernetes_settings import kubernetes_options, load_kubernetes_settings
 
 PLACEHOLDERS = {
@@ -53,29 +51,26 @@ def printed_manifests(
     if MODEL_KEY in environment:
         environment[MODEL_KEY] = PLACEHOLDERS[MODEL_KEY]
     options = kubernetes_options(load_kubernetes_settings(), environment)
-    project = _project(user_id, project_id, settings.namespace_prefix, template)
+    shown = _environment(user_id, project_id, settings.namespace_prefix, template)
     token = PLACEHOLDERS[TOKEN_KEY]
-    objects = shared_objects(project, options)
-    objects += project_objects(project, options, token=token, replicas=replicas)
+    objects = shared_objects(shown, options)
+    objects += project_objects(shown, options, token=token, replicas=replicas)
     heading = _HEADING.format(project=json.dumps(project_id), user=json.dumps(user_id))
     # Through JSON, so that nothing is one object in two places, which YAML would print as an alias.
     plain = [json.loads(json.dumps(_shown(each))) for each in objects]
     return heading + str(yaml.safe_dump_all(plain, sort_keys=False, explicit_start=True))
 
 
-def _project(user_id: str, project_id: str, prefix: str, template: str | None) -> Project:
+def _environment(user_id: str, project_id: str, prefix: str, template: str | None) -> Environment:
     check_id(user_id, "user id")
     check_id(project_id, "project id")
-    never = datetime.fromtimestamp(0, UTC)
-    return Project(
-        id="",
-        user_id=user_id,
-        project_id=project_id,
-        name=project_id,
-        names=environment_names(user_id, project_id, prefix=prefix),
-        created_at=never,
-        updated_at=never,
-        metadata={} if template is None else {TEMPLATE_KEY: template},
+    names = environment_names(user_id, project_id, prefix=prefix)
+    return Environment(
+        "",
+        ProjectRef(user_id, project_id),
+        names,
+        Fence("", 0),
+        template=template or DEFAULT_TEMPLATE,
     )
 
 

@@ -14,7 +14,7 @@ from greylag.cluster.local.folders import Folder, Record
 from greylag.cluster.local.processes import identify, marked, send
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
-from greylag.domain.project import Project
+from greylag.domain.project import Environment, Project
 from greylag.ports import Cluster
 
 STANDIN = Path(__file__).with_name("data") / "standin.py"
@@ -68,18 +68,18 @@ async def reaches(cluster: Cluster, project: Project, state: Observed) -> Observ
     """Return the first observation of ``state``, waiting as the reconciler does."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + PATIENCE
-    while (seen := await cluster.observe(project)).state is not state:
+    while (seen := await cluster.observe(project.environment)).state is not state:
         assert loop.time() < give_up, f"{seen} and not {state}"
-        await cluster.changed(project, timeout=1)
+        await cluster.changed(project.environment, timeout=1)
     return seen
 
 
-async def accepted(verb: Callable[[Project], Awaitable[None]], project: Project) -> None:
+async def accepted(verb: Callable[[Environment], Awaitable[None]], project: Project) -> None:
     """Do ``verb``, again after a refusal that may pass, as the reconciler does."""
     give_up = asyncio.get_running_loop().time() + PATIENCE
     while True:
         try:
-            return await verb(project)
+            return await verb(project.environment)
         except ClusterError as error:
             if error.terminal or asyncio.get_running_loop().time() >= give_up:
                 raise

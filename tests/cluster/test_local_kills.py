@@ -76,11 +76,11 @@ async def doomed(tmp_path: Path) -> AsyncIterator[Doomed]:
 async def bring_to(cluster: LocalCluster, verb: str) -> None:
     """Bring the environment to where ``verb`` makes sense."""
     if verb == "stop":
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
     else:
-        await cluster.stop(PROJECT)
-        await cluster.prepare(PROJECT)
+        await cluster.stop(PROJECT.environment)
+        await cluster.prepare(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.STOPPED)
 
 
@@ -88,7 +88,7 @@ async def resume(root: Path, cluster: LocalCluster, verb: str) -> None:
     """Do the verb again, as the reconciler does, and check what it promises."""
     match verb:
         case "start":
-            await cluster.start(PROJECT)
+            await cluster.start(PROJECT.environment)
             await reaches(cluster, PROJECT, Observed.READY)
             found = {process.pid for process in marked(record_of(root, PROJECT).mark)}
             shell = int((folder_of(root, PROJECT).volume / "shell.pid").read_text())
@@ -96,11 +96,11 @@ async def resume(root: Path, cluster: LocalCluster, verb: str) -> None:
             assert {pid_of(root, PROJECT), shell} <= found
             assert len(found) <= 3
         case "stop":
-            await cluster.stop(PROJECT)
+            await cluster.stop(PROJECT.environment)
             await reaches(cluster, PROJECT, Observed.STOPPED)
             assert marked(record_of(root, PROJECT).mark) == set()
         case _:
-            await cluster.delete(PROJECT)
+            await cluster.delete(PROJECT.environment)
             await reaches(cluster, PROJECT, Observed.ABSENT)
             assert not folder_of(root, PROJECT).path.exists()
             assert list((root / ".removed").iterdir()) == []

@@ -39,7 +39,7 @@ def facts_of(root: Path, project: Project = PROJECT) -> dict[str, Any]:
 
 
 async def fails(cluster: LocalCluster) -> Observation:
-    await cluster.start(PROJECT)
+    await cluster.start(PROJECT.environment)
     return await reaches(cluster, PROJECT, Observed.FAILED)
 
 
@@ -47,22 +47,24 @@ async def test_a_second_cluster_finds_a_running_environment_and_starts_no_other(
     tmp_path: Path,
 ) -> None:
     async with open_local(tmp_path) as first:
-        await first.start(PROJECT)
+        await first.start(PROJECT.environment)
         seen = await reaches(first, PROJECT, Observed.READY)
-        address = await first.reach(PROJECT)
+        address = await first.reach(PROJECT.environment)
         pid = pid_of(tmp_path, PROJECT)
         await first.close()
         async with open_local(tmp_path) as second:
-            assert await second.observe(PROJECT) == seen
-            await second.start(PROJECT)
-            assert await second.reach(PROJECT) == address
+            assert await second.observe(PROJECT.environment) == seen
+            await second.start(PROJECT.environment)
+            assert await second.reach(PROJECT.environment) == address
             assert pid_of(tmp_path, PROJECT) == pid
             assert list(await second.inventory()) == [PROJECT.ref]
 
 
 async def test_two_clusters_that_start_at_once_start_one_process(tmp_path: Path) -> None:
     async with open_local(tmp_path) as first, open_local(tmp_path) as second:
-        starts = [cluster.start(PROJECT) for cluster in (first, second) for _ in range(5)]
+        starts = [
+            cluster.start(PROJECT.environment) for cluster in (first, second) for _ in range(5)
+        ]
         assert set(await doing(*starts)) == {None}
         await reaches(first, PROJECT, Observed.READY)
         await reaches(second, PROJECT, Observed.READY)
@@ -73,14 +75,14 @@ async def test_two_clusters_that_start_at_once_start_one_process(tmp_path: Path)
 
 async def test_another_process_with_the_same_pid_is_not_taken_for_ours(tmp_path: Path) -> None:
     async with open_local(tmp_path) as cluster:
-        await cluster.prepare(PROJECT)
+        await cluster.prepare(PROJECT.environment)
         stranger = ProcessId(os.getpid(), "another-boot:1")
         record = replace(record_of(tmp_path, PROJECT), phase=Phase.RUNNING, process=stranger)
         folder_of(tmp_path, PROJECT).write(record)
         await reaches(cluster, PROJECT, Observed.FAILED)
-        await cluster.stop(PROJECT)
+        await cluster.stop(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.STOPPED)
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         assert pid_of(tmp_path, PROJECT) != os.getpid()
 
@@ -91,7 +93,7 @@ async def test_an_environment_is_a_session_of_its_own_with_limits_and_no_foreign
     monkeypatch.setenv("GREYLAG_TOKEN", "the operator's")
     limits = Limits(open_files=777)
     async with open_local(tmp_path, model={"GREYLAG_MODEL": "m"}, limits=limits) as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         facts, record = facts_of(tmp_path), record_of(tmp_path, PROJECT)
     assert facts["session"] == facts["pid"]
@@ -106,7 +108,7 @@ async def test_an_environment_is_a_session_of_its_own_with_limits_and_no_foreign
 
 async def test_what_is_kept_is_for_our_account_only(tmp_path: Path) -> None:
     async with open_local(tmp_path / "root") as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         folder = folder_of(tmp_path / "root", PROJECT)
         modes = {
@@ -150,7 +152,7 @@ async def test_a_failed_environment_is_started_anew(tmp_path: Path) -> None:
     async with open_local(tmp_path, "--die", "3") as cluster:
         await fails(cluster)
     async with open_local(tmp_path) as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
 
 
@@ -158,12 +160,12 @@ async def test_an_agent_that_is_not_ready_is_starting_and_its_words_are_told(
     tmp_path: Path,
 ) -> None:
     async with open_local(tmp_path, "--never-ready") as cluster:
-        await cluster.start(PROJECT)
-        seen = await cluster.observe(PROJECT)
+        await cluster.start(PROJECT.environment)
+        seen = await cluster.observe(PROJECT.environment)
         while len(seen.steps) < 2:
             assert seen.state is Observed.STARTING
-            await cluster.changed(PROJECT, timeout=1)
-            seen = await cluster.observe(PROJECT)
+            await cluster.changed(PROJECT.environment, timeout=1)
+            seen = await cluster.observe(PROJECT.environment)
     assert seen.state is Observed.STARTING
     assert seen.error is not None
     assert seen.error.message == "The agent is  still starting."
@@ -171,7 +173,7 @@ async def test_an_agent_that_is_not_ready_is_starting_and_its_words_are_told(
 
 async def test_a_process_that_stands_still_is_never_taken_for_gone(tmp_path: Path) -> None:
     async with open_local(tmp_path) as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         os.kill(pid_of(tmp_path, PROJECT), signal.SIGSTOP)
         seen = await reaches(cluster, PROJECT, Observed.UNKNOWN)
@@ -183,7 +185,7 @@ async def test_a_process_that_stands_still_is_never_taken_for_gone(tmp_path: Pat
 
 async def test_an_end_that_nobody_asked_for_is_told_and_leaves_no_shell(tmp_path: Path) -> None:
     async with open_local(tmp_path, "--shell", "marked") as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         shell = int((folder_of(tmp_path, PROJECT).volume / "shell.pid").read_text())
         changes = cluster.changes()
@@ -197,7 +199,7 @@ async def test_an_end_that_nobody_asked_for_is_told_and_leaves_no_shell(tmp_path
 
 async def test_an_end_while_nobody_looked_is_told_to_the_next(tmp_path: Path) -> None:
     async with open_local(tmp_path) as first:
-        await first.start(PROJECT)
+        await first.start(PROJECT.environment)
         await reaches(first, PROJECT, Observed.READY)
         await first.close()
         os.kill(pid_of(tmp_path, PROJECT), signal.SIGKILL)
@@ -209,46 +211,46 @@ async def test_names_that_are_no_labels_never_become_folders(tmp_path: Path) -> 
     names = EnvironmentNames("..", "../../etc", "s", "i")
     async with open_local(tmp_path) as cluster:
         with pytest.raises(ClusterError) as refused:
-            await cluster.prepare(replace(PROJECT, names=names))
+            await cluster.prepare(replace(PROJECT, names=names).environment)
     assert refused.value.terminal
 
 
 async def test_a_record_that_cannot_be_read_is_unknown_and_never_absent(tmp_path: Path) -> None:
     async with open_local(tmp_path) as cluster:
-        await cluster.prepare(PROJECT)
+        await cluster.prepare(PROJECT.environment)
         path = folder_of(tmp_path, PROJECT).path / "environment.json"
         path.write_text("{")
-        assert (await cluster.observe(PROJECT)).state is Observed.UNKNOWN
+        assert (await cluster.observe(PROJECT.environment)).state is Observed.UNKNOWN
         assert list(await cluster.inventory()) == []
         with pytest.raises(ClusterError):
-            await cluster.start(PROJECT)
+            await cluster.start(PROJECT.environment)
         path.unlink()
 
 
 async def test_a_port_that_a_tool_has_forged_does_no_harm(tmp_path: Path) -> None:
     async with open_local(tmp_path) as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         listening = folder_of(tmp_path, PROJECT).listening
         for forged in ("[]", '{"port": true}', '{"port": 70000}', '{"port": "1"}', "{", ""):
             listening.write_text(forged)
-            assert (await cluster.observe(PROJECT)).state is Observed.STARTING
+            assert (await cluster.observe(PROJECT.environment)).state is Observed.STARTING
         listening.unlink()
         os.mkfifo(listening)
-        assert (await cluster.observe(PROJECT)).state is Observed.STARTING
+        assert (await cluster.observe(PROJECT.environment)).state is Observed.STARTING
 
 
 async def test_a_link_that_a_tool_has_laid_leads_to_no_other_environment(tmp_path: Path) -> None:
     other = make_project("other")
     async with open_local(tmp_path) as cluster:
         for each in (PROJECT, other):
-            await cluster.start(each)
+            await cluster.start(each.environment)
             await reaches(cluster, each, Observed.READY)
         state = folder_of(tmp_path, PROJECT).volume / "state"
         state.rename(state.with_name("moved"))
         state.symlink_to(folder_of(tmp_path, other).volume / "state")
-        assert (await cluster.observe(PROJECT)).state is Observed.STARTING
-        await cluster.stop(PROJECT)
+        assert (await cluster.observe(PROJECT.environment)).state is Observed.STARTING
+        await cluster.stop(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.STOPPED)
-        await cluster.start(PROJECT)
-        assert (await cluster.observe(other)).state is Observed.READY
+        await cluster.start(PROJECT.environment)
+        assert (await cluster.observe(other.environment)).state is Observed.READY

@@ -24,33 +24,33 @@ PROJECT = make_project()
 
 async def test_a_stop_lets_the_agent_end_by_itself(tmp_path: Path) -> None:
     async with open_local(tmp_path, grace=60) as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
-        await cluster.stop(PROJECT)
+        await cluster.stop(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.STOPPED)
-        async with cluster.logs(PROJECT, follow=False, tail=1) as lines:
+        async with cluster.logs(PROJECT.environment, follow=False, tail=1) as lines:
             assert [line async for line in lines] == [b"stand-in: leaving\n"]
 
 
 @pytest.mark.parametrize("shell", ["marked", "bare"])
 async def test_a_stop_leaves_no_shell_that_left_its_group(tmp_path: Path, shell: str) -> None:
     async with open_local(tmp_path, "--shell", shell) as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         pid = int((folder_of(tmp_path, PROJECT).volume / "shell.pid").read_text())
         assert not is_gone(pid)
-        await cluster.stop(PROJECT)
+        await cluster.stop(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.STOPPED)
         assert is_gone(pid)
 
 
 async def test_an_agent_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
     async with open_local(tmp_path, "--ignore-term", "--shell", "bare") as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         pid, mark = pid_of(tmp_path, PROJECT), record_of(tmp_path, PROJECT).mark
-        await cluster.stop(PROJECT)
-        assert (await cluster.observe(PROJECT)).state is Observed.STOPPING
+        await cluster.stop(PROJECT.environment)
+        assert (await cluster.observe(PROJECT.environment)).state is Observed.STOPPING
         await reaches(cluster, PROJECT, Observed.STOPPED)
         assert is_gone(pid)
         assert marked(mark) == set()
@@ -58,19 +58,19 @@ async def test_an_agent_that_ignores_sigterm_is_killed_after_the_grace(tmp_path:
 
 async def test_an_agent_that_does_not_listen_yet_is_given_no_grace(tmp_path: Path) -> None:
     async with open_local(tmp_path, "--ignore-term", "--never-listen", grace=60) as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         pid = pid_of(tmp_path, PROJECT)
-        await cluster.stop(PROJECT)
+        await cluster.stop(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.STOPPED)
         assert is_gone(pid)
 
 
 async def test_a_stop_that_was_left_is_taken_up_by_whoever_looks_next(tmp_path: Path) -> None:
     async with open_local(tmp_path, "--ignore-term") as first:
-        await first.start(PROJECT)
+        await first.start(PROJECT.environment)
         await reaches(first, PROJECT, Observed.READY)
         pid = pid_of(tmp_path, PROJECT)
-        await first.stop(PROJECT)
+        await first.stop(PROJECT.environment)
         await first.close()
         assert not is_gone(pid)
         async with open_local(tmp_path) as second:
@@ -82,19 +82,19 @@ async def test_a_failed_environment_is_stopped_and_deleted_with_what_it_left(
     tmp_path: Path,
 ) -> None:
     async with open_local(tmp_path, "--shell", "marked") as cluster:
-        await cluster.start(PROJECT)
+        await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         shell = int((folder_of(tmp_path, PROJECT).volume / "shell.pid").read_text())
         os.kill(pid_of(tmp_path, PROJECT), signal.SIGKILL)
         await reaches(cluster, PROJECT, Observed.FAILED)
-        await cluster.delete(PROJECT)
-        assert (await cluster.observe(PROJECT)).state is Observed.ABSENT
+        await cluster.delete(PROJECT.environment)
+        assert (await cluster.observe(PROJECT.environment)).state is Observed.ABSENT
         await until(lambda: is_gone(shell), "the shell is gone")
 
 
 async def test_a_deletion_takes_folders_that_their_tools_made_read_only(tmp_path: Path) -> None:
     async with open_local(tmp_path) as cluster:
-        await cluster.prepare(PROJECT)
+        await cluster.prepare(PROJECT.environment)
         cache = folder_of(tmp_path, PROJECT).volume / "cache" / "module"
         cache.mkdir(parents=True)
         (cache / "file").touch()
@@ -103,7 +103,7 @@ async def test_a_deletion_takes_folders_that_their_tools_made_read_only(tmp_path
         (cache / "link").symlink_to(outside)
         cache.chmod(0o500)
         cache.parent.chmod(0)
-        await cluster.delete(PROJECT)
+        await cluster.delete(PROJECT.environment)
         assert list((tmp_path / ".removed").iterdir()) == []
         (lock,) = (tmp_path / ".locks").iterdir()  # which remembers the newest claim
         assert lock.stat().st_size < 200
@@ -112,7 +112,7 @@ async def test_a_deletion_takes_folders_that_their_tools_made_read_only(tmp_path
 
 async def test_a_deletion_that_was_cut_short_is_finished_by_the_inventory(tmp_path: Path) -> None:
     async with open_local(tmp_path) as cluster:
-        await cluster.prepare(PROJECT)
+        await cluster.prepare(PROJECT.environment)
         folder_of(tmp_path, PROJECT).remove()
         assert len(list((tmp_path / ".removed").iterdir())) == 1
         assert list(await cluster.inventory()) == []

@@ -78,11 +78,11 @@ async def test_a_sandboxed_environment_sees_no_other_and_writes_only_its_volume(
     command = standin(*(word for path in tries for word in ("--attempt", path)))
     settings = {"agentd_command": command, "sandbox": "bubblewrap", "hidden": [data]}
     async with open_local(root, **settings) as cluster:
-        await cluster.prepare(HIS)
+        await cluster.prepare(HIS.environment)
         for path in (secrets[0], secrets[2]):
             path.write_text("secret")
         assert "bubblewrap" in (cluster.notice or "")
-        await cluster.start(HERS)
+        await cluster.start(HERS.environment)
         await reaches(cluster, HERS, Observed.READY)
         facts: dict[str, Any] = json.loads(
             (folder_of(root, HERS).volume / "facts.json").read_text()
@@ -99,13 +99,13 @@ async def test_a_sandboxed_environment_sees_no_other_and_writes_only_its_volume(
 @needs_bubblewrap
 async def test_a_sandboxed_agent_is_told_of_its_stop(tmp_path: Path) -> None:
     async with open_local(tmp_path, "--shell", "bare", sandbox="bubblewrap", grace=60) as cluster:
-        await cluster.start(HERS)
+        await cluster.start(HERS.environment)
         await reaches(cluster, HERS, Observed.READY)
         mark = record_of(tmp_path, HERS).mark
-        await cluster.stop(HERS)
+        await cluster.stop(HERS.environment)
         await reaches(cluster, HERS, Observed.STOPPED)
         assert marked(mark) == set()
-        async with cluster.logs(HERS, follow=False, tail=1) as lines:
+        async with cluster.logs(HERS.environment, follow=False, tail=1) as lines:
             assert [line async for line in lines] == [b"stand-in: leaving\n"]
 
 
@@ -113,7 +113,7 @@ async def test_a_sandboxed_agent_is_told_of_its_stop(tmp_path: Path) -> None:
 @pytest.mark.parametrize("victim", ["bubblewrap", "agent"])
 async def test_a_killed_sandbox_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
     async with open_local(tmp_path, "--shell", "bare", sandbox="bubblewrap") as cluster:
-        await cluster.start(HERS)
+        await cluster.start(HERS.environment)
         await reaches(cluster, HERS, Observed.READY)
         box = identify(pid_of(tmp_path, HERS))
         assert box is not None

@@ -121,8 +121,8 @@ async def _opened(access: Access, who: str, **options: Any) -> AsyncIterator[Kub
 
 
 async def _whole_life(cluster: KubernetesCluster, project: Project) -> None:
-    await cluster.prepare(project)
-    await cluster.start(project)
+    await cluster.prepare(project.environment)
+    await cluster.start(project.environment)
     await reaches(cluster, project, Observed.READY)
     assert project.ref in await cluster.inventory()
 
@@ -130,11 +130,13 @@ async def _whole_life(cluster: KubernetesCluster, project: Project) -> None:
 async def _changed_by_another(cluster: KubernetesCluster, project: Project) -> None:
     """Somebody else writes the Deployment right before we do, so that it has to be read anew."""
     names = project.names
-    version = str(cluster._looker.sight(project).deployment["metadata"]["resourceVersion"])  # type: ignore[index] # it is there
+    deployment = cluster._looker.sight(project.environment).deployment
+    assert deployment is not None
+    version = str(deployment["metadata"]["resourceVersion"])
     while True:
         told = (f"deployment/{names.deployment}", "--namespace", names.namespace)
         _must("annotate", *told, f"example.com/moment={secrets.token_hex(4)}")
-        seen = cluster._looker.sight(project).deployment
+        seen = cluster._looker.sight(project.environment).deployment
         assert seen is not None
         if seen["metadata"]["resourceVersion"] == version:
             return  # the watch has not been read yet
@@ -142,26 +144,26 @@ async def _changed_by_another(cluster: KubernetesCluster, project: Project) -> N
 
 
 async def _end(cluster: KubernetesCluster, project: Project) -> None:
-    await cluster.stop(project)
+    await cluster.stop(project.environment)
     await reaches(cluster, project, Observed.STOPPED)
-    await cluster.delete(project)
+    await cluster.delete(project.environment)
     await reaches(cluster, project, Observed.ABSENT)
 
 
 async def _crash(cluster: KubernetesCluster, project: Project) -> None:
-    await cluster.start(project)
+    await cluster.start(project.environment)
     async with asyncio.timeout(real_cluster.PATIENCE):
-        while (await cluster.observe(project)).state is not Observed.FAILED:
-            await cluster.changed(project, 1)
-    error = (await cluster.observe(project)).error
+        while (await cluster.observe(project.environment)).state is not Observed.FAILED:
+            await cluster.changed(project.environment, 1)
+    error = (await cluster.observe(project.environment)).error
     assert error is not None
     assert error.code == "crash_loop", error
 
 
 async def _as_the_web(access: Access, project: Project) -> None:
     async with _opened(access, "web", reach="loadbalancer") as web:
-        assert (await web.reach(project)).token
-        async with web.logs(project, follow=False, tail=10) as lines:
+        assert (await web.reach(project.environment)).token
+        async with web.logs(project.environment, follow=False, tail=10) as lines:
             assert [line async for line in lines]
 
 
@@ -191,7 +193,7 @@ async def test_a_worker_that_lacks_one_right_says_which(
     async with _opened(access, "worker") as cluster:
         project = named_for(cluster, make_project())
         with pytest.raises(ClusterError) as refused:
-            await cluster.prepare(project)
+            await cluster.prepare(project.environment)
         assert refused.value.info.code == "cluster_forbidden", refused.value.info
         assert resource in refused.value.info.message
         assert verb in refused.value.info.message
@@ -202,7 +204,7 @@ async def test_a_web_that_lacks_one_right_says_which(access: Access) -> None:
     async with _opened(access, "web") as cluster:
         project = named_for(cluster, make_project())
         with pytest.raises(ClusterError) as refused:
-            await cluster.reach(project)
+            await cluster.reach(project.environment)
         assert refused.value.info.code == "cluster_forbidden", refused.value.info
         assert "secrets" in refused.value.info.message
 

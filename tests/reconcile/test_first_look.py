@@ -58,7 +58,7 @@ async def test_what_exists_and_has_a_record_is_made_due_and_what_has_none_is_lef
     known, unknown = make_project("known"), make_project("unknown")
     await store.create(known)
     for one in (known, unknown):
-        await cluster.prepare(one)
+        await cluster.prepare(one.environment)
     assert await FirstLook(store, cluster, clock, "a").attempt()
     claim = await store.claim_due("a", clock.now(), 10)
     assert claim is not None
@@ -119,7 +119,7 @@ async def test_one_that_takes_too_long_leaves_it_to_another_and_does_not_call_it
     store, cluster, clock = MemoryStore(), SlowCluster(), FakeClock()
     project = make_project()
     await store.create(project)
-    await cluster.prepare(project)
+    await cluster.prepare(project.environment)
     slow = FirstLook(store, cluster, clock, "slow")
     looking = asyncio.create_task(slow.attempt())
     await cluster.begun.wait()

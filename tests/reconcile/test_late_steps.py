@@ -53,4 +53,4 @@ async def _start_late(bench: Bench) -> None:
 
 
 async def _state(bench: Bench) -> Observed:
-    return (await bench.cluster.observe(await bench.project())).state
+    return (await bench.cluster.observe((await bench.project()).environment)).state

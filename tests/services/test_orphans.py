@@ -51,7 +51,7 @@ class Scene:
         """Start an environment under a late claim of a record that is no more."""
         lease = Lease("dead", number, self.clock.now())
         project = make_project(project_id, lease=lease)
-        await self.cluster.start(project)
+        await self.cluster.start(project.environment)
         self.cluster.advance(project.ref)
         return project
 
@@ -59,7 +59,7 @@ class Scene:
         """Start an environment that has a record."""
         project = make_project(project_id)
         await self.store.create(project)
-        await self.cluster.start(project)
+        await self.cluster.start(project.environment)
         return project
 
     async def removing(self) -> Project:
@@ -135,7 +135,7 @@ async def test_meanwhile_the_id_is_taken_and_no_worker_interferes() -> None:
     # Then it is free: what a project made anew has is not refused by any older claim.
     anew = make_project("lost")
     await scene.store.create(anew)
-    await scene.cluster.prepare(anew)
+    await scene.cluster.prepare(anew.environment)
     assert await scene.orphans.found() == []
 
 
@@ -155,7 +155,7 @@ async def test_what_does_not_end_in_time_is_told_and_stays_an_orphan() -> None:
     with pytest.raises(ClusterError) as told:
         await scene.orphans.remove(LOST)
     assert told.value.info.code == "removal_stuck"
-    assert (await scene.cluster.observe(lost)).state is Observed.STOPPING
+    assert (await scene.cluster.observe(lost.environment)).state is Observed.STOPPING
     await scene.nothing_is_kept()
     assert await scene.orphans.found() == [LOST]
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from greylag.domain.errors import ClusterError, GreylagError, LeaseLostError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed, Verb
-from greylag.domain.project import Project, ProjectRef
+from greylag.domain.project import Environment, ProjectRef
 from greylag.ports import AgentAddress
 
 T = TypeVar("T")
@@ -45,67 +45,67 @@ class SharedCluster:
         with closing(self._connect()) as sql:
             sql.executescript(_TABLES)
 
-    async def observe(self, project: Project) -> Observation:
+    async def observe(self, environment: Environment) -> Observation:
         """Return the state; what was begun long enough ago is done."""
 
         def look(sql: sqlite3.Connection) -> Observed:
-            state, since = _state(sql, project.ref)
+            state, since = _state(sql, environment.ref)
             if state is Observed.STARTING and time.time() - since > SLOWEST:
-                return _put(sql, project.ref, Observed.READY)
+                return _put(sql, environment.ref, Observed.READY)
             if state is Observed.STOPPING and time.time() - since > SLOWEST:
-                return _put(sql, project.ref, Observed.STOPPED)
+                return _put(sql, environment.ref, Observed.STOPPED)
             return state
 
         state = await self._run(look)
         ready = state is Observed.READY
-        return Observation(state, endpoint=f"memory://{project.id}" if ready else None)
+        return Observation(state, endpoint=f"memory://{environment.id}" if ready else None)
 
-    async def prepare(self, project: Project) -> None:
+    async def prepare(self, environment: Environment) -> None:
         """Make it, stopped."""
 
         def do(sql: sqlite3.Connection) -> None:
-            if _state(sql, project.ref)[0] is Observed.ABSENT:
-                _put(sql, project.ref, Observed.STOPPED)
+            if _state(sql, environment.ref)[0] is Observed.ABSENT:
+                _put(sql, environment.ref, Observed.STOPPED)
 
-        await self._verb(Verb.PREPARE, project, do)
+        await self._verb(Verb.PREPARE, environment, do)
 
-    async def start(self, project: Project) -> None:
+    async def start(self, environment: Environment) -> None:
         """Make it start."""
 
         def do(sql: sqlite3.Connection) -> None:
-            state = _state(sql, project.ref)[0]
+            state = _state(sql, environment.ref)[0]
             if state is Observed.STOPPING:
                 raise ClusterError("It is being stopped.", code="environment_stopping")
             if state in {Observed.ABSENT, Observed.STOPPED}:
-                _put(sql, project.ref, Observed.STARTING)
+                _put(sql, environment.ref, Observed.STARTING)
 
-        await self._verb(Verb.START, project, do)
+        await self._verb(Verb.START, environment, do)
 
-    async def stop(self, project: Project) -> None:
+    async def stop(self, environment: Environment) -> None:
         """Make it stop."""
 
         def do(sql: sqlite3.Connection) -> None:
-            if _state(sql, project.ref)[0] in {Observed.STARTING, Observed.READY}:
-                _put(sql, project.ref, Observed.STOPPING)
+            if _state(sql, environment.ref)[0] in {Observed.STARTING, Observed.READY}:
+                _put(sql, environment.ref, Observed.STOPPING)
 
-        await self._verb(Verb.STOP, project, do)
+        await self._verb(Verb.STOP, environment, do)
 
-    async def delete(self, project: Project) -> None:
+    async def delete(self, environment: Environment) -> None:
         """Remove it."""
 
         def do(sql: sqlite3.Connection) -> None:
-            if _state(sql, project.ref)[0] not in {Observed.ABSENT, Observed.STOPPED}:
+            if _state(sql, environment.ref)[0] not in {Observed.ABSENT, Observed.STOPPED}:
                 raise ClusterError("It runs.", code="environment_running")
             sql.execute(
                 "DELETE FROM environments WHERE user = ? AND project = ?",
-                (project.user_id, project.project_id),
+                (environment.ref.user_id, environment.ref.project_id),
             )
 
-        await self._verb(Verb.DELETE, project, do)
+        await self._verb(Verb.DELETE, environment, do)
 
-    async def changed(self, project: Project, timeout: float) -> None:  # noqa: ASYNC109 - the port's
+    async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
         """Return after a moment."""
-        del project
+        del environment
         await asyncio.sleep(min(timeout, POLL))
 
     async def changes(self) -> AsyncIterator[ProjectRef]:
@@ -114,17 +114,17 @@ class SharedCluster:
         for ref in tuple[ProjectRef, ...]():
             yield ref
 
-    async def reach(self, project: Project) -> AgentAddress:
+    async def reach(self, environment: Environment) -> AgentAddress:
         """There is no agent."""
-        raise NotActiveError(f"{project.project_id} has no agent.")
+        raise NotActiveError(f"{environment.ref.project_id} has no agent.")
 
     @asynccontextmanager
     async def logs(
-        self, project: Project, *, follow: bool, tail: int
+        self, environment: Environment, *, follow: bool, tail: int
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Nothing is ever said."""
 
-        del project, follow, tail
+        del environment, follow, tail
 
         async def lines() -> AsyncIterator[bytes]:
             for line in tuple[bytes, ...]():
@@ -144,28 +144,32 @@ class SharedCluster:
         self._closed.set()
 
     async def _verb(
-        self, verb: Verb, project: Project, do: Callable[[sqlite3.Connection], None]
+        self, verb: Verb, environment: Environment, do: Callable[[sqlite3.Connection], None]
     ) -> None:
         """Begin and, a moment later, do it; whichever way it ends, the log has a row of that."""
-        await self._step(verb, project, "begin", lambda _: None)
+        await self._step(verb, environment, "begin", lambda _: None)
         try:
             await asyncio.sleep(self._random.uniform(0, SLOWEST))
-            await self._step(verb, project, "effect", do)
+            await self._step(verb, environment, "effect", do)
         except asyncio.CancelledError:
-            await asyncio.shield(self._run(lambda sql: _note(sql, "left", verb, project)))
+            await asyncio.shield(self._run(lambda sql: _note(sql, "left", verb, environment)))
             raise
 
     async def _step(
-        self, verb: Verb, project: Project, what: str, do: Callable[[sqlite3.Connection], None]
+        self,
+        verb: Verb,
+        environment: Environment,
+        what: str,
+        do: Callable[[sqlite3.Connection], None],
     ) -> None:
         def step(sql: sqlite3.Connection) -> GreylagError | None:
             try:
-                _fence(sql, project)
+                _fence(sql, environment)
                 do(sql)
             except GreylagError as error:
-                _note(sql, "refused", verb, project)
+                _note(sql, "refused", verb, environment)
                 return error
-            _note(sql, what, verb, project)
+            _note(sql, what, verb, environment)
             return None
 
         if (error := await self._run(step)) is not None:
@@ -208,17 +212,25 @@ def _put(sql: sqlite3.Connection, ref: ProjectRef, state: Observed) -> Observed:
     return state
 
 
-def _fence(sql: sqlite3.Connection, project: Project) -> None:
-    fence = project.fence
+def _fence(sql: sqlite3.Connection, environment: Environment) -> None:
+    fence = environment.fence
     found = sql.execute("SELECT claim FROM fences WHERE record = ?", (fence.record_id,)).fetchone()
     if found is not None and found[0] > fence.number:
         raise LeaseLostError("Another worker has taken this project over.")
     sql.execute("INSERT OR REPLACE INTO fences VALUES (?, ?)", (fence.record_id, fence.number))
 
 
-def _note(sql: sqlite3.Connection, what: str, verb: Verb, project: Project) -> None:
-    until = project.lease.until.timestamp() if project.lease else 0.0
-    row = (time.time(), what, verb.value, project.id, project.fence.number, until, os.getpid())
+def _note(sql: sqlite3.Connection, what: str, verb: Verb, environment: Environment) -> None:
+    until = environment.fence.until.timestamp() if environment.fence.until else 0.0
+    row = (
+        time.time(),
+        what,
+        verb.value,
+        environment.id,
+        environment.fence.number,
+        until,
+        os.getpid(),
+    )
     sql.execute(
         "INSERT INTO log (at, what, verb, record, claim, until, pid) VALUES (?, ?, ?, ?, ?, ?, ?)",
         row,

@@ -18,7 +18,7 @@ from greylag.domain.lifecycle import (
     Verb,
 )
 from greylag.domain.names import EnvironmentNames
-from greylag.domain.project import Fence, Project, ProjectRef
+from greylag.domain.project import Environment, Fence, ProjectRef
 from greylag.ports import AgentAddress
 
 _LOST = ErrorInfo("cluster_unavailable", "The cluster in memory was told to know nothing.")
@@ -37,7 +37,7 @@ class VerbCall:
 
 
 @dataclass(slots=True)
-class _Environment:
+class _Simulated:
     names: EnvironmentNames
     seen: Observation
     unknown: ErrorInfo | None = None
@@ -57,7 +57,7 @@ class MemoryCluster:
     def __init__(self, *, auto: bool = False) -> None:
         self.calls: defaultdict[ProjectRef, list[VerbCall]] = defaultdict(list)
         self._auto = auto
-        self._environments: dict[ProjectRef, _Environment] = {}
+        self._environments: dict[ProjectRef, _Simulated] = {}
         self._faults: dict[tuple[ProjectRef, Verb], ClusterError] = {}
         self._gates: dict[tuple[ProjectRef, Verb], asyncio.Event] = {}
         self._observed: dict[ProjectRef, Observation] = {}
@@ -71,12 +71,12 @@ class MemoryCluster:
 
     def advance(self, ref: ProjectRef) -> None:
         """Let a starting environment be ready, or a stopping one stopped; else do nothing."""
-        environment = self._environments.get(ref)
-        if environment is None:
+        known = self._environments.get(ref)
+        if known is None:
             return
-        match environment.seen.state:
+        match known.seen.state:
             case Observed.STARTING:
-                endpoint = f"memory://{environment.names.namespace}/{environment.names.deployment}"
+                endpoint = f"memory://{known.names.namespace}/{known.names.deployment}"
                 steps = (PROCESS_STARTED, API_ANSWERS, AGENT_READY)
                 self._set(ref, Observation(Observed.READY, endpoint=endpoint, steps=steps))
             case Observed.STOPPING:
@@ -125,73 +125,73 @@ class MemoryCluster:
 
     # What the port says.
 
-    async def observe(self, project: Project) -> Observation:
+    async def observe(self, environment: Environment) -> Observation:
         """Return the environment's state; with ``auto``, after moving it on."""
         if self._auto:
-            self.advance(project.ref)
-        seen = self._look(project.ref)
-        self._observed[project.ref] = seen
+            self.advance(environment.ref)
+        seen = self._look(environment.ref)
+        self._observed[environment.ref] = seen
         return seen
 
-    async def prepare(self, project: Project) -> None:
+    async def prepare(self, environment: Environment) -> None:
         """Make the environment, stopped; one that exists is left alone."""
-        async with self._verb(project, Verb.PREPARE):
-            self._ensure(project)
+        async with self._verb(environment, Verb.PREPARE):
+            self._ensure(environment)
 
-    async def start(self, project: Project) -> None:
+    async def start(self, environment: Environment) -> None:
         """Make the environment start unless it runs; a stopping one raises ``ClusterError``."""
-        async with self._verb(project, Verb.START):
-            state = self._ensure(project).seen.state
+        async with self._verb(environment, Verb.START):
+            state = self._ensure(environment).seen.state
             if state is Observed.STOPPING:
                 raise ClusterError(
                     "The environment is still being stopped.", code="environment_stopping"
                 )
             if state not in _ALIVE:
-                self._set(project.ref, Observation(Observed.STARTING, steps=(PROCESS_STARTED,)))
+                self._set(environment.ref, Observation(Observed.STARTING, steps=(PROCESS_STARTED,)))
 
-    async def stop(self, project: Project) -> None:
+    async def stop(self, environment: Environment) -> None:
         """Make the environment stop; one that is absent or stopped is left alone."""
-        async with self._verb(project, Verb.STOP):
-            state = self._look(project.ref).state
+        async with self._verb(environment, Verb.STOP):
+            state = self._look(environment.ref).state
             if state not in {Observed.ABSENT, Observed.STOPPED}:
-                self._set(project.ref, Observation(Observed.STOPPING))
+                self._set(environment.ref, Observation(Observed.STOPPING))
 
-    async def delete(self, project: Project) -> None:
+    async def delete(self, environment: Environment) -> None:
         """Remove the environment; one that is alive raises ``ClusterError``."""
-        async with self._verb(project, Verb.DELETE):
-            environment = self._environments.get(project.ref)
-            if environment is not None and environment.seen.state in _ALIVE:
+        async with self._verb(environment, Verb.DELETE):
+            known = self._environments.get(environment.ref)
+            if known is not None and known.seen.state in _ALIVE:
                 raise ClusterError(
                     "The environment must be stopped before it can be deleted.",
                     code="environment_running",
                 )
-            self._environments.pop(project.ref, None)
+            self._environments.pop(environment.ref, None)
             self._tell()
 
-    async def changed(self, project: Project, timeout: float) -> None:  # noqa: ASYNC109 - the port's
+    async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
         """Return once the state differs from what was last observed, or after ``timeout``."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self._look(project.ref) == self._observed.get(project.ref):
+                while self._look(environment.ref) == self._observed.get(environment.ref):
                     await self._news.wait()
 
     def changes(self) -> AsyncIterator[ProjectRef]:
         """Yield what ``end`` and ``vanish`` did from now on, until ``close``."""
         return self._unasked.listen()
 
-    async def reach(self, project: Project) -> AgentAddress:
+    async def reach(self, environment: Environment) -> AgentAddress:
         """Return ``memory://<namespace>/<deployment>``, which the agent in memory understands."""
-        seen = self._look(project.ref)
+        seen = self._look(environment.ref)
         if seen.state is not Observed.READY or seen.endpoint is None:
             raise NotActiveError("The environment does not run.")
         return AgentAddress(seen.endpoint, token="opens-nothing")  # noqa: S106 - it guards nothing
 
     @asynccontextmanager
     async def logs(
-        self, project: Project, *, follow: bool, tail: int
+        self, environment: Environment, *, follow: bool, tail: int
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open what ``say`` wrote."""
-        yield self._lines(project.ref, follow=follow, tail=tail)
+        yield self._lines(environment.ref, follow=follow, tail=tail)
 
     async def inventory(self) -> Sequence[ProjectRef]:
         """Return every environment that exists."""
@@ -215,51 +215,51 @@ class MemoryCluster:
             await news.wait()
 
     def _log(self, ref: ProjectRef) -> list[bytes]:
-        environment = self._environments.get(ref)
-        return environment.lines if environment is not None else []
+        known = self._environments.get(ref)
+        return known.lines if known is not None else []
 
     @asynccontextmanager
-    async def _verb(self, project: Project, verb: Verb) -> AsyncIterator[None]:
+    async def _verb(self, environment: Environment, verb: Verb) -> AsyncIterator[None]:
         """Note a verb's beginning and end. It always lets others run in between, as a real cluster
         does, so that two workers that overlap are seen to.
         """
         call = VerbCall(verb, self._tick())
-        self.calls[project.ref].append(call)
-        gate = self._gates.get((project.ref, verb))
+        self.calls[environment.ref].append(call)
+        gate = self._gates.get((environment.ref, verb))
         await (gate.wait() if gate is not None else asyncio.sleep(0))
         try:
-            self._raise_fence(project)
-            if fault := self._faults.pop((project.ref, verb), None):
+            self._raise_fence(environment)
+            if fault := self._faults.pop((environment.ref, verb), None):
                 raise fault
             yield
         finally:
             call.ended = self._tick()
 
-    def _raise_fence(self, project: Project) -> None:
-        fence = project.fence
-        newest = self._fences.setdefault(project.ref, fence)
+    def _raise_fence(self, environment: Environment) -> None:
+        fence = environment.fence
+        newest = self._fences.setdefault(environment.ref, fence)
         if newest.record_id == fence.record_id and newest.number > fence.number:
             raise LeaseLostError("Another worker has taken this project over.")
-        self._fences[project.ref] = fence
+        self._fences[environment.ref] = fence
 
     def _tick(self) -> int:
         self._count += 1
         return self._count
 
-    def _ensure(self, project: Project) -> _Environment:
-        if project.ref not in self._environments:
+    def _ensure(self, environment: Environment) -> _Simulated:
+        if environment.ref not in self._environments:
             stopped = Observation(Observed.STOPPED)
-            self._environments[project.ref] = _Environment(project.names, stopped)
+            self._environments[environment.ref] = _Simulated(environment.names, stopped)
             self._tell()
-        return self._environments[project.ref]
+        return self._environments[environment.ref]
 
     def _look(self, ref: ProjectRef) -> Observation:
-        environment = self._environments.get(ref)
-        if environment is None:
+        known = self._environments.get(ref)
+        if known is None:
             return Observation(Observed.ABSENT)
-        if environment.unknown is not None:
-            return Observation(Observed.UNKNOWN, error=environment.unknown)
-        return environment.seen
+        if known.unknown is not None:
+            return Observation(Observed.UNKNOWN, error=known.unknown)
+        return known.seen
 
     def _set(self, ref: ProjectRef, seen: Observation) -> None:
         self._environments[ref].seen = seen

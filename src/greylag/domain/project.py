@@ -10,6 +10,10 @@ from typing import Any
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.names import EnvironmentNames
 
+DEFAULT_TEMPLATE = "default"
+TEMPLATE_KEY = "template"
+"""The member of a project's metadata that names the shape of its environment."""
+
 
 class Status(StrEnum):
     """What is; only the reconciler writes it."""
@@ -48,10 +52,15 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """What a cluster knows a claim by: of two on one record, the lower number is the older."""
+    """What a cluster knows a claim by: of two on one record, the lower number is the older.
+
+    ``until`` is when the claim's lease ends, as far as its holder knows; it is no part of which
+    claim it is.
+    """
 
     record_id: str
     number: int
+    until: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +98,20 @@ class Project:
     @property
     def fence(self) -> Fence:
         """The claim that this copy of the record was read under, for the cluster to compare."""
-        return Fence(self.id, self.lease.number if self.lease else 0)
+        if self.lease is None:
+            return Fence(self.id, 0)
+        return Fence(self.id, self.lease.number, self.lease.until)
 
     @property
     def ref(self) -> ProjectRef:
         """The project's name everywhere."""
         return ProjectRef(self.user_id, self.project_id)
+
+    @property
+    def environment(self) -> "Environment":
+        """What the cluster is told of this copy of the record."""
+        template = self.metadata.get(TEMPLATE_KEY, DEFAULT_TEMPLATE)
+        return Environment(self.id, self.ref, self.names, self.fence, self.generation, template)
 
     @property
     def settled(self) -> bool:
@@ -104,6 +121,27 @@ class Project:
         """
         resting = self.status not in {Status.ACTIVATING, Status.DEACTIVATING}
         return resting and self.observed_generation >= self.generation
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What runs for a project, as the cluster is told of it.
+
+    Attributes:
+        id: the record's id, by which an environment is told from an earlier one of the same name.
+        ref: whose it is.
+        names: what its objects are called.
+        fence: the claim that it is worked on under.
+        generation: of what is wanted.
+        template: the name of the shape that the project asks for, as the user gave it.
+    """
+
+    id: str
+    ref: ProjectRef
+    names: EnvironmentNames
+    fence: Fence
+    generation: int = 1
+    template: object = DEFAULT_TEMPLATE
 
 
 def new_record_id(now: datetime) -> str:

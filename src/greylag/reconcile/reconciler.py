@@ -32,7 +32,7 @@ from greylag.domain.lifecycle import (
     Wait,
     plan,
 )
-from greylag.domain.project import NewEvent, Project, ProjectRef
+from greylag.domain.project import Environment, NewEvent, Project, ProjectRef
 from greylag.ports import Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
 
@@ -98,13 +98,13 @@ log = structlog.get_logger(__name__)
 
 
 async def first_change(
-    cluster: Cluster, project: Project, news: Subscription, longest: float
+    cluster: Cluster, environment: Environment, news: Subscription, longest: float
 ) -> None:
     """Return when the environment or the record may have changed, after ``longest`` seconds at
     the latest. A cluster that cannot tell (``ClusterError``) ends the waiting too.
     """
     waits = [
-        asyncio.create_task(cluster.changed(project, longest), name="cluster changed"),
+        asyncio.create_task(cluster.changed(environment, longest), name="cluster changed"),
         asyncio.create_task(news.changed(longest), name="record changed"),
     ]
     try:
@@ -276,7 +276,7 @@ class Reconciler:
         current.check_lease(self._clock.now())
         try:
             async with asyncio.timeout(self._pace.step):
-                await self._verbs[verb](current.project)
+                await self._verbs[verb](current.project.environment)
         except (ClusterError, TimeoutError) as error:
             return await self._rest(current, self._refused(current.project, verb, error))
         return False
@@ -291,7 +291,7 @@ class Reconciler:
     async def _observe(self, project: Project) -> Observation:
         try:
             async with asyncio.timeout(self._pace.step):
-                return await self._cluster.observe(project)
+                return await self._cluster.observe(project.environment)
         except ClusterError as error:
             return Observation(Observed.UNKNOWN, error=error.info)
         except TimeoutError:
@@ -304,7 +304,7 @@ class Reconciler:
         if project.deadline_at is not None:
             left = (project.deadline_at - self._clock.now()).total_seconds()
             longest = min(longest, left) if left > 0 else longest
-        await first_change(self._cluster, project, news, longest)
+        await first_change(self._cluster, project.environment, news, longest)
 
     async def _renewed(self, claim: Claim) -> Claim:
         return await self._store.renew(claim, self._clock.now(), self._pace.lease)

@@ -46,7 +46,7 @@ class Agents:
         """Return where an active project's agent answers."""
         if project.status is not Status.ACTIVE:
             raise NotActiveError(f"Project {project.project_id} is {project.status}, not active.")
-        return await self._cluster.reach(project)
+        return await self._cluster.reach(project.environment)
 
     async def status(self, principal: Principal, user_id: str, project_id: str) -> AgentStatus:
         """Return what answers in the environment."""
@@ -130,7 +130,7 @@ class Agents:
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes."""
         project = await self._projects.get(principal, user_id, project_id)
-        return self._cluster.logs(project, follow=follow, tail=min(tail, MAX_LOG_LINES))
+        return self._cluster.logs(project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES))
 
 
 # A message to a project's agent: wake the environment if it sleeps, then relay the turn.

@@ -162,14 +162,14 @@ class Orphans:
 
     async def _step(self, project: Project, left: float) -> ErrorInfo | None:
         """Go one step on; return what the environment waits for now, ``None`` when it is gone."""
-        seen = await self._cluster.observe(project)
+        seen = await self._cluster.observe(project.environment)
         match plan(project, seen, self._clock.now()):
             case Forget():
                 return None
             case Act(verb):
-                await self._verbs[verb](project)
+                await self._verbs[verb](project.environment)
             case Wait():
-                await self._cluster.changed(project, left)
+                await self._cluster.changed(project.environment, left)
             case Retry(error):
                 await self._clock.sleep(min(PAUSE_SECONDS, left))
                 return error

@@ -29,17 +29,17 @@ async def told(cluster: KubernetesCluster, project: Project, code: str) -> Obser
     """Return the first observation whose error has this code."""
     give_up = asyncio.get_running_loop().time() + PATIENCE
     while True:
-        seen = await cluster.observe(project)
+        seen = await cluster.observe(project.environment)
         if seen.error is not None and seen.error.code == code:
             return seen
         assert asyncio.get_running_loop().time() < give_up, f"{code} was not told, but {seen}"
-        await cluster.changed(project, timeout=1)
+        await cluster.changed(project.environment, timeout=1)
 
 
 async def refusal(cluster: KubernetesCluster, project: Project) -> ClusterError:
     """Return what a start is refused with."""
     with pytest.raises(ClusterError) as refused:
-        await cluster.start(project)
+        await cluster.start(project.environment)
     return refused.value
 
 
@@ -64,21 +64,21 @@ FINAL = frozenset({"image_not_found", "pull_secret_missing", "quota_exceeded"})
 async def test_a_stuck_environment_says_why(code: str) -> None:
     async with open_kubernetes(**{"goose": "scripted", **STUCK[code]}) as cluster:
         project = named_for(cluster, make_project())
-        await cluster.start(project)
+        await cluster.start(project.environment)
         seen = await told(cluster, project, code)
         assert seen.state is (Observed.FAILED if code in FINAL else Observed.STARTING)
         assert seen.error is not None
         assert seen.error.hint
         if code == "unschedulable":
             assert "cpu" in seen.error.message
-        await cluster.stop(project)
+        await cluster.stop(project.environment)
         await reaches(cluster, project, Observed.STOPPED)
 
 
 async def test_an_environment_that_crashes_tells_its_last_words() -> None:
     async with open_kubernetes(goose="/no/such/program") as cluster:
         project = named_for(cluster, make_project())
-        await cluster.start(project)
+        await cluster.start(project.environment)
         seen = await told(cluster, project, "crash_loop")
         assert seen.state is Observed.FAILED
         assert seen.error is not None
@@ -89,19 +89,19 @@ async def test_a_failed_environment_starts_anew_when_what_stopped_it_is_mended()
     quota = {"requests.cpu": "100m"}
     async with open_kubernetes(goose="scripted", quota=quota) as cluster:
         project = named_for(cluster, make_project())
-        await cluster.start(project)
+        await cluster.start(project.environment)
         assert (await told(cluster, project, "quota_exceeded")).terminal
         quota["requests.cpu"] = "4"
         wanted_again = replace(project, generation=project.generation + 1)
-        assert not (await cluster.observe(wanted_again)).terminal
-        await cluster.start(wanted_again)
+        assert not (await cluster.observe(wanted_again.environment)).terminal
+        await cluster.start(wanted_again.environment)
         await reaches(cluster, wanted_again, Observed.READY)
 
 
 async def test_a_namespace_that_is_being_removed_is_waited_for() -> None:
     async with open_kubernetes(goose="scripted") as cluster:
         project = named_for(cluster, make_project())
-        await cluster.prepare(project)
+        await cluster.prepare(project.environment)
         namespace = project.names.namespace
         held = ("configmap", "holder", "-n", namespace)
         kubectl("create", *held)
@@ -182,7 +182,7 @@ async def _is_enforced(cluster: KubernetesCluster, project: Project) -> None:
 
 async def _refused_preparation(cluster: KubernetesCluster, project: Project) -> ClusterError | None:
     try:
-        await cluster.prepare(project)
+        await cluster.prepare(project.environment)
     except ClusterError as error:
         return error if error.info.code == "webhook_refused" else None
     return None
@@ -200,7 +200,7 @@ async def test_an_account_without_rights_is_told_so(tmp_path: Path) -> None:
         async with open_kubernetes(kubeconfig=file) as cluster:
             project = named_for(cluster, make_project())
             with pytest.raises(ClusterError) as refused:
-                await cluster.observe(project)
+                await cluster.observe(project.environment)
             assert "forbidden" in refused.value.info.message
             assert account in refused.value.info.message
     finally:
@@ -220,5 +220,5 @@ async def test_an_api_server_that_is_not_there_is_unavailable(tmp_path: Path) ->
     file.write_text(json.dumps(config))
     async with open_kubernetes(kubeconfig=file) as cluster:
         with pytest.raises(ClusterUnavailableError) as refused:
-            await cluster.observe(make_project())
+            await cluster.observe(make_project().environment)
         assert "127.0.0.1:9" in refused.value.info.message

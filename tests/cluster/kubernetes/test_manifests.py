@@ -87,8 +87,8 @@ def made(user_id: str = "alice", project_id: str = "search", **changed: Any) -> 
 
 
 def objects(project: Project, options: Options, replicas: int = 1) -> list[dict[str, Any]]:
-    own = project_objects(project, options, token=TOKEN, replicas=replicas)
-    return [*shared_objects(project, options), *own]
+    own = project_objects(project.environment, options, token=TOKEN, replicas=replicas)
+    return [*shared_objects(project.environment, options), *own]
 
 
 def one(kind: str, among: list[dict[str, Any]]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def one(kind: str, among: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def agent_policy(options: Options) -> dict[str, Any]:
-    named = {each["metadata"]["name"]: each for each in shared_objects(made(), options)}
+    named = {each["metadata"]["name"]: each for each in shared_objects(made().environment, options)}
     spec: dict[str, Any] = named["greylag-agent"]["spec"]
     return spec
 
@@ -148,7 +148,9 @@ def test_no_two_projects_share_an_object_of_their_own(
     user: str, project: str, other_user: str, other_project: str
 ) -> None:
     def own(user_id: str, project_id: str) -> set[tuple[str, str, str]]:
-        found = project_objects(made(user_id, project_id), FULL, token=TOKEN, replicas=1)
+        found = project_objects(
+            made(user_id, project_id).environment, FULL, token=TOKEN, replicas=1
+        )
         return {
             (each["kind"], each["metadata"]["namespace"], each["metadata"]["name"])
             for each in found
@@ -156,8 +158,8 @@ def test_no_two_projects_share_an_object_of_their_own(
 
     if (user, project) != (other_user, other_project):
         assert own(user, project).isdisjoint(own(other_user, other_project))
-        assert ingress_url(made(user, project), FULL) != ingress_url(
-            made(other_user, other_project), FULL
+        assert ingress_url(made(user, project).environment, FULL) != ingress_url(
+            made(other_user, other_project).environment, FULL
         )
 
 
@@ -167,8 +169,8 @@ def test_own_objects_tell_their_project_and_shared_ones_do_not(
 ) -> None:
     project = made(user_id, project_id)
 
-    own = project_objects(project, FULL, token=TOKEN, replicas=1)
-    shared = shared_objects(project, FULL)
+    own = project_objects(project.environment, FULL, token=TOKEN, replicas=1)
+    shared = shared_objects(project.environment, FULL)
 
     assert {ref_of(each) for each in own} == {ProjectRef(user_id, project_id)}
     assert {ref_of(each) for each in shared} == {None}
@@ -183,8 +185,8 @@ def test_an_object_of_somebody_else_has_no_project() -> None:
 
 
 def test_objects_of_one_user_s_projects_share_only_the_shared_ones() -> None:
-    assert shared_objects(made(project_id="one"), FULL) == shared_objects(
-        made(project_id="two"), FULL
+    assert shared_objects(made(project_id="one").environment, FULL) == shared_objects(
+        made(project_id="two").environment, FULL
     )
 
 
@@ -271,7 +273,7 @@ def test_without_allowed_addresses_only_dns_is_left() -> None:
 def test_urls_follow_the_routing() -> None:
     host = one("Ingress", objects(made(), FULL))["spec"]["rules"][0]["host"]
 
-    assert ingress_url(made(), FULL) == f"https://{host}"
+    assert ingress_url(made().environment, FULL) == f"https://{host}"
     assert host.endswith(".agents.example.org")
-    assert ingress_url(made(), ON_PATHS) == "http://example.org/user-alice/search"
-    assert ingress_url(made(), PLAIN) is None
+    assert ingress_url(made().environment, ON_PATHS) == "http://example.org/user-alice/search"
+    assert ingress_url(made().environment, PLAIN) is None

@@ -58,7 +58,7 @@ def project(kubectl: Kubectl) -> Iterator[Project]:
         created_at=NOW,
         updated_at=NOW,
     )
-    namespace = shared_objects(project, SHAPES["plain"])[0]
+    namespace = shared_objects(project.environment, SHAPES["plain"])[0]
     try:
         done = apply(kubectl, [namespace])
         assert done.returncode == 0, done.stderr
@@ -78,8 +78,8 @@ def test_a_server_side_dry_run_takes_all_without_a_warning(
     kubectl: Kubectl, project: Project, shape: str
 ) -> None:
     options = SHAPES[shape]
-    own = project_objects(project, options, token="a-token", replicas=1)
-    objects = [*shared_objects(project, options), *own]
+    own = project_objects(project.environment, options, token="a-token", replicas=1)
+    objects = [*shared_objects(project.environment, options), *own]
 
     done = apply(kubectl, objects, "--dry-run=server", "--validate=strict")
 
@@ -91,7 +91,7 @@ def test_a_server_side_dry_run_takes_all_without_a_warning(
 def test_the_namespace_would_warn_of_a_pod_that_is_not_restricted(
     kubectl: Kubectl, project: Project
 ) -> None:
-    own = project_objects(project, SHAPES["plain"], token="a-token", replicas=1)
+    own = project_objects(project.environment, SHAPES["plain"], token="a-token", replicas=1)
     deployment = next(each for each in own if each["kind"] == "Deployment")
     del deployment["spec"]["template"]["spec"]["containers"][0]["securityContext"]
 

@@ -42,11 +42,11 @@ class DoomedApi(Api):
 async def _resume(worker: KubernetesCluster, project: Project) -> None:
     """Do as a reconciler does with a project that is to go."""
     async with asyncio.timeout(PATIENCE):
-        while (state := (await worker.observe(project)).state) is not Observed.ABSENT:
+        while (state := (await worker.observe(project.environment)).state) is not Observed.ABSENT:
             if state is Observed.STOPPED:
-                await worker.delete(project)
+                await worker.delete(project.environment)
             else:
-                await worker.changed(project, 0.2)
+                await worker.changed(project.environment, 0.2)
 
 
 async def _cut_off(worker: KubernetesCluster, calls: int) -> str:
@@ -60,7 +60,7 @@ async def _cut_off(worker: KubernetesCluster, calls: int) -> str:
         new = make_project(f"p{number}", f"u{calls}")
         names = environment_names(new.user_id, new.project_id, prefix=prefix)
         projects.append(replace(new, names=names))
-    await asyncio.gather(*(worker.prepare(one) for one in projects))
+    await asyncio.gather(*(worker.prepare(one.environment) for one in projects))
     for one in projects:
         api = DoomedApi.open(worker._api.connection)
         api.left = calls
@@ -69,7 +69,7 @@ async def _cut_off(worker: KubernetesCluster, calls: int) -> str:
             await reaches(doomed, one, Observed.STOPPED)
             # The first of the two leaves the namespace to the other, and so makes a call less.
             with suppress(KilledError):
-                await doomed.delete(one)
+                await doomed.delete(one.environment)
         finally:
             await doomed.close()
     await asyncio.gather(*(_resume(worker, one) for one in projects))

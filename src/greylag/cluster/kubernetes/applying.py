@@ -27,7 +27,7 @@ from greylag.cluster.kubernetes.manifests import project_objects, shared_objects
 from greylag.cluster.kubernetes.observation import slot_of
 from greylag.cluster.kubernetes.options import Options
 from greylag.domain.errors import ClusterError
-from greylag.domain.project import Project
+from greylag.domain.project import Environment
 
 NAMESPACE_GONE_SECONDS = 5.0
 _POLL_SECONDS = 0.25
@@ -43,36 +43,36 @@ class Applier:
         self._options = options
 
     async def apply(
-        self, project: Project, found: Object | None, *, replicas: int, mark: str
+        self, environment: Environment, found: Object | None, *, replicas: int, mark: str
     ) -> dict[str, Any]:
         """Apply everything, the Deployment last, and return that.
 
         Args:
-            project: whose environment.
+            environment: which environment.
             found: the Deployment as it was read; if it has changed since, ``ApiError`` 409.
             replicas: 0 or 1.
             mark: as long as it stays the same, the pod does.
         """
-        secret = await self._ready_namespace(project)
+        secret = await self._ready_namespace(environment)
         token = token_of(secret) if secret else secrets.token_urlsafe(_TOKEN_BYTES)
-        things = project_objects(project, self._options, token=token, replicas=replicas)
+        things = project_objects(environment, self._options, token=token, replicas=replicas)
         deployment = next(thing for thing in things if thing["kind"] == "Deployment")
         await self._all([thing for thing in things if thing is not deployment])
-        _mark(deployment, project, mark)
+        _mark(deployment, environment, mark)
         if found is not None:
             deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
         return await self._applied(deployment)
 
-    async def _ready_namespace(self, project: Project) -> Object | None:
+    async def _ready_namespace(self, environment: Environment) -> Object | None:
         """See to the namespace and its rules; return the environment's Secret, if it has one.
 
         The rules stand before anything can run there.
         """
-        namespace, *rules = shared_objects(project, self._options)
-        await self._not_terminating(project.names.namespace)
+        namespace, *rules = shared_objects(environment, self._options)
+        await self._not_terminating(environment.names.namespace)
         await self._api.apply(namespace)
         await self._all(rules)
-        return await self._api.read("Secret", project.names.namespace, secret_name(project))
+        return await self._api.read("Secret", environment.names.namespace, secret_name(environment))
 
     async def _not_terminating(self, name: str) -> None:
         """Wait a little for a namespace that is being removed; ``ClusterError`` if it lasts."""
@@ -125,10 +125,10 @@ def mark_of(deployment: Object | None) -> str:
     return str(annotations.get(START_ANNOTATION, "1"))
 
 
-def _mark(deployment: dict[str, Any], project: Project, mark: str) -> None:
+def _mark(deployment: dict[str, Any], environment: Environment, mark: str) -> None:
     deployment["metadata"]["annotations"] |= {
         START_ANNOTATION: mark,
-        GENERATION_ANNOTATION: str(project.generation),
+        GENERATION_ANNOTATION: str(environment.generation),
     }
     deployment["spec"]["template"]["metadata"]["annotations"][START_ANNOTATION] = mark
 
@@ -145,47 +145,47 @@ class Remover:
         self._api = api
         self._board = board
 
-    async def remove(self, project: Project, deployment: Object | None) -> None:
+    async def remove(self, environment: Environment, deployment: Object | None) -> None:
         """Remove everything of the environment; the Deployment, which carries the claim, last.
 
         ``deployment`` is that which was looked at, marked as being removed: if it has changed
         since, ``ApiError`` 409. As long as it is there a removal that was cut off is done again, so
         the namespace goes before it.
         """
-        await self._remove_parts(project)
-        await self._gone(project, "PersistentVolumeClaim", volume_claim_name(project))
-        await self._remove_unused_namespace(project.names.namespace)
+        await self._remove_parts(environment)
+        await self._gone(environment, "PersistentVolumeClaim", volume_claim_name(environment))
+        await self._remove_unused_namespace(environment.names.namespace)
         if deployment is not None:
             await self._api.delete(
                 "Deployment",
-                project.names.namespace,
-                project.names.deployment,
+                environment.names.namespace,
+                environment.names.deployment,
                 uid=deployment["metadata"]["uid"],
                 version=deployment["metadata"]["resourceVersion"],
             )
-            await self._gone(project, "Deployment", project.names.deployment)
+            await self._gone(environment, "Deployment", environment.names.deployment)
 
-    async def _remove_parts(self, project: Project) -> None:
-        names = project.names
+    async def _remove_parts(self, environment: Environment) -> None:
+        names = environment.names
         parts = (
             ("Ingress", names.ingress),
             ("Service", names.service),
-            ("PersistentVolumeClaim", volume_claim_name(project)),
-            ("ConfigMap", config_name(project)),
-            ("Secret", secret_name(project)),
+            ("PersistentVolumeClaim", volume_claim_name(environment)),
+            ("ConfigMap", config_name(environment)),
+            ("Secret", secret_name(environment)),
         )
         for kind, name in parts:
             # The claim sees to it that nobody makes one of that name anew meanwhile.
             await self._api.delete(kind, names.namespace, name, again=True)
 
-    async def _gone(self, project: Project, kind: str, name: str) -> None:
+    async def _gone(self, environment: Environment, kind: str, name: str) -> None:
         """Return when the caches know an object no more; raise what holds it up."""
-        slot = slot_of(project)
+        slot = slot_of(environment)
         with suppress(TimeoutError):
             async with asyncio.timeout(GONE_SECONDS):
-                while self._board.find(kind, project.names.namespace, name) is not None:
+                while self._board.find(kind, environment.names.namespace, name) is not None:
                     await self._board.changed(slot, self._board.version(slot), GONE_SECONDS)
-        left = self._board.find(kind, project.names.namespace, name)
+        left = self._board.find(kind, environment.names.namespace, name)
         if left is not None:
             finalizers = list(left["metadata"].get("finalizers") or [])
             raise of_cause(stuck_removal(kind, name, finalizers))

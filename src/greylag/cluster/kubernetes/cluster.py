@@ -24,7 +24,7 @@ from greylag.cluster.news import News
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.names import environment_names
-from greylag.domain.project import Project, ProjectRef
+from greylag.domain.project import Environment, ProjectRef
 from greylag.ports import AgentAddress
 
 _POLL_SECONDS = 1.0
@@ -33,7 +33,7 @@ _NO_LOG_YET = frozenset({400, 404})
 
 
 async def read_lines(
-    api: Api, project: Project, *, follow: bool, tail: int
+    api: Api, environment: Environment, *, follow: bool, tail: int
 ) -> AsyncGenerator[bytes, None]:
     """Yield the last ``tail`` lines, then, with ``follow``, what comes, through restarts.
 
@@ -42,7 +42,7 @@ async def read_lines(
     read: tuple[str, int] | None = None
     first: int | None = tail
     while True:
-        pod = await _newest(api, project)
+        pod = await _newest(api, environment)
         run = None if pod is None else _run_of(pod)
         if pod is not None and run != read:
             found = False
@@ -79,9 +79,9 @@ async def _of_pod(
         yield rest
 
 
-async def _newest(api: Api, project: Project) -> dict[str, Any] | None:
-    selector = f"{PROJECT_LABEL}={project_slug(project)}"
-    pods = (await api.list("Pod", project.names.namespace, selector=selector)).items
+async def _newest(api: Api, environment: Environment) -> dict[str, Any] | None:
+    selector = f"{PROJECT_LABEL}={project_slug(environment)}"
+    pods = (await api.list("Pod", environment.names.namespace, selector=selector)).items
     return max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
 
 
@@ -157,76 +157,76 @@ class KubernetesCluster:
         else:
             _log.info("kubernetes", version=version)
 
-    async def observe(self, project: Project) -> Observation:
+    async def observe(self, environment: Environment) -> Observation:
         """Return how the environment stands, as the watches know it."""
         self._begin()
-        return await self._looker.observe(project)
+        return await self._looker.observe(environment)
 
-    async def prepare(self, project: Project) -> None:
+    async def prepare(self, environment: Environment) -> None:
         """Apply all objects with no pod; an environment that exists only gets the claim."""
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             if found is None:
-                return await self._applier.apply(project, None, replicas=0, mark="1")
-            return await self._writes.stamped(project, found)
+                return await self._applier.apply(environment, None, replicas=0, mark="1")
+            return await self._writes.stamped(environment, found)
 
-        await self._fenced(project, step)
-        await self._idle(project)
+        await self._fenced(environment, step)
+        await self._idle(environment)
 
-    async def start(self, project: Project) -> None:
+    async def start(self, environment: Environment) -> None:
         """Apply all objects with one pod; a failed one gets a new pod."""
-        state = (await self.observe(project)).state
+        state = (await self.observe(environment)).state
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             if found is not None and wants_pod(found) and state is not Observed.FAILED:
-                return await self._writes.stamped(project, found)
+                return await self._writes.stamped(environment, found)
             if state is Observed.STOPPING:
                 raise ClusterError(
                     "The environment is still being stopped.", code="environment_stopping"
                 )
             mark = mark_of(found)
-            if state is Observed.FAILED and self._looker.sight(project).failed_itself:
-                mark = f"{project.generation}.{project.fence.number}"
-            return await self._applier.apply(project, found, replicas=1, mark=mark)
+            if state is Observed.FAILED and self._looker.sight(environment).failed_itself:
+                mark = f"{environment.generation}.{environment.fence.number}"
+            return await self._applier.apply(environment, found, replicas=1, mark=mark)
 
-        await self._fenced(project, step)
+        await self._fenced(environment, step)
 
-    async def stop(self, project: Project) -> None:
+    async def stop(self, environment: Environment) -> None:
         """Scale to no pod."""
-        self._reacher.forget(project)
+        self._reacher.forget(environment)
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             if found is None:
                 return None
-            patch = {"metadata": stamp(project, found), "spec": {"replicas": 0}}
-            return await self._writes.patched(project, patch)
+            patch = {"metadata": stamp(environment, found), "spec": {"replicas": 0}}
+            return await self._writes.patched(environment, patch)
 
-        await self._fenced(project, step)
+        await self._fenced(environment, step)
 
-    async def delete(self, project: Project) -> None:
+    async def delete(self, environment: Environment) -> None:
         """Remove everything, the volume too; an environment that has a pod is refused."""
-        self._reacher.forget(project)
+        self._reacher.forget(environment)
 
         async def step(found: Object | None) -> dict[str, Any] | None:
-            if observed(self._looker.sight(project)).state in _ALIVE:
+            if observed(self._looker.sight(environment)).state in _ALIVE:
                 raise ClusterError(
                     "The environment must be stopped before it can be deleted.",
                     code="environment_running",
                 )
             if found is not None:
-                patch = {"metadata": removal_stamp(project, found)}
-                found = await self._writes.patched(project, patch)
-            await self._remover.remove(project, found)
+                patch = {"metadata": removal_stamp(environment, found)}
+                found = await self._writes.patched(environment, patch)
+            await self._remover.remove(environment, found)
             return None
 
-        await self._fenced(project, step)
-        self._writes.fences.deleted(project)
-        self._looker.forget(project)
+        await self._fenced(environment, step)
+        self._writes.fences.deleted(environment)
+        self._looker.forget(environment)
 
-    async def changed(self, project: Project, timeout: float) -> None:  # noqa: ASYNC109 - the port's
+    async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
         """Return once the project's objects changed after the last look, or after ``timeout``."""
         self._begin()
-        await self._looker.changed(project, timeout)
+        await self._looker.changed(environment, timeout)
 
     async def changes(self) -> AsyncIterator[ProjectRef]:
         """Yield projects whose pod or objects were lost though they are to run, until ``close``."""
@@ -237,16 +237,16 @@ class KubernetesCluster:
         if self._watching is not None and self._watching.done() and not self._closing.is_set():
             self._watching.result()
 
-    async def reach(self, project: Project) -> AgentAddress:
+    async def reach(self, environment: Environment) -> AgentAddress:
         """Return the agent's address and its token."""
-        return await self._reacher.reach(project)
+        return await self._reacher.reach(environment)
 
     @asynccontextmanager
     async def logs(
-        self, project: Project, *, follow: bool, tail: int
+        self, environment: Environment, *, follow: bool, tail: int
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open the log of the environment's pod."""
-        async with aclosing(self._lines(project, follow=follow, tail=tail)) as lines:
+        async with aclosing(self._lines(environment, follow=follow, tail=tail)) as lines:
             yield lines
 
     async def inventory(self) -> Sequence[ProjectRef]:
@@ -269,10 +269,10 @@ class KubernetesCluster:
         await self._api.close()
 
     async def _lines(
-        self, project: Project, *, follow: bool, tail: int
+        self, environment: Environment, *, follow: bool, tail: int
     ) -> AsyncGenerator[bytes, None]:
         with told():
-            async for line in read_lines(self._api, project, follow=follow, tail=tail):
+            async for line in read_lines(self._api, environment, follow=follow, tail=tail):
                 yield line
 
     def _is_ours(self, ref: ProjectRef, namespace: str) -> bool:
@@ -290,20 +290,20 @@ class KubernetesCluster:
             _log.error("kubernetes_watches_died", exc_info=task.exception())
         self._unasked.close()
 
-    async def _fenced(self, project: Project, step: Step) -> None:
+    async def _fenced(self, environment: Environment, step: Step) -> None:
         self._begin()
         await self._looker.fresh()
-        await self._writes.do(project, step)
+        await self._writes.do(environment, step)
 
-    async def _idle(self, project: Project) -> None:
+    async def _idle(self, environment: Environment) -> None:
         """Wait a moment for the cluster's controller to take a new environment up."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + PREPARED_SECONDS
-        while not is_idle(self._looker.sight(project)) and (left := give_up - loop.time()) > 0:
-            seen = await self._looker.observe(project)
+        while not is_idle(self._looker.sight(environment)) and (left := give_up - loop.time()) > 0:
+            seen = await self._looker.observe(environment)
             if seen.state not in {Observed.STOPPING, Observed.STOPPED}:
                 return
-            await self._looker.changed(project, min(left, 0.2))
+            await self._looker.changed(environment, min(left, 0.2))
 
 
 _ALIVE = frozenset({Observed.STARTING, Observed.READY, Observed.STOPPING, Observed.FAILED})

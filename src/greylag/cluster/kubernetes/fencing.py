@@ -18,7 +18,7 @@ from greylag.cluster.kubernetes.identity import (
 )
 from greylag.cluster.kubernetes.informer import Watches
 from greylag.domain.errors import ClusterError, LeaseLostError
-from greylag.domain.project import Fence, Project, ProjectRef
+from greylag.domain.project import Environment, Fence, ProjectRef
 
 _REMEMBERED = 10_000
 
@@ -29,17 +29,17 @@ class Fences:
     def __init__(self) -> None:
         self._deleted: OrderedDict[ProjectRef, Fence] = OrderedDict()
 
-    def check(self, project: Project, deployment: Object | None) -> None:
+    def check(self, environment: Environment, deployment: Object | None) -> None:
         """Raise ``LeaseLostError`` when the environment has seen a newer claim than this one."""
-        newest = fence_of(deployment) or self._deleted.get(project.ref)
-        fence = project.fence
+        newest = fence_of(deployment) or self._deleted.get(environment.ref)
+        fence = environment.fence
         if newest and newest.record_id == fence.record_id and newest.number > fence.number:
             raise LeaseLostError("Another worker has taken this project over.")
 
-    def deleted(self, project: Project) -> None:
+    def deleted(self, environment: Environment) -> None:
         """Remember the claim under which an environment was deleted."""
-        self._deleted[project.ref] = project.fence
-        self._deleted.move_to_end(project.ref)
+        self._deleted[environment.ref] = environment.fence
+        self._deleted.move_to_end(environment.ref)
         if len(self._deleted) > _REMEMBERED:
             self._deleted.popitem(last=False)
 
@@ -51,25 +51,25 @@ def fence_of(deployment: Object | None) -> Fence | None:
     return Fence(record, int(number)) if record and number.isdecimal() else None
 
 
-def is_under(project: Project, deployment: Object) -> bool:
+def is_under(environment: Environment, deployment: Object) -> bool:
     """Tell whether the Deployment carries the claim of ``project`` already."""
-    return fence_of(deployment) == project.fence
+    return fence_of(deployment) == environment.fence
 
 
-def stamp(project: Project, deployment: Object) -> dict[str, Any]:
+def stamp(environment: Environment, deployment: Object) -> dict[str, Any]:
     """Return the ``metadata`` of a patch that puts the claim on, if nothing changed since."""
     annotations = {
-        RECORD_ANNOTATION: project.fence.record_id,
-        CLAIM_ANNOTATION: str(project.fence.number),
+        RECORD_ANNOTATION: environment.fence.record_id,
+        CLAIM_ANNOTATION: str(environment.fence.number),
     }
     version = deployment["metadata"]["resourceVersion"]
     return {"resourceVersion": version, "annotations": annotations}
 
 
-def removal_stamp(project: Project, deployment: Object) -> dict[str, Any]:
+def removal_stamp(environment: Environment, deployment: Object) -> dict[str, Any]:
     """Return what ``stamp`` does, with the mark that the environment is being removed."""
-    metadata = stamp(project, deployment)
-    metadata["annotations"][REMOVING_ANNOTATION] = project.fence.record_id
+    metadata = stamp(environment, deployment)
+    metadata["annotations"][REMOVING_ANNOTATION] = environment.fence.record_id
     return metadata
 
 
@@ -98,16 +98,16 @@ class FencedWrites:
         self._watches = watches
         self._board = board
 
-    async def do(self, project: Project, step: Step) -> None:
+    async def do(self, environment: Environment, step: Step) -> None:
         """Do ``step`` with the Deployment as it is now, again when somebody was there between.
 
         ``step`` returns the Deployment that it wrote, if it wrote one; the caches know it then.
         Raises ``LeaseLostError``, ``ClusterError``.
         """
-        names = project.names
+        names = environment.names
         found = self._board.find("Deployment", names.namespace, names.deployment)
         for tried in range(1, _TRIES + 1):
-            self.fences.check(project, found)
+            self.fences.check(environment, found)
             try:
                 written = await step(found)
             except ApiError as error:
@@ -120,15 +120,15 @@ class FencedWrites:
                 await self._read_back(written)
             return
 
-    async def stamped(self, project: Project, found: Object) -> dict[str, Any]:
+    async def stamped(self, environment: Environment, found: Object) -> dict[str, Any]:
         """Put the claim of ``project`` on the Deployment ``found`` and return it."""
-        if is_under(project, found):
+        if is_under(environment, found):
             return dict(found)
-        return await self.patched(project, {"metadata": stamp(project, found)})
+        return await self.patched(environment, {"metadata": stamp(environment, found)})
 
-    async def patched(self, project: Project, patch: dict[str, Any]) -> dict[str, Any]:
+    async def patched(self, environment: Environment, patch: dict[str, Any]) -> dict[str, Any]:
         """Patch the environment's Deployment and return it."""
-        names = project.names
+        names = environment.names
         return await self._api.patch_merge("Deployment", names.namespace, names.deployment, patch)
 
     async def _read_back(self, written: Object) -> None:

@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
-from greylag.domain.project import Project, ProjectRef
+from greylag.domain.project import Environment, ProjectRef
 
 FIELD_MANAGER = "greylag"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
@@ -31,29 +31,29 @@ SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 """Selects all that is ours, in a list or a watch."""
 
 
-def project_slug(project: Project) -> str:
+def project_slug(environment: Environment) -> str:
     """Return what all names of the project's objects begin with; a DNS label."""
-    return project.names.deployment.removesuffix("-api")
+    return environment.names.deployment.removesuffix("-api")
 
 
-def volume_claim_name(project: Project) -> str:
+def volume_claim_name(environment: Environment) -> str:
     """Return the PersistentVolumeClaim's name."""
-    return f"{project_slug(project)}-data"
+    return f"{project_slug(environment)}-data"
 
 
-def secret_name(project: Project) -> str:
+def secret_name(environment: Environment) -> str:
     """Return the name of the Secret with the environment's token."""
-    return f"{project_slug(project)}-secret"
+    return f"{project_slug(environment)}-secret"
 
 
-def config_name(project: Project) -> str:
+def config_name(environment: Environment) -> str:
     """Return the ConfigMap's name."""
-    return f"{project_slug(project)}-config"
+    return f"{project_slug(environment)}-config"
 
 
-def labels(project: Project) -> dict[str, str]:
+def labels(environment: Environment) -> dict[str, str]:
     """Return the labels of each object, and of the pods, of ``project``."""
-    return {MANAGED_BY_LABEL: MANAGED_BY, PROJECT_LABEL: project_slug(project)}
+    return {MANAGED_BY_LABEL: MANAGED_BY, PROJECT_LABEL: project_slug(environment)}
 
 
 def ref_of(obj: Mapping[str, Any]) -> ProjectRef | None:
@@ -67,26 +67,26 @@ def ref_of(obj: Mapping[str, Any]) -> ProjectRef | None:
     return ProjectRef(user_id, project_id) if user_id and project_id else None
 
 
-def project_metadata(project: Project, name: str) -> dict[str, Any]:
+def project_metadata(environment: Environment, name: str) -> dict[str, Any]:
     """Return ``metadata`` of an object that is this project's alone."""
     return {
         "name": name,
-        "namespace": project.names.namespace,
-        "labels": labels(project),
+        "namespace": environment.names.namespace,
+        "labels": labels(environment),
         "annotations": {
-            USER_ID_ANNOTATION: project.user_id,
-            PROJECT_ID_ANNOTATION: project.project_id,
+            USER_ID_ANNOTATION: environment.ref.user_id,
+            PROJECT_ID_ANNOTATION: environment.ref.project_id,
         },
     }
 
 
-def shared_metadata(project: Project, name: str) -> dict[str, Any]:
+def shared_metadata(environment: Environment, name: str) -> dict[str, Any]:
     """Return ``metadata`` of an object in the user's namespace that all projects share."""
     return {
         "name": name,
-        "namespace": project.names.namespace,
+        "namespace": environment.names.namespace,
         "labels": {MANAGED_BY_LABEL: MANAGED_BY},
-        "annotations": {USER_ID_ANNOTATION: project.user_id},
+        "annotations": {USER_ID_ANNOTATION: environment.ref.user_id},
     }
 
 

@@ -26,7 +26,7 @@ from greylag.cluster.kubernetes.objects import Object, is_ready
 from greylag.cluster.kubernetes.options import Options
 from greylag.common.net import end_to_end
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
-from greylag.domain.project import Project
+from greylag.domain.project import Environment
 from greylag.ports import AgentAddress
 
 FIRST_CONNECT_SECONDS = 0.03
@@ -109,12 +109,12 @@ class ServiceProxy:
         self._http: aiohttp.ClientSession | None = None
         self._address = ""
 
-    async def url(self, project: Project) -> str:
+    async def url(self, environment: Environment) -> str:
         """Return where the project's agent is found."""
         async with self._lock:
             if self._runner is None:
                 await self._begin()
-        return f"{self._address}/{project.names.namespace}/{project.names.service}"
+        return f"{self._address}/{environment.names.namespace}/{environment.names.service}"
 
     async def close(self) -> None:
         """End the relay."""
@@ -215,61 +215,61 @@ class Reacher:
         self._proxy = proxy
         self._kept: dict[str, _Kept] = {}
 
-    async def reach(self, project: Project) -> AgentAddress:
+    async def reach(self, environment: Environment) -> AgentAddress:
         """Return a ready environment's address and token, else raise ``NotActiveError``."""
         now = asyncio.get_running_loop().time()
-        kept = self._kept.get(project.id)
+        kept = self._kept.get(environment.id)
         if kept is not None and now < kept.until:
             return kept.address
         with told():
-            address = await self._found(project)
+            address = await self._found(environment)
         if len(self._kept) >= KEPT_MOST:
             self._kept.clear()
-        self._kept[project.id] = _Kept(address, now + KEPT_SECONDS)
+        self._kept[environment.id] = _Kept(address, now + KEPT_SECONDS)
         return address
 
-    async def url(self, project: Project, service: Object | None) -> str | None:
+    async def url(self, environment: Environment, service: Object | None) -> str | None:
         """Return where the platform itself finds the agent, ``None`` if that is not known yet."""
         reach, options = self._options.reach, self._options
         if service is None:
             return None
         if reach == "proxy":
-            return await self._proxy.url(project)
+            return await self._proxy.url(environment)
         if reach == "service" or (reach == "auto" and options.platform_namespace):
-            return _inside_url(project, options)
+            return _inside_url(environment, options)
         if reach == "loadbalancer":
             return _balancer_url(options, service)
         if reach == "auto" and not options.ingress_base_domain and _is_inside(service):
             # Nothing leads there from outside of the cluster but the API server.
-            return await self._proxy.url(project)
-        return endpoint_of(project, options, service)
+            return await self._proxy.url(environment)
+        return endpoint_of(environment, options, service)
 
-    def forget(self, project: Project) -> None:
+    def forget(self, environment: Environment) -> None:
         """Look anew next time."""
-        self._kept.pop(project.id, None)
+        self._kept.pop(environment.id, None)
 
-    async def _found(self, project: Project) -> AgentAddress:
-        names, api = project.names, self._api
-        ours = f"{PROJECT_LABEL}={project_slug(project)}"
+    async def _found(self, environment: Environment) -> AgentAddress:
+        names, api = environment.names, self._api
+        ours = f"{PROJECT_LABEL}={project_slug(environment)}"
         pods, service, secret = await asyncio.gather(
             api.list("Pod", names.namespace, selector=ours),
             api.read("Service", names.namespace, names.service),
-            api.read("Secret", names.namespace, secret_name(project)),
+            api.read("Secret", names.namespace, secret_name(environment)),
         )
-        url = await self.url(project, service)
+        url = await self.url(environment, service)
         if url is None or not any(_serves(pod) for pod in pods.items):
             raise NotActiveError("The environment does not run.")
         return AgentAddress(url, token_of(secret))
 
 
-def endpoint_of(project: Project, options: Options, service: Object | None) -> str | None:
+def endpoint_of(environment: Environment, options: Options, service: Object | None) -> str | None:
     """Return where users and operators are told that the environment is, ``None`` if unknown yet.
 
     The Ingress' host where there is one, else the load balancer's address, else the Service.
     """
     if service is None:
         return None
-    return ingress_url(project, options) or _service_url(project, options, service)
+    return ingress_url(environment, options) or _service_url(environment, options, service)
 
 
 def token_of(secret: Object | None) -> str:
@@ -289,14 +289,16 @@ def _no_token() -> str:
     )
 
 
-def _service_url(project: Project, options: Options, service: Object) -> str | None:
+def _service_url(environment: Environment, options: Options, service: Object) -> str | None:
     if service["spec"].get("type") == "LoadBalancer":
         return _balancer_url(options, service)
-    return _inside_url(project, options)
+    return _inside_url(environment, options)
 
 
-def _inside_url(project: Project, options: Options) -> str:
-    return f"http://{project.names.service}.{project.names.namespace}.svc:{options.agent_port}"
+def _inside_url(environment: Environment, options: Options) -> str:
+    return (
+        f"http://{environment.names.service}.{environment.names.namespace}.svc:{options.agent_port}"
+    )
 
 
 def _is_inside(service: Object) -> bool:

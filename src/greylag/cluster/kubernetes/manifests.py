@@ -24,7 +24,7 @@ from greylag.cluster.kubernetes.identity import (
 from greylag.cluster.kubernetes.namespace import QUOTA_NAME, SERVICE_ACCOUNT, shared_objects
 from greylag.cluster.kubernetes.options import EVERYWHERE, Options, Template, chosen
 from greylag.domain.names import label
-from greylag.domain.project import Project
+from greylag.domain.project import Environment
 
 CONTAINER = "agent"
 PORT_NAME = "http"
@@ -43,13 +43,13 @@ _TEMPORARY_SIZE = "1Gi"
 
 
 def deployment(
-    project: Project, options: Options, template: Template, replicas: int
+    environment: Environment, options: Options, template: Template, replicas: int
 ) -> dict[str, Any]:
     """Return the Deployment with 0 or 1 ``replicas``."""
-    metadata = project_metadata(project, project.names.deployment)
+    metadata = project_metadata(environment, environment.names.deployment)
     metadata["annotations"] |= {
-        RECORD_ANNOTATION: project.fence.record_id,
-        CLAIM_ANNOTATION: str(project.fence.number),
+        RECORD_ANNOTATION: environment.fence.record_id,
+        CLAIM_ANNOTATION: str(environment.fence.number),
     }
     return {
         "apiVersion": "apps/v1",
@@ -60,19 +60,19 @@ def deployment(
             "revisionHistoryLimit": 0,
             # Two pods must never write to one volume.
             "strategy": {"type": "Recreate"},
-            "selector": {"matchLabels": labels(project)},
+            "selector": {"matchLabels": labels(environment)},
             "template": {
                 "metadata": {
-                    "labels": labels(project),
-                    "annotations": project_metadata(project, "")["annotations"],
+                    "labels": labels(environment),
+                    "annotations": project_metadata(environment, "")["annotations"],
                 },
-                "spec": _pod(project, options, template),
+                "spec": _pod(environment, options, template),
             },
         },
     }
 
 
-def _pod(project: Project, options: Options, template: Template) -> dict[str, Any]:
+def _pod(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "runtimeClassName": options.runtime_class,
         "priorityClassName": options.priority_class,
@@ -95,23 +95,26 @@ def _pod(project: Project, options: Options, template: Template) -> dict[str, An
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **{name: value for name, value in chosen.items() if value},
-        "containers": [_container(project, options, template)],
+        "containers": [_container(environment, options, template)],
         "volumes": [
-            {"name": "data", "persistentVolumeClaim": {"claimName": volume_claim_name(project)}},
+            {
+                "name": "data",
+                "persistentVolumeClaim": {"claimName": volume_claim_name(environment)},
+            },
             # agentd has its own folder for temporary files; scripts that tools run name /tmp.
             {"name": "tmp", "emptyDir": {"sizeLimit": _TEMPORARY_SIZE}},
         ],
     }
 
 
-def _container(project: Project, options: Options, template: Template) -> dict[str, Any]:
+def _container(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": template.image or options.image,
         "imagePullPolicy": options.image_pull_policy,
         "envFrom": [
-            {"configMapRef": {"name": config_name(project)}},
-            {"secretRef": {"name": secret_name(project)}},
+            {"configMapRef": {"name": config_name(environment)}},
+            {"secretRef": {"name": secret_name(environment)}},
         ],
         "ports": [{"name": PORT_NAME, "containerPort": options.agent_port, "protocol": "TCP"}],
         "resources": {
@@ -158,13 +161,13 @@ _STREAMING = {
 }
 
 
-def service(project: Project, options: Options) -> dict[str, Any]:
+def service(environment: Environment, options: Options) -> dict[str, Any]:
     """Return the Service: the agent's port under the same number."""
-    metadata = project_metadata(project, project.names.service)
+    metadata = project_metadata(environment, environment.names.service)
     metadata["annotations"] |= dict(options.service_annotations)
     spec: dict[str, Any] = {
         "type": options.service_type,
-        "selector": labels(project),
+        "selector": labels(environment),
         "ports": [
             {
                 "name": PORT_NAME,
@@ -182,16 +185,16 @@ def service(project: Project, options: Options) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 
-def ingress(project: Project, options: Options) -> dict[str, Any] | None:
+def ingress(environment: Environment, options: Options) -> dict[str, Any] | None:
     """Return the Ingress, None when no base domain is set."""
-    host = ingress_host(project, options)
+    host = ingress_host(environment, options)
     if host is None:
         return None
-    metadata = project_metadata(project, project.names.ingress)
+    metadata = project_metadata(environment, environment.names.ingress)
     metadata["annotations"] |= _STREAMING
     metadata["annotations"] |= dict(options.ingress_annotations)
-    path: dict[str, Any] = {"path": path_prefix(project, options) or "/", "pathType": "Prefix"}
-    backend = {"service": {"name": project.names.service, "port": {"name": PORT_NAME}}}
+    path: dict[str, Any] = {"path": path_prefix(environment, options) or "/", "pathType": "Prefix"}
+    backend = {"service": {"name": environment.names.service, "port": {"name": PORT_NAME}}}
     spec: dict[str, Any] = {"rules": [{"host": host, "http": {"paths": [path]}}]}
     spec["rules"][0]["http"]["paths"][0]["backend"] = backend
     if options.ingress_class:
@@ -207,7 +210,7 @@ def ingress(project: Project, options: Options) -> dict[str, Any] | None:
     }
 
 
-def ingress_host(project: Project, options: Options) -> str | None:
+def ingress_host(environment: Environment, options: Options) -> str | None:
     """Return the host of the project's Ingress, None when it has none.
 
     With a host per project it is one label before the domain, so that one wildcard certificate
@@ -216,26 +219,26 @@ def ingress_host(project: Project, options: Options) -> str | None:
     domain = options.ingress_base_domain
     if domain is None or options.ingress_routing == "path":
         return domain
-    return f"{label(f'{project_slug(project)}.{project.names.namespace}')}.{domain}"
+    return f"{label(f'{project_slug(environment)}.{environment.names.namespace}')}.{domain}"
 
 
-def ingress_url(project: Project, options: Options) -> str | None:
+def ingress_url(environment: Environment, options: Options) -> str | None:
     """Return the URL under which the Ingress shows agentd's root, without a slash at its end."""
-    host = ingress_host(project, options)
+    host = ingress_host(environment, options)
     if host is None:
         return None
-    prefix = path_prefix(project, options) or ""
+    prefix = path_prefix(environment, options) or ""
     return f"{'https' if options.ingress_tls else 'http'}://{host}{prefix}"
 
 
-def path_prefix(project: Project, options: Options) -> str | None:
+def path_prefix(environment: Environment, options: Options) -> str | None:
     """Return the path below which the Ingress shows the project, None when it has its own host.
 
     agentd takes it off itself: each ingress controller would want it asked for in its own way.
     """
     if options.ingress_base_domain is None or options.ingress_routing != "path":
         return None
-    return f"/{project.names.namespace}/{project_slug(project)}"
+    return f"/{environment.names.namespace}/{project_slug(environment)}"
 
 
 # The objects of an environment as plain dicts: pure functions of project and options.
@@ -275,12 +278,12 @@ MODEL_KEY = "GREYLAG_MODEL_KEY"
 
 
 def project_objects(
-    project: Project, options: Options, *, token: str, replicas: int
+    environment: Environment, options: Options, *, token: str, replicas: int
 ) -> list[dict[str, Any]]:
     """Return Secret, ConfigMap, PersistentVolumeClaim, Service, Deployment and, maybe, Ingress.
 
     Args:
-        project: whose environment it is.
+        environment: which environment.
         options: what the settings say.
         token: what the environment's agentd will demand.
         replicas: 0 to sleep, 1 to run.
@@ -288,51 +291,51 @@ def project_objects(
     Raises:
         ClusterError: the project's template does not exist (terminal).
     """
-    template = chosen(project, options.templates)
-    door = ingress(project, options)
+    template = chosen(environment, options.templates)
+    door = ingress(environment, options)
     return [
-        _secret(project, options, token),
-        _config(project, options, template),
-        _volume_claim(project, options, template),
-        service(project, options),
-        deployment(project, options, template, replicas),
+        _secret(environment, options, token),
+        _config(environment, options, template),
+        _volume_claim(environment, options, template),
+        service(environment, options),
+        deployment(environment, options, template, replicas),
         *([door] if door else []),
     ]
 
 
-def _secret(project: Project, options: Options, token: str) -> dict[str, Any]:
+def _secret(environment: Environment, options: Options, token: str) -> dict[str, Any]:
     values = {TOKEN_KEY: token}
     if options.model_key:
         values[MODEL_KEY] = options.model_key
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": project_metadata(project, secret_name(project)),
+        "metadata": project_metadata(environment, secret_name(environment)),
         "type": "Opaque",
         # Not stringData: server-side apply cannot own what the server does not keep.
         "data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()},
     }
 
 
-def _config(project: Project, options: Options, template: Template) -> dict[str, Any]:
+def _config(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
     fixed = {
         "GOOSE_API_HOST": "0.0.0.0",  # noqa: S104 - the pod's own address, behind policy and token
         "GOOSE_API_PORT": str(options.agent_port),
         "GREYLAG_AGENT_FOLDER": FOLDER,
-        "GREYLAG_ENVIRONMENT": f"{project.names.namespace}/{project_slug(project)}",
+        "GREYLAG_ENVIRONMENT": f"{environment.names.namespace}/{project_slug(environment)}",
         "GREYLAG_LOG_FORMAT": "json",
     }
-    if prefix := path_prefix(project, options):
+    if prefix := path_prefix(environment, options):
         fixed["GREYLAG_PATH_PREFIX"] = prefix
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": project_metadata(project, config_name(project)),
+        "metadata": project_metadata(environment, config_name(environment)),
         "data": {**options.model_environment, **template.environment, **fixed},
     }
 
 
-def _volume_claim(project: Project, options: Options, template: Template) -> dict[str, Any]:
+def _volume_claim(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": template.volume_size or options.volume_size}},
@@ -342,6 +345,6 @@ def _volume_claim(project: Project, options: Options, template: Template) -> dic
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": project_metadata(project, volume_claim_name(project)),
+        "metadata": project_metadata(environment, volume_claim_name(environment)),
         "spec": spec,
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 from greylag.cluster.kubernetes.identity import MANAGED_BY, MANAGED_BY_LABEL, shared_metadata
 from greylag.cluster.kubernetes.options import Network, Options, networks, within
-from greylag.domain.project import Project
+from greylag.domain.project import Environment
 
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _DNS_PORT = 53
@@ -13,7 +13,7 @@ _DENY, _AGENT = "greylag-default-deny", "greylag-agent"
 POLICY_NAMES = (_DENY, _AGENT)
 
 
-def network_policies(project: Project, options: Options) -> list[dict[str, Any]]:
+def network_policies(environment: Environment, options: Options) -> list[dict[str, Any]]:
     """Return the policies of the user's namespace: nothing in or out, but for what is named."""
     ours = {"matchLabels": {MANAGED_BY_LABEL: MANAGED_BY}}
     agent = {
@@ -24,16 +24,16 @@ def network_policies(project: Project, options: Options) -> list[dict[str, Any]]
     }
     nothing = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     return [
-        _policy(project, _DENY, nothing),
-        _policy(project, _AGENT, agent),
+        _policy(environment, _DENY, nothing),
+        _policy(environment, _AGENT, agent),
     ]
 
 
-def _policy(project: Project, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+def _policy(environment: Environment, name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": shared_metadata(project, name),
+        "metadata": shared_metadata(environment, name),
         "spec": spec,
     }
 
@@ -89,24 +89,24 @@ QUOTA_NAME = "greylag"
 _POD_SECURITY = "pod-security.kubernetes.io"
 
 
-def shared_objects(project: Project, options: Options) -> list[dict[str, Any]]:
+def shared_objects(environment: Environment, options: Options) -> list[dict[str, Any]]:
     """Return what must stand before any project of this user, in the order of applying."""
     return [
-        _namespace(project),
-        _quota(project, options),
-        _limits(project, options),
-        *network_policies(project, options),
+        _namespace(environment),
+        _quota(environment, options),
+        _limits(environment, options),
+        *network_policies(environment, options),
         {
             "apiVersion": "v1",
             "kind": "ServiceAccount",
-            "metadata": shared_metadata(project, SERVICE_ACCOUNT),
+            "metadata": shared_metadata(environment, SERVICE_ACCOUNT),
             "automountServiceAccountToken": False,
         },
     ]
 
 
-def _namespace(project: Project) -> dict[str, Any]:
-    metadata = shared_metadata(project, project.names.namespace)
+def _namespace(environment: Environment) -> dict[str, Any]:
+    metadata = shared_metadata(environment, environment.names.namespace)
     del metadata["namespace"]
     for mode in ("enforce", "audit", "warn"):
         metadata["labels"][f"{_POD_SECURITY}/{mode}"] = "restricted"
@@ -114,16 +114,16 @@ def _namespace(project: Project) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
 
 
-def _quota(project: Project, options: Options) -> dict[str, Any]:
+def _quota(environment: Environment, options: Options) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
-        "metadata": shared_metadata(project, QUOTA_NAME),
+        "metadata": shared_metadata(environment, QUOTA_NAME),
         "spec": {"hard": dict(options.quota)},
     }
 
 
-def _limits(project: Project, options: Options) -> dict[str, Any]:
+def _limits(environment: Environment, options: Options) -> dict[str, Any]:
     bounds = {
         "type": "Container",
         "default": dict(options.limit_defaults),
@@ -132,6 +132,6 @@ def _limits(project: Project, options: Options) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "LimitRange",
-        "metadata": shared_metadata(project, "greylag"),
+        "metadata": shared_metadata(environment, "greylag"),
         "spec": {"limits": [bounds]},
     }

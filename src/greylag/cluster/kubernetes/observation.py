@@ -31,7 +31,7 @@ from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.logfile import plain
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed, Step
-from greylag.domain.project import Project
+from greylag.domain.project import Environment
 
 NAMESPACE_READY = Step("namespace_ready", "The user's namespace and its rules are ready.")
 QUOTA_CHECKED = Step("quota_checked", "The user's quota has room.")
@@ -159,27 +159,27 @@ class Looker:
         if not await self._watches.alive(ALIVE_SECONDS):
             raise self._watches.trouble
 
-    async def observe(self, project: Project) -> Observation:
+    async def observe(self, environment: Environment) -> Observation:
         """Return how the environment stands."""
         await self.fresh()
-        slot = slot_of(project)
+        slot = slot_of(environment)
         version = self._board.version(slot)
-        shallow = self.sight(project)
+        shallow = self.sight(environment)
         deep = objects.needs_events(shallow) and (
             self._board.quiet_for(slot) >= QUIET_SECONDS or objects.waits(shallow)
         )
         with told():
-            whole = await self._deepened(project, shallow) if deep else shallow
-        observation = self._judged(project, whole)
+            whole = await self._deepened(environment, shallow) if deep else shallow
+        observation = self._judged(environment, whole)
         again = QUIET_SECONDS if observation.state is Observed.STARTING and not deep else None
-        if observation.state is Observed.READY and not await self._answers(project, whole):
+        if observation.state is Observed.READY and not await self._answers(environment, whole):
             observation, again = _unanswered(observation), UNANSWERED_SECONDS
         self._seen[slot] = _Seen(observation, version, again)
         return observation
 
-    async def changed(self, project: Project, within: float) -> None:
+    async def changed(self, environment: Environment, within: float) -> None:
         """Return once what was observed last may be old, or after ``within`` seconds."""
-        slot = slot_of(project)
+        slot = slot_of(environment)
         last = self._seen.get(slot)
         if last is None:
             return
@@ -187,47 +187,47 @@ class Looker:
             within = min(within, last.again)
         await self._board.changed(slot, last.version, within)
 
-    def forget(self, project: Project) -> None:
+    def forget(self, environment: Environment) -> None:
         """Drop what is remembered of an environment that is gone."""
-        self._seen.pop(slot_of(project), None)
-        self._board.forget(slot_of(project))
-        self._doorbell.forget(slot_of(project))
+        self._seen.pop(slot_of(environment), None)
+        self._board.forget(slot_of(environment))
+        self._doorbell.forget(slot_of(environment))
 
-    def sight(self, project: Project) -> Sight:
+    def sight(self, environment: Environment) -> Sight:
         """Return what the caches hold of the environment."""
-        names, find = project.names, self._board.find
+        names, find = environment.names, self._board.find
         service = find("Service", names.namespace, names.service)
         return Sight(
             deployment=find("Deployment", names.namespace, names.deployment),
-            pods=self._board.pods(slot_of(project)),
-            claim=find("PersistentVolumeClaim", names.namespace, volume_claim_name(project)),
+            pods=self._board.pods(slot_of(environment)),
+            claim=find("PersistentVolumeClaim", names.namespace, volume_claim_name(environment)),
             service=service,
-            endpoint=endpoint_of(project, self._options, service),
+            endpoint=endpoint_of(environment, self._options, service),
         )
 
-    async def _answers(self, project: Project, whole: Sight) -> bool:
+    async def _answers(self, environment: Environment, whole: Sight) -> bool:
         if not self._options.probe or whole.pod is None:
             return True
-        url = await self._reacher.url(project, whole.service)
+        url = await self._reacher.url(environment, whole.service)
         uid = str(whole.pod["metadata"]["uid"])
-        return url is not None and await self._doorbell.answers(slot_of(project), uid, url)
+        return url is not None and await self._doorbell.answers(slot_of(environment), uid, url)
 
-    def _judged(self, project: Project, whole: Sight) -> Observation:
+    def _judged(self, environment: Environment, whole: Sight) -> Observation:
         seen = observed(whole)
         # What an environment failed of is told first, unless somebody's change may have caused it.
         edited = whole.deployment is not None and is_edited(whole.deployment)
         asked = whole.wanted and (edited or not whole.failed_itself)
-        if asked and (lost := self._lost(project)) is not None:
+        if asked and (lost := self._lost(environment)) is not None:
             return replace(seen, state=Observed.FAILED, endpoint=None, error=lost, terminal=False)
         applied = _annotation(whole.deployment, GENERATION_ANNOTATION)
-        if seen.terminal and applied != str(project.generation):
+        if seen.terminal and applied != str(environment.generation):
             # It failed as it was asked for before: the new wish is a new try.
             return replace(seen, terminal=False)
         return seen
 
-    def _lost(self, project: Project) -> ErrorInfo | None:
+    def _lost(self, environment: Environment) -> ErrorInfo | None:
         """Return what is missing or changed that only applying all anew sets right."""
-        names, find = project.names, self._board.find
+        names, find = environment.names, self._board.find
         needed = [("NetworkPolicy", name) for name in POLICY_NAMES]
         needed += [("Service", names.service), ("Deployment", names.deployment)]
         if self._options.ingress_base_domain:
@@ -242,20 +242,20 @@ class Looker:
                 return _drifted(f"Somebody changed the environment's {kind} {name}.")
         return None
 
-    async def _deepened(self, project: Project, shallow: Sight) -> Sight:
-        whole = replace(shallow, events=await self._events(project, shallow))
+    async def _deepened(self, environment: Environment, shallow: Sight) -> Sight:
+        whole = replace(shallow, events=await self._events(environment, shallow))
         if (pod := objects.crashed(whole)) is not None:
-            words = await self._last_words(project.names.namespace, pod)
+            words = await self._last_words(environment.names.namespace, pod)
             whole = replace(whole, last_words=words)
         return whole
 
-    async def _events(self, project: Project, shallow: Sight) -> list[dict[str, Any]]:
+    async def _events(self, environment: Environment, shallow: Sight) -> list[dict[str, Any]]:
         """Return the Events of the pod and the claim, oldest first."""
         uids = {thing["metadata"]["uid"] for thing in (shallow.pod, shallow.claim) if thing}
         found: list[dict[str, Any]] = []
         for uid in sorted(uids):
             page = await self._api.list(
-                "Event", project.names.namespace, fields=f"involvedObject.uid={uid}"
+                "Event", environment.names.namespace, fields=f"involvedObject.uid={uid}"
             )
             found += page.items
         return sorted(found, key=_when)
@@ -274,9 +274,9 @@ class Looker:
         return plain(" | ".join(line for line in lines if line))[-_LONGEST_WORDS:]
 
 
-def slot_of(project: Project) -> Slot:
+def slot_of(environment: Environment) -> Slot:
     """Return what the board knows a project by."""
-    return project.names.namespace, project_slug(project)
+    return environment.names.namespace, project_slug(environment)
 
 
 def _unanswered(ready: Observation) -> Observation:

@@ -7,12 +7,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from greylag.domain.errors import ClusterError, ConfigError
-from greylag.domain.project import Project
+from greylag.domain.project import DEFAULT_TEMPLATE, Environment
 
-DEFAULT_TEMPLATE = "default"
 """What a project without a choice gets; settings may say what it is."""
 
-TEMPLATE_KEY = "template"
 """The key of a project's metadata that names its template."""
 
 
@@ -33,13 +31,13 @@ class Template:
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def chosen(project: Project, templates: Mapping[str, Template]) -> Template:
+def chosen(environment: Environment, templates: Mapping[str, Template]) -> Template:
     """Return the template that ``project`` picked by ``metadata.template``.
 
     Raises:
         ClusterError: there is none of this name (``template_not_found``, terminal).
     """
-    name = project.metadata.get(TEMPLATE_KEY, DEFAULT_TEMPLATE)
+    name = environment.template
     if isinstance(name, str) and name in templates:
         return templates[name]
     if name == DEFAULT_TEMPLATE:

@@ -4,7 +4,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-from greylag.cluster.local.environment import Environment
+from greylag.cluster.local.environment import LocalEnvironment
 from greylag.cluster.local.processes import ProcessId, Threads, wait_end
 from greylag.cluster.news import News
 from greylag.common.tasks import OwnedTasks
@@ -31,47 +31,47 @@ class Attendant:
         self._watched: dict[Path, ProcessId] = {}
         self._stopping: dict[Path, frozenset[ProcessId]] = {}
 
-    def watch(self, environment: Environment, ref: ProjectRef, process: ProcessId) -> None:
+    def watch(self, local: LocalEnvironment, ref: ProjectRef, process: ProcessId) -> None:
         """See to the end of ``process``, once: reap it, kill what it leaves, tell of it."""
-        if self._watched.get(environment.folder.path) == process:
+        if self._watched.get(local.folder.path) == process:
             return
-        self._watched[environment.folder.path] = process
+        self._watched[local.folder.path] = process
 
         async def see_to_end() -> None:
             await wait_end(process)
-            if await self._threads.run(lambda: environment.note_end(process)):
+            if await self._threads.run(lambda: local.note_end(process)):
                 self._unasked.tell(ref)
-                await self._threads.run(lambda: environment.clear_after(process))
+                await self._threads.run(lambda: local.clear_after(process))
 
-        self._tasks.start(_watch_name(environment, process), see_to_end)
+        self._tasks.start(_watch_name(local, process), see_to_end)
 
-    async def end_noted(self, environment: Environment, process: ProcessId, seconds: float) -> None:
+    async def end_noted(self, local: LocalEnvironment, process: ProcessId, seconds: float) -> None:
         """Return when the end of a watched ``process`` has been noted, or after ``seconds``."""
-        await self._tasks.wait(_watch_name(environment, process), seconds)
+        await self._tasks.wait(_watch_name(local, process), seconds)
 
-    async def begin_stop(self, environment: Environment) -> None:
+    async def begin_stop(self, local: LocalEnvironment) -> None:
         """Hand over the wish that the environment stops, and see to it."""
-        known = await self._threads.run(environment.begin_stop)
+        known = await self._threads.run(local.begin_stop)
         if known is not None:
-            self._see_to_stop(environment, known)
+            self._see_to_stop(local, known)
 
-    def take_up_stop(self, environment: Environment) -> None:
+    def take_up_stop(self, local: LocalEnvironment) -> None:
         """Bring a stop to its end that has begun elsewhere and may have been left; again: nothing.
 
         It does no harm when it has not been left.
         """
-        self._see_to_stop(environment, frozenset())
+        self._see_to_stop(local, frozenset())
 
-    def forget(self, environment: Environment) -> None:
+    def forget(self, local: LocalEnvironment) -> None:
         """Drop what is kept of an environment that was deleted."""
-        self._watched.pop(environment.folder.path, None)
+        self._watched.pop(local.folder.path, None)
 
     async def close(self) -> None:
         """Let go; the processes go on."""
         await self._tasks.close()
 
-    def _see_to_stop(self, environment: Environment, known: frozenset[ProcessId]) -> None:
-        path = environment.folder.path
+    def _see_to_stop(self, local: LocalEnvironment, known: frozenset[ProcessId]) -> None:
+        path = local.folder.path
         self._stopping[path] = self._stopping.get(path, frozenset()) | known
 
         async def stop() -> None:
@@ -79,13 +79,11 @@ class Attendant:
             while seen is not None:
                 await asyncio.sleep(_STOP_POLL_SECONDS)
                 known = self._stopping[path] = self._stopping[path] | seen
-                seen = await self._threads.run(
-                    partial(environment.go_on_stopping, self._grace, known)
-                )
+                seen = await self._threads.run(partial(local.go_on_stopping, self._grace, known))
             del self._stopping[path]
 
         self._tasks.start(f"stop {path}", stop)
 
 
-def _watch_name(environment: Environment, process: ProcessId) -> str:
-    return f"watch {environment.folder.path} {process.pid} {process.birth}"
+def _watch_name(local: LocalEnvironment, process: ProcessId) -> str:
+    return f"watch {local.folder.path} {process.pid} {process.birth}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from greylag.cluster.local.attendant import Attendant
-from greylag.cluster.local.environment import Environment, Spawner
+from greylag.cluster.local.environment import LocalEnvironment, Spawner
 from greylag.cluster.local.folders import Folder, Phase, Record, empty_removed
 from greylag.cluster.local.observation import Observer, local_url
 from greylag.cluster.local.processes import Threads
@@ -19,7 +19,7 @@ from greylag.cluster.logfile import read_lines
 from greylag.cluster.news import News
 from greylag.domain.errors import ClusterUnavailableError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed
-from greylag.domain.project import Project, ProjectRef
+from greylag.domain.project import Environment, ProjectRef
 from greylag.ports import AgentAddress
 
 # Environments as processes of this machine: the cluster that needs nothing installed.
@@ -84,46 +84,44 @@ class LocalCluster:
         self.notice: str | None = box.notice
         _log.warning("local_environments", notice=box.notice, folder=str(self._root))
 
-    async def observe(self, project: Project) -> Observation:
+    async def observe(self, environment: Environment) -> Observation:
         """Return the environment's state. A stop or an end that nobody attends to is taken up."""
-        observation = await self._observer.observe(self._environment(project))
-        self._observed[project.ref] = observation
+        observation = await self._observer.observe(self._environment(environment))
+        self._observed[environment.ref] = observation
         return observation
 
-    async def prepare(self, project: Project) -> None:
+    async def prepare(self, environment: Environment) -> None:
         """Make the environment's folder and record."""
-        environment = self._environment(project)
-        await self._threads.run(lambda: environment.prepare(project.ref))
+        local = self._environment(environment)
+        await self._threads.run(lambda: local.prepare(environment.ref))
 
-    async def start(self, project: Project) -> None:
+    async def start(self, environment: Environment) -> None:
         """Start the environment's process, unless it runs."""
-        environment = self._environment(project)
-        process = await self._threads.run(
-            lambda: environment.start(project.ref, self._spawner.spawn)
-        )
+        local = self._environment(environment)
+        process = await self._threads.run(lambda: local.start(environment.ref, self._spawner.spawn))
         if process is not None:
-            self._attendant.watch(environment, project.ref, process)
+            self._attendant.watch(local, environment.ref, process)
 
-    async def stop(self, project: Project) -> None:
+    async def stop(self, environment: Environment) -> None:
         """Tell the agent to end; a task of this object sees to it that all its processes do."""
-        environment = self._environment(project)
-        await self._attendant.begin_stop(environment)
+        local = self._environment(environment)
+        await self._attendant.begin_stop(local)
 
-    async def delete(self, project: Project) -> None:
+    async def delete(self, environment: Environment) -> None:
         """Remove the environment's folder."""
-        environment = self._environment(project)
-        await self._threads.run(environment.delete)
-        self._observed.pop(project.ref, None)
-        self._attendant.forget(environment)
-        self._observer.forget(environment)
+        local = self._environment(environment)
+        await self._threads.run(local.delete)
+        self._observed.pop(environment.ref, None)
+        self._attendant.forget(local)
+        self._observer.forget(local)
 
-    async def changed(self, project: Project, timeout: float) -> None:  # noqa: ASYNC109 - the port's
+    async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
         """Return once the state differs from what was last observed, or after ``timeout``."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while not self._closing and (left := deadline - loop.time()) > 0:
-            now = await self._observer.observe(self._environment(project))
-            if now != self._observed.get(project.ref):
+            now = await self._observer.observe(self._environment(environment))
+            if now != self._observed.get(environment.ref):
                 return
             changing = now.state in _CHANGING
             pause = _CHANGING_POLL_SECONDS if changing else _RESTING_POLL_SECONDS
@@ -132,25 +130,25 @@ class LocalCluster:
     async def changes(self) -> AsyncIterator[ProjectRef]:
         """Yield projects whose process ended unasked, also before this object was made."""
         heard = self._unasked.listen()
-        for environment, record in await self._sights():
+        for local, record in await self._sights():
             if record.phase is Phase.RUNNING and record.process is not None:
-                self._attendant.watch(environment, record.ref, record.process)
+                self._attendant.watch(local, record.ref, record.process)
         async for ref in heard:
             yield ref
 
-    async def reach(self, project: Project) -> AgentAddress:
+    async def reach(self, environment: Environment) -> AgentAddress:
         """Return the agent's address on loopback and its token, once it listens."""
-        sight = await self._threads.run(self._environment(project).look)
+        sight = await self._threads.run(self._environment(environment).look)
         if sight.record is None or sight.record.phase is not Phase.RUNNING or sight.port is None:
             raise NotActiveError("The environment does not run.")
         return AgentAddress(local_url(sight.port), sight.record.token)
 
     @asynccontextmanager
     async def logs(
-        self, project: Project, *, follow: bool, tail: int
+        self, environment: Environment, *, follow: bool, tail: int
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open what agentd wrote to its stdout and stderr."""
-        path = self._environment(project).folder.log
+        path = self._environment(environment).folder.log
         lines = read_lines(path, follow=follow, tail=tail, closing=lambda: self._closing)
         async with aclosing(lines):
             yield lines
@@ -168,10 +166,10 @@ class LocalCluster:
         await self._observer.close()
         await self._threads.close()
 
-    def _environment(self, project: Project) -> Environment:
-        return Environment(Folder.of(self._root, project.names), project.fence)
+    def _environment(self, environment: Environment) -> LocalEnvironment:
+        return LocalEnvironment(Folder.of(self._root, environment.names), environment.fence)
 
-    async def _sights(self) -> list[tuple[Environment, Record]]:
+    async def _sights(self) -> list[tuple[LocalEnvironment, Record]]:
         """Return all environments under the root, without those whose record cannot be read."""
         return await self._threads.run(lambda: _readable(self._root))
 
@@ -188,8 +186,8 @@ def _files(command: Sequence[str]) -> list[Path]:
     return [*_programs(command[0]), *named]
 
 
-def _readable(root: Path) -> list[tuple[Environment, Record]]:
-    found: list[tuple[Environment, Record]] = []
+def _readable(root: Path) -> list[tuple[LocalEnvironment, Record]]:
+    found: list[tuple[LocalEnvironment, Record]] = []
     for folder in Folder.all(root):
         try:
             record = folder.read()
@@ -197,5 +195,5 @@ def _readable(root: Path) -> list[tuple[Environment, Record]]:
             _log.warning("environment_unreadable", reason=str(error))
             continue
         if record is not None:
-            found.append((Environment(folder), record))
+            found.append((LocalEnvironment(folder), record))
     return found

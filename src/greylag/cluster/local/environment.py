@@ -51,7 +51,7 @@ class Sight:
     port: int | None = None
 
 
-class Environment:
+class LocalEnvironment:
     """One environment, which may or may not exist.
 
     ``prepare``, ``start``, ``begin_stop`` and ``delete`` raise ``LeaseLostError`` when it has been

@@ -277,5 +277,6 @@ def _raise_fence(descriptor: int, fence: Fence) -> None:
     if newest is not None and newest.record_id == fence.record_id and newest.number > fence.number:
         raise LeaseLostError("Another worker has taken this project over.")
     if newest != fence:
+        kept = {"record_id": fence.record_id, "number": fence.number}
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(asdict(fence)).encode(), 0)
+        os.pwrite(descriptor, json.dumps(kept).encode(), 0)

@@ -8,7 +8,7 @@ import aiohttp
 
 from greylag.cluster.local import launch
 from greylag.cluster.local.attendant import Attendant
-from greylag.cluster.local.environment import Environment
+from greylag.cluster.local.environment import LocalEnvironment
 from greylag.cluster.local.folders import Phase, Record
 from greylag.cluster.local.processes import Threads
 from greylag.cluster.logfile import last_words, plain
@@ -141,42 +141,42 @@ class Observer:
         self._was_ready: dict[Path, ProcessId] = {}
         self._http: aiohttp.ClientSession | None = None
 
-    async def observe(self, environment: Environment) -> Observation:
+    async def observe(self, local: LocalEnvironment) -> Observation:
         """Return the environment's state; what cannot be read is ``UNKNOWN``."""
         try:
-            return await self._observe(environment)
+            return await self._observe(local)
         except ClusterError as error:
             return Observation(Observed.UNKNOWN, error=error.info)
 
-    def forget(self, environment: Environment) -> None:
+    def forget(self, local: LocalEnvironment) -> None:
         """Drop what is kept of an environment that was deleted."""
-        self._was_ready.pop(environment.folder.path, None)
+        self._was_ready.pop(local.folder.path, None)
 
     async def close(self) -> None:
         """Close all connections."""
         if self._http is not None:
             await self._http.close()
 
-    async def _observe(self, environment: Environment) -> Observation:
-        sight = await self._threads.run(environment.look)
+    async def _observe(self, local: LocalEnvironment) -> Observation:
+        sight = await self._threads.run(local.look)
         record = sight.record
         if record is None:
             return Observation(Observed.ABSENT)
         if record.phase is Phase.STOPPED:
             return Observation(Observed.STOPPED)
         if record.process is not None:
-            self._attendant.watch(environment, record.ref, record.process)
+            self._attendant.watch(local, record.ref, record.process)
         if record.phase is Phase.STOPPING:
-            self._attendant.take_up_stop(environment)
+            self._attendant.take_up_stop(local)
             return Observation(Observed.STOPPING)
         if not sight.alive:
-            return await self._observe_end(environment, record)
-        return await self._ask(environment, record, sight.port)
+            return await self._observe_end(local, record)
+        return await self._ask(local, record, sight.port)
 
-    async def _ask(self, environment: Environment, record: Record, port: int | None) -> Observation:
+    async def _ask(self, local: LocalEnvironment, record: Record, port: int | None) -> Observation:
         if port is None:
             return starting()
-        path, url = environment.folder.path, local_url(port)
+        path, url = local.folder.path, local_url(port)
         answer = await ask_health(self._session(), url, _HEALTH_SECONDS)
         if not answer.ready:
             was_ready = self._was_ready.get(path) == record.process
@@ -185,14 +185,14 @@ class Observer:
             self._was_ready[path] = record.process
         return ready(url)
 
-    async def _observe_end(self, environment: Environment, record: Record) -> Observation:
+    async def _observe_end(self, local: LocalEnvironment, record: Record) -> Observation:
         """Say how the process ended; its exit code is on record once the end has been noted."""
         if record.process is not None:
-            await self._attendant.end_noted(environment, record.process, _NOTE_END_SECONDS)
-        noted = await self._threads.run(environment.folder.read)
+            await self._attendant.end_noted(local, record.process, _NOTE_END_SECONDS)
+        noted = await self._threads.run(local.folder.read)
         if noted is None or noted.process != record.process:
-            return await self._observe(environment)
-        log, start = environment.folder.log, noted.log_start
+            return await self._observe(local)
+        log, start = local.folder.log, noted.log_start
         return failed(noted, await self._threads.run(lambda: last_words(log, start)))
 
     def _session(self) -> aiohttp.ClientSession:
