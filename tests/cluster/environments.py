@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from greylag.cluster.local.cluster import LocalCluster
-from greylag.cluster.local.folders import Folder, Record
+from greylag.cluster.local.folders import EnvironmentRecord, Folder
 from greylag.cluster.local.processes import identify, marked, send
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
@@ -96,7 +96,7 @@ def folder_of(root: Path, project: Project) -> Folder:
     return Folder.of(root, project.names)
 
 
-def record_of(root: Path, project: Project) -> Record:
+def record_of(root: Path, project: Project) -> EnvironmentRecord:
     """Return the record of an environment that exists."""
     record = folder_of(root, project).read()
     assert record is not None

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-from greylag.cluster.news import News
+from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterError, ErrorInfo, LeaseLostError, NotActiveError
 from greylag.domain.lifecycle import (
     AGENT_READY,
@@ -61,7 +61,7 @@ class MemoryCluster:
         self._faults: dict[tuple[ProjectRef, Verb], ClusterError] = {}
         self._gates: dict[tuple[ProjectRef, Verb], asyncio.Event] = {}
         self._observed: dict[ProjectRef, Observation] = {}
-        self._unasked = News()
+        self._unasked = ChangeFeed()
         self._news = asyncio.Event()
         self._fences: dict[ProjectRef, Fence] = {}
         self._count = 0

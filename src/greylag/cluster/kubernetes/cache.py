@@ -13,7 +13,7 @@ from typing import Any
 from greylag.cluster.kubernetes.identity import CLAIM_ANNOTATION, PROJECT_LABEL, is_edited, ref_of
 from greylag.cluster.kubernetes.informer import Change, Watches
 from greylag.cluster.kubernetes.objects import is_ready
-from greylag.cluster.news import News
+from greylag.cluster.shared import ChangeFeed
 from greylag.domain.project import ProjectRef
 
 Slot = tuple[str, str]
@@ -28,7 +28,7 @@ _PARTS = frozenset({"Service", "Ingress", "PersistentVolumeClaim"})
 class Board:
     """Sorts what ``watches`` tell by project; tells ``unasked`` of what nobody here asked for."""
 
-    def __init__(self, watches: Watches, unasked: News) -> None:
+    def __init__(self, watches: Watches, unasked: ChangeFeed) -> None:
         self._watches = watches
         self._unasked = unasked
         self._pods: defaultdict[Slot, dict[str, Object]] = defaultdict(dict)

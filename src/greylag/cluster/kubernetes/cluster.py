@@ -20,7 +20,7 @@ from greylag.cluster.kubernetes.manifests import CONTAINER
 from greylag.cluster.kubernetes.objects import is_idle
 from greylag.cluster.kubernetes.observation import Looker, observed
 from greylag.cluster.kubernetes.options import Options
-from greylag.cluster.news import News
+from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.names import environment_names
@@ -120,7 +120,7 @@ class KubernetesCluster:
     def __init__(self, api: Api, options: Options, *, namespace_prefix: str = "user-") -> None:
         self._api = api
         self.namespace_prefix = namespace_prefix
-        self._unasked = News()
+        self._unasked = ChangeFeed()
         self._watches = Watches(api, dict.fromkeys(WATCHED, SELECTOR))
         self._board = Board(self._watches, self._unasked)
         self._proxy = ServiceProxy(api.connection, options.agent_port)

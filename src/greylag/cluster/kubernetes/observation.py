@@ -28,7 +28,7 @@ from greylag.cluster.kubernetes.objects import (
     why,
 )
 from greylag.cluster.kubernetes.options import Options
-from greylag.cluster.logfile import plain
+from greylag.cluster.shared import plain
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed, Step
 from greylag.domain.project import Environment

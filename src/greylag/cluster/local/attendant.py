@@ -1,19 +1,43 @@
 """Attending to environments' processes while this program runs: their end, and their stopping."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
 
 from greylag.cluster.local.environment import LocalEnvironment
-from greylag.cluster.local.processes import ProcessId, Threads, wait_end
-from greylag.cluster.news import News
-from greylag.common.tasks import OwnedTasks
-from greylag.domain.project import ProjectRef
+from greylag.cluster.local.processes import ProcessId, wait_end
+from greylag.cluster.shared import ChangeFeed
+from greylag.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_log = structlog.get_logger(__name__)
 _STOP_POLL_SECONDS = 0.05
+_THREADS = 8
+_T = TypeVar("_T")
+
+
+class Threads:
+    """Where what blocks is done. What has begun there is never cut short by cancellation."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="local-cluster")
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Return what ``work`` returns; an ``OSError`` becomes a ``ClusterError``."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except OSError as error:
+            raise ClusterError(f"This machine refused a step: {error}") from error
+
+    async def close(self) -> None:
+        """Return when all that has begun is done."""
+        await asyncio.to_thread(self._pool.shutdown)
 
 
 class Attendant:
@@ -21,57 +45,52 @@ class Attendant:
 
     Nothing is lost with them: the next attendant, of this program or another, takes up what it
     finds, as all that matters is in the environments' records.
+
+    Args:
+        threads: where environments are worked on.
+        unasked: is told of each environment that ended unasked.
+        grace: seconds between a stop's SIGTERM and its SIGKILL.
     """
 
-    def __init__(self, threads: Threads, unasked: News, grace: float) -> None:
+    def __init__(self, threads: Threads, unasked: ChangeFeed, grace: float) -> None:
         self._threads = threads
         self._unasked = unasked
         self._grace = grace
-        self._tasks = OwnedTasks()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._watched: dict[Path, ProcessId] = {}
         self._stopping: dict[Path, frozenset[ProcessId]] = {}
 
-    def watch(self, local: LocalEnvironment, ref: ProjectRef, process: ProcessId) -> None:
+    def watch(self, environment: LocalEnvironment, process: ProcessId) -> None:
         """See to the end of ``process``, once: reap it, kill what it leaves, tell of it."""
-        if self._watched.get(local.folder.path) == process:
+        if self._watched.get(environment.path) == process:
             return
-        self._watched[local.folder.path] = process
+        self._watched[environment.path] = process
 
         async def see_to_end() -> None:
             await wait_end(process)
-            if await self._threads.run(lambda: local.note_end(process)):
-                self._unasked.tell(ref)
-                await self._threads.run(lambda: local.clear_after(process))
+            if await self._threads.run(lambda: environment.note_end(process)):
+                self._unasked.tell(environment.ref)
+                await self._threads.run(lambda: environment.clear_after(process))
 
-        self._tasks.start(_watch_name(local, process), see_to_end)
+        self._start(_watch_name(environment, process), see_to_end)
 
-    async def end_noted(self, local: LocalEnvironment, process: ProcessId, seconds: float) -> None:
+    async def end_noted(
+        self, environment: LocalEnvironment, process: ProcessId, seconds: float
+    ) -> None:
         """Return when the end of a watched ``process`` has been noted, or after ``seconds``."""
-        await self._tasks.wait(_watch_name(local, process), seconds)
+        if task := self._tasks.get(_watch_name(environment, process)):
+            await asyncio.wait({task}, timeout=seconds)
 
-    async def begin_stop(self, local: LocalEnvironment) -> None:
-        """Hand over the wish that the environment stops, and see to it."""
-        known = await self._threads.run(local.begin_stop)
-        if known is not None:
-            self._see_to_stop(local, known)
+    def see_to_stop(
+        self, environment: LocalEnvironment, known: frozenset[ProcessId] = frozenset()
+    ) -> None:
+        """Bring a stop to its end that has begun, here or elsewhere. Again: nothing.
 
-    def take_up_stop(self, local: LocalEnvironment) -> None:
-        """Bring a stop to its end that has begun elsewhere and may have been left; again: nothing.
-
-        It does no harm when it has not been left.
+        Args:
+            environment: what is being stopped.
+            known: processes that it had as its stop began.
         """
-        self._see_to_stop(local, frozenset())
-
-    def forget(self, local: LocalEnvironment) -> None:
-        """Drop what is kept of an environment that was deleted."""
-        self._watched.pop(local.folder.path, None)
-
-    async def close(self) -> None:
-        """Let go; the processes go on."""
-        await self._tasks.close()
-
-    def _see_to_stop(self, local: LocalEnvironment, known: frozenset[ProcessId]) -> None:
-        path = local.folder.path
+        path = environment.path
         self._stopping[path] = self._stopping.get(path, frozenset()) | known
 
         async def stop() -> None:
@@ -79,11 +98,35 @@ class Attendant:
             while seen is not None:
                 await asyncio.sleep(_STOP_POLL_SECONDS)
                 known = self._stopping[path] = self._stopping[path] | seen
-                seen = await self._threads.run(partial(local.go_on_stopping, self._grace, known))
+                step = partial(environment.go_on_stopping, self._grace, known)
+                seen = await self._threads.run(step)
             del self._stopping[path]
 
-        self._tasks.start(f"stop {path}", stop)
+        self._start(f"stop {path}", stop)
+
+    def forget(self, environment: LocalEnvironment) -> None:
+        """Drop what is kept of an environment that was deleted."""
+        self._watched.pop(environment.path, None)
+
+    async def close(self) -> None:
+        """Cancel the tasks and return when they have ended; the processes go on."""
+        for task in (tasks := list(self._tasks.values())):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _start(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Run ``work`` as a task unless the one of this name runs still."""
+        if name not in self._tasks:
+            task = asyncio.create_task(work(), name=name)
+            self._tasks[name] = task
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task.get_name()]
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("environment_task_failed", task=task.get_name(), exc_info=error)
 
 
-def _watch_name(local: LocalEnvironment, process: ProcessId) -> str:
-    return f"watch {local.folder.path} {process.pid} {process.birth}"
+def _watch_name(environment: LocalEnvironment, process: ProcessId) -> str:
+    return f"watch {environment.path} {process.pid} {process.birth}"

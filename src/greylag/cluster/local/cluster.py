@@ -1,4 +1,4 @@
-"""Attending to environments' processes while this program runs: their end, and their stopping."""
+"""Environments as processes of this machine: the cluster that needs nothing installed."""
 
 import asyncio
 import shutil
@@ -9,20 +9,17 @@ from pathlib import Path
 
 import structlog
 
-from greylag.cluster.local.attendant import Attendant
+from greylag.cluster.local.attendant import Attendant, Threads
 from greylag.cluster.local.environment import LocalEnvironment, Spawner
-from greylag.cluster.local.folders import Folder, Phase, Record, empty_removed
+from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase, empty_removed
+from greylag.cluster.local.logfile import read_lines
 from greylag.cluster.local.observation import Observer, local_url
-from greylag.cluster.local.processes import Threads
-from greylag.cluster.local.sandbox import Limits, SandboxChoice, choose_sandbox
-from greylag.cluster.logfile import read_lines
-from greylag.cluster.news import News
+from greylag.cluster.local.sandbox import ProcessLimits, SandboxChoice, choose_sandbox
+from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterUnavailableError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Environment, ProjectRef
 from greylag.ports import AgentAddress
-
-# Environments as processes of this machine: the cluster that needs nothing installed.
 
 _log = structlog.get_logger(__name__)
 _AGENTD = (sys.executable, "-m", "greylag.agentd")
@@ -62,7 +59,7 @@ class LocalCluster:
         goose: str | None = None,
         sandbox: SandboxChoice = "auto",
         hidden: Sequence[Path] = (),
-        limits: Limits | None = None,
+        limits: ProcessLimits | None = None,
         grace: float = 8.0,
     ) -> None:
         self._root = root.absolute()
@@ -73,10 +70,10 @@ class LocalCluster:
         )
         extra = {**(model or {}), **({"GREYLAG_GOOSE": goose} if goose else {})}
         self._spawner = Spawner(
-            command=agentd_command, extra=extra, sandbox=box, limits=limits or Limits()
+            command=agentd_command, extra=extra, sandbox=box, limits=limits or ProcessLimits()
         )
         self._threads = Threads()
-        self._unasked = News()
+        self._unasked = ChangeFeed()
         self._attendant = Attendant(self._threads, self._unasked, grace)
         self._observer = Observer(self._threads, self._attendant)
         self._observed: dict[ProjectRef, Observation] = {}
@@ -86,69 +83,74 @@ class LocalCluster:
 
     async def observe(self, environment: Environment) -> Observation:
         """Return the environment's state. A stop or an end that nobody attends to is taken up."""
-        observation = await self._observer.observe(self._environment(environment))
-        self._observed[environment.ref] = observation
-        return observation
+        seen = await self._observer.observe(self._handle(environment))
+        self._observed[environment.ref] = seen
+        return seen
 
     async def prepare(self, environment: Environment) -> None:
         """Make the environment's folder and record."""
-        local = self._environment(environment)
-        await self._threads.run(lambda: local.prepare(environment.ref))
+        await self._threads.run(self._handle(environment).prepare)
 
     async def start(self, environment: Environment) -> None:
         """Start the environment's process, unless it runs."""
-        local = self._environment(environment)
-        process = await self._threads.run(lambda: local.start(environment.ref, self._spawner.spawn))
+        handle = self._handle(environment)
+        process = await self._threads.run(lambda: handle.start(self._spawner))
         if process is not None:
-            self._attendant.watch(local, environment.ref, process)
+            self._attendant.watch(handle, process)
 
     async def stop(self, environment: Environment) -> None:
         """Tell the agent to end; a task of this object sees to it that all its processes do."""
-        local = self._environment(environment)
-        await self._attendant.begin_stop(local)
+        handle = self._handle(environment)
+        known = await self._threads.run(handle.begin_stop)
+        if known is not None:
+            self._attendant.see_to_stop(handle, known)
 
     async def delete(self, environment: Environment) -> None:
         """Remove the environment's folder."""
-        local = self._environment(environment)
-        await self._threads.run(local.delete)
+        handle = self._handle(environment)
+        await self._threads.run(handle.delete)
         self._observed.pop(environment.ref, None)
-        self._attendant.forget(local)
-        self._observer.forget(local)
+        self._attendant.forget(handle)
+        self._observer.forget(handle)
 
     async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
-        """Return once the state differs from what was last observed, or after ``timeout``."""
+        """Return once the state differs from what was last observed, or after ``timeout``.
+
+        It looks after a pause only, as whoever waits has just looked.
+        """
+        handle, seen = self._handle(environment), self._observed.get(environment.ref)
+        if seen is None:
+            return
+        pause = _CHANGING_POLL_SECONDS if seen.state in _CHANGING else _RESTING_POLL_SECONDS
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while not self._closing and (left := deadline - loop.time()) > 0:
-            now = await self._observer.observe(self._environment(environment))
-            if now != self._observed.get(environment.ref):
-                return
-            changing = now.state in _CHANGING
-            pause = _CHANGING_POLL_SECONDS if changing else _RESTING_POLL_SECONDS
             await asyncio.sleep(min(left, pause))
+            if await self._observer.observe(handle) != seen:
+                return
 
     async def changes(self) -> AsyncIterator[ProjectRef]:
         """Yield projects whose process ended unasked, also before this object was made."""
         heard = self._unasked.listen()
-        for local, record in await self._sights():
+        for folder, record in await self._recorded():
             if record.phase is Phase.RUNNING and record.process is not None:
-                self._attendant.watch(local, record.ref, record.process)
+                self._attendant.watch(LocalEnvironment(folder, record.ref), record.process)
         async for ref in heard:
             yield ref
 
     async def reach(self, environment: Environment) -> AgentAddress:
         """Return the agent's address on loopback and its token, once it listens."""
-        sight = await self._threads.run(self._environment(environment).look)
-        if sight.record is None or sight.record.phase is not Phase.RUNNING or sight.port is None:
+        state = await self._threads.run(self._handle(environment).look)
+        if state.record is None or state.record.phase is not Phase.RUNNING or state.port is None:
             raise NotActiveError("The environment does not run.")
-        return AgentAddress(local_url(sight.port), sight.record.token)
+        return AgentAddress(local_url(state.port), state.record.token)
 
     @asynccontextmanager
     async def logs(
         self, environment: Environment, *, follow: bool, tail: int
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open what agentd wrote to its stdout and stderr."""
-        path = self._environment(environment).folder.log
+        path = self._handle(environment).folder.log
         lines = read_lines(path, follow=follow, tail=tail, closing=lambda: self._closing)
         async with aclosing(lines):
             yield lines
@@ -156,7 +158,7 @@ class LocalCluster:
     async def inventory(self) -> Sequence[ProjectRef]:
         """Return every environment under the root; finish removals that were cut short."""
         await self._threads.run(lambda: empty_removed(self._root))
-        return [record.ref for _, record in await self._sights()]
+        return [record.ref for _, record in await self._recorded()]
 
     async def close(self) -> None:
         """Let go of the environments, which go on; a stop under way is taken up by the next."""
@@ -166,10 +168,11 @@ class LocalCluster:
         await self._observer.close()
         await self._threads.close()
 
-    def _environment(self, environment: Environment) -> LocalEnvironment:
-        return LocalEnvironment(Folder.of(self._root, environment.names), environment.fence)
+    def _handle(self, environment: Environment) -> LocalEnvironment:
+        folder = Folder.of(self._root, environment.names)
+        return LocalEnvironment(folder, environment.ref, environment.fence)
 
-    async def _sights(self) -> list[tuple[LocalEnvironment, Record]]:
+    async def _recorded(self) -> list[tuple[Folder, EnvironmentRecord]]:
         """Return all environments under the root, without those whose record cannot be read."""
         return await self._threads.run(lambda: _readable(self._root))
 
@@ -186,8 +189,8 @@ def _files(command: Sequence[str]) -> list[Path]:
     return [*_programs(command[0]), *named]
 
 
-def _readable(root: Path) -> list[tuple[LocalEnvironment, Record]]:
-    found: list[tuple[LocalEnvironment, Record]] = []
+def _readable(root: Path) -> list[tuple[Folder, EnvironmentRecord]]:
+    found: list[tuple[Folder, EnvironmentRecord]] = []
     for folder in Folder.all(root):
         try:
             record = folder.read()
@@ -195,5 +198,5 @@ def _readable(root: Path) -> list[tuple[LocalEnvironment, Record]]:
             _log.warning("environment_unreadable", reason=str(error))
             continue
         if record is not None:
-            found.append((LocalEnvironment(folder), record))
+            found.append((folder, record))
     return found

@@ -1,7 +1,8 @@
 """One environment on this machine: its record and its processes. Everything here blocks.
 
 Whoever changes an environment holds its folder's lock, so two workers never do; a worker that is
-killed in between leaves a state that the same verb, again, brings to its end.
+killed in between leaves a state that the same verb, again, brings to its end. A ``Spawner`` starts
+an environment's process so that none can run that no record tells of.
 """
 
 import json
@@ -10,14 +11,15 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from greylag.cluster.local import launch
-from greylag.cluster.local.folders import Folder, Phase, Record, empty_removed
+from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase, empty_removed
+from greylag.cluster.local.logfile import rotate
 from greylag.cluster.local.processes import (
     MARK,
     ProcessId,
@@ -28,8 +30,7 @@ from greylag.cluster.local.processes import (
     reap,
     send,
 )
-from greylag.cluster.local.sandbox import Limits, Sandbox
-from greylag.cluster.logfile import rotate
+from greylag.cluster.local.sandbox import ProcessLimits, Sandbox
 from greylag.domain.errors import ClusterError
 from greylag.domain.project import Fence, ProjectRef
 
@@ -37,16 +38,15 @@ _KILL_SECONDS = 3.0
 _KILL_POLL_SECONDS = 0.02
 _NO_GRACE = 0.0  # a stop that began at the epoch
 _LAST_PORT = 65535
-
-Spawn = Callable[[Folder, Record], Record]
-"""Starts an environment's process and writes the record that tells of it; ``spawn.py`` has it."""
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
+_RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class EnvironmentState:
     """What can be seen of an environment without asking its agent."""
 
-    record: Record | None
+    record: EnvironmentRecord | None
     alive: bool = False
     port: int | None = None
 
@@ -56,42 +56,49 @@ class LocalEnvironment:
 
     ``prepare``, ``start``, ``begin_stop`` and ``delete`` raise ``LeaseLostError`` when it has been
     worked on under a newer claim than ``fence``.
+
+    Args:
+        folder: where it lies.
+        ref: whose it is.
+        fence: the claim that it is worked on under; ``None`` for what needs no claim.
     """
 
-    def __init__(self, folder: Folder, fence: Fence | None = None) -> None:
+    def __init__(self, folder: Folder, ref: ProjectRef, fence: Fence | None = None) -> None:
         self.folder = folder
+        self.path = folder.path
+        self.ref = ref
         self._fence = fence
 
-    def look(self) -> Sight:
+    def look(self) -> EnvironmentState:
         """Return what can be seen of it now."""
         record = self.folder.read()
-        if record is None or record.process is None or not is_alive(record.process):
-            return Sight(record)
-        return Sight(record, alive=True, port=self._port())
+        if record is None or not _runs(record):
+            return EnvironmentState(record)
+        return EnvironmentState(record, alive=True, port=self._port())
 
-    def prepare(self, ref: ProjectRef) -> None:
+    def prepare(self) -> None:
         """Make it, stopped; one that exists is left alone."""
         with self.folder.lock(self._fence):
-            self._prepare(ref)
+            self._prepare()
 
-    def start(self, ref: ProjectRef, spawn: Spawn) -> ProcessId | None:
+    def start(self, spawner: "Spawner") -> ProcessId | None:
         """Make it run and return its process; ``None`` when it ran already.
 
         Raises:
             ClusterError: it is still being stopped, or leftovers of it cannot be killed.
         """
         with self.folder.lock(self._fence):
-            record = self._prepare(ref)
+            record = self._prepare()
             if record.phase is Phase.STOPPING:
                 raise ClusterError(
                     "The environment is still being stopped.", code="environment_stopping"
                 )
-            if record.phase is Phase.RUNNING and self.look().alive:
+            if record.phase is Phase.RUNNING and _runs(record):
                 return None
             self._kill_leftovers(record)
             # Whatever port is written there from now on is the new process's.
             self.folder.forget_listening()
-            return spawn(self.folder, record).process
+            return spawner.spawn(self.folder, record).process
 
     def begin_stop(self) -> frozenset[ProcessId] | None:
         """Write that it is to stop and tell its agent. Return the processes that it has now, for
@@ -174,7 +181,7 @@ class LocalEnvironment:
         with self.folder.lock(self._fence):
             record = self.folder.read()
             if record is not None and record.phase is not Phase.STOPPED:
-                if record.phase is Phase.STOPPING or self.look().alive:
+                if record.phase is Phase.STOPPING or _runs(record):
                     raise ClusterError(
                         "The environment must be stopped before it can be deleted.",
                         code="environment_running",
@@ -183,15 +190,17 @@ class LocalEnvironment:
             self.folder.remove()
         empty_removed(self.folder.root)
 
-    def _prepare(self, ref: ProjectRef) -> Record:
+    def _prepare(self) -> EnvironmentRecord:
         record = self.folder.read()
         if record is None:
             self.folder.make()
-            record = Record(ref=ref, mark=secrets.token_hex(16), token=secrets.token_urlsafe(32))
+            record = EnvironmentRecord(
+                ref=self.ref, mark=secrets.token_hex(16), token=secrets.token_urlsafe(32)
+            )
             self.folder.write(record)
         return record
 
-    def _ran(self, process: ProcessId) -> Record | None:
+    def _ran(self, process: ProcessId) -> EnvironmentRecord | None:
         """Return the record if ``process`` is still the one that should run."""
         record = self.folder.read()
         if record is None or record.process != process or record.phase is not Phase.RUNNING:
@@ -208,7 +217,7 @@ class LocalEnvironment:
             return None
         return port if type(port) is int and 0 < port <= _LAST_PORT else None
 
-    def _kill_leftovers(self, record: Record) -> None:
+    def _kill_leftovers(self, record: EnvironmentRecord) -> None:
         """Kill what an agentd that is gone has left behind."""
         give_up = time.monotonic() + _KILL_SECONDS
         while left := marked(record.mark):
@@ -219,10 +228,8 @@ class LocalEnvironment:
             time.sleep(_KILL_POLL_SECONDS)
 
 
-# Starting an environment's process, so that none can run that no record tells of.
-
-_PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
-_RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
+def _runs(record: EnvironmentRecord) -> bool:
+    return record.process is not None and is_alive(record.process)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,9 +239,9 @@ class Spawner:
     command: Sequence[str]
     extra: Mapping[str, str]
     sandbox: Sandbox
-    limits: Limits
+    limits: ProcessLimits
 
-    def spawn(self, folder: Folder, record: Record) -> Record:
+    def spawn(self, folder: Folder, record: EnvironmentRecord) -> EnvironmentRecord:
         """Start the process, write and return the record that tells of it. The caller holds the
         environment's lock and has made sure that nothing of it is alive.
 
@@ -243,10 +250,7 @@ class Spawner:
             OSError: the system starts no more processes, or the disk is full.
         """
         rotate(folder.log)
-        with (
-            open(folder.log, "ab", opener=_private) as log,
-            _Leave() as leave,
-        ):
+        with open(folder.log, "ab", opener=_private) as log, _Leave() as leave:
             pid = self._spawn(folder, record, leave.for_child, log.fileno())
             process = identify(pid)
             if process is None:
@@ -270,7 +274,7 @@ class Spawner:
             leave.give()
         return started
 
-    def _spawn(self, folder: Folder, record: Record, stdin: int, log: int) -> int:
+    def _spawn(self, folder: Folder, record: EnvironmentRecord, stdin: int, log: int) -> int:
         limits = json.dumps(self.limits.as_rlimits())
         launcher = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(folder.volume)]
         argv = [*launcher, limits, *self.sandbox.command(self.command, folder.volume)]
@@ -288,7 +292,7 @@ class Spawner:
             setsigdef=_RESET,
         )
 
-    def _environ(self, folder: Folder, record: Record) -> dict[str, str]:
+    def _environ(self, folder: Folder, record: EnvironmentRecord) -> dict[str, str]:
         """Return the process's environment variables, from scratch: ours may hold secrets."""
         return {
             **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},

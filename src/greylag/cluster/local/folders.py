@@ -1,4 +1,9 @@
-"""What is kept of a local environment, beside its volume."""
+"""An environment's folder: what lies where, its record, its lock, and its removal.
+
+``root/<namespace>/<deployment>/`` holds ``volume/`` (the agent's), ``agentd.log`` and
+``environment.json`` (the record). All of it is for our account only. Beside the namespaces, in
+names that no namespace can have, are ``.locks/`` and ``.removed/``. Everything here blocks.
+"""
 
 import fcntl
 import json
@@ -12,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 import structlog
 
@@ -19,6 +25,18 @@ from greylag.cluster.local.processes import ProcessId
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, LeaseLostError
 from greylag.domain.names import MAX_LABEL_LENGTH, EnvironmentNames
 from greylag.domain.project import Fence, ProjectRef
+
+_log = structlog.get_logger(__name__)
+_LABEL = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{MAX_LABEL_LENGTH - 1}}}")
+_RECORD = "environment.json"
+_STATE = "state"
+_LISTENING = "listening.json"
+_LISTENING_BYTES = 4096
+_LOCKS = ".locks"
+_REMOVED = ".removed"
+_LOCK_SECONDS = 10.0
+_FENCE_BYTES = 4096
+_LOCK_POLL_SECONDS = 0.01
 
 
 class Phase(StrEnum):
@@ -30,8 +48,8 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """The record of one environment, in ``environment.json``.
+class EnvironmentRecord:
+    """What is on record of one environment, in ``environment.json``.
 
     ``mark`` is in the environment variables of all its processes. ``process`` is the one that we
     started (agentd, or the sandbox around it) and ``boxed`` tells which; ``exit_code`` is set when
@@ -55,7 +73,7 @@ class Record:
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
-    def from_json(cls, content: bytes) -> "Record":
+    def from_json(cls, content: bytes) -> Self:
         """Read a file's content.
 
         Raises:
@@ -73,28 +91,9 @@ class Record:
         )
 
 
-# An environment's folder: what lies where, its record, its lock, and its removal.
-#
-# ``root/<namespace>/<deployment>/`` holds ``volume/`` (the agent's), ``agentd.log`` and
-# ``environment.json`` (the record). All of it is for our account only. Beside the namespaces, in
-# names that no namespace can have, are ``.locks/`` and ``.removed/``.
-
-_log = structlog.get_logger(__name__)
-_LABEL = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{MAX_LABEL_LENGTH - 1}}}")
-_RECORD = "environment.json"
-_STATE = "state"
-_LISTENING = "listening.json"
-_LISTENING_BYTES = 4096
-_LOCKS = ".locks"
-_REMOVED = ".removed"
-_LOCK_SECONDS = 10.0
-_FENCE_BYTES = 4096
-_LOCK_POLL_SECONDS = 0.01
-
-
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The folder of one environment, which may or may not be there. All methods block."""
+    """The folder of one environment, which may or may not be there."""
 
     root: Path
     namespace: str
@@ -121,7 +120,7 @@ class Folder:
         return self.volume / _STATE / _LISTENING
 
     @classmethod
-    def of(cls, root: Path, names: EnvironmentNames) -> "Folder":
+    def of(cls, root: Path, names: EnvironmentNames) -> Self:
         """Return the folder for ``names``; raise ``ClusterError`` for names that are no labels."""
         for name in (names.namespace, names.deployment):
             if not _LABEL.fullmatch(name):
@@ -129,19 +128,19 @@ class Folder:
         return cls(root, names.namespace, names.deployment)
 
     @classmethod
-    def all(cls, root: Path) -> "list[Folder]":
+    def all(cls, root: Path) -> list[Self]:
         """Return every folder under ``root`` that has a record."""
         found = sorted(root.glob(f"[!.]*/[!.]*/{_RECORD}"))
         return [cls(root, path.parts[-3], path.parts[-2]) for path in found]
 
-    def read(self) -> Record | None:
+    def read(self) -> EnvironmentRecord | None:
         """Return the record, or ``None`` when there is no environment here.
 
         Raises:
             ClusterUnavailableError: there is one that cannot be read.
         """
         try:
-            return Record.from_json((self.path / _RECORD).read_bytes())
+            return EnvironmentRecord.from_json((self.path / _RECORD).read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -149,7 +148,7 @@ class Folder:
                 f"The record {self.path / _RECORD} cannot be read: {error}"
             ) from error
 
-    def write(self, record: Record) -> None:
+    def write(self, record: EnvironmentRecord) -> None:
         """Put ``record`` in the place of the present one, in one step, durably."""
         staged = self.path / f"{_RECORD}.new"
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -189,10 +188,8 @@ class Folder:
 
     def make(self) -> None:
         """Make the folder and its volume."""
-        _make_private(self.root)
-        _make_private(self.path.parent)
-        _make_private(self.path)
-        _make_private(self.volume)
+        for path in (self.root, self.path.parent, self.path, self.volume):
+            _make_private(path)
 
     def remove(self) -> None:
         """Take the environment away in one step; ``empty_removed`` then deletes its files."""

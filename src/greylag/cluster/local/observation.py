@@ -1,4 +1,4 @@
-"""Asking an environment's agent whether it is ready."""
+"""Observing a local environment: its record, its process, and what its agent says of itself."""
 
 import json
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from greylag.cluster.local import launch
-from greylag.cluster.local.attendant import Attendant
+from greylag.cluster.local.attendant import Attendant, Threads
 from greylag.cluster.local.environment import LocalEnvironment
-from greylag.cluster.local.folders import Phase, Record
-from greylag.cluster.local.processes import Threads
-from greylag.cluster.logfile import last_words, plain
+from greylag.cluster.local.folders import EnvironmentRecord, Phase
+from greylag.cluster.local.logfile import last_words
+from greylag.cluster.shared import plain
 from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import (
     AGENT_READY,
@@ -21,9 +21,103 @@ from greylag.domain.lifecycle import (
     Observed,
 )
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from greylag.cluster.local.processes import ProcessId
+
+_HEALTH_SECONDS = 1.0
+_NOTE_END_SECONDS = 1.0
 _MOST_BYTES = 8192
 _MOST_WORDS = 300
 _OK = 200
+_BAD_SETTINGS = 2
+_TERMINAL_EXITS = frozenset({launch.NOT_FOUND, _BAD_SETTINGS})
+_FAILED_HINT = "`greylag logs` shows what it says; activate the project to start it again."
+_SILENT = ErrorInfo(
+    "agent_unreachable",
+    "The agent's API does not answer in time.",
+    "It may be busy; `greylag logs` shows what it says.",
+)
+
+
+class Observer:
+    """Says what state an environment is in. What it finds unattended it hands to ``attendant``."""
+
+    def __init__(self, threads: Threads, attendant: Attendant) -> None:
+        self._threads = threads
+        self._attendant = attendant
+        self._was_ready: dict[Path, ProcessId] = {}
+        self._http: aiohttp.ClientSession | None = None
+
+    async def observe(self, environment: LocalEnvironment) -> Observation:
+        """Return the environment's state; what cannot be read is ``UNKNOWN``."""
+        try:
+            return await self._observe(environment)
+        except ClusterError as error:
+            return Observation(Observed.UNKNOWN, error=error.info)
+
+    def forget(self, environment: LocalEnvironment) -> None:
+        """Drop what is kept of an environment that was deleted."""
+        self._was_ready.pop(environment.path, None)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._http is not None:
+            await self._http.close()
+
+    async def _observe(self, environment: LocalEnvironment) -> Observation:
+        state = await self._threads.run(environment.look)
+        record = state.record
+        if record is None:
+            return Observation(Observed.ABSENT)
+        if record.phase is Phase.STOPPED:
+            return Observation(Observed.STOPPED)
+        if record.process is not None:
+            self._attendant.watch(environment, record.process)
+        if record.phase is Phase.STOPPING:
+            self._attendant.see_to_stop(environment)
+            return Observation(Observed.STOPPING)
+        if not state.alive:
+            return await self._observe_end(environment, record)
+        return await self._ask(environment, record, state.port)
+
+    async def _ask(
+        self, environment: LocalEnvironment, record: EnvironmentRecord, port: int | None
+    ) -> Observation:
+        if port is None:
+            return _starting()
+        url = local_url(port)
+        answer = await ask_health(self._session(), url, _HEALTH_SECONDS)
+        if not answer.ready:
+            was_ready = self._was_ready.get(environment.path) == record.process
+            return _not_ready(answer, was_ready=was_ready)
+        if record.process is not None:
+            self._was_ready[environment.path] = record.process
+        return _ready(url)
+
+    async def _observe_end(
+        self, environment: LocalEnvironment, record: EnvironmentRecord
+    ) -> Observation:
+        """Say how the process ended; its exit code is on record once the end has been noted."""
+        if record.process is not None:
+            await self._attendant.end_noted(environment, record.process, _NOTE_END_SECONDS)
+        noted = await self._threads.run(environment.folder.read)
+        if noted is None or noted.process != record.process:
+            return await self._observe(environment)
+        log, start = environment.folder.log, noted.log_start
+        return _failed(noted, await self._threads.run(lambda: last_words(log, start)))
+
+    def _session(self) -> aiohttp.ClientSession:
+        """Return the HTTP client, made at its first use, as it belongs to the running loop."""
+        if self._http is None:
+            self._http = aiohttp.ClientSession()
+        return self._http
+
+
+def local_url(port: int) -> str:
+    """Return the address of what listens on ``port`` of loopback."""
+    return f"http://127.0.0.1:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +163,18 @@ def _words(status: int, body: bytes) -> str:
     return f"The agent's health check answered {status}."
 
 
-# What is observed of a local environment, as the domain takes it.
-
-_FAILED_HINT = "`greylag logs` shows what it says; activate the project to start it again."
-_BAD_SETTINGS = 2
-_TERMINAL_EXITS = frozenset({launch.NOT_FOUND, _BAD_SETTINGS})
-_SILENT = ErrorInfo(
-    "agent_unreachable",
-    "The agent's API does not answer in time.",
-    "It may be busy; `greylag logs` shows what it says.",
-)
-
-
-def starting() -> Observation:
+def _starting() -> Observation:
     """The process runs and does not listen yet."""
     return Observation(Observed.STARTING, steps=(PROCESS_STARTED,))
 
 
-def ready(url: str) -> Observation:
+def _ready(url: str) -> Observation:
     """The agent at ``url`` says that it is ready."""
     steps = (PROCESS_STARTED, API_ANSWERS, AGENT_READY)
     return Observation(Observed.READY, endpoint=url, steps=steps)
 
 
-def not_ready(answer: Health, *, was_ready: bool) -> Observation:
+def _not_ready(answer: Health, *, was_ready: bool) -> Observation:
     """The process listens and its agent is not ready.
 
     One that was ready and now is late may only be busy: nothing is known of it.
@@ -106,7 +188,7 @@ def not_ready(answer: Health, *, was_ready: bool) -> Observation:
     return Observation(Observed.STARTING, error=error_if_late, steps=(PROCESS_STARTED,))
 
 
-def failed(record: Record, last_words: str) -> Observation:
+def _failed(record: EnvironmentRecord, last_words: str) -> Observation:
     """The process that should run has ended; ``last_words`` are the end of its log."""
     code = record.exit_code
     how = "" if code is None else f" ({_exit(code)})"
@@ -119,89 +201,3 @@ def failed(record: Record, last_words: str) -> Observation:
 
 def _exit(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
-
-
-# Observing a local environment: its record, its process, and what its agent says.
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from greylag.cluster.local.processes import ProcessId
-
-_HEALTH_SECONDS = 1.0
-_NOTE_END_SECONDS = 1.0
-
-
-class Observer:
-    """Says what state an environment is in. What it finds unattended it hands to ``attendant``."""
-
-    def __init__(self, threads: Threads, attendant: Attendant) -> None:
-        self._threads = threads
-        self._attendant = attendant
-        self._was_ready: dict[Path, ProcessId] = {}
-        self._http: aiohttp.ClientSession | None = None
-
-    async def observe(self, local: LocalEnvironment) -> Observation:
-        """Return the environment's state; what cannot be read is ``UNKNOWN``."""
-        try:
-            return await self._observe(local)
-        except ClusterError as error:
-            return Observation(Observed.UNKNOWN, error=error.info)
-
-    def forget(self, local: LocalEnvironment) -> None:
-        """Drop what is kept of an environment that was deleted."""
-        self._was_ready.pop(local.folder.path, None)
-
-    async def close(self) -> None:
-        """Close all connections."""
-        if self._http is not None:
-            await self._http.close()
-
-    async def _observe(self, local: LocalEnvironment) -> Observation:
-        sight = await self._threads.run(local.look)
-        record = sight.record
-        if record is None:
-            return Observation(Observed.ABSENT)
-        if record.phase is Phase.STOPPED:
-            return Observation(Observed.STOPPED)
-        if record.process is not None:
-            self._attendant.watch(local, record.ref, record.process)
-        if record.phase is Phase.STOPPING:
-            self._attendant.take_up_stop(local)
-            return Observation(Observed.STOPPING)
-        if not sight.alive:
-            return await self._observe_end(local, record)
-        return await self._ask(local, record, sight.port)
-
-    async def _ask(self, local: LocalEnvironment, record: Record, port: int | None) -> Observation:
-        if port is None:
-            return starting()
-        path, url = local.folder.path, local_url(port)
-        answer = await ask_health(self._session(), url, _HEALTH_SECONDS)
-        if not answer.ready:
-            was_ready = self._was_ready.get(path) == record.process
-            return not_ready(answer, was_ready=was_ready)
-        if record.process is not None:
-            self._was_ready[path] = record.process
-        return ready(url)
-
-    async def _observe_end(self, local: LocalEnvironment, record: Record) -> Observation:
-        """Say how the process ended; its exit code is on record once the end has been noted."""
-        if record.process is not None:
-            await self._attendant.end_noted(local, record.process, _NOTE_END_SECONDS)
-        noted = await self._threads.run(local.folder.read)
-        if noted is None or noted.process != record.process:
-            return await self._observe(local)
-        log, start = local.folder.log, noted.log_start
-        return failed(noted, await self._threads.run(lambda: last_words(log, start)))
-
-    def _session(self) -> aiohttp.ClientSession:
-        """Return the HTTP client, made at its first use, as it belongs to the running loop."""
-        if self._http is None:
-            self._http = aiohttp.ClientSession()
-        return self._http
-
-
-def local_url(port: int) -> str:
-    """Return the address of what listens on ``port`` of loopback."""
-    return f"http://127.0.0.1:{port}"

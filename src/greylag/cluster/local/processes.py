@@ -4,21 +4,17 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 import psutil
 
 from greylag.common.process_start import birth
-from greylag.domain.errors import ClusterError
 
 MARK = "GREYLAG_ENVIRONMENT"
 """The environment variable that every descendant of an environment's agentd inherits."""
 
-_LINUX = sys.platform == "linux"
 _POLL_SECONDS = 1.0
 
 
@@ -129,27 +125,3 @@ def _send_one(process: ProcessId, number: signal.Signals) -> None:
             signal.pidfd_send_signal(descriptor, number)
     finally:
         os.close(descriptor)
-
-
-# Blocking work off the event loop, with the system's errors put into our words.
-
-_T = TypeVar("_T")
-_COUNT = 8
-
-
-class Threads:
-    """Threads of the local cluster. What has begun in one is never cut short by cancellation."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_COUNT, thread_name_prefix="local-cluster")
-
-    async def run(self, work: Callable[[], _T]) -> _T:
-        """Return what ``work`` returns; an ``OSError`` becomes a ``ClusterError``."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        except OSError as error:
-            raise ClusterError(f"This machine refused a step: {error}") from error
-
-    async def close(self) -> None:
-        """Return when all that has begun is done."""
-        await asyncio.to_thread(self._pool.shutdown)

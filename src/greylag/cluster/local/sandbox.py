@@ -30,7 +30,7 @@ _BOXED_NOTICE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ProcessLimits:
     """Most of what each process of an environment may have.
 
     There is none for the number of processes: the system counts those per account, so an

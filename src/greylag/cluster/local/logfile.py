@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-import unicodedata
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from greylag.cluster.shared import plain
 
 ROTATE_ABOVE = 10 * 1024 * 1024
 """A log larger than this, in bytes, is put aside at the next start (one older one is kept)."""
@@ -35,11 +36,6 @@ def last_words(path: Path, start: int, *, lines: int = 5, length: int = 600) -> 
         return ""
     kept = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
     return plain(" | ".join([line for line in kept if line][-lines:]))[-length:]
-
-
-def plain(text: str) -> str:
-    """Return ``text`` with a space for each control or other unprintable character."""
-    return "".join(" " if unicodedata.category(char)[0] == "C" else char for char in text)
 
 
 async def read_lines(
@@ -79,31 +75,19 @@ def _open_at_tail(path: Path, lines: int) -> BinaryIO | None:
     except FileNotFoundError:
         return None
     position = file.seek(0, os.SEEK_END)
-    missing = lines
     # A line end that closes the file does not begin a line after it.
     end = max(0, position - 1)
-    while missing > 0 and position > 0:
+    while lines > 0 and position > 0:
         position = max(0, end - _BLOCK)
         file.seek(position)
-        block = file.read(end - position)
-        at = _nth_from_end(block, missing)
-        if at is not None:
-            position += at + 1
+        before, *found = file.read(end - position).rsplit(b"\n", lines)
+        if len(found) == lines:
+            position += len(before) + 1
             break
-        missing -= block.count(b"\n")
+        lines -= len(found)
         end = position
     file.seek(position)
     return file
-
-
-def _nth_from_end(block: bytes, number: int) -> int | None:
-    """Return where the ``number``-th line end from the end of ``block`` is, if there is one."""
-    at = len(block)
-    for _ in range(number):
-        at = block.rfind(b"\n", 0, at)
-        if at < 0:
-            return None
-    return at
 
 
 def _reopen_if_rotated(path: Path, file: BinaryIO | None) -> BinaryIO | None:

@@ -48,7 +48,7 @@ async def do(root: Path, verb: str, command: list[str], at: int) -> None:
     cluster = LocalCluster(root, agentd_command=command, sandbox="none", grace=0.3)
     project = make_project()
     sys.addaudithook(Doom(at))
-    await getattr(cluster, verb)(project)
+    await getattr(cluster, verb)(project.environment)
     if verb == "stop":
         await reaches(cluster, project, Observed.STOPPED)
 

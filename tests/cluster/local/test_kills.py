@@ -66,7 +66,7 @@ async def doomed(tmp_path: Path) -> AsyncIterator[Doomed]:
         *(str(DOOMED), str(tmp_path), *standin("--shell", "marked")),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+        env={"PYTHONPATH": str(Path(__file__).parents[3])},
     )
     yield Doomed(server)
     server.kill()

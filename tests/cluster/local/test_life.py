@@ -1,5 +1,6 @@
 """Local environments: started once, found again, and seen to end."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from tests.cluster.environments import (
+    PATIENCE,
     doing,
     folder_of,
     is_gone,
@@ -21,10 +23,12 @@ from tests.cluster.environments import (
 )
 from tests.contract.store_adapters import make_project
 
+from greylag.cluster.local import cluster as local_cluster
 from greylag.cluster.local.cluster import LocalCluster
-from greylag.cluster.local.folders import Phase
+from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
+from greylag.cluster.local.observation import Observer
 from greylag.cluster.local.processes import ProcessId, marked
-from greylag.cluster.local.sandbox import Limits
+from greylag.cluster.local.sandbox import ProcessLimits
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.names import EnvironmentNames
@@ -91,7 +95,7 @@ async def test_an_environment_is_a_session_of_its_own_with_limits_and_no_foreign
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GREYLAG_TOKEN", "the operator's")
-    limits = Limits(open_files=777)
+    limits = ProcessLimits(open_files=777)
     async with open_local(tmp_path, model={"GREYLAG_MODEL": "m"}, limits=limits) as cluster:
         await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
@@ -254,3 +258,46 @@ async def test_a_link_that_a_tool_has_laid_leads_to_no_other_environment(tmp_pat
         await reaches(cluster, PROJECT, Observed.STOPPED)
         await cluster.start(PROJECT.environment)
         assert (await cluster.observe(other.environment)).state is Observed.READY
+
+
+async def test_a_start_reads_the_record_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read = 0, Folder.read
+
+    def counted(folder: Folder) -> EnvironmentRecord | None:
+        nonlocal reads
+        reads += 1
+        return read(folder)
+
+    async with open_local(tmp_path, "--never-listen") as cluster:
+        with monkeypatch.context() as patched:
+            patched.setattr(Folder, "read", counted)
+            await cluster.start(PROJECT.environment)
+            assert reads == 1
+            await cluster.start(PROJECT.environment)
+            assert reads == 2
+
+
+async def test_who_waits_for_a_change_does_not_look_again_at_what_was_just_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, observe = 0, Observer.observe
+
+    async def counted(*words: Any) -> Observation:
+        nonlocal looks
+        looks += 1
+        return await observe(*words)
+
+    monkeypatch.setattr(Observer, "observe", counted)
+    monkeypatch.setattr(local_cluster, "_RESTING_POLL_SECONDS", PATIENCE)
+    async with open_local(tmp_path) as cluster:
+        await cluster.prepare(PROJECT.environment)
+        await cluster.observe(PROJECT.environment)
+        waiting = asyncio.create_task(cluster.changed(PROJECT.environment, timeout=2 * PATIENCE))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        assert looks == 1
+        waiting.cancel()
+        await asyncio.wait({waiting})

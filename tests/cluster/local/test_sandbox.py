@@ -129,7 +129,7 @@ async def test_a_killed_sandbox_leaves_nothing_behind(tmp_path: Path, victim: st
 def test_greylag_itself_stays_visible_when_it_lies_in_the_hidden_home_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    repository = Path(__file__).parents[2]
+    repository = Path(__file__).parents[3]
     monkeypatch.setenv("HOME", str(repository))
     monkeypatch.chdir(repository)
     sandbox = choose_sandbox("bubblewrap", hidden=(), needed=())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greylag.cluster.logfile import ROTATE_ABOVE, last_words, plain, read_lines, rotate
+from greylag.cluster.local.logfile import ROTATE_ABOVE, last_words, read_lines, rotate
 
 
 def read(path: Path, tail: int, *, follow: bool = False) -> AsyncIterator[bytes]:
@@ -109,10 +109,3 @@ def test_last_words_are_this_run_s_bounded_and_harmless(tmp_path: Path) -> None:
     assert len(last_words(path, 0, length=10)) == 10
     assert last_words(path, 10_000) == ""
     assert last_words(tmp_path / "none", 0) == ""
-
-
-@settings(deadline=None)
-@given(st.text())
-def test_plain_text_has_no_character_that_a_terminal_obeys(text: str) -> None:
-    assert len(plain(text)) == len(text)
-    assert all(char.isprintable() or char == " " or char.isspace() for char in plain(text))

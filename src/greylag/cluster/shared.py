@@ -1,6 +1,7 @@
-"""Telling listeners of environments that changed unasked, once each until it is heard."""
+"""What all clusters share: the feed of unasked changes, and foreign words made plain."""
 
 import asyncio
+import unicodedata
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -9,13 +10,15 @@ from greylag.domain.project import ProjectRef
 
 @dataclass(slots=True, eq=False)
 class _Listener:
-    # An ordered set: a slow listener hears of each project once, so it cannot grow memory.
-    pending: dict[ProjectRef, None] = field(default_factory=dict)
+    pending: dict[ProjectRef, None] = field(default_factory=dict)  # an ordered set
     woken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class News:
-    """Who changed unasked, for any number of listeners. For one event loop."""
+class ChangeFeed:
+    """Which environments changed unasked, for any number of listeners. For one event loop.
+
+    A listener hears of each once until it has heard it, so a slow one cannot grow memory.
+    """
 
     def __init__(self) -> None:
         self._listeners: set[_Listener] = set()
@@ -50,3 +53,8 @@ class News:
                     yield ref
         finally:
             self._listeners.discard(listener)
+
+
+def plain(text: str) -> str:
+    """Return ``text`` with a space for each control or other unprintable character."""
+    return "".join(" " if unicodedata.category(char)[0] == "C" else char for char in text)
