@@ -65,3 +65,7 @@ class Bench:
 
     def verbs(self, ref: ProjectRef = REF) -> list[Verb]:
         return [call.verb for call in self.cluster.calls[ref]]
+
+    def looks(self, ref: ProjectRef = REF) -> int:
+        """Return how often the environment has been observed since the last call."""
+        return self.cluster.looks.pop(ref, 0)

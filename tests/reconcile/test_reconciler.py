@@ -44,6 +44,25 @@ async def test_activation_records_endpoint_time_and_each_step_once() -> None:
     assert len(told) == len(set(told))
 
 
+async def test_a_pass_observes_once_and_again_only_after_a_step_or_a_change() -> None:
+    bench = Bench(auto=False)
+    await bench.create()
+    await bench.loop.drain()
+    assert bench.looks() == 2  # before and after it was prepared
+    await bench.want(Desired.ACTIVE)
+    working = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while PROCESS_STARTED.code not in await bench.told():
+            await news.changed(5)
+    bench.cluster.advance(REF)
+    await working
+    assert bench.looks() == 3  # before the start, after it, and when it was ready
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    assert bench.looks() == 1  # nothing was to be done
+    assert (await bench.project()).status is Status.ACTIVE
+
+
 async def test_deactivation_stops_and_keeps_the_environment() -> None:
     bench = Bench()
     await bench.create()

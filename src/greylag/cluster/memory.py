@@ -1,7 +1,7 @@
-"""A cluster in memory: the verified fake of ``ports.cluster`` that tests step and break."""
+"""A cluster in memory: the verified fake of the port that tests step and break."""
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -48,7 +48,8 @@ class MemoryCluster:
     """Environments that are only states.
 
     With ``auto`` a started one is ready, and a stopping one stopped, at the next ``observe``;
-    without it a test calls ``advance``. ``calls`` keeps each project's verbs in order.
+    without it a test calls ``advance``. ``calls`` keeps each project's verbs in order,
+    ``looks`` counts how often each was observed.
     """
 
     kind = "memory"
@@ -56,6 +57,7 @@ class MemoryCluster:
 
     def __init__(self, *, auto: bool = False) -> None:
         self.calls: defaultdict[ProjectRef, list[VerbCall]] = defaultdict(list)
+        self.looks: Counter[ProjectRef] = Counter()
         self._auto = auto
         self._environments: dict[ProjectRef, _Simulated] = {}
         self._faults: dict[tuple[ProjectRef, Verb], ClusterError] = {}
@@ -127,6 +129,7 @@ class MemoryCluster:
 
     async def observe(self, environment: Environment) -> Observation:
         """Return the environment's state; with ``auto``, after moving it on."""
+        self.looks[environment.ref] += 1
         if self._auto:
             self.advance(environment.ref)
         seen = self._look(environment.ref)

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 Item = TypeVar("Item")
 
 
-class Work(Protocol[Item]):
+class WorkSource(Protocol[Item]):
     """What a loop works on."""
 
     async def claim(self) -> Item | None:
@@ -33,7 +33,7 @@ class WorkLoop(Generic[Item]):
     ``idle`` is set while nothing is due and nothing is being handled.
     """
 
-    def __init__(self, work: Work[Item], concurrency: int) -> None:
+    def __init__(self, work: WorkSource[Item], concurrency: int) -> None:
         self._work = work
         self._slots = asyncio.Semaphore(concurrency)
         self._running: dict[Hashable, asyncio.Task[None]] = {}

@@ -1,7 +1,11 @@
-"""The look at everything that a start begins with: once for all workers that start together."""
+"""The worker: looks at everything once, then keeps environments as their records say.
+
+The look at everything, which a start begins with, is done once for all workers that start together.
+"""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -15,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 DUTY = "first look"
 HELD_SECONDS = 15.0
-PAUSE = 2.0
+PAUSE_SECONDS = 2.0
 _RENEW_EVERY = 100
 
 
@@ -42,16 +46,13 @@ class FirstLook:
         waited for.
         """
         while True:
-            try:
+            async with _outage_waited_out(self._clock):
                 return await self._attempt()
-            except StoreUnavailableError as error:
-                log.warning("store unavailable", error=str(error))
-                await self._clock.sleep(PAUSE)
 
     async def rest(self) -> None:
         """Return when it is done, by whomever."""
         while not await self.attempt():
-            await self._clock.sleep(PAUSE)
+            await self._clock.sleep(PAUSE_SECONDS)
 
     async def _attempt(self) -> bool:
         match await self._take():
@@ -76,13 +77,13 @@ class FirstLook:
             # First what the records say: an environment that should run and is gone is among it.
             count = await self._store.poke_unsettled(self._clock.now())
             if count:
-                log.info("looking at projects not at rest", count=count)
+                log.info("unsettled_projects_made_due", count=count)
             self._poked = True
         try:
             environments = await self._cluster.inventory()
         except ClusterError as error:
             if not self._refused:
-                log.warning("environments not listed; that is tried again", error=str(error))
+                log.warning("environments_not_listed", error=str(error), tried_again=True)
             self._refused = True
             return False
         return await self._match(environments)
@@ -95,16 +96,12 @@ class FirstLook:
                 await self._store.poke(ref, self._clock.now())
             else:
                 log.warning(
-                    "environment without a record; `greylag orphans` lists and removes them",
+                    "environment_without_record",
+                    hint="`greylag orphans` lists and removes it",
                     user_id=ref.user_id,
                     project_id=ref.project_id,
                 )
         return True
-
-
-# The worker: looks at everything once, then keeps environments as their records say.
-
-PAUSE_AFTER_FAILURE = 2.0
 
 
 class Worker:
@@ -137,7 +134,7 @@ class Worker:
                 async with asyncio.timeout(first_look_timeout):
                     await self._loop.idle.wait()
             except TimeoutError:
-                log.info("serving before every project is at rest")
+                log.info("serving_before_all_is_settled")
             ready.set()
 
     async def _look_and_work(self, tasks: asyncio.TaskGroup) -> None:
@@ -153,7 +150,7 @@ class Worker:
                 await self._note(ref)
             except StoreUnavailableError as error:
                 # The resync will find what was not heard.
-                log.warning("change not noted", error=str(error))
+                log.warning("change_not_noted", error=str(error))
 
     async def _note(self, ref: ProjectRef) -> None:
         try:
@@ -175,16 +172,20 @@ class _Patient:
         self.handle = work.handle
 
     async def claim(self) -> Claim | None:
-        try:
+        async with _outage_waited_out(self._clock):
             return await self._work.claim()
-        except StoreUnavailableError as error:
-            log.warning("store unavailable", error=str(error))
-            await self._clock.sleep(PAUSE_AFTER_FAILURE)
-            return None
+        return None
 
     async def news(self) -> None:
-        try:
+        async with _outage_waited_out(self._clock):
             await self._work.news()
-        except StoreUnavailableError as error:
-            log.warning("store unavailable", error=str(error))
-            await self._clock.sleep(PAUSE_AFTER_FAILURE)
+
+
+@asynccontextmanager
+async def _outage_waited_out(clock: Clock) -> AsyncIterator[None]:
+    """Go on after a pause where the store cannot be reached."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        log.warning("store_unavailable", error=str(error))
+        await clock.sleep(PAUSE_SECONDS)
