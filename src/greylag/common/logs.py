@@ -1,4 +1,8 @@
-"""The id of the request that is being answered, for logs and for the agent."""
+"""Structured logs: JSON for machines, colours on a terminal; all on standard error.
+
+Every line of a request carries its id, and its user's and project's once they are known
+(``structlog.contextvars``). Fields that could hold a secret are never written.
+"""
 
 import logging
 import sys
@@ -9,12 +13,7 @@ from typing import Literal
 import structlog
 
 request_id: ContextVar[str] = ContextVar("greylag_request_id", default="")
-
-
-# Structured logs: JSON for machines, colours on a terminal; all on standard error.
-#
-# Every line of a request carries its id, and its user's and project's once they are known
-# (``structlog.contextvars``). Fields that could hold a secret are never written.
+"""The id of the request that is being answered, for logs and for the agent."""
 
 _SECRET_WORDS = ("token", "secret", "password", "authorization", "cookie", "api_key", "model_key")
 _HIDDEN = "[hidden]"

@@ -40,7 +40,12 @@ def end_to_end(headers: Mapping[str, str], without: Iterable[str] = ()) -> list[
         headers: as they came; a name may stand in it more than once.
         without: further names to leave out, in lower case.
     """
-    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    named = {
+        word.strip().lower()
+        for name, value in headers.items()
+        if name.lower() == "connection"
+        for word in value.split(",")
+    }
     dropped = HOP_BY_HOP | named | set(without)
     return [(name, value) for name, value in headers.items() if name.lower() not in dropped]
 

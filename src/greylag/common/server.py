@@ -28,9 +28,11 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(
             ("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
         )
-    bare = host.strip("[]")
-    found = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return socket.create_server(found[0][4][:2], family=found[0][0], backlog=_BACKLOG)
+    found = socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    # The whole address: an IPv6 one may be of one interface only.
+    return socket.create_server(found[0][4], family=found[0][0], backlog=_BACKLOG)
 
 
 def address_of(listener: socket.socket) -> str:

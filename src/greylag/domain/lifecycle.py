@@ -25,10 +25,15 @@ class Observed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that an environment has reached on its way, for the activation log."""
+    """Something that an environment has reached on its way to ready, for the activation log."""
 
     code: str
     message: str
+
+
+PROCESS_STARTED = Step("process_started", "The environment's process has started.")
+API_ANSWERS = Step("api_answers", "The agent's API answers.")
+AGENT_READY = Step("agent_ready", "The agent is ready.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +176,3 @@ def _late(seen: Observation) -> ErrorInfo:
         f"The environment did not become ready in time.{reached}",
         "`greylag logs` shows what it says; activate again to go on waiting.",
     )
-
-
-# The steps on an environment's way to ready, in order, as the activation log tells them.
-
-PROCESS_STARTED = Step("process_started", "The environment's process has started.")
-API_ANSWERS = Step("api_answers", "The agent's API answers.")
-AGENT_READY = Step("agent_ready", "The agent is ready.")

@@ -1,4 +1,4 @@
-"""The project record: the one thing that everything else is about."""
+"""A project: its record, what the cluster is told of it, and its activation log."""
 
 import secrets
 from collections.abc import Mapping
@@ -63,6 +63,27 @@ class Fence:
     until: datetime | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What runs for a project, as the cluster is told of it.
+
+    Attributes:
+        id: the record's id, by which an environment is told from an earlier one of the same name.
+        ref: whose it is.
+        names: what its objects are called.
+        fence: the claim that it is worked on under.
+        generation: of what is wanted.
+        template: the name of the shape that the project asks for, as the user gave it.
+    """
+
+    id: str
+    ref: ProjectRef
+    names: EnvironmentNames
+    fence: Fence
+    generation: int = 1
+    template: object = DEFAULT_TEMPLATE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
     """One project as its record holds it. Times are aware, in UTC, to the millisecond.
@@ -108,7 +129,7 @@ class Project:
         return ProjectRef(self.user_id, self.project_id)
 
     @property
-    def environment(self) -> "Environment":
+    def environment(self) -> Environment:
         """What the cluster is told of this copy of the record."""
         template = self.metadata.get(TEMPLATE_KEY, DEFAULT_TEMPLATE)
         return Environment(self.id, self.ref, self.names, self.fence, self.generation, template)
@@ -123,38 +144,14 @@ class Project:
         return resting and self.observed_generation >= self.generation
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """What runs for a project, as the cluster is told of it.
-
-    Attributes:
-        id: the record's id, by which an environment is told from an earlier one of the same name.
-        ref: whose it is.
-        names: what its objects are called.
-        fence: the claim that it is worked on under.
-        generation: of what is wanted.
-        template: the name of the shape that the project asks for, as the user gave it.
-    """
-
-    id: str
-    ref: ProjectRef
-    names: EnvironmentNames
-    fence: Fence
-    generation: int = 1
-    template: object = DEFAULT_TEMPLATE
-
-
 def new_record_id(now: datetime) -> str:
     """Return 24 hexadecimal digits: seconds, then random bits (the form of a BSON ObjectId)."""
     return f"{int(now.timestamp()):08x}{secrets.token_hex(8)}"
 
 
-# The activation log: what the platform did for a project, in words, as it happened.
-
-
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of a project's activation log.
+    """One line of a project's activation log: what the platform did, in words, as it happened.
 
     ``seq`` counts from 1 within the project and never repeats; ``code`` is stable and for programs,
     ``message`` one plain sentence for people, ``hint`` what to do when it tells of a failure.

@@ -313,9 +313,7 @@ class _Pass:
         now = self.clock.now()
         await _finish(self.store.record(self.claim, outcome, now, release=True))
         for event in outcome.events:
-            log.info(
-                "project_event", code=event.code, message=event.message, status=outcome.status
-            )
+            log.info("project_event", code=event.code, message=event.message, status=outcome.status)
         return True
 
     async def _hand_back(self) -> None:

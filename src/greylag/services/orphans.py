@@ -10,7 +10,6 @@ from greylag.domain.names import EnvironmentNames, environment_names
 from greylag.domain.project import Desired, Lease, Project, ProjectRef, Status, new_record_id
 from greylag.ports import Claim, Clock, Cluster, ProjectStore, has_record
 
-NAME = "An environment without a record, being removed"
 PAUSE_SECONDS = 1.0
 MARGIN = timedelta(seconds=60)
 """More than the longest call of a cluster: one that begins in time ends under the lease."""
@@ -85,10 +84,7 @@ class Orphans:
         return when it is gone. One that is partly gone already is removed all the same.
 
         For as long as that takes the project has a record that wants its deletion, under a lease of
-        ours. Making it is the check that there is none, in one atomic step: a project of the same
-        id cannot be created meanwhile, no worker interferes, users see what goes on, and the
-        cluster knows our verbs by a claim of this new record, which no claim of the lost one can
-        refuse. A process that is killed leaves that record, and a worker brings the removal to its
+        ours. A process that is killed leaves that record, and a worker brings the removal to its
         end once the lease has run out. A removal that fails takes it away again: the environment is
         an orphan as before, and can be removed by another try.
 
@@ -119,13 +115,17 @@ class Orphans:
 
     async def _claimed(self, orphan: Orphan) -> Claim:
         """Make the record under which the environment is removed, claimed from its beginning."""
+        # It has to be a record, and no lock of another kind: only the uniqueness of records decides
+        # in one atomic step that there is none and that none of the same id is created meanwhile.
+        # Workers leave it alone for its lease, users see what goes on, and its new id makes a fence
+        # that no claim of the lost record can refuse.
         now = self._clock.now()
         deadline = now + timedelta(milliseconds=round(self._longest * 1000))
         project = Project(
             id=new_record_id(now),
             user_id=orphan.user_id,
             project_id=orphan.project_id,
-            name=NAME,
+            name="An environment without a record, being removed",
             names=self._names(orphan.ref),
             created_at=now,
             updated_at=now,

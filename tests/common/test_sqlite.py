@@ -1,0 +1,107 @@
+"""One connection, one thread: in order, whole or not at all, in its owner's words."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from greylag.common.sqlite import SqlThread, transaction
+
+
+class OwnersError(Exception):
+    """What the owner makes of the driver's errors."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OwnersError(str(error)) from error
+
+
+@pytest.fixture
+async def thread(tmp_path: Path) -> AsyncIterator[SqlThread]:
+    opened = SqlThread(tmp_path / "folder" / "file", "test-sql", translated)
+    await opened.open()
+    await opened.run(lambda sql: sql.execute("CREATE TABLE t (n INTEGER)"))
+    yield opened
+    await opened.close()
+
+
+def numbers(sql: sqlite3.Connection) -> list[int]:
+    return [row["n"] for row in sql.execute("SELECT n FROM t ORDER BY rowid")]
+
+
+def insert(sql: sqlite3.Connection, number: int) -> None:
+    with transaction(sql):
+        sql.execute("INSERT INTO t VALUES (?)", (number,))
+
+
+async def test_work_is_done_in_the_order_in_which_it_came(thread: SqlThread) -> None:
+    work = [thread.run(lambda sql, n=n: insert(sql, n)) for n in range(50)]  # type: ignore[misc] # mypy cannot infer a default's type
+    await asyncio.gather(*work)
+    assert await thread.run(numbers) == list(range(50))
+
+
+async def test_a_transaction_that_raises_leaves_nothing_and_the_next_is_free(
+    thread: SqlThread,
+) -> None:
+    def fail(sql: sqlite3.Connection) -> None:
+        with transaction(sql):
+            sql.execute("INSERT INTO t VALUES (1)")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        await thread.run(fail)
+    await thread.run(lambda sql: insert(sql, 2))
+    assert await thread.run(numbers) == [2]
+
+
+async def test_the_drivers_errors_are_its_owners_also_after_it_was_closed(
+    thread: SqlThread,
+) -> None:
+    with pytest.raises(OwnersError, match="no such table"):
+        await thread.run(lambda sql: sql.execute("SELECT * FROM missing"))
+    await thread.close()
+    await thread.close()
+    with pytest.raises(OwnersError, match="closed"):
+        await thread.run(numbers)
+
+
+async def test_the_file_is_for_our_account_only_and_read_only_writes_nothing(
+    thread: SqlThread, tmp_path: Path
+) -> None:
+    path = tmp_path / "folder" / "file"
+    assert path.stat().st_mode & 0o777 == 0o600
+    reader = SqlThread(path, "test-reader", translated, read_only=True)
+    await reader.open()
+    assert await reader.run(numbers) == []
+    with pytest.raises(OwnersError, match="readonly"):
+        await reader.run(lambda sql: insert(sql, 1))
+    await reader.close()
+
+
+async def test_a_cancelled_caller_leaves_begun_work_to_its_end_and_drops_what_waits(
+    thread: SqlThread,
+) -> None:
+    loop = asyncio.get_running_loop()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    def slow(sql: sqlite3.Connection) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
+        insert(sql, 1)
+
+    first = asyncio.create_task(thread.run(slow))
+    await begun.wait()
+    second = asyncio.create_task(thread.run(lambda sql: insert(sql, 2)))
+    await asyncio.sleep(0)
+    for task in (first, second):
+        task.cancel()
+    await asyncio.wait({first, second})
+    go_on.set()
+    assert await thread.run(numbers) == [1]
