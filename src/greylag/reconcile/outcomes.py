@@ -46,32 +46,30 @@ def settled(
     project: Project, status: Status, seen: Observation, now: datetime, recheck: timedelta
 ) -> Outcome:
     """Return the outcome of having reached what is wanted."""
-    base = replace(
+    active = status is Status.ACTIVE
+    since = project.last_activated_at
+    stable = project.status is status and since is not None and now - since >= STABLE_AFTER
+    outcome = replace(
         unchanged(project),
         status=status,
-        endpoint=seen.endpoint if status is Status.ACTIVE else None,
+        endpoint=seen.endpoint if active else None,
         error=None,
         error_terminal=False,
         observed_generation=project.generation,
+        attempts=project.attempts if active and not stable else 0,
         deadline_at=None,
-        due_at=now + recheck if status is Status.ACTIVE else None,
+        due_at=now + recheck if active else None,
     )
-    if status is Status.ACTIVE:
-        since = project.last_activated_at
-        stable = project.status is status and since is not None and now - since >= STABLE_AFTER
-        base = replace(base, attempts=0 if stable else project.attempts)
-    else:
-        base = replace(base, attempts=0)
     if status is project.status and project.settled:
-        return base
-    if status is Status.INACTIVE and project.last_activated_at is None:
-        return replace(base, events=[_PREPARED])
-    reached = replace(base, events=[_REACHED[status]])
+        return outcome
+    if not active and since is None:
+        return replace(outcome, events=[_PREPARED])
+    outcome = replace(outcome, events=[_REACHED[status]])
     if status is project.status:
-        return reached
-    if status is Status.ACTIVE:
-        return replace(reached, last_activated_at=now)
-    return replace(reached, last_deactivated_at=now)
+        return outcome
+    if active:
+        return replace(outcome, last_activated_at=now)
+    return replace(outcome, last_deactivated_at=now)
 
 
 def waiting(

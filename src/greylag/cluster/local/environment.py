@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 from greylag.cluster.local import launch
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase, empty_removed
@@ -250,8 +249,14 @@ class Spawner:
             OSError: the system starts no more processes, or the disk is full.
         """
         rotate(folder.log)
-        with open(folder.log, "ab", opener=_private) as log, _Leave() as leave:
-            pid = self._spawn(folder, record, leave.for_child, log.fileno())
+        for_child, ours = os.pipe()
+        # The launcher waits for leave: a byte in the pipe, or its end when we refuse or are killed.
+        with (
+            os.fdopen(for_child, "rb") as stdin,
+            os.fdopen(ours, "wb", buffering=0) as leave,
+            open(folder.log, "ab", opener=_private) as log,
+        ):
+            pid = self._spawn(folder, record, stdin.fileno(), log.fileno())
             process = identify(pid)
             if process is None:
                 os.waitpid(pid, 0)
@@ -268,10 +273,11 @@ class Spawner:
             try:
                 folder.write(started)
             except OSError:
-                leave.refuse()
+                leave.close()
                 os.waitpid(pid, 0)
                 raise
-            leave.give()
+            with suppress(BrokenPipeError):  # one that is gone already is seen by the next look
+                leave.write(b"g")
         return started
 
     def _spawn(self, folder: Folder, record: EnvironmentRecord, stdin: int, log: int) -> int:
@@ -305,29 +311,6 @@ class Spawner:
             MARK: record.mark,
             **self.extra,
         }
-
-
-class _Leave:
-    """The leave that the launcher waits for: a byte in a pipe, or its end when we are killed."""
-
-    def __enter__(self) -> Self:
-        self.for_child, self._ours = os.pipe()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.for_child)
-        self.refuse()
-
-    def give(self) -> None:
-        """Let it go on. One that is gone already is seen by the next look."""
-        with suppress(BrokenPipeError):
-            os.write(self._ours, b"g")
-
-    def refuse(self) -> None:
-        """Let it end, if it has no leave yet. Again: nothing."""
-        if self._ours >= 0:
-            os.close(self._ours)
-            self._ours = -1
 
 
 def _private(path: str, flags: int) -> int:

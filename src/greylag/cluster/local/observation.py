@@ -1,7 +1,7 @@
 """Observing a local environment: its record, its process, and what its agent says of itself."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -34,6 +34,7 @@ _OK = 200
 _BAD_SETTINGS = 2
 _TERMINAL_EXITS = frozenset({launch.NOT_FOUND, _BAD_SETTINGS})
 _FAILED_HINT = "`greylag logs` shows what it says; activate the project to start it again."
+_STARTING = Observation(Observed.STARTING, steps=(PROCESS_STARTED,))
 _SILENT = ErrorInfo(
     "agent_unreachable",
     "The agent's API does not answer in time.",
@@ -85,16 +86,27 @@ class Observer:
     async def _ask(
         self, environment: LocalEnvironment, record: EnvironmentRecord, port: int | None
     ) -> Observation:
+        """Say what the agent says of itself, once it listens."""
         if port is None:
-            return _starting()
+            return _STARTING
         url = local_url(port)
-        answer = await ask_health(self._session(), url, _HEALTH_SECONDS)
-        if not answer.ready:
-            was_ready = self._was_ready.get(environment.path) == record.process
-            return _not_ready(answer, was_ready=was_ready)
+        timeout = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
+        asked = self._session().get(f"{url}/api/v1/health", timeout=timeout, allow_redirects=False)
+        try:
+            async with asked as answer:
+                if answer.status != _OK:
+                    return _not_ready(answer.status, await answer.content.read(_MOST_BYTES))
+        except TimeoutError:
+            # One that was ready and now is late may only be busy: nothing is known of it.
+            if self._was_ready.get(environment.path) == record.process:
+                return Observation(Observed.UNKNOWN, error=_SILENT)
+            return replace(_STARTING, error=_SILENT)
+        except aiohttp.ClientError:
+            return _STARTING
         if record.process is not None:
             self._was_ready[environment.path] = record.process
-        return _ready(url)
+        steps = (PROCESS_STARTED, API_ANSWERS, AGENT_READY)
+        return Observation(Observed.READY, endpoint=url, steps=steps)
 
     async def _observe_end(
         self, environment: LocalEnvironment, record: EnvironmentRecord
@@ -120,34 +132,10 @@ def local_url(port: int) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What came of the question. ``late`` means that something listens but did not answer in time;
-    ``words`` is what the agent says of itself when it is not ready.
-    """
-
-    answered: bool = False
-    ready: bool = False
-    late: bool = False
-    words: str = ""
-
-
-async def ask_health(session: aiohttp.ClientSession, url: str, seconds: float) -> Health:
-    """Ask the agent at ``url`` and wait at most ``seconds``. It never raises for a bad answer."""
-    try:
-        async with session.get(
-            f"{url}/api/v1/health",
-            timeout=aiohttp.ClientTimeout(total=seconds),
-            allow_redirects=False,
-        ) as response:
-            if response.status == _OK:
-                return Health(answered=True, ready=True)
-            body = await response.content.read(_MOST_BYTES)
-            return Health(answered=True, words=_words(response.status, body))
-    except TimeoutError:
-        return Health(late=True)
-    except aiohttp.ClientError:
-        return Health()
+def _not_ready(status: int, body: bytes) -> Observation:
+    """The agent answers and is not ready, as it says in its own words."""
+    error = ErrorInfo("agent_not_ready", _words(status, body), _FAILED_HINT)
+    return Observation(Observed.STARTING, error=error, steps=(PROCESS_STARTED, API_ANSWERS))
 
 
 def _words(status: int, body: bytes) -> str:
@@ -161,31 +149,6 @@ def _words(status: int, body: bytes) -> str:
             if isinstance(said := answer.get(key), str) and said:
                 return plain(said)[:_MOST_WORDS]
     return f"The agent's health check answered {status}."
-
-
-def _starting() -> Observation:
-    """The process runs and does not listen yet."""
-    return Observation(Observed.STARTING, steps=(PROCESS_STARTED,))
-
-
-def _ready(url: str) -> Observation:
-    """The agent at ``url`` says that it is ready."""
-    steps = (PROCESS_STARTED, API_ANSWERS, AGENT_READY)
-    return Observation(Observed.READY, endpoint=url, steps=steps)
-
-
-def _not_ready(answer: Health, *, was_ready: bool) -> Observation:
-    """The process listens and its agent is not ready.
-
-    One that was ready and now is late may only be busy: nothing is known of it.
-    """
-    if answer.answered:
-        error = ErrorInfo("agent_not_ready", answer.words, _FAILED_HINT)
-        return Observation(Observed.STARTING, error=error, steps=(PROCESS_STARTED, API_ANSWERS))
-    if answer.late and was_ready:
-        return Observation(Observed.UNKNOWN, error=_SILENT)
-    error_if_late = _SILENT if answer.late else None
-    return Observation(Observed.STARTING, error=error_if_late, steps=(PROCESS_STARTED,))
 
 
 def _failed(record: EnvironmentRecord, last_words: str) -> Observation:
