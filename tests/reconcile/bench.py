@@ -21,7 +21,8 @@ PACE = Pace(lease=15.0, resync=60.0, activation_timeout=120.0)
 class Bench:
     """One project ``ada/demo`` (or others), its store, its cluster and a loop."""
 
-    def __init__(self, *, auto: bool = True, worker: str = "w1") -> None:
+    def __init__(self, *, auto: bool = True, worker: str = "w1", pace: Pace = PACE) -> None:
+        self.pace = pace
         self.clock = FakeClock()
         self.store = MemoryStore()
         self.cluster = MemoryCluster(auto=auto)
@@ -30,7 +31,7 @@ class Bench:
 
     def another(self, worker: str) -> Reconciler:
         rng = random.Random(1)  # noqa: S311 - spreads retries, guards nothing
-        return Reconciler(self.store, self.cluster, self.clock, PACE, worker=worker, rng=rng)
+        return Reconciler(self.store, self.cluster, self.clock, self.pace, worker=worker, rng=rng)
 
     async def create(self, ref: ProjectRef = REF) -> Project:
         now = self.clock.now()
@@ -66,6 +67,6 @@ class Bench:
     def verbs(self, ref: ProjectRef = REF) -> list[Verb]:
         return [call.verb for call in self.cluster.calls[ref]]
 
-    def looks(self, ref: ProjectRef = REF) -> int:
+    def observations(self, ref: ProjectRef = REF) -> int:
         """Return how often the environment has been observed since the last call."""
-        return self.cluster.looks.pop(ref, 0)
+        return self.cluster.observations.pop(ref, 0)

@@ -1,6 +1,7 @@
 """One pass after the other over memory adapters; the test owns time."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,10 +12,12 @@ from greylag.domain.errors import (
     ClusterUnavailableError,
     ErrorInfo,
     ProjectNotFoundError,
+    StoreUnavailableError,
 )
 from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
 from greylag.domain.project import Desired, ProjectRef, Status
 from greylag.ports import Claim
+from greylag.reconcile.reconciler import OUTAGE_PAUSE
 
 CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
 
@@ -48,7 +51,7 @@ async def test_a_pass_observes_once_and_again_only_after_a_step_or_a_change() ->
     bench = Bench(auto=False)
     await bench.create()
     await bench.loop.drain()
-    assert bench.looks() == 2  # before and after it was prepared
+    assert bench.observations() == 2  # before and after it was prepared
     await bench.want(Desired.ACTIVE)
     working = asyncio.create_task(bench.loop.drain())
     with bench.store.subscribe(REF) as news:
@@ -56,10 +59,10 @@ async def test_a_pass_observes_once_and_again_only_after_a_step_or_a_change() ->
             await news.changed(5)
     bench.cluster.advance(REF)
     await working
-    assert bench.looks() == 3  # before the start, after it, and when it was ready
+    assert bench.observations() == 3  # before the start, after it, and when it was ready
     bench.clock.advance(PACE.resync * 2)
     await bench.loop.drain()
-    assert bench.looks() == 1  # nothing was to be done
+    assert bench.observations() == 1  # nothing was to be done
     assert (await bench.project()).status is Status.ACTIVE
 
 
@@ -279,8 +282,7 @@ async def test_a_fault_in_one_project_stops_no_other() -> None:
 
 
 async def test_a_cluster_that_hangs_costs_one_step_not_the_lease() -> None:
-    bench = Bench()
-    bench.reconciler._pace = type(PACE)(lease=0.2, resync=60, activation_timeout=120)
+    bench = Bench(pace=replace(PACE, lease=0.2))
     await bench.create()
     bench.cluster.hang(REF, Verb.PREPARE)
     await bench.loop.drain()
@@ -289,6 +291,25 @@ async def test_a_cluster_that_hangs_costs_one_step_not_the_lease() -> None:
     assert "too long" in project.error.message
     assert project.due_at is not None
     assert project.due_at - bench.clock.now() <= timedelta(seconds=60)
+
+
+async def test_a_store_that_is_away_is_waited_out_and_then_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    await bench.create()
+    began = bench.clock.monotonic()
+
+    async def away(*_: object) -> None:
+        raise StoreUnavailableError("It is away.")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(bench.store, "claim_due", away)
+        outage.setattr(bench.store, "next_due", away)
+        assert await bench.reconciler.claim() is None
+        await bench.reconciler.news()
+    assert bench.clock.monotonic() - began == 2 * OUTAGE_PAUSE
+    assert await bench.loop.drain() == 1
 
 
 async def test_unavailable_is_not_terminal() -> None:

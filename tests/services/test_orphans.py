@@ -31,9 +31,7 @@ LOST = Orphan("ada", "lost", "user-ada", "lost-api")
 class Scene:
     """A store and a cluster, and the use case over both."""
 
-    def __init__(
-        self, *, auto: bool = True, longest: float = PATIENCE, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, *, auto: bool = True, clock: Clock | None = None) -> None:
         self.store = MemoryStore()
         self.cluster = MemoryCluster(auto=auto)
         self.clock = clock or SystemClock()
@@ -44,7 +42,7 @@ class Scene:
             place="memory",
             namespace_prefix="user-",
             worker="operator",
-            longest=longest,
+            longest=PATIENCE,
         )
 
     async def lose(self, project_id: str = "lost", *, number: int = 9) -> Project:
@@ -149,8 +147,16 @@ async def test_a_step_that_fails_is_tried_again_after_a_pause() -> None:
     assert scene.clock.monotonic() - began == PAUSE_SECONDS
 
 
-async def test_what_does_not_end_in_time_is_told_and_stays_an_orphan() -> None:
-    scene = Scene(auto=False, longest=0.05)
+async def test_what_does_not_end_in_time_is_told_and_stays_an_orphan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock()
+    scene = Scene(auto=False, clock=clock)
+
+    async def nothing_changes(_: object, seconds: float) -> None:
+        clock.advance(seconds)
+
+    monkeypatch.setattr(scene.cluster, "changed", nothing_changes)
     lost = await scene.lose()
     with pytest.raises(ClusterError) as told:
         await scene.orphans.remove(LOST)
@@ -161,7 +167,7 @@ async def test_what_does_not_end_in_time_is_told_and_stays_an_orphan() -> None:
 
 
 async def test_an_environment_of_which_nothing_is_known_is_not_taken_for_gone() -> None:
-    scene = Scene(longest=0.05)
+    scene = Scene(clock=FakeClock())
     lost = await scene.lose()
     scene.cluster.lose(lost.ref, ErrorInfo("cluster_unavailable", "Nothing is known."))
     with pytest.raises(ClusterError, match="Nothing is known") as told:

@@ -49,7 +49,7 @@ class MemoryCluster:
 
     With ``auto`` a started one is ready, and a stopping one stopped, at the next ``observe``;
     without it a test calls ``advance``. ``calls`` keeps each project's verbs in order,
-    ``looks`` counts how often each was observed.
+    ``observations`` counts how often each was observed.
     """
 
     kind = "memory"
@@ -57,7 +57,7 @@ class MemoryCluster:
 
     def __init__(self, *, auto: bool = False) -> None:
         self.calls: defaultdict[ProjectRef, list[VerbCall]] = defaultdict(list)
-        self.looks: Counter[ProjectRef] = Counter()
+        self.observations: Counter[ProjectRef] = Counter()
         self._auto = auto
         self._environments: dict[ProjectRef, _Simulated] = {}
         self._faults: dict[tuple[ProjectRef, Verb], ClusterError] = {}
@@ -129,7 +129,7 @@ class MemoryCluster:
 
     async def observe(self, environment: Environment) -> Observation:
         """Return the environment's state; with ``auto``, after moving it on."""
-        self.looks[environment.ref] += 1
+        self.observations[environment.ref] += 1
         if self._auto:
             self.advance(environment.ref)
         seen = self._look(environment.ref)

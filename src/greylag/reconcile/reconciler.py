@@ -8,7 +8,8 @@ is.
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, assert_never
@@ -46,6 +47,7 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 LONGEST_REST = 30.0
+OUTAGE_PAUSE = 2.0
 INTERNAL_FAULT = ErrorInfo(
     "internal_error", "Greylag failed while working on this project.", GreylagError.hint
 )
@@ -90,8 +92,10 @@ class Reconciler:
         self._rng = rng
 
     async def claim(self) -> Claim | None:
-        """Claim the project that has been due longest."""
-        return await self._store.claim_due(self.worker, self._clock.now(), self._pace.lease)
+        """Claim the project whose turn it is; none while the store cannot be reached."""
+        async with outage_waited_out(self._clock):
+            return await self._store.claim_due(self.worker, self._clock.now(), self._pace.lease)
+        return None
 
     def key(self, claim: Claim) -> ProjectRef:
         """Return the project's name everywhere."""
@@ -99,12 +103,8 @@ class Reconciler:
 
     async def news(self) -> None:
         """Return when another project may be due: after a change, or at the next due time."""
-        with self._store.subscribe() as changes:
-            # Asked inside the subscription, so that a change in between is not missed.
-            due = await self._store.next_due()
-            left = (due - self._clock.now()).total_seconds() if due else LONGEST_REST
-            if left > 0:
-                await changes.changed(min(left, LONGEST_REST))
+        async with outage_waited_out(self._clock):
+            await self._news()
 
     async def handle(self, claim: Claim) -> None:
         """Bring the project to where it can rest. A fault in one project stops no other."""
@@ -121,6 +121,14 @@ class Reconciler:
             except StoreUnavailableError as error:
                 # The lease runs out by itself, and then someone takes the project again.
                 log.warning("store_unavailable", error=str(error))
+
+    async def _news(self) -> None:
+        with self._store.subscribe() as changes:
+            # Asked inside the subscription, so that a change in between is not missed.
+            due = await self._store.next_due()
+            left = (due - self._clock.now()).total_seconds() if due else LONGEST_REST
+            if left > 0:
+                await changes.changed(min(left, LONGEST_REST))
 
     async def _have_it_looked_at(self, ref: ProjectRef) -> None:
         # Whoever has the project now may have found nothing to do before our last step landed.
@@ -337,6 +345,16 @@ class _Pass:
 
     def _resync(self) -> timedelta:
         return timedelta(seconds=self.pace.resync * self.rng.uniform(0.8, 1.2))
+
+
+@asynccontextmanager
+async def outage_waited_out(clock: Clock) -> AsyncIterator[None]:
+    """Go on after a pause where the store cannot be reached."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        log.warning("store_unavailable", error=str(error))
+        await clock.sleep(OUTAGE_PAUSE)
 
 
 async def _finish(write: Coroutine[Any, Any, Any]) -> None:

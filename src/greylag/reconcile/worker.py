@@ -4,8 +4,7 @@ The look at everything, which a start begins with, is done once for all workers 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 import structlog
 
@@ -13,13 +12,12 @@ from greylag.domain.errors import ClusterError, ProjectNotFoundError, StoreUnava
 from greylag.domain.project import ProjectRef
 from greylag.ports import Claim, Clock, Cluster, Duty, ProjectStore, has_record
 from greylag.reconcile.loop import WorkLoop
-from greylag.reconcile.reconciler import Reconciler
+from greylag.reconcile.reconciler import OUTAGE_PAUSE, Reconciler, outage_waited_out
 
 log = structlog.get_logger(__name__)
 
 DUTY = "first look"
 HELD_SECONDS = 15.0
-PAUSE_SECONDS = 2.0
 _RENEW_EVERY = 100
 
 
@@ -46,13 +44,13 @@ class FirstLook:
         waited for.
         """
         while True:
-            async with _outage_waited_out(self._clock):
+            async with outage_waited_out(self._clock):
                 return await self._attempt()
 
     async def rest(self) -> None:
         """Return when it is done, by whomever."""
         while not await self.attempt():
-            await self._clock.sleep(PAUSE_SECONDS)
+            await self._clock.sleep(OUTAGE_PAUSE)
 
     async def _attempt(self) -> bool:
         match await self._take():
@@ -120,7 +118,7 @@ class Worker:
         self._cluster = cluster
         self._clock = clock
         self._first_look = FirstLook(store, cluster, clock, reconciler.worker)
-        self._loop: WorkLoop[Claim] = WorkLoop(_Patient(reconciler, clock), concurrency)
+        self._loop: WorkLoop[Claim] = WorkLoop(reconciler, concurrency)
 
     async def run(self, ready: asyncio.Event, first_look_timeout: float) -> None:
         """Work until cancelled; a store that cannot be reached is waited for.
@@ -160,32 +158,3 @@ class Worker:
         if project.attempts == 0:
             # One that keeps failing is looked at when its pause is over, not when it fails.
             await self._store.poke(ref, self._clock.now())
-
-
-class _Patient:
-    """The reconciler's work, waiting out a store that cannot be reached."""
-
-    def __init__(self, work: Reconciler, clock: Clock) -> None:
-        self._work = work
-        self._clock = clock
-        self.key = work.key
-        self.handle = work.handle
-
-    async def claim(self) -> Claim | None:
-        async with _outage_waited_out(self._clock):
-            return await self._work.claim()
-        return None
-
-    async def news(self) -> None:
-        async with _outage_waited_out(self._clock):
-            await self._work.news()
-
-
-@asynccontextmanager
-async def _outage_waited_out(clock: Clock) -> AsyncIterator[None]:
-    """Go on after a pause where the store cannot be reached."""
-    try:
-        yield
-    except StoreUnavailableError as error:
-        log.warning("store_unavailable", error=str(error))
-        await clock.sleep(PAUSE_SECONDS)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import structlog
 
-from greylag.cluster.local.attendant import Attendant, Threads
 from greylag.cluster.local.environment import LocalEnvironment, Spawner
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase, empty_removed
 from greylag.cluster.local.logfile import read_lines
 from greylag.cluster.local.observation import Observer, local_url
 from greylag.cluster.local.sandbox import ProcessLimits, SandboxChoice, choose_sandbox
+from greylag.cluster.local.supervisor import Supervisor, Threads
 from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterUnavailableError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed
@@ -74,8 +74,8 @@ class LocalCluster:
         )
         self._threads = Threads()
         self._unasked = ChangeFeed()
-        self._attendant = Attendant(self._threads, self._unasked, grace)
-        self._observer = Observer(self._threads, self._attendant)
+        self._supervisor = Supervisor(self._threads, self._unasked, grace)
+        self._observer = Observer(self._threads, self._supervisor)
         self._observed: dict[ProjectRef, Observation] = {}
         self._closing = False
         self.notice: str | None = box.notice
@@ -96,21 +96,21 @@ class LocalCluster:
         handle = self._handle(environment)
         process = await self._threads.run(lambda: handle.start(self._spawner))
         if process is not None:
-            self._attendant.watch(handle, process)
+            self._supervisor.watch(handle, process)
 
     async def stop(self, environment: Environment) -> None:
         """Tell the agent to end; a task of this object sees to it that all its processes do."""
         handle = self._handle(environment)
         known = await self._threads.run(handle.begin_stop)
         if known is not None:
-            self._attendant.see_to_stop(handle, known)
+            self._supervisor.see_to_stop(handle, known)
 
     async def delete(self, environment: Environment) -> None:
         """Remove the environment's folder."""
         handle = self._handle(environment)
         await self._threads.run(handle.delete)
         self._observed.pop(environment.ref, None)
-        self._attendant.forget(handle)
+        self._supervisor.forget(handle)
         self._observer.forget(handle)
 
     async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
@@ -134,7 +134,7 @@ class LocalCluster:
         heard = self._unasked.listen()
         for folder, record in await self._recorded():
             if record.phase is Phase.RUNNING and record.process is not None:
-                self._attendant.watch(LocalEnvironment(folder, record.ref), record.process)
+                self._supervisor.watch(LocalEnvironment(folder, record.ref), record.process)
         async for ref in heard:
             yield ref
 
@@ -164,7 +164,7 @@ class LocalCluster:
         """Let go of the environments, which go on; a stop under way is taken up by the next."""
         self._closing = True
         self._unasked.close()
-        await self._attendant.close()
+        await self._supervisor.close()
         await self._observer.close()
         await self._threads.close()
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from greylag.cluster.local import launch
-from greylag.cluster.local.attendant import Attendant, Threads
 from greylag.cluster.local.environment import LocalEnvironment
 from greylag.cluster.local.folders import EnvironmentRecord, Phase
 from greylag.cluster.local.logfile import last_words
+from greylag.cluster.local.supervisor import Supervisor, Threads
 from greylag.cluster.shared import plain
 from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import (
@@ -43,11 +43,11 @@ _SILENT = ErrorInfo(
 
 
 class Observer:
-    """Says what state an environment is in. What it finds unattended it hands to ``attendant``."""
+    """Says what state an environment is in. What it finds unattended it hands to ``supervisor``."""
 
-    def __init__(self, threads: Threads, attendant: Attendant) -> None:
+    def __init__(self, threads: Threads, supervisor: Supervisor) -> None:
         self._threads = threads
-        self._attendant = attendant
+        self._supervisor = supervisor
         self._was_ready: dict[Path, ProcessId] = {}
         self._http: aiohttp.ClientSession | None = None
 
@@ -75,9 +75,9 @@ class Observer:
         if record.phase is Phase.STOPPED:
             return Observation(Observed.STOPPED)
         if record.process is not None:
-            self._attendant.watch(environment, record.process)
+            self._supervisor.watch(environment, record.process)
         if record.phase is Phase.STOPPING:
-            self._attendant.see_to_stop(environment)
+            self._supervisor.see_to_stop(environment)
             return Observation(Observed.STOPPING)
         if not state.alive:
             return await self._observe_end(environment, record)
@@ -113,7 +113,7 @@ class Observer:
     ) -> Observation:
         """Say how the process ended; its exit code is on record once the end has been noted."""
         if record.process is not None:
-            await self._attendant.end_noted(environment, record.process, _NOTE_END_SECONDS)
+            await self._supervisor.end_noted(environment, record.process, _NOTE_END_SECONDS)
         noted = await self._threads.run(environment.folder.read)
         if noted is None or noted.process != record.process:
             return await self._observe(environment)

@@ -1,4 +1,4 @@
-"""Attending to environments' processes while this program runs: their end, and their stopping."""
+"""Supervising environments' processes while this program runs: their end, and their stopping."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -40,10 +40,10 @@ class Threads:
         await asyncio.to_thread(self._pool.shutdown)
 
 
-class Attendant:
+class Supervisor:
     """Watches processes and brings stops to their end, in tasks that ``close`` cancels.
 
-    Nothing is lost with them: the next attendant, of this program or another, takes up what it
+    Nothing is lost with them: the next supervisor, of this program or another, takes up what it
     finds, as all that matters is in the environments' records.
 
     Args:
