@@ -26,7 +26,7 @@ from tests.contract.store_adapters import make_project
 from greylag.cluster.local import cluster as local_cluster
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
-from greylag.cluster.local.observation import Observer
+from greylag.cluster.local.observation import Observer, _not_ready
 from greylag.cluster.local.processes import ProcessId, marked
 from greylag.cluster.local.sandbox import ProcessLimits
 from greylag.domain.errors import ClusterError
@@ -236,12 +236,28 @@ async def test_a_port_that_a_tool_has_forged_does_no_harm(tmp_path: Path) -> Non
         await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         listening = folder_of(tmp_path, PROJECT).listening
-        for forged in ("[]", '{"port": true}', '{"port": 70000}', '{"port": "1"}', "{", ""):
+        deep = "[" * 4096
+        for forged in ("[]", '{"port": true}', '{"port": 70000}', '{"port": "1"}', "{", "", deep):
             listening.write_text(forged)
             assert (await cluster.observe(PROJECT.environment)).state is Observed.STARTING
         listening.unlink()
         os.mkfifo(listening)
         assert (await cluster.observe(PROJECT.environment)).state is Observed.STARTING
+
+
+async def test_a_port_that_is_nested_too_deep_to_be_read_keeps_no_stop_off(tmp_path: Path) -> None:
+    async with open_local(tmp_path) as cluster:
+        await cluster.start(PROJECT.environment)
+        await reaches(cluster, PROJECT, Observed.READY)
+        folder_of(tmp_path, PROJECT).listening.write_text("[" * 4096)
+        await cluster.stop(PROJECT.environment)
+        await reaches(cluster, PROJECT, Observed.STOPPED)
+
+
+def test_an_answer_that_is_nested_too_deep_to_be_read_is_told_by_its_status() -> None:
+    seen = _not_ready(503, b"[" * 8192)
+    assert seen.error is not None
+    assert seen.error.message == "The agent's health check answered 503."
 
 
 async def test_a_link_that_a_tool_has_laid_leads_to_no_other_environment(tmp_path: Path) -> None:

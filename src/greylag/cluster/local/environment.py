@@ -212,7 +212,7 @@ class LocalEnvironment:
         """
         try:
             port = json.loads(self.folder.read_listening())["port"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return port if type(port) is int and 0 < port <= _LAST_PORT else None
 

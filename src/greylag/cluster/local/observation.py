@@ -142,7 +142,7 @@ def _words(status: int, body: bytes) -> str:
     """Return the agent's own sentence from its answer, or one that tells the status."""
     try:
         answer: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict):
         for key in ("message", "detail", "error"):
