@@ -6,7 +6,7 @@ from typing import Any
 
 from greylag.agentd.agent.acp import AgentError, AgentRefusedError
 from greylag.agentd.agent.types import AgentPort
-from greylag.agentd.problems import RefusedError, agent_unavailable
+from greylag.agentd.problems import RequestError, agent_unavailable
 
 _PREFIX = "_goose/unstable/config/extensions"
 _SPACE = re.compile(r"\s+")
@@ -54,7 +54,7 @@ class ExtensionService:
         """Return all extensions, sorted by name; none when the agent has no such thing.
 
         Raises:
-            RefusedError: agent_unavailable or agent_refused.
+            RequestError: agent_unavailable or agent_refused.
         """
         try:
             result = await self._agent.call(f"{_PREFIX}/list", {})
@@ -70,12 +70,12 @@ class ExtensionService:
         """Return the extension of that name (or goose's key for it).
 
         Raises:
-            RefusedError: extension_not_found, agent_unavailable or agent_refused.
+            RequestError: extension_not_found, agent_unavailable or agent_refused.
         """
         for extension in await self.all():
             if name in {extension.name, extension.config_key}:
                 return extension
-        raise RefusedError(
+        raise RequestError(
             "extension_not_found", "Extension not found", f"There is no extension {name[:100]!r}."
         )
 
@@ -86,7 +86,7 @@ class ExtensionService:
             definition: goose's own shape, from `extension_definition`.
 
         Raises:
-            RefusedError: agent_unavailable or agent_refused.
+            RequestError: agent_unavailable or agent_refused.
         """
         await self._change("add", {"extension": definition, "enabled": True})
 
@@ -94,7 +94,7 @@ class ExtensionService:
         """Switch an extension on or off.
 
         Raises:
-            RefusedError: extension_not_found, agent_unavailable or agent_refused.
+            RequestError: extension_not_found, agent_unavailable or agent_refused.
         """
         extension = await self.find(name)
         params = {"configKey": extension.config_key, "enabled": enabled}
@@ -105,11 +105,11 @@ class ExtensionService:
         """Remove an extension that is switched off.
 
         Raises:
-            RefusedError: extension_not_found, extension_enabled, agent_unavailable, agent_refused.
+            RequestError: extension_not_found, extension_enabled, agent_unavailable, agent_refused.
         """
         extension = await self.find(name)
         if extension.enabled:
-            raise RefusedError(
+            raise RequestError(
                 "extension_enabled",
                 "Extension is enabled",
                 "Cannot remove enabled extension. Disable it first.",
@@ -125,10 +125,10 @@ class ExtensionService:
             raise agent_unavailable(str(error)) from error
 
 
-def _refused(error: AgentRefusedError) -> RefusedError:
+def _refused(error: AgentRefusedError) -> RequestError:
     if error.code == _METHOD_NOT_FOUND:
         return agent_unavailable("The scripted agent has no extensions; install goose for them.")
-    return RefusedError("agent_refused", "Agent refused", error.message)
+    return RequestError("agent_refused", "Agent refused", error.message)
 
 
 def _extension(entry: dict[str, Any]) -> Extension:
@@ -163,7 +163,7 @@ def extension_definition(body: dict[str, Any]) -> dict[str, Any]:
     """Return goose's description of the extension in the body of a request.
 
     Raises:
-        RefusedError: extension_invalid when something is missing or of the wrong kind.
+        RequestError: extension_invalid when something is missing or of the wrong kind.
     """
     name = _needed(body, "name")
     kind = _needed(body, "type")
@@ -187,7 +187,7 @@ def extension_definition(body: dict[str, Any]) -> dict[str, Any]:
             }
         case _:
             reason = "is no longer supported by goose" if kind in _UNSUPPORTED else "is not known"
-            raise RefusedError(
+            raise RequestError(
                 "extension_invalid",
                 "Invalid extension type",
                 f"The type {kind[:50]!r} {reason}: use builtin, stdio or streamable_http.",
@@ -198,7 +198,7 @@ def extension_definition(body: dict[str, Any]) -> dict[str, Any]:
 def _needed(body: dict[str, Any], name: str) -> str:
     value = _text(body, name)
     if value is None:
-        raise RefusedError("extension_invalid", "Missing required field", f"{name} is required.")
+        raise RequestError("extension_invalid", "Missing required field", f"{name} is required.")
     return value
 
 
@@ -241,5 +241,5 @@ def _display_name(body: dict[str, Any]) -> dict[str, str]:
     return {} if name is None else {"display_name": name}
 
 
-def _wrong(message: str) -> RefusedError:
-    return RefusedError("extension_invalid", "Invalid field", message)
+def _wrong(message: str) -> RequestError:
+    return RequestError("extension_invalid", "Invalid field", message)

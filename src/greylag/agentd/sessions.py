@@ -10,7 +10,7 @@ from greylag.agentd.agent.acp import AgentError
 from greylag.agentd.agent.types import AgentPort
 from greylag.agentd.problems import session_not_found
 from greylag.agentd.records import SessionRecord, SessionRecords, TurnRecords, session_title
-from greylag.agentd.turns.turns import TurnService
+from greylag.agentd.turns.engine import TurnEngine
 
 _log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ class SessionService:
         agent: AgentPort,
         sessions: SessionRecords,
         turns: TurnRecords,
-        turn_service: TurnService,
+        turn_service: TurnEngine,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._agent = agent
@@ -59,7 +59,7 @@ class SessionService:
         """Return a session.
 
         Raises:
-            RefusedError: session_not_found.
+            RequestError: session_not_found.
         """
         session = await self._sessions.get(session_id)
         if session is None:
@@ -74,7 +74,7 @@ class SessionService:
         """Ask the running turn of a session to end; False when none runs.
 
         Raises:
-            RefusedError: session_not_found.
+            RequestError: session_not_found.
         """
         await self.get(session_id)
         newest = await self._turns.newest(session_id, 1)
@@ -87,7 +87,7 @@ class SessionService:
         """End a session for good: its turn is cancelled, what was said in it is removed.
 
         Raises:
-            RefusedError: session_not_found.
+            RequestError: session_not_found.
         """
         session = await self.get(session_id)
         await self.cancel(session_id)

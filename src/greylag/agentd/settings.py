@@ -10,8 +10,8 @@ from typing import Any
 
 from greylag.agentd.agent.acp import AgentError, AgentRefusedError
 from greylag.agentd.agent.types import AgentPort
-from greylag.agentd.problems import RefusedError, agent_unavailable
-from greylag.agentd.records import SessionRecords
+from greylag.agentd.problems import RequestError, agent_unavailable
+from greylag.agentd.records import SettingRecords
 
 SettingValue = str | int | float
 
@@ -179,7 +179,7 @@ class SettingsService:
     """
 
     def __init__(
-        self, agent: AgentPort, records: SessionRecords, overrides: Mapping[str, str]
+        self, agent: AgentPort, records: SettingRecords, overrides: Mapping[str, str]
     ) -> None:
         self._agent = agent
         self._records = records
@@ -187,56 +187,56 @@ class SettingsService:
 
     async def all(self) -> list[SettingState]:
         """Return every setting as it stands."""
-        changed = await self._records.settings()
+        changed = await self._records.all()
         return [self._state(setting, changed) for setting in GOOSE_SETTINGS.values()]
 
     async def get(self, key: str) -> SettingState:
         """Return one setting as it stands.
 
         Raises:
-            RefusedError: setting_not_found.
+            RequestError: setting_not_found.
         """
         setting = GOOSE_SETTINGS.get(key)
         if setting is None:
-            raise RefusedError(
+            raise RequestError(
                 "setting_not_found", "Setting not found", f"There is no setting {key[:100]!r}."
             )
-        return self._state(setting, await self._records.settings())
+        return self._state(setting, await self._records.all())
 
     async def change(self, key: str, value: object) -> SettingState:
         """Give a setting a value.
 
         Raises:
-            RefusedError: setting_not_found, setting_overridden, setting_invalid, or
+            RequestError: setting_not_found, setting_overridden, setting_invalid, or
                 agent_unavailable when goose cannot be told.
         """
         setting = await self._changeable(key)
         try:
             parsed = setting.parse(value)
         except SettingValueError as error:
-            raise RefusedError("setting_invalid", "Validation failed", f"{key}: {error}") from error
+            raise RequestError("setting_invalid", "Validation failed", f"{key}: {error}") from error
         await self._tell("config/upsert", {"key": key, "value": parsed})
-        await self._records.set_setting(key, json.dumps(parsed))
+        await self._records.keep(key, json.dumps(parsed))
         return SettingState(setting, parsed, None)
 
     async def reset(self, key: str) -> SettingState:
         """Give a setting its default again.
 
         Raises:
-            RefusedError: setting_not_found, setting_overridden, or agent_unavailable.
+            RequestError: setting_not_found, setting_overridden, or agent_unavailable.
         """
         setting = await self._changeable(key)
         if setting.pinned:
             await self._tell("config/upsert", {"key": key, "value": setting.default})
         else:
             await self._tell("config/remove", {"key": key})
-        await self._records.set_setting(key, None)
+        await self._records.forget(key)
         return SettingState(setting, setting.default, None)
 
     async def _changeable(self, key: str) -> GooseSetting:
         state = await self.get(key)
         if state.env_override is not None:
-            raise RefusedError(
+            raise RequestError(
                 "setting_overridden",
                 "Setting overridden",
                 f"{key} is fixed by the environment that agentd was started with.",
@@ -249,7 +249,7 @@ class SettingsService:
         except AgentRefusedError as error:
             # The scripted agent has no settings; what is kept here waits for a real goose.
             if error.code != _METHOD_NOT_FOUND:
-                raise RefusedError("agent_refused", "Agent refused", error.message) from error
+                raise RequestError("agent_refused", "Agent refused", error.message) from error
         except AgentError as error:
             raise agent_unavailable(str(error)) from error
 

@@ -73,7 +73,7 @@ async def test_an_allowed_tool_runs_and_its_result_goes_back(
 ) -> None:
     sink = make_sink("allow_once")
     await agent.prompt(session, "run: echo $((6*7))", sink)
-    assert sink.questions[0].tool_name == "shell"
+    assert sink.questions[0].title == "shell · echo $((6*7))"
     assert sink.questions[0].arguments == {"command": "echo $((6*7))"}
     assert sink.tool_output() == "42"
     assert "42" in sink.text()

@@ -211,6 +211,7 @@ class AgentLife:
 # The agent as agentd uses it: one process for all sessions, kept running.
 
 _INVALID_PARAMS = -32602
+_UPDATES = frozenset({"session/update", "_goose/unstable/session/update"})
 _CALL_SECONDS = 60.0
 _FIRST_BACKOFF = 0.25
 _LONGEST_BACKOFF = 30.0
@@ -332,12 +333,8 @@ class Agent:
         """Take what the agent tells (see `acp.MessageHandler`)."""
         turn = self._turns.get(str(params.get("sessionId")))
         update = params.get("update")
-        if turn is None or not isinstance(update, dict):
-            return
-        if method == "session/update":
-            await turn.deliver(update, own=False)
-        elif method == "_goose/unstable/session/update":
-            await turn.deliver(update, own=True)
+        if method in _UPDATES and turn is not None and isinstance(update, dict):
+            await turn.deliver(update)
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
         """Take what the agent asks (see `acp.MessageHandler`)."""

@@ -95,13 +95,13 @@ class PermissionRequest:
     """The agent asks whether it may run one tool call, once.
 
     Attributes:
-        tool_call_id: the id of the tool_call update that came before.
-        tool_name: the tool's name, or its title when the agent gave no name.
+        tool_call_id: the id of the tool_call update that came before, which has the tool's name.
+        title: what the agent calls the call.
         arguments: the call's arguments as the model gave them.
     """
 
     tool_call_id: str
-    tool_name: str
+    title: str
     arguments: dict[str, Any]
 
 
@@ -135,15 +135,12 @@ class ModelFailure:
 class TurnSink(Protocol):
     """Receives what happens in one turn.
 
-    `update` and `goose_update` are called strictly in order, one at a time; a slow sink slows the
-    agent down. `permission` runs in a task of its own, and is cancelled when the turn ends.
+    `update` is called strictly in order, one at a time; a slow sink slows the agent down.
+    `permission` runs in a task of its own, and is cancelled when the turn is to end.
     """
 
     async def update(self, update: dict[str, Any]) -> None:
-        """Take `params.update` of one `session/update`."""
-
-    async def goose_update(self, update: dict[str, Any]) -> None:
-        """Take `params.update` of one `_goose/unstable/session/update`."""
+        """Take `params.update` of one `session/update` or `_goose/unstable/session/update`."""
 
     async def permission(self, request: PermissionRequest) -> Decision:
         """Return what the user decided; may wait as long as it needs."""
