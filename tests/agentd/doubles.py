@@ -62,9 +62,6 @@ class AgentDouble:
     titles: list[str] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
 
-    async def run(self) -> None:
-        await asyncio.Event().wait()
-
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - as the port has it
         self.waits.append(timeout)
         if self.state.status != "ready":

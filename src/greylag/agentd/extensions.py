@@ -4,13 +4,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from greylag.agentd.agent.acp import AgentError, AgentRefusedError
+from greylag.agentd.agent.acp import METHOD_NOT_FOUND, AgentError, AgentRefusedError
 from greylag.agentd.agent.types import AgentPort
-from greylag.agentd.problems import RequestError, agent_unavailable
+from greylag.agentd.problems import RequestError, agent_failed
 
 _PREFIX = "_goose/unstable/config/extensions"
 _SPACE = re.compile(r"\s+")
-_METHOD_NOT_FOUND = -32601
+_NO_EXTENSIONS = "The scripted agent has no extensions; install goose for them."
+_DEFAULT_TIMEOUT = 300
+_UNSUPPORTED = frozenset({"sse", "frontend", "inline_python"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,10 @@ class ExtensionService:
         """
         try:
             result = await self._agent.call(f"{_PREFIX}/list", {})
-        except AgentRefusedError as error:
-            if error.code == _METHOD_NOT_FOUND:
-                return []
-            raise _refused(error) from error
         except AgentError as error:
-            raise agent_unavailable(str(error)) from error
+            if isinstance(error, AgentRefusedError) and error.code == METHOD_NOT_FOUND:
+                return []
+            raise agent_failed(error, _NO_EXTENSIONS) from error
         return sorted(map(_extension, result["extensions"]), key=lambda each: each.name)
 
     async def find(self, name: str) -> Extension:
@@ -119,16 +119,8 @@ class ExtensionService:
     async def _change(self, action: str, params: dict[str, Any]) -> None:
         try:
             await self._agent.call(f"{_PREFIX}/{action}", params)
-        except AgentRefusedError as error:
-            raise _refused(error) from error
         except AgentError as error:
-            raise agent_unavailable(str(error)) from error
-
-
-def _refused(error: AgentRefusedError) -> RequestError:
-    if error.code == _METHOD_NOT_FOUND:
-        return agent_unavailable("The scripted agent has no extensions; install goose for them.")
-    return RequestError("agent_refused", "Agent refused", error.message)
+            raise agent_failed(error, _NO_EXTENSIONS) from error
 
 
 def _extension(entry: dict[str, Any]) -> Extension:
@@ -153,14 +145,8 @@ def _extension(entry: dict[str, Any]) -> Extension:
     )
 
 
-# From an extension as the older contract describes it to goose's own description.
-
-_DEFAULT_TIMEOUT = 300
-_UNSUPPORTED = frozenset({"sse", "frontend", "inline_python"})
-
-
 def extension_definition(body: dict[str, Any]) -> dict[str, Any]:
-    """Return goose's description of the extension in the body of a request.
+    """Return goose's description of the extension that the older contract describes in `body`.
 
     Raises:
         RequestError: extension_invalid when something is missing or of the wrong kind.

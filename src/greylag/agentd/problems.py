@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from greylag.agentd.agent.acp import METHOD_NOT_FOUND, AgentError, AgentRefusedError
+
 
 class RequestError(Exception):
     """A request that cannot be served; nothing was changed.
@@ -41,6 +43,17 @@ def invalid(message: str) -> RequestError:
 def agent_unavailable(message: str) -> RequestError:
     """Return the error for an agent that cannot take work now."""
     return RequestError("agent_unavailable", "Agent unavailable", message)
+
+
+def agent_failed(error: AgentError, no_such_method: str) -> RequestError:
+    """Return the error for what the agent did not do; `no_such_method` says that it never can."""
+    match error:
+        case AgentRefusedError(code=code) if code == METHOD_NOT_FOUND:
+            return agent_unavailable(no_such_method)
+        case AgentRefusedError():
+            return RequestError("agent_refused", "Agent refused", error.message)
+        case _:
+            return agent_unavailable(str(error))
 
 
 def storage_failed(what: str, error: OSError) -> RequestError:

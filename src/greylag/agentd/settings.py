@@ -1,4 +1,4 @@
-"""The settings that the older contract offers, and what values each may take."""
+"""The agent's settings as the older contract shows and changes them."""
 
 import json
 import math
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from greylag.agentd.agent.acp import AgentError, AgentRefusedError
+from greylag.agentd.agent.acp import METHOD_NOT_FOUND, AgentError, AgentRefusedError
 from greylag.agentd.agent.types import AgentPort
-from greylag.agentd.problems import RequestError, agent_unavailable
+from greylag.agentd.problems import RequestError, agent_failed
 from greylag.agentd.records import SettingRecords
 
 SettingValue = str | int | float
@@ -161,11 +161,6 @@ _ALL = (
 GOOSE_SETTINGS = MappingProxyType({setting.key: setting for setting in _ALL})
 
 
-# The agent's settings as the older contract shows and changes them.
-
-_METHOD_NOT_FOUND = -32601
-
-
 class SettingsService:
     """Shows and changes settings. What the environment fixes cannot be changed.
 
@@ -246,12 +241,10 @@ class SettingsService:
     async def _tell(self, method: str, params: dict[str, Any]) -> None:
         try:
             await self._agent.call(f"_goose/unstable/{method}", params)
-        except AgentRefusedError as error:
-            # The scripted agent has no settings; what is kept here waits for a real goose.
-            if error.code != _METHOD_NOT_FOUND:
-                raise RequestError("agent_refused", "Agent refused", error.message) from error
         except AgentError as error:
-            raise agent_unavailable(str(error)) from error
+            # The scripted agent has no settings; what is kept here waits for a real goose.
+            if not isinstance(error, AgentRefusedError) or error.code != METHOD_NOT_FOUND:
+                raise agent_failed(error, "The agent has no settings.") from error
 
     def _state(self, setting: GooseSetting, changed: Mapping[str, str]) -> SettingState:
         override = self._overrides.get(setting.key)

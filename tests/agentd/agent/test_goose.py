@@ -33,7 +33,7 @@ async def session(agent: Agent) -> str:
 
 def goose_pid(agent: Agent) -> int:
     assert agent._life is not None
-    return agent._life._process.pid
+    return agent._life.process.pid
 
 
 async def test_a_ready_agent_tells_its_version(agent: Agent) -> None:

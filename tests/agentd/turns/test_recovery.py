@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 from tests.agentd.doubles import AgentDouble
 
-from greylag.agentd.journal import folder as journal_recovery
-from greylag.agentd.journal.folder import Journals
+from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import event_id
 from greylag.agentd.records import Records, TurnRecord
 from greylag.agentd.turns.engine import TurnEngine
@@ -27,7 +26,7 @@ def frames(*events: tuple[str, dict[str, str]]) -> list[bytes]:
 
 def kinds_of(path: Path) -> list[str]:
     kinds: list[str] = []
-    journal_recovery.repair(path, "t", lambda kind, _: kinds.append(kind))
+    repair(path, "t", lambda kind, _: kinds.append(kind))
     return kinds
 
 

@@ -1,4 +1,9 @@
-"""What can go wrong between agentd and the agent process."""
+"""The protocol between agentd and the agent: JSON-RPC 2.0, one JSON object on each line (ACP).
+
+Messages are handled strictly in order, one at a time: the next line is read only after the handler
+of the last one has returned. So updates keep their order, and a slow handler slows the other side
+down instead of growing memory.
+"""
 
 import asyncio
 import json
@@ -6,6 +11,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import structlog
+
+LINE_LIMIT = 32 * 1024 * 1024
+METHOD_NOT_FOUND = -32601
+_READ_SIZE = 64 * 1024
+
+log = structlog.get_logger(__name__)
 
 
 class AgentError(Exception):
@@ -34,19 +45,6 @@ class AgentRefusedError(AgentError):
         self.code = code
         self.message = message
         self.data = data
-
-
-# A JSON-RPC 2.0 peer over a pair of streams, one JSON object on each line (ACP over stdio).
-#
-# Messages are handled strictly in order, one at a time: the next line is read only after the
-# handler of the last one has returned. So updates keep their order, and a slow handler slows the
-# other side down instead of growing memory.
-
-LINE_LIMIT = 32 * 1024 * 1024
-METHOD_NOT_FOUND = -32601
-_READ_SIZE = 64 * 1024
-
-log = structlog.get_logger(__name__)
 
 
 class MessageHandler(Protocol):

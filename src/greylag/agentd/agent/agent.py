@@ -1,4 +1,8 @@
-"""What agentd says to a fresh agent process before it trusts it with work."""
+"""The agent as agentd uses it: one process for all sessions, kept running.
+
+`make_ready` is what a fresh process is told before it is trusted with work, `AgentLife` one process
+from its start to its end, and `Agent` what starts the next one and gives it the sessions' prompts.
+"""
 
 import asyncio
 import os
@@ -35,12 +39,25 @@ from greylag.common.process_start import process_clock
 _PROTOCOL_VERSION = 1
 _PREPARED = "GREYLAG_PREPARED"
 _TOOLS_ON = "developer"
+_INVALID_PARAMS = -32602
+_UPDATES = frozenset({"session/update", "_goose/unstable/session/update"})
 _INITIALIZE = {
     "protocolVersion": _PROTOCOL_VERSION,
     # Without customNotifications goose says nothing of compaction and of an overfull context.
     "clientCapabilities": {"_meta": {"goose": {"customNotifications": True}}},
     "clientInfo": {"name": "greylag", "version": "1"},
 }
+
+_START_SECONDS = 60.0
+_CALL_SECONDS = 60.0
+_LAST_WORDS_SECONDS = 1.0
+_EXIT_SECONDS = 0.5
+_REAP_SECONDS = 10.0
+_FIRST_BACKOFF = 0.25
+_LONGEST_BACKOFF = 30.0
+_STABLE_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
 
 
 async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
@@ -100,16 +117,6 @@ async def _read(peer: AcpPeer, key: str) -> Any:
     return answer.get("value")
 
 
-# One life of the agent process: from its start, through its readiness, to its end.
-
-_START_SECONDS = 60.0
-_LAST_WORDS_SECONDS = 1.0
-_EXIT_SECONDS = 0.5
-_REAP_SECONDS = 10.0
-
-log = structlog.get_logger(__name__)
-
-
 class AgentLife:
     """Watches one agent process and speaks with it.
 
@@ -121,7 +128,7 @@ class AgentLife:
 
     def __init__(self, process: AgentProcess, setup: AgentSetup, kind: AgentKind) -> None:
         self.peer = AcpPeer(*process.streams)
-        self._process = process
+        self.process = process
         self._setup = setup
         self._kind = kind
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -148,7 +155,7 @@ class AgentLife:
                 reading = tasks.create_task(self._read(handler, on_end), name="agent-read")
                 watchers = [
                     reading,
-                    tasks.create_task(self._process.watch_stderr(), name="agent-stderr"),
+                    tasks.create_task(self.process.watch_stderr(), name="agent-stderr"),
                     tasks.create_task(self._start(on_ready), name="agent-start"),
                     tasks.create_task(self._await_end(reading), name="agent-end"),
                     tasks.create_task(self._reap(), name="agent-reap"),
@@ -158,15 +165,7 @@ class AgentLife:
                     task.cancel()
             return reason
         finally:
-            await self._process.kill()
-
-    def give_up(self) -> None:
-        """End the process at once; `run` then ends too."""
-        self._process.request_kill()
-
-    async def kill_tools(self, session: str, since: float) -> None:
-        """Kill what the session's tools have started since then (`process_clock`)."""
-        await self._process.kill_tools(session, since)
+            await self.process.kill()
 
     async def _read(self, handler: MessageHandler, on_end: Callable[[], None]) -> None:
         try:
@@ -176,7 +175,7 @@ class AgentLife:
             return
         # Usually it is just ending by itself, and then its exit code is the better reason.
         await asyncio.sleep(_EXIT_SECONDS)
-        self._process.request_kill()
+        self.process.request_kill()
 
     async def _start(self, on_ready: Callable[[str], None]) -> None:
         try:
@@ -192,30 +191,20 @@ class AgentLife:
             on_ready(version)
 
     async def _await_end(self, reading: "asyncio.Task[None]") -> None:
-        reason = await self._process.ended()
+        reason = await self.process.ended()
         # What it started may hold its pipes open; once that is gone, its last words can be read.
-        await self._process.kill()
+        await self.process.kill()
         await asyncio.wait({reading}, timeout=_LAST_WORDS_SECONDS)
         self._say(reason)
 
     async def _reap(self) -> None:
         while True:
             await asyncio.sleep(_REAP_SECONDS)
-            self._process.reap_orphans()
+            self.process.reap_adopted()
 
     def _say(self, reason: str) -> None:
         if not self._over.done():
             self._over.set_result(reason)
-
-
-# The agent as agentd uses it: one process for all sessions, kept running.
-
-_INVALID_PARAMS = -32602
-_UPDATES = frozenset({"session/update", "_goose/unstable/session/update"})
-_CALL_SECONDS = 60.0
-_FIRST_BACKOFF = 0.25
-_LONGEST_BACKOFF = 30.0
-_STABLE_SECONDS = 10.0
 
 
 class Agent:
@@ -293,7 +282,7 @@ class Agent:
             agent_session_id,
             sink,
             stop_model=lambda: self._relay.stop_turn(agent_session_id),
-            give_up=life.give_up,
+            give_up=life.process.request_kill,
         )
         self._turns[agent_session_id] = turn
         self._relay.begin_turn(agent_session_id)
@@ -303,7 +292,7 @@ class Agent:
         finally:
             del self._turns[agent_session_id]
             if turn.cancelled:
-                await life.kill_tools(agent_session_id, began)
+                await life.process.kill_tools(agent_session_id, began)
 
     async def cancel(self, agent_session_id: str) -> None:
         """Ask the session's prompt to end, and return at once; without a prompt, do nothing.

@@ -1,4 +1,4 @@
-"""What passes between a turn and the agent: values and the protocol of a turn's sink."""
+"""The agent as the rest of agentd sees it: which program it is, what it is given, what it does."""
 
 import shutil
 import sys
@@ -13,6 +13,7 @@ AgentKind = Literal["goose", "scripted"]
 AgentStatus = Literal["starting", "ready", "failed"]
 Decision = Literal["allow_once", "reject_once", "cancelled"]
 
+SCRIPTED = "scripted"
 MODEL_RETRIES = (1.0, 2.0, 4.0)
 """Seconds to hold back the first, second and third failure of a model call that may pass."""
 
@@ -28,6 +29,39 @@ class AgentCommand:
 
     kind: AgentKind
     argv: tuple[str, ...]
+
+
+def find_agent(setting: str | None, environ: Mapping[str, str]) -> AgentCommand:
+    """Return how the agent is started.
+
+    Args:
+        setting: GREYLAG_GOOSE: a path or a program name, or `scripted`; None to look next to
+            this Python first, then on PATH, and to take the scripted agent when there is none.
+        environ: the environment variables (PATH counts).
+
+    Raises:
+        AgentUnavailableError: `setting` names no program that can be run.
+    """
+    path = environ.get("PATH", "")
+    if setting == SCRIPTED:
+        return _scripted()
+    if setting is not None:
+        found = shutil.which(setting, path=path)
+        if found is None:
+            raise AgentUnavailableError(f"GREYLAG_GOOSE={setting} is no program that can be run.")
+        return _goose(found)
+    beside = shutil.which("goose", path=str(Path(sys.executable).parent))
+    found = beside or shutil.which("goose", path=path)
+    return _goose(found) if found is not None else _scripted()
+
+
+def _goose(program: str) -> AgentCommand:
+    return AgentCommand("goose", (str(Path(program).absolute()), "acp"))
+
+
+def _scripted() -> AgentCommand:
+    # -I: the workspace is the current folder, and must not be searched for modules.
+    return AgentCommand("scripted", (sys.executable, "-I", "-m", "greylag.agentd.agent.scripted"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +181,8 @@ class TurnSink(Protocol):
         ...
 
 
-# What agentd's server needs of the agent; `greylag.agentd.agent.agent.Agent` has it all.
-
-
 class AgentPort(Protocol):
-    """One agent process, shared by all sessions.
+    """What agentd's server needs of the agent: one process, shared by all sessions (see `Agent`).
 
     Every call may raise `AgentError`: `AgentUnavailableError` when no agent is ready,
     `AgentDiedError` when it ends meanwhile, `AgentRefusedError` when it answers with an error.
@@ -161,9 +192,6 @@ class AgentPort(Protocol):
     def state(self) -> AgentState:
         """How the agent is doing now."""
         ...
-
-    async def run(self) -> None:
-        """Keep the agent running until cancelled; on return all that it started is dead."""
 
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - part of the meaning: how long a caller is willing to wait
         """Return when the agent is ready, at once if it is; wait at most `timeout` seconds."""
@@ -188,41 +216,3 @@ class AgentPort(Protocol):
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call one of goose's own methods (`_goose/unstable/...`) and return its result."""
-
-
-# Which program is the agent: the real goose when there is one, else the scripted agent.
-
-SCRIPTED = "scripted"
-
-
-def find_agent(setting: str | None, environ: Mapping[str, str]) -> AgentCommand:
-    """Return how the agent is started.
-
-    Args:
-        setting: GREYLAG_GOOSE: a path or a program name, or `scripted`; None to look next to
-            this Python first, then on PATH, and to take the scripted agent when there is none.
-        environ: the environment variables (PATH counts).
-
-    Raises:
-        AgentUnavailableError: `setting` names no program that can be run.
-    """
-    path = environ.get("PATH", "")
-    if setting == SCRIPTED:
-        return _scripted()
-    if setting is not None:
-        found = shutil.which(setting, path=path)
-        if found is None:
-            raise AgentUnavailableError(f"GREYLAG_GOOSE={setting} is no program that can be run.")
-        return _goose(found)
-    beside = shutil.which("goose", path=str(Path(sys.executable).parent))
-    found = beside or shutil.which("goose", path=path)
-    return _goose(found) if found is not None else _scripted()
-
-
-def _goose(program: str) -> AgentCommand:
-    return AgentCommand("goose", (str(Path(program).absolute()), "acp"))
-
-
-def _scripted() -> AgentCommand:
-    # -I: the workspace is the current folder, and must not be searched for modules.
-    return AgentCommand("scripted", (sys.executable, "-I", "-m", "greylag.agentd.agent.scripted"))

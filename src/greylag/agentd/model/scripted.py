@@ -1,4 +1,8 @@
-"""What the scripted model answers: the words of a message turned into steps.
+"""The scripted model: an OpenAI-compatible provider that needs no network and no key.
+
+It serves demonstrations when no provider is set, and tests as a provider that fails on command.
+`app()` is the whole as a server of its own (chat completions, streamed or whole, and the list of
+models). The words of the last message are turned into steps, which are then played.
 
 A message without directives gets a short demonstration answer; `run: <command>` gets a call of
 the shell tool. Tests write directives, `[[name words key=value]]`, anywhere in the message; they
@@ -37,6 +41,8 @@ from typing import Any
 
 from aiohttp import web
 
+MODEL_NAME = "greylag-scripted"
+BODY_LIMIT = 64 * 1024 * 1024
 UNICODE_TEXT = "aä€😀 שלום 你好 👩‍👩‍👧‍👦 e\u0301 \U0001f9a2"
 
 _SPEAKING = frozenset({"text", "think", "chunks", "bytes", "unicode"})
@@ -53,6 +59,9 @@ _RUN = re.compile(r"\s*run:\s*(.+)", re.DOTALL | re.IGNORECASE)
 # behind it, into the same user message: only the last one is the script.
 _CONTEXT = re.compile(r"<turn-context>.*?</turn-context>", re.DOTALL)
 _BYTES_CHUNK = 4096
+_CREATED = 1_700_000_000  # a fixed time, so that the same request has the same answer
+_SPLIT = re.compile(rb"[\x00-\x7f]+|[\x80-\xff]{1,3}")  # cuts four-byte characters in two
+_BYTES_PER_TOKEN = 4
 _ECHO_LIMIT = 200
 _RESULT_LIMIT = 2000
 
@@ -191,19 +200,6 @@ def _filler(size: int) -> Iterator[str]:
     while size > 0:
         yield block[:size]
         size -= _BYTES_CHUNK
-
-
-# The scripted model: an OpenAI-compatible provider that needs no network and no key.
-#
-# It serves demonstrations when no provider is set, and tests as a provider that fails on command.
-# `scripted_plan` tells what it answers; this module speaks the protocol (chat completions, streamed
-# or whole, and the list of models). `app()` is the whole as a server of its own.
-
-MODEL_NAME = "greylag-scripted"
-BODY_LIMIT = 64 * 1024 * 1024
-_CREATED = 1_700_000_000  # a fixed time, so that the same request has the same answer
-_SPLIT = re.compile(rb"[\x00-\x7f]+|[\x80-\xff]{1,3}")  # cuts four-byte characters in two
-_BYTES_PER_TOKEN = 4
 
 
 class _StreamOverError(Exception):

@@ -417,7 +417,7 @@ class TurnEngine:
             _log.error("journals_not_removed", reason=str(error))
             return
         if removed:
-            _log.info("journals_removed", count=removed)
+            _log.info("journals_removed", count=len(removed))
 
     async def _recovered(self, record: TurnRecord) -> TurnSummary:
         """Return what the turn's events add up to, with its end among them."""
