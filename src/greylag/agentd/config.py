@@ -39,7 +39,7 @@ class AgentdSettings:
         host: address to listen on; anything but loopback needs a token.
         port: TCP port to listen on; 0 takes any free one.
         token: what clients send as a bearer token; None: no sign-in (loopback only).
-        goose: path of goose, or `scripted`; None: find it.
+        goose: path of goose, or ``scripted``; None: find it.
         model_url: base URL of an OpenAI-compatible provider; None: the built-in scripted model.
         model_key: the provider's key; it never leaves agentd.
         model_retries: seconds to hold back the first, second, ... passing failure of a model call.
@@ -51,7 +51,7 @@ class AgentdSettings:
         message_limit: most bytes (UTF-8) of one message.
         environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant.
         path_prefix: what a proxy in front routes by and passes on; None for nothing.
-        log_format: `json` lines, or `console` for people.
+        log_format: ``json`` lines, or ``console`` for people.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class AgentdSettings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Read the settings from `environ` (as `os.environ`).
+        """Read the settings from ``environ`` (as ``os.environ``).
 
         Raises:
             AgentdConfigError: a variable is missing or has a value that makes no sense.

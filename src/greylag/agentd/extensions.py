@@ -21,12 +21,12 @@ class Extension:
 
     Attributes:
         name: its name.
-        kind: `builtin`, `platform`, `stdio` or `streamable_http`.
+        kind: ``builtin``, ``platform``, ``stdio`` or ``streamable_http``.
         enabled: whether new sessions have it.
         config_key: goose's own key for it.
-        command: program that is run, for `stdio`.
+        command: program that is run, for ``stdio``.
         arguments: its arguments.
-        uri: address, for `streamable_http`.
+        uri: address, for ``streamable_http``.
         display_name: name for people, if it has one.
         description: what it does, if it says so.
         timeout: seconds that one call may take, if it says so.
@@ -83,7 +83,7 @@ class ExtensionService:
         """Add an extension, or replace the one of the same name, and enable it.
 
         Args:
-            definition: goose's own shape, from `extension_definition`.
+            definition: goose's own shape, from ``extension_definition``.
 
         Raises:
             RequestError: agent_unavailable or agent_refused.
@@ -146,7 +146,7 @@ def _extension(entry: dict[str, Any]) -> Extension:
 
 
 def extension_definition(body: dict[str, Any]) -> dict[str, Any]:
-    """Return goose's description of the extension that the older contract describes in `body`.
+    """Return goose's description of the extension that the older contract describes in ``body``.
 
     Raises:
         RequestError: extension_invalid when something is missing or of the wrong kind.

@@ -39,7 +39,7 @@ _MOST_CONNECTIONS = 512
 _CONNECTIONS_END_WITHIN = 1
 _MODEL = "GOOSE_MODEL"
 
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 def run(settings: AgentdSettings) -> int:

@@ -46,7 +46,7 @@ def agent_unavailable(message: str) -> RequestError:
 
 
 def agent_failed(error: AgentError, no_such_method: str) -> RequestError:
-    """Return the error for what the agent did not do; `no_such_method` says that it never can."""
+    """Return the error for what the agent did not do; ``no_such_method`` says that it never can."""
     match error:
         case AgentRefusedError(code=code) if code == METHOD_NOT_FOUND:
             return agent_unavailable(no_such_method)

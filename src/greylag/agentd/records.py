@@ -3,7 +3,7 @@
 All calls run in one thread of their own, one after the other. Each is one transaction, and durable
 (synchronous=FULL) before it returns. A cancelled caller leaves it to finish: it is done whole or
 not at all. The database itself holds: one running turn in a session, one turn for a message. Every
-call may raise `StorageError`; nothing was changed then.
+call may raise ``StorageError``; nothing was changed then.
 """
 
 import sqlite3
@@ -56,9 +56,10 @@ _MIGRATIONS = (
     CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     """,
 )
-"""`PRAGMA user_version` says how many of these steps a file has had; a released one never changes.
+"""``PRAGMA user_version`` says how many of these steps a file has had.
 
-Files from before there was a version (0) have the tables of the first step already.
+A step is never changed once released. Files from before there was a version (0) have the tables of
+the first step already.
 """
 
 
@@ -89,7 +90,7 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """A message and what became of it. Times are Unix seconds; `answer` is whole at the end."""
+    """A message and what became of it. Times are Unix seconds; ``answer`` is whole at the end."""
 
     turn_id: str
     session_id: str
@@ -122,9 +123,9 @@ class StartedTurn:
     """What became of a wish to start a turn.
 
     Attributes:
-        outcome: `new`; `known`, the message has a turn already; `busy`, another turn runs in the
-            session; `no_session`, there is no such session.
-        turn: the turn that `outcome` speaks of.
+        outcome: ``new``; ``known``, the message has a turn already; ``busy``, another turn runs in
+            the session; ``no_session``, there is no such session.
+        turn: the turn that ``outcome`` speaks of.
         agent_session_id: what the agent calls the session of a new turn, None if not known to it.
     """
 
@@ -168,7 +169,7 @@ class Records:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Open (or make) the file at `path`, with its tables.
+        """Open (or make) the file at ``path``, with its tables.
 
         Raises:
             StorageError: it cannot be opened, is no file of ours, or is a newer agentd's.
@@ -183,7 +184,7 @@ class Records:
         return records
 
     async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Run `work` in the file's thread, inside one transaction, and return its result."""
+        """Run ``work`` in the file's thread, inside one transaction, and return its result."""
 
         def transacted(sql: sqlite3.Connection) -> _T:
             with transaction(sql, "BEGIN"):
@@ -203,7 +204,7 @@ def _migrate(sql: sqlite3.Connection) -> None:
             "The environment's records were written by a newer agentd than this one; start that."
         )
     for target, script in enumerate(_MIGRATIONS[version:], version + 1):
-        # Taken apart, as `executescript` would commit a transaction of ours.
+        # Taken apart, as ``executescript`` would commit a transaction of ours.
         with transaction(sql):
             for statement in script.split(";"):
                 sql.execute(statement)
@@ -267,7 +268,7 @@ class SessionRecords:
 
     async def _select(self, rest: str, *values: str) -> list[SessionRecord]:
         rows = await self._records.run(
-            # `rest` is always written in this class; what comes from outside is bound as a value.
+            # ``rest`` is always written in this class; what comes from outside is bound as a value.
             lambda sql: sql.execute(
                 "SELECT session_id, agent_session_id, title, created_at, updated_at, "  # noqa: S608 - see above
                 "(SELECT count(*) + coalesce(sum(answer <> ''), 0) FROM turns "
@@ -367,13 +368,13 @@ class TurnRecords:
         return found[0] if found else None
 
     async def newest(self, session_id: str, limit: int) -> list[TurnRecord]:
-        """Return the last `limit` turns of a session, newest first."""
+        """Return the last ``limit`` turns of a session, newest first."""
         return await self._select(
             "WHERE session_id = ? ORDER BY number DESC LIMIT ?", session_id, limit
         )
 
     async def page(self, session_id: str, offset: int, limit: int) -> list[TurnRecord]:
-        """Return `limit` turns of a session from `offset` on, oldest first."""
+        """Return ``limit`` turns of a session from ``offset`` on, oldest first."""
         return await self._select(
             "WHERE session_id = ? ORDER BY number LIMIT ? OFFSET ?", session_id, limit, offset
         )
@@ -403,7 +404,7 @@ class TurnRecords:
 
 
 def _turns(sql: sqlite3.Connection, rest: str, *values: str | int) -> list[TurnRecord]:
-    # `rest` is always written in this module; what comes from outside is bound as a value.
+    # ``rest`` is always written in this module; what comes from outside is bound as a value.
     rows = sql.execute(
         "SELECT turn_id, session_id, message_id, message, status, answer, tool_calls_count, "  # noqa: S608 - see above
         f"error, error_code, stop_reason, started_at, ended_at FROM turns {rest}",
@@ -430,13 +431,13 @@ class SettingRecords:
         return {row["key"]: row["value"] for row in rows}
 
     async def keep(self, key: str, value: str) -> None:
-        """Keep `value` (JSON text) for `key`."""
+        """Keep ``value`` (JSON text) for ``key``."""
         await self._records.run(
             lambda sql: sql.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
         )
 
     async def forget(self, key: str) -> None:
-        """Keep nothing for `key` any more."""
+        """Keep nothing for ``key`` any more."""
         await self._records.run(
             lambda sql: sql.execute("DELETE FROM settings WHERE key = ?", (key,))
         )

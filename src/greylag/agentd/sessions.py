@@ -12,7 +12,7 @@ from greylag.agentd.problems import session_not_found
 from greylag.agentd.records import SessionRecord, SessionRecords, TurnRecords, session_title
 from greylag.agentd.turns.engine import TurnEngine
 
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 class SessionService:
@@ -22,7 +22,7 @@ class SessionService:
         agent: who has the other half of each session.
         sessions: the sessions' records.
         turns: the turns' records.
-        turn_service: who ends the turns of a session that goes.
+        engine: who ends the turns of a session that goes.
         now: the clock, Unix seconds.
     """
 
@@ -31,13 +31,13 @@ class SessionService:
         agent: AgentPort,
         sessions: SessionRecords,
         turns: TurnRecords,
-        turn_service: TurnEngine,
+        engine: TurnEngine,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._agent = agent
         self._sessions = sessions
         self._turns = turns
-        self._turn_service = turn_service
+        self._engine = engine
         self._now = now
 
     async def create(self) -> SessionRecord:
@@ -80,7 +80,7 @@ class SessionService:
         newest = await self._turns.newest(session_id, 1)
         if not newest or newest[0].status != "running":
             return False
-        await self._turn_service.cancel(newest[0].turn_id)
+        await self._engine.cancel(newest[0].turn_id)
         return True
 
     async def delete(self, session_id: str) -> None:
@@ -92,7 +92,7 @@ class SessionService:
         session = await self.get(session_id)
         await self.cancel(session_id)
         turn_ids = await self._sessions.delete(session_id, self._now())
-        await self._turn_service.forget(turn_ids)
+        await self._engine.forget(turn_ids)
         if session.agent_session_id is None:
             return
         try:

@@ -62,7 +62,7 @@ class GooseSetting:
         return {name: rule for name, rule in rules.items() if rule is not None}
 
     def parse(self, value: object) -> SettingValue:
-        """Return `value` (JSON, or text from the environment) as this setting's own type.
+        """Return ``value`` (JSON, or text from the environment) as this setting's own type.
 
         Raises:
             SettingValueError: the value breaks one of the rules.

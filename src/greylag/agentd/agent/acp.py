@@ -16,7 +16,7 @@ LINE_LIMIT = 32 * 1024 * 1024
 METHOD_NOT_FOUND = -32601
 _READ_SIZE = 64 * 1024
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class AgentError(Exception):
@@ -37,7 +37,7 @@ class AgentRefusedError(AgentError):
     Attributes:
         code: the JSON-RPC error code.
         message: the agent's own short text.
-        data: the error's `data` member, whatever the agent put there, or None.
+        data: the error's ``data`` member, whatever the agent put there, or None.
     """
 
     def __init__(self, code: int, message: str, data: Any = None) -> None:
@@ -57,13 +57,13 @@ class MessageHandler(Protocol):
         """Take a message that wants no answer."""
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
-        """Take a message that wants an answer; `AcpPeer.respond` or `refuse` gives it, any time."""
+        """Take a message that wants an answer, which ``AcpPeer.respond`` or ``refuse`` gives."""
 
 
 class AcpPeer:
     """One side of a conversation in JSON-RPC 2.0.
 
-    `run` must be running for answers to arrive.
+    ``run`` must be running for answers to arrive.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -94,7 +94,7 @@ class AcpPeer:
             self._end("the agent process has ended")
 
     async def request(self, method: str, params: dict[str, Any]) -> Any:
-        """Send a request and return its `result`.
+        """Send a request and return its ``result``.
 
         Raises:
             AgentRefusedError: the other side answered with an error.
@@ -113,11 +113,11 @@ class AcpPeer:
             del self._pending[request_id]
 
     async def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Send a message that wants no answer; raises AgentDiedError like `request`."""
+        """Send a message that wants no answer; raises AgentDiedError like ``request``."""
         await self._send({"method": method, "params": params})
 
     async def respond(self, request_id: str | int, result: Any) -> None:
-        """Answer a request of the other side; raises AgentDiedError like `request`."""
+        """Answer a request of the other side; raises AgentDiedError like ``request``."""
         await self._send({"id": request_id, "result": result})
 
     async def refuse(self, request_id: str | int, code: int, message: str) -> None:
@@ -138,10 +138,10 @@ class AcpPeer:
         try:
             message = json.loads(line)
         except ValueError:
-            log.warning("acp_line_ignored", reason="not JSON", size=len(line))
+            _log.warning("acp_line_ignored", reason="not JSON", size=len(line))
             return
         if not isinstance(message, dict):
-            log.warning("acp_line_ignored", reason="not an object", size=len(line))
+            _log.warning("acp_line_ignored", reason="not an object", size=len(line))
             return
         method = message.get("method")
         request_id = message.get("id")

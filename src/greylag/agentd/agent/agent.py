@@ -1,7 +1,8 @@
 """The agent as agentd uses it: one process for all sessions, kept running.
 
-`make_ready` is what a fresh process is told before it is trusted with work, `AgentLife` one process
-from its start to its end, and `Agent` what starts the next one and gives it the sessions' prompts.
+``make_ready`` is what a fresh process is told before it is trusted with work, ``AgentLife`` one
+process from its start to its end, and ``Agent`` what starts the next one and gives it the sessions'
+prompts.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ _FIRST_BACKOFF = 0.25
 _LONGEST_BACKOFF = 30.0
 _STABLE_SECONDS = 10.0
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
@@ -82,7 +83,7 @@ async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
 
 
 async def new_session(peer: AcpPeer, setup: AgentSetup, title: str) -> str:
-    """Make a session and return the agent's id for it; raises as `make_ready` does."""
+    """Make a session and return the agent's id for it; raises as ``make_ready`` does."""
     # With a title given, goose makes no extra model calls to find one.
     params = {"cwd": str(setup.workspace), "mcpServers": [], "_meta": {"sessionTitle": title}}
     answer = await peer.request("session/new", params)
@@ -121,7 +122,7 @@ class AgentLife:
     """Watches one agent process and speaks with it.
 
     Args:
-        process: the process, just started; `run` ends it.
+        process: the process, just started; ``run`` ends it.
         setup: what it was given.
         kind: which agent it is.
     """
@@ -186,7 +187,7 @@ class AgentLife:
         except TimeoutError:
             self._say(f"The agent did not start within {_START_SECONDS:g} seconds.")
         except AgentError as error:
-            log.info("agent_start_interrupted", reason=str(error))  # `_await_end` knows more
+            _log.info("agent_start_interrupted", reason=str(error))  # ``_await_end`` knows more
         else:
             on_ready(version)
 
@@ -210,8 +211,8 @@ class AgentLife:
 class Agent:
     """One agent process, shared by all sessions, started again whenever it ends.
 
-    `run` must be running for anything else to work. Every call that needs the process raises
-    `AgentUnavailableError` when there is none that is ready.
+    ``run`` must be running for anything else to work. Every call that needs the process raises
+    ``AgentUnavailableError`` when there is none that is ready.
 
     Args:
         command: the program.
@@ -240,7 +241,7 @@ class Agent:
                 began = asyncio.get_running_loop().time()
                 reason = await self._live_once()
                 self._show("failed", f"{reason} It will be started again.")
-                log.error("agent_ended", reason=reason)
+                _log.error("agent_ended", reason=reason)
                 if asyncio.get_running_loop().time() - began > _STABLE_SECONDS:
                     failed = 0
                 await asyncio.sleep(backoff(failed, _FIRST_BACKOFF, _LONGEST_BACKOFF))
@@ -250,7 +251,7 @@ class Agent:
         """Return when the agent is ready, at once if it is.
 
         Raises:
-            AgentUnavailableError: it was not within `timeout` seconds; the message says why.
+            AgentUnavailableError: it was not within ``timeout`` seconds; the message says why.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -272,7 +273,7 @@ class Agent:
             AgentDiedError: the agent process ended before the prompt did.
             AgentRefusedError: the agent answered with an error, or the session is busy.
             AgentUnavailableError: no agent is ready.
-            Exception: whatever `sink` raised.
+            Exception: whatever ``sink`` raised.
         """
         life = self._living()
         if agent_session_id in self._turns:
@@ -297,7 +298,7 @@ class Agent:
     async def cancel(self, agent_session_id: str) -> None:
         """Ask the session's prompt to end, and return at once; without a prompt, do nothing.
 
-        The prompt then ends with stop_reason `cancelled`, whatever the model does.
+        The prompt then ends with stop_reason ``cancelled``, whatever the model does.
         """
         turn = self._turns.get(agent_session_id)
         if turn is not None:
@@ -310,7 +311,7 @@ class Agent:
         await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """Call any method of the agent (as `_goose/unstable/config/read`); raises AgentError."""
+        """Call any method of the agent (as ``_goose/unstable/config/read``); raises AgentError."""
         async with _patience():
             return await self._living().peer.request(method, params)
 
@@ -319,14 +320,14 @@ class Agent:
         return self._relay.failure(agent_session_id)
 
     async def notification(self, method: str, params: dict[str, Any]) -> None:
-        """Take what the agent tells (see `acp.MessageHandler`)."""
+        """Take what the agent tells (see ``acp.MessageHandler``)."""
         turn = self._turns.get(str(params.get("sessionId")))
         update = params.get("update")
         if method in _UPDATES and turn is not None and isinstance(update, dict):
             await turn.deliver(update)
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
-        """Take what the agent asks (see `acp.MessageHandler`)."""
+        """Take what the agent asks (see ``acp.MessageHandler``)."""
         if self._life is None:
             return
         peer = self._life.peer
@@ -360,7 +361,7 @@ class Agent:
     def _on_ready(self, version: str) -> None:
         self._state = AgentState(self._command.kind, "ready", version, "The agent is ready.")
         self._ready.set()
-        log.info("agent_ready", kind=self._command.kind, version=version)
+        _log.info("agent_ready", kind=self._command.kind, version=version)
 
     def _living(self) -> AgentLife:
         if self._life is None or not self._ready.is_set():
@@ -373,7 +374,7 @@ class Agent:
 
 @asynccontextmanager
 async def _patience() -> AsyncIterator[None]:
-    """Bound a call to the agent: `AgentUnavailableError` when it takes too long."""
+    """Bound a call to the agent: ``AgentUnavailableError`` when it takes too long."""
     try:
         async with asyncio.timeout(_CALL_SECONDS):
             yield

@@ -52,7 +52,7 @@ def agent_environment(
 
 
 class AgentProcess:
-    """One running agent process; `start` makes it, `kill` ends it and all that it started."""
+    """One running agent process; ``start`` makes it, ``kill`` ends it and all that it started."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, root: psutil.Process, mark: str
@@ -121,7 +121,7 @@ class AgentProcess:
         return _ending(await self._process.wait(), self._stderr)
 
     def request_kill(self) -> None:
-        """Kill the agent itself at once; what it started is killed by `kill`."""
+        """Kill the agent itself at once; what it started is killed by ``kill``."""
         with suppress(ProcessLookupError):
             self._process.kill()
 
@@ -132,7 +132,7 @@ class AgentProcess:
         self.reap_adopted()
 
     async def kill_tools(self, session: str, since: float) -> None:
-        """Kill what the session's tools have started since then (`process_clock`)."""
+        """Kill what the session's tools have started since then (``process_clock``)."""
         await _in_thread(process_tree.kill_session, self._mark, session, since)
 
     def reap_adopted(self) -> None:

@@ -1,6 +1,6 @@
 """The agent's process tree: all that it started, found and killed, also what left the tree.
 
-A tool may detach what it starts (`nohup x &`, setsid, a double fork). Three things find it again:
+A tool may detach what it starts (``nohup x &``, setsid, a double fork). Three things find it again:
 the tree itself, a mark in the environment that every descendant inherits, and, on Linux, that
 agentd is a child subreaper, so that what loses its parent becomes a child of agentd itself.
 
@@ -28,7 +28,7 @@ _PAUSE_SECONDS = 0.02
 _SESSION = "AGENT_SESSION_ID"
 _TICK = 0.02  # seconds; start times are counted in ticks of 10 ms
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 def harden_this_process() -> None:
@@ -44,7 +44,7 @@ def harden_this_process() -> None:
 
 
 def is_subreaper() -> bool:
-    """Whether this process adopts what loses its parent, as `harden_this_process` makes it."""
+    """Whether this process adopts what loses its parent, as ``harden_this_process`` makes it."""
     if sys.platform != "linux":
         return False
     answer = ctypes.c_int(0)
@@ -73,7 +73,7 @@ def kill_session(mark: str, session: str, since: float) -> None:
     Args:
         mark: the value of MARK in the agent's environment.
         session: the agent's session id, which goose gives to its tools.
-        since: a value of `process_clock`.
+        since: a value of ``process_clock``.
     """
     wanted = {MARK: mark, _SESSION: session}
     _kill_until_none(lambda: _begun_since(_with_environ(wanted), since - _TICK))
@@ -152,7 +152,7 @@ def _kill_until_none(find: Callable[[], Iterable[psutil.Process]]) -> None:
     deadline = time.monotonic() + _KILL_SECONDS
     while alive := {process for process in find() if _is_running(process)}:
         if time.monotonic() > deadline:
-            log.error("agent_processes_left", pids=sorted(p.pid for p in alive))
+            _log.error("agent_processes_left", pids=sorted(p.pid for p in alive))
             return
         for process in alive:
             _kill(process)
@@ -172,4 +172,4 @@ def _kill(process: psutil.Process) -> None:
     except psutil.NoSuchProcess:
         return
     except psutil.Error as error:
-        log.warning("agent_process_not_killed", pid=process.pid, reason=str(error))
+        _log.warning("agent_process_not_killed", pid=process.pid, reason=str(error))

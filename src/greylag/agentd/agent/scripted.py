@@ -1,7 +1,7 @@
 """The scripted agent: stands in for goose where goose is not installed.
 
-`python -m greylag.agentd.agent.scripted` speaks the part of ACP that agentd uses, over stdio. Every
-prompt gets the same kind of answer: that this is a demonstration, and how to install goose.
+``python -m greylag.agentd.agent.scripted`` speaks the part of ACP that agentd uses, over stdio.
+Every prompt gets the same kind of answer: that this is a demonstration, and how to install goose.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class ScriptedAgent:
         self._sessions = 0
 
     async def notification(self, method: str, params: dict[str, Any]) -> None:
-        """Take `session/cancel`; nothing else is told to an agent."""
+        """Take ``session/cancel``; nothing else is told to an agent."""
         turn = self._turns.get(str(params.get("sessionId")))
         if method == "session/cancel" and turn is not None:
             turn.cancel()

@@ -12,7 +12,7 @@ from greylag.agentd.agent.types import Decision, PermissionRequest, PromptResult
 CANCEL_PATIENCE = 4.0
 _CANCEL_AGAIN = 0.5
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class AgentTurn:
@@ -85,7 +85,7 @@ class AgentTurn:
             return
         try:
             await self._sink.update(update)
-        except Exception as error:  # noqa: BLE001 - kept, and raised by `run` to whoever prompted
+        except Exception as error:  # noqa: BLE001 - kept, and raised by ``run`` to whoever prompted
             self._fail(error)
 
     def ask(self, request_id: str | int, params: dict[str, Any]) -> None:
@@ -113,12 +113,12 @@ class AgentTurn:
         try:
             await self._peer.respond(request_id, _outcome(decision, params.get("options")))
         except AgentDiedError:
-            log.info("permission_answer_dropped", agent_session_id=self._session)
+            _log.info("permission_answer_dropped", agent_session_id=self._session)
 
     async def _decide(self, question: PermissionRequest) -> Decision:
         try:
             return await self._sink.permission(question)
-        except Exception as error:  # noqa: BLE001 - kept, and raised by `run`, as above
+        except Exception as error:  # noqa: BLE001 - kept, and raised by ``run``, as above
             self._fail(error)
             return "cancelled"
 
@@ -131,7 +131,7 @@ class AgentTurn:
         deadline = asyncio.get_running_loop().time() + CANCEL_PATIENCE
         while not request.done():
             if asyncio.get_running_loop().time() > deadline:
-                log.error("agent_ignores_cancel", agent_session_id=self._session)
+                _log.error("agent_ignores_cancel", agent_session_id=self._session)
                 self._give_up()
                 await asyncio.wait({request})
                 return
@@ -147,7 +147,7 @@ class AgentTurn:
         try:
             await self._peer.notify("session/cancel", {"sessionId": self._session})
         except AgentDiedError:
-            log.info("cancel_dropped", agent_session_id=self._session)
+            _log.info("cancel_dropped", agent_session_id=self._session)
 
     async def _result(self, request: "asyncio.Task[Any]") -> PromptResult:
         if self._failure is not None:
@@ -183,7 +183,7 @@ def _question(params: dict[str, Any]) -> PermissionRequest:
 def _outcome(decision: Decision, options: Any) -> dict[str, Any]:
     """Return the answer that takes the option of the decision's kind.
 
-    An agent that offers no such option gets `cancelled`, which runs no tool either.
+    An agent that offers no such option gets ``cancelled``, which runs no tool either.
     """
     offered = options if isinstance(options, list) and decision != "cancelled" else []
     for option in offered:

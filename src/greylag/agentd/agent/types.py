@@ -23,7 +23,7 @@ class AgentCommand:
     """Which program is the agent, and how it is started.
 
     Attributes:
-        kind: `goose` for the real one, `scripted` for the built-in stand-in.
+        kind: ``goose`` for the real one, ``scripted`` for the built-in stand-in.
         argv: program and arguments; it speaks ACP on its stdin and stdout.
     """
 
@@ -35,12 +35,12 @@ def find_agent(setting: str | None, environ: Mapping[str, str]) -> AgentCommand:
     """Return how the agent is started.
 
     Args:
-        setting: GREYLAG_GOOSE: a path or a program name, or `scripted`; None to look next to
+        setting: GREYLAG_GOOSE: a path or a program name, or ``scripted``; None to look next to
             this Python first, then on PATH, and to take the scripted agent when there is none.
         environ: the environment variables (PATH counts).
 
     Raises:
-        AgentUnavailableError: `setting` names no program that can be run.
+        AgentUnavailableError: ``setting`` names no program that can be run.
     """
     path = environ.get("PATH", "")
     if setting == SCRIPTED:
@@ -69,7 +69,7 @@ class ModelProvider:
     """An OpenAI-compatible model provider.
 
     Attributes:
-        url: base URL, as `https://api.openai.com`; `/v1/...` is appended by the agent.
+        url: base URL, as ``https://api.openai.com``; ``/v1/...`` is appended by the agent.
         key: the provider's key, sent as a bearer token; None for a provider that wants none.
     """
 
@@ -88,7 +88,7 @@ class AgentSetup:
         model: the model's name; None leaves it to the agent's stored settings.
         provider: where model calls go; None means the built-in scripted model.
         model_retries: seconds to hold back the first, second, ... passing failure of a model call.
-        settings: further `GOOSE_*` settings for its environment, as GOOSE_MODE; they win over
+        settings: further ``GOOSE_*`` settings for its environment, as GOOSE_MODE; they win over
             stored ones.
         defaults: settings that are stored in the agent when it has none of that name stored.
         environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant; None leaves it out.
@@ -113,7 +113,7 @@ class AgentState:
 
     Attributes:
         kind: which agent it is.
-        status: `ready` only after initialize and session/new have worked on this process.
+        status: ``ready`` only after initialize and session/new have worked on this process.
         version: the agent's own version, None until it told.
         detail: one plain sentence for people.
     """
@@ -144,7 +144,7 @@ class PromptResult:
     """How a prompt ended.
 
     Attributes:
-        stop_reason: `end_turn`, `cancelled`, `max_tokens`, ...
+        stop_reason: ``end_turn``, ``cancelled``, ``max_tokens``, ...
         usage: token counts as the agent reported them, None if it did not.
     """
 
@@ -169,12 +169,12 @@ class ModelFailure:
 class TurnSink(Protocol):
     """Receives what happens in one turn.
 
-    `update` is called strictly in order, one at a time; a slow sink slows the agent down.
-    `permission` runs in a task of its own, and is cancelled when the turn is to end.
+    ``update`` is called strictly in order, one at a time; a slow sink slows the agent down.
+    ``permission`` runs in a task of its own, and is cancelled when the turn is to end.
     """
 
     async def update(self, update: dict[str, Any]) -> None:
-        """Take `params.update` of one `session/update` or `_goose/unstable/session/update`."""
+        """Take the update of a ``session/update`` or ``_goose/unstable/session/update``."""
 
     async def permission(self, request: PermissionRequest) -> Decision:
         """Return what the user decided; may wait as long as it needs."""
@@ -182,10 +182,10 @@ class TurnSink(Protocol):
 
 
 class AgentPort(Protocol):
-    """What agentd's server needs of the agent: one process, shared by all sessions (see `Agent`).
+    """What agentd's server needs of the agent: one process, shared by all sessions (see ``Agent``).
 
-    Every call may raise `AgentError`: `AgentUnavailableError` when no agent is ready,
-    `AgentDiedError` when it ends meanwhile, `AgentRefusedError` when it answers with an error.
+    Every call may raise ``AgentError``: ``AgentUnavailableError`` when no agent is ready,
+    ``AgentDiedError`` when it ends meanwhile, ``AgentRefusedError`` when it answers with an error.
     """
 
     @property
@@ -194,7 +194,7 @@ class AgentPort(Protocol):
         ...
 
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - part of the meaning: how long a caller is willing to wait
-        """Return when the agent is ready, at once if it is; wait at most `timeout` seconds."""
+        """Return when the agent is ready, at once if it is; wait at most ``timeout`` seconds."""
 
     async def new_session(self, title: str) -> str:
         """Make a session in the agent and return the agent's id for it."""
@@ -215,4 +215,4 @@ class AgentPort(Protocol):
         """Let the agent put a session away."""
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """Call one of goose's own methods (`_goose/unstable/...`) and return its result."""
+        """Call one of goose's own methods (``_goose/unstable/...``) and return its result."""

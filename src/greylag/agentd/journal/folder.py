@@ -23,7 +23,7 @@ SUFFIX = ".sse"
 RESERVE_BYTES = 1024 * 1024
 
 _BLOCK = 1024 * 1024
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 class Journals:
@@ -46,7 +46,7 @@ class Journals:
         return self._folder / f"{turn_id}{SUFFIX}"
 
     def write(self, turn_id: str, next_number: int = 0) -> TurnJournal:
-        """Open a turn's journal for its one writer; `next_number` is its next event's.
+        """Open a turn's journal for its one writer; ``next_number`` is its next event's.
 
         Raises:
             OSError: the file cannot be made.
@@ -54,7 +54,7 @@ class Journals:
         return TurnJournal(self.path(turn_id), turn_id, self._turn_limit, next_number)
 
     def read(self, turn_id: str, journal: TurnJournal | None) -> JournalTail:
-        """Open a turn's journal for one reader; `journal` is its writer while the turn runs.
+        """Open a turn's journal for one reader; ``journal`` is its writer while the turn runs.
 
         Raises:
             JournalGoneError: it is no longer kept.
@@ -82,7 +82,7 @@ class Journals:
         self._reserve.release()
 
     async def make_room(self, running: Callable[[str], bool]) -> list[str]:
-        """Remove the oldest journals past the limit, but none of a turn that is `running`.
+        """Remove the oldest journals past the limit, but none of a turn that is ``running``.
 
         Returns:
             the ids of the turns whose journals went.
@@ -90,7 +90,7 @@ class Journals:
         return await asyncio.to_thread(self._remove_oldest, running)
 
     async def remove_unknown(self, known: AbstractSet[str]) -> int:
-        """Remove the journals of turns that are not `known`: a crash cut their removal short.
+        """Remove the journals of turns that are not ``known``: a crash cut their removal short.
 
         Returns:
             how many were removed.
@@ -185,7 +185,7 @@ class Reserve:
 
 
 def repair(path: Path, turn_id: str, take: Callable[[str, dict[str, Any]], None]) -> int:
-    """Hand the type and content of each whole event to `take`, and cut off what comes after them.
+    """Hand the type and content of each whole event to ``take``, and cut off what comes after them.
 
     A crash may leave a part of a frame, a loss of power worse. A journal that is not there counts
     as empty.

@@ -1,8 +1,8 @@
 """The journal of a turn: one append-only file that holds its frames exactly as they are sent.
 
 The page cache has a frame before any reader can see it, so a reader never knows more than the
-file; the disk has all of them when the turn ends. A frame is one `id:` line, one `data:` line and
-a blank line, and JSON holds no raw newline: two newlines in a row end a frame and nothing else.
+file; the disk has all of them when the turn ends. A frame is one ``id:`` line, one ``data:`` line
+and a blank line, and JSON holds no raw newline: two newlines in a row end a frame and nothing else.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from greylag.common import sse
 FRAME_END = b"\n\n"
 
 _FLUSH_AT = 64 * 1024
-# The last events of a turn (an error, `complete`) must fit even when its limit has been reached.
+# The last events of a turn (an error, ``complete``) must fit even when its limit has been reached.
 _RESERVE = 64 * 1024
 
 
@@ -29,7 +29,7 @@ class JournalFullError(JournalError):
 
 
 def event_id(turn_id: str, number: int) -> str:
-    """Return the id of event `number` (from 0) of a turn."""
+    """Return the id of event ``number`` (from 0) of a turn."""
     return f"{turn_id}-{number}"
 
 
@@ -74,14 +74,14 @@ class TurnJournal:
     def changed(self) -> asyncio.Event:
         """An event that is set at the next growth or at the end.
 
-        Take it before looking at `size`, else a growth in between goes unnoticed.
+        Take it before looking at ``size``, else a growth in between goes unnoticed.
         """
         return self._changed
 
     def append(self, kind: str, content: Mapping[str, Any], *, last_words: bool = False) -> None:
         """Add one event; readers see it a moment later.
 
-        `last_words` lets the events that end a turn go past the limit.
+        ``last_words`` lets the events that end a turn go past the limit.
 
         Raises:
             JournalFullError: the turn's limit is reached.
@@ -107,11 +107,11 @@ class TurnJournal:
     async def seal(self) -> None:
         """Write what is left and make all of it durable; no event may follow.
 
-        What is written here stays unseen until `publish_end`, so that the turn's record can say
+        What is written here stays unseen until ``publish_end``, so that the turn's record can say
         that it ended before any reader can know.
 
         Raises:
-            JournalError: not everything could be written; the readers still need `publish_end`.
+            JournalError: not everything could be written; the readers still need ``publish_end``.
         """
         self._sealed = True
         self._write_buffer()

@@ -64,7 +64,7 @@ _SCRIPTED_AGENT = (
 
 Outcome = tuple[web.StreamResponse, ModelFailure | None]
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ class ModelRelay:
 
     @property
     def url(self) -> str:
-        """Base URL for the agent, as `http://127.0.0.1:40123`; empty before `serving`."""
+        """Base URL for the agent, as ``http://127.0.0.1:40123``; empty before ``serving``."""
         return self._url
 
     @asynccontextmanager
@@ -189,7 +189,7 @@ class ModelRelay:
         else:
             response, failure = await self._client.forward(request)
         if failure is not None:
-            log.warning("model_call_failed", agent_session_id=session, status=failure.status)
+            _log.warning("model_call_failed", agent_session_id=session, status=failure.status)
         if calls is None:
             return response
         tries = calls.failed
@@ -279,7 +279,7 @@ class ProviderClient:
         await self._session.close()
 
     async def forward(self, request: web.Request) -> Outcome:
-        """Pass `request` on and stream the answer back.
+        """Pass ``request`` on and stream the answer back.
 
         Returns:
             The response, begun or whole, and why the call failed (None when it worked). A provider
@@ -320,9 +320,9 @@ class ProviderClient:
 
 
 def _proxy_for(url: URL) -> str | None:
-    """Return the proxy that the environment names for `url`.
+    """Return the proxy that the environment names for ``url``.
 
-    Not aiohttp's `trust_env`: that reads ~/.netrc too, which belongs to the agent.
+    Not aiohttp's ``trust_env``: that reads ~/.netrc too, which belongs to the agent.
     """
     if proxy_bypass(url.host or ""):
         return None

@@ -1,33 +1,33 @@
 """The scripted model: an OpenAI-compatible provider that needs no network and no key.
 
 It serves demonstrations when no provider is set, and tests as a provider that fails on command.
-`app()` is the whole as a server of its own (chat completions, streamed or whole, and the list of
+``app()`` is the whole as a server of its own (chat completions, streamed or whole, and the list of
 models). The words of the last message are turned into steps, which are then played.
 
-A message without directives gets a short demonstration answer; `run: <command>` gets a call of
-the shell tool. Tests write directives, `[[name words key=value]]`, anywhere in the message; they
+A message without directives gets a short demonstration answer; ``run: <command>`` gets a call of
+the shell tool. Tests write directives, ``[[name words key=value]]``, anywhere in the message; they
 play in order and all other text is ignored:
 
-=====================  ========================================================================
-`[[text WORDS]]`       say these words, one chunk for each
-`[[think WORDS]]`      the same, as reasoning
-`[[chunks n=9 size=5]]` n chunks of `size` characters, numbered from 0 (`0000 0001 ...`)
-`[[bytes N]]`          N bytes of text in chunks of 4096
-`[[unicode]]`          text of one- to four-byte characters, written to the network in pieces that
-                       split the characters
-`[[tool CMD]]`         call the shell tool; what follows plays after its result came back
-`[[tools A ;; B]]`     call the shell tool several times at once
-`[[call NAME JSON]]`   call any tool with these arguments
-`[[delay ms=20]]`      wait before each chunk that follows
-`[[status CODE]]`      answer with this HTTP status and an error body
-`[[context-exceeded]]` answer 400 `context_length_exceeded`
-`[[hang]]`             never answer, not even headers
-`[[stall after=2]]`    say nothing more after so many chunks, connection open (wherever written)
-`[[cut after=3]]`      break the connection after so many chunks (wherever written)
-`[[error-in-stream]]`  an error object in place of the next chunk, then the end
-`[[length]]`           end with finish_reason `length`
-`[[empty]]`            a 200 without any body
-=====================  ========================================================================
+==========================  ========================================================================
+``[[text WORDS]]``          say these words, one chunk for each
+``[[think WORDS]]``         the same, as reasoning
+``[[chunks n=9 size=5]]``   n chunks of ``size`` characters, numbered from 0 (``0000 0001 ...``)
+``[[bytes N]]``             N bytes of text in chunks of 4096
+``[[unicode]]``             text of one- to four-byte characters, written in pieces that
+                            split the characters
+``[[tool CMD]]``            call the shell tool; what follows plays after its result came back
+``[[tools A ;; B]]``        call the shell tool several times at once
+``[[call NAME JSON]]``      call any tool with these arguments
+``[[delay ms=20]]``         wait before each chunk that follows
+``[[status CODE]]``         answer with this HTTP status and an error body
+``[[context-exceeded]]``    answer 400 ``context_length_exceeded``
+``[[hang]]``                never answer, not even headers
+``[[stall after=2]]``       say nothing after so many chunks, connection open (wherever written)
+``[[cut after=3]]``         break the connection after so many chunks (wherever written)
+``[[error-in-stream]]``     an error object in place of the next chunk, then the end
+``[[length]]``              end with finish_reason ``length``
+``[[empty]]``               a 200 without any body
+==========================  ========================================================================
 
 Everything follows from the request alone: the same request has the same answer.
 """
@@ -68,7 +68,7 @@ _RESULT_LIMIT = 2000
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """One step: its name, its words, and its numbers (`key=value`)."""
+    """One step: its name, its words, and its numbers (``key=value``)."""
 
     name: str
     words: str = ""
@@ -79,7 +79,7 @@ def plan(messages: Sequence[Mapping[str, Any]]) -> list[Directive]:
     """Return the steps that answer a chat-completions conversation.
 
     Args:
-        messages: the request's `messages`. The last user message is the script; each assistant
+        messages: the request's ``messages``. The last user message is the script; each assistant
             message after it was one stage, which its tool calls ended.
     """
     last_user = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)

@@ -46,12 +46,12 @@ _ANSWER_ON_FULL_DISK = 64 * 1024  # characters; well within the room that is kep
 _KEPT_SECONDS = 300.0
 _MOST_ENTRIES = 200
 
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class ActivityEntry:
-    """One turn of late, as `agent/status` shows it. Times are Unix seconds."""
+    """One turn of late, as ``agent/status`` shows it. Times are Unix seconds."""
 
     session_id: str
     endpoint_type: EndpointType
@@ -75,7 +75,7 @@ class Activity:
         return max(0, int(self._now() - self._started_at))
 
     def begin(self, session_id: str, endpoint_type: EndpointType) -> ActivityEntry:
-        """Note a new turn; hand the entry back to `end`."""
+        """Note a new turn; hand the entry back to ``end``."""
         now = self._now()
         entry = ActivityEntry(session_id, endpoint_type, "processing", now, now)
         self._entries.append(entry)
@@ -140,10 +140,10 @@ class TurnEngine:
             session_id: our id of the session; None makes one for this turn.
             message: the user's words.
             message_id: the client's own id of the message; the same id again is the same turn.
-            endpoint: by which kind of route it came, for `agent/status`.
+            endpoint: by which kind of route it came, for ``agent/status``.
 
         Returns:
-            the turn's record; outcome `new` or `known`.
+            the turn's record; outcome ``new`` or ``known``.
 
         Raises:
             RequestError: session_not_found, session_busy, message_id_conflict,
@@ -177,11 +177,11 @@ class TurnEngine:
         return turn
 
     async def newest(self, session_id: str, limit: int) -> list[TurnRecord]:
-        """Return the last `limit` turns of a session, newest first."""
+        """Return the last ``limit`` turns of a session, newest first."""
         return await self._turns.newest(session_id, limit)
 
     async def page(self, session_id: str, offset: int, limit: int) -> list[TurnRecord]:
-        """Return `limit` turns of a session from `offset` on, oldest first."""
+        """Return ``limit`` turns of a session from ``offset`` on, oldest first."""
         return await self._turns.page(session_id, offset, limit)
 
     def tail(self, turn_id: str) -> JournalTail:
@@ -249,7 +249,7 @@ class TurnEngine:
             await self._cancel(turn)
 
     async def wait_all_ended(self, seconds: float) -> bool:
-        """Wait until no turn runs, at most `seconds`; tell whether that is so."""
+        """Wait until no turn runs, at most ``seconds``; tell whether that is so."""
         try:
             async with asyncio.timeout(seconds):
                 for turn in list(self._running.values()):
@@ -262,7 +262,7 @@ class TurnEngine:
     async def recover(self) -> int:
         """End every turn that its record calls running; to be called before any may start.
 
-        What its journal holds whole is kept. If `complete` was written, the turn ended as its
+        What its journal holds whole is kept. If ``complete`` was written, the turn ended as its
         events say; if not, it ends with an error that tells of the restart. Running it again does
         no harm. Events of turns that were deleted go, where a crash kept them.
 

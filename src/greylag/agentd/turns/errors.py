@@ -105,7 +105,7 @@ def refusal(error: AgentRefusedError) -> TurnError:
 
 
 def provider_error(update: dict[str, Any]) -> TurnError | None:
-    """Return the failure that an `agent_message_chunk` tells of, None for an ordinary piece.
+    """Return the failure that an ``agent_message_chunk`` tells of, None for an ordinary piece.
 
     It is a failure for certain only when the turn ends right after it.
     """
@@ -126,7 +126,7 @@ def provider_error(update: dict[str, Any]) -> TurnError | None:
 
 
 def told_by_provider(error: TurnError, failure: ModelFailure | None) -> TurnError:
-    """Return `error` with the code that the provider's own answer means, where it is known.
+    """Return ``error`` with the code that the provider's own answer means, where it is known.
 
     Args:
         error: what goose's words mean.

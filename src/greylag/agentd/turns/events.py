@@ -37,7 +37,7 @@ class Translator:
         """Return the events that one update stands for, often one, maybe none.
 
         Args:
-            update: `params.update` of a `session/update` or `_goose/unstable/session/update`.
+            update: ``params.update`` of a ``session/update`` or ``_goose/unstable/session/update``.
         """
         events: Iterable[TurnEvent] = ()
         match update.get("sessionUpdate"):

@@ -88,7 +88,7 @@ class RunningTurn:
         self.emit(TurnEvent("turn", content), last_words=True)
 
     def emit(self, event: TurnEvent, *, last_words: bool = False) -> None:
-        """Add an event; `last_words` lets it go past the turn's limit.
+        """Add an event; ``last_words`` lets it go past the turn's limit.
 
         Raises:
             JournalError: it cannot be kept (limit reached, disk full), so it must not be shown.
@@ -97,7 +97,7 @@ class RunningTurn:
         self.summary.take(event.type, event.content)
 
     async def update(self, update: dict[str, Any]) -> None:
-        """Take an update of the agent (see `TurnSink`)."""
+        """Take an update of the agent (see ``TurnSink``)."""
         for event in self._translator.update(update):
             self.emit(event)
 
@@ -145,7 +145,7 @@ class RunningTurn:
         error: TurnError | None,
         failure: ModelFailure | None,
     ) -> None:
-        """Add the last events: what was held back, the error if there was one, `complete`.
+        """Add the last events: what was held back, the error if there was one, ``complete``.
 
         Args:
             result: how the agent ended the prompt, None when it did not.
@@ -167,7 +167,7 @@ class RunningTurn:
         self.close(result, None if error is None else told_by_provider(error, failure))
 
     def close(self, result: PromptResult | None, error: TurnError | None) -> None:
-        """Add the very last events: the error if there was one, and `complete`.
+        """Add the very last events: the error if there was one, and ``complete``.
 
         Raises:
             JournalError: the journal cannot be written any more.
