@@ -10,8 +10,13 @@ from typing import Any
 import aiohttp
 from tests.agentd.client import Client
 
-from greylag.agentd.agent.acp import AgentUnavailableError
-from greylag.agentd.agent.types import AgentState, ModelFailure, PromptResult, TurnSink
+from greylag.agentd.agent.types import (
+    AgentState,
+    AgentUnavailableError,
+    ModelFailure,
+    PromptResult,
+    TurnSink,
+)
 from greylag.agentd.api.app import Services, create_app
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.journal.folder import Journals

@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from greylag.agentd.agent.acp import METHOD_NOT_FOUND, AgentError, AgentRefusedError
-from greylag.agentd.agent.types import AgentPort
+from greylag.agentd.agent.types import AgentError, AgentPort
 from greylag.agentd.problems import RequestError, agent_failed
 
 _PREFIX = "_goose/unstable/config/extensions"
@@ -61,7 +60,7 @@ class ExtensionService:
         try:
             result = await self._agent.call(f"{_PREFIX}/list", {})
         except AgentError as error:
-            if isinstance(error, AgentRefusedError) and error.code == METHOD_NOT_FOUND:
+            if error.unknown_method:
                 return []
             raise agent_failed(error, _NO_EXTENSIONS) from error
         return sorted(map(_extension, result["extensions"]), key=lambda each: each.name)

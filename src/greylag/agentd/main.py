@@ -11,10 +11,15 @@ import structlog
 import uvloop
 from starlette.types import ASGIApp
 
-from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.process_tree import harden_this_process
-from greylag.agentd.agent.types import AgentCommand, AgentPort, AgentSetup, find_agent
+from greylag.agentd.agent.types import (
+    AgentCommand,
+    AgentPort,
+    AgentSetup,
+    AgentUnavailableError,
+    find_agent,
+)
 from greylag.agentd.api.app import Services, create_app
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.extensions import ExtensionService

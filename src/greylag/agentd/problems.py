@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from greylag.agentd.agent.acp import METHOD_NOT_FOUND, AgentError, AgentRefusedError
+from greylag.agentd.agent.types import AgentError, AgentRefusedError
 
 
 class RequestError(Exception):
@@ -47,13 +47,11 @@ def agent_unavailable(message: str) -> RequestError:
 
 def agent_failed(error: AgentError, no_such_method: str) -> RequestError:
     """Return the error for what the agent did not do; ``no_such_method`` says that it never can."""
-    match error:
-        case AgentRefusedError(code=code) if code == METHOD_NOT_FOUND:
-            return agent_unavailable(no_such_method)
-        case AgentRefusedError():
-            return RequestError("agent_refused", "Agent refused", error.message)
-        case _:
-            return agent_unavailable(str(error))
+    if error.unknown_method:
+        return agent_unavailable(no_such_method)
+    if isinstance(error, AgentRefusedError):
+        return RequestError("agent_refused", "Agent refused", error.message)
+    return agent_unavailable(str(error))
 
 
 def storage_failed(what: str, error: OSError) -> RequestError:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from greylag.agentd.agent.acp import AgentError
-from greylag.agentd.agent.types import AgentPort
+from greylag.agentd.agent.types import AgentError, AgentPort
 from greylag.agentd.problems import session_not_found
 from greylag.agentd.records import SessionRecord, SessionRecords, TurnRecords, session_title
 from greylag.agentd.turns.engine import TurnEngine

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from greylag.agentd.agent.acp import METHOD_NOT_FOUND, AgentError, AgentRefusedError
-from greylag.agentd.agent.types import AgentPort
+from greylag.agentd.agent.types import AgentError, AgentPort
 from greylag.agentd.problems import RequestError, agent_failed
 from greylag.agentd.records import SettingRecords
 
@@ -243,7 +242,7 @@ class SettingsService:
             await self._agent.call(f"_goose/unstable/{method}", params)
         except AgentError as error:
             # The scripted agent has no settings; what is kept here waits for a real goose.
-            if not isinstance(error, AgentRefusedError) or error.code != METHOD_NOT_FOUND:
+            if not error.unknown_method:
                 raise agent_failed(error, "The agent has no settings.") from error
 
     def _state(self, setting: GooseSetting, changed: Mapping[str, str]) -> SettingState:

@@ -10,9 +10,14 @@ from typing import Any
 import psutil
 import pytest
 
-from greylag.agentd.agent.acp import AgentDiedError, AgentRefusedError, AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.types import AgentCommand, ModelProvider
+from greylag.agentd.agent.types import (
+    AgentCommand,
+    AgentDiedError,
+    AgentRefusedError,
+    AgentUnavailableError,
+    ModelProvider,
+)
 
 pytestmark = pytest.mark.goose
 

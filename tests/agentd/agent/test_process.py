@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.process import AgentProcess, agent_environment
-from greylag.agentd.agent.types import AgentCommand, AgentSetup, find_agent
+from greylag.agentd.agent.types import AgentCommand, AgentSetup, AgentUnavailableError, find_agent
 
 
 def program(folder: Path, name: str = "goose") -> Path:

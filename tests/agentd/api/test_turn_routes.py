@@ -4,8 +4,14 @@ from pathlib import Path
 
 from tests.agentd.doubles import READY, AgentDouble, chunk, eventually, serving
 
-from greylag.agentd.agent.acp import AgentDiedError, AgentRefusedError
-from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult, TurnSink
+from greylag.agentd.agent.types import (
+    AgentDiedError,
+    AgentRefusedError,
+    ModelFailure,
+    PermissionRequest,
+    PromptResult,
+    TurnSink,
+)
 
 
 async def until_cancelled(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:

@@ -5,8 +5,12 @@ from typing import Any
 import pytest
 from tests.agentd.doubles import chunk
 
-from greylag.agentd.agent.acp import AgentRefusedError
-from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult
+from greylag.agentd.agent.types import (
+    AgentRefusedError,
+    ModelFailure,
+    PermissionRequest,
+    PromptResult,
+)
 from greylag.agentd.turns.errors import TurnError, provider_error, refusal, told_by_provider
 from greylag.agentd.turns.events import Translator, TurnEvent
 

@@ -13,22 +13,19 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.agent.acp import (
-    METHOD_NOT_FOUND,
-    AcpPeer,
-    AgentError,
-    AgentRefusedError,
-    AgentUnavailableError,
-    MessageHandler,
-)
+from greylag.agentd.agent.acp import AcpPeer, MessageHandler
 from greylag.agentd.agent.process import AgentProcess, agent_environment
 from greylag.agentd.agent.turn import AgentTurn, decline
 from greylag.agentd.agent.types import (
+    METHOD_NOT_FOUND,
     AgentCommand,
+    AgentError,
     AgentKind,
+    AgentRefusedError,
     AgentSetup,
     AgentState,
     AgentStatus,
+    AgentUnavailableError,
     ModelFailure,
     PromptResult,
     TurnSink,

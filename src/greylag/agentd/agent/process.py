@@ -9,8 +9,7 @@ from contextlib import suppress
 import psutil
 
 from greylag.agentd.agent import process_tree
-from greylag.agentd.agent.acp import AgentUnavailableError
-from greylag.agentd.agent.types import AgentCommand, AgentSetup
+from greylag.agentd.agent.types import AgentCommand, AgentSetup, AgentUnavailableError
 
 _INHERITED = frozenset({"PATH", "LANG", "TERM", "TZ"})
 _MODEL_TIMEOUT = "240"  # seconds; longer than the relay's own, whose error says more

@@ -12,7 +12,8 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.agent.acp import METHOD_NOT_FOUND, AcpPeer
+from greylag.agentd.agent.acp import AcpPeer
+from greylag.agentd.agent.types import METHOD_NOT_FOUND
 
 _DELAY_SECONDS = 0.025
 _ECHO_LIMIT = 200

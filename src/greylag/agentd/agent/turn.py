@@ -6,8 +6,15 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.agent.acp import AcpPeer, AgentDiedError, AgentError
-from greylag.agentd.agent.types import Decision, PermissionRequest, PromptResult, TurnSink
+from greylag.agentd.agent.acp import AcpPeer
+from greylag.agentd.agent.types import (
+    AgentDiedError,
+    AgentError,
+    Decision,
+    PermissionRequest,
+    PromptResult,
+    TurnSink,
+)
 
 CANCEL_PATIENCE = 4.0
 _CANCEL_AGAIN = 0.5

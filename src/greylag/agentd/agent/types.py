@@ -7,15 +7,49 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from greylag.agentd.agent.acp import AgentUnavailableError
-
 AgentKind = Literal["goose", "scripted"]
 AgentStatus = Literal["starting", "ready", "failed"]
 Decision = Literal["allow_once", "reject_once", "cancelled"]
 
 SCRIPTED = "scripted"
+METHOD_NOT_FOUND = -32601
 MODEL_RETRIES = (1.0, 2.0, 4.0)
 """Seconds to hold back the first, second and third failure of a model call that may pass."""
+
+
+class AgentError(Exception):
+    """Base of every error that the agent side of agentd raises.
+
+    Attributes:
+        unknown_method: whether the agent has no such method; the scripted one lacks goose's own.
+    """
+
+    unknown_method: bool = False
+
+
+class AgentUnavailableError(AgentError):
+    """No agent process is ready to take work; the message says why in plain words."""
+
+
+class AgentDiedError(AgentError):
+    """The agent process ended (or its pipe broke) while an answer was awaited."""
+
+
+class AgentRefusedError(AgentError):
+    """The agent answered a request with a JSON-RPC error.
+
+    Attributes:
+        code: the JSON-RPC error code.
+        message: the agent's own short text.
+        data: the error's ``data`` member, whatever the agent put there, or None.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code = code
+        self.message = message
+        self.data = data
+        self.unknown_method = code == METHOD_NOT_FOUND
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,14 @@ from typing import Literal
 
 import structlog
 
-from greylag.agentd.agent.acp import AgentError, AgentRefusedError, AgentUnavailableError
-from greylag.agentd.agent.types import AgentPort, Decision, PromptResult
+from greylag.agentd.agent.types import (
+    AgentError,
+    AgentPort,
+    AgentRefusedError,
+    AgentUnavailableError,
+    Decision,
+    PromptResult,
+)
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.journal.tail import JournalTail

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from greylag.agentd.agent.acp import (
+from greylag.agentd.agent.types import (
     AgentDiedError,
     AgentError,
     AgentRefusedError,
     AgentUnavailableError,
+    ModelFailure,
 )
-from greylag.agentd.agent.types import ModelFailure
 from greylag.agentd.journal.journal import JournalError, JournalFullError
 from greylag.agentd.records import StorageError
 
