@@ -38,9 +38,6 @@ class RecordingSink:
             self.updates.append(update)
             self.changed.notify_all()
 
-    async def goose_update(self, update: dict[str, Any]) -> None:
-        """Not kept: these tests are about the standard updates."""
-
     async def permission(self, request: PermissionRequest) -> Decision:
         async with self.changed:
             self.questions.append(request)
@@ -60,7 +57,8 @@ class RecordingSink:
         return [pick(u) for u in self.updates if u["sessionUpdate"] == kind]
 
     def tool_output(self) -> str:
-        finished = [u for u in self.updates if u.get("status") in {"completed", "failed"}]
+        ended = self.of("tool_call_update", lambda update: update)
+        finished = [u for u in ended if u.get("status") in {"completed", "failed"}]
         return "\n".join(c["content"]["text"] for u in finished for c in u["content"])
 
 

@@ -10,15 +10,18 @@ from typing import Any
 import aiohttp
 from tests.agentd.client import Client
 
-from greylag.agentd.agent.acp import AgentUnavailableError
-from greylag.agentd.agent.types import AgentState, ModelFailure, PromptResult, TurnSink
+from greylag.agentd.agent.types import (
+    AgentState,
+    AgentUnavailableError,
+    ModelFailure,
+    PromptResult,
+    TurnSink,
+)
 from greylag.agentd.api.app import Services, create_app
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.main import build_services, http_server
-from greylag.agentd.records import Database, SessionRecords, TurnRecords
-from greylag.agentd.turns.run import Records
-from greylag.agentd.turns.turns import end_open_turns
+from greylag.agentd.records import Records
 from greylag.agentd.volume import Volume
 from greylag.common.server import listen
 
@@ -63,9 +66,6 @@ class AgentDouble:
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     titles: list[str] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
-
-    async def run(self) -> None:
-        await asyncio.Event().wait()
 
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - as the port has it
         self.waits.append(timeout)
@@ -115,13 +115,13 @@ async def serving(
     settings = replace(AgentdSettings(folder=folder, port=0), **changes)
     volume = Volume(folder)
     volume.prepare()
-    database = await Database.open(volume.database)
-    records = Records(SessionRecords(database), TurnRecords(database))
+    records = await Records.open(volume.database)
     journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
-    await end_open_turns(records.turns, journals, lambda: 0.0)
     listener = listen(settings.host, settings.port)
-    async with asyncio.TaskGroup() as tasks:
-        services = build_services(settings, agent, records, journals, tasks)
+    tasks = asyncio.TaskGroup()
+    services = build_services(settings, agent, records, journals, tasks)
+    await services.turns.recover()
+    async with tasks:
         server = http_server(create_app(settings, services))
         serve = tasks.create_task(server.serve([listener]), name="http server")
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -136,4 +136,4 @@ async def serving(
                 await services.turns.wait_all_ended(2)
                 server.finish()
         await serve
-    await database.close()
+    await records.aclose()

@@ -1,4 +1,4 @@
-"""`python -m greylag.agentd`: agentd with its settings from the environment."""
+"""``python -m greylag.agentd``: agentd with its settings from the environment."""
 
 import os
 import sys

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from greylag.agentd.agent.types import MODEL_RETRIES
@@ -39,7 +39,7 @@ class AgentdSettings:
         host: address to listen on; anything but loopback needs a token.
         port: TCP port to listen on; 0 takes any free one.
         token: what clients send as a bearer token; None: no sign-in (loopback only).
-        goose: path of goose, or `scripted`; None: find it.
+        goose: path of goose, or ``scripted``; None: find it.
         model_url: base URL of an OpenAI-compatible provider; None: the built-in scripted model.
         model_key: the provider's key; it never leaves agentd.
         model_retries: seconds to hold back the first, second, ... passing failure of a model call.
@@ -51,7 +51,7 @@ class AgentdSettings:
         message_limit: most bytes (UTF-8) of one message.
         environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant.
         path_prefix: what a proxy in front routes by and passes on; None for nothing.
-        log_format: `json` lines, or `console` for people.
+        log_format: ``json`` lines, or ``console`` for people.
     """
 
     folder: Path
@@ -74,31 +74,32 @@ class AgentdSettings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Read the settings from `environ` (as `os.environ`).
+        """Read the settings from ``environ`` (as ``os.environ``).
 
         Raises:
             AgentdConfigError: a variable is missing or has a value that makes no sense.
         """
         read = _Reader(environ)
-        settings = cls(
-            folder=read.folder("GREYLAG_AGENT_FOLDER"),
-            host=read.text("GOOSE_API_HOST") or "127.0.0.1",
-            port=read.integer("GOOSE_API_PORT", default=3001, least=0, most=_MAX_PORT),
-            token=read.secret("GREYLAG_AGENT_TOKEN"),
-            goose=read.text("GREYLAG_GOOSE"),
-            model_url=read.url("GREYLAG_MODEL_URL"),
-            model_key=read.secret("GREYLAG_MODEL_KEY"),
-            model_retries=read.pauses("GREYLAG_MODEL_RETRIES", default=MODEL_RETRIES),
-            model=read.text("GREYLAG_MODEL"),
-            goose_settings=read.goose_settings(),
-            confirmation_timeout=read.seconds("GREYLAG_CONFIRMATION_TIMEOUT", default=600.0),
-            turn_journal_limit=read.size("GREYLAG_TURN_JOURNAL_LIMIT", default=64 * _MIB),
-            journal_limit=read.size("GREYLAG_JOURNAL_LIMIT", default=1024 * _MIB),
-            message_limit=read.size("GREYLAG_MESSAGE_LIMIT", default=_MIB),
-            environment_id=read.text("GREYLAG_ENVIRONMENT"),
-            path_prefix=read.text("GREYLAG_PATH_PREFIX"),
-            log_format=read.log_format("GREYLAG_LOG_FORMAT"),
-        )
+        given = {
+            "host": read.text("GOOSE_API_HOST"),
+            "port": read.integer("GOOSE_API_PORT", least=0, most=_MAX_PORT),
+            "token": read.secret("GREYLAG_AGENT_TOKEN"),
+            "goose": read.text("GREYLAG_GOOSE"),
+            "model_url": read.url("GREYLAG_MODEL_URL"),
+            "model_key": read.secret("GREYLAG_MODEL_KEY"),
+            "model_retries": read.pauses("GREYLAG_MODEL_RETRIES"),
+            "model": read.text("GREYLAG_MODEL"),
+            "goose_settings": read.goose_settings(),
+            "confirmation_timeout": read.seconds("GREYLAG_CONFIRMATION_TIMEOUT"),
+            "turn_journal_limit": read.size("GREYLAG_TURN_JOURNAL_LIMIT"),
+            "journal_limit": read.size("GREYLAG_JOURNAL_LIMIT"),
+            "message_limit": read.size("GREYLAG_MESSAGE_LIMIT"),
+            "environment_id": read.text("GREYLAG_ENVIRONMENT"),
+            "path_prefix": read.text("GREYLAG_PATH_PREFIX"),
+            "log_format": read.log_format("GREYLAG_LOG_FORMAT"),
+        }
+        named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        settings = cls(read.folder("GREYLAG_AGENT_FOLDER"), **named)
         settings.check()
         return settings
 
@@ -116,7 +117,7 @@ class AgentdSettings:
 
 
 class _Reader:
-    """Reads one variable at a time; an empty value counts as unset."""
+    """Reads one variable at a time, None for one that is unset; an empty value counts as unset."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -134,10 +135,10 @@ class _Reader:
             raise AgentdConfigError(f"{name} is not set: it names the folder of the environment.")
         return Path(value).absolute()
 
-    def integer(self, name: str, *, default: int, least: int, most: int | None = None) -> int:
+    def integer(self, name: str, *, least: int, most: int | None = None) -> int | None:
         value = self.text(name)
         if value is None:
-            return default
+            return None
         if not value.isascii() or not value.isdigit():
             raise AgentdConfigError(f"{name} must be a whole number, not {value!r}.")
         number = int(value)
@@ -146,13 +147,13 @@ class _Reader:
             raise AgentdConfigError(f"{name} must be at least {least}{upper}, not {number}.")
         return number
 
-    def size(self, name: str, *, default: int) -> int:
-        return self.integer(name, default=default, least=1024)
+    def size(self, name: str) -> int | None:
+        return self.integer(name, least=1024)
 
-    def seconds(self, name: str, *, default: float) -> float:
+    def seconds(self, name: str) -> float | None:
         value = self.text(name)
         if value is None:
-            return default
+            return None
         try:
             number = float(value)
         except ValueError as error:
@@ -161,10 +162,10 @@ class _Reader:
             raise AgentdConfigError(f"{name} must be more than 0 seconds, not {value}.")
         return number
 
-    def pauses(self, name: str, *, default: tuple[float, ...]) -> tuple[float, ...]:
+    def pauses(self, name: str) -> tuple[float, ...] | None:
         value = self.text(name)
         if value is None:
-            return default
+            return None
         try:
             pauses = tuple(float(part) for part in value.split(","))
         except ValueError as error:
@@ -186,12 +187,10 @@ class _Reader:
             raise AgentdConfigError(f"{name} must not hold a key; GREYLAG_MODEL_KEY is for that.")
         return value.rstrip("/")
 
-    def log_format(self, name: str) -> LogFormat:
+    def log_format(self, name: str) -> LogFormat | None:
         match self.text(name):
-            case None | "json":
-                return "json"
-            case "console":
-                return "console"
+            case None | "json" | "console" as known:
+                return known
             case other:
                 raise AgentdConfigError(f"{name} must be json or console, not {other!r}.")
 

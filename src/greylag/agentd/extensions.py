@@ -4,13 +4,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from greylag.agentd.agent.acp import AgentError, AgentRefusedError
-from greylag.agentd.agent.types import AgentPort
-from greylag.agentd.problems import RefusedError, agent_unavailable
+from greylag.agentd.agent.types import AgentError, AgentPort
+from greylag.agentd.problems import RequestError, agent_failed
 
 _PREFIX = "_goose/unstable/config/extensions"
 _SPACE = re.compile(r"\s+")
-_METHOD_NOT_FOUND = -32601
+_NO_EXTENSIONS = "The scripted agent has no extensions; install goose for them."
+_DEFAULT_TIMEOUT = 300
+_UNSUPPORTED = frozenset({"sse", "frontend", "inline_python"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +20,12 @@ class Extension:
 
     Attributes:
         name: its name.
-        kind: `builtin`, `platform`, `stdio` or `streamable_http`.
+        kind: ``builtin``, ``platform``, ``stdio`` or ``streamable_http``.
         enabled: whether new sessions have it.
         config_key: goose's own key for it.
-        command: program that is run, for `stdio`.
+        command: program that is run, for ``stdio``.
         arguments: its arguments.
-        uri: address, for `streamable_http`.
+        uri: address, for ``streamable_http``.
         display_name: name for people, if it has one.
         description: what it does, if it says so.
         timeout: seconds that one call may take, if it says so.
@@ -54,28 +55,26 @@ class ExtensionService:
         """Return all extensions, sorted by name; none when the agent has no such thing.
 
         Raises:
-            RefusedError: agent_unavailable or agent_refused.
+            RequestError: agent_unavailable or agent_refused.
         """
         try:
             result = await self._agent.call(f"{_PREFIX}/list", {})
-        except AgentRefusedError as error:
-            if error.code == _METHOD_NOT_FOUND:
-                return []
-            raise _refused(error) from error
         except AgentError as error:
-            raise agent_unavailable(str(error)) from error
+            if error.unknown_method:
+                return []
+            raise agent_failed(error, _NO_EXTENSIONS) from error
         return sorted(map(_extension, result["extensions"]), key=lambda each: each.name)
 
     async def find(self, name: str) -> Extension:
         """Return the extension of that name (or goose's key for it).
 
         Raises:
-            RefusedError: extension_not_found, agent_unavailable or agent_refused.
+            RequestError: extension_not_found, agent_unavailable or agent_refused.
         """
         for extension in await self.all():
             if name in {extension.name, extension.config_key}:
                 return extension
-        raise RefusedError(
+        raise RequestError(
             "extension_not_found", "Extension not found", f"There is no extension {name[:100]!r}."
         )
 
@@ -83,10 +82,10 @@ class ExtensionService:
         """Add an extension, or replace the one of the same name, and enable it.
 
         Args:
-            definition: goose's own shape, from `extension_definition`.
+            definition: goose's own shape, from ``extension_definition``.
 
         Raises:
-            RefusedError: agent_unavailable or agent_refused.
+            RequestError: agent_unavailable or agent_refused.
         """
         await self._change("add", {"extension": definition, "enabled": True})
 
@@ -94,7 +93,7 @@ class ExtensionService:
         """Switch an extension on or off.
 
         Raises:
-            RefusedError: extension_not_found, agent_unavailable or agent_refused.
+            RequestError: extension_not_found, agent_unavailable or agent_refused.
         """
         extension = await self.find(name)
         params = {"configKey": extension.config_key, "enabled": enabled}
@@ -105,11 +104,11 @@ class ExtensionService:
         """Remove an extension that is switched off.
 
         Raises:
-            RefusedError: extension_not_found, extension_enabled, agent_unavailable, agent_refused.
+            RequestError: extension_not_found, extension_enabled, agent_unavailable, agent_refused.
         """
         extension = await self.find(name)
         if extension.enabled:
-            raise RefusedError(
+            raise RequestError(
                 "extension_enabled",
                 "Extension is enabled",
                 "Cannot remove enabled extension. Disable it first.",
@@ -119,16 +118,8 @@ class ExtensionService:
     async def _change(self, action: str, params: dict[str, Any]) -> None:
         try:
             await self._agent.call(f"{_PREFIX}/{action}", params)
-        except AgentRefusedError as error:
-            raise _refused(error) from error
         except AgentError as error:
-            raise agent_unavailable(str(error)) from error
-
-
-def _refused(error: AgentRefusedError) -> RefusedError:
-    if error.code == _METHOD_NOT_FOUND:
-        return agent_unavailable("The scripted agent has no extensions; install goose for them.")
-    return RefusedError("agent_refused", "Agent refused", error.message)
+            raise agent_failed(error, _NO_EXTENSIONS) from error
 
 
 def _extension(entry: dict[str, Any]) -> Extension:
@@ -153,17 +144,11 @@ def _extension(entry: dict[str, Any]) -> Extension:
     )
 
 
-# From an extension as the older contract describes it to goose's own description.
-
-_DEFAULT_TIMEOUT = 300
-_UNSUPPORTED = frozenset({"sse", "frontend", "inline_python"})
-
-
 def extension_definition(body: dict[str, Any]) -> dict[str, Any]:
-    """Return goose's description of the extension in the body of a request.
+    """Return goose's description of the extension that the older contract describes in ``body``.
 
     Raises:
-        RefusedError: extension_invalid when something is missing or of the wrong kind.
+        RequestError: extension_invalid when something is missing or of the wrong kind.
     """
     name = _needed(body, "name")
     kind = _needed(body, "type")
@@ -187,7 +172,7 @@ def extension_definition(body: dict[str, Any]) -> dict[str, Any]:
             }
         case _:
             reason = "is no longer supported by goose" if kind in _UNSUPPORTED else "is not known"
-            raise RefusedError(
+            raise RequestError(
                 "extension_invalid",
                 "Invalid extension type",
                 f"The type {kind[:50]!r} {reason}: use builtin, stdio or streamable_http.",
@@ -198,7 +183,7 @@ def extension_definition(body: dict[str, Any]) -> dict[str, Any]:
 def _needed(body: dict[str, Any], name: str) -> str:
     value = _text(body, name)
     if value is None:
-        raise RefusedError("extension_invalid", "Missing required field", f"{name} is required.")
+        raise RequestError("extension_invalid", "Missing required field", f"{name} is required.")
     return value
 
 
@@ -241,5 +226,5 @@ def _display_name(body: dict[str, Any]) -> dict[str, str]:
     return {} if name is None else {"display_name": name}
 
 
-def _wrong(message: str) -> RefusedError:
-    return RefusedError("extension_invalid", "Invalid field", message)
+def _wrong(message: str) -> RequestError:
+    return RequestError("extension_invalid", "Invalid field", message)

@@ -4,29 +4,32 @@ import asyncio
 import os
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 import structlog
 import uvloop
 from starlette.types import ASGIApp
 
-from greylag.agentd.agent.acp import AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.process import harden_this_process
-from greylag.agentd.agent.types import AgentCommand, AgentPort, AgentSetup, find_agent
+from greylag.agentd.agent.process_tree import harden_this_process
+from greylag.agentd.agent.types import (
+    AgentCommand,
+    AgentPort,
+    AgentSetup,
+    AgentUnavailableError,
+    find_agent,
+)
 from greylag.agentd.api.app import Services, create_app
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.model.relay import demonstration, provider
-from greylag.agentd.records import Database, SessionRecords, StorageError, TurnRecords
+from greylag.agentd.records import Records, StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingsService
-from greylag.agentd.turns.run import Records, TurnPolicy
-from greylag.agentd.turns.turns import TurnService, end_open_turns
+from greylag.agentd.turns.engine import TurnEngine
+from greylag.agentd.turns.running import TurnPolicy
 from greylag.agentd.volume import Volume
 from greylag.common.logs import configure_logging
 from greylag.common.server import HttpServer, listen
@@ -41,7 +44,7 @@ _MOST_CONNECTIONS = 512
 _CONNECTIONS_END_WITHIN = 1
 _MODEL = "GOOSE_MODEL"
 
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 def run(settings: AgentdSettings) -> int:
@@ -82,11 +85,12 @@ async def _serve(
     stop = _stop_signal()
     journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
     journals.release_reserve()  # to start on a full disk too; the first turn takes it up again
-    async with _records(volume) as records:
-        await end_open_turns(records.turns, journals, time.time)
+    async with aclosing(await Records.open(volume.database)) as records:
         agent = Agent(command, _setup(settings, volume))
-        async with asyncio.TaskGroup() as tasks:
-            services = build_services(settings, agent, records, journals, tasks)
+        tasks = asyncio.TaskGroup()
+        services = build_services(settings, agent, records, journals, tasks)
+        await services.turns.recover()
+        async with tasks:
             agent_task = tasks.create_task(agent.run(), name="agent")
             server = http_server(create_app(settings, services))
             server_task = tasks.create_task(server.serve([listener]), name="http server")
@@ -102,7 +106,7 @@ async def _serve(
     _log.info("stopped")
 
 
-async def _end(turns: TurnService, agent_task: asyncio.Task[None]) -> None:
+async def _end(turns: TurnEngine, agent_task: asyncio.Task[None]) -> None:
     """End the turns, then the agent; a turn that does not end loses its agent, and then does."""
     _log.info("stopping")
     await turns.stop()
@@ -135,15 +139,6 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-@asynccontextmanager
-async def _records(volume: Volume) -> AsyncIterator[Records]:
-    database = await Database.open(volume.database)
-    try:
-        yield Records(SessionRecords(database), TurnRecords(database))
-    finally:
-        await database.close()
-
-
 def _setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
     pinned = (setting for setting in GOOSE_SETTINGS.values() if setting.pinned)
     return AgentSetup(
@@ -171,7 +166,7 @@ def build_services(
         confirmation_timeout=settings.confirmation_timeout,
         demonstration=lambda: demonstration(settings, agent.state.kind),
     )
-    turns = TurnService(agent, records, journals, tasks, policy)
+    turns = TurnEngine(agent, records, journals, tasks, policy)
     fixed = dict(settings.goose_settings)
     if settings.model is not None:
         fixed[_MODEL] = settings.model
@@ -180,5 +175,5 @@ def build_services(
         sessions=SessionService(agent, records.sessions, records.turns, turns),
         turns=turns,
         extensions=ExtensionService(agent),
-        settings=SettingsService(agent, records.sessions, fixed),
+        settings=SettingsService(agent, records.settings, fixed),
     )

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from greylag.agentd.agent.types import AgentError, AgentRefusedError
 
-class RefusedError(Exception):
+
+class RequestError(Exception):
     """A request that cannot be served; nothing was changed.
 
     Attributes:
@@ -21,23 +23,38 @@ class RefusedError(Exception):
         self.details = details
 
 
-def session_not_found(session_id: str) -> RefusedError:
+def session_not_found(session_id: str) -> RequestError:
     """Return the error for a session that is not there (or was deleted)."""
-    return RefusedError(
+    return RequestError(
         "session_not_found", "Session not found", f"There is no session {session_id[:100]!r}."
     )
 
 
-def turn_not_found(turn_id: str) -> RefusedError:
+def turn_not_found(turn_id: str) -> RequestError:
     """Return the error for a turn that is not there."""
-    return RefusedError("turn_not_found", "Turn not found", f"There is no turn {turn_id[:100]!r}.")
+    return RequestError("turn_not_found", "Turn not found", f"There is no turn {turn_id[:100]!r}.")
 
 
-def invalid(message: str) -> RefusedError:
+def invalid(message: str) -> RequestError:
     """Return the error for a request that makes no sense."""
-    return RefusedError("invalid_request", "Invalid request", message)
+    return RequestError("invalid_request", "Invalid request", message)
 
 
-def agent_unavailable(message: str) -> RefusedError:
+def agent_unavailable(message: str) -> RequestError:
     """Return the error for an agent that cannot take work now."""
-    return RefusedError("agent_unavailable", "Agent unavailable", message)
+    return RequestError("agent_unavailable", "Agent unavailable", message)
+
+
+def agent_failed(error: AgentError, no_such_method: str) -> RequestError:
+    """Return the error for what the agent did not do; ``no_such_method`` says that it never can."""
+    if error.unknown_method:
+        return agent_unavailable(no_such_method)
+    if isinstance(error, AgentRefusedError):
+        return RequestError("agent_refused", "Agent refused", error.message)
+    return agent_unavailable(str(error))
+
+
+def storage_failed(what: str, error: OSError) -> RequestError:
+    """Return the error for what the disk did not take."""
+    message = f"{what}: {error.strerror or error}."
+    return RequestError("storage_failed", "Storage failed", message)

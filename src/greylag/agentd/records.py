@@ -1,61 +1,70 @@
-"""What agentd remembers of sessions and turns, in one SQLite file.
+"""What agentd remembers, in one SQLite file: sessions, turns, confirmations, changed settings.
 
-All statements run in one thread of their own, one after the other; each write is durable
-(synchronous=FULL) before its call returns.
+All calls run in one thread of their own, one after the other. Each is one transaction, and durable
+(synchronous=FULL) before it returns. A cancelled caller leaves it to finish: it is done whole or
+not at all. The database itself holds: one running turn in a session, one turn for a message. Every
+call may raise ``StorageError``; nothing was changed then.
 """
 
-import asyncio
 import sqlite3
 import uuid
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Literal, ParamSpec, Self, TypeVar
+from typing import Literal, Self, TypeVar
+
+from greylag.common.sqlite import SqlThread, transaction
 
 TurnStatus = Literal["running", "completed", "cancelled", "error"]
+
+_T = TypeVar("_T")
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE IF NOT EXISTS sessions (
+        session_id TEXT PRIMARY KEY,
+        agent_session_id TEXT,
+        title TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        updated_at REAL NOT NULL,
+        deleted_at REAL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS turns (
+        number INTEGER PRIMARY KEY,
+        turn_id TEXT NOT NULL UNIQUE,
+        session_id TEXT NOT NULL REFERENCES sessions(session_id),
+        message_id TEXT NOT NULL UNIQUE,
+        message TEXT NOT NULL,
+        status TEXT NOT NULL,
+        answer TEXT NOT NULL DEFAULT '',
+        tool_calls_count INTEGER NOT NULL DEFAULT 0,
+        error TEXT,
+        error_code TEXT,
+        stop_reason TEXT,
+        started_at REAL NOT NULL,
+        ended_at REAL
+    ) STRICT;
+    CREATE INDEX IF NOT EXISTS turns_of_session ON turns (session_id, number);
+    CREATE UNIQUE INDEX IF NOT EXISTS one_running_turn ON turns (session_id)
+        WHERE status = 'running';
+    CREATE TABLE IF NOT EXISTS confirmations (
+        confirmation_id TEXT PRIMARY KEY,
+        turn_id TEXT NOT NULL,
+        decision TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    """,
+)
+"""``PRAGMA user_version`` says how many of these steps a file has had.
+
+A step is never changed once released. Files from before there was a version (0) have the tables of
+the first step already.
+"""
 
 
 class StorageError(Exception):
     """The records cannot be read or written (disk full, file broken); the message says why."""
-
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
-    session_id TEXT PRIMARY KEY,
-    agent_session_id TEXT,
-    title TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    updated_at REAL NOT NULL,
-    deleted_at REAL
-) STRICT;
-CREATE TABLE IF NOT EXISTS turns (
-    number INTEGER PRIMARY KEY,
-    turn_id TEXT NOT NULL UNIQUE,
-    session_id TEXT NOT NULL REFERENCES sessions(session_id),
-    message_id TEXT NOT NULL UNIQUE,
-    message TEXT NOT NULL,
-    status TEXT NOT NULL,
-    answer TEXT NOT NULL DEFAULT '',
-    tool_calls_count INTEGER NOT NULL DEFAULT 0,
-    error TEXT,
-    error_code TEXT,
-    stop_reason TEXT,
-    started_at REAL NOT NULL,
-    ended_at REAL
-) STRICT;
-CREATE INDEX IF NOT EXISTS turns_of_session ON turns (session_id, number);
-CREATE UNIQUE INDEX IF NOT EXISTS one_running_turn ON turns (session_id) WHERE status = 'running';
-CREATE TABLE IF NOT EXISTS confirmations (
-    confirmation_id TEXT PRIMARY KEY,
-    turn_id TEXT NOT NULL,
-    decision TEXT NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +88,9 @@ class SessionRecord:
     message_count: int
 
 
-def session_title(session_id: str) -> str:
-    """Return a session's title for goose, which would else ask the model for one."""
-    return f"Session {session_id[:8]}"
-
-
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """A message and what became of it. Times are Unix seconds; `answer` is whole at the end."""
+    """A message and what became of it. Times are Unix seconds; ``answer`` is whole at the end."""
 
     turn_id: str
     session_id: str
@@ -100,6 +104,39 @@ class TurnRecord:
     stop_reason: str | None
     started_at: float
     ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOutcome:
+    """How a turn ended, as its record keeps it."""
+
+    status: TurnStatus
+    answer: str
+    tool_calls_count: int
+    error: str | None
+    error_code: str | None
+    stop_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StartedTurn:
+    """What became of a wish to start a turn.
+
+    Attributes:
+        outcome: ``new``; ``known``, the message has a turn already; ``busy``, another turn runs in
+            the session; ``no_session``, there is no such session.
+        turn: the turn that ``outcome`` speaks of.
+        agent_session_id: what the agent calls the session of a new turn, None if not known to it.
+    """
+
+    outcome: Literal["new", "known", "busy", "no_session"]
+    turn: TurnRecord
+    agent_session_id: str | None = None
+
+
+def session_title(session_id: str) -> str:
+    """Return a session's title for goose, which would else ask the model for one."""
+    return f"Session {session_id[:8]}"
 
 
 def new_turn(session_id: str, message: str, message_id: str | None, now: float) -> TurnRecord:
@@ -121,222 +158,133 @@ def new_turn(session_id: str, message: str, message_id: str | None, now: float) 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TurnOutcome:
-    """How a turn ended, as its record keeps it."""
+class Records:
+    """The open file, and what is kept in it by kind."""
 
-    status: TurnStatus
-    answer: str
-    tool_calls_count: int
-    error: str | None
-    error_code: str | None
-    stop_reason: str | None
-
-
-class Database:
-    """One SQLite connection and the one thread that may touch it."""
-
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
-        self._connection = connection
+    def __init__(self, thread: SqlThread) -> None:
         self._thread = thread
+        self.sessions = SessionRecords(self)
+        self.turns = TurnRecords(self)
+        self.settings = SettingRecords(self)
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Open (or make) the file at `path`, with its tables.
+        """Open (or make) the file at ``path``, with its tables.
 
         Raises:
-            StorageError: it cannot be opened, or is no file of ours.
+            StorageError: it cannot be opened, is no file of ours, or is a newer agentd's.
         """
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentd-records")
-        loop = asyncio.get_running_loop()
+        records = cls(SqlThread(path, "agentd-records", _translated))
         try:
-            connection = await loop.run_in_executor(thread, _connect, path)
-        except sqlite3.Error as error:
-            thread.shutdown()
-            raise _translated(error) from error
-        return cls(connection, thread)
+            await records._thread.open()
+            await records._thread.run(_migrate)
+        except StorageError:
+            await records.aclose()
+            raise
+        return records
 
-    async def run(
-        self,
-        work: Callable[_P, _R],
-        *args: _P.args,
-        **kwargs: _P.kwargs,
-    ) -> _R:
-        """Run `work` in the database's thread, inside one transaction, and return its result.
+    async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Run ``work`` in the file's thread, inside one transaction, and return its result."""
 
-        A cancelled caller leaves the transaction to finish: it is done whole or not at all.
+        def transacted(sql: sqlite3.Connection) -> _T:
+            with transaction(sql, "BEGIN"):
+                return work(sql)
 
-        Raises:
-            StorageError: nothing was changed.
-        """
+        return await self._thread.run(transacted)
 
-        def transaction() -> _R:
-            with self._connection:
-                return work(*args, **kwargs)
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
-        except sqlite3.Error as error:
-            raise _translated(error) from error
-
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """The connection, for work that `run` was given."""
-        return self._connection
-
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the file; no call may follow."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
-        self._thread.shutdown()
+        await self._thread.close()
 
 
-def _translated(error: sqlite3.Error) -> StorageError:
-    return StorageError(f"The environment's records cannot be used: {error}.")
+def _migrate(sql: sqlite3.Connection) -> None:
+    version: int = sql.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(_MIGRATIONS):
+        raise StorageError(
+            "The environment's records were written by a newer agentd than this one; start that."
+        )
+    for target, script in enumerate(_MIGRATIONS[version:], version + 1):
+        # Taken apart, as ``executescript`` would commit a transaction of ours.
+        with transaction(sql):
+            for statement in script.split(";"):
+                sql.execute(statement)
+            sql.execute(f"PRAGMA user_version = {target}")
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, check_same_thread=True)
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.executescript(SCHEMA)
-    return connection
-
-
-# Sessions and settings in the database.
-
-_SELECT = """
-SELECT session_id, agent_session_id, title, created_at, updated_at,
-       (SELECT count(*) + coalesce(sum(answer <> ''), 0) FROM turns
-         WHERE turns.session_id = sessions.session_id) AS message_count
-FROM sessions WHERE deleted_at IS NULL
-"""
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"The environment's records cannot be used: {error}.") from error
 
 
 class SessionRecords:
     """Reads and writes sessions; a deleted one is kept as a tombstone and never shown again."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, records: Records) -> None:
+        self._records = records
 
     async def add(self, session: SessionRecord) -> None:
         """Write a new session."""
-        await self._database.run(self._add, session)
+        values = astuple(session)[:5]
+        await self._records.run(
+            lambda sql: sql.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, NULL)", values)
+        )
 
     async def get(self, session_id: str) -> SessionRecord | None:
         """Return a session, None when there is none (or it was deleted)."""
-        return await self._database.run(self._get, session_id)
+        found = await self._select("AND session_id = ?", session_id)
+        return found[0] if found else None
 
     async def all(self) -> list[SessionRecord]:
         """Return every session, newest first."""
-        return await self._database.run(self._all)
+        return await self._select("ORDER BY created_at DESC, rowid DESC")
 
     async def bind(self, session_id: str, agent_session_id: str) -> None:
         """Remember the agent's own id of a session."""
-        await self._database.run(self._bind, session_id, agent_session_id)
+        await self._records.run(
+            lambda sql: sql.execute(
+                "UPDATE sessions SET agent_session_id = ? WHERE session_id = ?",
+                (agent_session_id, session_id),
+            )
+        )
 
     async def delete(self, session_id: str, now: float) -> list[str]:
         """Bury a session and forget what was said in it; return the ids of its turns."""
-        return await self._database.run(self._delete, session_id, now)
 
-    async def settings(self) -> dict[str, str]:
-        """Return the settings that were changed, as JSON text by key."""
-        return await self._database.run(self._settings)
+        def delete(sql: sqlite3.Connection) -> list[str]:
+            turns = sql.execute(
+                "DELETE FROM turns WHERE session_id = ? RETURNING turn_id", (session_id,)
+            ).fetchall()
+            sql.executemany("DELETE FROM confirmations WHERE turn_id = ?", turns)
+            sql.execute(
+                "UPDATE sessions SET deleted_at = ?, title = '' WHERE session_id = ?",
+                (now, session_id),
+            )
+            return [turn["turn_id"] for turn in turns]
 
-    async def set_setting(self, key: str, value: str | None) -> None:
-        """Keep `value` (JSON text) for `key`; None forgets it."""
-        await self._database.run(self._set_setting, key, value)
+        return await self._records.run(delete)
 
-    def _add(self, session: SessionRecord) -> None:
-        self._database.connection.execute(
-            "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, NULL)",
-            (
-                session.session_id,
-                session.agent_session_id,
-                session.title,
-                session.created_at,
-                session.updated_at,
-            ),
+    async def _select(self, rest: str, *values: str) -> list[SessionRecord]:
+        rows = await self._records.run(
+            # ``rest`` is always written in this class; what comes from outside is bound as a value.
+            lambda sql: sql.execute(
+                "SELECT session_id, agent_session_id, title, created_at, updated_at, "  # noqa: S608 - see above
+                "(SELECT count(*) + coalesce(sum(answer <> ''), 0) FROM turns "
+                "WHERE turns.session_id = sessions.session_id) AS message_count "
+                f"FROM sessions WHERE deleted_at IS NULL {rest}",
+                values,
+            ).fetchall()
         )
-
-    def _get(self, session_id: str) -> SessionRecord | None:
-        row = self._database.connection.execute(
-            f"{_SELECT} AND session_id = ?",
-            (session_id,),
-        ).fetchone()
-        return None if row is None else _session(row)
-
-    def _all(self) -> list[SessionRecord]:
-        rows = self._database.connection.execute(f"{_SELECT} ORDER BY created_at DESC, rowid DESC")
-        return [_session(row) for row in rows]
-
-    def _bind(self, session_id: str, agent_session_id: str) -> None:
-        self._database.connection.execute(
-            "UPDATE sessions SET agent_session_id = ? WHERE session_id = ?",
-            (agent_session_id, session_id),
-        )
-
-    def _delete(self, session_id: str, now: float) -> list[str]:
-        connection = self._database.connection
-        rows = connection.execute(
-            "DELETE FROM turns WHERE session_id = ? RETURNING turn_id", (session_id,)
-        ).fetchall()
-        turn_ids = [row["turn_id"] for row in rows]
-        connection.executemany(
-            "DELETE FROM confirmations WHERE turn_id = ?", [(turn_id,) for turn_id in turn_ids]
-        )
-        connection.execute(
-            "UPDATE sessions SET deleted_at = ?, title = '' WHERE session_id = ?",
-            (now, session_id),
-        )
-        return turn_ids
-
-    def _settings(self) -> dict[str, str]:
-        rows = self._database.connection.execute("SELECT key, value FROM settings")
-        return {row["key"]: row["value"] for row in rows}
-
-    def _set_setting(self, key: str, value: str | None) -> None:
-        connection = self._database.connection
-        if value is None:
-            connection.execute("DELETE FROM settings WHERE key = ?", (key,))
-        else:
-            connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
-
-
-def _session(row: sqlite3.Row) -> SessionRecord:
-    return SessionRecord(**dict(row))
-
-
-# Turns and answered confirmations in the database.
-
-_COLUMNS = (
-    "turn_id, session_id, message_id, message, status, answer, tool_calls_count, error, "
-    "error_code, stop_reason, started_at, ended_at"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class StartedTurn:
-    """What became of a wish to start a turn.
-
-    Attributes:
-        outcome: `new`; `known`, the message has a turn already; `busy`, another turn runs in the
-            session; `no_session`, there is no such session.
-        turn: the turn that `outcome` speaks of.
-        agent_session_id: what the agent calls the session of a new turn, None if not known to it.
-    """
-
-    outcome: Literal["new", "known", "busy", "no_session"]
-    turn: TurnRecord
-    agent_session_id: str | None = None
+        return [SessionRecord(*row) for row in rows]
 
 
 class TurnRecords:
-    """Reads and writes turns. The database itself holds: one running turn in a session."""
+    """Reads and writes turns, and how their confirmations were settled."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, records: Records) -> None:
+        self._records = records
 
     async def start(self, turn: TurnRecord, title: str | None = None) -> StartedTurn:
         """Write a new running turn, unless its message is known or its session busy.
@@ -345,7 +293,34 @@ class TurnRecords:
             turn: the turn as it is to be.
             title: makes the turn's session, with this title; None takes one that is there.
         """
-        return await self._database.run(self._start, turn, title)
+
+        def start(sql: sqlite3.Connection) -> StartedTurn:
+            known = _turns(sql, "WHERE message_id = ?", turn.message_id)
+            if known:
+                return StartedTurn("known", known[0])
+            if title is not None:
+                sql.execute(
+                    "INSERT INTO sessions VALUES (?, NULL, ?, ?, ?, NULL)",
+                    (turn.session_id, title, turn.started_at, turn.started_at),
+                )
+            session = sql.execute(
+                "SELECT agent_session_id FROM sessions WHERE session_id = ? AND deleted_at IS NULL",
+                (turn.session_id,),
+            ).fetchone()
+            if session is None:
+                return StartedTurn("no_session", turn)
+            busy = _turns(sql, "WHERE session_id = ? AND status = 'running'", turn.session_id)
+            if busy:
+                return StartedTurn("busy", busy[0])
+            sql.execute(
+                "INSERT INTO turns (turn_id, session_id, message_id, message, status, started_at) "
+                "VALUES (?, ?, ?, ?, 'running', ?)",
+                (turn.turn_id, turn.session_id, turn.message_id, turn.message, turn.started_at),
+            )
+            _touch(sql, turn.session_id, turn.started_at)
+            return StartedTurn("new", turn, session["agent_session_id"])
+
+        return await self._records.run(start)
 
     async def end(
         self, turn_id: str, outcome: TurnOutcome, decisions: Mapping[str, str], now: float
@@ -358,141 +333,111 @@ class TurnRecords:
             decisions: how each of its confirmations was settled, by confirmation id.
             now: Unix seconds.
         """
-        await self._database.run(self._end, turn_id, outcome, decisions, now)
+
+        def end(sql: sqlite3.Connection) -> None:
+            row = sql.execute(
+                "UPDATE turns SET status = ?, answer = ?, tool_calls_count = ?, error = ?, "
+                "error_code = ?, stop_reason = ?, ended_at = ? "
+                "WHERE turn_id = ? AND status = 'running' RETURNING session_id",
+                (*astuple(outcome), now, turn_id),
+            ).fetchone()
+            if row is None:
+                return
+            _touch(sql, row["session_id"], now)
+            sql.executemany(
+                "INSERT OR IGNORE INTO confirmations VALUES (?, ?, ?)",
+                [(confirmation_id, turn_id, made) for confirmation_id, made in decisions.items()],
+            )
+
+        await self._records.run(end)
 
     async def abandon(self, turn_id: str) -> None:
         """Take back a turn that never began; its message may be sent again."""
-        await self._database.run(self._abandon, turn_id)
+        await self._records.run(
+            lambda sql: sql.execute("DELETE FROM turns WHERE turn_id = ?", (turn_id,))
+        )
 
     async def get(self, turn_id: str) -> TurnRecord | None:
         """Return a turn, None when there is none."""
-        return await self._database.run(self._get, turn_id)
+        found = await self._select("WHERE turn_id = ?", turn_id)
+        return found[0] if found else None
 
     async def with_message(self, message_id: str) -> TurnRecord | None:
         """Return the turn that a message started, None when there is none."""
-        return await self._database.run(self._with_message, message_id)
+        found = await self._select("WHERE message_id = ?", message_id)
+        return found[0] if found else None
 
     async def newest(self, session_id: str, limit: int) -> list[TurnRecord]:
-        """Return the last `limit` turns of a session, newest first."""
-        return await self._database.run(self._newest, session_id, limit)
+        """Return the last ``limit`` turns of a session, newest first."""
+        return await self._select(
+            "WHERE session_id = ? ORDER BY number DESC LIMIT ?", session_id, limit
+        )
 
     async def page(self, session_id: str, offset: int, limit: int) -> list[TurnRecord]:
-        """Return `limit` turns of a session from `offset` on, oldest first."""
-        return await self._database.run(self._page, session_id, offset, limit)
-
-    async def running(self) -> list[TurnRecord]:
-        """Return the turns that have no end yet."""
-        return await self._database.run(self._running)
-
-    async def ids(self) -> set[str]:
-        """Return the ids of all turns."""
-        return await self._database.run(self._ids)
-
-    async def decision(self, confirmation_id: str, turn_id: str) -> str | None:
-        """Return how a confirmation of a turn was settled, None when it is not known."""
-        return await self._database.run(self._decision, confirmation_id, turn_id)
-
-    def _start(self, turn: TurnRecord, title: str | None) -> StartedTurn:
-        known = self._with_message(turn.message_id)
-        if known is not None:
-            return StartedTurn("known", known)
-        connection = self._database.connection
-        if title is not None:
-            connection.execute(
-                "INSERT INTO sessions VALUES (?, NULL, ?, ?, ?, NULL)",
-                (turn.session_id, title, turn.started_at, turn.started_at),
-            )
-        session = connection.execute(
-            "SELECT agent_session_id FROM sessions WHERE session_id = ? AND deleted_at IS NULL",
-            (turn.session_id,),
-        ).fetchone()
-        if session is None:
-            return StartedTurn("no_session", turn)
-        busy = self._one("session_id = ? AND status = 'running'", turn.session_id)
-        if busy is not None:
-            return StartedTurn("busy", busy)
-        connection.execute(
-            "INSERT INTO turns (turn_id, session_id, message_id, message, status, started_at) "
-            "VALUES (?, ?, ?, ?, 'running', ?)",
-            (turn.turn_id, turn.session_id, turn.message_id, turn.message, turn.started_at),
-        )
-        self._touch(turn.session_id, turn.started_at)
-        return StartedTurn("new", turn, session["agent_session_id"])
-
-    def _end(
-        self, turn_id: str, outcome: TurnOutcome, decisions: Mapping[str, str], now: float
-    ) -> None:
-        row = self._database.connection.execute(
-            "UPDATE turns SET status = ?, answer = ?, tool_calls_count = ?, error = ?, "
-            "error_code = ?, stop_reason = ?, ended_at = ? "
-            "WHERE turn_id = ? AND status = 'running' RETURNING session_id",
-            (
-                outcome.status,
-                outcome.answer,
-                outcome.tool_calls_count,
-                outcome.error,
-                outcome.error_code,
-                outcome.stop_reason,
-                now,
-                turn_id,
-            ),
-        ).fetchone()
-        if row is None:
-            return
-        self._touch(row["session_id"], now)
-        self._database.connection.executemany(
-            "INSERT OR IGNORE INTO confirmations VALUES (?, ?, ?)",
-            [(confirmation_id, turn_id, made) for confirmation_id, made in decisions.items()],
-        )
-
-    def _abandon(self, turn_id: str) -> None:
-        self._database.connection.execute("DELETE FROM turns WHERE turn_id = ?", (turn_id,))
-
-    def _touch(self, session_id: str, now: float) -> None:
-        self._database.connection.execute(
-            "UPDATE sessions SET updated_at = ? WHERE session_id = ?", (now, session_id)
-        )
-
-    def _get(self, turn_id: str) -> TurnRecord | None:
-        return self._one("turn_id = ?", turn_id)
-
-    def _with_message(self, message_id: str) -> TurnRecord | None:
-        return self._one("message_id = ?", message_id)
-
-    def _one(self, condition: str, *values: str) -> TurnRecord | None:
-        rows = self._many(f"WHERE {condition}", *values)
-        return rows[0] if rows else None
-
-    def _many(self, rest: str, *values: str | int) -> list[TurnRecord]:
-        # `rest` is always written in this module; what comes from outside is bound as a value.
-        rows = self._database.connection.execute(
-            f"SELECT {_COLUMNS} FROM turns {rest}",  # noqa: S608 - see above
-            values,
-        )
-        return [_turn(row) for row in rows]
-
-    def _newest(self, session_id: str, limit: int) -> list[TurnRecord]:
-        return self._many("WHERE session_id = ? ORDER BY number DESC LIMIT ?", session_id, limit)
-
-    def _page(self, session_id: str, offset: int, limit: int) -> list[TurnRecord]:
-        return self._many(
+        """Return ``limit`` turns of a session from ``offset`` on, oldest first."""
+        return await self._select(
             "WHERE session_id = ? ORDER BY number LIMIT ? OFFSET ?", session_id, limit, offset
         )
 
-    def _running(self) -> list[TurnRecord]:
-        return self._many("WHERE status = 'running' ORDER BY number")
+    async def running(self) -> list[TurnRecord]:
+        """Return the turns that have no end yet."""
+        return await self._select("WHERE status = 'running' ORDER BY number")
 
-    def _ids(self) -> set[str]:
-        rows = self._database.connection.execute("SELECT turn_id FROM turns")
-        return {row["turn_id"] for row in rows}
+    async def ids(self) -> set[str]:
+        """Return the ids of all turns."""
+        return await self._records.run(
+            lambda sql: {row["turn_id"] for row in sql.execute("SELECT turn_id FROM turns")}
+        )
 
-    def _decision(self, confirmation_id: str, turn_id: str) -> str | None:
-        row = self._database.connection.execute(
-            "SELECT decision FROM confirmations WHERE confirmation_id = ? AND turn_id = ?",
-            (confirmation_id, turn_id),
-        ).fetchone()
+    async def decision(self, confirmation_id: str, turn_id: str) -> str | None:
+        """Return how a confirmation of a turn was settled, None when it is not known."""
+        row = await self._records.run(
+            lambda sql: sql.execute(
+                "SELECT decision FROM confirmations WHERE confirmation_id = ? AND turn_id = ?",
+                (confirmation_id, turn_id),
+            ).fetchone()
+        )
         return None if row is None else str(row["decision"])
 
+    async def _select(self, rest: str, *values: str | int) -> list[TurnRecord]:
+        return await self._records.run(lambda sql: _turns(sql, rest, *values))
 
-def _turn(row: sqlite3.Row) -> TurnRecord:
-    return TurnRecord(**dict(row))
+
+def _turns(sql: sqlite3.Connection, rest: str, *values: str | int) -> list[TurnRecord]:
+    # ``rest`` is always written in this module; what comes from outside is bound as a value.
+    rows = sql.execute(
+        "SELECT turn_id, session_id, message_id, message, status, answer, tool_calls_count, "  # noqa: S608 - see above
+        f"error, error_code, stop_reason, started_at, ended_at FROM turns {rest}",
+        values,
+    )
+    return [TurnRecord(*row) for row in rows]
+
+
+def _touch(sql: sqlite3.Connection, session_id: str, now: float) -> None:
+    sql.execute("UPDATE sessions SET updated_at = ? WHERE session_id = ?", (now, session_id))
+
+
+class SettingRecords:
+    """Reads and writes the settings that clients have changed, as JSON text by key."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    async def all(self) -> dict[str, str]:
+        """Return all that were changed."""
+        rows = await self._records.run(
+            lambda sql: sql.execute("SELECT key, value FROM settings").fetchall()
+        )
+        return {row["key"]: row["value"] for row in rows}
+
+    async def keep(self, key: str, value: str) -> None:
+        """Keep ``value`` (JSON text) for ``key``."""
+        await self._records.run(
+            lambda sql: sql.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+        )
+
+    async def forget(self, key: str) -> None:
+        """Keep nothing for ``key`` any more."""
+        await self._records.run(
+            lambda sql: sql.execute("DELETE FROM settings WHERE key = ?", (key,))
+        )

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import structlog
 
-from greylag.agentd.agent.acp import AgentError
-from greylag.agentd.agent.types import AgentPort
+from greylag.agentd.agent.types import AgentError, AgentPort
 from greylag.agentd.problems import session_not_found
 from greylag.agentd.records import SessionRecord, SessionRecords, TurnRecords, session_title
-from greylag.agentd.turns.turns import TurnService
+from greylag.agentd.turns.engine import TurnEngine
 
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 class SessionService:
@@ -22,7 +21,7 @@ class SessionService:
         agent: who has the other half of each session.
         sessions: the sessions' records.
         turns: the turns' records.
-        turn_service: who ends the turns of a session that goes.
+        engine: who ends the turns of a session that goes.
         now: the clock, Unix seconds.
     """
 
@@ -31,13 +30,13 @@ class SessionService:
         agent: AgentPort,
         sessions: SessionRecords,
         turns: TurnRecords,
-        turn_service: TurnService,
+        engine: TurnEngine,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._agent = agent
         self._sessions = sessions
         self._turns = turns
-        self._turn_service = turn_service
+        self._engine = engine
         self._now = now
 
     async def create(self) -> SessionRecord:
@@ -59,7 +58,7 @@ class SessionService:
         """Return a session.
 
         Raises:
-            RefusedError: session_not_found.
+            RequestError: session_not_found.
         """
         session = await self._sessions.get(session_id)
         if session is None:
@@ -74,25 +73,25 @@ class SessionService:
         """Ask the running turn of a session to end; False when none runs.
 
         Raises:
-            RefusedError: session_not_found.
+            RequestError: session_not_found.
         """
         await self.get(session_id)
         newest = await self._turns.newest(session_id, 1)
         if not newest or newest[0].status != "running":
             return False
-        await self._turn_service.cancel(newest[0].turn_id)
+        await self._engine.cancel(newest[0].turn_id)
         return True
 
     async def delete(self, session_id: str) -> None:
         """End a session for good: its turn is cancelled, what was said in it is removed.
 
         Raises:
-            RefusedError: session_not_found.
+            RequestError: session_not_found.
         """
         session = await self.get(session_id)
         await self.cancel(session_id)
         turn_ids = await self._sessions.delete(session_id, self._now())
-        await self._turn_service.forget(turn_ids)
+        await self._engine.forget(turn_ids)
         if session.agent_session_id is None:
             return
         try:

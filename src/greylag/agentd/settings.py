@@ -1,4 +1,4 @@
-"""The settings that the older contract offers, and what values each may take."""
+"""The agent's settings as the older contract shows and changes them."""
 
 import json
 import math
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from greylag.agentd.agent.acp import AgentError, AgentRefusedError
-from greylag.agentd.agent.types import AgentPort
-from greylag.agentd.problems import RefusedError, agent_unavailable
-from greylag.agentd.records import SessionRecords
+from greylag.agentd.agent.types import AgentError, AgentPort
+from greylag.agentd.problems import RequestError, agent_failed
+from greylag.agentd.records import SettingRecords
 
 SettingValue = str | int | float
 
@@ -62,7 +61,7 @@ class GooseSetting:
         return {name: rule for name, rule in rules.items() if rule is not None}
 
     def parse(self, value: object) -> SettingValue:
-        """Return `value` (JSON, or text from the environment) as this setting's own type.
+        """Return ``value`` (JSON, or text from the environment) as this setting's own type.
 
         Raises:
             SettingValueError: the value breaks one of the rules.
@@ -161,11 +160,6 @@ _ALL = (
 GOOSE_SETTINGS = MappingProxyType({setting.key: setting for setting in _ALL})
 
 
-# The agent's settings as the older contract shows and changes them.
-
-_METHOD_NOT_FOUND = -32601
-
-
 class SettingsService:
     """Shows and changes settings. What the environment fixes cannot be changed.
 
@@ -179,7 +173,7 @@ class SettingsService:
     """
 
     def __init__(
-        self, agent: AgentPort, records: SessionRecords, overrides: Mapping[str, str]
+        self, agent: AgentPort, records: SettingRecords, overrides: Mapping[str, str]
     ) -> None:
         self._agent = agent
         self._records = records
@@ -187,56 +181,56 @@ class SettingsService:
 
     async def all(self) -> list[SettingState]:
         """Return every setting as it stands."""
-        changed = await self._records.settings()
+        changed = await self._records.all()
         return [self._state(setting, changed) for setting in GOOSE_SETTINGS.values()]
 
     async def get(self, key: str) -> SettingState:
         """Return one setting as it stands.
 
         Raises:
-            RefusedError: setting_not_found.
+            RequestError: setting_not_found.
         """
         setting = GOOSE_SETTINGS.get(key)
         if setting is None:
-            raise RefusedError(
+            raise RequestError(
                 "setting_not_found", "Setting not found", f"There is no setting {key[:100]!r}."
             )
-        return self._state(setting, await self._records.settings())
+        return self._state(setting, await self._records.all())
 
     async def change(self, key: str, value: object) -> SettingState:
         """Give a setting a value.
 
         Raises:
-            RefusedError: setting_not_found, setting_overridden, setting_invalid, or
+            RequestError: setting_not_found, setting_overridden, setting_invalid, or
                 agent_unavailable when goose cannot be told.
         """
         setting = await self._changeable(key)
         try:
             parsed = setting.parse(value)
         except SettingValueError as error:
-            raise RefusedError("setting_invalid", "Validation failed", f"{key}: {error}") from error
+            raise RequestError("setting_invalid", "Validation failed", f"{key}: {error}") from error
         await self._tell("config/upsert", {"key": key, "value": parsed})
-        await self._records.set_setting(key, json.dumps(parsed))
+        await self._records.keep(key, json.dumps(parsed))
         return SettingState(setting, parsed, None)
 
     async def reset(self, key: str) -> SettingState:
         """Give a setting its default again.
 
         Raises:
-            RefusedError: setting_not_found, setting_overridden, or agent_unavailable.
+            RequestError: setting_not_found, setting_overridden, or agent_unavailable.
         """
         setting = await self._changeable(key)
         if setting.pinned:
             await self._tell("config/upsert", {"key": key, "value": setting.default})
         else:
             await self._tell("config/remove", {"key": key})
-        await self._records.set_setting(key, None)
+        await self._records.forget(key)
         return SettingState(setting, setting.default, None)
 
     async def _changeable(self, key: str) -> GooseSetting:
         state = await self.get(key)
         if state.env_override is not None:
-            raise RefusedError(
+            raise RequestError(
                 "setting_overridden",
                 "Setting overridden",
                 f"{key} is fixed by the environment that agentd was started with.",
@@ -246,12 +240,10 @@ class SettingsService:
     async def _tell(self, method: str, params: dict[str, Any]) -> None:
         try:
             await self._agent.call(f"_goose/unstable/{method}", params)
-        except AgentRefusedError as error:
-            # The scripted agent has no settings; what is kept here waits for a real goose.
-            if error.code != _METHOD_NOT_FOUND:
-                raise RefusedError("agent_refused", "Agent refused", error.message) from error
         except AgentError as error:
-            raise agent_unavailable(str(error)) from error
+            # The scripted agent has no settings; what is kept here waits for a real goose.
+            if not error.unknown_method:
+                raise agent_failed(error, "The agent has no settings.") from error
 
     def _state(self, setting: GooseSetting, changed: Mapping[str, str]) -> SettingState:
         override = self._overrides.get(setting.key)

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from greylag.agentd.config import AgentdConfigError
@@ -12,46 +11,31 @@ _PRIVATE = 0o700
 _OWN_FILE = 0o600
 
 
-@dataclass(frozen=True, slots=True)
 class Volume:
-    """Where things are in the environment's folder; `prepare` makes them."""
+    """Where things are in the environment's folder; ``prepare`` makes them.
 
-    root: Path
+    Args:
+        root: the folder.
 
-    @property
-    def workspace(self) -> Path:
-        """The folder that the agent works in."""
-        return self.root / "workspace"
+    Attributes:
+        workspace: the folder that the agent works in.
+        home: the agent's HOME: its configuration and its own database.
+        tmp: the agent's TMPDIR.
+        state: what agentd keeps for itself.
+        journals: the turns' journals.
+        database: the records' file.
+        listening: the file that says where agentd listens.
+    """
 
-    @property
-    def home(self) -> Path:
-        """The agent's HOME: its configuration and its own database."""
-        return self.root / "home"
-
-    @property
-    def tmp(self) -> Path:
-        """The agent's TMPDIR."""
-        return self.root / "tmp"
-
-    @property
-    def state(self) -> Path:
-        """What agentd keeps for itself."""
-        return self.root / "state"
-
-    @property
-    def journals(self) -> Path:
-        """The turns' journals."""
-        return self.state / "turns"
-
-    @property
-    def database(self) -> Path:
-        """The records' file."""
-        return self.state / "agentd.db"
-
-    @property
-    def listening(self) -> Path:
-        """The file that says where agentd listens."""
-        return self.state / "listening.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.workspace = root / "workspace"
+        self.home = root / "home"
+        self.tmp = root / "tmp"
+        self.state = root / "state"
+        self.journals = self.state / "turns"
+        self.database = self.state / "agentd.db"
+        self.listening = self.state / "listening.json"
 
     def prepare(self) -> None:
         """Make all folders, private to this user.
@@ -89,7 +73,7 @@ class Volume:
         return lock
 
     def announce(self, port: int, started_at: str) -> None:
-        """Say in `state/listening.json` where agentd listens; readers see all of it or nothing."""
+        """Say in ``state/listening.json`` where agentd listens; readers see all of it or none."""
         about = {"port": port, "pid": os.getpid(), "started_at": started_at}
         draft = self.listening.with_suffix(".new")
         draft.unlink(missing_ok=True)  # the agent's tools may have put a link there
@@ -98,5 +82,5 @@ class Volume:
         draft.replace(self.listening)
 
     def withdraw(self) -> None:
-        """Remove what `announce` wrote."""
+        """Remove what ``announce`` wrote."""
         self.listening.unlink(missing_ok=True)

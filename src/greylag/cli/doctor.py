@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 import click
 
 from greylag import __version__
-from greylag.agentd.agent.acp import AgentUnavailableError
-from greylag.agentd.agent.types import SCRIPTED, AgentCommand, find_agent
+from greylag.agentd.agent.types import SCRIPTED, AgentCommand, AgentUnavailableError, find_agent
 from greylag.cli.access import Access, api_options
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import CliError, Exit

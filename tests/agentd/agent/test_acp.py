@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from greylag.agentd.agent import acp
-from greylag.agentd.agent.acp import AcpPeer, AgentDiedError, AgentRefusedError
+from greylag.agentd.agent.acp import AcpPeer
+from greylag.agentd.agent.types import METHOD_NOT_FOUND, AgentDiedError, AgentRefusedError
 
 
 class Collecting:
@@ -156,6 +157,6 @@ async def test_a_torn_last_line_is_dropped(wire: Wire) -> None:
 
 async def test_requests_of_the_other_side_can_be_answered_and_refused(wire: Wire) -> None:
     await wire.peer.respond("q1", {"ok": True})
-    await wire.peer.refuse(2, acp.METHOD_NOT_FOUND, "no")
+    await wire.peer.refuse(2, METHOD_NOT_FOUND, "no")
     assert await wire.hear() == {"jsonrpc": "2.0", "id": "q1", "result": {"ok": True}}
     assert (await wire.hear())["error"] == {"code": -32601, "message": "no"}

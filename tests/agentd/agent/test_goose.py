@@ -10,9 +10,14 @@ from typing import Any
 import psutil
 import pytest
 
-from greylag.agentd.agent.acp import AgentDiedError, AgentRefusedError, AgentUnavailableError
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.types import AgentCommand, ModelProvider
+from greylag.agentd.agent.types import (
+    AgentCommand,
+    AgentDiedError,
+    AgentRefusedError,
+    AgentUnavailableError,
+    ModelProvider,
+)
 
 pytestmark = pytest.mark.goose
 
@@ -33,7 +38,7 @@ async def session(agent: Agent) -> str:
 
 def goose_pid(agent: Agent) -> int:
     assert agent._life is not None
-    return agent._life._process.pid
+    return agent._life.process.pid
 
 
 async def test_a_ready_agent_tells_its_version(agent: Agent) -> None:
@@ -73,7 +78,7 @@ async def test_an_allowed_tool_runs_and_its_result_goes_back(
 ) -> None:
     sink = make_sink("allow_once")
     await agent.prompt(session, "run: echo $((6*7))", sink)
-    assert sink.questions[0].tool_name == "shell"
+    assert sink.questions[0].title == "shell · echo $((6*7))"
     assert sink.questions[0].arguments == {"command": "echo $((6*7))"}
     assert sink.tool_output() == "42"
     assert "42" in sink.text()

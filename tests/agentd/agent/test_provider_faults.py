@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from greylag.agentd.agent.acp import AgentRefusedError
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.types import AgentCommand, ModelProvider
+from greylag.agentd.agent.types import AgentCommand, AgentRefusedError, ModelProvider
 
 pytestmark = pytest.mark.goose
 

@@ -10,8 +10,13 @@ from typing import Any
 import aiohttp
 from tests.agentd.doubles import READY, AgentDouble, Api, chunk, eventually, serving
 
-from greylag.agentd.agent.acp import AgentDiedError, AgentRefusedError, AgentUnavailableError
-from greylag.agentd.agent.types import PromptResult, TurnSink
+from greylag.agentd.agent.types import (
+    AgentDiedError,
+    AgentRefusedError,
+    AgentUnavailableError,
+    PromptResult,
+    TurnSink,
+)
 from greylag.agentd.config import Secret
 
 EXTENSIONS = "_goose/unstable/config/extensions"

@@ -4,8 +4,14 @@ from pathlib import Path
 
 from tests.agentd.doubles import READY, AgentDouble, chunk, eventually, serving
 
-from greylag.agentd.agent.acp import AgentDiedError, AgentRefusedError
-from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult, TurnSink
+from greylag.agentd.agent.types import (
+    AgentDiedError,
+    AgentRefusedError,
+    ModelFailure,
+    PermissionRequest,
+    PromptResult,
+    TurnSink,
+)
 
 
 async def until_cancelled(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
@@ -303,11 +309,10 @@ async def test_records_that_cannot_be_written_refuse_the_turn_and_leave_nothing_
     async with serving(tmp_path) as api:
         session = await api.session()
         body = {"session_id": session, "message": "x" * 100_000, "message_id": "m1"}
-        database = api.services.sessions._sessions._database
+        records = api.services.sessions._sessions._records
 
         async def limit(pages: int) -> None:
-            pragma = f"PRAGMA max_page_count = {pages}"
-            await database.run(lambda: database.connection.execute(pragma))
+            await records.run(lambda sql: sql.execute(f"PRAGMA max_page_count = {pages}"))
 
         await limit(1)  # SQLite then says that the disk is full
         status, refused = await api.json("POST", "/api/v1/turns", body)

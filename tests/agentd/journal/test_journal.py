@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greylag.agentd.journal import folder as journal_recovery
+from greylag.agentd.journal import folder as journal_folder
 from greylag.agentd.journal import tail as journal_tail
-from greylag.agentd.journal.journal import JournalError, JournalFullError, Reserve, TurnJournal
+from greylag.agentd.journal.folder import Journals, Reserve
+from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJournal
 from greylag.agentd.journal.tail import JournalGoneError, JournalTail, UnknownEventError
 from greylag.common import sse
 
@@ -33,7 +34,7 @@ async def read_all(tail: JournalTail) -> bytes:
 def events_of(path: Path) -> list[tuple[str, Any]]:
     """Repair a journal and return its events."""
     found: list[tuple[str, Any]] = []
-    count = journal_recovery.repair(path, "t", lambda kind, content: found.append((kind, content)))
+    count = journal_folder.repair(path, "t", lambda kind, content: found.append((kind, content)))
     assert count == len(found)
     return found
 
@@ -213,7 +214,7 @@ def test_a_torn_end_is_cut_at_the_last_whole_frame_wherever_it_tore(
     torn_at = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:torn_at])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_recovery, "_BLOCK", block)
+        patch.setattr(journal_folder, "_BLOCK", block)
         events = events_of(path)
     ends = [len(b"".join(frames[: count + 1])) for count in range(len(frames))]
     kept = sum(end <= torn_at for end in ends)
@@ -222,20 +223,23 @@ def test_a_torn_end_is_cut_at_the_last_whole_frame_wherever_it_tore(
     assert events_of(path) == events
 
 
-def test_the_oldest_ended_journals_go_first_and_running_ones_stay(tmp_path: Path) -> None:
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def test_the_oldest_ended_journals_go_first_and_running_ones_stay(tmp_path: Path) -> None:
     for number, name in enumerate(["a", "b", "c", "d"]):
         path = tmp_path / f"{name}.sse"
         path.write_bytes(b"x" * 1000)
         os.utime(path, (number, number))
     (tmp_path / "link.sse").symlink_to("nowhere")  # of a tool that plays tricks
     (tmp_path / "folder.sse").mkdir()
-    removed = journal_recovery.remove_oldest(tmp_path, 2500, {"a"}.__contains__)
+    removed = await Journals(tmp_path, 0, 2500).make_room({"a"}.__contains__)
     assert removed == ["b", "c"]
-    left = ["a.sse", "d.sse", "folder.sse", "link.sse"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert names(tmp_path) == ["a.sse", "d.sse", "folder.sse", "link.sse"]
 
 
-def test_a_journal_that_goes_while_room_is_made_is_no_error(tmp_path: Path) -> None:
+async def test_a_journal_that_goes_while_room_is_made_is_no_error(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.sse").write_bytes(b"x" * 1000)
 
@@ -243,7 +247,7 @@ def test_a_journal_that_goes_while_room_is_made_is_no_error(tmp_path: Path) -> N
         (tmp_path / f"{turn_id}.sse").unlink()  # its session is deleted at this moment
         return False
 
-    assert sorted(journal_recovery.remove_oldest(tmp_path, 0, running)) == ["a", "b"]
+    assert sorted(await Journals(tmp_path, 0, 0).make_room(running)) == ["a", "b"]
 
 
 async def test_a_link_or_a_pipe_in_the_place_of_a_journal_is_neither_read_nor_written(
@@ -261,7 +265,7 @@ async def test_a_link_or_a_pipe_in_the_place_of_a_journal_is_neither_read_nor_wr
     assert outside.read_bytes() == b"kept"
     os.mkfifo(tmp_path / "pipe.sse")
     with pytest.raises(OSError, match="seek"):
-        journal_recovery.repair(tmp_path / "pipe.sse", "pipe", lambda *_: None)
+        journal_folder.repair(tmp_path / "pipe.sse", "pipe", lambda *_: None)
     assert await read_all(JournalTail(tmp_path / "pipe.sse", None)) == b""
 
 

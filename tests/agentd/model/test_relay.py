@@ -151,6 +151,7 @@ async def test_a_silent_provider_is_given_up(
 ) -> None:
     relay = ModelRelay(fake_provider, idle_seconds=0.2, retry_seconds=())
     url = "/v1/chat/completions"
+    relay.begin_turn("s1")
     async with relay.serving():
         async with client.post(
             relay.url + url, json=chat("[[hang]]"), headers=headers(relay)
@@ -167,6 +168,17 @@ async def test_a_silent_provider_is_given_up(
         failure = relay.failure("s1")
         assert failure is not None
         assert failure.status is None
+
+
+async def test_nothing_is_kept_of_a_session_that_a_tool_made_up(
+    client: aiohttp.ClientSession, unused_url: str
+) -> None:
+    relay = ModelRelay(ModelProvider(unused_url), retry_seconds=(60.0,))
+    async with relay.serving(), asyncio.timeout(10):
+        url = f"{relay.url}/v1/chat/completions"
+        async with client.post(url, json=chat("x"), headers=headers(relay, "made up")) as answer:
+            assert answer.status == 502  # and is not held back: no turn of ours waits for it
+    assert relay.failure("made up") is None
 
 
 async def test_an_unreachable_provider_gives_502_in_its_own_error_shape(

@@ -1,12 +1,14 @@
+import asyncio
 from pathlib import Path
 
 import pytest
+from tests.agentd.doubles import AgentDouble
 
-from greylag.agentd.journal import folder as journal_recovery
-from greylag.agentd.journal.folder import Journals
+from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import event_id
-from greylag.agentd.records import Database, TurnRecord, TurnRecords
-from greylag.agentd.turns.turns import end_open_turns
+from greylag.agentd.records import Records, TurnRecord
+from greylag.agentd.turns.engine import TurnEngine
+from greylag.agentd.turns.running import TurnPolicy
 from greylag.common import sse
 
 OPEN_TURN = TurnRecord("t", "s", "m", "hello", "running", "", 0, None, None, None, 1.0, None)
@@ -24,7 +26,7 @@ def frames(*events: tuple[str, dict[str, str]]) -> list[bytes]:
 
 def kinds_of(path: Path) -> list[str]:
     kinds: list[str] = []
-    journal_recovery.repair(path, "t", lambda kind, _: kinds.append(kind))
+    repair(path, "t", lambda kind, _: kinds.append(kind))
     return kinds
 
 
@@ -32,14 +34,16 @@ async def recovered(folder: Path, journal: bytes | None) -> TurnRecord:
     """Recover one turn that a crash left with this journal; return its record."""
     if journal is not None:
         (folder / "t.sse").write_bytes(journal)
-    database = await Database.open(folder / "agentd.db")
-    turns = TurnRecords(database)
-    await turns.start(OPEN_TURN, "a session")
+    records = await Records.open(folder / "agentd.db")
+    await records.turns.start(OPEN_TURN, "a session")
     journals = Journals(folder, 1 << 20, 1 << 30)
-    assert await end_open_turns(turns, journals, lambda: 2.0) == 1
-    assert await end_open_turns(turns, journals, lambda: 3.0) == 0
-    turn = await turns.get("t")
-    await database.close()
+    now = iter([1.0, 2.0])
+    policy = TurnPolicy(60, lambda: None, lambda: next(now))
+    engine = TurnEngine(AgentDouble(), records, journals, asyncio.TaskGroup(), policy)
+    assert await engine.recover() == 1
+    assert await engine.recover() == 0
+    turn = await records.turns.get("t")
+    await records.aclose()
     assert turn is not None
     return turn
 

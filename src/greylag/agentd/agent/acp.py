@@ -1,4 +1,9 @@
-"""What can go wrong between agentd and the agent process."""
+"""The protocol between agentd and the agent: JSON-RPC 2.0, one JSON object on each line (ACP).
+
+Messages are handled strictly in order, one at a time: the next line is read only after the handler
+of the last one has returned. So updates keep their order, and a slow handler slows the other side
+down instead of growing memory.
+"""
 
 import asyncio
 import json
@@ -7,46 +12,12 @@ from typing import Any, Protocol
 
 import structlog
 
-
-class AgentError(Exception):
-    """Base of every error that the agent side of agentd raises."""
-
-
-class AgentUnavailableError(AgentError):
-    """No agent process is ready to take work; the message says why in plain words."""
-
-
-class AgentDiedError(AgentError):
-    """The agent process ended (or its pipe broke) while an answer was awaited."""
-
-
-class AgentRefusedError(AgentError):
-    """The agent answered a request with a JSON-RPC error.
-
-    Attributes:
-        code: the JSON-RPC error code.
-        message: the agent's own short text.
-        data: the error's `data` member, whatever the agent put there, or None.
-    """
-
-    def __init__(self, code: int, message: str, data: Any = None) -> None:
-        super().__init__(f"{message} ({code})")
-        self.code = code
-        self.message = message
-        self.data = data
-
-
-# A JSON-RPC 2.0 peer over a pair of streams, one JSON object on each line (ACP over stdio).
-#
-# Messages are handled strictly in order, one at a time: the next line is read only after the
-# handler of the last one has returned. So updates keep their order, and a slow handler slows the
-# other side down instead of growing memory.
+from greylag.agentd.agent.types import AgentDiedError, AgentRefusedError
 
 LINE_LIMIT = 32 * 1024 * 1024
-METHOD_NOT_FOUND = -32601
 _READ_SIZE = 64 * 1024
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class MessageHandler(Protocol):
@@ -59,13 +30,13 @@ class MessageHandler(Protocol):
         """Take a message that wants no answer."""
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
-        """Take a message that wants an answer; `AcpPeer.respond` or `refuse` gives it, any time."""
+        """Take a message that wants an answer, which ``AcpPeer.respond`` or ``refuse`` gives."""
 
 
 class AcpPeer:
     """One side of a conversation in JSON-RPC 2.0.
 
-    `run` must be running for answers to arrive.
+    ``run`` must be running for answers to arrive.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,7 +67,7 @@ class AcpPeer:
             self._end("the agent process has ended")
 
     async def request(self, method: str, params: dict[str, Any]) -> Any:
-        """Send a request and return its `result`.
+        """Send a request and return its ``result``.
 
         Raises:
             AgentRefusedError: the other side answered with an error.
@@ -115,11 +86,11 @@ class AcpPeer:
             del self._pending[request_id]
 
     async def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Send a message that wants no answer; raises AgentDiedError like `request`."""
+        """Send a message that wants no answer; raises AgentDiedError like ``request``."""
         await self._send({"method": method, "params": params})
 
     async def respond(self, request_id: str | int, result: Any) -> None:
-        """Answer a request of the other side; raises AgentDiedError like `request`."""
+        """Answer a request of the other side; raises AgentDiedError like ``request``."""
         await self._send({"id": request_id, "result": result})
 
     async def refuse(self, request_id: str | int, code: int, message: str) -> None:
@@ -140,10 +111,10 @@ class AcpPeer:
         try:
             message = json.loads(line)
         except ValueError:
-            log.warning("acp_line_ignored", reason="not JSON", size=len(line))
+            _log.warning("acp_line_ignored", reason="not JSON", size=len(line))
             return
         if not isinstance(message, dict):
-            log.warning("acp_line_ignored", reason="not an object", size=len(line))
+            _log.warning("acp_line_ignored", reason="not an object", size=len(line))
             return
         method = message.get("method")
         request_id = message.get("id")

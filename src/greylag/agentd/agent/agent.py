@@ -1,4 +1,9 @@
-"""What agentd says to a fresh agent process before it trusts it with work."""
+"""The agent as agentd uses it: one process for all sessions, kept running.
+
+``make_ready`` is what a fresh process is told before it is trusted with work, ``AgentLife`` one
+process from its start to its end, and ``Agent`` what starts the next one and gives it the sessions'
+prompts.
+"""
 
 import asyncio
 import os
@@ -8,22 +13,19 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.agent.acp import (
-    METHOD_NOT_FOUND,
-    AcpPeer,
-    AgentError,
-    AgentRefusedError,
-    AgentUnavailableError,
-    MessageHandler,
-)
+from greylag.agentd.agent.acp import AcpPeer, MessageHandler
 from greylag.agentd.agent.process import AgentProcess, agent_environment
 from greylag.agentd.agent.turn import AgentTurn, decline
 from greylag.agentd.agent.types import (
+    METHOD_NOT_FOUND,
     AgentCommand,
+    AgentError,
     AgentKind,
+    AgentRefusedError,
     AgentSetup,
     AgentState,
     AgentStatus,
+    AgentUnavailableError,
     ModelFailure,
     PromptResult,
     TurnSink,
@@ -35,12 +37,25 @@ from greylag.common.process_start import process_clock
 _PROTOCOL_VERSION = 1
 _PREPARED = "GREYLAG_PREPARED"
 _TOOLS_ON = "developer"
+_INVALID_PARAMS = -32602
+_UPDATES = frozenset({"session/update", "_goose/unstable/session/update"})
 _INITIALIZE = {
     "protocolVersion": _PROTOCOL_VERSION,
     # Without customNotifications goose says nothing of compaction and of an overfull context.
     "clientCapabilities": {"_meta": {"goose": {"customNotifications": True}}},
     "clientInfo": {"name": "greylag", "version": "1"},
 }
+
+_START_SECONDS = 60.0
+_CALL_SECONDS = 60.0
+_LAST_WORDS_SECONDS = 1.0
+_EXIT_SECONDS = 0.5
+_REAP_SECONDS = 10.0
+_FIRST_BACKOFF = 0.25
+_LONGEST_BACKOFF = 30.0
+_STABLE_SECONDS = 10.0
+
+_log = structlog.get_logger(__name__)
 
 
 async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
@@ -65,7 +80,7 @@ async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
 
 
 async def new_session(peer: AcpPeer, setup: AgentSetup, title: str) -> str:
-    """Make a session and return the agent's id for it; raises as `make_ready` does."""
+    """Make a session and return the agent's id for it; raises as ``make_ready`` does."""
     # With a title given, goose makes no extra model calls to find one.
     params = {"cwd": str(setup.workspace), "mcpServers": [], "_meta": {"sessionTitle": title}}
     answer = await peer.request("session/new", params)
@@ -100,28 +115,18 @@ async def _read(peer: AcpPeer, key: str) -> Any:
     return answer.get("value")
 
 
-# One life of the agent process: from its start, through its readiness, to its end.
-
-_START_SECONDS = 60.0
-_LAST_WORDS_SECONDS = 1.0
-_EXIT_SECONDS = 0.5
-_REAP_SECONDS = 10.0
-
-log = structlog.get_logger(__name__)
-
-
 class AgentLife:
     """Watches one agent process and speaks with it.
 
     Args:
-        process: the process, just started; `run` ends it.
+        process: the process, just started; ``run`` ends it.
         setup: what it was given.
         kind: which agent it is.
     """
 
     def __init__(self, process: AgentProcess, setup: AgentSetup, kind: AgentKind) -> None:
         self.peer = AcpPeer(*process.streams)
-        self._process = process
+        self.process = process
         self._setup = setup
         self._kind = kind
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -148,7 +153,7 @@ class AgentLife:
                 reading = tasks.create_task(self._read(handler, on_end), name="agent-read")
                 watchers = [
                     reading,
-                    tasks.create_task(self._process.watch_stderr(), name="agent-stderr"),
+                    tasks.create_task(self.process.watch_stderr(), name="agent-stderr"),
                     tasks.create_task(self._start(on_ready), name="agent-start"),
                     tasks.create_task(self._await_end(reading), name="agent-end"),
                     tasks.create_task(self._reap(), name="agent-reap"),
@@ -158,15 +163,7 @@ class AgentLife:
                     task.cancel()
             return reason
         finally:
-            await self._process.kill()
-
-    def give_up(self) -> None:
-        """End the process at once; `run` then ends too."""
-        self._process.request_kill()
-
-    async def kill_tools(self, session: str, since: float) -> None:
-        """Kill what the session's tools have started since then (`process_clock`)."""
-        await self._process.kill_tools(session, since)
+            await self.process.kill()
 
     async def _read(self, handler: MessageHandler, on_end: Callable[[], None]) -> None:
         try:
@@ -176,7 +173,7 @@ class AgentLife:
             return
         # Usually it is just ending by itself, and then its exit code is the better reason.
         await asyncio.sleep(_EXIT_SECONDS)
-        self._process.request_kill()
+        self.process.request_kill()
 
     async def _start(self, on_ready: Callable[[str], None]) -> None:
         try:
@@ -187,41 +184,32 @@ class AgentLife:
         except TimeoutError:
             self._say(f"The agent did not start within {_START_SECONDS:g} seconds.")
         except AgentError as error:
-            log.info("agent_start_interrupted", reason=str(error))  # `_await_end` knows more
+            _log.info("agent_start_interrupted", reason=str(error))  # ``_await_end`` knows more
         else:
             on_ready(version)
 
     async def _await_end(self, reading: "asyncio.Task[None]") -> None:
-        reason = await self._process.ended()
+        reason = await self.process.ended()
         # What it started may hold its pipes open; once that is gone, its last words can be read.
-        await self._process.kill()
+        await self.process.kill()
         await asyncio.wait({reading}, timeout=_LAST_WORDS_SECONDS)
         self._say(reason)
 
     async def _reap(self) -> None:
         while True:
             await asyncio.sleep(_REAP_SECONDS)
-            self._process.reap_orphans()
+            self.process.reap_adopted()
 
     def _say(self, reason: str) -> None:
         if not self._over.done():
             self._over.set_result(reason)
 
 
-# The agent as agentd uses it: one process for all sessions, kept running.
-
-_INVALID_PARAMS = -32602
-_CALL_SECONDS = 60.0
-_FIRST_BACKOFF = 0.25
-_LONGEST_BACKOFF = 30.0
-_STABLE_SECONDS = 10.0
-
-
 class Agent:
     """One agent process, shared by all sessions, started again whenever it ends.
 
-    `run` must be running for anything else to work. Every call that needs the process raises
-    `AgentUnavailableError` when there is none that is ready.
+    ``run`` must be running for anything else to work. Every call that needs the process raises
+    ``AgentUnavailableError`` when there is none that is ready.
 
     Args:
         command: the program.
@@ -250,7 +238,7 @@ class Agent:
                 began = asyncio.get_running_loop().time()
                 reason = await self._live_once()
                 self._show("failed", f"{reason} It will be started again.")
-                log.error("agent_ended", reason=reason)
+                _log.error("agent_ended", reason=reason)
                 if asyncio.get_running_loop().time() - began > _STABLE_SECONDS:
                     failed = 0
                 await asyncio.sleep(backoff(failed, _FIRST_BACKOFF, _LONGEST_BACKOFF))
@@ -260,7 +248,7 @@ class Agent:
         """Return when the agent is ready, at once if it is.
 
         Raises:
-            AgentUnavailableError: it was not within `timeout` seconds; the message says why.
+            AgentUnavailableError: it was not within ``timeout`` seconds; the message says why.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -282,7 +270,7 @@ class Agent:
             AgentDiedError: the agent process ended before the prompt did.
             AgentRefusedError: the agent answered with an error, or the session is busy.
             AgentUnavailableError: no agent is ready.
-            Exception: whatever `sink` raised.
+            Exception: whatever ``sink`` raised.
         """
         life = self._living()
         if agent_session_id in self._turns:
@@ -292,7 +280,7 @@ class Agent:
             agent_session_id,
             sink,
             stop_model=lambda: self._relay.stop_turn(agent_session_id),
-            give_up=life.give_up,
+            give_up=life.process.request_kill,
         )
         self._turns[agent_session_id] = turn
         self._relay.begin_turn(agent_session_id)
@@ -302,12 +290,12 @@ class Agent:
         finally:
             del self._turns[agent_session_id]
             if turn.cancelled:
-                await life.kill_tools(agent_session_id, began)
+                await life.process.kill_tools(agent_session_id, began)
 
     async def cancel(self, agent_session_id: str) -> None:
         """Ask the session's prompt to end, and return at once; without a prompt, do nothing.
 
-        The prompt then ends with stop_reason `cancelled`, whatever the model does.
+        The prompt then ends with stop_reason ``cancelled``, whatever the model does.
         """
         turn = self._turns.get(agent_session_id)
         if turn is not None:
@@ -320,7 +308,7 @@ class Agent:
         await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """Call any method of the agent (as `_goose/unstable/config/read`); raises AgentError."""
+        """Call any method of the agent (as ``_goose/unstable/config/read``); raises AgentError."""
         async with _patience():
             return await self._living().peer.request(method, params)
 
@@ -329,18 +317,14 @@ class Agent:
         return self._relay.failure(agent_session_id)
 
     async def notification(self, method: str, params: dict[str, Any]) -> None:
-        """Take what the agent tells (see `acp.MessageHandler`)."""
+        """Take what the agent tells (see ``acp.MessageHandler``)."""
         turn = self._turns.get(str(params.get("sessionId")))
         update = params.get("update")
-        if turn is None or not isinstance(update, dict):
-            return
-        if method == "session/update":
-            await turn.deliver(update, own=False)
-        elif method == "_goose/unstable/session/update":
-            await turn.deliver(update, own=True)
+        if method in _UPDATES and turn is not None and isinstance(update, dict):
+            await turn.deliver(update)
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
-        """Take what the agent asks (see `acp.MessageHandler`)."""
+        """Take what the agent asks (see ``acp.MessageHandler``)."""
         if self._life is None:
             return
         peer = self._life.peer
@@ -374,7 +358,7 @@ class Agent:
     def _on_ready(self, version: str) -> None:
         self._state = AgentState(self._command.kind, "ready", version, "The agent is ready.")
         self._ready.set()
-        log.info("agent_ready", kind=self._command.kind, version=version)
+        _log.info("agent_ready", kind=self._command.kind, version=version)
 
     def _living(self) -> AgentLife:
         if self._life is None or not self._ready.is_set():
@@ -387,7 +371,7 @@ class Agent:
 
 @asynccontextmanager
 async def _patience() -> AsyncIterator[None]:
-    """Bound a call to the agent: `AgentUnavailableError` when it takes too long."""
+    """Bound a call to the agent: ``AgentUnavailableError`` when it takes too long."""
     try:
         async with asyncio.timeout(_CALL_SECONDS):
             yield

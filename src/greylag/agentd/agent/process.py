@@ -1,191 +1,15 @@
-"""Find and kill every process that an agent started, also those that left its tree.
-
-A tool may detach what it starts (`nohup x &`, setsid, a double fork). Three things find it again:
-the process tree, a mark in the environment that every descendant inherits, and, on Linux, that
-agentd is a child subreaper, so that what loses its parent becomes a child of agentd itself.
-"""
+"""The agent as an operating-system process: started clean, watched, and killed with all it made."""
 
 import asyncio
-import ctypes
-import os
 import secrets
-import sys
-import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import psutil
-import structlog
 
-from greylag.agentd.agent.acp import AgentUnavailableError
-from greylag.agentd.agent.types import AgentCommand, AgentSetup
-from greylag.common.process_start import started_at
-
-MARK = "GREYLAG_AGENT_RUN"
-
-_PR_SET_DUMPABLE = 4
-_PR_SET_CHILD_SUBREAPER = 36
-_PR_GET_CHILD_SUBREAPER = 37
-_KILL_SECONDS = 3.0
-_PAUSE_SECONDS = 0.02
-_SESSION = "AGENT_SESSION_ID"
-_TICK = 0.02  # seconds; start times are counted in ticks of 10 ms
-
-log = structlog.get_logger(__name__)
-
-
-def harden_this_process() -> None:
-    """Guard agentd's own memory from its tools, and adopt what loses its parent.
-
-    Linux only; elsewhere it does nothing. To be called once, first thing in agentd's process,
-    and never in a process that starts children other than the agent.
-    """
-    if sys.platform != "linux":
-        return
-    _prctl(_PR_SET_DUMPABLE, 0)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def adopts_orphans() -> bool:
-    """Whether this process is a child subreaper, as `harden_this_process` makes it."""
-    if sys.platform != "linux":
-        return False
-    answer = ctypes.c_int(0)
-    _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(answer))
-    return bool(answer.value)
-
-
-def kill_all(root: psutil.Process, mark: str) -> None:
-    """Kill the agent and all that it started; blocks, for at most a few seconds.
-
-    Args:
-        root: the agent, looked up while it ran (so that a reused process id is noticed); it may
-            be dead already.
-        mark: the value of MARK in the agent's environment.
-    """
-    tree = _tree(root)
-    # Looked up again each time: a process may fork between being seen and being killed.
-    _kill_until_none(lambda: [*tree, *_marked(mark), *_adopted()])
-
-
-def kill_session(mark: str, session: str, since: float) -> None:
-    """Kill what one session's tools have started since then; blocks, like `kill_all`.
-
-    goose ends only the shell itself when a turn is cancelled, not what the shell had started.
-
-    Args:
-        mark: the value of MARK in the agent's environment.
-        session: the agent's session id, which goose gives to its tools.
-        since: a value of `process_clock`.
-    """
-    wanted = {MARK: mark, _SESSION: session}
-    _kill_until_none(lambda: _begun_since(_with_environ(wanted), since - _TICK))
-
-
-def reap(agent_pid: int | None) -> None:
-    """Take the exit status of adopted processes that have ended, so that no zombie stays.
-
-    The agent itself is left to whoever started it.
-    """
-    if not adopts_orphans():
-        return
-    while True:
-        try:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None or ended.si_pid == agent_pid:
-                return
-            os.waitpid(ended.si_pid, os.WNOHANG)
-        except ChildProcessError:
-            return
-
-
-def _prctl(option: int, argument: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    zero = ctypes.c_ulong(0)
-    if libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}) failed: {os.strerror(number)}")
-
-
-def _tree(root: psutil.Process) -> list[psutil.Process]:
-    try:
-        return [root, *root.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def _adopted() -> list[psutil.Process]:
-    """Return what has lost its parent: agentd starts no child but the agent."""
-    return psutil.Process().children(recursive=True) if adopts_orphans() else []
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    return _with_environ({MARK: mark})
-
-
-def _with_environ(wanted: Mapping[str, str]) -> list[psutil.Process]:
-    return [p for p in psutil.process_iter() if wanted.items() <= _environ(p).items()]
-
-
-def _environ(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except (psutil.Error, OSError):  # gone meanwhile, or another user's
-        return {}
-
-
-def _begun_since(processes: Collection[psutil.Process], since: float) -> list[psutil.Process]:
-    """Return those that began since then, without what older ones among them have started.
-
-    A loop in the background of an earlier turn may start a process every moment.
-    """
-    began = {process.pid: started_at(process.pid) for process in processes}
-    older = {pid for pid, start in began.items() if start < since}
-    return [
-        process
-        for process in processes
-        if process.pid not in older and older.isdisjoint(_parents(process))
-    ]
-
-
-def _parents(process: psutil.Process) -> set[int]:
-    try:
-        return {parent.pid for parent in process.parents()}
-    except psutil.Error:
-        return set()
-
-
-def _kill_until_none(find: Callable[[], Iterable[psutil.Process]]) -> None:
-    deadline = time.monotonic() + _KILL_SECONDS
-    while alive := {process for process in find() if _is_running(process)}:
-        if time.monotonic() > deadline:
-            log.error("agent_processes_left", pids=sorted(p.pid for p in alive))
-            return
-        for process in alive:
-            _kill(process)
-        time.sleep(_PAUSE_SECONDS)
-
-
-def _is_running(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
-    except psutil.Error as error:
-        log.warning("agent_process_not_killed", pid=process.pid, reason=str(error))
-
-
-# The agent as an operating-system process: started clean, watched, and killed with all it made.
-
-__all__ = ["AgentProcess", "agent_environment", "harden_this_process"]
+from greylag.agentd.agent import process_tree
+from greylag.agentd.agent.types import AgentCommand, AgentSetup, AgentUnavailableError
 
 _INHERITED = frozenset({"PATH", "LANG", "TERM", "TZ"})
 _MODEL_TIMEOUT = "240"  # seconds; longer than the relay's own, whose error says more
@@ -227,7 +51,7 @@ def agent_environment(
 
 
 class AgentProcess:
-    """One running agent process; `start` makes it, `kill` ends it and all that it started."""
+    """One running agent process; ``start`` makes it, ``kill`` ends it and all that it started."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, root: psutil.Process, mark: str
@@ -254,7 +78,7 @@ class AgentProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 cwd=setup.workspace,
-                env={**environment, MARK: mark},
+                env={**environment, process_tree.MARK: mark},
                 start_new_session=True,  # a Ctrl-C meant for us must not reach it
             )
         except OSError as error:
@@ -296,23 +120,23 @@ class AgentProcess:
         return _ending(await self._process.wait(), self._stderr)
 
     def request_kill(self) -> None:
-        """Kill the agent itself at once; what it started is killed by `kill`."""
+        """Kill the agent itself at once; what it started is killed by ``kill``."""
         with suppress(ProcessLookupError):
             self._process.kill()
 
     async def kill(self) -> None:
         """Kill the agent and everything it started, and wait until they are gone."""
-        await _in_thread(kill_all, self._root, self._mark)
+        await _in_thread(process_tree.kill_tree, self._root, self._mark)
         await self._process.wait()
-        self.reap_orphans()
+        self.reap_adopted()
 
     async def kill_tools(self, session: str, since: float) -> None:
-        """Kill what the session's tools have started since then (`process_clock`)."""
-        await _in_thread(kill_session, self._mark, session, since)
+        """Kill what the session's tools have started since then (``process_clock``)."""
+        await _in_thread(process_tree.kill_session, self._mark, session, since)
 
-    def reap_orphans(self) -> None:
+    def reap_adopted(self) -> None:
         """Take the exit status of processes that came to us when their parent had ended."""
-        reap(self.pid)
+        process_tree.reap_adopted(self.pid)
 
 
 def _ending(code: int, said: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """The scripted agent: stands in for goose where goose is not installed.
 
-`python -m greylag.agentd.agent.scripted` speaks the part of ACP that agentd uses, over stdio. Every
-prompt gets the same kind of answer: that this is a demonstration, and how to install goose.
+``python -m greylag.agentd.agent.scripted`` speaks the part of ACP that agentd uses, over stdio.
+Every prompt gets the same kind of answer: that this is a demonstration, and how to install goose.
 """
 
 import asyncio
@@ -12,7 +12,8 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.agent.acp import METHOD_NOT_FOUND, AcpPeer
+from greylag.agentd.agent.acp import AcpPeer
+from greylag.agentd.agent.types import METHOD_NOT_FOUND
 
 _DELAY_SECONDS = 0.025
 _ECHO_LIMIT = 200
@@ -44,7 +45,7 @@ class ScriptedAgent:
         self._sessions = 0
 
     async def notification(self, method: str, params: dict[str, Any]) -> None:
-        """Take `session/cancel`; nothing else is told to an agent."""
+        """Take ``session/cancel``; nothing else is told to an agent."""
         turn = self._turns.get(str(params.get("sessionId")))
         if method == "session/cancel" and turn is not None:
             turn.cancel()

@@ -6,13 +6,20 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.agent.acp import AcpPeer, AgentDiedError, AgentError
-from greylag.agentd.agent.types import Decision, PermissionRequest, PromptResult, TurnSink
+from greylag.agentd.agent.acp import AcpPeer
+from greylag.agentd.agent.types import (
+    AgentDiedError,
+    AgentError,
+    Decision,
+    PermissionRequest,
+    PromptResult,
+    TurnSink,
+)
 
 CANCEL_PATIENCE = 4.0
 _CANCEL_AGAIN = 0.5
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class AgentTurn:
@@ -42,16 +49,14 @@ class AgentTurn:
         self._sink = sink
         self._stop_model = stop_model
         self._give_up = give_up
-        self._tool_names: dict[str, str] = {}
-        self._questions: set[str | int] = set()
         self._asking: set[asyncio.Task[None]] = set()
-        self._cancelled = asyncio.Event()
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failure: Exception | None = None
 
     @property
     def cancelled(self) -> bool:
         """Whether the end of the prompt was asked for, by anyone."""
-        return self._cancelled.is_set()
+        return self._end.done()
 
     async def run(self, text: str) -> PromptResult:
         """Send the prompt, and return when it has ended.
@@ -66,9 +71,8 @@ class AgentTurn:
             self._peer.request("session/prompt", {"sessionId": self._session, "prompt": prompt}),
             name=f"prompt-{self._session}",
         )
-        cancelled = asyncio.create_task(self._cancelled.wait(), name=f"cancel-{self._session}")
         try:
-            await asyncio.wait({request, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({request, self._end}, return_when=asyncio.FIRST_COMPLETED)
             if not request.done():
                 await self._see_the_end(request)
             return await self._result(request)
@@ -77,53 +81,53 @@ class AgentTurn:
             await self._see_the_end(request)
             raise
         finally:
-            await self._leave(request, cancelled)
+            own = {request, *self._asking}
+            for task in own:
+                task.cancel()
+            await asyncio.wait(own)
 
-    async def deliver(self, update: dict[str, Any], *, own: bool) -> None:
-        """Hand one update to the sink; `own` for goose's own kind of update."""
+    async def deliver(self, update: dict[str, Any]) -> None:
+        """Hand one update to the sink."""
         if self._failure is not None:
             return
-        if update.get("sessionUpdate") == "tool_call":
-            self._remember_tool(update)
         try:
-            await (self._sink.goose_update(update) if own else self._sink.update(update))
-        except Exception as error:  # noqa: BLE001 - kept, and raised by `run` to whoever prompted
+            await self._sink.update(update)
+        except Exception as error:  # noqa: BLE001 - kept, and raised by ``run`` to whoever prompted
             self._fail(error)
 
     def ask(self, request_id: str | int, params: dict[str, Any]) -> None:
         """Put a permission request to the sink, in a task, and answer the agent."""
-        question = self._question(params)
-        self._questions.add(request_id)
-        task = asyncio.create_task(
-            self._ask(request_id, question), name=f"permission-{question.tool_call_id}"
-        )
+        task = asyncio.create_task(self._ask(request_id, params), name=f"permission-{request_id}")
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
     def cancel(self) -> None:
         """Ask for the end of the prompt; may be called any number of times."""
-        self._cancelled.set()
-        for task in self._asking:
-            task.cancel()
+        if not self._end.done():
+            self._end.set_result(None)
 
-    async def _ask(self, request_id: str | int, question: PermissionRequest) -> None:
-        decision: Decision = "cancelled"
-        if not self._cancelled.is_set():
-            try:
-                decision = await self._sink.permission(question)
-            except Exception as error:  # noqa: BLE001 - kept, and raised by `run`, as above
-                self._fail(error)
-        await self._answer(request_id, decision)
-
-    async def _answer(self, request_id: str | int, decision: Decision) -> None:
-        """Answer one question, unless it has been answered already."""
-        if request_id not in self._questions:
-            return
-        self._questions.discard(request_id)
+    async def _ask(self, request_id: str | int, params: dict[str, Any]) -> None:
+        deciding = asyncio.create_task(
+            self._decide(_question(params)), name=f"decision-{request_id}"
+        )
+        first: set[asyncio.Future[Any]] = {deciding, self._end}
         try:
-            await self._peer.respond(request_id, _outcome(decision))
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            deciding.cancel()
+            await asyncio.wait({deciding})
+        decision = "cancelled" if self.cancelled else deciding.result()
+        try:
+            await self._peer.respond(request_id, _outcome(decision, params.get("options")))
         except AgentDiedError:
-            log.info("permission_answer_dropped", agent_session_id=self._session)
+            _log.info("permission_answer_dropped", agent_session_id=self._session)
+
+    async def _decide(self, question: PermissionRequest) -> Decision:
+        try:
+            return await self._sink.permission(question)
+        except Exception as error:  # noqa: BLE001 - kept, and raised by ``run``, as above
+            self._fail(error)
+            return "cancelled"
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
@@ -134,7 +138,7 @@ class AgentTurn:
         deadline = asyncio.get_running_loop().time() + CANCEL_PATIENCE
         while not request.done():
             if asyncio.get_running_loop().time() > deadline:
-                log.error("agent_ignores_cancel", agent_session_id=self._session)
+                _log.error("agent_ignores_cancel", agent_session_id=self._session)
                 self._give_up()
                 await asyncio.wait({request})
                 return
@@ -144,13 +148,13 @@ class AgentTurn:
 
     async def _say_cancel(self) -> None:
         """Tell the agent once; said again until it obeys, as a cancel may overtake its prompt."""
-        # A prompt that waits for a permission ends only when that is answered too.
-        for request_id in list(self._questions):
-            await self._answer(request_id, "cancelled")
+        if self._asking:
+            # A prompt that waits for a permission ends only when that is answered too.
+            await asyncio.wait(self._asking, timeout=_CANCEL_AGAIN)
         try:
             await self._peer.notify("session/cancel", {"sessionId": self._session})
         except AgentDiedError:
-            log.info("cancel_dropped", agent_session_id=self._session)
+            _log.info("cancel_dropped", agent_session_id=self._session)
 
     async def _result(self, request: "asyncio.Task[Any]") -> PromptResult:
         if self._failure is not None:
@@ -158,43 +162,40 @@ class AgentTurn:
         try:
             answer = await request
         except AgentError:
-            if self._cancelled.is_set():
+            if self.cancelled:
                 return PromptResult("cancelled", None)
             raise
         answer = answer if isinstance(answer, dict) else {}
-        reason = "cancelled" if self._cancelled.is_set() else answer.get("stopReason", "end_turn")
+        reason = "cancelled" if self.cancelled else answer.get("stopReason", "end_turn")
         usage = answer.get("usage")
         return PromptResult(str(reason), usage if isinstance(usage, dict) else None)
-
-    async def _leave(self, *tasks: "asyncio.Task[Any]") -> None:
-        """End every task of this prompt and wait for it."""
-        own = {*tasks, *self._asking}
-        for task in own:
-            task.cancel()
-        await asyncio.wait(own)
-
-    def _remember_tool(self, update: dict[str, Any]) -> None:
-        goose = (update.get("_meta") or {}).get("goose") or {}
-        name = (goose.get("toolCall") or {}).get("toolName") or update.get("title")
-        self._tool_names[str(update.get("toolCallId"))] = str(name or "tool")
-
-    def _question(self, params: dict[str, Any]) -> PermissionRequest:
-        call = params.get("toolCall") or {}
-        call_id = str(call.get("toolCallId", ""))
-        arguments = call.get("rawInput")
-        return PermissionRequest(
-            tool_call_id=call_id,
-            tool_name=self._tool_names.get(call_id) or str(call.get("title") or "tool"),
-            arguments=arguments if isinstance(arguments, dict) else {},
-        )
 
 
 async def decline(peer: AcpPeer, request_id: str | int) -> None:
     """Answer a permission request that belongs to no running prompt."""
-    await peer.respond(request_id, _outcome("cancelled"))
+    await peer.respond(request_id, _outcome("cancelled", None))
 
 
-def _outcome(decision: Decision) -> dict[str, Any]:
-    if decision == "cancelled":
-        return {"outcome": {"outcome": "cancelled"}}
-    return {"outcome": {"outcome": "selected", "optionId": decision}}
+def _question(params: dict[str, Any]) -> PermissionRequest:
+    call = params.get("toolCall")
+    call = call if isinstance(call, dict) else {}
+    arguments = call.get("rawInput")
+    return PermissionRequest(
+        tool_call_id=str(call.get("toolCallId", "")),
+        title=str(call.get("title") or "tool"),
+        arguments=arguments if isinstance(arguments, dict) else {},
+    )
+
+
+def _outcome(decision: Decision, options: Any) -> dict[str, Any]:
+    """Return the answer that takes the option of the decision's kind.
+
+    An agent that offers no such option gets ``cancelled``, which runs no tool either.
+    """
+    offered = options if isinstance(options, list) and decision != "cancelled" else []
+    for option in offered:
+        if isinstance(option, dict) and option.get("kind") == decision:
+            option_id = option.get("optionId")
+            if isinstance(option_id, str):
+                return {"outcome": {"outcome": "selected", "optionId": option_id}}
+    return {"outcome": {"outcome": "cancelled"}}

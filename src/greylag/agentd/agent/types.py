@@ -1,4 +1,4 @@
-"""What passes between a turn and the agent: values and the protocol of a turn's sink."""
+"""The agent as the rest of agentd sees it: which program it is, what it is given, what it does."""
 
 import shutil
 import sys
@@ -7,14 +7,49 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from greylag.agentd.agent.acp import AgentUnavailableError
-
 AgentKind = Literal["goose", "scripted"]
 AgentStatus = Literal["starting", "ready", "failed"]
 Decision = Literal["allow_once", "reject_once", "cancelled"]
 
+SCRIPTED = "scripted"
+METHOD_NOT_FOUND = -32601
 MODEL_RETRIES = (1.0, 2.0, 4.0)
 """Seconds to hold back the first, second and third failure of a model call that may pass."""
+
+
+class AgentError(Exception):
+    """Base of every error that the agent side of agentd raises.
+
+    Attributes:
+        unknown_method: whether the agent has no such method; the scripted one lacks goose's own.
+    """
+
+    unknown_method: bool = False
+
+
+class AgentUnavailableError(AgentError):
+    """No agent process is ready to take work; the message says why in plain words."""
+
+
+class AgentDiedError(AgentError):
+    """The agent process ended (or its pipe broke) while an answer was awaited."""
+
+
+class AgentRefusedError(AgentError):
+    """The agent answered a request with a JSON-RPC error.
+
+    Attributes:
+        code: the JSON-RPC error code.
+        message: the agent's own short text.
+        data: the error's ``data`` member, whatever the agent put there, or None.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code = code
+        self.message = message
+        self.data = data
+        self.unknown_method = code == METHOD_NOT_FOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +57,7 @@ class AgentCommand:
     """Which program is the agent, and how it is started.
 
     Attributes:
-        kind: `goose` for the real one, `scripted` for the built-in stand-in.
+        kind: ``goose`` for the real one, ``scripted`` for the built-in stand-in.
         argv: program and arguments; it speaks ACP on its stdin and stdout.
     """
 
@@ -30,12 +65,45 @@ class AgentCommand:
     argv: tuple[str, ...]
 
 
+def find_agent(setting: str | None, environ: Mapping[str, str]) -> AgentCommand:
+    """Return how the agent is started.
+
+    Args:
+        setting: GREYLAG_GOOSE: a path or a program name, or ``scripted``; None to look next to
+            this Python first, then on PATH, and to take the scripted agent when there is none.
+        environ: the environment variables (PATH counts).
+
+    Raises:
+        AgentUnavailableError: ``setting`` names no program that can be run.
+    """
+    path = environ.get("PATH", "")
+    if setting == SCRIPTED:
+        return _scripted()
+    if setting is not None:
+        found = shutil.which(setting, path=path)
+        if found is None:
+            raise AgentUnavailableError(f"GREYLAG_GOOSE={setting} is no program that can be run.")
+        return _goose(found)
+    beside = shutil.which("goose", path=str(Path(sys.executable).parent))
+    found = beside or shutil.which("goose", path=path)
+    return _goose(found) if found is not None else _scripted()
+
+
+def _goose(program: str) -> AgentCommand:
+    return AgentCommand("goose", (str(Path(program).absolute()), "acp"))
+
+
+def _scripted() -> AgentCommand:
+    # -I: the workspace is the current folder, and must not be searched for modules.
+    return AgentCommand("scripted", (sys.executable, "-I", "-m", "greylag.agentd.agent.scripted"))
+
+
 @dataclass(frozen=True, slots=True)
 class ModelProvider:
     """An OpenAI-compatible model provider.
 
     Attributes:
-        url: base URL, as `https://api.openai.com`; `/v1/...` is appended by the agent.
+        url: base URL, as ``https://api.openai.com``; ``/v1/...`` is appended by the agent.
         key: the provider's key, sent as a bearer token; None for a provider that wants none.
     """
 
@@ -54,7 +122,7 @@ class AgentSetup:
         model: the model's name; None leaves it to the agent's stored settings.
         provider: where model calls go; None means the built-in scripted model.
         model_retries: seconds to hold back the first, second, ... passing failure of a model call.
-        settings: further `GOOSE_*` settings for its environment, as GOOSE_MODE; they win over
+        settings: further ``GOOSE_*`` settings for its environment, as GOOSE_MODE; they win over
             stored ones.
         defaults: settings that are stored in the agent when it has none of that name stored.
         environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant; None leaves it out.
@@ -79,7 +147,7 @@ class AgentState:
 
     Attributes:
         kind: which agent it is.
-        status: `ready` only after initialize and session/new have worked on this process.
+        status: ``ready`` only after initialize and session/new have worked on this process.
         version: the agent's own version, None until it told.
         detail: one plain sentence for people.
     """
@@ -95,13 +163,13 @@ class PermissionRequest:
     """The agent asks whether it may run one tool call, once.
 
     Attributes:
-        tool_call_id: the id of the tool_call update that came before.
-        tool_name: the tool's name, or its title when the agent gave no name.
+        tool_call_id: the id of the tool_call update that came before, which has the tool's name.
+        title: what the agent calls the call.
         arguments: the call's arguments as the model gave them.
     """
 
     tool_call_id: str
-    tool_name: str
+    title: str
     arguments: dict[str, Any]
 
 
@@ -110,7 +178,7 @@ class PromptResult:
     """How a prompt ended.
 
     Attributes:
-        stop_reason: `end_turn`, `cancelled`, `max_tokens`, ...
+        stop_reason: ``end_turn``, ``cancelled``, ``max_tokens``, ...
         usage: token counts as the agent reported them, None if it did not.
     """
 
@@ -135,29 +203,23 @@ class ModelFailure:
 class TurnSink(Protocol):
     """Receives what happens in one turn.
 
-    `update` and `goose_update` are called strictly in order, one at a time; a slow sink slows the
-    agent down. `permission` runs in a task of its own, and is cancelled when the turn ends.
+    ``update`` is called strictly in order, one at a time; a slow sink slows the agent down.
+    ``permission`` runs in a task of its own, and is cancelled when the turn is to end.
     """
 
     async def update(self, update: dict[str, Any]) -> None:
-        """Take `params.update` of one `session/update`."""
-
-    async def goose_update(self, update: dict[str, Any]) -> None:
-        """Take `params.update` of one `_goose/unstable/session/update`."""
+        """Take the update of a ``session/update`` or ``_goose/unstable/session/update``."""
 
     async def permission(self, request: PermissionRequest) -> Decision:
         """Return what the user decided; may wait as long as it needs."""
         ...
 
 
-# What agentd's server needs of the agent; `greylag.agentd.agent.agent.Agent` has it all.
-
-
 class AgentPort(Protocol):
-    """One agent process, shared by all sessions.
+    """What agentd's server needs of the agent: one process, shared by all sessions (see ``Agent``).
 
-    Every call may raise `AgentError`: `AgentUnavailableError` when no agent is ready,
-    `AgentDiedError` when it ends meanwhile, `AgentRefusedError` when it answers with an error.
+    Every call may raise ``AgentError``: ``AgentUnavailableError`` when no agent is ready,
+    ``AgentDiedError`` when it ends meanwhile, ``AgentRefusedError`` when it answers with an error.
     """
 
     @property
@@ -165,11 +227,8 @@ class AgentPort(Protocol):
         """How the agent is doing now."""
         ...
 
-    async def run(self) -> None:
-        """Keep the agent running until cancelled; on return all that it started is dead."""
-
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - part of the meaning: how long a caller is willing to wait
-        """Return when the agent is ready, at once if it is; wait at most `timeout` seconds."""
+        """Return when the agent is ready, at once if it is; wait at most ``timeout`` seconds."""
 
     async def new_session(self, title: str) -> str:
         """Make a session in the agent and return the agent's id for it."""
@@ -190,42 +249,4 @@ class AgentPort(Protocol):
         """Let the agent put a session away."""
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """Call one of goose's own methods (`_goose/unstable/...`) and return its result."""
-
-
-# Which program is the agent: the real goose when there is one, else the scripted agent.
-
-SCRIPTED = "scripted"
-
-
-def find_agent(setting: str | None, environ: Mapping[str, str]) -> AgentCommand:
-    """Return how the agent is started.
-
-    Args:
-        setting: GREYLAG_GOOSE: a path or a program name, or `scripted`; None to look next to
-            this Python first, then on PATH, and to take the scripted agent when there is none.
-        environ: the environment variables (PATH counts).
-
-    Raises:
-        AgentUnavailableError: `setting` names no program that can be run.
-    """
-    path = environ.get("PATH", "")
-    if setting == SCRIPTED:
-        return _scripted()
-    if setting is not None:
-        found = shutil.which(setting, path=path)
-        if found is None:
-            raise AgentUnavailableError(f"GREYLAG_GOOSE={setting} is no program that can be run.")
-        return _goose(found)
-    beside = shutil.which("goose", path=str(Path(sys.executable).parent))
-    found = beside or shutil.which("goose", path=path)
-    return _goose(found) if found is not None else _scripted()
-
-
-def _goose(program: str) -> AgentCommand:
-    return AgentCommand("goose", (str(Path(program).absolute()), "acp"))
-
-
-def _scripted() -> AgentCommand:
-    # -I: the workspace is the current folder, and must not be searched for modules.
-    return AgentCommand("scripted", (sys.executable, "-I", "-m", "greylag.agentd.agent.scripted"))
+        """Call one of goose's own methods (``_goose/unstable/...``) and return its result."""

@@ -28,12 +28,11 @@ from greylag.agentd.api.turns import TurnRoutes
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.model.relay import model_object
-from greylag.agentd.problems import RefusedError
+from greylag.agentd.problems import RequestError
 from greylag.agentd.records import StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService
-from greylag.agentd.turns.run import ActivityEntry
-from greylag.agentd.turns.turns import TurnService
+from greylag.agentd.turns.engine import ActivityEntry, TurnEngine
 
 
 class HealthRoutes:
@@ -46,7 +45,7 @@ class HealthRoutes:
     """
 
     def __init__(
-        self, agent: AgentPort, turns: TurnService, model: Callable[[], dict[str, Any]]
+        self, agent: AgentPort, turns: TurnEngine, model: Callable[[], dict[str, Any]]
     ) -> None:
         self._agent = agent
         self._turns = turns
@@ -138,7 +137,7 @@ class Services:
 
     agent: AgentPort
     sessions: SessionService
-    turns: TurnService
+    turns: TurnEngine
     extensions: ExtensionService
     settings: SettingsService
 
@@ -166,7 +165,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             Middleware(Auth, token=settings.token),
         ],
         exception_handlers={
-            RefusedError: refused,
+            RequestError: refused,
             StorageError: _storage_failed,
             HTTPException: _http_error,
             Exception: _defect,
@@ -185,7 +184,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 async def _storage_failed(_request: Request, error: Exception) -> Response:
     """Answer what the records could not take or give, a full disk most often."""
     _log.error("records_failed", reason=str(error))
-    return refusal(RefusedError("storage_failed", "Storage failed", str(error)))
+    return refusal(RequestError("storage_failed", "Storage failed", str(error)))
 
 
 async def _defect(_request: Request, _error: Exception) -> Response:

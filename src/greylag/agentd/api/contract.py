@@ -21,11 +21,11 @@ from greylag.agentd.api.requests import (
 )
 from greylag.agentd.extensions import Extension, ExtensionService, extension_definition
 from greylag.agentd.journal.tail import JournalTail
-from greylag.agentd.problems import RefusedError, invalid
+from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.records import SessionRecord
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService, SettingState
-from greylag.agentd.turns.turns import TurnService
+from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import sse
 from greylag.common.clock import rfc3339
 
@@ -60,7 +60,7 @@ class MessageReader:
         """Return the message.
 
         Raises:
-            RefusedError: invalid_request or too_large.
+            RequestError: invalid_request or too_large.
         """
         body = await read_object(request, self._limit * _ESCAPED + _AROUND)
         words = text(body, "message")
@@ -77,7 +77,7 @@ class MessageReader:
 class MessageRoutes:
     """Handlers for what is sent to a session."""
 
-    def __init__(self, turns: TurnService, reader: MessageReader) -> None:
+    def __init__(self, turns: TurnEngine, reader: MessageReader) -> None:
         self._turns = turns
         self._reader = reader
 
@@ -96,7 +96,7 @@ class MessageRoutes:
         message = await self._reader.read(request)
         try:
             started = await self._turns.start(session_id, message.text, message.message_id)
-        except RefusedError as error:
+        except RequestError as error:
             return _failed_start(error, session_id)
         return await follow(self._turns, started.turn.turn_id, request)
 
@@ -106,7 +106,7 @@ class MessageRoutes:
         message = await self._reader.read(request)
         try:
             started = await self._turns.start(session_id, message.text, message.message_id, "sync")
-        except RefusedError as error:
+        except RequestError as error:
             return refusal(error, session_id=session_id)
         turn = await self._turns.wait_ended(started.turn.turn_id)
         if turn.status == "error":
@@ -153,7 +153,7 @@ class MessageRoutes:
                 yield sse.encode({**token, "timestamp": int(time.time()), "session_id": session_id})
 
 
-def _failed_start(error: RefusedError, session_id: str) -> Response:
+def _failed_start(error: RequestError, session_id: str) -> Response:
     """Answer as the older contract does: some failures are one event in a 200."""
     match error.code:
         case "session_not_found":
@@ -197,7 +197,7 @@ _NOT_FOUND = {"session_id": "not_found", "created_at": "", "updated_at": "", "me
 class SessionRoutes:
     """Handlers for `/api/v1/sessions`."""
 
-    def __init__(self, sessions: SessionService, turns: TurnService) -> None:
+    def __init__(self, sessions: SessionService, turns: TurnEngine) -> None:
         self._sessions = sessions
         self._turns = turns
 
@@ -235,7 +235,7 @@ class SessionRoutes:
         """End a session for good."""
         try:
             await self._sessions.delete(request.path_params["session_id"])
-        except RefusedError:
+        except RequestError:
             return Response(status_code=404)
         return Response(status_code=204)
 
@@ -263,7 +263,7 @@ class SessionRoutes:
     async def _find(self, request: Request) -> SessionRecord | None:
         try:
             return await self._sessions.get(request.path_params["session_id"])
-        except RefusedError:
+        except RequestError:
             return None
 
     async def _all_messages(self, session: SessionRecord) -> AsyncIterator[dict[str, object]]:
@@ -431,7 +431,7 @@ class SettingRoutes:
     async def _result(self, key: str, value: object) -> dict[str, Any]:
         try:
             state = await self._settings.change(key, value)
-        except RefusedError as error:
+        except RequestError as error:
             return {"key": key, "success": False, "error": error.message}
         return {"success": True, **_changed(state)}
 

@@ -14,9 +14,9 @@ from greylag.agentd.journal.tail import (
     UnknownEventError,
     event_number,
 )
-from greylag.agentd.problems import RefusedError, invalid
+from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.records import SessionRecord, TurnRecord
-from greylag.agentd.turns.turns import TurnService
+from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import sse
 from greylag.common.clock import maybe_rfc3339, rfc3339
 
@@ -44,12 +44,12 @@ _STATUS = {
 
 
 async def refused(_request: Request, error: Exception) -> Response:
-    """Answer a `RefusedError`; this is the one place where a code becomes a status."""
-    assert isinstance(error, RefusedError)  # noqa: S101 - registered for this class alone; tells mypy so
+    """Answer a `RequestError`; this is the one place where a code becomes a status."""
+    assert isinstance(error, RequestError)  # noqa: S101 - registered for this class alone; tells mypy so
     return refusal(error)
 
 
-def refusal(error: RefusedError, **more: Any) -> JSONResponse:
+def refusal(error: RequestError, **more: Any) -> JSONResponse:
     """Return the JSON answer for a refused request, with `more` members."""
     body = {"error": error.error, "message": error.message, "code": error.code}
     return JSONResponse({**body, **error.details, **more}, status_code=_STATUS[error.code])
@@ -63,7 +63,7 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
         limit: most bytes that the body may have.
 
     Raises:
-        RefusedError: too_large, or invalid_request for anything but a JSON object.
+        RequestError: too_large, or invalid_request for anything but a JSON object.
     """
     body = bytearray()
     async for chunk in request.stream():
@@ -79,16 +79,16 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
     return value
 
 
-def too_large(message: str) -> RefusedError:
+def too_large(message: str) -> RequestError:
     """Return the error for a body or a message past its limit."""
-    return RefusedError("too_large", "Too large", message)
+    return RequestError("too_large", "Too large", message)
 
 
 def text(body: dict[str, Any], name: str) -> str | None:
     """Return a text member of the body, None when it is not there (or null).
 
     Raises:
-        RefusedError: invalid_request when it is no text, or no valid Unicode.
+        RequestError: invalid_request when it is no text, or no valid Unicode.
     """
     value = body.get(name)
     if value is None:
@@ -106,7 +106,7 @@ def whole_number(request: Request, name: str, *, default: int, most: int) -> int
     """Return a query parameter, a whole number from 1 to `most`.
 
     Raises:
-        RefusedError: invalid_request.
+        RequestError: invalid_request.
     """
     value = request.query_params.get(name)
     if value is None:
@@ -150,7 +150,7 @@ class EventStream(StreamingResponse):
 
 
 async def follow(
-    turns: TurnService,
+    turns: TurnEngine,
     turn_id: str,
     request: Request,
     convert: Callable[[JournalTail], AsyncIterator[bytes]] = JournalTail.chunks,
@@ -164,19 +164,19 @@ async def follow(
         convert: makes the bytes to send from the journal.
 
     Raises:
-        RefusedError: events_gone, or unknown_event for an id that is not of this turn.
+        RequestError: events_gone, or unknown_event for an id that is not of this turn.
     """
     try:
         tail = turns.tail(turn_id)
     except JournalGoneError as error:
-        raise RefusedError("events_gone", "Events gone", str(error)) from error
+        raise RequestError("events_gone", "Events gone", str(error)) from error
     after = request.headers.get("last-event-id") or request.query_params.get("after")
     try:
         if after:
             await tail.skip(event_number(turn_id, after))
     except UnknownEventError as error:
         tail.close()
-        raise RefusedError("unknown_event", "Unknown event", str(error)) from error
+        raise RequestError("unknown_event", "Unknown event", str(error)) from error
     except BaseException:
         tail.close()
         raise

@@ -6,9 +6,9 @@ from starlette.routing import Route
 
 from greylag.agentd.api.contract import MessageReader
 from greylag.agentd.api.requests import follow, read_object, turn_object, turn_summary, whole_number
-from greylag.agentd.problems import RefusedError, invalid
+from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.sessions import SessionService
-from greylag.agentd.turns.turns import TurnService
+from greylag.agentd.turns.engine import TurnEngine
 
 _SMALL_BODY = 4096
 _MOST_TURNS = 200
@@ -17,7 +17,7 @@ _MOST_TURNS = 200
 class TurnRoutes:
     """Handlers for turns; all that the older contract lacked."""
 
-    def __init__(self, sessions: SessionService, turns: TurnService, reader: MessageReader) -> None:
+    def __init__(self, sessions: SessionService, turns: TurnEngine, reader: MessageReader) -> None:
         self._sessions = sessions
         self._turns = turns
         self._reader = reader
@@ -75,13 +75,13 @@ class TurnRoutes:
         confirmation_id = request.path_params["confirmation_id"]
         match await self._turns.answer(turn_id, confirmation_id, decision):
             case "unknown":
-                raise RefusedError(
+                raise RequestError(
                     "confirmation_not_found",
                     "Confirmation not found",
                     "This turn has no such confirmation.",
                 )
             case "settled_otherwise":
-                raise RefusedError(
+                raise RequestError(
                     "confirmation_settled",
                     "Confirmation settled",
                     "This confirmation was settled differently before.",

@@ -1,8 +1,8 @@
 """The journal of a turn: one append-only file that holds its frames exactly as they are sent.
 
 The page cache has a frame before any reader can see it, so a reader never knows more than the
-file; the disk has all of them when the turn ends. A frame is one `id:` line, one `data:` line and
-a blank line, and JSON holds no raw newline: two newlines in a row end a frame and nothing else.
+file; the disk has all of them when the turn ends. A frame is one ``id:`` line, one ``data:`` line
+and a blank line, and JSON holds no raw newline: two newlines in a row end a frame and nothing else.
 """
 
 import asyncio
@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from greylag.common import sse
 
 FRAME_END = b"\n\n"
 
 _FLUSH_AT = 64 * 1024
-# The last events of a turn (an error, `complete`) must fit even when its limit has been reached.
+# The last events of a turn (an error, ``complete``) must fit even when its limit has been reached.
 _RESERVE = 64 * 1024
 
 
@@ -31,7 +29,7 @@ class JournalFullError(JournalError):
 
 
 def event_id(turn_id: str, number: int) -> str:
-    """Return the id of event `number` (from 0) of a turn."""
+    """Return the id of event ``number`` (from 0) of a turn."""
     return f"{turn_id}-{number}"
 
 
@@ -76,14 +74,14 @@ class TurnJournal:
     def changed(self) -> asyncio.Event:
         """An event that is set at the next growth or at the end.
 
-        Take it before looking at `size`, else a growth in between goes unnoticed.
+        Take it before looking at ``size``, else a growth in between goes unnoticed.
         """
         return self._changed
 
     def append(self, kind: str, content: Mapping[str, Any], *, last_words: bool = False) -> None:
         """Add one event; readers see it a moment later.
 
-        `last_words` lets the events that end a turn go past the limit.
+        ``last_words`` lets the events that end a turn go past the limit.
 
         Raises:
             JournalFullError: the turn's limit is reached.
@@ -109,11 +107,11 @@ class TurnJournal:
     async def seal(self) -> None:
         """Write what is left and make all of it durable; no event may follow.
 
-        What is written here stays unseen until `publish_end`, so that the turn's record can say
+        What is written here stays unseen until ``publish_end``, so that the turn's record can say
         that it ended before any reader can know.
 
         Raises:
-            JournalError: not everything could be written; the readers still need `publish_end`.
+            JournalError: not everything could be written; the readers still need ``publish_end``.
         """
         self._sealed = True
         self._write_buffer()
@@ -201,65 +199,3 @@ def _translated(error: OSError) -> JournalError:
     translated = JournalError(f"The journal cannot be written: {error.strerror or error}.")
     translated.__cause__ = error
     return translated
-
-
-# Room on the disk that is kept for ending turns, given up when the disk is full.
-
-RESERVE_BYTES = 1024 * 1024
-
-_log = structlog.get_logger()
-
-
-class Reserve:
-    """A file that takes up room until the room is needed. Its calls block for milliseconds.
-
-    A full disk would otherwise leave no room to say, and to record, that it is full.
-
-    Args:
-        path: the file; one that a former agentd left is taken over.
-        size: how many bytes it holds.
-    """
-
-    def __init__(self, path: Path, size: int = RESERVE_BYTES) -> None:
-        self._path = path
-        self._size = size
-        self._held = False
-
-    @property
-    def held(self) -> bool:
-        """Whether the room is there, as far as is known."""
-        return self._held
-
-    def hold(self) -> None:
-        """Take up the room.
-
-        Raises:
-            OSError: there is too little of it; nothing is taken up.
-        """
-        try:
-            self._take()
-        except OSError:
-            self.release()
-            raise
-        self._held = True
-
-    def release(self) -> None:
-        """Give the room up."""
-        self._held = False
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            _log.error("reserve_not_released", reason=error.strerror)
-
-    def _take(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self._path, flags, 0o600)
-        try:
-            if os.fstat(fd).st_size < self._size:
-                # Not zeros, which some file systems take no room for.
-                view = memoryview(os.urandom(self._size))
-                while view:
-                    view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -61,7 +61,7 @@ class JournalTail:
         self._offset = 0
 
     async def skip(self, number: int) -> None:
-        """Start after event `number` (from 0).
+        """Start after event ``number`` (from 0).
 
         Raises:
             UnknownEventError: the turn has no such event (yet).
@@ -116,7 +116,7 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
 
 
 def _offset_after(fd: int, number: int, end: int) -> int | None:
-    """Return the offset just past frame `number`, None when there are not that many."""
+    """Return the offset just past frame ``number``, None when there are not that many."""
     left = number + 1
     offset = 0
     carry = b""

@@ -1,29 +1,33 @@
-"""What the scripted model answers: the words of a message turned into steps.
+"""The scripted model: an OpenAI-compatible provider that needs no network and no key.
 
-A message without directives gets a short demonstration answer; `run: <command>` gets a call of
-the shell tool. Tests write directives, `[[name words key=value]]`, anywhere in the message; they
+It serves demonstrations when no provider is set, and tests as a provider that fails on command.
+``app()`` is the whole as a server of its own (chat completions, streamed or whole, and the list of
+models). The words of the last message are turned into steps, which are then played.
+
+A message without directives gets a short demonstration answer; ``run: <command>`` gets a call of
+the shell tool. Tests write directives, ``[[name words key=value]]``, anywhere in the message; they
 play in order and all other text is ignored:
 
-=====================  ========================================================================
-`[[text WORDS]]`       say these words, one chunk for each
-`[[think WORDS]]`      the same, as reasoning
-`[[chunks n=9 size=5]]` n chunks of `size` characters, numbered from 0 (`0000 0001 ...`)
-`[[bytes N]]`          N bytes of text in chunks of 4096
-`[[unicode]]`          text of one- to four-byte characters, written to the network in pieces that
-                       split the characters
-`[[tool CMD]]`         call the shell tool; what follows plays after its result came back
-`[[tools A ;; B]]`     call the shell tool several times at once
-`[[call NAME JSON]]`   call any tool with these arguments
-`[[delay ms=20]]`      wait before each chunk that follows
-`[[status CODE]]`      answer with this HTTP status and an error body
-`[[context-exceeded]]` answer 400 `context_length_exceeded`
-`[[hang]]`             never answer, not even headers
-`[[stall after=2]]`    say nothing more after so many chunks, connection open (wherever written)
-`[[cut after=3]]`      break the connection after so many chunks (wherever written)
-`[[error-in-stream]]`  an error object in place of the next chunk, then the end
-`[[length]]`           end with finish_reason `length`
-`[[empty]]`            a 200 without any body
-=====================  ========================================================================
+==========================  ========================================================================
+``[[text WORDS]]``          say these words, one chunk for each
+``[[think WORDS]]``         the same, as reasoning
+``[[chunks n=9 size=5]]``   n chunks of ``size`` characters, numbered from 0 (``0000 0001 ...``)
+``[[bytes N]]``             N bytes of text in chunks of 4096
+``[[unicode]]``             text of one- to four-byte characters, written in pieces that
+                            split the characters
+``[[tool CMD]]``            call the shell tool; what follows plays after its result came back
+``[[tools A ;; B]]``        call the shell tool several times at once
+``[[call NAME JSON]]``      call any tool with these arguments
+``[[delay ms=20]]``         wait before each chunk that follows
+``[[status CODE]]``         answer with this HTTP status and an error body
+``[[context-exceeded]]``    answer 400 ``context_length_exceeded``
+``[[hang]]``                never answer, not even headers
+``[[stall after=2]]``       say nothing after so many chunks, connection open (wherever written)
+``[[cut after=3]]``         break the connection after so many chunks (wherever written)
+``[[error-in-stream]]``     an error object in place of the next chunk, then the end
+``[[length]]``              end with finish_reason ``length``
+``[[empty]]``               a 200 without any body
+==========================  ========================================================================
 
 Everything follows from the request alone: the same request has the same answer.
 """
@@ -37,6 +41,8 @@ from typing import Any
 
 from aiohttp import web
 
+MODEL_NAME = "greylag-scripted"
+BODY_LIMIT = 64 * 1024 * 1024
 UNICODE_TEXT = "aä€😀 שלום 你好 👩‍👩‍👧‍👦 e\u0301 \U0001f9a2"
 
 _SPEAKING = frozenset({"text", "think", "chunks", "bytes", "unicode"})
@@ -53,13 +59,16 @@ _RUN = re.compile(r"\s*run:\s*(.+)", re.DOTALL | re.IGNORECASE)
 # behind it, into the same user message: only the last one is the script.
 _CONTEXT = re.compile(r"<turn-context>.*?</turn-context>", re.DOTALL)
 _BYTES_CHUNK = 4096
+_CREATED = 1_700_000_000  # a fixed time, so that the same request has the same answer
+_SPLIT = re.compile(rb"[\x00-\x7f]+|[\x80-\xff]{1,3}")  # cuts four-byte characters in two
+_BYTES_PER_TOKEN = 4
 _ECHO_LIMIT = 200
 _RESULT_LIMIT = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """One step: its name, its words, and its numbers (`key=value`)."""
+    """One step: its name, its words, and its numbers (``key=value``)."""
 
     name: str
     words: str = ""
@@ -70,7 +79,7 @@ def plan(messages: Sequence[Mapping[str, Any]]) -> list[Directive]:
     """Return the steps that answer a chat-completions conversation.
 
     Args:
-        messages: the request's `messages`. The last user message is the script; each assistant
+        messages: the request's ``messages``. The last user message is the script; each assistant
             message after it was one stage, which its tool calls ended.
     """
     last_user = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)
@@ -191,19 +200,6 @@ def _filler(size: int) -> Iterator[str]:
     while size > 0:
         yield block[:size]
         size -= _BYTES_CHUNK
-
-
-# The scripted model: an OpenAI-compatible provider that needs no network and no key.
-#
-# It serves demonstrations when no provider is set, and tests as a provider that fails on command.
-# `scripted_plan` tells what it answers; this module speaks the protocol (chat completions, streamed
-# or whole, and the list of models). `app()` is the whole as a server of its own.
-
-MODEL_NAME = "greylag-scripted"
-BODY_LIMIT = 64 * 1024 * 1024
-_CREATED = 1_700_000_000  # a fixed time, so that the same request has the same answer
-_SPLIT = re.compile(rb"[\x00-\x7f]+|[\x80-\xff]{1,3}")  # cuts four-byte characters in two
-_BYTES_PER_TOKEN = 4
 
 
 class _StreamOverError(Exception):

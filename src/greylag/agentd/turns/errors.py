@@ -1,12 +1,28 @@
-"""Why a turn failed, for programs and for people."""
+"""Why a turn failed, for programs and for people.
+
+goose (1.52) tells of most failures of the model provider in an ordinary piece of the answer, and
+then ends the turn as if all were well; only a refused key is a JSON-RPC error. So its own texts are
+recognised here. Where the model relay knows what the provider itself said, that decides.
+"""
 
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from greylag.agentd.agent.acp import AgentRefusedError
-from greylag.agentd.agent.types import ModelFailure
+from greylag.agentd.agent.types import (
+    AgentDiedError,
+    AgentError,
+    AgentRefusedError,
+    AgentUnavailableError,
+    ModelFailure,
+)
+from greylag.agentd.journal.journal import JournalError, JournalFullError
+from greylag.agentd.records import StorageError
+
+AUTHENTICATION_REQUIRED = -32000
+SESSION_UNKNOWN = -32002
+EMPTY_RESPONSE = "model_empty_response"
 
 _AGAIN = "Send the message again."
 _HINTS = {
@@ -24,29 +40,6 @@ _HINTS = {
     "model_unavailable": "Check GREYLAG_MODEL_URL and the provider's state, then send it again.",
     "session_lost": "Begin a new session; its workspace is the same.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TurnError:
-    """Why a turn failed: a stable code for programs, a text for people."""
-
-    code: str
-    text: str
-
-    @property
-    def hint(self) -> str:
-        """What a person can do about it."""
-        return _HINTS.get(self.code, _AGAIN)
-
-
-# Recognising that the model provider failed, from what goose says about it.
-#
-# goose (1.52) tells of most provider failures in an ordinary piece of the answer and then ends the
-# turn as if all were well; only a refused key is a JSON-RPC error. The texts are goose's own.
-
-AUTHENTICATION_REQUIRED = -32000
-SESSION_UNKNOWN = -32002
-EMPTY_RESPONSE = "model_empty_response"
 
 _OWN_MESSAGE_ID = "msg_"
 _GENERAL = "Ran into this error: "
@@ -66,8 +59,53 @@ _CODES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class TurnError:
+    """Why a turn failed: a stable code for programs, a text for people."""
+
+    code: str
+    text: str
+
+    @property
+    def hint(self) -> str:
+        """What a person can do about it."""
+        return _HINTS.get(self.code, _AGAIN)
+
+
+RESTARTED = TurnError(
+    "agent_restarted", "The agent restarted while it answered. Send the message again."
+)
+
+
+def failure_of(error: AgentError | JournalError | StorageError) -> TurnError:
+    """Return what an error means for the turn, in the words that its user gets."""
+    match error:
+        case AgentRefusedError():
+            return refusal(error)
+        case AgentDiedError():
+            return RESTARTED
+        case AgentUnavailableError():
+            return TurnError("agent_unavailable", str(error))
+        case JournalError():
+            full = isinstance(error, JournalFullError)
+            return TurnError("journal_full" if full else "journal_failed", str(error))
+        case StorageError():
+            return TurnError("storage_failed", str(error))
+        case _:
+            return TurnError("agent_failed", str(error))
+
+
+def refusal(error: AgentRefusedError) -> TurnError:
+    """Return what a JSON-RPC error of the agent means for the turn."""
+    if error.code == AUTHENTICATION_REQUIRED:
+        return TurnError("model_unauthorized", "Authentication required")
+    if error.code == SESSION_UNKNOWN:
+        return TurnError("session_lost", "The agent does not know this session any more.")
+    return TurnError("agent_failed", error.message)
+
+
 def provider_error(update: dict[str, Any]) -> TurnError | None:
-    """Return the failure that an `agent_message_chunk` tells of, None for an ordinary piece.
+    """Return the failure that an ``agent_message_chunk`` tells of, None for an ordinary piece.
 
     It is a failure for certain only when the turn ends right after it.
     """
@@ -87,17 +125,8 @@ def provider_error(update: dict[str, Any]) -> TurnError | None:
     return None
 
 
-def refusal(error: AgentRefusedError) -> TurnError:
-    """Return what a JSON-RPC error of the agent means for the turn."""
-    if error.code == AUTHENTICATION_REQUIRED:
-        return TurnError("model_unauthorized", "Authentication required")
-    if error.code == SESSION_UNKNOWN:
-        return TurnError("session_lost", "The agent does not know this session any more.")
-    return TurnError("agent_failed", error.message)
-
-
 def told_by_provider(error: TurnError, failure: ModelFailure | None) -> TurnError:
-    """Return `error` with the code that the provider's own answer means, where it is known.
+    """Return ``error`` with the code that the provider's own answer means, where it is known.
 
     Args:
         error: what goose's words mean.

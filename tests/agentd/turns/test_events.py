@@ -5,10 +5,14 @@ from typing import Any
 import pytest
 from tests.agentd.doubles import chunk
 
-from greylag.agentd.agent.acp import AgentRefusedError
-from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult
+from greylag.agentd.agent.types import (
+    AgentRefusedError,
+    ModelFailure,
+    PermissionRequest,
+    PromptResult,
+)
 from greylag.agentd.turns.errors import TurnError, provider_error, refusal, told_by_provider
-from greylag.agentd.turns.translate import Translator, TurnEvent
+from greylag.agentd.turns.events import Translator, TurnEvent
 
 DATA = Path(__file__).parent / "data"
 
@@ -20,10 +24,8 @@ def play(name: str) -> tuple[list[TurnEvent], TurnError | None]:
     for line in (DATA / name).read_text().splitlines():
         message = json.loads(line)
         match message.get("method"):
-            case "session/update":
+            case "session/update" | "_goose/unstable/session/update":
                 events += translator.update(message["params"]["update"])
-            case "_goose/unstable/session/update":
-                events += translator.goose_update(message["params"]["update"])
             case "session/request_permission":
                 call = message["params"]["toolCall"]
                 request = PermissionRequest(call["toolCallId"], call["title"], call["rawInput"])
@@ -113,7 +115,7 @@ def test_a_model_that_only_quotes_such_a_text_is_believed() -> None:
     quoted = "Network error: is what you would see."
     assert translator.update(error_chunk(quoted)) == []
     usage = {"sessionUpdate": "message_usage", "usage": {"totalTokens": 1}}
-    assert [event.content["content"] for event in translator.goose_update(usage)] == [quoted]
+    assert [event.content["content"] for event in translator.update(usage)] == [quoted]
     assert translator.finish(PromptResult("end_turn", None)) == ([], None)
     ordinary = translator.update(chunk("Network error: said the model"))
     assert [event.type for event in ordinary] == ["message"]
@@ -130,7 +132,7 @@ def test_a_held_text_is_not_lost_when_the_turn_is_cancelled() -> None:
 def test_an_empty_response_is_an_error_even_when_usage_follows() -> None:
     translator = Translator("s1", lambda: 1.0)
     translator.update(error_chunk("The model returned an empty response. Please resend."))
-    assert translator.goose_update({"sessionUpdate": "message_usage", "usage": {}}) == []
+    assert translator.update({"sessionUpdate": "message_usage", "usage": {}}) == []
     _, error = translator.finish(PromptResult("end_turn", None))
     assert error is not None
 
@@ -140,7 +142,7 @@ def test_an_overfull_context_is_told_and_fails_the_turn() -> None:
 
     def status(kind: str, message: str) -> list[str]:
         update = {"sessionUpdate": "status_message", "status": {"type": kind, "message": message}}
-        return [event.type for event in translator.goose_update(update)]
+        return [event.type for event in translator.update(update)]
 
     assert status("notice", "Context limit reached. Compacting to continue conversation...") == [
         "context_exceeded"
@@ -178,9 +180,7 @@ def test_thinking_has_its_own_event() -> None:
     ],
 )
 def test_updates_that_mean_nothing_to_clients_make_no_event(update: dict[str, Any]) -> None:
-    translator = Translator("s1", lambda: 1.0)
-    assert translator.update(update) == []
-    assert translator.goose_update(update) == []
+    assert Translator("s1", lambda: 1.0).update(update) == []
 
 
 def test_an_unknown_tool_is_still_a_request_and_a_failed_response() -> None:

@@ -1,10 +1,11 @@
-"""From the agent's updates (ACP) to the events that clients know."""
+"""The events of a turn: made from the agent's updates (ACP), and added up to the turn's outcome."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from greylag.agentd.agent.types import PermissionRequest, PromptResult
+from greylag.agentd.records import TurnOutcome, TurnStatus
 from greylag.agentd.turns.errors import EMPTY_RESPONSE, TurnError, provider_error
 
 
@@ -17,7 +18,7 @@ class TurnEvent:
 
 
 class Translator:
-    """Translates one turn. It keeps only what a later update needs to be understood.
+    """Translates the updates of one turn. It keeps only what a later one needs to be understood.
 
     Args:
         session_id: our id of the session, put into each event.
@@ -33,32 +34,32 @@ class Translator:
         self._context_error: TurnError | None = None
 
     def update(self, update: dict[str, Any]) -> list[TurnEvent]:
-        """Return the events that one `session/update` stands for, often one, maybe none."""
+        """Return the events that one update stands for, often one, maybe none.
+
+        Args:
+            update: ``params.update`` of a ``session/update`` or ``_goose/unstable/session/update``.
+        """
+        events: Iterable[TurnEvent] = ()
         match update.get("sessionUpdate"):
             case "agent_message_chunk":
-                return self._message(update)
+                events = self._message(update)
             case "agent_thought_chunk":
-                return [*self._release(), *self._thinking(update)]
+                events = [*self._release(), *self._thinking(update)]
             case "tool_call":
-                return [*self._release(), self._tool_request(update)]
+                events = [*self._release(), self._tool_request(update)]
             case "tool_call_update":
-                return [*self._release(), *self._tool_update(update)]
+                events = [*self._release(), *self._tool_update(update)]
             case "session_info_update":
                 self._count_messages(update)
-        return []
-
-    def goose_update(self, update: dict[str, Any]) -> list[TurnEvent]:
-        """Return the events that one `_goose/unstable/session/update` stands for."""
-        match update.get("sessionUpdate"):
             case "status_message":
-                return self._status(update)
+                events = self._status(update)
             case "message_usage":
-                return self._usage(update)
-        return []
+                events = self._usage(update)
+        return list(events)
 
     def confirmation(self, confirmation_id: str, request: PermissionRequest) -> TurnEvent:
         """Return the event that asks the user about a tool call."""
-        name = self._tool_names.get(request.tool_call_id, request.tool_name)
+        name = self._tool_names.get(request.tool_call_id, request.title)
         return self._event(
             "tool_confirmation",
             id=confirmation_id,
@@ -206,3 +207,56 @@ def _texts(update: dict[str, Any]) -> list[str]:
         return []
     texts = (_text(_dig(block, "content")) for block in blocks)
     return [text for text in texts if text]
+
+
+class TurnSummary:
+    """Adds up events, live or from a journal; the same events give the same outcome."""
+
+    def __init__(self) -> None:
+        self._answer: list[str] = []
+        self._tool_calls = 0
+        self._error: TurnError | None = None
+        self._stop_reason: str | None = None
+        self._complete = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last event of the turn was among them."""
+        return self._complete
+
+    def take(self, kind: str, content: dict[str, Any]) -> None:
+        """Add one event.
+
+        Raises:
+            KeyError: it is none of ours; nothing was added.
+        """
+        match kind:
+            case "message":
+                self._answer.append(str(content["content"]))
+            case "tool_request":
+                self._tool_calls += 1
+            case "error":
+                self._error = TurnError(str(content["code"]), str(content["error"]))
+            case "complete":
+                self._stop_reason = str(content["stop_reason"])
+                self._complete = True
+
+    def fail(self, error: TurnError) -> None:
+        """Add a failure that no event tells of, because it could not be written."""
+        self._error = error
+
+    def outcome(self) -> TurnOutcome:
+        """Return what the turn's record says from now on."""
+        return TurnOutcome(
+            status=self._status(),
+            answer="".join(self._answer),
+            tool_calls_count=self._tool_calls,
+            error=None if self._error is None else self._error.text,
+            error_code=None if self._error is None else self._error.code,
+            stop_reason=self._stop_reason,
+        )
+
+    def _status(self) -> TurnStatus:
+        if self._error is not None:
+            return "error"
+        return "cancelled" if self._stop_reason == "cancelled" else "completed"

@@ -1,0 +1,477 @@
+"""The engine of turns: it starts, runs, cancels and ends them, and ends what a crash left open.
+
+A turn belongs to agentd, not to a connection: it is a task of the engine's, from its first event to
+its last, and a client that leaves changes nothing.
+"""
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import structlog
+
+from greylag.agentd.agent.types import (
+    AgentError,
+    AgentPort,
+    AgentRefusedError,
+    AgentUnavailableError,
+    Decision,
+    PromptResult,
+)
+from greylag.agentd.journal.folder import Journals, repair
+from greylag.agentd.journal.journal import JournalError
+from greylag.agentd.journal.tail import JournalTail
+from greylag.agentd.problems import (
+    RequestError,
+    agent_unavailable,
+    session_not_found,
+    storage_failed,
+    turn_not_found,
+)
+from greylag.agentd.records import (
+    Records,
+    StartedTurn,
+    StorageError,
+    TurnOutcome,
+    TurnRecord,
+    new_turn,
+    session_title,
+)
+from greylag.agentd.turns.errors import RESTARTED, SESSION_UNKNOWN, TurnError, failure_of
+from greylag.agentd.turns.events import TurnEvent, TurnSummary
+from greylag.agentd.turns.running import Answer, RunningTurn, TurnPolicy
+
+EndpointType = Literal["agent-streaming", "sync", "provider-streaming"]
+ActivityStatus = Literal["processing", "completed", "error"]
+
+_READY_WITHIN = 5.0
+_ANSWER_ON_FULL_DISK = 64 * 1024  # characters; well within the room that is kept
+_KEPT_SECONDS = 300.0
+_MOST_ENTRIES = 200
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ActivityEntry:
+    """One turn of late, as ``agent/status`` shows it. Times are Unix seconds."""
+
+    session_id: str
+    endpoint_type: EndpointType
+    status: ActivityStatus
+    start_time: float
+    last_update: float
+
+
+class Activity:
+    """Counts turns since start, and remembers those of the last five minutes."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._started_at = now()
+        self._entries: deque[ActivityEntry] = deque(maxlen=_MOST_ENTRIES)
+        self.total_processed = 0
+
+    @property
+    def uptime_seconds(self) -> int:
+        """Whole seconds since start."""
+        return max(0, int(self._now() - self._started_at))
+
+    def begin(self, session_id: str, endpoint_type: EndpointType) -> ActivityEntry:
+        """Note a new turn; hand the entry back to ``end``."""
+        now = self._now()
+        entry = ActivityEntry(session_id, endpoint_type, "processing", now, now)
+        self._entries.append(entry)
+        return entry
+
+    def end(self, entry: ActivityEntry, *, failed: bool) -> None:
+        """Note that a turn ended."""
+        entry.status = "error" if failed else "completed"
+        entry.last_update = self._now()
+        self.total_processed += 1
+
+    def recent(self) -> list[ActivityEntry]:
+        """Return the turns that run, and those that ended less than five minutes ago."""
+        oldest = self._now() - _KEPT_SECONDS
+        return [e for e in self._entries if e.status == "processing" or e.last_update >= oldest]
+
+
+class TurnEngine:
+    """Owns the turns that run, and knows those that ran.
+
+    Args:
+        agent: who answers.
+        records: where turns and sessions are kept.
+        journals: where events are kept.
+        tasks: owner of the turns' tasks; when one dies of a defect, agentd dies with it.
+        policy: what turns are held to.
+    """
+
+    def __init__(
+        self,
+        agent: AgentPort,
+        records: Records,
+        journals: Journals,
+        tasks: asyncio.TaskGroup,
+        policy: TurnPolicy,
+    ) -> None:
+        self._agent = agent
+        self._sessions = records.sessions
+        self._turns = records.turns
+        self._journals = journals
+        self._tasks = tasks
+        self._policy = policy
+        self._running: dict[str, RunningTurn] = {}
+        self._stopping = False
+        self.activity = Activity(policy.now)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether agentd is on its way out and takes no more turns."""
+        return self._stopping
+
+    async def start(
+        self,
+        session_id: str | None,
+        message: str,
+        message_id: str | None = None,
+        endpoint: EndpointType = "agent-streaming",
+    ) -> StartedTurn:
+        """Start a turn, or return the one that this message already has.
+
+        Args:
+            session_id: our id of the session; None makes one for this turn.
+            message: the user's words.
+            message_id: the client's own id of the message; the same id again is the same turn.
+            endpoint: by which kind of route it came, for ``agent/status``.
+
+        Returns:
+            the turn's record; outcome ``new`` or ``known``.
+
+        Raises:
+            RequestError: session_not_found, session_busy, message_id_conflict,
+                agent_unavailable, storage_failed.
+            StorageError: the records cannot be written.
+        """
+        if message_id is not None:
+            known = await self._turns.with_message(message_id)
+            if known is not None:
+                return _accepted(StartedTurn("known", known), session_id)
+        if session_id is not None and await self._sessions.get(session_id) is None:
+            raise session_not_found(session_id)
+        await self._require_ready()
+        await self._require_room()
+        turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, self._policy.now())
+        title = session_title(turn.session_id) if session_id is None else None
+        started = _accepted(await self._turns.start(turn, title), session_id)
+        if started.outcome == "new":
+            await self._launch(started, endpoint)
+        return started
+
+    async def get(self, turn_id: str) -> TurnRecord:
+        """Return a turn's record.
+
+        Raises:
+            RequestError: turn_not_found.
+        """
+        turn = await self._turns.get(turn_id)
+        if turn is None:
+            raise turn_not_found(turn_id)
+        return turn
+
+    async def newest(self, session_id: str, limit: int) -> list[TurnRecord]:
+        """Return the last ``limit`` turns of a session, newest first."""
+        return await self._turns.newest(session_id, limit)
+
+    async def page(self, session_id: str, offset: int, limit: int) -> list[TurnRecord]:
+        """Return ``limit`` turns of a session from ``offset`` on, oldest first."""
+        return await self._turns.page(session_id, offset, limit)
+
+    def tail(self, turn_id: str) -> JournalTail:
+        """Open a turn's events for one reader, who must close it.
+
+        Raises:
+            JournalGoneError: they are no longer kept.
+        """
+        turn = self._running.get(turn_id)
+        return self._journals.read(turn_id, None if turn is None else turn.journal)
+
+    async def wait_ended(self, turn_id: str) -> TurnRecord:
+        """Return the turn's record when it has ended.
+
+        Raises:
+            RequestError: turn_not_found.
+        """
+        turn = self._running.get(turn_id)
+        if turn is not None:
+            await turn.ended.wait()
+        return await self.get(turn_id)
+
+    async def cancel(self, turn_id: str) -> TurnRecord:
+        """Ask a turn to end; it does so a moment later. One that has ended stays as it is.
+
+        Returns:
+            the turn's record as it was when asked.
+
+        Raises:
+            RequestError: turn_not_found.
+        """
+        record = await self.get(turn_id)
+        turn = self._running.get(turn_id)
+        if turn is not None:
+            await self._cancel(turn)
+        return record
+
+    async def answer(self, turn_id: str, confirmation_id: str, decision: Decision) -> Answer:
+        """Take the user's answer to a confirmation of a turn.
+
+        Raises:
+            RequestError: turn_not_found.
+        """
+        turn = self._running.get(turn_id)
+        if turn is not None:
+            return turn.answer(confirmation_id, decision)
+        await self.get(turn_id)
+        made = await self._turns.decision(confirmation_id, turn_id)
+        if made is None:
+            return "unknown"
+        return "accepted" if made == decision else "settled_otherwise"
+
+    async def forget(self, turn_ids: list[str]) -> None:
+        """Remove the events of turns whose session was deleted; those that run end first."""
+        for turn_id in turn_ids:
+            turn = self._running.get(turn_id)
+            if turn is not None:
+                await turn.ended.wait()
+            self._journals.remove(turn_id)
+
+    async def stop(self) -> None:
+        """Take no more turns, and ask those that run to end."""
+        self._stopping = True
+        for turn in list(self._running.values()):
+            await self._cancel(turn)
+
+    async def wait_all_ended(self, seconds: float) -> bool:
+        """Wait until no turn runs, at most ``seconds``; tell whether that is so."""
+        try:
+            async with asyncio.timeout(seconds):
+                for turn in list(self._running.values()):
+                    await turn.ended.wait()
+        except TimeoutError:
+            _log.warning("turns_do_not_end", turns=len(self._running))
+            return False
+        return True
+
+    async def recover(self) -> int:
+        """End every turn that its record calls running; to be called before any may start.
+
+        What its journal holds whole is kept. If ``complete`` was written, the turn ended as its
+        events say; if not, it ends with an error that tells of the restart. Running it again does
+        no harm. Events of turns that were deleted go, where a crash kept them.
+
+        Returns:
+            how many turns were ended.
+
+        Raises:
+            StorageError: the records cannot be written.
+        """
+        left = await self._turns.running()
+        for record in left:
+            outcome = (await self._recovered(record)).outcome()
+            await self._turns.end(record.turn_id, outcome, {}, self._policy.now())
+            about = {"session_id": record.session_id, "turn_id": record.turn_id}
+            _log.warning("turn_ended_after_restart", **about)
+        removed = await self._journals.remove_unknown(await self._turns.ids())
+        if removed:
+            _log.info("journals_removed", count=removed)
+        return len(left)
+
+    async def _require_ready(self) -> None:
+        try:
+            await self._agent.wait_ready(_READY_WITHIN)
+        except AgentUnavailableError as error:
+            raise agent_unavailable(str(error)) from error
+        if self._stopping:
+            raise agent_unavailable("agentd is stopping; try again when it is back.")
+
+    async def _require_room(self) -> None:
+        try:
+            await self._journals.hold_reserve()
+        except OSError as error:
+            raise storage_failed("The environment's disk has no room for a turn", error) from error
+
+    async def _launch(self, started: StartedTurn, endpoint: EndpointType) -> None:
+        record = started.turn
+        try:
+            journal = self._journals.write(record.turn_id)
+        except OSError as error:
+            self._journals.release_reserve()
+            await self._turns.abandon(record.turn_id)
+            raise storage_failed("The turn's journal cannot be made", error) from error
+        turn = RunningTurn(record, journal, self._policy)
+        turn.begin(self._policy.demonstration())
+        self._running[record.turn_id] = turn
+        entry = self.activity.begin(record.session_id, endpoint)
+        self._tasks.create_task(
+            self._run(turn, started.agent_session_id, entry), name=f"turn {record.turn_id}"
+        )
+
+    async def _run(
+        self, turn: RunningTurn, agent_session_id: str | None, entry: ActivityEntry
+    ) -> None:
+        structlog.contextvars.bind_contextvars(
+            session_id=turn.record.session_id, turn_id=turn.record.turn_id
+        )
+        _log.info("turn_started")
+        result: PromptResult | None = None
+        error: TurnError | None = None
+        try:
+            result = await self._ask(turn, agent_session_id)
+        except (AgentError, JournalError, StorageError) as failure:
+            error = failure_of(failure)
+        except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
+            _log.exception("turn_failed")
+            error = TurnError("internal", "agentd failed while it handled the answer.")
+        await self._end(turn, result, error)
+        outcome = turn.summary.outcome()
+        self.activity.end(entry, failed=outcome.status == "error")
+        _log.info("turn_ended", status=outcome.status, code=outcome.error_code)
+        await self._make_room()
+
+    async def _ask(self, turn: RunningTurn, agent_session_id: str | None) -> PromptResult:
+        """Give the agent the turn's message, in the agent's own session, made if need be."""
+        if agent_session_id is not None:
+            try:
+                return await self._prompt(turn, agent_session_id)
+            except AgentRefusedError as error:
+                if error.code != SESSION_UNKNOWN:
+                    raise
+            _log.warning("agent_session_lost")
+            words = "The agent has lost what was said in this session before; it starts afresh."
+            turn.emit(TurnEvent("status", {"message": words, "session_id": turn.record.session_id}))
+        session_id = turn.record.session_id
+        agent_session_id = await self._agent.new_session(session_title(session_id))
+        await self._sessions.bind(session_id, agent_session_id)
+        return await self._prompt(turn, agent_session_id)
+
+    async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
+        # No await between the two: a cancel either finds the session's id, or is seen here.
+        if turn.cancelled:
+            return PromptResult("cancelled", None)
+        turn.agent_session_id = agent_session_id
+        return await self._agent.prompt(agent_session_id, turn.record.message, turn)
+
+    async def _cancel(self, turn: RunningTurn) -> None:
+        turn.cancelled = True
+        if turn.agent_session_id is not None:
+            await self._agent.cancel(turn.agent_session_id)
+        # After the agent knows: a declined tool call alone would make it ask the model again.
+        turn.cancel_confirmations()
+
+    # Ending: the last events, then the record, then the readers see that it is over.
+
+    async def _end(
+        self, turn: RunningTurn, result: PromptResult | None, error: TurnError | None
+    ) -> None:
+        try:
+            failure = self._agent.model_failure(turn.agent_session_id or "")
+            turn.finish(result, error, failure)
+            await turn.journal.seal()
+        except JournalError as unwritten:
+            _log.error("journal_failed", reason=str(unwritten))
+            await self._write_end_again(turn, error or failure_of(unwritten))
+        try:
+            await self._record_end(turn)
+        finally:
+            turn.journal.publish_end()
+            del self._running[turn.record.turn_id]
+            turn.ended.set()
+
+    async def _write_end_again(self, turn: RunningTurn, error: TurnError) -> None:
+        """Write a turn's end with the room that is kept for it on a full disk."""
+        self._journals.release_reserve()
+        try:
+            if turn.journal.try_again():
+                turn.close(None, error)
+                await turn.journal.seal()
+                return
+        except JournalError as failure:
+            _log.error("journal_failed", reason=str(failure))
+        turn.summary.fail(error)
+
+    async def _record_end(self, turn: RunningTurn) -> None:
+        outcome = turn.summary.outcome()
+        try:
+            await self._record(turn, outcome)
+        except StorageError as error:
+            _log.error("records_failed", reason=str(error))
+            self._journals.release_reserve()
+            # The whole answer is in the journal; of it the record takes no more than there is room.
+            await self._record(turn, replace(outcome, answer=outcome.answer[:_ANSWER_ON_FULL_DISK]))
+
+    async def _record(self, turn: RunningTurn, outcome: TurnOutcome) -> None:
+        turn_id, now = turn.record.turn_id, self._policy.now()
+        await self._turns.end(turn_id, outcome, turn.decisions, now)
+
+    async def _make_room(self) -> None:
+        try:
+            removed = await self._journals.make_room(self._running.__contains__)
+        except OSError as error:
+            _log.error("journals_not_removed", reason=str(error))
+            return
+        if removed:
+            _log.info("journals_removed", count=len(removed))
+
+    async def _recovered(self, record: TurnRecord) -> TurnSummary:
+        """Return what the turn's events add up to, with its end among them."""
+        try:
+            return await self._end_left(record)
+        except (OSError, JournalError) as error:
+            # Its record can still say that it ended, so that its session is free.
+            _log.error("journal_failed", turn_id=record.turn_id, reason=str(error))
+            summary = TurnSummary()
+            summary.fail(RESTARTED)
+            return summary
+
+    async def _end_left(self, record: TurnRecord) -> TurnSummary:
+        summary = TurnSummary()
+        path = self._journals.path(record.turn_id)
+        frames = await asyncio.to_thread(repair, path, record.turn_id, summary.take)
+        if summary.complete:
+            return summary
+        journal = self._journals.write(record.turn_id, next_number=frames)
+        turn = RunningTurn(record, journal, self._policy, summary)
+        try:
+            if frames == 0:
+                turn.begin(None)
+            turn.close(None, RESTARTED)
+            await journal.seal()
+        finally:
+            journal.publish_end()
+        return summary
+
+
+def _accepted(started: StartedTurn, session_id: str | None) -> StartedTurn:
+    """Return a turn that may go on (new or known); raise for one that was refused."""
+    turn = started.turn
+    match started.outcome:
+        case "no_session":
+            raise session_not_found(turn.session_id)
+        case "busy":
+            raise RequestError(
+                "session_busy",
+                "Session busy",
+                "The agent is still answering in this session: wait for it, or cancel it.",
+                turn_id=turn.turn_id,
+            )
+        case "known" if session_id not in {None, turn.session_id}:
+            raise RequestError(
+                "message_id_conflict",
+                "Message id conflict",
+                "This message_id was used in another session.",
+                turn_id=turn.turn_id,
+            )
+    return started

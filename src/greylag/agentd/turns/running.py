@@ -1,0 +1,205 @@
+"""One turn while it runs: all of its state, and the sink that the agent writes into."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from greylag.agentd.agent.types import Decision, ModelFailure, PermissionRequest, PromptResult
+from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJournal
+from greylag.agentd.records import TurnRecord
+from greylag.agentd.turns.errors import TurnError, told_by_provider
+from greylag.agentd.turns.events import Translator, TurnEvent, TurnSummary
+
+Answer = Literal["accepted", "settled_otherwise", "unknown"]
+
+_ERROR_TEXT = 4000  # a provider may answer with a whole page
+_SETTLED: Mapping[Decision, str] = {
+    "allow_once": "The tool call was allowed.",
+    "reject_once": "The tool call was declined.",
+    "cancelled": "The tool call was cancelled with its turn.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPolicy:
+    """What turns are held to.
+
+    Attributes:
+        confirmation_timeout: seconds after which an unanswered confirmation is declined.
+        demonstration: returns the sentence that says that no real model answers, or None.
+        now: the clock, Unix seconds.
+    """
+
+    confirmation_timeout: float
+    demonstration: Callable[[], str | None]
+    now: Callable[[], float] = time.time
+
+
+class RunningTurn:
+    """A turn from its first event to its last.
+
+    A confirmation is a future in it: open until it has a result, which is how it was settled. Each
+    is settled once, and says so in the turn's events.
+
+    Args:
+        record: the turn's record.
+        journal: its journal, which nobody else writes.
+        policy: what it is held to.
+        summary: what its events add up to so far; None when it has none yet.
+
+    Attributes:
+        agent_session_id: what the agent calls its session, once the agent has its message.
+        cancelled: whether its end was asked for.
+        ended: set when its last event is there to be read.
+    """
+
+    def __init__(
+        self,
+        record: TurnRecord,
+        journal: TurnJournal,
+        policy: TurnPolicy,
+        summary: TurnSummary | None = None,
+    ) -> None:
+        self.record = record
+        self.journal = journal
+        self.summary = summary or TurnSummary()
+        self.agent_session_id: str | None = None
+        self.cancelled = False
+        self.ended = asyncio.Event()
+        self._policy = policy
+        self._translator = Translator(record.session_id, policy.now)
+        self._confirmations: dict[str, asyncio.Future[Decision]] = {}
+
+    def begin(self, demonstration: str | None) -> None:
+        """Add the first event: which turn this is, and whether no real model answers.
+
+        Raises:
+            JournalError: it cannot be kept.
+        """
+        content = {
+            "turn_id": self.record.turn_id,
+            "session_id": self.record.session_id,
+            "message_id": self.record.message_id,
+            "demonstration": demonstration,
+        }
+        self.emit(TurnEvent("turn", content), last_words=True)
+
+    def emit(self, event: TurnEvent, *, last_words: bool = False) -> None:
+        """Add an event; ``last_words`` lets it go past the turn's limit.
+
+        Raises:
+            JournalError: it cannot be kept (limit reached, disk full), so it must not be shown.
+        """
+        self.journal.append(event.type, event.content, last_words=last_words)
+        self.summary.take(event.type, event.content)
+
+    async def update(self, update: dict[str, Any]) -> None:
+        """Take an update of the agent (see ``TurnSink``)."""
+        for event in self._translator.update(update):
+            self.emit(event)
+
+    async def permission(self, request: PermissionRequest) -> Decision:
+        """Ask the user whether a tool call may run; wait for the answer or the timeout.
+
+        Raises:
+            JournalError: the question, or what came of it, cannot be kept.
+        """
+        confirmation_id = uuid.uuid4().hex
+        self.emit(self._translator.confirmation(confirmation_id, request))
+        settled: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self._confirmations[confirmation_id] = settled
+        seconds = self._policy.confirmation_timeout
+        await asyncio.wait({settled}, timeout=seconds)
+        words = f"Nobody answered within {seconds:g} seconds: the tool call was declined."
+        self._settle(confirmation_id, "reject_once", words)
+        return settled.result()
+
+    def answer(self, confirmation_id: str, decision: Decision) -> Answer:
+        """Take the user's answer. The same answer again is accepted again."""
+        if confirmation_id not in self._confirmations:
+            return "unknown"
+        self._settle(confirmation_id, decision, _SETTLED[decision])
+        made = self.decisions[confirmation_id]
+        return "accepted" if made == decision else "settled_otherwise"
+
+    def cancel_confirmations(self) -> None:
+        """Settle all that are open as cancelled; the turn is ending."""
+        for confirmation_id in self._confirmations:
+            self._settle(confirmation_id, "cancelled", _SETTLED["cancelled"])
+
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """How each settled confirmation was settled."""
+        return {
+            confirmation_id: "cancelled" if settled.exception() else settled.result()
+            for confirmation_id, settled in self._confirmations.items()
+            if settled.done()
+        }
+
+    def finish(
+        self,
+        result: PromptResult | None,
+        error: TurnError | None,
+        failure: ModelFailure | None,
+    ) -> None:
+        """Add the last events: what was held back, the error if there was one, ``complete``.
+
+        Args:
+            result: how the agent ended the prompt, None when it did not.
+            error: why the turn failed, None when it did not.
+            failure: what the model provider said about its last failure, None when there was none.
+
+        Raises:
+            JournalError: the journal cannot be written any more.
+        """
+        try:
+            self.cancel_confirmations()
+            if result is not None:
+                late, found = self._translator.finish(result)
+                error = error or found
+                for event in late:
+                    self.emit(event)
+        except JournalFullError as full:
+            error = error or TurnError("journal_full", str(full))
+        self.close(result, None if error is None else told_by_provider(error, failure))
+
+    def close(self, result: PromptResult | None, error: TurnError | None) -> None:
+        """Add the very last events: the error if there was one, and ``complete``.
+
+        Raises:
+            JournalError: the journal cannot be written any more.
+        """
+        session_id = self.record.session_id
+        if error is not None:
+            content = {
+                "message": "Agent processing error",
+                "error": error.text[:_ERROR_TEXT],
+                "code": error.code,
+                "hint": error.hint,
+                "session_id": session_id,
+            }
+            self.emit(TurnEvent("error", content), last_words=True)
+        complete = {
+            "message": "Response complete",
+            "session_id": session_id,
+            "storage": "file",
+            "stop_reason": "error" if result is None else result.stop_reason,
+            "usage": None if result is None else result.usage,
+        }
+        self.emit(TurnEvent("complete", complete), last_words=True)
+
+    def _settle(self, confirmation_id: str, decision: Decision, words: str) -> None:
+        settled = self._confirmations[confirmation_id]
+        if settled.done():
+            return  # of an answer, the timeout and the end the first one counts
+        content = {"message": words, "confirmation_id": confirmation_id, "decision": decision}
+        try:
+            self.emit(TurnEvent("status", content))
+        except JournalError as error:
+            # What cannot be told must not be done: the turn ends with this error instead.
+            settled.set_exception(error)
+        else:
+            settled.set_result(decision)

@@ -1,0 +1,74 @@
+"""All that an agent started: found and killed, also what left its tree."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from greylag.agentd.agent import process_tree
+from greylag.common.process_start import process_clock, started_at
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has child subreapers")
+def test_a_hardened_process_adopts_kills_and_reaps_what_hides_itself(tmp_path: Path) -> None:
+    hider = "(env -i setsid /bin/sh -c '/bin/sleep 4804' &) ; exec sleep 4805"
+    code = f"""
+import subprocess, time, psutil
+from greylag.agentd.agent import process_tree
+process_tree.harden_this_process()
+assert process_tree.is_subreaper()
+mark = {{"GREYLAG_AGENT_RUN": "m"}}
+# A shell says "Killed" of a child; what this process says itself is what counts.
+agent = subprocess.Popen(["/bin/sh", "-c", {hider!r}], env=mark, stderr=subprocess.DEVNULL)
+root = psutil.Process(agent.pid)
+while len(psutil.Process().children(recursive=True)) < 2:
+    time.sleep(0.01)
+process_tree.kill_tree(root, "m")
+agent.wait()
+process_tree.reap_adopted(agent.pid)
+print(psutil.Process().children(recursive=True))
+"""
+    done = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stderr, done.stdout) == ("", "[]\n")
+
+
+def start_loop() -> "subprocess.Popen[bytes]":
+    """Start a tool of session `s` that starts another process every moment."""
+    mine = {process_tree.MARK: "clock", "AGENT_SESSION_ID": "s", "PATH": os.environ["PATH"]}
+    return subprocess.Popen(["/bin/sh", "-c", "while :; do sleep 0.01; done"], env=mine)
+
+
+def test_a_session_s_kill_ends_what_began_since_and_nothing_of_what_runs_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process_tree, "_KILL_SECONDS", 1000)  # it must not try until it gives up
+    older = start_loop()
+    began = process_clock()
+    while process_clock() < began + 0.1:  # start times are counted in ticks
+        pass
+    since = process_clock()
+    newer = start_loop()
+    try:
+        process_tree.kill_session("clock", "s", since)
+        assert newer.wait(10) == -9
+        assert older.poll() is None
+    finally:
+        older.kill()
+        older.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no time since the boot")
+def test_setting_the_clock_does_not_move_when_a_process_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = process_clock()
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        # The system derives the boot's time from the clock; this is what a step back looks like.
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
+        began = started_at(process.pid)
+        process.kill()
+    assert before - 0.02 <= began <= process_clock() + 0.02
