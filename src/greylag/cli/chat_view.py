@@ -4,7 +4,7 @@ import json
 import sys
 from typing import Protocol
 
-from greylag.cli.api_types import StreamEvent
+from greylag.cli.client import StreamEvent
 from greylag.cli.output import Output, one_line, shortened, visible
 
 ARGUMENT_LENGTH = 100

@@ -1,4 +1,4 @@
-"""`greylag users`."""
+"""`greylag users`, `projects`, `activate` and `deactivate`: whose projects, and their life."""
 
 import asyncio
 import functools
@@ -9,35 +9,21 @@ from typing import Any, TypeVar
 
 import click
 
-from greylag.cli.access import Access, api_options, place_of, with_client
-from greylag.cli.api_types import Action, ProjectJson, ProjectPlace, Wish
-from greylag.cli.client import ApiClient
+from greylag.cli.access import Access, api_options, place_of, task_group, with_client
+from greylag.cli.client import Action, ApiClient, ProjectJson, ProjectPlace, Wish
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
-from greylag.cli.output import Output, confirm, moment, task_group
+from greylag.cli.output import Output, confirm, moment
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.names import check_id, check_name
 
-
-@click.command()
-@api_options
-@with_client
-async def users(access: Access, api: ApiClient) -> None:
-    """List the users whom projects can belong to."""
-    found = await api.users()
-    if access.output.json:
-        access.output.document({"users": found})
-    else:
-        access.output.table(
-            ("ID", "NAME"),
-            [(user["id"], user["display_name"]) for user in found],
-            prose=("NAME",),
-        )
-
-
-# The options of commands that change a project: wait or not, and how long.
-
 R = TypeVar("R")
+
+STATUSES = ("inactive", "activating", "active", "deactivating", "error")
+COLUMNS = ("PROJECT", "NAME", "STATUS", "ENDPOINT", "LAST ACTIVATED", "ERROR")
+# The answer and the log come over two connections: the log's last line may be a moment behind.
+LAST_LINE_SECONDS = 1.0
+WISHED = {"activate": "active", "deactivate": "inactive"}
 
 
 def wait_options(command: Callable[..., R]) -> Callable[..., R]:
@@ -59,12 +45,6 @@ def wait_options(command: Callable[..., R]) -> Callable[..., R]:
     return with_wish
 
 
-# `greylag projects`: list, create, rename, show, delete.
-
-STATUSES = ("inactive", "activating", "active", "deactivating", "error")
-COLUMNS = ("PROJECT", "NAME", "STATUS", "ENDPOINT", "LAST ACTIVATED", "ERROR")
-
-
 def _name(_context: click.Context, _argument: click.Parameter, value: str) -> str:
     try:
         return check_name(value, "it")
@@ -77,6 +57,22 @@ def _id(_context: click.Context, _option: click.Parameter, value: str | None) ->
         return None if value is None else check_id(value, "it")
     except InvalidRequestError as error:
         raise click.BadParameter(error.info.message) from error
+
+
+@click.command()
+@api_options
+@with_client
+async def users(access: Access, api: ApiClient) -> None:
+    """List the users whom projects can belong to."""
+    found = await api.users()
+    if access.output.json:
+        access.output.document({"users": found})
+    else:
+        access.output.table(
+            ("ID", "NAME"),
+            [(user["id"], user["display_name"]) for user in found],
+            prose=("NAME",),
+        )
 
 
 @click.group()
@@ -189,61 +185,6 @@ async def delete(access: Access, api: ApiClient, *, project: str, yes: bool, wis
         access.output.note(f"Project {found['project_id']} is being deleted.")
 
 
-def show_project(output: Output, project: ProjectJson) -> None:
-    """Print one project."""
-    if output.json:
-        output.document(project)
-        return
-    error = project["error"]
-    output.fields(
-        {
-            "project": project["project_id"],
-            "name": project["name"],
-            "user": project["user_id"],
-            "status": project["status"],
-            "wanted": project["desired"] if project["desired"] != project["status"] else None,
-            "endpoint": project["endpoint"],
-            "error": f"{error['message']} [{error['code']}]" if error else None,
-            "hint": error["hint"] if error else None,
-            "metadata": project["metadata"],
-            "namespace": project["namespace"],
-            "deployment": project["deployment"],
-            "activated": project["last_activated_at"],
-            "deactivated": project["last_deactivated_at"],
-            "created": project["created_at"],
-            "updated": project["updated_at"],
-        }
-    )
-
-
-def _row(project: ProjectJson) -> tuple[str, ...]:
-    return (
-        project["project_id"],
-        project["name"],
-        project["status"],
-        project["endpoint"] or "-",
-        moment(project["last_activated_at"]),
-        project["error_message"] or "-",
-    )
-
-
-def _metadata(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(f"it is not JSON ({error}).", param_hint="--metadata") from error
-    if not isinstance(found, dict):
-        raise click.BadParameter("it must be a JSON object.", param_hint="--metadata")
-    return found
-
-
-# `greylag activate` and `greylag deactivate`.
-
-# The answer and the log come over two connections: the log's last line may be a moment behind.
-LAST_LINE_SECONDS = 1.0
-WISHED = {"activate": "active", "deactivate": "inactive"}
-
-
 @click.command()
 @click.argument("project")
 @wait_options
@@ -322,3 +263,51 @@ async def _show_log(
     except CliError as error:
         # The log is an extra: the change itself tells how it ends.
         output.note(f"The activation log cannot be shown: {error.message}")
+
+
+def show_project(output: Output, project: ProjectJson) -> None:
+    """Print one project."""
+    if output.json:
+        output.document(project)
+        return
+    error = project["error"]
+    output.fields(
+        {
+            "project": project["project_id"],
+            "name": project["name"],
+            "user": project["user_id"],
+            "status": project["status"],
+            "wanted": project["desired"] if project["desired"] != project["status"] else None,
+            "endpoint": project["endpoint"],
+            "error": f"{error['message']} [{error['code']}]" if error else None,
+            "hint": error["hint"] if error else None,
+            "metadata": project["metadata"],
+            "namespace": project["namespace"],
+            "deployment": project["deployment"],
+            "activated": project["last_activated_at"],
+            "deactivated": project["last_deactivated_at"],
+            "created": project["created_at"],
+            "updated": project["updated_at"],
+        }
+    )
+
+
+def _row(project: ProjectJson) -> tuple[str, ...]:
+    return (
+        project["project_id"],
+        project["name"],
+        project["status"],
+        project["endpoint"] or "-",
+        moment(project["last_activated_at"]),
+        project["error_message"] or "-",
+    )
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"it is not JSON ({error}).", param_hint="--metadata") from error
+    if not isinstance(found, dict):
+        raise click.BadParameter("it must be a JSON object.", param_hint="--metadata")
+    return found

@@ -1,6 +1,7 @@
-"""`greylag up`, `serve` and `worker`: the programs that run until they are stopped."""
+"""`greylag up`, `serve`, `worker` and `agentd`, which run until they are stopped, and `version`."""
 
 import json
+import os
 import platform
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -9,19 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from greylag import __version__
-from greylag.cli.errors import CliError, Exit
+from greylag.cli.errors import StartError
 from greylag.domain.errors import GreylagError
 
 if TYPE_CHECKING:
     from greylag.config import Settings
     from greylag.programs import Announce
-
-
-class StartError(CliError):
-    """A setting is wrong, or what the program needs cannot be had."""
-
-    exit_code = Exit.USAGE
-
 
 Program = Callable[["Settings", "Announce"], Coroutine[Any, Any, None]]
 
@@ -76,6 +70,33 @@ def worker(data: Path | None) -> None:
     _run(programs.work, data=data)
 
 
+@click.command()
+def agentd() -> int:
+    """Run the agent's API inside an environment.
+
+    Greylag starts this itself, in each environment. It reads its settings from environment
+    variables (GREYLAG_AGENT_FOLDER, GOOSE_API_PORT, ...).
+    """
+    from greylag.agentd.config import AgentdConfigError, AgentdSettings
+    from greylag.agentd.main import run
+
+    try:
+        settings = AgentdSettings.from_env(os.environ)
+    except AgentdConfigError as error:
+        raise click.UsageError(str(error)) from error
+    return run(settings)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def version(*, as_json: bool) -> None:
+    """Print the version of Greylag and of the Python that runs it."""
+    if as_json:
+        click.echo(json.dumps({"greylag": __version__, "python": platform.python_version()}))
+    else:
+        click.echo(f"greylag {__version__} (Python {platform.python_version()})")
+
+
 def _run(program: Program, **arguments: object) -> None:
     import uvloop
 
@@ -98,16 +119,3 @@ def _first(group: BaseExceptionGroup[GreylagError]) -> GreylagError:
 
 def _announce(address: str) -> None:
     click.echo(f"Greylag is ready: {address}")
-
-
-# `greylag version`.
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def version(*, as_json: bool) -> None:
-    """Print the version of Greylag and of the Python that runs it."""
-    if as_json:
-        click.echo(json.dumps({"greylag": __version__, "python": platform.python_version()}))
-    else:
-        click.echo(f"greylag {__version__} (Python {platform.python_version()})")
