@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import click
@@ -42,10 +42,6 @@ class Check:
     detail: str
     advice: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it for ``--json``."""
-        return asdict(self)
-
 
 @click.command()
 @api_options
@@ -58,7 +54,7 @@ def doctor(access: Access) -> int:
     checks.extend(_machine())
     bad = any(check.verdict == "fail" for check in checks)
     if access.output.json:
-        access.output.document({"ok": not bad, "checks": [check.as_json() for check in checks]})
+        access.output.document({"ok": not bad, "checks": [asdict(check) for check in checks]})
     else:
         _print(access.output, checks)
     return Exit.REFUSED if bad else Exit.OK

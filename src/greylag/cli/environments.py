@@ -13,6 +13,7 @@ import click
 
 from greylag.cli.errors import Exit, StartError, error_of_settings
 from greylag.cli.output import Output, confirm
+from greylag.cli.programs import data_option
 from greylag.domain.errors import ErrorInfo, GreylagError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ FIELDS = ("user_id", "project_id", "namespace", "deployment")
 @click.command()
 @click.argument("user")
 @click.argument("project")
-@click.option("--template", help="Name of a template (default: the project has picked none).")
-@click.option("--stopped", is_flag=True, help="Print it as it sleeps, with no pod.")
+@click.option("--template", metavar="NAME", help="Use this template, not the default one.")
+@click.option("--stopped", is_flag=True, help="Print them as of a sleeping project: with no pod.")
 def manifests(user: str, project: str, template: str | None, *, stopped: bool) -> None:
     """Print the Kubernetes objects of a project's environment as YAML.
 
@@ -48,18 +49,14 @@ def manifests(user: str, project: str, template: str | None, *, stopped: bool) -
 @click.command(short_help="List, or delete, environments without a record.")
 @click.option("--delete", is_flag=True, help="Delete them all, with their files; asks first.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder of records and environments (GREYLAG_DATA; default ./data).",
-)
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="Output for programs.")
 def orphans(*, delete: bool, yes: bool, data: Path | None, as_json: bool) -> int:
-    """List environments that no project's record tells of, or delete them.
+    """List environments without a record, or delete them.
 
     Records that were lost, or put back from an older copy, leave such environments. Greylag never
     touches them by itself. No server is asked: run this with the settings of a `greylag worker`,
-    for with another store every environment seems to be without a record.
+    as with another store every environment seems to be without a record.
 
     \b
     Examples:

@@ -22,14 +22,14 @@ STANDARD = {"timestamp", "level", "event"}
 
 @click.command()
 @click.argument("project")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Print what comes, too, until Ctrl-C.")
 @click.option(
     "--tail",
     metavar="LINES",
     type=click.IntRange(0, MAX_LINES),
     default=200,
     show_default=True,
-    help="Begin with so many of the last lines, 0 to 10000.",
+    help="Begin with this many of the last lines.",
 )
 @api_options
 @with_client
@@ -77,7 +77,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
 
 @click.command()
 @click.argument("project")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Print what comes, too, until Ctrl-C.")
 @api_options
 @with_client
 async def events(access: Access, api: ApiClient, *, project: str, follow: bool) -> None:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 Program = Callable[["Settings", "Announce"], Coroutine[Any, Any, None]]
 
-_host = click.option("--host", help="Address to listen on (GREYLAG_HOST; default 127.0.0.1).")
+_host = click.option(
+    "--host", metavar="ADDRESS", help="Listen on this address (GREYLAG_HOST; default 127.0.0.1)."
+)
 _port = click.option(
     "--port", metavar="PORT", type=int, help="Port, 0 for any (GREYLAG_PORT; default 8700)."
 )
-_data = click.option(
+data_option = click.option(
     "--data",
     type=click.Path(path_type=Path),
     help="Folder of records and environments (GREYLAG_DATA; default ./data).",
@@ -33,7 +35,7 @@ _data = click.option(
 @click.command()
 @_host
 @_port
-@_data
+@data_option
 def up(host: str | None, port: int | None, data: Path | None) -> None:
     """Run all of Greylag on this machine: web and worker.
 
@@ -50,7 +52,7 @@ def up(host: str | None, port: int | None, data: Path | None) -> None:
 @click.command()
 @_host
 @_port
-@_data
+@data_option
 def serve(host: str | None, port: int | None, data: Path | None) -> None:
     """Run the web alone: the API and the dashboard.
 
@@ -62,7 +64,7 @@ def serve(host: str | None, port: int | None, data: Path | None) -> None:
 
 
 @click.command()
-@_data
+@data_option
 def worker(data: Path | None) -> None:
     """Run the worker alone: it makes environments match their records."""
     from greylag import programs

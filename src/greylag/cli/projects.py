@@ -34,7 +34,7 @@ def wait_options(command: Callable[..., R]) -> Callable[..., R]:
         "--timeout",
         metavar="SECONDS",
         type=click.IntRange(1, 3600),
-        help="Wait at most so long, 1 to 3600 (default: the server's, 120).",
+        help="Wait at most so long (default: the server's, 120).",
     )
     @functools.wraps(command)
     def with_wish(*args: Any, no_wait: bool, timeout: int | None, **kwargs: Any) -> R:
@@ -111,7 +111,7 @@ async def list_projects(access: Access, api: ApiClient, *, status: str | None) -
     callback=_id,
     help="The project's id; without it one is made from the name.",
 )
-@click.option("--metadata", metavar="JSON", help='An object, as \'{"team": "search"}\'.')
+@click.option("--metadata", metavar="JSON", help='A JSON object, such as \'{"team": "search"}\'.')
 @click.option(
     "--idempotency-key", metavar="KEY", help="Repeat with the same key to create only one project."
 )
@@ -194,7 +194,7 @@ async def activate(access: Access, api: ApiClient, *, project: str, wish: Wish) 
     """Start PROJECT's environment and wait until its agent answers.
 
     The activation log is shown on the way. A project that is active already stays as it is.
-    Exit code 4 says that the time was over and it goes on.
+    Exit code 4 says that the wait ended first, and that it goes on.
     """
     found = await access.project(api, project)
     await _change(access.output, api, found, "activate", wish)
