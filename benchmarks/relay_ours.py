@@ -3,27 +3,22 @@
 `python relay_ours.py URL` prints the port that it answers on. Only the cluster is a stand-in.
 """
 
-import random
 import sys
 
 import uvloop
 
 from greylag.agent.http import HttpAgents
 from greylag.cluster.memory import MemoryCluster
-from greylag.common.clock import SystemClock
 from greylag.common.logs import configure_logging
 from greylag.config import Settings
 from greylag.domain.project import Desired, Environment
-from greylag.domain.users import OPERATOR, User
+from greylag.domain.users import OPERATOR
 from greylag.ports import AgentAddress
 from greylag.programs import serve_parts
 from greylag.reconcile.loop import WorkLoop
-from greylag.reconcile.reconciler import Pace, Reconciler
-from greylag.services.agents import Agents, Messages
-from greylag.services.projects import NewProject, Projects
-from greylag.services.use_cases import Platform, UseCases
+from greylag.services.projects import NewProject
 from greylag.store.memory import MemoryStore
-from greylag.store.users import StaticUsers
+from greylag.wiring import Adapters, build
 
 STREAMS = 10_000
 
@@ -42,27 +37,17 @@ class _Elsewhere(MemoryCluster):
 
 async def main(url: str) -> None:
     """Serve until a signal."""
-    store, cluster, clock = MemoryStore(), _Elsewhere(url), SystemClock()
-    users = StaticUsers((User("ada", "Ada"),))
-    projects = Projects(store, users, clock, namespace_prefix="user-", activation_timeout=10)
+    settings = Settings(
+        port=0, users="ada", resync_seconds=3600, streams_per_project=STREAMS, log_level="error"
+    )
     gateway = HttpAgents.open()
-    agents = Agents(projects, cluster, gateway)
+    greylag = build(settings, Adapters(MemoryStore(), _Elsewhere(url), gateway))
+    projects = greylag.use_cases.projects
     await projects.create(OPERATOR, "ada", NewProject("P", "p"))
     await projects.want(OPERATOR, "ada", "p", Desired.ACTIVE)
-    pace = Pace(lease=15, resync=3600, activation_timeout=10)
-    rng = random.Random(1)  # noqa: S311 - spreads retries
-    reconciler = Reconciler(store, cluster, clock, pace, worker="bench", rng=rng)
-    await WorkLoop(reconciler, concurrency=4).drain()
-    assert (await store.get("ada", "p")).status == "active"
-    use_cases = UseCases(
-        projects=projects,
-        agents=agents,
-        messages=Messages(projects, agents, gateway),
-        platform=Platform("0", "memory", "memory", notice=None, demonstration=None),
-        store=store,
-    )
-    settings = Settings(port=0, streams_per_project=STREAMS, log_level="error")
-    await serve_parts(use_cases, settings, lambda address: print(address, flush=True))
+    await WorkLoop(greylag.reconciler, concurrency=4).drain()
+    assert (await greylag.use_cases.store.get("ada", "p")).status == "active"
+    await serve_parts(greylag.use_cases, settings, lambda address: print(address, flush=True))
     await gateway.close()
 
 

@@ -1,7 +1,10 @@
-"""The long-running programs: web and worker in one process, or each alone."""
+"""The long-running programs: web and worker in one process, or each alone.
+
+Each runs until SIGINT or SIGTERM, and gives ``announce`` its address, or a sentence, once it is at
+work. It raises ``ConfigError`` when an address or the data folder cannot be used.
+"""
 
 import asyncio
-import contextlib
 import signal
 import socket
 from collections.abc import Callable
@@ -16,7 +19,7 @@ from greylag.web.app import create_app
 from greylag.web.health import create_health_app
 from greylag.wiring import assembled
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 GRACEFUL_SHUTDOWN_SECONDS = 3
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -24,57 +27,68 @@ Announce = Callable[[str], None]
 
 
 async def up(settings: Settings, announce: Announce) -> None:
-    """Run web and worker until a signal; ``announce`` gets the address once requests are served.
+    """Run web and worker.
 
-    Raises ``ConfigError`` when the address cannot be bound or the data folder not used, and
-    ``StoreUnavailableError``: somebody sits before it, and is told at once what is missing.
+    A store that cannot be reached raises ``StoreUnavailableError``: somebody sits before it, and is
+    told at once what is missing.
     """
-    listener = _bind(settings)
-    async with assembled(settings) as parts, asyncio.TaskGroup() as tasks:
+    listener = _bind_web(settings)
+    async with assembled(settings) as greylag, asyncio.TaskGroup() as tasks:
         looked = asyncio.Event()
-        timeout = settings.startup_reconcile_timeout
-        working = tasks.create_task(parts.worker.run(looked, timeout), name="worker")
+        working = tasks.create_task(
+            greylag.worker.run(looked, settings.startup_reconcile_timeout), name="worker"
+        )
         await looked.wait()
-        await _serve(parts.use_cases, settings, listener, announce)
+        await _serve(greylag.use_cases, settings, listener, announce)
         working.cancel()
-    log.info("stopped; active environments go on running and are found again at the next start")
+    _log.info("stopped", environments="active ones go on, and are found again at the next start")
 
 
 async def serve(settings: Settings, announce: Announce) -> None:
-    """Run the web alone until a signal; a worker elsewhere does what it writes.
+    """Run the web alone; a worker elsewhere does what it writes.
 
     A store on servers that cannot be reached is waited for; until then requests are told so.
     """
-    listener = _bind(settings)
-    async with assembled(settings, patient=True) as parts:
-        await _serve(parts.use_cases, settings, listener, announce)
+    listener = _bind_web(settings)
+    async with assembled(settings, patient=True) as greylag:
+        await _serve(greylag.use_cases, settings, listener, announce)
 
 
 async def serve_parts(use_cases: UseCases, settings: Settings, announce: Announce) -> None:
-    """Run the web over use cases that the caller has made, until a signal."""
-    await _serve(use_cases, settings, _bind(settings), announce)
+    """Run the web over use cases that the caller has made."""
+    await _serve(use_cases, settings, _bind_web(settings), announce)
 
 
 async def work(settings: Settings, announce: Announce) -> None:
-    """Run the worker alone until a signal; a store that cannot be reached is waited for."""
-    async with assembled(settings, patient=True) as parts, asyncio.TaskGroup() as tasks:
+    """Run the worker alone; a store that cannot be reached is waited for."""
+    probed = None
+    if settings.health_port is not None:
+        # On all addresses: probes come from elsewhere.
+        probed = _bind(
+            "", settings.health_port, f"GREYLAG_HEALTH_PORT: the port {settings.health_port}"
+        )
+    async with assembled(settings, patient=True) as greylag, asyncio.TaskGroup() as tasks:
         looked = asyncio.Event()
-        timeout = settings.startup_reconcile_timeout
-        working = tasks.create_task(parts.worker.run(looked, timeout), name="worker")
+        working = tasks.create_task(
+            greylag.worker.run(looked, settings.startup_reconcile_timeout), name="worker"
+        )
         loop = asyncio.get_running_loop()
         for number in _STOPPING:
             loop.add_signal_handler(number, working.cancel)
-        probed = HttpServer(
-            create_health_app(parts.use_cases.check_ready), ends_within=GRACEFUL_SHUTDOWN_SECONDS
+        announcing = tasks.create_task(_announce_after(looked, announce), name="announcement")
+        health = HttpServer(
+            create_health_app(greylag.use_cases.check_ready), ends_within=GRACEFUL_SHUTDOWN_SECONDS
         )
-        if settings.health_port is not None:
-            listener = _bind_for_probes(settings.health_port)
-            tasks.create_task(probed.serve([listener]), name="health")
-        await looked.wait()
-        announce("the worker is running")
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
-        probed.finish()
+        if probed is not None:
+            tasks.create_task(health.serve([probed]), name="health")
+        await asyncio.wait({working})
+        announcing.cancel()
+        health.finish()
+
+
+async def _announce_after(looked: asyncio.Event, announce: Announce) -> None:
+    await looked.wait()
+    announce("the worker is running")
 
 
 async def _serve(
@@ -89,21 +103,17 @@ async def _serve(
     await server.serve([listener])
 
 
-def _bind(settings: Settings) -> socket.socket:
-    try:
-        return listen(settings.host, settings.port)
-    except OSError as error:
-        raise ConfigError(
-            f"The address {settings.host}:{settings.port} cannot be used: {error.strerror}.",
-            hint="Choose another with --host and --port, or stop what listens there.",
-        ) from error
+def _bind_web(settings: Settings) -> socket.socket:
+    return _bind(
+        settings.host,
+        settings.port,
+        f"The address {settings.host}:{settings.port}",
+        "Choose another with --host and --port, or stop what listens there.",
+    )
 
 
-def _bind_for_probes(port: int) -> socket.socket:
-    """Return a socket that listens on all addresses, of both families where there are both."""
+def _bind(host: str, port: int, called: str, hint: str = "") -> socket.socket:
     try:
-        return listen("", port)
+        return listen(host, port)
     except OSError as error:
-        raise ConfigError(
-            f"GREYLAG_HEALTH_PORT: the port {port} cannot be used: {error.strerror}."
-        ) from error
+        raise ConfigError(f"{called} cannot be used: {error.strerror}.", hint=hint) from error

@@ -18,7 +18,7 @@ from greylag.web.app import create_app
 from greylag.web.request_log import RequestLog
 from greylag.wiring import assembled_web
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class Serverless:
@@ -100,7 +100,7 @@ class _Site:
                 self._app = create_app(use_cases, settings)
                 self._opened = opened.pop_all()
         except GreylagError as error:
-            log.warning("not assembled", reason=str(error))
+            _log.warning("not_assembled", reason=str(error))
             self._refusal = RequestLog(_Refusal(error))
         except Exception as error:  # noqa: BLE001 - logged with its stack; the request is answered
             self._refusal = RequestLog(_Refusal(error))

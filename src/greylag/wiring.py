@@ -5,7 +5,7 @@ import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from greylag import __version__
@@ -15,7 +15,7 @@ from greylag.cluster.local.cluster import LocalCluster
 from greylag.common.clock import SystemClock
 from greylag.config import Settings, agent_environment
 from greylag.domain.errors import ConfigError
-from greylag.ports import Cluster, ProjectStore
+from greylag.ports import AgentGateway, Clock, Cluster, ProjectStore
 from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
 from greylag.services.agents import Agents, Messages
@@ -28,15 +28,71 @@ from greylag.store.users import StaticUsers
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Adapters:
+    """What stands behind the ports."""
+
+    store: ProjectStore
+    cluster: Cluster
+    agents: AgentGateway
+    clock: Clock = field(default_factory=SystemClock)
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
     """What the programs are made of."""
 
     use_cases: UseCases
+    reconciler: Reconciler
     worker: Worker
 
 
+def build(
+    settings: Settings,
+    adapters: Adapters,
+    *,
+    worker: str | None = None,
+    rng: random.Random | None = None,
+) -> Application:
+    """Put the use cases and the worker together over ``adapters``; nothing is opened or started.
+
+    Args:
+        settings: how long things take, who the users are, and what the platform is called.
+        adapters: used by all of it; whoever opened them closes them.
+        worker: its name in the store; None: the process's own.
+        rng: spreads retries; None: a new one.
+    """
+    store, cluster, clock = adapters.store, adapters.cluster, adapters.clock
+    projects = Projects(
+        store,
+        StaticUsers(settings.user_list),
+        clock,
+        namespace_prefix=settings.namespace_prefix,
+        activation_timeout=settings.activation_timeout,
+    )
+    agents = Agents(projects, cluster, adapters.agents)
+    pace = Pace(
+        lease=settings.lease_seconds,
+        resync=settings.resync_seconds,
+        activation_timeout=settings.activation_timeout,
+    )
+    rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
+    worker = worker or _process_name()
+    reconciler = Reconciler(store, cluster, clock, pace, worker=worker, rng=rng)
+    return Application(
+        use_cases=UseCases(
+            projects=projects,
+            agents=agents,
+            messages=Messages(projects, agents, adapters.agents),
+            platform=_platform(settings, cluster),
+            store=store,
+        ),
+        reconciler=reconciler,
+        worker=Worker(store, cluster, clock, reconciler, concurrency=settings.worker_concurrency),
+    )
+
+
 @asynccontextmanager
-async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterator[Parts]:
+async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterator[Application]:
     """Construct everything that ``settings`` ask for; it is closed, last first, on leaving.
 
     Raises ``ConfigError`` for a data folder that cannot be used, and ``StoreUnavailableError``.
@@ -44,30 +100,19 @@ async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterat
     else is there already.
     """
     _make_folder(settings)
-    async with AsyncExitStack() as opened:
-        store = await _open_store(settings, patient=patient)
-        opened.push_async_callback(store.close)
-        cluster = await _open_cluster(settings)
-        opened.push_async_callback(cluster.close)
-        yield Parts(
-            use_cases=_use_cases(settings, store, cluster, opened),
-            worker=_worker(settings, store, cluster, SystemClock()),
-        )
+    async with _opened(settings, patient=patient) as adapters:
+        yield build(settings, adapters)
 
 
 @asynccontextmanager
 async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
     """Construct what a web needs that starts in a moment, anywhere, and keeps nothing: no folder is
-    made, no index, no worker. It is closed, last first, on leaving.
+    made, no index, and no worker runs. It is closed, last first, on leaving.
 
     Raises ``StoreUnavailableError``.
     """
-    async with AsyncExitStack() as opened:
-        store = await _open_store(settings, prepare=False)
-        opened.push_async_callback(store.close)
-        cluster = await _open_cluster(settings)
-        opened.push_async_callback(cluster.close)
-        yield _use_cases(settings, store, cluster, opened)
+    async with _opened(settings, prepare=False) as adapters:
+        yield build(settings, adapters).use_cases
 
 
 @asynccontextmanager
@@ -86,15 +131,11 @@ async def assembled_orphans(settings: Settings) -> AsyncIterator[Orphans]:
             hint="Give the data folder with --data or GREYLAG_DATA. If its records are lost, start "
             "Greylag on it once: that makes a new database.",
         )
-    async with AsyncExitStack() as opened:
-        store = await _open_store(settings)
-        opened.push_async_callback(store.close)
-        cluster = await _open_cluster(settings)
-        opened.push_async_callback(cluster.close)
+    async with _opened(settings) as adapters:
         yield Orphans(
-            store,
-            cluster,
-            SystemClock(),
+            adapters.store,
+            adapters.cluster,
+            adapters.clock,
             place=place_of_settings(settings).shown,
             namespace_prefix=settings.namespace_prefix,
             worker=f"{_process_name()}-orphans",
@@ -102,26 +143,18 @@ async def assembled_orphans(settings: Settings) -> AsyncIterator[Orphans]:
         )
 
 
-def _use_cases(
-    settings: Settings, store: ProjectStore, cluster: Cluster, opened: AsyncExitStack
-) -> UseCases:
-    gateway = HttpAgents.open()
-    opened.push_async_callback(gateway.close)
-    projects = Projects(
-        store,
-        StaticUsers(settings.user_list),
-        SystemClock(),
-        namespace_prefix=settings.namespace_prefix,
-        activation_timeout=settings.activation_timeout,
-    )
-    agents = Agents(projects, cluster, gateway)
-    return UseCases(
-        projects=projects,
-        agents=agents,
-        messages=Messages(projects, agents, gateway),
-        platform=_platform(settings, cluster),
-        store=store,
-    )
+@asynccontextmanager
+async def _opened(
+    settings: Settings, *, prepare: bool = True, patient: bool = False
+) -> AsyncIterator[Adapters]:
+    async with AsyncExitStack() as opened:
+        store = await _open_store(settings, prepare=prepare, patient=patient)
+        opened.push_async_callback(store.close)
+        cluster = await _open_cluster(settings)
+        opened.push_async_callback(cluster.close)
+        agents = HttpAgents.open()
+        opened.push_async_callback(agents.close)
+        yield Adapters(store, cluster, agents)
 
 
 async def _open_cluster(settings: Settings) -> Cluster:
@@ -183,19 +216,6 @@ async def _open_store(
     return await MongoStore.open(
         uri, settings.mongodb_db, limits=limits, prepare=prepare, patient=patient, gate=gate
     )
-
-
-def _worker(
-    settings: Settings, store: ProjectStore, cluster: Cluster, clock: SystemClock
-) -> Worker:
-    pace = Pace(
-        lease=settings.lease_seconds,
-        resync=settings.resync_seconds,
-        activation_timeout=settings.activation_timeout,
-    )
-    rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
-    reconciler = Reconciler(store, cluster, clock, pace, worker=_process_name(), rng=rng)
-    return Worker(store, cluster, clock, reconciler, concurrency=settings.worker_concurrency)
 
 
 def _process_name() -> str:

@@ -6,8 +6,7 @@ import pytest
 from tests.cli.program import Cli, Done, call, run
 from tests.cli.stack import Stack, running_stack
 
-from greylag.cli.api_types import ProjectPlace, Wish
-from greylag.cli.client import ApiClient
+from greylag.cli.client import ApiClient, ProjectPlace, Wish
 from greylag.config import Settings
 
 

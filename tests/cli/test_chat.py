@@ -9,9 +9,8 @@ from tests.cli.program import Cli, finish, on_terminal, run, start
 from tests.cli.proxy import CuttingProxy
 from tests.cli.stack import Stack
 
-from greylag.cli.api_types import OutgoingMessage, ProjectPlace, StreamEvent
 from greylag.cli.chat import TurnStream
-from greylag.cli.client import ApiClient
+from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace, StreamEvent
 from greylag.ports import AgentAddress
 
 HOSTILE = "\x1b]0;owned\x07 \x1b[2J \x9b1m \u202e \x00 end"

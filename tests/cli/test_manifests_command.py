@@ -6,8 +6,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from greylag.cli.environments import manifests
 from greylag.cli.errors import CliError, Exit
-from greylag.cli.manifests import manifests
 
 KEY = "a-key-that-nobody-may-see"
 

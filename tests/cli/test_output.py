@@ -82,6 +82,17 @@ def test_an_empty_list_says_so_to_a_person_and_nothing_on_stdout(
     assert capsys.readouterr().err == "There is nothing to list.\n"
 
 
+def test_a_spinner_shows_words_as_they_stand_and_harmless() -> None:
+    screen = Screen()
+    with (
+        patch.dict(os.environ, {"TERM": "xterm"}),
+        contextlib.redirect_stderr(screen),
+        Output(as_json=False).busy("Deleting [bold]x[/] \x1b[2J ..."),
+    ):
+        pass
+    assert "Deleting [bold]x[/] ␛[2J ..." in screen.getvalue()
+
+
 OWN = {"event": "request", "level": "info", "timestamp": "2026-11-24T04:37:14.495Z", "ms": 10.8}
 
 

@@ -9,7 +9,7 @@ from greylag.cli.errors import (
     GIVE_UP_AFTER,
     CliError,
     Patience,
-    Problem,
+    ProblemDocument,
     ServerUnreachableError,
     may_pass,
     refusal,
@@ -47,7 +47,9 @@ async def test_something_that_works_begins_the_minute_anew() -> None:
 
 async def test_a_refusal_that_will_not_pass_is_not_borne() -> None:
     clock = FakeClock()
-    assert not await patience(clock).pause_after(refusal(Problem(404, "turn_not_found", "Gone.")))
+    assert not await patience(clock).pause_after(
+        refusal(ProblemDocument(404, "turn_not_found", "Gone."))
+    )
     assert clock.monotonic() == 0
 
 
@@ -55,13 +57,33 @@ async def test_a_refusal_that_will_not_pass_is_not_borne() -> None:
     ("error", "passes"),
     [
         (BROKEN, True),
-        (refusal(Problem(502, "agent_unreachable", "-")), True),
-        (refusal(Problem(503, "store_unavailable", "-")), True),
-        (refusal(Problem(429, "limit_exceeded", "-")), True),
-        (refusal(Problem(401, "unauthorized", "-")), False),
-        (refusal(Problem(500, "internal_error", "-")), False),
+        (refusal(ProblemDocument(502, "agent_unreachable", "-")), True),
+        (refusal(ProblemDocument(503, "store_unavailable", "-")), True),
+        (refusal(ProblemDocument(429, "limit_exceeded", "-")), True),
+        (refusal(ProblemDocument(401, "unauthorized", "-")), False),
+        (refusal(ProblemDocument(500, "internal_error", "-")), False),
         (CliError("-"), False),
     ],
 )
 def test_only_what_may_pass_is_tried_again(error: CliError, *, passes: bool) -> None:
     assert may_pass(error) is passes
+
+
+async def test_silent_streams_that_last_are_opened_again_for_ever() -> None:
+    clock = FakeClock()
+    patient = patience(clock)
+    for _ in range(10):
+        patient.opened()
+        clock.advance(GIVE_UP_AFTER)
+        before = clock.monotonic()
+        assert await patient.pause_after(BROKEN)
+        assert clock.monotonic() - before == 0.25
+
+
+async def test_streams_that_end_at_once_are_borne_no_longer_than_a_broken_connection() -> None:
+    clock = FakeClock()
+    patient = patience(clock)
+    patient.opened()
+    while await patient.pause_after(BROKEN):
+        patient.opened()
+    assert GIVE_UP_AFTER < clock.monotonic() <= GIVE_UP_AFTER + 5

@@ -15,8 +15,7 @@ from tests.cli.program import GREYLAG, Cli, call, environment, finish, run, star
 from tests.cli.stack import Stack, running_stack
 
 from greylag.cli.access import DEFAULT_SERVER
-from greylag.cli.main import VERBS, greylag
-from greylag.cli.output import as_text
+from greylag.cli.main import VERBS, as_text, greylag
 from greylag.config import DEFAULT_PORT, Settings
 from greylag.domain.project import ProjectRef
 

@@ -6,9 +6,8 @@ from tests.e2e import serverless_host
 from tests.e2e.product import PROJECTS, Product, product
 from tests.store import mongo_servers
 
-from greylag.cli.api_types import OutgoingMessage, ProjectPlace, StreamEvent
 from greylag.cli.chat import TurnStream
-from greylag.cli.client import ApiClient
+from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace, StreamEvent
 
 pytestmark = pytest.mark.slow
 

@@ -1,37 +1,40 @@
 """A reconciler over memory adapters, stepped by hand."""
 
-import random
 from dataclasses import replace
 from datetime import timedelta
 
 from tests.clocks import FakeClock
+from tests.harness import Harness, settings
 
-from greylag.cluster.memory import MemoryCluster
 from greylag.domain.lifecycle import Verb
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Project, ProjectRef, new_record_id
 from greylag.reconcile.loop import WorkLoop
 from greylag.reconcile.reconciler import Pace, Reconciler
-from greylag.store.memory import MemoryStore
 
 REF = ProjectRef("ada", "demo")
 PACE = Pace(lease=15.0, resync=60.0, activation_timeout=120.0)
+"""What the settings say by default."""
 
 
-class Bench:
+class Bench(Harness):
     """One project ``ada/demo`` (or others), its store, its cluster and a loop."""
 
     def __init__(self, *, auto: bool = True, worker: str = "w1", pace: Pace = PACE) -> None:
-        self.pace = pace
+        # Not validated: a test's lease may be shorter than any that settings allow.
+        given = settings(model_url="https://model.example").model_copy(
+            update={
+                "lease_seconds": pace.lease,
+                "resync_seconds": pace.resync,
+                "activation_timeout": pace.activation_timeout,
+            }
+        )
         self.clock = FakeClock()
-        self.store = MemoryStore()
-        self.cluster = MemoryCluster(auto=auto)
-        self.reconciler = self.another(worker)
+        super().__init__(given, auto=auto, clock=self.clock, worker=worker)
         self.loop = WorkLoop(self.reconciler, concurrency=8)
 
     def another(self, worker: str) -> Reconciler:
-        rng = random.Random(1)  # noqa: S311 - spreads retries, guards nothing
-        return Reconciler(self.store, self.cluster, self.clock, self.pace, worker=worker, rng=rng)
+        return self.build(worker).reconciler
 
     async def create(self, ref: ProjectRef = REF) -> Project:
         now = self.clock.now()

@@ -1,27 +1,19 @@
 """The web over memory adapters, behind a real server on a free port of this process."""
 
-import asyncio
-import contextlib
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
-import uvicorn
-from starlette.types import ASGIApp
+from tests.harness import served, settings
 from tests.services.house import House
 
 from greylag.config import Settings
 from greylag.web.app import create_app
 
+__all__ = ["ADA", "Site", "served", "settings", "site"]
+
 ADA = "/api/users/ada/projects"
-
-
-def settings(**values: Any) -> Settings:
-    """Settings as given, with nothing from the environment or a file."""
-    return Settings(_env_file=None, **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,48 +32,6 @@ class Site:
             activated = await self.http.post(f"{ADA}/{project_id}/activate")
             assert activated.status == 200, await activated.text()
         return f"{ADA}/{project_id}"
-
-
-class QuietServer(uvicorn.Server):
-    """Leaves the signals of the test's process alone, and tells when it is up."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.is_up = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening."""
-        await super().startup(sockets)
-        self.is_up.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture nothing."""
-        yield
-
-
-@asynccontextmanager
-async def served(app: ASGIApp, *, grace: int = 1) -> AsyncIterator[int]:
-    """Serve ``app`` as `greylag serve` does and give the port."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            ws="none",
-            proxy_headers=False,
-            timeout_graceful_shutdown=grace,
-        )
-        server = QuietServer(config)
-        serving = asyncio.create_task(server.serve([listener]), name="server")
-        try:
-            await server.is_up.wait()
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await serving
 
 
 @asynccontextmanager

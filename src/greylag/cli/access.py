@@ -3,16 +3,16 @@
 import asyncio
 import functools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
-from greylag.cli.api_types import ProjectJson, ProjectPlace
-from greylag.cli.client import ApiClient
-from greylag.cli.errors import RefusedError
+from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace
+from greylag.cli.errors import ServerRefusedError
 from greylag.cli.output import Output
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.names import check_id
@@ -51,11 +51,11 @@ class Access:
     async def project(self, api: ApiClient, wanted: str) -> ProjectJson:
         """Return the project with this id, else the only one with this name."""
         user_id = await self.user_id(api)
-        refused: RefusedError | None = None
+        refused: ServerRefusedError | None = None
         if _can_be_id(wanted):
             try:
                 return await api.project(ProjectPlace(user_id, wanted))
-            except RefusedError as error:
+            except ServerRefusedError as error:
                 if error.problem.code != "project_not_found":
                     raise
                 refused = error
@@ -117,6 +117,19 @@ def with_client(
         return asyncio.run(whole())
 
     return run
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """Open a task group whose first failure comes out as it is, not wrapped in a group.
+
+    A command ends with one sentence and one exit code, so the first failure is the one to tell.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
 
 
 def _token() -> str | None:

@@ -1,4 +1,9 @@
-"""Whether the agent may run a tool: asked of the person, or decided beforehand."""
+"""`greylag chat` and `greylag sessions`: talking to a project's agent, and what was said before.
+
+A ``Chat`` sends one message after the other in one session. Each one's turn comes over a
+``TurnStream``, whatever happens to the connection meanwhile; what the agent asks on the way is
+answered by ``ConfirmationPrompts``. How it looks is in ``chat_view``.
+"""
 
 import asyncio
 import contextlib
@@ -6,16 +11,22 @@ import importlib
 import signal
 import sys
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from enum import Enum, auto
 
 import click
 
-from greylag.cli.access import Access, api_options
-from greylag.cli.api_types import Decision, OutgoingMessage, ProjectPlace, StreamEvent
+from greylag.cli.access import Access, api_options, task_group, with_client
 from greylag.cli.chat_view import JsonView, TextView, TurnView
-from greylag.cli.client import ApiClient
+from greylag.cli.client import (
+    ApiClient,
+    Decision,
+    EventStreaming,
+    OutgoingMessage,
+    ProjectPlace,
+    StreamEvent,
+)
 from greylag.cli.errors import (
     CliError,
     Exit,
@@ -23,10 +34,23 @@ from greylag.cli.errors import (
     Patience,
     ServerUnreachableError,
 )
-from greylag.cli.output import YES, drop_typed, read_line, somebody_is_there, task_group, visible
+from greylag.cli.output import (
+    YES,
+    Output,
+    confirm,
+    drop_typed,
+    moment,
+    read_line,
+    somebody_is_there,
+    visible,
+)
+
+PROMPT = "you> "
+# Far above what a server takes; it only guards this machine's memory.
+LONGEST_MESSAGE = 64 * 1024 * 1024
 
 
-class Confirmations:
+class ConfirmationPrompts:
     """The confirmations of one turn, each answered by a task of ``group``.
 
     Args:
@@ -100,9 +124,6 @@ class Confirmations:
         return "allow_once" if answer.strip().lower() in YES else "reject_once"
 
 
-# A message and all that answers it, whatever happens to the connection meanwhile.
-
-
 class TurnStream:
     """Yields each event of one turn exactly once, in order, to ``complete``.
 
@@ -161,7 +182,7 @@ class TurnStream:
             if not await self._patience.pause_after(failure):
                 raise failure
 
-    def _open(self) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+    def _open(self) -> EventStreaming:
         if self.turn_id is None:
             return self._api.send(self._place, self._message)
         return self._api.turn_events(self._place, self.turn_id, self._last_id)
@@ -178,9 +199,6 @@ def _may_have_arrived(error: CliError) -> bool:
     return isinstance(error, ServerUnreachableError) and error.connected
 
 
-# One conversation with an agent: turn after turn in one session.
-
-
 class End(Enum):
     """How a turn ended for the person who watched it."""
 
@@ -190,7 +208,15 @@ class End(Enum):
     INTERRUPTED = auto()
 
 
-class Conversation:
+EXIT_CODES = {
+    End.COMPLETED: Exit.OK,
+    End.FAILED: Exit.REFUSED,
+    End.CANCELLED: Exit.REFUSED,
+    End.INTERRUPTED: Exit.INTERRUPTED,
+}
+
+
+class Chat:
     """Sends messages, one after the other, and shows what answers them.
 
     Args:
@@ -243,23 +269,23 @@ class Conversation:
     async def _watch(self, stream: TurnStream) -> End:
         end = End.COMPLETED
         async with task_group() as group:
-            confirmations = Confirmations(
+            prompts = ConfirmationPrompts(
                 self._api, self._place, self._view, group, fixed=self._fixed
             )
             with _on_interrupt(self._interrupter(stream, group)):
                 async with aclosing(stream.events()) as events:
                     async for event in events:
                         end = _end_after(end, event)
-                        self._take(stream, confirmations, event)
-            confirmations.close()
+                        self._take(stream, prompts, event)
+            prompts.close()
         return End.INTERRUPTED if self._presses and end is not End.COMPLETED else end
 
-    def _take(self, stream: TurnStream, confirmations: Confirmations, event: StreamEvent) -> None:
+    def _take(self, stream: TurnStream, prompts: ConfirmationPrompts, event: StreamEvent) -> None:
         self._view.show(event)
         if event.type == "tool_confirmation":
-            confirmations.asked(stream.turn_id or "", event)
+            prompts.asked(stream.turn_id or "", event)
         elif event.type == "status":
-            confirmations.settled(event)
+            prompts.settled(event)
 
     def _interrupter(self, stream: TurnStream, group: asyncio.TaskGroup) -> Callable[[], None]:
         watching = asyncio.current_task()
@@ -301,19 +327,6 @@ def _on_interrupt(pressed: Callable[[], None]) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-# `greylag chat`.
-
-PROMPT = "you> "
-# Far above what a server takes; it only guards this machine's memory.
-LONGEST_MESSAGE = 64 * 1024 * 1024
-EXIT_CODES = {
-    End.COMPLETED: Exit.OK,
-    End.FAILED: Exit.REFUSED,
-    End.CANCELLED: Exit.REFUSED,
-    End.INTERRUPTED: Exit.INTERRUPTED,
-}
-
-
 @click.command()
 @click.argument("project")
 @click.argument("message", required=False)
@@ -346,7 +359,7 @@ def chat(
             place = runner.run(access.place(api, project))
             view = JsonView(access.output) if access.output.json else TextView(access.output)
             fixed = _fixed_decision(access, allow_tools=allow_tools)
-            talk = Conversation(api, place, view, session_id=session, fixed=fixed)
+            talk = Chat(api, place, view, session_id=session, fixed=fixed)
             if text is not None:
                 end = runner.run(talk.turn(text))
                 _tell_session(access, talk)
@@ -356,7 +369,7 @@ def chat(
             runner.run(api.__aexit__())
 
 
-def _converse(runner: asyncio.Runner, talk: Conversation, access: Access) -> int:
+def _converse(runner: asyncio.Runner, talk: Chat, access: Access) -> int:
     # Line editing and history at the prompt, where Python was built with it.
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")
@@ -401,6 +414,72 @@ def _fixed_decision(access: Access, *, allow_tools: bool) -> Decision | None:
     return None if somebody_is_there() and not access.output.json else "reject_once"
 
 
-def _tell_session(access: Access, talk: Conversation) -> None:
+def _tell_session(access: Access, talk: Chat) -> None:
     if talk.session_id is not None and not access.output.json:
         access.output.note(f"session: {visible(talk.session_id)}")
+
+
+@click.command()
+@click.argument("project")
+@click.argument("session", required=False)
+@click.option("--delete", is_flag=True, help="Delete SESSION for good.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@api_options
+@with_client
+async def sessions(  # noqa: PLR0913 - one argument per option
+    access: Access, api: ApiClient, *, project: str, session: str | None, delete: bool, yes: bool
+) -> None:
+    """List the conversations of PROJECT, or read one: SESSION.
+
+    The project must be active, as its agent keeps them.
+
+    \b
+    Examples:
+      greylag sessions search
+      greylag sessions search 0d6c3a52-7a0f-4a35-a1d5-6b3a7f1f3c11
+      greylag sessions search 0d6c3a52-7a0f-4a35-a1d5-6b3a7f1f3c11 --delete
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+    if delete and session is None:
+        raise click.UsageError("--delete needs a SESSION.")
+    place = await access.place(api, project)
+    if session is None:
+        await _list_sessions(access.output, api, place)
+    elif delete:
+        await confirm(f"Delete session {session}?", yes=yes)
+        await api.delete_session(place, session)
+        _tell_deleted(access.output, session)
+    else:
+        await _read_session(access.output, api, place, session)
+
+
+async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) -> None:
+    found = await api.sessions(place)
+    if output.json:
+        output.document({"sessions": found})
+        return
+    rows = [
+        (one["session_id"], moment(one["updated_at"]), str(one["message_count"])) for one in found
+    ]
+    output.table(
+        ("SESSION", "LAST MESSAGE", "MESSAGES"),
+        rows,
+        prose=("LAST MESSAGE",),
+        empty="No conversation yet: `greylag chat` begins one.",
+    )
+
+
+async def _read_session(output: Output, api: ApiClient, place: ProjectPlace, session: str) -> None:
+    found = await api.messages(place, session)
+    if output.json:
+        output.document({"messages": found})
+        return
+    for message in found:
+        output.heading(f"{message['role']}:")
+        output.write(visible(message["content"]) + "\n\n")
+
+
+def _tell_deleted(output: Output, session: str) -> None:
+    if output.json:
+        output.document({"session_id": session, "deleted": True})
+    else:
+        output.note(f"Session {session} is deleted.")

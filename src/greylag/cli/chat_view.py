@@ -2,9 +2,8 @@
 
 import json
 import sys
-from typing import Protocol
 
-from greylag.cli.api_types import StreamEvent
+from greylag.cli.client import StreamEvent
 from greylag.cli.output import Output, one_line, shortened, visible
 
 ARGUMENT_LENGTH = 100
@@ -12,20 +11,25 @@ QUESTION_LENGTH = 4000
 QUESTION = "Allow it once? [y/N] "
 
 
-class TurnView(Protocol):
-    """Where a turn's events and the client's own remarks go."""
+class TurnView:
+    """Where a turn's events and the client's own remarks go: here each on a line of its own."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
 
     def show(self, event: StreamEvent) -> None:
         """Show one event of the turn."""
+        raise NotImplementedError
 
     def note(self, text: str) -> None:
         """Tell the person what the client does."""
+        self._output.note(text)
 
     def question(self, event: StreamEvent) -> None:
         """Show in full what a ``tool_confirmation`` asks; the caller reads the answer."""
 
     def answered(self) -> None:
-        """Take note that the question's line has ended."""
+        """Take note that Enter has ended the question's line."""
 
     def interrupted(self) -> None:
         """Take note of a Ctrl-C."""
@@ -34,38 +38,19 @@ class TurnView(Protocol):
         """Leave the cursor at the start of a line."""
 
 
-class JsonView:
+class JsonView(TurnView):
     """Each event as one line of JSON on stdout; remarks on stderr."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
 
     def show(self, event: StreamEvent) -> None:
         """Print the event."""
         self._output.document(event.as_json())
 
-    def note(self, text: str) -> None:
-        """Print the remark."""
-        self._output.note(text)
 
-    def question(self, event: StreamEvent) -> None:
-        """Print nothing: the event itself is on stdout."""
-
-    def answered(self) -> None:
-        """Do nothing: there was no question."""
-
-    def interrupted(self) -> None:
-        """Do nothing: every line is whole."""
-
-    def end(self) -> None:
-        """Do nothing: every line is whole."""
-
-
-class TextView:
+class TextView(TurnView):
     """The answer as it comes, thinking dimmed, tool calls and their results in one line each."""
 
     def __init__(self, output: Output) -> None:
-        self._output = output
+        super().__init__(output)
         self._showing = ""
         self._line_open = False
         self._told: set[str] = set()
@@ -94,7 +79,7 @@ class TextView:
         # Where the answer goes into a file, a remark must not break its line.
         if self._output.out or self._showing != "answer":
             self.end()
-        self._output.note(text)
+        super().note(text)
 
     def question(self, event: StreamEvent) -> None:
         """Print the whole tool call: nobody should allow what they have not seen."""

@@ -1,36 +1,174 @@
-"""HTTP as the client needs it: JSON answers, byte streams, and every failure as a ``CliError``."""
+"""A client of the HTTP API: its JSON, its calls with their types, and the HTTP below them.
+
+Every call may raise a ``ServerRefusedError`` (the platform said no) or a ``ServerUnreachableError``
+(nothing answers, or something else than Greylag).
+"""
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self, TypedDict
 from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
-from greylag.cli.api_types import (
-    Action,
-    Decision,
-    MessageJson,
-    OutgoingMessage,
-    PlatformJson,
-    ProjectJson,
-    ProjectPlace,
-    SessionJson,
-    StreamEvent,
-    UserJson,
-    Wish,
-)
-from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
+from greylag.cli.errors import CliError, ProblemDocument, ServerUnreachableError, refusal
 from greylag.common import sse
+from greylag.common.net import is_loopback
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
 # The server sends a heartbeat every 15 s (300 s at most); a stream silent for longer is dead.
 SILENCE_SECONDS = 320.0
 MAX_PROBLEM_BYTES = 64 * 1024
+PAGE_LENGTH = "200"
+# The server caps a wait at an hour, and answers a little after it ends.
+LONGEST_WAIT = 3600
+WAIT_MARGIN = 30
+
+Decision = Literal["allow_once", "reject_once"]
+Action = Literal["activate", "deactivate"]
+
+
+class ErrorJson(TypedDict):
+    """Why a project's status is ``error``."""
+
+    code: str
+    message: str
+    hint: str
+
+
+class ProjectJson(TypedDict):
+    """A project. Times are RFC 3339 in UTC."""
+
+    id: str
+    user_id: str
+    project_id: str
+    name: str
+    metadata: dict[str, Any]
+    status: str
+    desired: str
+    endpoint: str | None
+    error: ErrorJson | None
+    error_message: str | None
+    namespace: str
+    deployment: str
+    service: str
+    ingress: str | None
+    last_activated_at: str | None
+    last_deactivated_at: str | None
+    created_at: str
+    updated_at: str
+    generation: int
+    observed_generation: int
+
+
+class UserJson(TypedDict):
+    """A user."""
+
+    id: str
+    display_name: str
+
+
+class PlatformJson(TypedDict):
+    """What an installation is; ``notice`` and ``demonstration`` are sentences for people."""
+
+    version: str
+    cluster: str
+    store: str
+    notice: str | None
+    demonstration: str | None
+
+
+class SessionJson(TypedDict):
+    """One of the agent's conversations."""
+
+    session_id: str
+    created_at: str
+    updated_at: str
+    message_count: int
+
+
+class MessageJson(TypedDict):
+    """One message of a session's history; ``timestamp`` in Unix seconds."""
+
+    role: str
+    content: str
+    timestamp: int | None
+    message_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One event of a stream: the activation log's or a turn's. ``id`` is where to resume."""
+
+    id: str | None
+    type: str
+    content: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as one line of ``--json`` output."""
+        return {"id": self.id, "type": self.type, "content": self.content}
+
+    def text(self, name: str) -> str:
+        """Return a field of the content as text, empty when it has none."""
+        value = self.content.get(name)
+        return value if isinstance(value, str) else ""
+
+
+EventStreaming = AbstractAsyncContextManager[AsyncIterator[StreamEvent]]
+"""A stream of events while it is open; leaving closes its connection at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectPlace:
+    """Which project of which user."""
+
+    user_id: str
+    project_id: str
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The parts of the project's address under /api."""
+        return ("users", self.user_id, "projects", self.project_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How long to wait for a change of a project.
+
+    ``wait`` is False to return at once, True for the server's own time, or a number of seconds.
+    """
+
+    wait: bool | int = True
+
+    @property
+    def prefer(self) -> dict[str, str]:
+        """The header that says so (RFC 7240)."""
+        if self.wait is True:
+            return {}
+        return {"Prefer": f"wait={self.wait}" if self.wait else "respond-async"}
+
+    @property
+    def answer_within(self) -> float:
+        """How many seconds the answer may take."""
+        return (LONGEST_WAIT if self.wait is True else self.wait) + WAIT_MARGIN
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """A message for the agent. The same ``message_id`` sent twice is one turn."""
+
+    message: str
+    message_id: str
+    session_id: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the request's body."""
+        session = {} if self.session_id is None else {"session_id": self.session_id}
+        return {"message": self.message, "message_id": self.message_id, **session}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +181,6 @@ class Request:
     body: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     root: str = "/api"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A success: its status and its JSON (``None`` when it has none)."""
-
-    status: int
-    body: Any
 
 
 class Http:
@@ -66,7 +196,7 @@ class Http:
 
     async def __aenter__(self) -> Self:
         # Proxies of the environment are meant for other hosts: most forget to except loopback.
-        local = URL(self._server).host in {"localhost", "127.0.0.1", "::1"}
+        local = is_loopback(URL(self._server).host or "")
         self._open = aiohttp.ClientSession(headers=self._headers, trust_env=not local)
         return self
 
@@ -74,25 +204,25 @@ class Http:
         if self._open is not None:
             await self._open.close()
 
-    async def call(self, request: Request, within: float = ANSWER_SECONDS) -> Answer:
-        """Send a request and return its answer, which must begin within so many seconds.
+    async def call(self, request: Request, within: float = ANSWER_SECONDS) -> Any:
+        """Send a request and return its answer's JSON (``None`` when it has none).
 
-        Raises a ``RefusedError`` for a problem document, ``ServerUnreachableError`` else.
+        It must begin within so many seconds.
         """
         response = await self._send(request, within)
         async with response:
             with self._translated():
                 raw = await response.read()
         if not raw:
-            return Answer(response.status, None)
+            return None
         try:
-            return Answer(response.status, json.loads(raw))
+            return json.loads(raw)
         except ValueError as error:
             raise self._stranger() from error
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a stream of bytes; leaving closes the connection at once. Raises like ``call``."""
+        """Open a stream of bytes; leaving closes the connection at once."""
         response = await self._send(request, SILENCE_SECONDS)
         try:
             yield self._chunks(response)
@@ -101,7 +231,7 @@ class Http:
 
     @asynccontextmanager
     async def events(self, request: Request) -> AsyncIterator[AsyncIterator[StreamEvent]]:
-        """Open a stream of server-sent events. Raises like ``call``."""
+        """Open a stream of server-sent events."""
         async with self.stream(request) as chunks:
             yield self._events(chunks)
 
@@ -130,7 +260,7 @@ class Http:
                 raw = await response.content.read(MAX_PROBLEM_BYTES)
         try:
             found = json.loads(raw)
-            problem = Problem(
+            problem = ProblemDocument(
                 status=response.status,
                 code=str(found["code"]),
                 detail=str(found.get("detail") or found["title"]),
@@ -167,8 +297,7 @@ class Http:
     def _event(self, frame: sse.Frame) -> StreamEvent:
         try:
             data = json.loads(frame.data)
-            content = data["content"]
-            return StreamEvent(frame.id, str(data["type"]), content)
+            return StreamEvent(frame.id, str(data["type"]), dict(data["content"]))
         except (ValueError, KeyError, TypeError) as error:
             raise self._stranger() from error
 
@@ -201,18 +330,8 @@ class Http:
         )
 
 
-# The HTTP API as typed calls.
-#
-# Every call may raise a ``RefusedError`` (the platform said no) or a ``ServerUnreachableError``.
-
-PAGE_LENGTH = "200"
-# The server caps a wait at an hour, and answers a little after it ends.
-LONGEST_WAIT = 3600
-WAIT_MARGIN = 30
-
-
 class ApiClient:
-    """A client of one server. Use it as a context manager."""
+    """The calls of the API of one server. Use it as a context manager."""
 
     def __init__(self, server: str, token: str | None) -> None:
         self._http = Http(server, token)
@@ -263,19 +382,19 @@ class ApiClient:
     async def rename(self, place: ProjectPlace, name: str) -> ProjectJson:
         """Give a project another name."""
         request = Request("PATCH", place.path, body={"name": name})
-        renamed: ProjectJson = (await self._http.call(request)).body
+        renamed: ProjectJson = await self._http.call(request)
         return renamed
 
     async def change(self, place: ProjectPlace, action: Action, wish: Wish) -> ProjectJson:
         """Activate or deactivate a project."""
         request = Request("POST", (*place.path, action), headers=wish.prefer)
-        changed: ProjectJson = (await self._http.call(request, _patience(wish))).body
+        changed: ProjectJson = await self._http.call(request, wish.answer_within)
         return changed
 
     async def delete(self, place: ProjectPlace, wish: Wish) -> ProjectJson | None:
         """Delete a project; ``None`` when it is gone, the project while that goes on."""
         request = Request("DELETE", place.path, headers=wish.prefer)
-        left: ProjectJson | None = (await self._http.call(request, _patience(wish))).body
+        left: ProjectJson | None = await self._http.call(request, wish.answer_within)
         return left
 
     async def sessions(self, place: ProjectPlace) -> list[SessionJson]:
@@ -300,23 +419,17 @@ class ApiClient:
         query = {"follow": "true" if follow else "false", "tail": str(tail)}
         return self._http.stream(Request("GET", (*place.path, "logs"), query))
 
-    def events(
-        self, place: ProjectPlace, after: int = 0
-    ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+    def events(self, place: ProjectPlace, after: int = 0) -> EventStreaming:
         """Open the activation log from the event after number ``after``, live."""
         query = {"after": str(after)}
         return self._http.events(Request("GET", (*place.path, "events"), query))
 
-    def send(
-        self, place: ProjectPlace, message: OutgoingMessage
-    ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+    def send(self, place: ProjectPlace, message: OutgoingMessage) -> EventStreaming:
         """Give the agent a message and open the turn that answers it."""
         request = Request("POST", (*place.path, "messages"), body=message.as_json())
         return self._http.events(request)
 
-    def turn_events(
-        self, place: ProjectPlace, turn_id: str, after: str | None
-    ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+    def turn_events(self, place: ProjectPlace, turn_id: str, after: str | None) -> EventStreaming:
         """Open a turn again, from the event after id ``after`` (``None``: from its first)."""
         headers = {} if after is None else {"Last-Event-ID": after}
         return self._http.events(
@@ -335,7 +448,7 @@ class ApiClient:
         await self._post(path, {"decision": decision})
 
     async def _get(self, path: tuple[str, ...], query: Mapping[str, str] | None = None) -> Any:
-        return (await self._http.call(Request("GET", path, query or {}))).body
+        return await self._http.call(Request("GET", path, query or {}))
 
     async def _post(
         self,
@@ -343,11 +456,4 @@ class ApiClient:
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        return (await self._http.call(Request("POST", path, {}, body, headers or {}))).body
-
-
-def _patience(wish: Wish) -> float:
-    """Return how many seconds an answer may take."""
-    if wish.wait is True:
-        return LONGEST_WAIT + WAIT_MARGIN
-    return wish.wait + WAIT_MARGIN
+        return await self._http.call(Request("POST", path, {}, body, headers or {}))

@@ -1,4 +1,4 @@
-"""One finding of `greylag doctor`."""
+"""`greylag doctor`: what is wrong with the server and this machine, and what to do about it."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import click
@@ -25,6 +25,11 @@ from greylag.config import Settings, load_settings
 from greylag.domain.errors import ConfigError
 
 Verdict = Literal["ok", "warn", "fail"]
+OLDEST_PYTHON = (3, 11)
+LEAST_FREE_BYTES = 1024**3
+RUN_SECONDS = 15
+INSTALL_NODE = "Install Node.js 20 or newer (https://nodejs.org), then run `make setup`."
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,58 +41,48 @@ class Check:
     detail: str
     advice: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it for ``--json``."""
-        return asdict(self)
 
+@click.command()
+@api_options
+def doctor(access: Access) -> int:
+    """Check the server and this machine, and say what to do about each thing that is wrong.
 
-# Whether the MongoDB of the settings can be used, for `greylag doctor`.
-
-NAME = "mongodb"
-
-
-def mongo_check(settings: Settings) -> Check | None:
-    """Sign in and ask for a sign of life; ``None`` when records are not kept in MongoDB.
-
-    What the driver says is not shown: it may repeat parts of the address, the password among them.
+    Exit code 1 says that something is wrong; a warning alone is 0.
     """
-    if settings.mongodb_uri is None:
-        return None
-    from pymongo import MongoClient
-    from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+    checks = asyncio.run(_ask_server(access))
+    checks.extend(_machine())
+    bad = any(check.verdict == "fail" for check in checks)
+    if access.output.json:
+        access.output.document({"ok": not bad, "checks": [asdict(check) for check in checks]})
+    else:
+        _print(access.output, checks)
+    return Exit.REFUSED if bad else Exit.OK
 
-    within = settings.mongodb_timeout
-    milliseconds = max(1, int(within * 1000))
+
+async def _ask_server(access: Access) -> list[Check]:
+    async with access.client() as api:
+        return [check async for check in _server(access.server, api)]
+
+
+async def _server(server: str, api: ApiClient) -> AsyncIterator[Check]:
     try:
-        with MongoClient[dict[str, object]](
-            settings.mongodb_uri.get_secret_value(),
-            serverSelectionTimeoutMS=milliseconds,
-            connectTimeoutMS=milliseconds,
-        ) as client:
-            client[settings.mongodb_db].command("ping")
-    except (ConfigurationError, ValueError):
-        advice = "It looks like mongodb://user:password@host/; a password in it is percent-encoded."
-        return Check(NAME, "fail", "MONGODB_URI is no address of a MongoDB.", advice)
-    except OperationFailure:
-        advice = "Check the user, the password and the authSource in MONGODB_URI."
-        return Check(NAME, "fail", "MongoDB answers, but refuses this user.", advice)
-    except PyMongoError:
-        advice = "Check MONGODB_URI, and that MongoDB runs and can be reached from here."
-        return Check(NAME, "fail", f"MongoDB did not answer within {within:g} s.", advice)
-    return Check(
-        NAME, "ok", f"MongoDB answers; records are kept in database {settings.mongodb_db}."
-    )
+        await api.check_ready()
+        platform = await api.platform()
+    except CliError as error:
+        yield Check("server", "fail", error.message, error.hint)
+        return
+    where = f"cluster {platform['cluster']}, store {platform['store']}"
+    yield Check("server", "ok", f"{server} is ready: Greylag {platform['version']}, {where}")
+    if platform["version"] != __version__:
+        detail = f"The server is {platform['version']}, this command {__version__}."
+        yield Check("version", "warn", detail, "Install the same version on both sides.")
+    if platform["notice"]:
+        yield Check("notice", "warn", platform["notice"])
+    if platform["demonstration"]:
+        yield Check("demonstration", "warn", platform["demonstration"])
 
 
-# What `greylag doctor` looks at on this machine.
-
-OLDEST_PYTHON = (3, 11)
-LEAST_FREE_BYTES = 1024**3
-RUN_SECONDS = 15
-INSTALL_NODE = "Install Node.js 20 or newer (https://nodejs.org), then run `make setup`."
-
-
-def machine_checks() -> Iterator[Check]:
+def _machine() -> Iterator[Check]:
     """Yield one finding after the other. It runs other programs, for a moment each."""
     yield _python()
     try:
@@ -101,7 +96,7 @@ def machine_checks() -> Iterator[Check]:
     yield _bubblewrap(settings)
     if settings is not None:
         yield _data_folder(settings.data)
-        if (found := mongo_check(settings)) is not None:
+        if (found := _mongodb(settings)) is not None:
             yield found
         yield _model(settings)
 
@@ -203,49 +198,37 @@ def _run(command: Sequence[str]) -> str | None:
     return done.stdout
 
 
-# `greylag doctor`.
+def _mongodb(settings: Settings) -> Check | None:
+    """Sign in and ask for a sign of life; ``None`` when records are not kept in MongoDB.
 
-STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-
-
-@click.command()
-@api_options
-def doctor(access: Access) -> int:
-    """Check the server and this machine, and say what to do about each thing that is wrong.
-
-    Exit code 1 says that something is wrong; a warning alone is 0.
+    What the driver says is not shown: it may repeat parts of the address, the password among them.
     """
-    checks = asyncio.run(_server(access))
-    checks.extend(machine_checks())
-    bad = any(check.verdict == "fail" for check in checks)
-    if access.output.json:
-        access.output.document({"ok": not bad, "checks": [check.as_json() for check in checks]})
-    else:
-        _print(access.output, checks)
-    return Exit.REFUSED if bad else Exit.OK
+    if settings.mongodb_uri is None:
+        return None
+    from pymongo import MongoClient
+    from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 
-
-async def _server(access: Access) -> list[Check]:
-    async with access.client() as api:
-        return [check async for check in _server_checks(access.server, api)]
-
-
-async def _server_checks(server: str, api: ApiClient) -> AsyncIterator[Check]:
+    within = settings.mongodb_timeout
+    milliseconds = max(1, int(within * 1000))
     try:
-        await api.check_ready()
-        platform = await api.platform()
-    except CliError as error:
-        yield Check("server", "fail", error.message, error.hint)
-        return
-    where = f"cluster {platform['cluster']}, store {platform['store']}"
-    yield Check("server", "ok", f"{server} is ready: Greylag {platform['version']}, {where}")
-    if platform["version"] != __version__:
-        detail = f"The server is {platform['version']}, this command {__version__}."
-        yield Check("version", "warn", detail, "Install the same version on both sides.")
-    if platform["notice"]:
-        yield Check("notice", "warn", platform["notice"])
-    if platform["demonstration"]:
-        yield Check("demonstration", "warn", platform["demonstration"])
+        with MongoClient[dict[str, object]](
+            settings.mongodb_uri.get_secret_value(),
+            serverSelectionTimeoutMS=milliseconds,
+            connectTimeoutMS=milliseconds,
+        ) as client:
+            client[settings.mongodb_db].command("ping")
+    except (ConfigurationError, ValueError):
+        advice = "It looks like mongodb://user:password@host/; a password in it is percent-encoded."
+        return Check("mongodb", "fail", "MONGODB_URI is no address of a MongoDB.", advice)
+    except OperationFailure:
+        advice = "Check the user, the password and the authSource in MONGODB_URI."
+        return Check("mongodb", "fail", "MongoDB answers, but refuses this user.", advice)
+    except PyMongoError:
+        advice = "Check MONGODB_URI, and that MongoDB runs and can be reached from here."
+        return Check("mongodb", "fail", f"MongoDB did not answer within {within:g} s.", advice)
+    return Check(
+        "mongodb", "ok", f"MongoDB answers; records are kept in database {settings.mongodb_db}."
+    )
 
 
 def _print(output: Output, checks: list[Check]) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong for a command, each with the exit code that scripts see."""
+"""What can go wrong for a command: errors with their exit codes, and which pass by themselves."""
 
 import asyncio
 import random
@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import ClassVar
 
 from greylag.common.backoff import backoff
+from greylag.domain.errors import GreylagError
 
 
 class Exit(IntEnum):
@@ -25,8 +26,8 @@ class Exit(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """An RFC 9457 problem document, as far as people need it."""
+class ProblemDocument:
+    """A refusal as the API sends it (RFC 9457), as far as people need it."""
 
     status: int
     code: str
@@ -51,29 +52,53 @@ class CliError(Exception):
         return [f"error: {self.message}", *([f"hint: {self.hint}"] if self.hint else [])]
 
 
-class RefusedError(CliError):
-    """The platform said no, with a problem document."""
+class StartError(CliError):
+    """A setting is wrong, or what the program needs cannot be had."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.detail, problem.hint)
+    exit_code = Exit.USAGE
+
+
+class CodedError(CliError):
+    """A refusal with a stable code, which scripts look for."""
+
+    def __init__(self, message: str, hint: str, code: str) -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+    @property
+    def lines(self) -> list[str]:
+        """The sentence with its code, and the hint."""
+        first, *others = super().lines
+        return [f"{first} [{self.code}]", *others]
+
+
+class BackendUnreachableError(CodedError):
+    """The store or the cluster of the settings does not answer."""
+
+    exit_code = Exit.UNREACHABLE
+
+
+class ServerRefusedError(CodedError):
+    """The server said no, with a problem document."""
+
+    def __init__(self, problem: ProblemDocument) -> None:
+        super().__init__(problem.detail, problem.hint, problem.code)
         self.problem = problem
 
     @property
     def lines(self) -> list[str]:
         """The sentence with its code, the hint, and for a fault the id to look for in the log."""
-        first, *others = super().lines
-        if self.problem.status >= 500 and self.problem.request_id:  # noqa: PLR2004 - HTTP: server error
-            others.append(f"request id: {self.problem.request_id}")
-        return [f"{first} [{self.problem.code}]", *others]
+        fault = self.problem.status >= 500 and self.problem.request_id  # noqa: PLR2004 - HTTP: server error
+        return [*super().lines, *([f"request id: {self.problem.request_id}"] if fault else [])]
 
 
-class StillGoingOnError(RefusedError):
+class StillGoingOnError(ServerRefusedError):
     """The wait ended first; what was asked for goes on."""
 
     exit_code = Exit.TIMEOUT
 
 
-class UnauthorizedError(RefusedError):
+class TokenRefusedError(ServerRefusedError):
     """The server wants another token, or one at all."""
 
     exit_code = Exit.UNAUTHORIZED
@@ -138,17 +163,25 @@ _HINTS = {
 }
 
 
-def refusal(given: Problem) -> RefusedError:
+def error_of_settings(error: GreylagError) -> CliError:
+    """Return the error of a command that works on the store or the cluster of the settings."""
+    message, hint, code = error.info.message, error.info.hint, error.info.code
+    if code == "config_error":
+        return StartError(message, hint)
+    if code in {"store_unavailable", "cluster_unavailable"}:
+        return BackendUnreachableError(message, hint, code)
+    return CodedError(message, hint, code)
+
+
+def refusal(given: ProblemDocument) -> ServerRefusedError:
     """Return the error of the kind that this problem document stands for."""
     problem = replace(given, hint=_HINTS.get(given.code, given.hint))
     if problem.code == "wait_timeout":
         return StillGoingOnError(problem)
     if problem.status == 401:  # noqa: PLR2004 - HTTP: Unauthorized
-        return UnauthorizedError(problem)
-    return RefusedError(problem)
+        return TokenRefusedError(problem)
+    return ServerRefusedError(problem)
 
-
-# How long a dropped connection is worth another try.
 
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 5.0
@@ -205,6 +238,6 @@ class Patience:
 
 def may_pass(error: CliError) -> bool:
     """Tell whether the same request may work a little later."""
-    if isinstance(error, RefusedError):
+    if isinstance(error, ServerRefusedError):
         return error.problem.status in PASSING
     return isinstance(error, ServerUnreachableError)

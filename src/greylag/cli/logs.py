@@ -1,4 +1,4 @@
-"""A line of an environment's log, as a person reads it."""
+"""`greylag logs` and `greylag events`: what an environment says, and what was done for it."""
 
 import asyncio
 import codecs
@@ -8,52 +8,28 @@ from collections.abc import AsyncIterator
 import click
 
 from greylag.cli.access import Access, api_options, with_client
-from greylag.cli.api_types import ProjectPlace, StreamEvent
-from greylag.cli.client import ApiClient
-from greylag.cli.errors import CliError, Patience, RefusedError
+from greylag.cli.client import ApiClient, ProjectPlace, StreamEvent
+from greylag.cli.errors import CliError, Patience, ServerRefusedError
 from greylag.cli.output import moment, one_line, visible
-
-STANDARD = {"timestamp", "level", "event"}
-
-
-def log_line(line: str) -> str:
-    """Return one line: time, level, event and its fields where it is Greylag's own JSON.
-
-    A line of another shape comes back as it is. All of it is harmless to a terminal.
-    """
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return one_line(line)
-    if not isinstance(found, dict) or not {"timestamp", "event"} <= found.keys():
-        return one_line(line)
-    fields = [f"{name}={_value(value)}" for name, value in found.items() if name not in STANDARD]
-    level = f"{found.get('level', '')!s:<7}"
-    return one_line(
-        " ".join([moment(str(found["timestamp"])), level, str(found["event"]), *fields])
-    )
-
-
-def _value(value: object) -> str:
-    return value if isinstance(value, str) and " " not in value else json.dumps(value)
-
-
-# `greylag logs`.
 
 MAX_LINES = 10_000
 MAX_LINE_LENGTH = 1024 * 1024
+# The server sends what it has at once and then waits: so much silence ends the log so far.
+QUIET_SECONDS = 1.0
+# The fields of a log line of our own that are shown without their names.
+STANDARD = {"timestamp", "level", "event"}
 
 
 @click.command()
 @click.argument("project")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Print what comes, too, until Ctrl-C.")
 @click.option(
     "--tail",
     metavar="LINES",
     type=click.IntRange(0, MAX_LINES),
     default=200,
     show_default=True,
-    help="Begin with so many of the last lines, 0 to 10000.",
+    help="Begin with this many of the last lines.",
 )
 @api_options
 @with_client
@@ -99,26 +75,9 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
         yield rest
 
 
-# How a line of the activation log is shown.
-
-
-def event_line(event: StreamEvent) -> str:
-    """Return an event of the activation log as one line, with its hint if it has one."""
-    hint = event.text("hint")
-    words = one_line(event.text("message")) + (f" ({one_line(hint)})" if hint else "")
-    status = one_line(event.text("status"))
-    return f"{moment(event.text('at') or None)}  {status:<12}  {words}"
-
-
-# `greylag events`.
-
-# The server sends what it has at once and then waits: so much silence ends the log so far.
-QUIET_SECONDS = 1.0
-
-
 @click.command()
 @click.argument("project")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Print what comes, too, until Ctrl-C.")
 @api_options
 @with_client
 async def events(access: Access, api: ApiClient, *, project: str, follow: bool) -> None:
@@ -161,8 +120,38 @@ async def _live(access: Access, api: ApiClient, place: ProjectPlace) -> AsyncIte
             # The stream ends with the project, and with the server: ask which it was.
             await api.project(place)
         except CliError as error:
-            if isinstance(error, RefusedError) and error.problem.code == "project_not_found":
+            if isinstance(error, ServerRefusedError) and error.problem.code == "project_not_found":
                 return
             access.output.note("The connection dropped; going on ...")
             if not await patience.pause_after(error):
                 raise
+
+
+def log_line(line: str) -> str:
+    """Return one line: time, level, event and its fields where it is Greylag's own JSON.
+
+    A line of another shape comes back as it is. All of it is harmless to a terminal.
+    """
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return one_line(line)
+    if not isinstance(found, dict) or not {"timestamp", "event"} <= found.keys():
+        return one_line(line)
+    fields = [f"{name}={_value(value)}" for name, value in found.items() if name not in STANDARD]
+    level = f"{found.get('level', '')!s:<7}"
+    return one_line(
+        " ".join([moment(str(found["timestamp"])), level, str(found["event"]), *fields])
+    )
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) and " " not in value else json.dumps(value)
+
+
+def event_line(event: StreamEvent) -> str:
+    """Return an event of the activation log as one line, with its hint if it has one."""
+    hint = event.text("hint")
+    words = one_line(event.text("message")) + (f" ({one_line(hint)})" if hint else "")
+    status = one_line(event.text("status"))
+    return f"{moment(event.text('at') or None)}  {status:<12}  {words}"

@@ -1,52 +1,61 @@
 """The entry of `greylag`: finds the verb, imports only it, and turns its end into an exit code."""
 
 import importlib
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
-from click.exceptions import NoSuchCommand
+from click.exceptions import NoArgsIsHelpError, NoSuchCommand, NoSuchOption
 from click.shell_completion import CompletionItem
 
 from greylag import __version__
 from greylag.cli.errors import CliError, ClosedPipeError, Exit, OutputLostError
-from greylag.cli.output import as_text, drop_output, prepare_streams, print_usage_error, visible
+from greylag.cli.output import drop_output, prepare_streams, visible
+
+# What Python makes of bytes that the locale's encoding does not know.
+_UNREAD = re.compile("[\udc80-\udcff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Verb:
-    """Where a command is found, and its line in the help; it is imported only when it is used."""
+class LazyVerb:
+    """A verb's line in the help, and its command, imported when it is used (``module:name``)."""
 
     place: str
     help: str
 
+    def load(self) -> click.Command:
+        """Import the command."""
+        module, _, name = self.place.partition(":")
+        command = getattr(importlib.import_module(f"greylag.cli.{module}"), name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{self.place} is not a command")
+        return command
+
 
 VERBS = {
-    "up": Verb("greylag.cli.serve:up", "Run everything on this machine and print the address."),
-    "serve": Verb("greylag.cli.serve:serve", "Run the web: API, dashboard and streams."),
-    "worker": Verb("greylag.cli.serve:worker", "Run the reconciler."),
-    "agentd": Verb("greylag.cli.agentd:agentd", "Run the agent's API inside an environment."),
-    "users": Verb("greylag.cli.projects:users", "List the users."),
-    "projects": Verb(
-        "greylag.cli.projects:projects", "List, create, show, rename, delete projects."
+    "up": LazyVerb("programs:up", "Run everything on this machine and print the address."),
+    "serve": LazyVerb("programs:serve", "Run the web: API, dashboard and streams."),
+    "worker": LazyVerb("programs:worker", "Run the reconciler."),
+    "agentd": LazyVerb("programs:agentd", "Run the agent's API inside an environment."),
+    "users": LazyVerb("projects:users", "List the users."),
+    "projects": LazyVerb("projects:projects", "List, create, show, rename, delete projects."),
+    "activate": LazyVerb("projects:activate", "Start a project's environment."),
+    "deactivate": LazyVerb("projects:deactivate", "Stop a project's environment."),
+    "chat": LazyVerb("chat:chat", "Talk to a project's agent."),
+    "sessions": LazyVerb("chat:sessions", "List, read or delete conversations."),
+    "logs": LazyVerb("logs:logs", "Print what a project's environment says."),
+    "events": LazyVerb("logs:events", "Print a project's activation log."),
+    "manifests": LazyVerb(
+        "environments:manifests", "Print a project's Kubernetes objects as YAML."
     ),
-    "activate": Verb("greylag.cli.projects:activate", "Start a project's environment."),
-    "deactivate": Verb("greylag.cli.projects:deactivate", "Stop a project's environment."),
-    "chat": Verb("greylag.cli.chat:chat", "Talk to a project's agent."),
-    "sessions": Verb("greylag.cli.sessions:sessions", "List, read or delete conversations."),
-    "logs": Verb("greylag.cli.logs:logs", "Print what a project's environment says."),
-    "events": Verb("greylag.cli.logs:events", "Print a project's activation log."),
-    "manifests": Verb(
-        "greylag.cli.manifests:manifests", "Print a project's Kubernetes objects as YAML."
-    ),
-    "store": Verb("greylag.cli.store:store", "Copy all records to another store, or check them."),
-    "orphans": Verb(
-        "greylag.cli.orphans:orphans", "List, or delete, environments without a record."
-    ),
-    "doctor": Verb("greylag.cli.doctor:doctor", "Check the server and this machine."),
-    "version": Verb("greylag.cli.serve:version", "Print the version."),
+    "store": LazyVerb("store:store", "Copy all records to another store, or check them."),
+    "orphans": LazyVerb("environments:orphans", "List, or delete, environments without a record."),
+    "doctor": LazyVerb("doctor:doctor", "Check the server and this machine."),
+    "version": LazyVerb("programs:version", "Print the version."),
 }
 
 
@@ -69,13 +78,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import one verb."""
         verb = VERBS.get(cmd_name)
-        if verb is None:
-            return None
-        module, _, name = verb.place.partition(":")
-        command = getattr(importlib.import_module(module), name)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{verb.place} is not a command")
-        return command
+        return None if verb is None else verb.load()
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb; a reader of its output that has gone is an end of its own."""
@@ -139,3 +142,28 @@ def main(args: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return Exit.INTERRUPTED
     return result if isinstance(result, int) else Exit.OK
+
+
+def as_text(arguments: Sequence[str]) -> list[str]:
+    """Return arguments as they were typed, where the locale could not read all of them as UTF-8."""
+    return [
+        os.fsencode(given).decode("utf-8", "replace") if _UNREAD.search(given) else given
+        for given in arguments
+    ]
+
+
+def print_usage_error(error: click.ClickException) -> None:
+    """Print what is wrong with a command line as every other error is told, and how it is used."""
+    if isinstance(error, NoArgsIsHelpError):
+        error.show()
+        return
+    click.echo(visible(f"error: {error.format_message()}"), err=True)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None:
+        return
+    if isinstance(error, NoSuchOption) and context.parent is None:
+        hint = f"Options stand after the verb: {context.command_path} VERB {error.option_name} ..."
+    else:
+        hint = f"`{context.command_path} --help` tells more."
+    click.echo(context.get_usage().replace("Usage:", "usage:", 1), err=True)
+    click.echo(visible(f"hint: {hint}"), err=True)

@@ -1,29 +1,27 @@
-"""What only a person at a terminal gets: colours, lines broken between words, tables, a spinner.
-
-Imported when there is a terminal, since it costs more than most commands themselves.
-"""
+"""What a command prints and asks, in a pipe and on a terminal, whatever the text came from."""
 
 import asyncio
 import json
 import os
-import re
 import sys
 import termios
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TextIO
 
 import click
-from click.exceptions import NoArgsIsHelpError, NoSuchOption
 
 from greylag.cli.errors import DeclinedError, OutputLostError
 
-# Text from elsewhere, made harmless before it meets a terminal.
-#
+YES = {"y", "yes"}
+
+# A column for prose can be made so narrow and no narrower before ids are broken instead.
+LEAST_PROSE = 10
+GAP = 2
+
 # An agent's answer, a log or a project's name may hold escape sequences that move the cursor,
 # change the title, or write to the clipboard, and direction marks that show a command other than
 # the one that runs. Each such character is replaced by a visible one; nothing else changes.
-
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _CONTROL_PICTURES = 0x2400
 
@@ -70,24 +68,82 @@ def moment(value: str | None) -> str:
     return "-" if value is None else one_line(value)[:19].replace("T", " ") + "Z"
 
 
-# What a command prints: results on stdout, all else on stderr.
-#
-# With ``--json`` stdout holds one JSON document, or one per line for a stream, and nothing else.
+class Terminal:
+    """One stream that a person watches: colours, lines broken between words, tables, a spinner.
 
-if TYPE_CHECKING:
-    from greylag.cli.terminal import Terminal
+    All text must have been made harmless before. rich is imported only where there is a terminal:
+    it costs more than most commands themselves.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print text of its own, broken between words."""
+        self._console.print(text, style=style)
+
+    def piece(self, text: str, style: str = "") -> None:
+        """Print the next piece of a text as it stands."""
+        self._console.print(text, style=style, end="", soft_wrap=True)
+
+    def busy(self, words: str) -> AbstractContextManager[object]:
+        """Show a spinner with ``words`` until the block ends."""
+        from rich.text import Text
+
+        return self._console.status(Text(words))
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], prose: Sequence[str]
+    ) -> None:
+        """Print rows under a line of column names.
+
+        Columns named in ``prose`` are broken between words when the terminal is narrow; the others
+        hold what people copy, and are broken only when there is no other way.
+        """
+        from rich.cells import cell_len
+        from rich.table import Table
+
+        widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+        least = sum(
+            min(width, LEAST_PROSE) if name in prose else width
+            for name, width in zip(columns, widths, strict=True)
+        )
+        whole = least + GAP * (len(columns) - 1) <= self._console.width
+        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+        for name in columns:
+            table.add_column(name, overflow="fold", no_wrap=whole and name not in prose)
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+    def findings(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
+        """Print rows of a verdict, its style, a name and what was found, each broken in place."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, GAP, 0, 0))
+        for _ in range(3):
+            table.add_column(overflow="fold")
+        for verdict, style, name, found in rows:
+            table.add_row(Text(verdict, style=style), name, found)
+        self._console.print(table)
 
 
 class Output:
-    """The two streams of one command. ``json`` says that stdout is for a program.
+    """What one command prints: results on stdout, all else on stderr.
+
+    ``json`` says that stdout is for a program: it holds one JSON document, or one per line for a
+    stream, and nothing else.
 
     ``out`` and ``err`` are the streams as terminals, ``None`` where nobody sits at one.
     """
 
     def __init__(self, *, as_json: bool) -> None:
         self.json = as_json
-        self.out = _terminal(sys.stdout)
-        self.err = _terminal(sys.stderr)
+        self.out = Terminal(sys.stdout) if sys.stdout.isatty() else None
+        self.err = Terminal(sys.stderr) if sys.stderr.isatty() else None
 
     def write(self, text: str) -> None:
         """Write to stdout as it stands, at once; a reader that does not read makes this wait.
@@ -134,7 +190,7 @@ class Output:
 
     def busy(self, words: str) -> AbstractContextManager[object]:
         """Show on a terminal that something goes on, until the block ends."""
-        return self.err.busy(words) if self.err else nullcontext()
+        return self.err.busy(one_line(words)) if self.err else nullcontext()
 
     def table(
         self,
@@ -169,20 +225,6 @@ class Output:
             self.line(f"{name:<{width}}  {text}")
 
 
-def _terminal(stream: TextIO) -> "Terminal | None":
-    if not stream.isatty():
-        return None
-    from greylag.cli.terminal import Terminal
-
-    return Terminal(stream)
-
-
-# The standard streams and arguments of the process, made fit for use.
-
-# What Python makes of bytes that the locale's encoding does not know.
-_UNREAD = re.compile("[\udc80-\udcff]")
-
-
 def prepare_streams() -> None:
     """Make sure that the three standard streams are there and take every character.
 
@@ -204,19 +246,6 @@ def prepare_streams() -> None:
 def drop_output() -> None:
     """Forget what stdout could not take: Python writes it once more at exit, and would complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def as_text(arguments: Sequence[str]) -> list[str]:
-    """Return arguments as they were typed, where the locale could not read all of them as UTF-8."""
-    return [
-        os.fsencode(given).decode("utf-8", "replace") if _UNREAD.search(given) else given
-        for given in arguments
-    ]
-
-
-# Questions to the person at the terminal.
-
-YES = {"y", "yes"}
 
 
 def somebody_is_there() -> bool:
@@ -268,39 +297,3 @@ def _take_line(terminal: int, line: asyncio.Future[str]) -> None:
     typed = os.read(terminal, 4096).decode("utf-8", "replace")
     if not line.done():
         line.set_result(typed)
-
-
-# Tasks that belong to one command.
-
-
-@asynccontextmanager
-async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """Open a task group whose first failure comes out as it is, not wrapped in a group.
-
-    A command ends with one sentence and one exit code, so the first failure is the one to tell.
-    """
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield group
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
-
-
-# Wrong usage, told as every other error is: a sentence, then what to do.
-
-
-def print_usage_error(error: click.ClickException) -> None:
-    """Print what is wrong with a command line, how it is used, and where to read more."""
-    if isinstance(error, NoArgsIsHelpError):
-        error.show()
-        return
-    click.echo(visible(f"error: {error.format_message()}"), err=True)
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is None:
-        return
-    if isinstance(error, NoSuchOption) and context.parent is None:
-        hint = f"Options stand after the verb: {context.command_path} VERB {error.option_name} ..."
-    else:
-        hint = f"`{context.command_path} --help` tells more."
-    click.echo(context.get_usage().replace("Usage:", "usage:", 1), err=True)
-    click.echo(visible(f"hint: {hint}"), err=True)

@@ -1,4 +1,4 @@
-"""`greylag users`."""
+"""`greylag users`, `projects`, `activate` and `deactivate`: whose projects, and their life."""
 
 import asyncio
 import functools
@@ -9,14 +9,54 @@ from typing import Any, TypeVar
 
 import click
 
-from greylag.cli.access import Access, api_options, place_of, with_client
-from greylag.cli.api_types import Action, ProjectJson, ProjectPlace, Wish
-from greylag.cli.client import ApiClient
+from greylag.cli.access import Access, api_options, place_of, task_group, with_client
+from greylag.cli.client import Action, ApiClient, ProjectJson, ProjectPlace, Wish
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
-from greylag.cli.output import Output, confirm, moment, task_group
+from greylag.cli.output import Output, confirm, moment
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.names import check_id, check_name
+
+R = TypeVar("R")
+
+STATUSES = ("inactive", "activating", "active", "deactivating", "error")
+COLUMNS = ("PROJECT", "NAME", "STATUS", "ENDPOINT", "LAST ACTIVATED", "ERROR")
+# The answer and the log come over two connections: the log's last line may be a moment behind.
+LAST_LINE_SECONDS = 1.0
+WISHED = {"activate": "active", "deactivate": "inactive"}
+
+
+def wait_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command --no-wait and --timeout, as one argument ``wish``."""
+
+    @click.option("--no-wait", is_flag=True, help="Return at once; it goes on in the background.")
+    @click.option(
+        "--timeout",
+        metavar="SECONDS",
+        type=click.IntRange(1, 3600),
+        help="Wait at most so long (default: the server's, 120).",
+    )
+    @functools.wraps(command)
+    def with_wish(*args: Any, no_wait: bool, timeout: int | None, **kwargs: Any) -> R:
+        if no_wait and timeout is not None:
+            raise click.UsageError("--no-wait and --timeout exclude each other.")
+        return command(*args, wish=Wish(wait=not no_wait and (timeout or True)), **kwargs)
+
+    return with_wish
+
+
+def _name(_context: click.Context, _argument: click.Parameter, value: str) -> str:
+    try:
+        return check_name(value, "it")
+    except InvalidRequestError as error:
+        raise click.BadParameter(error.info.message) from error
+
+
+def _id(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    try:
+        return None if value is None else check_id(value, "it")
+    except InvalidRequestError as error:
+        raise click.BadParameter(error.info.message) from error
 
 
 @click.command()
@@ -33,50 +73,6 @@ async def users(access: Access, api: ApiClient) -> None:
             [(user["id"], user["display_name"]) for user in found],
             prose=("NAME",),
         )
-
-
-# The options of commands that change a project: wait or not, and how long.
-
-R = TypeVar("R")
-
-
-def wait_options(command: Callable[..., R]) -> Callable[..., R]:
-    """Give a command --no-wait and --timeout, as one argument ``wish``."""
-
-    @click.option("--no-wait", is_flag=True, help="Return at once; it goes on in the background.")
-    @click.option(
-        "--timeout",
-        metavar="SECONDS",
-        type=click.IntRange(1, 3600),
-        help="Wait at most so long, 1 to 3600 (default: the server's, 120).",
-    )
-    @functools.wraps(command)
-    def with_wish(*args: Any, no_wait: bool, timeout: int | None, **kwargs: Any) -> R:
-        if no_wait and timeout is not None:
-            raise click.UsageError("--no-wait and --timeout exclude each other.")
-        return command(*args, wish=Wish(wait=not no_wait and (timeout or True)), **kwargs)
-
-    return with_wish
-
-
-# `greylag projects`: list, create, rename, show, delete.
-
-STATUSES = ("inactive", "activating", "active", "deactivating", "error")
-COLUMNS = ("PROJECT", "NAME", "STATUS", "ENDPOINT", "LAST ACTIVATED", "ERROR")
-
-
-def _name(_context: click.Context, _argument: click.Parameter, value: str) -> str:
-    try:
-        return check_name(value, "it")
-    except InvalidRequestError as error:
-        raise click.BadParameter(error.info.message) from error
-
-
-def _id(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    try:
-        return None if value is None else check_id(value, "it")
-    except InvalidRequestError as error:
-        raise click.BadParameter(error.info.message) from error
 
 
 @click.group()
@@ -115,7 +111,7 @@ async def list_projects(access: Access, api: ApiClient, *, status: str | None) -
     callback=_id,
     help="The project's id; without it one is made from the name.",
 )
-@click.option("--metadata", metavar="JSON", help='An object, as \'{"team": "search"}\'.')
+@click.option("--metadata", metavar="JSON", help='A JSON object, such as \'{"team": "search"}\'.')
 @click.option(
     "--idempotency-key", metavar="KEY", help="Repeat with the same key to create only one project."
 )
@@ -189,61 +185,6 @@ async def delete(access: Access, api: ApiClient, *, project: str, yes: bool, wis
         access.output.note(f"Project {found['project_id']} is being deleted.")
 
 
-def show_project(output: Output, project: ProjectJson) -> None:
-    """Print one project."""
-    if output.json:
-        output.document(project)
-        return
-    error = project["error"]
-    output.fields(
-        {
-            "project": project["project_id"],
-            "name": project["name"],
-            "user": project["user_id"],
-            "status": project["status"],
-            "wanted": project["desired"] if project["desired"] != project["status"] else None,
-            "endpoint": project["endpoint"],
-            "error": f"{error['message']} [{error['code']}]" if error else None,
-            "hint": error["hint"] if error else None,
-            "metadata": project["metadata"],
-            "namespace": project["namespace"],
-            "deployment": project["deployment"],
-            "activated": project["last_activated_at"],
-            "deactivated": project["last_deactivated_at"],
-            "created": project["created_at"],
-            "updated": project["updated_at"],
-        }
-    )
-
-
-def _row(project: ProjectJson) -> tuple[str, ...]:
-    return (
-        project["project_id"],
-        project["name"],
-        project["status"],
-        project["endpoint"] or "-",
-        moment(project["last_activated_at"]),
-        project["error_message"] or "-",
-    )
-
-
-def _metadata(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(f"it is not JSON ({error}).", param_hint="--metadata") from error
-    if not isinstance(found, dict):
-        raise click.BadParameter("it must be a JSON object.", param_hint="--metadata")
-    return found
-
-
-# `greylag activate` and `greylag deactivate`.
-
-# The answer and the log come over two connections: the log's last line may be a moment behind.
-LAST_LINE_SECONDS = 1.0
-WISHED = {"activate": "active", "deactivate": "inactive"}
-
-
 @click.command()
 @click.argument("project")
 @wait_options
@@ -253,7 +194,7 @@ async def activate(access: Access, api: ApiClient, *, project: str, wish: Wish) 
     """Start PROJECT's environment and wait until its agent answers.
 
     The activation log is shown on the way. A project that is active already stays as it is.
-    Exit code 4 says that the time was over and it goes on.
+    Exit code 4 says that the wait ended first, and that it goes on.
     """
     found = await access.project(api, project)
     await _change(access.output, api, found, "activate", wish)
@@ -322,3 +263,51 @@ async def _show_log(
     except CliError as error:
         # The log is an extra: the change itself tells how it ends.
         output.note(f"The activation log cannot be shown: {error.message}")
+
+
+def show_project(output: Output, project: ProjectJson) -> None:
+    """Print one project."""
+    if output.json:
+        output.document(project)
+        return
+    error = project["error"]
+    output.fields(
+        {
+            "project": project["project_id"],
+            "name": project["name"],
+            "user": project["user_id"],
+            "status": project["status"],
+            "wanted": project["desired"] if project["desired"] != project["status"] else None,
+            "endpoint": project["endpoint"],
+            "error": f"{error['message']} [{error['code']}]" if error else None,
+            "hint": error["hint"] if error else None,
+            "metadata": project["metadata"],
+            "namespace": project["namespace"],
+            "deployment": project["deployment"],
+            "activated": project["last_activated_at"],
+            "deactivated": project["last_deactivated_at"],
+            "created": project["created_at"],
+            "updated": project["updated_at"],
+        }
+    )
+
+
+def _row(project: ProjectJson) -> tuple[str, ...]:
+    return (
+        project["project_id"],
+        project["name"],
+        project["status"],
+        project["endpoint"] or "-",
+        moment(project["last_activated_at"]),
+        project["error_message"] or "-",
+    )
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"it is not JSON ({error}).", param_hint="--metadata") from error
+    if not isinstance(found, dict):
+        raise click.BadParameter("it must be a JSON object.", param_hint="--metadata")
+    return found

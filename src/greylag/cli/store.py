@@ -9,10 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from greylag.cli.errors import CliError, Exit
+from greylag.cli.errors import Exit, error_of_settings
 from greylag.cli.output import Output
-from greylag.cli.serve import StartError
-from greylag.domain.errors import ErrorInfo, GreylagError
+from greylag.domain.errors import GreylagError
 
 T = TypeVar("T")
 
@@ -20,26 +19,6 @@ FIELDS = ("code", "record", "sentence", "hint")
 COLUMNS = ("CODE", "RECORD", "FOUND", "HINT")
 
 _json = click.option("--json", "as_json", is_flag=True, help="Output for programs.")
-
-
-class StoreError(CliError):
-    """A store said no; the code is for scripts."""
-
-    def __init__(self, info: ErrorInfo) -> None:
-        super().__init__(info.message, info.hint)
-        self.code = info.code
-
-    @property
-    def lines(self) -> list[str]:
-        """The sentence with its code, and the hint."""
-        first, *others = super().lines
-        return [f"{first} [{self.code}]", *others]
-
-
-class StoreUnreachableError(StoreError):
-    """A store does not answer."""
-
-    exit_code = Exit.UNREACHABLE
 
 
 @click.group()
@@ -101,11 +80,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except GreylagError as error:
-        if error.info.code == "config_error":
-            raise StartError(error.info.message, error.info.hint) from error
-        if error.info.code == "store_unavailable":
-            raise StoreUnreachableError(error.info) from error
-        raise StoreError(error.info) from error
+        raise error_of_settings(error) from error
 
 
 def _fields(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""`greylag orphans`: environments without a record, listed and, when told so, deleted."""
+"""`greylag manifests` and `greylag orphans`: environments as an operator meets them in the cluster.
+
+No server is asked: the settings of the shell say which store and which cluster.
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from greylag.cli.errors import CliError, Exit
+from greylag.cli.errors import Exit, StartError, error_of_settings
 from greylag.cli.output import Output, confirm
-from greylag.cli.serve import StartError
-from greylag.cli.store import StoreError, StoreUnreachableError
+from greylag.cli.programs import data_option
 from greylag.domain.errors import ErrorInfo, GreylagError
 
 if TYPE_CHECKING:
@@ -21,29 +23,40 @@ COLUMNS = ("USER", "PROJECT", "NAMESPACE", "DEPLOYMENT")
 FIELDS = ("user_id", "project_id", "namespace", "deployment")
 
 
-class ClusterRefusedError(StoreError):
-    """The cluster said no."""
+@click.command()
+@click.argument("user")
+@click.argument("project")
+@click.option("--template", metavar="NAME", help="Use this template, not the default one.")
+@click.option("--stopped", is_flag=True, help="Print them as of a sleeping project: with no pod.")
+def manifests(user: str, project: str, template: str | None, *, stopped: bool) -> None:
+    """Print the Kubernetes objects of a project's environment as YAML.
 
+    The settings of this shell decide, as those of the server do there; no server is asked and no
+    record is needed. Secrets are not printed: placeholders stand in their place.
 
-class ClusterUnreachableError(StoreUnreachableError):
-    """The cluster does not answer."""
+    Example: ACR_IMAGE=goose-api-server:1 greylag manifests alice search
+    """
+    from greylag.printed_manifests import printed_manifests
+
+    replicas = 0 if stopped else 1
+    try:
+        text = printed_manifests(user, project, template=template, replicas=replicas)
+    except GreylagError as error:
+        raise StartError(error.info.message, error.info.hint) from error
+    Output(as_json=False).write(text)
 
 
 @click.command(short_help="List, or delete, environments without a record.")
 @click.option("--delete", is_flag=True, help="Delete them all, with their files; asks first.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder of records and environments (GREYLAG_DATA; default ./data).",
-)
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="Output for programs.")
 def orphans(*, delete: bool, yes: bool, data: Path | None, as_json: bool) -> int:
-    """List environments that no project's record tells of, or delete them.
+    """List environments without a record, or delete them.
 
     Records that were lost, or put back from an older copy, leave such environments. Greylag never
     touches them by itself. No server is asked: run this with the settings of a `greylag worker`,
-    for with another store every environment seems to be without a record.
+    as with another store every environment seems to be without a record.
 
     \b
     Examples:
@@ -61,7 +74,7 @@ def orphans(*, delete: bool, yes: bool, data: Path | None, as_json: bool) -> int
         configure_logging(settings.log_format, "error")
         return asyncio.run(_run(settings, Output(as_json=as_json), delete=delete, yes=yes))
     except GreylagError as error:
-        raise _told(error.info) from error
+        raise error_of_settings(error) from error
 
 
 async def _run(settings: "Settings", output: Output, *, delete: bool, yes: bool) -> Exit:
@@ -122,17 +135,3 @@ def _say(output: Output, row: dict[str, Any], error: ErrorInfo | None) -> None:
 
 def _called(row: dict[str, Any]) -> str:
     return f"the environment of project {row['project_id']} of user {row['user_id']}"
-
-
-def _told(info: ErrorInfo) -> CliError:
-    match info.code:
-        case "config_error":
-            return StartError(info.message, info.hint)
-        case "store_unavailable":
-            return StoreUnreachableError(info)
-        case "cluster_unavailable":
-            return ClusterUnreachableError(info)
-        case code if code.startswith("store_"):
-            return StoreError(info)
-        case _:
-            return ClusterRefusedError(info)

@@ -1,6 +1,7 @@
-"""`greylag up`, `serve` and `worker`: the programs that run until they are stopped."""
+"""`greylag up`, `serve`, `worker` and `agentd`, which run until they are stopped, and `version`."""
 
 import json
+import os
 import platform
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -9,27 +10,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from greylag import __version__
-from greylag.cli.errors import CliError, Exit
+from greylag.cli.errors import StartError
 from greylag.domain.errors import GreylagError
 
 if TYPE_CHECKING:
     from greylag.config import Settings
     from greylag.programs import Announce
 
-
-class StartError(CliError):
-    """A setting is wrong, or what the program needs cannot be had."""
-
-    exit_code = Exit.USAGE
-
-
 Program = Callable[["Settings", "Announce"], Coroutine[Any, Any, None]]
 
-_host = click.option("--host", help="Address to listen on (GREYLAG_HOST; default 127.0.0.1).")
+_host = click.option(
+    "--host", metavar="ADDRESS", help="Listen on this address (GREYLAG_HOST; default 127.0.0.1)."
+)
 _port = click.option(
     "--port", metavar="PORT", type=int, help="Port, 0 for any (GREYLAG_PORT; default 8700)."
 )
-_data = click.option(
+data_option = click.option(
     "--data",
     type=click.Path(path_type=Path),
     help="Folder of records and environments (GREYLAG_DATA; default ./data).",
@@ -39,7 +35,7 @@ _data = click.option(
 @click.command()
 @_host
 @_port
-@_data
+@data_option
 def up(host: str | None, port: int | None, data: Path | None) -> None:
     """Run all of Greylag on this machine: web and worker.
 
@@ -56,7 +52,7 @@ def up(host: str | None, port: int | None, data: Path | None) -> None:
 @click.command()
 @_host
 @_port
-@_data
+@data_option
 def serve(host: str | None, port: int | None, data: Path | None) -> None:
     """Run the web alone: the API and the dashboard.
 
@@ -68,12 +64,39 @@ def serve(host: str | None, port: int | None, data: Path | None) -> None:
 
 
 @click.command()
-@_data
+@data_option
 def worker(data: Path | None) -> None:
     """Run the worker alone: it makes environments match their records."""
     from greylag import programs
 
     _run(programs.work, data=data)
+
+
+@click.command()
+def agentd() -> int:
+    """Run the agent's API inside an environment.
+
+    Greylag starts this itself, in each environment. It reads its settings from environment
+    variables (GREYLAG_AGENT_FOLDER, GOOSE_API_PORT, ...).
+    """
+    from greylag.agentd.config import AgentdConfigError, AgentdSettings
+    from greylag.agentd.main import run
+
+    try:
+        settings = AgentdSettings.from_env(os.environ)
+    except AgentdConfigError as error:
+        raise click.UsageError(str(error)) from error
+    return run(settings)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def version(*, as_json: bool) -> None:
+    """Print the version of Greylag and of the Python that runs it."""
+    if as_json:
+        click.echo(json.dumps({"greylag": __version__, "python": platform.python_version()}))
+    else:
+        click.echo(f"greylag {__version__} (Python {platform.python_version()})")
 
 
 def _run(program: Program, **arguments: object) -> None:
@@ -98,16 +121,3 @@ def _first(group: BaseExceptionGroup[GreylagError]) -> GreylagError:
 
 def _announce(address: str) -> None:
     click.echo(f"Greylag is ready: {address}")
-
-
-# `greylag version`.
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def version(*, as_json: bool) -> None:
-    """Print the version of Greylag and of the Python that runs it."""
-    if as_json:
-        click.echo(json.dumps({"greylag": __version__, "python": platform.python_version()}))
-    else:
-        click.echo(f"greylag {__version__} (Python {platform.python_version()})")
