@@ -41,7 +41,8 @@ VERBS = {
     "manifests": Verb(
         "greylag.cli.manifests:manifests", "Print a project's Kubernetes objects as YAML."
     ),
-    "store": Verb("greylag.cli.store:store", "Copy all records to another store, or check them."),
+    "export": Verb("greylag.cli.store:export_", "Write all records into a file: a backup."),
+    "import": Verb("greylag.cli.store:import_", "Put the records of an export into a store."),
     "orphans": Verb(
         "greylag.cli.orphans:orphans", "List, or delete, environments without a record."
     ),
