@@ -1,6 +1,6 @@
 """Time and people."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -254,7 +254,7 @@ class PageQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ProjectPage:
     """Projects by creation, newest first; ``cursor`` asks for the next page (``None``: no more)."""
 
     projects: Sequence[Project]
@@ -335,7 +335,7 @@ class ProjectStore(Protocol):
     async def get(self, owner: str, project_id: str) -> Project:
         """Return the project as it is now."""
 
-    async def page(self, owner: str, query: PageQuery) -> Page:
+    async def page(self, owner: str, query: PageQuery) -> ProjectPage:
         """Return one page of this owner's projects. A cursor that is not one of ours raises
         ``InvalidRequestError``.
         """
@@ -362,8 +362,8 @@ class ProjectStore(Protocol):
         """
 
     async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
-        """Claim, in one atomic step, the project whose turn it is; ``None`` when nothing is due
-        that nobody's lease holds. Of two simultaneous calls one gets it.
+        """Claim, in one atomic step, the project that is next; ``None`` when nothing is due that
+        nobody's lease holds. Of two simultaneous calls one gets it.
 
         It is fair between users: first come the due projects of the users who have the fewest
         others under leases that have not run out; among those, what has been due longest; among
@@ -433,51 +433,32 @@ async def has_record(store: ProjectStore, ref: ProjectRef) -> bool:
     return True
 
 
-# A store as one who moves or checks it sees it: everything in it, in pages, without use cases.
-#
-# Nobody works on a store while it is read or filled this way; whoever finds otherwise says so.
+# A store as a whole: what export, import and `greylag doctor` see of it.
 
 
 class StoreNotEmptyError(GreylagError):
-    """The target of a copy holds something that this copy has not put there."""
+    """The store that an import is to fill holds something."""
 
     code = "store_not_empty"
-    hint = "Copy into an empty store; nothing in this one was changed."
-
-
-class StoreCopyDiffersError(GreylagError):
-    """After a copy the target does not hold what the source holds."""
-
-    code = "store_copy_differs"
-    hint = (
-        "Stop everything that writes to either store and run the same command again: it mends what "
-        "differs."
-    )
+    hint = "With --replace the file's projects take the place of all that is there."
 
 
 class StoreInUseError(GreylagError):
-    """Somebody works on the store that is to be copied."""
+    """Somebody works on the store that an import is to fill."""
 
     code = "store_in_use"
     hint = "Stop each `greylag up`, `serve` and `worker` on it, then run the same command again."
 
 
-class StoreUnreadableError(GreylagError):
-    """A record is not of the form that it must have, so it cannot be copied."""
-
-    code = "store_unreadable"
-    hint = "`greylag store check` finds and explains such records; mend it, then copy again."
-
-
 class StoreIncompleteError(GreylagError):
-    """The store holds only a part of what is being copied into it."""
+    """An import into the store has not ended, so that it holds only a part of its records."""
 
     code = "store_incomplete"
-    hint = "Run the same `greylag store copy` again: it goes on where it was."
+    hint = "Run the same `greylag import` again: it begins anew and makes the store whole."
 
 
 @dataclass(frozen=True, slots=True)
-class KeptKey:
+class StoredKey:
     """An idempotency key as it is kept."""
 
     user_id: str
@@ -487,105 +468,69 @@ class KeptKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
+class StoredProject:
     """All that a store holds of one project.
 
-    ``claims`` counts the claims so far, ``last_seq`` the events so far, of which the newest 500 are
-    kept. ``extra`` is what others keep in the record, in a form that only stores of the same kind
-    understand (empty: nothing).
+    Attributes:
+        claims: how many claims there were.
+        last_seq: how many events there were, of which the newest 500 are kept.
+        extra: what others keep in the record, as JSON; only stores that say so keep it.
     """
 
     project: Project
     claims: int = 0
     last_seq: int = 0
     events: Sequence[Event] = ()
-    keys: Sequence[KeptKey] = ()
-    extra: bytes = b""
+    keys: Sequence[StoredKey] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Flaw:
-    """Something that breaks a rule: a stable code, where (a record's id, an index), a sentence,
-    and what to do.
-    """
+class Finding:
+    """Something in a store that an operator must see to: where, one sentence, and what to do."""
 
-    code: str
-    record: str
+    place: str
     sentence: str
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """One page of a store. ``after`` asks for the next one (``None``: there is no more)."""
-
-    bundles: Sequence[Bundle]
-    unreadable: Sequence[Flaw]
-    after: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A lease that has not run out."""
-
-    ref: ProjectRef
-    worker: str
-    until: datetime
+Fill = Callable[[Sequence[StoredProject]], Awaitable[None]]
+"""Puts projects into a store that is being replaced. One takes the place of an earlier one with the
+same user and project id."""
 
 
 class Archive(Protocol):
-    """A store opened as a whole. Every method may raise ``StoreUnavailableError``.
+    """A store opened as a whole. Every method may raise ``StoreUnavailableError``."""
 
-    Reading changes nothing. Writing is for a store that ``begin`` was called for.
-    """
+    place: str
+    """Where it is, for people; without a password."""
 
-    @property
-    def kind(self) -> str:
-        """What it is kept in: ``sqlite`` or ``mongodb``."""
+    keeps_extra: bool
+    """Whether it keeps what others keep in records."""
 
-    @property
-    def place(self) -> str:
-        """Where it is, for people; the same for each opening, and without a password."""
-
-    async def sheet(self, after: str | None, limit: int) -> Sheet:
-        """Return the records that follow ``after`` (``None``: the first), ``limit`` at most, and
-        fewer where their logs are long. The order is the store's own and never changes. A sheet
-        may be empty and yet not the last.
-        """
-
-    async def find(self, record_ids: Sequence[str]) -> Mapping[str, Bundle]:
-        """Return those of these records that are there, by id. One that cannot be read raises
-        ``StoreUnreadableError``.
+    def read(self) -> AsyncIterator[Sequence[StoredProject | Finding]]:
+        """Yield all projects by their ids, some at a time, each as it is at one moment; for one
+        that cannot be read, what is wrong with it. The store may be worked on meanwhile.
         """
 
     async def count(self) -> int:
         """Return how many records there are, readable or not."""
 
-    async def held(self, now: datetime) -> Held | None:
-        """Return a lease that has not run out at ``now``, if there is one."""
+    async def at_work(self, now: datetime) -> ProjectRef | None:
+        """Return a project whose lease has not run out at ``now``, if there is one."""
 
-    async def unfinished(self) -> str | None:
-        """Return the place that an unfinished copy into this store is from, ``None``: none is."""
+    async def incomplete(self) -> bool:
+        """Tell whether an import into this store was begun and has not ended."""
 
-    async def begin(self, source: str) -> bool:
-        """Mark the store as being filled from the place ``source`` and return ``True``. A second
-        call does no harm. ``False``, with nothing changed: it has records, or another source's.
+    def replacing(self) -> AbstractAsyncContextManager[Fill]:
+        """Empty the store, and fill it inside the ``with`` block; on leaving it is whole.
+
+        Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
+        on it until it has been replaced. Raises ``StoreInUseError`` when two did so at once.
         """
 
-    async def write(self, bundles: Sequence[Bundle]) -> None:
-        """Put these records there, each in place of what has its id, with all that belongs to it.
-        Durable on return; cut off, it may have been done for some of them.
-
-        Raises ``StoreNotEmptyError`` when another record has the same user and project id.
-        """
-
-    async def finish(self) -> None:
-        """Take the mark of ``begin`` away: the store is whole."""
-
-    async def flaws(self) -> Sequence[Flaw]:
-        """Return what is wrong with the store as such: its indexes, and what belongs to nothing.
-        Of each kind some are named, however many there are.
-        """
+    async def findings(self) -> Sequence[Finding]:
+        """Return what is wrong with the store as such, such as its indexes; nothing is changed."""
 
     async def close(self) -> None:
         """Release everything. A second call does nothing."""

@@ -6,11 +6,10 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 from greylag import __version__
 from greylag.agent.http import HttpAgents
-from greylag.archives import FILE, place_of_settings, refuse_unfinished
+from greylag.archives import DATABASE, place_of
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.common.clock import SystemClock
 from greylag.config import Settings, agent_environment
@@ -22,7 +21,7 @@ from greylag.services.agents import Agents, Messages
 from greylag.services.orphans import Orphans
 from greylag.services.projects import Projects
 from greylag.services.use_cases import DEMONSTRATION, Platform, UseCases
-from greylag.store.archive_sqlite import is_there
+from greylag.store.sqlite.archive import is_there
 from greylag.store.sqlite.store import SqliteStore
 from greylag.store.users import StaticUsers
 
@@ -123,7 +122,7 @@ async def assembled_orphans(settings: Settings) -> AsyncIterator[Orphans]:
     Raises ``ConfigError``, and ``StoreUnavailableError``. A database is not made where none is:
     before an empty one, which may only be the wrong one, every environment is without a record.
     """
-    path = settings.data / FILE
+    path = settings.data / DATABASE
     if settings.mongodb_uri is None and not is_there(path):
         raise ConfigError(
             f"There is no database at {path}, so it cannot be told which environments have a "
@@ -136,7 +135,7 @@ async def assembled_orphans(settings: Settings) -> AsyncIterator[Orphans]:
             adapters.store,
             adapters.cluster,
             adapters.clock,
-            place=place_of_settings(settings).shown,
+            place=place_of(settings).shown,
             namespace_prefix=settings.namespace_prefix,
             worker=f"{_process_name()}-orphans",
             longest=settings.activation_timeout,
@@ -203,18 +202,18 @@ def _on_kubernetes(settings: Settings) -> bool:
 async def _open_store(
     settings: Settings, *, prepare: bool = True, patient: bool = False
 ) -> ProjectStore:
-    gate = partial(refuse_unfinished, settings)
     if settings.mongodb_uri is None:
-        await gate()
-        return await SqliteStore.open(settings.data / FILE)
+        return await SqliteStore.open(settings.data / DATABASE)
     # Only where it is used: the driver takes a fifth of a second to import.
-    from greylag.store.mongo.client import Limits  # noqa: PLC0415
+    from greylag.store.mongo.connection import MongoLimits  # noqa: PLC0415
     from greylag.store.mongo.store import MongoStore  # noqa: PLC0415
 
     uri = settings.mongodb_uri.get_secret_value()
-    limits = Limits(operation=settings.mongodb_timeout, connections=settings.mongodb_connections)
+    limits = MongoLimits(
+        operation=settings.mongodb_timeout, connections=settings.mongodb_connections
+    )
     return await MongoStore.open(
-        uri, settings.mongodb_db, limits=limits, prepare=prepare, patient=patient, gate=gate
+        uri, settings.mongodb_db, limits=limits, prepare=prepare, patient=patient
     )
 
 

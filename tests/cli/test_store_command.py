@@ -1,9 +1,10 @@
-"""`greylag store` as people and scripts use it: its output, its exit codes, and no password."""
+"""`greylag export`, `import` and `doctor` over stores, as people and scripts use them."""
 
 import json
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+import stat
+from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,187 +12,279 @@ from pathlib import Path
 import pytest
 from tests.cli.program import Done, call, on_terminal, run
 from tests.store import mongo_servers
-from tests.store.archive_places import Site, Sites, leased, make_bundle, raw_database, sites_in
+from tests.store.sites import Site, Sites, cut_off, sites_in
+from tests.store.stored_projects import leased, make_stored
 
-from greylag.archives import refuse_unfinished
-from greylag.config import Settings
-from greylag.domain.project import Status
-from greylag.ports import StoreIncompleteError
+from greylag.archives import place_of
+from greylag.ports import StoredProject
+
+SQLITE_ONLY = {"MONGODB_URI": "mongodb://u:s3cret@127.0.0.1:1/"}
 
 
 @pytest.fixture
-def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
-    """Settings of a shell in an empty folder."""
+async def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sites]:
     monkeypatch.chdir(tmp_path)
-    return {"GREYLAG_DATA": str(tmp_path / "data")}
-
-
-@pytest.fixture
-async def sites(tmp_path: Path) -> AsyncIterator[Sites]:
     async with sites_in(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
 async def source(sites: Sites) -> Site:
-    return await sites.filled("sqlite", [make_bundle("one"), make_bundle("two")])
+    return await sites.filled("sqlite", [make_stored("one"), make_stored("two")])
 
 
-async def copy(source: Site, target: Site, *more: str, env: Mapping[str, str]) -> Done:
-    return await call("store", "copy", "--from", source.url, "--to", target.url, *more, env=env)
+@pytest.fixture
+async def backup(source: Site, tmp_path: Path) -> Path:
+    file = tmp_path / "backup.jsonl"
+    assert (await call("export", str(file), env=source.env)).code == 0
+    return file
 
 
-async def test_a_copy_says_what_the_target_holds(
-    sites: Sites, source: Site, env: Mapping[str, str]
+def names(held: list[StoredProject]) -> list[str]:
+    return [stored.project.project_id for stored in held]
+
+
+async def test_an_export_says_what_is_in_it_and_is_for_its_owner_alone(
+    sites: Sites, source: Site, tmp_path: Path
 ) -> None:
-    target = await sites.make("mongo")
-    done = await copy(source, target, env=env)
+    file = tmp_path / "backup.jsonl"
+    file.write_text("an earlier one")
+    done = await call("export", str(file), env=source.env)
     assert (done.code, done.err) == (0, "")
     shown = dict(line.split(None, 1) for line in done.out.splitlines())
-    assert shown["source"] == source.place.shown
-    assert shown["target"] == target.place.shown
-    assert (shown["projects"], shown["events"], shown["keys"]) == ("2", "6", "2")
-    again = await copy(source, target, "--json", env=env)
-    assert again.document == {
-        "source": source.place.shown,
-        "target": target.place.shown,
+    assert shown == {
+        "store": f"sqlite://{source.path}",
+        "file": str(file),
+        "projects": "2",
+        "events": "6",
+        "keys": "2",
+    }
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    header, *_, end = file.read_text("ascii").splitlines()
+    assert json.loads(header).items() >= {"greylag_export": 1, "projects": 2}.items()
+    assert len(json.loads(end)["sha256"]) == 64
+    # What an earlier file held is gone, and nothing else was left beside it.
+    assert _names_in(tmp_path, "jsonl") == ["backup.jsonl"]
+
+
+def _names_in(folder: Path, part: str) -> list[str]:
+    return [file.name for file in folder.iterdir() if part in file.name]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mongo"])
+async def test_an_import_says_what_the_store_holds(sites: Sites, backup: Path, kind: str) -> None:
+    target = await sites.make(kind)
+    done = await call("import", str(backup), "--json", env=target.env)
+    assert (done.code, done.err) == (0, "")
+    assert done.document == {
+        "store": place_of(target.settings).shown,
+        "file": str(backup),
         "projects": 2,
         "events": 6,
         "keys": 2,
-        "digest": shown["digest"],
-        "written": 0,
+        "unreadable": 0,
         "left_out": 0,
     }
+    assert names(await target.holds()) == ["one", "two"]
 
 
-async def test_what_sqlite_cannot_keep_is_said(sites: Sites, env: Mapping[str, str]) -> None:
-    source = await sites.filled("mongo", [make_bundle()])
-    async with raw_database(source) as raw:
-        await raw["projects"].update_one({}, {"$set": {"theirs": 1}})
-    done = await copy(source, await sites.make("sqlite"), env=env)
+async def test_streams_carry_an_export_from_store_to_store(sites: Sites, source: Site) -> None:
+    done = await run("export", "-", env=source.env)
     assert done.code == 0
-    assert "1 documents hold fields that Greylag does not know" in done.out
+    assert "projects 2" in done.err
+    target = await sites.make("mongo")
+    taken = await run("import", "-", env=target.env, stdin=done.out.encode())
+    assert (taken.code, taken.err) == (0, "")
+    assert names(await target.holds()) == ["one", "two"]
+    usage = await call("export", "-", "--json", env=source.env)
+    assert (usage.code, usage.out) == (2, "")
 
 
-async def test_a_target_that_is_not_empty_is_refused(
-    sites: Sites, source: Site, env: Mapping[str, str]
+async def test_a_data_folder_that_is_named_is_meant_whatever_the_settings_say(
+    source: Site, tmp_path: Path
 ) -> None:
-    target = await sites.filled("sqlite", [make_bundle("theirs")])
-    done = await copy(source, target, "--json", env=env)
+    data = str(source.settings.data)
+    file = str(tmp_path / "file")
+    assert (await call("export", file, "--data", data, env=SQLITE_ONLY)).code == 0
+    other = str(tmp_path / "other")
+    assert (await call("import", file, "--data", other, env=SQLITE_ONLY)).code == 0
+    assert (Path(other) / "greylag.db").is_file()
+
+
+async def test_a_store_that_is_not_empty_is_left_alone_unless_told(
+    sites: Sites, backup: Path
+) -> None:
+    target = await sites.filled("sqlite", [make_stored("theirs")])
+    done = await call("import", str(backup), "--json", env=target.env)
     assert (done.code, done.out) == (1, "")
     assert "is not empty: it holds 1 projects. [store_not_empty]\nhint:" in done.err
+    assert names(await target.holds()) == ["theirs"]
+    assert (await call("import", str(backup), "--replace", env=target.env)).code == 0
+    assert names(await target.holds()) == ["one", "two"]
 
 
-async def test_a_source_at_work_is_refused(sites: Sites, env: Mapping[str, str]) -> None:
-    bundle = leased(make_bundle(), datetime.now(UTC) + timedelta(hours=1))
-    source = await sites.filled("sqlite", [bundle])
-    done = await copy(source, await sites.make("sqlite"), env=env)
+async def test_a_store_at_work_is_refused(sites: Sites, backup: Path) -> None:
+    at_work = leased(make_stored(), datetime.now(UTC) + timedelta(hours=1))
+    target = await sites.filled("sqlite", [at_work])
+    done = await call("import", str(backup), "--replace", env=target.env)
     assert done.code == 1
     assert "[store_in_use]" in done.err
     assert "hint: Stop each `greylag up`" in done.err
 
 
+async def test_a_file_that_is_cut_changes_nothing_and_makes_no_store(
+    sites: Sites, backup: Path
+) -> None:
+    _cut(backup)
+    target = await sites.make("sqlite")
+    for words in ((str(backup),), (str(backup), "--replace")):
+        done = await call("import", *words, env=target.env)
+        assert (done.code, done.out) == (1, "")
+        assert "cut off before its end. [export_unusable]\nhint: Nothing was changed" in done.err
+    assert not target.path.exists()
+    missing = await call("import", "nowhere.jsonl", env=target.env)
+    assert missing.code == 2
+    assert "nowhere.jsonl cannot be read" in missing.err
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+async def test_what_cannot_be_read_is_named_and_the_exit_code_says_so(
+    sites: Sites, source: Site, tmp_path: Path
+) -> None:
+    _confuse(source)
+    file = tmp_path / "file"
+    done = await call("export", str(file), "--json", env=source.env)
+    assert done.code == 1
+    assert (done.document["projects"], done.document["unreadable"]) == (1, 1)
+    assert "left out: The record" in done.err
+    assert "'one' of user 'ada' cannot be read" in done.err
+    taken = await call("import", str(file), env=(await sites.make("sqlite")).env)
+    assert taken.code == 0
+    assert "warning: 1 records could not be read when the export was made" in taken.err
+
+
+def _confuse(site: Site) -> None:
+    with closing(sqlite3.connect(site.path)) as sql:
+        sql.execute("UPDATE projects SET status = 'confused' WHERE project_id = 'one'")
+        sql.commit()
+
+
+async def test_what_sqlite_cannot_keep_is_said(sites: Sites, tmp_path: Path) -> None:
+    source = await sites.filled("mongo", [make_stored()])
+    async with source.raw() as raw:
+        await raw["projects"].update_one({}, {"$set": {"theirs": 1}})
+    file = str(tmp_path / "file")
+    await call("export", file, env=source.env)
+    done = await call("import", file, env=(await sites.make("sqlite")).env)
+    assert done.code == 0
+    assert "1 records hold fields of other programs" in done.err
+
+
 @mongo_servers.forgets_sockets
 @pytest.mark.parametrize(
-    ("url", "code", "words"),
+    ("uri", "code", "words"),
     [
         ("mongodb://u:s3cret@127.0.0.1:1/x?serverMonitoringMode=poll", 3, "[store_unavailable]"),
-        ("mongodb://u:s3/cret@127.0.0.1:1/x", 2, "no address of a MongoDB"),
+        ("mongodb://u:s3/cret@127.0.0.1:1/x", 2, "MONGODB_URI is not one"),
         ("mongodb://u:s3cret@127.0.0.1:1/?nonsense=s3cret", 2, "can be used (UserWarning)"),
-        ("postgres://u:s3cret@host/x", 2, "no address of a store"),
-        ("nowhere", 2, "no database at"),
     ],
 )
 async def test_a_store_that_cannot_be_had_ends_with_its_own_code_and_no_password(
-    env: Mapping[str, str], url: str, code: int, words: str
+    backup: Path, uri: str, code: int, words: str
 ) -> None:
-    quick = {**env, "GREYLAG_MONGODB_TIMEOUT": "0.2"}
-    for command in (("check", url), ("copy", "--from", url, "--to", "target.db")):
-        done = await call("store", *command, env=quick)
+    env = {"MONGODB_URI": uri, "GREYLAG_MONGODB_TIMEOUT": "0.2"}
+    for command in (("export", "other.jsonl"), ("import", str(backup))):
+        done = await call(*command, env=env)
         assert (done.code, done.out) == (code, "")
         assert words in done.err
         assert "s3" not in done.err
-    # Nothing was made for a source that is not there.
-    assert not Path("target.db").exists()  # noqa: ASYNC240 - a moment
+    # Nothing was made for a store that is not there.
+    assert not Path("other.jsonl").exists()  # noqa: ASYNC240 - a moment
     mongo_servers.collect_sockets()
 
 
-async def test_a_check_that_finds_nothing_says_so(source: Site, env: Mapping[str, str]) -> None:
-    done = await call("store", "check", source.url, env=env)
-    assert (done.code, done.err) == (0, "")
-    assert done.out == f"{source.place.shown}: 2 projects, and nothing is wrong.\n"
+async def test_a_store_that_is_not_there_is_not_exported(tmp_path: Path) -> None:
+    done = await call("export", "file", env={"GREYLAG_DATA": str(tmp_path / "none")})
+    assert done.code == 2
+    assert f"There is no database at {tmp_path}/none/greylag.db" in done.err
+    assert not (tmp_path / "none").exists()
 
 
-async def test_what_a_check_finds_is_explained(sites: Sites, env: Mapping[str, str]) -> None:
-    bad = make_bundle(status=Status.ACTIVE, endpoint=None)
-    site = await sites.filled("sqlite", [bad])
-    done = await call("store", "check", site.url, env=env)
-    assert (done.code, done.err) == (1, "")
-    heading, finding = done.out.splitlines()
-    assert heading.split("\t") == ["code", "record", "found", "hint"]
-    assert finding.split("\t")[:2] == ["active_without_endpoint", bad.project.id]
-    done = await call("store", "check", site.url, "--json", env=env)
+async def test_a_file_that_cannot_be_written_is_said(source: Site, tmp_path: Path) -> None:
+    done = await call("export", str(tmp_path / "none" / "file"), env=source.env)
     assert done.code == 1
-    (found,) = done.document.pop("findings")
-    assert set(found) == {"code", "record", "sentence", "hint"}
-    rest = {"store": site.place.shown, "ok": False, "projects": 1}
-    assert {name: done.document[name] for name in rest} == rest
+    assert "cannot be written" in done.err
+    assert (await call("export", "/dev/full", env=source.env)).code == 1
+    assert (await call("export", os.devnull, env=source.env)).code == 0
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)  # noqa: ASYNC240 - a moment
 
 
-async def test_without_a_url_the_store_of_the_settings_is_checked(
-    sites: Sites, env: Mapping[str, str]
-) -> None:
-    missing = await call("store", "check", env=env)
-    assert missing.code == 2
-    assert str(Path(env["GREYLAG_DATA"]) / "greylag.db") in missing.err
-    site = await sites.filled("mongo", [make_bundle()])
-    uri, name = site.place.uri, site.place.database  # type: ignore[union-attr] # it is a MongoPlace
-    done = await call("store", "check", env={**env, "MONGODB_URI": uri, "MONGODB_DB": name})
-    assert (done.code, done.out.split(": ")[0]) == (0, site.place.shown)
-
-
-async def test_a_terminal_shows_how_far_it_is(
-    sites: Sites, source: Site, env: Mapping[str, str]
-) -> None:
+async def test_a_terminal_shows_how_far_it_is(sites: Sites, backup: Path) -> None:
     target = await sites.make("sqlite")
-    words = ("store", "copy", "--from", source.url, "--to", target.url)
-    async with on_terminal(*words, env=env) as terminal:
-        await terminal.until("digest")
+    async with on_terminal("import", str(backup), env=target.env) as terminal:
+        await terminal.until("projects")
         assert await terminal.end() == 0
-        assert "verifying" in terminal.text
-        assert "4/4" in terminal.text
+        assert "importing" in terminal.text
+        assert "2/2" in terminal.text
 
 
-async def test_no_program_starts_on_a_store_that_is_half_filled(
-    sites: Sites, env: Mapping[str, str]
+async def test_no_program_starts_on_a_store_that_an_import_has_left(
+    sites: Sites, backup: Path
 ) -> None:
-    data = Path(env["GREYLAG_DATA"])
-    await refuse_unfinished(Settings(data=data, _env_file=None))
-    half = await sites.filled("sqlite", [])
+    half = await sites.filled("mongo", [])
     async with half.archive() as archive:
-        await archive.begin("elsewhere")
-    folder = str(half.place.path.parent)  # type: ignore[union-attr] # it is a SqlitePlace
-    done = await run("up", "--port", "0", "--data", folder, env=env)
-    assert (done.code, done.out) == (2, "")
-    assert "holds only a part of what is being copied from elsewhere" in done.err
-    checked = await call("store", "check", folder, "--json", env=env)
-    assert [found["code"] for found in checked.document["findings"]] == ["unfinished_copy"]
-    remote = await sites.filled("mongo", [])
-    async with remote.archive() as archive:
-        await archive.begin("elsewhere")
-    uri, name = remote.place.uri, remote.place.database  # type: ignore[union-attr] # a MongoPlace
-    with pytest.raises(StoreIncompleteError, match="elsewhere"):
-        await refuse_unfinished(Settings(mongodb_uri=uri, mongodb_db=name, _env_file=None))
+        await cut_off(archive)
+    for command in ("up", "serve", "worker"):
+        port = [] if command == "worker" else ["--port", "0"]
+        done = await run(command, *port, env=half.env)
+        assert (done.code, done.out) == (2, "")
+        assert "holds only a part of what is being imported into it" in done.err
+        assert "hint: Run the same `greylag import` again" in done.err
+    assert _store_checks(await call("doctor", "--json", env=half.env)) == [
+        ("fail", "An import into the store has not ended: it holds only a part of its records.")
+    ]
+    assert (await call("import", str(backup), env=half.env)).code == 0
+    assert names(await half.holds()) == ["one", "two"]
 
 
-async def test_a_check_of_a_spoilt_file_changes_nothing(
-    source: Site, env: Mapping[str, str]
+def _store_checks(done: Done) -> list[tuple[str, str]]:
+    return [
+        (check["verdict"], check["detail"])
+        for check in done.document["checks"]
+        if check["name"] == "store"
+    ]
+
+
+async def test_doctor_reads_the_store_and_says_what_it_finds(
+    sites: Sites, source: Site, tmp_path: Path
 ) -> None:
-    path = source.place.path  # type: ignore[union-attr] # it is a SqlitePlace
-    with closing(sqlite3.connect(path)) as sql:
-        sql.execute("UPDATE projects SET status = 'confused'")
-        sql.commit()
-    before = path.read_bytes()
-    done = await call("store", "check", os.fspath(path), "--json", env=env)
-    assert [found["code"] for found in json.loads(done.out)["findings"]] == ["unknown_status"] * 2
-    assert path.read_bytes() == before
+    none = {"GREYLAG_DATA": str(tmp_path / "none")}
+    assert _store_checks(await call("doctor", "--json", env=none)) == [
+        ("ok", "There are no records yet.")
+    ]
+    assert _store_checks(await call("doctor", "--json", env=source.env)) == [
+        ("ok", "2 projects, and all can be read.")
+    ]
+    _confuse(source)
+    before = source.path.read_bytes()
+    ((verdict, detail),) = _store_checks(await call("doctor", "--json", env=source.env))
+    assert verdict == "fail"
+    assert "'one' of user 'ada' cannot be read" in detail
+    assert source.path.read_bytes() == before
+    remote = await sites.filled("mongo", [make_stored()])
+    async with remote.raw() as raw:
+        await raw["projects"].drop_index("user_id_1_project_id_1")
+    ((verdict, detail),) = _store_checks(await call("doctor", "--json", env=remote.env))
+    assert (verdict, "user_id_1_project_id_1" in detail) == ("fail", True)
+
+
+async def test_doctor_names_no_more_than_a_few(sites: Sites) -> None:
+    long_ago = datetime(2025, 1, 1, tzinfo=UTC)
+    dead = [leased(make_stored(f"p{number}"), long_ago) for number in range(12)]
+    site = await sites.filled("sqlite", dead)
+    found = _store_checks(await call("doctor", "--json", env=site.env))
+    assert len(found) == 11
+    assert found[-1] == ("fail", "2 more findings.")

@@ -77,7 +77,7 @@ async def test_a_write_whose_caller_was_cancelled_is_told(pair: Pair) -> None:
         await far.changed(0.2)
         wanting = asyncio.create_task(ours.want("ada", "demo", Desired.ACTIVE, at(1), at(9)))
         async with asyncio.timeout(10):
-            while not ours._writes._begun:  # noqa: ASYNC110 - nothing tells of it
+            while not ours._begun:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0)
         wanting.cancel()
         await asyncio.wait({wanting})
@@ -129,7 +129,7 @@ async def test_when_the_follower_dies_listeners_get_its_error(pair: Pair) -> Non
         raise fault
 
     with ours.subscribe(REF) as heard:
-        ours._parts.follower._way._follow = broken  # type: ignore[method-assign]  # the fault to be noticed
+        ours._follower._follow = broken  # type: ignore[method-assign]  # the fault to be noticed
         await theirs.create(make_project())
         with pytest.raises(StoreUnavailableError) as caught:  # noqa: PT012 - the first may be news
             for _ in range(2):

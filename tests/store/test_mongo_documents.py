@@ -20,7 +20,7 @@ from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, NewEvent, Project, Status
 from greylag.ports import Edit, IdempotencyKey, Outcome, PageQuery
 from greylag.store.mongo import documents
-from greylag.store.mongo.client import Limits
+from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
 
 OLD: dict[str, Any] = {
@@ -187,7 +187,7 @@ async def test_a_document_that_is_no_project_is_told_of_and_harms_no_other(place
     with capture_logs() as lines:
         store = await place.open()
         page = await store.page("ada", PageQuery(limit=1))
-    assert [line["event"] for line in lines] == ["document passed over"] * 2
+    assert [line["event"] for line in lines] == ["document_passed_over"] * 2
     assert [project.project_id for project in page.projects] == ["other"]
     with pytest.raises(StoreUnavailableError, match="confused"):
         await store.get("ada", "demo")
@@ -202,7 +202,7 @@ async def test_a_project_that_was_spoilt_holds_no_other_back(
     await place.raw["projects"].update_one({"project_id": "demo"}, {"$set": {"status": "?"}})
     with capture_logs() as lines:
         assert await all_claims(store, 2) == ["other"]
-    assert [line["event"] for line in lines] == ["document passed over"]
+    assert [line["event"] for line in lines] == ["document_passed_over"]
 
 
 async def test_duplicates_are_named_when_the_unique_index_cannot_be_had(place: Place) -> None:
@@ -261,7 +261,7 @@ async def test_events_that_were_not_moved_before_a_kill_are_there_once(
     document = await place.document()
     await store.record(claimed, outcome, at(1), release=False)
     # As if a worker that was killed, or paused since, had moved the first three as well.
-    await store._parts.log.move(document)
+    await store._log.move(document)
     assert [event.seq for event in await log(store)] == [1, 2, 3, 4, 5, 6]
     assert await place.raw["greylag_events"].count_documents({}) == 3
 
@@ -291,6 +291,8 @@ async def test_a_name_that_no_database_can_have_is_refused(place: Place) -> None
 
 async def test_a_password_is_in_no_error_of_a_server_that_is_not_there() -> None:
     with pytest.raises(StoreUnavailableError) as caught:
-        await MongoStore.open("mongodb://user:s3cret@127.0.0.1:1/", limits=Limits(operation=0.1))
+        await MongoStore.open(
+            "mongodb://user:s3cret@127.0.0.1:1/", limits=MongoLimits(operation=0.1)
+        )
     assert "s3cret" not in f"{caught.value} {caught.value.__cause__!r}"
     mongo_servers.collect_sockets()

@@ -12,13 +12,13 @@ from tests.store.wire_proxy import Fault, WireProxy, proxied
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, NewEvent, Project
 from greylag.ports import IdempotencyKey, Outcome
-from greylag.store.mongo.client import Limits
+from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
 
 pytestmark = mongo_servers.forgets_sockets
 
-QUICK = Limits(operation=1, connect=0.5, socket=3)
-PATIENT = Limits(operation=20)
+QUICK = MongoLimits(operation=1, connect=0.5, socket=3)
+PATIENT = MongoLimits(operation=20)
 RETRIED = [Fault.NOT_PRIMARY, Fault.STEP_DOWN, Fault.CUT_BEFORE, Fault.CUT_REPLY]
 STARTED = Outcome(status=IDLE.status, events=[NewEvent("e", "E")])
 

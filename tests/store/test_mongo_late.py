@@ -9,15 +9,16 @@ from tests.contract.store_adapters import make_project
 from tests.store import mongo_servers
 from tests.store.wire_proxy import WireProxy, proxied
 
-from greylag.domain.errors import ConfigError, StoreUnavailableError
-from greylag.ports import PageQuery
+from greylag.domain.errors import StoreUnavailableError
+from greylag.ports import PageQuery, StoreIncompleteError
+from greylag.store.mongo import indexes
 from greylag.store.mongo import store as opening
-from greylag.store.mongo.client import Limits
+from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
 
 pytestmark = mongo_servers.forgets_sockets
 
-QUICK = Limits(operation=0.5, connect=0.5, socket=3)
+QUICK = MongoLimits(operation=0.5, connect=0.5, socket=3)
 PATIENCE = 30
 
 
@@ -91,12 +92,12 @@ async def test_what_an_operator_has_to_mend_is_said_then_and_looked_at_again(
 async def test_what_stands_in_the_way_of_a_server_that_is_there_ends_the_opening(
     proxy: WireProxy, database: str
 ) -> None:
-    async def gate() -> None:
-        raise ConfigError("Not yet.")
-
+    async with mongo_servers.Client(mongo_servers.uri()) as raw:
+        await raw[database][indexes.INCOMPLETE].insert_one({"_id": "copy", "source": "elsewhere"})
     await proxy.accept()
-    with pytest.raises(ConfigError, match="Not yet"):
-        await MongoStore.open(proxy.uri, database, limits=QUICK, patient=True, gate=gate)
+    for prepare in (True, False):
+        with pytest.raises(StoreIncompleteError, match="only a part"):
+            await MongoStore.open(proxy.uri, database, limits=QUICK, patient=True, prepare=prepare)
 
 
 async def test_it_can_be_closed_while_it_waits(proxy: WireProxy, database: str) -> None:

@@ -13,12 +13,12 @@ from tests.store.wire_proxy import Fault, proxied
 from greylag.domain.errors import LeaseLostError, StoreUnavailableError
 from greylag.domain.project import Desired, NewEvent
 from greylag.ports import Claim, Outcome
-from greylag.store.mongo.client import Limits
+from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
 
 PROJECTS = 5
 STEPS = 60
-LIMITS = Limits(operation=1, connect=1, socket=5)
+LIMITS = MongoLimits(operation=1, connect=1, socket=5)
 
 
 @dataclass(slots=True)

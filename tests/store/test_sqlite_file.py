@@ -21,7 +21,6 @@ from greylag.domain.errors import (
 from greylag.domain.project import ProjectRef, Status
 from greylag.ports import Edit, PageQuery
 from greylag.store.sqlite import schema, tables
-from greylag.store.sqlite import tables as turns
 from greylag.store.sqlite.store import SqliteStore
 
 
@@ -205,7 +204,7 @@ async def test_what_was_begun_before_close_is_finished(path: Path) -> None:
             "projects_page_by_status",
         ),
         (lambda sql: tables.by_id(sql, "1"), "sqlite_autoindex_projects_1"),
-        (turns.next_due, "projects_claimable"),
+        (tables.next_due, "projects_claimable"),
         (lambda sql: tables.poke(sql, REF, at(0)), "sqlite_autoindex_projects_2"),
         (lambda sql: tables.poke_unsettled(sql, at(0)), "projects_unsettled"),
     ],

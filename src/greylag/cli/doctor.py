@@ -22,12 +22,13 @@ from greylag.cli.client import ApiClient
 from greylag.cli.errors import CliError, Exit
 from greylag.cli.output import Output, one_line
 from greylag.config import Settings, load_settings
-from greylag.domain.errors import ConfigError
+from greylag.domain.errors import ConfigError, GreylagError
 
 Verdict = Literal["ok", "warn", "fail"]
 OLDEST_PYTHON = (3, 11)
 LEAST_FREE_BYTES = 1024**3
 RUN_SECONDS = 15
+STORE_FINDINGS = 10
 INSTALL_NODE = "Install Node.js 20 or newer (https://nodejs.org), then run `make setup`."
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -96,8 +97,11 @@ def _machine() -> Iterator[Check]:
     yield _bubblewrap(settings)
     if settings is not None:
         yield _data_folder(settings.data)
-        if (found := _mongodb(settings)) is not None:
-            yield found
+        mongo = _mongodb(settings)
+        if mongo is not None:
+            yield mongo
+        if mongo is None or mongo.verdict == "ok":
+            yield from _store(settings)
         yield _model(settings)
 
 
@@ -161,6 +165,27 @@ def _data_folder(folder: Path) -> Check:
         detail = f"{path} has only {free // 1024**2} MiB of free space."
         return Check("data folder", "warn", detail, "Free some space.")
     return Check("data folder", "ok", f"{path} can be written.")
+
+
+def _store(settings: Settings) -> Iterator[Check]:
+    """Read all records; nothing is changed."""
+    from greylag.archives import examine_store
+
+    try:
+        report = asyncio.run(examine_store(settings))
+    except GreylagError as error:
+        yield Check("store", "fail", error.info.message, error.info.hint)
+        return
+    if report is None:
+        yield Check("store", "ok", "There are no records yet.")
+        return
+    for found in report.findings[:STORE_FINDINGS]:
+        yield Check("store", "fail", found.sentence, found.hint)
+    more = len(report.findings) - STORE_FINDINGS
+    if more > 0:
+        yield Check("store", "fail", f"{more} more findings.", "Mend these first, then ask again.")
+    if not report.findings:
+        yield Check("store", "ok", f"{report.projects} projects, and all can be read.")
 
 
 def _takes_files(folder: Path) -> bool:

@@ -52,7 +52,8 @@ VERBS = {
     "manifests": LazyVerb(
         "environments:manifests", "Print a project's Kubernetes objects as YAML."
     ),
-    "store": LazyVerb("store:store", "Copy all records to another store, or check them."),
+    "export": LazyVerb("store:export_", "Write all records into a file: a backup."),
+    "import": LazyVerb("store:import_", "Put the records of an export into a store."),
     "orphans": LazyVerb("environments:orphans", "List, or delete, environments without a record."),
     "doctor": LazyVerb("doctor:doctor", "Check the server and this machine."),
     "version": LazyVerb("programs:version", "Print the version."),

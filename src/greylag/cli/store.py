@@ -1,79 +1,137 @@
-"""`greylag store`: copy a whole store, or check it."""
+"""`greylag export` and `greylag import`: all records in one file, as a backup or to move them."""
 
 import asyncio
+import os
+import shutil
 import sys
-from collections.abc import Coroutine, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 import click
 
-from greylag.cli.errors import Exit, error_of_settings
+from greylag.cli.errors import Exit, OutputLostError, StartError, error_of_settings
 from greylag.cli.output import Output
 from greylag.domain.errors import GreylagError
 
+if TYPE_CHECKING:
+    from greylag.config import Settings
+    from greylag.ports import Finding
+
 T = TypeVar("T")
 
-FIELDS = ("code", "record", "sentence", "hint")
-COLUMNS = ("CODE", "RECORD", "FOUND", "HINT")
+STREAM = "-"
 
+_data = click.option(
+    "--data",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="The data folder whose greylag.db is meant, whatever MONGODB_URI says.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Output for programs.")
 
 
-@click.group()
-def store() -> None:
-    """Copy all records into another store, or check them.
+@click.command("export", short_help="Write all records into a file: a backup.")
+@click.argument("file")
+@_data
+@_json
+def export_(file: str, data: Path | None, *, as_json: bool) -> int:
+    """Write all projects, with their logs and keys, into FILE (`-`: standard output).
+
+    It is the store of the settings (MONGODB_URI, else GREYLAG_DATA), which may be at work
+    meanwhile. An earlier FILE is replaced when the new one is whole. Exit code 1 says that records
+    could not be read; they are named, and all others are in the file.
 
     \b
-    A store is one of
-      sqlite:///folder/greylag.db    or the path of such a file or data folder
-      mongodb://host/database        (also mongodb+srv://); without a database, that of MONGODB_DB
+    Examples:
+      greylag export backup.jsonl
+      greylag export - | gzip > backup.jsonl.gz
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+    from greylag.archives import export_records, place_of
+
+    if as_json and file == STREAM:
+        raise click.UsageError("With --json, standard output is for the summary: name a FILE.")
+    output = Output(as_json=as_json)
+
+    def unreadable(finding: "Finding") -> None:
+        output.note(f"left out: {finding.sentence}", "red")
+        output.note(f"hint: {finding.hint}", "")
+
+    settings = _settings(data)
+    with shown_progress() as progress, _written(file) as write:
+        found = _run(export_records(settings, write, progress, unreadable))
+    summary = {"store": place_of(settings).shown, "file": file, **asdict(found)}
+    if file == STREAM:
+        output.note(", ".join(f"{name} {value}" for name, value in summary.items()))
+    else:
+        _print(output, summary)
+    return Exit.REFUSED if found.unreadable else Exit.OK
 
 
-@store.command(short_help="Copy all records into an empty store.")
-@click.option("--from", "source", metavar="URL", required=True, help="The store to read.")
-@click.option("--to", "target", metavar="URL", required=True, help="The empty store to fill.")
+@click.command("import", short_help="Put the records of an export into an empty store.")
+@click.argument("file")
+@click.option("--replace", is_flag=True, help="Remove all that the store holds before.")
+@_data
 @_json
-def copy(source: str, target: str, *, as_json: bool) -> None:
-    """Copy all projects, with their logs and keys, from one store into an empty one.
+def import_(file: str, data: Path | None, *, replace: bool, as_json: bool) -> None:
+    """Put the records of an export (`-`: standard input) into the store of the settings.
 
-    Stop `greylag up`, `serve` and `worker` first. Cut off at any moment, the same command goes on.
-    At the end both are read again and compared.
+    Stop `greylag up`, `serve` and `worker` on that store first. The file is read to its end before
+    anything is written: one that is cut or altered changes nothing. Cut off as it writes, nothing
+    starts on the store until the same command was run again.
 
-    Example: greylag store copy --from data --to mongodb://db.example/goose
-    """
-    from greylag.archives import copy_store
+    \b
+    Examples:
+      greylag import backup.jsonl
+      MONGODB_URI=mongodb://db.example greylag import backup.jsonl
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+    from greylag.archives import import_records, place_of
 
     output = Output(as_json=as_json)
-    with shown_progress() as progress:
-        done = _run(copy_store(source, target, lambda at: progress(at.step, at.done, at.total)))
-    summary = asdict(done)
-    if as_json:
+    settings = _settings(data)
+    with shown_progress() as progress, _opened(file) as source:
+        done = _run(import_records(settings, source, progress, replacing=replace))
+    if done.contents.unreadable:
+        output.note(
+            f"warning: {done.contents.unreadable} records could not be read when the export was "
+            "made, and are not in it.",
+            "yellow",
+        )
+    if done.left_out:
+        output.note(
+            f"warning: {done.left_out} records hold fields of other programs, which this kind of "
+            "store cannot keep.",
+            "yellow",
+        )
+    _print(
+        output,
+        {
+            "store": place_of(settings).shown,
+            "file": file,
+            **asdict(done.contents),
+            "left_out": done.left_out,
+        },
+    )
+
+
+def _print(output: Output, summary: dict[str, Any]) -> None:
+    if output.json:
         output.document(summary)
     else:
-        output.fields(_fields(summary))
+        output.fields({name: str(value) for name, value in summary.items() if value != 0})
 
 
-@store.command(short_help="Find and explain records that break a rule.")
-@click.argument("url", required=False)
-@_json
-def check(url: str | None, *, as_json: bool) -> int:
-    """Find and explain records that break a rule. Nothing is changed.
+def _settings(data: Path | None) -> "Settings":
+    from greylag.config import load_settings
 
-    Without URL it is the store of the settings (MONGODB_URI, else GREYLAG_DATA). Exit code 1 says
-    that something was found.
-
-    Example: greylag store check ~/greylag
-    """
-    from greylag.archives import examine_store
-
-    output = Output(as_json=as_json)
-    with shown_progress() as progress:
-        report = _run(examine_store(url, lambda done: progress("checking", done, None)))
-    _print(output, asdict(report))
-    return Exit.REFUSED if report.flaws else Exit.OK
+    try:
+        settings = load_settings(data=data)
+    except GreylagError as error:
+        raise StartError(error.info.message, error.info.hint) from error
+    return settings if data is None else settings.model_copy(update={"mongodb_uri": None})
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -83,25 +141,64 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         raise error_of_settings(error) from error
 
 
-def _fields(summary: Mapping[str, Any]) -> dict[str, str]:
-    fields = {name: str(value) for name, value in summary.items() if name != "left_out"}
-    if summary["left_out"]:
-        fields["left out"] = (
-            f"{summary['left_out']} documents hold fields that Greylag does not know; SQLite "
-            "cannot keep them"
-        )
-    return fields
+@contextmanager
+def _written(file: str) -> Iterator[Callable[[bytes], object]]:
+    """Give what writes into ``file``; a file of that name is replaced at the end, if all went well.
+
+    Raises:
+        OutputLostError: it cannot be written.
+        BrokenPipeError: nobody reads it.
+    """
+    path = Path(file).resolve()
+    try:
+        if file == STREAM:
+            yield sys.stdout.buffer.write
+            sys.stdout.buffer.flush()
+        elif path.exists() and not path.is_file():
+            with path.open("wb") as device:
+                yield device.write
+        else:
+            with _replacing(path) as write:
+                yield write
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputLostError(f"{file} cannot be written: {error.strerror}.") from error
 
 
-def _print(output: Output, report: Mapping[str, Any]) -> None:
-    place, count, flaws = report["place"], report["projects"], report["flaws"]
-    if output.json:
-        output.document({"store": place, "ok": not flaws, "projects": count, "findings": flaws})
-    elif flaws:
-        rows = [tuple(flaw[name] for name in FIELDS) for flaw in flaws]
-        output.table(COLUMNS, rows, prose=("FOUND", "HINT"))
-    else:
-        output.line(f"{place}: {count} projects, and nothing is wrong.")
+@contextmanager
+def _replacing(path: Path) -> Iterator[Callable[[bytes], object]]:
+    # What is made so is for its owner alone: it holds all users' data.
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(number, "wb") as new:
+            yield new.write
+            new.flush()
+            os.fsync(new.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    """Give an export to be read twice; what comes through a pipe is put into a temporary file."""
+    try:
+        with (
+            tempfile.TemporaryFile() as spool,
+            open(
+                sys.stdin.fileno() if file == STREAM else file, "rb", closefd=file != STREAM
+            ) as given,
+        ):
+            if given.seekable():
+                yield given
+                return
+            shutil.copyfileobj(given, spool)
+            spool.seek(0)
+            yield spool
+    except OSError as error:
+        raise StartError(f"{file} cannot be read: {error.strerror}.") from error
 
 
 # How far a long command is, on a terminal; elsewhere nothing is shown.
@@ -110,8 +207,8 @@ def _print(output: Output, report: Mapping[str, Any]) -> None:
 class Show(Protocol):
     """Shows how far it is."""
 
-    def __call__(self, step: str, done: int, total: int | None) -> None:
-        """Show ``done`` of ``total`` (``None``: not known) records of a step, one plain word."""
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Show ``done`` of about ``total`` projects of a step, one plain word."""
 
 
 @contextmanager
@@ -128,11 +225,11 @@ def shown_progress() -> Iterator[Show]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("opening", total=None)
 
-        def show(step: str, done: int, total: int | None) -> None:
+        def show(step: str, done: int, total: int) -> None:
             bar.update(task, description=step, completed=done, total=total)
 
         yield show
 
 
-def _silent(step: str, done: int, total: int | None) -> None:
+def _silent(step: str, done: int, total: int) -> None:
     """Show nothing: nobody sits there."""

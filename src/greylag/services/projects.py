@@ -22,8 +22,8 @@ from greylag.ports import (
     Created,
     Edit,
     IdempotencyKey,
-    Page,
     PageQuery,
+    ProjectPage,
     ProjectStore,
     UserDirectory,
 )
@@ -106,7 +106,7 @@ class Projects:
             )
         return user
 
-    async def page(self, principal: Principal, user_id: str, query: PageQuery) -> Page:
+    async def page(self, principal: Principal, user_id: str, query: PageQuery) -> ProjectPage:
         """Return one page of a user's projects, newest first."""
         return await self._store.page(self.user(principal, user_id).id, query)
 

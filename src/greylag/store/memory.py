@@ -3,8 +3,8 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -19,17 +19,19 @@ from greylag.ports import (
     Created,
     Duty,
     Edit,
+    Fill,
+    Finding,
     IdempotencyKey,
     Outcome,
-    Page,
     PageQuery,
+    ProjectPage,
+    StoredKey,
+    StoredProject,
     Subscription,
 )
 from greylag.store import records
-from greylag.store import records as cursor
-from greylag.store import records as duties
 from greylag.store.changes import ChangeHub
-from greylag.store.records import DutyRecord, Record
+from greylag.store.records import DutyRecord, ProjectRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +45,20 @@ class _Key:
 
 @dataclass(slots=True)
 class _Tables:
-    records: dict[ProjectRef, Record] = field(default_factory=dict)
+    records: dict[ProjectRef, ProjectRecord] = field(default_factory=dict)
     events: dict[ProjectRef, list[Event]] = field(default_factory=dict)
     keys: dict[tuple[str, str], _Key] = field(default_factory=dict)
     duties: dict[str, DutyRecord] = field(default_factory=dict)
 
 
 class MemoryStore:
-    """Implements ``greylag.ports.ProjectStore``.
+    """Implements ``greylag.ports.ProjectStore`` and ``Archive``.
 
     No method awaits anything, so each is one atomic step on the event loop.
     """
+
+    place = "memory"
+    keeps_extra = False
 
     def __init__(self) -> None:
         self._tables = _Tables()
@@ -81,18 +86,18 @@ class MemoryStore:
         """Return the project as it is now; see the port."""
         return _out(self._find(owner, project_id))
 
-    async def page(self, owner: str, query: PageQuery) -> Page:
+    async def page(self, owner: str, query: PageQuery) -> ProjectPage:
         """Return one page; see the port."""
-        before = cursor.decode(query.cursor) if query.cursor is not None else None
+        before = records.decode(query.cursor) if query.cursor is not None else None
         found = [
             record
             for record in self._open().records.values()
             if record.project.user_id == owner
             and query.status in {None, record.project.status}
-            and (before is None or cursor.position(record.project) < before)
+            and (before is None or records.position(record.project) < before)
         ]
-        found.sort(key=lambda record: cursor.position(record.project), reverse=True)
-        return cursor.cut([_out(record) for record in found[: query.limit + 1]], query.limit)
+        found.sort(key=lambda record: records.position(record.project), reverse=True)
+        return records.cut([_out(record) for record in found[: query.limit + 1]], query.limit)
 
     async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
         """Change name or metadata; see the port."""
@@ -113,13 +118,13 @@ class MemoryStore:
         return newer[:limit]
 
     async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
-        """Claim the project whose turn it is; see the port."""
+        """Claim the project that is next; see the port."""
         due = [(at, record) for at, record in self._claimable() if at <= now]
         if not due:
             return None
         projects = (record.project for record in self._tables.records.values())
         at_work = Counter(p.user_id for p in projects if p.lease and p.lease.until > now)
-        _, record = min(due, key=lambda pair: records.turn(pair[0], pair[1], at_work))
+        _, record = min(due, key=lambda pair: records.claim_order(pair[0], pair[1], at_work))
         return Claim(self._keep(records.claimed(record, worker, now, lease_seconds)))
 
     async def next_due(self) -> datetime | None:
@@ -167,17 +172,60 @@ class MemoryStore:
         """Take a duty on; see the port."""
         known = self._open().duties
         before = known.get(name, DutyRecord())
-        verdict, known[name] = duties.taken(before, worker, since, now, seconds)
+        verdict, known[name] = records.taken(before, worker, since, now, seconds)
         return verdict
 
     async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
         """Say that a duty is done; see the port."""
         known = self._open().duties
-        known[name] = duties.finished(known.get(name, DutyRecord()), worker, now)
+        known[name] = records.finished(known.get(name, DutyRecord()), worker, now)
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""
         return self._hub.subscribe(ref)
+
+    async def read(self) -> AsyncIterator[Sequence[StoredProject | Finding]]:
+        """Yield all projects; see the port."""
+        found = sorted(self._open().records.values(), key=lambda record: record.project.id)
+        if found:
+            yield [self._stored(record) for record in found]
+
+    async def count(self) -> int:
+        """Return how many records there are; see the port."""
+        return len(self._open().records)
+
+    async def at_work(self, now: datetime) -> ProjectRef | None:
+        """Return a project under a lease; see the port."""
+        projects = (record.project for record in self._open().records.values())
+        return next((one.ref for one in projects if one.lease and one.lease.until > now), None)
+
+    async def incomplete(self) -> bool:
+        """Return false: what replaces a store does so in one step."""
+        return False
+
+    @asynccontextmanager
+    async def replacing(self) -> AsyncIterator[Fill]:
+        """Put other projects in place of all, in one step; see the port."""
+        new = _Tables(duties=self._open().duties)
+
+        async def fill(projects: Sequence[StoredProject]) -> None:
+            for stored in projects:
+                ref = stored.project.ref
+                if ref in new.records:
+                    new.keys = {name: key for name, key in new.keys.items() if key.ref != ref}
+                new.records[ref] = ProjectRecord(stored.project, stored.claims, stored.last_seq)
+                new.events[ref] = list(stored.events)
+                for key in stored.keys:
+                    kept = _Key(key.fingerprint, ref, key.expires_at)
+                    new.keys[key.user_id, key.key] = kept
+
+        yield fill
+        self._tables = new
+        self._hub.signal(None)
+
+    async def findings(self) -> Sequence[Finding]:
+        """Return nothing: there is no disk that could be damaged."""
+        return []
 
     async def ping(self) -> None:
         """Return while the store is open; see the port."""
@@ -193,18 +241,18 @@ class MemoryStore:
             raise StoreUnavailableError("The store has been closed.")
         return self._tables
 
-    def _find(self, owner: str, project_id: str) -> Record:
+    def _find(self, owner: str, project_id: str) -> ProjectRecord:
         ref = ProjectRef(owner, project_id)
         try:
             return self._open().records[ref]
         except KeyError:
             raise records.not_found(ref) from None
 
-    def _of(self, claim: Claim) -> Record | None:
+    def _of(self, claim: Claim) -> ProjectRecord | None:
         record = self._open().records.get(claim.project.ref)
         return record if record and record.project.id == claim.project.id else None
 
-    def _claimable(self) -> list[tuple[datetime, Record]]:
+    def _claimable(self) -> list[tuple[datetime, ProjectRecord]]:
         found = ((record.claimable_at, record) for record in self._open().records.values())
         return [(at, record) for at, record in found if at is not None]
 
@@ -217,7 +265,21 @@ class MemoryStore:
             raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
         return known.ref if known else None
 
-    def _put(self, record: Record, *, since: Record | None = None) -> Project:
+    def _stored(self, record: ProjectRecord) -> StoredProject:
+        tables, ref = self._tables, record.project.ref
+        return StoredProject(
+            project=_out(record),
+            claims=record.claims,
+            last_seq=record.last_seq,
+            events=list(tables.events[ref]),
+            keys=[
+                StoredKey(user_id, name, key.fingerprint, key.expires)
+                for (user_id, name), key in sorted(tables.keys.items())
+                if key.ref == ref
+            ],
+        )
+
+    def _put(self, record: ProjectRecord, *, since: ProjectRecord | None = None) -> Project:
         """Keep ``record`` and tell of it, unless it is the one that was there (``since``)."""
         if record is since:
             return _out(record)
@@ -225,7 +287,7 @@ class MemoryStore:
         self._hub.signal(project.ref)
         return project
 
-    def _keep(self, record: Record) -> Project:
+    def _keep(self, record: ProjectRecord) -> Project:
         """Keep ``record`` without a word: leases are nobody's news."""
         kept = json.loads(json.dumps(dict(record.project.metadata)))
         record = replace(record, project=replace(record.project, metadata=kept))
@@ -233,6 +295,6 @@ class MemoryStore:
         return _out(record)
 
 
-def _out(record: Record) -> Project:
+def _out(record: ProjectRecord) -> Project:
     """Return the project as a caller may have it: its metadata is a copy."""
     return replace(record.project, metadata=copy.deepcopy(record.project.metadata))

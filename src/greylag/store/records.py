@@ -14,14 +14,14 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
 )
 from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
-from greylag.ports import Claim, Duty, Edit, Outcome, Page
+from greylag.ports import Claim, Duty, Edit, Finding, Outcome, ProjectPage
 
 LOG_LENGTH = 500
 KEY_LIFETIME = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ProjectRecord:
     """A project and what only its store knows of it.
 
     ``claims`` counts the claims so far, ``last_seq`` the events; ``woken`` says that it was poked
@@ -40,12 +40,12 @@ class Record:
         return self.project.due_at if lease is None else lease.until
 
 
-def new_record(project: Project) -> Record:
+def new_record(project: Project) -> ProjectRecord:
     """Return the record of a project that is being created."""
-    return Record(project, claims=project.lease.number if project.lease else 0)
+    return ProjectRecord(project, claims=project.lease.number if project.lease else 0)
 
 
-def edited(record: Record, edit: Edit, now: datetime) -> Record:
+def edited(record: ProjectRecord, edit: Edit, now: datetime) -> ProjectRecord:
     """Return the record with the edit in it; the same record when that changes nothing."""
     project = record.project
     if project.desired is Desired.DELETED:
@@ -57,7 +57,9 @@ def edited(record: Record, edit: Edit, now: datetime) -> Record:
     return replace(record, project=replace(project, name=name, metadata=metadata, updated_at=now))
 
 
-def wanted(record: Record, desired: Desired, now: datetime, deadline: datetime) -> Record:
+def wanted(
+    record: ProjectRecord, desired: Desired, now: datetime, deadline: datetime
+) -> ProjectRecord:
     """Return the record with the wish in it; the same record when it changes nothing."""
     project = record.project
     if project.desired is Desired.DELETED and desired is not Desired.DELETED:
@@ -77,15 +79,17 @@ def wanted(record: Record, desired: Desired, now: datetime, deadline: datetime) 
     return replace(record, project=changed)
 
 
-def claimed(record: Record, worker: str, now: datetime, lease_seconds: float) -> Record:
+def claimed(
+    record: ProjectRecord, worker: str, now: datetime, lease_seconds: float
+) -> ProjectRecord:
     """Return the record under a new lease, whose number no claim of it ever had."""
     number = record.claims + 1
     lease = Lease(worker, number, lease_end(now, lease_seconds))
     return replace(record, project=replace(record.project, lease=lease), claims=number, woken=False)
 
 
-def turn(
-    claimable_at: datetime, record: Record, at_work: Mapping[str, int]
+def claim_order(
+    claimable_at: datetime, record: ProjectRecord, at_work: Mapping[str, int]
 ) -> tuple[int, datetime, str]:
     """Return a due record's place in the order of claims; ``at_work`` says how many projects of
     each user are under leases that have not run out.
@@ -93,14 +97,16 @@ def turn(
     return at_work.get(record.project.user_id, 0), claimable_at, record.project.id
 
 
-def renewed(record: Record | None, claim: Claim, now: datetime, lease_seconds: float) -> Record:
+def renewed(
+    record: ProjectRecord | None, claim: Claim, now: datetime, lease_seconds: float
+) -> ProjectRecord:
     """Return the record with the claim's lease extended, else raise ``LeaseLostError``."""
     record, lease = held(record, claim)
     longer = replace(lease, until=lease_end(now, lease_seconds))
     return replace(record, project=replace(record.project, lease=longer))
 
 
-def poked(record: Record, now: datetime) -> Record:
+def poked(record: ProjectRecord, now: datetime) -> ProjectRecord:
     """Return the record due now; one that is due already keeps its place in the queue."""
     due_at = record.project.due_at
     due_at = now if due_at is None else min(due_at, now)
@@ -108,8 +114,8 @@ def poked(record: Record, now: datetime) -> Record:
 
 
 def recorded(
-    record: Record | None, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
-) -> tuple[Record, Sequence[Event]]:
+    record: ProjectRecord | None, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
+) -> tuple[ProjectRecord, Sequence[Event]]:
     """Return the record with what is, and the events to append to its log; else raise
     ``LeaseLostError``.
     """
@@ -142,7 +148,7 @@ def recorded(
     return replace(record, project=project, last_seq=record.last_seq + len(events)), events
 
 
-def held(record: Record | None, claim: Claim) -> tuple[Record, Lease]:
+def held(record: ProjectRecord | None, claim: Claim) -> tuple[ProjectRecord, Lease]:
     """Return the record and its lease if ``claim`` still holds it, else raise ``LeaseLostError``.
 
     A lease that ran out still holds until somebody else claims: nobody else is at work, so there is
@@ -174,6 +180,18 @@ def unsettled(project: Project) -> bool:
 def not_found(ref: ProjectRef) -> ProjectNotFoundError:
     """Return the error for a project that this owner does not have."""
     return ProjectNotFoundError(f"User {ref.user_id!r} has no project {ref.project_id!r}.")
+
+
+def unreadable(record_id: object, user_id: object, project_id: object, error: Exception) -> Finding:
+    """Return what is wrong with a record that raised ``error`` when it was read."""
+    cause = error.__cause__ or error
+    return Finding(
+        str(record_id),
+        f"The record {record_id} of project {project_id!r} of user {user_id!r} cannot be read "
+        f"({type(cause).__name__}: {cause}).",
+        "Correct what the sentence names, or remove the record; until then nobody works on the "
+        "project, and no export holds it.",
+    )
 
 
 def lease_end(now: datetime, lease_seconds: float) -> datetime:
@@ -241,15 +259,15 @@ def decode(cursor: str) -> Position:
             raise _not_ours()
 
 
-def cut(projects: Sequence[Project], limit: int) -> Page:
+def cut(projects: Sequence[Project], limit: int) -> ProjectPage:
     """Return the first ``limit`` of ``projects`` as a page; one more than that means that there is
     a next page. Raises ``InvalidRequestError`` for a limit below 1.
     """
     check_limit(limit)
     if len(projects) <= limit:
-        return Page(projects)
+        return ProjectPage(projects)
     shown = projects[:limit]
-    return Page(shown, encode(position(shown[-1])))
+    return ProjectPage(shown, encode(position(shown[-1])))
 
 
 def check_limit(limit: int) -> None:

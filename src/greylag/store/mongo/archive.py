@@ -1,158 +1,148 @@
-"""A MongoDB store as a whole, to be moved or checked."""
+"""A MongoDB store as a whole, for export, import and `greylag doctor`."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from bson import ObjectId
-from pymongo import ReplaceOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from bson import json_util
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.json_util import CANONICAL_JSON_OPTIONS
+from pymongo import DeleteMany, InsertOne
+from pymongo.errors import BulkWriteError
 
+from greylag.common.typed import check_types
 from greylag.domain.project import ProjectRef
-from greylag.ports import Bundle, Flaw, Held, Sheet, StoreUnreadableError
-from greylag.store import sheets
-from greylag.store.mongo import archive_flaws, client, indexes
-from greylag.store.mongo.bundles import OPTIONS, from_bundle, key_document, to_bundle
-from greylag.store.mongo.claims import Projects
-from greylag.store.mongo.client import Client, Documents, Limits, asking, repeated
-from greylag.store.mongo.documents import Document, key
-
-COPYING = "greylag_copying"
+from greylag.ports import Fill, Finding, StoredKey, StoredProject, StoreInUseError
+from greylag.store.mongo import connection, indexes
+from greylag.store.mongo.connection import (
+    Client,
+    Collection,
+    Database,
+    MongoLimits,
+    asking,
+    repeated,
+)
+from greylag.store.mongo.documents import (
+    Document,
+    DocumentError,
+    from_document,
+    id_of,
+    key_document,
+    new_tail,
+    pack,
+    tail_of,
+    to_document,
+    to_event,
+    unpack,
+)
+from greylag.store.records import LOG_LENGTH, ProjectRecord, unreadable
 
 _SECONDS = 60.0
-"""How long one sheet may take."""
+"""How long one batch may take."""
 
-_MARK = {"_id": "copy"}
-_PLACE = {"_id": True, "last_seq": True}
-_OBJECT_IDS, _TEXTS, _OTHERS = "o", "s", "x"
-"""Sheets go by kinds of ``_id``, since a comparison finds only what is of its own kind."""
-
+_AT_ONCE = 50
 _DUPLICATE = 11000
+_MARK = {"_id": "copy"}
+_OURS = {"claimable_at", "unsettled", "revision", "news", "tail"}
+_OPTIONS: CodecOptions[Document] = CodecOptions(
+    # Dates that Python cannot hold are to be found, not to fail on.
+    tz_aware=True,
+    tzinfo=UTC,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+)
+_EXTRA_OPTIONS = CANONICAL_JSON_OPTIONS.with_options(
+    tz_aware=True, tzinfo=UTC, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
 
 
 class MongoArchive:
     """Implements ``greylag.ports.Archive``; ``await MongoArchive.open(...)`` makes one."""
 
-    kind = "mongodb"
+    keeps_extra = True
 
-    def __init__(self, connected: Client, database: Documents, place: str) -> None:
-        self._client = connected
-        self._database = database.with_options(codec_options=OPTIONS)
+    def __init__(self, client: Client, database: Database, place: str) -> None:
+        self._client = client
+        self._database = database.with_options(codec_options=_OPTIONS)
         self._projects = self._database[indexes.PROJECTS]
         self.place = place
 
     @classmethod
-    async def open(cls, uri: str, name: str, *, place: str, limits: Limits) -> "MongoArchive":
+    async def open(cls, uri: str, name: str, *, place: str, limits: MongoLimits) -> "MongoArchive":
         """Open the database ``name`` of the server that ``uri`` names; ``place`` is for people.
 
-        Raises ``StoreUnavailableError`` when it cannot be reached, ``ConfigError`` for a URI or
-        name that cannot be used.
+        Raises:
+            ConfigError: a URI or name that cannot be used.
+            StoreUnavailableError: the server cannot be reached.
         """
-        connected = client.connect(uri, limits)
+        client = connection.connect(uri, limits)
         try:
             with asking(limits.operation):
-                await client.has_change_streams(connected)
-            return cls(connected, client.database(connected, name), place)
+                await connection.has_change_streams(client)
+            return cls(client, connection.database(client, name), place)
         except BaseException:
-            await connected.close()
+            await client.close()
             raise
 
-    async def sheet(self, after: str | None, limit: int) -> Sheet:
-        """Return the records that follow ``after``; see the port."""
-        kind, _, last = (after or _OBJECT_IDS).partition(":")
-        with asking(_SECONDS):
-            places = await self._projects.find(
-                _following(kind, last), _PLACE, sort=[("_id", 1)], limit=limit, batch_size=limit
-            ).to_list()
-            taken = places[: sheets.fitting(place.get("last_seq", 0) for place in places)]
-            read = await self._read([place["_id"] for place in taken])
-        more = len(places) == limit or len(taken) < len(places)
-        return Sheet(
-            bundles=[one for one in read if isinstance(one, Bundle)],
-            unreadable=[one for one in read if isinstance(one, Flaw)],
-            after=f"{kind}:{taken[-1]['_id']}" if more and kind != _OTHERS else _next_kind(kind),
-        )
-
-    async def find(self, record_ids: Sequence[str]) -> Mapping[str, Bundle]:
-        """Return those of these records that are there; see the port."""
-        with asking(_SECONDS):
-            read = await self._read([key(record_id) for record_id in record_ids])
-        found: dict[str, Bundle] = {}
-        for one in read:
-            if isinstance(one, Flaw):
-                raise StoreUnreadableError(one.sentence)
-            found[one.project.id] = one
-        return found
+    async def read(self) -> AsyncIterator[Sequence[StoredProject | Finding]]:
+        """Yield all projects; see the port."""
+        cursor = self._projects.find({}, sort=[("_id", 1)], batch_size=_AT_ONCE)
+        try:
+            while True:
+                with asking(_SECONDS):
+                    batch = await self._stored(await cursor.to_list(_AT_ONCE))
+                if not batch:
+                    return
+                yield batch
+        finally:
+            await cursor.close()
 
     async def count(self) -> int:
         """Return how many records there are; see the port."""
         with asking(_SECONDS):
             return await self._projects.count_documents({})
 
-    async def held(self, now: datetime) -> Held | None:
-        """Return a lease that has not run out; see the port."""
+    async def at_work(self, now: datetime) -> ProjectRef | None:
+        """Return a project under a lease; see the port."""
         with asking(_SECONDS):
-            raw = await self._projects.find_one(
-                {"lease.until": {"$gt": now}},
-                {"user_id": True, "project_id": True, "lease": True},
-                sort=[("lease.until", -1)],
-            )
-        if raw is None:
-            return None
-        ref = ProjectRef(str(raw.get("user_id")), str(raw.get("project_id")))
-        return Held(ref, str(raw["lease"].get("worker")), raw["lease"]["until"])
+            raw = await self._projects.find_one({"lease.until": {"$gt": now}})
+        return None if raw is None else ProjectRef(str(raw["user_id"]), str(raw["project_id"]))
 
-    async def unfinished(self) -> str | None:
-        """Return where an unfinished copy is from; see the port."""
+    async def incomplete(self) -> bool:
+        """Tell whether an import has not ended; see the port."""
         with asking(_SECONDS):
-            mark = await self._database[COPYING].find_one(_MARK)
-        return None if mark is None else str(mark["source"])
+            return await indexes.is_incomplete(self._database)
 
-    async def begin(self, source: str) -> bool:
-        """Mark the store as being filled, and make its indexes; see the port."""
-        known = await self.unfinished()
-        if known is None and await self.count() == 0:
-            with asking(_SECONDS):
-                try:
-                    await self._database[COPYING].insert_one({**_MARK, "source": source})
-                except DuplicateKeyError:
-                    # Somebody else has just begun; from the same source, that is as good.
-                    known = await self.unfinished()
-                else:
-                    known = source
-        if known != source:
-            return False
+    @asynccontextmanager
+    async def replacing(self) -> AsyncIterator[Fill]:
+        """Mark the store as incomplete, empty it, and take the mark away at the end."""
+        marks = self._database[indexes.INCOMPLETE]
+        mark = _MARK | {"source": "an import", "run": secrets.token_hex(8)}
         with asking(_SECONDS):
+            await marks.replace_one(_MARK, mark, upsert=True)
+            for name in (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS):
+                await repeated(partial(self._database[name].delete_many, {}))
             await indexes.ensure(self._database)
-        return True
-
-    async def write(self, bundles: Sequence[Bundle]) -> None:
-        """Put these records there; see the port."""
-        if not bundles:
-            return
+        yield self._fill
         with asking(_SECONDS):
-            await self._put(bundles)
-            await self._put_keys(bundles)
+            if not (await marks.delete_one(mark)).deleted_count:
+                raise StoreInUseError(f"Another import into {self.place} has begun meanwhile.")
 
-    async def finish(self) -> None:
-        """Take the mark away; see the port."""
+    async def findings(self) -> Sequence[Finding]:
+        """Return which indexes are missing or wrong; see the port."""
         with asking(_SECONDS):
-            await self._database[COPYING].drop()
-
-    async def flaws(self) -> Sequence[Flaw]:
-        """Return what is wrong with the database as such; see the port."""
-        source = await self.unfinished()
-        found = [] if source is None else [sheets.unfinished_copy(source)]
-        with asking(_SECONDS):
-            return [*found, *await archive_flaws.flaws(self._database)]
+            return await indexes.findings(self._database)
 
     async def close(self) -> None:
         """Disconnect; see the port."""
         await self._client.close()
 
-    async def _read(self, ids: list[Any]) -> list[Bundle | Flaw]:
-        those = {"record_id": {"$in": ids}}
-        found = await self._projects.find({"_id": {"$in": ids}}, sort=[("_id", 1)]).to_list()
+    async def _stored(self, raws: list[Document]) -> list[StoredProject | Finding]:
+        """Return what is kept of these documents."""
+        those = {"record_id": {"$in": [raw["_id"] for raw in raws]}}
         older: dict[Any, list[Document]] = {}
         for fields in await self._database[indexes.EVENTS].find(those).to_list():
             older.setdefault(fields["record_id"], []).append(fields)
@@ -160,62 +150,90 @@ class MongoArchive:
         for fields in await self._database[indexes.KEYS].find(those).to_list():
             keys.setdefault(fields["record_id"], []).append(fields)
         return [
-            to_bundle(raw, older.get(raw["_id"], []), keys.get(raw["_id"], [])) for raw in found
+            stored_project(raw, older.get(raw["_id"], []), keys.get(raw["_id"], [])) for raw in raws
         ]
 
-    async def _put(self, bundles: Sequence[Bundle]) -> None:
-        documents = [from_bundle(bundle) for bundle in bundles]
-        try:
-            await _insert_or_replace(self._projects, documents)
-        except BulkWriteError as error:
-            for document in _refused(error, documents):
-                raise sheets.taken_by_another(
-                    document["user_id"], document["project_id"]
-                ) from error
-            raise
-
-    async def _put_keys(self, bundles: Sequence[Bundle]) -> None:
-        keys = self._database[indexes.KEYS]
-        ids = [key(bundle.project.id) for bundle in bundles]
-        await repeated(lambda: keys.delete_many({"record_id": {"$in": ids}}))
-        wanted = [
-            key_document(kept, record_id)
-            for bundle, record_id in zip(bundles, ids, strict=True)
-            for kept in bundle.keys
-        ]
-        if wanted:
-            await _insert_or_replace(keys, wanted)
+    async def _fill(self, projects: Sequence[StoredProject]) -> None:
+        documents = [project_document(stored) for stored in projects]
+        keys = [key_document(stored.project.id, key) for stored in projects for key in stored.keys]
+        with asking(_SECONDS):
+            await _insert(self._projects, documents, "user_id", "project_id")
+            await _insert(self._database[indexes.KEYS], keys)
 
 
-async def _insert_or_replace(collection: Projects, documents: list[Document]) -> None:
-    """Put documents there; one whose ``_id`` is there gives way."""
+async def _insert(collection: Collection, documents: list[Document], *unique: str) -> None:
+    """Insert documents, each instead of any with the same ``_id`` or the same ``unique`` fields."""
+    if not documents:
+        return
     try:
         await collection.insert_many(documents, ordered=False)
     except BulkWriteError as error:
-        there = _refused(error, documents)
-        if not there:
+        codes = {one["code"] for one in (error.details or {}).get("writeErrors", [])}
+        if codes != {_DUPLICATE}:
             raise
-        await collection.bulk_write(
-            [ReplaceOne({"_id": one["_id"]}, one, upsert=True) for one in there], ordered=False
+    else:
+        return
+    writes: list[DeleteMany | InsertOne[Document]] = []
+    for document in documents:
+        writes.append(DeleteMany({"_id": document["_id"]}))
+        if unique:
+            writes.append(DeleteMany({name: document[name] for name in unique}))
+        writes.append(InsertOne(document))
+    await repeated(lambda: collection.bulk_write(writes))
+
+
+def stored_project(
+    raw: Document, older: Sequence[Document], keys: Sequence[Document]
+) -> StoredProject | Finding:
+    """Return what a document holds, with the events that stand elsewhere (``older``) and its keys;
+    or what is wrong with it.
+    """
+    if id_of(str(raw["_id"])) != raw["_id"]:
+        strange = TypeError(f"its _id is {raw['_id']!r}, which is no ObjectId")
+        return unreadable(raw["_id"], raw.get("user_id"), raw.get("project_id"), strange)
+    try:
+        record = from_document(raw)
+        # What was moved out of the tail may stand there still, and newer events may have come.
+        numbered = {fields["seq"]: fields for fields in [*older, *tail_of(raw)]}
+        kept = range(record.last_seq - LOG_LENGTH + 1, record.last_seq + 1)
+        stored = StoredProject(
+            project=record.project,
+            claims=record.claims,
+            last_seq=record.last_seq,
+            events=[to_event(numbered[seq]) for seq in sorted(numbered) if seq in kept],
+            keys=[
+                StoredKey(
+                    fields["_id"]["user_id"],
+                    fields["_id"]["key"],
+                    fields["fingerprint"],
+                    fields["expires_at"],
+                )
+                for fields in sorted(keys, key=lambda one: str(one["_id"]["key"]))
+            ],
+            extra=_extra(raw, record),
         )
+        check_types(stored)
+    except (DocumentError, ValueError, TypeError, KeyError) as error:
+        return unreadable(raw["_id"], raw.get("user_id"), raw.get("project_id"), error)
+    return stored
 
 
-def _refused(error: BulkWriteError, documents: list[Document]) -> list[Document]:
-    """Return the documents that were refused because another is there."""
-    errors = (error.details or {}).get("writeErrors", [])
-    return [documents[one["index"]] for one in errors if one["code"] == _DUPLICATE]
+def project_document(stored: StoredProject) -> Document:
+    """Return the document of a project that arrives, its log with it."""
+    document = to_document(ProjectRecord(stored.project, stored.claims, stored.last_seq))
+    extra: Document = json_util.loads(json.dumps(dict(stored.extra)), json_options=_EXTRA_OPTIONS)
+    # The whole log goes with the record, so that both arrive in one step; its next event moves it
+    # to where older events are kept.
+    return document | extra | {"revision": 1, "tail": new_tail(stored.events)}
 
 
-def _following(kind: str, last: str) -> Document:
-    """Return the query for what follows ``last`` (empty: the first) among one kind of ``_id``."""
-    match kind:
-        case "o":
-            return {"_id": {"$gt": ObjectId(last)} if last else {"$type": "objectId"}}
-        case "s":
-            return {"_id": {"$gt": last} if last else {"$type": "string"}}
-        case _:
-            return {"_id": {"$not": {"$type": ["objectId", "string"]}}}
-
-
-def _next_kind(kind: str) -> str | None:
-    return {_OBJECT_IDS: _TEXTS, _TEXTS: _OTHERS}.get(kind)
+def _extra(raw: Document, record: ProjectRecord) -> Mapping[str, Any]:
+    """Return what others keep in a document, as Extended JSON."""
+    ours = _OURS | set(to_document(record))
+    extra = {name: value for name, value in raw.items() if name not in ours}
+    metadata = raw.get("metadata")
+    if "metadata" in raw and (metadata is None or pack(unpack(metadata)) != metadata):
+        # It is richer than what we read of it.
+        extra["metadata"] = metadata
+    found: dict[str, Any] = json.loads(json_util.dumps(extra, json_options=_EXTRA_OPTIONS))
+    return found

@@ -1,8 +1,8 @@
-"""Which changes this process's listeners have heard of, so that each is told once.
+"""How processes hear of each other's writes: by a change stream, else by looking often.
 
-A write of ours is told when the server has acknowledged it; the server then tells of it too. One
-whose acknowledgement never came (its caller was cancelled, the connection broke) is told when the
-server does.
+A write of ours is told when the server has acknowledged it; the server then tells of it too, and is
+not listened to again. One whose acknowledgement never came (its caller was cancelled, the
+connection broke) is told when the server does.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from greylag.common.backoff import backoff
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.store.changes import ChangeHub
-from greylag.store.mongo.client import (
+from greylag.store.mongo.connection import (
     Client,
-    Documents,
+    Database,
     asking,
     cancellable,
     has_change_streams,
@@ -31,10 +31,13 @@ from greylag.store.mongo.client import (
 )
 from greylag.store.mongo.indexes import CHANGES, PROJECTS
 
+if TYPE_CHECKING:
+    from pymongo.asynchronous.change_stream import AsyncCollectionChangeStream
+
 _REMEMBERED = 10_000
 
 
-class Echoes:
+class OwnChanges:
     """Tells ``hub`` of each change once, by whichever way it is heard of first."""
 
     def __init__(self, hub: ChangeHub) -> None:
@@ -73,11 +76,6 @@ class Echoes:
         return True
 
 
-# How processes hear of each other's writes: by a change stream, else by looking often.
-
-if TYPE_CHECKING:
-    from pymongo.asynchronous.change_stream import AsyncCollectionChangeStream
-
 GONE = "gone"
 """The news of a project that was removed; there is one for each record id."""
 
@@ -106,7 +104,7 @@ _NEWS = {
         ]
     }
 }
-_PARTS = {
+_FIELDS = {
     "$project": {
         "operationType": 1,
         "documentKey": 1,
@@ -118,13 +116,13 @@ _PARTS = {
 }
 
 
-class Follower(ABC):
+class ChangeFollower(ABC):
     """Tells listeners of what other processes write."""
 
-    def __init__(self, database: Documents, hub: ChangeHub, echoes: Echoes) -> None:
+    def __init__(self, database: Database, hub: ChangeHub, own: OwnChanges) -> None:
         self._database = database
         self._hub = hub
-        self._echoes = echoes
+        self._own = own
 
     @abstractmethod
     async def start(self) -> None:
@@ -147,7 +145,7 @@ class Follower(ABC):
             except (PyMongoError, StoreUnavailableError) as error:
                 if failures == 0:
                     why = reason(error) if isinstance(error, PyMongoError) else str(error)
-                    _log.warning("changes cannot be followed", reason=why)
+                    _log.warning("changes_not_followed", reason=why)
                     self._hub.signal(None)
                 await asyncio.sleep(backoff(failures, _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
                 failures += 1
@@ -157,11 +155,11 @@ class Follower(ABC):
         """Tell what is new now; return when that has succeeded."""
 
 
-class StreamFollower(Follower):
+class StreamFollower(ChangeFollower):
     """Listens to the change stream of the projects; after a break it goes on where it was."""
 
-    def __init__(self, database: Documents, hub: ChangeHub, echoes: Echoes) -> None:
-        super().__init__(database, hub, echoes)
+    def __init__(self, database: Database, hub: ChangeHub, own: OwnChanges) -> None:
+        super().__init__(database, hub, own)
         self._stream: AsyncCollectionChangeStream[dict[str, Any]] | None = None
         self._token: Mapping[str, Any] | None = None
         self._lost = False
@@ -169,7 +167,7 @@ class StreamFollower(Follower):
     async def start(self) -> None:
         """Open the stream."""
         self._stream = await self._database[PROJECTS].watch(
-            [_NEWS, _PARTS],
+            [_NEWS, _FIELDS],
             full_document="updateLookup",
             resume_after=self._token,
             max_await_time_ms=_AWAIT_MILLIS,
@@ -234,16 +232,16 @@ class StreamFollower(Follower):
             # Another program's write has no name.
             self._hub.signal(_ref(document))
         else:
-            self._echoes.tell(news, record_id, _ref(document))
+            self._own.tell(news, record_id, _ref(document))
 
 
-class PollingFollower(Follower):
+class PollingFollower(ChangeFollower):
     """Looks for the notes that each writer leaves, while anybody listens. For a single server."""
 
     def __init__(
-        self, database: Documents, hub: ChangeHub, echoes: Echoes, *, poll: float, timeout: float
+        self, database: Database, hub: ChangeHub, own: OwnChanges, *, poll: float, timeout: float
     ) -> None:
-        super().__init__(database, hub, echoes)
+        super().__init__(database, hub, own)
         self._poll = poll
         self._timeout = timeout
         self._last: datetime | None = None
@@ -253,7 +251,7 @@ class PollingFollower(Follower):
         newest = await self._database[CHANGES].find_one({}, sort=[("at", -1)])
         self._last = newest["at"] if newest else None
         for note in await self._newer():
-            self._echoes.pass_over(note["news"], note["_id"])
+            self._own.pass_over(note["news"], note["_id"])
 
     async def note(self, news: str, record_id: str, ref: ProjectRef | None) -> None:
         """Leave a note under the project; the server dates it, so that clocks need not agree."""
@@ -269,7 +267,7 @@ class PollingFollower(Follower):
         await self._hub.wanted.wait()
         for note in await self._newer():
             self._last = note["at"]
-            self._echoes.tell(note["news"], note["_id"], _ref(note))
+            self._own.tell(note["news"], note["_id"], _ref(note))
         await asyncio.sleep(self._poll)
 
     async def _newer(self) -> list[dict[str, Any]]:
@@ -284,58 +282,29 @@ def _ref(fields: Mapping[str, Any]) -> ProjectRef | None:
     return ProjectRef(user_id, project_id) if user_id and project_id else None
 
 
-# How one process hears of changes: the server says which of the two ways there is.
+async def follower(  # noqa: PLR0913 - what the two ways need
+    client: Client,
+    database: Database,
+    hub: ChangeHub,
+    own: OwnChanges,
+    *,
+    poll: float,
+    within: float,
+) -> ChangeFollower:
+    """Ask the server what it is, and return the way to follow its changes.
 
+    Args:
+        client: the connection.
+        database: whose projects are followed.
+        hub: whom to tell.
+        own: the changes of this process.
+        poll: seconds between two looks, where there are no change streams.
+        within: seconds that one look may take.
 
-class Following:
-    """Follows by change stream where there are any, else by looking every ``poll`` seconds.
-
-    It is made before the server is asked anything; ``choose`` asks. ``timeout`` is in seconds.
+    Raises:
+        PyMongoError: it cannot be asked.
+        ConfigError: the URI leads to no servers.
     """
-
-    def __init__(  # noqa: PLR0913 - what the two ways need
-        self,
-        client: Client,
-        database: Documents,
-        hub: ChangeHub,
-        echoes: Echoes,
-        *,
-        poll: float,
-        timeout: float,
-    ) -> None:
-        self._client = client
-        self._database = database
-        self._hub = hub
-        self._echoes = echoes
-        self._poll = poll
-        self._timeout = timeout
-        self._chosen: Follower | None = None
-
-    async def choose(self) -> None:
-        """Ask the server what it is. Raises the driver's errors, and ``ConfigError`` for a URI that
-        leads to no servers.
-        """
-        if await has_change_streams(self._client):
-            self._chosen = StreamFollower(self._database, self._hub, self._echoes)
-            return
-        self._chosen = PollingFollower(
-            self._database, self._hub, self._echoes, poll=self._poll, timeout=self._timeout
-        )
-
-    async def start(self) -> None:
-        """Take note of where the changes end now: what comes after will be told."""
-        await self._way.start()
-
-    async def run(self) -> None:
-        """Follow until cancelled."""
-        await self._way.run()
-
-    async def note(self, news: str, record_id: str, ref: ProjectRef | None) -> None:
-        """Leave word of a write, where the server does not tell of it by itself."""
-        await self._way.note(news, record_id, ref)
-
-    @property
-    def _way(self) -> Follower:
-        if self._chosen is None:
-            raise RuntimeError("the server was not asked what it is")
-        return self._chosen
+    if await has_change_streams(client):
+        return StreamFollower(database, hub, own)
+    return PollingFollower(database, hub, own, poll=poll, timeout=within)

@@ -1,4 +1,10 @@
-"""Values that BSON cannot hold as they are: JSON is wider in text, whole numbers and key names."""
+"""Records, events and idempotency keys as MongoDB documents, and back.
+
+A project's document has the fields that are documented for other programs, and ours beside them:
+``claimable_at`` and ``unsettled`` are what the indexes look for (absent: no), ``revision`` counts
+the writes and guards them, ``news`` names the last write that others should hear of, ``tail``
+holds the newest events.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +14,223 @@ from typing import Any
 
 from bson import ObjectId
 
-from greylag.domain.errors import ErrorInfo
+from greylag.domain.errors import ErrorInfo, StoreUnavailableError
 from greylag.domain.names import EnvironmentNames, environment_names
 from greylag.domain.project import Desired, Event, Lease, Project, Status
+from greylag.ports import StoredKey
 from greylag.store import records
-from greylag.store.mongo.client import DocumentError
-from greylag.store.records import Record
+from greylag.store.records import KEY_LIFETIME, LOG_LENGTH, ProjectRecord
+
+Document = dict[str, Any]
+
+WITHOUT_TAIL = {"tail": False}
+_LOSSY = "backslashreplace"
+
+
+class DocumentError(StoreUnavailableError):
+    """A document that something else wrote is not of the form that a project must have."""
+
+    hint = "Correct the document; `greylag doctor` finds and explains such records."
+
+
+def id_of(record_id: str) -> ObjectId | str:
+    """Return the ``_id`` of the record with this id."""
+    return ObjectId(record_id) if ObjectId.is_valid(record_id) else record_id
+
+
+def to_document(record: ProjectRecord) -> Document:
+    """Return all that is kept of ``record`` but its events; what is absent must not be there."""
+    project, lease = record.project, record.project.lease
+    document: Document = {
+        "_id": id_of(project.id),
+        "user_id": project.user_id,
+        "project_id": project.project_id,
+        "name": project.name,
+        "metadata": pack(project.metadata),
+        **asdict(project.names),
+        "status": project.status.value,
+        "endpoint": project.endpoint,
+        **_error_fields(project.error),
+        "error_terminal": project.error_terminal,
+        "last_activated_at": project.last_activated_at,
+        "last_deactivated_at": project.last_deactivated_at,
+        "created_at": project.created_at,
+        "updated_at": project.updated_at,
+        "desired": project.desired.value,
+        "generation": project.generation,
+        "observed_generation": project.observed_generation,
+        "attempts": project.attempts,
+        "due_at": project.due_at,
+        "deadline_at": project.deadline_at,
+        "lease": asdict(lease) if lease else None,
+        "claims": record.claims,
+        "last_seq": record.last_seq,
+        "woken": record.woken,
+    }
+    if record.claimable_at is not None:
+        document["claimable_at"] = record.claimable_at
+    if records.unsettled(project):
+        document["unsettled"] = True
+    return document
+
+
+def difference(raw: Document, before: ProjectRecord, after: ProjectRecord) -> Document:
+    """Return the update that makes ``raw``, which was read as ``before``, into ``after``.
+
+    It names only fields of ours that differ, so that what others keep in the document stays.
+    """
+    wanted = to_document(after)
+    if after.project.metadata == before.project.metadata:
+        # What others wrote there may be richer than what we read of it.
+        wanted.pop("metadata")
+    absent = object()
+    changed = {name: value for name, value in wanted.items() if raw.get(name, absent) != value}
+    gone = {
+        name: "" for name in ("claimable_at", "unsettled") if name in raw and name not in wanted
+    }
+    update: Document = {"$set": changed} if changed else {}
+    return update | ({"$unset": gone} if gone else {})
+
+
+def from_document(raw: Mapping[str, Any]) -> ProjectRecord:
+    """Return the record that a document holds; what an older system left out is derived.
+
+    Raises:
+        DocumentError: it is no project.
+    """
+    try:
+        return _record(raw)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DocumentError(
+            f"The document {raw.get('_id')} of the collection projects is not a project that "
+            f"Greylag can read ({type(error).__name__}: {error})."
+        ) from error
+
+
+def event_fields(event: Event) -> Document:
+    """Return an event as part of a document."""
+    return {
+        "seq": event.seq,
+        "at": event.at,
+        "status": event.status.value,
+        "generation": event.generation,
+        "text": pack({"code": event.code, "message": event.message, "hint": event.hint}),
+    }
+
+
+def to_event(fields: Mapping[str, Any]) -> Event:
+    """Return the event of ``event_fields``."""
+    return Event(
+        seq=fields["seq"],
+        at=fields["at"],
+        status=Status(fields["status"]),
+        generation=fields["generation"],
+        **unpack(fields["text"]),
+    )
+
+
+def new_tail(events: Sequence[Event]) -> list[Document]:
+    """Return the events of one outcome as the project's document holds them."""
+    return [event_fields(event) for event in events[-LOG_LENGTH:]]
+
+
+def tail_of(raw: Mapping[str, Any]) -> Sequence[Document]:
+    """Return the newest events of a project, as ``event_fields``."""
+    return raw.get("tail") or []
+
+
+def key_document(record_id: str, kept: StoredKey) -> Document:
+    """Return the document of an idempotency key of the record with this id."""
+    return {
+        "_id": {"user_id": kept.user_id, "key": kept.key},
+        "fingerprint": kept.fingerprint,
+        "record_id": id_of(record_id),
+        "expires_at": kept.expires_at,
+        # The server goes by the real time. It comes later, so that both clocks may differ.
+        "purge_at": datetime.now(UTC) + 2 * KEY_LIFETIME,
+    }
+
+
+def _record(raw: Mapping[str, Any]) -> ProjectRecord:
+    status = Status(raw["status"])
+    created = raw.get("created_at") or _born(raw["_id"])
+    user_id, project_id = _text(raw["user_id"]), _text(raw["project_id"])
+    project = Project(
+        id=str(raw["_id"]),
+        user_id=user_id,
+        project_id=project_id,
+        name=_text(raw.get("name") or project_id),
+        names=_names(raw, user_id, project_id),
+        metadata=unpack(raw.get("metadata") or {}),
+        created_at=created,
+        updated_at=raw.get("updated_at") or created,
+        status=status,
+        endpoint=raw.get("endpoint"),
+        error=_error(raw),
+        error_terminal=raw.get("error_terminal", False),
+        last_activated_at=raw.get("last_activated_at"),
+        last_deactivated_at=raw.get("last_deactivated_at"),
+        desired=_desired(raw, status),
+        generation=raw.get("generation", 1),
+        observed_generation=raw.get("observed_generation", _observed(status)),
+        attempts=raw.get("attempts", 0),
+        due_at=raw.get("due_at"),
+        deadline_at=raw.get("deadline_at"),
+        lease=Lease(**raw["lease"]) if raw.get("lease") else None,
+    )
+    return ProjectRecord(
+        project, raw.get("claims", 0), raw.get("last_seq", 0), bool(raw.get("woken", False))
+    )
+
+
+def _desired(raw: Mapping[str, Any], status: Status) -> Desired:
+    if "desired" in raw:
+        return Desired(raw["desired"])
+    runs = status in {Status.ACTIVE, Status.ACTIVATING}
+    return Desired.ACTIVE if runs else Desired.INACTIVE
+
+
+def _observed(status: Status) -> int:
+    return 0 if status in {Status.ACTIVATING, Status.DEACTIVATING} else 1
+
+
+def _names(raw: Mapping[str, Any], user_id: str, project_id: str) -> EnvironmentNames:
+    derived = asdict(environment_names(user_id, project_id))
+    return EnvironmentNames(**{part: raw.get(part) or name for part, name in derived.items()})
+
+
+def _error_fields(error: ErrorInfo | None) -> Document:
+    if error is None:
+        return {"error_message": None, "error": None}
+    shown = error.message.encode(errors=_LOSSY).decode()
+    more = {"code": error.code, "hint": error.hint}
+    if shown != error.message:
+        more["message"] = error.message
+    return {"error_message": shown, "error": pack(more)}
+
+
+def _error(raw: Mapping[str, Any]) -> ErrorInfo | None:
+    shown = raw.get("error_message")
+    if not shown and not raw.get("error"):
+        return None
+    more = unpack(raw.get("error") or {})
+    return ErrorInfo(
+        more.get("code", "internal_error"), more.get("message", shown or ""), more.get("hint", "")
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _born(record_id: Any) -> datetime:
+    moment: datetime = record_id.generation_time
+    return moment.astimezone(UTC)
+
+
+# Values that BSON cannot hold as they are: JSON is wider in text, whole numbers and key names.
 
 _AS_TEXT = "_json"
 _DEEPEST = 80
@@ -85,195 +302,3 @@ def _plain(value: Any) -> Any:
             return value.isoformat()
         case _:
             return str(value)
-
-
-# Records and events as MongoDB documents, and back.
-#
-# A project's document has the fields that are documented for other programs, and ours beside them:
-# ``claimable_at`` and ``unsettled`` are what the indexes look for (absent: no), ``revision`` counts
-# the writes and guards them, ``news`` names the last write that others should hear of, ``tail``
-# holds the newest events.
-
-Document = dict[str, Any]
-
-WITHOUT_TAIL = {"tail": False}
-_LOSSY = "backslashreplace"
-
-
-def key(record_id: str) -> ObjectId | str:
-    """Return the ``_id`` of the record with this id."""
-    return ObjectId(record_id) if ObjectId.is_valid(record_id) else record_id
-
-
-def to_document(record: Record) -> Document:
-    """Return all that is kept of ``record`` but its events; what is absent must not be there."""
-    project, lease = record.project, record.project.lease
-    document: Document = {
-        "_id": key(project.id),
-        "user_id": project.user_id,
-        "project_id": project.project_id,
-        "name": project.name,
-        "metadata": pack(project.metadata),
-        **asdict(project.names),
-        "status": project.status.value,
-        "endpoint": project.endpoint,
-        **_error_fields(project.error),
-        "error_terminal": project.error_terminal,
-        "last_activated_at": project.last_activated_at,
-        "last_deactivated_at": project.last_deactivated_at,
-        "created_at": project.created_at,
-        "updated_at": project.updated_at,
-        "desired": project.desired.value,
-        "generation": project.generation,
-        "observed_generation": project.observed_generation,
-        "attempts": project.attempts,
-        "due_at": project.due_at,
-        "deadline_at": project.deadline_at,
-        "lease": asdict(lease) if lease else None,
-        "claims": record.claims,
-        "last_seq": record.last_seq,
-        "woken": record.woken,
-    }
-    if record.claimable_at is not None:
-        document["claimable_at"] = record.claimable_at
-    if records.unsettled(project):
-        document["unsettled"] = True
-    return document
-
-
-def difference(raw: Document, before: Record, after: Record) -> Document:
-    """Return the update that makes ``raw``, which was read as ``before``, into ``after``.
-
-    It names only fields of ours that differ, so that what others keep in the document stays.
-    """
-    wanted = to_document(after)
-    if after.project.metadata == before.project.metadata:
-        # What others wrote there may be richer than what we read of it.
-        wanted.pop("metadata")
-    absent = object()
-    changed = {name: value for name, value in wanted.items() if raw.get(name, absent) != value}
-    gone = {
-        name: "" for name in ("claimable_at", "unsettled") if name in raw and name not in wanted
-    }
-    update: Document = {"$set": changed} if changed else {}
-    return update | ({"$unset": gone} if gone else {})
-
-
-def from_document(raw: Mapping[str, Any]) -> Record:
-    """Return the record that a document holds; what an older system left out is derived.
-
-    Raises ``DocumentError`` when it is no project.
-    """
-    try:
-        return _record(raw)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DocumentError(
-            f"The document {raw.get('_id')} of the collection projects is not a project that "
-            f"Greylag can read ({type(error).__name__}: {error})."
-        ) from error
-
-
-def event_fields(event: Event) -> Document:
-    """Return an event as part of a document."""
-    return {
-        "seq": event.seq,
-        "at": event.at,
-        "status": event.status.value,
-        "generation": event.generation,
-        "text": pack({"code": event.code, "message": event.message, "hint": event.hint}),
-    }
-
-
-def to_event(fields: Mapping[str, Any]) -> Event:
-    """Return the event of ``event_fields``."""
-    return Event(
-        seq=fields["seq"],
-        at=fields["at"],
-        status=Status(fields["status"]),
-        generation=fields["generation"],
-        **unpack(fields["text"]),
-    )
-
-
-def tail_of(raw: Mapping[str, Any]) -> Sequence[Document]:
-    """Return the newest events of a project, as ``event_fields``."""
-    return raw.get("tail") or []
-
-
-def _record(raw: Mapping[str, Any]) -> Record:
-    status = Status(raw["status"])
-    created = raw.get("created_at") or _born(raw["_id"])
-    user_id, project_id = _text(raw["user_id"]), _text(raw["project_id"])
-    project = Project(
-        id=str(raw["_id"]),
-        user_id=user_id,
-        project_id=project_id,
-        name=_text(raw.get("name") or project_id),
-        names=_names(raw, user_id, project_id),
-        metadata=unpack(raw.get("metadata") or {}),
-        created_at=created,
-        updated_at=raw.get("updated_at") or created,
-        status=status,
-        endpoint=raw.get("endpoint"),
-        error=_error(raw),
-        error_terminal=raw.get("error_terminal", False),
-        last_activated_at=raw.get("last_activated_at"),
-        last_deactivated_at=raw.get("last_deactivated_at"),
-        desired=_desired(raw, status),
-        generation=raw.get("generation", 1),
-        observed_generation=raw.get("observed_generation", _observed(status)),
-        attempts=raw.get("attempts", 0),
-        due_at=raw.get("due_at"),
-        deadline_at=raw.get("deadline_at"),
-        lease=Lease(**raw["lease"]) if raw.get("lease") else None,
-    )
-    return Record(
-        project, raw.get("claims", 0), raw.get("last_seq", 0), bool(raw.get("woken", False))
-    )
-
-
-def _desired(raw: Mapping[str, Any], status: Status) -> Desired:
-    if "desired" in raw:
-        return Desired(raw["desired"])
-    runs = status in {Status.ACTIVE, Status.ACTIVATING}
-    return Desired.ACTIVE if runs else Desired.INACTIVE
-
-
-def _observed(status: Status) -> int:
-    return 0 if status in {Status.ACTIVATING, Status.DEACTIVATING} else 1
-
-
-def _names(raw: Mapping[str, Any], user_id: str, project_id: str) -> EnvironmentNames:
-    derived = asdict(environment_names(user_id, project_id))
-    return EnvironmentNames(**{part: raw.get(part) or name for part, name in derived.items()})
-
-
-def _error_fields(error: ErrorInfo | None) -> Document:
-    if error is None:
-        return {"error_message": None, "error": None}
-    shown = error.message.encode(errors=_LOSSY).decode()
-    more = {"code": error.code, "hint": error.hint}
-    if shown != error.message:
-        more["message"] = error.message
-    return {"error_message": shown, "error": pack(more)}
-
-
-def _error(raw: Mapping[str, Any]) -> ErrorInfo | None:
-    shown = raw.get("error_message")
-    if not shown and not raw.get("error"):
-        return None
-    more = unpack(raw.get("error") or {})
-    return ErrorInfo(
-        more.get("code", "internal_error"), more.get("message", shown or ""), more.get("hint", "")
-    )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
-
-
-def _born(record_id: Any) -> datetime:
-    moment: datetime = record_id.generation_time
-    return moment.astimezone(UTC)

@@ -1,18 +1,25 @@
-"""The indexes that the store needs, made where they are missing and checked where they are not."""
+"""The collections, the indexes that they need, and the fields that older documents lack.
+
+All of it is made where it is missing.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import structlog
 from pymongo import IndexModel, UpdateOne
-from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from greylag.domain.errors import ConfigError
-from greylag.store.mongo.claims import Projects
-from greylag.store.mongo.client import DocumentError
-from greylag.store.mongo.documents import WITHOUT_TAIL, Document, difference, from_document
+from greylag.ports import Finding
+from greylag.store.mongo.connection import Collection, Database
+from greylag.store.mongo.documents import (
+    WITHOUT_TAIL,
+    Document,
+    DocumentError,
+    difference,
+    from_document,
+)
 
 PROJECTS = "projects"
 EVENTS = "greylag_events"
@@ -20,6 +27,8 @@ KEYS = "greylag_keys"
 CHANGES = "greylag_changes"
 PINGS = "greylag_pings"
 DUTIES = "greylag_duties"
+INCOMPLETE = "greylag_copying"
+"""Holds a document while the store is incomplete; an earlier Greylag's copies left one, too."""
 
 CHANGES_KEPT_SECONDS = 3600
 _DUPLICATES = {11000, 11001}
@@ -57,17 +66,37 @@ _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
 }
 
 
-async def ensure(database: AsyncDatabase[dict[str, Any]]) -> None:
+async def is_incomplete(database: Database) -> bool:
+    """Tell whether an import into the database was begun and has not ended."""
+    return await database[INCOMPLETE].find_one({}) is not None
+
+
+async def ensure(database: Database) -> None:
     """Make the indexes that are missing. One that is there under another name will do.
 
-    Raises ``ConfigError`` when an index cannot be had; for the unique one of projects the sentence
-    names the duplicates.
+    Raises:
+        ConfigError: an index cannot be had; for the unique one of projects the sentence names the
+            duplicates.
     """
-    for name, models in (await missing(database)).items():
+    for name, models in (await _missing(database)).items():
         await _create(database[name], models)
 
 
-async def missing(database: AsyncDatabase[dict[str, Any]]) -> dict[str, list[IndexModel]]:
+async def findings(database: Database) -> list[Finding]:
+    """Return which indexes are not there as they are needed; nothing is changed."""
+    return [
+        Finding(
+            f"{name}.{model.document['name']}",
+            f"The collection {name} has no index {model.document['name']} as it is needed.",
+            "Start `greylag serve` or `worker` once: it makes the index, or says what stands in "
+            "its way.",
+        )
+        for name, models in (await _missing(database)).items()
+        for model in models
+    ]
+
+
+async def _missing(database: Database) -> dict[str, list[IndexModel]]:
     """Return, by collection, the indexes that are needed and not there as they are needed."""
     lacking: dict[str, list[IndexModel]] = {}
     for name, wanted in _WANTED.items():
@@ -99,7 +128,7 @@ def _filter(options: Mapping[str, Any]) -> dict[str, Any] | None:
     return None if found is None else {name: dict(test) for name, test in found.items()}
 
 
-async def _create(collection: AsyncCollection[dict[str, Any]], missing: list[IndexModel]) -> None:
+async def _create(collection: Collection, missing: list[IndexModel]) -> None:
     try:
         await collection.create_indexes(missing)
     except OperationFailure as error:
@@ -117,7 +146,7 @@ async def _create(collection: AsyncCollection[dict[str, Any]], missing: list[Ind
         raise
 
 
-async def _twins(collection: AsyncCollection[dict[str, Any]]) -> str:
+async def _twins(collection: Collection) -> str:
     """Return in words which users have several projects with one id."""
     cursor = await collection.aggregate(
         [
@@ -149,7 +178,7 @@ _AT_ONCE = 500
 _log = structlog.get_logger(__name__)
 
 
-async def adopt(projects: Projects) -> None:
+async def adopt(projects: Collection) -> None:
     """Write our fields beside the old ones, where no write of ours has been. May be repeated.
 
     A document that cannot be read is left as it is, and the log tells of it.
@@ -170,7 +199,7 @@ def _update(raw: Document) -> UpdateOne | None:
     try:
         record = from_document(raw)
     except DocumentError as error:
-        _log.warning("document passed over", reason=str(error))
+        _log.warning("document_passed_over", reason=str(error))
         return None
     update = difference(raw, record, record)
     changed = update.get("$set", {}) | {"revision": 1}

@@ -1,75 +1,108 @@
-"""One record's change: read, decide by the rules of ``records``, write if nobody was faster."""
+"""What both halves of the MongoDB store share: its collections, how a record is changed, its log.
+
+A change reads the record, decides by the rules of ``records``, and writes if nobody was faster;
+else it begins anew.
+"""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from pymongo import ReplaceOne
-from pymongo.asynchronous.collection import AsyncCollection
 
+from greylag.domain.errors import GreylagError, StoreUnavailableError
 from greylag.domain.project import Event, Project, ProjectRef
-from greylag.store.mongo.changes import Echoes, Following
-from greylag.store.mongo.claims import Projects
-from greylag.store.mongo.client import Attempts, repeated
+from greylag.store.changes import ChangeHub
+from greylag.store.mongo import indexes
+from greylag.store.mongo.changes import ChangeFollower, OwnChanges, StreamFollower
+from greylag.store.mongo.connection import (
+    Client,
+    Collection,
+    Database,
+    MongoLimits,
+    WriteAttempts,
+    asking,
+    repeated,
+)
 from greylag.store.mongo.documents import (
     WITHOUT_TAIL,
     Document,
     difference,
-    event_fields,
     from_document,
     tail_of,
     to_event,
 )
-from greylag.store.records import LOG_LENGTH, Record
+from greylag.store.records import LOG_LENGTH, ProjectRecord
 
 T = TypeVar("T")
 
 
-class Writes:
-    """The writes of one store. Each is told to listeners, unless it is quiet.
+class StoreParts:
+    """The parts of one store on one connection; nothing is asked of the server yet."""
 
-    ``seconds`` bound a change, however often others are faster.
-    """
-
-    def __init__(
-        self, projects: Projects, echoes: Echoes, follower: Following, seconds: float
-    ) -> None:
-        self._projects = projects
-        self._echoes = echoes
-        self._follower = follower
-        self._seconds = seconds
+    def __init__(self, client: Client, database: Database, limits: MongoLimits) -> None:
+        self._client = client
+        self._database = database
+        self._projects = database[indexes.PROJECTS]
+        self._keys = database[indexes.KEYS]
+        self._log = ActivationLog(database[indexes.EVENTS])
+        self._seconds = limits.operation
+        self._hub = ChangeHub()
+        self._own = OwnChanges(self._hub)
+        self._follower: ChangeFollower = StreamFollower(database, self._hub, self._own)
         self._begun: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self._wanting: GreylagError | None = None
 
-    async def change(
+    @contextmanager
+    def _asking(self, seconds: float | None = None) -> Iterator[None]:
+        """Bound all that the ``with`` block asks of the server; see ``connection.asking``.
+
+        Raises:
+            StoreUnavailableError: the store is closed, or not ready yet.
+        """
+        if self._closed:
+            raise StoreUnavailableError("The store has been closed.")
+        if self._wanting is not None:
+            info = self._wanting.info
+            raise StoreUnavailableError(info.message, hint=info.hint) from self._wanting
+        with asking(seconds or self._seconds):
+            yield
+
+    async def _change(
         self,
         query: Document,
-        change: Callable[[Record | None], Record],
+        change: Callable[[ProjectRecord | None], ProjectRecord],
         *,
         fence: Mapping[str, Any] | None = None,
         quiet: bool = False,
     ) -> Project:
         """Make of the record that ``query`` finds what ``change`` makes of it, and return it.
 
-        ``change`` may be called more than once, and refuses by raising. ``fence`` is what the
-        document must match besides when it is written.
+        Args:
+            query: finds the record.
+            change: may be called more than once, and refuses by raising.
+            fence: what the document must match besides when it is written.
+            quiet: nobody is told of it.
         """
-        attempts = Attempts(self._seconds)
+        attempts = WriteAttempts(self._seconds)
         while True:
             raw = await self._projects.find_one(query, WITHOUT_TAIL)
             before = None if raw is None else from_document(raw)
             after = change(before)
             if raw is None or before is None or after is before:
                 return after.project
-            if await self.put(raw, before, after, fence=fence, quiet=quiet):
+            if await self._put(raw, before, after, fence=fence, quiet=quiet):
                 return after.project
             await attempts.pause()
 
-    async def put(  # noqa: PLR0913 - all that makes one write
+    async def _put(  # noqa: PLR0913 - all that makes one write
         self,
         raw: Document,
-        before: Record,
-        after: Record,
+        before: ProjectRecord,
+        after: ProjectRecord,
         *,
         fence: Mapping[str, Any] | None = None,
         quiet: bool = False,
@@ -77,12 +110,13 @@ class Writes:
     ) -> bool:
         """Write ``after`` and the fields ``more`` over ``raw``, which was read as ``before``.
 
-        Returns false, with nothing written, when the document was written since it was read, or
-        does not match ``fence``.
+        Returns:
+            False, with nothing written, when the document was written since it was read, or does
+            not match ``fence``.
         """
         update = difference(raw, before, after)
         changed = update.get("$set", {}) | {"revision": raw.get("revision", 0) + 1} | (more or {})
-        news = None if quiet else self._echoes.name()
+        news = None if quiet else self._own.name()
         if news is not None:
             changed["news"] = news
         unread = {"_id": raw["_id"], "revision": raw.get("revision"), **(fence or {})}
@@ -91,22 +125,22 @@ class Writes:
             update["$set"] = changed
             done = await self._projects.update_one(unread, update)
             if done.matched_count and news is not None:
-                await self.tell(news, after.project.id, after.project.ref)
+                await self._tell(news, after.project.id, after.project.ref)
             return done.matched_count > 0
 
-        return await self.to_its_end(write())
+        return await self._to_its_end(write())
 
-    async def tell(self, news: str, record_id: str, ref: ProjectRef) -> None:
+    async def _tell(self, news: str, record_id: str, ref: ProjectRef) -> None:
         """Tell of one project's write, here and to other processes."""
-        self._echoes.tell(news, record_id, ref)
+        self._own.tell(news, record_id, ref)
         await self._follower.note(news, record_id, ref)
 
-    async def tell_all(self, news: str) -> None:
+    async def _tell_all(self, news: str) -> None:
         """Tell of a write to many projects, here and to other processes."""
-        self._echoes.tell_all(news)
+        self._own.tell_all(news)
         await self._follower.note(news, "", None)
 
-    async def to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what ``work`` returns; a caller that is cancelled leaves it to its end, so that
         what was written is told.
         """
@@ -115,11 +149,6 @@ class Writes:
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
-    async def close(self) -> None:
-        """Return when all that was begun has ended."""
-        if self._begun:
-            await asyncio.wait(self._begun)
-
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._begun.discard(task)
         if not task.cancelled():
@@ -127,26 +156,24 @@ class Writes:
             task.exception()
 
 
-# The activation logs.
-#
-# An outcome and its events must become visible together, and a server without a replica set has no
-# transactions. So the events of the newest outcome stand in the project's own document (``tail``),
-# written in the same atomic step; before the next ones take their place they are moved to the
-# collection of events. Whoever moves them writes the same, so it may be begun, cut off and done
-# again by anybody.
+def of_owner(ref: ProjectRef) -> Document:
+    """Return the query for one project of one user."""
+    return {"user_id": ref.user_id, "project_id": ref.project_id}
+
 
 _KEPT = timedelta(days=30)
 
 
-def new_tail(events: Sequence[Event]) -> list[Document]:
-    """Return the events of one outcome as the project's document holds them."""
-    return [event_fields(event) for event in events[-LOG_LENGTH:]]
+class ActivationLog:
+    """The older events of all projects, in a collection; the server removes them after a month.
 
+    An outcome and its events must become visible together, and a server without a replica set has
+    no transactions. So the events of the newest outcome stand in the project's own document
+    (``tail``), written in the same atomic step; before the next ones take their place they are
+    moved here. Whoever moves them writes the same, so it may be cut off and done again by anybody.
+    """
 
-class Log:
-    """The older events of all projects, in a collection; the server removes them after a month."""
-
-    def __init__(self, collection: AsyncCollection[dict[str, Any]]) -> None:
+    def __init__(self, collection: Collection) -> None:
         self._collection = collection
 
     async def move(self, raw: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from greylag.common.sqlite import NoWalError, transaction
 from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavailableError
+from greylag.ports import StoreIncompleteError
 
 _OLDEST_SQLITE = (3, 31, 0)
 
@@ -92,7 +93,7 @@ _FIRST = (
 )
 
 # The order of claims, each user's part of it, and who has leases: so that claims can be fair.
-_TURNS = (
+_CLAIMS = (
     "DROP INDEX projects_claimable",
     """
     CREATE INDEX projects_claimable ON projects (claimable_at, id, user_id)
@@ -120,7 +121,7 @@ _DUTIES = (
     """,
 )
 
-MIGRATIONS = (_FIRST, _TURNS, _DUTIES)
+MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES)
 
 
 def migrate(sql: sqlite3.Connection) -> None:
@@ -133,9 +134,9 @@ def migrate(sql: sqlite3.Connection) -> None:
             f"Greylag needs SQLite 3.31 or newer; this Python has {sqlite3.sqlite_version}."
         )
     for target, statements in enumerate(MIGRATIONS, 1):
-        if _version(sql) < target:
+        if version_of(sql) < target:
             _apply(sql, target, statements)
-    if _version(sql) > len(MIGRATIONS):
+    if version_of(sql) > len(MIGRATIONS):
         raise ConfigError(
             "The database was written by a newer Greylag than this one.",
             hint="Start the newer Greylag, or give this one another data folder.",
@@ -145,7 +146,7 @@ def migrate(sql: sqlite3.Connection) -> None:
 def _apply(sql: sqlite3.Connection, target: int, statements: tuple[str, ...]) -> None:
     with transaction(sql):
         # Another process may have been faster; inside the transaction nobody is.
-        if _version(sql) >= target:
+        if version_of(sql) >= target:
             return
         if target == 1 and sql.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise ConfigError(
@@ -157,9 +158,24 @@ def _apply(sql: sqlite3.Connection, target: int, statements: tuple[str, ...]) ->
         sql.execute(f"PRAGMA user_version = {target}")
 
 
-def _version(sql: sqlite3.Connection) -> int:
+def version_of(sql: sqlite3.Connection) -> int:
+    """Return how many steps the file has had."""
     version: int = sql.execute("PRAGMA user_version").fetchone()[0]
     return version
+
+
+def is_incomplete(sql: sqlite3.Connection) -> bool:
+    """Tell whether an earlier Greylag's `store copy` into this file was cut off."""
+    return bool(sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'copying'").fetchone())
+
+
+def check_complete(sql: sqlite3.Connection) -> None:
+    """Raise ``StoreIncompleteError`` for a file that is only partly filled."""
+    if is_incomplete(sql):
+        raise StoreIncompleteError(
+            "The database holds only a part of what was being copied into it.",
+            hint="Fill it by `greylag import --replace`, from an export of where its records were.",
+        )
 
 
 @contextmanager

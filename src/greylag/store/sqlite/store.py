@@ -1,7 +1,8 @@
-"""How processes that share one SQLite file hear of each other's writes.
+"""The store in one SQLite file: the embedded default.
 
-Each write leaves a row in ``changes`` with the project it was about. ``PRAGMA data_version`` tells,
-for a few microseconds, whether anybody has written at all; only then are the rows read.
+Processes that share the file hear of each other's writes so: each write leaves a row in
+``changes`` with the project it was about. ``PRAGMA data_version`` tells, for a few microseconds,
+whether anybody has written at all; only then are the rows read.
 """
 
 import asyncio
@@ -25,17 +26,14 @@ from greylag.ports import (
     Edit,
     IdempotencyKey,
     Outcome,
-    Page,
     PageQuery,
+    ProjectPage,
     Subscription,
 )
 from greylag.store import records
-from greylag.store import records as cursor
 from greylag.store.changes import ChangeHub
-from greylag.store.records import Record
+from greylag.store.records import ProjectRecord
 from greylag.store.sqlite import schema, tables
-from greylag.store.sqlite import tables as duty_table
-from greylag.store.sqlite import tables as turns
 from greylag.store.sqlite.schema import translated
 
 _KEPT = 10_000
@@ -54,7 +52,7 @@ def note(sql: sqlite3.Connection, source: str, refs: Iterable[ProjectRef | None]
         sql.execute("DELETE FROM changes WHERE n <= ?", ((added.lastrowid or 0) - _KEPT,))
 
 
-class Follower:
+class SqliteFollower:
     """Tells ``hub`` what other processes write, while anybody listens.
 
     ``source`` is the name under which this process writes; its own rows are passed over, because
@@ -123,8 +121,6 @@ def _newest(sql: sqlite3.Connection) -> int:
     return newest
 
 
-# The store in one SQLite file: the embedded default.
-
 T = TypeVar("T")
 
 
@@ -135,7 +131,7 @@ class Write:
         self.sql = sql
         self.changed: list[ProjectRef | None] = []
 
-    def keep(self, record: Record, before: Record | None) -> Project:
+    def keep(self, record: ProjectRecord, before: ProjectRecord | None) -> Project:
         """Write ``record`` if it differs from ``before``, and tell of it; return its project."""
         if record is not before:
             tables.update(self.sql, record)
@@ -147,8 +143,8 @@ class SqliteStore:
     """Implements ``greylag.ports.ProjectStore``; ``await SqliteStore.open(path)`` makes one.
 
     One thread writes, each call in one transaction; another reads beside it, in snapshots (WAL).
-    Several processes may open the same file: they take turns at writing, and hear of each other's
-    changes within ``poll_seconds``.
+    Several processes may open the same file: they write one after the other, and hear of each
+    other's changes within ``poll_seconds``.
     """
 
     def __init__(self, writer: SqlThread, reader: SqlThread, poll_seconds: float) -> None:
@@ -157,14 +153,17 @@ class SqliteStore:
         self._hub = ChangeHub()
         self._source = secrets.token_hex(8)
         self._loop = asyncio.get_running_loop()
-        self._follower = Follower(reader, self._hub, self._source, poll_seconds)
+        self._follower = SqliteFollower(reader, self._hub, self._source, poll_seconds)
         self._following: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, path: Path, *, poll_seconds: float = 0.1) -> "SqliteStore":
         """Open the file at ``path``, made if it is missing and brought to the newest tables.
 
-        Raises ``StoreUnavailableError``, or ``ConfigError`` when the file is not for this Greylag.
+        Raises:
+            StoreUnavailableError: it cannot be used.
+            StoreIncompleteError: an earlier Greylag's copy into it was cut off.
+            ConfigError: the file is not for this Greylag.
         """
         writer = SqlThread(path, "store-writer", translated)
         reader = SqlThread(path, "store-reader", translated, read_only=True)
@@ -172,6 +171,7 @@ class SqliteStore:
         try:
             await writer.open()
             await writer.run(schema.migrate)
+            await writer.run(schema.check_complete)
             await reader.open()
             await store._follow()
         except BaseException:
@@ -198,10 +198,10 @@ class SqliteStore:
         ref = ProjectRef(owner, project_id)
         return await self._read(lambda sql: tables.find(sql, ref).project)
 
-    async def page(self, owner: str, query: PageQuery) -> Page:
+    async def page(self, owner: str, query: PageQuery) -> ProjectPage:
         """Return one page; see the port."""
         found = await self._read(lambda sql: tables.page(sql, owner, query))
-        return cursor.cut(found, query.limit)
+        return records.cut(found, query.limit)
 
     async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
         """Change name or metadata; see the port."""
@@ -229,10 +229,10 @@ class SqliteStore:
         return await self._read(lambda sql: tables.events(sql, ref, after, limit))
 
     async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
-        """Claim the project whose turn it is; see the port."""
+        """Claim the project that is next; see the port."""
 
         def work(write: Write) -> Claim | None:
-            due = turns.next_claimable(write.sql, now)
+            due = tables.next_claimable(write.sql, now)
             if due is None:
                 return None
             record = records.claimed(due, worker, now, lease_seconds)
@@ -243,7 +243,7 @@ class SqliteStore:
 
     async def next_due(self) -> datetime | None:
         """Return when the next claim can succeed; see the port."""
-        return await self._read(turns.next_due)
+        return await self._read(tables.next_due)
 
     async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
         """Extend a lease; see the port."""
@@ -304,12 +304,12 @@ class SqliteStore:
     ) -> Duty:
         """Take a duty on; see the port."""
         return await self._write(
-            lambda write: duty_table.take(write.sql, name, worker, since, now, seconds)
+            lambda write: tables.take_duty(write.sql, name, worker, since, now, seconds)
         )
 
     async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
         """Say that a duty is done; see the port."""
-        await self._write(lambda write: duty_table.finish(write.sql, name, worker, now))
+        await self._write(lambda write: tables.finish_duty(write.sql, name, worker, now))
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""
@@ -318,7 +318,7 @@ class SqliteStore:
     async def ping(self) -> None:
         """Return when the file can be read and written; see the port."""
         await self._write(lambda write: tables.ping(write.sql))
-        await self._read(turns.next_due)
+        await self._read(tables.next_due)
 
     async def close(self) -> None:
         """Finish what was begun and close the file; see the port."""

@@ -1,4 +1,7 @@
-"""Records and events as SQLite rows, and back."""
+"""What the SQLite store asks of its tables: records and events as rows and back, and the queries.
+
+Each function is a few statements, called inside a transaction, in the thread of its connection.
+"""
 
 import json
 import sqlite3
@@ -13,8 +16,7 @@ from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
 from greylag.ports import Duty, IdempotencyKey, PageQuery
 from greylag.store import records
-from greylag.store import records as cursor
-from greylag.store.records import DutyRecord, Position, Record, from_millis, millis
+from greylag.store.records import DutyRecord, Position, ProjectRecord, from_millis, millis
 
 _FIXED = (
     *("id", "user_id", "project_id", "created_at"),
@@ -38,7 +40,7 @@ UPDATE = (
 )
 
 
-def to_row(record: Record) -> dict[str, Any]:
+def to_row(record: ProjectRecord) -> dict[str, Any]:
     """Return the values of ``INSERT`` and ``UPDATE`` for ``record``."""
     project, lease = record.project, record.project.lease
     return {
@@ -71,7 +73,7 @@ def to_row(record: Record) -> dict[str, Any]:
     }
 
 
-def from_row(row: sqlite3.Row) -> Record:
+def from_row(row: sqlite3.Row) -> ProjectRecord:
     """Return the record that a row of ``SELECT`` holds."""
     project = Project(
         id=row["id"],
@@ -101,7 +103,7 @@ def from_row(row: sqlite3.Row) -> Record:
         deadline_at=_maybe_moment(row["deadline_at"]),
         lease=_lease(row),
     )
-    return Record(project, row["claims"], row["last_seq"], bool(row["woken"]))
+    return ProjectRecord(project, row["claims"], row["last_seq"], bool(row["woken"]))
 
 
 def event_body(event: Event) -> str:
@@ -137,9 +139,6 @@ def _maybe_moment(value: int | None) -> datetime | None:
     return None if value is None else from_millis(value)
 
 
-# What the SQLite store asks of its tables: each function is a few statements, called inside a
-# transaction, in the thread of its connection.
-
 _LARGEST = 2**63 - 1
 _FAR_FUTURE = Position(_LARGEST, "")
 
@@ -149,13 +148,13 @@ _UNSETTLED = "status <> 'inactive' OR desired <> 'inactive' OR observed_generati
 
 def one(
     sql: sqlite3.Connection, query: str, values: tuple[str | int, ...] | dict[str, int]
-) -> Record | None:
+) -> ProjectRecord | None:
     """Return the first record that ``query``, which begins with ``SELECT``, finds."""
     row = sql.execute(query, values).fetchone()
     return None if row is None else from_row(row)
 
 
-def find(sql: sqlite3.Connection, ref: ProjectRef) -> Record:
+def find(sql: sqlite3.Connection, ref: ProjectRef) -> ProjectRecord:
     """Return a project's record, or raise ``ProjectNotFoundError``."""
     record = one(
         sql,
@@ -167,7 +166,7 @@ def find(sql: sqlite3.Connection, ref: ProjectRef) -> Record:
     return record
 
 
-def by_id(sql: sqlite3.Connection, record_id: str) -> Record | None:
+def by_id(sql: sqlite3.Connection, record_id: str) -> ProjectRecord | None:
     """Return the record with this id, if it is still there."""
     return one(sql, SELECT + " WHERE id = ?", (record_id,))
 
@@ -191,7 +190,7 @@ def insert(sql: sqlite3.Connection, project: Project, key: IdempotencyKey | None
 
 def created_before(
     sql: sqlite3.Connection, owner: str, key: IdempotencyKey, now: datetime
-) -> Record | None:
+) -> ProjectRecord | None:
     """Return what ``key`` has created, if anything; ``IdempotencyConflictError`` when it came with
     another fingerprint. Keys that have expired are removed.
     """
@@ -207,7 +206,7 @@ def created_before(
     return by_id(sql, known["record_id"])
 
 
-def update(sql: sqlite3.Connection, record: Record) -> None:
+def update(sql: sqlite3.Connection, record: ProjectRecord) -> None:
     """Write all that can change of a record."""
     sql.execute(UPDATE, to_row(record))
 
@@ -221,7 +220,7 @@ def delete(sql: sqlite3.Connection, record_id: str) -> None:
 
 def page(sql: sqlite3.Connection, owner: str, query: PageQuery) -> Sequence[Project]:
     """Return the page's projects and, if there are more, one more."""
-    place = _FAR_FUTURE if query.cursor is None else cursor.decode(query.cursor)
+    place = _FAR_FUTURE if query.cursor is None else records.decode(query.cursor)
     by_status = "" if query.status is None else "AND status = :status "
     found = sql.execute(
         f"{SELECT} WHERE user_id = :owner {by_status}"
@@ -277,9 +276,7 @@ def ping(sql: sqlite3.Connection) -> None:
     sql.execute("UPDATE pings SET count = count + 1")
 
 
-# Whose turn it is in the SQLite store: the order of claims, found by a few steps on indexes.
-#
-# Called inside a transaction, in the thread of its connection, like ``tables``.
+# The order of claims, found by a few steps on indexes.
 
 _LONGEST_DUE = "claimable_at <= :now ORDER BY claimable_at, id LIMIT 1"
 _NOT_AT_WORK = "user_id NOT IN (SELECT user_id FROM projects WHERE lease_until > :now)"
@@ -290,9 +287,9 @@ _FIRST_OF_USER = (
 )
 
 
-def next_claimable(sql: sqlite3.Connection, now: datetime) -> Record | None:
-    """Return the record whose turn it is, in the order of ``records.turn``; ``None`` when nothing
-    is due.
+def next_claimable(sql: sqlite3.Connection, now: datetime) -> ProjectRecord | None:
+    """Return the record that is claimed next, in the order of ``records.claim_order``; ``None``
+    when nothing is due.
     """
     of_the_idle = f"{SELECT} WHERE {_NOT_AT_WORK} AND {_LONGEST_DUE}"
     found = one(sql, of_the_idle, {"now": millis(now)})
@@ -308,8 +305,8 @@ def next_due(sql: sqlite3.Connection) -> datetime | None:
     return None if first is None else records.from_millis(first[0])
 
 
-def _of_the_least_busy(sql: sqlite3.Connection, now: int) -> Record | None:
-    """Return the record whose turn it is when all that is due belongs to users who have leases."""
+def _of_the_least_busy(sql: sqlite3.Connection, now: int) -> ProjectRecord | None:
+    """Return the record that is next when all that is due belongs to users who have leases."""
     if one(sql, f"{SELECT} WHERE {_LONGEST_DUE}", {"now": now}) is None:
         return None
     # As many steps as there are leases at most, however many projects are due.
@@ -318,14 +315,11 @@ def _of_the_least_busy(sql: sqlite3.Connection, now: int) -> Record | None:
         (leases, sql.execute(_FIRST_OF_USER, (user_id, now)).fetchone())
         for user_id, leases in at_work.items()
     )
-    turns = [(leases, *first) for leases, first in firsts if first is not None]
-    return by_id(sql, min(turns)[-1]) if turns else None
+    order = [(leases, *first) for leases, first in firsts if first is not None]
+    return by_id(sql, min(order)[-1]) if order else None
 
 
-# Duties in SQLite; each function runs in the caller's transaction.
-
-
-def take(  # noqa: PLR0913, PLR0917 - as the port has them
+def take_duty(  # noqa: PLR0913, PLR0917 - as the port has them
     sql: sqlite3.Connection,
     name: str,
     worker: str,
@@ -334,18 +328,18 @@ def take(  # noqa: PLR0913, PLR0917 - as the port has them
     seconds: float,
 ) -> Duty:
     """Take a duty on; see the port."""
-    verdict, after = records.taken(_read(sql, name), worker, since, now, seconds)
+    verdict, after = records.taken(_duty(sql, name), worker, since, now, seconds)
     if verdict is Duty.MINE:
-        _keep(sql, name, after)
+        _keep_duty(sql, name, after)
     return verdict
 
 
-def finish(sql: sqlite3.Connection, name: str, worker: str, now: datetime) -> None:
+def finish_duty(sql: sqlite3.Connection, name: str, worker: str, now: datetime) -> None:
     """Say that a duty is done; see the port."""
-    _keep(sql, name, records.finished(_read(sql, name), worker, now))
+    _keep_duty(sql, name, records.finished(_duty(sql, name), worker, now))
 
 
-def _read(sql: sqlite3.Connection, name: str) -> DutyRecord:
+def _duty(sql: sqlite3.Connection, name: str) -> DutyRecord:
     found = sql.execute(
         "SELECT holder, until, done_at FROM duties WHERE name = ?", (name,)
     ).fetchone()
@@ -355,7 +349,7 @@ def _read(sql: sqlite3.Connection, name: str) -> DutyRecord:
     return DutyRecord(holder, *(None if one is None else from_millis(one) for one in times))
 
 
-def _keep(sql: sqlite3.Connection, name: str, record: DutyRecord) -> None:
+def _keep_duty(sql: sqlite3.Connection, name: str, record: DutyRecord) -> None:
     times = [None if one is None else millis(one) for one in (record.until, record.done_at)]
     sql.execute(
         "INSERT OR REPLACE INTO duties (name, holder, until, done_at) VALUES (?, ?, ?, ?)",

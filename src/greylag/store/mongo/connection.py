@@ -1,4 +1,7 @@
-"""The connection to MongoDB: where it leads, how long it waits, how durable its writes are."""
+"""The connection to MongoDB: where it leads, how long it waits, how durable its writes are.
+
+And what the driver's errors mean in our words, and what is tried again.
+"""
 
 import asyncio
 import warnings
@@ -13,6 +16,7 @@ import pymongo
 from bson.codec_options import CodecOptions
 from bson.errors import BSONError
 from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
     AutoReconnect,
@@ -32,15 +36,15 @@ from pymongo.read_concern import ReadConcern
 from greylag.common.backoff import backoff
 from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavailableError
 
-Documents = AsyncDatabase[dict[str, Any]]
+Database = AsyncDatabase[dict[str, Any]]
+Collection = AsyncCollection[dict[str, Any]]
 Client = AsyncMongoClient[dict[str, Any]]
-
 
 _SCHEMES = ("mongodb://", "mongodb+srv://")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class MongoLimits:
     """How long to wait, in seconds, and for how many connections. What the URI names wins.
 
     ``operation`` bounds one question with all that it takes: finding a server that can answer it,
@@ -53,10 +57,11 @@ class Limits:
     connections: int = 50
 
 
-def connect(uri: str, limits: Limits) -> Client:
+def connect(uri: str, limits: MongoLimits) -> Client:
     """Return a client for ``uri``; it connects when it is first asked something.
 
-    Raises ``ConfigError`` for a URI that is none. No error shows the URI: it holds a password.
+    Raises:
+        ConfigError: the URI is none. No error shows it: it holds a password.
     """
     given: dict[str, Any] = {
         "appname": "greylag",
@@ -80,10 +85,11 @@ def connect(uri: str, limits: Limits) -> Client:
         raise _wrong_uri(type(error).__name__) from None
 
 
-def database(client: Client, name: str) -> Documents:
+def database(client: Client, name: str) -> Database:
     """Return the database with the guarantees that the store builds on, whatever the URI says.
 
-    Raises ``ConfigError`` for a name that none can have.
+    Raises:
+        ConfigError: none can have this name.
     """
     options: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True, tzinfo=UTC)
     try:
@@ -101,7 +107,8 @@ def database(client: Client, name: str) -> Documents:
 async def has_change_streams(client: Client) -> bool:
     """Tell whether the server is one of a replica set or a cluster: a single one has none.
 
-    Raises ``ConfigError`` for a URI that leads to no servers.
+    Raises:
+        ConfigError: the URI leads to no servers.
     """
     try:
         hello = await client.admin.command("hello")
@@ -142,12 +149,6 @@ _WORDS = (
     (ConnectionFailure, "broke off the connection"),
 )
 """The first that fits counts: later ones are wider."""
-
-
-class DocumentError(StoreUnavailableError):
-    """A document that something else wrote is not of the form that a project must have."""
-
-    hint = "Correct the document; `greylag store check` finds and explains such records."
 
 
 class RefusedByServerError(StoreUnavailableError):
@@ -230,7 +231,7 @@ _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.1
 
 
-class Attempts:
+class WriteAttempts:
     """The attempts at one write, over after about ``seconds``."""
 
     def __init__(self, seconds: float) -> None:

@@ -10,7 +10,6 @@ from tests.contract.store_adapters import at, make_project
 
 from greylag.domain.project import Lease
 from greylag.store.sqlite import schema, tables
-from greylag.store.sqlite import tables as turns
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def sql() -> Iterator[sqlite3.Connection]:
 def explained(sql: sqlite3.Connection) -> list[str]:
     asked: list[str] = []
     sql.set_trace_callback(asked.append)
-    turns.next_claimable(sql, at(1))
+    tables.next_claimable(sql, at(1))
     sql.set_trace_callback(None)
     selects = [one for one in asked if one.startswith("SELECT")]
     return [row["detail"] for one in selects for row in sql.execute(f"EXPLAIN QUERY PLAN {one}")]
@@ -59,6 +58,6 @@ def test_the_first_of_the_idle_is_found_without_reading_the_rows_before_it(
     tables.insert(sql, make_project("one", "bob", due_at=at(0.5)), None)
     sql.execute("ANALYZE")
     assert explained(sql)[0].startswith("SEARCH projects USING INDEX projects_claimable (")
-    found = turns.next_claimable(sql, at(1))
+    found = tables.next_claimable(sql, at(1))
     assert found is not None
     assert found.project.user_id == "bob"

@@ -1,0 +1,52 @@
+"""Checking that a dataclass holds what it declares, for values that came from outside."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
+
+_LARGEST = 2**63
+
+
+def check_types(value: Any, path: str = "") -> None:
+    """Look into a dataclass, and into those that it holds.
+
+    Args:
+        value: the dataclass.
+        path: what precedes the names of its fields in an error.
+
+    Raises:
+        TypeError: a field is not of the type that it declares; the error names it.
+    """
+    for name, hint in _hints(value.__class__).items():
+        _check(getattr(value, name), hint, f"{path}{name}")
+
+
+@cache
+def _hints(kind: Hashable) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _check(value: Any, hint: Any, name: str) -> None:
+    choices = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    if value is None and type(None) in choices:
+        return
+    kind = choices[0]
+    if not _is_a(value, get_origin(kind) or kind):
+        wanted = getattr(get_origin(kind) or kind, "__name__", str(kind))
+        raise TypeError(f"{name} is {value!r:.80}, not {wanted}")
+    if is_dataclass(kind):
+        check_types(value, f"{name}.")
+    elif get_origin(kind) is Sequence:
+        for place, one in enumerate(value):
+            _check(one, get_args(kind)[0], f"{name}[{place}]")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is int:
+        # JSON's true is an int to Python; what no store can keep is no number of ours.
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and -_LARGEST <= value < _LARGEST
+    if kind is Sequence or kind is Mapping:
+        return isinstance(value, kind) and not isinstance(value, str)
+    return kind is Any or isinstance(value, kind)

@@ -1,0 +1,243 @@
+r"""The file of an export: lines of JSON, a header first and a digest last.
+
+    {"greylag_export": 1, "at": "2026-01-02T03:04:05.678Z", "store": "...", "projects": 2}
+    {"project": {...}, "claims": 7, "last_seq": 12, "events": [...], "keys": [...]}
+    {"end": {"projects": 2, "events": 12, "keys": 0, "unreadable": 0}, "sha256": "..."}
+
+The header says how many projects there were when the export began, the last line how many are in
+the file; its digest is of all bytes before that line.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+from greylag.common.clock import rfc3339
+from greylag.common.typed import check_types
+from greylag.domain.errors import ErrorInfo, GreylagError
+from greylag.domain.names import EnvironmentNames
+from greylag.domain.project import Desired, Event, Project, Status
+from greylag.ports import StoredKey, StoredProject
+
+FORMAT = 1
+_FORMAT_KEY = "greylag_export"
+_LONGEST_LINE = 64 * 1024**2
+
+# Who works on a project now is no part of what is kept of it.
+_KEPT = [field.name for field in fields(Project) if field.name != "lease"]
+_MOMENTS = ("last_activated_at", "last_deactivated_at", "due_at", "deadline_at")
+
+
+class ExportUnusableError(GreylagError):
+    """A file is no whole export that this Greylag can read."""
+
+    code = "export_unusable"
+    hint = "Nothing was changed. Use another export; this one was cut off or altered."
+
+
+@dataclass(slots=True)
+class Contents:
+    """What is in an export; ``unreadable`` records were left out of it."""
+
+    projects: int = 0
+    events: int = 0
+    keys: int = 0
+    unreadable: int = 0
+
+    def add(self, stored: StoredProject) -> None:
+        """Count one project."""
+        self.projects += 1
+        self.events += len(stored.events)
+        self.keys += len(stored.keys)
+
+
+class ExportWriter:
+    """Makes the lines of one export, each to be written as it is given.
+
+    Attributes:
+        contents: what was written so far.
+    """
+
+    def __init__(self) -> None:
+        self.contents = Contents()
+        self._digest = hashlib.sha256()
+
+    def header(self, at: datetime, store: str, projects: int) -> bytes:
+        """Return the first line."""
+        return self._line(
+            {_FORMAT_KEY: FORMAT, "at": rfc3339(at), "store": store, "projects": projects}
+        )
+
+    def project(self, stored: StoredProject) -> bytes:
+        """Return the line of one project."""
+        self.contents.add(stored)
+        said: dict[str, Any] = {
+            "project": {name: getattr(stored.project, name) for name in _KEPT},
+            "claims": stored.claims,
+            "last_seq": stored.last_seq,
+            "events": list(stored.events),
+            "keys": list(stored.keys),
+        }
+        return self._line(said | ({"extra": stored.extra} if stored.extra else {}))
+
+    def end(self) -> bytes:
+        """Return the last line."""
+        return self._line({"end": asdict(self.contents), "sha256": self._digest.hexdigest()})
+
+    def _line(self, said: dict[str, Any]) -> bytes:
+        # ASCII only, so that any text can be kept, with unpaired surrogates too.
+        line = json.dumps(said, separators=(",", ":"), default=_plain).encode("ascii") + b"\n"
+        self._digest.update(line)
+        return line
+
+
+def read_export(
+    file: BinaryIO, tell: Callable[[int, int], None] = lambda _done, _total: None
+) -> Generator[StoredProject, None, Contents]:
+    """Yield the projects of an export, checked one by one; it is whole when the last has come.
+
+    Args:
+        file: the file, at its beginning.
+        tell: hears how many projects were read, of how many about.
+
+    Returns:
+        What is in the file (``contents`` takes it).
+
+    Raises:
+        ExportUnusableError: it is cut, altered, of a newer version or no export at all.
+    """
+    digest, found = hashlib.sha256(), Contents()
+    first = _next_line(file, 1)
+    total = _check_header(_parsed(first, 1))
+    digest.update(first)
+    while True:
+        number = found.projects + 2
+        line = _next_line(file, number)
+        said = _parsed(line, number)
+        if "end" in said:
+            break
+        digest.update(line)
+        stored = _checked(said, number)
+        found.add(stored)
+        tell(found.projects, max(total, found.projects))
+        yield stored
+    _check_end(said, found, digest.hexdigest())
+    if file.read(1):
+        raise ExportUnusableError("Something follows the last line of the export.")
+    return found
+
+
+def contents(file: BinaryIO, tell: Callable[[int, int], None]) -> Contents:
+    """Read an export to its end and return what is in it; see ``read_export``."""
+    reading = read_export(file, tell)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            found: Contents = end.value
+            return found
+
+
+def _next_line(file: BinaryIO, number: int) -> bytes:
+    line = file.readline(_LONGEST_LINE)
+    if not line.endswith(b"\n"):
+        longer = len(line) == _LONGEST_LINE
+        what = f"Line {number} is too long." if longer else "The export is cut off before its end."
+        raise ExportUnusableError(what if number > 1 else "This is no export of Greylag.")
+    return line
+
+
+def _parsed(line: bytes, number: int) -> dict[str, Any]:
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ExportUnusableError(_unreadable(number, "it is no JSON")) from error
+    if not isinstance(said, dict):
+        raise ExportUnusableError(_unreadable(number, "it is no object"))
+    return said
+
+
+def _check_header(said: Mapping[str, Any]) -> int:
+    version = said.get(_FORMAT_KEY)
+    if not isinstance(version, int) or not isinstance(said.get("projects"), int):
+        raise ExportUnusableError("This is no export of Greylag.")
+    if version > FORMAT:
+        raise ExportUnusableError(
+            f"The export has version {version} of its form; this Greylag knows {FORMAT}.",
+            hint="Nothing was changed. Import it with the newer Greylag that wrote it.",
+        )
+    total: int = said["projects"]
+    return total
+
+
+def _check_end(said: Mapping[str, Any], found: Contents, digest: str) -> None:
+    if said.get("sha256") != digest:
+        raise ExportUnusableError("The export was altered: its digest is another.")
+    try:
+        claimed = Contents(**said["end"])
+        check_types(claimed)
+    except TypeError as error:
+        raise ExportUnusableError("The last line of the export cannot be read.") from error
+    found.unreadable = claimed.unreadable
+    if claimed != found:
+        raise ExportUnusableError("The export was altered: it does not hold what it says.")
+
+
+def _checked(said: Mapping[str, Any], number: int) -> StoredProject:
+    try:
+        stored = _stored(said)
+        check_types(stored)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ExportUnusableError(_unreadable(number, why)) from error
+    return stored
+
+
+def _unreadable(number: int, why: str) -> str:
+    return f"Line {number} of the export cannot be read ({why})."
+
+
+def _stored(said: Mapping[str, Any]) -> StoredProject:
+    project = said["project"]
+    known = {
+        "names": EnvironmentNames(**project["names"]),
+        "status": Status(project["status"]),
+        "desired": Desired(project["desired"]),
+        "error": ErrorInfo(**project["error"]) if project["error"] is not None else None,
+        "created_at": _moment(project["created_at"]),
+        "updated_at": _moment(project["updated_at"]),
+        **{name: None if (at := project[name]) is None else _moment(at) for name in _MOMENTS},
+    }
+    if "lease" in project:
+        raise ValueError("an export holds no leases")
+    given: dict[str, Any] = {
+        **said,
+        "project": Project(**{**project, **known}),
+        "events": [
+            Event(**{**one, "at": _moment(one["at"]), "status": Status(one["status"])})
+            for one in said["events"]
+        ],
+        "keys": [
+            StoredKey(**{**one, "expires_at": _moment(one["expires_at"])}) for one in said["keys"]
+        ],
+    }
+    return StoredProject(**given)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return moment.astimezone(UTC)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON does not know in words that it knows."""
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {field.name: getattr(value, field.name) for field in fields(value)}

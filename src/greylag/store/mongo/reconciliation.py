@@ -1,0 +1,259 @@
+"""The reconciler's half of the MongoDB store: claims, what they may write, what wakes projects."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import structlog
+from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from greylag.domain.project import Project, ProjectRef, Status
+from greylag.ports import Claim, Duty, Outcome
+from greylag.store import records
+from greylag.store.mongo import indexes
+from greylag.store.mongo.changes import GONE
+from greylag.store.mongo.connection import WriteAttempts, repeated
+from greylag.store.mongo.documents import (
+    WITHOUT_TAIL,
+    Document,
+    DocumentError,
+    from_document,
+    id_of,
+    new_tail,
+)
+from greylag.store.mongo.writes import StoreParts, of_owner
+from greylag.store.records import DutyRecord, lease_end
+
+LONG_SECONDS = 120.0
+"""How long may take what touches many documents: making indexes, adoption, waking all."""
+
+_QUEUE = [("claimable_at", 1), ("_id", 1)]
+_NEXT_REVISION = {"$add": [{"$ifNull": ["$revision", 0]}, 1]}
+_NEXT_CLAIM = {"$add": [{"$ifNull": ["$claims", 0]}, 1]}
+
+_log = structlog.get_logger(__name__)
+
+
+class ReconcilerMethods(StoreParts):
+    """The methods of ``greylag.ports.ProjectStore`` that serve the reconciler."""
+
+    async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
+        """Claim the project that is next; see the port."""
+        update = _claimed(worker, lease_end(now, lease_seconds))
+        with self._asking():
+            while (raw := await self._claim_next(now, update)) is not None:
+                try:
+                    return Claim(from_document(raw).project)
+                except DocumentError as error:
+                    # Its lease keeps it from being claimed again at once.
+                    _log.warning("document_passed_over", reason=str(error))
+            return None
+
+    async def next_due(self) -> datetime | None:
+        """Return when the next claim can succeed; see the port."""
+        with self._asking():
+            first = await self._projects.find_one(
+                {"claimable_at": {"$exists": True}}, {"claimable_at": True}, sort=_QUEUE
+            )
+        return None if first is None else first["claimable_at"]
+
+    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+        """Extend a lease; see the port."""
+        with self._asking():
+            project = await self._change(
+                {"_id": id_of(claim.project.id)},
+                lambda record: records.renewed(record, claim, now, lease_seconds),
+                fence=_fence(claim),
+                quiet=True,
+            )
+        return Claim(project)
+
+    async def record(
+        self, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
+    ) -> Project:
+        """Write what is, and the events with it; see the port."""
+        with self._asking():
+            attempts = WriteAttempts(self._seconds)
+            while True:
+                raw = await self._projects.find_one({"_id": id_of(claim.project.id)})
+                if raw is None:
+                    raise records.lease_lost(claim)
+                before = from_document(raw)
+                after, new = records.recorded(before, claim, outcome, now, release=release)
+                if new:
+                    await self._log.move(raw)
+                more = {"tail": new_tail(new)} if new else None
+                if await self._put(raw, before, after, fence=_fence(claim), more=more):
+                    return after.project
+                await attempts.pause()
+
+    async def forget(self, claim: Claim) -> None:
+        """Remove a record, its keys and its log; see the port."""
+        place = {"_id": id_of(claim.project.id)}
+
+        async def work() -> bool:
+            # The keys go first: a key must not outlive its project, lest it is made again.
+            await repeated(lambda: self._keys.delete_many({"record_id": place["_id"]}))
+            gone = await self._projects.delete_one(place | _fence(claim))
+            if gone.deleted_count:
+                await self._tell(GONE, claim.project.id, claim.project.ref)
+                await self._log.remove(place["_id"])
+            return gone.deleted_count > 0
+
+        with self._asking():
+            raw = await self._projects.find_one(place, WITHOUT_TAIL)
+            records.held(None if raw is None else from_document(raw), claim)
+            if not await self._to_its_end(work()):
+                raise records.lease_lost(claim)
+
+    async def poke(self, ref: ProjectRef, now: datetime) -> None:
+        """Make one project due; see the port."""
+        news = self._own.name()
+
+        async def work() -> None:
+            # What cannot be read must not be claimed.
+            readable = of_owner(ref) | {"status": {"$in": list(Status)}}
+            found = await self._projects.find_one_and_update(
+                readable, _poked(now, news), projection={"_id": True}
+            )
+            if found is not None:
+                await self._tell(news, str(found["_id"]), ref)
+
+        with self._asking():
+            await self._to_its_end(work())
+
+    async def poke_unsettled(self, now: datetime) -> int:
+        """Make due all that may need work; see the port."""
+        news = self._own.name()
+
+        async def work() -> int:
+            await indexes.adopt(self._projects)
+            update = _poked(now, news)
+            done = await repeated(lambda: self._projects.update_many({"unsettled": True}, update))
+            if done.matched_count:
+                await self._tell_all(news)
+            return done.matched_count
+
+        # What may take long begins with what may not, lest a server that is gone is waited for.
+        await self.ping()
+        with self._asking(LONG_SECONDS):
+            return await self._to_its_end(work())
+
+    async def take_duty(
+        self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
+    ) -> Duty:
+        """Take a duty on; see the port. Each is a small document, replaced only as it was read."""
+        with self._asking():
+            while True:
+                before = await self._duty(name)
+                verdict, after = records.taken(before or DutyRecord(), worker, since, now, seconds)
+                if verdict is not Duty.MINE or await self._replace_duty(name, before, after):
+                    return verdict
+
+    async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
+        """Say that a duty is done; see the port."""
+        with self._asking():
+            while (before := await self._duty(name)) is not None:
+                after = records.finished(before, worker, now)
+                if after == before or await self._replace_duty(name, before, after):
+                    return
+
+    async def ping(self) -> None:
+        """Return when a majority of the servers takes writes; see the port."""
+        with self._asking():
+            await self._database[indexes.PINGS].update_one(
+                {"_id": "ping"}, {"$inc": {"count": 1}}, upsert=True
+            )
+
+    async def _claim_next(self, now: datetime, update: list[Document]) -> Document | None:
+        """Claim what is next and return its document, ``None`` when nothing is due.
+
+        The claim itself is one atomic step. Who holds how many leases is read before it, so that of
+        simultaneous claims one may pass a user over, which the next sets right.
+        """
+        due: Document = {"claimable_at": {"$lte": now}}
+        if await self._projects.find_one(due, {"_id": True}) is None:
+            return None
+        at_work = await self._leases(now)
+        idle = {"user_id": {"$nin": list(at_work)}} if at_work else {}
+        found = await self._claim_first(due | idle, update)
+        for number in sorted(set(at_work.values())):
+            if found is not None:
+                break
+            users = [user for user, count in at_work.items() if count == number]
+            found = await self._claim_first(due | {"user_id": {"$in": users}}, update)
+        return found
+
+    async def _claim_first(self, query: Document, update: list[Document]) -> Document | None:
+        return await self._projects.find_one_and_update(
+            query,
+            update,
+            sort=_QUEUE,
+            projection=WITHOUT_TAIL,
+            return_document=ReturnDocument.AFTER,
+        )
+
+    async def _leases(self, now: datetime) -> Mapping[str, int]:
+        """Return how many projects of each user are worked on now; users with none are left out."""
+        cursor = await self._projects.aggregate(
+            [
+                {"$match": {"lease.until": {"$gt": now}}},
+                {"$group": {"_id": "$user_id", "count": {"$sum": 1}}},
+            ]
+        )
+        return {one["_id"]: one["count"] for one in await cursor.to_list()}
+
+    async def _duty(self, name: str) -> DutyRecord | None:
+        found = await self._database[indexes.DUTIES].find_one({"_id": name}, {"_id": False})
+        return None if found is None else DutyRecord(**found)
+
+    async def _replace_duty(self, name: str, before: DutyRecord | None, after: DutyRecord) -> bool:
+        duties = self._database[indexes.DUTIES]
+        if before is not None:
+            same = {"_id": name, **_duty_fields(before)}
+            return (await duties.replace_one(same, _duty_fields(after))).matched_count > 0
+        try:
+            await duties.insert_one({"_id": name, **_duty_fields(after)})
+        except DuplicateKeyError:
+            return False
+        return True
+
+
+def _fence(claim: Claim) -> Document:
+    return {"lease.number": claim.number}
+
+
+def _claimed(worker: str, until: datetime) -> list[Document]:
+    """Return the update that does ``records.claimed`` inside the server."""
+    return [
+        {
+            "$set": {
+                "lease": {"worker": {"$literal": worker}, "number": _NEXT_CLAIM, "until": until},
+                "claimable_at": until,
+                "claims": _NEXT_CLAIM,
+                "woken": False,
+                "revision": _NEXT_REVISION,
+            }
+        }
+    ]
+
+
+def _poked(now: datetime, news: str) -> list[Document]:
+    """Return the update that does ``records.poked`` inside the server."""
+    due_at = {"$min": ["$due_at", now]}
+    return [
+        {
+            "$set": {
+                "due_at": due_at,
+                "claimable_at": {"$ifNull": ["$lease.until", due_at]},
+                "woken": True,
+                "revision": _NEXT_REVISION,
+                "news": {"$literal": news},
+            }
+        }
+    ]
+
+
+def _duty_fields(record: DutyRecord) -> dict[str, Any]:
+    return {"holder": record.holder, "until": record.until, "done_at": record.done_at}

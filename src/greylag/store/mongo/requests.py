@@ -1,0 +1,232 @@
+"""The requests' half of the MongoDB store: creating, reading, and writing what is wanted."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import structlog
+from pymongo.errors import DuplicateKeyError
+
+from greylag.domain.errors import IdempotencyConflictError, ProjectExistsError
+from greylag.domain.project import Desired, Event, Project, ProjectRef
+from greylag.ports import Created, Edit, IdempotencyKey, PageQuery, ProjectPage, StoredKey
+from greylag.store import records
+from greylag.store.mongo.connection import WriteAttempts
+from greylag.store.mongo.documents import (
+    WITHOUT_TAIL,
+    Document,
+    DocumentError,
+    from_document,
+    id_of,
+    key_document,
+    to_document,
+)
+from greylag.store.mongo.writes import StoreParts, of_owner
+from greylag.store.records import KEY_LIFETIME, ProjectRecord, millis
+
+_AT_ONCE = 1000
+_LARGEST = 2**31 - 2
+_NEWEST_FIRST = [("created_at", -1), ("_id", -1)]
+
+_log = structlog.get_logger(__name__)
+
+
+class RequestMethods(StoreParts):
+    """The methods of ``greylag.ports.ProjectStore`` that serve requests."""
+
+    async def create(self, project: Project, key: IdempotencyKey | None = None) -> Created:
+        """Insert a project; see the port. Once a project is forgotten, so is its key."""
+        news = self._own.name()
+
+        async def work() -> Created:
+            attempts = WriteAttempts(self._seconds)
+            if key is None:
+                created = await self._insert(records.new_record(project), news, attempts)
+            else:
+                created = await self._create_once(project, key, news, attempts)
+            if created.new:
+                await self._tell(news, created.project.id, created.project.ref)
+            return created
+
+        with self._asking():
+            return await self._to_its_end(work())
+
+    async def get(self, owner: str, project_id: str) -> Project:
+        """Return the project as it is now; see the port."""
+        ref = ProjectRef(owner, project_id)
+        with self._asking():
+            return _there(await self._find(of_owner(ref)), ref).project
+
+    async def page(self, owner: str, query: PageQuery) -> ProjectPage:
+        """Return one page; see the port. What cannot be read is left out, and the log tells."""
+        records.check_limit(query.limit)
+        limit = min(query.limit, _LARGEST)
+        matching = _matching(owner, query)
+        passed_over = 0
+        with self._asking():
+            while True:
+                found = await self._projects.find(
+                    matching,
+                    WITHOUT_TAIL,
+                    sort=_NEWEST_FIRST,
+                    skip=passed_over,
+                    limit=limit + 1,
+                    # All at once: the driver cannot try the second half of an answer again.
+                    batch_size=min(limit + 1, _AT_ONCE),
+                ).to_list()
+                shown = list(_readable(found[:limit]))
+                if shown or len(found) <= limit:
+                    break
+                passed_over += limit
+        more = len(found) > limit
+        return ProjectPage(shown, records.encode(records.position(shown[-1])) if more else None)
+
+    async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
+        """Change name or metadata; see the port."""
+        ref = ProjectRef(owner, project_id)
+        with self._asking():
+            return await self._change(
+                of_owner(ref), lambda record: records.edited(_there(record, ref), edit, now)
+            )
+
+    async def want(
+        self, owner: str, project_id: str, desired: Desired, now: datetime, deadline: datetime
+    ) -> Project:
+        """Write what is wanted; see the port."""
+        ref = ProjectRef(owner, project_id)
+        with self._asking():
+            return await self._change(
+                of_owner(ref),
+                lambda record: records.wanted(_there(record, ref), desired, now, deadline),
+            )
+
+    async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
+        """Return a part of the log; see the port."""
+        ref = ProjectRef(owner, project_id)
+        with self._asking():
+            raw = await self._projects.find_one(of_owner(ref), {"last_seq": True, "tail": True})
+            if raw is None:
+                raise records.not_found(ref)
+            return await self._log.read(raw, after, limit)
+
+    async def _create_once(
+        self, project: Project, key: IdempotencyKey, news: str, attempts: WriteAttempts
+    ) -> Created:
+        """Create the project that ``key`` stands for, unless it is there.
+
+        A key is written before its project, with the project's id in it. Whoever comes with the
+        same key then finds either the project, or that its creation was cut off, or is still on its
+        way; it creates the project under that id, so that there can be only one.
+        """
+        record = records.new_record(project)
+        taken = await self._take_key(project, key, attempts)
+        if taken != id_of(project.id):
+            earlier = await self._find({"_id": taken})
+            if earlier is not None:
+                return Created(earlier.project, new=False)
+            record = _finishing(record, str(taken))
+        try:
+            return await self._insert(record, news, attempts)
+        except ProjectExistsError:
+            place = {"user_id": project.user_id, "key": key.key}
+            await self._keys.delete_one({"_id": place, "record_id": taken})
+            raise
+
+    async def _take_key(
+        self, project: Project, key: IdempotencyKey, attempts: WriteAttempts
+    ) -> Any:
+        """Return the ``_id`` that ``key`` stands for: ``project``'s if it is new or has expired.
+
+        Raises:
+            IdempotencyConflictError: it came with another fingerprint.
+        """
+        expires = project.created_at + KEY_LIFETIME
+        wanted = key_document(
+            project.id, StoredKey(project.user_id, key.key, key.fingerprint, expires)
+        )
+        while True:
+            try:
+                await self._keys.insert_one(wanted)
+            except DuplicateKeyError:
+                known = await self._keys.find_one({"_id": wanted["_id"]})
+            else:
+                return wanted["record_id"]
+            if known is not None and known["expires_at"] > project.created_at:
+                return _checked(known, key)
+            if known is not None:
+                same = {"_id": known["_id"], "record_id": known["record_id"]}
+                if (await self._keys.replace_one(same, wanted)).matched_count:
+                    return wanted["record_id"]
+            await attempts.pause()
+
+    async def _insert(self, record: ProjectRecord, news: str, attempts: WriteAttempts) -> Created:
+        document = to_document(record) | {"revision": 1, "news": news}
+        ref = record.project.ref
+        while True:
+            try:
+                await self._projects.insert_one(document)
+            except DuplicateKeyError:
+                there = await self._find({"_id": document["_id"]}) or await self._find(
+                    of_owner(ref)
+                )
+            else:
+                return Created(record.project, new=True)
+            if there is not None and there.project.id == record.project.id:
+                # Somebody with the same key was faster.
+                return Created(there.project, new=False)
+            if there is not None:
+                raise ProjectExistsError(
+                    f"User {ref.user_id!r} already has a project {ref.project_id!r}."
+                )
+            await attempts.pause()
+
+    async def _find(self, query: Document) -> ProjectRecord | None:
+        raw = await self._projects.find_one(query, WITHOUT_TAIL)
+        return None if raw is None else from_document(raw)
+
+
+def _checked(known: Mapping[str, Any], key: IdempotencyKey) -> Any:
+    if known["fingerprint"] != key.fingerprint:
+        raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
+    return known["record_id"]
+
+
+def _finishing(record: ProjectRecord, record_id: str) -> ProjectRecord:
+    """Return the record under the id that somebody with the same key chose before.
+
+    A project of that id may have been there and gone, with claims that somebody still believes in,
+    so its claims begin where no count of them comes.
+    """
+    project = replace(record.project, id=record_id)
+    return replace(record, project=project, claims=millis(project.created_at))
+
+
+def _there(record: ProjectRecord | None, ref: ProjectRef) -> ProjectRecord:
+    if record is None:
+        raise records.not_found(ref)
+    return record
+
+
+def _matching(owner: str, query: PageQuery) -> Document:
+    matching: Document = {"user_id": owner}
+    if query.status is not None:
+        matching["status"] = query.status.value
+    if query.cursor is not None:
+        place = records.decode(query.cursor)
+        created = records.from_millis(place.created)
+        # The first condition follows from the others, and lets the index begin in the right place.
+        matching["created_at"] = {"$lte": created}
+        matching["$or"] = [
+            {"created_at": {"$lt": created}},
+            {"created_at": created, "_id": {"$lt": id_of(place.record_id)}},
+        ]
+    return matching
+
+
+def _readable(found: Sequence[Document]) -> Iterator[Project]:
+    for raw in found:
+        try:
+            yield from_document(raw).project
+        except DocumentError as error:
+            _log.warning("document_passed_over", reason=str(error))

@@ -1,0 +1,220 @@
+"""A SQLite store as a whole, for export, import and `greylag doctor`."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from datetime import datetime
+from pathlib import Path
+
+from greylag.common.sqlite import SqlThread, transaction
+from greylag.common.typed import check_types
+from greylag.domain.errors import ConfigError
+from greylag.domain.project import ProjectRef
+from greylag.ports import Fill, Finding, StoredKey, StoredProject
+from greylag.store.records import ProjectRecord, from_millis, millis, unreadable
+from greylag.store.sqlite import schema, tables
+
+_AT_ONCE = 50
+_DAMAGES_NAMED = 20
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether there is a file that we can look at."""
+    try:
+        return path.is_file()
+    except OSError:
+        # Its folder is closed to us: whoever opens it is told so.
+        return False
+
+
+class SqliteArchive:
+    """Implements ``greylag.ports.Archive``; ``await SqliteArchive.open(path)`` makes one."""
+
+    keeps_extra = False
+
+    def __init__(self, thread: SqlThread, path: Path) -> None:
+        self._thread = thread
+        self.place = f"sqlite://{path}"
+
+    @classmethod
+    async def open(cls, path: Path, *, write: bool) -> "SqliteArchive":
+        """Open the file; with ``write`` one that is missing is made, and an older one renewed.
+
+        Raises:
+            ConfigError: without ``write``, there is no file of this Greylag's.
+            StoreUnavailableError: it cannot be used.
+        """
+        if not write:
+            await asyncio.to_thread(_check_file, path)
+        thread = SqlThread(path, "store-archive", schema.translated, read_only=not write)
+        try:
+            await thread.open()
+            if write:
+                await thread.run(schema.migrate)
+        except BaseException:
+            await thread.close()
+            raise
+        return cls(thread, path)
+
+    async def read(self) -> AsyncIterator[Sequence[StoredProject | Finding]]:
+        """Yield all projects; see the port."""
+        after = ""
+
+        def work(sql: sqlite3.Connection) -> tuple[str, list[StoredProject | Finding]]:
+            with transaction(sql, "BEGIN"):
+                rows = sql.execute(
+                    f"{tables.SELECT} WHERE id > ? ORDER BY id LIMIT ?", (after, _AT_ONCE)
+                ).fetchall()
+                return rows[-1]["id"] if rows else "", [_stored(sql, row) for row in rows]
+
+        while True:
+            after, batch = await self._thread.run(work)
+            if not batch:
+                return
+            yield batch
+
+    async def count(self) -> int:
+        """Return how many records there are; see the port."""
+        return await self._thread.run(_count)
+
+    async def at_work(self, now: datetime) -> ProjectRef | None:
+        """Return a project under a lease; see the port."""
+
+        def work(sql: sqlite3.Connection) -> ProjectRef | None:
+            row = sql.execute(
+                "SELECT user_id, project_id FROM projects WHERE lease_until > ? LIMIT 1",
+                (millis(now),),
+            ).fetchone()
+            return None if row is None else ProjectRef(*row)
+
+        return await self._thread.run(work)
+
+    async def incomplete(self) -> bool:
+        """Tell whether an earlier Greylag's copy was cut off; an import is one transaction."""
+        return await self._thread.run(schema.is_incomplete)
+
+    @asynccontextmanager
+    async def replacing(self) -> AsyncIterator[Fill]:
+        """Put other projects in place of all, in one transaction; see the port."""
+
+        async def fill(projects: Sequence[StoredProject]) -> None:
+            await self._thread.run(lambda sql: _put(sql, projects))
+
+        await self._thread.run(lambda sql: sql.execute("BEGIN IMMEDIATE"))
+        try:
+            await self._thread.run(_clear)
+            yield fill
+            await self._thread.run(lambda sql: sql.execute("COMMIT"))
+        finally:
+            await self._thread.run(lambda sql: sql.rollback())
+
+    async def findings(self) -> Sequence[Finding]:
+        """Return what SQLite finds wrong with the file; see the port."""
+
+        def work(sql: sqlite3.Connection) -> list[str]:
+            return [line for (line,) in sql.execute(f"PRAGMA quick_check({_DAMAGES_NAMED})")]
+
+        return [
+            Finding(
+                "file",
+                f"The database file is damaged: {line}.",
+                "Restore a backup, or save what can be read with `greylag export`.",
+            )
+            for line in await self._thread.run(work)
+            if line != "ok"
+        ]
+
+    async def close(self) -> None:
+        """Close the file; see the port."""
+        await self._thread.close()
+
+
+def _check_file(path: Path) -> None:
+    """Look at a file without changing it; raise unless it is one of this Greylag's."""
+    if not is_there(path):
+        raise ConfigError(
+            f"There is no database at {path}.", hint="Give the data folder that holds greylag.db."
+        )
+    with (
+        schema.translated(),
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as sql,
+    ):
+        version, newest = schema.version_of(sql), len(schema.MIGRATIONS)
+    if version == 0:
+        raise ConfigError(
+            f"{path} holds no records of Greylag.", hint="Give the data folder of a Greylag."
+        )
+    if version < newest:
+        raise ConfigError(
+            f"{path} was written by an older Greylag than this one.",
+            hint="Start this Greylag on it once, which renews its tables.",
+        )
+    if version > newest:
+        raise ConfigError(
+            f"{path} was written by a newer Greylag than this one.", hint="Use the newer Greylag."
+        )
+
+
+def _count(sql: sqlite3.Connection) -> int:
+    found: int = sql.execute("SELECT count(*) FROM projects").fetchone()[0]
+    return found
+
+
+def _stored(sql: sqlite3.Connection, row: sqlite3.Row) -> StoredProject | Finding:
+    of_record = (row["id"],)
+    log = "SELECT seq, body FROM events WHERE record_id = ? ORDER BY seq"
+    keys = "SELECT * FROM idempotency_keys WHERE record_id = ? ORDER BY key"
+    try:
+        record = tables.from_row(row)
+        stored = StoredProject(
+            project=record.project,
+            claims=record.claims,
+            last_seq=record.last_seq,
+            events=[tables.to_event(event) for event in sql.execute(log, of_record)],
+            keys=[
+                StoredKey(
+                    key["user_id"], key["key"], key["fingerprint"], from_millis(key["expires_at"])
+                )
+                for key in sql.execute(keys, of_record)
+            ],
+        )
+        check_types(stored)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        return unreadable(row["id"], row["user_id"], row["project_id"], error)
+    return stored
+
+
+def _clear(sql: sqlite3.Connection) -> None:
+    for table in ("projects", "events", "idempotency_keys"):
+        sql.execute(f"DELETE FROM {table}")  # noqa: S608 - the names above
+    sql.execute("DROP TABLE IF EXISTS copying")
+    # Whoever listens looks at all anew.
+    sql.execute("INSERT INTO changes (source, user_id, project_id) VALUES ('import', NULL, NULL)")
+
+
+def _put(sql: sqlite3.Connection, projects: Sequence[StoredProject]) -> None:
+    for stored in projects:
+        _put_one(sql, stored)
+
+
+def _put_one(sql: sqlite3.Connection, stored: StoredProject) -> None:
+    project = stored.project
+    twins = sql.execute(
+        "SELECT id FROM projects WHERE id = ? OR user_id = ? AND project_id = ?",
+        (project.id, project.user_id, project.project_id),
+    ).fetchall()
+    for (twin,) in twins:
+        tables.delete(sql, twin)
+    sql.execute(
+        tables.INSERT, tables.to_row(ProjectRecord(project, stored.claims, stored.last_seq))
+    )
+    tables.add_events(sql, project.id, stored.events)
+    sql.executemany(
+        "INSERT OR REPLACE INTO idempotency_keys "
+        "(user_id, key, fingerprint, record_id, expires_at) VALUES (?, ?, ?, ?, ?)",
+        (
+            (key.user_id, key.key, key.fingerprint, project.id, millis(key.expires_at))
+            for key in stored.keys
+        ),
+    )

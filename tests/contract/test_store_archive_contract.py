@@ -1,0 +1,140 @@
+"""What every store keeps to when it is read and filled as a whole."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.contract.store_adapters import ADAPTERS, IDLE, at, make_project
+from tests.store.sites import Site, cut_off, everything, sites_in
+from tests.store.stored_projects import leased, make_event, make_stored
+
+from greylag.domain.project import NewEvent, ProjectRef
+from greylag.ports import Archive, IdempotencyKey, StoredKey, StoredProject
+
+
+@pytest.fixture(params=ADAPTERS)
+async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    """Each kind of store in turn, empty."""
+    async with sites_in(tmp_path) as sites:
+        yield await sites.make(request.param)
+
+
+@pytest.fixture
+async def archive(site: Site) -> AsyncIterator[Archive]:
+    async with site.archive() as opened:
+        yield opened
+
+
+async def fill(archive: Archive, *projects: StoredProject) -> None:
+    async with archive.replacing() as put:
+        await put(projects)
+
+
+async def test_an_empty_store_has_nothing_in_it(site: Site, archive: Archive) -> None:
+    async with site.store():
+        # As the programs make it ready.
+        pass
+    assert await everything(archive) == []
+    assert await archive.count() == 0
+    assert not await archive.incomplete()
+    assert await archive.findings() == []
+
+
+async def test_all_that_was_put_there_comes_back(archive: Archive) -> None:
+    full = leased(make_stored(), at(60))
+    bare = StoredProject(project=make_project("bare"))
+    await fill(archive, full, bare)
+    assert await everything(archive) == [full, replace(bare, events=[], keys=[])]
+    assert await archive.count() == 2
+    assert not await archive.incomplete()
+    assert await archive.findings() == []
+
+
+async def test_many_come_back_once_in_the_order_of_their_ids(archive: Archive) -> None:
+    projects = [make_stored(f"p{number}", events=1) for number in range(120)]
+    async with archive.replacing() as put:
+        await put(projects[70:])
+        await put(projects[:70])
+    assert await everything(archive) == projects
+
+
+async def test_long_logs_come_back_whole(archive: Archive) -> None:
+    await fill(archive, make_stored(events=500))
+    (found,) = await everything(archive)
+    assert [event.seq for event in found.events] == list(range(1, 501))
+
+
+async def test_others_take_the_place_of_all_that_was_there(archive: Archive) -> None:
+    await fill(archive, make_stored("one"), make_stored("two"))
+    third = make_stored("three")
+    await fill(archive, third)
+    assert await everything(archive) == [third]
+    await fill(archive)
+    assert await everything(archive) == []
+
+
+async def test_what_is_cut_off_leaves_the_old_or_an_incomplete_store(
+    site: Site, archive: Archive
+) -> None:
+    old, new = make_stored("old"), make_stored("new")
+    await fill(archive, old)
+    await cut_off(archive, new)
+    async with site.archive(write=False) as again:
+        assert await again.incomplete() or await everything(again) == [old]
+    await fill(archive, new)
+    assert not await archive.incomplete()
+    assert await everything(archive) == [new]
+
+
+async def test_of_two_records_of_one_project_the_later_counts(archive: Archive) -> None:
+    earlier, later = make_stored(), make_stored()
+    other_key = StoredKey("ada", "another", "f", at(1))
+    later = replace(later, events=[make_event(2, message="New.")], keys=[other_key])
+    async with archive.replacing() as put:
+        await put([earlier, later])
+        await put([later])
+    assert await everything(archive) == [later]
+
+
+async def test_only_a_lease_that_has_not_run_out_is_work(archive: Archive) -> None:
+    await fill(archive, leased(make_stored("past"), at(9)), leased(make_stored(), at(60)))
+    assert await archive.at_work(at(10)) == ProjectRef("ada", "demo")
+    assert await archive.at_work(at(60)) is None
+
+
+async def test_the_programs_go_on_with_what_was_put_there(site: Site, archive: Archive) -> None:
+    stored = make_stored(due_at=at(0))
+    await fill(archive, stored)
+    async with site.store() as store:
+        assert await store.get("ada", "demo") == stored.project
+        assert list(await store.events("ada", "demo", 1, 100)) == list(stored.events[1:])
+        key = IdempotencyKey("key of demo", "fingerprint")
+        again = await store.create(make_project("demo"), key)
+        assert (again.new, again.project) == (False, stored.project)
+        # Numbers of claims and of events go on where they were.
+        claim = await store.claim_due("worker", at(1), 30)
+        assert claim is not None
+        assert claim.number == stored.claims + 1
+        outcome = replace(IDLE, events=[NewEvent("e", "E"), NewEvent("f", "F")])
+        await store.record(claim, outcome, at(2), release=True)
+        log = await store.events("ada", "demo", 0, 100)
+        assert [event.seq for event in log] == [1, 2, 3, 4, 5]
+    async with site.archive(write=False) as reading:
+        (found,) = await everything(reading)
+    assert [event.seq for event in found.events] == [1, 2, 3, 4, 5]
+    assert (found.last_seq, found.claims) == (5, 8)
+
+
+async def test_whoever_listens_looks_at_all_anew(site: Site, archive: Archive) -> None:
+    async with site.store() as store:
+        with store.subscribe(ProjectRef("ada", "demo")) as heard:
+            await heard.changed(0.1)
+            await fill(archive, make_stored())
+            assert await heard.changed(10)
+
+
+async def test_a_closed_archive_may_be_closed_again(site: Site) -> None:
+    async with site.archive() as opened:
+        await opened.close()
+        await opened.close()
