@@ -29,8 +29,8 @@ async def test_a_principal_bound_to_a_user_reaches_only_that_user() -> None:
     projects = house.use_cases.projects
     zoe = Principal("zoe", "Zoë")
     created = await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
-    assert [user.id for user in projects.users(zoe)] == ["Zoë"]
-    assert [user.id for user in projects.users(OPERATOR)] == ["ada", "Zoë"]
+    assert [user.id for user in await projects.users(zoe)] == ["Zoë"]
+    assert [user.id for user in await projects.users(OPERATOR)] == ["ada", "Zoë"]
     with pytest.raises(ForbiddenError):
         await projects.get(zoe, "ada", created.project.project_id)
     with pytest.raises(ForbiddenError):
