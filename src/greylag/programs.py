@@ -15,8 +15,8 @@ from greylag.common.server import HttpServer, address_of, listen
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
 from greylag.services.use_cases import UseCases
+from greylag.web.api.platform import create_health_app
 from greylag.web.app import create_app
-from greylag.web.health import create_health_app
 from greylag.wiring import assembled
 
 _log = structlog.get_logger(__name__)

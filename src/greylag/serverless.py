@@ -15,7 +15,7 @@ from greylag.config import Settings, load_settings
 from greylag.domain.errors import ConfigError, GreylagError
 from greylag.web import errors
 from greylag.web.app import create_app
-from greylag.web.request_log import RequestLog
+from greylag.web.request_log import RequestLogger
 from greylag.wiring import assembled_web
 
 _log = structlog.get_logger(__name__)
@@ -101,9 +101,9 @@ class _Site:
                 self._opened = opened.pop_all()
         except GreylagError as error:
             _log.warning("not_assembled", reason=str(error))
-            self._refusal = RequestLog(_Refusal(error))
+            self._refusal = RequestLogger(_Refusal(error))
         except Exception as error:  # noqa: BLE001 - logged with its stack; the request is answered
-            self._refusal = RequestLog(_Refusal(error))
+            self._refusal = RequestLogger(_Refusal(error))
         finally:
             self._tries += 1
 
@@ -112,7 +112,7 @@ class _Refusal:
     """Answers every request with why there is no application."""
 
     def __init__(self, error: Exception) -> None:
-        self._info = errors.told(error)
+        self._info = errors.translated(error)
         own_fault = isinstance(error, ConfigError) or not isinstance(error, GreylagError)
         self._status = 500 if own_fault else 503
 
@@ -121,7 +121,7 @@ class _Refusal:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
-        response = errors.problem_response(scope, self._info, status=self._status)
+        response = errors.problem_response(self._info, status=self._status)
         await response(scope, receive, send)
 
 

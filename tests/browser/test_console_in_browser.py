@@ -124,8 +124,8 @@ async def test_a_message_that_met_a_dropped_connection_is_one_turn() -> None:
             slow.house.cluster.advance(ProjectRef("ada", "notes"))
             await waiting.answered()
             assert (await waiting.answer()).count("You said: Only once") == 1
-            listed = await slow.http.get(f"{path}/sessions")
-            (session,) = (await listed.json())["sessions"]
+            _, listed = await slow.ask("GET", f"{path}/sessions")
+            (session,) = listed["sessions"]
             assert session["message_count"] == 2
 
 
@@ -186,7 +186,7 @@ async def test_sessions_are_chosen_begun_and_deleted(running: Site, person: Pers
 async def test_a_refused_message_can_be_sent_again(running: Site, person: Person) -> None:
     path = await running.project(active=True)
     await person.open_project(path)
-    session = await (await running.http.post(f"{path}/sessions")).json()
+    _, session = await running.ask("POST", f"{path}/sessions")
     await person.page.goto(f"{path.removeprefix('/api')}?session={session['session_id']}")
     body = {"message": "wait: x", "session_id": session["session_id"]}
     async with running.http.post(f"{path}/messages", json=body):

@@ -65,12 +65,12 @@ async def test_changes_of_others_appear_without_a_reload(running: Site, person: 
     await person.page.goto("/users/ada")
     await running.project("notes")
     await expect(person.page.locator(".card")).to_have_count(1)
-    await running.http.post(f"{ADA}/notes/activate")
+    await running.ask("POST", f"{ADA}/notes/activate")
     await expect(person.page.locator(".badge")).to_have_text("Active")
     running.house.cluster.end(NOTES, ErrorInfo("out_of_memory", "It ate too much."), terminal=True)
     await expect(person.page.locator(".card .problem")).to_contain_text("It ate too much.")
     await person.picture("list-error")
-    await running.http.delete(f"{ADA}/notes")
+    await running.ask("DELETE", f"{ADA}/notes")
     await expect(person.page.locator(".card")).to_have_count(0)
 
 
@@ -85,7 +85,7 @@ async def test_an_open_dialog_stays_while_the_page_changes_under_it(
         .click()
     )
     await person.page.fill("#field-name", "Half a na")
-    await running.http.post(f"{ADA}/notes/activate")
+    await running.ask("POST", f"{ADA}/notes/activate")
     await expect(person.page.locator(".badge")).to_have_text("Active")
     await expect(person.page.locator("#field-name")).to_have_value("Half a na")
     await person.page.fill("#field-name", "A whole name")
@@ -115,7 +115,7 @@ async def test_more_projects_are_shown_when_asked_for(running: Site, person: Per
     await person.page.click("text=Show more")
     await expect(person.page.locator(".card")).to_have_count(53)
     assert "show=100" in person.page.url
-    await running.http.post(f"{ADA}/p0/activate")
+    await running.ask("POST", f"{ADA}/p0/activate")
     await expect(person.page.locator(".badge-active")).to_have_count(1)
 
 

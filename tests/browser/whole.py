@@ -34,10 +34,11 @@ class Whole:
     async def project(self) -> str:
         """Create and activate a project and return its API path."""
         projects = "/api/users/me/projects"
-        made = await self.http.post(projects, json={"name": "Whole", "project_id": "whole"})
-        assert made.status == 201, await made.text()
-        activated = await self.http.post(f"{projects}/whole/activate")
-        assert activated.status == 200, await activated.text()
+        body = {"name": "Whole", "project_id": "whole"}
+        async with self.http.post(projects, json=body) as made:
+            assert made.status == 201, await made.text()
+        async with self.http.post(f"{projects}/whole/activate") as activated:
+            assert activated.status == 200, await activated.text()
         return f"{projects}/whole"
 
 
@@ -59,7 +60,8 @@ async def up(data: Path) -> AsyncIterator[Whole]:
         async with aiohttp.ClientSession(address) as http:
             yield Whole(address, http)
             for path in await _projects(http):
-                await http.delete(path)
+                async with http.delete(path) as answer:
+                    await answer.read()
     finally:
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(END_SECONDS):
@@ -77,5 +79,6 @@ async def _address(process: Process) -> str:
 
 
 async def _projects(http: aiohttp.ClientSession) -> list[str]:
-    answer = await (await http.get("/api/users/me/projects")).json()
-    return [f"/api/users/me/projects/{one['project_id']}" for one in answer["projects"]]
+    async with http.get("/api/users/me/projects") as answer:
+        found = (await answer.json())["projects"]
+    return [f"/api/users/me/projects/{one['project_id']}" for one in found]

@@ -18,9 +18,9 @@ from greylag.domain.errors import (
     WaitTimeoutError,
 )
 from greylag.domain.lifecycle import Verb
-from greylag.domain.project import Desired, Status
+from greylag.domain.project import Desired, NewEvent, Status
 from greylag.domain.users import OPERATOR, Principal
-from greylag.ports import Edit, PageQuery
+from greylag.ports import Edit, Outcome, PageQuery
 from greylag.services.projects import NewProject
 
 
@@ -29,8 +29,8 @@ async def test_a_principal_bound_to_a_user_reaches_only_that_user() -> None:
     projects = house.use_cases.projects
     zoe = Principal("zoe", "Zoë")
     created = await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
-    assert [user.id for user in projects.users(zoe)] == ["Zoë"]
-    assert [user.id for user in projects.users(OPERATOR)] == ["ada", "Zoë"]
+    assert [user.id for user in await projects.users(zoe)] == ["Zoë"]
+    assert [user.id for user in await projects.users(OPERATOR)] == ["ada", "Zoë"]
     with pytest.raises(ForbiddenError):
         await projects.get(zoe, "ada", created.project.project_id)
     with pytest.raises(ForbiddenError):
@@ -153,6 +153,21 @@ async def test_the_log_is_followed_from_a_number_until_the_project_is_gone() -> 
         assert told == list(range(heard[-1].seq + 1, heard[-1].seq + 1 + len(told)))
         with pytest.raises(ProjectNotFoundError):
             await projects.follow(OPERATOR, "ada", "demo", 0)
+
+
+async def test_the_newest_events_are_the_end_of_a_log_that_was_cut() -> None:
+    house = House()
+    projects = house.use_cases.projects
+    created = await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+    assert list(await projects.newest_events(created.project)) == []
+    now = house.clock.now()
+    claim = await house.store.claim_due("w1", now, 15)
+    assert claim is not None
+    told = [NewEvent("step", f"Step {number}.") for number in range(700)]
+    outcome = Outcome(status=Status.INACTIVE, observed_generation=1, events=told)
+    await house.store.record(claim, outcome, now, release=True)
+    newest = await projects.newest_events(created.project)
+    assert [event.seq for event in newest] == list(range(601, 701))
 
 
 async def _want(projects: Any, desired: Desired) -> Any:

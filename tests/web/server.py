@@ -1,5 +1,6 @@
 """The web over memory adapters, behind a real server on a free port of this process."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,12 +27,22 @@ class Site:
 
     async def project(self, project_id: str = "notes", *, active: bool = False) -> str:
         """Create a project of ada's and return its path."""
-        made = await self.http.post(ADA, json={"name": "Notes", "project_id": project_id})
-        assert made.status == 201, await made.text()
+        body = {"name": "Notes", "project_id": project_id}
+        status, made = await self.ask("POST", ADA, json=body)
+        assert status == 201, made
         if active:
-            activated = await self.http.post(f"{ADA}/{project_id}/activate")
-            assert activated.status == 200, await activated.text()
+            status, activated = await self.ask("POST", f"{ADA}/{project_id}/activate")
+            assert status == 200, activated
         return f"{ADA}/{project_id}"
+
+    async def ask(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
+        """Return status and JSON (``None``: nothing) of an answer, which is read to its end.
+
+        An answer that is left holds its connection until it is collected, in any later test.
+        """
+        async with self.http.request(method, path, **options) as answer:
+            text = await answer.text()
+            return answer.status, json.loads(text) if text else None
 
 
 @asynccontextmanager

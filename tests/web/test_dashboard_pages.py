@@ -28,7 +28,7 @@ async def _text(running: Site, path: str, status: int = 200, **options: object) 
 
 async def test_names_are_escaped_and_overrides_shown(running: Site) -> None:
     name = "<script>x</script> \u202egnp.exe"
-    await running.http.post(ADA, json={"name": name, "project_id": "notes"})
+    await running.ask("POST", ADA, json={"name": name, "project_id": "notes"})
     for path in ("/users/ada", PAGE, f"{PAGE}/delete"):
         page = await _text(running, path)
         assert "<script>x" not in page
@@ -36,7 +36,7 @@ async def test_names_are_escaped_and_overrides_shown(running: Site) -> None:
 
 
 async def test_an_edit_form_keeps_the_name_as_it_is(running: Site) -> None:
-    await running.http.post(ADA, json={"name": "a\u202eb", "project_id": "notes"})
+    await running.ask("POST", ADA, json={"name": "a\u202eb", "project_id": "notes"})
     assert 'value="a\u202eb"' in await _text(running, f"{PAGE}/edit")
 
 
@@ -61,8 +61,8 @@ async def test_every_file_that_a_page_names_is_there(running: Site) -> None:
 
 async def test_odd_ids_have_addresses_that_work(running: Site) -> None:
     odd = "a b?c#d%2F\u00e4&e"
-    made = await running.http.post(ADA, json={"name": "Odd", "project_id": odd})
-    assert made.status == 201
+    status, _ = await running.ask("POST", ADA, json={"name": "Odd", "project_id": odd})
+    assert status == 201
     link = re.search(r'<h2[^>]*><a href="([^"]+)"', await _text(running, "/users/ada"))
     assert link is not None
     assert "Odd" in await _text(running, link[1].replace("&amp;", "&"))
@@ -97,7 +97,7 @@ async def test_a_form_sent_twice_creates_one_project(running: Site) -> None:
     for _ in range(2):
         async with running.http.post("/users/ada/new-project", data=form) as answer:
             assert answer.status == 200
-    listed = await (await running.http.get(ADA)).json()
+    _, listed = await running.ask("GET", ADA)
     assert len(listed["projects"]) == 1
 
 
@@ -123,7 +123,7 @@ async def test_the_live_stream_of_a_project_resumes_and_ends(running: Site) -> N
     frames = []
     headers = {"Last-Event-ID": "2"}
     async with running.http.get(f"{PAGE}/live", headers=headers) as answer:
-        await running.http.delete(f"{ADA}/notes")
+        await running.ask("DELETE", f"{ADA}/notes")
         splitter = sse.FrameSplitter()
         async for chunk in answer.content.iter_any():
             frames += [sse.parse(raw) for raw in splitter.feed(chunk)]

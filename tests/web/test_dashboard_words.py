@@ -7,9 +7,8 @@ import pytest
 from greylag.domain.errors import InvalidRequestError
 from greylag.ports import ChatMessage, Turn
 from greylag.web.dashboard.conversations import pair
-from greylag.web.dashboard.lists import MOST, parse_window
-from greylag.web.dashboard.pages import ProjectForm
-from greylag.web.dashboard.views import moment, parsed_moment, visible
+from greylag.web.dashboard.pages import ProjectForm, moment, parsed_moment, visible
+from greylag.web.dashboard.users import MOST, parse_window
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -43,8 +42,9 @@ def test_times_are_told_as_people_tell_them(passed: timedelta, ago: str) -> None
     assert moment(NOW - passed, NOW).ago == ago
 
 
-def test_a_time_that_is_none_is_not_shown() -> None:
-    assert parsed_moment("yesterday", NOW) is None
+@pytest.mark.parametrize("text", ["yesterday", "", "0001-01-01T00:00:00+14:00"])
+def test_a_time_that_is_none_is_not_shown(text: str) -> None:
+    assert parsed_moment(text, NOW) is None
 
 
 def test_the_same_state_at_another_time_looks_the_same() -> None:

@@ -166,7 +166,8 @@ async def test_only_the_token_or_a_sign_in_opens() -> None:
         assert (cookie["httponly"], cookie["samesite"].lower()) == (True, "strict")
         assert TOKEN not in cookie.value
         locked.http.cookie_jar.clear()
-        changed = cookie.value[:-1] + ("A" if cookie.value[-1] != "A" else "B")
+        # Not its last character: that one holds bits of padding, which nobody reads.
+        changed = cookie.value[:-2] + ("A" if cookie.value[-2] != "A" else "B") + cookie.value[-1]
         async with locked.http.get(ADA, headers={"cookie": f"{cookie.key}={changed}"}) as answer:
             assert answer.status == 401
 

@@ -14,7 +14,7 @@ from tests.web.server import Site, served, settings, site
 from greylag.common import sse
 from greylag.domain.errors import AgentUnreachableError, StreamCutError
 from greylag.domain.project import ProjectRef
-from greylag.web.request_log import RequestLog
+from greylag.web.request_log import RequestLogger
 from greylag.web.stream import Streams
 
 REF = ProjectRef("ada", "notes")
@@ -124,6 +124,19 @@ async def test_a_client_that_leaves_frees_its_place_while_the_turn_goes_on() -> 
             assert (await answer.json())["status"] == "running"
 
 
+async def test_only_a_client_that_left_is_logged_so(capsys: pytest.CaptureFixture[str]) -> None:
+    async with site() as running:
+        path = await running.project(active=True)
+        await said(running, path, "hello")
+        async with running.http.get(f"{path}/turns/none/events") as refused:
+            assert refused.status == 404
+        async with running.http.post(f"{path}/messages", json={"message": "wait: x"}) as answer:
+            await anext(events(answer))
+    lines = "".join(capsys.readouterr()).splitlines()
+    streams = [line for line in lines if "/messages" in line or "/events" in line]
+    assert ["client_left" in line for line in streams] == [False, False, True]
+
+
 async def test_a_silent_stream_has_heartbeats() -> None:
     async with site(settings(heartbeat_seconds=0.05)) as running:
         path = await running.project(active=True)
@@ -142,7 +155,7 @@ async def relaying(opening: Any) -> AsyncIterator[int]:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await streams.events(REF, opening())(scope, receive, send)
 
-    async with served(RequestLog(app)) as port:
+    async with served(RequestLogger(app)) as port:
         yield port
 
 

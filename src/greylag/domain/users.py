@@ -1,6 +1,7 @@
-"""Who uses Greylag, and who asks."""
+"""Who uses Greylag, who asks, and what can be asked of a user's projects."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,12 +12,25 @@ class User:
     display_name: str
 
 
+class Action(StrEnum):
+    """What a principal may or may not do with what a user owns."""
+
+    PROJECTS_READ = "projects.read"
+    PROJECTS_WRITE = "projects.write"
+    PROJECTS_DELETE = "projects.delete"
+    ENVIRONMENT_ACTIVATE = "environment.activate"
+    ENVIRONMENT_DEACTIVATE = "environment.deactivate"
+    MESSAGES_SEND = "messages.send"
+    AGENT_READ = "agent.read"
+    AGENT_WRITE = "agent.write"
+    LOGS_READ = "logs.read"
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who makes a request. Every service call takes one.
+    """Who makes a request. Every use case takes one; ``services/access.py`` decides by it.
 
-    Today there is the operator, who may act for every user; a per-user sign-in adds principals with
-    a ``user_id`` and changes only ``may_act_for``.
+    The operator may act for every user; a principal with a ``user_id`` for that user alone.
     """
 
     name: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from greylag.common import sse
 from greylag.domain.errors import ClusterError, InvalidRequestError, NotActiveError
 from greylag.domain.project import Desired, Event, Project, Status
-from greylag.domain.users import Principal
+from greylag.domain.users import Action, Principal
 from greylag.ports import (
     AgentAddress,
     AgentGateway,
@@ -37,9 +37,15 @@ class Agents:
         self._cluster = cluster
         self._gateway = gateway
 
-    async def address(self, principal: Principal, user_id: str, project_id: str) -> AgentAddress:
-        """Return where the project's agent answers."""
-        project = await self._projects.get(principal, user_id, project_id)
+    async def address(
+        self,
+        principal: Principal,
+        user_id: str,
+        project_id: str,
+        action: Action = Action.AGENT_READ,
+    ) -> AgentAddress:
+        """Return where the project's agent answers a principal who may do ``action`` with it."""
+        project = await self._projects.get(principal, user_id, project_id, action)
         return await self.reach(project)
 
     async def reach(self, project: Project) -> AgentAddress:
@@ -55,7 +61,7 @@ class Agents:
     async def create_session(self, principal: Principal, user_id: str, project_id: str) -> Session:
         """Start a conversation."""
         return await self._gateway.create_session(
-            await self.address(principal, user_id, project_id)
+            await self.address(principal, user_id, project_id, Action.AGENT_WRITE)
         )
 
     async def sessions(
@@ -75,7 +81,7 @@ class Agents:
         self, principal: Principal, user_id: str, project_id: str, session_id: str
     ) -> None:
         """End a conversation for good."""
-        at = await self.address(principal, user_id, project_id)
+        at = await self.address(principal, user_id, project_id, Action.AGENT_WRITE)
         await self._gateway.delete_session(at, session_id)
 
     async def messages(
@@ -108,7 +114,7 @@ class Agents:
         self, principal: Principal, user_id: str, project_id: str, turn_id: str
     ) -> Turn:
         """Ask a turn to end."""
-        at = await self.address(principal, user_id, project_id)
+        at = await self.address(principal, user_id, project_id, Action.AGENT_WRITE)
         return await self._gateway.cancel_turn(at, turn_id)
 
     async def confirm(  # noqa: PLR0913 - the path of the URL, and the answer
@@ -122,14 +128,14 @@ class Agents:
         decision: Decision,
     ) -> None:
         """Answer a turn's question whether a tool may run."""
-        at = await self.address(principal, user_id, project_id)
+        at = await self.address(principal, user_id, project_id, Action.AGENT_WRITE)
         await self._gateway.confirm(at, turn_id, confirmation_id, decision)
 
     async def logs(
         self, principal: Principal, user_id: str, project_id: str, *, follow: bool, tail: int
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes."""
-        project = await self._projects.get(principal, user_id, project_id)
+        project = await self._projects.get(principal, user_id, project_id, Action.LOGS_READ)
         return self._cluster.logs(project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES))
 
 
@@ -172,7 +178,9 @@ class Messages:
         stops the relay; the turn goes on.
         """
         _check(new)
-        project = await self._projects.want(principal, user_id, project_id, Desired.ACTIVE)
+        project = await self._projects.want(
+            principal, user_id, project_id, Desired.ACTIVE, Action.MESSAGES_SEND
+        )
         message_id = new.message_id or uuid.uuid4().hex
         if project.settled and project.status is Status.ACTIVE:
             at = await self._agents.reach(project)
@@ -180,7 +188,9 @@ class Messages:
             async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
                 yield frames
             return
-        before = await self._last_event(principal, project)
+        # Only what follows is told.
+        newest = await self._projects.newest_events(project)
+        before = newest[-1].seq if newest else 0
         yield self._wake_and_answer(project, new, message_id, before)
 
     async def _wake_and_answer(
@@ -200,15 +210,6 @@ class Messages:
 
     async def _start(self, at: AgentAddress, new: NewMessage, message_id: str) -> Turn:
         return await self._gateway.start_turn(at, new.session_id, new.message, message_id)
-
-    async def _last_event(self, principal: Principal, project: Project) -> int:
-        """Return the number of the newest event, so that only what follows is told."""
-        last = 0
-        while page := await self._projects.event_page(
-            principal, project.user_id, project.project_id, last
-        ):
-            last = page[-1].seq
-        return last
 
 
 def _check(new: NewMessage) -> None:

@@ -1,22 +1,22 @@
-"""What a client asks when it creates a project, and what of it is refused."""
+"""Users and their projects: list, create, edit, activate, deactivate, delete, follow."""
 
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from greylag.domain.errors import (
     ClusterError,
-    ForbiddenError,
     InvalidRequestError,
     ProjectNotFoundError,
     WaitTimeoutError,
 )
 from greylag.domain.names import check_id, check_name, environment_names, new_project_id
 from greylag.domain.project import Desired, Event, Project, ProjectRef, Status, new_record_id
-from greylag.domain.users import Principal, User
+from greylag.domain.users import Action, Principal, User
 from greylag.ports import (
     Clock,
     Created,
@@ -25,11 +25,23 @@ from greylag.ports import (
     PageQuery,
     ProjectPage,
     ProjectStore,
+    Subscription,
     UserDirectory,
 )
+from greylag.services.access import authorize, is_allowed
 
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
+EVENTS_AT_ONCE = 100
+EVENTS_KEPT = 500
+"""How many events of a project the store keeps."""
+FOLLOW_RECHECK_SECONDS = 300.0
+
+_ACTIONS = {
+    Desired.ACTIVE: Action.ENVIRONMENT_ACTIVATE,
+    Desired.INACTIVE: Action.ENVIRONMENT_DEACTIVATE,
+    Desired.DELETED: Action.PROJECTS_DELETE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,41 +53,12 @@ class NewProject:
     metadata: Mapping[str, Any] | None = None
 
 
-def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return ``metadata``; raises ``InvalidRequestError`` if it is too big or no plain JSON."""
-    try:
-        size = len(json.dumps(metadata, allow_nan=False).encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError("metadata must be an object of plain JSON.") from error
-    if size > MAX_METADATA_BYTES:
-        raise InvalidRequestError(f"metadata must be at most {MAX_METADATA_BYTES} bytes of JSON.")
-    return metadata
-
-
-def idempotency_key(key: str | None, new: NewProject) -> IdempotencyKey | None:
-    """Return the key with the digest of what was asked; raises ``InvalidRequestError``."""
-    if key is None:
-        return None
-    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():
-        raise InvalidRequestError(
-            f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} printable characters."
-        )
-    content = json.dumps([new.name, new.project_id, new.metadata or {}], sort_keys=True)
-    return IdempotencyKey(key, hashlib.sha256(content.encode()).hexdigest())
-
-
-# Users and their projects: list, create, edit, activate, deactivate, delete, follow.
-
-EVENTS_AT_ONCE = 100
-FOLLOW_RECHECK_SECONDS = 300.0
-
-
 class Projects:
-    """The use cases of projects. Each takes the principal who asks.
+    """The use cases of projects. Each takes the principal who asks, and authorizes first.
 
-    Each raises ``UserNotFoundError`` for a user who does not exist, ``ForbiddenError`` for one whom
-    the principal may not act for, ``ProjectNotFoundError`` for a project that this user does not
-    have, and ``StoreUnavailableError``.
+    Each raises ``UserNotFoundError`` for a user who does not exist, ``ForbiddenError`` for what the
+    principal may not do there, ``ProjectNotFoundError`` for a project that this user does not have,
+    and ``StoreUnavailableError``.
     """
 
     def __init__(
@@ -93,26 +76,37 @@ class Projects:
         self._prefix = namespace_prefix
         self._timeout = activation_timeout
 
-    def users(self, principal: Principal) -> Sequence[User]:
-        """Return the users whom the principal may act for."""
-        return [user for user in self._directory.users() if principal.may_act_for(user.id)]
+    async def users(self, principal: Principal) -> Sequence[User]:
+        """Return the users whose projects the principal may see."""
+        known = self._directory.users()
+        return [user for user in known if await is_allowed(principal, user, Action.PROJECTS_READ)]
 
-    def user(self, principal: Principal, user_id: str) -> User:
-        """Return one user."""
+    async def user(
+        self, principal: Principal, user_id: str, action: Action = Action.PROJECTS_READ
+    ) -> User:
+        """Return one user, for whom the principal may do ``action``.
+
+        Every use case that serves a request comes through here before it does anything.
+        """
         user = self._directory.get(user_id)
-        if not principal.may_act_for(user.id):
-            raise ForbiddenError(
-                f"You may not act for user {user_id}.", hint="Sign in as this user."
-            )
+        await authorize(principal, user, action)
         return user
 
     async def page(self, principal: Principal, user_id: str, query: PageQuery) -> ProjectPage:
         """Return one page of a user's projects, newest first."""
-        return await self._store.page(self.user(principal, user_id).id, query)
+        owner = await self.user(principal, user_id)
+        return await self._store.page(owner.id, query)
 
-    async def get(self, principal: Principal, user_id: str, project_id: str) -> Project:
-        """Return one project."""
-        return await self._store.get(self.user(principal, user_id).id, project_id)
+    async def get(
+        self,
+        principal: Principal,
+        user_id: str,
+        project_id: str,
+        action: Action = Action.PROJECTS_READ,
+    ) -> Project:
+        """Return one project, with which the principal may do ``action``."""
+        owner = await self.user(principal, user_id, action)
+        return await self._store.get(owner.id, project_id)
 
     async def create(
         self, principal: Principal, user_id: str, new: NewProject, key: str | None = None
@@ -123,7 +117,7 @@ class Projects:
         call's project. Raises ``InvalidRequestError``, ``ProjectExistsError`` or
         ``IdempotencyConflictError``.
         """
-        owner = self.user(principal, user_id).id
+        owner = (await self.user(principal, user_id, Action.PROJECTS_WRITE)).id
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
@@ -145,21 +139,29 @@ class Projects:
         self, principal: Principal, user_id: str, project_id: str, edit: Edit
     ) -> Project:
         """Rename a project or replace its metadata. Raises ``InvalidRequestError`` too."""
-        owner = self.user(principal, user_id).id
+        owner = await self.user(principal, user_id, Action.PROJECTS_WRITE)
         if edit.name is not None:
             check_name(edit.name)
         if edit.metadata is not None:
             check_metadata(edit.metadata)
-        return await self._store.edit(owner, project_id, edit, self._clock.now())
+        return await self._store.edit(owner.id, project_id, edit, self._clock.now())
 
     async def want(
-        self, principal: Principal, user_id: str, project_id: str, desired: Desired
+        self,
+        principal: Principal,
+        user_id: str,
+        project_id: str,
+        desired: Desired,
+        action: Action | None = None,
     ) -> Project:
-        """Write what is wanted and return at once. Raises ``ProjectDeletingError`` too."""
-        owner = self.user(principal, user_id).id
+        """Write what is wanted and return at once. Raises ``ProjectDeletingError`` too.
+
+        ``action`` is what the principal does by it, when that is not just to want it.
+        """
+        owner = await self.user(principal, user_id, action or _ACTIONS[desired])
         now = self._clock.now()
         deadline = now + timedelta(seconds=self._timeout)
-        return await self._store.want(owner, project_id, desired, now, deadline)
+        return await self._store.want(owner.id, project_id, desired, now, deadline)
 
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
         """Wait until what ``project`` wants is so; ``None`` means that the project is gone.
@@ -213,8 +215,17 @@ class Projects:
         self, principal: Principal, user_id: str, project_id: str, after: int = 0
     ) -> Sequence[Event]:
         """Return the activation log's events after number ``after``, oldest first, 100 at most."""
-        owner = self.user(principal, user_id).id
-        return await self._store.events(owner, project_id, after, EVENTS_AT_ONCE)
+        owner = await self.user(principal, user_id)
+        return await self._store.events(owner.id, project_id, after, EVENTS_AT_ONCE)
+
+    async def newest_events(self, project: Project) -> Sequence[Event]:
+        """Return the newest events of the activation log, oldest first, 100 at most."""
+        kept = await self._store.events(project.user_id, project.project_id, 0, EVENTS_KEPT)
+        return kept[-EVENTS_AT_ONCE:]
+
+    def changes(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
+        """Hear that one project, or any, may have changed; what changed, the other methods tell."""
+        return self._store.subscribe(ref)
 
     async def follow(
         self, principal: Principal, user_id: str, project_id: str, after: int
@@ -222,7 +233,7 @@ class Projects:
         """Yield the log's events after number ``after``, then each as it comes, until the project
         is gone. The first look raises what is wrong with the request.
         """
-        owner = self.user(principal, user_id).id
+        owner = (await self.user(principal, user_id)).id
         events = await self._store.events(owner, project_id, after, EVENTS_AT_ONCE)
         return self._following(ProjectRef(owner, project_id), events, after)
 
@@ -242,6 +253,29 @@ class Projects:
                     )
                 except ProjectNotFoundError:
                     return
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``metadata``; raises ``InvalidRequestError`` if it is too big or no plain JSON."""
+    try:
+        size = len(json.dumps(metadata, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError("metadata must be an object of plain JSON.") from error
+    if size > MAX_METADATA_BYTES:
+        raise InvalidRequestError(f"metadata must be at most {MAX_METADATA_BYTES} bytes of JSON.")
+    return metadata
+
+
+def idempotency_key(key: str | None, new: NewProject) -> IdempotencyKey | None:
+    """Return the key with the digest of what was asked; raises ``InvalidRequestError``."""
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():
+        raise InvalidRequestError(
+            f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} printable characters."
+        )
+    content = json.dumps([new.name, new.project_id, new.metadata or {}], sort_keys=True)
+    return IdempotencyKey(key, hashlib.sha256(content.encode()).hexdigest())
 
 
 def _without_error(project: Project) -> Project:

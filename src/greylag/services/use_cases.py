@@ -1,4 +1,4 @@
-"""What this installation is, for pages, clients and `greylag doctor`."""
+"""All use cases in one object, as the web is given them, and what this installation is."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ DEMONSTRATION = (
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """``notice`` and ``demonstration`` are sentences that every user must see, or ``None``."""
+    """What this installation is, for pages, clients and `greylag doctor`.
+
+    ``notice`` and ``demonstration`` are sentences that every user must see, or ``None``.
+    """
 
     version: str
     cluster: str
     store: str
     notice: str | None
     demonstration: str | None
-
-
-# All use cases in one object, as the web is given them.
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The dashboard's files."""
+"""The web application: every route, inside the layers that guard and log it."""
 
 from os import PathLike, stat_result
 from pathlib import Path
@@ -13,15 +13,65 @@ from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
 from greylag.web.api import agent, platform, projects
-from greylag.web.api.deps import Web
-from greylag.web.auth import Attempts, Authenticator
-from greylag.web.dashboard import dashboard_routes, error_page
+from greylag.web.auth import Authenticator, TokenAttempts
+from greylag.web.auth import router as sign_in
+from greylag.web.dashboard import conversations
+from greylag.web.dashboard import projects as project_pages
+from greylag.web.dashboard import users as user_pages
+from greylag.web.dashboard.pages import error_page
+from greylag.web.deps import Site
 from greylag.web.errors import install_error_handlers
 from greylag.web.guard import Guard
-from greylag.web.request_log import RequestLog
-from greylag.web.schemas import Problem
-from greylag.web.sign_in import sign_in_routes
+from greylag.web.request_log import RequestLogger
+from greylag.web.schemas import ProblemDocument
 from greylag.web.stream import Streams
+
+_STATIC = Path(__file__).parent / "static"
+_DESCRIPTION = """\
+Isolated environments, each with a Goose agent, one per project.
+
+Every answer carries `x-request-id`. Every error is a problem document (RFC 9457) with a stable
+`code`. Ids in paths are percent-encoded. Streams are server-sent events that can be resumed.
+"""
+_TAGS = [
+    {"name": "platform", "description": "The installation and its health."},
+    {"name": "users", "description": "Who owns projects."},
+    {"name": "projects", "description": "Projects and the life of their environments."},
+    {"name": "sessions", "description": "The conversations with a project's agent."},
+    {"name": "turns", "description": "A message and all that answers it."},
+]
+_UNUSED = ("HTTPValidationError", "ValidationError")
+_OPEN = ("/healthz", "/readyz")
+
+
+def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
+    """Return the application that serves the API and the dashboard.
+
+    It owns nothing that has to be closed; whoever made ``use_cases`` closes them.
+    """
+    authenticator = Authenticator(settings.token, TokenAttempts())
+    app = FastAPI(
+        title="Greylag",
+        version=__version__,
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        # A page of documentation would need files from another host.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.use_cases = use_cases
+    app.state.streams = Streams(settings)
+    app.state.authenticator = authenticator
+    app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
+    for router in (platform.router, projects.router, agent.router, agent.turns_router, sign_in):
+        app.include_router(router)
+    for pages in (user_pages, project_pages, conversations):
+        app.include_router(pages.router)
+    app.mount("/static", CachedStaticFiles(directory=_STATIC))
+    install_error_handlers(app, error_page)
+    _complete_openapi(app, signed_in=authenticator.needed)
+    return RequestLogger(Guard(app, settings, authenticator))
 
 
 class CachedStaticFiles(StaticFiles):
@@ -44,26 +94,7 @@ class CachedStaticFiles(StaticFiles):
         return response
 
 
-# The OpenAPI document: what the framework makes of the routes, and what it cannot know.
-
-DESCRIPTION = """\
-Isolated environments, each with a Goose agent, one per project.
-
-Every answer carries `x-request-id`. Every error is a problem document (RFC 9457) with a stable
-`code`. Ids in paths are percent-encoded. Streams are server-sent events that can be resumed.
-"""
-TAGS = [
-    {"name": "platform", "description": "The installation and its health."},
-    {"name": "users", "description": "Who owns projects."},
-    {"name": "projects", "description": "Projects and the life of their environments."},
-    {"name": "sessions", "description": "The conversations with a project's agent."},
-    {"name": "turns", "description": "A message and all that answers it."},
-]
-_UNUSED = ("HTTPValidationError", "ValidationError")
-_OPEN = ("/healthz", "/readyz")
-
-
-def complete_openapi(app: FastAPI, *, signed_in: bool) -> None:
+def _complete_openapi(app: FastAPI, *, signed_in: bool) -> None:
     """Make ``app.openapi`` tell of problem documents and, with ``signed_in``, of the token."""
     make = app.openapi
 
@@ -78,7 +109,7 @@ def complete_openapi(app: FastAPI, *, signed_in: bool) -> None:
 def _completed(document: dict[str, Any], *, signed_in: bool) -> dict[str, Any]:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    schemas["Problem"] = Problem.model_json_schema()
+    schemas["Problem"] = ProblemDocument.model_json_schema()
     for name in _UNUSED:
         schemas.pop(name, None)
     if signed_in:
@@ -87,35 +118,3 @@ def _completed(document: dict[str, Any], *, signed_in: bool) -> dict[str, Any]:
         for path in _OPEN:
             document["paths"][path]["get"]["security"] = []
     return document
-
-
-# The web application: every route, inside the layers that guard and log it.
-
-_STATIC = Path(__file__).parent / "static"
-
-
-def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
-    """Return the application that serves the API and the dashboard.
-
-    It owns nothing that has to be closed; whoever made ``use_cases`` closes them.
-    """
-    authenticator = Authenticator(settings.token, Attempts())
-    app = FastAPI(
-        title="Greylag",
-        version=__version__,
-        description=DESCRIPTION,
-        openapi_tags=TAGS,
-        # A page of documentation would need files from another host.
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
-    app.state.web = Web(use_cases, Streams(settings))
-    for router in (platform.router, projects.router, agent.router, agent.turns_router):
-        app.include_router(router)
-    app.include_router(sign_in_routes(authenticator))
-    app.include_router(dashboard_routes(use_cases, settings))
-    app.mount("/static", CachedStaticFiles(directory=_STATIC))
-    install_error_handlers(app, error_page)
-    complete_openapi(app, signed_in=authenticator.needed)
-    return RequestLog(Guard(app, settings, authenticator))

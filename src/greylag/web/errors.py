@@ -1,9 +1,7 @@
-"""Which methods a path of the API takes, for the Allow header (RFC 9110, section 10.2.1)."""
+"""Errors outward: the one table from code to HTTP status, and RFC 9457 problem documents."""
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,69 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import compile_path
-from starlette.types import Scope, Send
 
+from greylag.common import logs
 from greylag.domain.errors import ErrorInfo, GreylagError, InvalidRequestError, TooLargeError
-from greylag.domain.users import Principal
-from greylag.web.schemas import Problem
-
-
-class AllowedMethods:
-    """Knows every path of the OpenAPI document. The framework names one route's methods only, and
-    a path has a route for each.
-    """
-
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
-
-    def of(self, path: str) -> str | None:
-        """Return the methods of ``path`` (decoded) as the header lists them, or ``None``."""
-        return next((methods for regex, methods in self._table if regex.match(path)), None)
-
-    @cached_property
-    def _table(self) -> list[tuple[re.Pattern[str], str]]:
-        paths = self._app.openapi()["paths"]
-        return [(compile_path(path)[0], ", ".join(paths[path]).upper()) for path in paths]
-
-
-# One request and its answer, as the parts of the web share it through the ASGI scope.
-
-_KEY = "greylag.exchange"
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request on its way.
-
-    Attributes:
-        request_id: as it came, or as we made it.
-        send: the server's own ``send``. The body of a stream goes straight to it: no layer between
-            looks at one, and each would cost a call per event.
-        principal: who asks, once that is known.
-        status: the HTTP status, once the answer has begun.
-        client_left: whether a stream ended because its client went away.
-        started: when the request came, on ``time.monotonic``.
-    """
-
-    request_id: str
-    send: Send
-    principal: Principal | None = None
-    status: int | None = None
-    client_left: bool = False
-    started: float = field(default_factory=time.monotonic)
-
-    def open(self, scope: Scope) -> None:
-        """Make this the exchange of ``scope``."""
-        scope[_KEY] = self
-
-
-def exchange_of(scope: Scope) -> Exchange:
-    """Return the exchange of a request that came through ``RequestLog``."""
-    found: Exchange = scope[_KEY]
-    return found
-
-
-# Errors outward: the one table from code to HTTP status, and RFC 9457 problem documents.
+from greylag.web.schemas import ProblemDocument
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +81,7 @@ _NOT_ALLOWED = ErrorInfo(
     "The Allow header lists the methods that it takes.",
 )
 
-ErrorPage = Callable[[Request, Problem], Response]
+ErrorPage = Callable[[Request, ProblemDocument], Response]
 """Makes the page that shows a problem to a person."""
 
 
@@ -152,7 +91,6 @@ def status_of(error: ErrorInfo) -> int:
 
 
 def problem_response(
-    scope: Scope,
     error: ErrorInfo,
     headers: Mapping[str, str] | None = None,
     status: int | None = None,
@@ -160,7 +98,7 @@ def problem_response(
     """Return the answer that tells ``error`` as a problem document, with the status of its code
     unless ``status`` is another.
     """
-    return _document(_problem(scope, error, status or status_of(error)), headers)
+    return _document(_problem(error, status or status_of(error)), headers)
 
 
 def unexpected(error: Exception) -> ErrorInfo:
@@ -169,7 +107,7 @@ def unexpected(error: Exception) -> ErrorInfo:
     return _FAULT
 
 
-def told(error: Exception) -> ErrorInfo:
+def translated(error: Exception) -> ErrorInfo:
     """Return what a client may read of any error; faults of ours are logged on the way."""
     return error.info if isinstance(error, GreylagError) else unexpected(error)
 
@@ -183,7 +121,7 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
     def answer(
         request: Request, error: ErrorInfo, status: int, headers: Mapping[str, str] | None = None
     ) -> Response:
-        problem = _problem(request.scope, error, status)
+        problem = _problem(error, status)
         if not _wants_page(request):
             return _document(problem, headers)
         response = error_page(request, problem)
@@ -191,7 +129,7 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
         return response
 
     async def on_greylag_error(request: Request, error: Exception) -> Response:
-        known = told(error)
+        known = translated(error)
         return answer(request, known, status_of(known))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
@@ -216,19 +154,39 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
     app.add_exception_handler(Exception, on_fault)
 
 
-def _problem(scope: Scope, error: ErrorInfo, status: int) -> Problem:
-    return Problem(
+class AllowedMethods:
+    """Which methods a path of the API takes, for the Allow header (RFC 9110, section 10.2.1).
+
+    The framework names one route's methods only, and a path has a route for each; the OpenAPI
+    document has them all.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    def of(self, path: str) -> str | None:
+        """Return the methods of ``path`` (decoded) as the header lists them, or ``None``."""
+        return next((methods for regex, methods in self._table if regex.match(path)), None)
+
+    @cached_property
+    def _table(self) -> list[tuple[re.Pattern[str], str]]:
+        paths = self._app.openapi()["paths"]
+        return [(compile_path(path)[0], ", ".join(paths[path]).upper()) for path in paths]
+
+
+def _problem(error: ErrorInfo, status: int) -> ProblemDocument:
+    return ProblemDocument(
         type=f"urn:greylag:error:{error.code}",
         title=error.code.replace("_", " ").capitalize(),
         status=status,
         code=error.code,
         detail=error.message,
         hint=error.hint,
-        request_id=exchange_of(scope).request_id,
+        request_id=logs.request_id.get(),
     )
 
 
-def _document(problem: Problem, headers: Mapping[str, str] | None) -> Response:
+def _document(problem: ProblemDocument, headers: Mapping[str, str] | None) -> Response:
     return Response(
         problem.model_dump_json(),
         status_code=problem.status,

@@ -1,12 +1,15 @@
 """The layer that refuses what must not come in, before anything is read or done."""
 
+import ipaddress
 from collections.abc import Sequence
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from greylag.common.net import is_loopback
 from greylag.config import Settings
 from greylag.domain.errors import (
     ErrorInfo,
@@ -16,11 +19,14 @@ from greylag.domain.errors import (
     UnauthorizedError,
 )
 from greylag.web import errors
-from greylag.web.auth import SIGN_IN, AllowedHosts, Authenticator, values
-from greylag.web.errors import exchange_of
+from greylag.web.auth import SIGN_IN, Authenticator
+from greylag.web.request_log import exchange_of
 
 MAX_HEADER_BYTES = 65_536
 _OPEN_PATHS = frozenset({SIGN_IN, "/healthz", "/readyz"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 
 
 class HeadersTooLargeError(TooLargeError):
@@ -46,24 +52,24 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif refusal := self._refusal(scope):
+        elif refusal := await self._refusal(scope):
             await refusal(scope, receive, send)
         else:
             await self._app(scope, _Limited(receive, self._body_limit), send)
 
-    def _refusal(self, scope: Scope) -> Response | None:
+    async def _refusal(self, scope: Scope) -> Response | None:
         try:
             self._check_headers(scope["headers"])
             self._hosts.check(scope)
             if not _is_open(scope["path"]):
-                exchange_of(scope).principal = self._authenticator.principal(scope)
+                exchange_of(scope).principal = await self._authenticator.principal(scope)
             _check_length(scope, self._body_limit)
         except UnauthorizedError as error:
             return _unauthorized(scope, error.info)
         except LimitExceededError as error:
-            return errors.problem_response(scope, error.info, headers={"retry-after": "60"})
+            return errors.problem_response(error.info, headers={"retry-after": "60"})
         except (ForbiddenError, TooLargeError) as error:
-            return errors.problem_response(scope, error.info)
+            return errors.problem_response(error.info)
         return None
 
     def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -91,7 +97,7 @@ class _Limited:
 
 def _check_length(scope: Scope, limit: int) -> None:
     # The server has already refused a Content-Length that is not a number.
-    length = int((values(scope, b"content-length") or [b"0"])[0])
+    length = int(Headers(scope=scope).get("content-length", "0"))
     if length > limit:
         raise TooLargeError(f"The body has {length} bytes; at most {limit} are taken.")
 
@@ -102,13 +108,95 @@ def _is_open(path: str) -> bool:
 
 def _unauthorized(scope: Scope, error: ErrorInfo) -> Response:
     """Send a browser that asked for a page to sign in; tell everyone else."""
-    asks_for_page = scope["method"] == "GET" and any(
-        b"text/html" in value for value in values(scope, b"accept")
-    )
+    given = Headers(scope=scope)
+    accepted = ",".join(given.getlist("accept"))
+    asks_for_page = scope["method"] == "GET" and "text/html" in accepted
     if asks_for_page and not scope["path"].startswith("/api"):
         wanted = urlencode({"next": scope["path"]})
         return RedirectResponse(f"{SIGN_IN}?{wanted}", status_code=303)
     headers = {"www-authenticate": "Bearer"}
-    if values(scope, b"hx-request"):
+    if "hx-request" in given:
         headers["hx-redirect"] = SIGN_IN
-    return errors.problem_response(scope, error, headers=headers)
+    return errors.problem_response(error, headers=headers)
+
+
+# Which hosts we answer as, and where a request may say it comes from.
+
+
+class AllowedHosts:
+    """The hosts that a request may name.
+
+    A page of another site can make a name of its own point here (DNS rebinding) and then read
+    answers as its own; it cannot choose the name that its browser sends. So only known names are
+    answered: this machine's, the bound one, and those of the settings. An address cannot be
+    rebound, so once we are bound beyond loopback any address will do (probes use one).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        named = (settings.host, *settings.allowed_hosts.split(","))
+        self._names = {_bare(name.strip().lower()) for name in named} - {""}
+        self._any_address = not is_loopback(settings.host)
+
+    def check(self, scope: Scope) -> None:
+        """Raise ``ForbiddenError`` unless Host, Origin and Sec-Fetch-Site are as they must be."""
+        headers = Headers(scope=scope)
+        host = _only(headers, "host")
+        if host is None or not self._allows(host):
+            raise ForbiddenError(f"Greylag does not answer to the host {_shown(host)}.")
+        unsafe = scope["method"] not in SAFE_METHODS
+        origin = _only(headers, "origin")
+        if origin is not None:
+            self._check_origin(origin, host, unsafe=unsafe)
+        if unsafe and not _FOREIGN_SITES.isdisjoint(headers.getlist("sec-fetch-site")):
+            raise ForbiddenError("Another site's page may not change anything here.")
+
+    def _check_origin(self, origin: str, host: str, *, unsafe: bool) -> None:
+        scheme, _, authority = origin.partition("://")
+        if scheme not in _DEFAULT_PORTS or not self._allows(authority):
+            raise ForbiddenError(f"Requests from pages of {_shown(origin)} are not taken.")
+        default = _DEFAULT_PORTS[scheme]
+        if unsafe and _split(authority, default) != _split(host, default):
+            raise ForbiddenError(
+                f"A page of {_shown(origin)} may not change anything at {_shown(host)}."
+            )
+
+    def _allows(self, authority: str) -> bool:
+        name, _ = _split(authority, None)
+        if name in self._names or is_loopback(name):
+            return True
+        return self._any_address and _is_address(name)
+
+
+def _only(headers: Headers, name: str) -> str | None:
+    """Return the header's value, ``None`` if there is none; two are refused."""
+    found = headers.getlist(name)
+    if len(found) > 1:
+        raise ForbiddenError(f"The request has {len(found)} {name} headers.")
+    return found[0].lower() if found else None
+
+
+def _split(authority: str, default_port: int | None) -> tuple[str, int | None]:
+    """Return host and port of ``host[:port]``; an empty host for one that is malformed."""
+    try:
+        parts = urlsplit(f"//{authority}")
+        port = parts.port or default_port
+    except ValueError:
+        return "", default_port
+    plain = parts.netloc == authority and "@" not in authority
+    return (parts.hostname or "") if plain else "", port
+
+
+def _bare(host: str) -> str:
+    return host.removeprefix("[").removesuffix("]")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(text: str | None) -> str:
+    return "(none)" if text is None else repr(text[:100])

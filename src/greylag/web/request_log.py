@@ -1,36 +1,27 @@
 """The outermost layer: a request's id, the headers of every answer, and one log line for each."""
 
 import time
+from dataclasses import dataclass, field
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag.common import logs
 from greylag.common.net import request_id_of
+from greylag.domain.users import Principal
 from greylag.web import errors
-from greylag.web.errors import Exchange
 
 log = structlog.get_logger(__name__)
 
 _QUIET = frozenset({"/healthz", "/readyz"})
 
+_CONTENT_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    b"connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; "
+    b"frame-ancestors 'none'"
+)
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
-    (
-        b"content-security-policy",
-        b"; ".join(
-            (
-                b"default-src 'none'",
-                b"script-src 'self'",
-                b"style-src 'self'",
-                b"img-src 'self' data:",
-                b"connect-src 'self'",
-                b"font-src 'self'",
-                b"form-action 'self'",
-                b"base-uri 'none'",
-                b"frame-ancestors 'none'",
-            )
-        ),
-    ),
+    (b"content-security-policy", _CONTENT_POLICY),
     (b"x-content-type-options", b"nosniff"),
     # Not no-referrer: under that policy a browser sends `Origin: null` with our own forms too, and
     # the guard could not tell them from another site's.
@@ -41,7 +32,38 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 )
 
 
-class RequestLog:
+_KEY = "greylag.exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer, as the parts of the web share it through the ASGI scope.
+
+    Attributes:
+        request_id: as it came, or as we made it.
+        send: the server's own ``send``. The body of a stream goes straight to it: no layer between
+            looks at one, and each would cost a call per event.
+        principal: who asks, once that is known.
+        status: the HTTP status, once the answer has begun.
+        client_left: whether a stream ended because its client went away.
+        started: when the request came, on ``time.monotonic``.
+    """
+
+    request_id: str
+    send: Send
+    principal: Principal | None = None
+    status: int | None = None
+    client_left: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange of a request that came through ``RequestLogger``."""
+    found: Exchange = scope[_KEY]
+    return found
+
+
+class RequestLogger:
     """ASGI layer around everything else.
 
     It takes or makes ``x-request-id``, adds it and the security headers to every answer, answers
@@ -57,8 +79,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(request_id_of(scope["headers"]), send)
-        exchange.open(scope)
+        scope[_KEY] = exchange = Exchange(request_id_of(scope["headers"]), send)
         logs.request_id.set(exchange.request_id)
         structlog.contextvars.clear_contextvars()
         added = [*SECURITY_HEADERS, (b"x-request-id", exchange.request_id.encode())]
@@ -74,7 +95,7 @@ class RequestLog:
         except Exception as error:  # noqa: BLE001 - logged with its stack, and answered
             known = errors.unexpected(error)
             if exchange.status is None:
-                answer = errors.problem_response(scope, known)
+                answer = errors.problem_response(known)
                 await answer(scope, receive, send_with_headers)
         finally:
             _write_line(scope, exchange)

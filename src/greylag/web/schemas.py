@@ -1,4 +1,7 @@
-"""Values from outside, checked so that every store, log and answer can hold them; and times."""
+"""What the JSON API takes and gives; OpenAPI is made from these models.
+
+Values from outside are checked so that every store, log and answer can hold them.
+"""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -10,7 +13,6 @@ from greylag.domain.names import MAX_ID_LENGTH, MAX_NAME_LENGTH
 from greylag.domain.project import Desired, Project, Status
 from greylag.ports import AgentStatus, ChatMessage, Decision, Session, Turn
 from greylag.services.agents import MAX_MESSAGE_ID_LENGTH
-from greylag.services.use_cases import Platform
 
 MAX_DEPTH = 32
 _INT64 = 2**63
@@ -61,7 +63,7 @@ def _children(item: Any) -> list[Any]:
     return []
 
 
-# What the JSON API takes and gives of users and projects; OpenAPI is made from these models.
+# The installation, its users and their projects.
 
 Text = Annotated[str, AfterValidator(check_text)]
 Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
@@ -82,8 +84,10 @@ class Out(BaseModel):
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
-class Problem(Out):
+class ProblemDocument(Out):
     """What is wrong, as a problem document (RFC 9457)."""
+
+    model_config = ConfigDict(title="Problem")
 
     type: str = Field(description="A URN that ends in the code.")
     title: str = Field(description="The code in words.")
@@ -102,11 +106,6 @@ class PlatformOut(Out):
     store: str = Field(description="Where records are kept.", examples=["sqlite"])
     notice: str | None = Field(description="A sentence that every user must see.")
     demonstration: str | None = Field(description="Set when no real model answers: says so.")
-
-    @classmethod
-    def of(cls, platform: Platform) -> Self:
-        """Return ``platform`` as it is shown."""
-        return cls.model_validate(platform)
 
 
 class UserOut(Out):
@@ -222,7 +221,7 @@ class HealthOut(Out):
     status: Literal["ok"]
 
 
-# What the JSON API takes and gives of an environment's agent.
+# The agent of an environment.
 
 _SESSION = "0d4f7c1e-6a35-4b0e-9c55-1f2f0c5f7a10"
 _TURN = "5a1d0b6c2f3e4d51a7c8e9f001122334"

@@ -7,7 +7,7 @@ one, so a slow client slows its own upstream and nobody else.
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -18,7 +18,7 @@ from greylag.config import Settings
 from greylag.domain.errors import ErrorInfo, LimitExceededError, StreamCutError
 from greylag.domain.project import ProjectRef
 from greylag.web import errors
-from greylag.web.errors import exchange_of
+from greylag.web.request_log import exchange_of
 
 Opening = AbstractAsyncContextManager[AsyncIterator[bytes]]
 """A stream that is not open yet. Entering raises what is an HTTP error; the iterator gives runs of
@@ -38,11 +38,11 @@ class Streams:
 
     def events(self, ref: ProjectRef, opening: Opening) -> Response:
         """Return the answer that relays whole SSE frames, with heartbeats when none come."""
-        return EventStream(self._counted(ref, opening), self._heartbeat_seconds, self._longest)
+        return EventRelay(self._counted(ref, opening), self._heartbeat_seconds, self._longest)
 
     def text(self, ref: ProjectRef, opening: Opening) -> Response:
         """Return the answer that relays plain text."""
-        return TextStream(self._counted(ref, opening), None, None)
+        return TextRelay(self._counted(ref, opening), None, None)
 
     @asynccontextmanager
     async def _counted(
@@ -84,6 +84,7 @@ class Relay(Response):
         self._heartbeat_seconds = heartbeat_seconds
         self._longest = longest
         self._begun = False
+        self._ending = False
         self._idle = True
 
     def failure(self, error: ErrorInfo) -> bytes:
@@ -111,14 +112,15 @@ class Relay(Response):
         last = b""
         try:
             await self._pump(send, exchange_of(scope).send)
-        except Exception as error:  # noqa: BLE001 - told to the client; told() logs what is a fault
-            known = errors.told(error)
+        except Exception as error:  # noqa: BLE001 - the client is told, and a fault is logged
+            known = errors.translated(error)
             if not self._begun:
-                refusal = errors.problem_response(scope, known)
-                await refusal(scope, receive, send)
+                self._ending = True
+                await errors.problem_response(known)(scope, receive, send)
                 return
             if not isinstance(error, StreamCutError):
                 last = self.failure(known)
+        self._ending = True
         await exchange_of(scope).send(_body(last, more=False))
 
     async def _pump(self, send: Send, put: Send) -> None:
@@ -132,19 +134,23 @@ class Relay(Response):
     async def _watch(self, receive: Receive, put: Send) -> None:
         """Notice at once that the client has left, and send a heartbeat when nothing else came."""
         while True:
-            try:
+            message: Message | None = None
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_seconds):
                     message = await receive()
-            except TimeoutError:
+            if self._ending:
+                # Nothing may follow the end, and a server tells of a client that has all of its
+                # answer what it tells of one that left.
+                return
+            if message is None:
                 if self._begun and self._idle:
                     await put(_body(sse.HEARTBEAT, more=True))
                 self._idle = True
-            else:
-                if message["type"] == "http.disconnect":
-                    raise _ClientLeftError
+            elif message["type"] == "http.disconnect":
+                raise _ClientLeftError
 
 
-class EventStream(Relay):
+class EventRelay(Relay):
     """A relay of server-sent events."""
 
     media_type = sse.MEDIA_TYPE
@@ -159,7 +165,7 @@ class EventStream(Relay):
         )
 
 
-class TextStream(Relay):
+class TextRelay(Relay):
     """A relay of plain text."""
 
     media_type = "text/plain"

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Header, Path, Query, Response
 
 from greylag.domain.names import MAX_ID_LENGTH
 from greylag.services.agents import MAX_LOG_LINES, NewMessage
-from greylag.web.api.deps import ProjectCallDep, events, problems, text
 from greylag.web.api.projects import PROJECT
+from greylag.web.deps import ProjectCallDep, events, problems, text
 from greylag.web.schemas import (
     AgentOut,
     ConfirmationIn,

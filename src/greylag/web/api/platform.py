@@ -1,8 +1,18 @@
-"""The installation, its users, and its health."""
+"""The installation, its users, and the health of the web and of a worker."""
+
+from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from greylag.web.api.deps import CallDep, WebDep, problems
+from greylag.domain.errors import GreylagError
+from greylag.web.deps import CallDep, UseCasesDep, problems
+from greylag.web.errors import problem_response
+from greylag.web.request_log import RequestLogger
 from greylag.web.schemas import HealthOut, PlatformOut, UserOut, UsersOut
 
 router = APIRouter()
@@ -17,7 +27,7 @@ router = APIRouter()
 )
 async def show_platform(call: CallDep) -> PlatformOut:
     """Version, cluster and store, and the sentences that every user must see."""
-    return PlatformOut.of(call.use_cases.platform)
+    return PlatformOut.model_validate(call.use_cases.platform)
 
 
 @router.get(
@@ -29,7 +39,7 @@ async def show_platform(call: CallDep) -> PlatformOut:
 )
 async def list_users(call: CallDep) -> UsersOut:
     """All users whom the caller may act for, in the order they are to be shown."""
-    users = call.use_cases.projects.users(call.principal)
+    users = await call.use_cases.projects.users(call.principal)
     return UsersOut(users=[UserOut.model_validate(user) for user in users])
 
 
@@ -52,7 +62,28 @@ async def health() -> HealthOut:
     tags=["platform"],
     responses=problems(),
 )
-async def ready(web: WebDep) -> HealthOut:
+async def ready(use_cases: UseCasesDep) -> HealthOut:
     """Ok when the store can be read and written; a problem document otherwise."""
-    await web.use_cases.check_ready()
+    await use_cases.check_ready()
     return HealthOut(status="ok")
+
+
+def create_health_app(check_ready: Callable[[], Awaitable[None]]) -> ASGIApp:
+    """Return the application that tells the health of a program that serves nothing else.
+
+    It answers `/healthz` and `/readyz` as the web does.
+    ``check_ready`` returns when work can be done and raises ``GreylagError`` otherwise.
+    """
+    ok = HealthOut(status="ok").model_dump()
+
+    async def health(_: Request) -> Response:
+        return JSONResponse(ok)
+
+    async def ready(_: Request) -> Response:
+        try:
+            await check_ready()
+        except GreylagError as error:
+            return problem_response(error.info)
+        return JSONResponse(ok)
+
+    return RequestLogger(Starlette(routes=[Route("/healthz", health), Route("/readyz", ready)]))

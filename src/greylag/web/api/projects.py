@@ -1,4 +1,4 @@
-"""A user's projects: list, create, read, edit, and their activation log."""
+"""A user's projects: list, create, read, edit, activate, deactivate, delete, and their log."""
 
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -11,13 +11,13 @@ from greylag.domain.errors import ConflictError, ProjectNotFoundError, WaitTimeo
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.ports import Edit, PageQuery
 from greylag.services.projects import MAX_KEY_LENGTH, NewProject, Projects
-from greylag.web.api.deps import (
-    CallDep,
+from greylag.web.deps import (
     Prefer,
     PreferDep,
     ProjectCallDep,
+    RequestContext,
     Responses,
-    UserId,
+    UserCallDep,
     events,
     problems,
 )
@@ -47,8 +47,7 @@ _EVENT = (
     responses=problems(404),
 )
 async def list_projects(
-    call: CallDep,
-    user: UserId,
+    call: UserCallDep,
     status: Annotated[Status | None, Query(description="Only those with this status.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many at most.")] = 50,
     cursor: Annotated[
@@ -57,9 +56,8 @@ async def list_projects(
     ] = None,
 ) -> ProjectsOut:
     """Newest first, in pages."""
-    page = await call.use_cases.projects.page(
-        call.principal, user, PageQuery(limit, cursor, status)
-    )
+    asked = PageQuery(limit, cursor, status)
+    page = await call.use_cases.projects.page(call.principal, call.user_id, asked)
     shown = [ProjectOut.of(project) for project in page.projects]
     return ProjectsOut(projects=shown, next_cursor=page.cursor)
 
@@ -76,8 +74,7 @@ async def list_projects(
     },
 )
 async def create_project(
-    call: CallDep,
-    user: UserId,
+    call: UserCallDep,
     body: NewProjectIn,
     response: Response,
     idempotency_key: Annotated[
@@ -91,7 +88,8 @@ async def create_project(
 ) -> ProjectOut:
     """The project is inactive at first; its environment is prepared in the background."""
     new = NewProject(body.name, body.project_id, body.metadata)
-    created = await call.use_cases.projects.create(call.principal, user, new, idempotency_key)
+    projects = call.use_cases.projects
+    created = await projects.create(call.principal, call.user_id, new, idempotency_key)
     project = created.project
     response.status_code = 201 if created.new else 200
     response.headers["location"] = PROJECT.format(
@@ -173,16 +171,12 @@ _RESPONSES: Responses = {
     responses=_RESPONSES,
 )
 async def activate_project(
-    call: ProjectCallDep,
-    prefer: PreferDep,
-    response: Response,
+    call: ProjectCallDep, prefer: PreferDep, response: Response
 ) -> ProjectOut:
     """Make the environment run, and answer when the agent is ready (after 120 s at the latest,
     unless `Prefer` or GREYLAG_ACTIVATION_TIMEOUT says otherwise). An active one stays as it is.
     """
-    projects = call.use_cases.projects
-    asked = await projects.want(*call.at, Desired.ACTIVE)
-    return await _reach(projects, asked, prefer, response)
+    return await _reach(call, Desired.ACTIVE, prefer, response)
 
 
 @router.post(
@@ -192,14 +186,10 @@ async def activate_project(
     responses=_RESPONSES,
 )
 async def deactivate_project(
-    call: ProjectCallDep,
-    prefer: PreferDep,
-    response: Response,
+    call: ProjectCallDep, prefer: PreferDep, response: Response
 ) -> ProjectOut:
     """End all that runs for the project and keep its files. An inactive one stays as it is."""
-    projects = call.use_cases.projects
-    asked = await projects.want(*call.at, Desired.INACTIVE)
-    return await _reach(projects, asked, prefer, response)
+    return await _reach(call, Desired.INACTIVE, prefer, response)
 
 
 @router.delete(
@@ -210,10 +200,7 @@ async def deactivate_project(
     response_model=None,
     responses={**_RESPONSES, 204: {"description": "Nothing is left of it."}},
 )
-async def delete_project(
-    call: ProjectCallDep,
-    prefer: PreferDep,
-) -> Response:
+async def delete_project(call: ProjectCallDep, prefer: PreferDep) -> Response:
     """Stop and remove the environment with all its files, then the record. It cannot be undone."""
     projects = call.use_cases.projects
     asked = await projects.want(*call.at, Desired.DELETED)
@@ -225,8 +212,10 @@ async def delete_project(
 
 
 async def _reach(
-    projects: Projects, asked: Project, prefer: Prefer, response: Response
+    call: RequestContext, desired: Desired, prefer: Prefer, response: Response
 ) -> ProjectOut:
+    projects = call.use_cases.projects
+    asked = await projects.want(*call.at, desired)
     reached = await _wait(projects, asked, prefer)
     if reached is None:
         raise ProjectNotFoundError("The project was deleted meanwhile.")

@@ -1,19 +1,240 @@
-"""From templates to responses."""
+"""Pages and fragments: what the templates are given, how they become answers, what forms send.
+
+Templates get plain values: every decision made, every address built, every character harmless.
+"""
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from greylag.domain.errors import InvalidRequestError
-from greylag.services.use_cases import Platform
-from greylag.web.dashboard.views import project_url, user_url, visible
-from greylag.web.schemas import Problem, check_metadata
+from greylag.common import sse
+from greylag.common.clock import rfc3339
+from greylag.domain.errors import ErrorInfo, InvalidRequestError
+from greylag.domain.project import Desired, Project, Status
+from greylag.web.schemas import ProblemDocument, check_metadata
+
+USER_PAGE = "/users/{user}"
+PROJECT_PAGE = USER_PAGE + "/projects/{project}"
+_UNSEEN = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]")
+_DELETE = 0x7F
+_PICTURES = 0x2400
+_SPANS = (
+    (timedelta(days=365), "year"),
+    (timedelta(days=30), "month"),
+    (timedelta(days=1), "day"),
+    (timedelta(hours=1), "hour"),
+    (timedelta(minutes=1), "minute"),
+)
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with control characters and bidirectional overrides made visible.
+
+    Names, events and answers are written by others: an override could make one sentence look like
+    another. Tab and newline stay. ``static/js/text.js`` does the same in the browser.
+    """
+    return _UNSEEN.sub(lambda match: _picture(ord(match[0])), text)
+
+
+def _picture(code: int) -> str:
+    if code < ord(" "):
+        return chr(_PICTURES + code)
+    if code == _DELETE:
+        return "\u2421"
+    return f"[U+{code:04X}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time as a ``<time>`` element needs it: for machines, exact, and relative to now."""
+
+    machine: str
+    exact: str
+    ago: str = field(compare=False)
+    """Left out of comparisons: the page itself keeps it fresh."""
+
+
+def moment(at: datetime, now: datetime | None = None) -> Moment:
+    """Return how to show the aware time ``at`` (at the aware time ``now``)."""
+    utc = at.astimezone(UTC)
+    passed = (now or datetime.now(UTC)) - at
+    return Moment(rfc3339(utc), f"{utc:%Y-%m-%d %H:%M:%S} UTC", _ago(passed))
+
+
+def parsed_moment(text: str, now: datetime | None = None) -> Moment | None:
+    """Return the same of an RFC 3339 time that an agent told, ``None`` when it is not one."""
+    try:
+        at = datetime.fromisoformat(text)
+        return moment(at if at.tzinfo else at.replace(tzinfo=UTC), now)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _ago(passed: timedelta) -> str:
+    for span, word in _SPANS:
+        count = passed // span
+        if count >= 1:
+            return f"{count} {word}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+# A project and its log, as cards, headers and lines show them.
+
+_LABELS = {
+    Status.INACTIVE: "Inactive",
+    Status.ACTIVATING: "Activating",
+    Status.ACTIVE: "Active",
+    Status.DEACTIVATING: "Deactivating",
+    Status.ERROR: "Error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectView:
+    """One project as cards and headers show it. Two are equal when they look the same."""
+
+    key: str
+    """Unique and safe inside an ``id`` attribute."""
+    project_id: str
+    name: str
+    url: str
+    api: str
+    status: str
+    label: str
+    moving: bool
+    deleting: bool
+    endpoint: str | None
+    endpoint_is_link: bool
+    error: ErrorInfo | None
+    can_activate: bool
+    can_deactivate: bool
+    metadata: str
+    created: Moment
+    last_activated: Moment | None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether its agent can be asked now."""
+        return self.status == Status.ACTIVE
+
+
+def user_url(user_id: str, under: str = "", **query: str | int | None) -> str:
+    """Return the address of a user's page, or of the path ``under`` it.
+
+    A query value of ``None`` is left out.
+    """
+    given = {name: value for name, value in query.items() if value is not None}
+    path = f"/users/{quote(user_id, safe='')}{under}"
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def project_url(user_id: str, project_id: str) -> str:
+    """Return the address of a project's page."""
+    return f"{user_url(user_id)}/projects/{quote(project_id, safe='')}"
+
+
+def session_url(user_id: str, project_id: str, session_id: str | None) -> str:
+    """Return the address of a project's page with a session chosen (``None``: the newest)."""
+    url = project_url(user_id, project_id)
+    return f"{url}?{urlencode({'session': session_id})}" if session_id else url
+
+
+def project_view(project: Project) -> ProjectView:
+    """Return how ``project`` looks now."""
+    url = project_url(project.user_id, project.project_id)
+    deleting = project.desired is Desired.DELETED
+    wants_active = project.desired is Desired.ACTIVE
+    failed = project.status is Status.ERROR
+    return ProjectView(
+        key=project.id,
+        project_id=project.project_id,
+        name=project.name,
+        url=url,
+        api=f"/api{url}",
+        status="deleting" if deleting else project.status.value,
+        label="Deleting" if deleting else _LABELS[project.status],
+        moving=deleting or not project.settled,
+        deleting=deleting,
+        endpoint=project.endpoint,
+        endpoint_is_link=(project.endpoint or "").startswith(("http://", "https://")),
+        error=project.error,
+        can_activate=not deleting and (failed or not wants_active),
+        can_deactivate=not deleting and (wants_active or project.status is Status.ACTIVE),
+        metadata=_shown(project.metadata),
+        created=moment(project.created_at),
+        last_activated=moment(project.last_activated_at) if project.last_activated_at else None,
+    )
+
+
+def _shown(metadata: Mapping[str, Any]) -> str:
+    return json.dumps(metadata, indent=2, ensure_ascii=False) if metadata else ""
+
+
+# What forms send, read and checked.
+
+Back = Literal["list", "project"]
+"""The page that a form was opened on, and that its answer leads back to."""
+
+
+def back_of(value: str) -> Back:
+    """Read where a form was opened; anything unknown is the list."""
+    return "project" if value == "project" else "list"
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectForm:
+    """The fields of the form that creates or edits a project, as they were typed.
+
+    ``key`` makes a form that is sent twice create one project.
+    """
+
+    name: str = ""
+    project_id: str = ""
+    metadata: str = ""
+    key: str = ""
+
+    @classmethod
+    def read(cls, form: FormData) -> "ProjectForm":
+        """Take the fields from what a browser sent."""
+        return cls(**{name: form_field(form, name) for name in cls.__slots__})
+
+    def metadata_object(self) -> dict[str, Any]:
+        """Return the metadata. Raises ``InvalidRequestError`` when it is no JSON object."""
+        if not self.metadata.strip():
+            return {}
+        try:
+            value = json.loads(self.metadata)
+        except (ValueError, RecursionError) as error:
+            place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+            raise InvalidRequestError(f"metadata must be a JSON object{place}.") from error
+        if not isinstance(value, dict):
+            raise InvalidRequestError('metadata must be a JSON object, such as {"team": "blue"}.')
+        try:
+            return check_metadata(value)
+        except ValueError as error:
+            raise InvalidRequestError(f"metadata {error}.") from error
+
+
+def form_field(form: FormData, name: str) -> str:
+    """Return a text field with plain line ends; empty when it is not there.
+
+    Forms send line ends as CR LF (WHATWG HTML, 4.10.22.4).
+    """
+    value = form.get(name, "")
+    return value.replace("\r\n", "\n") if isinstance(value, str) else ""
+
+
+# From templates to answers.
 
 
 @cache
@@ -26,7 +247,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = visible
+    environment.filters.update(visible=visible, moment=moment, parsed_moment=parsed_moment)
     environment.globals.update(user_url=user_url, project_url=project_url)
     return environment
 
@@ -55,7 +276,22 @@ def respond_to(
     return respond(template, status=status, **values)
 
 
-def error_page(request: Request, problem: Problem) -> Response:
+def form_page(
+    request: Request, form: ProjectForm, error: str | None = None, **values: Any
+) -> HTMLResponse:
+    """Return the form that creates or edits a project, with what is wrong in it, if anything is."""
+    return respond_to(
+        request,
+        "form.html",
+        "fragments/project_form.html",
+        status=422 if error else 200,
+        form=form,
+        error=error,
+        **values,
+    )
+
+
+def error_page(request: Request, problem: ProblemDocument) -> Response:
     """Return ``problem`` as a page, or, when htmx asks, as a notice for the page that is open."""
     response = respond_to(
         request, "error.html", "fragments/notice.html", status=problem.status, problem=problem
@@ -76,66 +312,9 @@ def lead(request: Request, url: str) -> Response:
     return Response(headers={"HX-Redirect": url}) if is_fragment_request(request) else see(url)
 
 
-# What the pages' forms send, read and checked.
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectForm:
-    """The fields of the form that creates or edits a project, as they were typed.
-
-    ``key`` makes a form that is sent twice create one project.
+def html_frame(html: str, seq: int | None = None) -> bytes:
+    """Return a frame of a live stream: elements with ids, each of which takes the place of the one
+    that the page has. ``seq`` is the number of the log's event that it goes up to.
     """
-
-    name: str = ""
-    project_id: str = ""
-    metadata: str = ""
-    key: str = ""
-
-    @classmethod
-    def read(cls, form: FormData) -> "ProjectForm":
-        """Take the fields from what a browser sent."""
-        return cls(**{name: field(form, name) for name in cls.__slots__})
-
-    def metadata_object(self) -> dict[str, Any]:
-        """Return the metadata. Raises ``InvalidRequestError`` when it is no JSON object."""
-        if not self.metadata.strip():
-            return {}
-        try:
-            value = json.loads(self.metadata)
-        except (ValueError, RecursionError) as error:
-            place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-            raise InvalidRequestError(f"metadata must be a JSON object{place}.") from error
-        if not isinstance(value, dict):
-            raise InvalidRequestError('metadata must be a JSON object, such as {"team": "blue"}.')
-        try:
-            return check_metadata(value)
-        except ValueError as error:
-            raise InvalidRequestError(f"metadata {error}.") from error
-
-
-def field(form: FormData, name: str) -> str:
-    """Return a text field with plain line ends; empty when it is not there.
-
-    Forms send line ends as CR LF (WHATWG HTML, 4.10.22.4).
-    """
-    value = form.get(name, "")
-    return value.replace("\r\n", "\n") if isinstance(value, str) else ""
-
-
-# What is the same on every page.
-
-Back = Literal["list", "project"]
-"""The page that a form was opened on, and that its answer leads back to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What every page says of this installation; ``sign_out`` when there is a sign-in to end."""
-
-    platform: Platform
-    sign_out: bool
-
-
-def back_of(value: str) -> Back:
-    """Read where a form was opened; anything unknown is the list."""
-    return "project" if value == "project" else "list"
+    number = None if seq is None else str(seq)
+    return sse.encode({"type": "html", "content": {"html": html}}, id=number)

@@ -1,164 +1,141 @@
-"""A project's page, and what its forms do: edit, activate, deactivate, delete."""
+"""A project's page, live, and what its forms do: edit, activate, deactivate, delete."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Annotated
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from greylag.domain.errors import InvalidRequestError
+from greylag.common import sse
+from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project
 from greylag.domain.users import User
 from greylag.ports import Edit
-from greylag.services.projects import EVENTS_AT_ONCE
-from greylag.web.api.deps import ProjectCall, ProjectCallDep
 from greylag.web.dashboard.conversations import TURNS_SHOWN, read_conversation
-from greylag.web.dashboard.live import project_frames
 from greylag.web.dashboard.pages import (
+    PROJECT_PAGE,
     Back,
     ProjectForm,
-    Site,
+    ProjectView,
     back_of,
-    field,
+    form_field,
+    form_page,
+    html_frame,
     is_fragment_request,
+    project_url,
+    project_view,
+    render,
     respond,
     respond_to,
     see,
+    user_url,
 )
-from greylag.web.dashboard.views import ProjectView, event_view, project_url, project_view, user_url
+from greylag.web.deps import ProjectCallDep, RequestContext
 from greylag.web.stream import closing
 
 MOST_TURNS = 10_000
 MAX_SEQ = 2**53 - 1
 """Whole numbers up to here are exact in every browser."""
-_AT = "/users/{user}/projects/{project}"
+RECHECK_SECONDS = 60.0
+
+router = APIRouter(include_in_schema=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A project as it is now, and whose it is."""
+@router.get(PROJECT_PAGE)
+async def show_project(
+    call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
+) -> Response:
+    """Show a project with its log, and a session with its last ``turns`` turns."""
+    owner, project = await _found(call)
+    events = await call.use_cases.projects.newest_events(project)
+    view = project_view(project)
+    limit = max(1, min(turns, MOST_TURNS))
+    return respond(
+        "project.html",
+        site=call.site,
+        user=owner,
+        project=view,
+        events=events,
+        last_event=events[-1].seq if events else 0,
+        conversation=await read_conversation(call, view, session, limit),
+        turns_shown=limit,
+    )
 
-    owner: User
-    project: Project
-    view: ProjectView
 
-
-def add_project_routes(router: APIRouter, site: Site) -> None:
-    """Add the page of a project and its forms to ``router``."""
-    _add_page(router, site)
-    _add_editing(router, site)
-    _add_verbs(router, site)
-
-
-async def _show(call: ProjectCall) -> Shown:
-    owner = call.use_cases.projects.user(call.principal, call.ref.user_id)
+@router.get(PROJECT_PAGE + "/live")
+async def follow_project(
+    call: ProjectCallDep,
+    after: Annotated[int, Query(ge=0, le=MAX_SEQ)] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_SEQ)] = None,
+) -> Response:
+    """Stream what changes on the page."""
     project = await call.use_cases.projects.get(*call.at)
-    return Shown(owner, project, project_view(project, datetime.now(UTC)))
+    frames = _frames(call, project, after if last_event_id is None else last_event_id)
+    return call.streams.events(call.ref, closing(frames))
 
 
-def _add_page(router: APIRouter, site: Site) -> None:
-    @router.get(_AT)
-    async def page(
-        call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
-    ) -> Response:
-        shown = await _show(call)
-        events = await _log(call)
-        now = datetime.now(UTC)
-        limit = max(1, min(turns, MOST_TURNS))
-        return respond(
-            "project.html",
-            site=site,
-            user=shown.owner,
-            project=shown.view,
-            events=[event_view(event, now) for event in events],
-            last_event=events[-1].seq if events else 0,
-            conversation=await read_conversation(call, shown.view, session, limit),
-            turns_shown=limit,
-        )
-
-    @router.get(_AT + "/live")
-    async def live(
-        call: ProjectCallDep,
-        after: Annotated[int, Query(ge=0, le=MAX_SEQ)] = 0,
-        last_event_id: Annotated[int | None, Header(ge=0, le=MAX_SEQ)] = None,
-    ) -> Response:
-        project = await call.use_cases.projects.get(*call.at)
-        frames = project_frames(call, project, after if last_event_id is None else last_event_id)
-        return call.streams.events(call.ref, closing(frames))
+@router.get(PROJECT_PAGE + "/edit")
+async def show_edit_form(request: Request, call: ProjectCallDep, back: str = "") -> Response:
+    """Show the form with what can be changed."""
+    values = await _values(call, back)
+    view = values["project"]
+    return form_page(request, ProjectForm(name=view.name, metadata=view.metadata), **values)
 
 
-async def _log(call: ProjectCall) -> Sequence[Event]:
-    """Return the newest events of the log, 100 at most."""
-    newest: Sequence[Event] = ()
-    after = 0
-    while page := await call.use_cases.projects.event_page(*call.at, after):
-        newest = [*newest, *page][-EVENTS_AT_ONCE:]
-        after = page[-1].seq
-    return newest
+@router.post(PROJECT_PAGE + "/edit")
+async def edit_project(request: Request, call: ProjectCallDep) -> Response:
+    """Change the project; the form comes back with what is wrong in it."""
+    sent = await request.form()
+    form, back = ProjectForm.read(sent), back_of(form_field(sent, "back"))
+    try:
+        change = Edit(form.name, form.metadata_object())
+        changed = await call.use_cases.projects.edit(*call.at, change)
+    except InvalidRequestError as error:
+        return form_page(request, form, error.info.message, **await _values(call, back))
+    return _changed(request, changed, back)
 
 
-def _add_editing(router: APIRouter, site: Site) -> None:
-    def form_page(
-        request: Request, shown: Shown, form: ProjectForm, back: Back, error: str | None = None
-    ) -> Response:
-        return respond_to(
-            request,
-            "form.html",
-            "fragments/project_form.html",
-            status=422 if error else 200,
-            site=site,
-            user=shown.owner,
-            project=shown.view,
-            form=form,
-            back=back,
-            error=error,
-        )
-
-    @router.get(_AT + "/edit")
-    async def edit_form(request: Request, call: ProjectCallDep, back: str = "") -> Response:
-        shown = await _show(call)
-        form = ProjectForm(name=shown.view.name, metadata=shown.view.metadata)
-        return form_page(request, shown, form, back_of(back))
-
-    @router.post(_AT + "/edit")
-    async def edit(request: Request, call: ProjectCallDep) -> Response:
-        sent = await request.form()
-        form, back = ProjectForm.read(sent), back_of(field(sent, "back"))
-        try:
-            change = Edit(form.name, form.metadata_object())
-            changed = await call.use_cases.projects.edit(*call.at, change)
-        except InvalidRequestError as error:
-            return form_page(request, await _show(call), form, back, error.info.message)
-        return _changed(request, changed, back)
+@router.get(PROJECT_PAGE + "/delete")
+async def ask_to_delete(request: Request, call: ProjectCallDep, back: str = "") -> Response:
+    """Ask whether the project is really to be deleted."""
+    values = await _values(call, back)
+    return respond_to(request, "delete.html", "fragments/delete_form.html", **values)
 
 
-def _add_verbs(router: APIRouter, site: Site) -> None:
-    @router.get(_AT + "/delete")
-    async def ask(request: Request, call: ProjectCallDep, back: str = "") -> Response:
-        shown = await _show(call)
-        return respond_to(
-            request,
-            "delete.html",
-            "fragments/delete_form.html",
-            site=site,
-            user=shown.owner,
-            project=shown.view,
-            back=back_of(back),
-        )
+@router.post(PROJECT_PAGE + "/activate")
+async def activate_project(request: Request, call: ProjectCallDep) -> Response:
+    """Want it active."""
+    return await _want(request, call, Desired.ACTIVE)
 
-    def add_verb(verb: str, desired: Desired) -> None:
-        @router.post(f"{_AT}/{verb}", name=verb)
-        async def act(request: Request, call: ProjectCallDep) -> Response:
-            back = back_of(field(await request.form(), "back"))
-            found = await call.use_cases.projects.want(*call.at, desired)
-            return _changed(request, found, back)
 
-    add_verb("activate", Desired.ACTIVE)
-    add_verb("deactivate", Desired.INACTIVE)
-    add_verb("delete", Desired.DELETED)
+@router.post(PROJECT_PAGE + "/deactivate")
+async def deactivate_project(request: Request, call: ProjectCallDep) -> Response:
+    """Want it inactive."""
+    return await _want(request, call, Desired.INACTIVE)
+
+
+@router.post(PROJECT_PAGE + "/delete")
+async def delete_project(request: Request, call: ProjectCallDep) -> Response:
+    """Want it gone."""
+    return await _want(request, call, Desired.DELETED)
+
+
+async def _want(request: Request, call: RequestContext, desired: Desired) -> Response:
+    back = back_of(form_field(await request.form(), "back"))
+    return _changed(request, await call.use_cases.projects.want(*call.at, desired), back)
+
+
+async def _found(call: RequestContext) -> tuple[User, Project]:
+    projects = call.use_cases.projects
+    return await projects.user(call.principal, call.user_id), await projects.get(*call.at)
+
+
+async def _values(call: RequestContext, back: str) -> dict[str, Any]:
+    """Return what the templates of the forms are given."""
+    owner, project = await _found(call)
+    view = project_view(project)
+    return {"site": call.site, "user": owner, "project": view, "back": back_of(back)}
 
 
 def _changed(request: Request, project: Project, back: Back) -> Response:
@@ -167,11 +144,44 @@ def _changed(request: Request, project: Project, back: Back) -> Response:
     The dialog that was open, if any, closes after that (``HX-Trigger-After-Settle``).
     """
     if is_fragment_request(request):
-        view = project_view(project, datetime.now(UTC))
-        response = respond("fragments/project_piece.html", project=view, back=back)
+        response = respond("fragments/project_piece.html", project=project_view(project), back=back)
         response.headers["HX-Trigger-After-Settle"] = "close-dialog"
         response.headers["HX-Reswap"] = "none"
         return response
     if back == "list" or project.desired is Desired.DELETED:
         return see(user_url(project.user_id))
     return see(project_url(project.user_id, project.project_id))
+
+
+# The live side of the page: a stream of the pieces that have changed.
+
+
+async def _frames(call: RequestContext, project: Project, after: int) -> AsyncIterator[bytes]:
+    """Yield the header as it is now and the log's events after number ``after``, then what changes.
+
+    Ends once the project is gone.
+    """
+    shown: ProjectView | None = None
+    with call.use_cases.projects.changes(project.ref) as news:
+        while True:
+            try:
+                current, events = await _look(call, after)
+            except ProjectNotFoundError:
+                break
+            if current.id != project.id:
+                break
+            view = project_view(current)
+            if events or view != shown:
+                after = events[-1].seq if events else after
+                html = render("fragments/project_changes.html", project=view, events=events)
+                yield html_frame(html, after)
+                shown = view
+            if not events:
+                await news.changed(RECHECK_SECONDS)
+    yield sse.encode({"type": "gone", "content": {}})
+
+
+async def _look(call: RequestContext, after: int) -> tuple[Project, Sequence[Event]]:
+    # The events are read last: those that led to this record are among them.
+    current = await call.use_cases.projects.get(*call.at)
+    return current, await call.use_cases.projects.event_page(*call.at, after)

@@ -1,0 +1,245 @@
+"""What the handlers of all routes are given, and what OpenAPI says of answers that are not JSON."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, Header, Path, Request
+
+from greylag.domain.errors import UnauthorizedError
+from greylag.domain.names import MAX_ID_LENGTH
+from greylag.domain.project import ProjectRef
+from greylag.domain.users import Principal
+from greylag.services.use_cases import Platform, UseCases
+from greylag.web.errors import PROBLEM_MEDIA_TYPE
+from greylag.web.request_log import exchange_of
+from greylag.web.stream import Streams
+
+# Who asks, for what, and the use cases that answer.
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What every page says of this installation; ``sign_out`` when there is a sign-in to end."""
+
+    platform: Platform
+    sign_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """Who asks, what the path names, and all that a handler may use to answer.
+
+    ``user_id`` and ``project_id`` are as the path has them: nobody has looked yet whether they
+    exist. They are empty where the path names none.
+    """
+
+    principal: Principal
+    use_cases: UseCases
+    streams: Streams
+    site: Site
+    user_id: str = ""
+    project_id: str = ""
+
+    @property
+    def ref(self) -> ProjectRef:
+        """The project of the path."""
+        return ProjectRef(self.user_id, self.project_id)
+
+    @property
+    def at(self) -> tuple[Principal, str, str]:
+        """Who asks, the user and the project, as the use cases of a project take them first."""
+        return self.principal, self.user_id, self.project_id
+
+
+async def _use_cases(request: Request) -> UseCases:
+    found: UseCases = request.app.state.use_cases
+    return found
+
+
+UseCasesDep = Annotated[UseCases, Depends(_use_cases)]
+_UserId = Annotated[
+    str,
+    Path(
+        alias="user",
+        description="A user's id, percent-encoded.",
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        examples=["me"],
+    ),
+]
+_ProjectId = Annotated[
+    str,
+    Path(
+        alias="project",
+        description="A project's id, percent-encoded.",
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        examples=["notes"],
+    ),
+]
+
+
+async def _call(request: Request, use_cases: UseCasesDep) -> RequestContext:
+    principal = exchange_of(request.scope).principal
+    if principal is None:
+        raise UnauthorizedError("The request does not say who it comes from.")
+    state = request.app.state
+    return RequestContext(principal, use_cases, state.streams, state.site)
+
+
+CallDep = Annotated[RequestContext, Depends(_call)]
+
+
+async def _user_call(call: CallDep, user: _UserId) -> RequestContext:
+    return replace(call, user_id=user)
+
+
+UserCallDep = Annotated[RequestContext, Depends(_user_call)]
+
+
+async def _project_call(call: CallDep, user: _UserId, project: _ProjectId) -> RequestContext:
+    # Bound here, so that every line that the request logs from now on carries them.
+    structlog.contextvars.bind_contextvars(user_id=user, project_id=project)
+    return replace(call, user_id=user, project_id=project)
+
+
+ProjectCallDep = Annotated[RequestContext, Depends(_project_call)]
+
+# What a client would like of the answer: the Prefer header (RFC 7240), as far as we honour it.
+
+MAX_WAIT_SECONDS = 3600
+_WAIT = re.compile(r'wait\s*=\s*"?(\d+)"?')
+
+
+@dataclass(frozen=True, slots=True)
+class Prefer:
+    """What a client would like: an answer at once, and how long to wait, in seconds."""
+
+    respond_async: bool = False
+    wait: float | None = None
+
+    @property
+    def applied(self) -> str:
+        """The value of Preference-Applied that says so; empty when there is nothing to say."""
+        said = ["respond-async"] if self.respond_async else []
+        if self.wait is not None:
+            said.append(f"wait={self.wait:.0f}")
+        return ", ".join(said)
+
+
+def parse_prefer(headers: Sequence[str]) -> Prefer:
+    """Return the preferences in the request's Prefer headers.
+
+    What we do not know or cannot read is passed over, as section 2 of the RFC demands; of one given
+    twice the first counts. ``wait`` is cut to an hour.
+    """
+    respond_async = False
+    wait: float | None = None
+    for part in ",".join(headers).split(","):
+        preference = part.partition(";")[0].strip().lower()
+        if preference == "respond-async":
+            respond_async = True
+        elif wait is None and (found := _WAIT.fullmatch(preference)):
+            # Digits are compared by their number first: a huge one is not worth converting.
+            digits = found[1].lstrip("0") or "0"
+            wait = min(int(digits[:5]), MAX_WAIT_SECONDS)
+    return Prefer(respond_async, wait)
+
+
+async def _prefer(
+    prefer: Annotated[
+        list[str] | None,
+        Header(
+            description=(
+                "RFC 7240: `respond-async` answers 202 at once; `wait=N` waits N seconds at most"
+                " (3600 at most); both: 202 when N seconds were not enough."
+            ),
+            examples=["respond-async"],
+        ),
+    ] = None,
+) -> Prefer:
+    return parse_prefer(prefer or ())
+
+
+PreferDep = Annotated[Prefer, Depends(_prefer)]
+
+# What OpenAPI says of problems and streams.
+
+Responses = dict[int | str, dict[str, Any]]
+
+_STRING = {"type": "string"}
+# One event of the stream: OpenAPI 3.1 has no word for "a stream of these".
+_EVENT = {
+    "type": "object",
+    "description": "One event; the stream is a sequence of these.",
+    "properties": {
+        "id": _STRING,
+        "data": {**_STRING, "contentMediaType": "application/json"},
+    },
+    "required": ["data"],
+}
+_PROBLEMS = {
+    401: ("unauthorized", "No token, or a wrong one."),
+    403: ("forbidden", "The host, the origin or the user is refused."),
+    404: (
+        "project_not_found",
+        "The user, the project, or what the path names in it does not exist.",
+    ),
+    409: ("conflict", "The state of what is asked for does not allow it; the code says why."),
+    413: ("too_large", "The body is too large."),
+    422: (
+        "invalid_request",
+        "A part of the request is not of the form it must have; the detail names it.",
+    ),
+    429: ("limit_exceeded", "A limit is reached."),
+    431: ("headers_too_large", "The headers are too large."),
+    500: ("internal_error", "A fault in Greylag; the log has it under this request id."),
+    502: ("agent_failed", "The cluster or the agent failed; the code says how."),
+    503: ("store_unavailable", "The store or the cluster cannot be reached."),
+    504: ("wait_timeout", "It goes on, but was not reached in the time given (`wait_timeout`)."),
+}
+"""The code that stands for each status in the examples, and what the status means."""
+_ALWAYS = (401, 403, 422, 429, 431, 500, 503)
+
+
+def problems(*statuses: int) -> Responses:
+    """Return the documentation of these errors, and of those that any request may meet."""
+    return {status: _problem(status) for status in sorted({*_ALWAYS, *statuses})}
+
+
+def events(example: str) -> Responses:
+    """Return the documentation of an answer that is a stream of server-sent events."""
+    return {
+        200: {
+            "description": (
+                "Server-sent events: each has `data`, one line of JSON with `type` and `content`;"
+                " comments keep the connection alive. A client that lost it sends the last `id`"
+                " as Last-Event-ID and gets what follows."
+            ),
+            "content": {"text/event-stream": {"schema": _EVENT, "example": example}},
+        }
+    }
+
+
+def text(description: str) -> Responses:
+    """Return the documentation of an answer that is plain text."""
+    return {200: {"description": description, "content": {"text/plain": {"schema": _STRING}}}}
+
+
+def _problem(status: int) -> dict[str, Any]:
+    code, reason = _PROBLEMS[status]
+    example = {
+        "type": f"urn:greylag:error:{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "code": code,
+        "detail": reason,
+        "hint": HTTPStatus(status).description,
+        "request_id": "4f1c2d3e4b5a69788796a5b4c3d2e1f0",
+    }
+    content = {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}
+    return {"description": reason, "content": {PROBLEM_MEDIA_TYPE: content}}
