@@ -7,7 +7,7 @@ import greylag.cluster.kubernetes
 from greylag.web.errors import STATUS
 
 ROOT = Path(__file__).parents[2]
-CODE = re.compile(r'(?:ErrorInfo\(\s*|\bcode=)"([a-z_]+)"')
+CODE = re.compile(r'(?:ErrorInfo\(\s*|Cause\.of\(\s*|\bcode=)"([a-z_]+)"')
 ROW = re.compile(r"^\| `([a-z_]+)` \| (\d{3}) \|", re.MULTILINE)
 ELSE = 502
 

@@ -1,4 +1,9 @@
-"""What the API server refuses, as it says it (its ``Status`` object). Stays inside this package."""
+"""What goes wrong on Kubernetes: the API server's refusals, and why an environment does not get on.
+
+An `ApiError` stays inside this package. A `Cause` is one sentence of ours and what to do, made from
+Kubernetes' own words; the table for operators is docs/kubernetes-errors.md. `translated` and
+`cluster_error` turn refusals into errors that everyone can read.
+"""
 
 import json
 import re
@@ -10,6 +15,13 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
 from greylag.domain.errors import ClusterError, ErrorInfo
+
+LONGEST_QUOTE = 400
+
+_FAILED = 500
+_UNAUTHORIZED = 401
+_CONFLICT = 409
+_INVALID = frozenset({400, 422})
 
 
 class ApiError(Exception):
@@ -99,23 +111,21 @@ def _seconds(asked: str) -> float | None:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-_FAILED = 500
-
-
-# Why an environment does not get on: Kubernetes' words, turned into one sentence and what to do.
-#
-# The table for operators is docs/kubernetes-errors.md. ``final`` causes end an activation at once;
-# the others are told when its time is over, as they may pass by themselves.
-
-LONGEST_QUOTE = 400
-
-
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why an environment does not get on."""
+    """Why an environment does not get on.
+
+    A ``final`` cause ends an activation at once; the others are told when its time is over, as they
+    may pass by themselves.
+    """
 
     error: ErrorInfo
     final: bool = False
+
+    @classmethod
+    def of(cls, code: str, message: str, hint: str, *, final: bool = False) -> Self:
+        """Return the cause of this code: one sentence, and what to do."""
+        return cls(ErrorInfo(code, message, hint), final)
 
 
 def quoted(words: str) -> str:
@@ -140,33 +150,32 @@ def image(name: str, reason: str, words: str, *, secret_missing: str | None) -> 
     """Return why the image ``name`` is not there. ``reason`` is the container's waiting reason."""
     low = words.lower()
     if secret_missing is not None and reason not in _NEVER:
-        error = ErrorInfo(
+        return Cause.of(
             "pull_secret_missing",
             f"The secret {secret_missing}, with which the image {name} is to be pulled, "
             "is missing.",
             "Create it in the user's namespace, or correct GREYLAG_KUBE_IMAGE_PULL_SECRET.",
+            final=True,
         )
-        return Cause(error, final=True)
     if any(mark in low for mark in _NOT_ALLOWED):
-        error = ErrorInfo(
+        return Cause.of(
             "image_not_allowed",
             f"The registry does not let the image {name} be pulled.",
             "Check the pull secret, and that its account may read this image.",
+            final=True,
         )
-        return Cause(error, final=True)
     if reason in _NEVER or any(mark in low for mark in _NOT_FOUND):
-        error = ErrorInfo(
+        return Cause.of(
             "image_not_found",
             f"The image {name} was not found.",
             "Check ACR_IMAGE: registry, name and tag.",
+            final=True,
         )
-        return Cause(error, final=True)
-    error = ErrorInfo(
+    return Cause.of(
         "image_pull_failed",
         f"The image {name} could not be pulled: {quoted(words) or reason}",
         "Kubernetes goes on trying; check that the nodes reach the registry.",
     )
-    return Cause(error)
 
 
 def unschedulable(words: str) -> Cause:
@@ -185,133 +194,125 @@ def unschedulable(words: str) -> Cause:
 
 def volume_not_bound(words: str) -> Cause:
     """Return why the workspace's volume is not there."""
-    error = ErrorInfo(
+    return Cause.of(
         "volume_not_bound",
         f"The workspace's volume is not there yet: {quoted(words)}",
         "Check GREYLAG_KUBE_STORAGE_CLASS and that its provisioner runs.",
     )
-    return Cause(error)
 
 
 def volume_not_mounted(words: str) -> Cause:
     """Return why the volume or a secret cannot be mounted."""
-    error = ErrorInfo(
+    return Cause.of(
         "volume_not_mounted",
         f"The environment's volume cannot be mounted: {quoted(words)}",
         "It may still be held by another node; Kubernetes goes on trying.",
     )
-    return Cause(error)
 
 
 def crash_loop(exit_code: int | None, last_words: str) -> Cause:
     """Return that the container ends again and again. ``last_words``: the end of its log."""
     how = "" if exit_code is None else f" (exit code {exit_code})"
     said = f" Its last words: {quoted(last_words)}" if last_words else ""
-    error = ErrorInfo(
+    return Cause.of(
         "crash_loop",
         f"The environment ends again and again just after its start{how}.{said}",
         "`greylag logs` shows what it says; activate the project to start it anew.",
+        final=True,
     )
-    return Cause(error, final=True)
 
 
 def out_of_memory() -> Cause:
     """Return that the container was killed as it took more memory than its limit."""
-    error = ErrorInfo(
+    return Cause.of(
         "out_of_memory",
         "The environment took more memory than its limit and was ended.",
         "Choose a template with more memory for the project.",
     )
-    return Cause(error)
 
 
 def not_created(reason: str, words: str) -> Cause:
     """Return why the container could not be made at all."""
-    error = ErrorInfo(
+    return Cause.of(
         "container_not_created",
         f"The environment's container could not be made ({reason}): {quoted(words)}",
         "`greylag manifests` shows what was asked for; activating again applies it anew.",
     )
-    return Cause(error)
 
 
 def probe_failing(words: str) -> Cause:
     """Return that the container runs and its agent does not get ready."""
-    error = ErrorInfo(
+    return Cause.of(
         "probe_failing",
         f"The environment runs, but its agent does not get ready: {quoted(words)}",
         "`greylag logs` shows what it says.",
     )
-    return Cause(error)
 
 
 def stuck_removal(kind: str, name: str, finalizers: list[str]) -> Cause:
     """Return what holds up a removal."""
     held = f" It waits for: {', '.join(finalizers)}." if finalizers else ""
-    error = ErrorInfo(
+    return Cause.of(
         "removal_stuck",
         f"The {kind} {name} is being removed and is not gone yet.{held}",
         "It goes by itself when what it waits for is done; see `kubectl describe`.",
     )
-    return Cause(error)
 
 
 def _quota(words: str) -> Cause:
     resources = re.search(r"requested: ([^,]+(?:,[a-z][\w./]*=[^,]+)*)", words)
     wanted = f" ({resources.group(1).strip()} more was asked for)" if resources else ""
-    error = ErrorInfo(
+    return Cause.of(
         "quota_exceeded",
         f"The user's quota has no room for this environment{wanted}.",
         "Deactivate or delete another of the user's projects, or raise the quota.",
+        final=True,
     )
-    return Cause(error, final=True)
 
 
 def _pod_security(words: str) -> Cause:
-    error = ErrorInfo(
+    return Cause.of(
         "pod_security_refused",
         f"The cluster's Pod Security refused the environment: {words}",
         "Check the template and what in the cluster changes pods.",
+        final=True,
     )
-    return Cause(error, final=True)
 
 
 def _webhook_refused(words: str) -> Cause:
     name = re.search(r"""(admission webhook|AdmissionPolicy) ["']([^"']+)""", words)
     whose = f" {name.group(2)}" if name else ""
-    error = ErrorInfo(
+    return Cause.of(
         "webhook_refused",
         f"The cluster's admission control{whose} refused the environment: {words}",
         "Ask whoever runs that webhook or policy what it demands.",
+        final=True,
     )
-    return Cause(error, final=True)
 
 
 def _webhook_unavailable(words: str) -> Cause:
-    error = ErrorInfo(
+    return Cause.of(
         "webhook_unavailable",
         f"An admission webhook of the cluster does not answer: {words}",
         "Greylag tries again by itself; tell whoever runs that webhook.",
     )
-    return Cause(error)
 
 
 def _terminating(_words: str) -> Cause:
-    error = ErrorInfo(
+    return Cause.of(
         "namespace_terminating",
         "The user's namespace is being removed; it is made anew when it is gone.",
         "Greylag tries again by itself.",
     )
-    return Cause(error)
 
 
 def _no_access(words: str) -> Cause:
-    error = ErrorInfo(
+    return Cause.of(
         "cluster_forbidden",
         f"The cluster does not let Greylag do this: {words}",
         "Give Greylag's account the verbs that docs/kubernetes.md lists.",
+        final=True,
     )
-    return Cause(error, final=True)
 
 
 # The first mark that is found decides, so the special ones stand before "is forbidden".
@@ -335,15 +336,8 @@ _NOT_ALLOWED = (
 _NOT_FOUND = ("not found", "manifest unknown", "name unknown", "does not exist")
 
 
-# Turning what the API server refuses into errors that everyone can read.
-
-_UNAUTHORIZED = 401
-_CONFLICT = 409
-_INVALID = frozenset({400, 422})
-
-
 @contextmanager
-def told() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Raise ``ClusterError`` for what the API server refuses inside, the cause chained."""
     try:
         yield

@@ -25,7 +25,7 @@ _TOO_MANY = 429
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ApiCall:
     """One request. ``repeatable``: doing it twice is the same as doing it once."""
 
     method: str
@@ -36,7 +36,7 @@ class Call:
     repeatable: bool = False
 
 
-def pause_after(call: Call, error: Exception, tried: int) -> float | None:
+def pause_after(call: ApiCall, error: Exception, tried: int) -> float | None:
     """Return how many seconds to wait before the next try, ``None`` when there must be none.
 
     ``tried`` is how often it was tried.
@@ -101,7 +101,7 @@ class Transport:
             # Lists come as they are: unpacking them would hold the loop up.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         )
-        # It would repeat a DELETE by itself: what may be repeated is for `Call` to say.
+        # It would repeat a DELETE by itself: what may be repeated is for `ApiCall` to say.
         self._http._retry_connection = False  # noqa: SLF001 - there is no public way
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
         self._warned: set[str] = set()
@@ -115,7 +115,7 @@ class Transport:
         """Close all connections."""
         await self._http.close()
 
-    async def ask(self, call: Call, within: float) -> Any:
+    async def ask(self, call: ApiCall, within: float) -> Any:
         """Do ``call`` and return its JSON, with all its tries in ``within`` seconds.
 
         Raises ``ApiError`` for what the API server refuses, ``ClusterUnavailableError`` when it
@@ -144,7 +144,7 @@ class Transport:
 
     async def answers(self, path: str, within: float) -> bool:
         """Tell whether the API server answers ``path`` now, if only to refuse it."""
-        call = Call("GET", path)
+        call = ApiCall("GET", path)
         try:
             who = await self._who()
             async with asyncio.timeout(within), self._sent(call, who, _CALL) as response:
@@ -154,7 +154,7 @@ class Transport:
 
     @asynccontextmanager
     async def stream(
-        self, call: Call, *, silence: float | None
+        self, call: ApiCall, *, silence: float | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open an answer without an end; one that is silent for ``silence`` seconds breaks off.
 
@@ -171,7 +171,7 @@ class Transport:
 
     async def _opened(
         self,
-        call: Call,
+        call: ApiCall,
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
         stack: AsyncExitStack,
     ) -> aiohttp.ClientResponse:
@@ -223,7 +223,7 @@ class Transport:
         unknown = isinstance(error, ApiError) and error.status == _UNAUTHORIZED
         return unknown and self._connection.credentials.refused(who)
 
-    async def _once(self, call: Call, who: Mapping[str, str]) -> Any:
+    async def _once(self, call: ApiCall, who: Mapping[str, str]) -> Any:
         async with self._sent(call, who, _CALL) as response:
             await self._check(response)
             body = await _read(response, LONGEST_ANSWER)
@@ -241,7 +241,7 @@ class Transport:
     @asynccontextmanager
     async def _sent(
         self,
-        call: Call,
+        call: ApiCall,
         who: Mapping[str, str],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
     ) -> AsyncIterator[aiohttp.ClientResponse]:
