@@ -139,7 +139,8 @@ class Api:
     ) -> AsyncIterator[ListPage]:
         """Yield what ``list`` returns in pages, so that not all is held at once.
 
-        Raises ``ApiError`` with ``is_gone`` when reading took too long: begin anew.
+        Raises:
+            ApiError: ``is_gone`` when reading took too long: begin anew.
         """
         params = _chosen(selector, fields) | {"limit": str(PAGE)}
         while True:

@@ -68,7 +68,9 @@ def connect(
     """Return the way to the cluster that the settings name, ``None`` when they name none.
 
     ``environ`` is asked for what Kubernetes tells a pod. Nothing is connected yet; files are read.
-    Raises ``ConfigError`` naming the setting that is wrong, and why.
+
+    Raises:
+        ConfigError: it names the setting that is wrong, and says why.
     """
     if options.kubeconfig_base64:
         setting = "KUBE_CONFIG_BASE64"
@@ -248,7 +250,7 @@ def expanded(name: str) -> Path:
 
 
 def _from_base64(setting: str, text: str, context: str = "") -> Kubeconfig:
-    """Read a kubeconfig that the setting holds in base64. Raises ``ConfigError``.
+    """Read a kubeconfig that the setting holds in base64.
 
     ``context`` is taken instead of the current one.
     """
@@ -261,7 +263,7 @@ def _from_base64(setting: str, text: str, context: str = "") -> Kubeconfig:
 
 
 def _from_files(setting: str, paths: Sequence[Path], context: str = "") -> Kubeconfig:
-    """Read these files as kubectl does: the first that has a name decides. Raises ``ConfigError``.
+    """Read these files as kubectl does: the first that has a name decides.
 
     Of several some may be missing. ``context`` is taken instead of the current one.
     """

@@ -6,8 +6,15 @@ Objects are the JSON of the API server as plain dictionaries, or what the inform
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
-from greylag.cluster.kubernetes import failures
-from greylag.cluster.kubernetes.failures import Cause
+from greylag.cluster.kubernetes.failures import (
+    Cause,
+    cause,
+    crash_loop,
+    no_image,
+    quoted,
+    refusal,
+    unschedulable,
+)
 from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object, annotation_of
 
 PULL_REASONS = frozenset(
@@ -173,7 +180,9 @@ def _why_no_pod(deployment: Object | None) -> Cause | None:
     if failure is None or failure["status"] != "True" or not is_current(deployment):
         return None
     words = failure.get("message", "")
-    return failures.refusal(words) or failures.not_created(failure.get("reason", ""), words)
+    return refusal(words) or cause(
+        "container_not_created", reason=failure.get("reason", ""), words=quoted(words)
+    )
 
 
 def _why_not_scheduled(pod: Object, events: Sequence[Object]) -> Cause | None:
@@ -182,8 +191,8 @@ def _why_not_scheduled(pod: Object, events: Sequence[Object]) -> Cause | None:
         return None
     refused = last(events, {"ProvisioningFailed"})
     if refused is not None:
-        return failures.volume_not_bound(refused.get("message", ""))
-    return failures.unschedulable(scheduled.get("message", ""))
+        return cause("volume_not_bound", words=_message(refused))
+    return unschedulable(scheduled.get("message", ""))
 
 
 def _why_not_running(pod: Object, events: Sequence[Object], last_words: str) -> Cause | None:
@@ -191,11 +200,11 @@ def _why_not_running(pod: Object, events: Sequence[Object], last_words: str) -> 
     if reason in PULL_REASONS:
         return _why_no_image(pod, events, reason, words)
     if _crashes(pod):
-        return failures.crash_loop(_last_end(pod).get("exitCode"), last_words)
+        return crash_loop(_last_end(pod).get("exitCode"), last_words)
     if reason in _CREATE_REASONS:
-        return failures.not_created(reason, words)
+        return cause("container_not_created", reason=reason, words=quoted(words))
     if reason == "ContainerCreating" and (event := last(events, _MOUNT_REASONS)):
-        return failures.volume_not_mounted(event.get("message", ""))
+        return cause("volume_not_mounted", words=_message(event))
     return None
 
 
@@ -208,14 +217,19 @@ def _why_no_image(pod: Object, events: Sequence[Object], reason: str, words: str
     # The back-off's own words only say that it backs off; the Event before it says why.
     said = f"{words} {pulled.get('message', '') if pulled else ''}"
     name = pod["spec"]["containers"][0]["image"]
-    return failures.image(name, reason, said, secret_missing=missing)
+    return no_image(name, reason, said, secret_missing=missing)
 
 
 def _why_not_ready(pod: Object, events: Sequence[Object]) -> Cause | None:
     if _last_end(pod).get("reason") == "OOMKilled":
-        return failures.out_of_memory()
+        return cause("out_of_memory")
     unhealthy = last(events, {"Unhealthy"})
-    return None if unhealthy is None else failures.probe_failing(unhealthy.get("message", ""))
+    return None if unhealthy is None else cause("probe_failing", words=_message(unhealthy))
+
+
+def _message(event: Object) -> str:
+    """Return what an Event says, as it may be quoted."""
+    return quoted(event.get("message", ""))
 
 
 def _last_end(pod: Object) -> Object:

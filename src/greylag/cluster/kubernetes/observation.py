@@ -3,10 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from greylag.cluster.kubernetes import failures
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, ProjectKey, key_of
-from greylag.cluster.kubernetes.failures import ApiError, translated
+from greylag.cluster.kubernetes.failures import ApiError, stuck_removal, translated
 from greylag.cluster.kubernetes.identity import (
     GENERATION_ANNOTATION,
     Object,
@@ -264,9 +263,7 @@ def _removal_of(found: EnvironmentObjects) -> ErrorInfo | None:
         going.append(("volume claim", found.claim))
     if not going:
         return None
-    kind, first = going[0]
-    meta = first["metadata"]
-    return failures.stuck_removal(kind, meta["name"], list(meta.get("finalizers") or [])).error
+    return stuck_removal(*going[0]).error
 
 
 def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[Step, ...]:

@@ -281,7 +281,11 @@ class ConnectionSettings(ConnectionOptions, BaseSettings):
 
 
 def load_options() -> Options:
-    """Parse the options. Raises ``ConfigError``, whose sentence names the variable."""
+    """Parse the options.
+
+    Raises:
+        ConfigError: one is wrong; the sentence names its variable.
+    """
     return read_settings(OptionsSettings)
 
 

@@ -19,6 +19,7 @@ from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, key_of
 from greylag.cluster.kubernetes.failures import (
     ApiError,
+    cause,
     cluster_error,
     of_cause,
     stuck_removal,
@@ -233,11 +234,7 @@ class Applier:
             if not is_removed(known):
                 return
             if loop.time() >= give_up:
-                raise ClusterError(
-                    "The user's namespace is being removed; it is made anew when it is gone.",
-                    code="namespace_terminating",
-                    hint="Greylag tries again by itself.",
-                )
+                raise of_cause(cause("namespace_terminating"))
             await asyncio.sleep(_POLL_SECONDS)
         other = await self._api.read("Namespace", None, name)
         if other is not None and not is_ours(other):
@@ -369,8 +366,7 @@ class Remover:
                     await self._cache.changed(key, self._cache.version(key), GONE_SECONDS)
         left = self._cache.find(kind, environment.names.namespace, name)
         if left is not None:
-            finalizers = list(left["metadata"].get("finalizers") or [])
-            raise of_cause(stuck_removal(kind, name, finalizers))
+            raise of_cause(stuck_removal(kind, left))
 
     async def _remove_unused_namespace(self, name: str) -> None:
         """Remove the user's namespace if it is ours and neither we nor others need things there.
