@@ -143,6 +143,7 @@ async def _open_cluster(settings: Settings) -> Cluster:
             hidden=(settings.data.absolute(),),
         )
     # Only where it is used: reading a kubeconfig needs libraries that take time to import.
+    from greylag.cluster.kubernetes.api import Api  # noqa: PLC0415
     from greylag.cluster.kubernetes.cluster import KubernetesCluster  # noqa: PLC0415
     from greylag.cluster.kubernetes.connection import connect  # noqa: PLC0415
 
@@ -154,8 +155,8 @@ async def _open_cluster(settings: Settings) -> Cluster:
             "Environments are to run on Kubernetes, but no setting says on which cluster: set "
             "KUBECONFIG, KUBE_CONFIG_BASE64, or KUBE_HOST and KUBE_TOKEN."
         )
-    cluster = KubernetesCluster.open(
-        connection,
+    cluster = KubernetesCluster(
+        Api.open(connection),
         options,
         agent_environment(settings),
         namespace_prefix=settings.namespace_prefix,

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from greylag import __version__
+from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.connection import connect
 from greylag.cluster.kubernetes.options import ConnectionOptions, Options
@@ -164,7 +165,7 @@ async def open_kubernetes(
     assert connection is not None
     options = Options(**(usual | changed))
     variables = {"GREYLAG_GOOSE": goose} if goose else {}
-    cluster = KubernetesCluster.open(connection, options, variables, namespace_prefix=prefix)
+    cluster = KubernetesCluster(Api.open(connection), options, variables, namespace_prefix=prefix)
     try:
         yield cluster
     finally:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,9 +99,11 @@ class StatefulServer:
             newer = int(one["metadata"]["resourceVersion"]) > int(request.query["resourceVersion"])
             if one.get("kind") == kind and newer:
                 queue.put_nowait({"type": "MODIFIED", "object": one})
-        while True:
-            event = await asyncio.wait_for(queue.get(), PATIENCE)
-            await response.write(json.dumps(event).encode() + b"\n")
+        with suppress(ConnectionResetError, TimeoutError):  # whoever watched is gone
+            while True:
+                event = await asyncio.wait_for(queue.get(), PATIENCE)
+                await response.write(json.dumps(event).encode() + b"\n")
+        return response
 
 
 @asynccontextmanager

@@ -1,15 +1,19 @@
 """What an activation asks of the API server: no more than there is to change, under its claim."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer, stateful
 from tests.contract.store_adapters import make_project
 
+from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
+from greylag.cluster.kubernetes.identity import Object
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import is_as_wanted
 from greylag.domain.errors import LeaseLostError
@@ -40,7 +44,7 @@ def environment(number: int) -> Environment:
 
 @asynccontextmanager
 async def opened(server: StatefulServer, options: Options) -> AsyncIterator[KubernetesCluster]:
-    cluster = KubernetesCluster.open(server.connection, options, {"GREYLAG_MODEL": "gpt"})
+    cluster = KubernetesCluster(Api.open(server.connection), options, {"GREYLAG_MODEL": "gpt"})
     try:
         yield cluster
     finally:
@@ -122,27 +126,37 @@ async def test_a_start_that_was_overtaken_before_its_write_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "change"),
+    ("kind", "path", "value"),
     [
-        ("Service", {"spec": {"type": "LoadBalancer"}}),
-        ("Service", {"metadata": {"labels": {"app.kubernetes.io/managed-by": "greylag"}}}),
-        ("NetworkPolicy", {"spec": {"podSelector": {}, "policyTypes": []}}),
-        ("Secret", {"data": {"GREYLAG_AGENT_TOKEN": "YQ=="}, "type": "Other"}),
+        ("Service", ("spec", "type"), "LoadBalancer"),
+        ("Service", ("spec", "selector", "more"), "narrower"),
+        ("Service", ("metadata", "labels", "greylag.dev/project"), "other"),
+        ("NetworkPolicy", ("spec", "policyTypes"), []),
+        ("NetworkPolicy", ("spec", "podSelector", "matchLabels"), {"more": "narrower"}),
+        ("Secret", ("type",), "Other"),
+        ("PersistentVolumeClaim", ("metadata", "deletionTimestamp"), "2026-01-01T00:00:00Z"),
     ],
 )
 async def test_what_somebody_changed_meanwhile_is_set_right(
-    kind: str, change: dict[str, Any]
+    kind: str, path: tuple[str, ...], value: Any
 ) -> None:
     async with asleep() as (server, cluster):
         key = next(key for key in server.things if key[0] == kind)
-        before = server.things[key]
-        metadata = {**before["metadata"], **change.get("metadata", {})}
-        server.put(kind, key[1], {**before, **change, "metadata": metadata})
+        changed = json.loads(json.dumps(server.things[key]))
+        inner = changed
+        for name in path[:-1]:
+            inner = inner[name]
+        inner[path[-1]] = value
+        server.put(kind, key[1], changed)
         if cluster._cache.watches(kind):
             assert await cluster._informers[kind].reached(str(server.version), 5)
-        await cluster.start(environment(2))
+        await cluster._writes.do(environment(2), partial(_applied, cluster))
 
         assert f"PATCH {kind}" in server.asked
+
+
+async def _applied(cluster: KubernetesCluster, found: Object | None) -> dict[str, Any]:
+    return await cluster._applier.apply(environment(2), found, replicas=1, mark="1")
 
 
 async def test_a_changed_setting_is_applied_to_what_it_concerns_alone() -> None:

@@ -9,14 +9,13 @@ import structlog
 
 from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.cache import ProjectCache
-from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.failures import ApiError, translated
 from greylag.cluster.kubernetes.identity import SELECTOR, Object, project_selector
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, ServiceProxy
 from greylag.cluster.kubernetes.manifests import CONTAINER
 from greylag.cluster.kubernetes.objects import container, wants_pod
-from greylag.cluster.kubernetes.observation import Observer, observed
+from greylag.cluster.kubernetes.observation import EnvironmentObserver, observed
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import (
     Applier,
@@ -58,7 +57,14 @@ class KubernetesCluster:
     """Environments as Deployments of one pod, in a namespace for each user.
 
     Any number of these, in any number of processes, may work on one cluster. The informers begin
-    with the first look, so that a web, which only reaches agents, has none.
+    with the first look, so that a web, which only reaches agents, has none. Make it on the running
+    loop.
+
+    Args:
+        api: the cluster's; it is closed with this.
+        options: what environments are like.
+        variables: agentd's environment variables, the model provider's key among them.
+        namespace_prefix: tells our environments from those of another Greylag on this cluster.
     """
 
     kind = "kubernetes"
@@ -82,7 +88,7 @@ class KubernetesCluster:
         self._proxy = ServiceProxy(api.connection, options.agent_port)
         self._locator = AgentLocator(api, options, self._proxy)
         self._probe = AddressProbe.open()
-        self._observer = Observer(
+        self._observer = EnvironmentObserver(
             api, self._informers, self._cache, options, locator=self._locator, probe=self._probe
         )
         self._applier = Applier(api, self._cache, options, variables)
@@ -90,25 +96,6 @@ class KubernetesCluster:
         self._writes = FencedWrites(api, self._informers, self._cache)
         self._watching: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
-
-    @classmethod
-    def open(
-        cls,
-        connection: Connection,
-        options: Options,
-        variables: Mapping[str, str],
-        *,
-        namespace_prefix: str = "user-",
-    ) -> "KubernetesCluster":
-        """Return the cluster that ``connection`` leads to. Call it on the running loop.
-
-        Args:
-            connection: which cluster.
-            options: what environments are like.
-            variables: agentd's environment variables, the model provider's key among them.
-            namespace_prefix: tells our environments from those of another Greylag on this cluster.
-        """
-        return cls(Api.open(connection), options, variables, namespace_prefix=namespace_prefix)
 
     async def check(self) -> None:
         """Raise ``ConfigError`` when the settings lead to what does not take us.

@@ -65,7 +65,7 @@ class _Seen:
     again: float | None
 
 
-class Observer:
+class EnvironmentObserver:
     """Observes what the caches know; raises ``ClusterError`` if that is old."""
 
     def __init__(  # noqa: PLR0913 - each is a part of its own

@@ -88,8 +88,9 @@ class Transport:
     async def ask(self, call: ApiCall, within: float) -> Any:
         """Do ``call`` and return its JSON, with all its tries in ``within`` seconds.
 
-        Raises ``ApiError`` for what the API server refuses, ``ClusterUnavailableError`` when it
-        does not answer or cannot work.
+        Raises:
+            ApiError: the API server refuses it.
+            ClusterUnavailableError: it does not answer or cannot work.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within
@@ -128,8 +129,8 @@ class Transport:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open an answer without an end; one that is silent for ``silence`` seconds breaks off.
 
-        Raises as ``ask``, repeated only with renewed credentials. Errors while it is read are the
-        reader's to translate.
+        It is repeated only with renewed credentials, and raises as ``ask``. Errors while it is read
+        are the reader's to translate.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
         async with AsyncExitStack() as stack:
@@ -252,8 +253,11 @@ class Transport:
 class WatchStream:
     """What a watch tells: pairs of ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK`` and object.
 
-    Raises ``ApiError`` (``is_gone``: list anew), ``ClusterUnavailableError`` when it breaks off. It
-    ends by itself when its time is over.
+    It ends by itself when its time is over.
+
+    Raises:
+        ApiError: the API server ends it; ``is_gone``: list anew.
+        ClusterUnavailableError: it breaks off.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, transport: Transport) -> None:

@@ -39,6 +39,7 @@ from greylag.cluster.kubernetes.identity import (
     Object,
     annotation_of,
     config_name,
+    is_edited,
     is_ours,
     label_of,
     missing_signature,
@@ -291,7 +292,7 @@ def _with_digest(thing: Object) -> dict[str, Any]:
 
 def is_as_wanted(wanted: Object, there: Object | None) -> bool:
     """Tell whether applying ``wanted`` would change nothing of what is ``there``."""
-    if there is None or is_removed(there):
+    if there is None or is_removed(there) or is_edited(there):
         return False
     parts = {key: value for key, value in wanted.items() if key not in {"apiVersion", "kind"}}
     return _holds(there, parts)
