@@ -51,9 +51,8 @@ class Harness:
         self.cluster = MemoryCluster(auto=auto)
         self.cluster.notice = notice
         self.gateway = MemoryAgents()
-        self._adapters = wiring.Adapters(
-            self.store, self.cluster, self.gateway, clock or SystemClock()
-        )
+        self.clock = clock or SystemClock()
+        self._adapters = wiring.Adapters(self.store, self.cluster, self.gateway, self.clock)
         built = self.build(worker)
         self.use_cases = built.use_cases
         self.reconciler = built.reconciler

@@ -5,17 +5,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import (
-    AliasChoices,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from greylag.common.net import is_loopback
+from greylag.common.settings import read_settings
 from greylag.domain.errors import ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, check_name
 from greylag.domain.users import User
@@ -45,23 +39,19 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    namespace_prefix: str = Field(
-        "user-", validation_alias=AliasChoices("namespace_prefix", "KUBE_NAMESPACE_PREFIX")
-    )
+    namespace_prefix: str = Field("user-", validation_alias="KUBE_NAMESPACE_PREFIX")
     goose: str | None = None
     model_url: str | None = None
     model_key: SecretStr | None = None
     model: str | None = None
     sandbox: Literal["auto", "bubblewrap", "none"] = "auto"
     goose_mode: Literal["auto", "approve", "smart_approve", "chat"] | None = Field(
-        None, validation_alias=AliasChoices("goose_mode", "GOOSE_MODE")
+        None, validation_alias="GOOSE_MODE"
     )
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
 
-    mongodb_uri: SecretStr | None = Field(
-        None, validation_alias=AliasChoices("mongodb_uri", "MONGODB_URI")
-    )
-    mongodb_db: str = Field("goose", validation_alias=AliasChoices("mongodb_db", "MONGODB_DB"))
+    mongodb_uri: SecretStr | None = Field(None, validation_alias="MONGODB_URI")
+    mongodb_db: str = Field("goose", validation_alias="MONGODB_DB")
     mongodb_timeout: float = Field(5.0, gt=0, le=60)
     mongodb_connections: int = Field(50, ge=1, le=10_000)
 
@@ -115,24 +105,9 @@ def load_settings(**arguments: object) -> Settings:
     Raises ``ConfigError``, naming the first setting that is wrong.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
-    try:
-        settings = Settings(**given)  # type: ignore[arg-type] # pydantic checks each value
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        sentence = f"{_variable(str(first['loc'][0]))}: {reason}." if first["loc"] else f"{reason}."
-        # The cause is left out: it holds the values, secrets among them.
-        raise ConfigError(sentence) from None
+    settings = read_settings(Settings, **given)
     _ = settings.user_list
     return settings
-
-
-def _variable(field: str) -> str:
-    """Return the environment variable that sets a field."""
-    known = Settings.model_fields.get(field)
-    if known is not None and isinstance(known.validation_alias, AliasChoices):
-        return str(known.validation_alias.choices[-1])
-    return field if field.isupper() else f"GREYLAG_{field}".upper()
 
 
 def _user_from_pair(pair: str) -> User:
@@ -163,17 +138,12 @@ def _checked(users: list[User], setting: str) -> tuple[User, ...]:
     return tuple(users)
 
 
-# What an environment's agentd is told by the settings, wherever it runs.
-
-MODEL_KEY = "GREYLAG_MODEL_KEY"
-
-
 def agent_environment(settings: Settings) -> dict[str, str]:
-    """Return the environment variables of agentd, the model provider's key among them."""
+    """Return agentd's environment variables in any environment, the model provider's key too."""
     key = settings.model_key.get_secret_value() if settings.model_key else None
     given = {
         "GREYLAG_MODEL_URL": settings.model_url,
-        MODEL_KEY: key,
+        "GREYLAG_MODEL_KEY": key,
         "GREYLAG_MODEL": settings.model,
         "GOOSE_MODE": settings.goose_mode,
         "GREYLAG_CONFIRMATION_TIMEOUT": str(settings.confirmation_timeout),

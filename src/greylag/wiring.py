@@ -10,10 +10,18 @@ from dataclasses import dataclass, field
 from greylag import __version__
 from greylag.agent.http import HttpAgents
 from greylag.archives import DATABASE, place_of
+from greylag.cluster.kubernetes.options import (
+    ConnectionOptions,
+    Options,
+    load_connection_options,
+    load_options,
+)
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.common.clock import SystemClock
-from greylag.config import Settings, agent_environment
+from greylag.config import Settings, agent_environment, load_settings
 from greylag.domain.errors import ConfigError
+from greylag.domain.names import check_id, environment_names
+from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, ProjectRef
 from greylag.ports import AgentGateway, Clock, Cluster, ProjectStore
 from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
@@ -157,7 +165,8 @@ async def _opened(
 
 
 async def _open_cluster(settings: Settings) -> Cluster:
-    if not _on_kubernetes(settings):
+    given = _kubernetes_options(settings)
+    if given is None:
         return LocalCluster(
             settings.data / "environments",
             model=agent_environment(settings),
@@ -166,23 +175,23 @@ async def _open_cluster(settings: Settings) -> Cluster:
             hidden=(settings.data.absolute(),),
         )
     # Only where it is used: reading a kubeconfig needs libraries that take time to import.
+    from greylag.cluster.kubernetes.api import Api  # noqa: PLC0415
     from greylag.cluster.kubernetes.cluster import KubernetesCluster  # noqa: PLC0415
     from greylag.cluster.kubernetes.connection import connect  # noqa: PLC0415
-    from greylag.kubernetes_settings import (  # noqa: PLC0415
-        ConnectionSettings,
-        kubernetes_options,
-        load_kubernetes_settings,
-    )
 
-    options = kubernetes_options(load_kubernetes_settings(), agent_environment(settings))
-    connection = connect(ConnectionSettings().options(), os.environ)
+    options, way = given
+    _need_image(options)
+    connection = connect(way, os.environ)
     if connection is None:
         raise ConfigError(
             "Environments are to run on Kubernetes, but no setting says on which cluster: set "
             "KUBECONFIG, KUBE_CONFIG_BASE64, or KUBE_HOST and KUBE_TOKEN."
         )
-    cluster = KubernetesCluster.open(
-        connection, options, namespace_prefix=settings.namespace_prefix
+    cluster = KubernetesCluster(
+        Api.open(connection),
+        options,
+        agent_environment(settings),
+        namespace_prefix=settings.namespace_prefix,
     )
     try:
         await cluster.check()
@@ -192,11 +201,52 @@ async def _open_cluster(settings: Settings) -> Cluster:
     return cluster
 
 
-def _on_kubernetes(settings: Settings) -> bool:
-    """Tell where environments run: the image of one is of use in a cluster only."""
-    if settings.cluster != "auto":
-        return settings.cluster == "kubernetes"
-    return any(os.environ.get(name) for name in ("ACR_IMAGE", "KUBE_CONFIG_BASE64", "KUBE_HOST"))
+def _kubernetes_options(settings: Settings) -> tuple[Options, ConnectionOptions] | None:
+    """Return what is set for Kubernetes, ``None`` where environments run on this machine.
+
+    By itself it is chosen by the image of environments, which is of use in a cluster only, and by
+    what names a cluster to Greylag alone.
+    """
+    if settings.cluster == "local":
+        return None
+    options, way = load_options(), load_connection_options()
+    chosen = settings.cluster == "kubernetes" or options.image or way.kubeconfig_base64 or way.host
+    return (options, way) if chosen else None
+
+
+def _need_image(options: Options) -> None:
+    if not options.image:
+        raise ConfigError("ACR_IMAGE is not set: it names the image of the environments.")
+
+
+def printed_manifests(
+    user_id: str, project_id: str, *, template: str | None = None, replicas: int = 1
+) -> str:
+    """Return the Kubernetes objects of any project's environment as YAML, without any secret.
+
+    Args:
+        user_id: whose project.
+        project_id: any id; no record needs to exist.
+        template: name of a template; None: the default one.
+        replicas: 0 for a sleeping environment.
+
+    Raises:
+        GreylagError: an id or a setting is wrong, or the template does not exist.
+    """
+    from greylag.cluster.kubernetes.manifests import printed  # noqa: PLC0415
+
+    settings, options = load_settings(), load_options()
+    _need_image(options)
+    check_id(user_id, "user id")
+    check_id(project_id, "project id")
+    environment = Environment(
+        "",
+        ProjectRef(user_id, project_id),
+        environment_names(user_id, project_id, prefix=settings.namespace_prefix),
+        Fence("", 0),
+        template=template or DEFAULT_TEMPLATE,
+    )
+    return printed(environment, options, agent_environment(settings), replicas=replicas)
 
 
 async def _open_store(

@@ -54,6 +54,15 @@ def test_settings_and_options_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert documents["Ingress"]["metadata"]["name"] == "search-ingress"
 
 
+def test_without_an_image_it_says_which_setting_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACR_IMAGE")
+
+    error = run("alice", "search").exception
+
+    assert isinstance(error, CliError)
+    assert "ACR_IMAGE is not set" in error.message
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [(("a/b", "search"), "user id"), (("a", "b", "--template", "x"), "template 'x'")],

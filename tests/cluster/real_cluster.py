@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from greylag import __version__
+from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
-from greylag.cluster.kubernetes.connection import ConnectionOptions, connect
-from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.connection import connect
+from greylag.cluster.kubernetes.options import ConnectionOptions, Options
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT.parent / "shared" / "cluster" / "cluster"
@@ -144,26 +145,27 @@ def settings(**changed: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def open_kubernetes(
-    *, goose: str | None = None, **changed: Any
+    *, goose: str | None = None, namespace_prefix: str = "", **changed: Any
 ) -> AsyncIterator[KubernetesCluster]:
     """Open the real cluster, with namespaces of its own, which are removed at the end.
 
     ``goose`` is what ``GREYLAG_GOOSE`` is to be in the environments; ``changed`` are options, or
-    the ``kubeconfig``.
+    the ``kubeconfig``. With ``namespace_prefix`` the namespaces are those of another.
     """
     environment = cluster_environment()
-    prefix = f"test-{secrets.token_hex(3)}-"
+    prefix = namespace_prefix or f"test-{secrets.token_hex(3)}-"
     usual: dict[str, Any] = {
         "image": image(),
         "platform_cidrs": ("0.0.0.0/0",),
+        "service_type": "LoadBalancer",
         "cluster_cidrs": CLUSTER_RANGES,
-        "model_environment": {"GREYLAG_GOOSE": goose} if goose else {},
     }
     kubeconfig = changed.pop("kubeconfig", environment["KUBECONFIG"])
     connection = connect(ConnectionOptions(kubeconfig=str(kubeconfig)), {})
     assert connection is not None
     options = Options(**(usual | changed))
-    cluster = KubernetesCluster.open(connection, options, namespace_prefix=prefix)
+    variables = {"GREYLAG_GOOSE": goose} if goose else {}
+    cluster = KubernetesCluster(Api.open(connection), options, variables, namespace_prefix=prefix)
     try:
         yield cluster
     finally:

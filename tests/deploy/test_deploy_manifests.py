@@ -12,8 +12,9 @@ from tests.deploy.manifests import ACCESS, BASE, CHART, EXAMPLE, Object, helm, k
 
 from greylag import __version__
 from greylag.cluster.kubernetes.identity import MANAGED_BY, MANAGED_BY_LABEL
+from greylag.cluster.kubernetes.options import OptionsSettings
+from greylag.common.settings import variable_of
 from greylag.config import Settings
-from greylag.kubernetes_settings import KubernetesSettings
 
 pytestmark = pytest.mark.cluster
 
@@ -72,11 +73,8 @@ def test_both_name_the_version_of_this_greylag() -> None:
 
 def test_every_setting_that_they_give_is_one_that_greylag_reads() -> None:
     known = {"GREYLAG_HEALTH_PORT", "MONGODB_URI"}
-    for model in (Settings, KubernetesSettings):
-        prefix = str(model.model_config["env_prefix"])
-        known |= {f"{prefix}{name}".upper() for name in model.model_fields}
-        for field in model.model_fields.values():
-            known |= set(getattr(field.validation_alias, "choices", ()))
+    for model in (Settings, OptionsSettings):
+        known |= {variable_of(model, name) for name in model.model_fields}
     for objects in (kustomize(EXAMPLE), helm("--set", "ingress.enabled=true")):
         (settings,) = of_kind(objects, "ConfigMap")
         given = set(settings["data"])

@@ -5,7 +5,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def access(tmp_path: Path) -> Iterator[Access]:
 @asynccontextmanager
 async def _opened(access: Access, who: str, **options: Any) -> AsyncIterator[KubernetesCluster]:
     small = Template(memory_request="16Mi", cpu_request="10m", cpu_limit="2")
-    crashing = replace(small, environment={"GREYLAG_GOOSE": "/no/such/program"})
+    crashing = small.model_copy(update={"environment": {"GREYLAG_GOOSE": "/no/such/program"}})
     templates = {"default": small, "crashing": crashing}
     usual: dict[str, Any] = {"goose": "scripted", "templates": templates}
     kubeconfig = access.kubeconfig(who)
@@ -130,13 +130,13 @@ async def _whole_life(cluster: KubernetesCluster, project: Project) -> None:
 async def _changed_by_another(cluster: KubernetesCluster, project: Project) -> None:
     """Somebody else writes the Deployment right before we do, so that it has to be read anew."""
     names = project.names
-    deployment = cluster._looker.sight(project.environment).deployment
+    deployment = cluster._observer.objects(project.environment).deployment
     assert deployment is not None
     version = str(deployment["metadata"]["resourceVersion"])
     while True:
         told = (f"deployment/{names.deployment}", "--namespace", names.namespace)
         _must("annotate", *told, f"example.com/moment={secrets.token_hex(4)}")
-        seen = cluster._looker.sight(project.environment).deployment
+        seen = cluster._observer.objects(project.environment).deployment
         assert seen is not None
         if seen["metadata"]["resourceVersion"] == version:
             return  # the watch has not been read yet

@@ -29,8 +29,8 @@ class Bench(Harness):
                 "activation_timeout": pace.activation_timeout,
             }
         )
-        self.clock = FakeClock()
-        super().__init__(given, auto=auto, clock=self.clock, worker=worker)
+        clock = FakeClock()
+        super().__init__(given, auto=auto, clock=clock, worker=worker)
         self.loop = WorkLoop(self.reconciler, concurrency=8)
 
     def another(self, worker: str) -> Reconciler:

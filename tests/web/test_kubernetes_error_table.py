@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import greylag.cluster.kubernetes
+from greylag.cluster.kubernetes.failures import CAUSES
 from greylag.web.errors import STATUS
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,7 @@ def test_the_table_names_every_code_with_its_status() -> None:
     known = {
         code for file in Path(folder).glob("*.py") for code in CODE.findall(file.read_text("utf-8"))
     }
+    known |= CAUSES.keys()
     told = dict(ROW.findall((ROOT / "docs" / "kubernetes-errors.md").read_text("utf-8")))
     assert known <= told.keys()
     wrong = {code for code, status in told.items() if STATUS.get(code, ELSE) != int(status)}

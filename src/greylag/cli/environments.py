@@ -36,7 +36,7 @@ def manifests(user: str, project: str, template: str | None, *, stopped: bool) -
 
     Example: ACR_IMAGE=goose-api-server:1 greylag manifests alice search
     """
-    from greylag.printed_manifests import printed_manifests
+    from greylag.wiring import printed_manifests
 
     replicas = 0 if stopped else 1
     try:

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from greylag.cluster.kubernetes.connection import Connection, ConnectionOptions, connect
+from greylag.cluster.kubernetes.connection import Connection, connect
+from greylag.cluster.kubernetes.options import ConnectionOptions
 
 SERVER = "https://cluster.test:6443"
 

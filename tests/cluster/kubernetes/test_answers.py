@@ -17,7 +17,6 @@ from tests.cluster.kubernetes.api_server import Answer, cut, free_port, says, se
 from tests.cluster.kubernetes.kubeconfigs import certificate, connected
 
 from greylag.cluster.kubernetes import transport
-from greylag.cluster.kubernetes import transport as calls
 from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.credentials import Credentials, TokenFile
 from greylag.cluster.kubernetes.failures import ApiError, cluster_error
@@ -26,7 +25,7 @@ from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(transport, "FIRST_PAUSE", 0.001)
 
 
 def in_pieces(code: int, *pieces: bytes) -> Answer:
@@ -47,7 +46,7 @@ async def test_a_refusal_that_comes_in_pieces_is_read_to_its_end() -> None:
     words = b'{"kind":"Status","code":403,"reason":"Forbidden","mess', b'age":"exceeded quota: q"}'
     async with served(in_pieces(403, *words)) as (_, api):
         with pytest.raises(ApiError) as refused:
-            await api.create({"kind": "Pod", **thing("a", 1)})
+            await api.patch_merge("Pod", "n", "a", {})
     assert cluster_error(refused.value).info.code == "quota_exceeded"
 
 
@@ -132,17 +131,15 @@ async def test_a_call_that_was_never_sent_is_tried_again_whatever_it_is() -> Non
         return web.json_response(thing("a", 1))
 
     app = web.Application()
-    app.router.add_post("/{path:.*}", answer)
+    app.router.add_patch("/{path:.*}", answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     found = connected(host=f"http://127.0.0.1:{port}", token="t")
     api = Api.open(found)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(calls, "FIRST_PAUSE", 0.1)
-            made, _ = await asyncio.gather(
-                api.create({"kind": "Pod", **thing("a", 1)}), begin(runner)
-            )
+            patch.setattr(transport, "FIRST_PAUSE", 0.1)
+            made, _ = await asyncio.gather(api.patch_merge("Pod", "n", "a", {}), begin(runner))
         assert made == thing("a", 1)
     finally:
         await api.close()
@@ -158,7 +155,7 @@ async def test_waiting_for_room_is_no_try(monkeypatch: pytest.MonkeyPatch) -> No
         return web.json_response(thing("a", 1))
 
     async with served(slow) as (server, api):
-        await asyncio.gather(*(api.create({"kind": "Pod", **thing("a", 1)}) for _ in range(6)))
+        await asyncio.gather(*(api.patch_merge("Pod", "n", "a", {}) for _ in range(6)))
         assert len(server.asked) == 6
 
 
@@ -188,9 +185,7 @@ async def test_a_rotated_token_is_read_and_the_call_repeated_once_even_after_oth
             await api.read("Pod", "n", "a")
         assert len(server.asked) == 2
         path.write_text("new")
-        made = await asyncio.gather(
-            *(api.create({"kind": "Pod", **thing("a", 1)}) for _ in range(3))
-        )
+        made = await asyncio.gather(*(api.patch_merge("Pod", "n", "a", {}) for _ in range(3)))
         assert made == [thing("a", 1)] * 3
     async with served(status(503), known) as (server, _), with_file(server.url, path) as api:
         assert (await api.within(0).answers(1)) is True  # the old token is read

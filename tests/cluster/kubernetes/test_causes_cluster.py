@@ -22,7 +22,12 @@ from greylag.domain.project import Project
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 PATIENCE = 90
-ROOMY = {"requests.cpu": "2000", "requests.memory": "900Gi", "limits.cpu": "2000"}
+ROOMY = {
+    "quota_cpu_requests": "2000",
+    "quota_memory_requests": "900Gi",
+    "quota_cpu_limits": "2000",
+    "quota_memory_limits": "900Gi",
+}
 
 
 async def told(cluster: KubernetesCluster, project: Project, code: str) -> Observation:
@@ -45,14 +50,14 @@ async def refusal(cluster: KubernetesCluster, project: Project) -> ClusterError:
 
 def template(**shape: Any) -> dict[str, Any]:
     """Return the option that makes this the shape of every environment."""
-    return {"templates": {"default": Template(**shape)}, "quota": ROOMY}
+    return {"templates": {"default": Template(**shape)}, **ROOMY}
 
 
 STUCK: dict[str, dict[str, Any]] = {
     "image_not_found": {"image": "goose-api-server:missing", "image_pull_policy": "Never"},
     "image_pull_failed": {"image": "registry.invalid/goose:1"},
     "pull_secret_missing": {"image": "registry.invalid/goose:1", "image_pull_secret": "absent"},
-    "quota_exceeded": {"quota": {"requests.cpu": "100m"}},
+    "quota_exceeded": {"quota_cpu_requests": "100m"},
     "unschedulable": template(cpu_request="900", cpu_limit="900"),
     "volume_not_bound": {"storage_class": "no-such-class"},
     "probe_failing": template(memory_request="8Mi", cpu_limit="20m", cpu_request="10m"),
@@ -86,16 +91,18 @@ async def test_an_environment_that_crashes_tells_its_last_words() -> None:
 
 
 async def test_a_failed_environment_starts_anew_when_what_stopped_it_is_mended() -> None:
-    quota = {"requests.cpu": "100m"}
-    async with open_kubernetes(goose="scripted", quota=quota) as cluster:
-        project = named_for(cluster, make_project())
-        await cluster.start(project.environment)
-        assert (await told(cluster, project, "quota_exceeded")).terminal
-        quota["requests.cpu"] = "4"
+    async with open_kubernetes(goose="scripted", quota_cpu_requests="100m") as small:
+        project = named_for(small, make_project())
+        await small.start(project.environment)
+        assert (await told(small, project, "quota_exceeded")).terminal
         wanted_again = replace(project, generation=project.generation + 1)
-        assert not (await cluster.observe(wanted_again.environment)).terminal
-        await cluster.start(wanted_again.environment)
-        await reaches(cluster, wanted_again, Observed.READY)
+        assert not (await small.observe(wanted_again.environment)).terminal
+        prefix = small.namespace_prefix
+        async with open_kubernetes(
+            goose="scripted", namespace_prefix=prefix, quota_cpu_requests="4"
+        ) as mended:
+            await mended.start(wanted_again.environment)
+            await reaches(mended, wanted_again, Observed.READY)
 
 
 async def test_a_namespace_that_is_being_removed_is_waited_for() -> None:

@@ -21,8 +21,9 @@ from tests.cluster.kubernetes.kubeconfigs import (
 )
 
 from greylag.cluster.kubernetes import credentials
-from greylag.cluster.kubernetes.connection import ConnectionOptions, connect
+from greylag.cluster.kubernetes.connection import connect
 from greylag.cluster.kubernetes.credentials import TokenFile
+from greylag.cluster.kubernetes.options import ConnectionOptions
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 PEM = base64.b64encode(b"-----BEGIN").decode()

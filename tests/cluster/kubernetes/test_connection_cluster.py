@@ -16,8 +16,9 @@ from tests.cluster.kubernetes.kubeconfigs import certificate
 from tests.cluster.real_cluster import cluster_environment, kubectl
 
 from greylag.cluster.kubernetes.api import Api, server_version
-from greylag.cluster.kubernetes.connection import ConnectionOptions, connect
+from greylag.cluster.kubernetes.connection import connect
 from greylag.cluster.kubernetes.failures import ApiError
+from greylag.cluster.kubernetes.options import ConnectionOptions
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

@@ -20,9 +20,10 @@ from tests.cluster.api_proxy import ApiProxy
 from tests.e2e.product import PROJECTS, Product, product
 
 from greylag.cluster.kubernetes.api import Api
-from greylag.cluster.kubernetes.connection import Connection, ConnectionOptions, connect
+from greylag.cluster.kubernetes.connection import Connection, connect
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.cluster.kubernetes.identity import PROJECT_LABEL, SELECTOR
+from greylag.cluster.kubernetes.options import ConnectionOptions
 from greylag.domain.errors import ClusterUnavailableError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]

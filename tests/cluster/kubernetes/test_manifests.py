@@ -12,14 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greylag.cluster.kubernetes.manifests import (
-    TOKEN_KEY,
-    ingress_url,
-    project_objects,
-    ref_of,
-    shared_objects,
-)
-from greylag.cluster.kubernetes.options import Options, Template
+from greylag.cluster.kubernetes.identity import ref_of
+from greylag.cluster.kubernetes.manifests import TOKEN_KEY, ingress_url, project_objects
+from greylag.cluster.kubernetes.namespace import shared_objects
+from greylag.cluster.kubernetes.options import Options, Template, Toleration
 from greylag.domain.errors import ClusterError, ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import Lease, Project, ProjectRef
@@ -31,7 +27,12 @@ DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 LABEL_KEY = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
-PLAIN = Options(image="goose-api-server:1", platform_namespace="greylag")
+PLAIN = Options(
+    image="goose-api-server:1",
+    platform_namespace="greylag",
+    service_type="LoadBalancer",
+    cluster_cidrs=(),
+)
 FULL = Options(
     image="registry.example/goose-api-server:1",
     image_pull_policy="Always",
@@ -54,7 +55,7 @@ FULL = Options(
     pod_cidrs=("10.91.0.0/16",),
     runtime_class="gvisor",
     node_selector={"pool": "agents"},
-    tolerations=({"key": "agents", "operator": "Exists", "effect": "NoSchedule"},),
+    tolerations=(Toleration(key="agents", operator="Exists", effect="NoSchedule"),),
     image_pull_secret="registry",
     priority_class="low",
     templates={
@@ -66,12 +67,20 @@ FULL = Options(
             environment={"GOOSE_MODE": "auto", "GREYLAG_AGENT_FOLDER": "/elsewhere"},
         )
     },
-    model_environment={"GREYLAG_MODEL_URL": "https://model.example", "GOOSE_MODE": "approve"},
-    model_key="the-providers-key",
 )
 ON_PATHS = Options(
-    image="goose-api-server:1", ingress_base_domain="example.org", ingress_routing="path"
+    image="goose-api-server:1",
+    ingress_base_domain="example.org",
+    ingress_routing="path",
+    service_type="LoadBalancer",
+    platform_cidrs=(),
+    cluster_cidrs=(),
 )
+VARIABLES = {
+    "GREYLAG_MODEL_URL": "https://model.example",
+    "GOOSE_MODE": "approve",
+    "GREYLAG_MODEL_KEY": "the-providers-key",
+}
 
 
 def made(user_id: str = "alice", project_id: str = "search", **changed: Any) -> Project:
@@ -87,7 +96,8 @@ def made(user_id: str = "alice", project_id: str = "search", **changed: Any) -> 
 
 
 def objects(project: Project, options: Options, replicas: int = 1) -> list[dict[str, Any]]:
-    own = project_objects(project.environment, options, token=TOKEN, replicas=replicas)
+    variables = VARIABLES if options is FULL else {}
+    own = project_objects(project.environment, options, variables, token=TOKEN, replicas=replicas)
     return [*shared_objects(project.environment, options), *own]
 
 
@@ -149,7 +159,7 @@ def test_no_two_projects_share_an_object_of_their_own(
 ) -> None:
     def own(user_id: str, project_id: str) -> set[tuple[str, str, str]]:
         found = project_objects(
-            made(user_id, project_id).environment, FULL, token=TOKEN, replicas=1
+            made(user_id, project_id).environment, FULL, VARIABLES, token=TOKEN, replicas=1
         )
         return {
             (each["kind"], each["metadata"]["namespace"], each["metadata"]["name"])
@@ -169,7 +179,7 @@ def test_own_objects_tell_their_project_and_shared_ones_do_not(
 ) -> None:
     project = made(user_id, project_id)
 
-    own = project_objects(project.environment, FULL, token=TOKEN, replicas=1)
+    own = project_objects(project.environment, FULL, VARIABLES, token=TOKEN, replicas=1)
     shared = shared_objects(project.environment, FULL)
 
     assert {ref_of(each) for each in own} == {ProjectRef(user_id, project_id)}
@@ -227,7 +237,7 @@ def test_the_claim_of_the_worker_stands_on_the_deployment() -> None:
 
 
 def test_without_anybody_to_let_in_nothing_comes_in() -> None:
-    assert agent_policy(Options(image="x"))["ingress"] == []
+    assert agent_policy(Options(image="x", platform_cidrs=()))["ingress"] == []
 
 
 def test_only_the_agent_s_port_is_open() -> None:

@@ -9,17 +9,22 @@ from typing import Any
 
 import pytest
 
-from greylag.cluster.kubernetes.manifests import FIELD_MANAGER, project_objects, shared_objects
-from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.identity import FIELD_MANAGER
+from greylag.cluster.kubernetes.manifests import project_objects
+from greylag.cluster.kubernetes.namespace import shared_objects
+from greylag.cluster.kubernetes.options import Options, Toleration
 from greylag.domain.names import environment_names
 from greylag.domain.project import Project
 
 Kubectl = Callable[..., CompletedProcess[str]]
 pytestmark = pytest.mark.cluster
 
+VARIABLES = {"GREYLAG_MODEL_KEY": "a-key"}
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SHAPES = {
-    "plain": Options(image="goose-api-server:1", platform_namespace="greylag"),
+    "plain": Options(
+        image="goose-api-server:1", platform_namespace="greylag", service_type="LoadBalancer"
+    ),
     "hosts": Options(
         image="goose-api-server:1",
         service_type="ClusterIP",
@@ -32,15 +37,15 @@ SHAPES = {
         cluster_cidrs=("10.91.0.0/16", "fd00::/8"),
         storage_class="standard",
         node_selector={"pool": "agents"},
-        tolerations=({"key": "agents", "operator": "Exists", "effect": "NoSchedule"},),
+        tolerations=(Toleration(key="agents", operator="Exists", effect="NoSchedule"),),
         image_pull_secret="registry",
-        model_key="a-key",
     ),
     "paths": Options(
         image="goose-api-server:1",
         platform_cidrs=("203.0.113.0/24",),
         ingress_base_domain="example.org",
         ingress_routing="path",
+        service_type="LoadBalancer",
     ),
 }
 
@@ -78,7 +83,7 @@ def test_a_server_side_dry_run_takes_all_without_a_warning(
     kubectl: Kubectl, project: Project, shape: str
 ) -> None:
     options = SHAPES[shape]
-    own = project_objects(project.environment, options, token="a-token", replicas=1)
+    own = project_objects(project.environment, options, VARIABLES, token="a-token", replicas=1)
     objects = [*shared_objects(project.environment, options), *own]
 
     done = apply(kubectl, objects, "--dry-run=server", "--validate=strict")
@@ -91,7 +96,7 @@ def test_a_server_side_dry_run_takes_all_without_a_warning(
 def test_the_namespace_would_warn_of_a_pod_that_is_not_restricted(
     kubectl: Kubectl, project: Project
 ) -> None:
-    own = project_objects(project.environment, SHAPES["plain"], token="a-token", replicas=1)
+    own = project_objects(project.environment, SHAPES["plain"], {}, token="a-token", replicas=1)
     deployment = next(each for each in own if each["kind"] == "Deployment")
     del deployment["spec"]["template"]["spec"]["containers"][0]["securityContext"]
 

@@ -64,7 +64,7 @@ async def _cut_off(worker: KubernetesCluster, calls: int) -> str:
     for one in projects:
         api = DoomedApi.open(worker._api.connection)
         api.left = calls
-        doomed = KubernetesCluster(api, worker._applier._options, namespace_prefix=prefix)
+        doomed = KubernetesCluster(api, worker._options, worker._variables, namespace_prefix=prefix)
         try:
             await reaches(doomed, one, Observed.STOPPED)
             # The first of the two leaves the namespace to the other, and so makes a call less.

@@ -1,29 +1,75 @@
-"""The verbs of the Kubernetes API that Greylag uses, over plain JSON."""
+"""The verbs of the Kubernetes API that Greylag uses, over plain JSON.
+
+`Api` is what the rest of the adapter calls; `server_version` asks at start whether the settings
+lead to an API server that takes us; `KINDS` says where the API server keeps each kind.
+"""
 
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
+from urllib.parse import quote
 
 import aiohttp
 
 from greylag.cluster.kubernetes import credentials
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.failures import ApiError
-from greylag.cluster.kubernetes.identity import FIELD_MANAGER, KINDS
-from greylag.cluster.kubernetes.transport import Call, Transport, WatchStream
+from greylag.cluster.kubernetes.identity import FIELD_MANAGER, Object
+from greylag.cluster.kubernetes.transport import ApiCall, Transport, WatchStream
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 WITHIN_SECONDS = 30.0
 PAGE = 250
 _NOT_FOUND = 404
-
-Object = Mapping[str, Any]
+_UNAUTHORIZED = 401
+# Where one thing is in several settings: which holds the authority, and which the credentials.
+_PARTS = {"KUBE_HOST": ("KUBE_CA", "KUBE_TOKEN")}
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class Kind:
+    """One kind of object: its group ("" is the core), version and name in paths."""
+
+    group: str
+    version: str
+    plural: str
+    namespaced: bool = True
+
+    def path(self, namespace: str | None = None, name: str | None = None) -> str:
+        """Return the path of one object, or of all of ``namespace``, or of all that there are."""
+        parts = ["/apis", self.group] if self.group else ["/api"]
+        parts.append(self.version)
+        if self.namespaced and namespace is not None:
+            parts += ["namespaces", quote(namespace, safe="")]
+        elif self.namespaced and name is not None:
+            raise ValueError(f"one of {self.plural} is found only with its namespace")
+        parts.append(self.plural)
+        if name is not None:
+            parts.append(quote(name, safe=""))
+        return "/".join(parts)
+
+
+KINDS: Mapping[str, Kind] = {
+    "ConfigMap": Kind("", "v1", "configmaps"),
+    "Deployment": Kind("apps", "v1", "deployments"),
+    "Event": Kind("", "v1", "events"),
+    "Ingress": Kind("networking.k8s.io", "v1", "ingresses"),
+    "LimitRange": Kind("", "v1", "limitranges"),
+    "Namespace": Kind("", "v1", "namespaces", namespaced=False),
+    "NetworkPolicy": Kind("networking.k8s.io", "v1", "networkpolicies"),
+    "PersistentVolumeClaim": Kind("", "v1", "persistentvolumeclaims"),
+    "Pod": Kind("", "v1", "pods"),
+    "ResourceQuota": Kind("", "v1", "resourcequotas"),
+    "Secret": Kind("", "v1", "secrets"),
+    "Service": Kind("", "v1", "services"),
+    "ServiceAccount": Kind("", "v1", "serviceaccounts"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
     """Objects of a list, and the version of the whole to watch from."""
 
     items: Sequence[dict[str, Any]]
@@ -65,7 +111,7 @@ class Api:
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
         """Return what is at ``path``."""
-        return await self._ask(Call("GET", path, params or {}, repeatable=True))
+        return await self._ask(ApiCall("GET", path, params or {}, repeatable=True))
 
     async def read(self, kind: str, namespace: str | None, name: str) -> dict[str, Any] | None:
         """Return one object, ``None`` when there is none."""
@@ -79,28 +125,29 @@ class Api:
 
     async def list(
         self, kind: str, namespace: str | None = None, *, selector: str = "", fields: str = ""
-    ) -> Page:
+    ) -> ListPage:
         """Return all objects of ``namespace`` (``None``: of all) that both selectors choose."""
         items: list[dict[str, Any]] = []
         version = ""
         async for page in self.pages(kind, namespace, selector=selector, fields=fields):
             items += page.items
             version = page.resource_version
-        return Page(items, version)
+        return ListPage(items, version)
 
     async def pages(
         self, kind: str, namespace: str | None = None, *, selector: str = "", fields: str = ""
-    ) -> AsyncIterator[Page]:
+    ) -> AsyncIterator[ListPage]:
         """Yield what ``list`` returns in pages, so that not all is held at once.
 
-        Raises ``ApiError`` with ``is_gone`` when reading took too long: begin anew.
+        Raises:
+            ApiError: ``is_gone`` when reading took too long: begin anew.
         """
         params = _chosen(selector, fields) | {"limit": str(PAGE)}
         while True:
             answer = await self.get(KINDS[kind].path(namespace), params)
             try:
                 meta = answer["metadata"]
-                page = Page(answer["items"] or (), meta["resourceVersion"])
+                page = ListPage(answer["items"] or (), meta["resourceVersion"])
             except (KeyError, TypeError) as error:
                 message = f"What answers at {self.connection.server} gave no list."
                 raise ClusterUnavailableError(message) from error
@@ -109,34 +156,23 @@ class Api:
                 return
             params["continue"] = meta["continue"]
 
-    async def apply(
-        self, thing: Object, *, force: bool = True, dry_run: bool = False
-    ) -> dict[str, Any]:
+    async def apply(self, thing: Object) -> dict[str, Any]:
         """Make the fields in ``thing`` as they are there, by server-side apply, and return it all.
 
-        Fields that we set before and that are missing now are removed; others' are left alone.
-        ``force`` takes fields over from others; without it they are ``ApiError`` 409.
+        Fields that we set before and that are missing now are removed; those that others set are
+        taken over where they stand in ``thing``, and else left alone.
         """
         meta = thing["metadata"]
-        params = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
-        call = Call(
+        request = ApiCall(
             "PATCH",
             KINDS[thing["kind"]].path(meta.get("namespace"), meta["name"]),
-            params | ({"dryRun": "All"} if dry_run else {}),
+            {"fieldManager": FIELD_MANAGER, "force": "true"},
             body=thing,
             content_type="application/apply-patch+yaml",
             repeatable=True,
         )
-        applied: dict[str, Any] = await self._ask(call)
+        applied: dict[str, Any] = await self._ask(request)
         return applied
-
-    async def create(self, thing: Object) -> dict[str, Any]:
-        """Create ``thing`` and return it; ``ApiError`` 409 when there is one of that name."""
-        path = KINDS[thing["kind"]].path(thing["metadata"].get("namespace"))
-        made: dict[str, Any] = await self._ask(
-            Call("POST", path, {"fieldManager": FIELD_MANAGER}, body=thing)
-        )
-        return made
 
     async def patch_merge(
         self, kind: str, namespace: str | None, name: str, patch: Object
@@ -145,7 +181,7 @@ class Api:
 
         With ``metadata.resourceVersion`` in it, it is 409 if somebody else was there first.
         """
-        call = Call(
+        request = ApiCall(
             "PATCH",
             KINDS[kind].path(namespace, name),
             {"fieldManager": FIELD_MANAGER},
@@ -154,7 +190,7 @@ class Api:
             # Done twice it is a conflict, never two changes.
             repeatable="resourceVersion" in patch.get("metadata", {}),
         )
-        patched: dict[str, Any] = await self._ask(call)
+        patched: dict[str, Any] = await self._ask(request)
         return patched
 
     async def delete(  # noqa: PLR0913 - each is a condition of its own, given by name
@@ -166,7 +202,6 @@ class Api:
         uid: str | None = None,
         version: str | None = None,
         again: bool = False,
-        propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
     ) -> bool:
         """Begin to delete it; ``False`` when it was not there.
 
@@ -174,13 +209,13 @@ class Api:
         is one that is no longer of the resourceVersion ``version``. ``again``: it may be tried
         again without ``uid`` too.
         """
-        body: dict[str, Any] = {"propagationPolicy": propagation}
+        body: dict[str, Any] = {"propagationPolicy": "Background"}
         given = {"uid": uid, "resourceVersion": version}
         if conditions := {name: value for name, value in given.items() if value is not None}:
             body["preconditions"] = conditions
         path = KINDS[kind].path(namespace, name)
         try:
-            await self._ask(Call("DELETE", path, body=body, repeatable=again or uid is not None))
+            await self._ask(ApiCall("DELETE", path, body=body, repeatable=again or uid is not None))
         except ApiError as error:
             if error.status == _NOT_FOUND:
                 return False
@@ -204,14 +239,15 @@ class Api:
             params["container"] = container
         if tail is not None:
             params["tailLines"] = str(tail)
-        call = Call("GET", f"{KINDS['Pod'].path(namespace, pod)}/log", params)
+        request = ApiCall("GET", f"{KINDS['Pod'].path(namespace, pod)}/log", params)
         # A quiet log is no dead one; TCP keepalive tells the two apart.
-        async with self._transport.stream(call, silence=None) as response:
+        async with self._transport.stream(request, silence=None) as response:
             yield self._chunks(response)
 
-    def watch(
+    @asynccontextmanager
+    async def watch(
         self, kind: str, *, selector: str = "", resource_version: str, seconds: int, silence: float
-    ) -> AbstractAsyncContextManager[WatchStream]:
+    ) -> AsyncIterator[WatchStream]:
         """Open what changes from ``resource_version`` on, for about ``seconds``.
 
         A stream that is silent for ``silence`` seconds is broken off (bookmarks come each minute).
@@ -222,11 +258,8 @@ class Api:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(seconds),
         }
-        return self._watched(Call("GET", KINDS[kind].path(), params), silence)
-
-    @asynccontextmanager
-    async def _watched(self, call: Call, silence: float) -> AsyncIterator[WatchStream]:
-        async with self._transport.stream(call, silence=silence) as response:
+        request = ApiCall("GET", KINDS[kind].path(), params)
+        async with self._transport.stream(request, silence=silence) as response:
             yield WatchStream(response, self._transport)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -236,8 +269,8 @@ class Api:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._transport.unavailable(error) from error
 
-    async def _ask(self, call: Call) -> Any:
-        return await self._transport.ask(call, self._within)
+    async def _ask(self, request: ApiCall) -> Any:
+        return await self._transport.ask(request, self._within)
 
 
 def _chosen(selector: str, fields: str) -> dict[str, str]:
@@ -245,18 +278,12 @@ def _chosen(selector: str, fields: str) -> dict[str, str]:
     return {key: value for key, value in params.items() if value}
 
 
-# Whether the settings lead to an API server that takes us, to be asked at start.
-
-_UNAUTHORIZED = 401
-# Where one thing is in several settings: which holds the authority, and which the credentials.
-_PARTS = {"KUBE_HOST": ("KUBE_CA", "KUBE_TOKEN")}
-
-
 async def server_version(api: Api) -> str:
     """Return the API server's version.
 
-    Raises ``ConfigError`` when the settings lead to something that will not take us, and
-    ``ClusterUnavailableError`` when nothing answers: that may pass.
+    Raises:
+        ConfigError: the settings lead to something that will not take us.
+        ClusterUnavailableError: nothing answers, which may pass.
     """
     to = api.connection
     try:
@@ -266,7 +293,8 @@ async def server_version(api: Api) -> str:
             raise wrong from error
         raise ClusterUnavailableError(f"{to.source}: {error}", hint=error.info.hint) from error
     except ApiError as error:
-        setting = _PARTS[to.source][1] if _is_unknown(to, error) else to.source
+        unknown = error.status == _UNAUTHORIZED and to.source in _PARTS
+        setting = _PARTS[to.source][1] if unknown else to.source
         raise ConfigError(
             f"{setting} does not fit the API server {to.server}: it answers {error}."
         ) from error
@@ -275,18 +303,11 @@ async def server_version(api: Api) -> str:
         raise ConfigError(message) from error
 
 
-def _is_unknown(to: Connection, error: ApiError) -> bool:
-    return error.status == _UNAUTHORIZED and to.source in _PARTS
-
-
 def _wrong_way(to: Connection, cause: BaseException | None) -> ConfigError | None:
     """Return what is wrong with the settings for good, ``None`` for what may pass."""
     if isinstance(cause, aiohttp.ClientConnectorCertificateError):
-        setting = (
-            to.source
-            if credentials.is_other_name(cause)
-            else _PARTS.get(to.source, (to.source,))[0]
-        )
+        authority = _PARTS.get(to.source, (to.source,))[0]
+        setting = to.source if credentials.is_other_name(cause) else authority
         return ConfigError(
             f"{setting} does not fit the API server {to.server}: "
             f"its certificate is refused ({credentials.why_refused(cause)})."

@@ -1,103 +1,113 @@
-"""What the watches know, by project: its objects now, when they changed, and who else changed them.
+"""What the informers know, by project: its objects, when they changed, and who else changed them.
 
 For one event loop. Nothing here asks the API server.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
 
-from greylag.cluster.kubernetes.identity import CLAIM_ANNOTATION, PROJECT_LABEL, is_edited, ref_of
-from greylag.cluster.kubernetes.informer import Change, Watches
-from greylag.cluster.kubernetes.objects import is_ready
+from greylag.cluster.kubernetes.identity import (
+    CLAIM_ANNOTATION,
+    PROJECT_LABEL,
+    Object,
+    annotation_of,
+    is_edited,
+    label_of,
+    project_slug,
+    ref_of,
+)
+from greylag.cluster.kubernetes.informer import Change, Informers
+from greylag.cluster.kubernetes.objects import is_ready, wants_pod
 from greylag.cluster.shared import ChangeFeed
-from greylag.domain.project import ProjectRef
+from greylag.domain.project import Environment, ProjectRef
 
-Slot = tuple[str, str]
+ProjectKey = tuple[str, str]
 """A project's namespace and what its objects' names begin with."""
-
-Object = Mapping[str, Any]
 
 _OLD_SECONDS = 60.0
 _PARTS = frozenset({"Service", "Ingress", "PersistentVolumeClaim"})
 
 
-class Board:
-    """Sorts what ``watches`` tell by project; tells ``unasked`` of what nobody here asked for."""
+class ProjectCache:
+    """Sorts what the informers tell by project; tells ``unasked`` of what nobody here asked for."""
 
-    def __init__(self, watches: Watches, unasked: ChangeFeed) -> None:
-        self._watches = watches
+    def __init__(self, informers: Informers, unasked: ChangeFeed) -> None:
+        self._informers = informers
         self._unasked = unasked
-        self._pods: defaultdict[Slot, dict[str, Object]] = defaultdict(dict)
+        self._pods: defaultdict[ProjectKey, dict[str, Object]] = defaultdict(dict)
         self._deployments: defaultdict[str, dict[str, Object]] = defaultdict(dict)
-        self._versions: dict[Slot, int] = {}
-        self._changed_at: dict[Slot, float] = {}
-        self._waiting: dict[Slot, asyncio.Event] = {}
-        watches.subscribe(self._hear)
+        self._versions: dict[ProjectKey, int] = {}
+        self._changed_at: dict[ProjectKey, float] = {}
+        self._waiting: dict[ProjectKey, asyncio.Event] = {}
+        informers.subscribe(self._hear)
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
-        """Return one object that is watched, ``None`` where it is not there."""
-        return self._watches[kind].cache.get((namespace, name))
+        """Return one object of a kind that is watched, ``None`` where it is not there."""
+        return self._informers[kind].cache.get((namespace, name))
 
-    def pods(self, slot: Slot) -> list[Object]:
+    def watches(self, kind: str) -> bool:
+        """Tell whether the objects of this kind are known."""
+        return kind in self._informers
+
+    def pods(self, key: ProjectKey) -> list[Object]:
         """Return a project's pods."""
-        return list(self._pods[slot].values()) if slot in self._pods else []
+        return list(self._pods[key].values()) if key in self._pods else []
 
     def refs(self) -> Iterator[tuple[ProjectRef, str]]:
         """Yield whose Deployments and volume claims there are, with their namespaces, once each."""
         seen: dict[tuple[ProjectRef, str], None] = {}
         for kind in ("Deployment", "PersistentVolumeClaim"):
-            for thing in self._watches[kind].cache.values():
+            for thing in self._informers[kind].cache.values():
                 if (ref := ref_of(thing)) is not None:
                     seen[ref, thing["metadata"]["namespace"]] = None
         yield from seen
 
-    def version(self, slot: Slot) -> int:
+    def version(self, key: ProjectKey) -> int:
         """Return a number that grows with each change of the project's objects."""
-        return self._versions.get(slot, 0)
+        return self._versions.get(key, 0)
 
-    def quiet_for(self, slot: Slot) -> float:
+    def quiet_for(self, key: ProjectKey) -> float:
         """Return for how many seconds nothing of the project has changed."""
         now = asyncio.get_running_loop().time()
-        return now - self._changed_at.get(slot, now)
+        return now - self._changed_at.get(key, now)
 
-    async def changed(self, slot: Slot, since: int, within: float) -> None:
+    async def changed(self, key: ProjectKey, since: int, within: float) -> None:
         """Return once the project's version is not ``since``, or after ``within`` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
-                while self.version(slot) == since:
-                    await self._waiting.setdefault(slot, asyncio.Event()).wait()
+                while self.version(key) == since:
+                    await self._waiting.setdefault(key, asyncio.Event()).wait()
 
-    def forget(self, slot: Slot) -> None:
+    def forget(self, key: ProjectKey) -> None:
         """Drop what is remembered of a project that is gone."""
-        if not self._pods.get(slot):
-            self._pods.pop(slot, None)
-            self._changed_at.pop(slot, None)
+        if not self._pods.get(key):
+            self._pods.pop(key, None)
+            self._changed_at.pop(key, None)
 
     def wake(self) -> None:
         """Let all who wait look again."""
-        for slot in list(self._waiting):
-            self._move(slot)
+        for key in list(self._waiting):
+            self._move(key)
 
     def _hear(self, change: Change) -> None:
         if change.kind in {"Namespace", "NetworkPolicy"}:
             self._hear_shared(change)
             return
-        slug = (change.thing["metadata"].get("labels") or {}).get(PROJECT_LABEL)
+        slug = label_of(change.thing, PROJECT_LABEL)
         if slug is None:
             return
-        slot = (change.namespace, slug)
-        self._note_unasked(change, slot)
+        key = (change.namespace, slug)
+        self._note_unasked(change, key)
         if change.kind == "Pod":
-            self._keep(self._pods[slot], change)
+            self._keep(self._pods[key], change)
         elif change.kind == "Deployment" and change.gone:
             self._deployments[change.namespace].pop(slug, None)
         elif change.kind == "Deployment":
             self._deployments[change.namespace][slug] = change.thing
-        self._move(slot)
+        self._move(key)
 
     def _hear_shared(self, change: Change) -> None:
         """A rule that is lost or changed concerns all environments of the namespace that run."""
@@ -108,21 +118,22 @@ class Board:
             if change.kind == "NetworkPolicy" and lost and wants_pod(deployment):
                 self._tell(deployment)
 
-    def _note_unasked(self, change: Change, slot: Slot) -> None:
+    def _note_unasked(self, change: Change, key: ProjectKey) -> None:
         """Tell of what ends an environment that is to run, though no verb of ours did it."""
-        deployment = self._deployments.get(slot[0], {}).get(slot[1])
+        deployment = self._deployments.get(key[0], {}).get(key[1])
         if deployment is None or not wants_pod(deployment):
             return
         match change.kind:
             case "Pod":
-                before = self._pods[slot].get(change.name)
+                before = self._pods[key].get(change.name)
                 lost = _was_ready(before) and (change.gone or not is_ready(change.thing))
-                if lost or _late_bloom(before, change):
+                if lost or _ready_late(before, change):
                     self._tell(deployment)
             case "Deployment":
-                by_hand = not wants_pod(change.thing) and claim_of(change.thing) == claim_of(
-                    deployment
-                )
+                claims = [
+                    annotation_of(one, CLAIM_ANNOTATION) for one in (change.thing, deployment)
+                ]
+                by_hand = not wants_pod(change.thing) and claims[0] == claims[1]
                 if change.gone or by_hand or is_edited(change.thing):
                     self._tell(deployment)
             case kind if kind in _PARTS and (change.gone or is_edited(change.thing)):
@@ -138,28 +149,23 @@ class Board:
         else:
             pods[change.name] = change.thing
 
-    def _move(self, slot: Slot) -> None:
-        self._versions[slot] = self._versions.get(slot, 0) + 1
-        self._changed_at[slot] = asyncio.get_running_loop().time()
-        if (waiting := self._waiting.pop(slot, None)) is not None:
+    def _move(self, key: ProjectKey) -> None:
+        self._versions[key] = self._versions.get(key, 0) + 1
+        self._changed_at[key] = asyncio.get_running_loop().time()
+        if (waiting := self._waiting.pop(key, None)) is not None:
             waiting.set()
 
 
-def wants_pod(deployment: Object) -> bool:
-    """Tell whether a Deployment is to run."""
-    return bool(deployment["spec"].get("replicas", 1))
-
-
-def claim_of(deployment: Object) -> str | None:
-    """Return the newest claim that a Deployment has seen, as text."""
-    return (deployment["metadata"].get("annotations") or {}).get(CLAIM_ANNOTATION)
+def key_of(environment: Environment) -> ProjectKey:
+    """Return what the cache knows an environment by."""
+    return environment.names.namespace, project_slug(environment)
 
 
 def _was_ready(pod: Object | None) -> bool:
     return pod is not None and is_ready(pod)
 
 
-def _late_bloom(before: Object | None, change: Change) -> bool:
+def _ready_late(before: Object | None, change: Change) -> bool:
     """Tell whether a pod got ready so late that nobody may be waiting for it any more."""
     if change.gone or _was_ready(before) or not is_ready(change.thing):
         return False

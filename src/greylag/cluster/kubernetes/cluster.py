@@ -1,25 +1,31 @@
-"""What an environment says: the log of its pod, and with ``follow`` of those that come after it."""
+"""Environments as pods of a Kubernetes cluster: the adapter of ``ports.Cluster``."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import structlog
 
 from greylag.cluster.kubernetes.api import Api, server_version
-from greylag.cluster.kubernetes.applying import Applier, Remover, mark_of
-from greylag.cluster.kubernetes.cache import Board, Object, wants_pod
-from greylag.cluster.kubernetes.connection import Connection
-from greylag.cluster.kubernetes.failures import ApiError, told
-from greylag.cluster.kubernetes.fencing import FencedWrites, Step, removal_stamp, stamp
-from greylag.cluster.kubernetes.identity import PROJECT_LABEL, SELECTOR, project_slug
-from greylag.cluster.kubernetes.informer import Watches
-from greylag.cluster.kubernetes.locator import Doorbell, Reacher, ServiceProxy
+from greylag.cluster.kubernetes.cache import ProjectCache
+from greylag.cluster.kubernetes.failures import ApiError, translated
+from greylag.cluster.kubernetes.identity import SELECTOR, Object, project_selector
+from greylag.cluster.kubernetes.informer import Informers
+from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, ServiceProxy
 from greylag.cluster.kubernetes.manifests import CONTAINER
-from greylag.cluster.kubernetes.objects import is_idle
-from greylag.cluster.kubernetes.observation import Looker, observed
+from greylag.cluster.kubernetes.objects import container, wants_pod
+from greylag.cluster.kubernetes.observation import EnvironmentObserver, observed
 from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.writes import (
+    Applier,
+    FencedStep,
+    FencedWrites,
+    Remover,
+    removal_stamp,
+    stamp,
+    start_mark,
+)
 from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
@@ -27,17 +33,243 @@ from greylag.domain.names import environment_names
 from greylag.domain.project import Environment, ProjectRef
 from greylag.ports import AgentAddress
 
+WATCHED = (
+    "Namespace",
+    "NetworkPolicy",
+    "PersistentVolumeClaim",
+    "Service",
+    "Ingress",
+    "Deployment",
+    "Pod",
+)
+CHECK_SECONDS = 3.0
+PREPARED_SECONDS = 2.0
+
+_ALIVE = frozenset({Observed.STARTING, Observed.READY, Observed.STOPPING, Observed.FAILED})
 _POLL_SECONDS = 1.0
 _LONGEST_LINE = 1024 * 1024
 _NO_LOG_YET = frozenset({400, 404})
 
+_log = structlog.get_logger(__name__)
 
-async def read_lines(
+
+class KubernetesCluster:
+    """Environments as Deployments of one pod, in a namespace for each user.
+
+    Any number of these, in any number of processes, may work on one cluster. The informers begin
+    with the first look, so that a web, which only reaches agents, has none. Make it on the running
+    loop.
+
+    Args:
+        api: the cluster's; it is closed with this.
+        options: what environments are like.
+        variables: agentd's environment variables, the model provider's key among them.
+        namespace_prefix: tells our environments from those of another Greylag on this cluster.
+    """
+
+    kind = "kubernetes"
+    notice: str | None = None
+
+    def __init__(
+        self,
+        api: Api,
+        options: Options,
+        variables: Mapping[str, str],
+        *,
+        namespace_prefix: str = "user-",
+    ) -> None:
+        self._api = api
+        self._options = options
+        self._variables = variables
+        self.namespace_prefix = namespace_prefix
+        self._unasked = ChangeFeed()
+        self._informers = Informers(api, dict.fromkeys(WATCHED, SELECTOR))
+        self._cache = ProjectCache(self._informers, self._unasked)
+        self._proxy = ServiceProxy(api.connection, options.agent_port)
+        self._locator = AgentLocator(api, options, self._proxy)
+        self._probe = AddressProbe.open()
+        self._observer = EnvironmentObserver(
+            api, self._informers, self._cache, options, locator=self._locator, probe=self._probe
+        )
+        self._applier = Applier(api, self._cache, options, variables)
+        self._remover = Remover(api, self._cache)
+        self._writes = FencedWrites(api, self._informers, self._cache)
+        self._watching: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+
+    async def check(self) -> None:
+        """Raise ``ConfigError`` when the settings lead to what does not take us.
+
+        An API server that cannot be reached now is only told of in the log: that may pass.
+        """
+        try:
+            version = await server_version(self._api.within(CHECK_SECONDS))
+        except ClusterError as error:
+            _log.warning("kubernetes_unreachable", why=str(error))
+        else:
+            _log.info("kubernetes", version=version)
+
+    async def observe(self, environment: Environment) -> Observation:
+        """Return how the environment stands, as the informers know it."""
+        self._begin()
+        return await self._observer.observe(environment)
+
+    async def prepare(self, environment: Environment) -> None:
+        """Apply all objects with no pod; an environment that exists only gets the claim."""
+
+        async def step(found: Object | None) -> dict[str, Any] | None:
+            if found is None:
+                return await self._applier.apply(environment, None, replicas=0, mark="1")
+            return await self._writes.stamped(environment, found)
+
+        await self._fenced(environment, step)
+        await self._idle(environment)
+
+    async def start(self, environment: Environment) -> None:
+        """Apply all objects with one pod; a failed one gets a new pod."""
+        self._begin()
+        state = (await self._observer.latest(environment)).state
+
+        async def step(found: Object | None) -> dict[str, Any] | None:
+            if found is not None and wants_pod(found) and state is not Observed.FAILED:
+                return await self._writes.stamped(environment, found)
+            if state is Observed.STOPPING:
+                raise ClusterError(
+                    "The environment is still being stopped.", code="environment_stopping"
+                )
+            mark = start_mark(found)
+            if state is Observed.FAILED and self._observer.objects(environment).failed_itself:
+                mark = f"{environment.generation}.{environment.fence.number}"
+            return await self._applier.apply(environment, found, replicas=1, mark=mark)
+
+        await self._fenced(environment, step)
+
+    async def stop(self, environment: Environment) -> None:
+        """Scale to no pod."""
+        self._locator.forget(environment)
+
+        async def step(found: Object | None) -> dict[str, Any] | None:
+            if found is None:
+                return None
+            patch = {"metadata": stamp(environment, found), "spec": {"replicas": 0}}
+            return await self._writes.patched(environment, patch)
+
+        await self._fenced(environment, step)
+
+    async def delete(self, environment: Environment) -> None:
+        """Remove everything, the volume too; an environment that has a pod is refused."""
+        self._locator.forget(environment)
+
+        async def step(found: Object | None) -> dict[str, Any] | None:
+            if observed(self._observer.objects(environment)).state in _ALIVE:
+                raise ClusterError(
+                    "The environment must be stopped before it can be deleted.",
+                    code="environment_running",
+                )
+            if found is not None:
+                patch = {"metadata": removal_stamp(environment, found)}
+                found = await self._writes.patched(environment, patch)
+            await self._remover.remove(environment, found)
+            return None
+
+        await self._fenced(environment, step)
+        self._writes.deleted(environment)
+        self._observer.forget(environment)
+
+    async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
+        """Return once the project's objects changed after the last look, or after ``timeout``."""
+        self._begin()
+        await self._observer.changed(environment, timeout)
+
+    async def changes(self) -> AsyncIterator[ProjectRef]:
+        """Yield projects whose pod or objects were lost though they are to run, until ``close``."""
+        heard = self._unasked.listen()
+        self._begin()
+        async for ref in heard:
+            yield ref
+        if self._watching is not None and self._watching.done() and not self._closing.is_set():
+            self._watching.result()
+
+    async def reach(self, environment: Environment) -> AgentAddress:
+        """Return the agent's address and its token."""
+        return await self._locator.reach(environment)
+
+    @asynccontextmanager
+    async def logs(
+        self, environment: Environment, *, follow: bool, tail: int
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open the log of the environment's pod."""
+        async with aclosing(self._lines(environment, follow=follow, tail=tail)) as lines:
+            yield lines
+
+    async def inventory(self) -> Sequence[ProjectRef]:
+        """Return whose Deployments or volumes are in the cluster."""
+        self._begin()
+        await self._observer.fresh()
+        return [ref for ref, namespace in self._cache.refs() if self._is_ours(ref, namespace)]
+
+    async def close(self) -> None:
+        """End the informers and close all connections; the environments go on."""
+        self._closing.set()
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+        self._unasked.close()
+        self._cache.wake()
+        await self._proxy.close()
+        await self._probe.close()
+        await self._api.close()
+
+    async def _lines(
+        self, environment: Environment, *, follow: bool, tail: int
+    ) -> AsyncGenerator[bytes, None]:
+        with translated():
+            async for line in _log_lines(self._api, environment, follow=follow, tail=tail):
+                yield line
+
+    def _is_ours(self, ref: ProjectRef, namespace: str) -> bool:
+        names = environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)
+        return names.namespace == namespace
+
+    def _begin(self) -> None:
+        if self._watching is None and not self._closing.is_set():
+            self._watching = asyncio.create_task(self._informers.run(), name="kubernetes informers")
+            self._watching.add_done_callback(self._informers_ended)
+
+    def _informers_ended(self, task: "asyncio.Task[None]") -> None:
+        """Let whoever hears ``changes`` learn of it; ``observe`` knows nothing from now on."""
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("kubernetes_informers_died", exc_info=task.exception())
+        self._unasked.close()
+
+    async def _fenced(self, environment: Environment, step: FencedStep) -> None:
+        self._begin()
+        await self._observer.fresh()
+        await self._writes.do(environment, step)
+
+    async def _idle(self, environment: Environment) -> None:
+        """Wait a moment for the cluster's controller to take a new environment up."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + PREPARED_SECONDS
+        while (
+            not self._observer.objects(environment).is_idle and (left := give_up - loop.time()) > 0
+        ):
+            seen = await self._observer.observe(environment)
+            if seen.state not in {Observed.STOPPING, Observed.STOPPED}:
+                return
+            await self._observer.changed(environment, min(left, 0.2))
+
+
+async def _log_lines(
     api: Api, environment: Environment, *, follow: bool, tail: int
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the last ``tail`` lines, then, with ``follow``, what comes, through restarts.
+    """Yield the last ``tail`` lines of the newest pod, each with its line feed.
 
-    Each line ends in a line feed. Raises ``ApiError``.
+    With ``follow`` then what comes, of it and of the pods that come after it.
+
+    Raises:
+        ApiError: the API server refuses it.
     """
     read: tuple[str, int] | None = None
     first: int | None = tail
@@ -80,230 +312,10 @@ async def _of_pod(
 
 
 async def _newest(api: Api, environment: Environment) -> dict[str, Any] | None:
-    selector = f"{PROJECT_LABEL}={project_slug(environment)}"
-    pods = (await api.list("Pod", environment.names.namespace, selector=selector)).items
+    ours = project_selector(environment)
+    pods = (await api.list("Pod", environment.names.namespace, selector=ours)).items
     return max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
 
 
 def _run_of(pod: dict[str, Any]) -> tuple[str, int]:
-    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
-    return pod["metadata"]["uid"], int(statuses[0].get("restartCount", 0))
-
-
-# Environments as pods of a Kubernetes cluster: the adapter of ``ports.cluster``.
-
-WATCHED = (
-    "Namespace",
-    "NetworkPolicy",
-    "PersistentVolumeClaim",
-    "Service",
-    "Ingress",
-    "Deployment",
-    "Pod",
-)
-CHECK_SECONDS = 3.0
-PREPARED_SECONDS = 2.0
-
-_log = structlog.get_logger(__name__)
-
-
-class KubernetesCluster:
-    """Environments as Deployments of one pod, in a namespace for each user.
-
-    Any number of these, in any number of processes, may work on one cluster. Watches begin with the
-    first look, so that a web, which only reaches agents, holds none.
-    """
-
-    kind = "kubernetes"
-    notice: str | None = None
-
-    def __init__(self, api: Api, options: Options, *, namespace_prefix: str = "user-") -> None:
-        self._api = api
-        self.namespace_prefix = namespace_prefix
-        self._unasked = ChangeFeed()
-        self._watches = Watches(api, dict.fromkeys(WATCHED, SELECTOR))
-        self._board = Board(self._watches, self._unasked)
-        self._proxy = ServiceProxy(api.connection, options.agent_port)
-        self._reacher = Reacher(api, options, self._proxy)
-        self._doorbell = Doorbell.open()
-        self._looker = Looker(
-            api, self._watches, self._board, options, reacher=self._reacher, doorbell=self._doorbell
-        )
-        self._applier = Applier(api, self._board, options)
-        self._remover = Remover(api, self._board)
-        self._writes = FencedWrites(api, self._watches, self._board)
-        self._watching: asyncio.Task[None] | None = None
-        self._closing = asyncio.Event()
-
-    @classmethod
-    def open(
-        cls, connection: Connection, options: Options, *, namespace_prefix: str = "user-"
-    ) -> "KubernetesCluster":
-        """Return the cluster that ``connection`` leads to. Call it on the running loop.
-
-        ``namespace_prefix`` tells our environments from those of another Greylag on this cluster.
-        """
-        return cls(Api.open(connection), options, namespace_prefix=namespace_prefix)
-
-    async def check(self) -> None:
-        """Raise ``ConfigError`` when the settings lead to what does not take us.
-
-        An API server that cannot be reached now is only told of in the log: that may pass.
-        """
-        try:
-            version = await server_version(self._api.within(CHECK_SECONDS))
-        except ClusterError as error:
-            _log.warning("kubernetes_unreachable", why=str(error))
-        else:
-            _log.info("kubernetes", version=version)
-
-    async def observe(self, environment: Environment) -> Observation:
-        """Return how the environment stands, as the watches know it."""
-        self._begin()
-        return await self._looker.observe(environment)
-
-    async def prepare(self, environment: Environment) -> None:
-        """Apply all objects with no pod; an environment that exists only gets the claim."""
-
-        async def step(found: Object | None) -> dict[str, Any] | None:
-            if found is None:
-                return await self._applier.apply(environment, None, replicas=0, mark="1")
-            return await self._writes.stamped(environment, found)
-
-        await self._fenced(environment, step)
-        await self._idle(environment)
-
-    async def start(self, environment: Environment) -> None:
-        """Apply all objects with one pod; a failed one gets a new pod."""
-        state = (await self.observe(environment)).state
-
-        async def step(found: Object | None) -> dict[str, Any] | None:
-            if found is not None and wants_pod(found) and state is not Observed.FAILED:
-                return await self._writes.stamped(environment, found)
-            if state is Observed.STOPPING:
-                raise ClusterError(
-                    "The environment is still being stopped.", code="environment_stopping"
-                )
-            mark = mark_of(found)
-            if state is Observed.FAILED and self._looker.sight(environment).failed_itself:
-                mark = f"{environment.generation}.{environment.fence.number}"
-            return await self._applier.apply(environment, found, replicas=1, mark=mark)
-
-        await self._fenced(environment, step)
-
-    async def stop(self, environment: Environment) -> None:
-        """Scale to no pod."""
-        self._reacher.forget(environment)
-
-        async def step(found: Object | None) -> dict[str, Any] | None:
-            if found is None:
-                return None
-            patch = {"metadata": stamp(environment, found), "spec": {"replicas": 0}}
-            return await self._writes.patched(environment, patch)
-
-        await self._fenced(environment, step)
-
-    async def delete(self, environment: Environment) -> None:
-        """Remove everything, the volume too; an environment that has a pod is refused."""
-        self._reacher.forget(environment)
-
-        async def step(found: Object | None) -> dict[str, Any] | None:
-            if observed(self._looker.sight(environment)).state in _ALIVE:
-                raise ClusterError(
-                    "The environment must be stopped before it can be deleted.",
-                    code="environment_running",
-                )
-            if found is not None:
-                patch = {"metadata": removal_stamp(environment, found)}
-                found = await self._writes.patched(environment, patch)
-            await self._remover.remove(environment, found)
-            return None
-
-        await self._fenced(environment, step)
-        self._writes.fences.deleted(environment)
-        self._looker.forget(environment)
-
-    async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
-        """Return once the project's objects changed after the last look, or after ``timeout``."""
-        self._begin()
-        await self._looker.changed(environment, timeout)
-
-    async def changes(self) -> AsyncIterator[ProjectRef]:
-        """Yield projects whose pod or objects were lost though they are to run, until ``close``."""
-        heard = self._unasked.listen()
-        self._begin()
-        async for ref in heard:
-            yield ref
-        if self._watching is not None and self._watching.done() and not self._closing.is_set():
-            self._watching.result()
-
-    async def reach(self, environment: Environment) -> AgentAddress:
-        """Return the agent's address and its token."""
-        return await self._reacher.reach(environment)
-
-    @asynccontextmanager
-    async def logs(
-        self, environment: Environment, *, follow: bool, tail: int
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open the log of the environment's pod."""
-        async with aclosing(self._lines(environment, follow=follow, tail=tail)) as lines:
-            yield lines
-
-    async def inventory(self) -> Sequence[ProjectRef]:
-        """Return whose Deployments or volumes are in the cluster."""
-        self._begin()
-        await self._looker.fresh()
-        return [ref for ref, namespace in self._board.refs() if self._is_ours(ref, namespace)]
-
-    async def close(self) -> None:
-        """End the watches and close all connections; the environments go on."""
-        self._closing.set()
-        if self._watching is not None:
-            self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
-        self._unasked.close()
-        self._board.wake()
-        await self._proxy.close()
-        await self._doorbell.close()
-        await self._api.close()
-
-    async def _lines(
-        self, environment: Environment, *, follow: bool, tail: int
-    ) -> AsyncGenerator[bytes, None]:
-        with told():
-            async for line in read_lines(self._api, environment, follow=follow, tail=tail):
-                yield line
-
-    def _is_ours(self, ref: ProjectRef, namespace: str) -> bool:
-        names = environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)
-        return names.namespace == namespace
-
-    def _begin(self) -> None:
-        if self._watching is None and not self._closing.is_set():
-            self._watching = asyncio.create_task(self._watches.run(), name="kubernetes watches")
-            self._watching.add_done_callback(self._watches_ended)
-
-    def _watches_ended(self, task: "asyncio.Task[None]") -> None:
-        """Let whoever hears ``changes`` learn of it; ``observe`` knows nothing from now on."""
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("kubernetes_watches_died", exc_info=task.exception())
-        self._unasked.close()
-
-    async def _fenced(self, environment: Environment, step: Step) -> None:
-        self._begin()
-        await self._looker.fresh()
-        await self._writes.do(environment, step)
-
-    async def _idle(self, environment: Environment) -> None:
-        """Wait a moment for the cluster's controller to take a new environment up."""
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + PREPARED_SECONDS
-        while not is_idle(self._looker.sight(environment)) and (left := give_up - loop.time()) > 0:
-            seen = await self._looker.observe(environment)
-            if seen.state not in {Observed.STOPPING, Observed.STOPPED}:
-                return
-            await self._looker.changed(environment, min(left, 0.2))
-
-
-_ALIVE = frozenset({Observed.STARTING, Observed.READY, Observed.STOPPING, Observed.FAILED})
+    return pod["metadata"]["uid"], int(container(pod).get("restartCount", 0))

@@ -1,4 +1,10 @@
-"""Who Greylag is to the API server: a token, a token's file, or nobody (a certificate says it)."""
+"""Who Greylag is to the API server, and TLS towards it.
+
+`Credentials` give each request its headers: a `Token`, a `TokenFile` that Kubernetes renews, or
+what a program says that a kubeconfig names (`aws eks get-token`, `kubelogin`, ...), by the protocol
+https://kubernetes.io/docs/reference/config-api/client-authentication.v1/. A client certificate
+needs no header: it goes into the TLS context.
+"""
 
 import asyncio
 import base64
@@ -22,6 +28,18 @@ from greylag.domain.errors import ClusterUnavailableError
 
 REREAD_SECONDS = 60.0
 """Kubernetes renews a pod's token long before it ends, so a minute old is new enough."""
+
+API_VERSIONS = frozenset(
+    {"client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"}
+)
+RUN_SECONDS = 20.0
+"""Less than a call may take, so that it is the program that is named when it hangs."""
+
+RENEW_BEFORE = timedelta(seconds=10)
+_LONGEST = 1024 * 1024
+_END_SECONDS = 2.0
+# X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
+_OTHER_NAME = frozenset({62, 64})
 
 
 class Credentials(Protocol):
@@ -81,94 +99,6 @@ class TokenFile:
         if headers is self._headers:
             self._read_at = None
         return True
-
-
-def bearer(token: str) -> Mapping[str, str]:
-    """Return the header that carries ``token``, none for "".
-
-    Raises ``ValueError`` for what cannot be a token (RFC 6750): a header could not carry it.
-    """
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError("a token has no blanks, line breaks or signs beyond ASCII")
-    return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-# TLS towards the API server.
-
-
-def pem_of(raw: bytes) -> str | None:
-    """Return ``raw`` as PEM, ``None`` when it is something else."""
-    # Between the blocks there may be remarks in any language, which OpenSSL passes over.
-    text = raw.decode("ascii", "ignore")
-    return text if "-----BEGIN" in text else None
-
-
-def pem_of_base64(text: str) -> str | None:
-    """Return the PEM that ``text`` holds in base64 (line breaks allowed), ``None`` for none."""
-    try:
-        return pem_of(base64.b64decode("".join(text.split()), validate=True))
-    except (binascii.Error, ValueError):
-        return None
-
-
-def client_context(ca: str | None, *, verify: bool = True) -> ssl.SSLContext:
-    """Return a context that trusts ``ca`` (PEM), or the system's authorities when it is ``None``.
-
-    Raises ``ValueError`` or ``ssl.SSLError`` when ``ca`` holds no certificate.
-    """
-    context = ssl.create_default_context(cadata=ca)
-    # Python 3.13 began to demand extensions that the authorities of many clusters lack.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def load_identity(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    """Make new connections of ``context`` show this client certificate (PEM, as is the key).
-
-    Raises ``ssl.SSLError`` when the two are not a pair, or the key is locked by a password.
-    """
-    # OpenSSL takes them from files only; these are ours alone and gone at once.
-    with tempfile.TemporaryDirectory(prefix="greylag-") as folder:
-        certificate_file, key_file = Path(folder, "crt"), Path(folder, "key")
-        certificate_file.write_text(certificate)
-        key_file.write_text(key)
-        # Without `password` OpenSSL would ask for one on the terminal.
-        context.load_cert_chain(certificate_file, key_file, password="")
-
-
-def why_refused(error: aiohttp.ClientSSLError) -> str:
-    """Return OpenSSL's words for what is wrong with the other side."""
-    own = error.os_error
-    if isinstance(own, ssl.SSLCertVerificationError):
-        return own.verify_message.rstrip(".")
-    return str(getattr(own, "reason", None) or own.strerror or "no TLS").replace("_", " ").lower()
-
-
-def is_other_name(error: aiohttp.ClientSSLError) -> bool:
-    """Tell whether the certificate is sound, but that of another name or address."""
-    return getattr(error.os_error, "verify_code", 0) in _OTHER_NAME
-
-
-# X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
-_OTHER_NAME = frozenset({62, 64})
-
-
-# Credentials from a program that the kubeconfig names (`aws eks get-token`, `kubelogin`, ...).
-#
-# The protocol is https://kubernetes.io/docs/reference/config-api/client-authentication.v1/.
-
-API_VERSIONS = frozenset(
-    {"client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"}
-)
-RUN_SECONDS = 20.0
-"""Less than a call may take, so that it is the program that is named when it hangs."""
-
-RENEW_BEFORE = timedelta(seconds=10)
-_LONGEST = 1024 * 1024
-_END_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +200,75 @@ class ExecPlugin:
             f"The kubeconfig's credential program {self._program.command} {how}.",
             hint="Run it by hand, or `kubectl get namespaces`, to see what it says.",
         )
+
+
+def bearer(token: str) -> Mapping[str, str]:
+    """Return the header that carries ``token``, none for "".
+
+    Raises:
+        ValueError: it cannot be a token (RFC 6750), as a header could not carry it.
+    """
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("a token has no blanks, line breaks or signs beyond ASCII")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def pem_of(raw: bytes) -> str | None:
+    """Return ``raw`` as PEM, ``None`` when it is something else."""
+    # Between the blocks there may be remarks in any language, which OpenSSL passes over.
+    text = raw.decode("ascii", "ignore")
+    return text if "-----BEGIN" in text else None
+
+
+def pem_of_base64(text: str) -> str | None:
+    """Return the PEM that ``text`` holds in base64 (line breaks allowed), ``None`` for none."""
+    try:
+        return pem_of(base64.b64decode("".join(text.split()), validate=True))
+    except (binascii.Error, ValueError):
+        return None
+
+
+def client_context(ca: str | None, *, verify: bool = True) -> ssl.SSLContext:
+    """Return a context that trusts ``ca`` (PEM), or the system's authorities when it is ``None``.
+
+    Raises:
+        ValueError, ssl.SSLError: ``ca`` holds no certificate.
+    """
+    context = ssl.create_default_context(cadata=ca)
+    # Python 3.13 began to demand extensions that the authorities of many clusters lack.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def load_identity(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Make new connections of ``context`` show this client certificate (PEM, as is the key).
+
+    Raises:
+        ssl.SSLError: the two are not a pair, or the key is locked by a password.
+    """
+    # OpenSSL takes them from files only; these are ours alone and gone at once.
+    with tempfile.TemporaryDirectory(prefix="greylag-") as folder:
+        certificate_file, key_file = Path(folder, "crt"), Path(folder, "key")
+        certificate_file.write_text(certificate)
+        key_file.write_text(key)
+        # Without `password` OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(certificate_file, key_file, password="")
+
+
+def why_refused(error: aiohttp.ClientSSLError) -> str:
+    """Return OpenSSL's words for what is wrong with the other side."""
+    own = error.os_error
+    if isinstance(own, ssl.SSLCertVerificationError):
+        return own.verify_message.rstrip(".")
+    return str(getattr(own, "reason", None) or own.strerror or "no TLS").replace("_", " ").lower()
+
+
+def is_other_name(error: aiohttp.ClientSSLError) -> bool:
+    """Tell whether the certificate is sound, but that of another name or address."""
+    return getattr(error.os_error, "verify_code", 0) in _OTHER_NAME
 
 
 async def _said(stream: asyncio.StreamReader | None) -> bytes:

@@ -1,15 +1,28 @@
-"""What the API server refuses, as it says it (its ``Status`` object). Stays inside this package."""
+"""What goes wrong on Kubernetes: the API server's refusals, and why an environment does not get on.
+
+An `ApiError` stays inside this package. A `Cause` is one sentence of ours and what to do, made from
+Kubernetes' own words; the table for operators is docs/kubernetes-errors.md. `translated` and
+`cluster_error` turn refusals into errors that everyone can read.
+"""
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
+from greylag.cluster.kubernetes.identity import Object
 from greylag.domain.errors import ClusterError, ErrorInfo
+
+LONGEST_QUOTE = 400
+
+_FAILED = 500
+_UNAUTHORIZED = 401
+_CONFLICT = 409
+_INVALID = frozenset({400, 422})
 
 
 class ApiError(Exception):
@@ -99,23 +112,22 @@ def _seconds(asked: str) -> float | None:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-_FAILED = 500
-
-
-# Why an environment does not get on: Kubernetes' words, turned into one sentence and what to do.
-#
-# The table for operators is docs/kubernetes-errors.md. ``final`` causes end an activation at once;
-# the others are told when its time is over, as they may pass by themselves.
-
-LONGEST_QUOTE = 400
-
-
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why an environment does not get on."""
+    """Why an environment does not get on.
+
+    A ``final`` cause ends an activation at once; the others are told when its time is over, as they
+    may pass by themselves.
+    """
 
     error: ErrorInfo
     final: bool = False
+
+
+def cause(code: str, **words: str) -> Cause:
+    """Return the cause of this code; ``words`` fill its sentence, Kubernetes' own quoted."""
+    sentence, hint = CAUSES[code]
+    return Cause(ErrorInfo(code, sentence.format(**words), hint), code in _FINAL)
 
 
 def quoted(words: str) -> str:
@@ -130,220 +142,61 @@ def refusal(words: str) -> Cause | None:
     They come from the API server as the answer to a call, and from a controller as a condition.
     """
     low = words.lower()
-    for mark, make in _REFUSALS:
-        if mark in low:
-            return make(quoted(words))
-    return None
+    code = next((code for mark, code in _REFUSALS.items() if mark in low), None)
+    if code is None:
+        return None
+    line = quoted(words)
+    name = re.search(r"""(admission webhook|AdmissionPolicy) ["']([^"']+)""", line)
+    lack = re.search(r"requested: ([^,]+(?:,[a-z][\w./]*=[^,]+)*)", line)
+    return cause(
+        code,
+        words=line,
+        whose=f" {name.group(2)}" if name else "",
+        wanted=f" ({lack.group(1).strip()} more was asked for)" if lack else "",
+    )
 
 
-def image(name: str, reason: str, words: str, *, secret_missing: str | None) -> Cause:
+def no_image(name: str, reason: str, words: str, *, secret_missing: str | None) -> Cause:
     """Return why the image ``name`` is not there. ``reason`` is the container's waiting reason."""
     low = words.lower()
     if secret_missing is not None and reason not in _NEVER:
-        error = ErrorInfo(
-            "pull_secret_missing",
-            f"The secret {secret_missing}, with which the image {name} is to be pulled, "
-            "is missing.",
-            "Create it in the user's namespace, or correct GREYLAG_KUBE_IMAGE_PULL_SECRET.",
-        )
-        return Cause(error, final=True)
+        return cause("pull_secret_missing", secret=secret_missing, image=name)
     if any(mark in low for mark in _NOT_ALLOWED):
-        error = ErrorInfo(
-            "image_not_allowed",
-            f"The registry does not let the image {name} be pulled.",
-            "Check the pull secret, and that its account may read this image.",
-        )
-        return Cause(error, final=True)
+        return cause("image_not_allowed", image=name)
     if reason in _NEVER or any(mark in low for mark in _NOT_FOUND):
-        error = ErrorInfo(
-            "image_not_found",
-            f"The image {name} was not found.",
-            "Check ACR_IMAGE: registry, name and tag.",
-        )
-        return Cause(error, final=True)
-    error = ErrorInfo(
-        "image_pull_failed",
-        f"The image {name} could not be pulled: {quoted(words) or reason}",
-        "Kubernetes goes on trying; check that the nodes reach the registry.",
-    )
-    return Cause(error)
+        return cause("image_not_found", image=name)
+    return cause("image_pull_failed", image=name, words=quoted(words) or reason)
 
 
 def unschedulable(words: str) -> Cause:
     """Return why no node takes the pod, from the condition ``PodScheduled``."""
     if "persistentvolumeclaim" in words.lower():
-        return volume_not_bound(words)
+        return cause("volume_not_bound", words=quoted(words))
     lacking = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", words)))
-    if lacking:
-        sentence = f"No node has enough free {' and '.join(lacking)} for the environment."
-        hint = "Free some, add a node, or ask for less in the project's template."
-    else:
-        sentence = f"No node takes the environment: {quoted(words)}"
-        hint = "Check the node selector, the tolerations and the nodes' taints."
+    if not lacking:
+        return cause("unschedulable", words=quoted(words))
+    sentence = f"No node has enough free {' and '.join(lacking)} for the environment."
+    hint = "Free some, add a node, or ask for less in the project's template."
     return Cause(ErrorInfo("unschedulable", sentence, hint))
-
-
-def volume_not_bound(words: str) -> Cause:
-    """Return why the workspace's volume is not there."""
-    error = ErrorInfo(
-        "volume_not_bound",
-        f"The workspace's volume is not there yet: {quoted(words)}",
-        "Check GREYLAG_KUBE_STORAGE_CLASS and that its provisioner runs.",
-    )
-    return Cause(error)
-
-
-def volume_not_mounted(words: str) -> Cause:
-    """Return why the volume or a secret cannot be mounted."""
-    error = ErrorInfo(
-        "volume_not_mounted",
-        f"The environment's volume cannot be mounted: {quoted(words)}",
-        "It may still be held by another node; Kubernetes goes on trying.",
-    )
-    return Cause(error)
 
 
 def crash_loop(exit_code: int | None, last_words: str) -> Cause:
     """Return that the container ends again and again. ``last_words``: the end of its log."""
     how = "" if exit_code is None else f" (exit code {exit_code})"
     said = f" Its last words: {quoted(last_words)}" if last_words else ""
-    error = ErrorInfo(
-        "crash_loop",
-        f"The environment ends again and again just after its start{how}.{said}",
-        "`greylag logs` shows what it says; activate the project to start it anew.",
-    )
-    return Cause(error, final=True)
+    return cause("crash_loop", how=how, said=said)
 
 
-def out_of_memory() -> Cause:
-    """Return that the container was killed as it took more memory than its limit."""
-    error = ErrorInfo(
-        "out_of_memory",
-        "The environment took more memory than its limit and was ended.",
-        "Choose a template with more memory for the project.",
-    )
-    return Cause(error)
-
-
-def not_created(reason: str, words: str) -> Cause:
-    """Return why the container could not be made at all."""
-    error = ErrorInfo(
-        "container_not_created",
-        f"The environment's container could not be made ({reason}): {quoted(words)}",
-        "`greylag manifests` shows what was asked for; activating again applies it anew.",
-    )
-    return Cause(error)
-
-
-def probe_failing(words: str) -> Cause:
-    """Return that the container runs and its agent does not get ready."""
-    error = ErrorInfo(
-        "probe_failing",
-        f"The environment runs, but its agent does not get ready: {quoted(words)}",
-        "`greylag logs` shows what it says.",
-    )
-    return Cause(error)
-
-
-def stuck_removal(kind: str, name: str, finalizers: list[str]) -> Cause:
-    """Return what holds up a removal."""
+def stuck_removal(kind: str, thing: Object) -> Cause:
+    """Return what holds up the removal of an object."""
+    meta = thing["metadata"]
+    finalizers = meta.get("finalizers")
     held = f" It waits for: {', '.join(finalizers)}." if finalizers else ""
-    error = ErrorInfo(
-        "removal_stuck",
-        f"The {kind} {name} is being removed and is not gone yet.{held}",
-        "It goes by itself when what it waits for is done; see `kubectl describe`.",
-    )
-    return Cause(error)
-
-
-def _quota(words: str) -> Cause:
-    resources = re.search(r"requested: ([^,]+(?:,[a-z][\w./]*=[^,]+)*)", words)
-    wanted = f" ({resources.group(1).strip()} more was asked for)" if resources else ""
-    error = ErrorInfo(
-        "quota_exceeded",
-        f"The user's quota has no room for this environment{wanted}.",
-        "Deactivate or delete another of the user's projects, or raise the quota.",
-    )
-    return Cause(error, final=True)
-
-
-def _pod_security(words: str) -> Cause:
-    error = ErrorInfo(
-        "pod_security_refused",
-        f"The cluster's Pod Security refused the environment: {words}",
-        "Check the template and what in the cluster changes pods.",
-    )
-    return Cause(error, final=True)
-
-
-def _webhook_refused(words: str) -> Cause:
-    name = re.search(r"""(admission webhook|AdmissionPolicy) ["']([^"']+)""", words)
-    whose = f" {name.group(2)}" if name else ""
-    error = ErrorInfo(
-        "webhook_refused",
-        f"The cluster's admission control{whose} refused the environment: {words}",
-        "Ask whoever runs that webhook or policy what it demands.",
-    )
-    return Cause(error, final=True)
-
-
-def _webhook_unavailable(words: str) -> Cause:
-    error = ErrorInfo(
-        "webhook_unavailable",
-        f"An admission webhook of the cluster does not answer: {words}",
-        "Greylag tries again by itself; tell whoever runs that webhook.",
-    )
-    return Cause(error)
-
-
-def _terminating(_words: str) -> Cause:
-    error = ErrorInfo(
-        "namespace_terminating",
-        "The user's namespace is being removed; it is made anew when it is gone.",
-        "Greylag tries again by itself.",
-    )
-    return Cause(error)
-
-
-def _no_access(words: str) -> Cause:
-    error = ErrorInfo(
-        "cluster_forbidden",
-        f"The cluster does not let Greylag do this: {words}",
-        "Give Greylag's account the verbs that docs/kubernetes.md lists.",
-    )
-    return Cause(error, final=True)
-
-
-# The first mark that is found decides, so the special ones stand before "is forbidden".
-_REFUSALS: tuple[tuple[str, Callable[[str], Cause]], ...] = (
-    ("being terminated", _terminating),
-    ("exceeded quota", _quota),
-    ("violates podsecurity", _pod_security),
-    ("failed calling webhook", _webhook_unavailable),
-    ("denied the request", _webhook_refused),
-    ("denied request", _webhook_refused),
-    ("is forbidden", _no_access),
-)
-_NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
-_NOT_ALLOWED = (
-    "unauthorized",
-    "authorization failed",
-    "access denied",
-    "no basic auth",
-    "403 forbidden",
-)
-_NOT_FOUND = ("not found", "manifest unknown", "name unknown", "does not exist")
-
-
-# Turning what the API server refuses into errors that everyone can read.
-
-_UNAUTHORIZED = 401
-_CONFLICT = 409
-_INVALID = frozenset({400, 422})
+    return cause("removal_stuck", kind=kind, name=meta["name"], held=held)
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Raise ``ClusterError`` for what the API server refuses inside, the cause chained."""
     try:
         yield
@@ -383,3 +236,104 @@ def of_cause(cause: Cause) -> ClusterError:
     """Return ``cause`` as an error to raise."""
     info = cause.error
     return ClusterError(info.message, code=info.code, hint=info.hint, terminal=cause.final)
+
+
+CAUSES: Mapping[str, tuple[str, str]] = {
+    "pull_secret_missing": (
+        "The secret {secret}, with which the image {image} is to be pulled, is missing.",
+        "Create it in the user's namespace, or correct GREYLAG_KUBE_IMAGE_PULL_SECRET.",
+    ),
+    "image_not_allowed": (
+        "The registry does not let the image {image} be pulled.",
+        "Check the pull secret, and that its account may read this image.",
+    ),
+    "image_not_found": (
+        "The image {image} was not found.",
+        "Check ACR_IMAGE: registry, name and tag.",
+    ),
+    "image_pull_failed": (
+        "The image {image} could not be pulled: {words}",
+        "Kubernetes goes on trying; check that the nodes reach the registry.",
+    ),
+    "unschedulable": (
+        "No node takes the environment: {words}",
+        "Check the node selector, the tolerations and the nodes' taints.",
+    ),
+    "volume_not_bound": (
+        "The workspace's volume is not there yet: {words}",
+        "Check GREYLAG_KUBE_STORAGE_CLASS and that its provisioner runs.",
+    ),
+    "volume_not_mounted": (
+        "The environment's volume cannot be mounted: {words}",
+        "It may still be held by another node; Kubernetes goes on trying.",
+    ),
+    "crash_loop": (
+        "The environment ends again and again just after its start{how}.{said}",
+        "`greylag logs` shows what it says; activate the project to start it anew.",
+    ),
+    "out_of_memory": (
+        "The environment took more memory than its limit and was ended.",
+        "Choose a template with more memory for the project.",
+    ),
+    "container_not_created": (
+        "The environment's container could not be made ({reason}): {words}",
+        "`greylag manifests` shows what was asked for; activating again applies it anew.",
+    ),
+    "probe_failing": (
+        "The environment runs, but its agent does not get ready: {words}",
+        "`greylag logs` shows what it says.",
+    ),
+    "removal_stuck": (
+        "The {kind} {name} is being removed and is not gone yet.{held}",
+        "It goes by itself when what it waits for is done; see `kubectl describe`.",
+    ),
+    "quota_exceeded": (
+        "The user's quota has no room for this environment{wanted}.",
+        "Deactivate or delete another of the user's projects, or raise the quota.",
+    ),
+    "pod_security_refused": (
+        "The cluster's Pod Security refused the environment: {words}",
+        "Check the template and what in the cluster changes pods.",
+    ),
+    "webhook_refused": (
+        "The cluster's admission control{whose} refused the environment: {words}",
+        "Ask whoever runs that webhook or policy what it demands.",
+    ),
+    "webhook_unavailable": (
+        "An admission webhook of the cluster does not answer: {words}",
+        "Greylag tries again by itself; tell whoever runs that webhook.",
+    ),
+    "namespace_terminating": (
+        "The user's namespace is being removed; it is made anew when it is gone.",
+        "Greylag tries again by itself.",
+    ),
+    "cluster_forbidden": (
+        "The cluster does not let Greylag do this: {words}",
+        "Give Greylag's account the verbs that docs/kubernetes.md lists.",
+    ),
+}
+_FINAL = frozenset(
+    {
+        *("pull_secret_missing", "image_not_allowed", "image_not_found", "crash_loop"),
+        *("quota_exceeded", "pod_security_refused", "webhook_refused", "cluster_forbidden"),
+    }
+)
+# The first mark that is found decides, so the special ones stand before "is forbidden".
+_REFUSALS = {
+    "being terminated": "namespace_terminating",
+    "exceeded quota": "quota_exceeded",
+    "violates podsecurity": "pod_security_refused",
+    "failed calling webhook": "webhook_unavailable",
+    "denied the request": "webhook_refused",
+    "denied request": "webhook_refused",
+    "is forbidden": "cluster_forbidden",
+}
+_NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+_NOT_ALLOWED = (
+    "unauthorized",
+    "authorization failed",
+    "access denied",
+    "no basic auth",
+    "403 forbidden",
+)
+_NOT_FOUND = ("not found", "manifest unknown", "name unknown", "does not exist")

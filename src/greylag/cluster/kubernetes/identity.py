@@ -1,16 +1,20 @@
-"""How objects say whose they are: names, labels, annotations.
+"""What an object says of itself: whose it is, and what it was when Greylag applied it.
 
 Ids may be any text, so they stand in annotations; labels carry what Kubernetes takes as a label.
+A fingerprint among the annotations tells what was applied. What the informers keep of an object has
+a fingerprint of what it is now, so that what somebody else changed is noticed; fields that the API
+server or its controllers fill in by themselves do not count.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
-from urllib.parse import quote
 
 from greylag.domain.project import Environment, ProjectRef
+
+Object = Mapping[str, Any]
+"""An object of Kubernetes, as its JSON has it."""
 
 FIELD_MANAGER = "greylag"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
@@ -24,11 +28,19 @@ GENERATION_ANNOTATION = "greylag.dev/generation"
 REMOVING_ANNOTATION = "greylag.dev/removing"
 """The record whose removal has begun; it is in force while the same record's claim is on."""
 APPLIED_ANNOTATION = "greylag.dev/applied"
-"""A fingerprint of what was applied: see ``drift``."""
+"""The fingerprint of what was applied."""
+MANIFEST_ANNOTATION = "greylag.dev/manifest"
+"""A digest of the manifest that an object was applied from."""
 START_ANNOTATION = "greylag.dev/start"
 """Stands on the Deployment and on its pods: a pod without the newest one is of the past."""
 SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 """Selects all that is ours, in a list or a watch."""
+
+FINGERPRINT = "fingerprint"
+"""Where the informers keep it; no field of Kubernetes has this name there."""
+
+_FINGERPRINT_LENGTH = 16
+_FINGERPRINTED = frozenset({"Deployment", "Ingress", "NetworkPolicy", "Service"})
 
 
 def project_slug(environment: Environment) -> str:
@@ -52,19 +64,13 @@ def config_name(environment: Environment) -> str:
 
 
 def labels(environment: Environment) -> dict[str, str]:
-    """Return the labels of each object, and of the pods, of ``project``."""
+    """Return the labels of each object of the environment, and of its pods."""
     return {MANAGED_BY_LABEL: MANAGED_BY, PROJECT_LABEL: project_slug(environment)}
 
 
-def ref_of(obj: Mapping[str, Any]) -> ProjectRef | None:
-    """Return whose object this is; None for what is not ours, or not one project's alone."""
-    metadata = obj.get("metadata") or {}
-    if (metadata.get("labels") or {}).get(MANAGED_BY_LABEL) != MANAGED_BY:
-        return None
-    annotations = metadata.get("annotations") or {}
-    user_id = annotations.get(USER_ID_ANNOTATION)
-    project_id = annotations.get(PROJECT_ID_ANNOTATION)
-    return ProjectRef(user_id, project_id) if user_id and project_id else None
+def project_selector(environment: Environment) -> str:
+    """Return what selects the environment's objects in its namespace."""
+    return f"{PROJECT_LABEL}={project_slug(environment)}"
 
 
 def project_metadata(environment: Environment, name: str) -> dict[str, Any]:
@@ -90,64 +96,33 @@ def shared_metadata(environment: Environment, name: str) -> dict[str, Any]:
     }
 
 
-# The kinds of objects that Greylag touches, and where the API server keeps them.
+def label_of(thing: Object | None, name: str) -> str | None:
+    """Return a label of an object, None when it has none of this name."""
+    return _metadata(thing, "labels").get(name)
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind: its group ("" is the core), version and name in paths."""
-
-    group: str
-    version: str
-    plural: str
-    namespaced: bool = True
-
-    def path(self, namespace: str | None = None, name: str | None = None) -> str:
-        """Return the path of one object, or of all of ``namespace``, or of all that there are."""
-        parts = ["/apis", self.group] if self.group else ["/api"]
-        parts.append(self.version)
-        if self.namespaced and namespace is not None:
-            parts += ["namespaces", quote(namespace, safe="")]
-        elif self.namespaced and name is not None:
-            raise ValueError(f"one of {self.plural} is found only with its namespace")
-        parts.append(self.plural)
-        if name is not None:
-            parts.append(quote(name, safe=""))
-        return "/".join(parts)
+def annotation_of(thing: Object | None, name: str) -> str | None:
+    """Return an annotation of an object, None when it has none of this name."""
+    return _metadata(thing, "annotations").get(name)
 
 
-KINDS: Mapping[str, Kind] = {
-    "ConfigMap": Kind("", "v1", "configmaps"),
-    "Deployment": Kind("apps", "v1", "deployments"),
-    "Event": Kind("", "v1", "events"),
-    "Ingress": Kind("networking.k8s.io", "v1", "ingresses"),
-    "LimitRange": Kind("", "v1", "limitranges"),
-    "Namespace": Kind("", "v1", "namespaces", namespaced=False),
-    "NetworkPolicy": Kind("networking.k8s.io", "v1", "networkpolicies"),
-    "PersistentVolumeClaim": Kind("", "v1", "persistentvolumeclaims"),
-    "Pod": Kind("", "v1", "pods"),
-    "ResourceQuota": Kind("", "v1", "resourcequotas"),
-    "Secret": Kind("", "v1", "secrets"),
-    "Service": Kind("", "v1", "services"),
-    "ServiceAccount": Kind("", "v1", "serviceaccounts"),
-}
+def is_ours(thing: Object | None) -> bool:
+    """Tell whether Greylag has made an object."""
+    return label_of(thing, MANAGED_BY_LABEL) == MANAGED_BY
 
 
-# Noticing what somebody else changed in an object that Greylag has applied.
-#
-# Each carries a fingerprint of what was applied; what the watches keep of it has a fingerprint of
-# what it is now. Fields that the API server or its controllers fill in by themselves do not count.
-
-KEPT_AS = "fingerprint"
-"""Where the watches keep it; no field of Kubernetes has this name there."""
-
-_LENGTH = 16
-_KINDS = frozenset({"Deployment", "Ingress", "NetworkPolicy", "Service"})
+def ref_of(thing: Object) -> ProjectRef | None:
+    """Return whose object this is; None for what is not ours, or not one project's alone."""
+    if not is_ours(thing):
+        return None
+    user_id = annotation_of(thing, USER_ID_ANNOTATION)
+    project_id = annotation_of(thing, PROJECT_ID_ANNOTATION)
+    return ProjectRef(user_id, project_id) if user_id and project_id else None
 
 
-def fingerprint(kind: str, thing: Mapping[str, Any]) -> str | None:
-    """Return a short text that changes with what matters of ``thing``; ``None`` for other kinds."""
-    if kind not in _KINDS:
+def fingerprint(kind: str, thing: Object) -> str | None:
+    """Return a short text that changes with what matters of ``thing``; None for other kinds."""
+    if kind not in _FINGERPRINTED:
         return None
     spec = dict(thing.get("spec") or {})
     if kind == "Deployment":
@@ -155,10 +130,10 @@ def fingerprint(kind: str, thing: Mapping[str, Any]) -> str | None:
     if kind == "Service":
         spec = {key: spec.get(key) for key in ("selector", "type")} | {"ports": _ports(spec)}
     whole = json.dumps(spec, sort_keys=True, separators=(",", ":"))
-    return sha256(whole.encode()).hexdigest()[:_LENGTH]
+    return sha256(whole.encode()).hexdigest()[:_FINGERPRINT_LENGTH]
 
 
-def signed(thing: Mapping[str, Any]) -> dict[str, Any]:
+def signed(thing: Object) -> dict[str, Any]:
     """Return a manifest with the fingerprint that it will most likely have."""
     mark = fingerprint(thing["kind"], thing)
     # What the API server adds to a Deployment cannot be foretold, so that is signed afterwards.
@@ -169,23 +144,23 @@ def signed(thing: Mapping[str, Any]) -> dict[str, Any]:
     return {**thing, "metadata": metadata}
 
 
-def missing_signature(kind: str, applied: Mapping[str, Any]) -> str | None:
-    """Return the fingerprint that an applied object lacks, ``None`` when it has the right one."""
+def missing_signature(kind: str, applied: Object) -> str | None:
+    """Return the fingerprint that an applied object lacks, None when it has the right one."""
     mark = fingerprint(kind, applied)
-    return None if mark == _said(applied) else mark
+    return None if mark == annotation_of(applied, APPLIED_ANNOTATION) else mark
 
 
-def is_edited(kept: Mapping[str, Any]) -> bool:
-    """Tell whether an object, as the watches keep it, is not as it was applied."""
-    mark, said = kept.get(KEPT_AS), _said(kept)
-    return mark is not None and said is not None and mark != said
+def is_edited(kept: Object) -> bool:
+    """Tell whether an object, as the informers keep it, is not as it was applied."""
+    mark, applied = kept.get(FINGERPRINT), annotation_of(kept, APPLIED_ANNOTATION)
+    return mark is not None and applied is not None and mark != applied
 
 
-def _said(thing: Mapping[str, Any]) -> str | None:
-    said = (thing["metadata"].get("annotations") or {}).get(APPLIED_ANNOTATION)
-    return None if said is None else str(said)
+def _metadata(thing: Object | None, part: str) -> Mapping[str, str]:
+    found: Mapping[str, str] | None = ((thing or {}).get("metadata") or {}).get(part)
+    return found or {}
 
 
-def _ports(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    told = ("name", "port", "protocol", "targetPort")
-    return [{key: one.get(key) for key in told} for one in spec.get("ports") or ()]
+def _ports(spec: Object) -> list[dict[str, Any]]:
+    compared = ("name", "port", "protocol", "targetPort")
+    return [{key: one.get(key) for key in compared} for one in spec.get("ports") or ()]

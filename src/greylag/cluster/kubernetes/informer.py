@@ -1,4 +1,8 @@
-"""What of each object the watches keep: enough to tell how an environment is, and no more."""
+"""What is in the cluster now: for each kind a list, kept current by a watch.
+
+`Informers` are shared by all projects, and notice an API server that no longer answers. Of each
+object they keep what tells how an environment is, and no more (`trim`).
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -9,11 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from greylag.cluster.kubernetes import identity
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.failures import ApiError, cluster_error
+from greylag.cluster.kubernetes.identity import FINGERPRINT, Object, fingerprint
 from greylag.common.backoff import backoff
 from greylag.domain.errors import ClusterError, ClusterUnavailableError
+
+if TYPE_CHECKING:
+    from greylag.cluster.kubernetes.transport import WatchStream
+
+ObjectKey = tuple[str, str]
+"""Namespace ("" for what has none) and name."""
 
 _META = (
     "name",
@@ -33,62 +43,34 @@ _SPEC: Mapping[str, tuple[str, ...]] = {
     "Deployment": ("replicas",),
     "Ingress": ("ingressClassName", "rules", "tls"),
     "Namespace": (),
-    "PersistentVolumeClaim": ("storageClassName", "volumeName"),
+    "PersistentVolumeClaim": ("accessModes", "resources", "storageClassName", "volumeName"),
     "Pod": ("nodeName", "imagePullSecrets"),
-    "Service": ("type", "clusterIP", "ports", "selector"),
+    "Service": (
+        *("type", "clusterIP", "ports", "selector"),
+        *("externalTrafficPolicy", "loadBalancerSourceRanges"),
+    ),
 }
 _STATUS: Mapping[str, tuple[str, ...]] = {
     "Pod": ("phase", "reason", "message", "podIP", "conditions", "containerStatuses"),
 }
 
-
-def trim(kind: str, thing: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of ``thing``; its form stays that of Kubernetes.
-
-    The fingerprint of what is not kept is added to it.
-    """
-    kept = {key: thing[key] for key in ("type", "reason", "message") if key in thing}
-    kept["metadata"] = _some(thing["metadata"], _META)
-    annotations = thing["metadata"].get("annotations") or {}
-    kept["metadata"]["annotations"] = {
-        key: value for key, value in annotations.items() if key != _LAST_APPLIED
-    }
-    spec, status = thing.get("spec") or {}, thing.get("status") or {}
-    kept["spec"] = _some(spec, _SPEC[kind]) if kind in _SPEC else spec
-    kept["status"] = _some(status, _STATUS[kind]) if kind in _STATUS else status
-    if kind == "Pod":
-        kept["spec"]["containers"] = [
-            _some(one, ("name", "image")) for one in spec.get("containers") or ()
-        ]
-    if (mark := identity.fingerprint(kind, thing)) is not None:
-        kept[identity.KEPT_AS] = mark
-    return kept
-
-
-def _some(of: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: of[key] for key in keys if key in of}
-
-
-# What of one kind is in the cluster now: a list, kept current by a watch.
-
-if TYPE_CHECKING:
-    from greylag.cluster.kubernetes.transport import WatchStream
-
-Key = tuple[str, str]
-"""Namespace ("" for what has none) and name."""
-
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """Times of the watches, in seconds.
+class InformerPace:
+    """Times of the informers, in seconds.
 
-    ``probe``: how often, and how long, the API server is asked whether it is up; after a bad answer
-    it is asked again after ``first_probe``, then ever later. ``silence``: how long a watch may tell
-    nothing (bookmarks come each minute). ``lasts``: when a watch is opened anew. ``steady``: one
-    that lasted this long was well, so the next begins with a short pause. ``longest_asked``: the
-    most that an API server may ask to be left alone, as the caches are old for so long.
+    Attributes:
+        probe: how often, and how long, the API server is asked whether it is up.
+        first_probe: after a bad answer it is asked again after this, then ever later.
+        silence: how long a watch may tell nothing (bookmarks come each minute).
+        lasts: when a watch is opened anew.
+        steady: a watch that lasted this long was well: the next begins after ``first_pause``.
+        first_pause: before a watch is opened again.
+        longest_pause: the same after many that failed.
+        longest_asked: the most that an API server may ask to be left alone, as the caches are old
+            for so long.
     """
 
     probe: float = 3.0
@@ -108,11 +90,120 @@ class Change:
     kind: str
     namespace: str
     name: str
-    thing: Mapping[str, Any]
+    thing: Object
     gone: bool
 
 
-class Watched:
+class Informers:
+    """What of these kinds is in the cluster now. Somebody must await ``run`` all the time.
+
+    Args:
+        api: of the cluster.
+        selectors: for each kind the label selector that chooses ours. Secrets do not belong here.
+        pace: how often and how long.
+    """
+
+    def __init__(
+        self, api: Api, selectors: Mapping[str, str], pace: InformerPace | None = None
+    ) -> None:
+        self._api = api
+        self._pace = pace or InformerPace()
+        self._answers = asyncio.Event()
+        self._listeners: list[Callable[[Change], None]] = []
+        self._by_kind = {
+            kind: Informer(api, kind, selector, self._tell, self._pace)
+            for kind, selector in selectors.items()
+        }
+
+    def __getitem__(self, kind: str) -> "Informer":
+        return self._by_kind[kind]
+
+    def __contains__(self, kind: str) -> bool:
+        return kind in self._by_kind
+
+    @property
+    def live(self) -> bool:
+        """Whether the caches say what is true now; if not, what they hold or lack is no proof."""
+        return self._answers.is_set() and all(one.live for one in self._by_kind.values())
+
+    @property
+    def problem(self) -> str:
+        """Why they are not live, "" while they are."""
+        if self.live:
+            return ""
+        problems = (one.problem for one in self._by_kind.values() if one.problem)
+        return next(problems, "The API server does not answer.")
+
+    @property
+    def trouble(self) -> ClusterError:
+        """Why they are not live, as an error to raise."""
+        refused = (one.refusal for one in self._by_kind.values() if one.refusal is not None)
+        refusal = next(refused, None)
+        return ClusterUnavailableError(self.problem) if refusal is None else cluster_error(refusal)
+
+    async def synced(self, within: float) -> None:
+        """Return when all kinds are known; raise ``trouble`` after ``within`` seconds."""
+        try:
+            async with asyncio.timeout(within):
+                await self._answers.wait()
+                for one in self._by_kind.values():
+                    await one.synced()
+        except TimeoutError as error:
+            raise self.trouble from error
+
+    async def alive(self, within: float) -> bool:
+        """Wait until they are live; tell if they are after ``within`` seconds.
+
+        A watch that broke off is open again in a moment, which is no reason to give work up.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while not self.live:
+                    await self._answers.wait()
+                    for one in self._by_kind.values():
+                        await one.alive()
+        return self.live
+
+    def subscribe(self, callback: Callable[[Change], None]) -> None:
+        """Call ``callback`` with each change (the first list's too).
+
+        It is called on the loop, after the cache has changed; it must be quick and not raise.
+        """
+        self._listeners.append(callback)
+
+    async def run(self) -> None:
+        """Keep all caches current until cancelled. Ends otherwise only by a fault in Greylag."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for kind, informer in self._by_kind.items():
+                    group.create_task(informer.run(), name=f"kubernetes watch {kind}")
+                group.create_task(self._probe(), name="kubernetes probe")
+        finally:
+            self._answers.clear()
+
+    async def _probe(self) -> None:
+        """Ask now and then whether the API server is up: a watch that is quiet cannot tell."""
+        failed = 0
+        while True:
+            if await self._api.answers(self._pace.probe):
+                failed = 0
+                self._answers.set()
+                await asyncio.sleep(self._pace.probe)
+                continue
+            self._answers.clear()
+            if failed:
+                # The second time in a row: its connections may be dead, and would hang.
+                for informer in self._by_kind.values():
+                    informer.cut()
+            await asyncio.sleep(backoff(failed, self._pace.first_probe, self._pace.probe))
+            failed += 1
+
+    def _tell(self, change: Change) -> None:
+        for listener in self._listeners:
+            listener(change)
+
+
+class Informer:
     """All objects of one kind that ``selector`` chooses, in all namespaces.
 
     ``cache`` is what is known; it says what is true now only while ``live``.
@@ -124,15 +215,15 @@ class Watched:
         kind: str,
         selector: str,
         tell: Callable[[Change], None],
-        pace: Pace,
+        pace: InformerPace,
     ) -> None:
         self.kind = kind
         self._api = api
         self._selector = selector
         self._tell = tell
         self._pace = pace
-        self._cache: dict[Key, Mapping[str, Any]] = {}
-        self.cache: Mapping[Key, Mapping[str, Any]] = MappingProxyType(self._cache)
+        self._cache: dict[ObjectKey, Object] = {}
+        self.cache: Mapping[ObjectKey, Object] = MappingProxyType(self._cache)
         self._live = asyncio.Event()
         self.problem = "The watch has not begun."
         self.refusal: ApiError | None = None
@@ -211,7 +302,7 @@ class Watched:
                 self._stream = None
 
     async def _list(self) -> None:
-        fresh: dict[Key, dict[str, Any]] = {}
+        fresh: dict[ObjectKey, dict[str, Any]] = {}
         version = ""
         async for page in self._api.pages(self.kind, selector=self._selector):
             version = page.resource_version
@@ -227,13 +318,13 @@ class Watched:
                 self._note(key, thing, gone=False)
         self._advance(version)
 
-    def _take(self, event: str, thing: Mapping[str, Any]) -> None:
+    def _take(self, event: str, thing: Object) -> None:
         if event in {"ADDED", "MODIFIED", "DELETED"}:
             kept = trim(self.kind, thing)
             self._note(_key(kept), kept, gone=event == "DELETED")
         self._advance(_version(thing))
 
-    def _note(self, key: Key, thing: Mapping[str, Any], *, gone: bool) -> None:
+    def _note(self, key: ObjectKey, thing: Object, *, gone: bool) -> None:
         if gone:
             self._cache.pop(key, None)
         else:
@@ -263,115 +354,37 @@ class Watched:
         return backoff(failed, self._pace.first_pause, self._pace.longest_pause)
 
 
-def _key(thing: Mapping[str, Any]) -> Key:
+def trim(kind: str, thing: Object) -> dict[str, Any]:
+    """Return what is kept of ``thing``; its form stays that of Kubernetes.
+
+    The fingerprint of what is not kept is added to it.
+    """
+    kept = {key: thing[key] for key in ("type", "reason", "message") if key in thing}
+    kept["metadata"] = _some(thing["metadata"], _META)
+    annotations = thing["metadata"].get("annotations") or {}
+    kept["metadata"]["annotations"] = {
+        key: value for key, value in annotations.items() if key != _LAST_APPLIED
+    }
+    spec, status = thing.get("spec") or {}, thing.get("status") or {}
+    kept["spec"] = _some(spec, _SPEC[kind]) if kind in _SPEC else spec
+    kept["status"] = _some(status, _STATUS[kind]) if kind in _STATUS else status
+    if kind == "Pod":
+        kept["spec"]["containers"] = [
+            _some(one, ("name", "image")) for one in spec.get("containers") or ()
+        ]
+    if (mark := fingerprint(kind, thing)) is not None:
+        kept[FINGERPRINT] = mark
+    return kept
+
+
+def _some(of: Object, keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: of[key] for key in keys if key in of}
+
+
+def _key(thing: Object) -> ObjectKey:
     meta = thing["metadata"]
     return meta.get("namespace") or "", meta["name"]
 
 
-def _version(thing: Mapping[str, Any]) -> str:
+def _version(thing: Object) -> str:
     return str(thing["metadata"]["resourceVersion"])
-
-
-# One watch for each kind, shared by all projects, and the probe that notices a dead API server.
-
-
-class Watches:
-    """What of these kinds is in the cluster now. Somebody must await ``run`` all the time.
-
-    ``selectors``: for each kind the label selector that chooses ours. Secrets do not belong here.
-    """
-
-    def __init__(self, api: Api, selectors: Mapping[str, str], pace: Pace | None = None) -> None:
-        self._api = api
-        self._pace = pace or Pace()
-        self._answers = asyncio.Event()
-        self._listeners: list[Callable[[Change], None]] = []
-        self._watched = {
-            kind: Watched(api, kind, selector, self._tell, self._pace)
-            for kind, selector in selectors.items()
-        }
-
-    def __getitem__(self, kind: str) -> Watched:
-        return self._watched[kind]
-
-    @property
-    def live(self) -> bool:
-        """Whether the caches say what is true now; if not, what they hold or lack is no proof."""
-        return self._answers.is_set() and all(one.live for one in self._watched.values())
-
-    @property
-    def problem(self) -> str:
-        """Why they are not live, "" while they are."""
-        if self.live:
-            return ""
-        told = (one.problem for one in self._watched.values() if one.problem)
-        return next(told, "The API server does not answer.")
-
-    @property
-    def trouble(self) -> ClusterError:
-        """Why they are not live, as an error to raise."""
-        refused = (one.refusal for one in self._watched.values() if one.refusal is not None)
-        refusal = next(refused, None)
-        return ClusterUnavailableError(self.problem) if refusal is None else cluster_error(refusal)
-
-    async def synced(self, within: float) -> None:
-        """Return when all kinds are known; raise ``trouble`` after ``within`` seconds."""
-        try:
-            async with asyncio.timeout(within):
-                await self._answers.wait()
-                for one in self._watched.values():
-                    await one.synced()
-        except TimeoutError as error:
-            raise self.trouble from error
-
-    async def alive(self, within: float) -> bool:
-        """Wait until they are live; tell if they are after ``within`` seconds.
-
-        A watch that broke off is open again in a moment, which is no reason to give work up.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                while not self.live:
-                    await self._answers.wait()
-                    for one in self._watched.values():
-                        await one.alive()
-        return self.live
-
-    def subscribe(self, callback: Callable[[Change], None]) -> Callable[[], None]:
-        """Call ``callback`` with each change (the first list's too); returns what ends that.
-
-        It is called on the loop, after the cache has changed; it must be quick and not raise.
-        """
-        self._listeners.append(callback)
-        return lambda: self._listeners.remove(callback)
-
-    async def run(self) -> None:
-        """Keep all caches current until cancelled. Ends otherwise only by a fault in Greylag."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for kind, watched in self._watched.items():
-                    group.create_task(watched.run(), name=f"kubernetes watch {kind}")
-                group.create_task(self._probe(), name="kubernetes probe")
-        finally:
-            self._answers.clear()
-
-    async def _probe(self) -> None:
-        """Ask now and then whether the API server is up: a watch that is quiet cannot tell."""
-        failed = 0
-        while True:
-            if await self._api.answers(self._pace.probe):
-                failed = 0
-                self._answers.set()
-                await asyncio.sleep(self._pace.probe)
-                continue
-            self._answers.clear()
-            if failed:
-                # The second time in a row: its connections may be dead, and would hang.
-                for watched in self._watched.values():
-                    watched.cut()
-            await asyncio.sleep(backoff(failed, self._pace.first_probe, self._pace.probe))
-            failed += 1
-
-    def _tell(self, change: Change) -> None:
-        for listener in tuple(self._listeners):
-            listener(change)

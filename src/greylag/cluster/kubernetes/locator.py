@@ -1,7 +1,10 @@
-"""Asking an environment at its address whether it answers, before anyone is told that it does.
+"""Where an environment's agent is found, and whether it answers there.
 
-A pod that is ready is not yet reached: load balancers, proxies on nodes and ingress controllers
-learn of it a moment later, each in its own time.
+`AgentLocator` finds the address at which the platform reaches an agent, and the token it demands;
+`endpoint_of` is where users are told that it is. `AddressProbe` asks an address before anyone is
+told that it answers: a pod that is ready is not yet reached, as load balancers, proxies on nodes
+and ingress controllers learn of it a moment later, each in its own time. `ServiceProxy` is the way
+for a platform that no network leads into the cluster.
 """
 
 import asyncio
@@ -17,31 +20,152 @@ from aiohttp import web
 from yarl import URL
 
 from greylag.cluster.kubernetes.api import Api
-from greylag.cluster.kubernetes.cache import Slot
+from greylag.cluster.kubernetes.cache import ProjectKey
 from greylag.cluster.kubernetes.connection import Connection
-from greylag.cluster.kubernetes.failures import told
-from greylag.cluster.kubernetes.identity import PROJECT_LABEL, project_slug, secret_name
+from greylag.cluster.kubernetes.failures import translated
+from greylag.cluster.kubernetes.identity import Object, project_selector, secret_name
 from greylag.cluster.kubernetes.manifests import HEALTH_PATH, TOKEN_KEY, ingress_url
-from greylag.cluster.kubernetes.objects import Object, is_ready
+from greylag.cluster.kubernetes.objects import is_ready, is_removed
 from greylag.cluster.kubernetes.options import Options
 from greylag.common.net import end_to_end
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Environment
 from greylag.ports import AgentAddress
 
+KEPT_SECONDS = 10.0
+KEPT_MOST = 10_000
 FIRST_CONNECT_SECONDS = 0.03
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 2.0
+TOKEN_HEADER = "X-Greylag-Agent-Token"  # noqa: S105 - the header's name
+PROXY_CONNECT_SECONDS = 5.0
+
 _OK = 200
+_HTTP = web.AppKey("http", aiohttp.ClientSession)
+_OURS = frozenset({"authorization", "content-length", "host"})
 
 
-class Doorbell:
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    address: AgentAddress
+    until: float
+
+
+class AgentLocator:
+    """Finds agents, remembering each for some seconds, as every message asks."""
+
+    def __init__(self, api: Api, options: Options, proxy: "ServiceProxy") -> None:
+        self._api = api
+        self._options = options
+        self._proxy = proxy
+        self._kept: dict[str, _Kept] = {}
+
+    async def reach(self, environment: Environment) -> AgentAddress:
+        """Return a ready environment's address and token, else raise ``NotActiveError``."""
+        now = asyncio.get_running_loop().time()
+        kept = self._kept.get(environment.id)
+        if kept is not None and now < kept.until:
+            return kept.address
+        with translated():
+            address = await self._found(environment)
+        if len(self._kept) >= KEPT_MOST:
+            self._kept.clear()
+        self._kept[environment.id] = _Kept(address, now + KEPT_SECONDS)
+        return address
+
+    async def url(self, environment: Environment, service: Object | None) -> str | None:
+        """Return where the platform itself finds the agent, ``None`` if that is not known yet."""
+        reach, options = self._options.reach, self._options
+        if service is None:
+            return None
+        if reach == "proxy":
+            return await self._proxy.url(environment)
+        if reach == "service" or (reach == "auto" and options.platform_namespace):
+            return _inside_url(environment, options)
+        if reach == "loadbalancer":
+            return _balancer_url(options, service)
+        if reach == "auto" and not options.ingress_base_domain and _is_inside(service):
+            # Nothing leads there from outside of the cluster but the API server.
+            return await self._proxy.url(environment)
+        return endpoint_of(environment, options, service)
+
+    def forget(self, environment: Environment) -> None:
+        """Look anew next time."""
+        self._kept.pop(environment.id, None)
+
+    async def _found(self, environment: Environment) -> AgentAddress:
+        names, api = environment.names, self._api
+        ours = project_selector(environment)
+        pods, service, secret = await asyncio.gather(
+            api.list("Pod", names.namespace, selector=ours),
+            api.read("Service", names.namespace, names.service),
+            api.read("Secret", names.namespace, secret_name(environment)),
+        )
+        url = await self.url(environment, service)
+        if url is None or not any(is_ready(pod) and not is_removed(pod) for pod in pods.items):
+            raise NotActiveError("The environment does not run.")
+        return AgentAddress(url, token_of(secret))
+
+
+def endpoint_of(environment: Environment, options: Options, service: Object | None) -> str | None:
+    """Return where users and operators are told that the environment is, ``None`` if unknown yet.
+
+    The Ingress' host where there is one, else the load balancer's address, else the Service.
+    """
+    if service is None:
+        return None
+    return ingress_url(environment, options) or _service_url(environment, options, service)
+
+
+def token_of(secret: Object | None) -> str:
+    """Return the token of an environment from its Secret; ``ClusterError`` when it has none."""
+    encoded = ((secret or {}).get("data") or {}).get(TOKEN_KEY)
+    try:
+        return base64.b64decode(encoded or "", validate=True).decode() or _no_token()
+    except (binascii.Error, ValueError) as error:
+        raise ClusterError("The environment's token cannot be read.") from error
+
+
+def _no_token() -> str:
+    raise ClusterError(
+        "The environment's Secret with its token is missing.",
+        code="environment_drifted",
+        hint="Deactivate and activate the project, which makes it anew.",
+    )
+
+
+def _service_url(environment: Environment, options: Options, service: Object) -> str | None:
+    if service["spec"].get("type") == "LoadBalancer":
+        return _balancer_url(options, service)
+    return _inside_url(environment, options)
+
+
+def _inside_url(environment: Environment, options: Options) -> str:
+    return (
+        f"http://{environment.names.service}.{environment.names.namespace}.svc:{options.agent_port}"
+    )
+
+
+def _is_inside(service: Object) -> bool:
+    return bool(service["spec"].get("type", "ClusterIP") == "ClusterIP")
+
+
+def _balancer_url(options: Options, service: Object) -> str | None:
+    given = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    for one in given:
+        if host := one.get("hostname") or one.get("ip"):
+            host = f"[{host}]" if ":" in host else host
+            return f"http://{host}:{options.agent_port}"
+    return None
+
+
+class AddressProbe:
     """Asks each pod once, until it has answered. Make it on the running loop; ``close`` it."""
 
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
-        self._answered: dict[Slot, tuple[str, str]] = {}
-        self._failed: dict[Slot, int] = {}
+        self._answered: dict[ProjectKey, tuple[str, str]] = {}
+        self._failed: dict[ProjectKey, int] = {}
 
     @classmethod
     def open(cls) -> Self:
@@ -50,16 +174,16 @@ class Doorbell:
         jar = aiohttp.DummyCookieJar()
         return cls(aiohttp.ClientSession(connector=connector, cookie_jar=jar))
 
-    async def answers(self, slot: Slot, pod: str, url: str) -> bool:
+    async def answers(self, key: ProjectKey, pod: str, url: str) -> bool:
         """Tell whether the pod with the uid ``pod`` answers, or has answered before, at ``url``."""
-        if self._answered.get(slot) == (pod, url):
+        if self._answered.get(key) == (pod, url):
             return True
-        answered = await self._ask(url, self._failed.get(slot, 0))
+        answered = await self._ask(url, self._failed.get(key, 0))
         if answered:
-            self._answered[slot] = (pod, url)
-            self._failed.pop(slot, None)
+            self._answered[key] = (pod, url)
+            self._failed.pop(key, None)
         else:
-            self._failed[slot] = self._failed.get(slot, 0) + 1
+            self._failed[key] = self._failed.get(key, 0) + 1
         return answered
 
     async def _ask(self, url: str, failed: int) -> bool:
@@ -74,32 +198,24 @@ class Doorbell:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
-    def forget(self, slot: Slot) -> None:
+    def forget(self, key: ProjectKey) -> None:
         """Drop what is remembered of an environment that is gone."""
-        self._answered.pop(slot, None)
-        self._failed.pop(slot, None)
+        self._answered.pop(key, None)
+        self._failed.pop(key, None)
 
     async def close(self) -> None:
         """Close what is open."""
         await self._http.close()
 
 
-# Reaching agents through the API server, for a platform that no network leads into the cluster.
-#
-# The API server's service proxy takes its own credentials in the header in which an agent wants its
-# token. So a small relay on loopback stands between: it gives the API server the one and the agent
-# the other, and streams both ways. Whoever calls it must know the agent's token, as everywhere.
-# https://kubernetes.io/docs/tasks/access-application-cluster/access-cluster-services/
-
-TOKEN_HEADER = "X-Greylag-Agent-Token"  # noqa: S105 - the header's name
-PROXY_CONNECT_SECONDS = 5.0
-
-_HTTP = web.AppKey("http", aiohttp.ClientSession)
-_OURS = frozenset({"authorization", "content-length", "host"})
-
-
 class ServiceProxy:
-    """A relay on a free port of loopback, begun with its first use. ``close`` it."""
+    """A relay on a free port of loopback, begun with its first use. ``close`` it.
+
+    The API server's service proxy takes its own credentials in the header in which an agent wants
+    its token. So this relay stands between: it gives the API server the one and the agent the
+    other, and streams both ways. Whoever calls it must know the agent's token, as everywhere.
+    https://kubernetes.io/docs/tasks/access-application-cluster/access-cluster-services/
+    """
 
     def __init__(self, connection: Connection, agent_port: int) -> None:
         self._connection = connection
@@ -192,127 +308,3 @@ async def _passed_on(request: web.Request, answer: aiohttp.ClientResponse) -> we
         return response
     await response.write_eof()
     return response
-
-
-# How the platform reaches an agent: the address of its environment, and the token it demands.
-
-KEPT_SECONDS = 10.0
-KEPT_MOST = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    address: AgentAddress
-    until: float
-
-
-class Reacher:
-    """Finds agents, remembering each for some seconds, as every message asks."""
-
-    def __init__(self, api: Api, options: Options, proxy: ServiceProxy) -> None:
-        self._api = api
-        self._options = options
-        self._proxy = proxy
-        self._kept: dict[str, _Kept] = {}
-
-    async def reach(self, environment: Environment) -> AgentAddress:
-        """Return a ready environment's address and token, else raise ``NotActiveError``."""
-        now = asyncio.get_running_loop().time()
-        kept = self._kept.get(environment.id)
-        if kept is not None and now < kept.until:
-            return kept.address
-        with told():
-            address = await self._found(environment)
-        if len(self._kept) >= KEPT_MOST:
-            self._kept.clear()
-        self._kept[environment.id] = _Kept(address, now + KEPT_SECONDS)
-        return address
-
-    async def url(self, environment: Environment, service: Object | None) -> str | None:
-        """Return where the platform itself finds the agent, ``None`` if that is not known yet."""
-        reach, options = self._options.reach, self._options
-        if service is None:
-            return None
-        if reach == "proxy":
-            return await self._proxy.url(environment)
-        if reach == "service" or (reach == "auto" and options.platform_namespace):
-            return _inside_url(environment, options)
-        if reach == "loadbalancer":
-            return _balancer_url(options, service)
-        if reach == "auto" and not options.ingress_base_domain and _is_inside(service):
-            # Nothing leads there from outside of the cluster but the API server.
-            return await self._proxy.url(environment)
-        return endpoint_of(environment, options, service)
-
-    def forget(self, environment: Environment) -> None:
-        """Look anew next time."""
-        self._kept.pop(environment.id, None)
-
-    async def _found(self, environment: Environment) -> AgentAddress:
-        names, api = environment.names, self._api
-        ours = f"{PROJECT_LABEL}={project_slug(environment)}"
-        pods, service, secret = await asyncio.gather(
-            api.list("Pod", names.namespace, selector=ours),
-            api.read("Service", names.namespace, names.service),
-            api.read("Secret", names.namespace, secret_name(environment)),
-        )
-        url = await self.url(environment, service)
-        if url is None or not any(_serves(pod) for pod in pods.items):
-            raise NotActiveError("The environment does not run.")
-        return AgentAddress(url, token_of(secret))
-
-
-def endpoint_of(environment: Environment, options: Options, service: Object | None) -> str | None:
-    """Return where users and operators are told that the environment is, ``None`` if unknown yet.
-
-    The Ingress' host where there is one, else the load balancer's address, else the Service.
-    """
-    if service is None:
-        return None
-    return ingress_url(environment, options) or _service_url(environment, options, service)
-
-
-def token_of(secret: Object | None) -> str:
-    """Return the token of an environment from its Secret; ``ClusterError`` when it has none."""
-    encoded = ((secret or {}).get("data") or {}).get(TOKEN_KEY)
-    try:
-        return base64.b64decode(encoded or "", validate=True).decode() or _no_token()
-    except (binascii.Error, ValueError) as error:
-        raise ClusterError("The environment's token cannot be read.") from error
-
-
-def _no_token() -> str:
-    raise ClusterError(
-        "The environment's Secret with its token is missing.",
-        code="environment_drifted",
-        hint="Deactivate and activate the project, which makes it anew.",
-    )
-
-
-def _service_url(environment: Environment, options: Options, service: Object) -> str | None:
-    if service["spec"].get("type") == "LoadBalancer":
-        return _balancer_url(options, service)
-    return _inside_url(environment, options)
-
-
-def _inside_url(environment: Environment, options: Options) -> str:
-    return (
-        f"http://{environment.names.service}.{environment.names.namespace}.svc:{options.agent_port}"
-    )
-
-
-def _is_inside(service: Object) -> bool:
-    return bool(service["spec"].get("type", "ClusterIP") == "ClusterIP")
-
-
-def _balancer_url(options: Options, service: Object) -> str | None:
-    given = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
-    for one in given:
-        if host := one.get("hostname") or one.get("ip"):
-            host = f"[{host}]" if ":" in host else host
-            return f"http://{host}:{options.agent_port}"
-    return None
-
-
-def _serves(pod: Object) -> bool:
-    return is_ready(pod) and not pod["metadata"].get("deletionTimestamp")

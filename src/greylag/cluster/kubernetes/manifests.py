@@ -1,30 +1,33 @@
-"""The Deployment of a project, and the pod in it."""
+"""The objects that one environment has for itself, as plain dicts: pure functions of settings.
+
+`project_objects` come in the order of applying, ready for server-side apply; what all projects of a
+user share is in `namespace`. `printed` shows both to people.
+"""
 
 import base64
+import json
+from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
-    FIELD_MANAGER,
-    MANAGED_BY,
-    MANAGED_BY_LABEL,
-    PROJECT_ID_ANNOTATION,
-    PROJECT_LABEL,
     RECORD_ANNOTATION,
-    SELECTOR,
-    USER_ID_ANNOTATION,
     config_name,
     labels,
     project_metadata,
     project_slug,
-    ref_of,
     secret_name,
     volume_claim_name,
 )
-from greylag.cluster.kubernetes.namespace import QUOTA_NAME, SERVICE_ACCOUNT, shared_objects
-from greylag.cluster.kubernetes.options import EVERYWHERE, Options, Template, chosen
+from greylag.cluster.kubernetes.namespace import SERVICE_ACCOUNT, shared_objects
+from greylag.cluster.kubernetes.options import EVERYWHERE, Options, Template
 from greylag.domain.names import label
 from greylag.domain.project import Environment
+
+TOKEN_KEY = "GREYLAG_AGENT_TOKEN"  # noqa: S105 - the variable's name
+MODEL_KEY = "GREYLAG_MODEL_KEY"
 
 CONTAINER = "agent"
 PORT_NAME = "http"
@@ -41,8 +44,218 @@ _USER = 1000
 _GRACE_SECONDS = 20
 _TEMPORARY_SIZE = "1Gi"
 
+_NGINX = "nginx.ingress.kubernetes.io"
+# A stream is silent while the agent thinks, and lives as long as its turn.
+_STREAMING = {
+    f"{_NGINX}/proxy-buffering": "off",
+    f"{_NGINX}/proxy-request-buffering": "off",
+    f"{_NGINX}/proxy-read-timeout": "3600",
+    f"{_NGINX}/proxy-send-timeout": "3600",
+    f"{_NGINX}/proxy-body-size": "8m",
+}
 
-def deployment(
+_PLACEHOLDERS = {
+    TOKEN_KEY: "REPLACE-WITH-A-RANDOM-TOKEN",
+    MODEL_KEY: "REPLACE-WITH-THE-MODEL-PROVIDER-KEY",
+}
+_HEADING = """\
+# The environment of project {project} of user {user}, as these settings make it.
+# Secrets are not printed: replace each value that begins with REPLACE-WITH before you apply this.
+# Greylag makes a token of its own for each environment and keeps it in the Secret.
+"""
+
+
+def project_objects(
+    environment: Environment,
+    options: Options,
+    variables: Mapping[str, str],
+    *,
+    token: str,
+    replicas: int,
+) -> list[dict[str, Any]]:
+    """Return Secret, ConfigMap, PersistentVolumeClaim, Service, Deployment and, maybe, Ingress.
+
+    Args:
+        environment: which environment.
+        options: what the settings say.
+        variables: agentd's environment variables; the model provider's key goes into the Secret.
+        token: what the environment's agentd will demand.
+        replicas: 0 to sleep, 1 to run.
+
+    Raises:
+        ClusterError: the project's template does not exist (terminal).
+    """
+    template = options.template_of(environment)
+    secrets = {TOKEN_KEY: token}
+    if MODEL_KEY in variables:
+        secrets[MODEL_KEY] = variables[MODEL_KEY]
+    plain = {name: value for name, value in variables.items() if name != MODEL_KEY}
+    ingress = _ingress(environment, options)
+    return [
+        _secret(environment, secrets),
+        _config(environment, options, {**plain, **template.environment}),
+        _volume_claim(environment, options, template),
+        _service(environment, options),
+        _deployment(environment, options, template, replicas),
+        *([ingress] if ingress else []),
+    ]
+
+
+def printed(
+    environment: Environment, options: Options, variables: Mapping[str, str], *, replicas: int
+) -> str:
+    """Return all objects of one environment as YAML for `kubectl apply`, without any secret.
+
+    Args:
+        environment: which environment; no record needs to exist.
+        options: what the settings say.
+        variables: agentd's environment variables.
+        replicas: 0 for a sleeping environment.
+
+    Raises:
+        ClusterError: the template does not exist.
+    """
+    if MODEL_KEY in variables:
+        variables = {**variables, MODEL_KEY: _PLACEHOLDERS[MODEL_KEY]}
+    token = _PLACEHOLDERS[TOKEN_KEY]
+    objects = shared_objects(environment, options)
+    objects += project_objects(environment, options, variables, token=token, replicas=replicas)
+    ref = environment.ref
+    heading = _HEADING.format(project=json.dumps(ref.project_id), user=json.dumps(ref.user_id))
+    # Through JSON, so that nothing is one object in two places, which YAML would print as an alias.
+    plain = [json.loads(json.dumps(_readable(each))) for each in objects]
+    return heading + str(yaml.safe_dump_all(plain, sort_keys=False, explicit_start=True))
+
+
+def ingress_url(environment: Environment, options: Options) -> str | None:
+    """Return the URL under which the Ingress shows agentd's root, without a slash at its end."""
+    host = _ingress_host(environment, options)
+    if host is None:
+        return None
+    prefix = _path_prefix(environment, options) or ""
+    return f"{'https' if options.ingress_tls else 'http'}://{host}{prefix}"
+
+
+def _secret(environment: Environment, values: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": project_metadata(environment, secret_name(environment)),
+        "type": "Opaque",
+        # Not stringData: server-side apply cannot own what the server does not keep.
+        "data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()},
+    }
+
+
+def _config(
+    environment: Environment, options: Options, variables: Mapping[str, str]
+) -> dict[str, Any]:
+    fixed = {
+        "GOOSE_API_HOST": "0.0.0.0",  # noqa: S104 - the pod's own address, behind policy and token
+        "GOOSE_API_PORT": str(options.agent_port),
+        "GREYLAG_AGENT_FOLDER": FOLDER,
+        "GREYLAG_ENVIRONMENT": f"{environment.names.namespace}/{project_slug(environment)}",
+        "GREYLAG_LOG_FORMAT": "json",
+    }
+    if prefix := _path_prefix(environment, options):
+        fixed["GREYLAG_PATH_PREFIX"] = prefix
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": project_metadata(environment, config_name(environment)),
+        "data": {**variables, **fixed},
+    }
+
+
+def _volume_claim(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": template.volume_size or options.volume_size}},
+    }
+    if options.storage_class:
+        spec["storageClassName"] = options.storage_class
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": project_metadata(environment, volume_claim_name(environment)),
+        "spec": spec,
+    }
+
+
+def _service(environment: Environment, options: Options) -> dict[str, Any]:
+    """Return the Service: the agent's port under the same number."""
+    metadata = project_metadata(environment, environment.names.service)
+    metadata["annotations"] |= dict(options.service_annotations)
+    spec: dict[str, Any] = {
+        "type": options.service_type,
+        "selector": labels(environment),
+        "ports": [
+            {
+                "name": PORT_NAME,
+                "port": options.agent_port,
+                "targetPort": PORT_NAME,
+                "protocol": "TCP",
+            }
+        ],
+    }
+    narrow = options.platform_cidrs and EVERYWHERE not in options.platform_cidrs
+    if options.service_type == "LoadBalancer" and narrow:
+        # The policy must see the caller's own address, not that of the node it came in by.
+        spec["externalTrafficPolicy"] = "Local"
+        spec["loadBalancerSourceRanges"] = list(options.platform_cidrs)
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def _ingress(environment: Environment, options: Options) -> dict[str, Any] | None:
+    """Return the Ingress, None when no base domain is set."""
+    host = _ingress_host(environment, options)
+    if host is None:
+        return None
+    metadata = project_metadata(environment, environment.names.ingress)
+    metadata["annotations"] |= _STREAMING
+    metadata["annotations"] |= dict(options.ingress_annotations)
+    path = {
+        "path": _path_prefix(environment, options) or "/",
+        "pathType": "Prefix",
+        "backend": {"service": {"name": environment.names.service, "port": {"name": PORT_NAME}}},
+    }
+    spec: dict[str, Any] = {"rules": [{"host": host, "http": {"paths": [path]}}]}
+    if options.ingress_class:
+        spec["ingressClassName"] = options.ingress_class
+    if options.ingress_tls:
+        certificate = options.ingress_tls_secret
+        spec["tls"] = [{"hosts": [host], **({"secretName": certificate} if certificate else {})}]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": metadata,
+        "spec": spec,
+    }
+
+
+def _ingress_host(environment: Environment, options: Options) -> str | None:
+    """Return the host of the project's Ingress, None when it has none.
+
+    With a host per project it is one label before the domain, so that one wildcard certificate
+    and one DNS record serve all; the label ends in a hash, so that no two projects share it.
+    """
+    domain = options.ingress_base_domain
+    if domain is None or options.ingress_routing == "path":
+        return domain
+    return f"{label(f'{project_slug(environment)}.{environment.names.namespace}')}.{domain}"
+
+
+def _path_prefix(environment: Environment, options: Options) -> str | None:
+    """Return the path below which the Ingress shows the project, None when it has its own host.
+
+    agentd takes it off itself: each ingress controller would want it asked for in its own way.
+    """
+    if options.ingress_base_domain is None or options.ingress_routing != "path":
+        return None
+    return f"/{environment.names.namespace}/{project_slug(environment)}"
+
+
+def _deployment(
     environment: Environment, options: Options, template: Template, replicas: int
 ) -> dict[str, Any]:
     """Return the Deployment with 0 or 1 ``replicas``."""
@@ -77,7 +290,7 @@ def _pod(environment: Environment, options: Options, template: Template) -> dict
         "runtimeClassName": options.runtime_class,
         "priorityClassName": options.priority_class,
         "nodeSelector": dict(options.node_selector),
-        "tolerations": [dict(toleration) for toleration in options.tolerations],
+        "tolerations": [one.model_dump(exclude_none=True) for one in options.tolerations],
     }
     if options.image_pull_secret:
         chosen["imagePullSecrets"] = [{"name": options.image_pull_secret}]
@@ -148,203 +361,16 @@ def _probe(path: str, *, period: int, failures: int) -> dict[str, Any]:
     }
 
 
-# How a project is reached: its Service and its Ingress.
-
-_NGINX = "nginx.ingress.kubernetes.io"
-# A stream is silent while the agent thinks, and lives as long as its turn.
-_STREAMING = {
-    f"{_NGINX}/proxy-buffering": "off",
-    f"{_NGINX}/proxy-request-buffering": "off",
-    f"{_NGINX}/proxy-read-timeout": "3600",
-    f"{_NGINX}/proxy-send-timeout": "3600",
-    f"{_NGINX}/proxy-body-size": "8m",
-}
-
-
-def service(environment: Environment, options: Options) -> dict[str, Any]:
-    """Return the Service: the agent's port under the same number."""
-    metadata = project_metadata(environment, environment.names.service)
-    metadata["annotations"] |= dict(options.service_annotations)
-    spec: dict[str, Any] = {
-        "type": options.service_type,
-        "selector": labels(environment),
-        "ports": [
-            {
-                "name": PORT_NAME,
-                "port": options.agent_port,
-                "targetPort": PORT_NAME,
-                "protocol": "TCP",
-            }
-        ],
-    }
-    narrow = options.platform_cidrs and EVERYWHERE not in options.platform_cidrs
-    if options.service_type == "LoadBalancer" and narrow:
-        # The policy must see the caller's own address, not that of the node it came in by.
-        spec["externalTrafficPolicy"] = "Local"
-        spec["loadBalancerSourceRanges"] = list(options.platform_cidrs)
-    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
-
-
-def ingress(environment: Environment, options: Options) -> dict[str, Any] | None:
-    """Return the Ingress, None when no base domain is set."""
-    host = ingress_host(environment, options)
-    if host is None:
-        return None
-    metadata = project_metadata(environment, environment.names.ingress)
-    metadata["annotations"] |= _STREAMING
-    metadata["annotations"] |= dict(options.ingress_annotations)
-    path: dict[str, Any] = {"path": path_prefix(environment, options) or "/", "pathType": "Prefix"}
-    backend = {"service": {"name": environment.names.service, "port": {"name": PORT_NAME}}}
-    spec: dict[str, Any] = {"rules": [{"host": host, "http": {"paths": [path]}}]}
-    spec["rules"][0]["http"]["paths"][0]["backend"] = backend
-    if options.ingress_class:
-        spec["ingressClassName"] = options.ingress_class
-    if options.ingress_tls:
-        certificate = options.ingress_tls_secret
-        spec["tls"] = [{"hosts": [host], **({"secretName": certificate} if certificate else {})}]
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "Ingress",
-        "metadata": metadata,
-        "spec": spec,
-    }
-
-
-def ingress_host(environment: Environment, options: Options) -> str | None:
-    """Return the host of the project's Ingress, None when it has none.
-
-    With a host per project it is one label before the domain, so that one wildcard certificate
-    and one DNS record serve all; the label ends in a hash, so that no two projects share it.
-    """
-    domain = options.ingress_base_domain
-    if domain is None or options.ingress_routing == "path":
-        return domain
-    return f"{label(f'{project_slug(environment)}.{environment.names.namespace}')}.{domain}"
-
-
-def ingress_url(environment: Environment, options: Options) -> str | None:
-    """Return the URL under which the Ingress shows agentd's root, without a slash at its end."""
-    host = ingress_host(environment, options)
-    if host is None:
-        return None
-    prefix = path_prefix(environment, options) or ""
-    return f"{'https' if options.ingress_tls else 'http'}://{host}{prefix}"
-
-
-def path_prefix(environment: Environment, options: Options) -> str | None:
-    """Return the path below which the Ingress shows the project, None when it has its own host.
-
-    agentd takes it off itself: each ingress controller would want it asked for in its own way.
-    """
-    if options.ingress_base_domain is None or options.ingress_routing != "path":
-        return None
-    return f"/{environment.names.namespace}/{project_slug(environment)}"
-
-
-# The objects of an environment as plain dicts: pure functions of project and options.
-#
-# `shared_objects` are what all projects of a user share, `project_objects` what one has for itself.
-# Both come in the order of applying, ready for server-side apply by `FIELD_MANAGER`.
-
-__all__ = [
-    "CLAIM_ANNOTATION",
-    "CONTAINER",
-    "FIELD_MANAGER",
-    "MANAGED_BY",
-    "MANAGED_BY_LABEL",
-    "MODEL_KEY",
-    "PROJECT_ID_ANNOTATION",
-    "PROJECT_LABEL",
-    "QUOTA_NAME",
-    "RECORD_ANNOTATION",
-    "SELECTOR",
-    "SERVICE_ACCOUNT",
-    "TOKEN_KEY",
-    "USER_ID_ANNOTATION",
-    "config_name",
-    "ingress_host",
-    "ingress_url",
-    "labels",
-    "project_objects",
-    "project_slug",
-    "ref_of",
-    "secret_name",
-    "shared_objects",
-    "volume_claim_name",
-]
-
-TOKEN_KEY = "GREYLAG_AGENT_TOKEN"  # noqa: S105 - the variable's name
-MODEL_KEY = "GREYLAG_MODEL_KEY"
-
-
-def project_objects(
-    environment: Environment, options: Options, *, token: str, replicas: int
-) -> list[dict[str, Any]]:
-    """Return Secret, ConfigMap, PersistentVolumeClaim, Service, Deployment and, maybe, Ingress.
-
-    Args:
-        environment: which environment.
-        options: what the settings say.
-        token: what the environment's agentd will demand.
-        replicas: 0 to sleep, 1 to run.
-
-    Raises:
-        ClusterError: the project's template does not exist (terminal).
-    """
-    template = chosen(environment, options.templates)
-    door = ingress(environment, options)
-    return [
-        _secret(environment, options, token),
-        _config(environment, options, template),
-        _volume_claim(environment, options, template),
-        service(environment, options),
-        deployment(environment, options, template, replicas),
-        *([door] if door else []),
-    ]
-
-
-def _secret(environment: Environment, options: Options, token: str) -> dict[str, Any]:
-    values = {TOKEN_KEY: token}
-    if options.model_key:
-        values[MODEL_KEY] = options.model_key
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": project_metadata(environment, secret_name(environment)),
-        "type": "Opaque",
-        # Not stringData: server-side apply cannot own what the server does not keep.
-        "data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()},
-    }
-
-
-def _config(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
-    fixed = {
-        "GOOSE_API_HOST": "0.0.0.0",  # noqa: S104 - the pod's own address, behind policy and token
-        "GOOSE_API_PORT": str(options.agent_port),
-        "GREYLAG_AGENT_FOLDER": FOLDER,
-        "GREYLAG_ENVIRONMENT": f"{environment.names.namespace}/{project_slug(environment)}",
-        "GREYLAG_LOG_FORMAT": "json",
-    }
-    if prefix := path_prefix(environment, options):
-        fixed["GREYLAG_PATH_PREFIX"] = prefix
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": project_metadata(environment, config_name(environment)),
-        "data": {**options.model_environment, **template.environment, **fixed},
-    }
-
-
-def _volume_claim(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": template.volume_size or options.volume_size}},
-    }
-    if options.storage_class:
-        spec["storageClassName"] = options.storage_class
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": project_metadata(environment, volume_claim_name(environment)),
-        "spec": spec,
-    }
+def _readable(thing: dict[str, Any]) -> dict[str, Any]:
+    """Return an object with readable placeholders, and without the claim of a worker."""
+    shown = dict(thing)
+    if thing["kind"] == "Secret":
+        values = shown.pop("data")
+        shown["stringData"] = {
+            name: base64.b64decode(value).decode() for name, value in values.items()
+        }
+    if thing["kind"] == "Deployment":
+        annotations = dict(thing["metadata"]["annotations"])
+        del annotations[RECORD_ANNOTATION], annotations[CLAIM_ANNOTATION]
+        shown["metadata"] = {**thing["metadata"], "annotations": annotations}
+    return shown

@@ -1,19 +1,82 @@
-"""Who may talk to environments, and whom they may talk to (NetworkPolicy)."""
+"""What all projects of a user share: the namespace, what bounds it, and its NetworkPolicies.
+
+These say who may talk to environments, and whom they may talk to. Pure functions of settings.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from greylag.cluster.kubernetes.identity import MANAGED_BY, MANAGED_BY_LABEL, shared_metadata
-from greylag.cluster.kubernetes.options import Network, Options, networks, within
+from greylag.cluster.kubernetes.options import Network, Options, Template, networks, within
 from greylag.domain.project import Environment
 
-_NAMESPACE_NAME = "kubernetes.io/metadata.name"
-_DNS_PORT = 53
+SERVICE_ACCOUNT = "greylag-environment"
+_BOUNDS_NAME = "greylag"
 _DENY, _AGENT = "greylag-default-deny", "greylag-agent"
 POLICY_NAMES = (_DENY, _AGENT)
 
+_NAMESPACE_NAME = "kubernetes.io/metadata.name"
+_DNS_PORT = 53
+_POD_SECURITY = "pod-security.kubernetes.io"
 
-def network_policies(environment: Environment, options: Options) -> list[dict[str, Any]]:
+
+def shared_objects(environment: Environment, options: Options) -> list[dict[str, Any]]:
+    """Return what must stand before any project of this user, in the order of applying."""
+    return [
+        _namespace(environment),
+        _quota(environment, options),
+        _limits(environment),
+        *_network_policies(environment, options),
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": shared_metadata(environment, SERVICE_ACCOUNT),
+            "automountServiceAccountToken": False,
+        },
+    ]
+
+
+def _namespace(environment: Environment) -> dict[str, Any]:
+    metadata = shared_metadata(environment, environment.names.namespace)
+    del metadata["namespace"]
+    for mode in ("enforce", "audit", "warn"):
+        metadata["labels"][f"{_POD_SECURITY}/{mode}"] = "restricted"
+        metadata["labels"][f"{_POD_SECURITY}/{mode}-version"] = "latest"
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+
+
+def _quota(environment: Environment, options: Options) -> dict[str, Any]:
+    hard = {
+        "requests.cpu": options.quota_cpu_requests,
+        "requests.memory": options.quota_memory_requests,
+        "limits.cpu": options.quota_cpu_limits,
+        "limits.memory": options.quota_memory_limits,
+        "persistentvolumeclaims": str(options.quota_volumes),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": shared_metadata(environment, _BOUNDS_NAME),
+        "spec": {"hard": hard},
+    }
+
+
+def _limits(environment: Environment) -> dict[str, Any]:
+    usual = Template()
+    bounds = {
+        "type": "Container",
+        "default": {"cpu": usual.cpu_limit, "memory": usual.memory_limit},
+        "defaultRequest": {"cpu": usual.cpu_request, "memory": usual.memory_request},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "LimitRange",
+        "metadata": shared_metadata(environment, _BOUNDS_NAME),
+        "spec": {"limits": [bounds]},
+    }
+
+
+def _network_policies(environment: Environment, options: Options) -> list[dict[str, Any]]:
     """Return the policies of the user's namespace: nothing in or out, but for what is named."""
     ours = {"matchLabels": {MANAGED_BY_LABEL: MANAGED_BY}}
     agent = {
@@ -79,59 +142,3 @@ def _blocks(cidrs: Sequence[str], closed: Iterable[Network]) -> list[dict[str, A
             block["except"] = inner
         blocks.append({"ipBlock": block})
     return blocks
-
-
-# What all projects of a user share: the namespace and what bounds it.
-
-SERVICE_ACCOUNT = "greylag-environment"
-QUOTA_NAME = "greylag"
-
-_POD_SECURITY = "pod-security.kubernetes.io"
-
-
-def shared_objects(environment: Environment, options: Options) -> list[dict[str, Any]]:
-    """Return what must stand before any project of this user, in the order of applying."""
-    return [
-        _namespace(environment),
-        _quota(environment, options),
-        _limits(environment, options),
-        *network_policies(environment, options),
-        {
-            "apiVersion": "v1",
-            "kind": "ServiceAccount",
-            "metadata": shared_metadata(environment, SERVICE_ACCOUNT),
-            "automountServiceAccountToken": False,
-        },
-    ]
-
-
-def _namespace(environment: Environment) -> dict[str, Any]:
-    metadata = shared_metadata(environment, environment.names.namespace)
-    del metadata["namespace"]
-    for mode in ("enforce", "audit", "warn"):
-        metadata["labels"][f"{_POD_SECURITY}/{mode}"] = "restricted"
-        metadata["labels"][f"{_POD_SECURITY}/{mode}-version"] = "latest"
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
-
-
-def _quota(environment: Environment, options: Options) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": shared_metadata(environment, QUOTA_NAME),
-        "spec": {"hard": dict(options.quota)},
-    }
-
-
-def _limits(environment: Environment, options: Options) -> dict[str, Any]:
-    bounds = {
-        "type": "Container",
-        "default": dict(options.limit_defaults),
-        "defaultRequest": dict(options.request_defaults),
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "LimitRange",
-        "metadata": shared_metadata(environment, "greylag"),
-        "spec": {"limits": [bounds]},
-    }

@@ -1,23 +1,121 @@
-"""Reading the JSON of pods, Deployments and Events: plain questions to one object. Pure."""
+"""The objects of one environment, and why it does not get on. Pure.
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+Objects are the JSON of the API server as plain dictionaries, or what the informers keep of it.
+"""
+
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from greylag.cluster.kubernetes import failures
-from greylag.cluster.kubernetes.failures import Cause
-from greylag.cluster.kubernetes.identity import START_ANNOTATION
+from greylag.cluster.kubernetes.failures import (
+    Cause,
+    cause,
+    crash_loop,
+    no_image,
+    quoted,
+    refusal,
+    unschedulable,
+)
+from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object, annotation_of
 
-Object = Mapping[str, Any]
-
+PULL_REASONS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+)
 CRASHES_THAT_TELL = 3
 
+_CREATE_REASONS = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+)
+_MOUNT_REASONS = frozenset({"FailedMount", "FailedAttachVolume"})
 
-def mark(thing: Object | None) -> str | None:
-    """Return the mark of the start that a Deployment is of, or a pod."""
-    annotations = {} if thing is None else thing["metadata"].get("annotations") or {}
-    found: str | None = annotations.get(START_ANNOTATION)
-    return found
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentObjects:
+    """What of an environment is there, ``None`` or empty where it is not.
+
+    Attributes:
+        deployment: carries the newest claim.
+        pods: all that there are, those of earlier starts too.
+        claim: of its volume.
+        service: where the agent is found in the cluster.
+        endpoint: where users are told that it is, once known.
+        events: Kubernetes' Events of its pods and claim, oldest first.
+        last_words: the end of a crashed container's log.
+    """
+
+    deployment: Object | None = None
+    pods: Sequence[Object] = ()
+    claim: Object | None = None
+    service: Object | None = None
+    endpoint: str | None = None
+    events: Sequence[Object] = ()
+    last_words: str = ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is to run."""
+        return self.deployment is not None and wants_pod(self.deployment)
+
+    @property
+    def pod(self) -> Object | None:
+        """The newest pod of the present start that is neither ended nor being removed."""
+        present = annotation_of(self.deployment, START_ANNOTATION)
+        alive = [
+            pod
+            for pod in self.pods
+            if lives(pod) and annotation_of(pod, START_ANNOTATION) == present
+        ]
+        return max(
+            alive, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", default=None
+        )
+
+    @property
+    def failed_itself(self) -> bool:
+        """Whether only another pod can help: it has none that is ready."""
+        pod = self.pod
+        return pod is None or not is_ready(pod)
+
+    @property
+    def needs_events(self) -> bool:
+        """Whether Events may say more than the objects do: it waits for something."""
+        return self.wanted and self.pod is not None and self.failed_itself
+
+    @property
+    def crashed(self) -> str | None:
+        """The name of the pod whose container ends again and again, ``None`` when none does."""
+        pod = self.pod
+        return pod["metadata"]["name"] if pod is not None and _crashes(pod) else None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the container waits for what Events or its log explain."""
+        pod = self.pod
+        return pod is not None and (_waiting(pod)[0] in PULL_REASONS or _crashes(pod))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs of an environment that is not to run, and nothing will."""
+        if any(lives(pod) or is_removed(pod) for pod in self.pods):
+            return False
+        deployment = self.deployment
+        return deployment is None or (
+            is_current(deployment) and not (deployment.get("status") or {}).get("replicas")
+        )
+
+    def why(self) -> Cause | None:
+        """Return why an environment that is to run does not get on, ``None`` while it does."""
+        pod = self.pod
+        if pod is None:
+            return _why_no_pod(self.deployment)
+        return (
+            _why_not_scheduled(pod, self.events)
+            or _why_not_running(pod, self.events, self.last_words)
+            or _why_not_ready(pod, self.events)
+        )
+
+
+def wants_pod(deployment: Object) -> bool:
+    """Tell whether a Deployment is to run."""
+    return bool(deployment["spec"].get("replicas", 1))
 
 
 def container(pod: Object) -> Object:
@@ -40,7 +138,7 @@ def is_removed(thing: Object | None) -> bool:
 
 def is_ready(pod: Object) -> bool:
     """Tell whether a pod has the condition ``Ready``."""
-    ready = condition(pod, "Ready")
+    ready = _condition(pod, "Ready")
     return ready is not None and ready["status"] == "True"
 
 
@@ -52,175 +150,89 @@ def is_current(deployment: Object | None) -> bool:
     return bool(seen >= deployment["metadata"].get("generation", 0))
 
 
-def conditions(thing: Object | None) -> Iterable[Object]:
-    """Return an object's conditions."""
+def last(events: Sequence[Object], reasons: Container[str]) -> Object | None:
+    """Return the newest Event with one of these reasons."""
+    return next((one for one in reversed(events) if one.get("reason", "") in reasons), None)
+
+
+def _conditions(thing: Object | None) -> Iterable[Object]:
     return () if thing is None else thing.get("status", {}).get("conditions") or ()
 
 
-def condition(thing: Object, kind: str) -> Object | None:
-    """Return an object's condition of this type."""
-    return next((one for one in conditions(thing) if one["type"] == kind), None)
+def _condition(thing: Object, kind: str) -> Object | None:
+    return next((one for one in _conditions(thing) if one["type"] == kind), None)
 
 
-def last(events: Sequence[Object], reasons: Container[Any]) -> Object | None:
-    """Return the newest Event with one of these reasons."""
-    return next((one for one in reversed(events) if one.get("reason") in reasons), None)
-
-
-def crashes(pod: Object) -> bool:
-    """Tell whether a pod's container ends again and again."""
-    status = container(pod)
-    waiting = status.get("state", {}).get("waiting") or {}
-    often = status.get("restartCount", 0) >= CRASHES_THAT_TELL
-    return often and waiting.get("reason") == "CrashLoopBackOff"
-
-
-# One look at the objects of an environment. Pure.
-#
-# Objects are the JSON of the API server as plain dictionaries (or of the watches' caches).
-
-PULL_REASONS = frozenset(
-    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What of an environment is there, ``None`` or empty where it is not.
-
-    ``endpoint`` is where it is told to be reached, once known; ``events`` are Kubernetes' Events of
-    its pods and claim, oldest first; ``last_words`` the end of a crashed container's log.
-    """
-
-    deployment: Object | None = None
-    pods: Sequence[Object] = ()
-    claim: Object | None = None
-    service: Object | None = None
-    endpoint: str | None = None
-    events: Sequence[Object] = ()
-    last_words: str = ""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether it is to run."""
-        return self.deployment is not None and bool(self.deployment["spec"].get("replicas", 1))
-
-    @property
-    def pod(self) -> Object | None:
-        """The newest pod of the present start that is neither ended nor being removed."""
-        present = mark(self.deployment)
-        alive = [pod for pod in self.pods if lives(pod) and mark(pod) == present]
-        return max(
-            alive, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", default=None
-        )
-
-    @property
-    def failed_itself(self) -> bool:
-        """Whether only another pod can help: it has none that is ready."""
-        pod = self.pod
-        return pod is None or not is_ready(pod)
-
-
-def needs_events(sight: Sight) -> bool:
-    """Tell whether Events may say more than the objects do: it waits for something."""
-    pod = sight.pod
-    return sight.wanted and pod is not None and not is_ready(pod)
-
-
-def crashed(sight: Sight) -> str | None:
-    """Return the name of the pod whose container ends again and again, ``None`` when none does."""
-    pod = sight.pod
-    return pod["metadata"]["name"] if pod is not None and crashes(pod) else None
-
-
-def waits(sight: Sight) -> bool:
-    """Tell whether the container waits for what Events or its log explain."""
-    pod = sight.pod
-    if pod is None:
-        return False
+def _waiting(pod: Object) -> tuple[str, str]:
+    """Return what the container waits for, in one word and in Kubernetes' own words."""
     waiting = container(pod).get("state", {}).get("waiting") or {}
-    return waiting.get("reason") in PULL_REASONS or crashes(pod)
+    return waiting.get("reason", ""), waiting.get("message", "")
 
 
-def is_idle(sight: Sight) -> bool:
-    """Tell whether nothing runs of an environment that is not to run, and nothing will."""
-    if any(lives(pod) or is_removed(pod) for pod in sight.pods):
-        return False
-    deployment = sight.deployment
-    return deployment is None or (
-        is_current(deployment) and not (deployment.get("status") or {}).get("replicas")
-    )
+def _crashes(pod: Object) -> bool:
+    """Tell whether a pod's container ends again and again."""
+    often = container(pod).get("restartCount", 0) >= CRASHES_THAT_TELL
+    return often and _waiting(pod)[0] == "CrashLoopBackOff"
 
 
-# Why an environment that is to run does not get on. Pure.
-
-_CREATE_REASONS = frozenset(
-    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-)
-_MOUNT_REASONS = frozenset({"FailedMount", "FailedAttachVolume"})
-
-
-def why(sight: Sight) -> Cause | None:
-    """Return why an environment that is to run does not get on, ``None`` while it does."""
-    pod = sight.pod
-    if pod is None:
-        return _why_no_pod(sight)
-    return (
-        _why_not_scheduled(sight, pod) or _why_not_running(sight, pod) or _why_not_ready(sight, pod)
-    )
-
-
-def _why_no_pod(sight: Sight) -> Cause | None:
-    if not is_current(sight.deployment):
+def _why_no_pod(deployment: Object | None) -> Cause | None:
+    failure = _condition(deployment, "ReplicaFailure") if deployment is not None else None
+    if failure is None or failure["status"] != "True" or not is_current(deployment):
         return None
-    for one in conditions(sight.deployment):
-        if one["type"] == "ReplicaFailure" and one["status"] == "True":
-            words = one.get("message", "")
-            return failures.refusal(words) or failures.not_created(one.get("reason", ""), words)
-    return None
+    words = failure.get("message", "")
+    return refusal(words) or cause(
+        "container_not_created", reason=failure.get("reason", ""), words=quoted(words)
+    )
 
 
-def _why_not_scheduled(sight: Sight, pod: Object) -> Cause | None:
-    scheduled = condition(pod, "PodScheduled")
+def _why_not_scheduled(pod: Object, events: Sequence[Object]) -> Cause | None:
+    scheduled = _condition(pod, "PodScheduled")
     if scheduled is None or scheduled["status"] == "True":
         return None
-    refused = last(sight.events, {"ProvisioningFailed"})
+    refused = last(events, {"ProvisioningFailed"})
     if refused is not None:
-        return failures.volume_not_bound(refused.get("message", ""))
-    return failures.unschedulable(scheduled.get("message", ""))
+        return cause("volume_not_bound", words=_message(refused))
+    return unschedulable(scheduled.get("message", ""))
 
 
-def _why_not_running(sight: Sight, pod: Object) -> Cause | None:
-    status = container(pod)
-    waiting = status.get("state", {}).get("waiting") or {}
-    reason, words = waiting.get("reason", ""), waiting.get("message", "")
+def _why_not_running(pod: Object, events: Sequence[Object], last_words: str) -> Cause | None:
+    reason, words = _waiting(pod)
     if reason in PULL_REASONS:
-        return _why_no_image(sight, pod, reason, words)
-    if crashes(pod):
-        ended = status.get("lastState", {}).get("terminated") or {}
-        return failures.crash_loop(ended.get("exitCode"), sight.last_words)
+        return _why_no_image(pod, events, reason, words)
+    if _crashes(pod):
+        return crash_loop(_last_end(pod).get("exitCode"), last_words)
     if reason in _CREATE_REASONS:
-        return failures.not_created(reason, words)
-    if reason == "ContainerCreating" and (event := last(sight.events, _MOUNT_REASONS)):
-        return failures.volume_not_mounted(event.get("message", ""))
+        return cause("container_not_created", reason=reason, words=quoted(words))
+    if reason == "ContainerCreating" and (event := last(events, _MOUNT_REASONS)):
+        return cause("volume_not_mounted", words=_message(event))
     return None
 
 
-def _why_no_image(sight: Sight, pod: Object, reason: str, words: str) -> Cause:
+def _why_no_image(pod: Object, events: Sequence[Object], reason: str, words: str) -> Cause:
     missing = None
-    if last(sight.events, {"FailedToRetrieveImagePullSecret"}) is not None:
+    if last(events, {"FailedToRetrieveImagePullSecret"}) is not None:
         named = [one["name"] for one in pod["spec"].get("imagePullSecrets") or []]
         missing = ", ".join(named) or "named for pulling"
-    pulled = last(sight.events, {"Failed"})
+    pulled = last(events, {"Failed"})
     # The back-off's own words only say that it backs off; the Event before it says why.
     said = f"{words} {pulled.get('message', '') if pulled else ''}"
     name = pod["spec"]["containers"][0]["image"]
-    return failures.image(name, reason, said, secret_missing=missing)
+    return no_image(name, reason, said, secret_missing=missing)
 
 
-def _why_not_ready(sight: Sight, pod: Object) -> Cause | None:
-    ended = container(pod).get("lastState", {}).get("terminated") or {}
-    if ended.get("reason") == "OOMKilled":
-        return failures.out_of_memory()
-    unhealthy = last(sight.events, {"Unhealthy"})
-    return None if unhealthy is None else failures.probe_failing(unhealthy.get("message", ""))
+def _why_not_ready(pod: Object, events: Sequence[Object]) -> Cause | None:
+    if _last_end(pod).get("reason") == "OOMKilled":
+        return cause("out_of_memory")
+    unhealthy = last(events, {"Unhealthy"})
+    return None if unhealthy is None else cause("probe_failing", words=_message(unhealthy))
+
+
+def _message(event: Object) -> str:
+    """Return what an Event says, as it may be quoted."""
+    return quoted(event.get("message", ""))
+
+
+def _last_end(pod: Object) -> Object:
+    """Return how the container ended last, empty when it never did."""
+    ended: Object = container(pod).get("lastState", {}).get("terminated") or {}
+    return ended

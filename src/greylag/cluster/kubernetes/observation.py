@@ -1,31 +1,29 @@
-"""What is to be told of an environment, from one look at its objects. Pure."""
+"""How an environment stands: what its objects tell, and Events and logs where they say more."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from greylag.cluster.kubernetes import failures, objects
 from greylag.cluster.kubernetes.api import Api
-from greylag.cluster.kubernetes.cache import Board, Object, Slot
-from greylag.cluster.kubernetes.failures import ApiError, told
+from greylag.cluster.kubernetes.cache import ProjectCache, ProjectKey, key_of
+from greylag.cluster.kubernetes.failures import ApiError, stuck_removal, translated
 from greylag.cluster.kubernetes.identity import (
     GENERATION_ANNOTATION,
+    Object,
+    annotation_of,
     is_edited,
-    project_slug,
     volume_claim_name,
 )
-from greylag.cluster.kubernetes.informer import Watches
-from greylag.cluster.kubernetes.locator import Doorbell, Reacher, endpoint_of
+from greylag.cluster.kubernetes.informer import Informers
+from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpoint_of
 from greylag.cluster.kubernetes.namespace import POLICY_NAMES
 from greylag.cluster.kubernetes.objects import (
-    Sight,
+    EnvironmentObjects,
     container,
     is_current,
-    is_idle,
     is_ready,
     is_removed,
     last,
     lives,
-    why,
 )
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.shared import plain
@@ -39,80 +37,6 @@ PULLING = Step("pulling_image", "The image is being pulled.")
 STARTED = Step("process_started", "The environment's container has started.")
 READY = Step("agent_ready", "The agent is ready.")
 
-
-def observed(sight: Sight) -> Observation:
-    """Return what the domain is to know."""
-    if not sight.wanted:
-        return _resting(sight)
-    pod = sight.pod
-    if pod is None and any(is_removed(pod) or lives(pod) for pod in sight.pods):
-        return Observation(Observed.STOPPING, error=_removal_of(sight))
-    steps = _steps(sight, pod)
-    if pod is not None and is_ready(pod) and is_current(sight.deployment):
-        return _ready(sight.endpoint, steps)
-    cause = why(sight)
-    if cause is None:
-        return Observation(Observed.STARTING, steps=steps)
-    if cause.final:
-        return Observation(Observed.FAILED, error=cause.error, terminal=True, steps=steps)
-    return Observation(Observed.STARTING, error=cause.error, steps=steps)
-
-
-def _ready(endpoint: str | None, steps: tuple[Step, ...]) -> Observation:
-    if endpoint is None:
-        return Observation(Observed.STARTING, error=_NO_ADDRESS, steps=steps)
-    address = Step("address_assigned", f"The environment has its address {endpoint}.")
-    return Observation(Observed.READY, endpoint=endpoint, steps=(*steps, address))
-
-
-def _resting(sight: Sight) -> Observation:
-    if sight.deployment is not None and not is_idle(sight):
-        return Observation(Observed.STOPPING, error=_removal_of(sight))
-    if sight.deployment is None and (not is_idle(sight) or is_removed(sight.claim)):
-        return Observation(Observed.STOPPING, error=_removal_of(sight))
-    parts = (sight.deployment, sight.claim, sight.service)
-    nothing = all(part is None for part in parts)
-    return Observation(Observed.ABSENT if nothing else Observed.STOPPED)
-
-
-def _removal_of(sight: Sight) -> ErrorInfo | None:
-    """Return what holds up the removal of a pod or the volume, told if it comes too late."""
-    going = [("pod", pod) for pod in sight.pods if is_removed(pod)]
-    if sight.claim is not None and is_removed(sight.claim):
-        going.append(("volume claim", sight.claim))
-    if not going:
-        return None
-    kind, first = going[0]
-    meta = first["metadata"]
-    return failures.stuck_removal(kind, meta["name"], list(meta.get("finalizers") or [])).error
-
-
-def _steps(sight: Sight, pod: Object | None) -> tuple[Step, ...]:
-    steps = [NAMESPACE_READY]
-    if pod is None:
-        return tuple(steps)
-    steps.append(QUOTA_CHECKED)
-    if node := pod["spec"].get("nodeName"):
-        steps.append(Step("scheduled", f"The environment is placed on the node {node}."))
-    started = container(pod).get("started") or "running" in container(pod).get("state", {})
-    if last(sight.events, {"Pulling"}) is not None and not started:
-        steps.append(PULLING)
-    if started:
-        steps.append(STARTED)
-    if is_ready(pod):
-        steps.append(READY)
-    return tuple(steps)
-
-
-_NO_ADDRESS = ErrorInfo(
-    "no_address",
-    "The environment is ready, but the cluster has given it no address.",
-    "Check that something in the cluster serves LoadBalancer Services or the ingress class.",
-)
-
-
-# Looking at one environment: its objects from the watches, and Events and logs where they help.
-
 SYNC_SECONDS = 5.0
 ALIVE_SECONDS = 1.0
 QUIET_SECONDS = 1.5
@@ -124,102 +48,123 @@ _LAST_LINES = 5
 _LONGEST_WORDS = 600
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Seen:
+    """What was observed last.
+
+    Attributes:
+        observation: what was told of it.
+        environment: of whom.
+        version: of the project's objects then.
+        again: after how many seconds another look may show more though no object has changed.
+    """
+
     observation: Observation
+    environment: Environment
     version: int
     again: float | None
-    """After how many seconds another look may show more though no object has changed."""
 
 
-class Looker:
-    """Observes what ``board`` knows; raises ``ClusterError`` if that is old."""
+class EnvironmentObserver:
+    """Observes what the caches know; raises ``ClusterError`` if that is old."""
 
     def __init__(  # noqa: PLR0913 - each is a part of its own
         self,
         api: Api,
-        watches: Watches,
-        board: Board,
+        informers: Informers,
+        cache: ProjectCache,
         options: Options,
         *,
-        reacher: Reacher,
-        doorbell: Doorbell,
+        locator: AgentLocator,
+        probe: AddressProbe,
     ) -> None:
         self._api = api
-        self._reacher = reacher
-        self._doorbell = doorbell
-        self._watches = watches
-        self._board = board
+        self._locator = locator
+        self._probe = probe
+        self._informers = informers
+        self._cache = cache
         self._options = options
-        self._seen: dict[Slot, _Seen] = {}
+        self._seen: dict[ProjectKey, _Seen] = {}
 
     async def fresh(self) -> None:
         """Return when the caches are current; ``ClusterError`` when they are not."""
-        await self._watches.synced(SYNC_SECONDS)
-        if not await self._watches.alive(ALIVE_SECONDS):
-            raise self._watches.trouble
+        await self._informers.synced(SYNC_SECONDS)
+        if not await self._informers.alive(ALIVE_SECONDS):
+            raise self._informers.trouble
 
     async def observe(self, environment: Environment) -> Observation:
         """Return how the environment stands."""
         await self.fresh()
-        slot = slot_of(environment)
-        version = self._board.version(slot)
-        shallow = self.sight(environment)
-        deep = objects.needs_events(shallow) and (
-            self._board.quiet_for(slot) >= QUIET_SECONDS or objects.waits(shallow)
-        )
-        with told():
-            whole = await self._deepened(environment, shallow) if deep else shallow
-        observation = self._judged(environment, whole)
+        key = key_of(environment)
+        version = self._cache.version(key)
+        found = self.objects(environment)
+        deep = found.needs_events and (self._cache.quiet_for(key) >= QUIET_SECONDS or found.waits)
+        if deep:
+            with translated():
+                found = await self._deepened(environment, found)
+        observation = self._judged(environment, found)
         again = QUIET_SECONDS if observation.state is Observed.STARTING and not deep else None
-        if observation.state is Observed.READY and not await self._answers(environment, whole):
+        if observation.state is Observed.READY and not await self._answers(environment, found):
             observation, again = _unanswered(observation), UNANSWERED_SECONDS
-        self._seen[slot] = _Seen(observation, version, again)
+        self._seen[key] = _Seen(observation, environment, version, again)
         return observation
+
+    async def latest(self, environment: Environment) -> Observation:
+        """Return what was observed last if no object has changed since, else observe anew."""
+        await self.fresh()
+        key = key_of(environment)
+        seen = self._seen.get(key)
+        if seen is None or (seen.environment, seen.version) != (
+            environment,
+            self._cache.version(key),
+        ):
+            return await self.observe(environment)
+        return seen.observation
 
     async def changed(self, environment: Environment, within: float) -> None:
         """Return once what was observed last may be old, or after ``within`` seconds."""
-        slot = slot_of(environment)
-        last = self._seen.get(slot)
-        if last is None:
+        key = key_of(environment)
+        seen = self._seen.get(key)
+        if seen is None:
             return
-        if last.again is not None:
-            within = min(within, last.again)
-        await self._board.changed(slot, last.version, within)
+        if seen.again is not None:
+            within = min(within, seen.again)
+        await self._cache.changed(key, seen.version, within)
 
     def forget(self, environment: Environment) -> None:
         """Drop what is remembered of an environment that is gone."""
-        self._seen.pop(slot_of(environment), None)
-        self._board.forget(slot_of(environment))
-        self._doorbell.forget(slot_of(environment))
+        key = key_of(environment)
+        self._seen.pop(key, None)
+        self._cache.forget(key)
+        self._probe.forget(key)
 
-    def sight(self, environment: Environment) -> Sight:
+    def objects(self, environment: Environment) -> EnvironmentObjects:
         """Return what the caches hold of the environment."""
-        names, find = environment.names, self._board.find
+        names, find = environment.names, self._cache.find
         service = find("Service", names.namespace, names.service)
-        return Sight(
+        return EnvironmentObjects(
             deployment=find("Deployment", names.namespace, names.deployment),
-            pods=self._board.pods(slot_of(environment)),
+            pods=self._cache.pods(key_of(environment)),
             claim=find("PersistentVolumeClaim", names.namespace, volume_claim_name(environment)),
             service=service,
             endpoint=endpoint_of(environment, self._options, service),
         )
 
-    async def _answers(self, environment: Environment, whole: Sight) -> bool:
-        if not self._options.probe or whole.pod is None:
+    async def _answers(self, environment: Environment, found: EnvironmentObjects) -> bool:
+        if not self._options.probe or found.pod is None:
             return True
-        url = await self._reacher.url(environment, whole.service)
-        uid = str(whole.pod["metadata"]["uid"])
-        return url is not None and await self._doorbell.answers(slot_of(environment), uid, url)
+        url = await self._locator.url(environment, found.service)
+        uid = str(found.pod["metadata"]["uid"])
+        return url is not None and await self._probe.answers(key_of(environment), uid, url)
 
-    def _judged(self, environment: Environment, whole: Sight) -> Observation:
-        seen = observed(whole)
+    def _judged(self, environment: Environment, found: EnvironmentObjects) -> Observation:
+        seen = observed(found)
         # What an environment failed of is told first, unless somebody's change may have caused it.
-        edited = whole.deployment is not None and is_edited(whole.deployment)
-        asked = whole.wanted and (edited or not whole.failed_itself)
+        edited = found.deployment is not None and is_edited(found.deployment)
+        asked = found.wanted and (edited or not found.failed_itself)
         if asked and (lost := self._lost(environment)) is not None:
             return replace(seen, state=Observed.FAILED, endpoint=None, error=lost, terminal=False)
-        applied = _annotation(whole.deployment, GENERATION_ANNOTATION)
+        applied = annotation_of(found.deployment, GENERATION_ANNOTATION)
         if seen.terminal and applied != str(environment.generation):
             # It failed as it was asked for before: the new wish is a new try.
             return replace(seen, terminal=False)
@@ -227,7 +172,7 @@ class Looker:
 
     def _lost(self, environment: Environment) -> ErrorInfo | None:
         """Return what is missing or changed that only applying all anew sets right."""
-        names, find = environment.names, self._board.find
+        names, find = environment.names, self._cache.find
         needed = [("NetworkPolicy", name) for name in POLICY_NAMES]
         needed += [("Service", names.service), ("Deployment", names.deployment)]
         if self._options.ingress_base_domain:
@@ -242,16 +187,20 @@ class Looker:
                 return _drifted(f"Somebody changed the environment's {kind} {name}.")
         return None
 
-    async def _deepened(self, environment: Environment, shallow: Sight) -> Sight:
-        whole = replace(shallow, events=await self._events(environment, shallow))
-        if (pod := objects.crashed(whole)) is not None:
+    async def _deepened(
+        self, environment: Environment, found: EnvironmentObjects
+    ) -> EnvironmentObjects:
+        whole = replace(found, events=await self._events(environment, found))
+        if (pod := whole.crashed) is not None:
             words = await self._last_words(environment.names.namespace, pod)
             whole = replace(whole, last_words=words)
         return whole
 
-    async def _events(self, environment: Environment, shallow: Sight) -> list[dict[str, Any]]:
+    async def _events(
+        self, environment: Environment, of: EnvironmentObjects
+    ) -> list[dict[str, Any]]:
         """Return the Events of the pod and the claim, oldest first."""
-        uids = {thing["metadata"]["uid"] for thing in (shallow.pod, shallow.claim) if thing}
+        uids = {thing["metadata"]["uid"] for thing in (of.pod, of.claim) if thing}
         found: list[dict[str, Any]] = []
         for uid in sorted(uids):
             page = await self._api.list(
@@ -274,9 +223,71 @@ class Looker:
         return plain(" | ".join(line for line in lines if line))[-_LONGEST_WORDS:]
 
 
-def slot_of(environment: Environment) -> Slot:
-    """Return what the board knows a project by."""
-    return environment.names.namespace, project_slug(environment)
+def observed(found: EnvironmentObjects) -> Observation:
+    """Return what the domain is to know."""
+    if not found.wanted:
+        return _resting(found)
+    pod = found.pod
+    if pod is None and any(is_removed(pod) or lives(pod) for pod in found.pods):
+        return Observation(Observed.STOPPING, error=_removal_of(found))
+    steps = _steps(found, pod)
+    if pod is not None and is_ready(pod) and is_current(found.deployment):
+        return _ready(found.endpoint, steps)
+    cause = found.why()
+    if cause is None:
+        return Observation(Observed.STARTING, steps=steps)
+    if cause.final:
+        return Observation(Observed.FAILED, error=cause.error, terminal=True, steps=steps)
+    return Observation(Observed.STARTING, error=cause.error, steps=steps)
+
+
+def _ready(endpoint: str | None, steps: tuple[Step, ...]) -> Observation:
+    if endpoint is None:
+        return Observation(Observed.STARTING, error=_NO_ADDRESS, steps=steps)
+    address = Step("address_assigned", f"The environment has its address {endpoint}.")
+    return Observation(Observed.READY, endpoint=endpoint, steps=(*steps, address))
+
+
+def _resting(found: EnvironmentObjects) -> Observation:
+    if not found.is_idle or (found.deployment is None and is_removed(found.claim)):
+        return Observation(Observed.STOPPING, error=_removal_of(found))
+    parts = (found.deployment, found.claim, found.service)
+    nothing = all(part is None for part in parts)
+    return Observation(Observed.ABSENT if nothing else Observed.STOPPED)
+
+
+def _removal_of(found: EnvironmentObjects) -> ErrorInfo | None:
+    """Return what holds up the removal of a pod or the volume, told if it comes too late."""
+    going = [("pod", pod) for pod in found.pods if is_removed(pod)]
+    if found.claim is not None and is_removed(found.claim):
+        going.append(("volume claim", found.claim))
+    if not going:
+        return None
+    return stuck_removal(*going[0]).error
+
+
+def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[Step, ...]:
+    steps = [NAMESPACE_READY]
+    if pod is None:
+        return tuple(steps)
+    steps.append(QUOTA_CHECKED)
+    if node := pod["spec"].get("nodeName"):
+        steps.append(Step("scheduled", f"The environment is placed on the node {node}."))
+    started = container(pod).get("started") or "running" in container(pod).get("state", {})
+    if last(found.events, {"Pulling"}) is not None and not started:
+        steps.append(PULLING)
+    if started:
+        steps.append(STARTED)
+    if is_ready(pod):
+        steps.append(READY)
+    return tuple(steps)
+
+
+_NO_ADDRESS = ErrorInfo(
+    "no_address",
+    "The environment is ready, but the cluster has given it no address.",
+    "Check that something in the cluster serves LoadBalancer Services or the ingress class.",
+)
 
 
 def _unanswered(ready: Observation) -> Observation:
@@ -290,10 +301,6 @@ def _unanswered(ready: Observation) -> Observation:
 
 def _drifted(message: str) -> ErrorInfo:
     return ErrorInfo("environment_drifted", message, "Greylag sets it right by itself.")
-
-
-def _annotation(thing: Object | None, name: str) -> str | None:
-    return None if thing is None else (thing["metadata"].get("annotations") or {}).get(name)
 
 
 def _when(event: Object) -> str:

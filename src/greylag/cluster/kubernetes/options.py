@@ -1,174 +1,217 @@
-"""Templates: named shapes of environment that an operator offers and a project picks from."""
+"""What settings decide of Kubernetes: which cluster it is, and what environments are like there.
+
+Each setting is declared once, here; `docs/kubernetes.md` lists them for operators. The models are
+plain values, which tests and tools make as they like; `load_options` and `load_connection_options`
+read them from the environment.
+"""
 
 import ipaddress
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from greylag.common.settings import read_settings
 from greylag.domain.errors import ClusterError, ConfigError
 from greylag.domain.project import DEFAULT_TEMPLATE, Environment
 
-"""What a project without a choice gets; settings may say what it is."""
-
-"""The key of a project's metadata that names its template."""
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """One shape. Quantities are as Kubernetes writes them (``250m``, ``1Gi``).
-
-    ``image`` and ``volume_size`` are ``None`` where those of the options hold; ``environment`` are
-    further environment variables of agentd.
-    """
-
-    image: str | None = None
-    cpu_request: str = "250m"
-    memory_request: str = "512Mi"
-    cpu_limit: str = "500m"
-    memory_limit: str = "1Gi"
-    volume_size: str | None = None
-    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-
-
-def chosen(environment: Environment, templates: Mapping[str, Template]) -> Template:
-    """Return the template that ``project`` picked by ``metadata.template``.
-
-    Raises:
-        ClusterError: there is none of this name (``template_not_found``, terminal).
-    """
-    name = environment.template
-    if isinstance(name, str) and name in templates:
-        return templates[name]
-    if name == DEFAULT_TEMPLATE:
-        return Template()
-    known = ", ".join(sorted({DEFAULT_TEMPLATE, *templates}))
-    raise ClusterError(
-        f"The project asks for the template {name!r}, which does not exist.",
-        code="template_not_found",
-        hint=f"Set metadata.template to one of: {known}.",
-        terminal=True,
-    )
-
-
-# Everything about environments on Kubernetes that settings decide.
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-PullPolicy = Literal["Always", "IfNotPresent", "Never"]
-ServiceType = Literal["LoadBalancer", "ClusterIP"]
-Routing = Literal["host", "path"]
-Reach = Literal["auto", "service", "loadbalancer", "ingress", "proxy"]
-
+IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+USUAL_KUBECONFIG = Path("~/.kube/config")
 EVERYWHERE = "0.0.0.0/0"
+PRIVATE_RANGES = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 NEVER_ALLOWED = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")
 """Link-local addresses, where clouds answer with credentials; no setting opens them."""
 
-QUOTA = MappingProxyType(
-    {
-        "requests.cpu": "2",
-        "requests.memory": "4Gi",
-        "limits.cpu": "4",
-        "limits.memory": "8Gi",
-        "persistentvolumeclaims": "20",
-    }
-)
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+ServiceType = Literal["LoadBalancer", "ClusterIP"]
+
+_QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[KMGTPE]i|[MGTPE])?")
 
 
-def _nothing() -> Mapping[str, str]:
-    return MappingProxyType({})
+def _items(value: object) -> object:
+    """Split ``a,b``."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the manifests are made from, beside the project.
+def _pairs(value: object) -> object:
+    """Split ``key=value,key=value``."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+    if not all(key and equals for key, equals, _ in parts):
+        raise ValueError("must be key=value,key=value")
+    return {key.strip(): text.strip() for key, _, text in parts}
 
-    Attributes:
-        image: of an environment, unless its template names another.
-        image_pull_policy: as Kubernetes has it.
-        agent_port: TCP port of agentd, and of the Service.
-        storage_class: of the volumes; None: the cluster's default.
-        volume_size: of the workspace, unless the template says otherwise.
-        service_type: of the Service of each project.
-        service_annotations: for the controller that makes load balancers.
-        ingress_base_domain: domain under which projects get an Ingress; None: no Ingress.
-        ingress_class: None: the cluster's default.
-        ingress_routing: a host per project, or a path per project on the domain itself.
-        ingress_tls: whether the Ingress speaks https.
-        ingress_tls_secret: its certificate; None: the controller's own.
-        ingress_annotations: further ones.
-        ingress_namespace: where the ingress controller's pods run.
-        platform_namespace: where Greylag's pods run; None: it is outside of the cluster.
-        platform_labels: which pods there; empty: all.
-        platform_cidrs: addresses outside of pods that may reach the agent's port.
-        reach: by what the platform itself reaches agents; auto: by the Service where it runs in the
-            cluster, else by what users are shown.
-        probe: whether an environment is asked at its address before it counts as ready.
-        egress_cidrs: where environments may connect to.
-        cluster_cidrs: where they may not, whatever is allowed: pods, Services, nodes.
-        pod_cidrs: pods' addresses, as far as they are known: never the platform's, never a target.
-        dns_namespace: where the cluster's DNS runs.
-        dns_labels: which pods there.
-        quota: hard limits of a user's namespace.
-        limit_defaults: limits of a container that names none.
-        request_defaults: requests of a container that names none.
-        runtime_class: None: the cluster's default.
-        node_selector: labels of nodes that may run environments.
-        tolerations: as Kubernetes has them.
-        image_pull_secret: name of a Secret in the user's namespace.
-        priority_class: None: the cluster's default.
-        templates: shapes by name.
-        model_environment: what agentd is told of the model, but for the key.
-        model_key: the provider's key.
+
+def _json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value or "null")
+    except ValueError as error:
+        raise ValueError(f"must be JSON: {error}") from error
+
+
+def _range(value: str) -> str:
+    return str(ipaddress.ip_network(value))
+
+
+def _quantity(value: str) -> str:
+    if not _QUANTITY.fullmatch(value):
+        raise ValueError(f"must be a quantity, as 500m or 2Gi, not {value!r}")
+    return value
+
+
+Quantity = Annotated[str, AfterValidator(_quantity)]
+Pairs = Annotated[Mapping[str, str], NoDecode, BeforeValidator(_pairs)]
+Ranges = Annotated[
+    tuple[Annotated[str, AfterValidator(_range)], ...], NoDecode, BeforeValidator(_items)
+]
+
+
+class Template(BaseModel):
+    """A named shape of environment that an operator offers and a project picks from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: str | None = None
+    """None: that of the options."""
+    cpu_request: Quantity = "250m"
+    memory_request: Quantity = "512Mi"
+    cpu_limit: Quantity = "500m"
+    memory_limit: Quantity = "1Gi"
+    volume_size: Quantity | None = None
+    """None: that of the options."""
+    environment: Mapping[str, str] = Field(default_factory=dict)
+    """Further environment variables of agentd."""
+
+
+class Toleration(BaseModel):
+    """One toleration of a pod, as Kubernetes has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] | None = None
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    tolerationSeconds: int | None = None  # noqa: N815 - the name that Kubernetes gives it
+
+
+def own_namespace() -> str | None:
+    """Return the namespace that Greylag itself runs in, None outside of a cluster."""
+    try:
+        return IN_CLUSTER_NAMESPACE.read_text("utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _service_type(given: Mapping[str, Any]) -> ServiceType:
+    reached_inside = given["ingress_base_domain"] or given["platform_namespace"]
+    return "ClusterIP" if reached_inside else "LoadBalancer"
+
+
+def _platform_cidrs(given: Mapping[str, Any]) -> tuple[str, ...]:
+    # Outside of the cluster our own address is not known: there the token alone tells who it is.
+    return () if given["platform_namespace"] else (EVERYWHERE,)
+
+
+class Options(BaseModel):
+    """What environments on Kubernetes are like. Each is set by ``GREYLAG_KUBE_<NAME>``.
+
+    Raises:
+        ConfigError: an allowed range lies wholly in one that is never allowed.
     """
 
-    image: str
-    image_pull_policy: PullPolicy = "IfNotPresent"
-    agent_port: int = 3001
-    storage_class: str | None = None
-    volume_size: str = "5Gi"
-    service_type: ServiceType = "LoadBalancer"
-    service_annotations: Mapping[str, str] = field(default_factory=_nothing)
-    ingress_base_domain: str | None = None
-    ingress_class: str | None = None
-    ingress_routing: Routing = "host"
-    ingress_tls: bool = False
-    ingress_tls_secret: str | None = None
-    ingress_annotations: Mapping[str, str] = field(default_factory=_nothing)
-    ingress_namespace: str | None = None
-    platform_namespace: str | None = None
-    platform_labels: Mapping[str, str] = field(default_factory=_nothing)
-    platform_cidrs: tuple[str, ...] = ()
-    reach: Reach = "auto"
-    probe: bool = True
-    egress_cidrs: tuple[str, ...] = (EVERYWHERE,)
-    cluster_cidrs: tuple[str, ...] = ()
-    pod_cidrs: tuple[str, ...] = ()
-    dns_namespace: str = "kube-system"
-    dns_labels: Mapping[str, str] = field(
-        default_factory=lambda: MappingProxyType({"k8s-app": "kube-dns"})
-    )
-    quota: Mapping[str, str] = field(default_factory=lambda: QUOTA)
-    limit_defaults: Mapping[str, str] = field(
-        default_factory=lambda: MappingProxyType({"cpu": "500m", "memory": "1Gi"})
-    )
-    request_defaults: Mapping[str, str] = field(
-        default_factory=lambda: MappingProxyType({"cpu": "250m", "memory": "512Mi"})
-    )
-    runtime_class: str | None = None
-    node_selector: Mapping[str, str] = field(default_factory=_nothing)
-    tolerations: Sequence[Mapping[str, Any]] = ()
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    image: str = Field("", validation_alias="ACR_IMAGE")
+    """Of an environment, unless its template names another."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secret: str | None = None
+    """Name of a Secret in the user's namespace."""
+    agent_port: int = Field(3001, ge=1024, le=65535, validation_alias="GOOSE_API_PORT")
+    """TCP port of agentd, and of the Service."""
+    storage_class: str | None = None
+    """Of the volumes; None: the cluster's default."""
+    volume_size: Quantity = "5Gi"
+    """Of the workspace, unless the template says otherwise."""
+    ingress_base_domain: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        validation_alias="INGRESS_BASE_DOMAIN",
+    )
+    """Domain under which projects get an Ingress; None: no Ingress."""
+    ingress_class: str | None = None
+    """None: the cluster's default."""
+    ingress_routing: Literal["host", "path"] = "host"
+    """A host per project, or a path per project on the domain itself."""
+    ingress_tls: bool = False
+    """Whether the Ingress speaks https."""
+    ingress_tls_secret: str | None = None
+    """Its certificate; None: the controller's own."""
+    ingress_annotations: Pairs = Field(default_factory=dict)
+    """Further ones."""
+    ingress_namespace: str | None = None
+    """Where the ingress controller's pods run."""
+    platform_namespace: str | None = Field(default_factory=own_namespace)
+    """Where Greylag's pods run; None: it is outside of the cluster."""
+    platform_labels: Pairs = Field(default_factory=dict)
+    """Which pods there; empty: all."""
+    platform_cidrs: Ranges = Field(default_factory=_platform_cidrs)
+    """Addresses outside of pods that may reach the agent's port."""
+    service_type: ServiceType = Field(default_factory=_service_type)
+    """Of the Service of each project."""
+    service_annotations: Pairs = Field(default_factory=dict)
+    """For the controller that makes load balancers."""
+    reach: Literal["auto", "service", "loadbalancer", "ingress", "proxy"] = "auto"
+    """By what the platform itself reaches agents; ``auto``: by the Service where it runs in the
+    cluster, else by what users are shown."""
+    probe: bool = True
+    """Whether an environment is asked at its address before it counts as ready."""
+    egress_cidrs: Ranges = (EVERYWHERE,)
+    """Where environments may connect to."""
+    cluster_cidrs: Ranges = PRIVATE_RANGES
+    """Where they may not, whatever is allowed: pods, Services, nodes."""
+    pod_cidrs: Ranges = ()
+    """Pods' addresses, as far as they are known: never the platform's, never a target."""
+    dns_namespace: str = "kube-system"
+    """Where the cluster's DNS runs."""
+    dns_labels: Pairs = Field(default_factory=lambda: {"k8s-app": "kube-dns"})
+    """Which pods there."""
+    quota_cpu_requests: Quantity = "2"
+    """This and the next four: hard limits of a user's namespace."""
+    quota_memory_requests: Quantity = "4Gi"
+    quota_cpu_limits: Quantity = "4"
+    quota_memory_limits: Quantity = "8Gi"
+    quota_volumes: int = Field(20, ge=1)
+    runtime_class: str | None = None
+    """None: the cluster's default."""
     priority_class: str | None = None
-    templates: Mapping[str, Template] = field(default_factory=lambda: MappingProxyType({}))
-    model_environment: Mapping[str, str] = field(default_factory=_nothing)
-    model_key: str | None = field(default=None, repr=False)
+    """None: the cluster's default."""
+    node_selector: Pairs = Field(default_factory=dict)
+    """Labels of nodes that may run environments."""
+    tolerations: Annotated[tuple[Toleration, ...], NoDecode, BeforeValidator(_json)] = ()
+    templates: Annotated[Mapping[str, Template], NoDecode, BeforeValidator(_json)] = Field(
+        default_factory=dict
+    )
+    """Shapes by name."""
 
-    def __post_init__(self) -> None:
-        """Refuse what can only be a mistake.
-
-        Raises:
-            ConfigError: an allowed range lies wholly in one that is never allowed.
-        """
+    @model_validator(mode="after")
+    def _egress_is_possible(self) -> Self:
         for allowed in networks(self.egress_cidrs):
             for closed in self.closed_networks:
                 if within(allowed, closed):
@@ -177,23 +220,87 @@ class Options:
                         "environments may never reach (GREYLAG_KUBE_CLUSTER_CIDRS, "
                         "GREYLAG_KUBE_POD_CIDRS, and link-local addresses)."
                     )
+        return self
 
     @property
     def closed_networks(self) -> tuple[Network, ...]:
-        """Return where environments may never connect to."""
+        """Where environments may never connect to."""
         return networks((*self.cluster_cidrs, *self.pod_cidrs, *NEVER_ALLOWED))
+
+    def template_of(self, environment: Environment) -> Template:
+        """Return the template that the project picked by ``metadata.template``.
+
+        Raises:
+            ClusterError: there is none of this name (``template_not_found``, terminal).
+        """
+        name = environment.template
+        if isinstance(name, str) and name in self.templates:
+            return self.templates[name]
+        if name == DEFAULT_TEMPLATE:
+            return Template()
+        known = ", ".join(sorted({DEFAULT_TEMPLATE, *self.templates}))
+        raise ClusterError(
+            f"The project asks for the template {name!r}, which does not exist.",
+            code="template_not_found",
+            hint=f"Set metadata.template to one of: {known}.",
+            terminal=True,
+        )
+
+
+class ConnectionOptions(BaseModel):
+    """What may name a cluster; the first that is given is taken, in this order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    kubeconfig_base64: str = Field("", repr=False, validation_alias="KUBE_CONFIG_BASE64")
+    """A kubeconfig."""
+    host: str = ""
+    token: str = Field("", repr=False)
+    ca: str = Field("", repr=False)
+    """PEM, PEM in base64, or a file's path; empty: the system's authorities."""
+    kubeconfig: str = Field("", validation_alias="KUBECONFIG")
+    """One path, or several with colons between."""
+    context: str = ""
+    """The kubeconfig's, instead of its current one."""
+
+
+class OptionsSettings(Options, BaseSettings):
+    """The options as the environment gives them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GREYLAG_KUBE_", env_file=".env", env_ignore_empty=True, extra="ignore"
+    )
+
+
+class ConnectionSettings(ConnectionOptions, BaseSettings):
+    """The connection's options as the environment gives them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="KUBE_", env_file=".env", env_ignore_empty=True, extra="ignore"
+    )
+
+
+def load_options() -> Options:
+    """Parse the options.
+
+    Raises:
+        ConfigError: one is wrong; the sentence names its variable.
+    """
+    return read_settings(OptionsSettings)
+
+
+def load_connection_options() -> ConnectionOptions:
+    """Parse the connection's options; without any kubeconfig kubectl's own file is taken."""
+    given = read_settings(ConnectionSettings)
+    usual = USUAL_KUBECONFIG.expanduser()
+    if given.kubeconfig or not usual.is_file():
+        return given
+    return given.model_copy(update={"kubeconfig": str(usual)})
 
 
 def networks(cidrs: Sequence[str]) -> tuple[Network, ...]:
-    """Parse address ranges (``10.0.0.0/8``).
-
-    Raises:
-        ConfigError: one is none.
-    """
-    try:
-        return tuple(ipaddress.ip_network(cidr) for cidr in cidrs)
-    except ValueError as error:
-        raise ConfigError(f"A range of addresses is wrong: {error}.") from error
+    """Parse address ranges (``10.0.0.0/8``)."""
+    return tuple(ipaddress.ip_network(cidr) for cidr in cidrs)
 
 
 def within(inner: Network, outer: Network) -> bool:

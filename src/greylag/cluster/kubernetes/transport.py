@@ -1,4 +1,9 @@
-"""One request to the API server, and when it may be repeated."""
+"""Requests to the API server: one pool, limited in time, repeated only where that is safe.
+
+An `ApiCall` is one request, and says whether it may be repeated. `Transport` does it within its
+time, with renewed credentials if need be, or opens an answer without an end; a `WatchStream` is
+such an answer, read event by event.
+"""
 
 import asyncio
 import json
@@ -21,11 +26,26 @@ from greylag.domain.errors import ClusterUnavailableError
 TRIES = 5
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+TRY_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
+CREDENTIALS_SECONDS = 30.0
+CALLS_AT_ONCE = 32
+LONGEST_ANSWER = 64 * 1024 * 1024
+
+_UNAUTHORIZED = 401
 _TOO_MANY = 429
+_LONGEST_ERROR = 64 * 1024
+_LONGEST_LINE = 16 * 1024 * 1024
+_WARNINGS_KEPT = 200
+_CALL_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+# Linux's names; what a system lacks is left at its own. The last one is in milliseconds.
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ApiCall:
     """One request. ``repeatable``: doing it twice is the same as doing it once."""
 
     method: str
@@ -36,56 +56,6 @@ class Call:
     repeatable: bool = False
 
 
-def pause_after(call: Call, error: Exception, tried: int) -> float | None:
-    """Return how many seconds to wait before the next try, ``None`` when there must be none.
-
-    ``tried`` is how often it was tried.
-    """
-    pause = backoff(tried, FIRST_PAUSE, LONGEST_PAUSE)
-    if isinstance(error, ApiError):
-        if error.status == _TOO_MANY:  # it has not begun, so any call may be repeated
-            return max(error.retry_after or 0.0, pause)
-        if not error.is_unavailable:
-            return None
-    elif isinstance(error, aiohttp.ClientSSLError):
-        return None
-    never_sent = isinstance(error, aiohttp.ClientConnectorError)
-    if tried >= TRIES or not (call.repeatable or never_sent):
-        return None
-    asked = error.retry_after if isinstance(error, ApiError) else None
-    return max(asked or 0.0, pause)
-
-
-# Sockets whose other end is missed within seconds, though nothing is sent.
-
-# Linux's names; what a system lacks is left at its own. The last one is in milliseconds.
-_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
-
-
-def kept_alive(address: Any) -> socket.socket:
-    """Return a socket for an address as ``getaddrinfo`` gives it."""
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if (option := getattr(socket, name, None)) is not None:
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
-    return made
-
-
-# Requests to the API server: one pool, limited in time, repeated only where that is safe.
-
-TRY_SECONDS = 10.0
-CONNECT_SECONDS = 5.0
-CREDENTIALS_SECONDS = 30.0
-CALLS_AT_ONCE = 32
-LONGEST_ANSWER = 64 * 1024 * 1024
-_LONGEST_ERROR = 64 * 1024
-_WARNINGS_KEPT = 200
-
-_log = structlog.get_logger(__name__)
-
-
 class Transport:
     """The connection pool to one API server. Make it on the running loop; ``close`` it."""
 
@@ -93,7 +63,7 @@ class Transport:
         self._connection = connection
         # The number of calls is held down by `_room`; streams (watches, logs) do not count.
         connector = aiohttp.TCPConnector(
-            limit=0, ttl_dns_cache=30, socket_factory=kept_alive, ssl=connection.ssl or True
+            limit=0, ttl_dns_cache=30, socket_factory=_kept_alive, ssl=connection.ssl or True
         )
         self._http = aiohttp.ClientSession(
             connector=connector,
@@ -101,7 +71,7 @@ class Transport:
             # Lists come as they are: unpacking them would hold the loop up.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         )
-        # It would repeat a DELETE by itself: what may be repeated is for `Call` to say.
+        # It would repeat a DELETE by itself: what may be repeated is for `ApiCall` to say.
         self._http._retry_connection = False  # noqa: SLF001 - there is no public way
         self._room = asyncio.Semaphore(CALLS_AT_ONCE)
         self._warned: set[str] = set()
@@ -115,11 +85,12 @@ class Transport:
         """Close all connections."""
         await self._http.close()
 
-    async def ask(self, call: Call, within: float) -> Any:
+    async def ask(self, call: ApiCall, within: float) -> Any:
         """Do ``call`` and return its JSON, with all its tries in ``within`` seconds.
 
-        Raises ``ApiError`` for what the API server refuses, ``ClusterUnavailableError`` when it
-        does not answer or cannot work.
+        Raises:
+            ApiError: the API server refuses it.
+            ClusterUnavailableError: it does not answer or cannot work.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within
@@ -135,7 +106,7 @@ class Transport:
                     renewed = True
                     continue
                 tried += 1
-                pause = pause_after(call, error, tried)
+                pause = _pause_after(call, error, tried)
                 if pause is None or loop.time() + pause >= deadline:
                     if isinstance(error, ApiError) and not error.is_unavailable:
                         raise
@@ -144,22 +115,22 @@ class Transport:
 
     async def answers(self, path: str, within: float) -> bool:
         """Tell whether the API server answers ``path`` now, if only to refuse it."""
-        call = Call("GET", path)
+        call = ApiCall("GET", path)
         try:
             who = await self._who()
-            async with asyncio.timeout(within), self._sent(call, who, _CALL) as response:
+            async with asyncio.timeout(within), self._sent(call, who, _CALL_TIMEOUT) as response:
                 return response.status < 500  # noqa: PLR2004 - HTTP's server errors
         except (aiohttp.ClientError, TimeoutError, OSError, ClusterUnavailableError):
             return False
 
     @asynccontextmanager
     async def stream(
-        self, call: Call, *, silence: float | None
+        self, call: ApiCall, *, silence: float | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open an answer without an end; one that is silent for ``silence`` seconds breaks off.
 
-        Raises as ``ask``, repeated only with renewed credentials. Errors while it is read are the
-        reader's to translate.
+        It is repeated only with renewed credentials, and raises as ``ask``. Errors while it is read
+        are the reader's to translate.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
         async with AsyncExitStack() as stack:
@@ -171,7 +142,7 @@ class Transport:
 
     async def _opened(
         self,
-        call: Call,
+        call: ApiCall,
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
         stack: AsyncExitStack,
     ) -> aiohttp.ClientResponse:
@@ -223,8 +194,8 @@ class Transport:
         unknown = isinstance(error, ApiError) and error.status == _UNAUTHORIZED
         return unknown and self._connection.credentials.refused(who)
 
-    async def _once(self, call: Call, who: Mapping[str, str]) -> Any:
-        async with self._sent(call, who, _CALL) as response:
+    async def _once(self, call: ApiCall, who: Mapping[str, str]) -> Any:
+        async with self._sent(call, who, _CALL_TIMEOUT) as response:
             await self._check(response)
             body = await _read(response, LONGEST_ANSWER)
         if len(body) > LONGEST_ANSWER:
@@ -241,7 +212,7 @@ class Transport:
     @asynccontextmanager
     async def _sent(
         self,
-        call: Call,
+        call: ApiCall,
         who: Mapping[str, str],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
     ) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -279,32 +250,14 @@ class Transport:
             raise ApiError.of_answer(response.status, response.reason or "", body, asked)
 
 
-async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """Return the body, or more than ``most`` bytes of it when it is longer."""
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        pieces.append(piece)
-        size += len(piece)
-        if size > most:
-            break
-    return b"".join(pieces)
-
-
-_CALL = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-_UNAUTHORIZED = 401
-
-
-# One watch as the API server streams it: a line of JSON for each event.
-
-_LONGEST_LINE = 16 * 1024 * 1024
-
-
 class WatchStream:
     """What a watch tells: pairs of ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK`` and object.
 
-    Raises ``ApiError`` (``is_gone``: list anew), ``ClusterUnavailableError`` when it breaks off. It
-    ends by itself when its time is over.
+    It ends by itself when its time is over.
+
+    Raises:
+        ApiError: the API server ends it; ``is_gone``: list anew.
+        ClusterUnavailableError: it breaks off.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, transport: Transport) -> None:
@@ -351,3 +304,49 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
             raise ClusterUnavailableError("The watch gave an event that is too long.")
     if pieces:
         raise ClusterUnavailableError("The watch broke off within an event.")
+
+
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Return the body, or more than ``most`` bytes of it when it is longer."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            break
+    return b"".join(pieces)
+
+
+def _pause_after(call: ApiCall, error: Exception, tried: int) -> float | None:
+    """Return how many seconds to wait before the next try, ``None`` when there must be none.
+
+    ``tried`` is how often it was tried.
+    """
+    pause = backoff(tried, FIRST_PAUSE, LONGEST_PAUSE)
+    if isinstance(error, ApiError):
+        if error.status == _TOO_MANY:  # it has not begun, so any call may be repeated
+            return max(error.retry_after or 0.0, pause)
+        if not error.is_unavailable:
+            return None
+    elif isinstance(error, aiohttp.ClientSSLError):
+        return None
+    never_sent = isinstance(error, aiohttp.ClientConnectorError)
+    if tried >= TRIES or not (call.repeatable or never_sent):
+        return None
+    asked = error.retry_after if isinstance(error, ApiError) else None
+    return max(asked or 0.0, pause)
+
+
+def _kept_alive(address: Any) -> socket.socket:
+    """Return a socket for an address as ``getaddrinfo`` gives it.
+
+    Its other end is missed within seconds, though nothing is sent.
+    """
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from greylag.cluster.kubernetes.objects import Sight, crashed, needs_events
+from greylag.cluster.kubernetes.objects import EnvironmentObjects
 from greylag.cluster.kubernetes.observation import observed
 from greylag.domain.lifecycle import Observed
 
@@ -74,33 +74,35 @@ def event(reason: str, message: str = "") -> dict[str, Any]:
 
 
 def test_nothing_is_absent() -> None:
-    assert observed(Sight()).state is Observed.ABSENT
+    assert observed(EnvironmentObjects()).state is Observed.ABSENT
 
 
 @pytest.mark.parametrize("part", ["claim", "service"])
 def test_a_part_that_is_left_is_not_absent(part: str) -> None:
     left = {"metadata": {"name": "left"}}
-    seen = observed(Sight(claim=left if part == "claim" else None, service=left))
+    seen = observed(EnvironmentObjects(claim=left if part == "claim" else None, service=left))
     assert seen.state is Observed.STOPPED
 
 
 def test_a_deployment_of_no_replicas_is_stopped() -> None:
-    assert observed(Sight(deployment(0))).state is Observed.STOPPED
+    assert observed(EnvironmentObjects(deployment(0))).state is Observed.STOPPED
 
 
 @pytest.mark.parametrize("left", [pod(ready=True), pod(going=True)])
 def test_it_is_stopping_until_no_pod_is_left(left: dict[str, Any]) -> None:
-    assert observed(Sight(deployment(0), [left])).state is Observed.STOPPING
+    assert observed(EnvironmentObjects(deployment(0), [left])).state is Observed.STOPPING
 
 
 def test_an_ended_pod_holds_up_no_stop() -> None:
     ended = pod()
     ended["status"]["phase"] = "Failed"
-    assert observed(Sight(deployment(0), [ended])).state is Observed.STOPPED
+    assert observed(EnvironmentObjects(deployment(0), [ended])).state is Observed.STOPPED
 
 
 def test_a_removal_that_waits_names_what_it_waits_for() -> None:
-    seen = observed(Sight(deployment(0), [pod(going=True, finalizers=("a.test/hold",))]))
+    seen = observed(
+        EnvironmentObjects(deployment(0), [pod(going=True, finalizers=("a.test/hold",))])
+    )
     assert seen.error is not None
     assert seen.error.code == "removal_stuck"
     assert "a.test/hold" in seen.error.message
@@ -108,18 +110,20 @@ def test_a_removal_that_waits_names_what_it_waits_for() -> None:
 
 def test_a_volume_that_is_being_removed_keeps_it_from_being_absent() -> None:
     claim = {"metadata": {"name": "demo-data", "deletionTimestamp": "2026-01-01T00:00:00Z"}}
-    seen = observed(Sight(claim=claim))
+    seen = observed(EnvironmentObjects(claim=claim))
     assert seen.state is Observed.STOPPING
     assert seen.error is not None
     assert "demo-data" in seen.error.message
 
 
 def test_a_start_waits_for_the_old_pod_to_be_gone() -> None:
-    assert observed(Sight(deployment(1), [pod(going=True)])).state is Observed.STOPPING
+    assert observed(EnvironmentObjects(deployment(1), [pod(going=True)])).state is Observed.STOPPING
 
 
 def test_a_ready_pod_with_an_address_is_ready_and_tells_its_way() -> None:
-    seen = observed(Sight(deployment(), [pod(ready=True)], endpoint="http://10.0.0.1:3001"))
+    seen = observed(
+        EnvironmentObjects(deployment(), [pod(ready=True)], endpoint="http://10.0.0.1:3001")
+    )
     assert (seen.state, seen.endpoint) == (Observed.READY, "http://10.0.0.1:3001")
     assert [step.code for step in seen.steps] == [
         "namespace_ready",
@@ -132,23 +136,25 @@ def test_a_ready_pod_with_an_address_is_ready_and_tells_its_way() -> None:
 
 
 def test_a_ready_pod_without_an_address_is_not_ready_and_says_why() -> None:
-    seen = observed(Sight(deployment(), [pod(ready=True)]))
+    seen = observed(EnvironmentObjects(deployment(), [pod(ready=True)]))
     assert seen.state is Observed.STARTING
     assert seen.error is not None
     assert seen.error.code == "no_address"
 
 
 def test_a_ready_pod_of_an_older_template_does_not_count() -> None:
-    seen = observed(Sight(deployment(seen=0), [pod(ready=True)], endpoint="http://10.0.0.1"))
+    seen = observed(
+        EnvironmentObjects(deployment(seen=0), [pod(ready=True)], endpoint="http://10.0.0.1")
+    )
     assert seen.state is Observed.STARTING
 
 
 def test_an_image_that_is_being_pulled_is_told() -> None:
-    sight = Sight(
+    found = EnvironmentObjects(
         deployment(), [pod(waiting=("ContainerCreating", ""))], events=[event("Pulling", "Pulling")]
     )
-    assert needs_events(sight)
-    assert [step.code for step in observed(sight).steps][-1] == "pulling_image"
+    assert found.needs_events
+    assert [step.code for step in observed(found).steps][-1] == "pulling_image"
 
 
 FINAL = [
@@ -161,7 +167,7 @@ FINAL = [
 
 @pytest.mark.parametrize(("code", "refused"), FINAL, ids=[code for code, _ in FINAL])
 def test_a_refusal_is_final_and_told_at_once(code: str, refused: dict[str, Any]) -> None:
-    seen = observed(Sight(refused))
+    seen = observed(EnvironmentObjects(refused))
     assert (seen.state, seen.terminal) == (Observed.FAILED, True)
     assert seen.error is not None
     assert seen.error.code == code
@@ -177,7 +183,7 @@ PASSING = [
 
 @pytest.mark.parametrize(("code", "refused"), PASSING, ids=[code for code, _ in PASSING])
 def test_what_may_pass_is_waited_for(code: str, refused: dict[str, Any]) -> None:
-    seen = observed(Sight(refused))
+    seen = observed(EnvironmentObjects(refused))
     assert seen.state is Observed.STARTING
     assert seen.error is not None
     assert seen.error.code == code
@@ -229,7 +235,7 @@ PODS = [
 def test_a_stuck_pod_says_why(
     code: str, *, final: bool, stuck: dict[str, Any], events: list[dict[str, Any]]
 ) -> None:
-    seen = observed(Sight(deployment(), [stuck], events=events))
+    seen = observed(EnvironmentObjects(deployment(), [stuck], events=events))
     assert seen.error is not None
     assert (seen.error.code, seen.terminal) == (code, final)
     assert seen.state is (Observed.FAILED if final else Observed.STARTING)
@@ -238,9 +244,11 @@ def test_a_stuck_pod_says_why(
 
 def test_a_crash_loop_tells_the_last_words() -> None:
     stuck = pod(waiting=("CrashLoopBackOff", ""), restarts=4, last={"exitCode": 3})
-    sight = Sight(deployment(), [stuck], last_words="GREYLAG_MODEL_URL must be an address.")
-    assert crashed(sight) == "demo-api-1"
-    error = observed(sight).error
+    found = EnvironmentObjects(
+        deployment(), [stuck], last_words="GREYLAG_MODEL_URL must be an address."
+    )
+    assert found.crashed == "demo-api-1"
+    error = observed(found).error
     assert error is not None
     assert "exit code 3" in error.message
     assert error.message.endswith("GREYLAG_MODEL_URL must be an address.")
@@ -248,6 +256,6 @@ def test_a_crash_loop_tells_the_last_words() -> None:
 
 def test_what_lacks_is_named_once_each() -> None:
     words = "0/2 nodes: 1 Insufficient cpu, 2 Insufficient memory, 1 Insufficient cpu."
-    error = observed(Sight(deployment(), [pod(unscheduled=words)])).error
+    error = observed(EnvironmentObjects(deployment(), [pod(unscheduled=words)])).error
     assert error is not None
     assert "cpu and memory" in error.message

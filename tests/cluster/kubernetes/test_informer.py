@@ -1,4 +1,4 @@
-"""What the watches do when the API server ends them, breaks them off, or forgets."""
+"""What the informers do when the API server ends them, breaks them off, or forgets."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -19,25 +19,25 @@ from tests.cluster.kubernetes.api_server import (
     thing,
 )
 
-from greylag.cluster.kubernetes.informer import Change, Pace, Watches
+from greylag.cluster.kubernetes.informer import Change, InformerPace, Informers
 from greylag.domain.errors import ClusterError
 
-QUICK = Pace(first_pause=0.01, longest_pause=0.05, probe=0.2, first_probe=0.05, silence=0.3)
+QUICK = InformerPace(first_pause=0.01, longest_pause=0.05, probe=0.2, first_probe=0.05, silence=0.3)
 
 
 @asynccontextmanager
 async def watching(
-    *answers: Answer, pace: Pace = QUICK
-) -> AsyncIterator[tuple[Server, Watches, list[Change]]]:
+    *answers: Answer, pace: InformerPace = QUICK
+) -> AsyncIterator[tuple[Server, Informers, list[Change]]]:
     """Watch Pods; yield once the first list is known."""
     changes: list[Change] = []
     async with served(*answers) as (server, api):
-        watches = Watches(api.within(1), {"Pod": ""}, pace)
-        watches.subscribe(changes.append)
-        running = asyncio.create_task(watches.run(), name="watches")
+        informers = Informers(api.within(1), {"Pod": ""}, pace)
+        informers.subscribe(changes.append)
+        running = asyncio.create_task(informers.run(), name="informers")
         try:
-            await watches.synced(PATIENCE)
-            yield server, watches, changes
+            await informers.synced(PATIENCE)
+            yield server, informers, changes
         finally:
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -64,8 +64,8 @@ async def test_a_watch_that_ends_breaks_off_or_falls_silent_goes_on_from_where_i
         then=then,
     )
     second = stream(event("ADDED", thing("b", 16)), then="silent")
-    async with watching(page(10, thing("a", 1)), first, second) as (server, watches, changes):
-        await until(lambda: ("n", "b") in watches["Pod"].cache)
+    async with watching(page(10, thing("a", 1)), first, second) as (server, informers, changes):
+        await until(lambda: ("n", "b") in informers["Pod"].cache)
         assert versions(server)[:2] == ["10", "15"]
         assert sum("watch" not in one.query for one in server.asked) == 1
         told = [(one.name, one.gone) for one in changes]
@@ -86,9 +86,9 @@ async def test_after_410_all_is_listed_anew_and_what_went_meanwhile_is_told(gone
         page(20, thing("stays", 1), thing("comes", 18)),
         stream(then="silent"),
     )
-    async with watching(*parts) as (server, watches, changes):
-        await until(lambda: ("n", "comes") in watches["Pod"].cache)
-        assert set(watches["Pod"].cache) == {("n", "stays"), ("n", "comes")}
+    async with watching(*parts) as (server, informers, changes):
+        await until(lambda: ("n", "comes") in informers["Pod"].cache)
+        assert set(informers["Pod"].cache) == {("n", "stays"), ("n", "comes")}
         assert sorted({(one.name, one.gone) for one in changes}) == [
             ("comes", False),
             ("goes", False),
@@ -100,22 +100,22 @@ async def test_after_410_all_is_listed_anew_and_what_went_meanwhile_is_told(gone
 
 async def test_a_watch_that_is_forbidden_is_told_as_that() -> None:
     async with served(status(403, "Forbidden", "pods is forbidden")) as (_, api):
-        watches = Watches(api, {"Pod": ""}, QUICK)
-        running = asyncio.create_task(watches.run(), name="watches")
+        informers = Informers(api, {"Pod": ""}, QUICK)
+        running = asyncio.create_task(informers.run(), name="informers")
         with pytest.raises(ClusterError, match="pods is forbidden") as refused:
-            await watches.synced(0.3)
+            await informers.synced(0.3)
         running.cancel()
     assert refused.value.info.code == "cluster_forbidden"
-    assert not watches.live
+    assert not informers.live
 
 
 async def test_caches_are_not_live_while_a_watch_is_broken() -> None:
     parts = (page(10), stream(), status(500), stream(then="silent"))
-    async with watching(*parts) as (_, watches, _changes):
-        await until(lambda: not watches.live)
-        assert watches.problem
-        assert await watches.alive(PATIENCE)
-        assert watches.problem == ""
+    async with watching(*parts) as (_, informers, _changes):
+        await until(lambda: not informers.live)
+        assert informers.problem
+        assert await informers.alive(PATIENCE)
+        assert informers.problem == ""
 
 
 async def test_a_list_that_takes_too_long_is_begun_anew() -> None:
@@ -125,8 +125,8 @@ async def test_a_list_that_takes_too_long_is_begun_anew() -> None:
         page(20, thing("b", 2)),
         stream(then="silent"),
     )
-    async with watching(*parts) as (server, watches, _changes):
-        assert set(watches["Pod"].cache) == {("n", "b")}
+    async with watching(*parts) as (server, informers, _changes):
+        assert set(informers["Pod"].cache) == {("n", "b")}
         assert "continue" not in server.asked[2].query
 
 
@@ -141,10 +141,10 @@ async def test_a_list_that_takes_too_long_is_begun_anew() -> None:
         stream({"type": "ADDED"}, ["no event"]),
     ],
 )
-async def test_no_answer_ends_the_watches_for_good(nonsense: Answer) -> None:
+async def test_no_answer_ends_the_informers_for_good(nonsense: Answer) -> None:
     parts = (nonsense, page(10), nonsense, nonsense, page(11, thing("a", 1)), stream(then="silent"))
     again = status(410, "Expired")
     pace = replace(QUICK, longest_asked=0.01)
-    async with watching(*parts[:4], again, *parts[4:], pace=pace) as (_, watches, _changes):
-        await until(lambda: ("n", "a") in watches["Pod"].cache)
-        assert await watches.alive(PATIENCE)
+    async with watching(*parts[:4], again, *parts[4:], pace=pace) as (_, informers, _changes):
+        await until(lambda: ("n", "a") in informers["Pod"].cache)
+        assert await informers.alive(PATIENCE)

@@ -1,28 +1,25 @@
-"""Settings of environments on Kubernetes become the adapter's options, or a sentence."""
+"""Settings of environments on Kubernetes become options, or a sentence."""
 
 from pathlib import Path
 
 import pytest
+from tests.contract.store_adapters import make_project
 
-from greylag import kubernetes_settings
-from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes import options
+from greylag.cluster.kubernetes.namespace import shared_objects
+from greylag.cluster.kubernetes.options import Options, Toleration, load_options
 from greylag.domain.errors import ConfigError
-from greylag.kubernetes_settings import kubernetes_options, load_kubernetes_settings
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(kubernetes_settings, "IN_CLUSTER_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr(options, "IN_CLUSTER_NAMESPACE", tmp_path / "namespace")
     monkeypatch.setenv("ACR_IMAGE", "goose-api-server:1")
 
 
-def options() -> Options:
-    return kubernetes_options(load_kubernetes_settings(), {})
-
-
 def test_outside_of_a_cluster_the_defaults_can_be_reached() -> None:
-    given = options()
+    given = load_options()
 
     assert given.service_type == "LoadBalancer"
     assert given.platform_cidrs == ("0.0.0.0/0",)
@@ -32,7 +29,7 @@ def test_outside_of_a_cluster_the_defaults_can_be_reached() -> None:
 def test_inside_of_a_cluster_only_our_own_namespace_comes_in(tmp_path: Path) -> None:
     (tmp_path / "namespace").write_text("greylag\n")
 
-    given = options()
+    given = load_options()
 
     assert given.service_type == "ClusterIP"
     assert given.platform_namespace == "greylag"
@@ -51,31 +48,32 @@ def test_every_form_of_value_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setenv(name, value)
 
-    given = options()
+    given = load_options()
 
     assert given.agent_port == 4001
     assert given.cluster_cidrs == ("10.91.0.0/16", "10.92.0.0/16")
     assert given.node_selector == {"pool": "agents", "zone": ""}
-    assert given.tolerations == ({"key": "agents", "tolerationSeconds": 5},)
+    assert given.tolerations == (Toleration(key="agents", tolerationSeconds=5),)
     assert given.templates["large"].cpu_limit == "2"
-    assert given.quota["persistentvolumeclaims"] == "7"
+    quota = next(
+        each
+        for each in shared_objects(make_project().environment, given)
+        if each["kind"] == "ResourceQuota"
+    )
+    assert quota["spec"]["hard"]["persistentvolumeclaims"] == "7"
     assert given.storage_class is None
 
 
-def test_the_model_s_key_is_kept_apart() -> None:
-    told = {"GREYLAG_MODEL": "gpt", "GREYLAG_MODEL_KEY": "a-key"}
+def test_an_option_that_is_given_counts_whatever_the_environment_says() -> None:
+    given = Options(image="another:1", platform_namespace="here")
 
-    given = kubernetes_options(load_kubernetes_settings(), told)
-
-    assert given.model_environment == {"GREYLAG_MODEL": "gpt"}
-    assert given.model_key == "a-key"
-    assert "a-key" not in repr(given)
+    assert given.image == "another:1"
+    assert given.service_type == "ClusterIP"
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("ACR_IMAGE", ""),
         ("GOOSE_API_PORT", "80"),
         ("INGRESS_BASE_DOMAIN", "https://example.org"),
         ("GREYLAG_KUBE_VOLUME_SIZE", "five"),
@@ -90,4 +88,4 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
     monkeypatch.setenv(name, value)
 
     with pytest.raises(ConfigError, match=name):
-        options()
+        load_options()

@@ -1,0 +1,395 @@
+"""Writing an environment under a claim, so that of two workers the newer one has its way.
+
+The Deployment carries the newest claim, and each step compares it: `FencedWrites` refuses a step
+under an older one, and one that was overtaken in between is refused by the API server, for it names
+the resourceVersion that it was decided on. `Applier` makes an environment's objects what they are
+to be, by server-side apply, the Deployment last; `Remover` removes them, the Deployment last.
+"""
+
+import asyncio
+import json
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any
+
+from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.cache import ProjectCache, key_of
+from greylag.cluster.kubernetes.failures import (
+    ApiError,
+    cause,
+    cluster_error,
+    of_cause,
+    stuck_removal,
+    translated,
+)
+from greylag.cluster.kubernetes.identity import (
+    APPLIED_ANNOTATION,
+    CLAIM_ANNOTATION,
+    GENERATION_ANNOTATION,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    MANIFEST_ANNOTATION,
+    PROJECT_LABEL,
+    RECORD_ANNOTATION,
+    REMOVING_ANNOTATION,
+    START_ANNOTATION,
+    Object,
+    annotation_of,
+    config_name,
+    is_edited,
+    is_ours,
+    label_of,
+    missing_signature,
+    secret_name,
+    signed,
+    volume_claim_name,
+)
+from greylag.cluster.kubernetes.informer import Informers
+from greylag.cluster.kubernetes.locator import token_of
+from greylag.cluster.kubernetes.manifests import project_objects
+from greylag.cluster.kubernetes.namespace import shared_objects
+from greylag.cluster.kubernetes.objects import is_removed
+from greylag.cluster.kubernetes.options import Options
+from greylag.domain.errors import ClusterError, LeaseLostError
+from greylag.domain.project import Environment, Fence, ProjectRef
+
+READ_BACK_SECONDS = 3.0
+NAMESPACE_GONE_SECONDS = 5.0
+GONE_SECONDS = 5.0
+
+_REMEMBERED = 10_000
+_TRIES = 5
+_CONFLICT = 409
+_POLL_SECONDS = 0.25
+_TOKEN_BYTES = 32
+_DIGEST_LENGTH = 16
+
+FencedStep = Callable[[Object | None], Awaitable[dict[str, Any] | None]]
+"""Takes the Deployment as it was read; returns it as it was written, None where it was not."""
+
+
+class FencedWrites:
+    """Does steps that write an environment's Deployment. The caches must be fresh."""
+
+    def __init__(self, api: Api, informers: Informers, cache: ProjectCache) -> None:
+        self._api = api
+        self._informers = informers
+        self._cache = cache
+        # The newest claims of environments that this process deleted, as they carry them no more.
+        self._deleted: OrderedDict[ProjectRef, Fence] = OrderedDict()
+
+    async def do(self, environment: Environment, step: FencedStep) -> None:
+        """Do ``step`` with the Deployment as it is now, again when somebody was there between.
+
+        The caches know afterwards what it wrote.
+
+        Raises:
+            LeaseLostError: the environment has seen a newer claim.
+            ClusterError: the cluster refused the step.
+        """
+        names = environment.names
+        found = self._cache.find("Deployment", names.namespace, names.deployment)
+        for tried in range(1, _TRIES + 1):
+            self._check(environment, found)
+            try:
+                written = await step(found)
+            except ApiError as error:
+                if error.status != _CONFLICT or tried == _TRIES:
+                    raise cluster_error(error) from error
+                with translated():
+                    found = await self._api.read("Deployment", names.namespace, names.deployment)
+                continue
+            if written is not None:
+                await self._read_back(written)
+            return
+
+    async def stamped(self, environment: Environment, found: Object) -> dict[str, Any]:
+        """Put the environment's claim on the Deployment ``found`` and return it."""
+        if fence_of(found) == environment.fence:
+            return dict(found)
+        return await self.patched(environment, {"metadata": stamp(environment, found)})
+
+    async def patched(self, environment: Environment, patch: dict[str, Any]) -> dict[str, Any]:
+        """Patch the environment's Deployment and return it."""
+        names = environment.names
+        return await self._api.patch_merge("Deployment", names.namespace, names.deployment, patch)
+
+    def deleted(self, environment: Environment) -> None:
+        """Remember the claim under which an environment was deleted."""
+        self._deleted[environment.ref] = environment.fence
+        self._deleted.move_to_end(environment.ref)
+        if len(self._deleted) > _REMEMBERED:
+            self._deleted.popitem(last=False)
+
+    def _check(self, environment: Environment, deployment: Object | None) -> None:
+        newest = fence_of(deployment) or self._deleted.get(environment.ref)
+        fence = environment.fence
+        if newest and newest.record_id == fence.record_id and newest.number > fence.number:
+            raise LeaseLostError("Another worker has taken this project over.")
+
+    async def _read_back(self, written: Object) -> None:
+        """Wait until the informers know what was written, so that the next look sees it."""
+        version = written["metadata"]["resourceVersion"]
+        if not await self._informers["Deployment"].reached(version, READ_BACK_SECONDS):
+            raise ClusterError(
+                "The cluster took a change, but does not show it yet.",
+                code="cluster_unavailable",
+                hint="Greylag looks again by itself.",
+            )
+
+
+def fence_of(deployment: Object | None) -> Fence | None:
+    """Return the newest claim that a Deployment has seen."""
+    record = annotation_of(deployment, RECORD_ANNOTATION)
+    number = annotation_of(deployment, CLAIM_ANNOTATION) or ""
+    return Fence(record, int(number)) if record and number.isdecimal() else None
+
+
+def stamp(environment: Environment, deployment: Object) -> dict[str, Any]:
+    """Return the ``metadata`` of a patch that puts the claim on, if nothing changed since."""
+    annotations = {
+        RECORD_ANNOTATION: environment.fence.record_id,
+        CLAIM_ANNOTATION: str(environment.fence.number),
+    }
+    version = deployment["metadata"]["resourceVersion"]
+    return {"resourceVersion": version, "annotations": annotations}
+
+
+def removal_stamp(environment: Environment, deployment: Object) -> dict[str, Any]:
+    """Return what ``stamp`` does, with the mark that the environment is being removed."""
+    metadata = stamp(environment, deployment)
+    metadata["annotations"][REMOVING_ANNOTATION] = environment.fence.record_id
+    return metadata
+
+
+def is_being_removed(deployment: Object) -> bool:
+    """Tell whether the removal of this very environment has begun; there is no way back then."""
+    removing = annotation_of(deployment, REMOVING_ANNOTATION)
+    return removing is not None and removing == annotation_of(deployment, RECORD_ANNOTATION)
+
+
+def start_mark(deployment: Object | None) -> str:
+    """Return the mark under which a Deployment makes its pod."""
+    return annotation_of(deployment, START_ANNOTATION) or "1"
+
+
+class Applier:
+    """Applies all objects of environments. Raises ``ApiError`` and ``ClusterError``."""
+
+    def __init__(
+        self, api: Api, cache: ProjectCache, options: Options, variables: Mapping[str, str]
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._options = options
+        self._variables = variables
+
+    async def apply(
+        self, environment: Environment, found: Object | None, *, replicas: int, mark: str
+    ) -> dict[str, Any]:
+        """Make everything as it is to be, the Deployment last, and return that.
+
+        What is known to be so is not written: the caches' objects, and the Secret, which is read.
+
+        Args:
+            environment: which environment.
+            found: the Deployment as it was read; if it has changed since, ``ApiError`` 409.
+            replicas: 0 or 1.
+            mark: as long as it stays the same, the pod does.
+        """
+        secret = await self._ready_namespace(environment)
+        token = token_of(secret) if secret else secrets.token_urlsafe(_TOKEN_BYTES)
+        things = project_objects(
+            environment, self._options, self._variables, token=token, replicas=replicas
+        )
+        deployment = next(thing for thing in things if thing["kind"] == "Deployment")
+        await self._all([thing for thing in things if thing is not deployment], secret)
+        deployment["metadata"]["annotations"] |= {
+            START_ANNOTATION: mark,
+            GENERATION_ANNOTATION: str(environment.generation),
+        }
+        deployment["spec"]["template"]["metadata"]["annotations"][START_ANNOTATION] = mark
+        if found is not None:
+            deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
+        return await self._applied(deployment)
+
+    async def _ready_namespace(self, environment: Environment) -> Object | None:
+        """See to the namespace and its rules; return the environment's Secret, if it has one.
+
+        The rules stand before anything can run there.
+        """
+        namespace, *rules = shared_objects(environment, self._options)
+        await self._not_terminating(environment.names.namespace)
+        await self._all([namespace])
+        await self._all(rules)
+        return await self._api.read("Secret", environment.names.namespace, secret_name(environment))
+
+    async def _not_terminating(self, name: str) -> None:
+        """Wait a little for a namespace that is being removed; ``ClusterError`` if it lasts."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + NAMESPACE_GONE_SECONDS
+        while (known := self._cache.find("Namespace", "", name)) is not None:
+            if not is_removed(known):
+                return
+            if loop.time() >= give_up:
+                raise of_cause(cause("namespace_terminating"))
+            await asyncio.sleep(_POLL_SECONDS)
+        other = await self._api.read("Namespace", None, name)
+        if other is not None and not is_ours(other):
+            raise ClusterError(
+                f"The namespace {name} exists and is not Greylag's.",
+                code="namespace_foreign",
+                hint="Choose another KUBE_NAMESPACE_PREFIX, or label the namespace "
+                f"{MANAGED_BY_LABEL}={MANAGED_BY} to hand it over.",
+                terminal=True,
+            )
+
+    async def _all(self, things: Sequence[Object], secret: Object | None = None) -> None:
+        """Apply what may be applied in any order, all at once; raise the first refusal."""
+        wanted = [_with_digest(thing) for thing in things]
+        done = await asyncio.gather(
+            *(
+                self._applied(thing)
+                for thing in wanted
+                if not is_as_wanted(
+                    thing, secret if thing["kind"] == "Secret" else self._kept(thing)
+                )
+            ),
+            return_exceptions=True,
+        )
+        for one in done:
+            if isinstance(one, BaseException):
+                raise one
+
+    def _kept(self, thing: Object) -> Object | None:
+        """Return what the caches know of an object, None where its kind is not watched."""
+        kind, meta = thing["kind"], thing["metadata"]
+        if not self._cache.watches(kind):
+            return None
+        return self._cache.find(kind, meta.get("namespace", ""), meta["name"])
+
+    async def _applied(self, thing: Object) -> dict[str, Any]:
+        """Apply one object and return it; it carries the fingerprint of what it is then."""
+        applied = await self._api.apply(signed(thing))
+        kind, meta = thing["kind"], thing["metadata"]
+        if (mark := missing_signature(kind, applied)) is None:
+            return applied
+        # Its status may have changed meanwhile, which is no reason to begin anew.
+        patch = {"metadata": {"annotations": {APPLIED_ANNOTATION: mark}}}
+        return await self._api.patch_merge(kind, meta.get("namespace"), meta["name"], patch)
+
+
+def _with_digest(thing: Object) -> dict[str, Any]:
+    """Return a manifest that says what it is: a field that it lacks by now changes that too."""
+    whole = json.dumps(thing, sort_keys=True, separators=(",", ":"))
+    digest = sha256(whole.encode()).hexdigest()[:_DIGEST_LENGTH]
+    annotations = {**(thing["metadata"].get("annotations") or {}), MANIFEST_ANNOTATION: digest}
+    return {**thing, "metadata": {**thing["metadata"], "annotations": annotations}}
+
+
+def is_as_wanted(wanted: Object, there: Object | None) -> bool:
+    """Tell whether applying ``wanted`` would change nothing of what is ``there``."""
+    if there is None or is_removed(there) or is_edited(there):
+        return False
+    parts = {key: value for key, value in wanted.items() if key not in {"apiVersion", "kind"}}
+    return _holds(there, parts)
+
+
+def _holds(there: Any, wanted: Any) -> bool:
+    """Tell whether all of ``wanted`` is in it; fields beside that are others' or defaults."""
+    if isinstance(wanted, dict) and wanted:
+        return isinstance(there, Mapping) and all(
+            _holds(there.get(key), value) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list) and wanted:
+        return (
+            isinstance(there, Sequence)
+            and len(there) == len(wanted)
+            and all(_holds(one, value) for one, value in zip(there, wanted, strict=True))
+        )
+    # The API server leaves out what is empty.
+    return bool(there == wanted) or (wanted in ({}, []) and not there)
+
+
+class Remover:
+    """Removes environments that do not run. Raises ``ApiError`` and ``ClusterError``."""
+
+    def __init__(self, api: Api, cache: ProjectCache) -> None:
+        self._api = api
+        self._cache = cache
+
+    async def remove(self, environment: Environment, deployment: Object | None) -> None:
+        """Remove everything of the environment; the Deployment, which carries the claim, last.
+
+        As long as that is there a removal that was cut off is done again, so the namespace goes
+        before it.
+
+        Args:
+            environment: which environment.
+            deployment: that which was looked at, marked as being removed: if it has changed since,
+                ``ApiError`` 409.
+        """
+        await self._remove_parts(environment)
+        await self._gone(environment, "PersistentVolumeClaim", volume_claim_name(environment))
+        await self._remove_unused_namespace(environment.names.namespace)
+        if deployment is not None:
+            await self._api.delete(
+                "Deployment",
+                environment.names.namespace,
+                environment.names.deployment,
+                uid=deployment["metadata"]["uid"],
+                version=deployment["metadata"]["resourceVersion"],
+            )
+            await self._gone(environment, "Deployment", environment.names.deployment)
+
+    async def _remove_parts(self, environment: Environment) -> None:
+        names = environment.names
+        parts = (
+            ("Ingress", names.ingress),
+            ("Service", names.service),
+            ("PersistentVolumeClaim", volume_claim_name(environment)),
+            ("ConfigMap", config_name(environment)),
+            ("Secret", secret_name(environment)),
+        )
+        for kind, name in parts:
+            # The claim sees to it that nobody makes one of that name anew meanwhile.
+            await self._api.delete(kind, names.namespace, name, again=True)
+
+    async def _gone(self, environment: Environment, kind: str, name: str) -> None:
+        """Return when the caches know an object no more; raise what holds it up."""
+        key = key_of(environment)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GONE_SECONDS):
+                while self._cache.find(kind, environment.names.namespace, name) is not None:
+                    await self._cache.changed(key, self._cache.version(key), GONE_SECONDS)
+        left = self._cache.find(kind, environment.names.namespace, name)
+        if left is not None:
+            raise of_cause(stuck_removal(kind, left))
+
+    async def _remove_unused_namespace(self, name: str) -> None:
+        """Remove the user's namespace if it is ours and neither we nor others need things there.
+
+        Of several environments that are removed at once each is marked before it looks, so the last
+        one sees the marks of all.
+        """
+        known = self._cache.find("Namespace", "", name)
+        if known is None or is_removed(known) or not is_ours(known):
+            return
+        deployments = (await self._api.list("Deployment", name)).items
+        going = {_slug(one) for one in deployments if is_being_removed(one)} - {None}
+        volumes = (await self._api.list("PersistentVolumeClaim", name)).items
+        pods = (await self._api.list("Pod", name)).items
+        if any(_slug(one) not in going for one in (*deployments, *volumes, *pods)):
+            return
+        with suppress(ApiError):
+            # Another worker may be ahead, or the account may not remove namespaces: nothing in it
+            # is needed, so that is no harm.
+            await self._api.delete("Namespace", None, name, uid=known["metadata"]["uid"])
+
+
+def _slug(thing: Object) -> str | None:
+    """Return which project's an object is, ``None`` for what is not ours."""
+    return label_of(thing, PROJECT_LABEL) if is_ours(thing) else None

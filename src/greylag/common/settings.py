@@ -1,0 +1,36 @@
+"""Reading settings: from the process's environment, else from ``.env`` in the working folder."""
+
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+from greylag.domain.errors import ConfigError
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def read_settings(model: type[S], **arguments: object) -> S:
+    """Parse the settings of ``model``; ``arguments`` win over the environment.
+
+    Raises:
+        ConfigError: one is wrong; the sentence names its variable.
+    """
+    try:
+        return model(**arguments)  # type: ignore[arg-type] # pydantic checks each value
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        name, *inside = (str(part) for part in first["loc"] or ("",))
+        where = f" ({'.'.join(inside)})" if inside else ""
+        sentence = f"{variable_of(model, name)}{where}: {reason}." if name else f"{reason}."
+        # The cause is left out: it holds the values, secrets among them.
+        raise ConfigError(sentence) from None
+
+
+def variable_of(model: type[BaseSettings], field: str) -> str:
+    """Return the environment variable that sets a field; ``field`` may be that already."""
+    known = model.model_fields.get(field)
+    if known is None:
+        return field
+    return str(known.validation_alias or f"{model.model_config['env_prefix']}{field}".upper())

@@ -1,0 +1,122 @@
+"""An API server on loopback that keeps objects, tells of their changes, and records the writes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from tests.cluster.kubernetes.api_server import PATIENCE
+
+from greylag.cluster.kubernetes.api import KINDS
+from greylag.cluster.kubernetes.connection import Connection
+from greylag.cluster.kubernetes.credentials import Token
+
+BY_PLURAL = {kind.plural: name for name, kind in KINDS.items()}
+Things = dict[tuple[str, str, str], dict[str, Any]]
+
+
+def merged(there: Any, patch: Any) -> Any:
+    """Return ``there`` with the fields of ``patch``, as RFC 7396 has it."""
+    if not isinstance(patch, dict):
+        return patch
+    base = there if isinstance(there, dict) else {}
+    return base | {key: merged(base.get(key), value) for key, value in patch.items()}
+
+
+@dataclass
+class StatefulServer:
+    """Objects by kind, namespace and name; what was asked, as ``VERB Kind``."""
+
+    url: str = ""
+    version: int = 100
+    things: Things = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    _watches: list[tuple[str, "asyncio.Queue[dict[str, Any]]"]] = field(default_factory=list)
+
+    @property
+    def connection(self) -> Connection:
+        """The way to it."""
+        return Connection("KUBE_HOST", self.url, None, Token("t0ken"))
+
+    def put(self, kind: str, namespace: str, thing: dict[str, Any]) -> dict[str, Any]:
+        """Keep an object as it is now, and tell those who watch."""
+        self.version += 1
+        key = (kind, namespace, thing["metadata"]["name"])
+        event = "MODIFIED" if key in self.things else "ADDED"
+        server_side = {"uid": "/".join(key), "resourceVersion": str(self.version)}
+        kept = {**thing, "metadata": {**thing["metadata"], **server_side}}
+        self.things[key] = kept
+        for watched, queue in self._watches:
+            if watched == kind:
+                queue.put_nowait({"type": event, "object": kept})
+        return kept
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request."""
+        if request.path == "/readyz":
+            return web.Response(text="ok")
+        parts = request.path.strip("/").split("/")
+        rest = parts[2:] if parts[0] == "api" else parts[3:]
+        namespace = rest[1] if rest[0] == "namespaces" and len(rest) > 2 else ""
+        plural, *names = rest[2:] if namespace else rest
+        kind = BY_PLURAL[plural]
+        if "watch" in request.query:
+            return await self._watch(kind, request)
+        if not names:
+            return self._list(kind, request)
+        self.asked.append(f"{request.method} {kind}")
+        return await self._one(request, (kind, namespace, names[0]))
+
+    async def _one(self, request: web.Request, key: tuple[str, str, str]) -> web.StreamResponse:
+        there = self.things.get(key)
+        if request.method == "PATCH":
+            patch = await request.json()
+            given = patch["metadata"].pop("resourceVersion", None)
+            now = None if there is None else there["metadata"]["resourceVersion"]
+            if given not in {None, now}:
+                return web.json_response({"code": 409, "reason": "Conflict"}, status=409)
+            return web.json_response(self.put(key[0], key[1], merged(there, patch)))
+        if there is None:
+            return web.json_response({"code": 404, "reason": "NotFound"}, status=404)
+        return web.json_response(there)
+
+    def _list(self, kind: str, request: web.Request) -> web.StreamResponse:
+        if "limit" not in request.query:
+            raise web.HTTPBadRequest
+        items = [thing for key, thing in self.things.items() if key[0] == kind]
+        meta = {"resourceVersion": str(self.version)}
+        return web.json_response({"metadata": meta, "items": items})
+
+    async def _watch(self, kind: str, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._watches.append((kind, queue))
+        for one in self.things.values():
+            newer = int(one["metadata"]["resourceVersion"]) > int(request.query["resourceVersion"])
+            if one.get("kind") == kind and newer:
+                queue.put_nowait({"type": "MODIFIED", "object": one})
+        with suppress(ConnectionResetError, TimeoutError):  # whoever watched is gone
+            while True:
+                event = await asyncio.wait_for(queue.get(), PATIENCE)
+                await response.write(json.dumps(event).encode() + b"\n")
+        return response
+
+
+@asynccontextmanager
+async def stateful() -> AsyncIterator[StatefulServer]:
+    """Run it."""
+    server = StatefulServer()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", server.answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield server
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,165 @@
+"""Each setting counts the same in the process's environment and in `.env`; the process wins."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from greylag.cluster.kubernetes.options import (
+    ConnectionSettings,
+    OptionsSettings,
+    load_connection_options,
+    load_options,
+)
+from greylag.common.settings import variable_of
+from greylag.config import Settings, load_settings
+from greylag.domain.errors import ConfigError
+from greylag.wiring import assembled_web
+
+LOADERS: dict[type[BaseSettings], Callable[[], Any]] = {
+    Settings: load_settings,
+    OptionsSettings: load_options,
+    ConnectionSettings: load_connection_options,
+}
+SETTINGS = {
+    variable_of(model, field): (model, field) for model in LOADERS for field in model.model_fields
+}
+VALUES = {
+    "ACR_IMAGE": "goose:1",
+    "GOOSE_API_PORT": "4001",
+    "GOOSE_MODE": "approve",
+    "GREYLAG_ACTIVATION_TIMEOUT": "7",
+    "GREYLAG_ALLOWED_HOSTS": "a.test",
+    "GREYLAG_BODY_LIMIT": "2048",
+    "GREYLAG_CLUSTER": "kubernetes",
+    "GREYLAG_CONFIRMATION_TIMEOUT": "7",
+    "GREYLAG_DATA": "elsewhere",
+    "GREYLAG_GOOSE": "scripted",
+    "GREYLAG_HEADER_LIMIT": "50",
+    "GREYLAG_HEALTH_PORT": "9000",
+    "GREYLAG_HEARTBEAT_SECONDS": "7",
+    "GREYLAG_HOST": "localhost",
+    "GREYLAG_KUBE_CLUSTER_CIDRS": "10.91.0.0/16",
+    "GREYLAG_KUBE_DNS_LABELS": "a=b",
+    "GREYLAG_KUBE_DNS_NAMESPACE": "dns",
+    "GREYLAG_KUBE_EGRESS_CIDRS": "203.0.113.0/24",
+    "GREYLAG_KUBE_IMAGE_PULL_POLICY": "Always",
+    "GREYLAG_KUBE_IMAGE_PULL_SECRET": "registry",
+    "GREYLAG_KUBE_INGRESS_ANNOTATIONS": "a=b",
+    "GREYLAG_KUBE_INGRESS_CLASS": "nginx",
+    "GREYLAG_KUBE_INGRESS_NAMESPACE": "ingress",
+    "GREYLAG_KUBE_INGRESS_ROUTING": "path",
+    "GREYLAG_KUBE_INGRESS_TLS": "true",
+    "GREYLAG_KUBE_INGRESS_TLS_SECRET": "wildcard",
+    "GREYLAG_KUBE_NODE_SELECTOR": "a=b",
+    "GREYLAG_KUBE_PLATFORM_CIDRS": "203.0.113.0/24",
+    "GREYLAG_KUBE_PLATFORM_LABELS": "a=b",
+    "GREYLAG_KUBE_PLATFORM_NAMESPACE": "here",
+    "GREYLAG_KUBE_POD_CIDRS": "10.91.0.0/16",
+    "GREYLAG_KUBE_PRIORITY_CLASS": "low",
+    "GREYLAG_KUBE_PROBE": "false",
+    "GREYLAG_KUBE_QUOTA_CPU_LIMITS": "9",
+    "GREYLAG_KUBE_QUOTA_CPU_REQUESTS": "9",
+    "GREYLAG_KUBE_QUOTA_MEMORY_LIMITS": "9Gi",
+    "GREYLAG_KUBE_QUOTA_MEMORY_REQUESTS": "9Gi",
+    "GREYLAG_KUBE_QUOTA_VOLUMES": "9",
+    "GREYLAG_KUBE_REACH": "proxy",
+    "GREYLAG_KUBE_RUNTIME_CLASS": "gvisor",
+    "GREYLAG_KUBE_SERVICE_ANNOTATIONS": "a=b",
+    "GREYLAG_KUBE_SERVICE_TYPE": "ClusterIP",
+    "GREYLAG_KUBE_STORAGE_CLASS": "fast",
+    "GREYLAG_KUBE_TEMPLATES": '{"large": {"cpu_limit": "2"}}',
+    "GREYLAG_KUBE_TOLERATIONS": '[{"key": "agents"}]',
+    "GREYLAG_KUBE_VOLUME_SIZE": "9Gi",
+    "GREYLAG_LEASE_SECONDS": "7",
+    "GREYLAG_LOG_FORMAT": "json",
+    "GREYLAG_LOG_LEVEL": "debug",
+    "GREYLAG_MODEL": "a-model",
+    "GREYLAG_MODEL_KEY": "a-key",
+    "GREYLAG_MODEL_URL": "https://model.test",
+    "GREYLAG_MONGODB_CONNECTIONS": "7",
+    "GREYLAG_MONGODB_TIMEOUT": "7",
+    "GREYLAG_PORT": "8000",
+    "GREYLAG_RESYNC_SECONDS": "7",
+    "GREYLAG_SANDBOX": "none",
+    "GREYLAG_STARTUP_RECONCILE_TIMEOUT": "7",
+    "GREYLAG_STREAMS_PER_PROJECT": "7",
+    "GREYLAG_STREAM_SECONDS": "7",
+    "GREYLAG_TOKEN": "0123456789abcdef",
+    "GREYLAG_USERS": "ada:Ada",
+    "GREYLAG_USERS_FILE": "users.json",
+    "GREYLAG_WORKER_CONCURRENCY": "7",
+    "INGRESS_BASE_DOMAIN": "example.org",
+    "KUBECONFIG": "/some/config",
+    "KUBE_CA": "/some/ca.crt",
+    "KUBE_CONFIG_BASE64": "eA==",
+    "KUBE_CONTEXT": "other",
+    "KUBE_HOST": "https://kube.test",
+    "KUBE_NAMESPACE_PREFIX": "team-",
+    "KUBE_TOKEN": "a-token",
+    "MONGODB_DB": "other",
+    "MONGODB_URI": "mongodb://db.test",
+}
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is set, and the account has no kubeconfig."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "users.json").write_text('[{"id": "ada"}]')
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_there_is_a_value_for_each_setting() -> None:
+    assert VALUES.keys() == SETTINGS.keys()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_counts_the_same_in_the_process_and_in_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    model, field = SETTINGS[name]
+
+    def loaded() -> Any:
+        return getattr(LOADERS[model](), field)
+
+    unset = loaded()
+    (tmp_path / ".env").write_text(f"{name}='{VALUES[name]}'\n")
+    in_file = loaded()
+    (tmp_path / ".env").write_text(f"{name}=another\n")
+    monkeypatch.setenv(name, VALUES[name])
+
+    assert in_file != unset
+    assert loaded() == in_file, "the process wins"
+
+
+async def _refusal() -> str:
+    """Return what a web says that cannot begin."""
+    with pytest.raises(ConfigError) as refused:
+        async with assembled_web(load_settings()):
+            pass
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("ACR_IMAGE=goose:1", "no setting says on which cluster"),
+        ("KUBE_HOST=https://kube.test", "ACR_IMAGE is not set"),
+        ("KUBE_CONFIG_BASE64=eA==", "ACR_IMAGE is not set"),
+    ],
+)
+@pytest.mark.parametrize("in_file", [True, False], ids=["file", "process"])
+async def test_the_cluster_is_chosen_by_a_setting_wherever_it_was_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, sentence: str, *, in_file: bool
+) -> None:
+    if in_file:
+        (tmp_path / ".env").write_text(f"{line}\n")
+    else:
+        monkeypatch.setenv(*line.split("=", 1))
+
+    assert sentence in await _refusal()
