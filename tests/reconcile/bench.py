@@ -20,6 +20,8 @@ PACE = Pace(lease=15.0, resync=60.0, activation_timeout=120.0)
 class Bench(Harness):
     """One project ``ada/demo`` (or others), its store, its cluster and a loop."""
 
+    clock: FakeClock
+
     def __init__(self, *, auto: bool = True, worker: str = "w1", pace: Pace = PACE) -> None:
         # Not validated: a test's lease may be shorter than any that settings allow.
         given = settings(model_url="https://model.example").model_copy(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 import click
 
-from greylag.cli.errors import Exit, OutputLostError, StartError, error_of_settings
+from greylag.cli.errors import CliError, Exit, OutputLostError, StartError, error_of_settings
 from greylag.cli.output import Output
 from greylag.domain.errors import GreylagError
 
@@ -146,7 +146,7 @@ def _written(file: str) -> Iterator[Callable[[bytes], object]]:
     """Give what writes into ``file``; a file of that name is replaced at the end, if all went well.
 
     Raises:
-        OutputLostError: it cannot be written.
+        CliError: it cannot be written (``OutputLostError``: it is stdout).
         BrokenPipeError: nobody reads it.
     """
     path = Path(file).resolve()
@@ -163,7 +163,9 @@ def _written(file: str) -> Iterator[Callable[[bytes], object]]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputLostError(f"{file} cannot be written: {error.strerror}.") from error
+        # Only what stdout could not take is lost for whoever reads there.
+        kind = OutputLostError if file == STREAM else CliError
+        raise kind(f"{file} cannot be written: {error.strerror}.") from error
 
 
 @contextmanager
