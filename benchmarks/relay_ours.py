@@ -19,7 +19,8 @@ from greylag.ports import AgentAddress
 from greylag.programs import serve_parts
 from greylag.reconcile.loop import WorkLoop
 from greylag.reconcile.reconciler import Pace, Reconciler
-from greylag.services.agents import Agents, Messages
+from greylag.services.agents import Agents
+from greylag.services.messages import Messages
 from greylag.services.projects import NewProject, Projects
 from greylag.services.use_cases import Platform, UseCases
 from greylag.store.memory import MemoryStore

@@ -18,7 +18,8 @@ from greylag.common.clock import SystemClock
 from greylag.config import Settings
 from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
-from greylag.services.agents import Agents, Messages
+from greylag.services.agents import Agents
+from greylag.services.messages import Messages
 from greylag.services.projects import Projects
 from greylag.services.use_cases import Platform, UseCases
 from greylag.store.memory import MemoryStore

@@ -34,11 +34,12 @@ class Site:
 
     async def project(self, project_id: str = "notes", *, active: bool = False) -> str:
         """Create a project of ada's and return its path."""
-        made = await self.http.post(ADA, json={"name": "Notes", "project_id": project_id})
-        assert made.status == 201, await made.text()
+        new = {"name": "Notes", "project_id": project_id}
+        async with self.http.post(ADA, json=new) as made:
+            assert made.status == 201, await made.text()
         if active:
-            activated = await self.http.post(f"{ADA}/{project_id}/activate")
-            assert activated.status == 200, await activated.text()
+            async with self.http.post(f"{ADA}/{project_id}/activate") as activated:
+                assert activated.status == 200, await activated.text()
         return f"{ADA}/{project_id}"
 
 

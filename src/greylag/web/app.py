@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Scope
 from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
-from greylag.web.api import agent, platform, projects
+from greylag.web.api import agent, platform, projects, relay
 from greylag.web.api.deps import Web
 from greylag.web.auth import Attempts, Authenticator
 from greylag.web.dashboard import dashboard_routes, error_page
@@ -111,7 +111,13 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.web = Web(use_cases, Streams(settings))
-    for router in (platform.router, projects.router, agent.router, agent.turns_router):
+    for router in (
+        platform.router,
+        projects.router,
+        agent.router,
+        agent.turns_router,
+        relay.router,
+    ):
         app.include_router(router)
     app.include_router(sign_in_routes(authenticator))
     app.include_router(dashboard_routes(use_cases, settings))

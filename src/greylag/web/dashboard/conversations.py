@@ -10,11 +10,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from greylag.common import sse
+from greylag.common import agent_api, sse
+from greylag.common.agent_api import ChatMessage, Session, Turn
 from greylag.domain.errors import AgentUnreachableError, ErrorInfo, GreylagError
-from greylag.ports import ChatMessage, Session, Turn
-from greylag.services.agents import NewMessage
+from greylag.services.messages import NewMessage
 from greylag.web.api.deps import ProjectCall, ProjectCallDep
+from greylag.web.api.relay import ask
 from greylag.web.dashboard.pages import field, lead, respond, see
 from greylag.web.dashboard.views import (
     Moment,
@@ -91,16 +92,16 @@ async def read_conversation(
 
 
 async def _read(call: ProjectCall, wanted: str | None, shown: int) -> Conversation:
-    agents = call.use_cases.agents
-    status = await agents.status(*call.at)
-    sessions = await agents.sessions(*call.at)
+    status = await call.use_cases.agents.status(*call.at)
+    sessions = (await ask(call, agent_api.LIST_SESSIONS)).sessions
     selected = _chosen(wanted, sessions)
     found: tuple[Exchange, ...] = ()
     error = None
     if selected is not None:
         try:
-            messages = await agents.messages(*call.at, selected)
-            found = tuple(pair(messages, await agents.turns(*call.at, selected)))
+            said = await ask(call, agent_api.LIST_MESSAGES, session=selected)
+            turns = await ask(call, agent_api.LIST_TURNS, session=selected)
+            found = tuple(pair(said.messages, turns.turns))
         except GreylagError as problem:
             error, selected = problem.info, None
     return Conversation(
@@ -208,7 +209,7 @@ def _add_forms(router: APIRouter) -> None:
 
     @router.post(_AT + "/sessions/{session}/delete")
     async def delete_session(request: Request, call: ProjectCallDep, session: str) -> Response:
-        await call.use_cases.agents.delete_session(*call.at, session)
+        await ask(call, agent_api.DELETE_SESSION, session=session)
         return lead(request, project_url(call.ref.user_id, call.ref.project_id))
 
 
