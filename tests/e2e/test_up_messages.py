@@ -41,6 +41,17 @@ async def test_text_and_thinking_come_chunk_by_chunk_in_order(running: Running) 
     assert text_of(events) == "hello there"
 
 
+async def test_extensions_and_settings_are_read_through_the_platform(running: Running) -> None:
+    up, path = running
+    status, extensions = await up.call("GET", f"{path}/extensions")
+    assert status == 200
+    assert "developer" in {one["name"] for one in extensions["extensions"] if one["enabled"]}
+    status, settings = await up.call("GET", f"{path}/settings")
+    assert status == 200
+    (mode,) = (one for one in settings["settings"] if one["key"] == "GOOSE_MODE")
+    assert (mode["value"], mode["env_override"]) == ("auto", "auto")
+
+
 async def test_characters_split_across_chunks_arrive_whole(running: Running) -> None:
     up, path = running
     assert text_of(await up.say(path, "[[unicode]]")).strip() == UNICODE_TEXT.strip()

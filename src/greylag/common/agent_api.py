@@ -108,6 +108,57 @@ class TurnList:
     turns: list[Turn]
 
 
+@dataclass(frozen=True, slots=True)
+class AgentExtension:
+    """One of goose's extensions; the values of its secret variables are never shown."""
+
+    name: Annotated[str, Doc("Its name.", "developer")]
+    display_name: str | None
+    type: Annotated[str, Doc("builtin, platform, stdio or streamable_http.", "platform")]
+    extension_type: Annotated[str, Doc("The same as `type`.", "platform")]
+    enabled: Annotated[bool, Doc("Whether new sessions have it.", example=True)]
+    timeout: Annotated[int | None, Doc("Seconds that one call may take.", 300)]
+    cmd: Annotated[str | None, Doc("The program that is run.")]
+    args: Annotated[list[str], Doc("Its arguments.")]
+    uri: Annotated[str | None, Doc("Where it is reached.")]
+    bundled: bool | None
+    description: str | None
+    env_keys: Annotated[list[str], Doc("The names of its secret variables.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionList:
+    """The agent's extensions, by name."""
+
+    extensions: list[AgentExtension]
+    total_count: int
+
+
+_SettingValue = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSetting:
+    """One of goose's settings."""
+
+    key: Annotated[str, Doc("Its name.", "GOOSE_TEMPERATURE")]
+    value: Annotated[_SettingValue, Doc("What holds now.", 0.7)]
+    default_value: _SettingValue
+    description: str
+    value_type: Annotated[str, Doc("number or string.", "number")]
+    validation: Annotated[dict[str, Any], Doc("min, max, allowed_values, pattern.", {"min": 0})]
+    env_override: Annotated[str | None, Doc("What the environment fixes it to.")]
+    restart_required: Annotated[bool, Doc("Whether a change waits for a new start.")]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingList:
+    """The agent's settings."""
+
+    settings: list[AgentSetting]
+    total_count: int
+
+
 # The operations.
 
 
@@ -263,6 +314,25 @@ SHOW_TURN = Operation(
     answer_limit=512 * MEBIBYTE,
 )
 
+LIST_EXTENSIONS = Operation(
+    name="list_extensions",
+    method="GET",
+    path="/extensions",
+    summary="List the agent's extensions",
+    text="What goose has for its sessions.",
+    tag="settings",
+    answer=ExtensionList,
+)
+LIST_SETTINGS = Operation(
+    name="list_settings",
+    method="GET",
+    path="/settings",
+    summary="List the agent's settings",
+    text="How goose is set up, and within which rules that can be changed.",
+    tag="settings",
+    answer=SettingList,
+)
+
 OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_SESSIONS,
     CREATE_SESSION,
@@ -272,5 +342,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     EXPORT_SESSION,
     LIST_TURNS,
     SHOW_TURN,
+    LIST_EXTENSIONS,
+    LIST_SETTINGS,
 )
 """All that the platform relays."""

@@ -16,6 +16,8 @@ from greylag.agentd.config import AgentdSettings
 from greylag.common import agent_api
 from greylag.common.agent_api import Operation
 
+EXTENSIONS = "_goose/unstable/config/extensions"
+
 
 @pytest.mark.parametrize("operation", agent_api.OPERATIONS, ids=lambda one: one.name)
 async def test_each_operation_has_a_route(operation: Operation[Any], tmp_path: Path) -> None:
@@ -46,6 +48,17 @@ async def test_answers_have_the_shapes_of_the_table(tmp_path: Path) -> None:
         assert [one["turn_id"] for one in said["messages"]] == [turn, turn]
         turns = await ask(api, agent_api.LIST_TURNS, session=session)
         assert turns["turns"] == [await ask(api, agent_api.SHOW_TURN, turn=turn)]
+
+
+async def test_extensions_and_settings_have_the_shapes_of_the_table(tmp_path: Path) -> None:
+    extension = {"type": "platform", "name": "developer"}
+    kept = {"extension": extension, "enabled": True, "configKey": "developer"}
+    agent = AgentDouble(answers={f"{EXTENSIONS}/list": {"extensions": [kept]}})
+    async with serving(tmp_path, agent) as api:
+        (listed,) = (await ask(api, agent_api.LIST_EXTENSIONS))["extensions"]
+        assert (listed["name"], listed["enabled"]) == ("developer", True)
+        settings = await ask(api, agent_api.LIST_SETTINGS)
+        assert settings["total_count"] == len(settings["settings"]) > 0
 
 
 async def test_only_a_read_of_a_turn_has_all_of_its_answer(tmp_path: Path) -> None:

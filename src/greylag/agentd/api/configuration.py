@@ -6,10 +6,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from greylag.agentd.api.requests import read_object
+from greylag.agentd.api.requests import answer, read_object, relayed
 from greylag.agentd.extensions import Extension, ExtensionService, extension_definition
 from greylag.agentd.problems import RefusedError, invalid
 from greylag.agentd.settings import SettingsService, SettingState
+from greylag.common import agent_api
 
 _EXTENSION_BODY = 256 * 1024
 _SETTINGS_BODY = 64 * 1024
@@ -25,7 +26,7 @@ class ExtensionRoutes:
         """Return the routes."""
         one = "/api/v1/extensions/{name}"
         return [
-            Route("/api/v1/extensions", self.list, methods=["GET"]),
+            relayed(agent_api.LIST_EXTENSIONS, self.list),
             Route("/api/v1/extensions", self.add, methods=["POST"]),
             Route(f"{one}/toggle", self.toggle, methods=["PUT"]),
             Route(one, self.remove, methods=["DELETE"]),
@@ -34,7 +35,7 @@ class ExtensionRoutes:
     async def list(self, _request: Request) -> Response:
         """List all extensions."""
         extensions = [_extension(each) for each in await self._extensions.all()]
-        return JSONResponse({"extensions": extensions, "total_count": len(extensions)})
+        return answer(agent_api.ExtensionList(extensions, len(extensions)))
 
     async def add(self, request: Request) -> Response:
         """Add an extension."""
@@ -60,21 +61,21 @@ class ExtensionRoutes:
         return Response(status_code=204)
 
 
-def _extension(extension: Extension) -> dict[str, Any]:
-    return {
-        "name": extension.name,
-        "display_name": extension.display_name,
-        "type": extension.kind,
-        "extension_type": extension.kind,  # the older page reads this name
-        "enabled": extension.enabled,
-        "timeout": extension.timeout,
-        "cmd": extension.command,
-        "args": extension.arguments,
-        "uri": extension.uri,
-        "bundled": None,
-        "description": extension.description,
-        "env_keys": extension.env_keys,
-    }
+def _extension(extension: Extension) -> agent_api.AgentExtension:
+    return agent_api.AgentExtension(
+        name=extension.name,
+        display_name=extension.display_name,
+        type=extension.kind,
+        extension_type=extension.kind,  # the older page reads this name
+        enabled=extension.enabled,
+        timeout=extension.timeout,
+        cmd=extension.command,
+        args=extension.arguments,
+        uri=extension.uri,
+        bundled=None,
+        description=extension.description,
+        env_keys=extension.env_keys,
+    )
 
 
 class SettingRoutes:
@@ -87,7 +88,7 @@ class SettingRoutes:
         """Return the routes."""
         one = "/api/v1/settings/{key}"
         return [
-            Route("/api/v1/settings", self.list, methods=["GET"]),
+            relayed(agent_api.LIST_SETTINGS, self.list),
             Route("/api/v1/settings", self.change_many, methods=["PUT"]),
             Route(one, self.get, methods=["GET"]),
             Route(one, self.change, methods=["PUT"]),
@@ -97,11 +98,11 @@ class SettingRoutes:
     async def list(self, _request: Request) -> Response:
         """List all settings."""
         settings = [_setting(state) for state in await self._settings.all()]
-        return JSONResponse({"settings": settings, "total_count": len(settings)})
+        return answer(agent_api.SettingList(settings, len(settings)))
 
     async def get(self, request: Request) -> Response:
         """Show one setting."""
-        return JSONResponse(_setting(await self._settings.get(request.path_params["key"])))
+        return answer(_setting(await self._settings.get(request.path_params["key"])))
 
     async def change(self, request: Request) -> Response:
         """Give one setting a value."""
@@ -157,15 +158,15 @@ def _changed(state: SettingState) -> dict[str, Any]:
     }
 
 
-def _setting(state: SettingState) -> dict[str, Any]:
+def _setting(state: SettingState) -> agent_api.AgentSetting:
     setting = state.setting
-    return {
-        "key": setting.key,
-        "value": state.value,
-        "default_value": setting.default,
-        "description": setting.description,
-        "value_type": "number" if setting.number else "string",
-        "validation": setting.validation,
-        "env_override": state.env_override,
-        "restart_required": setting.restart_required,
-    }
+    return agent_api.AgentSetting(
+        key=setting.key,
+        value=state.value,
+        default_value=setting.default,
+        description=setting.description,
+        value_type="number" if setting.number else "string",
+        validation=setting.validation,
+        env_override=state.env_override,
+        restart_required=setting.restart_required,
+    )
