@@ -212,7 +212,7 @@ async def test_a_typed_answer_and_a_refusal_have_an_end_too(
             await agents.status(agent.at)
     long = json.dumps({"code": "too_large", "message": "x" * 1001}).encode()
     async with raw_agent(said("413 Too Large", long)) as agent:
-        with pytest.raises(TooLargeError, match="It answered 413"):
+        with pytest.raises(TooLargeError, match="The agent answered 413"):
             await ask(agent)
 
 
@@ -277,10 +277,10 @@ async def test_a_body_passes_up_to_its_limit_and_is_refused_past_it() -> None:
 async def test_a_body_that_breaks_off_is_told_as_what_it_is() -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"x"
-        raise InvalidRequestError("The request's body ended before its end.")
+        raise InvalidRequestError("The request's body broke off.")
 
     async with raw_agent(receive) as agent:
-        with pytest.raises(InvalidRequestError, match="ended before its end"):
+        with pytest.raises(InvalidRequestError, match="broke off"):
             await ask(agent, AgentRequest(UPLOAD, body=broken()))
 
 
@@ -344,7 +344,7 @@ def test_another_version_s_agent_is_told_with_what_to_do() -> None:
 def test_a_refusal_s_words_have_an_end_and_none_are_no_fault() -> None:
     assert len(refusal(400, {"message": "x" * 10_000}, None).info.message) == 1000
     for odd in ("", None, 1, ["x"]):
-        assert refusal(400, {"message": odd}, None).info.message == "It answered 400."
+        assert refusal(400, {"message": odd}, None).info.message == "The agent answered 400."
 
 
 async def test_a_404_without_a_code_names_what_the_path_names() -> None:

@@ -17,6 +17,7 @@ from tests.web.server import ADA, Site, served, settings, site
 from greylag.agent.http import HttpAgents
 from greylag.cluster.memory import MemoryCluster
 from greylag.common import agent_api
+from greylag.config import Settings
 from greylag.domain.project import Environment
 from greylag.ports import AgentAddress
 from greylag.services.agents import Agents
@@ -37,13 +38,15 @@ class Elsewhere(MemoryCluster):
 
 
 @asynccontextmanager
-async def site_of(answer: Answer) -> AsyncIterator[tuple[Site, RawAgent, str]]:
+async def site_of(
+    answer: Answer, chosen: Settings | None = None
+) -> AsyncIterator[tuple[Site, RawAgent, str]]:
     """Run the web before an agent that answers so; give it, the agent, and an active project."""
     house = House()
     gateway = HttpAgents.open()
     async with raw_agent(answer) as agent, house.working():
         agents = Agents(house.use_cases.projects, Elsewhere(agent.at), gateway)
-        app = create_app(replace(house.use_cases, agents=agents), settings())
+        app = create_app(replace(house.use_cases, agents=agents), chosen or settings())
         async with served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
             running = Site(house, http, port)
             yield running, agent, await running.project(active=True)
@@ -250,6 +253,66 @@ async def test_a_long_answer_waits_for_a_slow_reader_and_ends_when_it_leaves() -
             assert psutil.Process().memory_info().rss - before < 40_000_000
             writer.transport.abort()
             await ended.wait()
+
+
+async def receive(
+    _asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Take a chunked body to its end, and answer with its length."""
+    length = 0
+    while (line := await reader.readline()) and (size := int(line, 16)):
+        length += size
+        await reader.readexactly(size + 2)
+    await reader.readline()
+    body = b'{"length":%d}' % length
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    writer.write(head % len(body) + body)
+
+
+async def parts(count: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b"x" * 1024
+
+
+@pytest.mark.parametrize("body_limit", [1024, 1_048_576])
+async def test_a_body_passes_as_it_comes_until_the_operation_s_limit_or_the_platform_s(
+    body_limit: int,
+) -> None:
+    most = min(body_limit, agent_api.CHANGE_SETTING.body_limit) // 1024
+    async with site_of(receive, settings(body_limit=body_limit)) as (running, agent, path):
+        where = f"{path}/settings/GOOSE_MODE"
+        async with running.http.put(where, data=parts(most)) as answer:
+            assert (answer.status, await answer.json()) == (200, {"length": most * 1024})
+        async with running.http.put(where, data=parts(most + 1)) as answer:
+            assert (answer.status, (await problem(answer))["code"]) == (413, "too_large")
+        async with running.http.put(where, data=b"x" * (most * 1024 + 1)) as answer:
+            assert (answer.status, (await problem(answer))["code"]) == (413, "too_large")
+        assert len(agent.asked) <= 2
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_no_fault(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gone = asyncio.Event()
+
+    async def watch(
+        asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            await receive(asked, reader, writer)
+        finally:
+            gone.set()
+
+    async with site_of(watch) as (running, agent, path):
+        _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        head = f"PUT {path}/settings/GOOSE_MODE HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        writer.write(f"{head}content-length: 100\r\n\r\n{{".encode())
+        async with asyncio.timeout(10):
+            while not agent.asked:  # noqa: ASYNC110 - the agent has no event for it
+                await asyncio.sleep(0.01)
+            writer.transport.abort()
+            await gone.wait()
+    assert "fault" not in capsys.readouterr().out
 
 
 async def test_an_answer_cut_short_is_never_taken_for_the_whole() -> None:

@@ -76,7 +76,9 @@ def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) 
         missing: what a 404 without a code means for the call that was made.
     """
     said = body.get("message")
-    message = said[:_LONGEST_WORDS] if isinstance(said, str) and said else f"It answered {status}."
+    message = f"The agent answered {status}."
+    if isinstance(said, str) and said:
+        message = said[:_LONGEST_WORDS]
     code = body["code"] if isinstance(body.get("code"), str) else None
     if code in _NO_SUCH_ROUTE:
         return AgentFailedError(

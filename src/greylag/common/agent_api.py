@@ -159,6 +159,32 @@ class SettingList:
     total_count: int
 
 
+@dataclass(frozen=True, slots=True)
+class NewSettingValue:
+    """What a setting is to be; the setting's own rules say what it takes."""
+
+    value: Annotated[str | int | float, Doc("A number or text.", 0.7)]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSetting:
+    """A setting that has its new value."""
+
+    message: str
+    key: str
+    value: _SettingValue
+    restart_required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResetSetting:
+    """A setting that has its default again."""
+
+    message: str
+    key: str
+    default_value: _SettingValue
+
+
 # The operations.
 
 
@@ -172,6 +198,7 @@ class Parameter:
 
 
 _IN_PATHS = {
+    "key": Parameter("key", "A setting's name.", {"type": "string", "examples": ["GOOSE_MODE"]}),
     "session": Parameter("session", "A session's id.", {"type": "string", "examples": [_SESSION]}),
     "turn": Parameter("turn", "A turn's id.", {"type": "string", "examples": [_TURN]}),
 }
@@ -332,6 +359,34 @@ LIST_SETTINGS = Operation(
     tag="settings",
     answer=SettingList,
 )
+SHOW_SETTING = Operation(
+    name="show_setting",
+    method="GET",
+    path="/settings/{key}",
+    summary="Read a setting",
+    text="One setting.",
+    tag="settings",
+    answer=AgentSetting,
+)
+CHANGE_SETTING = Operation(
+    name="change_setting",
+    method="PUT",
+    path="/settings/{key}",
+    summary="Change a setting",
+    text="Sessions that are made from now on have it; what the environment fixes stays as it is.",
+    tag="settings",
+    body=NewSettingValue,
+    answer=ChangedSetting,
+)
+RESET_SETTING = Operation(
+    name="reset_setting",
+    method="DELETE",
+    path="/settings/{key}",
+    summary="Reset a setting",
+    text="Give a setting its default again.",
+    tag="settings",
+    answer=ResetSetting,
+)
 
 OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_SESSIONS,
@@ -344,5 +399,8 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     SHOW_TURN,
     LIST_EXTENSIONS,
     LIST_SETTINGS,
+    SHOW_SETTING,
+    CHANGE_SETTING,
+    RESET_SETTING,
 )
 """All that the platform relays."""

@@ -58,6 +58,7 @@ TAGS = [
     {"name": "projects", "description": "Projects and the life of their environments."},
     {"name": "sessions", "description": "The conversations with a project's agent."},
     {"name": "turns", "description": "A message and all that answers it."},
+    {"name": "settings", "description": "What the agent is set up with."},
 ]
 _UNUSED = ("HTTPValidationError", "ValidationError")
 _OPEN = ("/healthz", "/readyz")

@@ -59,6 +59,13 @@ async def test_extensions_and_settings_have_the_shapes_of_the_table(tmp_path: Pa
         assert (listed["name"], listed["enabled"]) == ("developer", True)
         settings = await ask(api, agent_api.LIST_SETTINGS)
         assert settings["total_count"] == len(settings["settings"]) > 0
+        key = "GOOSE_TEMPERATURE"
+        changed = await ask(api, agent_api.CHANGE_SETTING, {"value": 0.5}, key=key)
+        assert (changed["key"], changed["value"]) == (key, 0.5)
+        assert (await ask(api, agent_api.SHOW_SETTING, key=key))["value"] == 0.5
+        reset = await ask(api, agent_api.RESET_SETTING, key=key)
+        shown = await ask(api, agent_api.SHOW_SETTING, key=key)
+        assert shown["value"] == shown["default_value"] == reset["default_value"]
 
 
 async def test_only_a_read_of_a_turn_has_all_of_its_answer(tmp_path: Path) -> None:

@@ -86,13 +86,12 @@ class SettingRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        one = "/api/v1/settings/{key}"
         return [
             relayed(agent_api.LIST_SETTINGS, self.list),
+            relayed(agent_api.SHOW_SETTING, self.get),
+            relayed(agent_api.CHANGE_SETTING, self.change),
+            relayed(agent_api.RESET_SETTING, self.reset),
             Route("/api/v1/settings", self.change_many, methods=["PUT"]),
-            Route(one, self.get, methods=["GET"]),
-            Route(one, self.change, methods=["PUT"]),
-            Route(one, self.reset, methods=["DELETE"]),
         ]
 
     async def list(self, _request: Request) -> Response:
@@ -110,8 +109,8 @@ class SettingRoutes:
         if "value" not in body:
             raise invalid("The body must have a value.")
         state = await self._settings.change(request.path_params["key"], body["value"])
-        changed = {"message": "Setting updated successfully", **_changed(state)}
-        return JSONResponse(changed)
+        changed = _changed(state)
+        return answer(agent_api.ChangedSetting("Setting updated successfully", **changed))
 
     async def change_many(self, request: Request) -> Response:
         """Give several settings values; each one succeeds or fails by itself."""
@@ -134,13 +133,8 @@ class SettingRoutes:
     async def reset(self, request: Request) -> Response:
         """Give one setting its default again."""
         state = await self._settings.reset(request.path_params["key"])
-        return JSONResponse(
-            {
-                "message": "Setting reset to default successfully",
-                "key": state.setting.key,
-                "default_value": state.setting.default,
-            }
-        )
+        words = "Setting reset to default successfully"
+        return answer(agent_api.ResetSetting(words, state.setting.key, state.setting.default))
 
     async def _result(self, key: str, value: object) -> dict[str, Any]:
         try:

@@ -11,13 +11,19 @@ from typing import Any, TypeVar
 import structlog
 from fastapi import APIRouter, Request
 from pydantic import TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from greylag.common import agent_api
 from greylag.common.agent_api import Operation, Parameter
-from greylag.domain.errors import AgentFailedError, GreylagError, InvalidRequestError
+from greylag.domain.errors import (
+    AgentFailedError,
+    GreylagError,
+    InvalidRequestError,
+    TooLargeError,
+)
 from greylag.domain.names import MAX_ID_LENGTH
 from greylag.ports import AgentAnswer, AgentRequest
 from greylag.web.api.deps import ProjectCall, ProjectCallDep, Responses, problems
@@ -92,7 +98,9 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
         async for chunk in request.stream():
             yield chunk
     except ClientDisconnect as error:
-        raise InvalidRequestError("The request's body ended before its end.") from error
+        raise InvalidRequestError("The request's body broke off.") from error
+    except HTTPException as error:  # the guard's, for a body past what any route takes
+        raise TooLargeError("The request's body is larger than is taken.") from error
 
 
 # What OpenAPI tells of the operations.
