@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+from greylag.common.agent_api import Operation, Turn
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
 from greylag.domain.project import (
@@ -59,39 +60,6 @@ Decision = Literal["allow_once", "reject_once"]
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """One of the agent's conversations."""
-
-    session_id: str
-    created_at: str
-    updated_at: str
-    message_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One message of a session's history."""
-
-    role: str
-    content: str
-    timestamp: int | None
-    message_index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A message and all that answers it. ``status``: running, completed, cancelled, error."""
-
-    turn_id: str
-    session_id: str
-    message_id: str
-    status: str
-    message: str
-    started_at: str
-    ended_at: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class AgentStatus:
     """What answers in an environment; ``demonstration`` says so when no real model is set."""
 
@@ -101,33 +69,54 @@ class AgentStatus:
     demonstration: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AgentRequest:
+    """One of the operations of ``greylag.common.agent_api``, asked of an agent.
+
+    Attributes:
+        operation: which one.
+        parts: what the client gives for each ``{name}`` of the path, not percent-encoded.
+        query: what the client gives of the query; only the operation's own members pass.
+        headers: what the client sent, by lower-case name; only those about content pass.
+        body: the request's body, taken as it is sent on; only where the operation has one.
+    """
+
+    operation: Operation[Any]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: AsyncIterator[bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAnswer:
+    """An agent's success: its status, the headers that may be passed on, and its body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: AsyncIterator[bytes]
+
+
 class AgentGateway(Protocol):
     """The way to the agent in an environment.
 
-    Every method may raise ``AgentUnreachableError`` or ``AgentFailedError``. The request id of
+    Typed is what the platform itself must understand; all else of the agent's API is relayed.
+    Every method may raise ``AgentUnreachableError`` or ``AgentFailedError``, and
+    ``InvalidRequestError`` for an id that no path can hold. The request id of
     ``greylag.common.logs`` passes through to the agent's log.
     """
 
     async def status(self, at: AgentAddress) -> AgentStatus:
         """Return what answers there."""
 
-    async def create_session(self, at: AgentAddress) -> Session:
-        """Start a conversation."""
-
-    async def sessions(self, at: AgentAddress) -> Sequence[Session]:
-        """Return the conversations, newest first."""
-
-    async def session(self, at: AgentAddress, session_id: str) -> Session:
-        """Return one conversation, or raise ``SessionNotFoundError``."""
-
-    async def delete_session(self, at: AgentAddress, session_id: str) -> None:
-        """End a conversation for good, or raise ``SessionNotFoundError``."""
-
-    async def messages(self, at: AgentAddress, session_id: str) -> Sequence[ChatMessage]:
-        """Return a conversation's history, oldest first, or raise ``SessionNotFoundError``."""
-
-    async def turns(self, at: AgentAddress, session_id: str) -> Sequence[Turn]:
-        """Return a conversation's turns, newest first, or raise ``SessionNotFoundError``."""
+    def relay(
+        self, at: AgentAddress, request: AgentRequest
+    ) -> AbstractAsyncContextManager[AgentAnswer]:
+        """Ask for an operation; request and answer pass in constant memory. Entering raises the
+        error that the agent's refusal means (``SessionNotFoundError``, ``MissingError``, ...), and
+        ``TooLargeError`` for a body of more than the operation's limit. Reading the answer's body
+        raises ``AgentFailedError`` past its limit. Leaving closes the connection.
+        """
 
     async def start_turn(
         self, at: AgentAddress, session_id: str | None, message: str, message_id: str
@@ -136,9 +125,6 @@ class AgentGateway(Protocol):
         again is the same turn. Raises ``SessionNotFoundError``, ``SessionBusyError``,
         ``ConflictError`` (this ``message_id`` was used in another session) or ``TooLargeError``.
         """
-
-    async def turn(self, at: AgentAddress, turn_id: str) -> Turn:
-        """Return one turn, or raise ``TurnNotFoundError``."""
 
     def stream_turn(
         self, at: AgentAddress, turn_id: str, after: str | None

@@ -25,7 +25,8 @@ from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, Project
 from greylag.ports import AgentGateway, Clock, Cluster, ProjectStore
 from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
-from greylag.services.agents import Agents, Messages
+from greylag.services.agents import Agents
+from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.projects import Projects
 from greylag.services.use_cases import DEMONSTRATION, Platform, UseCases

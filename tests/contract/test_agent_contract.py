@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from tests.contract.agent_adapters import ADAPTERS, Agent, open_agent
 
-from greylag.common import sse
+from greylag.common import agent_api, sse
+from greylag.common.agent_api import Operation
 from greylag.domain.errors import (
     AgentUnreachableError,
     ConfirmationNotFoundError,
@@ -19,6 +22,7 @@ from greylag.domain.errors import (
     SessionNotFoundError,
     TurnNotFoundError,
 )
+from greylag.ports import AgentRequest
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -27,18 +31,53 @@ async def agent(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield opened
 
 
+OF_A_SESSION = (
+    agent_api.SHOW_SESSION,
+    agent_api.LIST_MESSAGES,
+    agent_api.LIST_TURNS,
+    agent_api.EXPORT_SESSION,
+    agent_api.DELETE_SESSION,
+)
+
+
 async def test_sessions_are_made_listed_newest_first_and_deleted(agent: Agent) -> None:
-    gateway, at = agent.gateway, agent.at
-    first = await gateway.create_session(at)
-    second = await gateway.create_session(at)
-    listed = await gateway.sessions(at)
-    assert [one.session_id for one in listed] == [second.session_id, first.session_id]
-    assert await gateway.session(at, first.session_id) == first
-    assert first.message_count == 0
-    await gateway.delete_session(at, first.session_id)
-    for call in (gateway.session, gateway.messages, gateway.turns, gateway.delete_session):
+    first = await _ask(agent, agent_api.CREATE_SESSION)
+    second = await _ask(agent, agent_api.CREATE_SESSION)
+    listed = await _ask(agent, agent_api.LIST_SESSIONS)
+    ids = [second["session_id"], first["session_id"]]
+    assert [one["session_id"] for one in listed["sessions"]] == ids
+    assert await _ask(agent, agent_api.SHOW_SESSION, session=ids[1]) == first
+    assert first["message_count"] == 0
+    assert await _ask(agent, agent_api.DELETE_SESSION, session=ids[1]) is None
+    for operation in OF_A_SESSION:
         with pytest.raises(SessionNotFoundError):
-            await call(at, first.session_id)
+            await _ask(agent, operation, session=ids[1])
+
+
+@pytest.mark.parametrize(
+    "wrong", ["..", ".", "", "a/b", "%2e%2e", "a\\b", "a\nb", "x" * 301, "\ud800"]
+)
+async def test_an_id_that_no_path_can_hold_is_refused(agent: Agent, wrong: str) -> None:
+    for operation in OF_A_SESSION:
+        with pytest.raises(InvalidRequestError, match="session"):
+            await _ask(agent, operation, session=wrong)
+    with pytest.raises(InvalidRequestError, match="turn"):
+        await agent.gateway.cancel_turn(agent.at, wrong)
+    with pytest.raises(InvalidRequestError, match="turn"):
+        async with agent.gateway.stream_turn(agent.at, wrong, None):
+            pass
+
+
+async def test_a_list_of_turns_has_as_many_as_are_asked_for(agent: Agent) -> None:
+    session = (await _ask(agent, agent_api.CREATE_SESSION))["session_id"]
+    for number in range(3):
+        turn = await agent.gateway.start_turn(agent.at, session, "hello", f"m{number}")
+        await _frames(agent, turn.turn_id)
+    listed = await _ask(agent, agent_api.LIST_TURNS, query={"limit": "2"}, session=session)
+    assert [one["message_id"] for one in listed["turns"]] == ["m2", "m1"]
+    for wrong in ("0", "201", "x", "-1"):
+        with pytest.raises(InvalidRequestError, match="limit"):
+            await _ask(agent, agent_api.LIST_TURNS, query={"limit": wrong}, session=session)
 
 
 async def test_a_turn_streams_from_turn_to_complete_with_ids_and_can_be_replayed(
@@ -53,22 +92,26 @@ async def test_a_turn_streams_from_turn_to_complete_with_ids_and_can_be_replayed
     assert any(event["type"] == "message" for event in events)
     for after in (0, len(frames) // 2, len(frames) - 1):
         assert await _frames(agent, turn.turn_id, frames[after].id) == frames[after + 1 :]
-    ended = await agent.gateway.turn(agent.at, turn.turn_id)
-    assert ended.status == "completed"
-    assert ended.ended_at is not None
+    ended = await _ask(agent, agent_api.SHOW_TURN, turn=turn.turn_id)
+    assert ended["status"] == "completed"
+    assert ended["ended_at"] is not None
 
 
 async def test_history_has_message_and_answer_in_order(agent: Agent) -> None:
     turn = await agent.gateway.start_turn(agent.at, None, "hello", "m1")
     events = [json.loads(frame.data) for frame in await _frames(agent, turn.turn_id)]
     answer = "".join(e["content"]["content"] for e in events if e["type"] == "message")
-    history = await agent.gateway.messages(agent.at, turn.session_id)
-    assert [(one.role, one.content) for one in history] == [
+    history = await _ask(agent, agent_api.LIST_MESSAGES, session=turn.session_id)
+    assert [(one["role"], one["content"]) for one in history["messages"]] == [
         ("User", "hello"),
         ("Assistant", answer),
     ]
-    assert [one.message_index for one in history] == [0, 1]
-    assert (await agent.gateway.session(agent.at, turn.session_id)).message_count == 2
+    assert [one["message_index"] for one in history["messages"]] == [0, 1]
+    assert {one["turn_id"] for one in history["messages"]} == {turn.turn_id}
+    session = await _ask(agent, agent_api.SHOW_SESSION, session=turn.session_id)
+    assert session["message_count"] == 2
+    exported = await _ask(agent, agent_api.EXPORT_SESSION, session=turn.session_id)
+    assert exported.index("hello") < exported.index(answer)
 
 
 async def test_the_same_message_id_is_the_same_turn_and_never_another_sessions(
@@ -80,11 +123,12 @@ async def test_the_same_message_id_is_the_same_turn_and_never_another_sessions(
     again = await gateway.start_turn(at, None, "hello", "m1")
     third = await gateway.start_turn(at, turn.session_id, "hello", "m1")
     assert turn.turn_id == again.turn_id == third.turn_id
-    assert len(await gateway.sessions(at)) == 1
-    other = await gateway.create_session(at)
+    assert (await _ask(agent, agent_api.LIST_SESSIONS))["total"] == 1
+    other = await _ask(agent, agent_api.CREATE_SESSION)
     with pytest.raises(ConflictError):
-        await gateway.start_turn(at, other.session_id, "hello", "m1")
-    assert [one.turn_id for one in await gateway.turns(at, turn.session_id)] == [turn.turn_id]
+        await gateway.start_turn(at, other["session_id"], "hello", "m1")
+    listed = await _ask(agent, agent_api.LIST_TURNS, session=turn.session_id)
+    assert [one["turn_id"] for one in listed["turns"]] == [turn.turn_id]
 
 
 async def test_a_busy_session_refuses_until_its_turn_is_cancelled(agent: Agent) -> None:
@@ -98,8 +142,8 @@ async def test_a_busy_session_refuses_until_its_turn_is_cancelled(agent: Agent) 
     assert (await gateway.cancel_turn(at, turn.turn_id)).status == "cancelled"
     second = await gateway.start_turn(at, turn.session_id, "second", "m2")
     assert second.turn_id != turn.turn_id
-    newest_first = [one.message_id for one in await gateway.turns(at, turn.session_id)]
-    assert newest_first == ["m2", "m1"]
+    listed = await _ask(agent, agent_api.LIST_TURNS, session=turn.session_id)
+    assert [one["message_id"] for one in listed["turns"]] == ["m2", "m1"]
     await _frames(agent, second.turn_id)
 
 
@@ -126,9 +170,10 @@ async def test_what_is_not_there_is_told_apart(agent: Agent) -> None:
     gateway, at = agent.gateway, agent.at
     with pytest.raises(SessionNotFoundError):
         await gateway.start_turn(at, "nobody", "hello", "m1")
-    for call in (gateway.turn, gateway.cancel_turn):
-        with pytest.raises(TurnNotFoundError):
-            await call(at, "nothing")
+    with pytest.raises(TurnNotFoundError):
+        await _ask(agent, agent_api.SHOW_TURN, turn="nothing")
+    with pytest.raises(TurnNotFoundError):
+        await gateway.cancel_turn(at, "nothing")
     with pytest.raises(TurnNotFoundError):
         async with gateway.stream_turn(at, "nothing", None):
             pass
@@ -144,12 +189,34 @@ async def test_an_agent_that_does_not_answer_is_unreachable(agent: Agent) -> Non
     with pytest.raises(AgentUnreachableError):
         async with agent.gateway.stream_turn(agent.nobody, "turn", None):
             pass
+    with pytest.raises(AgentUnreachableError):
+        async with agent.gateway.relay(agent.nobody, AgentRequest(agent_api.LIST_SESSIONS)):
+            pass
 
 
 async def test_status_says_what_answers(agent: Agent) -> None:
     status = await agent.gateway.status(agent.at)
     assert status.agent
     assert status.model
+
+
+async def _ask(
+    agent: Agent, operation: Operation[Any], query: dict[str, str] | None = None, **parts: str
+) -> Any:
+    """Return what an operation answers, once it is proven to be as the table describes it."""
+    request = AgentRequest(operation, parts, query or {})
+    async with agent.gateway.relay(agent.at, request) as answer:
+        body = b"".join([chunk async for chunk in answer.body])
+    assert answer.status == operation.status
+    if operation.answer is type(None):
+        assert body == b""
+        return None
+    assert answer.headers["content-type"] == operation.media
+    if operation.answer is str:
+        return body.decode()
+    found = json.loads(body)
+    assert asdict(TypeAdapter(operation.answer).validate_json(body, strict=True)) == found
+    return found
 
 
 async def _frames(agent: Agent, turn_id: str, after: str | None = None) -> list[sse.Frame]:

@@ -41,6 +41,35 @@ async def test_text_and_thinking_come_chunk_by_chunk_in_order(running: Running) 
     assert text_of(events) == "hello there"
 
 
+async def test_extensions_and_settings_pass_through_the_platform(running: Running) -> None:
+    up, path = running
+    status, extensions = await up.call("GET", f"{path}/extensions")
+    assert status == 200
+    assert "developer" in {one["name"] for one in extensions["extensions"] if one["enabled"]}
+    status, settings = await up.call("GET", f"{path}/settings")
+    assert status == 200
+    (mode,) = (one for one in settings["settings"] if one["key"] == "GOOSE_MODE")
+    assert (mode["value"], mode["env_override"]) == ("auto", "auto")
+    turns = f"{path}/settings/GOOSE_MAX_TURNS"
+    status, changed = await up.call("PUT", turns, {"value": 7})
+    assert (status, changed["value"]) == (200, 7)
+    assert (await up.call("GET", turns))[1]["value"] == 7
+    status, reset = await up.call("DELETE", turns)
+    assert (status, reset["key"]) == (200, "GOOSE_MAX_TURNS")
+    refused = [
+        await up.call("PUT", turns, {"value": "many"}),
+        await up.call("PUT", turns, {"value": "x" * 70_000}),
+        await up.call("PUT", f"{path}/settings/GOOSE_MODE", {"value": "approve"}),
+        await up.call("GET", f"{path}/settings/NOTHING"),
+    ]
+    assert [(status, problem["code"]) for status, problem in refused] == [
+        (422, "invalid_request"),
+        (413, "too_large"),
+        (422, "invalid_request"),
+        (404, "not_found"),
+    ]
+
+
 async def test_characters_split_across_chunks_arrive_whole(running: Running) -> None:
     up, path = running
     assert text_of(await up.say(path, "[[unicode]]")).strip() == UNICODE_TEXT.strip()

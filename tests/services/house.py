@@ -1,6 +1,13 @@
 """All use cases over memory adapters, for two users, with a worker that runs or is stepped."""
 
+import json
+from typing import Any
+
 from tests.harness import Harness, settings
+
+from greylag.common.agent_api import Operation
+from greylag.domain.users import OPERATOR
+from greylag.ports import AgentRequest
 
 
 class House(Harness):
@@ -13,3 +20,10 @@ class House(Harness):
             model_url="https://model.example",
         )
         super().__init__(given, auto=auto)
+
+    async def ask(self, operation: Operation[Any], **parts: str) -> Any:
+        """Return the JSON that the agent of ada's project demo answers to an operation."""
+        request = AgentRequest(operation, parts)
+        opening = await self.use_cases.agents.relay(OPERATOR, "ada", "demo", request)
+        async with opening as answer:
+            return json.loads(b"".join([chunk async for chunk in answer.body]))

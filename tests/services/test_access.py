@@ -11,7 +11,7 @@ from greylag.domain.errors import ForbiddenError
 from greylag.domain.project import Desired
 from greylag.domain.users import OPERATOR, Action, Principal
 from greylag.ports import Edit, PageQuery
-from greylag.services.agents import NewMessage
+from greylag.services.messages import NewMessage
 from greylag.services.projects import NewProject
 from greylag.services.use_cases import UseCases
 

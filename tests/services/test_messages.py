@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.services.house import House
 
-from greylag.common import sse
+from greylag.common import agent_api, sse
 from greylag.domain.errors import (
     ClusterError,
     InvalidRequestError,
@@ -18,7 +18,7 @@ from greylag.domain.errors import (
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR
-from greylag.services.agents import NewMessage
+from greylag.services.messages import NewMessage
 from greylag.services.projects import NewProject
 
 REF = ProjectRef("ada", "demo")
@@ -55,16 +55,14 @@ async def test_the_same_message_id_is_one_turn_also_without_a_session() -> None:
         first = await _send(house, NewMessage("hello", message_id="m1"))
         again = await _send(house, NewMessage("hello", message_id="m1"))
         assert first[-len(again) :] == again
-        sessions = await house.use_cases.agents.sessions(OPERATOR, "ada", "demo")
-        assert len(sessions) == 1
+        assert (await house.ask(agent_api.LIST_SESSIONS))["total"] == 1
 
 
 async def test_what_can_be_told_before_the_first_byte_is_raised() -> None:
     house = House()
     async with house.working():
         await _create(house, active=True)
-        agents = house.use_cases.agents
-        session = await agents.create_session(OPERATOR, "ada", "demo")
+        session = (await house.ask(agent_api.CREATE_SESSION))["session_id"]
         with pytest.raises(SessionNotFoundError):
             await _send(house, NewMessage("hello", session_id="nobody"))
         with pytest.raises(InvalidRequestError):
@@ -72,11 +70,11 @@ async def test_what_can_be_told_before_the_first_byte_is_raised() -> None:
         with pytest.raises(InvalidRequestError):
             await _send(house, NewMessage("hello", message_id="x" * 129))
         waiting = house.use_cases.messages.send(
-            OPERATOR, "ada", "demo", NewMessage("wait: here", session.session_id)
+            OPERATOR, "ada", "demo", NewMessage("wait: here", session)
         )
         async with waiting:
             with pytest.raises(SessionBusyError):
-                await _send(house, NewMessage("second", session.session_id))
+                await _send(house, NewMessage("second", session))
         await house.use_cases.projects.want(OPERATOR, "ada", "demo", Desired.DELETED)
         with pytest.raises(ProjectDeletingError):
             await _send(house, NewMessage("hello"))
@@ -122,8 +120,7 @@ async def test_leaving_the_stream_closes_upstream_and_the_turn_goes_on() -> None
         assert house.gateway.open_streams == 0
         assert first is not None
         turn_id = json.loads(first.data)["content"]["turn_id"]
-        turn = await house.use_cases.agents.turn(OPERATOR, "ada", "demo", turn_id)
-        assert turn.status == "running"
+        assert (await house.ask(agent_api.SHOW_TURN, turn=turn_id))["status"] == "running"
 
 
 async def _create(house: House, *, active: bool = False) -> None:

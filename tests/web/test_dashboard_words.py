@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from greylag.common.agent_api import ChatMessage, Turn
 from greylag.domain.errors import InvalidRequestError
-from greylag.ports import ChatMessage, Turn
 from greylag.web.dashboard.conversations import pair
 from greylag.web.dashboard.pages import ProjectForm, moment, parsed_moment, visible
 from greylag.web.dashboard.users import MOST, parse_window

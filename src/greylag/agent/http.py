@@ -1,14 +1,22 @@
-"""agentd's refusals as errors of ours."""
+"""The gateway to an environment's agentd over HTTP (its API: `docs/agentd.md`).
+
+What comes from there is not trusted: no redirect is followed, no cookie kept, every answer has an
+end, and of its headers only those about content pass.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, fields
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import aiohttp
+from yarl import URL
 
-from greylag.common import logs, sse
+from greylag.common import agent_api, logs, sse
+from greylag.common.agent_api import Operation, Turn
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
@@ -18,13 +26,19 @@ from greylag.domain.errors import (
     GreylagError,
     InvalidRequestError,
     LimitExceededError,
+    MissingError,
+    PreconditionFailedError,
+    RangeNotSatisfiableError,
     SessionBusyError,
     SessionNotFoundError,
     StreamCutError,
     TooLargeError,
     TurnNotFoundError,
 )
-from greylag.ports import AgentAddress, AgentStatus, ChatMessage, Decision, Session, Turn
+from greylag.domain.names import path_segment
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, Decision
+
+# agentd's refusals as errors of ours.
 
 _BY_CODE: Mapping[str, Callable[[str], GreylagError]] = {
     "session_not_found": SessionNotFoundError,
@@ -41,26 +55,40 @@ _BY_CODE: Mapping[str, Callable[[str], GreylagError]] = {
 }
 _BY_STATUS: Mapping[int, Callable[[str], GreylagError]] = {
     400: InvalidRequestError,
+    404: MissingError,
+    409: ConflictError,
+    412: PreconditionFailedError,
     413: TooLargeError,
+    416: RangeNotSatisfiableError,
     429: LimitExceededError,
     503: AgentUnreachableError,
 }
+_NO_SUCH_ROUTE = {"not_found", "method_not_allowed"}
+_LONGEST_WORDS = 1000
 
 
 def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) -> GreylagError:
     """Return the error that agentd's answer means.
 
-    ``status`` is the HTTP status, ``body`` the JSON of agentd's errors (``error``, ``message``,
-    ``code``); ``missing`` is what a 404 without a code of ours means for the call that was made.
+    Args:
+        status: the HTTP status.
+        body: the JSON of agentd's errors (``error``, ``message``, ``code``).
+        missing: what a 404 without a code means for the call that was made.
     """
     said = body.get("message")
-    message = said if isinstance(said, str) and said else f"The agent answered {status}."
-    known = _BY_CODE.get(str(body.get("code"))) or _BY_STATUS.get(status)
-    if known is not None:
-        return known(message)
-    if status == 404 and missing is not None:  # noqa: PLR2004 - HTTP's not found
-        return missing
-    return AgentFailedError(message)
+    message = f"The agent answered {status}."
+    if isinstance(said, str) and said:
+        message = said[:_LONGEST_WORDS]
+    code = body["code"] if isinstance(body.get("code"), str) else None
+    if code in _NO_SUCH_ROUTE:
+        return AgentFailedError(
+            "The agent does not know this request: its environment runs another version.",
+            hint="Deactivate the project and activate it again, so that it gets the new version.",
+        )
+    if code is None and status == 404:  # noqa: PLR2004 - HTTP's not found
+        return missing or AgentFailedError(message)
+    known = _BY_CODE.get(code or "") or _BY_STATUS.get(status, AgentFailedError)
+    return known(message)
 
 
 # Reading a turn's stream from agentd: whole frames, and an end to those that have died.
@@ -116,10 +144,136 @@ async def whole_frames(response: aiohttp.ClientResponse, heard: Heard) -> AsyncI
         raise StreamCutError("The agent's stream ended before the turn did.")
 
 
-# The gateway to an environment's agentd over HTTP (its API: `docs/agentd.md`).
+# One request's body on its way to the agent, and one answer's on its way back.
+
+PASSED_TO_AGENT = (
+    "accept",
+    "content-type",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "last-event-id",
+    "range",
+)
+PASSED_TO_CLIENT = (
+    "accept-ranges",
+    "content-length",
+    "content-range",
+    "etag",
+    "last-modified",
+)
+_SHOWN_IN_PAGES = {agent_api.JSON, agent_api.TEXT}
+_BODILESS = {204, 304}
+_REFUSED_FROM = 300
+_TYPED_LIMIT = 8 * agent_api.MEBIBYTE
+_REFUSAL_LIMIT = 64 * 1024
+
+
+class _Outgoing:
+    """A request's body, which ends at ``limit`` bytes; ``failure`` is what ended it too early.
+
+    The client library tells only that sending failed, not why.
+    """
+
+    def __init__(self, body: AsyncIterator[bytes], limit: int) -> None:
+        self._body = body
+        self._limit = limit
+        self.failure: GreylagError | None = None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it comes."""
+        sent = 0
+        try:
+            async for chunk in self._body:
+                sent += len(chunk)
+                check_size(sent, self._limit)
+                yield chunk
+        except GreylagError as error:
+            self.failure = error
+            raise
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise ``TooLargeError`` for a body of more than ``limit`` bytes."""
+    if size > limit:
+        raise TooLargeError(f"The body is larger than the {limit} bytes that are taken here.")
+
+
+async def _incoming(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator[bytes]:
+    """Yield an answer's body as it comes, ``limit`` bytes at most."""
+    got = 0
+    try:
+        while chunk := await response.content.readany():
+            got += len(chunk)
+            if got > limit:
+                raise AgentFailedError(f"The agent's answer is larger than {limit} bytes.")
+            yield chunk
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise AgentUnreachableError("The agent broke its answer off.") from error
+
+
+async def _read_json(response: aiohttp.ClientResponse, limit: int) -> Any:
+    """Return an answer's JSON, or raise ``ValueError``."""
+    return json.loads(b"".join([chunk async for chunk in _incoming(response, limit)]))
+
+
+def _answer_headers(response: aiohttp.ClientResponse, operation: Operation[Any]) -> dict[str, str]:
+    """Return what may be told of an answer.
+
+    Its type is the operation's own, never the agent's, and what is not known to be harmless in a
+    browser is to be saved, not shown: nothing of an agent's runs as a page of ours.
+    """
+    passed = {name: response.headers.get(name, "") for name in PASSED_TO_CLIENT}
+    headers = {name: said for name, said in passed.items() if said.isascii() and said.isprintable()}
+    headers = {name: said for name, said in headers.items() if said}
+    if response.status in _BODILESS:
+        headers.pop("content-length", None)
+        return headers
+    if operation.media not in _SHOWN_IN_PAGES:
+        headers["content-disposition"] = "attachment"
+    return {**headers, "content-type": operation.media}
+
+
+def _check_answer(response: aiohttp.ClientResponse, operation: Operation[Any]) -> None:
+    """Raise ``AgentFailedError`` for a success that is not the operation's."""
+    if response.status not in {operation.status, 206, 304}:
+        raise AgentFailedError(f"The agent answered {response.status}, which it should not.")
+    expected = operation.media.partition(";")[0]
+    if response.status not in _BODILESS and response.content_type != expected:
+        raise AgentFailedError(f"The agent's answer is not {expected}.")
+    if (response.content_length or 0) > operation.answer_limit:
+        raise AgentFailedError(f"The agent's answer is larger than {operation.answer_limit} bytes.")
+
+
+# The gateway.
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
+RELAY_SECONDS = 600.0
+"""What is relayed ends by then, however slow its reader; ``ANSWER_SECONDS`` bounds each silence."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One HTTP request to an agent; ``missing`` is what a 404 without a code means."""
+
+    method: str
+    path: str
+    missing: GreylagError | None = None
+    headers: Mapping[str, str] | None = None
+    json: object = None
+    outgoing: _Outgoing | None = None
+
+
+_ANSWER_TIMEOUT = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+_RELAY_TIMEOUT = aiohttp.ClientTimeout(
+    total=RELAY_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS
+)
+# No sock_read: aiohttp would set a timer anew for each event, which costs more than the event
+# itself; `silence_watched` does it with one timer a minute.
+_STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 
 
 class HttpAgents:
@@ -131,10 +285,13 @@ class HttpAgents:
     @classmethod
     def open(cls) -> Self:
         """Return a gateway of its own pool; call it on the running loop and close it at the end."""
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
-        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
         return cls(
-            aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
+                # One agent's cookie must not go to another's.
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
         )
 
     async def close(self) -> None:
@@ -143,7 +300,7 @@ class HttpAgents:
 
     async def status(self, at: AgentAddress) -> AgentStatus:
         """Return what answers there."""
-        body = await self._call(at, "GET", "/agent/status")
+        body = await self._call(at, _Ask("GET", "/agent/status"))
         with _reading():
             agent, model = body["agent"], body["model"]
             return AgentStatus(
@@ -153,43 +310,26 @@ class HttpAgents:
                 demonstration=model["demonstration"],
             )
 
-    async def create_session(self, at: AgentAddress) -> Session:
-        """Start a conversation."""
-        created = await self._call(at, "POST", "/sessions")
-        return _session(created)
+    def relay(
+        self, at: AgentAddress, request: AgentRequest
+    ) -> AbstractAsyncContextManager[AgentAnswer]:
+        """Ask for an operation of the agent's API."""
+        return self._relay(at, request)
 
-    async def sessions(self, at: AgentAddress) -> Sequence[Session]:
-        """Return the conversations, newest first."""
-        body = await self._call(at, "GET", "/sessions")
-        with _reading():
-            return [_session(one) for one in body["sessions"]]
-
-    async def session(self, at: AgentAddress, session_id: str) -> Session:
-        """Return one conversation."""
-        missing = SessionNotFoundError(f"There is no session {session_id}.")
-        return _session(await self._call(at, "GET", f"/sessions/{_part(session_id)}", missing))
-
-    async def delete_session(self, at: AgentAddress, session_id: str) -> None:
-        """End a conversation for good."""
-        missing = SessionNotFoundError(f"There is no session {session_id}.")
-        await self._call(at, "DELETE", f"/sessions/{_part(session_id)}", missing)
-
-    async def messages(self, at: AgentAddress, session_id: str) -> Sequence[ChatMessage]:
-        """Return a conversation's history, oldest first."""
-        missing = SessionNotFoundError(f"There is no session {session_id}.")
-        body = await self._call(at, "GET", f"/sessions/{_part(session_id)}/messages", missing)
-        with _reading():
-            return [
-                ChatMessage(one["role"], one["content"], one["timestamp"], one["message_index"])
-                for one in body["messages"]
-            ]
-
-    async def turns(self, at: AgentAddress, session_id: str) -> Sequence[Turn]:
-        """Return a conversation's turns, newest first."""
-        missing = SessionNotFoundError(f"There is no session {session_id}.")
-        body = await self._call(at, "GET", f"/sessions/{_part(session_id)}/turns", missing)
-        with _reading():
-            return [_turn(one) for one in body["turns"]]
+    @asynccontextmanager
+    async def _relay(self, at: AgentAddress, request: AgentRequest) -> AsyncIterator[AgentAnswer]:
+        operation = request.operation
+        asked = _Ask(
+            operation.method,
+            _path(request),
+            _missing(request),
+            {name: request.headers[name] for name in PASSED_TO_AGENT if name in request.headers},
+            outgoing=_outgoing(request),
+        )
+        async with self._open(at, asked, _RELAY_TIMEOUT) as response:
+            _check_answer(response, operation)
+            body = _incoming(response, operation.answer_limit)
+            yield AgentAnswer(response.status, _answer_headers(response, operation), body)
 
     async def start_turn(
         self, at: AgentAddress, session_id: str | None, message: str, message_id: str
@@ -197,11 +337,7 @@ class HttpAgents:
         """Give the agent a message."""
         missing = SessionNotFoundError(f"There is no session {session_id}.")
         asked = {"session_id": session_id, "message": message, "message_id": message_id}
-        return _turn(await self._call(at, "POST", "/turns", missing, json=asked))
-
-    async def turn(self, at: AgentAddress, turn_id: str) -> Turn:
-        """Return one turn."""
-        return _turn(await self._call(at, "GET", f"/turns/{_part(turn_id)}", _no_turn(turn_id)))
+        return _turn(await self._call(at, _Ask("POST", "/turns", missing, json=asked)))
 
     def stream_turn(
         self, at: AgentAddress, turn_id: str, after: str | None
@@ -213,58 +349,64 @@ class HttpAgents:
     async def _stream(
         self, at: AgentAddress, turn_id: str, after: str | None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        headers = _headers(at)
-        if after is not None:
-            headers["Last-Event-ID"] = after
-        # No sock_read: aiohttp would set a timer anew for each event, which costs more than the
-        # event itself; `silence_watched` does it with one timer a minute.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-        url = f"{at.url}/api/v1/turns/{_part(turn_id)}/events"
-        try:
-            response = await self._http.get(url, headers=headers, timeout=timeout)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _unreachable() from error
-        try:
+        path = f"/turns/{path_segment(turn_id, 'turn')}/events"
+        headers = {} if after is None else {"Last-Event-ID": after}
+        asked = _Ask("GET", path, _no_turn(turn_id), headers)
+        async with self._open(at, asked, _STREAM_TIMEOUT) as response:
             if response.status != 200:  # noqa: PLR2004 - HTTP's OK
-                raise await _refused(response, _no_turn(turn_id))
+                raise AgentFailedError("The agent's stream is not one of events.")
             with silence_watched(response) as heard:
                 yield whole_frames(response, heard)
-        finally:
-            # Not released: what is left of the stream must stop now, not be read to its end.
-            response.close()
 
     async def cancel_turn(self, at: AgentAddress, turn_id: str) -> Turn:
         """Ask the turn to end."""
-        path = f"/turns/{_part(turn_id)}/cancel"
-        await self._call(at, "POST", path, _no_turn(turn_id))
-        return await self.turn(at, turn_id)
+        path = f"/turns/{path_segment(turn_id, 'turn')}/cancel"
+        return _turn(await self._call(at, _Ask("POST", path, _no_turn(turn_id))))
 
     async def confirm(
         self, at: AgentAddress, turn_id: str, confirmation_id: str, decision: Decision
     ) -> None:
         """Answer a confirmation."""
-        path = f"/turns/{_part(turn_id)}/confirmations/{_part(confirmation_id)}"
-        await self._call(at, "POST", path, _no_turn(turn_id), json={"decision": decision})
+        turn = path_segment(turn_id, "turn")
+        path = f"/turns/{turn}/confirmations/{path_segment(confirmation_id, 'confirmation')}"
+        await self._call(at, _Ask("POST", path, _no_turn(turn_id), json={"decision": decision}))
 
-    async def _call(
-        self,
-        at: AgentAddress,
-        method: str,
-        path: str,
-        missing: GreylagError | None = None,
-        json: object = None,
-    ) -> Any:
-        """Ask agentd and return its JSON (``None`` for an empty answer); 404 raises ``missing``."""
-        url = f"{at.url}/api/v1{path}"
+    async def _call(self, at: AgentAddress, asked: _Ask) -> Any:
+        """Ask agentd and return its JSON."""
+        async with self._open(at, asked, _ANSWER_TIMEOUT) as response:
+            try:
+                return await _read_json(response, _TYPED_LIMIT)
+            except ValueError as error:
+                raise AgentFailedError("The agent's answer is not JSON.") from error
+
+    @asynccontextmanager
+    async def _open(
+        self, at: AgentAddress, asked: _Ask, limits: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request and give its answer; raise what a refusal or a redirect means."""
+        outgoing = asked.outgoing
         try:
-            async with self._http.request(method, url, json=json, headers=_headers(at)) as response:
-                if response.status >= 400:  # noqa: PLR2004 - HTTP's errors begin here
-                    raise await _refused(response, missing)
-                return await response.json() if response.status != 204 else None  # noqa: PLR2004 - no content
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _unreachable() from error
-        except ValueError as error:
-            raise AgentFailedError("The agent's answer is not JSON.") from error
+            response = await self._http.request(
+                asked.method,
+                # Encoded already: the library's own tidying would resolve dots.
+                URL(f"{at.url}{agent_api.ROOT}{asked.path}", encoded=True),
+                headers={**(asked.headers or {}), **_own_headers(at)},
+                json=asked.json,
+                data=outgoing.chunks() if outgoing else None,
+                timeout=limits,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, TimeoutError, GreylagError) as error:
+            if outgoing is not None and outgoing.failure is not None:
+                raise outgoing.failure from error
+            raise AgentUnreachableError("The agent does not answer.") from error
+        try:
+            if response.status >= _REFUSED_FROM and response.status != 304:  # noqa: PLR2004 - HTTP's not modified
+                raise await _refused(response, asked.missing)
+            yield response
+        finally:
+            # Not released: what is left of an answer must stop now, not be read to its end.
+            response.close()
 
 
 @contextmanager
@@ -277,47 +419,55 @@ def _reading() -> Iterator[None]:
 
 
 async def _refused(response: aiohttp.ClientResponse, missing: GreylagError | None) -> GreylagError:
+    if response.status < 400:  # noqa: PLR2004 - HTTP's errors begin here
+        return AgentFailedError("The agent answered with a redirect, which is not followed.")
     try:
-        body = await response.json(content_type=None)
-    except (ValueError, aiohttp.ClientError):
+        body = await _read_json(response, _REFUSAL_LIMIT)
+    except (ValueError, GreylagError):
         body = None
     return refusal(response.status, body if isinstance(body, dict) else {}, missing)
-
-
-def _unreachable() -> AgentUnreachableError:
-    return AgentUnreachableError("The agent does not answer.")
 
 
 def _no_turn(turn_id: str) -> TurnNotFoundError:
     return TurnNotFoundError(f"There is no turn {turn_id}.")
 
 
-def _headers(at: AgentAddress) -> dict[str, str]:
-    headers = {"Authorization": f"Bearer {at.token}"}
+def _missing(request: AgentRequest) -> GreylagError | None:
+    code = request.operation.missing
+    if code is None:
+        return None
+    name = request.operation.parameters[-1].name
+    return _BY_CODE[code](f"There is no {name} {request.parts[name]}.")
+
+
+def _own_headers(at: AgentAddress) -> dict[str, str]:
+    headers = {"Authorization": f"Bearer {at.token}", "Accept-Encoding": "identity"}
     if request_id := logs.request_id.get():
         headers["x-request-id"] = request_id
     return headers
 
 
-def _part(value: str) -> str:
-    return quote(value, safe="")
+def _path(request: AgentRequest) -> str:
+    operation = request.operation
+    names = [one.name for one in operation.parameters]
+    segments = {name: path_segment(request.parts[name], name) for name in names}
+    wanted = (one.name for one in operation.query)
+    query = urlencode({name: request.query[name] for name in wanted if name in request.query})
+    return operation.path.format_map(segments) + (f"?{query}" if query else "")
 
 
-def _session(body: dict[str, Any]) -> Session:
-    with _reading():
-        return Session(
-            body["session_id"], body["created_at"], body["updated_at"], body["message_count"]
-        )
+def _outgoing(request: AgentRequest) -> _Outgoing | None:
+    if request.operation.body is None or request.body is None:
+        return None
+    limit = request.operation.body_limit
+    length = request.headers.get("content-length", "")
+    check_size(int(length) if length.isdecimal() else 0, limit)
+    return _Outgoing(request.body, limit)
+
+
+_TURN_MEMBERS = frozenset(member.name for member in fields(Turn))
 
 
 def _turn(body: dict[str, Any]) -> Turn:
     with _reading():
-        return Turn(
-            turn_id=body["turn_id"],
-            session_id=body["session_id"],
-            message_id=body["message_id"],
-            status=body["status"],
-            message=body["message"],
-            started_at=body["started_at"],
-            ended_at=body["ended_at"],
-        )
+        return Turn(**{name: body[name] for name in _TURN_MEMBERS & body.keys()})

@@ -2,20 +2,23 @@
 
 A message is answered with its own words. Three beginnings make it do more: ``run: `` asks for a
 confirmation and then tells what it would have run, ``wait: `` says nothing until the turn is
-cancelled, ``fail: `` ends with an error event.
+cancelled, ``fail: `` ends with an error event. Of what is relayed it answers sessions and turns.
 """
 
 import asyncio
+import json
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from greylag.common import sse
+from greylag.common import agent_api, sse
+from greylag.common.agent_api import ChatMessage, History, Session, SessionList, Turn, TurnList
 from greylag.common.clock import rfc3339
 from greylag.domain.errors import (
+    AgentFailedError,
     AgentUnreachableError,
     ConfirmationNotFoundError,
     ConfirmationSettledError,
@@ -25,7 +28,8 @@ from greylag.domain.errors import (
     SessionNotFoundError,
     TurnNotFoundError,
 )
-from greylag.ports import AgentAddress, AgentStatus, ChatMessage, Decision, Session, Turn
+from greylag.domain.names import path_segment
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, Decision
 
 
 @dataclass
@@ -46,7 +50,7 @@ class _Run:
         self._wake()
 
     def end(self, status: str) -> None:
-        self.turn = replace(self.turn, status=status, ended_at=_now())
+        self.turn = replace(self.turn, status=status, ended_at=_now(), answer=self.answer)
         self.add("complete", message="Response complete", stop_reason=status)
 
     def _wake(self) -> None:
@@ -62,18 +66,104 @@ class _Environment:
     runs: dict[str, _Run] = field(default_factory=dict)
 
     def session(self, session_id: str) -> Session:
+        path_segment(session_id, "session")
         if session_id not in self.sessions:
             raise SessionNotFoundError(f"There is no session {session_id}.")
         return self.sessions[session_id]
 
     def run(self, turn_id: str) -> _Run:
+        path_segment(turn_id, "turn")
         if turn_id not in self.runs:
             raise TurnNotFoundError(f"There is no turn {turn_id}.")
         return self.runs[turn_id]
 
     def runs_of(self, session_id: str) -> list[_Run]:
-        self.session(session_id)
         return [run for run in self.runs.values() if run.turn.session_id == session_id]
+
+    def counted(self, session: Session) -> Session:
+        return replace(session, message_count=len(self.history(session).messages))
+
+    def history(self, session: Session) -> History:
+        said = list(_messages(self.runs_of(session.session_id)))
+        return History(session.session_id, said, len(said))
+
+    def create(self) -> Session:
+        now = _now()
+        session = Session(str(uuid.uuid4()), created_at=now, updated_at=now, message_count=0)
+        self.sessions[session.session_id] = session
+        return session
+
+    def delete(self, session: Session) -> None:
+        for run in self.runs_of(session.session_id):
+            if run.turn.status == "running":
+                run.end("cancelled")
+            del self.runs[run.turn.turn_id]
+        del self.sessions[session.session_id]
+
+
+# What each relayed operation answers: a shape, text, or nothing.
+
+
+def _list_sessions(here: _Environment, _asked: AgentRequest) -> SessionList:
+    sessions = [here.counted(one) for one in reversed(here.sessions.values())]
+    return SessionList(sessions, len(sessions))
+
+
+def _create_session(here: _Environment, _asked: AgentRequest) -> Session:
+    return here.create()
+
+
+def _show_session(here: _Environment, asked: AgentRequest) -> Session:
+    return here.counted(here.session(asked.parts["session"]))
+
+
+def _delete_session(here: _Environment, asked: AgentRequest) -> None:
+    here.delete(here.session(asked.parts["session"]))
+
+
+def _list_messages(here: _Environment, asked: AgentRequest) -> History:
+    return here.history(here.session(asked.parts["session"]))
+
+
+def _export_session(here: _Environment, asked: AgentRequest) -> str:
+    said = here.history(here.session(asked.parts["session"])).messages
+    return "".join(f"## {one.role}\n\n{one.content}\n\n" for one in said)
+
+
+def _list_turns(here: _Environment, asked: AgentRequest) -> TurnList:
+    session = here.session(asked.parts["session"])
+    limit = asked.query.get("limit", str(agent_api.TURNS))
+    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit) <= agent_api.MOST_TURNS):
+        raise InvalidRequestError(f"limit must be from 1 to {agent_api.MOST_TURNS}.")
+    runs = here.runs_of(session.session_id)[::-1]
+    return TurnList([run.turn for run in runs[: int(limit)]])
+
+
+def _show_turn(here: _Environment, asked: AgentRequest) -> Turn:
+    return here.run(asked.parts["turn"]).turn
+
+
+_ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
+    agent_api.LIST_SESSIONS.name: _list_sessions,
+    agent_api.CREATE_SESSION.name: _create_session,
+    agent_api.SHOW_SESSION.name: _show_session,
+    agent_api.DELETE_SESSION.name: _delete_session,
+    agent_api.LIST_MESSAGES.name: _list_messages,
+    agent_api.EXPORT_SESSION.name: _export_session,
+    agent_api.LIST_TURNS.name: _list_turns,
+    agent_api.SHOW_TURN.name: _show_turn,
+}
+
+
+def _body(answer: Any) -> bytes:
+    if isinstance(answer, str):
+        return answer.encode()
+    return b"" if answer is None else json.dumps(asdict(answer)).encode()
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    if body:
+        yield body
 
 
 class MemoryAgents:
@@ -89,39 +179,21 @@ class MemoryAgents:
         self._at(at)
         return AgentStatus(agent="memory", version="1", model="echo")
 
-    async def create_session(self, at: AgentAddress) -> Session:
-        """Start a conversation."""
-        now = _now()
-        session = Session(str(uuid.uuid4()), created_at=now, updated_at=now, message_count=0)
-        self._at(at).sessions[session.session_id] = session
-        return session
+    def relay(
+        self, at: AgentAddress, request: AgentRequest
+    ) -> AbstractAsyncContextManager[AgentAnswer]:
+        """Ask for an operation of the agent's API."""
+        return self._relay(at, request)
 
-    async def sessions(self, at: AgentAddress) -> Sequence[Session]:
-        """Return the conversations, newest first."""
+    @asynccontextmanager
+    async def _relay(self, at: AgentAddress, request: AgentRequest) -> AsyncIterator[AgentAnswer]:
+        operation = request.operation
         here = self._at(at)
-        return [self._counted(here, one) for one in reversed(here.sessions.values())]
-
-    async def session(self, at: AgentAddress, session_id: str) -> Session:
-        """Return one conversation."""
-        here = self._at(at)
-        return self._counted(here, here.session(session_id))
-
-    async def delete_session(self, at: AgentAddress, session_id: str) -> None:
-        """End a conversation for good."""
-        here = self._at(at)
-        for run in here.runs_of(session_id):
-            if run.turn.status == "running":
-                run.end("cancelled")
-            del here.runs[run.turn.turn_id]
-        del here.sessions[session_id]
-
-    async def messages(self, at: AgentAddress, session_id: str) -> Sequence[ChatMessage]:
-        """Return a conversation's history, oldest first."""
-        return list(_history(self._at(at).runs_of(session_id)))
-
-    async def turns(self, at: AgentAddress, session_id: str) -> Sequence[Turn]:
-        """Return a conversation's turns, newest first."""
-        return [run.turn for run in reversed(self._at(at).runs_of(session_id))]
+        if operation.name not in _ANSWERS:
+            raise AgentFailedError(f"The agent in memory does not know {operation.name}.")
+        body = _body(_ANSWERS[operation.name](here, request))
+        headers = {"content-type": operation.media} if body else {}
+        yield AgentAnswer(operation.status, headers, _once(body))
 
     async def start_turn(
         self, at: AgentAddress, session_id: str | None, message: str, message_id: str
@@ -134,17 +206,14 @@ class MemoryAgents:
                     raise ConflictError("This message_id was used in another session.")
                 return run.turn
         if session_id is None:
-            session_id = (await self.create_session(at)).session_id
+            session_id = here.create().session_id
+        session_id = here.session(session_id).session_id
         if any(run.turn.status == "running" for run in here.runs_of(session_id)):
             raise SessionBusyError(f"Session {session_id} works on another message.")
         turn = Turn(uuid.uuid4().hex, session_id, message_id, "running", message, _now())
         here.runs[turn.turn_id] = run = _Run(turn)
         _begin(run)
         return run.turn
-
-    async def turn(self, at: AgentAddress, turn_id: str) -> Turn:
-        """Return one turn."""
-        return self._at(at).run(turn_id).turn
 
     def stream_turn(
         self, at: AgentAddress, turn_id: str, after: str | None
@@ -194,10 +263,6 @@ class MemoryAgents:
             raise AgentUnreachableError("The agent does not answer.")
         return self._environments.setdefault(at.url, _Environment())
 
-    def _counted(self, here: _Environment, session: Session) -> Session:
-        history = list(_history(here.runs_of(session.session_id)))
-        return replace(session, message_count=len(history))
-
 
 def _begin(run: _Run) -> None:
     turn = run.turn
@@ -233,12 +298,12 @@ def _say(run: _Run, text: str) -> None:
         run.add("message", role="Assistant", content=piece, content_type="text")
 
 
-def _history(runs: Sequence[_Run]) -> Iterator[ChatMessage]:
+def _messages(runs: Sequence[_Run]) -> Iterator[ChatMessage]:
     index = 0
     for run in runs:
         for role, text in (("User", run.turn.message), ("Assistant", run.answer)):
             if text:
-                yield ChatMessage(role, text, timestamp=None, message_index=index)
+                yield ChatMessage(role, text, None, index, run.turn.turn_id)
                 index += 1
 
 

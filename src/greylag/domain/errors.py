@@ -159,6 +159,27 @@ class AgentFailedError(GreylagError):
     hint = "`greylag logs` shows what the agent says; activating the project again restarts it."
 
 
+class MissingError(GreylagError):
+    """The agent has nothing of the name that the path gives."""
+
+    code = "not_found"
+    hint = "List what there is, and take a name from the list."
+
+
+class PreconditionFailedError(GreylagError):
+    """What a conditional request demands does not hold."""
+
+    code = "precondition_failed"
+    hint = "Read it again: it has changed since."
+
+
+class RangeNotSatisfiableError(GreylagError):
+    """A range was asked for that lies outside of what there is."""
+
+    code = "range_not_satisfiable"
+    hint = "Ask for a range within the length, or for all of it."
+
+
 class SessionNotFoundError(GreylagError):
     """The agent has no session with this id."""
 

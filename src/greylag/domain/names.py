@@ -14,6 +14,7 @@ import re
 import secrets
 import unicodedata
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from greylag.domain.errors import InvalidRequestError
 
@@ -87,6 +88,25 @@ def check_id(value: str, field: str) -> str:
             f'{field} must not be "." or "..", nor hold "/", control or unpaired characters.'
         )
     return value
+
+
+def path_segment(value: str, field: str) -> str:
+    """Return an id as one percent-encoded segment of a URL's path.
+
+    Beside what no id may be, nothing passes that a second decoding on the way, or a lenient server,
+    could read as the end of a segment.
+
+    Args:
+        value: the id.
+        field: what it is the id of, for the error.
+
+    Raises:
+        InvalidRequestError: the id cannot stand in a path.
+    """
+    check_id(value, field)
+    if "%" in value or "\\" in value:
+        raise InvalidRequestError(f'{field} must not hold "%" or "\\".')
+    return quote(value, safe="")
 
 
 def check_name(value: str, field: str = "name") -> str:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from greylag.ports import ProjectStore
-from greylag.services.agents import Agents, Messages
+from greylag.services.agents import Agents
+from greylag.services.messages import Messages
 from greylag.services.projects import Projects
 
 DEMONSTRATION = (

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Scope
 from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
-from greylag.web.api import agent, platform, projects
+from greylag.web.api import agent, platform, projects, relay
 from greylag.web.auth import Authenticator, TokenAttempts
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import conversations
@@ -39,6 +39,7 @@ _TAGS = [
     {"name": "projects", "description": "Projects and the life of their environments."},
     {"name": "sessions", "description": "The conversations with a project's agent."},
     {"name": "turns", "description": "A message and all that answers it."},
+    {"name": "settings", "description": "What the agent is set up with."},
 ]
 _UNUSED = ("HTTPValidationError", "ValidationError")
 _OPEN = ("/healthz", "/readyz")
@@ -64,7 +65,14 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     app.state.streams = Streams(settings)
     app.state.authenticator = authenticator
     app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
-    for router in (platform.router, projects.router, agent.router, agent.turns_router, sign_in):
+    for router in (
+        platform.router,
+        projects.router,
+        agent.router,
+        agent.turns_router,
+        relay.router,
+        sign_in,
+    ):
         app.include_router(router)
     for pages in (user_pages, project_pages, conversations):
         app.include_router(pages.router)

@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.domain.names import MAX_ID_LENGTH, MAX_NAME_LENGTH
 from greylag.domain.project import Desired, Project, Status
-from greylag.ports import AgentStatus, ChatMessage, Decision, Session, Turn
-from greylag.services.agents import MAX_MESSAGE_ID_LENGTH
+from greylag.ports import AgentStatus, Decision
+from greylag.services.messages import MAX_MESSAGE_ID_LENGTH
 
 MAX_DEPTH = 32
 _INT64 = 2**63
@@ -221,10 +221,7 @@ class HealthOut(Out):
     status: Literal["ok"]
 
 
-# The agent of an environment.
-
-_SESSION = "0d4f7c1e-6a35-4b0e-9c55-1f2f0c5f7a10"
-_TURN = "5a1d0b6c2f3e4d51a7c8e9f001122334"
+# The agent of an environment, beside what is relayed (`greylag.common.agent_api`).
 
 
 class AgentOut(Out):
@@ -239,71 +236,6 @@ class AgentOut(Out):
     def of(cls, status: AgentStatus) -> Self:
         """Return ``status`` as it is shown."""
         return cls.model_validate(status)
-
-
-class SessionOut(Out):
-    """A session: one conversation with the agent."""
-
-    session_id: str = Field(examples=[_SESSION])
-    created_at: str = Field(examples=[_TIME])
-    updated_at: str = Field(examples=[_TIME])
-    message_count: int = Field(examples=[2])
-
-    @classmethod
-    def of(cls, session: Session) -> Self:
-        """Return ``session`` as it is shown."""
-        return cls.model_validate(session)
-
-
-class SessionsOut(Out):
-    """The sessions of a project, newest first."""
-
-    sessions: list[SessionOut]
-
-
-class MessageOut(Out):
-    """One message of a session's history."""
-
-    role: str = Field(examples=["User"])
-    content: str = Field(examples=["Hello"])
-    timestamp: int | None = Field(description="Seconds since 1970.", examples=[1795424100])
-    message_index: int = Field(examples=[0])
-
-    @classmethod
-    def of(cls, message: ChatMessage) -> Self:
-        """Return ``message`` as it is shown."""
-        return cls.model_validate(message)
-
-
-class MessagesOut(Out):
-    """The history of a session, oldest first."""
-
-    messages: list[MessageOut]
-
-
-class TurnOut(Out):
-    """A message and all that answers it."""
-
-    turn_id: str = Field(examples=[_TURN])
-    session_id: str = Field(examples=[_SESSION])
-    message_id: str = Field(examples=["b3c1"])
-    status: str = Field(
-        description="running, completed, cancelled or error.", examples=["completed"]
-    )
-    message: str = Field(examples=["Hello"])
-    started_at: str = Field(examples=[_TIME])
-    ended_at: str | None = Field(examples=[_TIME])
-
-    @classmethod
-    def of(cls, turn: Turn) -> Self:
-        """Return ``turn`` as it is shown."""
-        return cls.model_validate(turn)
-
-
-class TurnsOut(Out):
-    """The turns of a session, newest first."""
-
-    turns: list[TurnOut]
 
 
 class MessageIn(In):

@@ -1,4 +1,4 @@
-"""How agentd and its agent are doing."""
+"""The HTTP application: health and status, every route, sign-in, request ids, errors."""
 
 import time
 from collections.abc import Callable
@@ -15,16 +15,11 @@ from starlette.routing import Route
 
 from greylag import __version__
 from greylag.agentd.agent.types import AgentPort
-from greylag.agentd.api.contract import (
-    ExtensionRoutes,
-    MessageReader,
-    MessageRoutes,
-    SessionRoutes,
-    SettingRoutes,
-)
-from greylag.agentd.api.guard import Auth, Prefix, RequestLog
+from greylag.agentd.api.configuration import ExtensionRoutes, SettingRoutes
+from greylag.agentd.api.guard import Auth, Prefix
+from greylag.agentd.api.messages import MessageReader, MessageRoutes
 from greylag.agentd.api.requests import refusal, refused
-from greylag.agentd.api.turns import TurnRoutes
+from greylag.agentd.api.sessions import SessionRoutes, TurnRoutes
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.model.relay import model_object
@@ -33,6 +28,7 @@ from greylag.agentd.records import StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService
 from greylag.agentd.turns.engine import ActivityEntry, TurnEngine
+from greylag.common.access_log import AccessLog
 
 
 class HealthRoutes:
@@ -126,9 +122,10 @@ def _system_time(seconds: float) -> dict[str, int]:
     }
 
 
-# The HTTP application: routes, sign-in, request ids, errors.
+# The application.
 
 _log = structlog.get_logger()
+_QUIET_PATHS = frozenset({"/api/v1/health"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +158,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
         ],
         middleware=[
             Middleware(Prefix, prefix=settings.path_prefix),
-            Middleware(RequestLog),
+            Middleware(AccessLog, quiet=_QUIET_PATHS),
             Middleware(Auth, token=settings.token),
         ],
         exception_handlers={

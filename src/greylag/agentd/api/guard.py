@@ -1,16 +1,14 @@
-"""Who may talk to agentd: checked on every request, before anything else is read."""
+"""What stands before the routes: who may talk to agentd, and below which path."""
 
 import hmac
 import re
-import time
 from collections.abc import Iterable
 
-import structlog
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from greylag.agentd.config import Secret
-from greylag.common.net import is_loopback, request_id_of
+from greylag.common.net import is_loopback
 
 _OPEN_PATHS = frozenset({"/", "/api/v1/health"})
 _PORT = re.compile(r":\d+\Z")
@@ -81,9 +79,6 @@ def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
     return next((value for key, value in headers if key == name), b"")
 
 
-# Serving below a path: for proxies that route by it and pass it on as it came.
-
-
 class Prefix:
     """ASGI middleware that takes ``prefix`` off the path of requests that have it.
 
@@ -112,48 +107,3 @@ def _below(scope: Scope, prefix: str) -> Scope:
     rest = path[len(prefix) :] or "/"
     raw = scope.get("raw_path") or path.encode()
     return {**scope, "path": rest, "raw_path": raw[len(prefix.encode()) :] or b"/"}
-
-
-# A request id on every answer and on every log line that belongs to the request.
-
-_log = structlog.get_logger()
-
-_QUIET_PATHS = frozenset({"/api/v1/health"})
-
-
-class RequestLog:
-    """ASGI middleware: takes or makes `x-request-id`, echoes it, and logs each request."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request with its id."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = request_id_of(scope["headers"])
-        started = time.monotonic()
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", request_id.encode()),
-                ]
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self._app(scope, receive, send_with_id)
-            if scope["path"] not in _QUIET_PATHS:
-                milliseconds = round((time.monotonic() - started) * 1000, 1)
-                _log.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    ms=milliseconds,
-                )

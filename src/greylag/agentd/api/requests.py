@@ -1,11 +1,13 @@
-"""What all routes share: reading a JSON body within limits, and answering errors."""
+"""What all routes share: reading a JSON body within limits, answering, and streaming events."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from greylag.agentd.journal.tail import (
@@ -15,10 +17,8 @@ from greylag.agentd.journal.tail import (
     event_number,
 )
 from greylag.agentd.problems import RequestError, invalid
-from greylag.agentd.records import SessionRecord, TurnRecord
 from greylag.agentd.turns.engine import TurnEngine
-from greylag.common import sse
-from greylag.common.clock import maybe_rfc3339, rfc3339
+from greylag.common import agent_api, sse
 
 _STATUS = {
     "invalid_request": 400,
@@ -53,6 +53,18 @@ def refusal(error: RequestError, **more: Any) -> JSONResponse:
     """Return the JSON answer for a refused request, with `more` members."""
     body = {"error": error.error, "message": error.message, "code": error.code}
     return JSONResponse({**body, **error.details, **more}, status_code=_STATUS[error.code])
+
+
+def relayed(
+    operation: agent_api.Operation[Any], handler: Callable[[Request], Awaitable[Response]]
+) -> Route:
+    """Return the route of an operation that the platform relays."""
+    return Route(agent_api.ROOT + operation.path, handler, methods=[operation.method])
+
+
+def answer(shape: Any, status: int = 200) -> JSONResponse:
+    """Return the answer that is one of the shapes of ``agent_api``."""
+    return JSONResponse(asdict(shape), status_code=status)
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
@@ -124,7 +136,7 @@ def whole_number(request: Request, name: str, *, default: int, most: int) -> int
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
-class EventStream(StreamingResponse):
+class JournalStream(StreamingResponse):
     """A response that sends chunks as they come and ends when the client leaves.
 
     The server's `send` waits while the client reads slowly, so nothing piles up here.
@@ -146,15 +158,12 @@ class EventStream(StreamingResponse):
             self._done()
 
 
-# Opening a turn's events for one request.
-
-
 async def follow(
     turns: TurnEngine,
     turn_id: str,
     request: Request,
     convert: Callable[[JournalTail], AsyncIterator[bytes]] = JournalTail.chunks,
-) -> EventStream:
+) -> JournalStream:
     """Return the response that streams a turn's events.
 
     Args:
@@ -180,59 +189,4 @@ async def follow(
     except BaseException:
         tail.close()
         raise
-    return EventStream(convert(tail), tail.close)
-
-
-# How records look in JSON.
-
-_LIST_TEXT = 1000
-
-
-def session_object(session: SessionRecord) -> dict[str, Any]:
-    """Return a session as the older contract shows it."""
-    return {
-        "session_id": session.session_id,
-        "created_at": rfc3339(session.created_at),
-        "updated_at": rfc3339(session.updated_at),
-        "message_count": session.message_count,
-    }
-
-
-def turn_object(turn: TurnRecord) -> dict[str, Any]:
-    """Return a whole turn."""
-    return {
-        "turn_id": turn.turn_id,
-        "session_id": turn.session_id,
-        "message_id": turn.message_id,
-        "status": turn.status,
-        "message": turn.message,
-        "answer": turn.answer,
-        "tool_calls_count": turn.tool_calls_count,
-        "stop_reason": turn.stop_reason,
-        "error": turn.error,
-        "error_code": turn.error_code,
-        "started_at": rfc3339(turn.started_at),
-        "ended_at": maybe_rfc3339(turn.ended_at),
-    }
-
-
-def turn_summary(turn: TurnRecord) -> dict[str, Any]:
-    """Return a turn as lists show it: no more than the first 1,000 characters of each text."""
-    whole = turn_object(turn)
-    return {
-        **whole,
-        "message": turn.message[:_LIST_TEXT],
-        "answer": turn.answer[:_LIST_TEXT],
-        "shortened": max(len(turn.message), len(turn.answer)) > _LIST_TEXT,
-    }
-
-
-def messages_of(turn: TurnRecord) -> list[dict[str, Any]]:
-    """Return a turn's texts as the older contract's messages (without `message_index`)."""
-    asked = {"role": "User", "content": turn.message, "timestamp": int(turn.started_at)}
-    messages = [{**asked, "turn_id": turn.turn_id}]
-    if turn.answer:
-        ended = None if turn.ended_at is None else int(turn.ended_at)
-        answered = {"role": "Assistant", "content": turn.answer, "timestamp": ended}
-        messages.append({**answered, "turn_id": turn.turn_id})
-    return messages
+    return JournalStream(convert(tail), tail.close)

@@ -1,41 +1,23 @@
-"""The agent of an active project: what it is, its sessions and their history, and the log."""
+"""The agent as the platform itself understands it: its messages, its questions, and the log.
+
+All else of the agent's API is relayed (`relay.py`).
+"""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Response
 
+from greylag.common.agent_api import Turn
 from greylag.domain.names import MAX_ID_LENGTH
-from greylag.services.agents import MAX_LOG_LINES, NewMessage
+from greylag.services.agents import MAX_LOG_LINES
+from greylag.services.messages import NewMessage
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, events, problems, text
-from greylag.web.schemas import (
-    AgentOut,
-    ConfirmationIn,
-    MessageIn,
-    MessageOut,
-    MessagesOut,
-    SessionOut,
-    SessionsOut,
-    TurnOut,
-    TurnsOut,
-)
+from greylag.web.schemas import AgentOut, ConfirmationIn, MessageIn
 
-SESSIONS = f"{PROJECT}/sessions"
-SESSION = f"{SESSIONS}/{{session}}"
 _RESPONSES = problems(404, 409, 502)
 
 router = APIRouter(tags=["sessions"])
-
-_SessionId = Annotated[
-    str,
-    Path(
-        alias="session",
-        description="A session's id.",
-        min_length=1,
-        max_length=MAX_ID_LENGTH,
-        examples=["0d4f7c1e-6a35-4b0e-9c55-1f2f0c5f7a10"],
-    ),
-]
 
 
 @router.get(
@@ -47,71 +29,6 @@ _SessionId = Annotated[
 async def show_agent(call: ProjectCallDep) -> AgentOut:
     """The agent, its version and its model; `demonstration` says so when the model is not real."""
     return AgentOut.of(await call.use_cases.agents.status(*call.at))
-
-
-@router.get(
-    SESSIONS, operation_id="list_sessions", summary="List the sessions", responses=_RESPONSES
-)
-async def list_sessions(call: ProjectCallDep) -> SessionsOut:
-    """The project's sessions, newest first."""
-    sessions = await call.use_cases.agents.sessions(*call.at)
-    return SessionsOut(sessions=[SessionOut.of(session) for session in sessions])
-
-
-@router.post(
-    SESSIONS,
-    operation_id="create_session",
-    summary="Start a session",
-    status_code=201,
-    responses=_RESPONSES,
-)
-async def create_session(call: ProjectCallDep) -> SessionOut:
-    """A new, empty conversation. A message without `session_id` starts one by itself."""
-    session = await call.use_cases.agents.create_session(*call.at)
-    return SessionOut.of(session)
-
-
-@router.get(SESSION, operation_id="show_session", summary="Read a session", responses=_RESPONSES)
-async def show_session(call: ProjectCallDep, session: _SessionId) -> SessionOut:
-    """One session."""
-    found = await call.use_cases.agents.session(*call.at, session)
-    return SessionOut.of(found)
-
-
-@router.delete(
-    SESSION,
-    operation_id="delete_session",
-    summary="Delete a session",
-    status_code=204,
-    responses={**_RESPONSES, 204: {"description": "It is gone."}},
-)
-async def delete_session(call: ProjectCallDep, session: _SessionId) -> None:
-    """End the conversation for good; a running turn of it is cancelled."""
-    await call.use_cases.agents.delete_session(*call.at, session)
-
-
-@router.get(
-    f"{SESSION}/messages",
-    operation_id="list_messages",
-    summary="Read a session's history",
-    responses=_RESPONSES,
-)
-async def list_messages(call: ProjectCallDep, session: _SessionId) -> MessagesOut:
-    """What was said, oldest first; tool calls are in the events of the turns."""
-    said = await call.use_cases.agents.messages(*call.at, session)
-    return MessagesOut(messages=[MessageOut.of(message) for message in said])
-
-
-@router.get(
-    f"{SESSION}/turns",
-    operation_id="list_turns",
-    summary="List a session's turns",
-    responses=_RESPONSES,
-)
-async def list_turns(call: ProjectCallDep, session: _SessionId) -> TurnsOut:
-    """The session's turns, newest first."""
-    turns = await call.use_cases.agents.turns(*call.at, session)
-    return TurnsOut(turns=[TurnOut.of(turn) for turn in turns])
 
 
 @router.get(
@@ -195,13 +112,6 @@ async def send_message(
     return call.streams.events(call.ref, opening)
 
 
-@turns_router.get(TURN, operation_id="show_turn", summary="Read a turn", responses=_RESPONSES)
-async def show_turn(call: ProjectCallDep, turn: _TurnId) -> TurnOut:
-    """One turn and how it stands."""
-    found = await call.use_cases.agents.turn(*call.at, turn)
-    return TurnOut.of(found)
-
-
 @turns_router.get(
     f"{TURN}/events",
     operation_id="follow_turn",
@@ -227,10 +137,9 @@ async def follow_turn(
 @turns_router.post(
     f"{TURN}/cancel", operation_id="cancel_turn", summary="Cancel a turn", responses=_RESPONSES
 )
-async def cancel_turn(call: ProjectCallDep, turn: _TurnId) -> TurnOut:
+async def cancel_turn(call: ProjectCallDep, turn: _TurnId) -> Turn:
     """Ask the turn to end; its stream tells when it has. One that has ended stays as it is."""
-    ended = await call.use_cases.agents.cancel_turn(*call.at, turn)
-    return TurnOut.of(ended)
+    return await call.use_cases.agents.cancel_turn(*call.at, turn)
 
 
 @turns_router.post(

@@ -11,10 +11,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from greylag.common import sse
+from greylag.common import agent_api, sse
+from greylag.common.agent_api import ChatMessage, Session, Turn
 from greylag.domain.errors import AgentUnreachableError, ErrorInfo, GreylagError
-from greylag.ports import ChatMessage, Session, Turn
-from greylag.services.agents import NewMessage
+from greylag.services.messages import NewMessage
+from greylag.web.api.relay import ask
 from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
     ProjectView,
@@ -101,7 +102,7 @@ async def cancel_turn(call: ProjectCallDep, turn: str) -> Response:
 @router.post(PROJECT_PAGE + "/sessions/{session}/delete")
 async def delete_session(request: Request, call: ProjectCallDep, session: str) -> Response:
     """End a session for good, and lead to the newest of the others."""
-    await call.use_cases.agents.delete_session(*call.at, session)
+    await ask(call, agent_api.DELETE_SESSION, session=session)
     return lead(request, project_url(call.user_id, call.project_id))
 
 
@@ -154,16 +155,16 @@ async def read_conversation(
 
 
 async def _read(call: RequestContext, wanted: str | None, shown: int) -> ConversationView:
-    agents = call.use_cases.agents
-    status = await agents.status(*call.at)
-    sessions = await agents.sessions(*call.at)
+    status = await call.use_cases.agents.status(*call.at)
+    sessions = (await ask(call, agent_api.LIST_SESSIONS)).sessions
     selected = _chosen(wanted, sessions)
     found: tuple[AnsweredMessage, ...] = ()
     error = None
     if selected is not None:
         try:
-            messages = await agents.messages(*call.at, selected)
-            found = tuple(pair(messages, await agents.turns(*call.at, selected)))
+            said = await ask(call, agent_api.LIST_MESSAGES, session=selected)
+            turns = await ask(call, agent_api.LIST_TURNS, session=selected)
+            found = tuple(pair(said.messages, turns.turns))
         except GreylagError as problem:
             error, selected = problem.info, None
     return ConversationView(

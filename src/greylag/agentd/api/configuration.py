@@ -1,0 +1,166 @@
+"""What the agent is set up with, as the older contract has it: its extensions and settings."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from greylag.agentd.api.requests import answer, read_object, relayed
+from greylag.agentd.extensions import Extension, ExtensionService, extension_definition
+from greylag.agentd.problems import RequestError, invalid
+from greylag.agentd.settings import SettingsService, SettingState
+from greylag.common import agent_api
+
+_EXTENSION_BODY = 256 * 1024
+_SETTINGS_BODY = 64 * 1024
+
+
+class ExtensionRoutes:
+    """Handlers for `/api/v1/extensions`."""
+
+    def __init__(self, extensions: ExtensionService) -> None:
+        self._extensions = extensions
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        one = "/api/v1/extensions/{name}"
+        return [
+            relayed(agent_api.LIST_EXTENSIONS, self.list),
+            Route("/api/v1/extensions", self.add, methods=["POST"]),
+            Route(f"{one}/toggle", self.toggle, methods=["PUT"]),
+            Route(one, self.remove, methods=["DELETE"]),
+        ]
+
+    async def list(self, _request: Request) -> Response:
+        """List all extensions."""
+        extensions = [_extension(each) for each in await self._extensions.all()]
+        return answer(agent_api.ExtensionList(extensions, len(extensions)))
+
+    async def add(self, request: Request) -> Response:
+        """Add an extension."""
+        body = await read_object(request, _EXTENSION_BODY)
+        await self._extensions.add(extension_definition(body))
+        words = "Extension created successfully"
+        return JSONResponse(
+            {"message": words, "name": body["name"], "enabled": True}, status_code=201
+        )
+
+    async def toggle(self, request: Request) -> Response:
+        """Switch an extension on or off."""
+        enabled = (await read_object(request, _EXTENSION_BODY)).get("enabled")
+        if not isinstance(enabled, bool):
+            raise invalid("enabled must be true or false.")
+        extension = await self._extensions.enable(request.path_params["name"], enabled=enabled)
+        words = "Extension toggled successfully"
+        return JSONResponse({"message": words, "name": extension.name, "enabled": enabled})
+
+    async def remove(self, request: Request) -> Response:
+        """Remove an extension that is switched off."""
+        await self._extensions.remove(request.path_params["name"])
+        return Response(status_code=204)
+
+
+def _extension(extension: Extension) -> agent_api.AgentExtension:
+    return agent_api.AgentExtension(
+        name=extension.name,
+        display_name=extension.display_name,
+        type=extension.kind,
+        extension_type=extension.kind,  # the older page reads this name
+        enabled=extension.enabled,
+        timeout=extension.timeout,
+        cmd=extension.command,
+        args=extension.arguments,
+        uri=extension.uri,
+        bundled=None,
+        description=extension.description,
+        env_keys=extension.env_keys,
+    )
+
+
+class SettingRoutes:
+    """Handlers for `/api/v1/settings`."""
+
+    def __init__(self, settings: SettingsService) -> None:
+        self._settings = settings
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            relayed(agent_api.LIST_SETTINGS, self.list),
+            relayed(agent_api.SHOW_SETTING, self.get),
+            relayed(agent_api.CHANGE_SETTING, self.change),
+            relayed(agent_api.RESET_SETTING, self.reset),
+            Route("/api/v1/settings", self.change_many, methods=["PUT"]),
+        ]
+
+    async def list(self, _request: Request) -> Response:
+        """List all settings."""
+        settings = [_setting(state) for state in await self._settings.all()]
+        return answer(agent_api.SettingList(settings, len(settings)))
+
+    async def get(self, request: Request) -> Response:
+        """Show one setting."""
+        return answer(_setting(await self._settings.get(request.path_params["key"])))
+
+    async def change(self, request: Request) -> Response:
+        """Give one setting a value."""
+        body = await read_object(request, _SETTINGS_BODY)
+        if "value" not in body:
+            raise invalid("The body must have a value.")
+        state = await self._settings.change(request.path_params["key"], body["value"])
+        changed = _changed(state)
+        return answer(agent_api.ChangedSetting("Setting updated successfully", **changed))
+
+    async def change_many(self, request: Request) -> Response:
+        """Give several settings values; each one succeeds or fails by itself."""
+        values = (await read_object(request, _SETTINGS_BODY)).get("settings")
+        if not isinstance(values, dict):
+            raise invalid("settings must be an object of keys and values.")
+        results = [await self._result(key, value) for key, value in values.items()]
+        good = [result for result in results if result["success"]]
+        words = f"Bulk update completed: {len(good)}/{len(results)} settings updated"
+        return JSONResponse(
+            {
+                "message": words,
+                "success_count": len(good),
+                "total_count": len(results),
+                "restart_required": any(result["restart_required"] for result in good),
+                "results": results,
+            }
+        )
+
+    async def reset(self, request: Request) -> Response:
+        """Give one setting its default again."""
+        state = await self._settings.reset(request.path_params["key"])
+        words = "Setting reset to default successfully"
+        return answer(agent_api.ResetSetting(words, state.setting.key, state.setting.default))
+
+    async def _result(self, key: str, value: object) -> dict[str, Any]:
+        try:
+            state = await self._settings.change(key, value)
+        except RequestError as error:
+            return {"key": key, "success": False, "error": error.message}
+        return {"success": True, **_changed(state)}
+
+
+def _changed(state: SettingState) -> dict[str, Any]:
+    return {
+        "key": state.setting.key,
+        "value": state.value,
+        "restart_required": state.setting.restart_required,
+    }
+
+
+def _setting(state: SettingState) -> agent_api.AgentSetting:
+    setting = state.setting
+    return agent_api.AgentSetting(
+        key=setting.key,
+        value=state.value,
+        default_value=setting.default,
+        description=setting.description,
+        value_type="number" if setting.number else "string",
+        validation=setting.validation,
+        env_override=state.env_override,
+        restart_required=setting.restart_required,
+    )

@@ -1,0 +1,240 @@
+"""Sessions and their turns: what was said, what runs, and the answers that it waits for.
+
+Sessions are of the older contract, which gives some refusals shapes of their own; turns are ours.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from greylag.agentd.api.messages import MessageReader
+from greylag.agentd.api.requests import answer, follow, read_object, relayed, whole_number
+from greylag.agentd.problems import RequestError, invalid
+from greylag.agentd.records import SessionRecord, TurnRecord
+from greylag.agentd.sessions import SessionService
+from greylag.agentd.turns.engine import TurnEngine
+from greylag.common import agent_api
+from greylag.common.clock import maybe_rfc3339, rfc3339
+
+_PAGE = 20
+_NOT_FOUND = {"session_id": "not_found", "created_at": "", "updated_at": "", "message_count": 0}
+_SMALL_BODY = 4096
+_LIST_TEXT = 1000
+
+
+class SessionRoutes:
+    """Handlers for `/api/v1/sessions`."""
+
+    def __init__(self, sessions: SessionService, turns: TurnEngine) -> None:
+        self._sessions = sessions
+        self._turns = turns
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            relayed(agent_api.CREATE_SESSION, self.create),
+            relayed(agent_api.LIST_SESSIONS, self.list),
+            relayed(agent_api.SHOW_SESSION, self.get),
+            relayed(agent_api.DELETE_SESSION, self.delete),
+            relayed(agent_api.LIST_MESSAGES, self.messages),
+            relayed(agent_api.EXPORT_SESSION, self.export),
+            Route("/api/v1/sessions/{session}/cancel", self.cancel, methods=["POST"]),
+        ]
+
+    async def create(self, _request: Request) -> Response:
+        """Make a session."""
+        session = await self._sessions.create()
+        return answer(_session(session), 201)
+
+    async def list(self, _request: Request) -> Response:
+        """List all sessions, newest first."""
+        sessions = [_session(session) for session in await self._sessions.all()]
+        return answer(agent_api.SessionList(sessions, len(sessions)))
+
+    async def get(self, request: Request) -> Response:
+        """Show one session."""
+        session = await self._find(request)
+        if session is None:
+            return JSONResponse(_NOT_FOUND, status_code=404)
+        return answer(_session(session))
+
+    async def delete(self, request: Request) -> Response:
+        """End a session for good."""
+        try:
+            await self._sessions.delete(request.path_params["session"])
+        except RequestError:
+            return Response(status_code=404)
+        return Response(status_code=204)
+
+    async def cancel(self, request: Request) -> Response:
+        """Ask the session's running turn to end: 202, or 200 when none runs."""
+        session_id = request.path_params["session"]
+        cancelled = await self._sessions.cancel(session_id)
+        body = {"session_id": session_id, "cancelled": cancelled}
+        return JSONResponse(body, status_code=202 if cancelled else 200)
+
+    async def messages(self, request: Request) -> Response:
+        """Show what was said, oldest first."""
+        session = await self._find(request)
+        if session is None:
+            session_id = request.path_params["session"]
+            empty = {"session_id": session_id, "messages": [], "total_count": 0}
+            return JSONResponse(empty, status_code=404)
+        return StreamingResponse(self._messages_json(session), media_type="application/json")
+
+    async def export(self, request: Request) -> Response:
+        """Return the session as Markdown."""
+        session = await self._sessions.get(request.path_params["session"])
+        return StreamingResponse(self._markdown(session), media_type="text/plain; charset=utf-8")
+
+    async def _find(self, request: Request) -> SessionRecord | None:
+        try:
+            return await self._sessions.get(request.path_params["session"])
+        except RequestError:
+            return None
+
+    async def _all_messages(self, session: SessionRecord) -> AsyncIterator[agent_api.ChatMessage]:
+        # Page by page: a long session is never held whole.
+        offset = index = 0
+        while page := await self._turns.page(session.session_id, offset, _PAGE):
+            offset += len(page)
+            for turn in page:
+                for message in _messages(turn, index):
+                    yield message
+                    index += 1
+
+    async def _messages_json(self, session: SessionRecord) -> AsyncIterator[str]:
+        # `agent_api.History`, piece by piece.
+        yield f'{{"session_id":{json.dumps(session.session_id)},"messages":['
+        count = 0
+        async for message in self._all_messages(session):
+            yield ("," if count else "") + json.dumps(asdict(message), ensure_ascii=False)
+            count += 1
+        yield f'],"total_count":{count}}}'
+
+    async def _markdown(self, session: SessionRecord) -> AsyncIterator[str]:
+        yield f"# Session Export: {session.session_id}\n\n"
+        yield f"Created: {rfc3339(session.created_at)}\n\n"
+        async for message in self._all_messages(session):
+            number = message.message_index + 1
+            yield f"## Message {number} - {message.role}\n\n{message.content}\n\n"
+
+
+def _session(session: SessionRecord) -> agent_api.Session:
+    return agent_api.Session(
+        session.session_id,
+        rfc3339(session.created_at),
+        rfc3339(session.updated_at),
+        session.message_count,
+    )
+
+
+def _messages(turn: TurnRecord, index: int) -> Iterator[agent_api.ChatMessage]:
+    """Yield what was said in a turn; ``index`` is that of its first message."""
+    asked = int(turn.started_at)
+    yield agent_api.ChatMessage("User", turn.message, asked, index, turn.turn_id)
+    if turn.answer:
+        ended = None if turn.ended_at is None else int(turn.ended_at)
+        yield agent_api.ChatMessage("Assistant", turn.answer, ended, index + 1, turn.turn_id)
+
+
+class TurnRoutes:
+    """Handlers for turns; all that the older contract lacked."""
+
+    def __init__(self, sessions: SessionService, turns: TurnEngine, reader: MessageReader) -> None:
+        self._sessions = sessions
+        self._turns = turns
+        self._reader = reader
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        one = "/api/v1/turns/{turn}"
+        return [
+            Route("/api/v1/turns", self.start, methods=["POST"]),
+            relayed(agent_api.LIST_TURNS, self.list),
+            relayed(agent_api.SHOW_TURN, self.get),
+            Route(f"{one}/events", self.events, methods=["GET"]),
+            Route(f"{one}/cancel", self.cancel, methods=["POST"]),
+            Route(f"{one}/confirmations/{{confirmation}}", self.confirm, methods=["POST"]),
+        ]
+
+    async def start(self, request: Request) -> Response:
+        """Start a turn: 201, or 200 with the turn that the same message_id already has.
+
+        Without a session_id, a session is made for it.
+        """
+        message = await self._reader.read(request)
+        started = await self._turns.start(message.session_id, message.text, message.message_id)
+        status = 201 if started.outcome == "new" else 200
+        return answer(_turn(started.turn, most_answer=_LIST_TEXT), status)
+
+    async def list(self, request: Request) -> Response:
+        """List a session's turns, newest first."""
+        limit = whole_number(request, "limit", default=agent_api.TURNS, most=agent_api.MOST_TURNS)
+        session = await self._sessions.get(request.path_params["session"])
+        turns = await self._turns.newest(session.session_id, limit)
+        shown = [_turn(turn, most_message=_LIST_TEXT, most_answer=_LIST_TEXT) for turn in turns]
+        return answer(agent_api.TurnList(shown))
+
+    async def get(self, request: Request) -> Response:
+        """Show one turn."""
+        return answer(_turn(await self._turns.get(request.path_params["turn"])))
+
+    async def events(self, request: Request) -> Response:
+        """Stream a turn's events from the one after Last-Event-ID on, until `complete`."""
+        turn = await self._turns.get(request.path_params["turn"])
+        return await follow(self._turns, turn.turn_id, request)
+
+    async def cancel(self, request: Request) -> Response:
+        """Ask a turn to end: 202, or 200 when it has ended already."""
+        turn = await self._turns.cancel(request.path_params["turn"])
+        shown = _turn(turn, most_answer=_LIST_TEXT)
+        return answer(shown, 202 if turn.ended_at is None else 200)
+
+    async def confirm(self, request: Request) -> Response:
+        """Answer a tool confirmation."""
+        decision = (await read_object(request, _SMALL_BODY)).get("decision")
+        if decision not in {"allow_once", "reject_once"}:
+            raise invalid("decision must be allow_once or reject_once.")
+        turn_id = request.path_params["turn"]
+        confirmation_id = request.path_params["confirmation"]
+        match await self._turns.answer(turn_id, confirmation_id, decision):
+            case "unknown":
+                raise RequestError(
+                    "confirmation_not_found",
+                    "Confirmation not found",
+                    "This turn has no such confirmation.",
+                )
+            case "settled_otherwise":
+                raise RequestError(
+                    "confirmation_settled",
+                    "Confirmation settled",
+                    "This confirmation was settled differently before.",
+                )
+        return JSONResponse({"confirmation_id": confirmation_id, "decision": decision})
+
+
+def _turn(
+    turn: TurnRecord, *, most_message: int | None = None, most_answer: int | None = None
+) -> agent_api.Turn:
+    """Return a turn as it is shown, its texts cut to so many characters."""
+    message, reply = turn.message[:most_message], turn.answer[:most_answer]
+    return agent_api.Turn(
+        turn_id=turn.turn_id,
+        session_id=turn.session_id,
+        message_id=turn.message_id,
+        status=turn.status,
+        message=message,
+        started_at=rfc3339(turn.started_at),
+        ended_at=maybe_rfc3339(turn.ended_at),
+        answer=reply,
+        tool_calls_count=turn.tool_calls_count,
+        stop_reason=turn.stop_reason,
+        error=turn.error,
+        error_code=turn.error_code,
+        shortened=(message, reply) != (turn.message, turn.answer),
+    )

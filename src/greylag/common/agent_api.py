@@ -1,0 +1,406 @@
+"""The agent's API as the platform relays it: one table that both sides read.
+
+agentd makes its routes from it, and the platform's relay lets through what stands in it and nothing
+else; OpenAPI is made from it. An operation has the same path below agentd's ``/api/v1`` and below
+``/api/users/{user}/projects/{project}``. The shapes are dataclasses, so that agentd, whose image
+has no pydantic, builds its answers from what the platform describes.
+"""
+
+from dataclasses import dataclass
+from types import NoneType
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+_Answer = TypeVar("_Answer")
+
+ROOT = "/api/v1"
+"""Where agentd's API begins."""
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+MEBIBYTE = 1024 * 1024
+TURNS = 50
+MOST_TURNS = 200
+"""How many turns a list has, if the client does not say, and at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doc:
+    """What OpenAPI tells of a member, beside its type."""
+
+    text: str = ""
+    example: Any = None
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """Add this to the member's JSON schema; pydantic calls it by this name."""
+        schema = {**handler(core_schema), "description": self.text}
+        return schema if self.example is None else {**schema, "examples": [self.example]}
+
+
+# The shapes of answers.
+
+_SESSION = "0d4f7c1e-6a35-4b0e-9c55-1f2f0c5f7a10"
+_TURN = "5a1d0b6c2f3e4d51a7c8e9f001122334"
+_Time = Annotated[str, Doc("RFC 3339, UTC.", "2026-11-23T09:15:00.000Z")]
+_SessionId = Annotated[str, Doc("A session's id.", _SESSION)]
+_TurnId = Annotated[str, Doc("A turn's id.", _TURN)]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One conversation with the agent."""
+
+    session_id: _SessionId
+    created_at: _Time
+    updated_at: _Time
+    message_count: Annotated[int, Doc("How many messages and answers it has.", 2)]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionList:
+    """The sessions of a project, newest first."""
+
+    sessions: list[Session]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a session's history."""
+
+    role: Annotated[str, Doc("User or Assistant.", "User")]
+    content: Annotated[str, Doc("The words.", "Hello")]
+    timestamp: Annotated[int | None, Doc("Seconds since 1970.", 1795424100)]
+    message_index: Annotated[int, Doc("From 0, without a gap.", 0)]
+    turn_id: Annotated[str | None, Doc("The turn that it is of.", _TURN)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What was said in a session, oldest first."""
+
+    session_id: _SessionId
+    messages: list[ChatMessage]
+    total_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message and all that answers it."""
+
+    turn_id: _TurnId
+    session_id: _SessionId
+    message_id: Annotated[str, Doc("The client's own id of the message.", "b3c1")]
+    status: Annotated[str, Doc("running, completed, cancelled or error.", "completed")]
+    message: Annotated[str, Doc("What was asked.", "Hello")]
+    started_at: _Time
+    ended_at: Annotated[str | None, Doc("RFC 3339, UTC; null while it runs.")] = None
+    answer: Annotated[str, Doc("The answer's text, whole at the end.", "Hello!")] = ""
+    tool_calls_count: int = 0
+    stop_reason: Annotated[str | None, Doc("Why it ended.", "end_turn")] = None
+    error: Annotated[str | None, Doc("Why it failed, in words.")] = None
+    error_code: Annotated[str | None, Doc("The same, for programs.")] = None
+    shortened: Annotated[bool, Doc("Whether a list cut the texts to 1,000 characters.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnList:
+    """The turns of a session, newest first."""
+
+    turns: list[Turn]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentExtension:
+    """One of goose's extensions; the values of its secret variables are never shown."""
+
+    name: Annotated[str, Doc("Its name.", "developer")]
+    display_name: str | None
+    type: Annotated[str, Doc("builtin, platform, stdio or streamable_http.", "platform")]
+    extension_type: Annotated[str, Doc("The same as `type`.", "platform")]
+    enabled: Annotated[bool, Doc("Whether new sessions have it.", example=True)]
+    timeout: Annotated[int | None, Doc("Seconds that one call may take.", 300)]
+    cmd: Annotated[str | None, Doc("The program that is run.")]
+    args: Annotated[list[str], Doc("Its arguments.")]
+    uri: Annotated[str | None, Doc("Where it is reached.")]
+    bundled: bool | None
+    description: str | None
+    env_keys: Annotated[list[str], Doc("The names of its secret variables.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionList:
+    """The agent's extensions, by name."""
+
+    extensions: list[AgentExtension]
+    total_count: int
+
+
+_SettingValue = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSetting:
+    """One of goose's settings."""
+
+    key: Annotated[str, Doc("Its name.", "GOOSE_TEMPERATURE")]
+    value: Annotated[_SettingValue, Doc("What holds now.", 0.7)]
+    default_value: _SettingValue
+    description: str
+    value_type: Annotated[str, Doc("number or string.", "number")]
+    validation: Annotated[dict[str, Any], Doc("min, max, allowed_values, pattern.", {"min": 0})]
+    env_override: Annotated[str | None, Doc("What the environment fixes it to.")]
+    restart_required: Annotated[bool, Doc("Whether a change waits for a new start.")]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingList:
+    """The agent's settings."""
+
+    settings: list[AgentSetting]
+    total_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewSettingValue:
+    """What a setting is to be; the setting's own rules say what it takes."""
+
+    value: Annotated[str | int | float, Doc("A number or text.", 0.7)]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSetting:
+    """A setting that has its new value."""
+
+    message: str
+    key: str
+    value: _SettingValue
+    restart_required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResetSetting:
+    """A setting that has its default again."""
+
+    message: str
+    key: str
+    default_value: _SettingValue
+
+
+# The operations.
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A part of a path, or a member of a query, as OpenAPI tells it."""
+
+    name: str
+    text: str
+    schema: dict[str, Any]
+
+
+_IN_PATHS = {
+    "key": Parameter("key", "A setting's name.", {"type": "string", "examples": ["GOOSE_MODE"]}),
+    "session": Parameter("session", "A session's id.", {"type": "string", "examples": [_SESSION]}),
+    "turn": Parameter("turn", "A turn's id.", {"type": "string", "examples": [_TURN]}),
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Operation(Generic[_Answer]):
+    """One thing that may be asked of the agent through the platform.
+
+    Attributes:
+        name: its id in OpenAPI.
+        method: the HTTP method.
+        path: below ``ROOT`` at agentd and below a project on the platform; ``{name}`` is a part
+            that the client gives.
+        summary: what it does, in a few words.
+        text: what else OpenAPI tells of it.
+        tag: where OpenAPI lists it.
+        answer: the shape of a success: a dataclass, ``str`` for text, ``NoneType`` for nothing.
+        status: the HTTP status of a success.
+        missing: the code of a 404 to which the agent gives no code of its own.
+        query: the query's members that are passed on; others are dropped.
+        body: the shape of the request's body, if it takes one.
+        body_limit: the most bytes of it.
+        media: the content type of a success, whatever the agent calls it.
+        answer_limit: the most bytes of an answer.
+    """
+
+    name: str
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    summary: str
+    text: str
+    tag: str
+    answer: type[_Answer]
+    status: int = 200
+    missing: str | None = None
+    query: tuple[Parameter, ...] = ()
+    body: type[Any] | None = None
+    body_limit: int = 64 * 1024
+    media: str = JSON
+    answer_limit: int = 8 * MEBIBYTE
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parts of the path that the client gives."""
+        parts = self.path.split("/")
+        return tuple(_IN_PATHS[part[1:-1]] for part in parts if part.startswith("{"))
+
+
+LIST_SESSIONS = Operation(
+    name="list_sessions",
+    method="GET",
+    path="/sessions",
+    summary="List the sessions",
+    text="The project's sessions, newest first.",
+    tag="sessions",
+    answer=SessionList,
+)
+CREATE_SESSION = Operation(
+    name="create_session",
+    method="POST",
+    path="/sessions",
+    summary="Start a session",
+    text="A new, empty conversation. A message without `session_id` starts one by itself.",
+    tag="sessions",
+    answer=Session,
+    status=201,
+)
+SHOW_SESSION = Operation(
+    name="show_session",
+    method="GET",
+    path="/sessions/{session}",
+    summary="Read a session",
+    text="One session.",
+    tag="sessions",
+    answer=Session,
+    missing="session_not_found",
+)
+DELETE_SESSION = Operation(
+    name="delete_session",
+    method="DELETE",
+    path="/sessions/{session}",
+    summary="Delete a session",
+    text="End the conversation for good; a running turn of it is cancelled.",
+    tag="sessions",
+    answer=NoneType,
+    status=204,
+    missing="session_not_found",
+)
+LIST_MESSAGES = Operation(
+    name="list_messages",
+    method="GET",
+    path="/sessions/{session}/messages",
+    summary="Read a session's history",
+    text="What was said, oldest first; tool calls are in the events of the turns.",
+    tag="sessions",
+    answer=History,
+    missing="session_not_found",
+    answer_limit=256 * MEBIBYTE,
+)
+EXPORT_SESSION = Operation(
+    name="export_session",
+    method="GET",
+    path="/sessions/{session}/export",
+    summary="Read a session as Markdown",
+    text="The same as the history, as one text.",
+    tag="sessions",
+    answer=str,
+    missing="session_not_found",
+    media=TEXT,
+    answer_limit=256 * MEBIBYTE,
+)
+LIST_TURNS = Operation(
+    name="list_turns",
+    method="GET",
+    path="/sessions/{session}/turns",
+    summary="List a session's turns",
+    text="The session's newest turns, newest first, with the beginnings of their texts.",
+    tag="sessions",
+    answer=TurnList,
+    missing="session_not_found",
+    query=(
+        Parameter(
+            "limit",
+            "The most turns to list.",
+            {"type": "integer", "minimum": 1, "maximum": MOST_TURNS, "default": TURNS},
+        ),
+    ),
+)
+SHOW_TURN = Operation(
+    name="show_turn",
+    method="GET",
+    path="/turns/{turn}",
+    summary="Read a turn",
+    text="One turn and how it stands.",
+    tag="turns",
+    answer=Turn,
+    missing="turn_not_found",
+    # The answer is as long as the turn's journal may be, and each character six in JSON at most.
+    answer_limit=512 * MEBIBYTE,
+)
+
+LIST_EXTENSIONS = Operation(
+    name="list_extensions",
+    method="GET",
+    path="/extensions",
+    summary="List the agent's extensions",
+    text="What goose has for its sessions.",
+    tag="settings",
+    answer=ExtensionList,
+)
+LIST_SETTINGS = Operation(
+    name="list_settings",
+    method="GET",
+    path="/settings",
+    summary="List the agent's settings",
+    text="How goose is set up, and within which rules that can be changed.",
+    tag="settings",
+    answer=SettingList,
+)
+SHOW_SETTING = Operation(
+    name="show_setting",
+    method="GET",
+    path="/settings/{key}",
+    summary="Read a setting",
+    text="One setting.",
+    tag="settings",
+    answer=AgentSetting,
+)
+CHANGE_SETTING = Operation(
+    name="change_setting",
+    method="PUT",
+    path="/settings/{key}",
+    summary="Change a setting",
+    text="Sessions that are made from now on have it; what the environment fixes stays as it is.",
+    tag="settings",
+    body=NewSettingValue,
+    answer=ChangedSetting,
+)
+RESET_SETTING = Operation(
+    name="reset_setting",
+    method="DELETE",
+    path="/settings/{key}",
+    summary="Reset a setting",
+    text="Give a setting its default again.",
+    tag="settings",
+    answer=ResetSetting,
+)
+
+OPERATIONS: tuple[Operation[Any], ...] = (
+    LIST_SESSIONS,
+    CREATE_SESSION,
+    SHOW_SESSION,
+    DELETE_SESSION,
+    LIST_MESSAGES,
+    EXPORT_SESSION,
+    LIST_TURNS,
+    SHOW_TURN,
+    LIST_EXTENSIONS,
+    LIST_SETTINGS,
+    SHOW_SETTING,
+    CHANGE_SETTING,
+    RESET_SETTING,
+)
+"""All that the platform relays."""

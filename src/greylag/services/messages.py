@@ -1,0 +1,103 @@
+"""A message to a project's agent: wake the environment if it sleeps, then relay the turn."""
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from greylag.common import sse
+from greylag.common.agent_api import Turn
+from greylag.domain.errors import ClusterError, InvalidRequestError
+from greylag.domain.project import Desired, Event, Project, Status
+from greylag.domain.users import Action, Principal
+from greylag.ports import AgentAddress, AgentGateway
+from greylag.services.agents import Agents
+from greylag.services.projects import Projects
+
+MAX_MESSAGE_ID_LENGTH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """What a client sends; without ``session_id`` in a new session.
+
+    A client that repeats a message after a broken connection repeats its ``message_id`` too, and
+    gets the same turn.
+    """
+
+    message: str
+    session_id: str | None = None
+    message_id: str | None = None
+
+
+class Messages:
+    """The use case of talking to an agent."""
+
+    def __init__(self, projects: Projects, agents: Agents, gateway: AgentGateway) -> None:
+        self._projects = projects
+        self._agents = agents
+        self._gateway = gateway
+
+    @asynccontextmanager
+    async def send(
+        self, principal: Principal, user_id: str, project_id: str, new: NewMessage
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Give the agent a message and open the stream of whole SSE frames that answers it.
+
+        Entering raises what can be told before the first byte: what ``Projects`` raises,
+        ``InvalidRequestError``, ``ProjectDeletingError`` and, of an active project, what
+        ``AgentGateway.start_turn`` raises. What goes wrong later is raised by
+        the iterator; ``StreamCutError`` means that the turn goes on and is to be resumed. Leaving
+        stops the relay; the turn goes on.
+        """
+        _check(new)
+        project = await self._projects.want(
+            principal, user_id, project_id, Desired.ACTIVE, Action.MESSAGES_SEND
+        )
+        message_id = new.message_id or uuid.uuid4().hex
+        if project.settled and project.status is Status.ACTIVE:
+            at = await self._agents.reach(project)
+            turn = await self._start(at, new, message_id)
+            async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
+                yield frames
+            return
+        # Only what follows is told.
+        newest = await self._projects.newest_events(project)
+        before = newest[-1].seq if newest else 0
+        yield self._wake_and_answer(project, new, message_id, before)
+
+    async def _wake_and_answer(
+        self, project: Project, new: NewMessage, message_id: str, before: int
+    ) -> AsyncIterator[bytes]:
+        yield _status_frame(f"{project.name} is {project.status}: waking its environment.")
+        async for event in self._projects.progress(project, before):
+            yield _status_frame(event.message, event)
+        awake = await self._projects.settled(project)
+        if awake is None or awake.status is not Status.ACTIVE:
+            raise ClusterError("The project was stopped before it had become active.")
+        at = await self._agents.reach(awake)
+        turn = await self._start(at, new, message_id)
+        async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
+            async for part in frames:
+                yield part
+
+    async def _start(self, at: AgentAddress, new: NewMessage, message_id: str) -> Turn:
+        return await self._gateway.start_turn(at, new.session_id, new.message, message_id)
+
+
+def _check(new: NewMessage) -> None:
+    if not new.message.strip():
+        raise InvalidRequestError("message must not be empty.")
+    if new.message_id is not None and not (
+        1 <= len(new.message_id) <= MAX_MESSAGE_ID_LENGTH and new.message_id.isprintable()
+    ):
+        raise InvalidRequestError(
+            f"message_id must have 1 to {MAX_MESSAGE_ID_LENGTH} printable characters."
+        )
+
+
+def _status_frame(message: str, event: Event | None = None) -> bytes:
+    content: dict[str, object] = {"message": message}
+    if event is not None:
+        content |= {"code": event.code, "status": event.status, "hint": event.hint}
+    return sse.encode({"type": "status", "content": content})

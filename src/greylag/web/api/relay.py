@@ -1,0 +1,157 @@
+"""The agent's own API on the platform: each operation of the table, relayed.
+
+A route authorizes as every other one, asks the agent, and hands on what comes, in constant memory.
+"""
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from types import NoneType
+from typing import Any, TypeVar
+
+import structlog
+from fastapi import APIRouter, Request
+from pydantic import TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from greylag.common import agent_api
+from greylag.common.agent_api import Operation, Parameter
+from greylag.domain.errors import (
+    AgentFailedError,
+    GreylagError,
+    InvalidRequestError,
+    TooLargeError,
+)
+from greylag.domain.names import MAX_ID_LENGTH
+from greylag.ports import AgentAnswer, AgentRequest
+from greylag.web.api.projects import PROJECT
+from greylag.web.deps import ProjectCallDep, RequestContext, Responses, problems
+
+T = TypeVar("T")
+MAX_PAGE_BYTES = 32 * agent_api.MEBIBYTE
+"""The most of an answer that is read whole, to show it on a page."""
+
+log = structlog.get_logger(__name__)
+router = APIRouter()
+
+
+async def ask(call: RequestContext, operation: Operation[T], **parts: str) -> T:
+    """Ask the agent and return its answer whole, checked, in the operation's shape.
+
+    Raises:
+        GreylagError: as the relay does; ``AgentFailedError`` for an answer of another shape.
+    """
+    opening = await call.use_cases.agents.relay(*call.at, AgentRequest(operation, parts))
+    body = bytearray()
+    async with opening as answer:
+        async for chunk in answer.body:
+            body += chunk
+            if len(body) > MAX_PAGE_BYTES:
+                raise AgentFailedError("The agent's answer is too large for a page.")
+    try:
+        return TypeAdapter(operation.answer).validate_json(bytes(body) or b"null")
+    except ValidationError as error:
+        raise AgentFailedError("The agent's answer is not of the form it must have.") from error
+
+
+class RelayedAnswer(Response):
+    """A response that hands on what the agent answers.
+
+    An error before the answer's head is a problem document. Past it, the connection just ends
+    before the body does, so that no client takes a part for the whole.
+    """
+
+    def __init__(self, opening: AbstractAsyncContextManager[AgentAnswer]) -> None:
+        super().__init__()
+        self._opening = opening
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Relay until the answer ends or the client leaves."""
+        async with self._opening as answer:
+            response = StreamingResponse(answer.body, answer.status, answer.headers)
+            try:
+                await response(scope, receive, send)
+            except GreylagError as error:
+                log.warning("relay_cut", code=error.info.code, reason=error.info.message)
+
+
+def _handler(
+    operation: Operation[Any],
+) -> Callable[[Request, RequestContext], Coroutine[Any, Any, Response]]:
+    async def relay(request: Request, call: ProjectCallDep) -> Response:
+        asked = AgentRequest(
+            operation,
+            {one.name: request.path_params[one.name] for one in operation.parameters},
+            dict(request.query_params),
+            dict(request.headers),
+            _body(request) if operation.body is not None else None,
+        )
+        return RelayedAnswer(await call.use_cases.agents.relay(*call.at, asked))
+
+    return relay
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect as error:
+        raise InvalidRequestError("The request's body broke off.") from error
+    except HTTPException as error:  # the guard's, for a body past what any route takes
+        raise TooLargeError("The request's body is larger than is taken.") from error
+
+
+# What OpenAPI tells of the operations.
+
+
+_ID = {"minLength": 1, "maxLength": MAX_ID_LENGTH}
+
+
+def _documented(place: str, parameter: Parameter, more: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": place,
+        "required": place == "path",
+        "description": parameter.text,
+        "schema": {**parameter.schema, **more},
+    }
+
+
+def _extra(operation: Operation[Any]) -> dict[str, Any]:
+    inside = [_documented("path", one, _ID) for one in operation.parameters]
+    inside += [_documented("query", one, {}) for one in operation.query]
+    extra: dict[str, Any] = {"parameters": inside}
+    if operation.body is not None:
+        schema = TypeAdapter(operation.body).json_schema()
+        content = {agent_api.JSON: {"schema": schema}}
+        extra["requestBody"] = {"required": True, "content": content}
+    return extra
+
+
+def _responses(operation: Operation[Any]) -> Responses:
+    refused = problems(404, 409, 502) if operation.body is None else problems(404, 409, 413, 502)
+    if operation.answer is NoneType:
+        return {**refused, operation.status: {"description": "It is done."}}
+    if operation.answer is str:
+        content = {operation.media.partition(";")[0]: {"schema": {"type": "string"}}}
+        return {**refused, operation.status: {"description": operation.text, "content": content}}
+    return refused
+
+
+for _each in agent_api.OPERATIONS:
+    router.add_api_route(
+        PROJECT + _each.path,
+        _handler(_each),
+        methods=[_each.method],
+        operation_id=_each.name,
+        summary=_each.summary,
+        description=_each.text,
+        tags=[_each.tag],
+        status_code=_each.status,
+        response_model=None if _each.answer in {str, NoneType} else _each.answer,
+        response_class=Response if _each.answer in {str, NoneType} else JSONResponse,
+        responses=_responses(_each),
+        openapi_extra=_extra(_each),
+    )
