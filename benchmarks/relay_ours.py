@@ -6,9 +6,10 @@
 import sys
 
 import uvloop
+from tests.fakes.cluster import MemoryCluster
+from tests.fakes.store import MemoryStore
 
 from greylag.agent.http import HttpAgents
-from greylag.cluster.memory import MemoryCluster
 from greylag.common.logs import configure_logging
 from greylag.config import Settings
 from greylag.domain.project import Desired, Environment
@@ -17,7 +18,6 @@ from greylag.ports import AgentAddress
 from greylag.programs import serve_parts
 from greylag.reconcile.loop import WorkLoop
 from greylag.services.projects import NewProject
-from greylag.store.memory import MemoryStore
 from greylag.wiring import Adapters, build
 
 STREAMS = 10_000

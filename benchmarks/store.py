@@ -22,13 +22,13 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from tests.fakes.store import MemoryStore
 
 from greylag.common.sqlite import transaction
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Project, ProjectRef, Status, new_record_id
 from greylag.ports import Outcome, PageQuery, ProjectStore
 from greylag.store import records
-from greylag.store.memory import MemoryStore
 from greylag.store.sqlite import tables
 from greylag.store.sqlite.store import SqliteStore
 

@@ -18,13 +18,13 @@ from typing import Any
 from benchmarks.store import project
 from benchmarks.support import console, cpu_seconds, megabytes, program
 from rich.table import Table
+from tests.fakes.cluster import MemoryCluster
+from tests.fakes.store import MemoryStore
 
-from greylag.cluster.memory import MemoryCluster
 from greylag.common.clock import SystemClock
 from greylag.common.sqlite import transaction
 from greylag.domain.project import Desired, Status
 from greylag.reconcile.reconciler import Pace, Reconciler
-from greylag.store.memory import MemoryStore
 from greylag.store.sqlite import tables
 from greylag.store.sqlite.store import SqliteStore
 

@@ -7,15 +7,15 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from starlette.types import ASGIApp
+from tests.fakes.agent import MemoryAgents
+from tests.fakes.cluster import MemoryCluster
+from tests.fakes.store import MemoryStore
 
 from greylag import wiring
-from greylag.agent.memory import MemoryAgents
-from greylag.cluster.memory import MemoryCluster
 from greylag.common.clock import SystemClock
 from greylag.common.server import HttpServer, listen
 from greylag.config import Settings
 from greylag.ports import Clock
-from greylag.store.memory import MemoryStore
 
 FIRST_LOOK_SECONDS = 5.0
 

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
+from tests.fakes.agent import MemoryAgents
+from tests.fakes.cluster import MemoryCluster
+from tests.fakes.store import MemoryStore
 from tests.harness import Harness, served
 
-from greylag.agent.memory import MemoryAgents
-from greylag.cluster.memory import MemoryCluster
 from greylag.config import Settings
-from greylag.store.memory import MemoryStore
 from greylag.web.app import create_app
 
 NOTICE = "Nothing here is isolated."

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 from tests.contract.store_adapters import make_project
+from tests.fakes.cluster import MemoryCluster
 
-from greylag.cluster.memory import MemoryCluster
 from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import API_ANSWERS, PROCESS_STARTED, Observed, Verb
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from tests.fakes.agent import MemoryAgents
 
 from greylag.agent.http import HttpAgents
-from greylag.agent.memory import MemoryAgents
 from greylag.agentd.agent.types import find_agent
 from greylag.ports import AgentAddress, AgentGateway
 

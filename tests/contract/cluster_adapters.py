@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tests.cluster.environments import open_local
 from tests.cluster.real_cluster import open_kubernetes
+from tests.fakes.cluster import MemoryCluster
 
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
-from greylag.cluster.memory import MemoryCluster
 from greylag.domain.names import environment_names
 from greylag.domain.project import Project
 from greylag.ports import Cluster

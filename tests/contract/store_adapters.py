@@ -7,12 +7,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.store import MemoryStore
 from tests.store import mongo_servers
 
 from greylag.domain.names import environment_names
 from greylag.domain.project import Event, Project, ProjectRef, Status, new_record_id
 from greylag.ports import Claim, Outcome, ProjectStore
-from greylag.store.memory import MemoryStore
 from greylag.store.sqlite.store import SqliteStore
 
 ADAPTERS = ("memory", "sqlite", "mongo")

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 from tests.clocks import FakeClock
 from tests.contract.store_adapters import make_project
+from tests.fakes.cluster import MemoryCluster
+from tests.fakes.store import MemoryStore
 
-from greylag.cluster.memory import MemoryCluster
 from greylag.domain.errors import ClusterUnavailableError, StoreUnavailableError
 from greylag.domain.project import Desired, ProjectRef, Status
 from greylag.reconcile.worker import DUTY, HELD_SECONDS, FirstLook
-from greylag.store.memory import MemoryStore
 
 
 class CountingCluster(MemoryCluster):

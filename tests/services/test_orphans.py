@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from tests.clocks import FakeClock
 from tests.contract.store_adapters import make_project
+from tests.fakes.cluster import MemoryCluster
+from tests.fakes.store import MemoryStore
 
-from greylag.cluster.memory import MemoryCluster
 from greylag.common.clock import SystemClock
 from greylag.domain.errors import (
     ClusterError,
@@ -22,7 +23,6 @@ from greylag.domain.lifecycle import Observed, Verb
 from greylag.domain.project import Desired, Lease, Project, ProjectRef
 from greylag.ports import Clock
 from greylag.services.orphans import PAUSE_SECONDS, Orphan, Orphans
-from greylag.store.memory import MemoryStore
 
 PATIENCE = 10
 LOST = Orphan("ada", "lost", "user-ada", "lost-api")

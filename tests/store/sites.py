@@ -9,12 +9,12 @@ from typing import Any
 
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
+from tests.fakes.store import MemoryStore
 from tests.store import mongo_servers
 
 from greylag.archives import open_archive
 from greylag.config import Settings
 from greylag.ports import Archive, Finding, ProjectStore, StoredProject
-from greylag.store.memory import MemoryStore
 from greylag.store.mongo.store import MongoStore
 from greylag.store.sqlite.store import SqliteStore
 

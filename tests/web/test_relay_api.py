@@ -11,11 +11,11 @@ import aiohttp
 import psutil
 import pytest
 from tests.agent.raw_agent import Answer, Asked, RawAgent, raw_agent, said
+from tests.fakes.cluster import MemoryCluster
 from tests.services.house import House
 from tests.web.server import ADA, Site, served, settings, site
 
 from greylag.agent.http import HttpAgents
-from greylag.cluster.memory import MemoryCluster
 from greylag.common import agent_api
 from greylag.config import Settings
 from greylag.domain.project import Environment

@@ -1,1 +1,1 @@
-"""Ways to the agent in an environment: over HTTP, and in memory for tests."""
+"""The way to the agent in an environment."""

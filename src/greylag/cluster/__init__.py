@@ -1,1 +1,1 @@
-"""Where environments run: local processes, Kubernetes, or memory, behind ``ports.cluster``."""
+"""Where environments run: local processes or Kubernetes, behind ``ports.Cluster``."""

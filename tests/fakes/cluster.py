@@ -187,7 +187,7 @@ class MemoryCluster:
         seen = self._look(environment.ref)
         if seen.state is not Observed.READY or seen.endpoint is None:
             raise NotActiveError("The environment does not run.")
-        return AgentAddress(seen.endpoint, token="opens-nothing")  # noqa: S106 - it guards nothing
+        return AgentAddress(seen.endpoint, token="opens-nothing")
 
     @asynccontextmanager
     async def logs(
