@@ -163,3 +163,13 @@ async def test_the_cluster_is_chosen_by_a_setting_wherever_it_was_set(
         monkeypatch.setenv(*line.split("=", 1))
 
     assert sentence in await _refusal()
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if SETTINGS[name][1].upper() != name])
+def test_a_field_s_bare_name_sets_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    model, field = SETTINGS[name]
+    unset = getattr(LOADERS[model](), field)
+
+    monkeypatch.setenv(field.upper(), VALUES[name])
+
+    assert getattr(LOADERS[model](), field) == unset

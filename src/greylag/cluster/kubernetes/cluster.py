@@ -199,7 +199,8 @@ class KubernetesCluster:
         self, environment: Environment, *, follow: bool, tail: int
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open the log of the environment's pod."""
-        async with aclosing(self._lines(environment, follow=follow, tail=tail)) as lines:
+        lines = _log_lines(self._api, environment, follow=follow, tail=tail)
+        async with aclosing(lines):
             yield lines
 
     async def inventory(self) -> Sequence[ProjectRef]:
@@ -220,13 +221,6 @@ class KubernetesCluster:
         await self._proxy.close()
         await self._probe.close()
         await self._api.close()
-
-    async def _lines(
-        self, environment: Environment, *, follow: bool, tail: int
-    ) -> AsyncGenerator[bytes, None]:
-        with translated():
-            async for line in _log_lines(self._api, environment, follow=follow, tail=tail):
-                yield line
 
     def _is_ours(self, ref: ProjectRef, namespace: str) -> bool:
         names = environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)
@@ -269,20 +263,21 @@ async def _log_lines(
     With ``follow`` then what comes, of it and of the pods that come after it.
 
     Raises:
-        ApiError: the API server refuses it.
+        ClusterError: the API server refuses it.
     """
     read: tuple[str, int] | None = None
     first: int | None = tail
     while True:
-        pod = await _newest(api, environment)
-        run = None if pod is None else _run_of(pod)
-        if pod is not None and run != read:
-            found = False
-            async for line in _of_pod(api, pod, follow=follow, tail=first):
-                found = True
-                yield line
-            read = run if found or not follow else read
-            first = None if found else first
+        with translated():
+            pod = await _newest(api, environment)
+            run = None if pod is None else _run_of(pod)
+            if pod is not None and run != read:
+                found = False
+                async for line in _of_pod(api, pod, follow=follow, tail=first):
+                    found = True
+                    yield line
+                read = run if found or not follow else read
+                first = None if found else first
         if not follow:
             return
         await asyncio.sleep(_POLL_SECONDS)
