@@ -290,7 +290,7 @@ async def test_a_body_passes_as_it_comes_until_the_operation_s_limit_or_the_plat
         assert len(agent.asked) <= 2
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_no_fault(
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_failure_of_the_agent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     gone = asyncio.Event()
@@ -312,10 +312,14 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_no_fault(
                 await asyncio.sleep(0.01)
             writer.transport.abort()
             await gone.wait()
-    assert "fault" not in capsys.readouterr().out
+    logged = capsys.readouterr().out
+    assert "fault" not in logged
+    assert "status=422" in logged  # not 502: it is no failure of the agent's
 
 
-async def test_an_answer_cut_short_is_never_taken_for_the_whole() -> None:
+async def test_an_answer_cut_short_is_never_taken_for_the_whole(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     async def cut(
         _asked: Asked, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -327,6 +331,9 @@ async def test_an_answer_cut_short_is_never_taken_for_the_whole() -> None:
         with pytest.raises(aiohttp.ClientError):
             async with running.http.get(f"{path}/sessions") as answer:
                 await answer.read()
+    logged = capsys.readouterr().out
+    assert "relay_cut" in logged
+    assert "fault" not in logged
 
 
 async def test_every_operation_is_told_of_in_openapi() -> None:
