@@ -1,7 +1,6 @@
 """MongoDB's faults, made on the wire: what is retried, what is answered, how it recovers."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,6 +15,9 @@ from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
 
 pytestmark = mongo_servers.forgets_sockets
+
+HANGS = 60
+"""Seconds after which a wait that is bounded by one or two is taken for one without end."""
 
 QUICK = MongoLimits(operation=1, connect=0.5, socket=3)
 PATIENT = MongoLimits(operation=20)
@@ -92,12 +94,11 @@ async def test_a_server_that_refuses_connections_is_said_soon_and_found_again(
 ) -> None:
     await quick.create(make_project())
     await proxy.refuse()
-    begun = time.monotonic()
-    with pytest.raises(StoreUnavailableError):
-        await quick.get("ada", "demo")
-    with pytest.raises(StoreUnavailableError):
-        await quick.ping()
-    assert time.monotonic() - begun < 20
+    async with asyncio.timeout(HANGS):
+        with pytest.raises(StoreUnavailableError):
+            await quick.get("ada", "demo")
+        with pytest.raises(StoreUnavailableError):
+            await quick.ping()
     await proxy.accept()
     assert (await until_it_answers(quick)).project_id == "demo"
 
@@ -107,10 +108,10 @@ async def test_a_server_that_does_not_answer_holds_nobody_for_long(
 ) -> None:
     await quick.create(make_project())
     proxy.inject("find", Fault.SLOW, times=50)
-    begun = time.monotonic()
-    with pytest.raises(StoreUnavailableError, match="in time"):
-        await quick.get("ada", "demo")
-    assert time.monotonic() - begun < 20
+    # It would not answer before it is hurried, which is after this.
+    async with asyncio.timeout(HANGS):
+        with pytest.raises(StoreUnavailableError, match="in time"):
+            await quick.get("ada", "demo")
     proxy.calm()
     proxy.hurry.set()
     assert (await until_it_answers(quick)).project_id == "demo"

@@ -163,9 +163,9 @@ def _written(file: str) -> Iterator[Callable[[bytes], object]]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # Only what stdout could not take is lost for whoever reads there.
-        kind = OutputLostError if file == STREAM else CliError
-        raise kind(f"{file} cannot be written: {error.strerror}.") from error
+        if file == STREAM:
+            raise OutputLostError(f"The output cannot be written: {error.strerror}.") from error
+        raise CliError(f"{file} cannot be written: {error.strerror}.") from error
 
 
 @contextmanager
