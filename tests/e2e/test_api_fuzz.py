@@ -26,7 +26,7 @@ from greylag.web.app import create_app
 EXAMPLES = 40
 # Streams that last as long as their project does: tested elsewhere, and here only where it is gone.
 ENDLESS = ("/events", "/logs")
-OF_THE_AGENT = ("/sessions", "/turns", "/agent")
+OF_THE_AGENT = ("/sessions", "/turns", "/agent", "/extensions", "/settings")
 
 
 class _Server(threading.Thread):

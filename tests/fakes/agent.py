@@ -2,7 +2,8 @@
 
 A message is answered with its own words. Three beginnings make it do more: ``run: `` asks for a
 confirmation and then tells what it would have run, ``wait: `` says nothing until the turn is
-cancelled, ``fail: `` ends with an error event. Of what is relayed it answers sessions and turns.
+cancelled, ``fail: `` ends with an error event. Of what is relayed all is answered;
+of settings it has one.
 """
 
 import asyncio
@@ -18,12 +19,12 @@ from greylag.common import agent_api, sse
 from greylag.common.agent_api import ChatMessage, History, Session, SessionList, Turn, TurnList
 from greylag.common.clock import rfc3339
 from greylag.domain.errors import (
-    AgentFailedError,
     AgentUnreachableError,
     ConfirmationNotFoundError,
     ConfirmationSettledError,
     ConflictError,
     InvalidRequestError,
+    MissingError,
     SessionBusyError,
     SessionNotFoundError,
     TurnNotFoundError,
@@ -64,6 +65,8 @@ class _Environment:
 
     sessions: dict[str, Session] = field(default_factory=dict)
     runs: dict[str, _Run] = field(default_factory=dict)
+    temperature: str | float | None = 0.7
+    sent: dict[str, Any] = field(default_factory=dict)
 
     def session(self, session_id: str) -> Session:
         path_segment(session_id, "session")
@@ -143,6 +146,46 @@ def _show_turn(here: _Environment, asked: AgentRequest) -> Turn:
     return here.run(asked.parts["turn"]).turn
 
 
+_SETTING = agent_api.AgentSetting(
+    key="GOOSE_TEMPERATURE",
+    value=0.7,
+    default_value=0.7,
+    description="How freely the model chooses its words.",
+    value_type="number",
+    validation={"min": 0, "max": 2},
+    env_override=None,
+    restart_required=True,
+)
+
+
+def _show_setting(here: _Environment, asked: AgentRequest) -> agent_api.AgentSetting:
+    path_segment(asked.parts["key"], "key")
+    if asked.parts["key"] != _SETTING.key:
+        raise MissingError("There is no such setting.")
+    return replace(_SETTING, value=here.temperature)
+
+
+def _change_setting(here: _Environment, asked: AgentRequest) -> agent_api.ChangedSetting:
+    setting = _show_setting(here, asked)
+    value = here.sent.get("value")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 2:
+        raise InvalidRequestError("It must be a number from 0 to 2.")
+    here.temperature = value
+    words = "Setting updated successfully"
+    return agent_api.ChangedSetting(words, setting.key, value, setting.restart_required)
+
+
+def _reset_setting(here: _Environment, asked: AgentRequest) -> agent_api.ResetSetting:
+    setting = _show_setting(here, asked)
+    here.temperature = setting.default_value
+    words = "Setting reset to default successfully"
+    return agent_api.ResetSetting(words, setting.key, setting.default_value)
+
+
+def _list_settings(here: _Environment, _asked: AgentRequest) -> agent_api.SettingList:
+    return agent_api.SettingList([replace(_SETTING, value=here.temperature)], 1)
+
+
 _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.LIST_SESSIONS.name: _list_sessions,
     agent_api.CREATE_SESSION.name: _create_session,
@@ -152,7 +195,22 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.EXPORT_SESSION.name: _export_session,
     agent_api.LIST_TURNS.name: _list_turns,
     agent_api.SHOW_TURN.name: _show_turn,
+    agent_api.LIST_EXTENSIONS.name: lambda _here, _asked: agent_api.ExtensionList([], 0),
+    agent_api.LIST_SETTINGS.name: _list_settings,
+    agent_api.SHOW_SETTING.name: _show_setting,
+    agent_api.CHANGE_SETTING.name: _change_setting,
+    agent_api.RESET_SETTING.name: _reset_setting,
 }
+
+
+async def _sent(body: AsyncIterator[bytes]) -> dict[str, Any]:
+    try:
+        sent = json.loads(b"".join([chunk async for chunk in body]))
+    except ValueError as error:
+        raise InvalidRequestError("The body is not JSON.") from error
+    if not isinstance(sent, dict):
+        raise InvalidRequestError("The body is no object.")
+    return sent
 
 
 def _body(answer: Any) -> bytes:
@@ -189,8 +247,8 @@ class MemoryAgents:
     async def _relay(self, at: AgentAddress, request: AgentRequest) -> AsyncIterator[AgentAnswer]:
         operation = request.operation
         here = self._at(at)
-        if operation.name not in _ANSWERS:
-            raise AgentFailedError(f"The agent in memory does not know {operation.name}.")
+        if request.body is not None:
+            here.sent = await _sent(request.body)
         body = _body(_ANSWERS[operation.name](here, request))
         headers = {"content-type": operation.media} if body else {}
         yield AgentAnswer(operation.status, headers, _once(body))
