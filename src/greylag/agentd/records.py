@@ -174,7 +174,7 @@ class Records:
         Raises:
             StorageError: it cannot be opened, is no file of ours, or is a newer agentd's.
         """
-        records = cls(SqlThread(path, "agentd-records", _translated))
+        records = cls(SqlThread(path, "agentd-records", _translated, need_wal=False))
         try:
             await records._thread.open()
             await records._thread.run(_migrate)

@@ -46,6 +46,8 @@ class SqlThread:
             ``sqlite3.Error`` (``NoWalError`` among them) and, while it opens, ``OSError`` into
             errors of its owner's.
         read_only: whether the connection refuses to write.
+        need_wal: whether a file system that cannot keep a write-ahead log is refused: without one,
+            a reader in another process would wait for writers.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class SqlThread:
         translated: Callable[[], AbstractContextManager[None]],
         *,
         read_only: bool = False,
+        need_wal: bool = True,
     ) -> None:
         self._path = path
         self._translated = translated
         self._read_only = read_only
+        self._need_wal = need_wal
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._sql: sqlite3.Connection | None = None
         self._closed = False
@@ -96,7 +100,7 @@ class SqlThread:
             self._path.touch(mode=0o600)
             self._sql = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             self._sql.row_factory = sqlite3.Row
-            if _set_wal(self._sql) != "wal":
+            if _set_wal(self._sql) != "wal" and self._need_wal:
                 raise NoWalError(f"no write-ahead log in {self._path.parent}")
             # FULL costs one fsync for each write (a quarter of a millisecond on an SSD). NORMAL
             # survives a killed process too, but loses acknowledged writes when the power fails.
