@@ -1,0 +1,414 @@
+"""agentd's way to execd: processes that run on the untrusted side, as if they were its own.
+
+What comes back is another's word: lengths are bounded as they arrive, and nothing of it is taken
+for more than bytes, an exit code and pids.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from greylag.common.backoff import backoff
+from greylag.execd.protocol import (
+    MOST_DATA,
+    VERSION,
+    Kind,
+    ProtocolError,
+    frame,
+    json_frame,
+    read_frame,
+    read_object,
+)
+
+_MOST_HELD = 4 * MOST_DATA
+_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 10.0
+_END_SECONDS = 10.0
+_STEADY_SECONDS = 10.0
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 10.0
+
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+
+
+log = structlog.get_logger(__name__)
+
+
+class ExecutionError(Exception):
+    """execd cannot be reached or does not keep to the protocol; the message says what happened."""
+
+
+class ExecutionRefusedError(ExecutionError):
+    """execd refused an operation.
+
+    Attributes:
+        code: `not_started`, `not_listening`, `invalid_request`, ...
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Output:
+    """What a process says on one of its outputs; a slow reader holds the process back."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._held = 0
+        self._over = False
+        self._changed = asyncio.Condition()
+
+    async def feed(self, data: bytes) -> None:
+        """Take what came, once there is room for it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._held < _MOST_HELD or self._over)
+            self._chunks.append(data)
+            self._held += len(data)
+            self._changed.notify_all()
+
+    async def end(self) -> None:
+        """Say that nothing more will come."""
+        async with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    async def read(self, most: int) -> bytes:
+        """Return up to `most` bytes as soon as there are some, b"" at the end."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._chunks or self._over)
+            if not self._chunks:
+                return b""
+            data = self._chunks.popleft()
+            if len(data) > most:
+                self._chunks.appendleft(data[most:])
+                data = data[:most]
+            self._held -= len(data)
+            self._changed.notify_all()
+            return data
+
+
+class RemoteProcess:
+    """A process that execd runs. `end` it: then all that it started is dead.
+
+    Attributes:
+        pid: its id in execd's own process namespace.
+        stdout, stderr: what it says; a terminal has no stderr.
+    """
+
+    def __init__(self, pid: int, reader: Reader, writer: Writer) -> None:
+        self.pid = pid
+        self.stdout = Output()
+        self.stderr = Output()
+        self._reader = reader
+        self._writer = writer
+        self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._pumping = asyncio.create_task(self._pump(), name=f"execd process {pid}")
+
+    def write(self, data: bytes) -> None:
+        """Send to its stdin; `drain` waits for room."""
+        for start in range(0, len(data), MOST_DATA):
+            self._writer.write(frame(Kind.STDIN, data[start : start + MOST_DATA]))
+
+    async def drain(self) -> None:
+        """Wait until more may be written; raises `OSError` when execd is gone."""
+        await self._writer.drain()
+
+    def end_input(self) -> None:
+        """Close its stdin."""
+        self._writer.write(frame(Kind.STDIN_END))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of its terminal."""
+        self._writer.write(json_frame(Kind.RESIZE, {"size": [rows, columns]}))
+
+    def send_signal(self, number: int) -> None:
+        """Signal the process itself, if it runs still."""
+        self._writer.write(json_frame(Kind.KILL, {"signal": number}))
+
+    async def wait(self) -> int:
+        """Return its exit code, negative for a signal.
+
+        Raises:
+            ExecutionError: execd went away before it told.
+        """
+        return await asyncio.shield(self._exit)
+
+    async def end(self) -> None:
+        """Kill it with all that it started; return when they are gone."""
+        with suppress(OSError, RuntimeError):  # RuntimeError: uvloop, on a closed connection
+            self._writer.write_eof()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                await asyncio.wait({self._pumping})
+        self._pumping.cancel()
+        await asyncio.wait({self._pumping})
+        await _closed(self._writer)
+
+    async def _pump(self) -> None:
+        reason = "execd went away"
+        try:
+            while (came := await read_frame(self._reader)) is not None:
+                await self._take(*came)
+        except (ProtocolError, OSError) as error:
+            reason = f"execd does not keep to the protocol: {error}"
+        finally:
+            await self.stdout.end()
+            await self.stderr.end()
+            if not self._exit.done():
+                self._exit.set_exception(ExecutionError(f"{reason}."))
+                self._exit.exception()  # nobody need ask
+
+    async def _take(self, kind: Kind, body: bytes) -> None:
+        match kind:
+            case Kind.STDOUT:
+                await self.stdout.feed(body)
+            case Kind.STDERR:
+                await self.stderr.feed(body)
+            case Kind.EXIT:
+                code = read_object(body).get("code")
+                if type(code) is not int:
+                    raise ProtocolError("an exit code is no number")
+                if not self._exit.done():
+                    self._exit.set_result(code)
+                await self.stdout.end()
+                await self.stderr.end()
+            case _:
+                raise ProtocolError(f"{kind.name} has no place here")
+
+
+class Execution:
+    """execd, found at a unix socket.
+
+    Args:
+        path: the socket. It must lie where only execd or we ourselves can put things: what is
+            connected to here is given the agent's messages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def hello(self) -> Mapping[str, Any]:
+        """Return what execd tells of itself; raises `ExecutionError` as every call does."""
+        async with self._asked("hello") as (facts, _, _):
+            return facts
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        group: str,
+        terminal: tuple[int, int] | None = None,
+    ) -> RemoteProcess:
+        """Start a process.
+
+        Args:
+            argv: the program and its arguments.
+            env: all of its environment.
+            cwd: where it starts.
+            group: a name by which all that it starts is found; of a run of its own.
+            terminal: rows and columns, for a process that gets a terminal; None: pipes.
+
+        Raises:
+            ExecutionRefusedError: it cannot be started.
+        """
+        facts, reader, writer = await self._ask(
+            "run",
+            argv=list(argv),
+            env=dict(env),
+            cwd=str(cwd),
+            group=group,
+            terminal=None if terminal is None else list(terminal),
+        )
+        pid = facts.get("pid")
+        if type(pid) is not int:
+            writer.transport.abort()
+            raise ExecutionError("execd told no process id.")
+        return RemoteProcess(pid, reader, writer)
+
+    async def end_matching(self, group: str, environ: Mapping[str, str], since: float) -> None:
+        """Kill what in a group has these variables and has begun since then.
+
+        Args:
+            group: of the run that it belongs to.
+            environ: further environment variables that it has.
+            since: a value of `process_clock`.
+        """
+        async with self._asked("end", group=group, environ=dict(environ), since=since):
+            return
+
+    @asynccontextmanager
+    async def listening(self, host: str, port: int) -> AsyncIterator[int]:
+        """Let the untrusted side reach one port of ours; yield the port by which it does.
+
+        Every connection to that port of its loopback becomes one to `host` and `port` here.
+        """
+        async with self._asked("listen") as (facts, reader, _):
+            inside = facts.get("port")
+            if type(inside) is not int:
+                raise ExecutionError("execd told no port.")
+            async with asyncio.TaskGroup() as tasks:
+                taking = tasks.create_task(
+                    self._take_connections(reader, (host, port), tasks), name="model relay door"
+                )
+                try:
+                    yield inside
+                finally:
+                    taking.cancel()
+
+    async def connect(self, port: int) -> tuple[Reader, Writer]:
+        """Return a connection to a port of the untrusted side's loopback."""
+        _, reader, writer = await self._ask("connect", port=port)
+        return reader, writer
+
+    async def _take_connections(
+        self, reader: Reader, target: tuple[str, int], tasks: asyncio.TaskGroup
+    ) -> None:
+        while (came := await read_frame(reader)) is not None:
+            number = read_object(came[1]).get("number")
+            tasks.create_task(self._join(number, target), name="model relay connection")
+
+    async def _join(self, number: Any, target: tuple[str, int]) -> None:
+        try:
+            _, far_reader, far_writer = await self._ask("accept", number=number)
+            near_reader, near_writer = await asyncio.open_connection(*target)
+        except (ExecutionError, OSError):
+            return  # whoever connected is told by the end of the connection
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(_pipe(far_reader, near_writer), name="towards the relay")
+                both.create_task(_pipe(near_reader, far_writer), name="from the relay")
+        finally:
+            await _closed(near_writer)
+            await _closed(far_writer)
+
+    @asynccontextmanager
+    async def _asked(
+        self, operation: str, **about: Any
+    ) -> AsyncIterator[tuple[Mapping[str, Any], Reader, Writer]]:
+        facts, reader, writer = await self._ask(operation, **about)
+        try:
+            yield facts, reader, writer
+        finally:
+            await _closed(writer)
+
+    async def _ask(self, operation: str, **about: Any) -> tuple[Mapping[str, Any], Reader, Writer]:
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(str(self._path))
+        except (OSError, TimeoutError) as error:
+            raise ExecutionError(f"execd cannot be reached: {error}.") from error
+        try:
+            request = {"version": VERSION, "operation": operation, **about}
+            writer.write(json_frame(Kind.JSON, request))
+            await writer.drain()
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return _agreed(await read_frame(reader)), reader, writer
+        except (OSError, TimeoutError, ProtocolError) as error:
+            writer.transport.abort()
+            raise ExecutionError(f"execd did not answer: {error}.") from error
+        except BaseException:
+            writer.transport.abort()
+            raise
+
+
+class ExecdProcess:
+    """execd as a child of ours, started again whenever it ends.
+
+    Its socket is made here and inherited, so that nobody on the untrusted side can put another in
+    its place.
+
+    Args:
+        command: what runs execd, with the sandbox around it; `--fd N` is appended.
+        path: where the socket is, in a folder that the untrusted side cannot see; at most about
+            100 characters (unix(7)).
+        env: execd's environment.
+    """
+
+    def __init__(self, command: Sequence[str], path: Path, env: Mapping[str, str]) -> None:
+        self._command = command
+        self._path = path
+        self._env = env
+
+    async def run(self) -> None:
+        """Keep it running until cancelled; then it is dead, and all that it started."""
+        self._path.unlink(missing_ok=True)
+        failed = 0
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(self._path))
+            listener.listen()
+            while True:
+                began = asyncio.get_running_loop().time()
+                code = await self._live(listener)
+                log.error("execd_ended", code=code)
+                steady = asyncio.get_running_loop().time() - began > _STEADY_SECONDS
+                failed = 0 if steady else failed + 1
+                await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
+
+    async def _live(self, listener: socket.socket) -> int:
+        descriptor = listener.fileno()
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            "--fd",
+            str(descriptor),
+            stdin=asyncio.subprocess.PIPE,  # its end tells execd that we are gone
+            env=dict(self._env),
+            pass_fds=(descriptor,),
+            start_new_session=True,
+        )
+        try:
+            return await process.wait()
+        finally:
+            if process.returncode is None:
+                await asyncio.shield(_ended(process))
+
+
+def _agreed(came: tuple[Kind, bytes] | None) -> Mapping[str, Any]:
+    if came is None or came[0] is not Kind.JSON:
+        raise ProtocolError("no answer came")
+    answer = read_object(came[1])
+    if answer.get("ok") is True:
+        return answer
+    code, message = str(answer.get("code"))[:100], str(answer.get("message"))[:1000]
+    raise ExecutionRefusedError(code, message)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """End execd: by the end of its stdin, and by force when it does not heed that."""
+    if process.stdin is not None:
+        process.stdin.close()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            await process.wait()
+            return
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+async def _closed(writer: Writer) -> None:
+    """Close a connection whose other side need not hear what is still unsent."""
+    writer.transport.abort()
+    with suppress(OSError):
+        writer.close()
+        await writer.wait_closed()
+
+
+async def _pipe(source: Reader, target: Writer) -> None:
+    try:
+        while data := await source.read(MOST_DATA):
+            target.write(data)
+            await target.drain()
+        if target.can_write_eof():
+            target.write_eof()
+    except OSError:
+        target.transport.abort()

@@ -1,0 +1,69 @@
+"""``python -m greylag.execd``: serve on a socket that was inherited, or on a path.
+
+``--fd N`` takes a listening unix socket as descriptor N: agentd made it where nobody else can
+reach it. ``--socket PATH`` makes one, for a container beside agentd's. On SIGTERM, and when stdin
+ends in ``--fd`` mode (agentd is gone), all that runs is killed and the program ends.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+from greylag.execd.server import ExecServer
+
+_SHARED = 0o660
+
+
+def main() -> None:
+    """Serve until told to end."""
+    parser = argparse.ArgumentParser(prog="greylag-execd", description="Run an agent's processes.")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--fd", type=int, help="a listening unix socket that was inherited")
+    way.add_argument("--socket", type=Path, help="where to listen")
+    given = parser.parse_args()
+    listener = _inherited(given.fd) if given.fd is not None else _bound(given.socket)
+    asyncio.run(_serve(listener, tied=given.fd is not None))
+
+
+async def _serve(listener: socket.socket, *, tied: bool) -> None:
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, over.set)
+    serving = asyncio.create_task(ExecServer().serve(listener), name="serve")
+    ended = asyncio.create_task(over.wait(), name="signal")
+    waits = {serving, ended}
+    if tied:
+        waits.add(asyncio.create_task(_stdin_end(), name="stdin"))
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in waits:
+        task.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def _stdin_end() -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(0, "rb", buffering=0)
+    )
+    await reader.read()
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    return socket.socket(fileno=descriptor)
+
+
+def _bound(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(_SHARED)  # agentd is of another user, and of this group
+    listener.listen()
+    return listener
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Finding and ending every process of a run, also those that left its tree.
+
+A tool may detach what it starts (``nohup x &``, setsid, a double fork). Three things find it again:
+the tree of parents, a variable that every descendant inherits (``protocol.GROUP``), and, on Linux,
+that execd is a child subreaper, so that what loses its parent becomes a child of execd itself. In a
+sandbox or container of its own nothing can leave at all: its process namespace ends with execd.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_LINUX = sys.platform == "linux"
+_PR_SET_CHILD_SUBREAPER = 36
+_STATE, _PARENT, _START_TIME = 0, 1, 19  # proc(5), counted from the field after the name
+_KILL_SECONDS = 3.0
+_PAUSE_SECONDS = 0.02
+_TICK = 0.02  # seconds; start times are counted in ticks of 10 ms
+_LONGEST_ENVIRON = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process and no other: pids are used again, starts are not."""
+
+    pid: int
+    parent: int
+    start: float
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what loses its own. Linux only; elsewhere it does nothing."""
+    if not _LINUX:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    zero = ctypes.c_ulong(0)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), zero, zero, zero) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl failed: {os.strerror(number)}")
+
+
+def end_group(group: str, root: int | None) -> list[int]:
+    """Kill all of a run; blocks for some seconds at the most.
+
+    Args:
+        group: the value of ``protocol.GROUP`` in its environment.
+        root: the process that the run began with, while its pid is certainly its own.
+
+    Returns:
+        the pids that could not be killed.
+    """
+    wanted = {_group_name(): group}
+
+    def find() -> list[Process]:
+        alive = list(_all())
+        roots = {one.pid for one in alive if one.pid == root or _has(one.pid, wanted)}
+        return [one for one in alive if one.pid in roots or roots & _ancestors(one, alive)]
+
+    return _kill_until_none(find)
+
+
+def end_matching(wanted: Mapping[str, str], since: float) -> list[int]:
+    """Kill what has ``wanted`` in its environment and has begun since then.
+
+    What older ones among them go on starting is left alone: a loop in the background of an earlier
+    turn may start a process every moment.
+
+    Args:
+        wanted: environment variables, all of which must be there.
+        since: seconds on the clock of ``greylag.common.process_start.process_clock``.
+
+    Returns:
+        the pids that could not be killed.
+    """
+
+    def find() -> list[Process]:
+        alive = [one for one in _all() if _has(one.pid, wanted)]
+        older = {one.pid for one in alive if one.start < since - _TICK}
+        return [one for one in alive if one.pid not in older and not older & _ancestors(one, alive)]
+
+    return _kill_until_none(find)
+
+
+def reap(owned: Collection[int]) -> None:
+    """Take the exit status of adopted processes that have ended; ``owned`` ones are not touched."""
+    if not _LINUX:
+        return
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None or ended.si_pid in owned:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
+        except ChildProcessError:
+            return
+
+
+def _group_name() -> str:
+    from greylag.execd.protocol import GROUP  # noqa: PLC0415 - the protocol imports asyncio
+
+    return GROUP
+
+
+def _all() -> Iterator[Process]:
+    """Yield every process that lives but execd itself; a zombie does not."""
+    if not _LINUX:
+        yield from _all_elsewhere()
+        return
+    ticks = os.sysconf("SC_CLK_TCK")
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names are all that is needed
+        if not name.isdecimal() or int(name) == os.getpid():
+            continue
+        try:
+            stat = Path(f"/proc/{name}/stat").read_bytes()
+        except OSError:
+            continue
+        # The second field is the program's name in brackets, which may hold anything.
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        if fields[_STATE] not in {b"Z", b"X"}:
+            yield Process(int(name), int(fields[_PARENT]), int(fields[_START_TIME]) / ticks)
+
+
+def _all_elsewhere() -> Iterator[Process]:
+    import psutil  # noqa: PLC0415 - only where there is no /proc
+
+    for process in psutil.process_iter(["pid", "ppid", "create_time", "status"]):
+        about = process.info
+        if about["pid"] != os.getpid() and about["status"] != psutil.STATUS_ZOMBIE:
+            yield Process(about["pid"], about["ppid"] or 0, about["create_time"] or 0.0)
+
+
+def _has(pid: int, wanted: Mapping[str, str]) -> bool:
+    return wanted.items() <= _environ(pid).items()
+
+
+def _environ(pid: int) -> dict[str, str]:
+    """Return a process's environment as it was at its start; empty when that cannot be seen."""
+    if not _LINUX:
+        import psutil  # noqa: PLC0415 - only where there is no /proc
+
+        try:
+            return dict(psutil.Process(pid).environ())
+        except (psutil.Error, OSError):
+            return {}
+    try:
+        with Path(f"/proc/{pid}/environ").open("rb") as file:
+            text = file.read(_LONGEST_ENVIRON)
+    except OSError:
+        return {}
+    pairs = (os.fsdecode(one).partition("=") for one in text.split(b"\0") if one)
+    return {name: value for name, _, value in pairs}
+
+
+def _ancestors(process: Process, alive: Collection[Process]) -> set[int]:
+    parents = {one.pid: one.parent for one in alive}
+    found: set[int] = set()
+    pid = process.parent
+    while pid in parents and pid not in found:
+        found.add(pid)
+        pid = parents[pid]
+    return found | {pid}
+
+
+def _kill_until_none(find: Callable[[], list[Process]]) -> list[int]:
+    give_up = time.monotonic() + _KILL_SECONDS
+    # Looked up again each time: a process may fork between being seen and being killed.
+    while left := find():
+        if time.monotonic() > give_up:
+            return [one.pid for one in left]
+        for one in left:
+            try:
+                os.kill(one.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        time.sleep(_PAUSE_SECONDS)
+    return []

@@ -1,0 +1,113 @@
+"""What agentd and execd say to each other over a unix socket, version 1.
+
+Each connection carries one operation, so that the kernel holds back whoever writes faster than the
+other side reads. It begins with a request, a JSON frame ``{"version": 1, "operation": ...}``, which
+is answered by a JSON frame: ``{"ok": true, ...}`` or ``{"ok": false, "code", "message"}``.
+
+===========  ==========================================  =========================================
+operation    request                                     after the answer
+===========  ==========================================  =========================================
+hello        -                                           (answer: ``pid``, ``python``)
+run          ``argv``, ``env``, ``cwd``, ``group``,      frames both ways until ``EXIT``; when the
+             ``terminal`` (``[rows, columns]`` or null)  connection ends, all of it is killed
+end          ``group``, ``environ``, ``since``           (answer: ``left``, pids that live on)
+listen       -                                           (answer: ``port``), ``ACCEPTED`` frames
+accept       ``number``                                  raw bytes both ways
+connect      ``port``                                    raw bytes both ways
+===========  ==========================================  =========================================
+
+A frame is its kind (one byte), the length of its body (four bytes, big-endian), and the body. What
+comes from execd is another's word: agentd bounds every length before it reads.
+"""
+
+import asyncio
+import json
+import struct
+from enum import IntEnum
+from typing import Any
+
+VERSION = 1
+GROUP = "GREYLAG_PROCESS_GROUP"
+"""The environment variable that everything of one run inherits."""
+
+MOST_DATA = 64 * 1024
+MOST_JSON = 1024 * 1024
+_HEADER = struct.Struct("!BI")
+
+
+class Kind(IntEnum):
+    """What a frame's body is."""
+
+    JSON = 1
+    STDIN = 2
+    STDIN_END = 3
+    STDOUT = 4
+    STDERR = 5
+    EXIT = 6
+    RESIZE = 7
+    KILL = 8
+    ACCEPTED = 9
+
+
+class ProtocolError(Exception):
+    """The other side does not keep to the protocol; the message says how."""
+
+
+_DATA = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR})
+
+
+def frame(kind: Kind, body: bytes = b"") -> bytes:
+    """Return a frame as it is sent."""
+    return _HEADER.pack(kind, len(body)) + body
+
+
+def json_frame(kind: Kind, content: dict[str, Any]) -> bytes:
+    """Return a frame whose body is JSON.
+
+    Raises:
+        ProtocolError: it is longer than the other side would take.
+    """
+    body = json.dumps(content).encode()
+    if len(body) > MOST_JSON:
+        raise ProtocolError("a request is too long")
+    return frame(kind, body)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[Kind, bytes] | None:
+    """Return the next frame, ``None`` when the other side has closed the connection.
+
+    Raises:
+        ProtocolError: what came is no frame, or it ends within one.
+    """
+    try:
+        header = await reader.readexactly(_HEADER.size)
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise ProtocolError("the connection ended within a frame") from error
+        return None
+    kind, length = _HEADER.unpack(header)
+    try:
+        known = Kind(kind)
+    except ValueError as error:
+        raise ProtocolError(f"{kind} is no kind of frame") from error
+    if length > (MOST_DATA if known in _DATA else MOST_JSON):
+        raise ProtocolError("a frame is too long")
+    try:
+        return known, await reader.readexactly(length)
+    except asyncio.IncompleteReadError as error:
+        raise ProtocolError("the connection ended within a frame") from error
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Return the object that a JSON frame holds.
+
+    Raises:
+        ProtocolError: it is not one.
+    """
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("a frame is not JSON") from error
+    if not isinstance(found, dict):
+        raise ProtocolError("a frame is no JSON object")
+    return found

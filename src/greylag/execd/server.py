@@ -1,0 +1,353 @@
+"""execd's server: one operation for each connection on its unix socket."""
+
+import asyncio
+import fcntl
+import os
+import platform
+import signal
+import socket
+import struct
+import termios
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from greylag.execd import processes
+from greylag.execd.protocol import (
+    GROUP,
+    MOST_DATA,
+    VERSION,
+    Kind,
+    ProtocolError,
+    frame,
+    json_frame,
+    read_frame,
+    read_object,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+_REAP_SECONDS = 10.0
+_MOST_WAITING = 64
+_REQUEST_SECONDS = 10.0
+
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+
+
+class RefusedError(Exception):
+    """An operation cannot be done."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ExecServer:
+    """Serves agentd, and whoever else can reach the socket: nothing here guards anything."""
+
+    def __init__(self) -> None:
+        self._owned: set[int] = set()
+        self._waiting: dict[int, tuple[Reader, Writer]] = {}
+        self._accepted = 0
+        self._operations: dict[str, Callable[[dict[str, Any], Reader, Writer], Awaitable[None]]] = {
+            "hello": self._hello,
+            "run": self._run,
+            "end": self._end,
+            "listen": self._listen,
+            "accept": self._accept,
+            "connect": self._connect,
+        }
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Answer until cancelled; then nothing that was begun lives on."""
+        processes.adopt_orphans()
+        server = await asyncio.start_unix_server(self._answer, sock=listener)
+        async with server, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._reap(), name="reap")
+            await server.serve_forever()
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(_REAP_SECONDS)
+            processes.reap(self._owned)
+
+    async def _answer(self, reader: Reader, writer: Writer) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                request = await _request(reader)
+            operation = self._operations.get(str(request.get("operation")), _unknown)
+            await operation(request, reader, writer)
+        except RefusedError as error:
+            answer = {"ok": False, "code": error.code, "message": str(error)}
+            writer.write(json_frame(Kind.JSON, answer))
+        except (ProtocolError, TimeoutError, OSError):
+            writer.transport.abort()
+        finally:
+            with suppress(OSError):
+                writer.close()
+                await writer.wait_closed()
+
+    async def _hello(self, _request: dict[str, Any], _reader: Reader, writer: Writer) -> None:
+        await _agree(writer, pid=os.getpid(), python=platform.python_version())
+
+    async def _end(self, request: dict[str, Any], _reader: Reader, writer: Writer) -> None:
+        wanted = {**_texts(request, "environ"), GROUP: _text(request, "group")}
+        since = request.get("since")
+        if not isinstance(since, int | float):
+            raise RefusedError("invalid_request", "since is not a number.")
+        left = await asyncio.to_thread(processes.end_matching, wanted, since)
+        await _agree(writer, left=left)
+
+    async def _run(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
+        group = _text(request, "group")
+        started = await _started(request, group)
+        self._owned.add(started.process.pid)
+        try:
+            await _agree(writer, pid=started.process.pid)
+            await _attend(started, reader, writer)
+        finally:
+            await asyncio.to_thread(processes.end_group, group, started.process.pid)
+            await started.process.wait()
+            self._owned.discard(started.process.pid)
+            started.close()
+
+    async def _listen(self, _request: dict[str, Any], reader: Reader, writer: Writer) -> None:
+        async def accepted(near_reader: Reader, near_writer: Writer) -> None:
+            if len(self._waiting) >= _MOST_WAITING:
+                near_writer.transport.abort()
+                return
+            self._accepted += 1
+            self._waiting[self._accepted] = near_reader, near_writer
+            writer.write(json_frame(Kind.ACCEPTED, {"number": self._accepted}))
+
+        server = await asyncio.start_server(accepted, "127.0.0.1", 0)
+        async with server:
+            await _agree(writer, port=server.sockets[0].getsockname()[1])
+            await reader.read()  # nothing comes but its end
+
+    async def _accept(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
+        near = self._waiting.pop(int(request.get("number") or 0), None)
+        if near is None:
+            raise RefusedError("not_waiting", "No such connection waits.")
+        await _agree(writer)
+        await _joined(near, (reader, writer))
+
+    async def _connect(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
+        try:
+            near = await asyncio.open_connection("127.0.0.1", int(request.get("port") or 0))
+        except (OSError, OverflowError) as error:
+            raise RefusedError("not_listening", f"Nothing listens there: {error}.") from error
+        await _agree(writer)
+        await _joined(near, (reader, writer))
+
+
+class _Started:
+    """A process that runs, with its ends of the pipes or of the terminal."""
+
+    def __init__(self, process: asyncio.subprocess.Process, terminal: int | None) -> None:
+        self.process = process
+        self._terminal = terminal
+
+    def resize(self, rows: int, columns: int) -> None:
+        if self._terminal is not None:
+            _set_size(self._terminal, rows, columns)
+
+    async def outputs(self) -> list[tuple[Kind, Reader]]:
+        if self._terminal is None:
+            return [
+                (Kind.STDOUT, _there(self.process.stdout)),
+                (Kind.STDERR, _there(self.process.stderr)),
+            ]
+        reader = asyncio.StreamReader(MOST_DATA)
+        file = os.fdopen(os.dup(self._terminal), "rb", buffering=0)
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), file
+        )
+        return [(Kind.STDOUT, reader)]
+
+    async def write(self, data: bytes) -> None:
+        if self._terminal is not None:
+            await asyncio.to_thread(os.write, self._terminal, data)
+        elif self.process.stdin is not None:
+            self.process.stdin.write(data)
+            await self.process.stdin.drain()
+
+    def end_input(self) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+    def close(self) -> None:
+        if self._terminal is not None:
+            os.close(self._terminal)
+            self._terminal = None
+
+
+async def _started(request: dict[str, Any], group: str) -> _Started:
+    argv = request.get("argv")
+    if not isinstance(argv, list) or not argv or not all(isinstance(one, str) for one in argv):
+        raise RefusedError("invalid_request", "argv is not a list of texts.")
+    env = {**_texts(request, "env"), GROUP: group}
+    size = request.get("terminal")
+    ours, theirs = (None, None) if size is None else _terminal(size)
+    pipe = asyncio.subprocess.PIPE if theirs is None else theirs
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            cwd=_text(request, "cwd"),
+            env=env,
+            start_new_session=True,
+            preexec_fn=None if theirs is None else _take_terminal,
+            limit=MOST_DATA,
+        )
+    except (OSError, ValueError) as error:
+        if ours is not None:
+            os.close(ours)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RefusedError("not_started", f"{argv[0]} cannot be started: {reason}.") from error
+    finally:
+        if theirs is not None:
+            os.close(theirs)
+    return _Started(process, ours)
+
+
+async def _attend(started: _Started, reader: Reader, writer: Writer) -> None:
+    """Carry what is said both ways until the process has ended or the connection does."""
+    outputs = [
+        asyncio.create_task(_carry(kind, output, writer), name=f"carry {kind.name}")
+        for kind, output in await started.outputs()
+    ]
+    inputs = asyncio.create_task(_take_input(started, reader), name="input")
+    exited = asyncio.create_task(_exited(started, outputs, writer), name="exit")
+    try:
+        await asyncio.wait({inputs, exited}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (inputs, exited, *outputs):
+            task.cancel()
+        await asyncio.wait({inputs, exited, *outputs})
+
+
+async def _exited(started: _Started, outputs: list[asyncio.Task[None]], writer: Writer) -> None:
+    code = await started.process.wait()
+    # What it started may hold its pipes open, and speaks to nobody any more.
+    await asyncio.wait(outputs, timeout=1)
+    writer.write(json_frame(Kind.EXIT, {"code": code}))
+    await writer.drain()
+
+
+async def _carry(kind: Kind, output: Reader, writer: Writer) -> None:
+    with suppress(OSError):  # a terminal says EIO at its end; a connection that is gone ends all
+        while data := await output.read(MOST_DATA):
+            writer.write(frame(kind, data))
+            await writer.drain()
+
+
+async def _take_input(started: _Started, reader: Reader) -> None:
+    while (came := await read_frame(reader)) is not None:
+        kind, body = came
+        match kind:
+            case Kind.STDIN:
+                with suppress(OSError):  # it reads no more; its end will be told
+                    await started.write(body)
+            case Kind.STDIN_END:
+                started.end_input()
+            case Kind.RESIZE:
+                started.resize(*_size(read_object(body).get("size")))
+            case Kind.KILL:
+                with suppress(ProcessLookupError):
+                    started.process.send_signal(_signal(read_object(body)))
+            case _:
+                raise ProtocolError(f"{kind.name} has no place here")
+
+
+async def _unknown(_request: dict[str, Any], _reader: Reader, _writer: Writer) -> None:
+    raise RefusedError("unknown_operation", "There is no such operation.")
+
+
+async def _joined(one: tuple[Reader, Writer], other: tuple[Reader, Writer]) -> None:
+    """Carry raw bytes both ways until both directions have ended."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_pipe(one[0], other[1]), name="towards agentd")
+        tasks.create_task(_pipe(other[0], one[1]), name="from agentd")
+    with suppress(OSError):
+        one[1].close()
+        await one[1].wait_closed()
+
+
+async def _pipe(source: Reader, target: Writer) -> None:
+    try:
+        while data := await source.read(MOST_DATA):
+            target.write(data)
+            await target.drain()
+        if target.can_write_eof():
+            target.write_eof()
+    except OSError:
+        target.transport.abort()
+
+
+async def _request(reader: Reader) -> dict[str, Any]:
+    came = await read_frame(reader)
+    if came is None or came[0] is not Kind.JSON:
+        raise ProtocolError("a connection begins with a request")
+    request = read_object(came[1])
+    if request.get("version") != VERSION:
+        raise RefusedError("version", f"This execd speaks version {VERSION} of the protocol.")
+    return request
+
+
+async def _agree(writer: Writer, **facts: Any) -> None:
+    writer.write(json_frame(Kind.JSON, {"ok": True, **facts}))
+    await writer.drain()
+
+
+def _text(request: dict[str, Any], name: str) -> str:
+    value = request.get(name)
+    if not isinstance(value, str) or not value:
+        raise RefusedError("invalid_request", f"{name} is not a text.")
+    return value
+
+
+def _texts(request: dict[str, Any], name: str) -> dict[str, str]:
+    value = request.get(name)
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+        raise RefusedError("invalid_request", f"{name} is not an object of texts.")
+    return value
+
+
+def _size(size: Any) -> tuple[int, int]:
+    if isinstance(size, list) and len(size) == 2:  # noqa: PLR2004 - rows and columns
+        rows, columns = size
+        if type(rows) is int and type(columns) is int and min(size) > 0 and max(size) < 1 << 15:
+            return rows, columns
+    raise RefusedError("invalid_request", "A terminal's size is two numbers, rows and columns.")
+
+
+def _terminal(size: Any) -> tuple[int, int]:
+    rows, columns = _size(size)
+    ours, theirs = os.openpty()
+    _set_size(ours, rows, columns)
+    return ours, theirs
+
+
+def _set_size(terminal: int, rows: int, columns: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _signal(about: dict[str, Any]) -> signal.Signals:
+    try:
+        return signal.Signals(int(about.get("signal") or 0))
+    except (ValueError, TypeError) as error:
+        raise ProtocolError("there is no such signal") from error
+
+
+def _there(reader: Reader | None) -> Reader:
+    if reader is None:
+        raise RefusedError("not_started", "It was started without pipes.")
+    return reader

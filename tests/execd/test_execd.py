@@ -1,0 +1,290 @@
+"""execd, and agentd's way to it: real processes over the real socket."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from greylag.agentd.execution import (
+    ExecdProcess,
+    Execution,
+    ExecutionError,
+    ExecutionRefusedError,
+    RemoteProcess,
+)
+from greylag.common.process_start import birth, process_clock
+from greylag.execd.protocol import Kind, frame, json_frame, read_frame, read_object
+
+ENV = {"PATH": os.environ["PATH"]}
+EXECD = (sys.executable, "-m", "greylag.execd")
+
+
+@asynccontextmanager
+async def execution(folder: Path) -> AsyncIterator[Execution]:
+    path = folder / "s"
+    execd = ExecdProcess(EXECD, path, {**ENV, "PYTHONPATH": os.pathsep.join(sys.path)})
+    running = asyncio.create_task(execd.run(), name="execd")
+    try:
+        client = Execution(path)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await client.hello()
+                except ExecutionError:
+                    await asyncio.sleep(0.01)
+                else:
+                    break
+        yield client
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def shell(client: Execution, script: str, folder: Path, **about: object) -> RemoteProcess:
+    return await client.run(
+        ("/bin/sh", "-c", script),
+        env=ENV,
+        cwd=folder,
+        group="g",
+        **about,  # type: ignore[arg-type] # options of run
+    )
+
+
+async def all_of(process: RemoteProcess) -> bytes:
+    return b"".join([piece async for piece in pieces(process)])
+
+
+async def pieces(process: RemoteProcess) -> AsyncIterator[bytes]:
+    while data := await process.stdout.read(1 << 16):
+        yield data
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(30):
+        while birth(pid) is not None:  # noqa: ASYNC110 - a process has no event for its end
+            await asyncio.sleep(0.01)
+
+
+async def test_input_output_errors_and_the_exit_code_come_through(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        process = await shell(client, "cat; echo bad >&2; pwd; exit 3", tmp_path)
+        process.write(b"x" * 300_000 + b"\n")
+        await process.drain()
+        process.end_input()
+        said = await all_of(process)
+        assert said == b"x" * 300_000 + b"\n" + str(tmp_path).encode() + b"\n"
+        assert await process.stderr.read(100) == b"bad\n"
+        assert await process.wait() == 3
+        await process.end()
+
+
+async def test_a_reader_that_does_not_read_holds_the_process_back(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        script = (
+            "i=0; while [ $i -lt 200 ]; do head -c 65536 /dev/zero; i=$((i+1)); echo $i >n; done"
+        )
+        process = await shell(client, script, tmp_path)
+        async with asyncio.timeout(30):
+            while process.stdout._held < 4 * 65536:  # noqa: ASYNC110 - it has no event for that
+                await asyncio.sleep(0.01)
+        other = await client.run(("/bin/echo", "hi"), env=ENV, cwd=tmp_path, group="h")
+        assert await all_of(other) == b"hi\n"  # others are not held back
+        held = int((tmp_path / "n").read_text() or 0)
+        assert held < 100
+        assert len(await all_of(process)) == 200 * 65536
+        await process.end()
+        await other.end()
+
+
+async def test_ending_kills_all_that_was_started_even_what_hid(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        script = "(setsid sh -c 'echo $$ >hidden; exec sleep 600' >/dev/null 2>&1 &) ; sleep 600"
+        process = await shell(client, script, tmp_path)
+        hidden = tmp_path / "hidden"
+        async with asyncio.timeout(30):
+            while not hidden.exists() or not hidden.read_text().strip():  # noqa: ASYNC110 - a file has no event
+                await asyncio.sleep(0.01)
+        await process.end()
+        await gone(int(hidden.read_text()))
+        await gone(process.pid)
+
+
+async def test_execd_that_is_killed_takes_its_processes_down_and_is_started_again(
+    tmp_path: Path,
+) -> None:
+    async with execution(tmp_path) as client:
+        process = await shell(client, "sleep 600", tmp_path)
+        pid = (await client.hello())["pid"]
+        os.kill(pid, signal.SIGTERM)
+        with pytest.raises(ExecutionError):
+            await process.wait()
+        await gone(process.pid)
+        await process.end()
+        async with asyncio.timeout(30):
+            again = await shell(client, "echo back", tmp_path)
+        assert await all_of(again) == b"back\n"
+        await again.end()
+
+
+async def test_only_what_began_since_then_and_has_the_variables_is_killed(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        script = "SESSION=a sleep 600 & echo $!; read line; SESSION=a sleep 601 & echo $!; wait"
+        process = await shell(client, script, tmp_path)
+        old = int(await process.stdout.read(100))
+        await asyncio.sleep(0.1)
+        since = process_clock()
+        process.write(b"go\n")
+        new = int(await process.stdout.read(100))
+        await client.end_matching("g", {"SESSION": "a"}, since)
+        await gone(new)
+        assert birth(old) is not None
+        await process.end()
+
+
+async def test_a_terminal_has_a_size_and_signals(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        process = await shell(
+            client, "stty size; read x; stty size; sleep 600", tmp_path, terminal=(24, 80)
+        )
+        assert b"24 80" in await process.stdout.read(100)
+        process.resize(50, 132)
+        process.write(b"\n")
+        said = b""
+        while b"50 132" not in said:
+            said += await process.stdout.read(100)
+        process.write(b"\x03")
+        assert await process.wait() != 0
+        await process.end()
+
+
+async def test_what_cannot_be_started_is_refused_with_a_reason(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        with pytest.raises(ExecutionRefusedError, match="No such file") as refused:
+            await client.run(("/no/such",), env=ENV, cwd=tmp_path, group="g")
+        assert refused.value.code == "not_started"
+
+
+async def test_the_untrusted_side_reaches_the_one_port_that_it_was_given(tmp_path: Path) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(100))
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    ours = server.sockets[0].getsockname()[1]
+    async with server, execution(tmp_path) as client, client.listening("127.0.0.1", ours) as port:
+        script = (
+            "import socket,sys; s=socket.create_connection(('127.0.0.1',%d));"
+            "s.sendall(b'ping'); print(s.recv(9).decode())"
+        )
+        process = await client.run(
+            (sys.executable, "-c", script % port), env=ENV, cwd=tmp_path, group="g"
+        )
+        assert await all_of(process) == b"ping\n"
+        await process.end()
+
+
+async def test_a_port_inside_can_be_reached(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        script = (
+            "import socket; s=socket.create_server(('127.0.0.1',0));"
+            "print(s.getsockname()[1],flush=True); c,_=s.accept(); c.sendall(b'in'); c.close()"
+        )
+        process = await client.run((sys.executable, "-c", script), env=ENV, cwd=tmp_path, group="g")
+        reader, writer = await client.connect(int(await process.stdout.read(100)))
+        assert await reader.read() == b"in"
+        writer.close()
+        await writer.wait_closed()
+        with pytest.raises(ExecutionRefusedError):
+            await client.connect(1)
+        await process.end()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\xff" * 64,
+        frame(Kind.JSON, b"[]"),
+        frame(Kind.JSON, b"{" * 100),
+        frame(Kind.STDOUT, b"x"),
+        b"\x01\xff\xff\xff\xff",
+        json_frame(Kind.JSON, {"ok": True}),
+        json_frame(Kind.JSON, {"ok": True, "pid": "1"}),
+        json_frame(Kind.JSON, {"ok": False, "code": [], "message": "x" * 9999}),
+    ],
+)
+async def test_a_hostile_execd_is_one_clear_error(tmp_path: Path, answer: bytes) -> None:
+    async def hostile(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_unix_server(hostile, tmp_path / "s")
+    async with server:
+        with pytest.raises(ExecutionError) as failed:
+            await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group="g")
+        assert len(str(failed.value)) < 1100
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        frame(Kind.STDIN, b"x"),
+        b"\x09",
+        frame(Kind.EXIT, b'{"code": "no"}'),
+        b"\x04\xff\xff\xff\xff",
+    ],
+)
+async def test_nonsense_after_the_start_ends_the_process_as_failed(
+    tmp_path: Path, later: bytes
+) -> None:
+    async def hostile(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_frame(Kind.JSON, {"ok": True, "pid": 7}) + later)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_unix_server(hostile, tmp_path / "s")
+    async with server:
+        process = await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group="g")
+        with pytest.raises(ExecutionError):
+            await process.wait()
+        assert await process.stdout.read(10) == b""
+        await process.end()
+
+
+async def test_another_version_is_refused(tmp_path: Path) -> None:
+    async with execution(tmp_path):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+        writer.write(json_frame(Kind.JSON, {"version": 2, "operation": "hello"}))
+        came = await read_frame(reader)
+        assert came is not None
+        assert read_object(came[1])["code"] == "version"
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_execd_needs_nothing_but_pythons_own_library() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import greylag.execd.__main__;"
+        "known = sys.stdlib_module_names | {'greylag', '__main__'};"
+        "print([m for m in sys.modules if m.partition('.')[0] not in known])"
+    )
+    source = Path(__file__).parents[2] / "src"
+    done = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-S", "-I", "-c", code, str(source)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == "[]"
