@@ -2,7 +2,8 @@
 
 A message is answered with its own words. Three beginnings make it do more: ``run: `` asks for a
 confirmation and then tells what it would have run, ``wait: `` says nothing until the turn is
-cancelled, ``fail: `` ends with an error event. Of what is relayed it answers sessions and turns.
+cancelled, ``fail: `` ends with an error event. Of what is relayed it has
+sessions and turns; all else is missing.
 """
 
 import asyncio
@@ -18,12 +19,12 @@ from greylag.common import agent_api, sse
 from greylag.common.agent_api import ChatMessage, History, Session, SessionList, Turn, TurnList
 from greylag.common.clock import rfc3339
 from greylag.domain.errors import (
-    AgentFailedError,
     AgentUnreachableError,
     ConfirmationNotFoundError,
     ConfirmationSettledError,
     ConflictError,
     InvalidRequestError,
+    MissingError,
     SessionBusyError,
     SessionNotFoundError,
     TurnNotFoundError,
@@ -190,7 +191,7 @@ class MemoryAgents:
         operation = request.operation
         here = self._at(at)
         if operation.name not in _ANSWERS:
-            raise AgentFailedError(f"The agent in memory does not know {operation.name}.")
+            raise MissingError(f"The agent in memory has nothing for {operation.name}.")
         body = _body(_ANSWERS[operation.name](here, request))
         headers = {"content-type": operation.media} if body else {}
         yield AgentAnswer(operation.status, headers, _once(body))
