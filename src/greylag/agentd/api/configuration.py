@@ -7,9 +7,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from greylag.agentd.api.requests import answer, read_object, relayed
-from greylag.agentd.extensions import Extension, ExtensionService, extension_definition
+from greylag.agentd.extensions import ExtensionService, extension_definition
 from greylag.agentd.problems import RequestError, invalid
-from greylag.agentd.settings import SettingsService, SettingState
+from greylag.agentd.settings import SettingsService
 from greylag.common import agent_api
 
 _EXTENSION_BODY = 256 * 1024
@@ -34,7 +34,7 @@ class ExtensionRoutes:
 
     async def list(self, _request: Request) -> Response:
         """List all extensions."""
-        extensions = [_extension(each) for each in await self._extensions.all()]
+        extensions = await self._extensions.all()
         return answer(agent_api.ExtensionList(extensions, len(extensions)))
 
     async def add(self, request: Request) -> Response:
@@ -51,31 +51,14 @@ class ExtensionRoutes:
         enabled = (await read_object(request, _EXTENSION_BODY)).get("enabled")
         if not isinstance(enabled, bool):
             raise invalid("enabled must be true or false.")
-        extension = await self._extensions.enable(request.path_params["name"], enabled=enabled)
+        name = await self._extensions.enable(request.path_params["name"], enabled=enabled)
         words = "Extension toggled successfully"
-        return JSONResponse({"message": words, "name": extension.name, "enabled": enabled})
+        return JSONResponse({"message": words, "name": name, "enabled": enabled})
 
     async def remove(self, request: Request) -> Response:
         """Remove an extension that is switched off."""
         await self._extensions.remove(request.path_params["name"])
         return Response(status_code=204)
-
-
-def _extension(extension: Extension) -> agent_api.AgentExtension:
-    return agent_api.AgentExtension(
-        name=extension.name,
-        display_name=extension.display_name,
-        type=extension.kind,
-        extension_type=extension.kind,  # the older page reads this name
-        enabled=extension.enabled,
-        timeout=extension.timeout,
-        cmd=extension.command,
-        args=extension.arguments,
-        uri=extension.uri,
-        bundled=None,
-        description=extension.description,
-        env_keys=extension.env_keys,
-    )
 
 
 class SettingRoutes:
@@ -96,20 +79,19 @@ class SettingRoutes:
 
     async def list(self, _request: Request) -> Response:
         """List all settings."""
-        settings = [_setting(state) for state in await self._settings.all()]
+        settings = await self._settings.all()
         return answer(agent_api.SettingList(settings, len(settings)))
 
     async def get(self, request: Request) -> Response:
         """Show one setting."""
-        return answer(_setting(await self._settings.get(request.path_params["key"])))
+        return answer(await self._settings.get(request.path_params["key"]))
 
     async def change(self, request: Request) -> Response:
         """Give one setting a value."""
         body = await read_object(request, _SETTINGS_BODY)
         if "value" not in body:
             raise invalid("The body must have a value.")
-        state = await self._settings.change(request.path_params["key"], body["value"])
-        changed = _changed(state)
+        changed = await self._changed(request.path_params["key"], body["value"])
         return answer(agent_api.ChangedSetting("Setting updated successfully", **changed))
 
     async def change_many(self, request: Request) -> Response:
@@ -132,35 +114,17 @@ class SettingRoutes:
 
     async def reset(self, request: Request) -> Response:
         """Give one setting its default again."""
-        state = await self._settings.reset(request.path_params["key"])
+        setting = await self._settings.reset(request.path_params["key"])
         words = "Setting reset to default successfully"
-        return answer(agent_api.ResetSetting(words, state.setting.key, state.setting.default))
+        return answer(agent_api.ResetSetting(words, setting.key, setting.default_value))
 
     async def _result(self, key: str, value: object) -> dict[str, Any]:
         try:
-            state = await self._settings.change(key, value)
+            return {"success": True, **await self._changed(key, value)}
         except RequestError as error:
             return {"key": key, "success": False, "error": error.message}
-        return {"success": True, **_changed(state)}
 
-
-def _changed(state: SettingState) -> dict[str, Any]:
-    return {
-        "key": state.setting.key,
-        "value": state.value,
-        "restart_required": state.setting.restart_required,
-    }
-
-
-def _setting(state: SettingState) -> agent_api.AgentSetting:
-    setting = state.setting
-    return agent_api.AgentSetting(
-        key=setting.key,
-        value=state.value,
-        default_value=setting.default,
-        description=setting.description,
-        value_type="number" if setting.number else "string",
-        validation=setting.validation,
-        env_override=state.env_override,
-        restart_required=setting.restart_required,
-    )
+    async def _changed(self, key: str, value: object) -> dict[str, Any]:
+        setting = await self._settings.change(key, value)
+        restart = setting.restart_required
+        return {"key": setting.key, "value": setting.value, "restart_required": restart}

@@ -6,12 +6,13 @@ Sessions are of the older contract, which gives some refusals shapes of their ow
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from greylag.agentd.api.messages import MessageReader
+from greylag.agentd.api.messages import read_message
 from greylag.agentd.api.requests import answer, follow, read_object, relayed, whole_number
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.records import SessionRecord, TurnRecord
@@ -47,8 +48,7 @@ class SessionRoutes:
 
     async def create(self, _request: Request) -> Response:
         """Make a session."""
-        session = await self._sessions.create()
-        return answer(_session(session), 201)
+        return answer(_session(await self._sessions.create()), 201)
 
     async def list(self, _request: Request) -> Response:
         """List all sessions, newest first."""
@@ -100,7 +100,7 @@ class SessionRoutes:
     async def _all_messages(self, session: SessionRecord) -> AsyncIterator[agent_api.ChatMessage]:
         # Page by page: a long session is never held whole.
         offset = index = 0
-        while page := await self._turns.page(session.session_id, offset, _PAGE):
+        while page := await self._turns.records.page(session.session_id, offset, _PAGE):
             offset += len(page)
             for turn in page:
                 for message in _messages(turn, index):
@@ -145,10 +145,10 @@ def _messages(turn: TurnRecord, index: int) -> Iterator[agent_api.ChatMessage]:
 class TurnRoutes:
     """Handlers for turns; all that the older contract lacked."""
 
-    def __init__(self, sessions: SessionService, turns: TurnEngine, reader: MessageReader) -> None:
+    def __init__(self, sessions: SessionService, turns: TurnEngine, message_limit: int) -> None:
         self._sessions = sessions
         self._turns = turns
-        self._reader = reader
+        self._message_limit = message_limit
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -167,7 +167,7 @@ class TurnRoutes:
 
         Without a session_id, a session is made for it.
         """
-        message = await self._reader.read(request)
+        message = await read_message(request, self._message_limit)
         started = await self._turns.start(message.session_id, message.text, message.message_id)
         status = 201 if started.outcome == "new" else 200
         return answer(_turn(started.turn, most_answer=_LIST_TEXT), status)
@@ -176,7 +176,7 @@ class TurnRoutes:
         """List a session's turns, newest first."""
         limit = whole_number(request, "limit", default=agent_api.TURNS, most=agent_api.MOST_TURNS)
         session = await self._sessions.get(request.path_params["session"])
-        turns = await self._turns.newest(session.session_id, limit)
+        turns = await self._turns.records.newest(session.session_id, limit)
         shown = [_turn(turn, most_message=_LIST_TEXT, most_answer=_LIST_TEXT) for turn in turns]
         return answer(agent_api.TurnList(shown))
 
@@ -204,17 +204,11 @@ class TurnRoutes:
         confirmation_id = request.path_params["confirmation"]
         match await self._turns.answer(turn_id, confirmation_id, decision):
             case "unknown":
-                raise RequestError(
-                    "confirmation_not_found",
-                    "Confirmation not found",
-                    "This turn has no such confirmation.",
-                )
+                reason = "This turn has no such confirmation."
+                raise RequestError("confirmation_not_found", reason)
             case "settled_otherwise":
-                raise RequestError(
-                    "confirmation_settled",
-                    "Confirmation settled",
-                    "This confirmation was settled differently before.",
-                )
+                reason = "This confirmation was settled differently before."
+                raise RequestError("confirmation_settled", reason)
         return JSONResponse({"confirmation_id": confirmation_id, "decision": decision})
 
 
@@ -223,18 +217,11 @@ def _turn(
 ) -> agent_api.Turn:
     """Return a turn as it is shown, its texts cut to so many characters."""
     message, reply = turn.message[:most_message], turn.answer[:most_answer]
-    return agent_api.Turn(
-        turn_id=turn.turn_id,
-        session_id=turn.session_id,
-        message_id=turn.message_id,
-        status=turn.status,
-        message=message,
-        started_at=rfc3339(turn.started_at),
-        ended_at=maybe_rfc3339(turn.ended_at),
-        answer=reply,
-        tool_calls_count=turn.tool_calls_count,
-        stop_reason=turn.stop_reason,
-        error=turn.error,
-        error_code=turn.error_code,
-        shortened=(message, reply) != (turn.message, turn.answer),
-    )
+    shown: dict[str, Any] = {
+        "message": message,
+        "answer": reply,
+        "started_at": rfc3339(turn.started_at),
+        "ended_at": maybe_rfc3339(turn.ended_at),
+        "shortened": (message, reply) != (turn.message, turn.answer),
+    }
+    return agent_api.Turn(**asdict(turn) | shown)
