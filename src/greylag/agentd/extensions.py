@@ -13,17 +13,17 @@ _DEFAULT_TIMEOUT = 300
 
 
 class ExtensionService:
-    """Lists and changes extensions; a change is seen by sessions that are made after it."""
+    """Lists and changes extensions; a change is seen by sessions that are made after it.
+
+    Every call may raise ``RequestError``: agent_unavailable or agent_refused; with the name of an
+    extension that is not there, extension_not_found.
+    """
 
     def __init__(self, agent: AgentPort) -> None:
         self._agent = agent
 
     async def all(self) -> list[AgentExtension]:
-        """Return all extensions, sorted by name; none when the agent has no such thing.
-
-        Raises:
-            RequestError: agent_unavailable or agent_refused.
-        """
+        """Return all extensions, sorted by name; none when the agent has no such thing."""
         return [extension for extension, _ in await self._keyed()]
 
     async def _keyed(self) -> list[tuple[AgentExtension, str]]:
@@ -48,18 +48,11 @@ class ExtensionService:
 
         Args:
             definition: goose's own shape, from ``extension_definition``.
-
-        Raises:
-            RequestError: agent_unavailable or agent_refused.
         """
         await self._change("add", {"extension": definition, "enabled": True})
 
     async def enable(self, name: str, *, enabled: bool) -> str:
-        """Switch an extension on or off; return its name.
-
-        Raises:
-            RequestError: extension_not_found, agent_unavailable or agent_refused.
-        """
+        """Switch an extension on or off; return its name."""
         extension, key = await self._find(name)
         await self._change("set-enabled", {"configKey": key, "enabled": enabled})
         return extension.name
@@ -68,7 +61,7 @@ class ExtensionService:
         """Remove an extension that is switched off.
 
         Raises:
-            RequestError: extension_not_found, extension_enabled, agent_unavailable, agent_refused.
+            RequestError: extension_enabled.
         """
         extension, key = await self._find(name)
         if extension.enabled:

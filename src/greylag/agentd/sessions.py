@@ -14,7 +14,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SessionService:
-    """Makes, shows and deletes sessions.
+    """Makes, shows and deletes sessions; one that is not there is session_not_found.
 
     Args:
         agent: who has the other half of each session.
@@ -44,11 +44,7 @@ class SessionService:
         return session
 
     async def get(self, session_id: str) -> SessionRecord:
-        """Return a session.
-
-        Raises:
-            RequestError: session_not_found.
-        """
+        """Return a session."""
         session = await self._sessions.get(session_id)
         if session is None:
             raise not_found("session", session_id)
@@ -59,11 +55,7 @@ class SessionService:
         return await self._sessions.all()
 
     async def cancel(self, session_id: str) -> bool:
-        """Ask the running turn of a session to end; False when none runs.
-
-        Raises:
-            RequestError: session_not_found.
-        """
+        """Ask the running turn of a session to end; False when none runs."""
         await self.get(session_id)
         newest = await self._turns.newest(session_id, 1)
         if not newest or newest[0].status != "running":
@@ -72,11 +64,7 @@ class SessionService:
         return True
 
     async def delete(self, session_id: str) -> None:
-        """End a session for good: its turn is cancelled, what was said in it is removed.
-
-        Raises:
-            RequestError: session_not_found.
-        """
+        """End a session for good: its turn is cancelled, what was said in it is removed."""
         session = await self.get(session_id)
         await self.cancel(session_id)
         turn_ids = await self._sessions.delete(session_id, time.time())

@@ -119,11 +119,7 @@ _ALL = (
         pinned=True,
     ),
     GooseSetting(
-        "GOOSE_TEMPERATURE",
-        "How freely the model chooses its words.",
-        0.7,
-        least=0,
-        most=2,
+        "GOOSE_TEMPERATURE", "How freely the model chooses its words.", 0.7, least=0, most=2
     ),
     GooseSetting(
         "GOOSE_MODE",
@@ -133,10 +129,7 @@ _ALL = (
         pinned=True,
     ),
     GooseSetting(
-        "GOOSE_MAX_TURNS",
-        "How many steps the agent may take for one message.",
-        1000,
-        least=1,
+        "GOOSE_MAX_TURNS", "How many steps the agent may take for one message.", 1000, least=1
     ),
     GooseSetting(
         "GOOSE_CLI_MIN_PRIORITY",
@@ -188,11 +181,7 @@ class SettingsService:
         return [self._state(setting, changed) for setting in GOOSE_SETTINGS.values()]
 
     async def get(self, key: str) -> AgentSetting:
-        """Return one setting as it stands.
-
-        Raises:
-            RequestError: setting_not_found.
-        """
+        """Return one setting as it stands."""
         setting = GOOSE_SETTINGS.get(key)
         if setting is None:
             raise not_found("setting", key)

@@ -1,7 +1,6 @@
 """The HTTP application: health and status, every route, sign-in, request ids, errors."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,20 +31,12 @@ from greylag.common.access_log import AccessLog
 
 
 class HealthRoutes:
-    """Handlers for health and status.
+    """Handlers for health and status."""
 
-    Args:
-        agent: whose state is told.
-        turns: whose work is told.
-        model: returns what answers the agent's model calls, for clients.
-    """
-
-    def __init__(
-        self, agent: AgentPort, turns: TurnEngine, model: Callable[[], dict[str, Any]]
-    ) -> None:
+    def __init__(self, settings: AgentdSettings, agent: AgentPort, turns: TurnEngine) -> None:
+        self._settings = settings
         self._agent = agent
         self._turns = turns
-        self._model = model
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -94,7 +85,8 @@ class HealthRoutes:
         )
 
     def _who(self) -> dict[str, Any]:
-        return {"agent": asdict(self._agent.state), "model": self._model()}
+        state = self._agent.state
+        return {"agent": asdict(state), "model": model_object(self._settings, state.kind)}
 
 
 def _entry(entry: ActivityEntry) -> dict[str, Any]:
@@ -128,11 +120,9 @@ class Services:
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
     """Return the application; nothing is started by it."""
     limit = settings.message_limit
-    agent = services.agent
-    health = HealthRoutes(agent, services.turns, lambda: model_object(settings, agent.state.kind))
     return Starlette(
         routes=[
-            *health.routes(),
+            *HealthRoutes(settings, services.agent, services.turns).routes(),
             *SessionRoutes(services.sessions, services.turns).routes(),
             *MessageRoutes(services.turns, limit).routes(),
             *TurnRoutes(services.sessions, services.turns, limit).routes(),

@@ -17,7 +17,7 @@ _SETTINGS_BODY = 64 * 1024
 
 
 class ExtensionRoutes:
-    """Handlers for `/api/v1/extensions`."""
+    """Handlers for `/api/v1/extensions`; ``agent_api`` describes those that are relayed."""
 
     def __init__(self, extensions: ExtensionService) -> None:
         self._extensions = extensions
@@ -26,14 +26,13 @@ class ExtensionRoutes:
         """Return the routes."""
         one = "/api/v1/extensions/{name}"
         return [
-            relayed(agent_api.LIST_EXTENSIONS, self.list),
+            relayed(agent_api.LIST_EXTENSIONS, self._list),
             Route("/api/v1/extensions", self.add, methods=["POST"]),
             Route(f"{one}/toggle", self.toggle, methods=["PUT"]),
             Route(one, self.remove, methods=["DELETE"]),
         ]
 
-    async def list(self, _request: Request) -> Response:
-        """List all extensions."""
+    async def _list(self, _request: Request) -> Response:
         extensions = await self._extensions.all()
         return answer(agent_api.ExtensionList(extensions, len(extensions)))
 
@@ -62,7 +61,7 @@ class ExtensionRoutes:
 
 
 class SettingRoutes:
-    """Handlers for `/api/v1/settings`."""
+    """Handlers for `/api/v1/settings`; ``agent_api`` describes those that are relayed."""
 
     def __init__(self, settings: SettingsService) -> None:
         self._settings = settings
@@ -70,24 +69,21 @@ class SettingRoutes:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            relayed(agent_api.LIST_SETTINGS, self.list),
-            relayed(agent_api.SHOW_SETTING, self.get),
-            relayed(agent_api.CHANGE_SETTING, self.change),
-            relayed(agent_api.RESET_SETTING, self.reset),
+            relayed(agent_api.LIST_SETTINGS, self._list),
+            relayed(agent_api.SHOW_SETTING, self._get),
+            relayed(agent_api.CHANGE_SETTING, self._change),
+            relayed(agent_api.RESET_SETTING, self._reset),
             Route("/api/v1/settings", self.change_many, methods=["PUT"]),
         ]
 
-    async def list(self, _request: Request) -> Response:
-        """List all settings."""
+    async def _list(self, _request: Request) -> Response:
         settings = await self._settings.all()
         return answer(agent_api.SettingList(settings, len(settings)))
 
-    async def get(self, request: Request) -> Response:
-        """Show one setting."""
+    async def _get(self, request: Request) -> Response:
         return answer(await self._settings.get(request.path_params["key"]))
 
-    async def change(self, request: Request) -> Response:
-        """Give one setting a value."""
+    async def _change(self, request: Request) -> Response:
         body = await read_object(request, _SETTINGS_BODY)
         if "value" not in body:
             raise invalid("The body must have a value.")
@@ -112,8 +108,7 @@ class SettingRoutes:
             }
         )
 
-    async def reset(self, request: Request) -> Response:
-        """Give one setting its default again."""
+    async def _reset(self, request: Request) -> Response:
         setting = await self._settings.reset(request.path_params["key"])
         words = "Setting reset to default successfully"
         return answer(agent_api.ResetSetting(words, setting.key, setting.default_value))

@@ -28,7 +28,7 @@ _LIST_TEXT = 1000
 
 
 class SessionRoutes:
-    """Handlers for `/api/v1/sessions`."""
+    """Handlers for `/api/v1/sessions`; ``agent_api`` describes those that are relayed."""
 
     def __init__(self, sessions: SessionService, turns: TurnEngine) -> None:
         self._sessions = sessions
@@ -37,33 +37,29 @@ class SessionRoutes:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            relayed(agent_api.CREATE_SESSION, self.create),
-            relayed(agent_api.LIST_SESSIONS, self.list),
-            relayed(agent_api.SHOW_SESSION, self.get),
-            relayed(agent_api.DELETE_SESSION, self.delete),
-            relayed(agent_api.LIST_MESSAGES, self.messages),
-            relayed(agent_api.EXPORT_SESSION, self.export),
+            relayed(agent_api.CREATE_SESSION, self._create),
+            relayed(agent_api.LIST_SESSIONS, self._list),
+            relayed(agent_api.SHOW_SESSION, self._get),
+            relayed(agent_api.DELETE_SESSION, self._delete),
+            relayed(agent_api.LIST_MESSAGES, self._messages),
+            relayed(agent_api.EXPORT_SESSION, self._export),
             Route("/api/v1/sessions/{session}/cancel", self.cancel, methods=["POST"]),
         ]
 
-    async def create(self, _request: Request) -> Response:
-        """Make a session."""
+    async def _create(self, _request: Request) -> Response:
         return answer(_session(await self._sessions.create()), 201)
 
-    async def list(self, _request: Request) -> Response:
-        """List all sessions, newest first."""
+    async def _list(self, _request: Request) -> Response:
         sessions = [_session(session) for session in await self._sessions.all()]
         return answer(agent_api.SessionList(sessions, len(sessions)))
 
-    async def get(self, request: Request) -> Response:
-        """Show one session."""
+    async def _get(self, request: Request) -> Response:
         session = await self._find(request)
         if session is None:
             return JSONResponse(_NOT_FOUND, status_code=404)
         return answer(_session(session))
 
-    async def delete(self, request: Request) -> Response:
-        """End a session for good."""
+    async def _delete(self, request: Request) -> Response:
         try:
             await self._sessions.delete(request.path_params["session"])
         except RequestError:
@@ -77,8 +73,7 @@ class SessionRoutes:
         body = {"session_id": session_id, "cancelled": cancelled}
         return JSONResponse(body, status_code=202 if cancelled else 200)
 
-    async def messages(self, request: Request) -> Response:
-        """Show what was said, oldest first."""
+    async def _messages(self, request: Request) -> Response:
         session = await self._find(request)
         if session is None:
             session_id = request.path_params["session"]
@@ -86,8 +81,7 @@ class SessionRoutes:
             return JSONResponse(empty, status_code=404)
         return StreamingResponse(self._messages_json(session), media_type="application/json")
 
-    async def export(self, request: Request) -> Response:
-        """Return the session as Markdown."""
+    async def _export(self, request: Request) -> Response:
         session = await self._sessions.get(request.path_params["session"])
         return StreamingResponse(self._markdown(session), media_type="text/plain; charset=utf-8")
 
@@ -155,8 +149,8 @@ class TurnRoutes:
         one = "/api/v1/turns/{turn}"
         return [
             Route("/api/v1/turns", self.start, methods=["POST"]),
-            relayed(agent_api.LIST_TURNS, self.list),
-            relayed(agent_api.SHOW_TURN, self.get),
+            relayed(agent_api.LIST_TURNS, self._list),
+            relayed(agent_api.SHOW_TURN, self._get),
             Route(f"{one}/events", self.events, methods=["GET"]),
             Route(f"{one}/cancel", self.cancel, methods=["POST"]),
             Route(f"{one}/confirmations/{{confirmation}}", self.confirm, methods=["POST"]),
@@ -172,16 +166,14 @@ class TurnRoutes:
         status = 201 if started.outcome == "new" else 200
         return answer(_turn(started.turn, most_answer=_LIST_TEXT), status)
 
-    async def list(self, request: Request) -> Response:
-        """List a session's turns, newest first."""
+    async def _list(self, request: Request) -> Response:
         limit = whole_number(request, "limit", default=agent_api.TURNS, most=agent_api.MOST_TURNS)
         session = await self._sessions.get(request.path_params["session"])
         turns = await self._turns.records.newest(session.session_id, limit)
         shown = [_turn(turn, most_message=_LIST_TEXT, most_answer=_LIST_TEXT) for turn in turns]
         return answer(agent_api.TurnList(shown))
 
-    async def get(self, request: Request) -> Response:
-        """Show one turn."""
+    async def _get(self, request: Request) -> Response:
         return answer(_turn(await self._turns.get(request.path_params["turn"])))
 
     async def events(self, request: Request) -> Response:

@@ -150,8 +150,16 @@ class Reserve:
         Raises:
             OSError: there is too little of it; nothing is taken up.
         """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._take()
+            fd = os.open(self._path, flags, 0o600)
+            try:
+                if os.fstat(fd).st_size < self._size:
+                    # Not zeros, which some file systems take no room for.
+                    write_all(fd, os.urandom(self._size))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
         except OSError:
             self.release()
             raise
@@ -164,17 +172,6 @@ class Reserve:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             _log.error("reserve_not_released", reason=error.strerror)
-
-    def _take(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self._path, flags, 0o600)
-        try:
-            if os.fstat(fd).st_size < self._size:
-                # Not zeros, which some file systems take no room for.
-                write_all(fd, os.urandom(self._size))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def repair(path: Path, turn_id: str, take: Callable[[str, dict[str, Any]], None]) -> int:

@@ -24,11 +24,7 @@ from greylag.agentd.agent.types import (
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.journal.tail import JournalTail
-from greylag.agentd.problems import (
-    RequestError,
-    not_found,
-    storage_failed,
-)
+from greylag.agentd.problems import RequestError, not_found, storage_failed
 from greylag.agentd.records import (
     Records,
     StartedTurn,
@@ -98,7 +94,7 @@ class Activity:
 
 
 class TurnEngine:
-    """Owns the turns that run, and knows those that ran.
+    """Owns the turns that run, and knows those that ran; one that is not there is turn_not_found.
 
     Args:
         agent: who answers.
@@ -173,11 +169,7 @@ class TurnEngine:
         return started
 
     async def get(self, turn_id: str) -> TurnRecord:
-        """Return a turn's record.
-
-        Raises:
-            RequestError: turn_not_found.
-        """
+        """Return a turn's record."""
         turn = await self.records.get(turn_id)
         if turn is None:
             raise not_found("turn", turn_id)
@@ -193,11 +185,7 @@ class TurnEngine:
         return self._journals.read(turn_id, None if turn is None else turn.journal)
 
     async def wait_ended(self, turn_id: str) -> TurnRecord:
-        """Return the turn's record when it has ended.
-
-        Raises:
-            RequestError: turn_not_found.
-        """
+        """Return the turn's record when it has ended."""
         turn = self._running.get(turn_id)
         if turn is not None:
             await turn.ended.wait()
@@ -208,9 +196,6 @@ class TurnEngine:
 
         Returns:
             the turn's record as it was when asked.
-
-        Raises:
-            RequestError: turn_not_found.
         """
         record = await self.get(turn_id)
         turn = self._running.get(turn_id)
@@ -219,11 +204,7 @@ class TurnEngine:
         return record
 
     async def answer(self, turn_id: str, confirmation_id: str, decision: Decision) -> Answer:
-        """Take the user's answer to a confirmation of a turn.
-
-        Raises:
-            RequestError: turn_not_found.
-        """
+        """Take the user's answer to a confirmation of a turn."""
         turn = self._running.get(turn_id)
         if turn is not None:
             return turn.answer(confirmation_id, decision)
