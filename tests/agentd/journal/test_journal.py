@@ -214,7 +214,7 @@ def test_a_torn_end_is_cut_at_the_last_whole_frame_wherever_it_tore(
     torn_at = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:torn_at])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_folder, "_BLOCK", block)
+        patch.setattr(journal_tail, "READ_SIZE", block)
         events = events_of(path)
     ends = [len(b"".join(frames[: count + 1])) for count in range(len(frames))]
     kept = sum(end <= torn_at for end in ends)

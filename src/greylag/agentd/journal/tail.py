@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from greylag.agentd.journal.journal import FRAME_END, TurnJournal
+from greylag.agentd.journal.journal import TurnJournal
 from greylag.common import sse
 
 READ_SIZE = 64 * 1024
@@ -85,8 +85,12 @@ class JournalTail:
                 yield await self._read(end)
             elif journal is None or journal.closed or changed is None:
                 return
-            elif not await _set_within(changed, self._heartbeat):
-                yield sse.HEARTBEAT
+            else:
+                try:
+                    async with asyncio.timeout(self._heartbeat):
+                        await changed.wait()
+                except TimeoutError:
+                    yield sse.HEARTBEAT
 
     def close(self) -> None:
         """Close the file; the reader is done."""
@@ -106,38 +110,20 @@ class JournalTail:
         return chunk
 
 
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
+def frames(fd: int) -> Iterator[bytes]:
+    """Yield the whole frames of a journal's file."""
+    splitter = sse.FrameSplitter(limit=1 << 40)  # our own file: its size is the limit
+    offset = 0
+    while block := os.pread(fd, READ_SIZE, offset):
+        offset += len(block)
+        yield from splitter.feed(block)
 
 
 def _offset_after(fd: int, number: int, end: int) -> int | None:
-    """Return the offset just past frame ``number``, None when there are not that many."""
-    left = number + 1
+    """Return the offset just past frame ``number``, None when ``end`` comes before it."""
     offset = 0
-    carry = b""
-    while offset < end:
-        block = os.pread(fd, min(READ_SIZE, end - offset), offset)
-        if not block:
-            return None
-        # A blank line may straddle two blocks; a frame never begins with a newline, so one
-        # carried byte cannot make a false end.
-        window = carry + block
-        found = window.count(FRAME_END)
-        if found >= left:
-            return offset - len(carry) + _end_of(window, left)
-        left -= found
-        offset += len(block)
-        carry = b"" if window.endswith(FRAME_END) else window[-1:]
+    for count, frame in enumerate(frames(fd)):
+        offset += len(frame)
+        if count == number or offset > end:
+            return offset if offset <= end else None
     return None
-
-
-def _end_of(window: bytes, nth: int) -> int:
-    at = 0
-    for _ in range(nth):
-        at = window.index(FRAME_END, at) + len(FRAME_END)
-    return at
