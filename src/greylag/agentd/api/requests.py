@@ -163,8 +163,8 @@ async def follow(
     turn_id: str,
     request: Request,
     convert: Callable[[JournalTail], AsyncIterator[bytes]] = JournalTail.chunks,
-) -> JournalStream:
-    """Return the response that streams a turn's events.
+) -> Response:
+    """Return the response that streams a turn's events; 204 when none will follow any more.
 
     Args:
         turns: who has the events.
@@ -189,4 +189,8 @@ async def follow(
     except BaseException:
         tail.close()
         raise
+    if after and tail.is_over:
+        # A standard EventSource opens every stream again that ended with 200 (WHATWG HTML, 9.2).
+        tail.close()
+        return Response(status_code=204)
     return JournalStream(convert(tail), tail.close)
