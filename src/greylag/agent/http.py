@@ -34,6 +34,7 @@ from greylag.domain.errors import (
     StreamCutError,
     TooLargeError,
     TurnNotFoundError,
+    TurnOverError,
 )
 from greylag.domain.names import path_segment
 from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, Decision
@@ -336,6 +337,8 @@ class HttpAgents:
         headers = {} if after is None else {"Last-Event-ID": after}
         asked = _Ask("GET", path, _no_turn(turn_id), headers)
         async with self._open(at, asked, _STREAM_TIMEOUT) as response:
+            if response.status == 204:  # noqa: PLR2004 - HTTP's No Content
+                raise TurnOverError("Nothing follows that event: the turn is over.")
             if response.status != 200:  # noqa: PLR2004 - HTTP's OK
                 raise AgentFailedError("The agent's stream is not one of events.")
             with silence_watched(response) as heard:

@@ -156,8 +156,8 @@ async def follow(
     turn_id: str,
     request: Request,
     convert: Callable[[JournalTail], AsyncIterator[bytes]] = JournalTail.chunks,
-) -> JournalStream:
-    """Return the response that streams a turn's events.
+) -> Response:
+    """Return the response that streams a turn's events; 204 when none will follow any more.
 
     Args:
         turns: who has the events.
@@ -180,4 +180,7 @@ async def follow(
                 await tail.skip(event_number(turn_id, after))
         except UnknownEventError as error:
             raise RequestError("unknown_event", str(error)) from error
+        if after and tail.is_over:
+            # A standard EventSource opens a stream again that ended with 200 (WHATWG HTML, 9.2).
+            return Response(status_code=204)
         return JournalStream(convert(tail), opened.pop_all().close)

@@ -73,9 +73,10 @@ class JournalTail:
         self._offset = offset
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the journal's bytes as they are there, at most 64 KiB at a time, until its end.
+        """Yield the journal's frames as they are there, until its end.
 
-        A comment (heartbeat) is only ever yielded between two frames.
+        Each piece is whole frames, about 64 KiB of them or one that is longer: older clients parse
+        each piece that they read as whole lines. A comment (heartbeat) comes between two pieces.
         """
         while True:
             journal = self._journal
@@ -92,6 +93,12 @@ class JournalTail:
                 except TimeoutError:
                     yield sse.HEARTBEAT
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing follows and nothing ever will."""
+        ended = self._journal is None or self._journal.closed
+        return ended and self._offset >= self._readable()
+
     def close(self) -> None:
         """Close the file; the reader is done."""
         os.close(self._fd)
@@ -106,8 +113,25 @@ class JournalTail:
             chunk = os.pread(self._fd, size, self._offset)
         else:
             chunk = await asyncio.to_thread(os.pread, self._fd, size, self._offset)
+        if self._offset + len(chunk) < end:
+            chunk = await asyncio.to_thread(self._whole_frames, chunk)
         self._offset += len(chunk)
         return chunk
+
+    def _whole_frames(self, chunk: bytes) -> bytes:
+        """Return ``chunk`` up to its last frame's end, or with the rest of its only frame."""
+        end = chunk.rfind(FRAME_END)
+        if end >= 0:
+            return chunk[: end + len(FRAME_END)]
+        whole = bytearray(chunk)
+        while piece := os.pread(self._fd, READ_SIZE, self._offset + len(whole)):
+            before = len(whole)
+            whole += piece
+            # Its end may lie across two pieces.
+            end = whole.find(FRAME_END, max(0, before - 1))
+            if end >= 0:
+                return bytes(whole[: end + len(FRAME_END)])
+        return bytes(whole)
 
 
 def frames(fd: int) -> Iterator[bytes]:
