@@ -8,6 +8,7 @@ from pathlib import Path
 from greylag.agentd.journal.journal import TurnJournal
 from greylag.common import sse
 
+FRAME_END = b"\n\n"
 READ_SIZE = 64 * 1024
 HEARTBEAT_SECONDS = 15.0
 
