@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
-from benchmarks.support import console, greylag_up, program
+from benchmarks.support import bearer, console, greylag_up, program
 from rich.table import Table
 
 PROJECTS = "/api/users/me/projects"
@@ -54,7 +54,7 @@ async def main() -> None:
         async with (
             program(sys.executable, "-c", _BARE) as (_, port),
             greylag_up(Path(folder) / "data") as (_, address),
-            aiohttp.ClientSession(address) as ours,
+            aiohttp.ClientSession(address, headers=bearer(Path(folder) / "data")) as ours,
             aiohttp.ClientSession(f"http://127.0.0.1:{port}") as bare,
         ):
             rows = await measure(ours, bare, given.rounds)

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
-from benchmarks.support import console, greylag_up
+from benchmarks.support import bearer, console, greylag_up
 from rich.table import Table
 
 from greylag.agentd.agent.types import find_agent
@@ -137,7 +137,7 @@ async def measure(folder: Path, runs: int) -> list[tuple[float, float]]:
         model() as url,
         Direct.open(folder / "direct", url) as direct,
         greylag_up(folder / "data", GOOSE_MODE="auto") as (_, address),
-        aiohttp.ClientSession(address) as http,
+        aiohttp.ClientSession(address, headers=bearer(folder / "data")) as http,
     ):
         await http.post(PROJECTS, json={"name": "x", "project_id": "x"})
         await http.post(f"{PROJECTS}/x/activate")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-from benchmarks.support import console, greylag_up, megabytes
+from benchmarks.support import bearer, console, greylag_up, megabytes
 from rich.table import Table
 
 SETTLE_SECONDS = 3.0
@@ -25,7 +25,10 @@ async def start_seconds(data: Path) -> float:
 
 async def memory(data: Path) -> dict[str, float]:
     """Return MB of the web and worker, and of one environment's processes, all at rest."""
-    async with greylag_up(data) as (up, address), aiohttp.ClientSession(address) as http:
+    async with (
+        greylag_up(data) as (up, address),
+        aiohttp.ClientSession(address, headers=bearer(data)) as http,
+    ):
         await http.post(PROJECTS, json={"name": "x", "project_id": "x"})
         assert (await http.post(f"{PROJECTS}/x/activate")).ok
         await (await http.post(f"{PROJECTS}/x/messages", json={"message": "hello"})).read()

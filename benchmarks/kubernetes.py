@@ -18,7 +18,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from benchmarks.support import console, greylag_up
+from benchmarks.support import bearer, console, greylag_up
 from rich.table import Table
 from tests.cluster import real_cluster
 
@@ -87,7 +87,7 @@ async def measure(settings: dict[str, str], namespace: str, runs: int) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         async with (
             greylag_up(Path(folder) / "data", **settings) as (_, address),
-            aiohttp.ClientSession(address) as http,
+            aiohttp.ClientSession(address, headers=bearer(Path(folder) / "data")) as http,
         ):
 
             async def asked(verb: str, status: str) -> None:

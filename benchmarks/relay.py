@@ -22,6 +22,7 @@ FLOODED = 20
 ROUND_SECONDS = 4.0
 RELAY_CORE, OTHER_CORE = 0, 1
 MILLION = 1_000_000
+TOKEN = "the-token-of-the-benchmark"  # noqa: S105 - of a web that it starts itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Reader:
         """Ask for a turn's events and wait for the first one."""
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
         path = relay.path.format(turn=turn)
-        writer.write(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+        headers = f"host: 127.0.0.1\r\nauthorization: Bearer {TOKEN}"
+        writer.write(f"GET {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode())
         await reader.readuntil(b"data:")
         return cls(reader, writer)
 
@@ -115,7 +117,9 @@ async def relays() -> AsyncIterator[list[Relay]]:
         upstream = str(HERE / "relay_upstream.py")
         _, port = await run(sys.executable, upstream, core=OTHER_CORE)
         agent = f"http://127.0.0.1:{port}"
-        ours, address = await run(sys.executable, "-m", "benchmarks.relay_ours", agent, core=0)
+        ours, address = await run(
+            sys.executable, "-m", "benchmarks.relay_ours", agent, TOKEN, core=0
+        )
         path = "/api/users/ada/projects/p/turns/{turn}/events"
         found = [Relay("Greylag", ours.pid, int(address.rpartition(":")[2]), path)]
         node = shutil.which("node")

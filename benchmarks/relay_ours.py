@@ -1,12 +1,13 @@
 """Our web as it ships, with one active project whose agent is at a given address.
 
-`python -m benchmarks.relay_ours URL` prints the port that it answers on.
+`python -m benchmarks.relay_ours URL TOKEN` prints the port that it answers on.
 Only the cluster is a stand-in.
 """
 
 import sys
 
 import uvloop
+from pydantic import SecretStr
 from tests.fakes.cluster import MemoryCluster
 from tests.fakes.store import MemoryStore
 
@@ -36,10 +37,20 @@ class _Elsewhere(MemoryCluster):
         return AgentAddress(self._url, token="any")  # noqa: S106 - it guards nothing
 
 
-async def main(url: str) -> None:
+def _ready(address: str, link: str | None = None) -> None:
+    del link
+    print(address, flush=True)
+
+
+async def main(url: str, token: str) -> None:
     """Serve until a signal."""
     settings = Settings(
-        port=0, users="ada", resync_seconds=3600, streams_per_project=STREAMS, log_level="error"
+        port=0,
+        token=SecretStr(token),
+        users="ada",
+        resync_seconds=3600,
+        streams_per_project=STREAMS,
+        log_level="error",
     )
     gateway = HttpAgents.open()
     greylag = build(settings, Adapters(MemoryStore(), _Elsewhere(url), gateway))
@@ -48,10 +59,10 @@ async def main(url: str) -> None:
     await projects.want(OPERATOR, "ada", "p", Desired.ACTIVE)
     await WorkLoop(greylag.reconciler, concurrency=4).drain()
     assert (await greylag.use_cases.store.get("ada", "p")).status == "active"
-    await serve_parts(greylag.use_cases, settings, lambda address: print(address, flush=True))
+    await serve_parts(greylag.use_cases, settings, _ready)
     await gateway.close()
 
 
 if __name__ == "__main__":
     configure_logging("json", "error")
-    uvloop.run(main(sys.argv[1]))
+    uvloop.run(main(*sys.argv[1:]))

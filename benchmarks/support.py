@@ -55,6 +55,12 @@ async def greylag_up(data: Path, **env: str) -> AsyncIterator[tuple[Process, str
         yield process, line.rpartition(" ")[2]
 
 
+def bearer(data: Path) -> dict[str, str]:
+    """Return the headers that a Greylag over ``data`` lets in."""
+    token = (data / "token").read_text("utf-8").strip()
+    return {"authorization": f"Bearer {token}"}
+
+
 def free_port() -> int:
     """Return a port that nobody listens on now."""
     with socket.socket() as sock:

@@ -18,11 +18,14 @@ from greylag.config import Settings
 from greylag.ports import Clock
 
 FIRST_LOOK_SECONDS = 5.0
+TOKEN = "the-token-of-the-operator"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
 def settings(**values: Any) -> Settings:
-    """Settings as given, with nothing from a file."""
-    return Settings(_env_file=None, **values)
+    """Settings as given, with nothing from a file; without `auth` there is a token, ``TOKEN``."""
+    token = {} if "auth" in values else {"token": TOKEN}
+    return Settings(_env_file=None, **{**token, **values})
 
 
 class Harness:

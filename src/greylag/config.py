@@ -2,6 +2,7 @@
 
 import json
 from functools import cached_property
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
 
@@ -33,7 +34,10 @@ class Settings(BaseSettings):
     port: int = Field(DEFAULT_PORT, ge=0, le=65535)
     data: Path = Path("data")
     token: SecretStr | None = None
+    auth: Literal["token", "none"] = "token"
     allowed_hosts: str = ""
+    trusted_proxies: str = ""
+    hsts_seconds: int = Field(0, ge=0, le=63_072_000)
     users: str = ""
     users_file: Path | None = None
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -77,10 +81,23 @@ class Settings(BaseSettings):
             raise ValueError("must begin a DNS label: a-z, 0-9, -, a letter first, 30 at most")
         return value
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_networks(cls, value: str) -> str:
+        networks = [one.strip() for one in value.split(",") if one.strip()]
+        try:
+            return ",".join(str(ip_network(one)) for one in networks)
+        except ValueError as error:
+            raise ValueError(
+                f"must be addresses or networks such as 10.0.0.0/8: {error}"
+            ) from error
+
     @model_validator(mode="after")
     def _open_bind_needs_a_token(self) -> Self:
         if self.token is not None and len(self.token.get_secret_value()) < 16:  # noqa: PLR2004 - said in the sentence
             raise ValueError("GREYLAG_TOKEN must have at least 16 characters")
+        if self.auth == "none" and self.token is not None:
+            raise ValueError("GREYLAG_AUTH=none and GREYLAG_TOKEN contradict each other: unset one")
         if not is_loopback(self.host) and self.token is None:
             raise ValueError(
                 f"binding to {self.host}, which others can reach, needs GREYLAG_TOKEN to be set"

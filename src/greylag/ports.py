@@ -303,7 +303,23 @@ class Subscription(Protocol):
         """Return ``True`` as soon as something has changed, ``False`` after ``timeout`` seconds."""
 
 
-class ProjectStore(Protocol):
+class Revocations(Protocol):
+    """What must not count any more though its signature is good: sign-ins that were ended, links
+    that were used. Every method may raise ``StoreUnavailableError``.
+    """
+
+    async def revoke(self, name: str, until: datetime, now: datetime) -> bool:
+        """Keep ``name`` until then, for every process on this store, in one atomic step.
+
+        Returns:
+            Whether nobody had done so before. What was kept until before ``now`` may be forgotten.
+        """
+
+    async def is_revoked(self, name: str) -> bool:
+        """Tell whether ``name`` is kept."""
+
+
+class ProjectStore(Revocations, Protocol):
     """The records, their activation logs, and who works on which.
 
     Every method may raise ``StoreUnavailableError``; then nothing was changed, or, when a server

@@ -1,29 +1,41 @@
 """The long-running programs: web and worker in one process, or each alone.
 
-Each runs until SIGINT or SIGTERM, and gives ``announce`` its address, or a sentence, once it is at
-work. It raises ``ConfigError`` when an address or the data folder cannot be used.
+Each runs until SIGINT or SIGTERM, and tells ``announce`` when it is at work. It raises
+``ConfigError`` when an address or the data folder cannot be used.
 """
 
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import structlog
+from pydantic import SecretStr
 
 from greylag.common.server import HttpServer, address_of, listen
+from greylag.common.token_file import ensure_token
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
-from greylag.services.use_cases import UseCases
+from greylag.services.use_cases import OPEN_TO_ALL, UseCases
 from greylag.web.api.platform import create_health_app
 from greylag.web.app import create_app
+from greylag.web.auth import Signatures
 from greylag.wiring import assembled
 
 _log = structlog.get_logger(__name__)
 
 GRACEFUL_SHUTDOWN_SECONDS = 3
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
-Announce = Callable[[str], None]
+
+
+class Announce(Protocol):
+    """Tells a person that a program is at work."""
+
+    def __call__(self, address: str, link: str | None = None) -> None:
+        """Tell its address, or a sentence; and the link that signs one browser in, if there is one.
+        The link is for this person: it is never logged.
+        """
 
 
 async def up(settings: Settings, announce: Announce) -> None:
@@ -39,7 +51,7 @@ async def up(settings: Settings, announce: Announce) -> None:
             greylag.worker.run(looked, settings.startup_reconcile_timeout), name="worker"
         )
         await looked.wait()
-        await _serve(greylag.use_cases, settings, listener, announce)
+        await _serve_with_token(greylag.use_cases, settings, listener, announce)
         working.cancel()
     _log.info("stopped", environments="active ones go on, and are found again at the next start")
 
@@ -51,11 +63,11 @@ async def serve(settings: Settings, announce: Announce) -> None:
     """
     listener = _bind_web(settings)
     async with assembled(settings, patient=True) as greylag:
-        await _serve(greylag.use_cases, settings, listener, announce)
+        await _serve_with_token(greylag.use_cases, settings, listener, announce)
 
 
 async def serve_parts(use_cases: UseCases, settings: Settings, announce: Announce) -> None:
-    """Run the web over use cases that the caller has made."""
+    """Run the web over use cases that the caller has made, with the token of ``settings``."""
     await _serve(use_cases, settings, _bind_web(settings), announce)
 
 
@@ -89,6 +101,22 @@ async def work(settings: Settings, announce: Announce) -> None:
 async def _announce_after(looked: asyncio.Event, announce: Announce) -> None:
     await looked.wait()
     announce("the worker is running")
+
+
+async def _serve_with_token(
+    use_cases: UseCases, settings: Settings, listener: socket.socket, announce: Announce
+) -> None:
+    """Serve with the token of the settings, else with the data folder's: nobody knows that one by
+    heart, so there is a link.
+    """
+    if settings.auth == "none":
+        _log.warning("sign_in_off", meaning=OPEN_TO_ALL)
+    elif settings.token is None:
+        token = SecretStr(ensure_token(settings.data))
+        settings = settings.model_copy(update={"token": token})
+        link = Signatures(token).link(address_of(listener))
+        announce = partial(announce, link=link)
+    await _serve(use_cases, settings, listener, announce)
 
 
 async def _serve(

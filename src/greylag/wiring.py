@@ -29,7 +29,7 @@ from greylag.services.agents import Agents
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.projects import Projects
-from greylag.services.use_cases import DEMONSTRATION, Platform, UseCases
+from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, Platform, UseCases
 from greylag.store.sqlite.archive import is_there
 from greylag.store.sqlite.store import SqliteStore
 from greylag.store.users import StaticUsers
@@ -273,11 +273,14 @@ def _process_name() -> str:
 
 
 def _platform(settings: Settings, cluster: Cluster) -> Platform:
+    notices = [OPEN_TO_ALL] if settings.auth == "none" else []
+    if cluster.notice:
+        notices.append(cluster.notice)
     return Platform(
         version=__version__,
         cluster=cluster.kind,
         store="mongodb" if settings.mongodb_uri else "sqlite",
-        notice=cluster.notice,
+        notice=" ".join(notices) or None,
         demonstration=None if settings.model_url else DEMONSTRATION,
     )
 

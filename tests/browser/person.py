@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from playwright.async_api import Page, async_playwright
+from tests.harness import TOKEN
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PATIENCE_MS = 60_000
@@ -62,9 +63,14 @@ class Person:
 
 @asynccontextmanager
 async def at_browser(
-    base: str, *, width: int = 1200, dark: bool = False, scripts: bool = True
+    base: str,
+    *,
+    token: str | None = TOKEN,
+    width: int = 1200,
+    dark: bool = False,
+    scripts: bool = True,
 ) -> AsyncIterator[Person]:
-    """Open a browser whose paths are those of the site at ``base``.
+    """Open a browser whose paths are those of the site at ``base``, signed in by ``token``.
 
     On leaving it fails if the browser complained: of a script's error, of the content security
     policy, of a file that is not there.
@@ -80,6 +86,8 @@ async def at_browser(
             java_script_enabled=scripts,
         )
         context.set_default_timeout(PATIENCE_MS)
+        if token is not None:
+            await context.request.post("/sign-in", form={"token": token})
         person = Person(await context.new_page())
         _listen(person)
         try:

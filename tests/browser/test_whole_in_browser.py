@@ -24,8 +24,9 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
 
 
 async def test_from_nothing_to_an_answer(whole: Whole) -> None:
-    async with at_browser(whole.address) as person:
-        await person.page.goto("/")
+    async with at_browser(whole.address, token=None) as person:
+        await person.page.goto(whole.link)
+        await person.page.wait_for_url(f"{whole.address}/users/me")
         await expect(person.page.locator(".banner").last).to_contain_text("demonstration")
         await person.page.click("text=Create the first project")
         await person.page.fill("#field-name", "Hello")
@@ -41,7 +42,7 @@ async def test_from_nothing_to_an_answer(whole: Whole) -> None:
 async def test_a_reload_and_dropped_connections_lose_and_repeat_nothing(whole: Whole) -> None:
     path = await whole.project()
     proxy = DroppingProxy(whole.port)
-    async with proxy.running(), at_browser(proxy.address) as person:
+    async with proxy.running(), at_browser(proxy.address, token=whole.token) as person:
         await person.open_project(path)
         await person.say("[[delay ms=10]] [[chunks n=600 size=5]]")
         prose = person.page.locator(".prose")
@@ -77,7 +78,7 @@ async def test_a_standard_event_source_reads_a_turn_and_stops(whole: Whole) -> N
 
 async def test_big_answers_do_not_freeze_the_page(whole: Whole) -> None:
     path = await whole.project()
-    async with at_browser(whole.address) as person:
+    async with at_browser(whole.address, token=whole.token) as person:
         await person.open_project(path)
         await person.page.evaluate(_WATCH_FREEZES)
         await person.say("[[chunks n=10000 size=5]]")
@@ -108,7 +109,7 @@ _WATCH_FREEZES = """() => {
 
 async def test_a_turn_is_stopped_in_its_answer(whole: Whole) -> None:
     path = await whole.project()
-    async with at_browser(whole.address) as person:
+    async with at_browser(whole.address, token=whole.token) as person:
         await person.open_project(path)
         await person.say("[[delay ms=20]] [[chunks n=5000 size=5]]")
         await expect(person.page.locator(".prose")).to_contain_text("0010")

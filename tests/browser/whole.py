@@ -24,6 +24,8 @@ class Whole:
     """A running Greylag."""
 
     address: str
+    link: str
+    token: str
     http: aiohttp.ClientSession
 
     @property
@@ -56,9 +58,11 @@ async def up(data: Path) -> AsyncIterator[Whole]:
         *command, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL, env=environment
     )
     try:
-        address = await _address(process)
-        async with aiohttp.ClientSession(address) as http:
-            yield Whole(address, http)
+        address, link = await _said(process, "ready: "), await _said(process, "once): ")
+        token = (data / "token").read_text().strip()
+        headers = {"authorization": f"Bearer {token}"}
+        async with aiohttp.ClientSession(address, headers=headers) as http:
+            yield Whole(address, link, token, http)
             for path in await _projects(http):
                 async with http.delete(path) as answer:
                     await answer.read()
@@ -68,11 +72,11 @@ async def up(data: Path) -> AsyncIterator[Whole]:
             await process.wait()
 
 
-async def _address(process: Process) -> str:
+async def _said(process: Process, words: str) -> str:
     assert process.stdout is not None
     async with asyncio.timeout(READY_SECONDS):
         async for line in process.stdout:
-            _, found, address = line.decode().partition("ready: ")
+            _, found, address = line.decode().partition(words)
             if found:
                 return address.strip()
     raise AssertionError("greylag up ended before it was ready")

@@ -24,7 +24,7 @@ async def stack(settings: Settings) -> AsyncIterator[Stack]:
 
 @pytest.fixture
 def env(stack: Stack) -> dict[str, str]:
-    return {"GREYLAG_SERVER": stack.address}
+    return stack.env
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def program(env: dict[str, str]) -> Cli:
 @pytest.fixture
 async def project(stack: Stack) -> str:
     """The id of an active project."""
-    async with ApiClient(stack.address, None) as api:
+    async with ApiClient(stack.address, stack.token) as api:
         await api.create("ann", {"name": "Talk", "project_id": "talk"}, "key")
         await api.change(ProjectPlace("ann", "talk"), "activate", Wish())
     return "talk"

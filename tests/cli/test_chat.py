@@ -248,7 +248,7 @@ async def test_an_answer_cut_once_at_any_frame_is_whole(
     place = ProjectPlace("ann", project)
     remarks: list[str] = []
     async with CuttingProxy(stack.address, iter([frame])).running() as proxy:
-        async with ApiClient(proxy.address, None) as api:
+        async with ApiClient(proxy.address, stack.token) as api:
             message = OutgoingMessage("a b c", "message-1")
             events = [
                 event async for event in TurnStream(api, place, message, remarks.append).events()
@@ -261,7 +261,9 @@ async def test_an_answer_cut_once_at_any_frame_is_whole(
 async def test_an_answer_cut_at_every_frame_is_whole(env: dict[str, str], project: str) -> None:
     cuts = itertools.chain([0, 0], itertools.repeat(1))
     async with CuttingProxy(env["GREYLAG_SERVER"], cuts).running() as proxy:
-        done = await run("chat", project, "a b c", "--json", env={"GREYLAG_SERVER": proxy.address})
+        done = await run(
+            "chat", project, "a b c", "--json", env={**env, "GREYLAG_SERVER": proxy.address}
+        )
         assert proxy.streams > 6
     assert done.code == 0, done.err
     events = [StreamEvent(event["id"], event["type"], event["content"]) for event in done.lines]
@@ -272,7 +274,7 @@ async def test_a_dropped_connection_leaves_no_mark_in_an_answer_that_goes_to_a_f
     env: dict[str, str], project: str
 ) -> None:
     async with CuttingProxy(env["GREYLAG_SERVER"], iter([2, 3])).running() as proxy:
-        done = await run("chat", project, "a b c", env={"GREYLAG_SERVER": proxy.address})
+        done = await run("chat", project, "a b c", env={**env, "GREYLAG_SERVER": proxy.address})
     assert (done.code, done.out) == (0, "You said: a b c\n")
     assert done.err.count("The connection dropped") == 2
 

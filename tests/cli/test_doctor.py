@@ -16,7 +16,7 @@ def verdicts(document: dict[str, object]) -> dict[str, str]:
 async def test_a_server_that_runs_is_well_and_its_notice_a_warning(
     stack: Stack, tmp_path: Path
 ) -> None:
-    env = {"GREYLAG_SERVER": stack.address, "GREYLAG_DATA": str(tmp_path / "data")}
+    env = {**stack.env, "GREYLAG_DATA": str(tmp_path / "data"), "GREYLAG_TOKEN": stack.token}
     done = await call("doctor", "--json", env=env)
     found = verdicts(done.document)
     assert (found["server"], found["notice"], found["data folder"]) == ("ok", "warn", "ok")

@@ -27,7 +27,7 @@ async def test_a_followed_log_goes_on_until_ctrl_c(cli: Cli, stack: Stack) -> No
     await cli("projects", "create", "Told", "--id", "told")
     await cli("activate", "told")
     stack.cluster.say(REF, b"before")
-    process = await start("logs", "told", "-f", env={"GREYLAG_SERVER": stack.address})
+    process = await start("logs", "told", "-f", env=stack.env)
     assert process.stdout is not None
     assert await process.stdout.readline() == b"before\n"
     stack.cluster.say(REF, b"after")
@@ -44,7 +44,7 @@ async def test_followed_events_come_once_each_over_dropped_connections_and_end_w
     cuts = itertools.chain(itertools.repeat(1, 3))
     async with CuttingProxy(stack.address, cuts).running() as proxy:
         process = await start(
-            "events", "told", "-f", "--json", env={"GREYLAG_SERVER": proxy.address}
+            "events", "told", "-f", "--json", env={**stack.env, "GREYLAG_SERVER": proxy.address}
         )
         assert process.stdout is not None
         await process.stdout.readline()

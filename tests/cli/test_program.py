@@ -9,12 +9,15 @@ import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tests.cli.program import GREYLAG, Cli, call, environment, finish, run, start
 from tests.cli.stack import Stack, running_stack
 
-from greylag.cli.access import DEFAULT_SERVER
+from greylag.cli.access import DEFAULT_SERVER, Access
+from greylag.cli.errors import CliError
 from greylag.cli.main import VERBS, as_text, greylag
 from greylag.config import DEFAULT_PORT, Settings
 from greylag.domain.project import ProjectRef
@@ -175,7 +178,7 @@ async def test_exit_3_when_something_else_answers() -> None:
 
 
 async def test_exit_4_when_the_time_is_over_and_it_goes_on(stuck_stack: Stack) -> None:
-    env = {"GREYLAG_SERVER": stuck_stack.address}
+    env = stuck_stack.env
     await call("projects", "create", "Slow", "--id", "slow", env=env)
     done = await call("activate", "slow", "--timeout", "1", "--json", env=env)
     assert (done.code, done.out) == (4, "")
@@ -186,7 +189,7 @@ async def test_exit_4_when_the_time_is_over_and_it_goes_on(stuck_stack: Stack) -
 async def test_exit_5_without_the_right_token(token: str) -> None:
     settings = Settings(users="ann", token=TOKEN, _env_file=None)
     async with running_stack(settings) as stack:
-        env = {"GREYLAG_SERVER": stack.address}
+        env = stack.env
         refused = await call("users", env={**env, "GREYLAG_TOKEN": token})
         allowed = await call("users", env={**env, "GREYLAG_TOKEN": TOKEN})
     assert (refused.code, refused.out) == (5, "")
@@ -195,8 +198,48 @@ async def test_exit_5_without_the_right_token(token: str) -> None:
     assert TOKEN not in refused.err + allowed.err
 
 
+async def test_the_token_is_found_in_the_data_folder_then_where_the_person_keeps_it(
+    stack: Stack, tmp_path: Path
+) -> None:
+    own = tmp_path / ".config/greylag/token"
+    own.parent.mkdir(parents=True)
+    own.write_text("a-token-of-another-server\n")
+    server = {"GREYLAG_SERVER": stack.address, "HOME": str(tmp_path)}
+    elsewhere = {**server, "GREYLAG_DATA": str(tmp_path)}
+    assert (await call("users", env={**server, "GREYLAG_DATA": str(stack.data)})).code == 0
+    assert (await call("users", "--data", str(stack.data), env=elsewhere)).code == 0
+    refused = await call("users", env=elsewhere)
+    assert (refused.code, "--data" in refused.err) == (5, True)
+    own.write_text(f"{stack.token}\n")
+    assert (await call("users", env=elsewhere)).code == 0
+    wrong = {**elsewhere, "GREYLAG_TOKEN": "a-wrong-token-indeed"}
+    assert (await call("users", env=wrong)).code == 5
+
+
+async def test_a_data_folder_s_token_goes_to_no_other_machine(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str | None] = []
+
+    def client(access: Access) -> NoReturn:
+        given.append(access.token)
+        raise CliError("nothing is asked")
+
+    monkeypatch.setattr(Access, "client", client)
+    for server in ("http://192.0.2.1", "https://greylag.example", stack.address):
+        await call("users", env={**stack.env, "GREYLAG_SERVER": server, "HOME": str(stack.data)})
+    assert given == [None, None, stack.token]
+
+
+async def test_a_file_that_is_no_token_is_told_without_its_content(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("something else")
+    done = await call("users", env={"GREYLAG_DATA": str(tmp_path)})
+    assert (done.code, str(tmp_path / "token") in done.err) == (2, True)
+    assert "something" not in done.err
+
+
 async def test_exit_130_on_ctrl_c(stuck_stack: Stack) -> None:
-    env = {"GREYLAG_SERVER": stuck_stack.address}
+    env = stuck_stack.env
     await call("projects", "create", "Slow", "--id", "slow", env=env)
     process = await start("activate", "slow", env=env)
     assert process.stderr is not None
@@ -208,7 +251,7 @@ async def test_exit_130_on_ctrl_c(stuck_stack: Stack) -> None:
 
 async def test_exit_141_when_the_reader_of_its_output_has_gone(cli: Cli, stack: Stack) -> None:
     await cli("projects", "create", "x" * 200, "--id", "x")
-    process = await start("logs", "x", "--follow", env={"GREYLAG_SERVER": stack.address})
+    process = await start("logs", "x", "--follow", env=stack.env)
     assert process.stdout is not None
     project = ProjectRef("ann", "x")
     stack.cluster.say(project, b"one line")
@@ -223,7 +266,7 @@ async def test_exit_141_when_the_reader_of_its_output_has_gone(cli: Cli, stack: 
 async def test_several_users_must_be_told_apart() -> None:
     settings = Settings(users="ann,bob", _env_file=None)
     async with running_stack(settings) as stack:
-        env = {"GREYLAG_SERVER": stack.address}
+        env = stack.env
         unsaid = await call("projects", "list", env=env)
         said = await call("projects", "list", "--json", env={**env, "GREYLAG_USER": "bob"})
     assert unsaid.code == 2

@@ -20,6 +20,7 @@ from greylag.agentd.agent.types import find_agent
 from greylag.cluster.local.folders import Folder
 from greylag.cluster.local.processes import ProcessId, is_alive, marked, send
 from greylag.common import sse
+from greylag.common.token_file import read_token
 
 READY_SECONDS = 30
 END_SECONDS = 30
@@ -80,6 +81,17 @@ class Product:
         assert process.stdout is not None
         async with asyncio.timeout(READY_SECONDS):
             assert await process.stdout.readline(), f"greylag {verb} ended before it was ready"
+        if (token := read_token(self.data / "token")) is not None:
+            self.http.headers["authorization"] = f"Bearer {token}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What the command line finds the server and its token by."""
+        return {"GREYLAG_SERVER": self.address, "GREYLAG_DATA": str(self.data)}
+
+    def signed_in(self, address: str) -> aiohttp.ClientSession:
+        """Return a client of its own that reaches the server at ``address``, as the operator."""
+        return aiohttp.ClientSession(address, headers=self.http.headers)
 
     async def kill(self, verb: str = "up") -> None:
         """Kill the program as a machine that loses power does."""

@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from tests.harness import BEARER
 from tests.services.house import House
 from tests.web.server import ADA, served
 from tests.web.server import settings as web_settings
@@ -67,7 +68,7 @@ def address() -> Iterator[str]:
 def _document() -> dict[str, Any]:
     """Return the OpenAPI document that the web serves."""
     app = create_app(House().use_cases, web_settings())
-    headers = {"host": "127.0.0.1"}
+    headers = {"host": "127.0.0.1", **BEARER}
     loaded = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers)
     return dict(loaded.raw_schema)
 
@@ -88,7 +89,7 @@ def test_nothing_makes_a_500_and_every_error_is_a_problem_document(
     case: "schemathesis.Case[Any]", address: str
 ) -> None:
     aim(case, address)
-    answer = case.call(base_url=address, timeout=20)
+    answer = case.call(base_url=address, headers=BEARER, timeout=20)
     case.validate_response(
         answer,
         checks=[
@@ -111,10 +112,14 @@ def aim(case: "schemathesis.Case[Any]", address: str) -> None:
         parameters["user"] = "ada"
     if choice % 4 and "project" in parameters:
         body = {"name": "Notes", "project_id": "notes"}  # again, when a case has deleted it
-        made = requests.post(f"{address}/api/users/ada/projects", json=body, timeout=20)
+        made = requests.post(
+            f"{address}/api/users/ada/projects", json=body, headers=BEARER, timeout=20
+        )
         assert made.status_code in {201, 409}, made.text
         if any(part in case.path for part in OF_THE_AGENT):
-            requests.post(f"{address}/api/users/ada/projects/notes/activate", timeout=20)
+            requests.post(
+                f"{address}/api/users/ada/projects/notes/activate", headers=BEARER, timeout=20
+            )
         parameters["project"] = "notes"
     if case.path.endswith(ENDLESS):
         parameters["project"] = "gone"

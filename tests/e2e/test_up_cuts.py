@@ -41,7 +41,7 @@ async def test_a_connection_that_breaks_inside_a_frame_repeats_and_loses_nothing
     async with product(tmp_path) as up:
         path = await up.project("demo")
         proxy = DroppingProxy(up.port)
-        async with proxy.running(), aiohttp.ClientSession(proxy.address) as through:
+        async with proxy.running(), up.signed_in(proxy.address) as through:
             direct, up.http = up.http, through
             found: list[Event] = []
             body = {"message": "[[delay ms=3]] [[chunks n=600 size=5]]", "message_id": "cut"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from tests.cli.program import run
-from tests.e2e.product import PROJECTS, free_port, product, real_goose, text_of, types_of
+from tests.e2e.product import PROJECTS, Product, free_port, product, real_goose, text_of, types_of
 
 pytestmark = real_goose
 
@@ -37,7 +37,7 @@ async def test_the_main_path_by_http(tmp_path: Path) -> None:
 
 async def test_the_main_path_by_command_line(tmp_path: Path) -> None:
     async with product(tmp_path) as up:
-        env = {"GREYLAG_SERVER": up.address}
+        env = up.env
         made = await run("projects", "create", "Notes", "--id", "notes", "--json", env=env)
         assert made.document["project_id"] == "notes", made.err
         said = await run("chat", "notes", "[[text good morning]]", env=env)
@@ -57,7 +57,7 @@ async def test_a_signal_ends_it_cleanly_and_the_next_start_finds_environment_and
         path = await up.project("demo")
         before = up.processes()
         first = await up.first(path, "message", "[[delay ms=30]] [[chunks n=60 size=5]]")
-        reading = asyncio.create_task(_to_the_end(up.address, path), name="open stream")
+        reading = asyncio.create_task(_to_the_end(up, path), name="open stream")
         assert await up.end(number=number) == 0
         await reading
         assert up.processes() >= before
@@ -70,9 +70,9 @@ async def test_a_signal_ends_it_cleanly_and_the_next_start_finds_environment_and
         assert up.processes() >= before
 
 
-async def _to_the_end(address: str, path: str) -> None:
+async def _to_the_end(up: Product, path: str) -> None:
     """Read the activation log until the server ends it."""
-    async with aiohttp.ClientSession(address) as http, http.get(f"{path}/events") as answer:
+    async with up.signed_in(up.address) as http, http.get(f"{path}/events") as answer:
         try:
             await answer.read()
         except aiohttp.ClientError:

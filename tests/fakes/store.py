@@ -49,6 +49,7 @@ class _Tables:
     events: dict[ProjectRef, list[Event]] = field(default_factory=dict)
     keys: dict[tuple[str, str], _Key] = field(default_factory=dict)
     duties: dict[str, DutyRecord] = field(default_factory=dict)
+    revoked: dict[str, datetime] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -179,6 +180,20 @@ class MemoryStore:
         """Say that a duty is done; see the port."""
         known = self._open().duties
         known[name] = records.finished(known.get(name, DutyRecord()), worker, now)
+
+    async def revoke(self, name: str, until: datetime, now: datetime) -> bool:
+        """Keep the name of what must not count any more; see the port."""
+        known = self._open().revoked
+        for old in [old for old, its_end in known.items() if its_end < now]:
+            del known[old]
+        if name in known:
+            return False
+        known[name] = until
+        return True
+
+    async def is_revoked(self, name: str) -> bool:
+        """Tell whether a name is kept; see the port."""
+        return name in self._open().revoked
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""

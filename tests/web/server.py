@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from tests.harness import served, settings
+from tests.harness import BEARER, served, settings
 from tests.services.house import House
 
 from greylag.config import Settings
@@ -47,13 +47,16 @@ class Site:
 
 
 @asynccontextmanager
-async def site(chosen: Settings | None = None, *, auto: bool = True) -> AsyncIterator[Site]:
-    """Run everything in memory, worker included."""
+async def site(
+    chosen: Settings | None = None, *, auto: bool = True, signed_in: bool = True
+) -> AsyncIterator[Site]:
+    """Run everything in memory, worker included; ``signed_in``: the client sends the token."""
     house = House(auto=auto)
     app = create_app(house.use_cases, chosen or settings())
     async with house.working(), served(app) as port:
         base = f"http://127.0.0.1:{port}"
         # unsafe: cookies of an address in numbers count too, as in a browser.
         jar = aiohttp.CookieJar(unsafe=True)
-        async with aiohttp.ClientSession(base, cookie_jar=jar) as http:
+        headers = BEARER if signed_in else None
+        async with aiohttp.ClientSession(base, cookie_jar=jar, headers=headers) as http:
             yield Site(house, http, port)

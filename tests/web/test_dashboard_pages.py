@@ -5,7 +5,8 @@ import re
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.web.server import ADA, Site, settings, site
+from tests.harness import TOKEN
+from tests.web.server import ADA, Site, site
 
 from greylag.common import sse
 
@@ -142,9 +143,8 @@ async def test_a_live_number_that_is_none_is_refused(running: Site) -> None:
 
 
 async def test_who_signed_in_can_sign_out() -> None:
-    token = "a-token-of-many-letters"
     async with (
-        site(settings(token=token)) as locked,
-        locked.http.post("/sign-in", data={"token": token}) as answer,
+        site(signed_in=False) as locked,
+        locked.http.post("/sign-in", data={"token": TOKEN}) as answer,
     ):
         assert "Sign out" in await answer.text()

@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+from tests.harness import TOKEN
 from tests.web.server import ADA, Site, settings, site
-
-TOKEN = "a-token-of-many-letters"
 
 
 @pytest.fixture
@@ -146,7 +145,7 @@ async def test_every_answer_has_a_request_id_and_the_security_headers(running: S
 
 
 async def test_only_the_token_or_a_sign_in_opens() -> None:
-    async with site(settings(token=TOKEN)) as locked:
+    async with site(signed_in=False) as locked:
         for header in (None, "Bearer wrong", "Basic eDp5", TOKEN):
             headers = {"authorization": header} if header else {}
             async with locked.http.get(ADA, headers=headers) as answer:
@@ -173,7 +172,7 @@ async def test_only_the_token_or_a_sign_in_opens() -> None:
 
 
 async def test_nobody_can_try_many_tokens() -> None:
-    async with site(settings(token=TOKEN)) as locked:
+    async with site(signed_in=False) as locked:
 
         async def guess(number: int) -> int:
             headers = {"authorization": f"Bearer {number}"}
@@ -187,7 +186,7 @@ async def test_nobody_can_try_many_tokens() -> None:
 async def test_no_log_line_holds_the_token_and_each_has_the_request_id(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async with site(settings(token=TOKEN)) as locked:
+    async with site(signed_in=False) as locked:
         headers = {"authorization": f"Bearer {TOKEN}", "x-request-id": "line-1"}
         async with locked.http.get(f"{ADA}/missing", headers=headers) as answer:
             assert answer.status == 404

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from tests.agent.raw_agent import Answer, Asked, RawAgent, raw_agent, said
 from tests.fakes.cluster import MemoryCluster
+from tests.harness import BEARER
 from tests.services.house import House
 from tests.web.server import ADA, Site, served, settings, site
 
@@ -37,6 +38,10 @@ class Elsewhere(MemoryCluster):
         return self._at
 
 
+HEAD = f"host: 127.0.0.1\r\nauthorization: {BEARER['authorization']}"
+"""What a request by hand needs to be let in."""
+
+
 @asynccontextmanager
 async def site_of(
     answer: Answer, chosen: Settings | None = None
@@ -47,7 +52,10 @@ async def site_of(
     async with raw_agent(answer) as agent, house.working():
         agents = Agents(house.use_cases.projects, Elsewhere(agent.at), gateway)
         app = create_app(replace(house.use_cases, agents=agents), chosen or settings())
-        async with served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        async with (
+            served(app) as port,
+            aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=BEARER) as http,
+        ):
             running = Site(house, http, port)
             yield running, agent, await running.project(active=True)
         await gateway.close()
@@ -84,8 +92,10 @@ async def test_who_may_not_and_who_sleeps_is_told_before_the_agent_is_asked(
 
 
 async def test_who_has_no_token_is_refused() -> None:
-    guarded = settings(token="a-token-of-sixteen")
-    async with site(guarded) as running, running.http.get(f"{ADA}/notes/sessions") as answer:
+    async with (
+        site(signed_in=False) as running,
+        running.http.get(f"{ADA}/notes/sessions") as answer,
+    ):
         assert (answer.status, (await problem(answer))["code"]) == (401, "unauthorized")
 
 
@@ -161,7 +171,7 @@ async def test_no_segment_leaves_its_place(segment: str, status: int, code: str)
     async with site_of(said("200 OK", b"{}")) as (running, agent, path):
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         for where in (f"{path}/sessions/{segment}", f"{path}/turns/{segment}"):
-            writer.write(f"GET {where} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+            writer.write(f"GET {where} HTTP/1.1\r\n{HEAD}\r\n\r\n".encode())
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             assert head.startswith(f"http/1.1 {status} ")
             length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
@@ -245,7 +255,7 @@ async def test_a_long_answer_waits_for_a_slow_reader_and_ends_when_it_leaves() -
         before = psutil.Process().memory_info().rss
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1024)
         where = f"{path}/sessions/s/messages"
-        writer.write(f"GET {where} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+        writer.write(f"GET {where} HTTP/1.1\r\n{HEAD}\r\n\r\n".encode())
         await reader.readuntil(b"\r\n\r\n")
         async with asyncio.timeout(30):
             await held.wait()
@@ -305,7 +315,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_failure_of_t
 
     async with site_of(watch) as (running, agent, path):
         _, writer = await asyncio.open_connection("127.0.0.1", running.port)
-        head = f"PUT {path}/settings/GOOSE_MODE HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        head = f"PUT {path}/settings/GOOSE_MODE HTTP/1.1\r\n{HEAD}\r\n"
         writer.write(f"{head}content-length: 100\r\n\r\n{{".encode())
         async with asyncio.timeout(10):
             while not agent.asked:  # noqa: ASYNC110 - the agent has no event for it

@@ -6,15 +6,18 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
 from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace
-from greylag.cli.errors import ServerRefusedError
+from greylag.cli.errors import ServerRefusedError, StartError
 from greylag.cli.output import Output
-from greylag.domain.errors import InvalidRequestError
+from greylag.common.net import is_loopback
+from greylag.common.token_file import NAME, own_token_file, read_token
+from greylag.domain.errors import ConfigError, InvalidRequestError
 from greylag.domain.names import check_id
 
 DEFAULT_SERVER = "http://127.0.0.1:8700"
@@ -81,7 +84,7 @@ def place_of(project: ProjectJson) -> ProjectPlace:
 
 
 def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R]:
-    """Give a command --server, --user and --json, and an ``Access`` as its first argument."""
+    """Give a command the options that say whom it asks, and an ``Access`` as its first argument."""
 
     @click.option(
         "--server",
@@ -92,13 +95,25 @@ def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R
         help=f"The server (GREYLAG_SERVER; default {DEFAULT_SERVER}).",
     )
     @click.option(
+        "--data",
+        metavar="FOLDER",
+        envvar="GREYLAG_DATA",
+        default="data",
+        type=click.Path(path_type=Path),
+        help="The data folder of a server on this machine, for its token (GREYLAG_DATA; default"
+        " ./data).",
+    )
+    @click.option(
         "--user", metavar="ID", envvar="GREYLAG_USER", help="Act for this user (GREYLAG_USER)."
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs on stdout.")
     @functools.wraps(command)
-    def with_access(*args: Any, server: str, user: str | None, as_json: bool, **kwargs: Any) -> R:
+    def with_access(
+        *args: Any, server: str, data: Path, user: str | None, as_json: bool, **kwargs: Any
+    ) -> R:
         output = Output(as_json=as_json)
-        return command(Access(server, user or None, output, _token()), *args, **kwargs)
+        access = Access(server, user or None, output, _token(server, data))
+        return command(access, *args, **kwargs)
 
     return with_access
 
@@ -132,12 +147,23 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         raise failures.exceptions[0] from failures
 
 
-def _token() -> str | None:
-    # Only from the environment: an argument would show in the list of processes.
+def _token(server: str, data: Path) -> str | None:
+    """Return the token for ``server``: GREYLAG_TOKEN, else that of the data folder, else the one
+    that the person keeps. It is no option: that would show in the list of processes.
+
+    A data folder's token is for the server of this machine, and goes to no other.
+    """
     token = os.environ.get("GREYLAG_TOKEN", "").strip()
     if not (token.isascii() and token.replace(" ", "").isprintable()):
         raise click.UsageError("GREYLAG_TOKEN must be printable ASCII characters.")
-    return token or None
+    if token:
+        return token
+    here = is_loopback(urlsplit(server).hostname or "")
+    try:
+        found = read_token(data / NAME) if here else None
+        return found or read_token(own_token_file(os.environ), follow=True)
+    except ConfigError as error:
+        raise StartError(error.info.message, error.info.hint) from error
 
 
 def _checked_server(_context: click.Context, _option: click.Parameter, value: str) -> str:

@@ -121,9 +121,9 @@ def greylag() -> None:
       greylag projects create "My first project" --id first
       greylag chat first "What can you do?"
 
-    Every command that asks the server takes --server, --user and --json. The address comes from
-    GREYLAG_SERVER (by default http://127.0.0.1:8700), the token from GREYLAG_TOKEN, the user from
-    GREYLAG_USER.
+    Every command that asks the server takes --server, --data, --user and --json. The address comes
+    from GREYLAG_SERVER (by default http://127.0.0.1:8700), the token from GREYLAG_TOKEN, else from
+    the data folder, else from ~/.config/greylag/token; the user from GREYLAG_USER.
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
 
 

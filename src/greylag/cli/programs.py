@@ -39,8 +39,9 @@ data_option = click.option(
 def up(host: str | None, port: int | None, data: Path | None) -> None:
     """Run all of Greylag on this machine: web and worker.
 
-    It prints one line with its address on standard output when it is ready; its log goes to
-    standard error. Ctrl-C ends it; active environments go on and are found again at the next start.
+    When it is ready it prints its address on standard output and, unless GREYLAG_TOKEN is set, a
+    link that signs one browser in; its log goes to standard error. Ctrl-C ends it; active
+    environments go on and are found again at the next start.
 
     Example: greylag up --port 9000 --data ~/greylag
     """
@@ -119,5 +120,8 @@ def _first(group: BaseExceptionGroup[GreylagError]) -> GreylagError:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-def _announce(address: str) -> None:
-    click.echo(f"Greylag is ready: {address}")
+def _announce(address: str, link: str | None = None) -> None:
+    lines = [f"Greylag is ready: {address}"]
+    if link is not None:
+        lines.append(f"Open it in your browser (the link works once): {link}")
+    click.echo("\n".join(lines))

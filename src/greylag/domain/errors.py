@@ -240,7 +240,10 @@ class UnauthorizedError(GreylagError):
     """The request does not say who it comes from, or says it wrongly."""
 
     code = "unauthorized"
-    hint = "Send `Authorization: Bearer <GREYLAG_TOKEN>`, or sign in at /sign-in."
+    hint = (
+        "Send `Authorization: Bearer TOKEN`, or sign in at /sign-in. The token is GREYLAG_TOKEN, "
+        "else what the file `token` in the server's data folder holds."
+    )
 
 
 class ForbiddenError(GreylagError):

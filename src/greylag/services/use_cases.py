@@ -11,6 +11,10 @@ DEMONSTRATION = (
     "This is a demonstration: no model provider is set, so a built-in script answers. Set"
     " GREYLAG_MODEL_URL, GREYLAG_MODEL_KEY and GREYLAG_MODEL, and activate the project again."
 )
+OPEN_TO_ALL = (
+    "Nobody has to sign in (GREYLAG_AUTH=none): every program and every user of this machine, the"
+    " agents too, can do all that you can."
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from os import PathLike, stat_result
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from starlette.responses import Response
@@ -13,7 +13,7 @@ from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
 from greylag.web.api import agent, platform, projects, relay
-from greylag.web.auth import Authenticator, TokenAttempts
+from greylag.web.auth import Authenticator
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import conversations
 from greylag.web.dashboard import projects as project_pages
@@ -48,9 +48,10 @@ _OPEN = ("/healthz", "/readyz")
 def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     """Return the application that serves the API and the dashboard.
 
-    It owns nothing that has to be closed; whoever made ``use_cases`` closes them.
+    It owns nothing that has to be closed; whoever made ``use_cases`` closes them. Raises
+    ``ConfigError`` when there is no token and sign-in is not turned off.
     """
-    authenticator = Authenticator(settings.token, TokenAttempts())
+    authenticator = Authenticator(settings, use_cases.store)
     app = FastAPI(
         title="Greylag",
         version=__version__,
@@ -79,7 +80,21 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     app.mount("/static", CachedStaticFiles(directory=_STATIC))
     install_error_handlers(app, error_page)
     _complete_openapi(app, signed_in=authenticator.needed)
-    return RequestLogger(Guard(app, settings, authenticator))
+    guarded = Guard(app, settings, authenticator)
+    logged = RequestLogger(guarded, hsts_seconds=settings.hsts_seconds)
+    return _behind(settings.trusted_proxies, logged)
+
+
+def _behind(proxies: str, app: ASGIApp) -> ASGIApp:
+    """Return ``app`` as it is reached through trusted proxies: their word for a client's address
+    and scheme is taken, and nobody else's.
+    """
+    if not proxies:
+        return app
+    # Only where it is used: a serverless host has a server of its own.
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware  # noqa: PLC0415
+
+    return cast("ASGIApp", ProxyHeadersMiddleware(cast("Any", app), proxies))
 
 
 class CachedStaticFiles(StaticFiles):

@@ -1,17 +1,24 @@
 """Who asks: the bearer token of clients, the signed cookie of a browser, and the page to sign in.
 
-Stateless: the cookie is signed with a key made from the token, so every web process knows it, and
-a new token ends all sign-ins.
+Cookies and sign-in links are signed with a key made from the token: every web process knows them,
+and a new token ends them all. Each holds an id. What must not count any more though its signature
+is good, a sign-in that was ended or a link that was used, is kept in the store by that id until it
+runs out, for every process. So signing in writes nothing, and one look by a key tells the rest.
 """
 
 import hashlib
 import hmac
+import ipaddress
 import re
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Depends, Form, Query, Request
 from itsdangerous import BadSignature, TimestampSigner
 from pydantic import SecretStr
@@ -19,59 +26,135 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
-from greylag.domain.errors import GreylagError, LimitExceededError, UnauthorizedError
+from greylag.config import Settings
+from greylag.domain.errors import (
+    ConfigError,
+    GreylagError,
+    LimitExceededError,
+    UnauthorizedError,
+)
 from greylag.domain.users import OPERATOR, Principal
+from greylag.ports import Revocations
 from greylag.web import errors
 from greylag.web.dashboard.pages import respond
 
 SIGN_IN = "/sign-in"
+SIGN_OUT = "/sign-out"
 COOKIE = "greylag_sign_in"
+SECURE_COOKIE = f"__Host-{COOKIE}"
 COOKIE_SECONDS = 30 * 24 * 3600
+LINK_SECONDS = 24 * 3600
 MAX_FAILURES = 20
 FAILURE_WINDOW_SECONDS = 60.0
-_MAX_CLIENTS = 10_000
+_MAX_COUNTED = 10_000
+_PREFIX_BYTES = 8
 _BEARER = "bearer "
 # A path of ours: never "//host" or "/\host", which a browser takes for another site.
 _OWN_PATH = re.compile(r"/(?:[!-.0-\[\]-~][!-\[\]-~]*)?")
 
+_log = structlog.get_logger(__name__)
 
-class TokenAttempts:
-    """Counts the wrong tokens of each client, so that nobody can try many.
 
-    It remembers the 10,000 clients that failed last, in this process only.
+class WrongTokens:
+    """Counts wrong tokens, by the client's address and by how they begin.
+
+    The right token is found right before anything is counted, so nobody's guesses lock it out. It
+    remembers the 10,000 addresses and beginnings that failed last, in this process only.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._failures: dict[str, deque[float]] = {}
 
-    def check(self, client: str) -> None:
-        """Raise ``LimitExceededError`` after 20 failures within the last minute."""
-        times = self._failures.get(client)
-        if times is not None and len(times) == MAX_FAILURES:
-            waited = self._monotonic() - times[0]
-            if waited < FAILURE_WINDOW_SECONDS:
-                raise LimitExceededError(
-                    "Too many wrong tokens came from this address.", hint="Try again in a minute."
-                )
+    def count(self, client: str, token: bytes) -> None:
+        """Count one wrong token.
 
-    def failed(self, client: str) -> None:
-        """Count one wrong token."""
-        times = self._failures.pop(client, None) or deque(maxlen=MAX_FAILURES)
-        times.append(self._monotonic())
-        self._failures[client] = times
-        if len(self._failures) > _MAX_CLIENTS:
+        Raises:
+            LimitExceededError: there were 20 within the last minute from this address, or 20 that
+                began as this one does, wherever they came from.
+        """
+        # A beginning may be that of a mistyped right one: nothing of it is kept.
+        beginning = hashlib.sha256(token[:_PREFIX_BYTES]).hexdigest()
+        if self._is_beyond(client):
+            raise LimitExceededError(
+                "Too many wrong tokens came from this address.", hint="Try again in a minute."
+            )
+        if self._is_beyond(beginning):
+            raise LimitExceededError(
+                "Too many wrong tokens began like this one.", hint="Try again in a minute."
+            )
+
+    def _is_beyond(self, key: str) -> bool:
+        now = self._monotonic()
+        times = self._failures.pop(key, None) or deque(maxlen=MAX_FAILURES)
+        beyond = len(times) == MAX_FAILURES and now - times[0] < FAILURE_WINDOW_SECONDS
+        if not beyond:
+            times.append(now)
+        self._failures[key] = times
+        if len(self._failures) > _MAX_COUNTED:
             del self._failures[next(iter(self._failures))]
+        return beyond
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A cookie or link whose signature is good: its name in the store, and when it runs out."""
+
+    name: str
+    until: datetime
+
+
+class Signatures:
+    """Makes and reads the cookies and sign-in links of one token."""
+
+    def __init__(self, token: SecretStr) -> None:
+        secret = token.get_secret_value().encode()
+        key = hashlib.sha256(b"greylag sign-in cookie\0" + secret).digest()
+        self._cookies = TimestampSigner(key, salt="greylag.cookie", digest_method=hashlib.sha256)
+        self._links = TimestampSigner(key, salt="greylag.link", digest_method=hashlib.sha256)
+
+    def cookie(self) -> str:
+        """Return the cookie's value for a new sign-in."""
+        return self._cookies.sign(secrets.token_urlsafe(16)).decode()
+
+    def link(self, address: str) -> str:
+        """Return a link to the site at ``address`` that signs one browser in, within a day.
+
+        It stands in the fragment, which browsers send to nobody.
+        """
+        return f"{address}{SIGN_IN}#token={self._links.sign(secrets.token_urlsafe(16)).decode()}"
+
+    def read_cookie(self, value: str) -> Signed | None:
+        """Return what a cookie's value says, ``None`` when it is not ours or has run out."""
+        return _read(self._cookies, value.encode(errors="replace"), "cookie", COOKIE_SECONDS)
+
+    def read_link(self, given: bytes) -> Signed | None:
+        """Return what stands in a link, ``None`` when it is not ours or has run out."""
+        return _read(self._links, given, "link", LINK_SECONDS)
+
+
+def _read(signer: TimestampSigner, value: bytes, kind: str, seconds: int) -> Signed | None:
+    try:
+        held, signed_at = signer.unsign(value, max_age=seconds, return_timestamp=True)
+    except BadSignature:
+        return None
+    return Signed(f"{kind} {held.decode()}", signed_at + timedelta(seconds=seconds))
 
 
 class Authenticator:
-    """Tells who makes a request. Without a token everyone is the operator (loopback only)."""
+    """Tells who makes a request. With ``GREYLAG_AUTH=none`` everyone is the operator.
 
-    def __init__(self, token: SecretStr | None, attempts: TokenAttempts) -> None:
-        self._token = token.get_secret_value().encode() if token is not None else None
-        key = hashlib.sha256(b"greylag sign-in cookie\0" + (self._token or b"")).digest()
-        self._signer = TimestampSigner(key, salt="greylag.sign-in", digest_method=hashlib.sha256)
-        self._attempts = attempts
+    Raises:
+        ConfigError: there is no token, and nobody has said that none is wanted.
+    """
+
+    def __init__(self, settings: Settings, revocations: Revocations) -> None:
+        if settings.token is None and settings.auth != "none":
+            raise ConfigError("There is no token that says who may come in: set GREYLAG_TOKEN.")
+        self._token = settings.token
+        self._signatures = Signatures(settings.token) if settings.token else None
+        self._revocations = revocations
+        self._wrong = WrongTokens()
 
     @property
     def needed(self) -> bool:
@@ -84,62 +167,103 @@ class Authenticator:
         Raises:
             UnauthorizedError: nobody is named, or wrongly.
             LimitExceededError: too many wrong tokens came from there.
+            StoreUnavailableError: it cannot be told whether a sign-in was ended.
         """
-        if self._token is None:
+        if not self.needed:
             return OPERATOR
-        headers = Headers(scope=scope)
-        if (given := headers.get("authorization")) is not None:
-            return self._of_bearer(given, f"bearer {_client(scope)}")
-        if any(self._is_ours(cookie) for cookie in _cookies(headers)):
+        if (given := Headers(scope=scope).get("authorization")) is not None:
+            return self._of_bearer(given, scope)
+        if await self.is_signed_in(scope):
             return OPERATOR
         raise UnauthorizedError("The request does not say who it comes from.")
 
-    async def sign_in(self, token: str, scope: Scope) -> str:
-        """Return the cookie's value for the right token; raises as ``principal`` does."""
-        self._check(token.encode(errors="replace"), f"form {_client(scope)}")
-        return self._signer.sign(OPERATOR.name).decode()
+    async def is_signed_in(self, scope: Scope) -> bool:
+        """Tell whether a cookie names a sign-in that has not ended."""
+        for one in self._sign_ins(scope):
+            if not await self._revocations.is_revoked(one.name):
+                return True
+        return False
 
-    def _of_bearer(self, header: str, client: str) -> Principal:
+    async def sign_in(self, given: str, scope: Scope) -> str:
+        """Return a new cookie's value for the right token, or for a link that nobody has used.
+
+        Whatever sign-in the browser had before is ended. Raises as ``principal`` does.
+        """
+        token = given.encode(errors="replace")
+        if self._signatures is None:
+            return ""
+        if not self._is_right(token) and not await self._use_link(token):
+            self._wrong.count(client_of(scope), token)
+            raise UnauthorizedError(
+                "This is not the token, or a link that has been used or is older than a day.",
+                hint="Each start of Greylag prints a new link.",
+            )
+        await self.sign_out(scope)
+        return self._signatures.cookie()
+
+    async def sign_out(self, scope: Scope) -> None:
+        """End the sign-in that the browser has, for every process; nothing if it has none."""
+        for one in self._sign_ins(scope):
+            await self._revocations.revoke(one.name, one.until, datetime.now(UTC))
+
+    def _of_bearer(self, header: str, scope: Scope) -> Principal:
         if header[: len(_BEARER)].lower() != _BEARER:
             raise UnauthorizedError("The Authorization header is not of the form `Bearer TOKEN`.")
-        self._check(header[len(_BEARER) :].strip().encode("latin-1"), client)
+        token = header[len(_BEARER) :].strip().encode("latin-1")
+        if not self._is_right(token):
+            self._wrong.count(client_of(scope), token)
+            raise UnauthorizedError("The token is not the right one.")
         return OPERATOR
 
-    def _check(self, token: bytes, client: str) -> None:
-        if self._token is None:
-            return
-        self._attempts.check(client)
+    def _is_right(self, token: bytes) -> bool:
+        wanted = self._token.get_secret_value().encode() if self._token else b""
         # Digests have one length, so that the time tells nothing of the token's.
-        wanted, given = (hashlib.sha256(value).digest() for value in (self._token, token))
-        if not hmac.compare_digest(wanted, given):
-            self._attempts.failed(client)
-            raise UnauthorizedError("The token is not the right one.")
+        digests = (hashlib.sha256(value).digest() for value in (wanted, token))
+        return self.needed and hmac.compare_digest(*digests)
 
-    def _is_ours(self, cookie: str) -> bool:
-        try:
-            self._signer.unsign(cookie, max_age=COOKIE_SECONDS)
-        except BadSignature:
-            return False
-        return True
+    async def _use_link(self, given: bytes) -> bool:
+        link = self._signatures.read_link(given) if self._signatures else None
+        return link is not None and await self._revocations.revoke(
+            link.name, link.until, datetime.now(UTC)
+        )
 
-
-def _client(scope: Scope) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else "unknown"
+    def _sign_ins(self, scope: Scope) -> list[Signed]:
+        if self._signatures is None:
+            return []
+        read = [self._signatures.read_cookie(value) for value in _cookies(scope)]
+        return [one for one in read if one is not None]
 
 
-def _cookies(headers: Headers) -> list[str]:
+def client_of(scope: Scope) -> str:
+    """Return whom the failures of this request are counted for: an address, of IPv6 its network,
+    since one client has all of that.
+    """
+    try:
+        address = ipaddress.ip_address(scope["client"][0])
+    except (TypeError, ValueError):
+        return "unknown"
+    if address.version == 4:  # noqa: PLR2004 - of IP
+        return str(address)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
+
+
+def cookie_name(scope: Scope) -> str:
+    """Return our cookie's name: behind TLS one that no other host and no plain page can set."""
+    return SECURE_COOKIE if scope["scheme"] == "https" else COOKIE
+
+
+def _cookies(scope: Scope) -> list[str]:
     """Return every value of our cookie: another port of this host may have set one too."""
     found = []
-    for header in headers.getlist("cookie"):
+    for header in Headers(scope=scope).getlist("cookie"):
         for part in header.split(";"):
             name, _, value = part.strip().partition("=")
-            if name == COOKIE:
+            if name == cookie_name(scope):
                 found.append(value.strip('"'))
     return found
 
 
-# The page where a browser gives the token, and gets the cookie for it.
+# The page where a browser gives the token or its link, and gets the cookie for it.
 
 router = APIRouter(include_in_schema=False)
 
@@ -169,29 +293,38 @@ async def sign_in(
     token: Annotated[str, Form()] = "",
     wanted: Annotated[str, Form(alias="next")] = "/",
 ) -> Response:
-    """Give the cookie for the right token, and lead to the page that was wanted."""
+    """Give a new cookie for the right token, and lead to the page that was wanted."""
+    response = RedirectResponse(_own(wanted), status_code=303)
     try:
         cookie = await authenticator.sign_in(token.strip(), request.scope)
     except (UnauthorizedError, LimitExceededError) as error:
+        # Whoever opens a used link again in the same browser is there already.
+        if await authenticator.is_signed_in(request.scope):
+            return response
         return _sign_in_page(wanted, error)
-    response = RedirectResponse(_own(wanted), status_code=303)
+    if authenticator.needed:
+        _set_cookie(response, request.scope, cookie, COOKIE_SECONDS)
+    return response
+
+
+@router.post(SIGN_OUT)
+async def sign_out(request: Request, authenticator: _AuthenticatorDep) -> Response:
+    """End the sign-in on the server, and take the cookie back."""
+    await authenticator.sign_out(request.scope)
+    response = RedirectResponse(SIGN_IN, status_code=303)
+    _set_cookie(response, request.scope, "", 0)
+    return response
+
+
+def _set_cookie(response: Response, scope: Scope, value: str, seconds: int) -> None:
     response.set_cookie(
-        COOKIE,
-        cookie,
-        max_age=COOKIE_SECONDS,
+        cookie_name(scope),
+        value,
+        max_age=seconds,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=scope["scheme"] == "https",
     )
-    return response
-
-
-@router.post("/sign-out")
-async def sign_out() -> Response:
-    """Take the cookie back."""
-    response = RedirectResponse(SIGN_IN, status_code=303)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
-    return response
 
 
 def _sign_in_page(wanted: str, error: GreylagError | None = None) -> Response:

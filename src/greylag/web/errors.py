@@ -100,7 +100,7 @@ def problem_response(
     """Return the answer that tells ``error`` as a problem document, with the status of its code
     unless ``status`` is another.
     """
-    return _document(_problem(error, status or status_of(error)), headers)
+    return _document(problem_of(error, status or status_of(error)), headers)
 
 
 def unexpected(error: Exception) -> ErrorInfo:
@@ -123,8 +123,8 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
     def answer(
         request: Request, error: ErrorInfo, status: int, headers: Mapping[str, str] | None = None
     ) -> Response:
-        problem = _problem(error, status)
-        if not _wants_page(request):
+        problem = problem_of(error, status)
+        if not wants_page(request):
             return _document(problem, headers)
         response = error_page(request, problem)
         response.headers.update({**_retry_after(problem.code), **(headers or {})})
@@ -176,7 +176,8 @@ class AllowedMethods:
         return [(compile_path(path)[0], ", ".join(paths[path]).upper()) for path in paths]
 
 
-def _problem(error: ErrorInfo, status: int) -> ProblemDocument:
+def problem_of(error: ErrorInfo, status: int) -> ProblemDocument:
+    """Return ``error`` as a problem document of this request."""
     return ProblemDocument(
         type=f"urn:greylag:error:{error.code}",
         title=error.code.replace("_", " ").capitalize(),
@@ -201,7 +202,8 @@ def _retry_after(code: str) -> Mapping[str, str]:
     return {"retry-after": _RETRY_AFTER[code]} if code in _RETRY_AFTER else {}
 
 
-def _wants_page(request: Request) -> bool:
+def wants_page(request: Request) -> bool:
+    """Tell whether a browser asks for a page."""
     path = request.url.path
     is_page = path != "/api" and not path.startswith("/api/")
     return is_page and "text/html" in request.headers.get("accept", "")

@@ -6,6 +6,7 @@ from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,15 +16,18 @@ from greylag.domain.errors import (
     ErrorInfo,
     ForbiddenError,
     LimitExceededError,
+    StoreUnavailableError,
     TooLargeError,
     UnauthorizedError,
 )
 from greylag.web import errors
-from greylag.web.auth import SIGN_IN, Authenticator
+from greylag.web.auth import SIGN_IN, SIGN_OUT, Authenticator
+from greylag.web.dashboard.pages import error_page
 from greylag.web.request_log import exchange_of
 
 MAX_HEADER_BYTES = 65_536
-_OPEN_PATHS = frozenset({SIGN_IN, "/healthz", "/readyz"})
+# Signing out twice is no error: the second time there is nobody to ask.
+_OPEN_PATHS = frozenset({SIGN_IN, SIGN_OUT, "/healthz", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _FOREIGN_SITES = frozenset({"cross-site", "same-site"})
@@ -68,6 +72,8 @@ class Guard:
             return _unauthorized(scope, error.info)
         except LimitExceededError as error:
             return errors.problem_response(error.info, headers={"retry-after": "60"})
+        except StoreUnavailableError as error:
+            return _unavailable(scope, error.info)
         except (ForbiddenError, TooLargeError) as error:
             return errors.problem_response(error.info)
         return None
@@ -104,6 +110,14 @@ def _check_length(scope: Scope, limit: int) -> None:
 
 def _is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith("/static/")
+
+
+def _unavailable(scope: Scope, error: ErrorInfo) -> Response:
+    """Say that it cannot be told now whether a sign-in still counts."""
+    request = Request(scope)
+    if not errors.wants_page(request):
+        return errors.problem_response(error)
+    return error_page(request, errors.problem_of(error, errors.status_of(error)))
 
 
 def _unauthorized(scope: Scope, error: ErrorInfo) -> Response:

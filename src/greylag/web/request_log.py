@@ -71,8 +71,9 @@ class RequestLogger:
     when the stream has).
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, hsts_seconds: int = 0) -> None:
         self._app = app
+        self._hsts = f"max-age={hsts_seconds}".encode() if hsts_seconds else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -83,6 +84,8 @@ class RequestLogger:
         logs.request_id.set(exchange.request_id)
         structlog.contextvars.clear_contextvars()
         added = [*SECURITY_HEADERS, (b"x-request-id", exchange.request_id.encode())]
+        if self._hsts is not None and scope["scheme"] == "https":
+            added.append((b"strict-transport-security", self._hsts))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

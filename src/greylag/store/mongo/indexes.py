@@ -27,6 +27,7 @@ KEYS = "greylag_keys"
 CHANGES = "greylag_changes"
 PINGS = "greylag_pings"
 DUTIES = "greylag_duties"
+REVOCATIONS = "greylag_revocations"
 INCOMPLETE = "greylag_copying"
 """Holds a document while the store is incomplete; an earlier Greylag's copies left one, too."""
 
@@ -62,6 +63,7 @@ _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
         ([("record_id", 1)], {}),
         ([("purge_at", 1)], {"expireAfterSeconds": 0}),
     ],
+    REVOCATIONS: [([("until", 1)], {"expireAfterSeconds": 0})],
     CHANGES: [([("at", 1)], {"expireAfterSeconds": CHANGES_KEPT_SECONDS})],
 }
 

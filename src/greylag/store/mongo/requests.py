@@ -110,6 +110,21 @@ class RequestMethods(StoreParts):
                 raise records.not_found(ref)
             return await self._log.read(raw, after, limit)
 
+    async def revoke(self, name: str, until: datetime, now: datetime) -> bool:
+        """Keep the name of what must not count any more; see the port. The server forgets it."""
+        del now
+        with self._asking():
+            try:
+                await self._revocations.insert_one({"_id": name, "until": until})
+            except DuplicateKeyError:
+                return False
+        return True
+
+    async def is_revoked(self, name: str) -> bool:
+        """Tell whether a name is kept; see the port."""
+        with self._asking():
+            return await self._revocations.find_one({"_id": name}) is not None
+
     async def _create_once(
         self, project: Project, key: IdempotencyKey, news: str, attempts: WriteAttempts
     ) -> Created:

@@ -47,6 +47,7 @@ class StoreParts:
         self._database = database
         self._projects = database[indexes.PROJECTS]
         self._keys = database[indexes.KEYS]
+        self._revocations = database[indexes.REVOCATIONS]
         self._log = ActivationLog(database[indexes.EVENTS])
         self._seconds = limits.operation
         self._hub = ChangeHub()

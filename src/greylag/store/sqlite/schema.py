@@ -121,7 +121,12 @@ _DUTIES = (
     """,
 )
 
-MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES)
+# Sign-ins that were ended and links that were used.
+_REVOCATIONS = (
+    "CREATE TABLE revocations (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID",
+)
+
+MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS)
 
 
 def migrate(sql: sqlite3.Connection) -> None:

@@ -311,6 +311,14 @@ class SqliteStore:
         """Say that a duty is done; see the port."""
         await self._write(lambda write: tables.finish_duty(write.sql, name, worker, now))
 
+    async def revoke(self, name: str, until: datetime, now: datetime) -> bool:
+        """Keep the name of what must not count any more; see the port."""
+        return await self._write(lambda write: tables.revoke(write.sql, name, until, now))
+
+    async def is_revoked(self, name: str) -> bool:
+        """Tell whether a name is kept; see the port."""
+        return await self._read(lambda sql: tables.is_revoked(sql, name))
+
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""
         return self._hub.subscribe(ref)

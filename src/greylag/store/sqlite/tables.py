@@ -339,6 +339,20 @@ def finish_duty(sql: sqlite3.Connection, name: str, worker: str, now: datetime) 
     _keep_duty(sql, name, records.finished(_duty(sql, name), worker, now))
 
 
+def revoke(sql: sqlite3.Connection, name: str, until: datetime, now: datetime) -> bool:
+    """Keep the name of what must not count any more; see the port."""
+    sql.execute("DELETE FROM revocations WHERE until < ?", (millis(now),))
+    added = sql.execute(
+        "INSERT OR IGNORE INTO revocations (name, until) VALUES (?, ?)", (name, millis(until))
+    )
+    return added.rowcount > 0
+
+
+def is_revoked(sql: sqlite3.Connection, name: str) -> bool:
+    """Tell whether a name is kept; see the port."""
+    return sql.execute("SELECT 1 FROM revocations WHERE name = ?", (name,)).fetchone() is not None
+
+
 def _duty(sql: sqlite3.Connection, name: str) -> DutyRecord:
     found = sql.execute(
         "SELECT holder, until, done_at FROM duties WHERE name = ?", (name,)

@@ -1,0 +1,112 @@
+"""The operator's token as a file: made once by a server, read by whoever may read the file.
+
+``<data>/token`` is what `greylag up` makes for itself; ``~/.config/greylag/token`` is where a
+person keeps the token of a server elsewhere.
+"""
+
+import os
+import re
+import secrets
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from greylag.domain.errors import ConfigError
+
+NAME = "token"
+_RANDOM_BYTES = 32
+_MAX_BYTES = 4096
+_TOKEN = re.compile(rb"[!-~]{16,1024}")
+
+
+def own_token_file(environment: Mapping[str, str]) -> Path:
+    """Return where a person keeps a token, by the XDG base directory specification."""
+    named = environment.get("XDG_CONFIG_HOME", "")
+    # The specification has relative paths passed over.
+    folder = Path(named) if Path(named).is_absolute() else Path("~/.config").expanduser()
+    return folder / "greylag" / NAME
+
+
+def ensure_token(folder: Path) -> str:
+    """Return the token of the data folder, made if there is none.
+
+    It appears whole or not at all: of several programs that start at once, one makes it and all
+    return the same.
+
+    Raises:
+        ConfigError: it cannot be made or used, or others may read it.
+    """
+    path = folder / NAME
+    if (found := read_token(path, private=True)) is not None:
+        return found
+    try:
+        _make(path)
+    except OSError as error:
+        raise ConfigError(
+            f"The token cannot be kept in {path}: {error.strerror}.",
+            hint="Give your account write access to the folder, or set GREYLAG_TOKEN.",
+        ) from error
+    made = read_token(path, private=True)
+    if made is None:
+        raise ConfigError(f"The token in {path} was removed as Greylag started.")
+    return made
+
+
+def read_token(path: Path, *, private: bool = False, follow: bool = False) -> str | None:
+    """Return the token that the file holds, ``None`` when there is no file.
+
+    Another account's file is not taken: a command may be run in any folder, and would send what it
+    finds there to a server.
+
+    Args:
+        path: of the file.
+        private: refuse a file that others may read, too.
+        follow: take a symbolic link for the file that it leads to.
+
+    Raises:
+        ConfigError: there is one that cannot be used. The sentence does not hold its content.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        number = os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unusable(path, f"it cannot be read ({error.strerror})") from error
+    try:
+        about = os.fstat(number)
+        if not stat.S_ISREG(about.st_mode):
+            raise _unusable(path, "it is not a plain file")
+        if os.geteuid() not in {about.st_uid, 0}:
+            raise _unusable(path, "it belongs to another account")
+        if private and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise _unusable(path, "others may read it", "Remove it: a new one is made.")
+        held = os.read(number, _MAX_BYTES).strip()
+    finally:
+        os.close(number)
+    if not _TOKEN.fullmatch(held):
+        raise _unusable(path, "it does not hold one line of 16 or more plain characters")
+    return held.decode("ascii")
+
+
+def _make(path: Path) -> None:
+    beside = path.with_name(f".{NAME}.{secrets.token_hex(8)}")
+    number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(secrets.token_urlsafe(_RANDOM_BYTES).encode("ascii") + b"\n")
+            file.flush()
+            os.fsync(number)
+        # Unlike a rename, it never takes the place of one that another program has made meanwhile.
+        with suppress(FileExistsError):
+            os.link(beside, path)
+    finally:
+        beside.unlink()
+
+
+def _unusable(path: Path, reason: str, hint: str = "") -> ConfigError:
+    return ConfigError(
+        f"The token file {path} cannot be used: {reason}.",
+        hint=hint or "Mend or remove the file, or set GREYLAG_TOKEN.",
+    )
