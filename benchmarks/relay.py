@@ -117,9 +117,8 @@ async def relays() -> AsyncIterator[list[Relay]]:
         upstream = str(HERE / "relay_upstream.py")
         _, port = await run(sys.executable, upstream, core=OTHER_CORE)
         agent = f"http://127.0.0.1:{port}"
-        ours, address = await run(
-            sys.executable, "-m", "benchmarks.relay_ours", agent, TOKEN, core=0
-        )
+        module = "benchmarks.relay_ours"
+        ours, address = await run(sys.executable, "-m", module, agent, TOKEN, core=0)
         path = "/api/users/ada/projects/p/turns/{turn}/events"
         found = [Relay("Greylag", ours.pid, int(address.rpartition(":")[2]), path)]
         node = shutil.which("node")
