@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from greylag.cluster.local import launch
-from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase, empty_removed
+from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.logfile import rotate
 from greylag.cluster.local.processes import (
     MARK,
@@ -172,7 +172,7 @@ class LocalEnvironment:
                 self._kill_leftovers(record)
 
     def delete(self) -> None:
-        """Remove it with its volume; nothing when it is absent.
+        """Take it away with its volume, to be emptied; nothing when it is absent.
 
         Raises:
             ClusterError: it has not been stopped.
@@ -187,7 +187,6 @@ class LocalEnvironment:
                     )
                 self._kill_leftovers(record)
             self.folder.remove()
-        empty_removed(self.folder.root)
 
     def _prepare(self) -> EnvironmentRecord:
         record = self.folder.read()
