@@ -182,9 +182,9 @@ class TurnEngine:
             raise turn_not_found(turn_id)
         return turn
 
-    async def newest(self, session_id: str, limit: int) -> list[TurnRecord]:
-        """Return the last ``limit`` turns of a session, newest first."""
-        return await self._turns.newest(session_id, limit)
+    async def newest(self, session_id: str, limit: int, skipped: int = 0) -> list[TurnRecord]:
+        """Return the last ``limit`` turns of a session before the ``skipped``, newest first."""
+        return await self._turns.newest(session_id, limit, skipped)
 
     async def page(self, session_id: str, offset: int, limit: int) -> list[TurnRecord]:
         """Return ``limit`` turns of a session from ``offset`` on, oldest first."""

@@ -30,6 +30,7 @@ from greylag.cluster.local.processes import (
     send,
 )
 from greylag.cluster.local.sandbox import ProcessLimits, Sandbox
+from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError
 from greylag.domain.project import Fence, ProjectRef
 
@@ -210,8 +211,8 @@ class LocalEnvironment:
         file too, so it is believed no further than a port goes.
         """
         try:
-            port = json.loads(self.folder.read_listening())["port"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            port = parse_json(self.folder.read_listening())["port"]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return port if type(port) is int and 0 < port <= _LAST_PORT else None
 
