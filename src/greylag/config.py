@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     body_limit: int = Field(1_048_576, ge=1024)
     header_limit: int = Field(100, ge=10)
     streams_per_project: int = Field(32, ge=1)
+    connection_limit: int = Field(1024, ge=16, le=1_000_000)
+    connections_per_address: int = Field(256, ge=1)
+    uncounted_addresses: str = ""
 
     @field_validator("namespace_prefix")
     @classmethod

@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 from pydantic import SecretStr
 
-from greylag.common.server import HttpServer, address_of, listen
+from greylag.common.server import HttpServer, Limits, address_of, listen
 from greylag.common.token_file import ensure_token
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
@@ -26,6 +26,7 @@ from greylag.wiring import assembled
 _log = structlog.get_logger(__name__)
 
 GRACEFUL_SHUTDOWN_SECONDS = 3
+_PROBES = 64
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -89,7 +90,9 @@ async def work(settings: Settings, announce: Announce) -> None:
             loop.add_signal_handler(number, working.cancel)
         announcing = tasks.create_task(_announce_after(looked, announce), name="announcement")
         health = HttpServer(
-            create_health_app(greylag.use_cases.check_ready), ends_within=GRACEFUL_SHUTDOWN_SECONDS
+            create_health_app(greylag.use_cases.check_ready),
+            ends_within=GRACEFUL_SHUTDOWN_SECONDS,
+            limits=Limits(connections=_PROBES),
         )
         if probed is not None:
             tasks.create_task(health.serve([probed]), name="health")
@@ -125,10 +128,22 @@ async def _serve(
     server = HttpServer(
         create_app(use_cases, settings),
         ends_within=GRACEFUL_SHUTDOWN_SECONDS,
+        limits=_limits(settings),
         signals=_STOPPING,
         started=lambda: announce(address_of(listener)),
     )
     await server.serve([listener])
+
+
+def _limits(settings: Settings) -> Limits:
+    plain = Limits()
+    return Limits(
+        # The guard's own answer to too many headers is the better one.
+        headers=max(plain.headers, settings.header_limit + 1),
+        connections=settings.connection_limit,
+        per_address=settings.connections_per_address,
+        proxies=frozenset(one.strip() for one in settings.uncounted_addresses.split(",")),
+    )
 
 
 def _bind_web(settings: Settings) -> socket.socket:

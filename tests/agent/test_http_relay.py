@@ -355,3 +355,36 @@ async def test_a_404_without_a_code_names_what_the_path_names() -> None:
         with pytest.raises(GreylagError) as caught:
             await ask(agent)
     assert caught.value.info.code == "agent_failed"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"turn_id": "../../elsewhere"},
+        {"turn_id": "a%2fb"},
+        {"session_id": "."},
+        {"session_id": "a\nb"},
+        {"turn_id": 7},
+        {"status": ["running"]},
+    ],
+)
+async def test_a_turn_whose_ids_could_lead_elsewhere_is_the_agent_s_failure(
+    changed: dict[str, Any],
+) -> None:
+    turn = {"turn_id": "t", "session_id": "s", "message_id": "m", "status": "running"}
+    turn |= {"message": "hello", "started_at": "2026-11-24T12:00:00.000Z"}
+    for told, fails in ((turn, False), (turn | changed, True)):
+        answer = said("200 OK", json.dumps(told).encode())
+        async with raw_agent(answer) as agent, gateway() as agents:
+            if not fails:
+                assert (await agents.cancel_turn(agent.at, "t")).turn_id == "t"
+                continue
+            with pytest.raises(AgentFailedError, match="form"):
+                await agents.cancel_turn(agent.at, "t")
+
+
+@pytest.mark.parametrize("status", ["200 OK", "500 Internal Server Error"])
+async def test_an_answer_nested_deeper_than_can_be_read_is_the_agent_s_failure(status: str) -> None:
+    async with raw_agent(said(status, b"[" * 60_000)) as agent, gateway() as agents:
+        with pytest.raises(AgentFailedError):
+            await agents.cancel_turn(agent.at, "t")

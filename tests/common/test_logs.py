@@ -3,6 +3,8 @@ import logging
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import logging
 from greylag.common.logs import configure_logging
@@ -21,3 +23,30 @@ def test_a_librarys_line_is_json_without_its_coloured_copy_or_secrets() -> None:
     assert line["level"] == logging.getLevelName(logging.INFO).lower()
     assert "color_message" not in line
     assert line["api_key"] == "[hidden]"
+
+
+HOSTILE = r"a\x1b]0;owned\x07\r\nforged line\x9b2J\u202eb\u2028c\udc80"
+HOSTILE_PROGRAM = f"""
+import logging, structlog
+from greylag.common.logs import configure_logging
+text = "{HOSTILE}"
+configure_logging("FORMAT", "info")
+log = structlog.get_logger("here")
+log.warning(text, text=text, several=[text], named={{text: text}})
+logging.getLogger("elsewhere").warning("said %s", text)
+try:
+    raise ValueError(text)
+except ValueError:
+    log.exception("failed", path=text)
+"""
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_nothing_that_a_terminal_obeys_is_written_raw(log_format: str) -> None:
+    program = HOSTILE_PROGRAM.replace("FORMAT", log_format)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)  # noqa: S603 - our own words
+    written = done.stderr.decode()
+    assert written.count("owned") >= 7
+    assert not {char for char in written if not (char.isprintable() or char in "\n\t")}
+    # An error's own words may have lines; a forged one stands below its stack.
+    assert sum(line.startswith("forged") for line in written.splitlines()) <= 1

@@ -1,17 +1,23 @@
-"""Listening: on which addresses, and what a taken port says."""
+"""Listening: on which addresses, and what a taken port says. Serving: what a client may cost."""
 
 import asyncio
 import errno
+import itertools
+import json
 import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 
 import aiohttp
+import psutil
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from greylag.common.server import HttpServer, address_of, listen
+from greylag.common.server import HttpServer, Limits, address_of, listen
 
 needs_ipv6 = pytest.mark.skipif(
     not socket.has_dualstack_ipv6(), reason="this machine has no IPv6: it is NOT tested"
@@ -78,3 +84,302 @@ async def test_it_says_when_it_serves_and_lets_open_answers_end() -> None:
             go_on.set()
             assert await (await asking).text() == "whole"
         await serving
+
+
+# What a client may cost. Time passes as the tests say, by ``look``.
+
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n"
+PUT = b"PUT /read HTTP/1.1\r\nhost: a\r\n"
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass
+class Bounded:
+    """A server, and what its application has seen."""
+
+    limits: Limits
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    produced: int = 0
+
+    def __post_init__(self) -> None:
+        routes = [
+            Route("/", self._hello),
+            Route("/read", self._read, methods=["PUT"]),
+            Route("/ignore", self._hello, methods=["PUT"]),
+            Route("/wait", self._wait),
+            Route("/flood", self._flood),
+        ]
+        self.server = HttpServer(Starlette(routes=routes), ends_within=1, limits=self.limits)
+        self._open = AsyncExitStack()
+        self.port = 0
+
+    async def _hello(self, _: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    async def _read(self, request: Request) -> PlainTextResponse:
+        self.asked.set()
+        try:
+            return PlainTextResponse(str(len(await request.body())))
+        except ClientDisconnect:
+            self.left.set()
+            raise
+
+    async def _wait(self, _: Request) -> StreamingResponse:
+        async def words() -> AsyncIterator[bytes]:
+            yield b"begun "
+            await self.go_on.wait()
+            yield b"ended"
+
+        return StreamingResponse(words())
+
+    async def _flood(self, _: Request) -> StreamingResponse:
+        async def blocks() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    self.produced += 1
+                    yield bytes(65_536)
+                    await asyncio.sleep(0)
+            finally:
+                self.left.set()
+
+        return StreamingResponse(blocks())
+
+    async def connect(self, host: str = "127.0.0.1") -> Connection:
+        """Open a connection that the test's end closes."""
+        reader, writer = await asyncio.open_connection(host, self.port)
+        self._open.callback(writer.close)
+        return reader, writer
+
+    async def ask(self, sent: bytes, host: str = "127.0.0.1") -> Connection:
+        """Open a connection and send something on it."""
+        reader, writer = await self.connect(host)
+        writer.write(sent)
+        await writer.drain()
+        return reader, writer
+
+    async def heard(self, count: int) -> None:
+        """Wait until the server has so many connections, and has read what came on them."""
+        while len(self.server.server_state.connections) != count:  # noqa: ASYNC110 - the server tells of none
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the server look at its connections as if so much time had passed."""
+        self.server.look(asyncio.get_running_loop().time() + seconds)
+
+    async def close(self) -> None:
+        await self._open.aclose()
+
+
+@asynccontextmanager
+async def bounded(limits: Limits | None = None, host: str = "127.0.0.1") -> AsyncIterator[Bounded]:
+    one = Bounded(limits or Limits())
+    with listen(host, 0) as listener:
+        one.port = listener.getsockname()[1]
+        serving = asyncio.create_task(one.server.serve([listener]))
+        try:
+            yield one
+        finally:
+            one.go_on.set()
+            await one.close()
+            one.server.finish()
+            await serving
+
+
+async def refused(reader: asyncio.StreamReader) -> tuple[int, str]:
+    """Return status and code of an answer that ends its connection."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"connection: close" in head
+    body = json.loads(await reader.read())
+    assert body["status"] == int(head.split()[1])
+    return body["status"], body["code"]
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        GET + b"x: ",
+        b"GET /",
+        b"GET / HTTP/1.1\r\n",
+        b"PUT /read HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx: ",
+    ],
+)
+async def test_headers_without_an_end_are_refused_while_they_come(begin: bytes) -> None:
+    async with bounded() as one:
+        reader, writer = await one.ask(begin)
+        answered = asyncio.create_task(refused(reader))
+        sent = 0
+        while not answered.done() and sent < 4_000_000:
+            writer.write(b"y" * 8192)
+            sent += 8192
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert await answered == (431, "headers_too_large")
+        assert sent < 1_000_000
+
+
+async def test_headers_without_number_are_refused_before_they_are_whole() -> None:
+    async with bounded() as one:
+        reader, _ = await one.ask(GET + b"a:b\r\n" * 300)
+        assert await refused(reader) == (431, "headers_too_large")
+
+
+async def test_large_headers_within_the_limits_are_answered() -> None:
+    async with bounded() as one:
+        reader, _ = await one.ask(GET + b"x: " + b"y" * 60_000 + b"\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_headers_that_are_not_whole_in_time_are_refused() -> None:
+    async with bounded() as one:
+        reader, writer = await one.ask(GET)
+        await one.heard(1)
+        one.pass_time(14)
+        writer.write(b"x: y\r\n")  # a drop now and then does not help
+        await writer.drain()
+        await one.heard(1)
+        one.pass_time(15)
+        assert await refused(reader) == (408, "request_too_slow")
+
+
+async def test_a_connection_that_says_nothing_just_ends() -> None:
+    async with bounded() as one:
+        reader, _ = await one.connect()
+        await one.heard(1)
+        one.pass_time(15)
+        assert await reader.read() == b""
+
+
+async def test_a_body_that_stops_is_refused_and_its_handler_is_told() -> None:
+    async with bounded() as one:
+        reader, writer = await one.ask(PUT + b"content-length: 9\r\n\r\n")
+        await one.asked.wait()
+        one.pass_time(29)
+        writer.write(b"abc")
+        await writer.drain()
+        await one.heard(1)
+        one.pass_time(29)
+        assert not one.left.is_set()
+        one.pass_time(31)
+        assert await refused(reader) == (408, "request_too_slow")
+        await one.left.wait()
+
+
+async def test_a_body_that_nobody_reads_may_go_on_for_a_moment_only() -> None:
+    async with bounded() as one:
+        head = b"PUT /ignore HTTP/1.1\r\nhost: a\r\ncontent-length: 900000\r\n\r\n"
+        reader, writer = await one.ask(head)
+        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
+        writer.write(b"some of it")
+        await writer.drain()
+        await one.heard(1)
+        one.pass_time(6)
+        await one.heard(0)
+
+
+async def test_a_body_that_comes_after_its_answer_leaves_the_connection_usable() -> None:
+    async with bounded() as one:
+        head = b"PUT /ignore HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n"
+        reader, writer = await one.ask(head)
+        await reader.readuntil(b"hello")
+        writer.write(b"abc" + GET + b"\r\n")
+        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
+        one.pass_time(6)
+        writer.write(GET + b"\r\n")
+        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_stream_is_not_cut_for_its_age() -> None:
+    async with bounded() as one:
+        reader, writer = await one.ask(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n")
+        await reader.readuntil(b"begun ")
+        writer.write(b"GET /")  # nor for a next request that is begun meanwhile
+        await one.heard(1)
+        one.pass_time(1_000_000)
+        one.go_on.set()
+        assert b"ended" in await reader.readuntil(b"0\r\n\r\n")
+
+
+async def test_a_reader_that_takes_nothing_holds_little_and_not_for_ever() -> None:
+    async with bounded() as one:
+        await one.ask(b"GET /flood HTTP/1.1\r\nhost: a\r\n\r\n")
+        before = -1
+        while before != one.produced:
+            before = one.produced
+            for _ in range(200):
+                await asyncio.sleep(0)
+        # What the system keeps for a socket, and one block that waits here.
+        (connection,) = one.server.server_state.connections
+        assert connection.transport.get_write_buffer_size() <= 3 * 65_536
+        one.pass_time(0)
+        one.pass_time(299)
+        assert not one.left.is_set()
+        one.pass_time(301)
+        await one.left.wait()
+
+
+async def test_requests_sent_ahead_without_number_end_the_connection() -> None:
+    async with bounded() as one:
+        reader, _ = await one.ask(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n" * 1000)
+        assert await refused(reader) == (429, "too_many_requests")
+
+
+async def test_half_open_requests_give_way_to_whole_ones() -> None:
+    async with bounded(Limits(connections=16)) as one:
+        readers = [(await one.ask(GET))[0] for _ in range(16)]
+        await one.heard(16)
+        for _ in range(20):
+            reader, writer = await one.ask(GET + b"connection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+        told = [asyncio.create_task(refused(reader)) for reader in readers]
+        done, others = await asyncio.wait(told, return_when=asyncio.FIRST_COMPLETED)
+        assert {await one for one in done} == {(503, "too_many_connections")}
+        for other in others:
+            other.cancel()
+
+
+async def test_a_server_whose_connections_all_are_answered_refuses_more() -> None:
+    async with bounded(Limits(connections=16)) as one:
+        for _ in range(16):
+            reader, _ = await one.ask(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n")
+            await reader.readuntil(b"begun ")
+        reader, _ = await one.ask(GET + b"\r\n")
+        assert await refused(reader) == (503, "too_many_connections")
+
+
+def _own_address() -> str | None:
+    families = itertools.chain.from_iterable(psutil.net_if_addrs().values())
+    found = (one.address for one in families if one.family is socket.AF_INET)
+    return next((address for address in found if not address.startswith("127.")), None)
+
+
+OWN = _own_address()
+
+
+@pytest.mark.skipif(OWN is None, reason="this machine has loopback only: it is NOT tested")
+@pytest.mark.parametrize("proxied", [False, True])
+async def test_one_client_address_has_so_many_connections(*, proxied: bool) -> None:
+    assert OWN is not None
+    proxies = frozenset({OWN} if proxied else ())
+    async with bounded(Limits(per_address=3, proxies=proxies), host="") as one:
+        held = [await one.connect(OWN) for _ in range(3)]
+        await one.heard(3)
+        reader, _ = await one.ask(GET + b"\r\n", OWN)
+        if proxied:
+            assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
+            return
+        assert await refused(reader) == (429, "too_many_connections")
+        for _ in range(4):  # loopback is not counted
+            reader, _ = await one.ask(GET + b"\r\n")
+            assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
+        held[0][1].close()
+        while True:
+            reader, writer = await one.ask(GET + b"connection: close\r\n\r\n", OWN)
+            answer = await reader.read()
+            writer.close()
+            if answer.startswith(b"HTTP/1.1 200"):
+                break

@@ -126,7 +126,11 @@ def _delete_session(here: _Environment, asked: AgentRequest) -> None:
 
 
 def _list_messages(here: _Environment, asked: AgentRequest) -> History:
-    return here.history(here.session(asked.parts["session"]))
+    history = here.history(here.session(asked.parts["session"]))
+    before = int(asked.query.get("before", history.total_count))
+    said = [one for one in history.messages if one.message_index < before]
+    limit = int(asked.query.get("limit", len(said)))
+    return replace(history, messages=said[max(0, len(said) - limit) :])
 
 
 def _export_session(here: _Environment, asked: AgentRequest) -> str:

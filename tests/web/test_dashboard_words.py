@@ -72,12 +72,15 @@ def _turn(number: int, message: str, status: str = "completed") -> Turn:
     return Turn(f"t{number}", "s", f"m{number}", status, message, "2026-11-24T12:00:00.000Z")
 
 
-def _messages(*texts: tuple[str, str]) -> list[ChatMessage]:
-    return [ChatMessage(role, text, None, index) for index, (role, text) in enumerate(texts)]
+def _messages(*texts: tuple[str, str, int]) -> list[ChatMessage]:
+    return [
+        ChatMessage(role, text, None, index, f"t{turn}" if turn else None)
+        for index, (role, text, turn) in enumerate(texts)
+    ]
 
 
 def test_messages_meet_their_turns() -> None:
-    said = _messages(("User", "a"), ("Assistant", "A"), ("User", "b"), ("User", "c"))
+    said = _messages(("User", "a", 1), ("Assistant", "A", 1), ("User", "b", 2), ("User", "c", 3))
     turns = [_turn(3, "c", "running"), _turn(2, "b", "error")]
     found = pair(said, turns)
     assert [(one.message, one.answer, one.turn and one.turn.turn_id) for one in found] == [
@@ -88,5 +91,21 @@ def test_messages_meet_their_turns() -> None:
 
 
 def test_a_turn_that_began_after_the_messages_were_read_is_there() -> None:
-    found = pair(_messages(("User", "a"), ("Assistant", "A")), [_turn(2, "b", "running")])
+    found = pair(_messages(("User", "a", 1), ("Assistant", "A", 1)), [_turn(2, "b", "running")])
     assert [one.message for one in found] == ["a", "b"]
+
+
+def test_messages_of_the_same_words_meet_their_own_turns() -> None:
+    said = _messages(("User", "again", 1), ("Assistant", "A", 1), ("User", "again", 3))
+    found = pair(said, [_turn(3, "again", "error"), _turn(2, "again"), _turn(1, "again")])
+    assert [one.turn and one.turn.turn_id for one in found] == ["t1", "t3"]
+
+
+def test_a_page_that_begins_with_an_answer_shows_it() -> None:
+    found = pair(_messages(("Assistant", "A", 1), ("User", "b", 2)), [_turn(2, "b")])
+    assert [(one.message, one.answer) for one in found] == [("", "A"), ("b", "")]
+
+
+def test_messages_without_a_turn_stand_alone() -> None:
+    found = pair(_messages(("User", "a", 0), ("Assistant", "A", 0), ("Assistant", "B", 0)), [])
+    assert [(one.message, one.answer, one.turn) for one in found] == [("a", "A\n\nB", None)]

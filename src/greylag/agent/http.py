@@ -5,7 +5,6 @@ end, and of its headers only those about content pass.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
@@ -17,6 +16,7 @@ from yarl import URL
 
 from greylag.common import agent_api, logs, sse
 from greylag.common.agent_api import Operation, Turn
+from greylag.common.typed import check_types, parse_json
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
@@ -207,7 +207,7 @@ async def _incoming(response: aiohttp.ClientResponse, limit: int) -> AsyncIterat
 
 async def _read_json(response: aiohttp.ClientResponse, limit: int) -> Any:
     """Return an answer's JSON, or raise ``ValueError``."""
-    return json.loads(b"".join([chunk async for chunk in _incoming(response, limit)]))
+    return parse_json(b"".join([chunk async for chunk in _incoming(response, limit)]))
 
 
 def _answer_headers(response: aiohttp.ClientResponse, operation: Operation[Any]) -> dict[str, str]:
@@ -400,7 +400,7 @@ def _reading() -> Iterator[None]:
     """Turn an answer that lacks what it must have into an error that says so."""
     try:
         yield
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, InvalidRequestError) as error:
         raise AgentFailedError("The agent's answer is not of the form it must have.") from error
 
 
@@ -456,4 +456,8 @@ _TURN_MEMBERS = frozenset(member.name for member in fields(Turn))
 
 def _turn(body: dict[str, Any]) -> Turn:
     with _reading():
-        return Turn(**{name: body[name] for name in _TURN_MEMBERS & body.keys()})
+        turn = Turn(**{name: body[name] for name in _TURN_MEMBERS & body.keys()})
+        check_types(turn)
+        path_segment(turn.turn_id, "turn_id")
+        path_segment(turn.session_id, "session_id")
+    return turn

@@ -32,7 +32,7 @@ from greylag.agentd.turns.engine import TurnEngine
 from greylag.agentd.turns.running import TurnPolicy
 from greylag.agentd.volume import Volume
 from greylag.common.logs import configure_logging
-from greylag.common.server import HttpServer, listen
+from greylag.common.server import HttpServer, Limits, listen
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -40,7 +40,7 @@ EXIT_CONFIG = 2
 
 _TURNS_END_WITHIN = 2.5
 _KILLED_TURNS_END_WITHIN = 1.0
-_MOST_CONNECTIONS = 512
+_LIMITS = Limits(connections=512)
 _CONNECTIONS_END_WITHIN = 1
 _MODEL = "GOOSE_MODEL"
 
@@ -118,7 +118,7 @@ async def _end(turns: TurnEngine, agent_task: asyncio.Task[None]) -> None:
 
 def http_server(app: ASGIApp) -> HttpServer:
     """Return the server that is to answer for agentd; its signals are agentd's own."""
-    return HttpServer(app, ends_within=_CONNECTIONS_END_WITHIN, most_connections=_MOST_CONNECTIONS)
+    return HttpServer(app, ends_within=_CONNECTIONS_END_WITHIN, limits=_LIMITS)
 
 
 def _listen(settings: AgentdSettings) -> socket.socket:

@@ -348,10 +348,10 @@ class TurnRecords:
         found = await self._select("WHERE message_id = ?", message_id)
         return found[0] if found else None
 
-    async def newest(self, session_id: str, limit: int) -> list[TurnRecord]:
-        """Return the last ``limit`` turns of a session, newest first."""
+    async def newest(self, session_id: str, limit: int, skipped: int = 0) -> list[TurnRecord]:
+        """Return the last ``limit`` turns of a session before the ``skipped``, newest first."""
         return await self._select(
-            "WHERE session_id = ? ORDER BY number DESC LIMIT ?", session_id, limit
+            "WHERE session_id = ? ORDER BY number DESC LIMIT ? OFFSET ?", session_id, limit, skipped
         )
 
     async def page(self, session_id: str, offset: int, limit: int) -> list[TurnRecord]:

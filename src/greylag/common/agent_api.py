@@ -20,6 +20,9 @@ MEBIBYTE = 1024 * 1024
 TURNS = 50
 MOST_TURNS = 200
 """How many turns a list has, if the client does not say, and at most."""
+MOST_MESSAGES = 400
+PAGE_CHARACTERS = 256 * 1024
+"""How many messages one page of a history has at most, and how much text they have together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class ChatMessage:
     timestamp: Annotated[int | None, Doc("Seconds since 1970.", 1795424100)]
     message_index: Annotated[int, Doc("From 0, without a gap.", 0)]
     turn_id: Annotated[str | None, Doc("The turn that it is of.", _TURN)] = None
+    shortened: Annotated[bool, Doc("Whether a page cut it, as it alone is longer.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,10 +297,24 @@ LIST_MESSAGES = Operation(
     method="GET",
     path="/sessions/{session}/messages",
     summary="Read a session's history",
-    text="What was said, oldest first; tool calls are in the events of the turns.",
+    text="What was said, oldest first; tool calls are in the events of the turns. With `limit` it "
+    "is a page of the newest, ended earlier where their texts are long; `before` asks for the one "
+    "that precedes it. Without, it is all.",
     tag="sessions",
     answer=History,
     missing="session_not_found",
+    query=(
+        Parameter(
+            "limit",
+            "The most messages of a page.",
+            {"type": "integer", "minimum": 1, "maximum": MOST_MESSAGES},
+        ),
+        Parameter(
+            "before",
+            "Only messages with a smaller `message_index`.",
+            {"type": "integer", "minimum": 1},
+        ),
+    ),
     answer_limit=256 * MEBIBYTE,
 )
 EXPORT_SESSION = Operation(

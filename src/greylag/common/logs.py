@@ -4,11 +4,12 @@ Every line of a request carries its id, and its user's and project's once they a
 (``structlog.contextvars``). Fields that could hold a secret are never written.
 """
 
+import io
 import logging
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
 
@@ -91,5 +92,32 @@ def _ending(*, as_json: bool, colours: bool) -> list[structlog.typing.Processor]
             structlog.processors.ExceptionRenderer(stack),
             structlog.processors.JSONRenderer(),
         ]
-    plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
+    return [
+        escape_controls,
+        structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=_write_stack),
+    ]
+
+
+# What a terminal would obey, or show as another line or in another direction than it is written.
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)]
+_MARKS = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C, 0x200E, 0x200F, 0x2028, 0x2029]
+_ESCAPED = {code: ascii(chr(code))[1:-1] for code in (*_CONTROLS, *_MARKS)}
+_ESCAPED_IN_STACKS = {code: text for code, text in _ESCAPED.items() if chr(code) not in "\n\t"}
+_MANY_LINES = {"exception", "stack"}
+
+
+def escape_controls(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Write control characters in texts as Python does; a field may hold what a client sent."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            kept = _ESCAPED_IN_STACKS if name in _MANY_LINES else _ESCAPED
+            event[name] = value.translate(kept)
+    return event
+
+
+def _write_stack(stream: TextIO, error: structlog.typing.ExcInfo) -> None:
+    lines = io.StringIO()
+    structlog.dev.plain_traceback(lines, error)
+    stream.write(lines.getvalue().translate(_ESCAPED_IN_STACKS))

@@ -1,15 +1,35 @@
-"""The HTTP server that every program of ours runs: on a socket that it is given."""
+"""The HTTP server that every program of ours runs: on a socket that it is given, within limits.
+
+What a client may cost is bounded while it sends, before any layer above sees a request: the bytes
+and number of its headers, the time it takes, and how many connections there are. A stream that is
+being answered is never cut for its age.
+"""
 
 import asyncio
 import contextlib
+import ipaddress
+import json
+import resource
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from greylag.common.net import is_loopback
 
 _BACKLOG = 2048
+_LOOK_EACH_TICKS = 3  # uvicorn's tick is a tenth of a second
+_FEWEST_CONNECTIONS = 16
+_OTHER_FILES = 64
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -43,6 +63,334 @@ def address_of(listener: socket.socket) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What clients may cost a server. Seconds are held to about a third of one.
+
+    Attributes:
+        header_bytes: of one request, its address and trailers included.
+        headers: how many one request may have.
+        header_seconds: from the connection, or the last answer, until the next headers are whole.
+        body_seconds: between two pieces of a body that is waited for.
+        unread_seconds: that an answer may lie without its reader taking any of it.
+        drain_seconds: that a body may go on after its answer, and a refusal wait to be read.
+        connections: open at once; at most what the process's file descriptors allow.
+        per_address: of them from one client address (for IPv6: one /64); ``None``: no limit.
+            Loopback and ``proxies`` speak for many clients, and have none.
+        proxies: addresses of proxies.
+        pipelined: requests sent ahead on one connection.
+    """
+
+    header_bytes: int = 65_536
+    headers: int = 256
+    header_seconds: float = 15.0
+    body_seconds: float = 30.0
+    unread_seconds: float = 300.0
+    drain_seconds: float = 5.0
+    connections: int = 1024
+    per_address: int | None = None
+    proxies: frozenset[str] = frozenset()
+    pipelined: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why a client is sent away, before its request has come to any route."""
+
+    status: HTTPStatus
+    code: str
+    detail: str
+
+    def document(self, extra: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Return the whole answer: a problem document, after which the connection ends."""
+        told = {"title": self.status.phrase, "status": self.status, "detail": self.detail}
+        body = json.dumps({"type": "about:blank", **told, "code": self.code}).encode()
+        retry = b"retry-after: 5\r\n" if self.status in _RETRIED else b""
+        lines = b"".join(b"%s: %s\r\n" % header for header in extra)
+        return (
+            b"HTTP/1.1 %d %s\r\n" % (self.status, self.status.phrase.encode())
+            + lines
+            + b"content-type: application/problem+json\r\ncache-control: no-store\r\n"
+            + b"content-length: %d\r\n%sconnection: close\r\n\r\n%s" % (len(body), retry, body)
+        )
+
+
+_RETRIED = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+_MALFORMED = _Refusal(HTTPStatus.BAD_REQUEST, "malformed_request", "This is no HTTP request.")
+_HEADERS_TOO_LARGE = _Refusal(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "headers_too_large",
+    "The request has more or longer headers than are taken.",
+)
+_TOO_SLOW = _Refusal(
+    HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "The request did not come in time."
+)
+_TOO_MANY_AHEAD = _Refusal(
+    HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", "Too many requests were sent ahead."
+)
+_TOO_MANY_OF_ONE = _Refusal(
+    HTTPStatus.TOO_MANY_REQUESTS,
+    "too_many_connections",
+    "This client has as many connections as one may have.",
+)
+_FULL = _Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "too_many_connections",
+    "The server has as many connections as it takes.",
+)
+
+
+class _RefusedError(Exception):
+    """Ends the parsing of a request."""
+
+    def __init__(self, refusal: _Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.refusal = refusal
+
+
+class _Connections(ServerState):
+    """The open connections of one server, whatever they are doing."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self.limits = limits
+        self.of_address: Counter[str] = Counter()
+        self.refused = 0
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Answering may take a file of its own, such as a connection to an agent.
+        possible = max(_FEWEST_CONNECTIONS, (files - _OTHER_FILES) // 2)
+        self.most = limits.connections
+        if files != resource.RLIM_INFINITY:
+            self.most = min(self.most, possible)
+
+    def admit(self, came: "_LimitedProtocol") -> _Refusal | None:
+        """Count a connection that is among ``connections`` already; return why it may not stay."""
+        if came.counted is not None:
+            self.of_address[came.counted] += 1
+            most = self.limits.per_address
+            if most is not None and self.of_address[came.counted] > most:
+                return _TOO_MANY_OF_ONE
+        # Those that were refused are on their way out, and are limited by themselves.
+        if len(self.connections) - self.refused > self.most and not self._make_room(came):
+            return _FULL
+        return None
+
+    def leave(self, gone: "_LimitedProtocol") -> None:
+        """Count a connection no more."""
+        address, gone.counted = gone.counted, None
+        if address is not None:
+            self.of_address[address] -= 1
+            if not self.of_address[address]:
+                del self.of_address[address]
+
+    def _make_room(self, came: "_LimitedProtocol") -> bool:
+        """End the connection that has waited longest for a request, so that requests win."""
+        idle = [one for one in self.limited() if one is not came and one.is_waiting]
+        if not idle:
+            return False
+        min(idle, key=lambda one: one.waits_since).give_way()
+        return True
+
+    def limited(self) -> list["_LimitedProtocol"]:
+        """Return the connections."""
+        return [one for one in self.connections if isinstance(one, _LimitedProtocol)]
+
+
+class _LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with an end to all that a client can draw out.
+
+    It is looked at now and then (``look``) instead of keeping timers: one walk over all connections
+    costs less than a timer that each request sets and takes back.
+    """
+
+    server_state: _Connections
+    counted: str | None = None
+    waits_since = 0.0
+    _running: RequestResponseCycle | None = None  # what is being answered; ``cycle`` came last
+    _refused = False
+    _ends_at: float | None = None
+    _heard_at = 0.0
+    _unparsed = 0  # bytes since the parser last came to the end of headers or to a piece of a body
+    _head = 0
+    _unread = 0
+    _unread_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """Take a connection, or send it away."""
+        super().connection_made(transport)
+        self.waits_since = self._heard_at = self.loop.time()
+        self.counted = _counted_as(self.client, self.server_state.limits)
+        refusal = self.server_state.admit(self)
+        if refusal is not None:
+            self._refuse(refusal)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.server_state.leave(self)
+        if self._refused:
+            self.server_state.refused -= 1
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, as far as it stays within the limits."""
+        self._unset_keepalive_if_required()
+        if self._refused:
+            return
+        self._heard_at = self.loop.time()
+        self._unparsed += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return  # answered as if it had not been asked for
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause.refusal if isinstance(cause, _RefusedError) else _MALFORMED)
+            return
+        if self._unparsed > self.server_state.limits.header_bytes:
+            self._refuse(_HEADERS_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        """Begin to count a request's headers."""
+        self._head = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count a piece of the address."""
+        self._count(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header, or a trailer after the body."""
+        self._count(name, value)
+        if len(self.headers) >= self.server_state.limits.headers:
+            raise _RefusedError(_HEADERS_TOO_LARGE)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Let the request be answered."""
+        self._unparsed = 0
+        if len(self.pipeline) >= self.server_state.limits.pipelined:
+            raise _RefusedError(_TOO_MANY_AHEAD)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that the request is whole."""
+        self._unparsed = 0
+        self._ends_at = None
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request; a body that nobody reads may go on for a moment only."""
+        self.waits_since = self.loop.time()
+        if self._running is not None and self._running.more_body:
+            self._ends_at = self.waits_since + self.server_state.limits.drain_seconds
+        super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """End with the server; a refusal does not keep it."""
+        if self._refused:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing is being answered or sent: the next headers are not whole."""
+        idle = self._running is None or self._running.response_complete
+        return idle and not self._refused and not self.transport.get_write_buffer_size()
+
+    def give_way(self) -> None:
+        """Leave the place to another connection."""
+        if self._unparsed or self._running is None:
+            self._refuse(_FULL)
+        else:
+            self.transport.abort()  # between two requests: nothing may be said unasked
+
+    def look(self, now: float) -> None:
+        """End what has been drawn out for too long."""
+        limits = self.server_state.limits
+        if (self._ends_at is not None and now >= self._ends_at) or self._is_stalled(now):
+            self.transport.abort()
+        elif self.is_waiting:
+            if now - self.waits_since < limits.header_seconds or self._ends_at is not None:
+                return
+            if self._unparsed:
+                self._refuse(_TOO_SLOW)
+            else:
+                self.transport.close()  # nothing was asked
+        elif self._running is not None and self._is_awaiting_body(self._running):
+            if self.flow.read_paused:
+                self._heard_at = now  # it is we who do not read
+            elif now - self._heard_at >= limits.body_seconds:
+                self._refuse(_TOO_SLOW)
+
+    def _is_awaiting_body(self, cycle: RequestResponseCycle) -> bool:
+        return cycle.more_body and not cycle.response_complete and not self._refused
+
+    def _is_stalled(self, now: float) -> bool:
+        """Tell whether the reader has taken nothing for too long of what lies ready."""
+        size = self.transport.get_write_buffer_size()
+        if not size or size != self._unread:
+            self._unread, self._unread_since = size, now
+        return now - self._unread_since >= self.server_state.limits.unread_seconds
+
+    def _count(self, *pieces: bytes) -> None:
+        self._head += sum(map(len, pieces))
+        if self._head > self.server_state.limits.header_bytes:
+            raise _RefusedError(_HEADERS_TOO_LARGE)
+
+    def _refuse(self, refusal: _Refusal) -> None:
+        """Answer and end; what is being answered already ends without that."""
+        if self.transport.is_closing():
+            return
+        state = self.server_state
+        self._refused = True
+        state.refused += 1
+        state.leave(self)
+        began = self._running
+        for cycle in [self._running, *(waiting for waiting, _ in self.pipeline)]:
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        half_sent = began is not None and began.response_started and not began.response_complete
+        if half_sent or state.refused > state.most // 4:
+            self.transport.abort()
+            return
+        self.flow.resume_reading()
+        self.transport.write(refusal.document(state.default_headers))
+        # Closed at once, what lies unread would take the answer away from the client too.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._ends_at = self.loop.time() + state.limits.drain_seconds
+
+
+def _counted_as(client: tuple[str, int] | None, limits: Limits) -> str | None:
+    """Return what a client's connections are counted by; ``None``: they are not."""
+    if client is None or client[0] in limits.proxies or is_loopback(client[0]):
+        return None
+    try:
+        address = ipaddress.ip_address(client[0].partition("%")[0])
+    except ValueError:
+        return client[0]
+    if isinstance(address, ipaddress.IPv6Address):
+        mapped = address.ipv4_mapped
+        if mapped is None:
+            # Whoever has one address of such a network has all of it.
+            return str(ipaddress.ip_network((address, 64), strict=False))
+        return None if mapped.is_loopback or str(mapped) in limits.proxies else str(mapped)
+    return str(address)
+
+
 class HttpServer(uvicorn.Server):
     """Serves one ASGI application; ``serve([socket])`` runs it, ``finish`` ends it.
 
@@ -51,7 +399,7 @@ class HttpServer(uvicorn.Server):
     Args:
         app: what answers.
         ends_within: seconds that open answers get after ``finish``.
-        most_connections: how many may be open at once; beyond it is 503. ``None``: no limit.
+        limits: what clients may cost.
         signals: those that end it; none: they are left to the program.
         started: called once requests are answered.
     """
@@ -61,14 +409,14 @@ class HttpServer(uvicorn.Server):
         app: ASGIApp,
         *,
         ends_within: int,
-        most_connections: int | None = None,
+        limits: Limits | None = None,
         signals: Sequence[signal.Signals] = (),
         started: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=_LimitedProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -77,10 +425,11 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 # A proxy's word for the client's address is taken only where one is configured.
                 proxy_headers=False,
-                limit_concurrency=most_connections,
                 timeout_graceful_shutdown=ends_within,
             )
         )
+        self._connections = _Connections(limits or Limits())
+        self.server_state = self._connections
         self._signals = signals
         self._announce_started = started
 
@@ -89,6 +438,17 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         if self._announce_started is not None:
             self._announce_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look at the connections now and then."""
+        if counter % _LOOK_EACH_TICKS == 0:
+            self.look(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
+
+    def look(self, now: float) -> None:
+        """End the connections that are past a limit at ``now``, on the loop's clock."""
+        for connection in self._connections.limited():
+            connection.look(now)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,11 +1,24 @@
-"""Checking that a dataclass holds what it declares, for values that came from outside."""
+"""Reading values that came from outside: JSON, and dataclasses that hold what they declare."""
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 _LARGEST = 2**63
+
+
+def parse_json(text: bytes | bytearray | str) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than can be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def check_types(value: Any, path: str = "") -> None:

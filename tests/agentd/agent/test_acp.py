@@ -141,7 +141,7 @@ async def test_long_lines_pass_and_longer_ones_end_it(
 
 
 async def test_garbage_and_answers_to_nothing_are_passed_over(wire: Wire) -> None:
-    wire.writer.write(b"garbage\n[1]\n\n3\n")
+    wire.writer.write(b"garbage\n[1]\n\n3\n" + b"[" * 100_000 + b"\n")
     wire.say({"id": 99, "result": 1}, {"id": None, "error": {}}, {"method": "u"})
     await wire.hang_up()
     assert wire.handler.got == [("u", {})]

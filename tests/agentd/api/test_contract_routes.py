@@ -18,6 +18,7 @@ from greylag.agentd.agent.types import (
     TurnSink,
 )
 from greylag.agentd.config import Secret
+from greylag.common import agent_api
 
 EXTENSIONS = "_goose/unstable/config/extensions"
 STDIO = {
@@ -182,6 +183,42 @@ async def test_the_token_stream_carries_the_text_alone(tmp_path: Path) -> None:
         assert [token["type"] for token in tokens] == ["token", "complete"]
         assert tokens[0]["content"] == "hello"
         assert tokens[1]["accumulated"] == "hello"
+
+
+async def test_a_history_is_read_page_by_page(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        session = await api.session()
+        for number in range(5):
+            await api.events(await api.turn(f"message {number}", session))
+        path = f"/api/v1/sessions/{session}/messages"
+        _, whole = await api.json("GET", path)
+        seen: list[Any] = []
+        before = whole["total_count"] + 1
+        while before:
+            _, page = await api.json("GET", f"{path}?limit=3&before={before}")
+            assert page["total_count"] == 10
+            assert len(page["messages"]) <= 3
+            seen = [*page["messages"], *seen]
+            before = page["messages"][0]["message_index"]
+        assert seen == whole["messages"]
+        for wrong in ("limit=0", "limit=401", "limit=x", "limit=3&before=0"):
+            assert (await api.json("GET", f"{path}?{wrong}"))[0] == 400
+
+
+async def test_a_page_of_long_texts_has_an_end(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        session = await api.session()
+        for length in (10, 200_000, 100_000, 300_000):
+            # The answer repeats the message.
+            await api.events(await api.turn("y" * length, session))
+        path = f"/api/v1/sessions/{session}/messages?limit=400"
+        _, page = await api.json("GET", path)
+        assert [len(one["content"]) for one in page["messages"]] == [agent_api.PAGE_CHARACTERS]
+        assert page["messages"][0]["shortened"]
+        before = page["messages"][0]["message_index"] - 1
+        _, page = await api.json("GET", f"{path}&before={before}")
+        assert [len(one["content"]) for one in page["messages"]] == [100_000, 100_000]
+        assert not page["messages"][0]["shortened"]
 
 
 async def test_history_and_export(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import structlog
 
 from greylag.agentd.agent.types import AgentDiedError, AgentRefusedError
+from greylag.common.typed import parse_json
 
 LINE_LIMIT = 32 * 1024 * 1024
 _READ_SIZE = 64 * 1024
@@ -110,7 +111,7 @@ class AcpPeer:
 
     async def _handle(self, line: bytes, handler: MessageHandler) -> None:
         try:
-            message = json.loads(line)
+            message = parse_json(line)
         except ValueError:
             _log.warning("acp_line_ignored", reason="not JSON", size=len(line))
             return

@@ -1,6 +1,5 @@
 """What all routes share: reading a JSON body within limits, answering, and streaming events."""
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from greylag.agentd.journal.tail import (
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import agent_api, sse
+from greylag.common.typed import parse_json
 
 _STATUS = {
     "invalid_request": 400,
@@ -85,8 +85,8 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
         if len(body) > limit:
             raise RequestError("too_large", f"The request is larger than {limit} bytes.")
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(body)
+    except ValueError as error:
         raise invalid("The body must be JSON.") from error
     if not isinstance(value, dict):
         raise invalid("The body must be a JSON object.")

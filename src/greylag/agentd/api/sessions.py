@@ -5,7 +5,7 @@ Sessions are of the older contract, which gives some refusals shapes of their ow
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -21,7 +21,8 @@ from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import agent_api
 from greylag.common.clock import maybe_rfc3339, rfc3339
 
-_PAGE = 20
+_PAGE = 4
+_LAST_INDEX = 2**31
 _NOT_FOUND = {"session_id": "not_found", "created_at": "", "updated_at": "", "message_count": 0}
 _SMALL_BODY = 4096
 _LIST_TEXT = 1000
@@ -79,6 +80,10 @@ class SessionRoutes:
             session_id = request.path_params["session"]
             empty = {"session_id": session_id, "messages": [], "total_count": 0}
             return JSONResponse(empty, status_code=404)
+        if "limit" in request.query_params:
+            most = whole_number(request, "limit", default=1, most=agent_api.MOST_MESSAGES)
+            before = whole_number(request, "before", default=_LAST_INDEX, most=_LAST_INDEX)
+            return answer(await self._page(session, most, before))
         return StreamingResponse(self._messages_json(session), media_type="application/json")
 
     async def _export(self, request: Request) -> Response:
@@ -100,6 +105,27 @@ class SessionRoutes:
                 for message in _messages(turn, index):
                     yield message
                     index += 1
+
+    async def _page(self, session: SessionRecord, most: int, before: int) -> agent_api.History:
+        """Return the newest messages before an index, as many as a page takes."""
+        index, skipped, left = session.message_count, 0, agent_api.PAGE_CHARACTERS
+        page: list[agent_api.ChatMessage] = []
+        # One turn at a time: each may be as long as a journal.
+        while turns := await self._turns.records.newest(session.session_id, 1, skipped):
+            skipped += 1
+            said = list(_messages(turns[0], 0))
+            index = max(0, index - len(said))
+            for message in reversed(said):
+                place = index + message.message_index
+                if place >= before:
+                    continue
+                if len(page) == most or (page and len(message.content) > left):
+                    return agent_api.History(session.session_id, page[::-1], session.message_count)
+                text = message.content[:left]
+                left -= len(text)
+                cut = len(text) < len(message.content)
+                page.append(replace(message, message_index=place, content=text, shortened=cut))
+        return agent_api.History(session.session_id, page[::-1], session.message_count)
 
     async def _messages_json(self, session: SessionRecord) -> AsyncIterator[str]:
         # `agent_api.History`, piece by piece.

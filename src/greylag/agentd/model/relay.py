@@ -13,7 +13,6 @@ that is slow to answer.
 
 import asyncio
 import hmac
-import json
 import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -33,6 +32,7 @@ from greylag.agentd.agent.types import AgentKind, ModelFailure, ModelProvider
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.model import scripted as scripted_model
 from greylag.common.net import end_to_end
+from greylag.common.typed import parse_json
 
 SESSION_HEADER = "agent-session-id"
 IDLE_SECONDS = 180.0
@@ -355,7 +355,7 @@ def _message(body: bytes, answer: aiohttp.ClientResponse) -> str:
     if answer.headers.get("Content-Encoding"):
         return plain
     try:
-        error = json.loads(body)["error"]
+        error = parse_json(body)["error"]
         said = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError):
         return plain

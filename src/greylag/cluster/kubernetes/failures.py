@@ -5,7 +5,6 @@ Kubernetes' own words; the table for operators is docs/kubernetes-errors.md. `tr
 `cluster_error` turn refusals into errors that everyone can read.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
 from greylag.cluster.kubernetes.identity import Object
+from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError, ErrorInfo
 
 LONGEST_QUOTE = 400
@@ -90,7 +90,7 @@ class ApiError(Exception):
     def of_answer(cls, code: int, words: str, body: bytes, retry_after: str | None) -> Self:
         """Read an answer that is no success. What is not a ``Status`` (a proxy's page) is left."""
         try:
-            status = json.loads(body)
+            status = parse_json(body)
         except ValueError:
             status = {}
         error = cls.of_status(status if isinstance(status, dict) else {}, code=code, words=words)

@@ -21,6 +21,7 @@ from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.credentials import why_refused
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.common.backoff import backoff
+from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterUnavailableError
 
 TRIES = 5
@@ -204,7 +205,7 @@ class Transport:
                 f"The API server {server} gave an answer that is too long."
             )
         try:
-            return json.loads(body)
+            return parse_json(body)
         except ValueError as error:
             what = ApiError(502, "NotJson", "the answer is not JSON")
             raise what from error
@@ -271,7 +272,7 @@ class WatchStream:
     async def __aiter__(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         try:
             async for line in _lines(self._response):
-                event = json.loads(line)
+                event = parse_json(line)
                 if event["type"] == "ERROR":
                     raise ApiError.of_status(event["object"], code=0)
                 yield event["type"], _versioned(event["object"])

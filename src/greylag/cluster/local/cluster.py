@@ -10,9 +10,10 @@ from pathlib import Path
 import structlog
 
 from greylag.cluster.local.environment import LocalEnvironment, Spawner
-from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase, empty_removed
+from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.logfile import read_lines
 from greylag.cluster.local.observation import Observer, local_url
+from greylag.cluster.local.removal import empty_removed
 from greylag.cluster.local.sandbox import ProcessLimits, SandboxChoice, choose_sandbox
 from greylag.cluster.local.supervisor import Supervisor, Threads
 from greylag.cluster.shared import ChangeFeed
@@ -25,6 +26,7 @@ _log = structlog.get_logger(__name__)
 _AGENTD = (sys.executable, "-m", "greylag.agentd")
 _CHANGING_POLL_SECONDS = 0.05
 _RESTING_POLL_SECONDS = 0.5
+_EMPTYING_SECONDS = 2.0
 _CHANGING = frozenset({Observed.STARTING, Observed.STOPPING})
 
 
@@ -106,12 +108,13 @@ class LocalCluster:
             self._supervisor.see_to_stop(handle, known)
 
     async def delete(self, environment: Environment) -> None:
-        """Remove the environment's folder."""
+        """Remove the environment's folder; very many files of it may go after this returns."""
         handle = self._handle(environment)
         await self._threads.run(handle.delete)
         self._observed.pop(environment.ref, None)
         self._supervisor.forget(handle)
         self._observer.forget(handle)
+        await self._empty_removed()
 
     async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
         """Return once the state differs from what was last observed, or after ``timeout``.
@@ -157,7 +160,7 @@ class LocalCluster:
 
     async def inventory(self) -> Sequence[ProjectRef]:
         """Return every environment under the root; finish removals that were cut short."""
-        await self._threads.run(lambda: empty_removed(self._root))
+        await self._empty_removed()
         return [record.ref for _, record in await self._recorded()]
 
     async def close(self) -> None:
@@ -167,6 +170,15 @@ class LocalCluster:
         await self._supervisor.close()
         await self._observer.close()
         await self._threads.close()
+
+    async def _empty_removed(self) -> None:
+        """Delete what was taken away; what takes long is gone on with by a task."""
+
+        async def empty() -> bool:
+            return await self._threads.run(lambda: empty_removed(self._root, _EMPTYING_SECONDS))
+
+        if await empty():
+            self._supervisor.repeat(f"empty {self._root}", empty)
 
     def _handle(self, environment: Environment) -> LocalEnvironment:
         folder = Folder.of(self._root, environment.names)

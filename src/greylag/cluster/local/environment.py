@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from greylag.cluster.local import launch
-from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase, empty_removed
+from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.logfile import rotate
 from greylag.cluster.local.processes import (
     MARK,
@@ -30,6 +30,7 @@ from greylag.cluster.local.processes import (
     send,
 )
 from greylag.cluster.local.sandbox import ProcessLimits, Sandbox
+from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError
 from greylag.domain.project import Fence, ProjectRef
 
@@ -172,7 +173,7 @@ class LocalEnvironment:
                 self._kill_leftovers(record)
 
     def delete(self) -> None:
-        """Remove it with its volume; nothing when it is absent.
+        """Take it away with its volume, to be emptied; nothing when it is absent.
 
         Raises:
             ClusterError: it has not been stopped.
@@ -187,7 +188,6 @@ class LocalEnvironment:
                     )
                 self._kill_leftovers(record)
             self.folder.remove()
-        empty_removed(self.folder.root)
 
     def _prepare(self) -> EnvironmentRecord:
         record = self.folder.read()
@@ -211,8 +211,8 @@ class LocalEnvironment:
         file too, so it is believed no further than a port goes.
         """
         try:
-            port = json.loads(self.folder.read_listening())["port"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            port = parse_json(self.folder.read_listening())["port"]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return port if type(port) is int and 0 < port <= _LAST_PORT else None
 

@@ -1,4 +1,4 @@
-"""An environment's folder: what lies where, its record, its lock, and its removal.
+"""An environment's folder: what lies where, its record and its lock.
 
 ``root/<namespace>/<deployment>/`` holds ``volume/`` (the agent's), ``agentd.log`` and
 ``environment.json`` (the record). All of it is for our account only. Beside the namespaces, in
@@ -10,7 +10,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,21 +18,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-import structlog
-
 from greylag.cluster.local.processes import ProcessId
+from greylag.cluster.local.removal import REMOVED
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, LeaseLostError
 from greylag.domain.names import MAX_LABEL_LENGTH, EnvironmentNames
 from greylag.domain.project import Fence, ProjectRef
 
-_log = structlog.get_logger(__name__)
 _LABEL = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{MAX_LABEL_LENGTH - 1}}}")
 _RECORD = "environment.json"
 _STATE = "state"
 _LISTENING = "listening.json"
 _LISTENING_BYTES = 4096
 _LOCKS = ".locks"
-_REMOVED = ".removed"
 _LOCK_SECONDS = 10.0
 _FENCE_BYTES = 4096
 _LOCK_POLL_SECONDS = 0.01
@@ -192,10 +188,10 @@ class Folder:
             _make_private(path)
 
     def remove(self) -> None:
-        """Take the environment away in one step; ``empty_removed`` then deletes its files."""
+        """Take the environment away in one step; ``removal`` then deletes its files."""
         if self.path.exists():
-            _make_private(self.root / _REMOVED)
-            self.path.rename(self.root / _REMOVED / secrets.token_hex(8))
+            _make_private(self.root / REMOVED)
+            self.path.rename(self.root / REMOVED / secrets.token_hex(8))
         # The lock stays: it remembers the newest claim, so that an older one brings nothing back.
 
     @contextmanager
@@ -226,25 +222,6 @@ class Folder:
     @property
     def _lock_path(self) -> Path:
         return self.root / _LOCKS / f"{self.namespace}.{self.deployment}"
-
-
-def empty_removed(root: Path) -> None:
-    """Delete the files of all environments that were taken away. It may take long."""
-    removed = root / _REMOVED
-    for path in removed.iterdir() if removed.is_dir() else ():
-        # Tools leave folders that even their owner may not write to, such as module caches.
-        for folder, names, _ in os.walk(path):
-            for name in names:
-                _open_up(Path(folder, name))
-        shutil.rmtree(path, ignore_errors=True)  # another worker may delete the same
-        if path.exists():
-            _log.warning("environment_files_left", folder=str(path))
-
-
-def _open_up(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        if not path.is_symlink():
-            path.chmod(0o700)
 
 
 def _make_private(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Observing a local environment: its record, its process, and what its agent says of itself."""
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from greylag.cluster.local.folders import EnvironmentRecord, Phase
 from greylag.cluster.local.logfile import last_words
 from greylag.cluster.local.supervisor import Supervisor, Threads
 from greylag.cluster.shared import plain
+from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import (
     AGENT_READY,
@@ -141,8 +141,8 @@ def _not_ready(status: int, body: bytes) -> Observation:
 def _words(status: int, body: bytes) -> str:
     """Return the agent's own sentence from its answer, or one that tells the status."""
     try:
-        answer: Any = json.loads(body)
-    except (ValueError, RecursionError):
+        answer: Any = parse_json(body)
+    except ValueError:
         answer = None
     if isinstance(answer, dict):
         for key in ("message", "detail", "error"):

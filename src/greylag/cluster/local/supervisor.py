@@ -1,4 +1,6 @@
-"""Supervising environments' processes while this program runs: their end, and their stopping."""
+"""Supervising environments' processes while this program runs: their end, their stopping,
+and what is left to be done after them.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -103,6 +105,15 @@ class Supervisor:
             del self._stopping[path]
 
         self._start(f"stop {path}", stop)
+
+    def repeat(self, name: str, work: Callable[[], Coroutine[None, None, bool]]) -> None:
+        """Do a piece of work again and again while it tells that there is more; once by a name."""
+
+        async def go_on() -> None:
+            while await work():
+                _log.debug("work_goes_on", task=name)
+
+        self._start(name, go_on)
 
     def forget(self, environment: LocalEnvironment) -> None:
         """Drop what is kept of an environment that was deleted."""

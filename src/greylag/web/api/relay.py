@@ -3,9 +3,9 @@
 A route authorizes as every other one, asks the agent, and hands on what comes, in constant memory.
 """
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
 import structlog
@@ -30,20 +30,25 @@ from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, RequestContext, Responses, problems
 
 T = TypeVar("T")
-MAX_PAGE_BYTES = 32 * agent_api.MEBIBYTE
+MAX_PAGE_BYTES = 2 * agent_api.MEBIBYTE
 """The most of an answer that is read whole, to show it on a page."""
 
 log = structlog.get_logger(__name__)
 router = APIRouter()
 
 
-async def ask(call: RequestContext, operation: Operation[T], **parts: str) -> T:
+async def ask(
+    call: RequestContext,
+    operation: Operation[T],
+    query: Mapping[str, str] = MappingProxyType({}),
+    **parts: str,
+) -> T:
     """Ask the agent and return its answer whole, checked, in the operation's shape.
 
     Raises:
         GreylagError: as the relay does; ``AgentFailedError`` for an answer of another shape.
     """
-    opening = await call.use_cases.agents.relay(*call.at, AgentRequest(operation, parts))
+    opening = await call.use_cases.agents.relay(*call.at, AgentRequest(operation, parts, query))
     body = bytearray()
     async with opening as answer:
         async for chunk in answer.body:

@@ -5,7 +5,7 @@ scripts what the console does by the JSON API.
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -13,7 +13,13 @@ from starlette.responses import Response
 
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import ChatMessage, Session, Turn
-from greylag.domain.errors import AgentUnreachableError, ErrorInfo, GreylagError
+from greylag.domain.errors import (
+    AgentUnreachableError,
+    ErrorInfo,
+    GreylagError,
+    InvalidRequestError,
+)
+from greylag.domain.names import path_segment
 from greylag.services.messages import NewMessage
 from greylag.web.api.relay import ask
 from greylag.web.dashboard.pages import (
@@ -33,6 +39,7 @@ NEW_SESSION = "new"
 """What an address says in place of a session id to begin a new one."""
 RUNNING = "running"
 TURNS_SHOWN = 30
+SESSIONS_SHOWN = 500
 _PATIENCE_SECONDS = 4.0
 
 router = APIRouter(include_in_schema=False)
@@ -156,25 +163,47 @@ async def read_conversation(
 
 async def _read(call: RequestContext, wanted: str | None, shown: int) -> ConversationView:
     status = await call.use_cases.agents.status(*call.at)
-    sessions = (await ask(call, agent_api.LIST_SESSIONS)).sessions
+    listed = (await ask(call, agent_api.LIST_SESSIONS)).sessions
+    sessions = [one for one in listed[:SESSIONS_SHOWN] if _is_id(one.session_id)]
     selected = _chosen(wanted, sessions)
-    found: tuple[AnsweredMessage, ...] = ()
+    found: list[AnsweredMessage] = []
     error = None
+    hidden = 0
     if selected is not None:
         try:
-            said = await ask(call, agent_api.LIST_MESSAGES, session=selected)
-            turns = await ask(call, agent_api.LIST_TURNS, session=selected)
-            found = tuple(pair(said.messages, turns.turns))
+            found, hidden = await _last_said(call, selected, shown)
         except GreylagError as problem:
             error, selected = problem.info, None
     return ConversationView(
         sessions=sessions,
         selected=selected,
-        turns=found[-shown:],
-        hidden=max(0, len(found) - shown),
+        turns=tuple(found),
+        hidden=hidden,
         demonstration=status.demonstration,
         error=error,
     )
+
+
+async def _last_said(
+    call: RequestContext, session: str, shown: int
+) -> tuple[list[AnsweredMessage], int]:
+    """Return a session's last ``shown`` turns, and how many messages there are before them."""
+    most = {"limit": str(min(2 * shown, agent_api.MOST_MESSAGES))}
+    history = await ask(call, agent_api.LIST_MESSAGES, most, session=session)
+    newest = {"limit": str(min(shown, agent_api.MOST_TURNS))}
+    turns = (await ask(call, agent_api.LIST_TURNS, newest, session=session)).turns
+    found = pair(history.messages, [one for one in turns if _is_id(one.turn_id)])
+    unseen = max(0, history.total_count - len(history.messages))
+    return found[-shown:], unseen + max(0, len(found) - shown)
+
+
+def _is_id(value: str) -> bool:
+    """Tell whether what an agent calls an id can stand in an address of ours."""
+    try:
+        path_segment(value, "id")
+    except InvalidRequestError:
+        return False
+    return True
 
 
 def pair(messages: Sequence[ChatMessage], turns: Sequence[Turn]) -> list[AnsweredMessage]:
@@ -183,28 +212,20 @@ def pair(messages: Sequence[ChatMessage], turns: Sequence[Turn]) -> list[Answere
     ``messages`` come oldest first and ``turns`` newest first, as an agent tells them. A turn that
     began between the two questions is there too, without an answer.
     """
-    texts = _texts(messages)
+    known = {turn.turn_id: turn for turn in turns}
     pairs: list[AnsweredMessage] = []
-    for turn in turns:
-        if texts and texts[-1][0] == turn.message:
-            pairs.append(AnsweredMessage(*texts.pop(), turn))
-        elif turn.status == RUNNING:
-            pairs.append(AnsweredMessage(turn.message, "", turn))
-    pairs += [AnsweredMessage(message, answer, None) for message, answer in reversed(texts)]
-    return pairs[::-1]
-
-
-def _texts(messages: Sequence[ChatMessage]) -> list[tuple[str, str]]:
-    """Return each user message with all that was said until the next one."""
-    said: list[tuple[str, list[str]]] = []
+    last: str | None = None
     for one in messages:
-        if one.role.lower() == "user":
-            said.append((one.content, []))
-        elif said:
-            said[-1][1].append(one.content)
+        asked = one.role.lower() == "user"
+        if asked or not pairs or one.turn_id != last:
+            said = (one.content, "") if asked else ("", one.content)
+            pairs.append(AnsweredMessage(*said, known.pop(one.turn_id or "", None)))
         else:
-            said.append(("", [one.content]))
-    return [(message, "\n\n".join(answers)) for message, answers in said]
+            joined = "\n\n".join(filter(None, (pairs[-1].answer, one.content)))
+            pairs[-1] = replace(pairs[-1], answer=joined)
+        last = one.turn_id
+    running = [turn for turn in known.values() if turn.status == RUNNING]
+    return pairs + [AnsweredMessage(turn.message, "", turn) for turn in reversed(running)]
 
 
 def _chosen(wanted: str | None, sessions: Sequence[Session]) -> str | None:
