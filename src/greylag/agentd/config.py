@@ -1,5 +1,8 @@
 """Settings of agentd, read once from environment variables."""
 
+import json
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,8 @@ _MIB = 1024 * 1024
 _MAX_PORT = 65535
 _LONGEST_PAUSE = 30
 _MODEL_SETTING = "GOOSE_MODEL"
+_LONGEST_SOCKET = 100  # bytes; unix(7)
+_PLAIN_EXECD = (sys.executable, "-I", "-m", "greylag.execd")
 
 
 class AgentdConfigError(Exception):
@@ -39,6 +44,8 @@ class AgentdSettings:
         host: address to listen on; anything but loopback needs a token.
         port: TCP port to listen on; 0 takes any free one.
         token: what clients send as a bearer token; None: no sign-in (loopback only).
+        execd: what runs execd, as a child of ours, with a sandbox around it or without.
+        execd_socket: where an execd listens that another runs; None: run our own.
         goose: path of goose, or ``scripted``; None: find it.
         model_url: base URL of an OpenAI-compatible provider; None: the built-in scripted model.
         model_key: the provider's key; it never leaves agentd.
@@ -58,6 +65,8 @@ class AgentdSettings:
     host: str = "127.0.0.1"
     port: int = 3001
     token: Secret | None = None
+    execd: tuple[str, ...] = _PLAIN_EXECD
+    execd_socket: Path | None = None
     goose: str | None = None
     model_url: str | None = None
     model_key: Secret | None = None
@@ -84,6 +93,8 @@ class AgentdSettings:
             "host": read.text("GOOSE_API_HOST"),
             "port": read.integer("GOOSE_API_PORT", least=0, most=_MAX_PORT),
             "token": read.secret("GREYLAG_AGENT_TOKEN"),
+            "execd": read.command("GREYLAG_EXECD"),
+            "execd_socket": read.socket("GREYLAG_EXECD_SOCKET"),
             "goose": read.text("GREYLAG_GOOSE"),
             "model_url": read.url("GREYLAG_MODEL_URL"),
             "model_key": read.secret("GREYLAG_MODEL_KEY"),
@@ -134,6 +145,29 @@ class _Reader:
         if value is None:
             raise AgentdConfigError(f"{name} is not set: it names the folder of the environment.")
         return Path(value).absolute()
+
+    def command(self, name: str) -> tuple[str, ...] | None:
+        value = self.text(name)
+        if value is None:
+            return None
+        try:
+            words = json.loads(value)
+        except (ValueError, RecursionError):
+            words = None
+        if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
+            return tuple(words)
+        raise AgentdConfigError(f"{name} must be a program and its arguments as a JSON list.")
+
+    def socket(self, name: str) -> Path | None:
+        value = self.text(name)
+        if value is None:
+            return None
+        path = Path(value)
+        if not path.is_absolute() or len(os.fsencode(path)) > _LONGEST_SOCKET:
+            raise AgentdConfigError(
+                f"{name} must be an absolute path of at most {_LONGEST_SOCKET} bytes."
+            )
+        return path
 
     def integer(self, name: str, *, least: int, most: int | None = None) -> int | None:
         value = self.text(name)

@@ -10,8 +10,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 _LINUX = sys.platform == "linux"
 _STATE, _START_TIME = 0, 19  # counted from the field after the program's name
 
@@ -22,6 +20,8 @@ def birth(pid: int) -> str | None:
     ``None`` when there is none, or only a zombie. Two births are the same process's when equal.
     """
     if not _LINUX:
+        import psutil  # noqa: PLC0415 - only where there is no /proc
+
         try:
             process = psutil.Process(pid)
             ended = process.status() == psutil.STATUS_ZOMBIE
@@ -44,11 +44,16 @@ def process_clock() -> float:
 
 def started_at(pid: int) -> float:
     """Return when the process began, in seconds of ``process_clock``; 0 when it is gone."""
-    try:
-        if not _LINUX:
+    if not _LINUX:
+        import psutil  # noqa: PLC0415 - only where there is no /proc
+
+        try:
             return psutil.Process(pid).create_time()
+        except psutil.Error:
+            return 0.0
+    try:
         return int(_stat(pid)[_START_TIME]) / os.sysconf("SC_CLK_TCK")
-    except (psutil.Error, OSError):
+    except OSError:
         return 0.0
 
 

@@ -2,16 +2,20 @@
 
 ``--fd N`` takes a listening unix socket as descriptor N: agentd made it where nobody else can
 reach it. ``--socket PATH`` makes one, for a container beside agentd's. On SIGTERM, and when stdin
-ends in ``--fd`` mode (agentd is gone), all that runs is killed and the program ends.
+ends in ``--fd`` mode (agentd is gone), all that runs is killed and the program ends. With
+``--processes N`` there are never more than N processes; the system counts them for each user in
+each user namespace, so that is for a sandbox which has one of its own.
 """
 
 import argparse
 import asyncio
 import os
+import resource
 import signal
 import socket
 from pathlib import Path
 
+from greylag.execd.processes import guard_memory
 from greylag.execd.server import ExecServer
 
 _SHARED = 0o660
@@ -23,7 +27,13 @@ def main() -> None:
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--fd", type=int, help="a listening unix socket that was inherited")
     way.add_argument("--socket", type=Path, help="where to listen")
+    parser.add_argument("--processes", type=int, help="most processes of this user here")
     given = parser.parse_args()
+    guard_memory()
+    if given.processes is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        most = given.processes if hard == resource.RLIM_INFINITY else min(given.processes, hard)
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
     listener = _inherited(given.fd) if given.fd is not None else _bound(given.socket)
     asyncio.run(_serve(listener, tied=given.fd is not None))
 

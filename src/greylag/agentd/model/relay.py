@@ -102,15 +102,20 @@ class ModelRelay:
         self._provider = provider
         self._idle_seconds = idle_seconds
         self._client: ProviderClient | None = None
-        self._url = ""
+        self._port = 0
         self._calls: dict[asyncio.Task[web.StreamResponse], str | None] = {}
         self._sessions: dict[str, _SessionCalls] = {}
         self._retry_seconds = retry_seconds
 
     @property
     def url(self) -> str:
-        """Base URL for the agent, as ``http://127.0.0.1:40123``; empty before ``serving``."""
-        return self._url
+        """Base URL on our own loopback, as ``http://127.0.0.1:40123``."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens on our own loopback; 0 before ``serving``."""
+        return self._port
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -124,7 +129,7 @@ class ModelRelay:
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self._url = "http://{}:{}".format(*runner.addresses[0])
+            self._port = runner.addresses[0][1]
             if self._provider is None:
                 yield
             else:
