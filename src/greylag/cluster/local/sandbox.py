@@ -31,6 +31,8 @@ _TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - hidden, not used
 _SYSTEM = frozenset(
     ("usr", "bin", "sbin", "lib", "lib32", "lib64", "etc", "dev", "proc", "sys", "nix")
 )
+# Where root, of which user namespace ever, could change the machine by writing a file.
+_KERNEL = ("acpi", "bus", "fs", "irq", "scsi", "sys", "sysrq-trigger")
 _MOST_PROCESSES = 2048
 _COUNTS_BY_NAMESPACE = (5, 14)  # Linux: RLIMIT_NPROC counts in each user namespace by itself
 _EXECD = (sys.executable, "-I", "-m", "greylag.execd")
@@ -123,6 +125,8 @@ class Sandbox:
         flags += ["--unshare-user", *_no_more_namespaces(self.bwrap)]
         flags += ["--unshare-net"] if self.network == "strict" else []
         flags += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+        for part in _KERNEL:
+            flags += ["--ro-bind-try", f"/proc/{part}", f"/proc/{part}"]
         emptied = self._emptied()
         for path in emptied:
             flags += ["--tmpfs", str(path)]
