@@ -116,7 +116,7 @@ class ExecServer:
             await _agree(writer, pid=pid)
             await _attend(started, reader, writer)
         finally:
-            await asyncio.to_thread(processes.end_group, group, pid, lambda: self._runs == 1)
+            await asyncio.to_thread(processes.end_group, group, pid, lambda: self._runs <= 1)
             await started.process.wait()
             self._owned.discard(pid)
             started.close()
