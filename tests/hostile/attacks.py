@@ -48,7 +48,7 @@ ATTACKS = (
     Attack("agentd's environ", "cat /proc/{agentd}/environ", GONE),
     Attack("agentd's root", "ls /proc/{agentd}/root/", GONE),
     Attack("the settings beside Greylag's start", "cat {start}/.env", GONE),
-    Attack("the start folder", "ls -A {start}/; ls {start}/*", GONE),
+    Attack("files in the start folder", "cat {start}/notes {start}/../notes", GONE),
     Attack("the environment's record", "cat {folder}/environment.json", GONE),
     Attack("agentd's log", "cat {folder}/agentd.log", GONE),
     Attack("the records of all", "cat {data}/greylag.db", GONE),

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from greylag.cluster.local.sandbox import choose_sandbox
 
 KEY = "sk-very-secret-key-of-the-provider"
 NEVER = "greylag-was-here"
+BUILD = Path(__file__).parents[2] / "build"
 NO_BUBBLEWRAP = choose_sandbox("auto", hidden=(), needed=()).bwrap is None
 
 pytestmark = [
@@ -86,12 +88,22 @@ class Target:
 
 
 @asynccontextmanager
-async def target(folder: Path, url: str, **settings: str) -> AsyncIterator[Target]:
-    """Run Greylag from a folder with a `.env`, with two active projects."""
-    start = folder / "start"
-    start.mkdir()
+async def target(url: str, **settings: str) -> AsyncIterator[Target]:
+    """Run Greylag from a folder with a `.env`, with two active projects.
+
+    It lies where nothing is hidden for another reason, as in a temporary folder.
+    """
+    BUILD.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        async with _target(Path(folder), url, settings) as one:
+            yield one
+
+
+@asynccontextmanager
+async def _target(start: Path, url: str, settings: dict[str, str]) -> AsyncIterator[Target]:
     (start / ".env").write_text(f"GREYLAG_MODEL_KEY={KEY}\nGREYLAG_MODEL_URL={url}\n")
-    up = Product(folder, {"GREYLAG_SANDBOX": "bubblewrap", **settings}, start_folder=start)
+    (start / "notes").write_text(KEY)
+    up = Product(start, {"GREYLAG_SANDBOX": "bubblewrap", **settings}, start_folder=start)
     try:
         await up.start()
         path = await up.project("mine")
@@ -112,10 +124,10 @@ async def provider() -> AsyncIterator[str]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def strict(tmp_path_factory: pytest.TempPathFactory, provider: str) -> AsyncIterator[Target]:
+async def strict(provider: str) -> AsyncIterator[Target]:
     """Give a Greylag whose environments have no network and whose tools need no confirmation."""
     settings = {"GREYLAG_SANDBOX_NETWORK": "strict", "GOOSE_MODE": "auto"}
-    async with target(tmp_path_factory.mktemp("strict"), provider, **settings) as one:
+    async with target(provider, **settings) as one:
         yield one
 
 
@@ -140,7 +152,9 @@ async def test_what_a_tool_leaves_is_never_run_by_agentd(strict: Target) -> None
         f"mkdir -p $(dirname {volume}/{place}); echo '{code}' > {volume}/{place}"
         for place in places
     )
-    await strict.tool(written.replace('\\"', '"'))
+    # Where it may not write, it tries too.
+    beside = "; ".join(f"cp workspace/structlog.py {volume}/{name}" for name in ("", "state/"))
+    await strict.tool(f"{written}; cd ..; {beside}".replace('\\"', '"'))
     assert [place for place in places if not (volume / place).exists()] == []
     for verb in ("deactivate", "activate"):
         assert (await strict.up.call("POST", f"{strict.path}/{verb}"))[0] == 200
@@ -149,9 +163,9 @@ async def test_what_a_tool_leaves_is_never_run_by_agentd(strict: Target) -> None
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def asking(tmp_path: Path, provider: str) -> AsyncIterator[Target]:
+async def asking(provider: str) -> AsyncIterator[Target]:
     """Give a Greylag whose tools ask first, and share the machine's network."""
-    async with target(tmp_path, provider, GOOSE_MODE="approve") as one:
+    async with target(provider, GOOSE_MODE="approve") as one:
         yield one
 
 
