@@ -13,12 +13,15 @@ import os
 import resource
 import signal
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from greylag.execd.processes import guard_memory
 from greylag.execd.server import ExecServer
 
 _SHARED = 0o660
+_THREADS = 8
 
 
 def main() -> None:
@@ -40,6 +43,7 @@ def main() -> None:
 
 async def _serve(listener: socket.socket, *, tied: bool) -> None:
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(_standing_threads())
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
@@ -52,6 +56,16 @@ async def _serve(listener: socket.socket, *, tied: bool) -> None:
     for task in waits:
         task.cancel()
     await asyncio.gather(*waits, return_exceptions=True)
+
+
+def _standing_threads() -> ThreadPoolExecutor:
+    """Return threads that run already: to end a tool that took all processes, none can begin."""
+    threads = ThreadPoolExecutor(_THREADS)
+    all_run = threading.Barrier(_THREADS + 1)
+    for _ in range(_THREADS):
+        threads.submit(all_run.wait)
+    all_run.wait()
+    return threads
 
 
 async def _stdin_end() -> None:

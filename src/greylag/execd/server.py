@@ -120,6 +120,8 @@ class ExecServer:
             await started.process.wait()
             self._owned.discard(pid)
             started.close()
+            if self._runs <= 1:  # else what begins just now is not known as owned yet
+                processes.reap(self._owned)
 
     async def _listen(self, _request: dict[str, Any], reader: Reader, writer: Writer) -> None:
         async def accepted(near_reader: Reader, near_writer: Writer) -> None:
@@ -212,7 +214,7 @@ async def _started(request: dict[str, Any], group: str) -> _Started:
             preexec_fn=None if theirs is None else _take_terminal,
             limit=MOST_DATA,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no more threads
         if ours is not None:
             os.close(ours)
         reason = getattr(error, "strerror", None) or str(error)
