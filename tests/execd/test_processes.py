@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from greylag.common.process_start import process_clock, started_at
+from greylag.common import process_start
+from greylag.common.process_start import process_clock
 from greylag.execd import processes
 from greylag.execd.protocol import GROUP
 
@@ -60,6 +61,29 @@ def test_a_session_s_kill_ends_what_began_since_and_nothing_of_what_runs_longer(
     finally:
         older.kill()
         older.wait()
+
+
+def started_at(pid: int) -> float:
+    """Return when a process began, as execd sees it; 0 when it is gone."""
+    return next((one.start for one in processes._all() if one.pid == pid), 0.0)
+
+
+@pytest.mark.parametrize("linux", [True, False], ids=["linux", "elsewhere"])
+def test_a_start_is_told_on_the_clock_of_now(
+    monkeypatch: pytest.MonkeyPatch, *, linux: bool
+) -> None:
+    if linux and sys.platform != "linux":
+        pytest.skip("this is not Linux")
+    for module in (processes, process_start):
+        monkeypatch.setattr(module, "_LINUX", linux)
+    before = process_clock()
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        started = started_at(child.pid)
+        child.kill()
+    assert started_at(child.pid) == 0
+    # psutil counts from the boot, which it knows to the second.
+    grain = 2 / os.sysconf("SC_CLK_TCK") if linux else 2.0
+    assert before - grain <= started <= process_clock() + grain
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no time since the boot")

@@ -4,7 +4,6 @@ Pids are used again, so a process is known by its pid and its start. psutil's ``
 when the system's clock is set; on Linux the start is told in clock ticks since the boot (proc(5)).
 """
 
-import os
 import sys
 import time
 from functools import cache
@@ -38,23 +37,8 @@ def birth(pid: int) -> str | None:
 
 
 def process_clock() -> float:
-    """Return now, in seconds, on the clock of ``started_at``."""
+    """Return now, in seconds, on the clock by which execd tells when a process began."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if _LINUX else time.time()
-
-
-def started_at(pid: int) -> float:
-    """Return when the process began, in seconds of ``process_clock``; 0 when it is gone."""
-    if not _LINUX:
-        import psutil  # noqa: PLC0415 - only where there is no /proc
-
-        try:
-            return psutil.Process(pid).create_time()
-        except psutil.Error:
-            return 0.0
-    try:
-        return int(_stat(pid)[_START_TIME]) / os.sysconf("SC_CLK_TCK")
-    except OSError:
-        return 0.0
 
 
 def _stat(pid: int) -> list[bytes]:
