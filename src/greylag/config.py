@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     model_key: SecretStr | None = None
     model: str | None = None
     sandbox: Literal["auto", "bubblewrap", "none"] = "auto"
+    sandbox_network: Literal["auto", "strict"] = "auto"
     goose_mode: Literal["auto", "approve", "smart_approve", "chat"] | None = Field(
         None, validation_alias="GOOSE_MODE"
     )

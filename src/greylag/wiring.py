@@ -173,6 +173,7 @@ async def _open_cluster(settings: Settings) -> Cluster:
             model=agent_environment(settings),
             goose=settings.goose,
             sandbox=settings.sandbox,
+            network=settings.sandbox_network,
             hidden=(settings.data.absolute(),),
         )
     # Only where it is used: reading a kubeconfig needs libraries that take time to import.

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from greylag.agentd.agent.types import (
     PermissionRequest,
     find_agent,
 )
+from greylag.agentd.execution import ExecdProcess, Execution, ExecutionError
 from greylag.agentd.model import scripted as scripted_model
 
 
@@ -74,7 +76,32 @@ def goose_command() -> AgentCommand:
 
 
 @pytest.fixture
-async def start_agent(tmp_path: Path) -> AsyncIterator[StartAgent]:
+async def execution(tmp_path: Path) -> AsyncIterator[Execution]:
+    """Run an execd of the test's own, without a sandbox."""
+    path = tmp_path / "execd.sock"
+    command = (sys.executable, "-I", "-m", "greylag.execd")
+    running = asyncio.create_task(ExecdProcess(command, path, dict(os.environ)).run(), name="execd")
+    try:
+        client = Execution(path)
+        async with asyncio.timeout(20):
+            while not await _answers(client):  # noqa: ASYNC110 - nobody tells us of its start
+                await asyncio.sleep(0.01)
+        yield client
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def _answers(client: Execution) -> bool:
+    try:
+        await client.hello()
+    except ExecutionError:
+        return False
+    return True
+
+
+@pytest.fixture
+async def start_agent(tmp_path: Path, execution: Execution) -> AsyncIterator[StartAgent]:
     """Start an agent that is ready and ends with the test."""
     async with AsyncExitStack() as stack:
 
@@ -82,7 +109,7 @@ async def start_agent(tmp_path: Path) -> AsyncIterator[StartAgent]:
             workspace, home, tmp = (tmp_path / name for name in ("workspace", "home", "tmp"))
             for folder in (workspace, home, tmp):
                 folder.mkdir(exist_ok=True)
-            agent = Agent(command, AgentSetup(workspace, home, tmp, **setup))
+            agent = Agent(command, AgentSetup(workspace, home, tmp, **setup), execution)
             await stack.enter_async_context(_running(agent))
             await agent.wait_ready(30)
             return agent

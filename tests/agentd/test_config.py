@@ -22,6 +22,8 @@ def test_everything_can_be_given() -> None:
             "GOOSE_API_HOST": "192.0.2.7",
             "GOOSE_API_PORT": "0",
             "GREYLAG_AGENT_TOKEN": "tok",
+            "GREYLAG_EXECD": '["box", "execd"]',
+            "GREYLAG_EXECD_SOCKET": "/run/execd/s",
             "GREYLAG_GOOSE": "scripted",
             "GREYLAG_MODEL_URL": "https://api.openai.com/",
             "GREYLAG_MODEL_KEY": "sk-1",
@@ -35,6 +37,7 @@ def test_everything_can_be_given() -> None:
             "GREYLAG_LOG_FORMAT": "console",
         }
     )
+    assert (settings.execd, settings.execd_socket) == (("box", "execd"), Path("/run/execd/s"))
     assert settings.model_url == "https://api.openai.com"
     assert dict(settings.goose_settings) == {"GOOSE_MODE": "auto"}
     assert (settings.confirmation_timeout, settings.message_limit) == (1.5, 4096)
@@ -56,6 +59,11 @@ def test_no_secret_shows_in_a_repr() -> None:
         {},
         {**FOLDER, "GOOSE_API_PORT": "65536"},
         {**FOLDER, "GOOSE_API_PORT": "-1"},
+        {**FOLDER, "GREYLAG_EXECD": "execd"},
+        {**FOLDER, "GREYLAG_EXECD": "[]"},
+        {**FOLDER, "GREYLAG_EXECD": "[1]"},
+        {**FOLDER, "GREYLAG_EXECD_SOCKET": "run/s"},
+        {**FOLDER, "GREYLAG_EXECD_SOCKET": "/run/" + "s" * 100},
         {**FOLDER, "GOOSE_API_PORT": "http"},
         {**FOLDER, "GOOSE_API_HOST": "192.0.2.7"},
         {**FOLDER, "GOOSE_API_HOST": "agent.example"},

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from greylag.common import process_start
-from greylag.common.process_start import birth, process_clock, started_at
+from greylag.common.process_start import birth
 
 WAIT = [sys.executable, "-I", "-S", "-c", "input()"]
 
@@ -28,15 +28,3 @@ def test_a_birth_is_the_same_while_the_process_lives_and_none_once_it_has_ended(
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert birth(child.pid) is None, "a zombie"
     assert birth(child.pid) is None
-    assert started_at(child.pid) == 0
-
-
-@pytest.mark.usefixtures("_system")
-def test_a_start_is_told_on_the_clock_of_now() -> None:
-    before = process_clock()
-    with subprocess.Popen(WAIT, stdin=subprocess.PIPE) as child:  # noqa: S603 - our own words
-        started = started_at(child.pid)
-        child.kill()
-    # psutil counts from the boot, which it knows to the second.
-    grain = 2 / os.sysconf("SC_CLK_TCK") if process_start._LINUX else 2.0
-    assert before - grain <= started <= process_clock() + grain

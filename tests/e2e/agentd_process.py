@@ -46,7 +46,8 @@ class Agentd(Client):
 
     def goose(self) -> psutil.Process:
         """Return the agent process."""
-        (goose,) = psutil.Process(self.process.pid).children()
+        (execd,) = psutil.Process(self.process.pid).children()
+        (goose,) = execd.children()
         return goose
 
     async def kill_all(self) -> None:

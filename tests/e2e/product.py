@@ -57,12 +57,15 @@ class RefusedError(Exception):
 class Product:
     """A data folder, a port, and the programs that run over them now."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str], start_folder: Path | None = None
+    ) -> None:
         self.data = folder / "data"
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.programs: dict[str, Process] = {}
         self._settings = settings
+        self._start_folder = start_folder
         self._marks: set[str] = set()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         self.http = aiohttp.ClientSession(self.address, timeout=timeout)
@@ -75,6 +78,7 @@ class Product:
         process = self.programs[verb] = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "greylag", *words),
             env={**kept, **self._settings},
+            cwd=self._start_folder,
             stdout=PIPE,
             stderr=DEVNULL,
         )

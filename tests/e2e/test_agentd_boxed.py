@@ -64,7 +64,7 @@ async def test_a_box_of_a_user_without_a_name_is_enough_and_hides_every_secret()
         printed, _ = await run(api, "id -u; touch /etc/x || echo refused; touch here; ls", session)
         assert all(word in printed for word in ("12345", "refused", "here"))
         printed, _ = await run(api, "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline", session)
-        assert "GREYLAG_AGENT_RUN" in printed
+        assert "GREYLAG_PROCESS_GROUP" in printed
         assert "sk-very-secret" not in printed
         assert "test-token" not in printed
         printed, _ = await run(api, "cat /proc/1/environ /proc/1/maps /proc/1/mem", session)

@@ -16,6 +16,7 @@ from greylag.agentd.execution import (
     Execution,
     ExecutionError,
     ExecutionRefusedError,
+    Output,
     RemoteProcess,
 )
 from greylag.common.process_start import birth, process_clock
@@ -158,8 +159,12 @@ async def test_a_terminal_has_a_size_and_signals(tmp_path: Path) -> None:
         said = b""
         while b"50 132" not in said:
             said += await process.stdout.read(100)
-        process.write(b"\x03")
-        assert await process.wait() != 0
+        ended = asyncio.create_task(process.wait())
+        while not ended.done():
+            # Again: a shell that waits for a command which then ends well goes on.
+            process.write(b"\x03")
+            await asyncio.wait({ended}, timeout=0.2)
+        assert ended.result() != 0
         await process.end()
 
 
@@ -260,6 +265,57 @@ async def test_nonsense_after_the_start_ends_the_process_as_failed(
             await process.wait()
         assert await process.stdout.read(10) == b""
         await process.end()
+
+
+async def test_what_comes_after_the_end_is_dropped(tmp_path: Path) -> None:
+    async def hostile(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_frame(Kind.JSON, {"ok": True, "pid": 7}))
+        writer.write(json_frame(Kind.EXIT, {"code": 0}))
+        for _ in range(1000):
+            writer.write(frame(Kind.STDOUT, b"x" * 65536))
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_unix_server(hostile, tmp_path / "s")
+    async with server:
+        process = await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group="g")
+        assert await process.wait() == 0
+        await asyncio.wait({process._pumping}, timeout=30)
+        assert process._pumping.done(), "all of it was read"
+        assert await process.stdout.read(10) == b""
+        await process.end()
+
+
+async def test_empty_pieces_of_output_are_not_kept(tmp_path: Path) -> None:
+    output = Output()
+    for _ in range(1000):
+        await output.feed(b"")
+    await output.feed(b"x")
+    assert await output.read(10) == b"x"
+
+
+async def test_a_process_that_nobody_reads_can_be_ended(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        process = await shell(client, "exec cat /dev/zero", tmp_path)
+        async with asyncio.timeout(30):
+            while process.stdout._held < 4 * 65536:  # noqa: ASYNC110 - it has no event for that
+                await asyncio.sleep(0.01)
+        async with asyncio.timeout(8):  # less than it would wait for one that does not end
+            await process.end()
+        await gone(process.pid)
+
+
+async def test_what_wiped_its_variables_ends_with_the_last_run(tmp_path: Path) -> None:
+    script = "(env -i setsid /bin/sh -c 'echo $$; exec /bin/sleep 600' 2>/dev/null &) ; sleep 600"
+    async with execution(tmp_path) as client:
+        process = await shell(client, script, tmp_path)
+        hidden = int(await process.stdout.read(100))
+        other = await client.run(("/bin/sleep", "600"), env=ENV, cwd=tmp_path, group="h")
+        await other.end()
+        assert birth(hidden) is not None, "it may be the first run's, which goes on"
+        await process.end()
+        await gone(hidden)
 
 
 async def test_another_version_is_refused(tmp_path: Path) -> None:

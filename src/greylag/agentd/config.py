@@ -1,5 +1,8 @@
 """Settings of agentd, read once from environment variables."""
 
+import json
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +20,8 @@ LogFormat = Literal["json", "console"]
 _MIB = 1024 * 1024
 _MAX_PORT = 65535
 _LONGEST_PAUSE = 30
+_LONGEST_SOCKET = 100  # bytes; unix(7)
+_PLAIN_EXECD = (sys.executable, "-I", "-m", "greylag.execd")
 
 _T = TypeVar("_T")
 
@@ -41,6 +46,8 @@ class AgentdSettings:
         host: address to listen on; anything but loopback needs a token.
         port: TCP port to listen on; 0 takes any free one.
         token: what clients send as a bearer token; None: no sign-in (loopback only).
+        execd: what runs execd, as a child of ours, with a sandbox around it or without.
+        execd_socket: where an execd listens that another runs; None: run our own.
         goose: path of goose, or ``scripted``; None: find it.
         model_url: base URL of an OpenAI-compatible provider; None: the built-in scripted model.
         model_key: the provider's key; it never leaves agentd.
@@ -60,6 +67,8 @@ class AgentdSettings:
     host: str = "127.0.0.1"
     port: int = 3001
     token: Secret | None = None
+    execd: tuple[str, ...] = _PLAIN_EXECD
+    execd_socket: Path | None = None
     goose: str | None = None
     model_url: str | None = None
     model_key: Secret | None = None
@@ -86,6 +95,8 @@ class AgentdSettings:
             "host": read("GOOSE_API_HOST", _text),
             "port": read("GOOSE_API_PORT", partial(_integer, least=0, most=_MAX_PORT)),
             "token": read("GREYLAG_AGENT_TOKEN", _secret),
+            "execd": read("GREYLAG_EXECD", _command),
+            "execd_socket": read("GREYLAG_EXECD_SOCKET", _socket),
             "goose": read("GREYLAG_GOOSE", _text),
             "model_url": read("GREYLAG_MODEL_URL", _url),
             "model_key": read("GREYLAG_MODEL_KEY", _secret),
@@ -134,6 +145,25 @@ def _read(environ: Mapping[str, str], name: str, parse: Callable[[str, str], _T]
 
 def _text(_name: str, value: str) -> str:
     return value
+
+
+def _command(name: str, value: str) -> tuple[str, ...]:
+    try:
+        words = json.loads(value)
+    except (ValueError, RecursionError):
+        words = None
+    if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
+        return tuple(words)
+    raise AgentdConfigError(f"{name} must be a program and its arguments as a JSON list.")
+
+
+def _socket(name: str, value: str) -> Path:
+    path = Path(value)
+    if not path.is_absolute() or len(os.fsencode(path)) > _LONGEST_SOCKET:
+        raise AgentdConfigError(
+            f"{name} must be an absolute path of at most {_LONGEST_SOCKET} bytes."
+        )
+    return path
 
 
 def _secret(_name: str, value: str) -> Secret:

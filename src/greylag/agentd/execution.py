@@ -5,6 +5,7 @@ for more than bytes, an exit code and pids.
 """
 
 import asyncio
+import fcntl
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -31,6 +32,10 @@ _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 _END_SECONDS = 10.0
 _STEADY_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 1.0
+_MOST_CONNECTIONS = 128
+_MOST_WORDS = 500
+_FIRST_DESCRIPTOR = 10  # a shell before the sandbox can redirect those below
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 
@@ -67,9 +72,11 @@ class Output:
         self._changed = asyncio.Condition()
 
     async def feed(self, data: bytes) -> None:
-        """Take what came, once there is room for it."""
+        """Take what came, once there is room for it; after the end it is dropped."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._held < _MOST_HELD or self._over)
+            if self._over or not data:
+                return
             self._chunks.append(data)
             self._held += len(data)
             self._changed.notify_all()
@@ -131,7 +138,8 @@ class RemoteProcess:
 
     def send_signal(self, number: int) -> None:
         """Signal the process itself, if it runs still."""
-        self._writer.write(json_frame(Kind.KILL, {"signal": number}))
+        with suppress(OSError, RuntimeError):  # RuntimeError: it is being ended already
+            self._writer.write(json_frame(Kind.KILL, {"signal": number}))
 
     async def wait(self) -> int:
         """Return its exit code, negative for a signal.
@@ -145,12 +153,19 @@ class RemoteProcess:
         """Kill it with all that it started; return when they are gone."""
         with suppress(OSError, RuntimeError):  # RuntimeError: uvloop, on a closed connection
             self._writer.write_eof()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_END_SECONDS):
-                await asyncio.wait({self._pumping})
+        if not self._pumping.done():
+            await self._finish()
         self._pumping.cancel()
         await asyncio.wait({self._pumping})
         await _closed(self._writer)
+
+    async def _finish(self) -> None:
+        """Wait for its end; one that nobody reads any more must not wait for a reader."""
+        _, waits = await asyncio.wait({self._pumping}, timeout=_LAST_WORDS_SECONDS)
+        if waits:
+            await self.stdout.end()
+            await self.stderr.end()
+            await asyncio.wait(waits, timeout=_END_SECONDS)
 
     async def _pump(self) -> None:
         reason = "execd went away"
@@ -256,14 +271,17 @@ class Execution:
             inside = facts.get("port")
             if type(inside) is not int:
                 raise ExecutionError("execd told no port.")
-            async with asyncio.TaskGroup() as tasks:
-                taking = tasks.create_task(
-                    self._take_connections(reader, (host, port), tasks), name="model relay door"
-                )
-                try:
-                    yield inside
-                finally:
-                    taking.cancel()
+            tasks: set[asyncio.Task[None]] = set()
+            taking = asyncio.create_task(
+                self._take_connections(reader, (host, port), tasks), name="connections from execd"
+            )
+            try:
+                yield inside
+            finally:
+                ending = {taking, *tasks}
+                for task in ending:
+                    task.cancel()
+                await asyncio.wait(ending)
 
     async def connect(self, port: int) -> tuple[Reader, Writer]:
         """Return a connection to a port of the untrusted side's loopback."""
@@ -271,22 +289,35 @@ class Execution:
         return reader, writer
 
     async def _take_connections(
-        self, reader: Reader, target: tuple[str, int], tasks: asyncio.TaskGroup
+        self, reader: Reader, target: tuple[str, int], tasks: set[asyncio.Task[None]]
     ) -> None:
-        while (came := await read_frame(reader)) is not None:
-            number = read_object(came[1]).get("number")
-            tasks.create_task(self._join(number, target), name="model relay connection")
+        try:
+            while (came := await read_frame(reader)) is not None:
+                number = read_object(came[1]).get("number")
+                if len(tasks) >= _MOST_CONNECTIONS:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                task = asyncio.create_task(self._join(number, target), name="connection from execd")
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        except (ProtocolError, OSError) as error:
+            log.warning("execd_connections_ended", reason=str(error))
 
     async def _join(self, number: Any, target: tuple[str, int]) -> None:
         try:
             _, far_reader, far_writer = await self._ask("accept", number=number)
+        except ExecutionError:
+            return
+        try:
             near_reader, near_writer = await asyncio.open_connection(*target)
-        except (ExecutionError, OSError):
-            return  # whoever connected is told by the end of the connection
+        except OSError:
+            await _closed(far_writer)  # that is how whoever connected hears of it
+            return
         try:
             async with asyncio.TaskGroup() as both:
                 both.create_task(_pipe(far_reader, near_writer), name="towards the relay")
                 both.create_task(_pipe(near_reader, far_writer), name="from the relay")
+            await _flushed(near_writer)
+            await _flushed(far_writer)
         finally:
             await _closed(near_writer)
             await _closed(far_writer)
@@ -330,7 +361,7 @@ class ExecdProcess:
     Args:
         command: what runs execd, with the sandbox around it; `--fd N` is appended.
         path: where the socket is, in a folder that the untrusted side cannot see; at most about
-            100 characters (unix(7)).
+            100 characters (unix(7)), which a path from the current folder keeps to anywhere.
         env: execd's environment.
     """
 
@@ -343,33 +374,53 @@ class ExecdProcess:
         """Keep it running until cancelled; then it is dead, and all that it started."""
         self._path.unlink(missing_ok=True)
         failed = 0
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(str(self._path))
-            listener.listen()
+        with _listener(self._path) as listener:
             while True:
                 began = asyncio.get_running_loop().time()
-                code = await self._live(listener)
-                log.error("execd_ended", code=code)
+                try:
+                    await self._live(listener.fileno())
+                except OSError as error:
+                    log.error("execd_not_started", reason=str(error))  # noqa: TRY400 - says it all
                 steady = asyncio.get_running_loop().time() - began > _STEADY_SECONDS
                 failed = 0 if steady else failed + 1
                 await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
 
-    async def _live(self, listener: socket.socket) -> int:
-        descriptor = listener.fileno()
+    async def _live(self, descriptor: int) -> None:
         process = await asyncio.create_subprocess_exec(
             *self._command,
             "--fd",
             str(descriptor),
             stdin=asyncio.subprocess.PIPE,  # its end tells execd that we are gone
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,  # our own is a file that it could shorten
+            cwd="/",
             env=dict(self._env),
             pass_fds=(descriptor,),
             start_new_session=True,
         )
         try:
-            return await process.wait()
+            said = await _last_words(process)
+            log.error("execd_ended", code=await process.wait(), said=said)
         finally:
             if process.returncode is None:
                 await asyncio.shield(_ended(process))
+
+
+def _listener(path: Path) -> socket.socket:
+    """Return a listening socket whose descriptor a shell's redirections do not meet."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+        made.bind(str(path))
+        made.listen()
+        descriptor = fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, _FIRST_DESCRIPTOR)
+    return socket.socket(fileno=descriptor)
+
+
+async def _last_words(process: asyncio.subprocess.Process) -> str:
+    """Read stderr to its end and return the last of it."""
+    said = b""
+    while process.stderr is not None and (data := await process.stderr.read(_MOST_WORDS)):
+        said = (said + data)[-_MOST_WORDS:]
+    return said.decode("utf-8", "replace").strip()
 
 
 def _agreed(came: tuple[Kind, bytes] | None) -> Mapping[str, Any]:
@@ -401,6 +452,14 @@ async def _closed(writer: Writer) -> None:
     with suppress(OSError):
         writer.close()
         await writer.wait_closed()
+
+
+async def _flushed(writer: Writer) -> None:
+    """Close a connection once what is unsent has gone, if that takes no longer than a while."""
+    writer.close()
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            await writer.wait_closed()
 
 
 async def _pipe(source: Reader, target: Writer) -> None:

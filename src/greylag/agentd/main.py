@@ -6,22 +6,25 @@ import signal
 import socket
 from contextlib import aclosing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import structlog
 import uvloop
 from starlette.types import ASGIApp
 
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.process_tree import harden_this_process
+from greylag.agentd.agent.process import harmless_variables
 from greylag.agentd.agent.types import (
     AgentCommand,
     AgentPort,
     AgentSetup,
     AgentUnavailableError,
     find_agent,
+    name_agent,
 )
 from greylag.agentd.api.app import Services, create_app
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
+from greylag.agentd.execution import ExecdProcess, Execution
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.model.relay import demonstration, provider
@@ -33,6 +36,7 @@ from greylag.agentd.turns.running import TurnPolicy
 from greylag.agentd.volume import Volume
 from greylag.common.logs import configure_logging
 from greylag.common.server import HttpServer, Limits, listen
+from greylag.execd.processes import guard_memory
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -54,13 +58,14 @@ def run(settings: AgentdSettings) -> int:
         the exit code: 0 after a signal, 1 after a defect, 2 for settings that cannot work.
     """
     configure_logging(settings.log_format, "info")
-    harden_this_process()
+    guard_memory()
     volume = Volume(settings.folder)
     try:
         settings.check()
-        command = find_agent(settings.goose, os.environ)
+        command = _agent_command(settings)
         volume.prepare()
         lock = volume.claim()
+        os.chdir(volume.state)  # for a socket's path, which must be short
         listener = _listen(settings)
     except (AgentdConfigError, AgentUnavailableError) as error:
         _log.error("cannot_start", reason=str(error))
@@ -79,6 +84,20 @@ def run(settings: AgentdSettings) -> int:
     return EXIT_OK
 
 
+def _agent_command(settings: AgentdSettings) -> AgentCommand:
+    if settings.execd_socket is not None:
+        return name_agent(settings.goose)
+    return find_agent(settings.goose, os.environ)
+
+
+async def _run_execd(settings: AgentdSettings, socket_path: Path) -> None:
+    """Keep execd running, unless another does that."""
+    if settings.execd_socket is None:
+        mark = {"GREYLAG_ENVIRONMENT": settings.environment_id} if settings.environment_id else {}
+        environment = {**harmless_variables(os.environ), **mark}
+        await ExecdProcess(settings.execd, socket_path, environment).run()
+
+
 async def _serve(
     settings: AgentdSettings, command: AgentCommand, volume: Volume, listener: socket.socket
 ) -> None:
@@ -86,11 +105,14 @@ async def _serve(
     journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
     journals.reserve.release()  # to start on a full disk too; the first turn takes it up again
     async with aclosing(await Records.open(volume.database)) as records:
-        agent = Agent(command, _setup(settings, volume))
+        socket_path = settings.execd_socket or volume.execd_socket.relative_to(volume.state)
+        agent = Agent(command, _setup(settings, volume), Execution(socket_path))
         tasks = asyncio.TaskGroup()
         services = build_services(settings, agent, records, journals, tasks)
         await services.turns.recover()
         async with tasks:
+            # Before the agent: its socket is there as soon as the task has begun.
+            execd_task = tasks.create_task(_run_execd(settings, socket_path), name="execd")
             agent_task = tasks.create_task(agent.run(), name="agent")
             server = http_server(create_app(settings, services))
             server_task = tasks.create_task(server.serve([listener]), name="http server")
@@ -101,6 +123,7 @@ async def _serve(
             finally:
                 volume.withdraw()
             await _end(services.turns, agent_task)
+            execd_task.cancel()
             server.finish()
             await server_task
     _log.info("stopped")

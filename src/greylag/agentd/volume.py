@@ -25,6 +25,7 @@ class Volume:
         journals: the turns' journals.
         database: the records' file.
         listening: the file that says where agentd listens.
+        execd_socket: where agentd speaks with its execd.
     """
 
     def __init__(self, root: Path) -> None:
@@ -36,6 +37,7 @@ class Volume:
         self.journals = self.state / "turns"
         self.database = self.state / "agentd.db"
         self.listening = self.state / "listening.json"
+        self.execd_socket = self.state / "execd.sock"
 
     def prepare(self) -> None:
         """Make all folders, private to this user.
@@ -76,7 +78,7 @@ class Volume:
         """Say in ``state/listening.json`` where agentd listens; readers see all of it or none."""
         about = {"port": port, "pid": os.getpid(), "started_at": started_at}
         draft = self.listening.with_suffix(".new")
-        draft.unlink(missing_ok=True)  # the agent's tools may have put a link there
+        draft.unlink(missing_ok=True)  # without a sandbox a tool may have put a link there
         with draft.open("x") as file:
             json.dump(about, file)
         draft.replace(self.listening)

@@ -4,13 +4,10 @@ Pids are used again, so a process is known by its pid and its start. psutil's ``
 when the system's clock is set; on Linux the start is told in clock ticks since the boot (proc(5)).
 """
 
-import os
 import sys
 import time
 from functools import cache
 from pathlib import Path
-
-import psutil
 
 _LINUX = sys.platform == "linux"
 _STATE, _START_TIME = 0, 19  # counted from the field after the program's name
@@ -22,6 +19,8 @@ def birth(pid: int) -> str | None:
     ``None`` when there is none, or only a zombie. Two births are the same process's when equal.
     """
     if not _LINUX:
+        import psutil  # noqa: PLC0415 - only where there is no /proc
+
         try:
             process = psutil.Process(pid)
             ended = process.status() == psutil.STATUS_ZOMBIE
@@ -38,18 +37,8 @@ def birth(pid: int) -> str | None:
 
 
 def process_clock() -> float:
-    """Return now, in seconds, on the clock of ``started_at``."""
+    """Return now, in seconds, on the clock by which execd tells when a process began."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if _LINUX else time.time()
-
-
-def started_at(pid: int) -> float:
-    """Return when the process began, in seconds of ``process_clock``; 0 when it is gone."""
-    try:
-        if not _LINUX:
-            return psutil.Process(pid).create_time()
-        return int(_stat(pid)[_START_TIME]) / os.sysconf("SC_CLK_TCK")
-    except (psutil.Error, OSError):
-        return 0.0
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -2,19 +2,26 @@
 
 ``--fd N`` takes a listening unix socket as descriptor N: agentd made it where nobody else can
 reach it. ``--socket PATH`` makes one, for a container beside agentd's. On SIGTERM, and when stdin
-ends in ``--fd`` mode (agentd is gone), all that runs is killed and the program ends.
+ends in ``--fd`` mode (agentd is gone), all that runs is killed and the program ends. With
+``--processes N`` there are never more than N processes; the system counts them for each user in
+each user namespace, so that is for a sandbox which has one of its own.
 """
 
 import argparse
 import asyncio
 import os
+import resource
 import signal
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from greylag.execd.processes import guard_memory
 from greylag.execd.server import ExecServer
 
 _SHARED = 0o660
+_THREADS = 8
 
 
 def main() -> None:
@@ -23,13 +30,20 @@ def main() -> None:
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--fd", type=int, help="a listening unix socket that was inherited")
     way.add_argument("--socket", type=Path, help="where to listen")
+    parser.add_argument("--processes", type=int, help="most processes of this user here")
     given = parser.parse_args()
+    guard_memory()
+    if given.processes is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        most = given.processes if hard == resource.RLIM_INFINITY else min(given.processes, hard)
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
     listener = _inherited(given.fd) if given.fd is not None else _bound(given.socket)
     asyncio.run(_serve(listener, tied=given.fd is not None))
 
 
 async def _serve(listener: socket.socket, *, tied: bool) -> None:
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(_standing_threads())
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
@@ -42,6 +56,16 @@ async def _serve(listener: socket.socket, *, tied: bool) -> None:
     for task in waits:
         task.cancel()
     await asyncio.gather(*waits, return_exceptions=True)
+
+
+def _standing_threads() -> ThreadPoolExecutor:
+    """Return threads that run already: to end a tool that took all processes, none can begin."""
+    threads = ThreadPoolExecutor(_THREADS)
+    all_run = threading.Barrier(_THREADS + 1)
+    for _ in range(_THREADS):
+        threads.submit(all_run.wait)
+    all_run.wait()
+    return threads
 
 
 async def _stdin_end() -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LINUX = sys.platform == "linux"
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _STATE, _PARENT, _START_TIME = 0, 1, 19  # proc(5), counted from the field after the name
 _KILL_SECONDS = 3.0
@@ -35,21 +36,21 @@ class Process:
 
 def adopt_orphans() -> None:
     """Become the parent of what loses its own. Linux only; elsewhere it does nothing."""
-    if not _LINUX:
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    zero = ctypes.c_ulong(0)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), zero, zero, zero) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl failed: {os.strerror(number)}")
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def end_group(group: str, root: int | None) -> list[int]:
+def guard_memory() -> None:
+    """Let no other process of this user look into this one, or trace it. Linux only, as above."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def end_group(group: str, root: int, alone: Callable[[], bool]) -> list[int]:
     """Kill all of a run; blocks for some seconds at the most.
 
     Args:
         group: the value of ``protocol.GROUP`` in its environment.
         root: the process that the run began with, while its pid is certainly its own.
+        alone: whether no other run is there now; then it has started all that we adopted, too.
 
     Returns:
         the pids that could not be killed.
@@ -58,7 +59,13 @@ def end_group(group: str, root: int | None) -> list[int]:
 
     def find() -> list[Process]:
         alive = list(_all())
-        roots = {one.pid for one in alive if one.pid == root or _has(one.pid, wanted)}
+        # Asked after looking: what a later run has begun is not among them.
+        adopter = os.getpid() if alone() else None
+        roots = {
+            one.pid
+            for one in alive
+            if one.pid == root or one.parent == adopter or _has(one.pid, wanted)
+        }
         return [one for one in alive if one.pid in roots or roots & _ancestors(one, alive)]
 
     return _kill_until_none(find)
@@ -98,6 +105,16 @@ def reap(owned: Collection[int]) -> None:
             os.waitpid(ended.si_pid, os.WNOHANG)
         except ChildProcessError:
             return
+
+
+def _prctl(option: int, value: int) -> None:
+    if not _LINUX:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    zero = ctypes.c_ulong(0)
+    if libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}) failed: {os.strerror(number)}")
 
 
 def _group_name() -> str:

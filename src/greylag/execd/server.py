@@ -47,6 +47,7 @@ class ExecServer:
     """Serves agentd, and whoever else can reach the socket: nothing here guards anything."""
 
     def __init__(self) -> None:
+        self._runs = 0
         self._owned: set[int] = set()
         self._waiting: dict[int, tuple[Reader, Writer]] = {}
         self._accepted = 0
@@ -100,17 +101,27 @@ class ExecServer:
         await _agree(writer, left=left)
 
     async def _run(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
+        self._runs += 1
+        try:
+            await self._run_one(request, reader, writer)
+        finally:
+            self._runs -= 1
+
+    async def _run_one(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
         group = _text(request, "group")
         started = await _started(request, group)
-        self._owned.add(started.process.pid)
+        pid = started.process.pid
+        self._owned.add(pid)
         try:
-            await _agree(writer, pid=started.process.pid)
+            await _agree(writer, pid=pid)
             await _attend(started, reader, writer)
         finally:
-            await asyncio.to_thread(processes.end_group, group, started.process.pid)
+            await asyncio.to_thread(processes.end_group, group, pid, lambda: self._runs <= 1)
             await started.process.wait()
-            self._owned.discard(started.process.pid)
+            self._owned.discard(pid)
             started.close()
+            if self._runs <= 1:  # else what begins just now is not known as owned yet
+                processes.reap(self._owned)
 
     async def _listen(self, _request: dict[str, Any], reader: Reader, writer: Writer) -> None:
         async def accepted(near_reader: Reader, near_writer: Writer) -> None:
@@ -203,7 +214,7 @@ async def _started(request: dict[str, Any], group: str) -> _Started:
             preexec_fn=None if theirs is None else _take_terminal,
             limit=MOST_DATA,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no more threads
         if ours is not None:
             os.close(ours)
         reason = getattr(error, "strerror", None) or str(error)

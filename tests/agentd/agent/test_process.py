@@ -12,6 +12,7 @@ import pytest
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.process import AgentProcess, agent_environment
 from greylag.agentd.agent.types import AgentCommand, AgentSetup, AgentUnavailableError, find_agent
+from greylag.agentd.execution import Execution
 
 
 def program(folder: Path, name: str = "goose") -> Path:
@@ -62,30 +63,39 @@ def test_the_environment_is_built_from_nothing(tmp_path: Path) -> None:
     assert "GREYLAG_ENVIRONMENT" not in env
 
 
-async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_a_program_that_is_not_there_is_told(tmp_path: Path, execution: Execution) -> None:
     setup = AgentSetup(tmp_path, tmp_path, tmp_path)
     with pytest.raises(AgentUnavailableError, match="cannot be started"):
-        await AgentProcess.start(AgentCommand("goose", ("/nowhere/goose",)), setup, {})
+        await AgentProcess.start(execution, AgentCommand("goose", ("/nowhere/goose",)), setup, {})
+
+
+async def test_an_execd_that_is_not_there_is_told(tmp_path: Path) -> None:
+    setup = AgentSetup(tmp_path, tmp_path, tmp_path)
+    nobody = Execution(tmp_path / "nobody")
+    with pytest.raises(AgentUnavailableError, match="cannot be started: execd cannot be reached"):
+        await AgentProcess.start(nobody, AgentCommand("goose", ("/bin/true",)), setup, {})
 
 
 async def test_kill_ends_the_tree_and_what_left_it(
-    tmp_path: Path, count_processes: Callable[[str], int]
+    tmp_path: Path, execution: Execution, count_processes: Callable[[str], int]
 ) -> None:
     script = "(setsid sleep 4801 &); sleep 4802 & echo on; sleep 4803"
     setup = AgentSetup(tmp_path, tmp_path, tmp_path)
     command = AgentCommand("goose", ("/bin/sh", "-c", script))
-    process = await AgentProcess.start(command, setup, {"PATH": os.environ["PATH"]})
+    process = await AgentProcess.start(execution, command, setup, {"PATH": os.environ["PATH"]})
     reader, _ = process.streams
-    assert await reader.readline() == b"on\n"
+    assert await reader.read(100) == b"on\n"
     await process.kill()
     assert [count_processes(word) for word in ("4801", "4802", "4803")] == [0, 0, 0]
     await process.kill()
 
 
-async def test_the_last_words_of_a_dead_agent_are_kept(tmp_path: Path) -> None:
+async def test_the_last_words_of_a_dead_agent_are_kept(
+    tmp_path: Path, execution: Execution
+) -> None:
     setup = AgentSetup(tmp_path, tmp_path, tmp_path)
     command = AgentCommand("goose", ("/bin/sh", "-c", "echo no home >&2; sleep 0.5; exit 3"))
-    process = await AgentProcess.start(command, setup, {})
+    process = await AgentProcess.start(execution, command, setup, {})
     await process.watch_stderr()
     assert await process.ended() == "The agent process exited with code 3 (it said: no home)."
     await process.kill()
@@ -121,9 +131,9 @@ async def test_the_scripted_agent_can_be_cancelled(
     assert "make setup" not in sink.text()
 
 
-async def test_an_agent_that_cannot_start_says_why(tmp_path: Path) -> None:
+async def test_an_agent_that_cannot_start_says_why(tmp_path: Path, execution: Execution) -> None:
     command = AgentCommand("goose", ("/bin/sh", "-c", "echo broken >&2; exit 7"))
-    agent = Agent(command, AgentSetup(tmp_path, tmp_path, tmp_path))
+    agent = Agent(command, AgentSetup(tmp_path, tmp_path, tmp_path), execution)
     run = asyncio.create_task(agent.run(), name="agent")
     with pytest.raises(AgentUnavailableError, match=r"code 7 \(it said: broken\)"):
         await agent.wait_ready(1.2)

@@ -1,10 +1,13 @@
 """The sandbox: what an environment in bubblewrap can and cannot do."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,29 @@ from tests.cluster.environments import (
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.local.processes import children, identify, marked
-from greylag.cluster.local.sandbox import Sandbox, choose_sandbox
+from greylag.cluster.local.sandbox import Sandbox, choose_sandbox, start_folder
 from greylag.domain.errors import ConfigError
 from greylag.domain.lifecycle import Observed
 
+AGENTD = (sys.executable, "-I", "-m", "greylag.agentd")
+ATTEMPTS = """
+import errno, json, os, socket
+def attempt(path):
+    try:
+        return open(path).read()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    try:
+        open(path, "x")
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "made"
+tried = {{path: attempt(path) for path in {paths!r}}}
+interfaces = sorted(name for _, name in socket.if_nameindex())
+print(json.dumps({{"pid": os.getpid(), "tried": tried, "interfaces": interfaces}}))
+"""
 HERS, HIS = make_project("demo", "ada"), make_project("demo", "bob")
 
 needs_bubblewrap = pytest.mark.skipif(
@@ -35,7 +57,8 @@ needs_bubblewrap = pytest.mark.skipif(
 
 
 def test_without_a_sandbox_the_command_is_as_it_was(tmp_path: Path) -> None:
-    assert Sandbox().command(["agentd", "x"], tmp_path) == ["agentd", "x"]
+    assert Sandbox().command(["agentd", "x"], [tmp_path]) == ["agentd", "x"]
+    assert Sandbox().execd(tmp_path, tmp_path) is None
     assert "not isolated from each other" in Sandbox().notice
 
 
@@ -60,69 +83,144 @@ def test_a_sandbox_that_the_system_forbids_is_refused_with_its_words(
         choose_sandbox("bubblewrap", hidden=(), needed=())
 
 
+def test_a_strict_network_without_a_sandbox_is_refused() -> None:
+    with pytest.raises(ConfigError, match="GREYLAG_SANDBOX_NETWORK=strict needs bubblewrap"):
+        choose_sandbox("none", hidden=(), needed=(), network="strict")
+
+
+def test_notices_tell_what_holds() -> None:
+    assert "use your network" in Sandbox("bwrap").notice
+    assert "no network" in Sandbox("bwrap", network="strict").notice
+
+
 @needs_bubblewrap
+@pytest.mark.parametrize("network", ["auto", "strict"])
 async def test_a_sandboxed_environment_sees_no_other_and_writes_only_its_volume(
-    tmp_path: Path,
+    tmp_path: Path, network: str
 ) -> None:
     root, data = tmp_path / "environments", tmp_path / "data"
     data.mkdir()
+    hers = folder_of(root, HERS)
     secrets = [
         folder_of(root, HIS).volume / "secret",
-        folder_of(root, HERS).path / "environment.json",
+        hers.path / "environment.json",
+        hers.log,
+        hers.volume / "state" / "listening.json",
         data / "greylag.db",
         Path.home() / "secret-of-the-home-folder",
+        Path.cwd() / "pyproject.toml",
     ]
-    touchable = folder_of(root, HERS).volume / "mine"
+    touchable = hers.volume / "workspace" / "mine"
     outside = Path("/etc/greylag-was-here")
-    tries = [str(path) for path in [*secrets, touchable, outside]]
-    command = standin(*(word for path in tries for word in ("--attempt", path)))
-    settings = {"agentd_command": command, "sandbox": "bubblewrap", "hidden": [data]}
+    settings = {"sandbox": "bubblewrap", "hidden": [data], "network": network}
     async with open_local(root, **settings) as cluster:
         await cluster.prepare(HIS.environment)
-        for path in (secrets[0], secrets[2]):
+        for path in (secrets[0], secrets[4]):
             path.write_text("secret")
         assert "bubblewrap" in (cluster.notice or "")
         await cluster.start(HERS.environment)
         await reaches(cluster, HERS, Observed.READY)
-        facts: dict[str, Any] = json.loads(
-            (folder_of(root, HERS).volume / "facts.json").read_text()
-        )
-        tried = {Path(path): how for path, how in facts["tried"].items()}
-    assert facts["pid"] == 1
-    assert {tried[path] for path in secrets} <= {"made", "FileNotFoundError"}
-    assert not secrets[3].exists(), "what it made was in a folder of its own"
+        facts: dict[str, Any] = json.loads((hers.volume / "facts.json").read_text())
+        for name in ("workspace", "home", "tmp"):
+            (hers.volume / name).mkdir()
+        execd = json.loads(facts["environ"]["GREYLAG_EXECD"])
+        box = execd[: execd.index("--") + 1]
+        code = ATTEMPTS.format(paths=[str(path) for path in (*secrets, touchable, outside)])
+        attempts = [*box, sys.executable, "-c", code]
+        told = await asyncio.to_thread(subprocess.run, attempts, capture_output=True, timeout=30)
+        assert told.stderr == b""
+        inside = json.loads(told.stdout)
+    tried = {Path(path): how for path, how in inside["tried"].items()}
+    assert inside["pid"] == 1
+    assert {tried[path] for path in secrets} <= {"EROFS", "ENOENT"}
+    assert not secrets[5].exists()
     assert tried[touchable] == "made"
     assert touchable.exists()
-    assert tried[outside] == "OSError", "the system is read-only"
+    assert tried[outside] == "EROFS", "the system is read-only"
+    assert inside["interfaces"] == (["lo"] if network == "strict" else inside["interfaces"])
 
 
 @needs_bubblewrap
-async def test_a_sandboxed_agent_is_told_of_its_stop(tmp_path: Path) -> None:
-    async with open_local(tmp_path, "--shell", "bare", sandbox="bubblewrap", grace=60) as cluster:
+async def test_the_agent_s_side_of_a_real_environment_is_boxed_and_ends_with_it(
+    tmp_path: Path,
+) -> None:
+    settings = {"agentd_command": AGENTD, "goose": "scripted", "sandbox": "bubblewrap"}
+    async with open_local(tmp_path, **settings, grace=60) as cluster:
         await cluster.start(HERS.environment)
         await reaches(cluster, HERS, Observed.READY)
-        mark = record_of(tmp_path, HERS).mark
+        record = record_of(tmp_path, HERS)
+        assert record.process is not None
+        (bwrap,) = children(record.process, recursive=False)
+        inside = children(bwrap, recursive=True)
+        assert len(inside) >= 2, "execd and the agent"
         await cluster.stop(HERS.environment)
         await reaches(cluster, HERS, Observed.STOPPED)
-        assert marked(mark) == set()
+        assert marked(record.mark) == set()
+        assert all(is_gone(process.pid) for process in (bwrap, *inside))
+        async with cluster.logs(HERS.environment, follow=False, tail=1) as lines:
+            (last,) = [line async for line in lines]
+        assert json.loads(last)["event"] == "stopped"
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("victim", ["bubblewrap", "execd", "agentd"])
+async def test_a_killed_side_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
+    settings = {"agentd_command": AGENTD, "goose": "scripted", "sandbox": "bubblewrap"}
+    async with open_local(tmp_path, **settings) as cluster:
+        await cluster.start(HERS.environment)
+        await reaches(cluster, HERS, Observed.READY)
+        agentd = identify(pid_of(tmp_path, HERS))
+        assert agentd is not None
+        (bwrap,) = children(agentd, recursive=False)
+        (execd,) = children(bwrap, recursive=False)
+        inside = children(agentd, recursive=True)
+        killed = {"bubblewrap": bwrap, "execd": execd, "agentd": agentd}[victim]
+        os.kill(killed.pid, signal.SIGKILL)
+        await until(lambda: all(is_gone(process.pid) for process in inside), "all are gone")
+        await reaches(cluster, HERS, Observed.FAILED if victim == "agentd" else Observed.READY)
+
+
+@needs_bubblewrap
+async def test_an_environment_that_an_older_greylag_boxed_whole_is_told_of_its_stop(
+    tmp_path: Path,
+) -> None:
+    bwrap = choose_sandbox("bubblewrap", hidden=(), needed=()).bwrap
+    assert bwrap is not None
+    box = (bwrap, "--unshare-pid", "--as-pid-1", "--bind", "/", "/", "--proc", "/proc", "--")
+    command = (*box, *standin("--shell", "bare"))
+    async with open_local(tmp_path, agentd_command=command, grace=60) as cluster:
+        await cluster.start(HERS.environment)
+        await reaches(cluster, HERS, Observed.READY)
+        record = record_of(tmp_path, HERS)
+        folder_of(tmp_path, HERS).write(replace(record, boxed=True))
+        await cluster.stop(HERS.environment)
+        await reaches(cluster, HERS, Observed.STOPPED)
+        assert marked(record.mark) == set()
         async with cluster.logs(HERS.environment, follow=False, tail=1) as lines:
             assert [line async for line in lines] == [b"stand-in: leaving\n"]
 
 
+def test_the_start_folder_is_hidden_unless_it_is_the_system_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert start_folder() == (tmp_path, tmp_path / ".env")
+    for folder in ("/", "/usr", "/etc"):
+        monkeypatch.chdir(folder)
+        assert start_folder() == (Path(folder, ".env"),)
+
+
 @needs_bubblewrap
-@pytest.mark.parametrize("victim", ["bubblewrap", "agent"])
-async def test_a_killed_sandbox_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
-    async with open_local(tmp_path, "--shell", "bare", sandbox="bubblewrap") as cluster:
-        await cluster.start(HERS.environment)
-        await reaches(cluster, HERS, Observed.READY)
-        box = identify(pid_of(tmp_path, HERS))
-        assert box is not None
-        inside = children(box, recursive=True)
-        assert len(inside) >= 2
-        (agent,) = children(box, recursive=False)
-        os.kill(box.pid if victim == "bubblewrap" else agent.pid, signal.SIGKILL)
-        await reaches(cluster, HERS, Observed.FAILED)
-        await until(lambda: all(is_gone(process.pid) for process in inside), "all are gone")
+def test_a_hidden_file_cannot_be_read() -> None:
+    # /srv is none of the folders that are emptied anyway.
+    with tempfile.TemporaryDirectory(dir="/srv") as folder:
+        secret = Path(folder, ".env")
+        secret.write_text("secret")
+        box = choose_sandbox("bubblewrap", hidden=(secret,), needed=())
+        command = box.command(["cat", str(secret)], [])
+        told = subprocess.run(command, check=False, capture_output=True)  # noqa: S603 - ours
+        assert told.returncode == 1
+        assert told.stdout == b""
 
 
 @needs_bubblewrap
@@ -135,7 +233,7 @@ def test_greylag_itself_stays_visible_when_it_lies_in_the_hidden_home_folder(
     sandbox = choose_sandbox("bubblewrap", hidden=(), needed=())
 
     def run(code: str) -> int:
-        command = sandbox.command([sys.executable, "-c", code], tmp_path)
+        command = sandbox.command([sys.executable, "-c", code], [tmp_path])
         return subprocess.run(command, check=False, capture_output=True).returncode  # noqa: S603 - ours
 
     assert run("import greylag.cluster.local") == 0
@@ -147,6 +245,6 @@ def test_what_lies_in_a_needed_folder_is_not_mounted_twice(tmp_path: Path) -> No
     program.parent.mkdir(parents=True)
     program.touch()
     box = Sandbox("bwrap", hidden=(tmp_path,), needed=(program, tmp_path / "venv"))
-    command = box.command(["true"], tmp_path)
+    command = box.command(["true"], [tmp_path])
     assert str(tmp_path / "venv") in command
     assert str(program) not in command

@@ -21,6 +21,24 @@ _READ_SIZE = 64 * 1024
 _log = structlog.get_logger(__name__)
 
 
+class ByteReader(Protocol):
+    """Where the other side's bytes come from, as ``asyncio.StreamReader``."""
+
+    async def read(self, n: int, /) -> bytes:
+        """Return up to ``n`` bytes as soon as there are some, b"" at the end."""
+        ...
+
+
+class ByteWriter(Protocol):
+    """Where bytes to the other side go, as ``asyncio.StreamWriter``."""
+
+    def write(self, data: bytes, /) -> None:
+        """Send; ``drain`` waits for room."""
+
+    async def drain(self) -> None:
+        """Wait until more may be written; raises ``OSError`` when the other side is gone."""
+
+
 class MessageHandler(Protocol):
     """Takes what the other side sends unasked.
 
@@ -40,7 +58,7 @@ class AcpPeer:
     ``run`` must be running for answers to arrive.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: ByteReader, writer: ByteWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._pending: dict[int, asyncio.Future[Any]] = {}
@@ -148,7 +166,7 @@ class AcpPeer:
             answer.set_result(message.get("result"))
 
 
-async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+async def _lines(reader: ByteReader) -> AsyncIterator[bytes]:
     """Yield whole lines; a last line without an end (the process was killed) is dropped."""
     rest = bytearray()
     while chunk := await reader.read(_READ_SIZE):

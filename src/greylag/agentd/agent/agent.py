@@ -30,6 +30,7 @@ from greylag.agentd.agent.types import (
     PromptResult,
     TurnSink,
 )
+from greylag.agentd.execution import Execution, ExecutionError
 from greylag.agentd.model.relay import ModelRelay
 from greylag.common.backoff import backoff
 from greylag.common.process_start import process_clock
@@ -38,6 +39,7 @@ _PROTOCOL_VERSION = 1
 _PREPARED = "GREYLAG_PREPARED"
 _TOOLS_ON = "developer"
 _INVALID_PARAMS = -32602
+_LOOPBACK = "127.0.0.1"
 _UPDATES = frozenset({"session/update", "_goose/unstable/session/update"})
 _INITIALIZE = {
     "protocolVersion": _PROTOCOL_VERSION,
@@ -50,7 +52,6 @@ _START_SECONDS = 60.0
 _CALL_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 1.0
 _EXIT_SECONDS = 0.5
-_REAP_SECONDS = 10.0
 _FIRST_BACKOFF = 0.25
 _LONGEST_BACKOFF = 30.0
 _STABLE_SECONDS = 10.0
@@ -153,7 +154,6 @@ class AgentLife:
                     tasks.create_task(self.process.watch_stderr(), name="agent-stderr"),
                     tasks.create_task(self._start(on_ready), name="agent-start"),
                     tasks.create_task(self._await_end(reading), name="agent-end"),
-                    tasks.create_task(self._reap(), name="agent-reap"),
                 ]
                 reason = await self._over
                 for task in watchers:
@@ -192,11 +192,6 @@ class AgentLife:
         await asyncio.wait({reading}, timeout=_LAST_WORDS_SECONDS)
         self._say(reason)
 
-    async def _reap(self) -> None:
-        while True:
-            await asyncio.sleep(_REAP_SECONDS)
-            self.process.reap_adopted()
-
     def _say(self, reason: str) -> None:
         if not self._over.done():
             self._over.set_result(reason)
@@ -211,11 +206,13 @@ class Agent:
     Args:
         command: the program.
         setup: its folders, model and settings.
+        execution: what runs it.
     """
 
-    def __init__(self, command: AgentCommand, setup: AgentSetup) -> None:
+    def __init__(self, command: AgentCommand, setup: AgentSetup, execution: Execution) -> None:
         self._command = command
         self._setup = setup
+        self._execution = execution
         self._relay = ModelRelay(setup.provider, retry_seconds=setup.model_retries)
         self._state = AgentState(command.kind, "starting", None, "The agent is starting.")
         self._ready = asyncio.Event()
@@ -320,11 +317,17 @@ class Agent:
 
     async def _live_once(self) -> str:
         """Run one agent process from start to end, and say in a sentence why it ended."""
-        environment = agent_environment(self._setup, os.environ, self._relay.url, self._relay.token)
         try:
-            process = await AgentProcess.start(self._command, self._setup, environment)
+            async with self._execution.listening(_LOOPBACK, self._relay.port) as port:
+                return await self._live(f"http://{_LOOPBACK}:{port}")
+        except ExecutionError as error:
+            return f"The agent cannot be started: {error}"
         except AgentUnavailableError as error:
             return str(error)
+
+    async def _live(self, relay_url: str) -> str:
+        environment = agent_environment(self._setup, os.environ, relay_url, self._relay.token)
+        process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
         life = self._life = AgentLife(process, self._setup, self._command.kind)
         try:
             return await life.run(self, self._on_ready, self._on_end)

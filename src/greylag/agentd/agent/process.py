@@ -2,20 +2,36 @@
 
 import asyncio
 import secrets
+import signal
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
-import psutil
+import structlog
 
-from greylag.agentd.agent import process_tree
+from greylag.agentd.agent.acp import ByteReader, ByteWriter
 from greylag.agentd.agent.types import AgentCommand, AgentSetup, AgentUnavailableError
+from greylag.agentd.execution import (
+    Execution,
+    ExecutionError,
+    ExecutionRefusedError,
+    RemoteProcess,
+)
 
 _INHERITED = frozenset({"PATH", "LANG", "TERM", "TZ"})
 _MODEL_TIMEOUT = "240"  # seconds; longer than the relay's own, whose error says more
 _STDERR_LINES = 20
 _STDERR_WIDTH = 300
 _STDERR_READ = 4096
+_LAST_WORDS_SECONDS = 1.0
+_SESSION = "AGENT_SESSION_ID"  # goose gives it to its tools
+
+_log = structlog.get_logger(__name__)
+
+
+def harmless_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return PATH, LANG, LC_*, TERM and TZ of our own environment, which holds secrets too."""
+    return {k: v for k, v in environ.items() if k in _INHERITED or k.startswith("LC_")}
 
 
 def agent_environment(
@@ -25,15 +41,14 @@ def agent_environment(
 
     Args:
         setup: the folders, the model and the settings.
-        environ: our own environment; only PATH, LANG, LC_*, TERM and TZ are taken from it.
-        relay_url: base URL of the model relay.
+        environ: our own environment, of which only ``harmless_variables`` are taken.
+        relay_url: base URL of the model relay, as the agent reaches it.
         relay_token: the token that the relay asks for; good for model calls only.
     """
-    taken = {k: v for k, v in environ.items() if k in _INHERITED or k.startswith("LC_")}
     model = {"GOOSE_MODEL": setup.model} if setup.model is not None else {}
     named = {"GREYLAG_ENVIRONMENT": setup.environment_id} if setup.environment_id else {}
     return {
-        **taken,
+        **harmless_variables(environ),
         **setup.settings,
         **model,
         **named,
@@ -52,17 +67,20 @@ def agent_environment(
 class AgentProcess:
     """One running agent process; ``start`` makes it, ``kill`` ends it and all that it started."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, root: psutil.Process | None, mark: str
-    ) -> None:
+    def __init__(self, process: RemoteProcess, execution: Execution, mark: str) -> None:
         self._process = process
-        self._root = root
+        self._execution = execution
         self._mark = mark
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._all_said = asyncio.Event()
 
     @classmethod
     async def start(
-        cls, command: AgentCommand, setup: AgentSetup, environment: Mapping[str, str]
+        cls,
+        execution: Execution,
+        command: AgentCommand,
+        setup: AgentSetup,
+        environment: Mapping[str, str],
     ) -> "AgentProcess":
         """Start the agent in its workspace.
 
@@ -71,81 +89,68 @@ class AgentProcess:
         """
         mark = secrets.token_hex(8)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command.argv,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                cwd=setup.workspace,
-                env={**environment, process_tree.MARK: mark},
-                start_new_session=True,  # a Ctrl-C meant for us must not reach it
+            process = await execution.run(
+                command.argv, env=environment, cwd=setup.workspace, group=mark
             )
-        except OSError as error:
-            reason = f"The agent ({command.argv[0]}) cannot be started: {error.strerror}."
-            raise AgentUnavailableError(reason) from error
-        root: psutil.Process | None = None
-        with suppress(psutil.NoSuchProcess):  # it may have ended at once; ``ended`` tells why
-            root = psutil.Process(process.pid)
-        return cls(process, root, mark)
+        except ExecutionRefusedError as error:
+            raise AgentUnavailableError(f"The agent's program {error}") from error
+        except ExecutionError as error:
+            raise AgentUnavailableError(f"The agent cannot be started: {error}") from error
+        return cls(process, execution, mark)
 
     @property
     def pid(self) -> int:
-        """The agent's process id."""
+        """The agent's process id, where it runs."""
         return self._process.pid
 
     @property
-    def streams(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    def streams(self) -> tuple[ByteReader, ByteWriter]:
         """The agent's stdout and stdin."""
-        reader, writer = self._process.stdout, self._process.stdin
-        if reader is None or writer is None:
-            raise AgentUnavailableError("The agent was started without pipes.")
-        return reader, writer
+        return self._process.stdout, self._process
 
     async def watch_stderr(self) -> None:
         """Read stderr to its end, so that the agent never blocks on it; the last lines are kept."""
-        stream = self._process.stderr
-        if stream is None:
-            return
         rest = ""
-        while chunk := await stream.read(_STDERR_READ):
+        while chunk := await self._process.stderr.read(_STDERR_READ):
             *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
             self._stderr.extend(line[:_STDERR_WIDTH] for line in lines if line.strip())
             rest = rest[:_STDERR_WIDTH]
         if rest.strip():
             self._stderr.append(rest)
+        self._all_said.set()
 
     async def ended(self) -> str:
         """Wait until the process has ended and say how, in one plain sentence."""
-        code = await self._process.wait()
+        try:
+            code = await self._process.wait()
+        except ExecutionError as error:
+            return f"The agent process was lost: {error}"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._all_said.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         last = f" (it said: {self._stderr[-1]})" if self._stderr else ""
         return f"The agent process {how}{last}."
 
     def request_kill(self) -> None:
         """Kill the agent itself at once; what it started is killed by ``kill``."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.send_signal(signal.SIGKILL)
 
     async def kill(self) -> None:
         """Kill the agent and everything it started, and wait until they are gone."""
-        await _in_thread(process_tree.kill_tree, self._root, self._mark)
-        await self._process.wait()
-        self.reap_adopted()
+        ending = asyncio.create_task(self._process.end(), name="agent-kill")
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await ending  # whoever stops us must not leave anything alive
+            raise
 
     async def kill_tools(self, session: str, since: float) -> None:
-        """Kill what the session's tools have started since then (``process_clock``)."""
-        await _in_thread(process_tree.kill_session, self._mark, session, since)
+        """Kill what the session's tools have started since then (``process_clock``).
 
-    def reap_adopted(self) -> None:
-        """Take the exit status of processes that came to us when their parent had ended."""
-        process_tree.reap_adopted(self.pid)
-
-
-async def _in_thread(work: Callable[..., None], *args: object) -> None:
-    """Run blocking work to its end, even when the caller is cancelled meanwhile."""
-    task = asyncio.create_task(asyncio.to_thread(work, *args), name=work.__name__)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task  # whoever stops us must not leave anything alive
-        raise
+        goose ends only the shell itself when a turn is cancelled, not what the shell had started.
+        """
+        try:
+            await self._execution.end_matching(self._mark, {_SESSION: session}, since)
+        except ExecutionError as error:
+            _log.warning("agent_tools_not_killed", reason=str(error))

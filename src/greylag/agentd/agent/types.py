@@ -89,6 +89,17 @@ def find_agent(setting: str | None, environ: Mapping[str, str]) -> AgentCommand:
     return _goose(found) if found is not None else _scripted()
 
 
+def name_agent(setting: str | None) -> AgentCommand:
+    """Return how the agent is started where we cannot look for it: ``goose`` on its PATH.
+
+    Args:
+        setting: as for ``find_agent``.
+    """
+    return (
+        _scripted() if setting == SCRIPTED else AgentCommand("goose", (setting or "goose", "acp"))
+    )
+
+
 def _goose(program: str) -> AgentCommand:
     return AgentCommand("goose", (str(Path(program).absolute()), "acp"))
 

@@ -91,7 +91,8 @@ class ModelRelay:
 
     Attributes:
         token: what the agent has to send.
-        url: base URL for the agent, as ``http://127.0.0.1:40123``; empty before ``serving``.
+        url: base URL on our own loopback, as ``http://127.0.0.1:40123``; empty before ``serving``.
+        port: its port, 0 before ``serving``.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class ModelRelay:
         self._provider = provider
         self._idle_seconds = idle_seconds
         self._client: ProviderClient | None = None
+        self.port = 0
         self.url = ""
         self._calls: dict[asyncio.Task[web.StreamResponse], str | None] = {}
         self._sessions: dict[str, _SessionCalls] = {}
@@ -122,7 +124,8 @@ class ModelRelay:
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.url = "http://{}:{}".format(*runner.addresses[0])
+            self.port = runner.addresses[0][1]
+            self.url = f"http://127.0.0.1:{self.port}"
             if self._provider is None:
                 yield
             else:

@@ -14,7 +14,13 @@ from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.logfile import read_lines
 from greylag.cluster.local.observation import Observer, local_url
 from greylag.cluster.local.removal import empty_removed
-from greylag.cluster.local.sandbox import ProcessLimits, SandboxChoice, choose_sandbox
+from greylag.cluster.local.sandbox import (
+    ProcessLimits,
+    SandboxChoice,
+    SandboxNetwork,
+    choose_sandbox,
+    start_folder,
+)
 from greylag.cluster.local.supervisor import Supervisor, Threads
 from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterUnavailableError, NotActiveError
@@ -23,7 +29,8 @@ from greylag.domain.project import Environment, ProjectRef
 from greylag.ports import AgentAddress
 
 _log = structlog.get_logger(__name__)
-_AGENTD = (sys.executable, "-m", "greylag.agentd")
+# -I: no folder that it is started in, and no variable, adds to where modules are looked for.
+_AGENTD = (sys.executable, "-I", "-m", "greylag.agentd")
 _CHANGING_POLL_SECONDS = 0.05
 _RESTING_POLL_SECONDS = 0.5
 _EMPTYING_SECONDS = 2.0
@@ -42,7 +49,9 @@ class LocalCluster:
         model: environment variables of the model's provider (``GREYLAG_MODEL_URL`` and so on).
         goose: what ``GREYLAG_GOOSE`` is to be; ``None`` leaves the finding to agentd.
         sandbox: ``auto`` takes bubblewrap where it works, ``bubblewrap`` demands it.
-        hidden: folders that environments in a sandbox must not read, beside the usual ones.
+        network: ``strict`` leaves environments in a sandbox nothing but the way to the model.
+        hidden: what environments in a sandbox must not read, beside the usual folders, the one
+            that we were started in, and ``root``.
         limits: most of what each process of an environment may have.
         grace: seconds between a stop's SIGTERM and its SIGKILL.
 
@@ -60,6 +69,7 @@ class LocalCluster:
         model: Mapping[str, str] | None = None,
         goose: str | None = None,
         sandbox: SandboxChoice = "auto",
+        network: SandboxNetwork = "auto",
         hidden: Sequence[Path] = (),
         limits: ProcessLimits | None = None,
         grace: float = 8.0,
@@ -67,8 +77,9 @@ class LocalCluster:
         self._root = root.absolute()
         box = choose_sandbox(
             sandbox,
-            hidden=(self._root, *hidden),
-            needed=[*_programs(goose or "goose"), *_files(agentd_command)],
+            hidden=(self._root, *start_folder(), *hidden),
+            needed=_programs(goose or "goose"),
+            network=network,
         )
         extra = {**(model or {}), **({"GREYLAG_GOOSE": goose} if goose else {})}
         self._spawner = Spawner(
@@ -190,15 +201,10 @@ class LocalCluster:
 
 
 def _programs(name: str) -> list[Path]:
-    """Return where this program is, and what it links to."""
-    found = shutil.which(name)
-    return [Path(found), Path(found).resolve()] if found else []
-
-
-def _files(command: Sequence[str]) -> list[Path]:
-    """Return the program of ``command`` and the files that it names."""
-    named = [Path(word) for word in command[1:] if Path(word).is_file()]
-    return [*_programs(command[0]), *named]
+    """Return where this program is, beside Python or on PATH, and what it links to."""
+    beside = Path(sys.executable).parent
+    found = [shutil.which(name, path=beside), shutil.which(name)]
+    return [path for one in found if one for path in (Path(one), Path(one).resolve())]
 
 
 def _readable(root: Path) -> list[tuple[Folder, EnvironmentRecord]]:

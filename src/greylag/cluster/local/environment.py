@@ -30,6 +30,7 @@ from greylag.cluster.local.processes import (
     send,
 )
 from greylag.cluster.local.sandbox import ProcessLimits, Sandbox
+from greylag.cluster.local.seccomp import seccomp_filter
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError
 from greylag.domain.project import Fence, ProjectRef
@@ -118,7 +119,7 @@ class LocalEnvironment:
             if main is None:
                 return frozenset()
             known = frozenset({main, *children(main, recursive=True)})
-            # bubblewrap does not pass signals on; agentd is its only child.
+            # An older Greylag started agentd in bubblewrap, which does not pass signals on.
             agentd = children(main, recursive=False) if record.boxed else {main}
             # Only this once: a second SIGTERM could cut off agentd's own clearing up.
             send(agentd, signal.SIGTERM)
@@ -207,7 +208,7 @@ class LocalEnvironment:
         return record
 
     def _port(self) -> int | None:
-        """Return the port that agentd says it listens on. Tools in the environment can write that
+        """Return the port that agentd says it listens on. Without a sandbox tools can write that
         file too, so it is believed no further than a port goes.
         """
         try:
@@ -249,6 +250,8 @@ class Spawner:
             OSError: the system starts no more processes, or the disk is full.
         """
         rotate(folder.log)
+        if self.sandbox.bwrap is not None:
+            folder.seccomp.write_bytes(seccomp_filter() or b"")
         for_child, ours = os.pipe()
         # The launcher waits for leave: a byte in the pipe, or its end when we refuse or are killed.
         with (
@@ -265,7 +268,7 @@ class Spawner:
                 record,
                 phase=Phase.RUNNING,
                 process=process,
-                boxed=self.sandbox.bwrap is not None,
+                boxed=False,
                 started_at=time.time(),
                 exit_code=None,
                 log_start=os.fstat(log.fileno()).st_size,
@@ -282,8 +285,8 @@ class Spawner:
 
     def _spawn(self, folder: Folder, record: EnvironmentRecord, stdin: int, log: int) -> int:
         limits = json.dumps(self.limits.as_rlimits())
-        launcher = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(folder.volume)]
-        argv = [*launcher, limits, *self.sandbox.command(self.command, folder.volume)]
+        launcher = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(folder.path)]
+        argv = [*launcher, limits, *self.command]
         # posix_spawn and no Popen: the process is to outlive us, and is reaped by whoever watches.
         return os.posix_spawn(
             argv[0],
@@ -300,9 +303,11 @@ class Spawner:
 
     def _environ(self, folder: Folder, record: EnvironmentRecord) -> dict[str, str]:
         """Return the process's environment variables, from scratch: ours may hold secrets."""
+        execd = self.sandbox.execd(folder.volume, folder.seccomp)
         return {
             **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-            "HOME": str(folder.volume / "home"),
+            **({} if execd is None else {"GREYLAG_EXECD": json.dumps(execd)}),
+            "HOME": str(folder.path),  # agentd's; the agent's is in the volume
             "GOOSE_API_HOST": "127.0.0.1",
             "GOOSE_API_PORT": "0",
             "GREYLAG_AGENT_TOKEN": record.token,

@@ -1,8 +1,9 @@
 """An environment's folder: what lies where, its record and its lock.
 
-``root/<namespace>/<deployment>/`` holds ``volume/`` (the agent's), ``agentd.log`` and
-``environment.json`` (the record). All of it is for our account only. Beside the namespaces, in
-names that no namespace can have, are ``.locks/`` and ``.removed/``. Everything here blocks.
+``root/<namespace>/<deployment>/`` holds ``volume/`` (agentd's state and what the agent sees),
+``agentd.log``, ``seccomp`` and ``environment.json`` (the record). All of it is for our account
+only. Beside the namespaces, in names that no namespace can have, are ``.locks/`` and ``.removed/``.
+Everything here blocks.
 """
 
 import fcntl
@@ -48,9 +49,9 @@ class EnvironmentRecord:
     """What is on record of one environment, in ``environment.json``.
 
     ``mark`` is in the environment variables of all its processes. ``process`` is the one that we
-    started (agentd, or the sandbox around it) and ``boxed`` tells which; ``exit_code`` is set when
-    it ended unasked and we could tell. ``log_start`` is where its lines begin in the log, in bytes.
-    Times are seconds since the epoch.
+    started: agentd, or with ``boxed`` the sandbox around it, as an older Greylag had it;
+    ``exit_code`` is set when it ended unasked and we could tell. ``log_start`` is where its lines
+    begin in the log, in bytes. Times are seconds since the epoch.
     """
 
     ref: ProjectRef
@@ -111,6 +112,11 @@ class Folder:
         return self.path / "agentd.log"
 
     @property
+    def seccomp(self) -> Path:
+        """The filter of system calls for its sandbox."""
+        return self.path / "seccomp"
+
+    @property
     def listening(self) -> Path:
         """Where agentd writes its port once it listens. See ``read_listening``."""
         return self.volume / _STATE / _LISTENING
@@ -157,7 +163,7 @@ class Folder:
     def read_listening(self) -> bytes:
         """Return the beginning of ``listening``.
 
-        Tools in the environment can put a link or a pipe in its place, or in the place of the
+        Without a sandbox tools can put a link or a pipe in its place, or in the place of the
         folder that it is in: no link is followed, and nothing is waited for.
 
         Raises:

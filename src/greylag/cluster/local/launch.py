@@ -10,7 +10,8 @@ imports nothing of ours. Why it exists:
   exec (``preexec_fn``) is not safe in a program with threads, and ``prlimit`` afterwards is too
   late for what agentd has started by then.
 
-FOLDER becomes the working directory. LIMITS is JSON: names of ``resource.RLIMIT_*`` to numbers.
+FOLDER, where no tool can put a file, becomes the working directory. LIMITS is JSON: names of
+``resource.RLIMIT_*`` to numbers.
 """
 
 import json

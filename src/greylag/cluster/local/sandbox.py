@@ -1,32 +1,56 @@
 """What holds an environment's processes: resource limits, and bubblewrap where it works."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import structlog
 
 import greylag
+from greylag.cluster.local.seccomp import seccomp_filter
 from greylag.domain.errors import ConfigError
 
 SandboxChoice = Literal["auto", "bubblewrap", "none"]
+SandboxNetwork = Literal["auto", "strict"]
+
+WRITABLE = ("workspace", "home", "tmp")
+"""What of its volume the untrusted side of an environment sees, and may write to."""
 
 _PROBE_SECONDS = 5.0
 _PROBE = "from importlib.util import find_spec as f; assert f('greylag') and f('structlog')"
+_TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - hidden, not used
+_SYSTEM = frozenset(
+    ("usr", "bin", "sbin", "lib", "lib32", "lib64", "etc", "dev", "proc", "sys", "nix")
+)
+# Where root, of which user namespace ever, could change the machine by writing a file.
+_KERNEL = ("acpi", "bus", "fs", "irq", "scsi", "sys", "sysrq-trigger")
+_MOST_PROCESSES = 2048
+_COUNTS_BY_NAMESPACE = (5, 14)  # Linux: RLIMIT_NPROC counts in each user namespace by itself
+_EXECD = (sys.executable, "-I", "-m", "greylag.execd")
 _PLAIN_NOTICE = (
     "Environments on this machine run as ordinary processes of your account and are not isolated "
-    "from each other or from your files."
+    "from each other or from your files: what an agent runs can read your keys, and Greylag's own."
 )
 _BOXED_NOTICE = (
-    "Environments on this machine run in bubblewrap: they cannot read your home folder or each "
-    "other's files, and cannot write outside their own volume. They are not isolated from your "
-    "network, and share this machine's kernel, memory and disk."
+    "On this machine the agents and all that they run are in bubblewrap: they see their own "
+    "workspace and the system's programs, not your home folder, the folder that Greylag was "
+    "started in, its data and keys, or each other's files and processes. {network} They share "
+    "this machine's kernel, memory and disk."
 )
+_SHARED_NETWORK = (
+    "They do use your network, with what listens on this machine alone: "
+    "GREYLAG_SANDBOX_NETWORK=strict leaves them the model and nothing else."
+)
+_STRICT_NETWORK = "They have no network; the model is reached through Greylag."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,39 +74,80 @@ class ProcessLimits:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """How commands are run: ``bwrap`` is the path of bubblewrap, ``None`` runs them plainly.
+    """What the untrusted side of an environment runs in.
 
-    Inside bubblewrap everything is read-only but the volume; ``hidden`` folders, the home folder,
-    temporary folders and ``/run`` (sockets of other services) are empty, except for ``needed``
-    paths in them, which stay readable.
+    Inside bubblewrap everything is read-only but what a command names as writable. The home folder,
+    temporary folders and ``/run`` (sockets of other services) are empty, and so is what is hidden,
+    except for ``needed`` paths in them, which stay readable.
+
+    Attributes:
+        bwrap: the path of bubblewrap; ``None``: commands are run plainly.
+        hidden: folders and files that are out of sight.
+        needed: what stays readable in hidden folders, beside Python and Greylag.
+        network: ``strict`` gives a network of its own, in which nothing is but itself.
     """
 
     bwrap: str | None = None
     hidden: Sequence[Path] = field(default=())
     needed: Sequence[Path] = field(default=())
+    network: SandboxNetwork = "auto"
 
     @property
     def notice(self) -> str:
         """What users must know of it."""
-        return _PLAIN_NOTICE if self.bwrap is None else _BOXED_NOTICE
+        if self.bwrap is None:
+            return _PLAIN_NOTICE
+        strict = self.network == "strict"
+        return _BOXED_NOTICE.format(network=_STRICT_NETWORK if strict else _SHARED_NETWORK)
 
-    def command(self, argv: Sequence[str], volume: Path) -> list[str]:
-        """Return what to run so that ``argv`` runs inside, with ``volume`` writable."""
+    def execd(self, volume: Path, seccomp: Path) -> list[str] | None:
+        """Return what runs execd for an environment; ``None`` when there is no sandbox.
+
+        Args:
+            volume: the environment's; its folders that are ``WRITABLE`` must exist by then.
+            seccomp: the file that holds ``seccomp_filter()``, if there is one for this machine.
+        """
+        if self.bwrap is None:
+            return None
+        counted = _kernel() >= _COUNTS_BY_NAMESPACE
+        limits = ("--processes", str(_MOST_PROCESSES)) if counted else ()
+        return self.command([*_EXECD, *limits], [volume / name for name in WRITABLE], seccomp)
+
+    def command(
+        self, argv: Sequence[str], writable: Sequence[Path], seccomp: Path | None = None
+    ) -> list[str]:
+        """Return what to run so that ``argv`` runs inside, ``writable`` folders being so."""
         if self.bwrap is None:
             return list(argv)
-        # No --die-with-parent: environments outlive us. --as-pid-1: when agentd is killed, the
-        # system kills all that is left in its pid namespace, so nothing can be orphaned.
-        flags = ["--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts"]
-        flags += ["--cap-drop", "ALL", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
-        for path in self._emptied():
+        # --as-pid-1: when execd ends, the system kills all that is left in its pid namespace.
+        flags = ["--die-with-parent", "--new-session", "--unshare-pid", "--as-pid-1"]
+        flags += ["--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--cap-drop", "ALL"]
+        flags += ["--unshare-user", *_no_more_namespaces(self.bwrap)]
+        flags += ["--unshare-net"] if self.network == "strict" else []
+        flags += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+        for part in _KERNEL:
+            flags += ["--ro-bind-try", f"/proc/{part}", f"/proc/{part}"]
+        emptied = self._emptied()
+        for path in emptied:
             flags += ["--tmpfs", str(path)]
+        for path in self.hidden:
+            if path.is_file() and not _lies_in(path.resolve(), emptied):
+                flags += ["--ro-bind", "/dev/null", str(path.resolve())]
         for path in self._needed_again():
             flags += ["--ro-bind", str(path), str(path)]
-        flags += ["--bind", str(volume), str(volume), "--chdir", str(volume)]
-        return [self.bwrap, *flags, "--", *argv]
+        for path in writable:
+            flags += ["--bind", str(path), str(path)]
+        for path in emptied:
+            flags += [] if path in _TEMPORARY else ["--remount-ro", str(path)]
+        flags += ["--chdir", "/"]
+        if seccomp is None or seccomp_filter() is None:
+            return [self.bwrap, *flags, "--", *argv]
+        # The shell opens the filter for bubblewrap, and is gone then.
+        opened = ["/bin/sh", "-c", 'exec "$@" 9<"$0"', str(seccomp)]
+        return [*opened, self.bwrap, *flags, "--seccomp", "9", "--", *argv]
 
     def _emptied(self) -> list[Path]:
-        usual = (Path("/tmp"), Path("/var/tmp"), Path("/run"), _home())  # noqa: S108 - hidden, not used
+        usual = (*_TEMPORARY, Path("/run"), _home())
         paths = {path.resolve() for path in (*usual, *self.hidden) if path.is_dir()}
         # Outer ones first: a mount on the outer one would cover what was mounted inside it.
         return sorted(paths - {Path("/")}, key=lambda path: (len(path.parts), path))
@@ -96,7 +161,11 @@ class Sandbox:
 
 
 def choose_sandbox(
-    choice: SandboxChoice, *, hidden: Sequence[Path], needed: Sequence[Path]
+    choice: SandboxChoice,
+    *,
+    hidden: Sequence[Path],
+    needed: Sequence[Path],
+    network: SandboxNetwork = "auto",
 ) -> Sandbox:
     """Return the sandbox for ``choice``; ``auto`` takes bubblewrap when it works here.
 
@@ -104,34 +173,60 @@ def choose_sandbox(
     the program but forbid what it does, and Greylag may lie where it cannot be seen from inside.
 
     Raises:
-        ConfigError: ``bubblewrap`` was demanded and does not work.
+        ConfigError: ``bubblewrap`` or a ``strict`` network was demanded and does not work.
     """
-    if choice == "none":
-        return Sandbox()
-    found = shutil.which("bwrap")
-    if found is not None:
-        sandbox = Sandbox(found, tuple(hidden), tuple(needed))
-        fault = _probe(sandbox)
+    found = None if choice == "none" else shutil.which("bwrap")
+    if found is None:
+        fault: str | None = f"bwrap is not {'wanted' if choice == 'none' else 'installed'}"
     else:
-        sandbox, fault = Sandbox(), "bwrap is not installed"
-    if fault is None:
-        return sandbox
+        sandbox = Sandbox(found, tuple(hidden), tuple(needed), network)
+        fault = _probe(sandbox)
+        if fault is None:
+            return sandbox
     if choice == "bubblewrap":
         raise ConfigError(f"Environments are to run in bubblewrap, which does not work: {fault}.")
+    if network == "strict":
+        raise ConfigError(
+            "GREYLAG_SANDBOX_NETWORK=strict needs bubblewrap, which does not work or is turned "
+            f"off: {fault}."
+        )
     return Sandbox()
+
+
+def start_folder() -> tuple[Path, ...]:
+    """Return what to hide of the folder that we were started in: it, or its settings at least.
+
+    People keep keys where they work. A folder of the system itself has to stay in sight.
+    """
+    here = Path.cwd()
+    of_the_system = here.parts[1:2] == () or here.parts[1] in _SYSTEM
+    return (here / ".env",) if of_the_system else (here, here / ".env")
 
 
 def _probe(sandbox: Sandbox) -> str | None:
     """Return why ``sandbox`` does not work here, or ``None``."""
-    volume = Path(sys.prefix)
-    command = sandbox.command([sys.executable, "-c", _PROBE], volume)
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603 - our own arguments
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
+    with tempfile.TemporaryDirectory() as folder:
+        seccomp = Path(folder, "seccomp")
+        seccomp.write_bytes(seccomp_filter() or b"")
+        command = sandbox.command([sys.executable, "-I", "-c", _PROBE], [Path(folder)], seccomp)
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603 - our own arguments
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
     if done.returncode == 0:
         return None
     return done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+
+
+@cache
+def _no_more_namespaces(bwrap: str) -> tuple[str, ...]:
+    """Return the flag that forbids user namespaces inside; older ones have the filter alone."""
+    told = subprocess.run([bwrap, "--help"], capture_output=True, check=False)  # noqa: S603 - as above
+    return ("--disable-userns",) if b"--disable-userns" in told.stdout + told.stderr else ()
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 
 
 def _home() -> Path:

@@ -1,4 +1,4 @@
-"""All that an agent started: found and killed, also what left its tree."""
+"""All that a run started: found and killed, also what left its tree."""
 
 import os
 import subprocess
@@ -7,27 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from greylag.agentd.agent import process_tree
-from greylag.common.process_start import process_clock, started_at
+from greylag.common import process_start
+from greylag.common.process_start import process_clock
+from greylag.execd import processes
+from greylag.execd.protocol import GROUP
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has child subreapers")
-def test_a_hardened_process_adopts_kills_and_reaps_what_hides_itself(tmp_path: Path) -> None:
+def test_an_adopting_process_kills_and_reaps_what_hides_itself(tmp_path: Path) -> None:
     hider = "(env -i setsid /bin/sh -c '/bin/sleep 4804' &) ; exec sleep 4805"
     code = f"""
 import subprocess, time, psutil
-from greylag.agentd.agent import process_tree
-process_tree.harden_this_process()
-assert process_tree.is_subreaper()
-mark = {{"GREYLAG_AGENT_RUN": "m"}}
+from greylag.execd import processes
+processes.guard_memory()
+processes.adopt_orphans()
 # A shell says "Killed" of a child; what this process says itself is what counts.
-agent = subprocess.Popen(["/bin/sh", "-c", {hider!r}], env=mark, stderr=subprocess.DEVNULL)
-root = psutil.Process(agent.pid)
+root = subprocess.Popen(
+    ["/bin/sh", "-c", {hider!r}], env={{{GROUP!r}: "m"}}, stderr=subprocess.DEVNULL
+)
 while len(psutil.Process().children(recursive=True)) < 2:
     time.sleep(0.01)
-process_tree.kill_tree(root, "m")
-agent.wait()
-process_tree.reap_adopted(agent.pid)
+assert processes.end_group("m", root.pid, lambda: True) == []
+root.wait()
+processes.reap(set())
 print(psutil.Process().children(recursive=True))
 """
     done = subprocess.run(  # noqa: S603 - our own code
@@ -38,14 +40,14 @@ print(psutil.Process().children(recursive=True))
 
 def start_loop() -> "subprocess.Popen[bytes]":
     """Start a tool of session `s` that starts another process every moment."""
-    mine = {process_tree.MARK: "clock", "AGENT_SESSION_ID": "s", "PATH": os.environ["PATH"]}
+    mine = {GROUP: "clock", "AGENT_SESSION_ID": "s", "PATH": os.environ["PATH"]}
     return subprocess.Popen(["/bin/sh", "-c", "while :; do sleep 0.01; done"], env=mine)
 
 
 def test_a_session_s_kill_ends_what_began_since_and_nothing_of_what_runs_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(process_tree, "_KILL_SECONDS", 1000)  # it must not try until it gives up
+    monkeypatch.setattr(processes, "_KILL_SECONDS", 1000)  # it must not try until it gives up
     older = start_loop()
     began = process_clock()
     while process_clock() < began + 0.1:  # start times are counted in ticks
@@ -53,12 +55,35 @@ def test_a_session_s_kill_ends_what_began_since_and_nothing_of_what_runs_longer(
     since = process_clock()
     newer = start_loop()
     try:
-        process_tree.kill_session("clock", "s", since)
+        processes.end_matching({GROUP: "clock", "AGENT_SESSION_ID": "s"}, since)
         assert newer.wait(10) == -9
         assert older.poll() is None
     finally:
         older.kill()
         older.wait()
+
+
+def started_at(pid: int) -> float:
+    """Return when a process began, as execd sees it; 0 when it is gone."""
+    return next((one.start for one in processes._all() if one.pid == pid), 0.0)
+
+
+@pytest.mark.parametrize("linux", [True, False], ids=["linux", "elsewhere"])
+def test_a_start_is_told_on_the_clock_of_now(
+    monkeypatch: pytest.MonkeyPatch, *, linux: bool
+) -> None:
+    if linux and sys.platform != "linux":
+        pytest.skip("this is not Linux")
+    for module in (processes, process_start):
+        monkeypatch.setattr(module, "_LINUX", linux)
+    before = process_clock()
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        started = started_at(child.pid)
+        child.kill()
+    assert started_at(child.pid) == 0
+    # psutil counts from the boot, which it knows to the second.
+    grain = 2 / os.sysconf("SC_CLK_TCK") if linux else 2.0
+    assert before - grain <= started <= process_clock() + grain
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no time since the boot")
