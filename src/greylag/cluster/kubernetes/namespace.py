@@ -134,11 +134,15 @@ def _blocks(cidrs: Sequence[str], closed: Iterable[Network]) -> list[dict[str, A
     The API server takes only exceptions that lie in their range, so those elsewhere are left out.
     """
     blocks = []
-    shut = tuple(closed)
+    shut = sorted(set(closed), key=lambda net: net.prefixlen)
     for allowed in networks(cidrs):
+        inner: list[Network] = []
+        for net in shut:
+            inside = net != allowed and within(net, allowed)
+            if inside and not any(within(net, wider) for wider in inner):
+                inner.append(net)
         block: dict[str, Any] = {"cidr": str(allowed)}
-        inner = sorted({str(net) for net in shut if net != allowed and within(net, allowed)})
         if inner:
-            block["except"] = inner
+            block["except"] = sorted(str(net) for net in inner)
         blocks.append({"ipBlock": block})
     return blocks

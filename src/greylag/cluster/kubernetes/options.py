@@ -30,8 +30,24 @@ IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/names
 USUAL_KUBECONFIG = Path("~/.kube/config")
 EVERYWHERE = "0.0.0.0/0"
 PRIVATE_RANGES = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
-NEVER_ALLOWED = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")
-"""Link-local addresses, where clouds answer with credentials; no setting opens them."""
+NEVER_ALLOWED = (
+    "169.254.0.0/16",  # link-local, with the metadata service of nearly every cloud
+    "168.63.129.16/32",  # Azure's platform
+    "192.0.0.192/32",  # Oracle Cloud's older metadata service
+    "100.100.100.200/32",  # Alibaba Cloud's metadata service
+    "fe80::/10",  # link-local
+    "fd00:ec2::/32",  # AWS: metadata, time, DNS, pod identity
+    "fd20:ce::/32",  # Google Cloud
+    "fd00:c1::/32",  # Oracle Cloud
+    "fd00:42::/32",  # Scaleway
+    "fd00:a9fe:a9fe::/48",  # Akamai (Linode)
+    # Loopback, and all of IPv4 written as IPv6 (::ffff:0:0/96). The API server takes no exception
+    # that begins with a mapped address, but it takes this, and nothing else lives here.
+    "::/64",
+)
+"""Where clouds answer with credentials, or to their own platform; no setting opens them."""
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""IPv4 behind a translator, which would lead to the same places."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ServiceType = Literal["LoadBalancer", "ClusterIP"]
@@ -218,14 +234,15 @@ class Options(BaseModel):
                     raise ConfigError(
                         f"GREYLAG_KUBE_EGRESS_CIDRS: {allowed} lies in {closed}, which "
                         "environments may never reach (GREYLAG_KUBE_CLUSTER_CIDRS, "
-                        "GREYLAG_KUBE_POD_CIDRS, and link-local addresses)."
+                        "GREYLAG_KUBE_POD_CIDRS, and the metadata services of clouds)."
                     )
         return self
 
     @property
     def closed_networks(self) -> tuple[Network, ...]:
-        """Where environments may never connect to."""
-        return networks((*self.cluster_cidrs, *self.pod_cidrs, *NEVER_ALLOWED))
+        """Where environments may never connect to, IPv4 behind a translator too."""
+        closed = networks((*self.cluster_cidrs, *self.pod_cidrs, *NEVER_ALLOWED))
+        return (*closed, *(_translated(net) for net in closed if net.version == 4))  # noqa: PLR2004 - IPv4
 
     def template_of(self, environment: Environment) -> Template:
         """Return the template that the project picked by ``metadata.template``.
@@ -301,6 +318,11 @@ def load_connection_options() -> ConnectionOptions:
 def networks(cidrs: Sequence[str]) -> tuple[Network, ...]:
     """Parse address ranges (``10.0.0.0/8``)."""
     return tuple(ipaddress.ip_network(cidr) for cidr in cidrs)
+
+
+def _translated(net: Network) -> Network:
+    start = int(_NAT64.network_address) + int(net.network_address)
+    return ipaddress.IPv6Network((start, _NAT64.prefixlen + net.prefixlen))
 
 
 def within(inner: Network, outer: Network) -> bool:
