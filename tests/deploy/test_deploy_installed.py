@@ -80,6 +80,7 @@ def place() -> Iterator[Place]:
         values = (
             f"--from-literal=MONGODB_URI={address}",
             f"--from-literal=GREYLAG_TOKEN={one.token}",
+            f"--from-literal=GREYLAG_AGENT_KEY={secrets.token_hex(32)}",
         )
         _must("create", "secret", "generic", "greylag-secrets", "-n", name, *values)
         yield one

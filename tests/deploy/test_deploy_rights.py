@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 from tests.cluster import real_cluster
 from tests.cluster.environments import reaches
 from tests.cluster.real_cluster import kubectl, open_kubernetes
@@ -25,6 +26,7 @@ from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Project
 
+KEY = SecretStr("a-key-of-the-whole-platform-" * 2)
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
@@ -114,7 +116,7 @@ async def _opened(access: Access, who: str, **options: Any) -> AsyncIterator[Kub
     small = Template(memory_request="16Mi", cpu_request="10m", cpu_limit="2")
     crashing = small.model_copy(update={"environment": {"GREYLAG_GOOSE": "/no/such/program"}})
     templates = {"default": small, "crashing": crashing}
-    usual: dict[str, Any] = {"goose": "scripted", "templates": templates}
+    usual: dict[str, Any] = {"goose": "scripted", "templates": templates, "agent_key": (KEY,)}
     kubeconfig = access.kubeconfig(who)
     async with open_kubernetes(kubeconfig=kubeconfig, **(usual | options)) as cluster:
         yield cluster
@@ -183,6 +185,14 @@ async def test_each_right_of_web_and_worker_is_used_and_none_is_missing(access: 
         assert not granted - used, f"{who} has rights that it does not use"
 
 
+def test_neither_account_may_read_a_secret() -> None:
+    for who in ("web", "worker"):
+        roles = of_kind(kustomize(ACCESS), "ClusterRole")
+        (role,) = (one for one in roles if one["metadata"]["name"] == f"greylag-{who}")
+        verbs = {verb for resource, verb in rights(role["rules"]) if resource == "secrets"}
+        assert verbs <= {"create", "patch", "delete"}
+
+
 @pytest.mark.parametrize(
     ("resource", "verb"), [("persistentvolumeclaims", "create"), ("networkpolicies", "patch")]
 )
@@ -200,13 +210,13 @@ async def test_a_worker_that_lacks_one_right_says_which(
 
 
 async def test_a_web_that_lacks_one_right_says_which(access: Access) -> None:
-    access.without("web", "secrets", "get")
+    access.without("web", "services", "get")
     async with _opened(access, "web") as cluster:
         project = named_for(cluster, make_project())
         with pytest.raises(ClusterError) as refused:
             await cluster.reach(project.environment)
         assert refused.value.info.code == "cluster_forbidden", refused.value.info
-        assert "secrets" in refused.value.info.message
+        assert "services" in refused.value.info.message
 
 
 def _must(*arguments: str) -> str:

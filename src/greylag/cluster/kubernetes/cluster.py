@@ -17,6 +17,7 @@ from greylag.cluster.kubernetes.manifests import CONTAINER
 from greylag.cluster.kubernetes.objects import container, wants_pod
 from greylag.cluster.kubernetes.observation import EnvironmentObserver, observed
 from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.kubernetes.writes import (
     Applier,
     FencedStep,
@@ -86,12 +87,13 @@ class KubernetesCluster:
         self._informers = Informers(api, dict.fromkeys(WATCHED, SELECTOR))
         self._cache = ProjectCache(self._informers, self._unasked)
         self._proxy = ServiceProxy(api.connection, options.agent_port)
-        self._locator = AgentLocator(api, options, self._proxy)
+        self._keys = AgentKeys(options.agent_key)
+        self._locator = AgentLocator(api, options, self._keys, self._proxy)
         self._probe = AddressProbe.open()
         self._observer = EnvironmentObserver(
             api, self._informers, self._cache, options, locator=self._locator, probe=self._probe
         )
-        self._applier = Applier(api, self._cache, options, variables)
+        self._applier = Applier(api, self._cache, options, self._keys, variables)
         self._remover = Remover(api, self._cache)
         self._writes = FencedWrites(api, self._informers, self._cache)
         self._watching: asyncio.Task[None] | None = None
@@ -119,7 +121,8 @@ class KubernetesCluster:
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             if found is None:
-                return await self._applier.apply(environment, None, replicas=0, mark="1")
+                mark = self._keys.mark(start_mark(None), running=False)
+                return await self._applier.apply(environment, None, replicas=0, mark=mark)
             return await self._writes.stamped(environment, found)
 
         await self._fenced(environment, step)
@@ -140,6 +143,7 @@ class KubernetesCluster:
             mark = start_mark(found)
             if state is Observed.FAILED and self._observer.objects(environment).failed_itself:
                 mark = f"{environment.generation}.{environment.fence.number}"
+            mark = self._keys.mark(mark, running=found is not None and wants_pod(found))
             return await self._applier.apply(environment, found, replicas=1, mark=mark)
 
         await self._fenced(environment, step)

@@ -18,6 +18,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -52,6 +54,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ServiceType = Literal["LoadBalancer", "ClusterIP"]
 
+_SHORTEST_KEY = 32
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[KMGTPE]i|[MGTPE])?")
 
 
@@ -161,6 +164,11 @@ class Options(BaseModel):
     """Name of a Secret in the user's namespace."""
     agent_port: int = Field(3001, ge=1024, le=65535, validation_alias="GOOSE_API_PORT")
     """TCP port of agentd, and of the Service."""
+    agent_key: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_items)] = Field(
+        (), validation_alias="GREYLAG_AGENT_KEY"
+    )
+    """What environments' tokens are derived from; the first for new starts, others for those that
+    were started with them; empty: each token is random, and Secrets are read."""
     storage_class: str | None = None
     """Of the volumes; None: the cluster's default."""
     volume_size: Quantity = "5Gi"
@@ -225,6 +233,13 @@ class Options(BaseModel):
         default_factory=dict
     )
     """Shapes by name."""
+
+    @field_validator("agent_key")
+    @classmethod
+    def _keys_are_long(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value()) < _SHORTEST_KEY for key in keys):
+            raise ValueError(f"each key must have at least {_SHORTEST_KEY} characters")
+        return keys
 
     @model_validator(mode="after")
     def _egress_is_possible(self) -> Self:
