@@ -31,6 +31,7 @@ VALUES = {
     "GOOSE_API_PORT": "4001",
     "GOOSE_MODE": "approve",
     "GREYLAG_ACTIVATION_TIMEOUT": "7",
+    "GREYLAG_AGENT_KEY": "a-key-of-the-whole-platform-of-agents",
     "GREYLAG_ALLOWED_HOSTS": "a.test",
     "GREYLAG_BODY_LIMIT": "2048",
     "GREYLAG_CLUSTER": "kubernetes",

@@ -1,4 +1,7 @@
-"""The roles of web and worker against a real API server: every right is needed, none is missing."""
+"""The roles of web and worker against a real API server: every right is needed, none is missing.
+
+All of it holds under the policy that confines them, which so hinders nothing.
+"""
 
 import asyncio
 import json
@@ -18,7 +21,15 @@ from tests.cluster.environments import reaches
 from tests.cluster.real_cluster import kubectl, open_kubernetes
 from tests.contract.cluster_adapters import named_for
 from tests.contract.store_adapters import make_project
-from tests.deploy.manifests import ACCESS, kustomize, of_kind, overlay, rights
+from tests.deploy.manifests import (
+    ACCESS,
+    CONFINEMENT,
+    confined,
+    kustomize,
+    of_kind,
+    overlay,
+    rights,
+)
 
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.options import Template
@@ -103,6 +114,13 @@ def access(tmp_path: Path) -> Iterator[Access]:
     one = Access(folder, name, datetime.now(UTC))
     objects = [thing for thing in kustomize(folder) if thing["kind"] != "Namespace"]
     written = tmp_path / "objects.yaml"
+    confinement = overlay(
+        tmp_path / "confinement",
+        CONFINEMENT,
+        nameSuffix=f"-{name}",
+        patches=confined(f"-{name}", "test-"),
+    )
+    objects += kustomize(confinement)
     written.write_text(yaml.safe_dump_all(objects))
     _must("create", "namespace", name)
     _must("apply", "--filename", str(written))
@@ -191,6 +209,14 @@ def test_neither_account_may_read_a_secret() -> None:
         (role,) = (one for one in roles if one["metadata"]["name"] == f"greylag-{who}")
         verbs = {verb for resource, verb in rights(role["rules"]) if resource == "secrets"}
         assert verbs <= {"create", "patch", "delete"}
+
+
+def test_another_namespace_s_secret_is_refused_to_both_accounts(access: Access) -> None:
+    for who in ("web", "worker"):
+        words = ("--kubeconfig", str(access.kubeconfig(who)), "--namespace", "kube-system")
+        asked = kubectl("get", "secrets", *words)
+        assert "(Forbidden)" in asked.stderr
+        assert "(Forbidden)" in kubectl("get", "secret", "any", *words).stderr
 
 
 @pytest.mark.parametrize(
