@@ -16,6 +16,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 BASE = DEPLOY / "kubernetes" / "base"
 ACCESS = DEPLOY / "kubernetes" / "access"
 CONFINEMENT = DEPLOY / "kubernetes" / "confinement"
+OUTSIDE = DEPLOY / "kubernetes" / "outside"
 EXAMPLE = DEPLOY / "kubernetes" / "example"
 CHART = DEPLOY / "helm" / "greylag"
 

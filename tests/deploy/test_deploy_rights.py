@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 from pydantic import SecretStr
@@ -24,6 +25,7 @@ from tests.contract.store_adapters import make_project
 from tests.deploy.manifests import (
     ACCESS,
     CONFINEMENT,
+    OUTSIDE,
     confined,
     kustomize,
     of_kind,
@@ -38,6 +40,7 @@ from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Project
 
 KEY = SecretStr("a-key-of-the-whole-platform-" * 2)
+PLAIN: dict[str, Any] = {"reach": "loadbalancer", "allow_plain_http": True}
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
@@ -107,9 +110,10 @@ class Access:
 
 
 @pytest.fixture
-def access(tmp_path: Path) -> Iterator[Access]:
+def access(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Access]:
+    source = getattr(request, "param", ACCESS)
     name = f"rights-{secrets.token_hex(3)}"
-    folder = overlay(tmp_path / "access", ACCESS, namespace=name, nameSuffix=f"-{name}")
+    folder = overlay(tmp_path / "access", source, namespace=name, nameSuffix=f"-{name}")
     # The namespace is named by `namespace` alone, the cluster's own objects by the suffix.
     one = Access(folder, name, datetime.now(UTC))
     objects = [thing for thing in kustomize(folder) if thing["kind"] != "Namespace"]
@@ -120,6 +124,7 @@ def access(tmp_path: Path) -> Iterator[Access]:
         nameSuffix=f"-{name}",
         patches=confined(f"-{name}", "test-"),
     )
+    objects = [one for one in objects if not one["kind"].startswith("ValidatingAdmission")]
     objects += kustomize(confinement)
     written.write_text(yaml.safe_dump_all(objects))
     _must("create", "namespace", name)
@@ -181,14 +186,14 @@ async def _crash(cluster: KubernetesCluster, project: Project) -> None:
 
 
 async def _as_the_web(access: Access, project: Project) -> None:
-    async with _opened(access, "web", reach="loadbalancer") as web:
+    async with _opened(access, "web", **PLAIN) as web:
         assert (await web.reach(project.environment)).token
         async with web.logs(project.environment, follow=False, tail=10) as lines:
             assert [line async for line in lines]
 
 
 async def test_each_right_of_web_and_worker_is_used_and_none_is_missing(access: Access) -> None:
-    domain = {"ingress_base_domain": "envs.test", "reach": "loadbalancer"}
+    domain = {"ingress_base_domain": "envs.test", **PLAIN}
     async with _opened(access, "worker", **domain) as worker:
         project = named_for(worker, make_project())
         crash = named_for(worker, make_project("crash", metadata={"template": "crashing"}))
@@ -217,6 +222,29 @@ def test_another_namespace_s_secret_is_refused_to_both_accounts(access: Access) 
         asked = kubectl("get", "secrets", *words)
         assert "(Forbidden)" in asked.stderr
         assert "(Forbidden)" in kubectl("get", "secret", "any", *words).stderr
+
+
+@pytest.mark.parametrize("access", [OUTSIDE], indirect=True)
+async def test_from_outside_agents_are_reached_by_the_api_server_and_nothing_else_is(
+    access: Access,
+) -> None:
+    async with _opened(access, "worker", platform_namespace=None) as worker:
+        project = named_for(worker, make_project())
+        await _whole_life(worker, project)
+        async with (
+            _opened(access, "web", platform_namespace=None) as web,
+            aiohttp.ClientSession() as http,
+        ):
+            agent = await web.reach(project.environment)
+            assert agent.url.startswith("http://127.0.0.1:")
+            headers = {"Authorization": f"Bearer {agent.token}"}
+            async with http.get(f"{agent.url}/api/v1/sessions", headers=headers) as answer:
+                assert answer.status == 200, await answer.text()
+        await _end(worker, project)
+    for who in ("web", "worker"):
+        words = ("--kubeconfig", str(access.kubeconfig(who)), "--raw")
+        path = "/api/v1/namespaces/kube-system/services/kube-dns:metrics/proxy/metrics"
+        assert "Greylag keeps to its own namespaces" in kubectl("get", *words, path).stderr
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,6 @@ class KubernetesCluster:
     """
 
     kind = "kubernetes"
-    notice: str | None = None
 
     def __init__(
         self,
@@ -81,6 +80,7 @@ class KubernetesCluster:
     ) -> None:
         self._api = api
         self._options = options
+        self.notice = options.open_to_all
         self._variables = variables
         self.namespace_prefix = namespace_prefix
         self._unasked = ChangeFeed()
@@ -104,6 +104,8 @@ class KubernetesCluster:
 
         An API server that cannot be reached now is only told of in the log: that may pass.
         """
+        if self.notice:
+            _log.warning("agents_open_to_all", why=self.notice)
         try:
             version = await server_version(self._api.within(CHECK_SECONDS))
         except ClusterError as error:

@@ -84,15 +84,12 @@ class AgentLocator:
         reach, options = self._options.reach, self._options
         if service is None:
             return None
-        if reach == "proxy":
+        if options.reached_by_proxy:
             return await self._proxy.url(environment)
         if reach == "service" or (reach == "auto" and options.platform_namespace):
             return _inside_url(environment, options)
         if reach == "loadbalancer":
             return _balancer_url(options, service)
-        if reach == "auto" and not options.ingress_base_domain and _is_inside(service):
-            # Nothing leads there from outside of the cluster but the API server.
-            return await self._proxy.url(environment)
         return endpoint_of(environment, options, service)
 
     def forget(self, environment: Environment) -> None:
@@ -151,10 +148,6 @@ def _inside_url(environment: Environment, options: Options) -> str:
     return (
         f"http://{environment.names.service}.{environment.names.namespace}.svc:{options.agent_port}"
     )
-
-
-def _is_inside(service: Object) -> bool:
-    return bool(service["spec"].get("type", "ClusterIP") == "ClusterIP")
 
 
 def _balancer_url(options: Options, service: Object) -> str | None:

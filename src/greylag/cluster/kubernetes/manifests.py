@@ -22,7 +22,7 @@ from greylag.cluster.kubernetes.identity import (
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.namespace import SERVICE_ACCOUNT, shared_objects
-from greylag.cluster.kubernetes.options import EVERYWHERE, Options, Template
+from greylag.cluster.kubernetes.options import Options, Template
 from greylag.domain.names import label
 from greylag.domain.project import Environment
 
@@ -198,11 +198,10 @@ def _service(environment: Environment, options: Options) -> dict[str, Any]:
             }
         ],
     }
-    narrow = options.platform_cidrs and EVERYWHERE not in options.platform_cidrs
-    if options.service_type == "LoadBalancer" and narrow:
+    if options.balancer_sources:
         # The policy must see the caller's own address, not that of the node it came in by.
         spec["externalTrafficPolicy"] = "Local"
-        spec["loadBalancerSourceRanges"] = list(options.platform_cidrs)
+        spec["loadBalancerSourceRanges"] = list(options.balancer_sources)
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 

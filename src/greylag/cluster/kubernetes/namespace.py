@@ -108,7 +108,8 @@ def _ingress(options: Options) -> list[dict[str, Any]]:
         peers.append(_pods(options.platform_namespace, dict(options.platform_labels)))
     if options.ingress_base_domain and options.ingress_namespace:
         peers.append(_pods(options.ingress_namespace, {}))
-    peers.extend(_blocks(options.platform_cidrs, networks(options.pod_cidrs)))
+    outside = dict.fromkeys((*options.platform_cidrs, *options.balancer_sources))
+    peers.extend(_blocks(tuple(outside), networks(options.pod_cidrs)))
     if not peers:
         return []
     return [{"from": peers, "ports": [{"protocol": "TCP", "port": options.agent_port}]}]

@@ -31,6 +31,7 @@ from greylag.domain.project import DEFAULT_TEMPLATE, Environment
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 USUAL_KUBECONFIG = Path("~/.kube/config")
 EVERYWHERE = "0.0.0.0/0"
+_ANYBODY = (EVERYWHERE,)
 PRIVATE_RANGES = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 NEVER_ALLOWED = (
     "169.254.0.0/16",  # link-local, with the metadata service of nearly every cloud
@@ -145,7 +146,7 @@ def _service_type(given: Mapping[str, Any]) -> ServiceType:
 
 def _platform_cidrs(given: Mapping[str, Any]) -> tuple[str, ...]:
     # Outside of the cluster our own address is not known: there the token alone tells who it is.
-    return () if given["platform_namespace"] else (EVERYWHERE,)
+    return () if given["platform_namespace"] else given["loadbalancer_source_ranges"] or _ANYBODY
 
 
 class Options(BaseModel):
@@ -195,6 +196,8 @@ class Options(BaseModel):
     """Where Greylag's pods run; None: it is outside of the cluster."""
     platform_labels: Pairs = Field(default_factory=dict)
     """Which pods there; empty: all."""
+    loadbalancer_source_ranges: Ranges = ()
+    """Addresses that may call load balancers; empty: ``platform_cidrs``."""
     platform_cidrs: Ranges = Field(default_factory=_platform_cidrs)
     """Addresses outside of pods that may reach the agent's port."""
     service_type: ServiceType = Field(default_factory=_service_type)
@@ -203,7 +206,9 @@ class Options(BaseModel):
     """For the controller that makes load balancers."""
     reach: Literal["auto", "service", "loadbalancer", "ingress", "proxy"] = "auto"
     """By what the platform itself reaches agents; ``auto``: by the Service where it runs in the
-    cluster, else by what users are shown."""
+    cluster, else by what users are shown if that is https, else by the API server."""
+    allow_plain_http: bool = Field(default=False, validation_alias="GREYLAG_ALLOW_PLAIN_HTTP")
+    """Whether tokens may go over plain http beyond the cluster."""
     probe: bool = True
     """Whether an environment is asked at its address before it counts as ready."""
     egress_cidrs: Ranges = (EVERYWHERE,)
@@ -252,6 +257,52 @@ class Options(BaseModel):
                         "GREYLAG_KUBE_POD_CIDRS, and the metadata services of clouds)."
                     )
         return self
+
+    @model_validator(mode="after")
+    def _no_token_in_clear(self) -> Self:
+        in_clear = (
+            self.reach == "loadbalancer"
+            or (self.reach == "ingress" and not self._ingress_is_https)
+            or (self.reach == "service" and not self.platform_namespace)
+        )
+        if in_clear and not self.allow_plain_http:
+            raise ConfigError(
+                f"GREYLAG_KUBE_REACH: by {self.reach} agents' tokens would go over plain http "
+                "beyond the cluster.",
+                hint="Leave it at auto, which goes by the API server, or set "
+                "GREYLAG_ALLOW_PLAIN_HTTP=1 where nobody else is on that network.",
+            )
+        return self
+
+    @property
+    def reached_by_proxy(self) -> bool:
+        """Whether the platform reaches agents by the API server's proxy."""
+        if self.reach != "auto" or self.platform_namespace:
+            return self.reach == "proxy"
+        shown = self.ingress_base_domain or self.service_type == "LoadBalancer"
+        return not (shown and (self._ingress_is_https or self.allow_plain_http))
+
+    @property
+    def _ingress_is_https(self) -> bool:
+        return self.ingress_base_domain is not None and self.ingress_tls
+
+    @property
+    def balancer_sources(self) -> tuple[str, ...]:
+        """Who may call load balancers; empty: anybody, or there are none."""
+        sources = self.loadbalancer_source_ranges or self.platform_cidrs
+        has_any = self.service_type == "LoadBalancer"
+        return () if not has_any or EVERYWHERE in sources else sources
+
+    @property
+    def open_to_all(self) -> str | None:
+        """Say that anybody may call the load balancers, ``None`` where that is not so."""
+        narrow = self.balancer_sources or not self.platform_cidrs
+        if self.service_type != "LoadBalancer" or narrow:
+            return None
+        return (
+            "Each environment has a load balancer that any address may call, in plain http: only "
+            "its token protects it. Name those who may in GREYLAG_KUBE_LOADBALANCER_SOURCE_RANGES."
+        )
 
     @property
     def closed_networks(self) -> tuple[Network, ...]:
