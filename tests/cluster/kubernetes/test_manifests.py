@@ -347,6 +347,45 @@ def test_without_allowed_addresses_only_dns_is_left() -> None:
     assert len(agent_policy(Options(image="x", egress_cidrs=()))["egress"]) == 1
 
 
+def test_the_quota_counts_whatever_one_user_could_take_from_others() -> None:
+    outside = Options(image="x", platform_namespace=None, quota_volumes=3)
+    inside = Options(image="x", platform_namespace="greylag", quota_storage="9Gi", quota_objects=7)
+    hard = one("ResourceQuota", objects(made(), outside))["spec"]["hard"]
+
+    assert (hard["services.loadbalancers"], hard["services.nodeports"]) == ("3", "3")
+    assert hard["requests.storage"] == str(3 * 5 * 1024**3)
+    assert hard["limits.ephemeral-storage"] == str(3 * 2 * 1024**3)
+    assert hard["count/secrets"] == "16"
+    hard = one("ResourceQuota", objects(made(), inside))["spec"]["hard"]
+    assert (hard["services.loadbalancers"], hard["services.nodeports"]) == ("0", "0")
+    assert (hard["requests.storage"], hard["count/pods"]) == ("9Gi", "7")
+
+
+def test_the_quota_has_room_for_the_largest_template() -> None:
+    large = {"large": Template(volume_size="1.5T", ephemeral_storage="3Gi")}
+    options = Options(image="x", quota_volumes=2, templates=large)
+    hard = one("ResourceQuota", objects(made(), options))["spec"]["hard"]
+
+    assert hard["requests.storage"] == str(3 * 10**12)
+    assert hard["limits.ephemeral-storage"] == str(6 * 1024**3)
+
+
+def test_what_is_written_outside_of_the_volume_is_bounded() -> None:
+    pod = one("Deployment", objects(made(), PLAIN))["spec"]["template"]["spec"]
+
+    for each in pod["containers"]:
+        assert each["resources"]["requests"]["ephemeral-storage"] == "64Mi"
+        assert each["resources"]["limits"]["ephemeral-storage"] == "2Gi"
+
+
+def test_user_namespaces_are_asked_for_by_a_setting() -> None:
+    apart = Options(image="x", host_users=False)
+
+    for options, told in ((PLAIN, None), (apart, False)):
+        pod = one("Deployment", objects(made(), options))["spec"]["template"]["spec"]
+        assert pod.get("hostUsers") is told
+
+
 def test_urls_follow_the_routing() -> None:
     host = one("Ingress", objects(made(), FULL))["spec"]["rules"][0]["host"]
 

@@ -21,7 +21,7 @@ from greylag.cluster.kubernetes.identity import (
     secret_name,
     volume_claim_name,
 )
-from greylag.cluster.kubernetes.namespace import SERVICE_ACCOUNT, shared_objects
+from greylag.cluster.kubernetes.namespace import EPHEMERAL_REQUEST, SERVICE_ACCOUNT, shared_objects
 from greylag.cluster.kubernetes.options import Options, Template
 from greylag.domain.names import label
 from greylag.domain.project import Environment
@@ -307,6 +307,7 @@ def _pod(environment: Environment, options: Options, template: Template) -> dict
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **{name: value for name, value in chosen.items() if value},
+        **({} if options.host_users else {"hostUsers": False}),
         "containers": [_container(environment, options, template)],
         "volumes": [
             {
@@ -330,8 +331,16 @@ def _container(environment: Environment, options: Options, template: Template) -
         ],
         "ports": [{"name": PORT_NAME, "containerPort": options.agent_port, "protocol": "TCP"}],
         "resources": {
-            "requests": {"cpu": template.cpu_request, "memory": template.memory_request},
-            "limits": {"cpu": template.cpu_limit, "memory": template.memory_limit},
+            "requests": {
+                "cpu": template.cpu_request,
+                "memory": template.memory_request,
+                "ephemeral-storage": EPHEMERAL_REQUEST,
+            },
+            "limits": {
+                "cpu": template.cpu_limit,
+                "memory": template.memory_limit,
+                "ephemeral-storage": template.ephemeral_storage,
+            },
         },
         "securityContext": {
             "allowPrivilegeEscalation": False,

@@ -11,6 +11,7 @@ from greylag.cluster.kubernetes.options import Network, Options, Template, netwo
 from greylag.domain.project import Environment
 
 SERVICE_ACCOUNT = "greylag-environment"
+EPHEMERAL_REQUEST = "64Mi"
 _BOUNDS_NAME = "greylag"
 _DENY, _AGENT = "greylag-default-deny", "greylag-agent"
 POLICY_NAMES = (_DENY, _AGENT)
@@ -51,7 +52,9 @@ def _quota(environment: Environment, options: Options) -> dict[str, Any]:
         "requests.memory": options.quota_memory_requests,
         "limits.cpu": options.quota_cpu_limits,
         "limits.memory": options.quota_memory_limits,
-        "persistentvolumeclaims": str(options.quota_volumes),
+        "limits.ephemeral-storage": options.most_ephemeral_storage,
+        "requests.storage": options.most_storage,
+        **_counts(options),
     }
     return {
         "apiVersion": "v1",
@@ -61,12 +64,36 @@ def _quota(environment: Environment, options: Options) -> dict[str, Any]:
     }
 
 
+def _counts(options: Options) -> dict[str, str]:
+    """Return how many objects of each kind one user may have."""
+    volumes, balancers = options.quota_volumes, options.quota_load_balancers
+    if balancers is None:
+        balancers = volumes if options.service_type == "LoadBalancer" else 0
+    ports, objects = options.quota_node_ports, options.quota_objects
+    kinds = ("secrets", "configmaps", "services", "deployments.apps", "ingresses.networking.k8s.io")
+    most = str(2 * volumes + 10 if objects is None else objects)
+    return {
+        "persistentvolumeclaims": str(volumes),
+        "services.loadbalancers": str(balancers),
+        "services.nodeports": str(balancers if ports is None else ports),
+        **{f"count/{kind}": most for kind in (*kinds, "pods", "replicasets.apps")},
+    }
+
+
 def _limits(environment: Environment) -> dict[str, Any]:
     usual = Template()
     bounds = {
         "type": "Container",
-        "default": {"cpu": usual.cpu_limit, "memory": usual.memory_limit},
-        "defaultRequest": {"cpu": usual.cpu_request, "memory": usual.memory_request},
+        "default": {
+            "cpu": usual.cpu_limit,
+            "memory": usual.memory_limit,
+            "ephemeral-storage": usual.ephemeral_storage,
+        },
+        "defaultRequest": {
+            "cpu": usual.cpu_request,
+            "memory": usual.memory_request,
+            "ephemeral-storage": EPHEMERAL_REQUEST,
+        },
     }
     return {
         "apiVersion": "v1",

@@ -7,8 +7,10 @@ read them from the environment.
 
 import ipaddress
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -56,6 +58,14 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ServiceType = Literal["LoadBalancer", "ClusterIP"]
 
 _SHORTEST_KEY = 32
+_UNITS = {
+    "": Fraction(1),
+    "m": Fraction(1, 1000),
+    "k": Fraction(1000),
+    "Ki": Fraction(1024),
+    **{name: Fraction(1000**power) for power, name in enumerate("MGTPE", 2)},
+    **{f"{name}i": Fraction(1024**power) for power, name in enumerate("MGTPE", 2)},
+}
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[KMGTPE]i|[MGTPE])?")
 
 
@@ -89,6 +99,11 @@ def _range(value: str) -> str:
     return str(ipaddress.ip_network(value))
 
 
+def _number(quantity: str) -> Fraction:
+    number = quantity.rstrip("".join(_UNITS))
+    return Fraction(number) * _UNITS[quantity.removeprefix(number)]
+
+
 def _quantity(value: str) -> str:
     if not _QUANTITY.fullmatch(value):
         raise ValueError(f"must be a quantity, as 500m or 2Gi, not {value!r}")
@@ -113,6 +128,8 @@ class Template(BaseModel):
     memory_request: Quantity = "512Mi"
     cpu_limit: Quantity = "500m"
     memory_limit: Quantity = "1Gi"
+    ephemeral_storage: Quantity = "2Gi"
+    """Most that it may write outside of its volume: temporary files and logs."""
     volume_size: Quantity | None = None
     """None: that of the options."""
     environment: Mapping[str, str] = Field(default_factory=dict)
@@ -222,11 +239,23 @@ class Options(BaseModel):
     dns_labels: Pairs = Field(default_factory=lambda: {"k8s-app": "kube-dns"})
     """Which pods there."""
     quota_cpu_requests: Quantity = "2"
-    """This and the next four: hard limits of a user's namespace."""
+    """This and the next nine: hard limits of a user's namespace."""
     quota_memory_requests: Quantity = "4Gi"
     quota_cpu_limits: Quantity = "4"
     quota_memory_limits: Quantity = "8Gi"
     quota_volumes: int = Field(20, ge=1)
+    quota_storage: Quantity | None = None
+    """Of all volumes; None: as many as there may be, of the largest template."""
+    quota_ephemeral_storage: Quantity | None = None
+    """Of all that run at once; None: as many as volumes, of the largest template."""
+    quota_load_balancers: int | None = Field(None, ge=0)
+    """None: one for each volume, where Services are load balancers."""
+    quota_node_ports: int | None = Field(None, ge=0)
+    """None: as many as load balancers, whose Services take one each."""
+    quota_objects: int | None = Field(None, ge=1)
+    """Of Secrets, of ConfigMaps, of Services and so on; None: two for each volume, and ten more."""
+    host_users: bool = True
+    """False: root in a pod would be nobody on its node, where the cluster has user namespaces."""
     runtime_class: str | None = None
     """None: the cluster's default."""
     priority_class: str | None = None
@@ -303,6 +332,21 @@ class Options(BaseModel):
             "Each environment has a load balancer that any address may call, in plain http: only "
             "its token protects it. Name those who may in GREYLAG_KUBE_LOADBALANCER_SOURCE_RANGES."
         )
+
+    @property
+    def most_storage(self) -> str:
+        """Return what all volumes of a user may take together."""
+        sizes = [self.volume_size, *(one.volume_size for one in self.templates.values())]
+        return self.quota_storage or self._of_all(size for size in sizes if size)
+
+    @property
+    def most_ephemeral_storage(self) -> str:
+        """Return what all environments of a user may write outside of their volumes."""
+        shapes = (Template(), *self.templates.values())
+        return self.quota_ephemeral_storage or self._of_all(one.ephemeral_storage for one in shapes)
+
+    def _of_all(self, sizes: Iterable[str]) -> str:
+        return str(self.quota_volumes * math.ceil(max(_number(size) for size in sizes)))
 
     @property
     def closed_networks(self) -> tuple[Network, ...]:
