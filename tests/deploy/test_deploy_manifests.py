@@ -79,6 +79,13 @@ def test_both_name_the_version_of_this_greylag() -> None:
         assert settings["data"]["ACR_IMAGE"] == f"goose-api-server:{__version__}"
 
 
+def test_the_chart_takes_an_image_by_its_digest() -> None:
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    for thing in of_kind(helm("--set", f"image.digest={digest}"), "Deployment"):
+        (container,) = thing["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == f"greylag@{digest}"
+
+
 def test_every_setting_that_they_give_is_one_that_greylag_reads() -> None:
     known = {"GREYLAG_HEALTH_PORT", "MONGODB_URI"}
     for model in (Settings, OptionsSettings):
