@@ -15,6 +15,8 @@ from tests.cluster import real_cluster
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BASE = DEPLOY / "kubernetes" / "base"
 ACCESS = DEPLOY / "kubernetes" / "access"
+CONFINEMENT = DEPLOY / "kubernetes" / "confinement"
+OUTSIDE = DEPLOY / "kubernetes" / "outside"
 EXAMPLE = DEPLOY / "kubernetes" / "example"
 CHART = DEPLOY / "helm" / "greylag"
 
@@ -43,6 +45,24 @@ def overlay(folder: Path, resource: Path, **fields: Any) -> Path:
     }
     (folder / "kustomization.yaml").write_text(json.dumps(whole))
     return folder
+
+
+def confined(suffix: str, prefix: str) -> list[Object]:
+    """Return patches of ../confinement, as an operator writes them for such accounts."""
+    account = "^system:serviceaccount:[^:]+:greylag-{}" + suffix + "$"
+    values = {
+        "/spec/matchConditions/0/expression": account.format("(web|worker)"),
+        "/spec/variables/1/expression": account.format("web"),
+    }
+    operations = [
+        {"op": "replace", "path": path, "value": f"request.userInfo.username.matches('{value}')"}
+        for path, value in values.items()
+    ]
+    operations.append(
+        {"op": "replace", "path": "/spec/variables/0/expression", "value": f"'{prefix}'"}
+    )
+    target = {"kind": "ValidatingAdmissionPolicy", "name": "greylag-confinement"}
+    return [{"target": target, "patch": json.dumps(operations)}]
 
 
 def of_kind(objects: list[Object], kind: str) -> Iterator[Object]:

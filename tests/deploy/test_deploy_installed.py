@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tests.cluster import real_cluster
 from tests.cluster.real_cluster import kubectl
-from tests.deploy.manifests import BASE, helm, kustomize, of_kind, overlay
+from tests.deploy.manifests import BASE, confined, helm, kustomize, of_kind, overlay
 from tests.e2e.product import Product, text_of, types_of
 from tests.store import mongo_servers
 
@@ -80,6 +80,7 @@ def place() -> Iterator[Place]:
         values = (
             f"--from-literal=MONGODB_URI={address}",
             f"--from-literal=GREYLAG_TOKEN={one.token}",
+            f"--from-literal=GREYLAG_AGENT_KEY={secrets.token_hex(32)}",
         )
         _must("create", "secret", "generic", "greylag-secrets", "-n", name, *values)
         yield one
@@ -94,6 +95,7 @@ def by_kustomize(place: Place, folder: Path) -> list[dict[str, Any]]:
     patches = [
         _patch("NetworkPolicy", "greylag-egress", "/spec/egress/2/ports", ports),
         _patch("Service", "greylag-web", "/spec/type", "LoadBalancer", op="add"),
+        *confined(f"-{place.namespace}", place.prefix),
     ]
     settings = [f"{key}={value}" for key, value in place.settings.items()]
     generator = [{"name": "greylag-settings", "behavior": "merge", "literals": settings}]

@@ -1,4 +1,7 @@
-"""The roles of web and worker against a real API server: every right is needed, none is missing."""
+"""The roles of web and worker against a real API server: every right is needed, none is missing.
+
+All of it holds under the policy that confines them, which so hinders nothing.
+"""
 
 import asyncio
 import json
@@ -10,14 +13,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
+from pydantic import SecretStr
 from tests.cluster import real_cluster
 from tests.cluster.environments import reaches
 from tests.cluster.real_cluster import kubectl, open_kubernetes
 from tests.contract.cluster_adapters import named_for
 from tests.contract.store_adapters import make_project
-from tests.deploy.manifests import ACCESS, kustomize, of_kind, overlay, rights
+from tests.deploy.manifests import (
+    ACCESS,
+    CONFINEMENT,
+    OUTSIDE,
+    confined,
+    kustomize,
+    of_kind,
+    overlay,
+    rights,
+)
 
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.options import Template
@@ -25,6 +39,8 @@ from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Project
 
+KEY = SecretStr("a-key-of-the-whole-platform-" * 2)
+PLAIN: dict[str, Any] = {"reach": "loadbalancer", "allow_plain_http": True}
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
@@ -94,13 +110,22 @@ class Access:
 
 
 @pytest.fixture
-def access(tmp_path: Path) -> Iterator[Access]:
+def access(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Access]:
+    source = getattr(request, "param", ACCESS)
     name = f"rights-{secrets.token_hex(3)}"
-    folder = overlay(tmp_path / "access", ACCESS, namespace=name, nameSuffix=f"-{name}")
+    folder = overlay(tmp_path / "access", source, namespace=name, nameSuffix=f"-{name}")
     # The namespace is named by `namespace` alone, the cluster's own objects by the suffix.
     one = Access(folder, name, datetime.now(UTC))
     objects = [thing for thing in kustomize(folder) if thing["kind"] != "Namespace"]
     written = tmp_path / "objects.yaml"
+    confinement = overlay(
+        tmp_path / "confinement",
+        CONFINEMENT,
+        nameSuffix=f"-{name}",
+        patches=confined(f"-{name}", "test-"),
+    )
+    objects = [one for one in objects if not one["kind"].startswith("ValidatingAdmission")]
+    objects += kustomize(confinement)
     written.write_text(yaml.safe_dump_all(objects))
     _must("create", "namespace", name)
     _must("apply", "--filename", str(written))
@@ -114,7 +139,7 @@ async def _opened(access: Access, who: str, **options: Any) -> AsyncIterator[Kub
     small = Template(memory_request="16Mi", cpu_request="10m", cpu_limit="2")
     crashing = small.model_copy(update={"environment": {"GREYLAG_GOOSE": "/no/such/program"}})
     templates = {"default": small, "crashing": crashing}
-    usual: dict[str, Any] = {"goose": "scripted", "templates": templates}
+    usual: dict[str, Any] = {"goose": "scripted", "templates": templates, "agent_key": (KEY,)}
     kubeconfig = access.kubeconfig(who)
     async with open_kubernetes(kubeconfig=kubeconfig, **(usual | options)) as cluster:
         yield cluster
@@ -161,14 +186,14 @@ async def _crash(cluster: KubernetesCluster, project: Project) -> None:
 
 
 async def _as_the_web(access: Access, project: Project) -> None:
-    async with _opened(access, "web", reach="loadbalancer") as web:
+    async with _opened(access, "web", **PLAIN) as web:
         assert (await web.reach(project.environment)).token
         async with web.logs(project.environment, follow=False, tail=10) as lines:
             assert [line async for line in lines]
 
 
 async def test_each_right_of_web_and_worker_is_used_and_none_is_missing(access: Access) -> None:
-    domain = {"ingress_base_domain": "envs.test", "reach": "loadbalancer"}
+    domain = {"ingress_base_domain": "envs.test", **PLAIN}
     async with _opened(access, "worker", **domain) as worker:
         project = named_for(worker, make_project())
         crash = named_for(worker, make_project("crash", metadata={"template": "crashing"}))
@@ -181,6 +206,45 @@ async def test_each_right_of_web_and_worker_is_used_and_none_is_missing(access: 
         used = access.used(who)
         assert not used - granted
         assert not granted - used, f"{who} has rights that it does not use"
+
+
+def test_neither_account_may_read_a_secret() -> None:
+    for who in ("web", "worker"):
+        roles = of_kind(kustomize(ACCESS), "ClusterRole")
+        (role,) = (one for one in roles if one["metadata"]["name"] == f"greylag-{who}")
+        verbs = {verb for resource, verb in rights(role["rules"]) if resource == "secrets"}
+        assert verbs <= {"create", "patch", "delete"}
+
+
+def test_another_namespace_s_secret_is_refused_to_both_accounts(access: Access) -> None:
+    for who in ("web", "worker"):
+        words = ("--kubeconfig", str(access.kubeconfig(who)), "--namespace", "kube-system")
+        asked = kubectl("get", "secrets", *words)
+        assert "(Forbidden)" in asked.stderr
+        assert "(Forbidden)" in kubectl("get", "secret", "any", *words).stderr
+
+
+@pytest.mark.parametrize("access", [OUTSIDE], indirect=True)
+async def test_from_outside_agents_are_reached_by_the_api_server_and_nothing_else_is(
+    access: Access,
+) -> None:
+    async with _opened(access, "worker", platform_namespace=None) as worker:
+        project = named_for(worker, make_project())
+        await _whole_life(worker, project)
+        async with (
+            _opened(access, "web", platform_namespace=None) as web,
+            aiohttp.ClientSession() as http,
+        ):
+            agent = await web.reach(project.environment)
+            assert agent.url.startswith("http://127.0.0.1:")
+            headers = {"Authorization": f"Bearer {agent.token}"}
+            async with http.get(f"{agent.url}/api/v1/sessions", headers=headers) as answer:
+                assert answer.status == 200, await answer.text()
+        await _end(worker, project)
+    for who in ("web", "worker"):
+        words = ("--kubeconfig", str(access.kubeconfig(who)), "--raw")
+        path = "/api/v1/namespaces/kube-system/services/kube-dns:metrics/proxy/metrics"
+        assert "Greylag keeps to its own namespaces" in kubectl("get", *words, path).stderr
 
 
 @pytest.mark.parametrize(
@@ -200,13 +264,13 @@ async def test_a_worker_that_lacks_one_right_says_which(
 
 
 async def test_a_web_that_lacks_one_right_says_which(access: Access) -> None:
-    access.without("web", "secrets", "get")
+    access.without("web", "services", "get")
     async with _opened(access, "web") as cluster:
         project = named_for(cluster, make_project())
         with pytest.raises(ClusterError) as refused:
             await cluster.reach(project.environment)
         assert refused.value.info.code == "cluster_forbidden", refused.value.info
-        assert "secrets" in refused.value.info.message
+        assert "services" in refused.value.info.message
 
 
 def _must(*arguments: str) -> str:

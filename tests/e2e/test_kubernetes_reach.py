@@ -43,7 +43,7 @@ async def test_by_an_ingress_which_streams(tmp_path: Path, routing: str) -> None
         GREYLAG_KUBE_INGRESS_ROUTING=routing,
         # Names of a test's domain cannot be resolved, so the platform itself goes another way.
         GREYLAG_KUBE_SERVICE_TYPE="LoadBalancer",
-        GREYLAG_KUBE_REACH="loadbalancer",
+        GREYLAG_KUBE_REACH="proxy",
     )
     prefix = settings["KUBE_NAMESPACE_PREFIX"]
     try:

@@ -34,6 +34,7 @@ class StatefulServer:
     version: int = 100
     things: Things = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    forbidden: set[str] = field(default_factory=set)
     _watches: list[tuple[str, "asyncio.Queue[dict[str, Any]]"]] = field(default_factory=list)
 
     @property
@@ -68,6 +69,8 @@ class StatefulServer:
         if not names:
             return self._list(kind, request)
         self.asked.append(f"{request.method} {kind}")
+        if self.asked[-1] in self.forbidden:
+            return web.json_response({"code": 403, "reason": "Forbidden"}, status=403)
         return await self._one(request, (kind, namespace, names[0]))
 
     async def _one(self, request: web.Request, key: tuple[str, str, str]) -> web.StreamResponse:

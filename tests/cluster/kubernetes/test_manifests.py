@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from greylag.cluster.kubernetes.identity import ref_of
 from greylag.cluster.kubernetes.manifests import TOKEN_KEY, ingress_url, project_objects
 from greylag.cluster.kubernetes.namespace import shared_objects
-from greylag.cluster.kubernetes.options import Options, Template, Toleration
+from greylag.cluster.kubernetes.options import Options, Template, Toleration, within
 from greylag.domain.errors import ClusterError, ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import Lease, Project, ProjectRef
@@ -256,7 +256,7 @@ def test_the_platform_from_anywhere_still_shuts_out_known_pods() -> None:
 
 
 @given(st.ip_addresses(v=4))
-def test_no_allowed_address_is_in_the_cluster_or_link_local(
+def test_every_address_is_allowed_but_the_cluster_s_and_the_clouds_own(
     address: ipaddress.IPv4Address,
 ) -> None:
     blocks = agent_policy(FULL)["egress"][1]["to"]
@@ -266,11 +266,78 @@ def test_no_allowed_address_is_in_the_cluster_or_link_local(
         for block in blocks
     )
 
-    closed = (*FULL.cluster_cidrs, "169.254.0.0/16")
+    closed = [*FULL.cluster_cidrs, "169.254.0.0/16", "168.63.129.16/32"]
+    closed += ["192.0.0.192/32", "100.100.100.200/32"]
     assert allowed != any(address in ipaddress.ip_network(net) for net in closed)
 
 
-@pytest.mark.parametrize("cidr", ["10.91.3.0/24", "169.254.169.254/32", "fe80::/64"])
+def mapped(address: str) -> list[str]:
+    """Return an IPv4 address and the IPv6 ones that lead to it."""
+    number = int(ipaddress.IPv4Address(address))
+    return [address, *(str(ipaddress.IPv6Address((high << 32) + number)) for high in _IPV4_IN_IPV6)]
+
+
+_IPV4_IN_IPV6 = (0xFFFF, 0x64FF9B << 64)
+"""::ffff:0:0/96, and 64:ff9b::/96 of translators."""
+OF_CLOUDS = [
+    *mapped("169.254.169.254"),  # AWS, Azure, Google Cloud, Oracle, OpenStack and others
+    *mapped("169.254.170.2"),  # AWS, of containers
+    *mapped("169.254.42.42"),  # Scaleway
+    *mapped("168.63.129.16"),  # Azure
+    *mapped("192.0.0.192"),  # Oracle
+    *mapped("100.100.100.200"),  # Alibaba
+    *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42"),
+    *("fd00:a9fe:a9fe::1", "fe80::a9fe:a9fe", "::1"),
+]
+
+
+@given(
+    st.lists(st.ip_addresses(network="0.0.0.0/0") | st.ip_addresses(network="::/0"), max_size=6),
+    st.lists(st.integers(0, 128), min_size=6, max_size=6),
+    st.lists(st.sampled_from([*OF_CLOUDS, "10.91.2.3"]), min_size=1, max_size=6),
+    st.lists(st.integers(0, 128), min_size=6, max_size=6),
+)
+def test_whatever_an_operator_allows_no_cloud_s_own_address_is_reached(
+    anywhere: list[ipaddress.IPv4Address | ipaddress.IPv6Address],
+    widths: list[int],
+    near: list[str],
+    near_widths: list[int],
+) -> None:
+    pairs = [*zip(anywhere, widths, strict=False), *zip(near, near_widths, strict=False)]
+    given_cidrs = []
+    for address, width in pairs:
+        longest = ipaddress.ip_address(address).max_prefixlen
+        net = ipaddress.ip_network((str(address), min(width, longest)), strict=False)
+        given_cidrs.append(str(net))
+
+    try:
+        options = Options(image="x", egress_cidrs=given_cidrs, cluster_cidrs=("10.91.0.0/16",))
+    except ConfigError as error:
+        assert "GREYLAG_KUBE_EGRESS_CIDRS" in str(error)  # all of one range is closed  # noqa: PT017
+        return
+
+    blocks = [peer["ipBlock"] for peer in agent_policy(options)["egress"][1]["to"]]
+    for block in blocks:
+        allowed = ipaddress.ip_network(block["cidr"])
+        shut = [ipaddress.ip_network(net) for net in block.get("except", ())]
+        # What the API server demands of an exception.
+        assert all(net != allowed and within(net, allowed) for net in shut)
+        assert all(
+            net.network_address.version == 4 or not net.network_address.ipv4_mapped for net in shut
+        )
+        for text in (*OF_CLOUDS, *mapped("10.91.2.3")):
+            address = ipaddress.ip_address(text)
+            assert address not in allowed or any(address in net for net in shut), block
+
+
+@pytest.mark.parametrize(
+    "cidr",
+    [
+        *("10.91.3.0/24", "169.254.169.254/32", "fe80::/64", "168.63.129.16/32"),
+        *("::ffff:168.63.129.16/128", "::ffff:0:0/96", "64:ff9b::a83f:8110/128"),
+        *("fd00:ec2::254/128", "100.100.100.200/32", "192.0.0.192/32"),
+    ],
+)
 def test_allowing_what_is_never_allowed_is_refused(cidr: str) -> None:
     with pytest.raises(ConfigError, match="GREYLAG_KUBE_EGRESS_CIDRS"):
         Options(image="x", egress_cidrs=(cidr,), cluster_cidrs=("10.91.0.0/16",))
@@ -278,6 +345,45 @@ def test_allowing_what_is_never_allowed_is_refused(cidr: str) -> None:
 
 def test_without_allowed_addresses_only_dns_is_left() -> None:
     assert len(agent_policy(Options(image="x", egress_cidrs=()))["egress"]) == 1
+
+
+def test_the_quota_counts_whatever_one_user_could_take_from_others() -> None:
+    outside = Options(image="x", platform_namespace=None, quota_volumes=3)
+    inside = Options(image="x", platform_namespace="greylag", quota_storage="9Gi", quota_objects=7)
+    hard = one("ResourceQuota", objects(made(), outside))["spec"]["hard"]
+
+    assert (hard["services.loadbalancers"], hard["services.nodeports"]) == ("3", "3")
+    assert hard["requests.storage"] == str(3 * 5 * 1024**3)
+    assert hard["limits.ephemeral-storage"] == str(3 * 2 * 1024**3)
+    assert hard["count/secrets"] == "16"
+    hard = one("ResourceQuota", objects(made(), inside))["spec"]["hard"]
+    assert (hard["services.loadbalancers"], hard["services.nodeports"]) == ("0", "0")
+    assert (hard["requests.storage"], hard["count/pods"]) == ("9Gi", "7")
+
+
+def test_the_quota_has_room_for_the_largest_template() -> None:
+    large = {"large": Template(volume_size="1.5T", ephemeral_storage="3Gi")}
+    options = Options(image="x", quota_volumes=2, templates=large)
+    hard = one("ResourceQuota", objects(made(), options))["spec"]["hard"]
+
+    assert hard["requests.storage"] == str(3 * 10**12)
+    assert hard["limits.ephemeral-storage"] == str(6 * 1024**3)
+
+
+def test_what_is_written_outside_of_the_volume_is_bounded() -> None:
+    pod = one("Deployment", objects(made(), PLAIN))["spec"]["template"]["spec"]
+
+    for each in pod["containers"]:
+        assert each["resources"]["requests"]["ephemeral-storage"] == "64Mi"
+        assert each["resources"]["limits"]["ephemeral-storage"] == "2Gi"
+
+
+def test_user_namespaces_are_asked_for_by_a_setting() -> None:
+    apart = Options(image="x", host_users=False)
+
+    for options, told in ((PLAIN, None), (apart, False)):
+        pod = one("Deployment", objects(made(), options))["spec"]["template"]["spec"]
+        assert pod.get("hostUsers") is told
 
 
 def test_urls_follow_the_routing() -> None:

@@ -17,6 +17,7 @@ from greylag.cluster.kubernetes.manifests import CONTAINER
 from greylag.cluster.kubernetes.objects import container, wants_pod
 from greylag.cluster.kubernetes.observation import EnvironmentObserver, observed
 from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.kubernetes.writes import (
     Applier,
     FencedStep,
@@ -68,7 +69,6 @@ class KubernetesCluster:
     """
 
     kind = "kubernetes"
-    notice: str | None = None
 
     def __init__(
         self,
@@ -80,18 +80,20 @@ class KubernetesCluster:
     ) -> None:
         self._api = api
         self._options = options
+        self.notice = options.open_to_all
         self._variables = variables
         self.namespace_prefix = namespace_prefix
         self._unasked = ChangeFeed()
         self._informers = Informers(api, dict.fromkeys(WATCHED, SELECTOR))
         self._cache = ProjectCache(self._informers, self._unasked)
         self._proxy = ServiceProxy(api.connection, options.agent_port)
-        self._locator = AgentLocator(api, options, self._proxy)
+        self._keys = AgentKeys(options.agent_key)
+        self._locator = AgentLocator(api, options, self._keys, self._proxy)
         self._probe = AddressProbe.open()
         self._observer = EnvironmentObserver(
             api, self._informers, self._cache, options, locator=self._locator, probe=self._probe
         )
-        self._applier = Applier(api, self._cache, options, variables)
+        self._applier = Applier(api, self._cache, options, self._keys, variables)
         self._remover = Remover(api, self._cache)
         self._writes = FencedWrites(api, self._informers, self._cache)
         self._watching: asyncio.Task[None] | None = None
@@ -102,6 +104,8 @@ class KubernetesCluster:
 
         An API server that cannot be reached now is only told of in the log: that may pass.
         """
+        if self.notice:
+            _log.warning("agents_open_to_all", why=self.notice)
         try:
             version = await server_version(self._api.within(CHECK_SECONDS))
         except ClusterError as error:
@@ -119,7 +123,8 @@ class KubernetesCluster:
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             if found is None:
-                return await self._applier.apply(environment, None, replicas=0, mark="1")
+                mark = self._keys.mark(start_mark(None), running=False)
+                return await self._applier.apply(environment, None, replicas=0, mark=mark)
             return await self._writes.stamped(environment, found)
 
         await self._fenced(environment, step)
@@ -140,6 +145,7 @@ class KubernetesCluster:
             mark = start_mark(found)
             if state is Observed.FAILED and self._observer.objects(environment).failed_itself:
                 mark = f"{environment.generation}.{environment.fence.number}"
+            mark = self._keys.mark(mark, running=found is not None and wants_pod(found))
             return await self._applier.apply(environment, found, replicas=1, mark=mark)
 
         await self._fenced(environment, step)

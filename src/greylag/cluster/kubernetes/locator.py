@@ -8,8 +8,6 @@ for a platform that no network leads into the cluster.
 """
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -22,11 +20,18 @@ from yarl import URL
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectKey
 from greylag.cluster.kubernetes.connection import Connection
-from greylag.cluster.kubernetes.failures import translated
-from greylag.cluster.kubernetes.identity import Object, project_selector, secret_name
-from greylag.cluster.kubernetes.manifests import HEALTH_PATH, TOKEN_KEY, ingress_url
+from greylag.cluster.kubernetes.failures import ApiError, translated
+from greylag.cluster.kubernetes.identity import (
+    START_ANNOTATION,
+    Object,
+    annotation_of,
+    project_selector,
+    secret_name,
+)
+from greylag.cluster.kubernetes.manifests import HEALTH_PATH, ingress_url
 from greylag.cluster.kubernetes.objects import is_ready, is_removed
 from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
 from greylag.common.net import end_to_end
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Environment
@@ -54,8 +59,9 @@ class _Kept:
 class AgentLocator:
     """Finds agents, remembering each for some seconds, as every message asks."""
 
-    def __init__(self, api: Api, options: Options, proxy: "ServiceProxy") -> None:
+    def __init__(self, api: Api, options: Options, keys: AgentKeys, proxy: "ServiceProxy") -> None:
         self._api = api
+        self._keys = keys
         self._options = options
         self._proxy = proxy
         self._kept: dict[str, _Kept] = {}
@@ -78,15 +84,12 @@ class AgentLocator:
         reach, options = self._options.reach, self._options
         if service is None:
             return None
-        if reach == "proxy":
+        if options.reached_by_proxy:
             return await self._proxy.url(environment)
         if reach == "service" or (reach == "auto" and options.platform_namespace):
             return _inside_url(environment, options)
         if reach == "loadbalancer":
             return _balancer_url(options, service)
-        if reach == "auto" and not options.ingress_base_domain and _is_inside(service):
-            # Nothing leads there from outside of the cluster but the API server.
-            return await self._proxy.url(environment)
         return endpoint_of(environment, options, service)
 
     def forget(self, environment: Environment) -> None:
@@ -96,15 +99,33 @@ class AgentLocator:
     async def _found(self, environment: Environment) -> AgentAddress:
         names, api = environment.names, self._api
         ours = project_selector(environment)
-        pods, service, secret = await asyncio.gather(
+        pods, service = await asyncio.gather(
             api.list("Pod", names.namespace, selector=ours),
             api.read("Service", names.namespace, names.service),
-            api.read("Secret", names.namespace, secret_name(environment)),
         )
         url = await self.url(environment, service)
-        if url is None or not any(is_ready(pod) and not is_removed(pod) for pod in pods.items):
+        ready = [pod for pod in pods.items if is_ready(pod) and not is_removed(pod)]
+        if url is None or not ready:
             raise NotActiveError("The environment does not run.")
-        return AgentAddress(url, token_of(secret))
+        newest = max(ready, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+        return AgentAddress(url, await self._token(environment, newest))
+
+    async def _token(self, environment: Environment, pod: Object) -> str:
+        """Return what the pod's agent demands; the Secret is read only where no key tells it."""
+        derived = self._keys.token(environment.id, annotation_of(pod, START_ANNOTATION))
+        if derived is not None:
+            return derived
+        name = secret_name(environment)
+        try:
+            return token_of(await self._api.read("Secret", environment.names.namespace, name))
+        except ApiError as error:
+            if not (error.is_refusal and self._keys):
+                raise
+            raise ClusterError(
+                "The environment was started with another GREYLAG_AGENT_KEY, or without one.",
+                code="environment_drifted",
+                hint="Give web and worker the same keys, or deactivate and activate the project.",
+            ) from error
 
 
 def endpoint_of(environment: Environment, options: Options, service: Object | None) -> str | None:
@@ -117,23 +138,6 @@ def endpoint_of(environment: Environment, options: Options, service: Object | No
     return ingress_url(environment, options) or _service_url(environment, options, service)
 
 
-def token_of(secret: Object | None) -> str:
-    """Return the token of an environment from its Secret; ``ClusterError`` when it has none."""
-    encoded = ((secret or {}).get("data") or {}).get(TOKEN_KEY)
-    try:
-        return base64.b64decode(encoded or "", validate=True).decode() or _no_token()
-    except (binascii.Error, ValueError) as error:
-        raise ClusterError("The environment's token cannot be read.") from error
-
-
-def _no_token() -> str:
-    raise ClusterError(
-        "The environment's Secret with its token is missing.",
-        code="environment_drifted",
-        hint="Deactivate and activate the project, which makes it anew.",
-    )
-
-
 def _service_url(environment: Environment, options: Options, service: Object) -> str | None:
     if service["spec"].get("type") == "LoadBalancer":
         return _balancer_url(options, service)
@@ -144,10 +148,6 @@ def _inside_url(environment: Environment, options: Options) -> str:
     return (
         f"http://{environment.names.service}.{environment.names.namespace}.svc:{options.agent_port}"
     )
-
-
-def _is_inside(service: Object) -> bool:
-    return bool(service["spec"].get("type", "ClusterIP") == "ClusterIP")
 
 
 def _balancer_url(options: Options, service: Object) -> str | None:

@@ -21,8 +21,8 @@ from greylag.cluster.kubernetes.identity import (
     secret_name,
     volume_claim_name,
 )
-from greylag.cluster.kubernetes.namespace import SERVICE_ACCOUNT, shared_objects
-from greylag.cluster.kubernetes.options import EVERYWHERE, Options, Template
+from greylag.cluster.kubernetes.namespace import EPHEMERAL_REQUEST, SERVICE_ACCOUNT, shared_objects
+from greylag.cluster.kubernetes.options import Options, Template
 from greylag.domain.names import label
 from greylag.domain.project import Environment
 
@@ -198,11 +198,10 @@ def _service(environment: Environment, options: Options) -> dict[str, Any]:
             }
         ],
     }
-    narrow = options.platform_cidrs and EVERYWHERE not in options.platform_cidrs
-    if options.service_type == "LoadBalancer" and narrow:
+    if options.balancer_sources:
         # The policy must see the caller's own address, not that of the node it came in by.
         spec["externalTrafficPolicy"] = "Local"
-        spec["loadBalancerSourceRanges"] = list(options.platform_cidrs)
+        spec["loadBalancerSourceRanges"] = list(options.balancer_sources)
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 
@@ -308,6 +307,7 @@ def _pod(environment: Environment, options: Options, template: Template) -> dict
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **{name: value for name, value in chosen.items() if value},
+        **({} if options.host_users else {"hostUsers": False}),
         "containers": [_container(environment, options, template)],
         "volumes": [
             {
@@ -331,8 +331,16 @@ def _container(environment: Environment, options: Options, template: Template) -
         ],
         "ports": [{"name": PORT_NAME, "containerPort": options.agent_port, "protocol": "TCP"}],
         "resources": {
-            "requests": {"cpu": template.cpu_request, "memory": template.memory_request},
-            "limits": {"cpu": template.cpu_limit, "memory": template.memory_limit},
+            "requests": {
+                "cpu": template.cpu_request,
+                "memory": template.memory_request,
+                "ephemeral-storage": EPHEMERAL_REQUEST,
+            },
+            "limits": {
+                "cpu": template.cpu_limit,
+                "memory": template.memory_limit,
+                "ephemeral-storage": template.ephemeral_storage,
+            },
         },
         "securityContext": {
             "allowPrivilegeEscalation": False,

@@ -11,6 +11,7 @@ from greylag.cluster.kubernetes.options import Network, Options, Template, netwo
 from greylag.domain.project import Environment
 
 SERVICE_ACCOUNT = "greylag-environment"
+EPHEMERAL_REQUEST = "64Mi"
 _BOUNDS_NAME = "greylag"
 _DENY, _AGENT = "greylag-default-deny", "greylag-agent"
 POLICY_NAMES = (_DENY, _AGENT)
@@ -51,7 +52,9 @@ def _quota(environment: Environment, options: Options) -> dict[str, Any]:
         "requests.memory": options.quota_memory_requests,
         "limits.cpu": options.quota_cpu_limits,
         "limits.memory": options.quota_memory_limits,
-        "persistentvolumeclaims": str(options.quota_volumes),
+        "limits.ephemeral-storage": options.most_ephemeral_storage,
+        "requests.storage": options.most_storage,
+        **_counts(options),
     }
     return {
         "apiVersion": "v1",
@@ -61,12 +64,36 @@ def _quota(environment: Environment, options: Options) -> dict[str, Any]:
     }
 
 
+def _counts(options: Options) -> dict[str, str]:
+    """Return how many objects of each kind one user may have."""
+    volumes, balancers = options.quota_volumes, options.quota_load_balancers
+    if balancers is None:
+        balancers = volumes if options.service_type == "LoadBalancer" else 0
+    ports, objects = options.quota_node_ports, options.quota_objects
+    kinds = ("secrets", "configmaps", "services", "deployments.apps", "ingresses.networking.k8s.io")
+    most = str(2 * volumes + 10 if objects is None else objects)
+    return {
+        "persistentvolumeclaims": str(volumes),
+        "services.loadbalancers": str(balancers),
+        "services.nodeports": str(balancers if ports is None else ports),
+        **{f"count/{kind}": most for kind in (*kinds, "pods", "replicasets.apps")},
+    }
+
+
 def _limits(environment: Environment) -> dict[str, Any]:
     usual = Template()
     bounds = {
         "type": "Container",
-        "default": {"cpu": usual.cpu_limit, "memory": usual.memory_limit},
-        "defaultRequest": {"cpu": usual.cpu_request, "memory": usual.memory_request},
+        "default": {
+            "cpu": usual.cpu_limit,
+            "memory": usual.memory_limit,
+            "ephemeral-storage": usual.ephemeral_storage,
+        },
+        "defaultRequest": {
+            "cpu": usual.cpu_request,
+            "memory": usual.memory_request,
+            "ephemeral-storage": EPHEMERAL_REQUEST,
+        },
     }
     return {
         "apiVersion": "v1",
@@ -108,7 +135,8 @@ def _ingress(options: Options) -> list[dict[str, Any]]:
         peers.append(_pods(options.platform_namespace, dict(options.platform_labels)))
     if options.ingress_base_domain and options.ingress_namespace:
         peers.append(_pods(options.ingress_namespace, {}))
-    peers.extend(_blocks(options.platform_cidrs, networks(options.pod_cidrs)))
+    outside = dict.fromkeys((*options.platform_cidrs, *options.balancer_sources))
+    peers.extend(_blocks(tuple(outside), networks(options.pod_cidrs)))
     if not peers:
         return []
     return [{"from": peers, "ports": [{"protocol": "TCP", "port": options.agent_port}]}]
@@ -134,11 +162,15 @@ def _blocks(cidrs: Sequence[str], closed: Iterable[Network]) -> list[dict[str, A
     The API server takes only exceptions that lie in their range, so those elsewhere are left out.
     """
     blocks = []
-    shut = tuple(closed)
+    shut = sorted(set(closed), key=lambda net: net.prefixlen)
     for allowed in networks(cidrs):
+        inner: list[Network] = []
+        for net in shut:
+            inside = net != allowed and within(net, allowed)
+            if inside and not any(within(net, wider) for wider in inner):
+                inner.append(net)
         block: dict[str, Any] = {"cidr": str(allowed)}
-        inner = sorted({str(net) for net in shut if net != allowed and within(net, allowed)})
         if inner:
-            block["except"] = inner
+            block["except"] = sorted(str(net) for net in inner)
         blocks.append({"ipBlock": block})
     return blocks

@@ -8,6 +8,7 @@ from greylag.cluster.kubernetes.cache import ProjectCache, ProjectKey, key_of
 from greylag.cluster.kubernetes.failures import ApiError, stuck_removal, translated
 from greylag.cluster.kubernetes.identity import (
     GENERATION_ANNOTATION,
+    START_ANNOTATION,
     Object,
     annotation_of,
     is_edited,
@@ -26,6 +27,7 @@ from greylag.cluster.kubernetes.objects import (
     lives,
 )
 from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.tokens import names_a_key
 from greylag.cluster.shared import plain
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed, Step
@@ -177,6 +179,9 @@ class EnvironmentObserver:
         needed += [("Service", names.service), ("Deployment", names.deployment)]
         if self._options.ingress_base_domain:
             needed.append(("Ingress", names.ingress))
+        deployment = find("Deployment", names.namespace, names.deployment)
+        if self._options.agent_key and not names_a_key(annotation_of(deployment, START_ANNOTATION)):
+            return _drifted("The environment's token is of before there was a GREYLAG_AGENT_KEY.")
         for kind, name in needed:
             thing = find(kind, names.namespace, name)
             if thing is None:

@@ -7,8 +7,10 @@ read them from the environment.
 
 import ipaddress
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +20,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -29,13 +33,39 @@ from greylag.domain.project import DEFAULT_TEMPLATE, Environment
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 USUAL_KUBECONFIG = Path("~/.kube/config")
 EVERYWHERE = "0.0.0.0/0"
+_ANYBODY = (EVERYWHERE,)
 PRIVATE_RANGES = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
-NEVER_ALLOWED = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")
-"""Link-local addresses, where clouds answer with credentials; no setting opens them."""
+NEVER_ALLOWED = (
+    "169.254.0.0/16",  # link-local, with the metadata service of nearly every cloud
+    "168.63.129.16/32",  # Azure's platform
+    "192.0.0.192/32",  # Oracle Cloud's older metadata service
+    "100.100.100.200/32",  # Alibaba Cloud's metadata service
+    "fe80::/10",  # link-local
+    "fd00:ec2::/32",  # AWS: metadata, time, DNS, pod identity
+    "fd20:ce::/32",  # Google Cloud
+    "fd00:c1::/32",  # Oracle Cloud
+    "fd00:42::/32",  # Scaleway
+    "fd00:a9fe:a9fe::/48",  # Akamai (Linode)
+    # Loopback, and all of IPv4 written as IPv6 (::ffff:0:0/96). The API server takes no exception
+    # that begins with a mapped address, but it takes this, and nothing else lives here.
+    "::/64",
+)
+"""Where clouds answer with credentials, or to their own platform; no setting opens them."""
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""IPv4 behind a translator, which would lead to the same places."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ServiceType = Literal["LoadBalancer", "ClusterIP"]
 
+_SHORTEST_KEY = 32
+_UNITS = {
+    "": Fraction(1),
+    "m": Fraction(1, 1000),
+    "k": Fraction(1000),
+    "Ki": Fraction(1024),
+    **{name: Fraction(1000**power) for power, name in enumerate("MGTPE", 2)},
+    **{f"{name}i": Fraction(1024**power) for power, name in enumerate("MGTPE", 2)},
+}
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[KMGTPE]i|[MGTPE])?")
 
 
@@ -69,6 +99,11 @@ def _range(value: str) -> str:
     return str(ipaddress.ip_network(value))
 
 
+def _number(quantity: str) -> Fraction:
+    number = quantity.rstrip("".join(_UNITS))
+    return Fraction(number) * _UNITS[quantity.removeprefix(number)]
+
+
 def _quantity(value: str) -> str:
     if not _QUANTITY.fullmatch(value):
         raise ValueError(f"must be a quantity, as 500m or 2Gi, not {value!r}")
@@ -93,6 +128,8 @@ class Template(BaseModel):
     memory_request: Quantity = "512Mi"
     cpu_limit: Quantity = "500m"
     memory_limit: Quantity = "1Gi"
+    ephemeral_storage: Quantity = "2Gi"
+    """Most that it may write outside of its volume: temporary files and logs."""
     volume_size: Quantity | None = None
     """None: that of the options."""
     environment: Mapping[str, str] = Field(default_factory=dict)
@@ -126,7 +163,7 @@ def _service_type(given: Mapping[str, Any]) -> ServiceType:
 
 def _platform_cidrs(given: Mapping[str, Any]) -> tuple[str, ...]:
     # Outside of the cluster our own address is not known: there the token alone tells who it is.
-    return () if given["platform_namespace"] else (EVERYWHERE,)
+    return () if given["platform_namespace"] else given["loadbalancer_source_ranges"] or _ANYBODY
 
 
 class Options(BaseModel):
@@ -145,6 +182,11 @@ class Options(BaseModel):
     """Name of a Secret in the user's namespace."""
     agent_port: int = Field(3001, ge=1024, le=65535, validation_alias="GOOSE_API_PORT")
     """TCP port of agentd, and of the Service."""
+    agent_key: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_items)] = Field(
+        (), validation_alias="GREYLAG_AGENT_KEY"
+    )
+    """What environments' tokens are derived from; the first for new starts, others for those that
+    were started with them; empty: each token is random, and Secrets are read."""
     storage_class: str | None = None
     """Of the volumes; None: the cluster's default."""
     volume_size: Quantity = "5Gi"
@@ -171,6 +213,8 @@ class Options(BaseModel):
     """Where Greylag's pods run; None: it is outside of the cluster."""
     platform_labels: Pairs = Field(default_factory=dict)
     """Which pods there; empty: all."""
+    loadbalancer_source_ranges: Ranges = ()
+    """Addresses that may call load balancers; empty: ``platform_cidrs``."""
     platform_cidrs: Ranges = Field(default_factory=_platform_cidrs)
     """Addresses outside of pods that may reach the agent's port."""
     service_type: ServiceType = Field(default_factory=_service_type)
@@ -179,7 +223,9 @@ class Options(BaseModel):
     """For the controller that makes load balancers."""
     reach: Literal["auto", "service", "loadbalancer", "ingress", "proxy"] = "auto"
     """By what the platform itself reaches agents; ``auto``: by the Service where it runs in the
-    cluster, else by what users are shown."""
+    cluster, else by what users are shown if that is https, else by the API server."""
+    allow_plain_http: bool = Field(default=False, validation_alias="GREYLAG_ALLOW_PLAIN_HTTP")
+    """Whether tokens may go over plain http beyond the cluster."""
     probe: bool = True
     """Whether an environment is asked at its address before it counts as ready."""
     egress_cidrs: Ranges = (EVERYWHERE,)
@@ -193,11 +239,23 @@ class Options(BaseModel):
     dns_labels: Pairs = Field(default_factory=lambda: {"k8s-app": "kube-dns"})
     """Which pods there."""
     quota_cpu_requests: Quantity = "2"
-    """This and the next four: hard limits of a user's namespace."""
+    """This and the next nine: hard limits of a user's namespace."""
     quota_memory_requests: Quantity = "4Gi"
     quota_cpu_limits: Quantity = "4"
     quota_memory_limits: Quantity = "8Gi"
     quota_volumes: int = Field(20, ge=1)
+    quota_storage: Quantity | None = None
+    """Of all volumes; None: as many as there may be, of the largest template."""
+    quota_ephemeral_storage: Quantity | None = None
+    """Of all that run at once; None: as many as volumes, of the largest template."""
+    quota_load_balancers: int | None = Field(None, ge=0)
+    """None: one for each volume, where Services are load balancers."""
+    quota_node_ports: int | None = Field(None, ge=0)
+    """None: as many as load balancers, whose Services take one each."""
+    quota_objects: int | None = Field(None, ge=1)
+    """Of Secrets, of ConfigMaps, of Services and so on; None: two for each volume, and ten more."""
+    host_users: bool = True
+    """False: root in a pod would be nobody on its node, where the cluster has user namespaces."""
     runtime_class: str | None = None
     """None: the cluster's default."""
     priority_class: str | None = None
@@ -210,6 +268,13 @@ class Options(BaseModel):
     )
     """Shapes by name."""
 
+    @field_validator("agent_key")
+    @classmethod
+    def _keys_are_long(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value()) < _SHORTEST_KEY for key in keys):
+            raise ValueError(f"each key must have at least {_SHORTEST_KEY} characters")
+        return keys
+
     @model_validator(mode="after")
     def _egress_is_possible(self) -> Self:
         for allowed in networks(self.egress_cidrs):
@@ -218,14 +283,76 @@ class Options(BaseModel):
                     raise ConfigError(
                         f"GREYLAG_KUBE_EGRESS_CIDRS: {allowed} lies in {closed}, which "
                         "environments may never reach (GREYLAG_KUBE_CLUSTER_CIDRS, "
-                        "GREYLAG_KUBE_POD_CIDRS, and link-local addresses)."
+                        "GREYLAG_KUBE_POD_CIDRS, and the metadata services of clouds)."
                     )
         return self
 
+    @model_validator(mode="after")
+    def _no_token_in_clear(self) -> Self:
+        in_clear = (
+            self.reach == "loadbalancer"
+            or (self.reach == "ingress" and not self._ingress_is_https)
+            or (self.reach == "service" and not self.platform_namespace)
+        )
+        if in_clear and not self.allow_plain_http:
+            raise ConfigError(
+                f"GREYLAG_KUBE_REACH: by {self.reach} agents' tokens would go over plain http "
+                "beyond the cluster.",
+                hint="Leave it at auto, which goes by the API server, or set "
+                "GREYLAG_ALLOW_PLAIN_HTTP=1 where nobody else is on that network.",
+            )
+        return self
+
+    @property
+    def reached_by_proxy(self) -> bool:
+        """Whether the platform reaches agents by the API server's proxy."""
+        if self.reach != "auto" or self.platform_namespace:
+            return self.reach == "proxy"
+        shown = self.ingress_base_domain or self.service_type == "LoadBalancer"
+        return not (shown and (self._ingress_is_https or self.allow_plain_http))
+
+    @property
+    def _ingress_is_https(self) -> bool:
+        return self.ingress_base_domain is not None and self.ingress_tls
+
+    @property
+    def balancer_sources(self) -> tuple[str, ...]:
+        """Who may call load balancers; empty: anybody, or there are none."""
+        sources = self.loadbalancer_source_ranges or self.platform_cidrs
+        has_any = self.service_type == "LoadBalancer"
+        return () if not has_any or EVERYWHERE in sources else sources
+
+    @property
+    def open_to_all(self) -> str | None:
+        """Say that anybody may call the load balancers, ``None`` where that is not so."""
+        narrow = self.balancer_sources or not self.platform_cidrs
+        if self.service_type != "LoadBalancer" or narrow:
+            return None
+        return (
+            "Each environment has a load balancer that any address may call, in plain http: only "
+            "its token protects it. Name those who may in GREYLAG_KUBE_LOADBALANCER_SOURCE_RANGES."
+        )
+
+    @property
+    def most_storage(self) -> str:
+        """Return what all volumes of a user may take together."""
+        sizes = [self.volume_size, *(one.volume_size for one in self.templates.values())]
+        return self.quota_storage or self._of_all(size for size in sizes if size)
+
+    @property
+    def most_ephemeral_storage(self) -> str:
+        """Return what all environments of a user may write outside of their volumes."""
+        shapes = (Template(), *self.templates.values())
+        return self.quota_ephemeral_storage or self._of_all(one.ephemeral_storage for one in shapes)
+
+    def _of_all(self, sizes: Iterable[str]) -> str:
+        return str(self.quota_volumes * math.ceil(max(_number(size) for size in sizes)))
+
     @property
     def closed_networks(self) -> tuple[Network, ...]:
-        """Where environments may never connect to."""
-        return networks((*self.cluster_cidrs, *self.pod_cidrs, *NEVER_ALLOWED))
+        """Where environments may never connect to, IPv4 behind a translator too."""
+        closed = networks((*self.cluster_cidrs, *self.pod_cidrs, *NEVER_ALLOWED))
+        return (*closed, *(_translated(net) for net in closed if net.version == 4))  # noqa: PLR2004 - IPv4
 
     def template_of(self, environment: Environment) -> Template:
         """Return the template that the project picked by ``metadata.template``.
@@ -301,6 +428,11 @@ def load_connection_options() -> ConnectionOptions:
 def networks(cidrs: Sequence[str]) -> tuple[Network, ...]:
     """Parse address ranges (``10.0.0.0/8``)."""
     return tuple(ipaddress.ip_network(cidr) for cidr in cidrs)
+
+
+def _translated(net: Network) -> Network:
+    start = int(_NAT64.network_address) + int(net.network_address)
+    return ipaddress.IPv6Network((start, _NAT64.prefixlen + net.prefixlen))
 
 
 def within(inner: Network, outer: Network) -> bool:

@@ -8,7 +8,6 @@ to be, by server-side apply, the Deployment last; `Remover` removes them, the De
 
 import asyncio
 import json
-import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -48,11 +47,11 @@ from greylag.cluster.kubernetes.identity import (
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.informer import Informers
-from greylag.cluster.kubernetes.locator import token_of
 from greylag.cluster.kubernetes.manifests import project_objects
 from greylag.cluster.kubernetes.namespace import shared_objects
 from greylag.cluster.kubernetes.objects import is_removed
 from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.tokens import AgentKeys, random_token, token_of
 from greylag.domain.errors import ClusterError, LeaseLostError
 from greylag.domain.project import Environment, Fence, ProjectRef
 
@@ -64,7 +63,6 @@ _REMEMBERED = 10_000
 _TRIES = 5
 _CONFLICT = 409
 _POLL_SECONDS = 0.25
-_TOKEN_BYTES = 32
 _DIGEST_LENGTH = 16
 
 FencedStep = Callable[[Object | None], Awaitable[dict[str, Any] | None]]
@@ -180,9 +178,15 @@ class Applier:
     """Applies all objects of environments. Raises ``ApiError`` and ``ClusterError``."""
 
     def __init__(
-        self, api: Api, cache: ProjectCache, options: Options, variables: Mapping[str, str]
+        self,
+        api: Api,
+        cache: ProjectCache,
+        options: Options,
+        keys: AgentKeys,
+        variables: Mapping[str, str],
     ) -> None:
         self._api = api
+        self._keys = keys
         self._cache = cache
         self._options = options
         self._variables = variables
@@ -192,7 +196,8 @@ class Applier:
     ) -> dict[str, Any]:
         """Make everything as it is to be, the Deployment last, and return that.
 
-        What is known to be so is not written: the caches' objects, and the Secret, which is read.
+        What is known to be so is not written: the caches' objects, and the Secret where no key
+        tells the token, so that it has to be read.
 
         Args:
             environment: which environment.
@@ -200,8 +205,8 @@ class Applier:
             replicas: 0 or 1.
             mark: as long as it stays the same, the pod does.
         """
-        secret = await self._ready_namespace(environment)
-        token = token_of(secret) if secret else secrets.token_urlsafe(_TOKEN_BYTES)
+        await self._ready_namespace(environment)
+        secret, token = await self._secret(environment, mark)
         things = project_objects(
             environment, self._options, self._variables, token=token, replicas=replicas
         )
@@ -216,16 +221,21 @@ class Applier:
             deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
         return await self._applied(deployment)
 
-    async def _ready_namespace(self, environment: Environment) -> Object | None:
-        """See to the namespace and its rules; return the environment's Secret, if it has one.
+    async def _secret(self, environment: Environment, mark: str) -> tuple[Object | None, str]:
+        """Return the environment's Secret, if it was read, and the token that is to be in it."""
+        derived = self._keys.token(environment.id, mark)
+        if derived is not None:
+            return None, derived
+        name = secret_name(environment)
+        secret = await self._api.read("Secret", environment.names.namespace, name)
+        return secret, token_of(secret) if secret else random_token()
 
-        The rules stand before anything can run there.
-        """
+    async def _ready_namespace(self, environment: Environment) -> None:
+        """See to the namespace and its rules, which stand before anything can run there."""
         namespace, *rules = shared_objects(environment, self._options)
         await self._not_terminating(environment.names.namespace)
         await self._all([namespace])
         await self._all(rules)
-        return await self._api.read("Secret", environment.names.namespace, secret_name(environment))
 
     async def _not_terminating(self, name: str) -> None:
         """Wait a little for a namespace that is being removed; ``ClusterError`` if it lasts."""

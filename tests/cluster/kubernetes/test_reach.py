@@ -1,0 +1,103 @@
+"""By what Greylag reaches agents: never with a token in clear beyond the cluster."""
+
+import itertools
+from typing import Any
+
+import pytest
+from tests.cluster.kubernetes.stateful_api_server import stateful
+from tests.cluster.kubernetes.test_writes import PROJECT, opened
+
+from greylag.cluster.kubernetes.manifests import project_objects
+from greylag.cluster.kubernetes.namespace import shared_objects
+from greylag.cluster.kubernetes.options import Options
+from greylag.domain.errors import ConfigError
+
+ENVIRONMENT = PROJECT.environment
+PLACES: list[dict[str, Any]] = [
+    {"platform_namespace": platform, "ingress_base_domain": domain, "ingress_tls": tls, **service}
+    for platform, domain, tls, service in itertools.product(
+        (None, "greylag"),
+        (None, "envs.test"),
+        (False, True),
+        ({}, {"service_type": "LoadBalancer"}, {"service_type": "ClusterIP"}),
+    )
+]
+WAYS = ("auto", "service", "loadbalancer", "ingress", "proxy")
+
+
+async def reached(options: Options) -> str | None:
+    """Return where Greylag reaches an agent whose load balancer has an address."""
+    async with stateful() as server, opened(server, options) as cluster:
+        balancer = {"ingress": [{"ip": "203.0.113.7"}]}
+        kind = {"type": options.service_type}
+        service = {"spec": kind, "status": {"loadBalancer": balancer}}
+        return await cluster._locator.url(ENVIRONMENT, service)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_no_token_goes_over_plain_http_beyond_the_cluster(way: str) -> None:
+    refused = 0
+    for place in PLACES:
+        try:
+            options = Options(image="x", reach=way, **place)
+        except ConfigError as error:
+            refused += "GREYLAG_ALLOW_PLAIN_HTTP" in error.info.hint
+            continue
+        url = await reached(options)
+        assert url is None or (
+            url.startswith(("https://", "http://127.0.0.1:"))
+            or (options.platform_namespace and url.startswith("http://demo-svc.user-ada.svc:"))
+        ), (place, url)
+    assert (refused == 0) == (way in {"auto", "proxy"})
+
+
+async def test_auto_goes_by_the_api_server_where_the_load_balancer_speaks_plain_http() -> None:
+    outside = {"platform_namespace": None, "service_type": "LoadBalancer"}
+    usual = await reached(Options(image="x", **outside))
+    allowed = await reached(Options(image="x", allow_plain_http=True, **outside))
+
+    assert usual is not None
+    assert usual.startswith("http://127.0.0.1:")
+    assert usual.endswith("/user-ada/demo-svc")
+    assert allowed == "http://203.0.113.7:3001"
+
+
+async def test_auto_goes_by_an_ingress_that_speaks_https() -> None:
+    url = await reached(Options(image="x", ingress_base_domain="envs.test", ingress_tls=True))
+
+    assert url is not None
+    assert url.startswith("https://")
+    assert url.endswith(".envs.test")
+
+
+@pytest.mark.parametrize("platform", [None, "greylag"])
+def test_named_sources_are_let_in_by_the_load_balancer_and_by_the_policy(
+    platform: str | None,
+) -> None:
+    sources = ("198.51.100.0/24", "203.0.113.4/32")
+    options = Options(
+        image="x",
+        platform_namespace=platform,
+        service_type="LoadBalancer",
+        loadbalancer_source_ranges=sources,
+    )
+    own = project_objects(ENVIRONMENT, options, {}, token="t", replicas=1)
+    spec = next(thing["spec"] for thing in own if thing["kind"] == "Service")
+    policies = [t for t in shared_objects(ENVIRONMENT, options) if t["kind"] == "NetworkPolicy"]
+    (rule,) = policies[-1]["spec"]["ingress"]
+    blocks = [peer["ipBlock"]["cidr"] for peer in rule["from"] if "ipBlock" in peer]
+
+    assert spec["loadBalancerSourceRanges"] == list(sources)
+    assert spec["externalTrafficPolicy"] == "Local"
+    assert blocks == list(sources)
+    assert options.open_to_all is None
+
+
+async def test_load_balancers_that_anybody_may_call_are_told_of() -> None:
+    outside = Options(image="x", platform_namespace=None)
+    inside = Options(image="x", platform_namespace="greylag")
+    async with stateful() as server, opened(server, outside) as cluster:
+        assert cluster.notice is not None
+        assert "GREYLAG_KUBE_LOADBALANCER_SOURCE_RANGES" in cluster.notice
+    async with stateful() as server, opened(server, inside) as cluster:
+        assert cluster.notice is None
