@@ -101,14 +101,14 @@ class _Site:
                 self._opened = opened.pop_all()
         except GreylagError as error:
             _log.warning("not_assembled", reason=str(error))
-            self._refusal = RequestLogger(_Refusal(error))
+            self._refusal = RequestLogger(_RefusedSite(error))
         except Exception as error:  # noqa: BLE001 - logged with its stack; the request is answered
-            self._refusal = RequestLogger(_Refusal(error))
+            self._refusal = RequestLogger(_RefusedSite(error))
         finally:
             self._tries += 1
 
 
-class _Refusal:
+class _RefusedSite:
     """Answers every request with why there is no application."""
 
     def __init__(self, error: Exception) -> None:

@@ -20,7 +20,7 @@ from greylag.agentd.execution import (
     RemoteProcess,
 )
 from greylag.common.process_start import birth, process_clock
-from greylag.execd.protocol import Kind, frame, json_frame, read_frame, read_object
+from greylag.execd.protocol import FrameKind, frame, json_frame, read_frame, read_object
 
 ENV = {"PATH": os.environ["PATH"]}
 EXECD = (sys.executable, "-m", "greylag.execd")
@@ -217,13 +217,13 @@ async def test_a_port_inside_can_be_reached(tmp_path: Path) -> None:
     [
         b"",
         b"\xff" * 64,
-        frame(Kind.JSON, b"[]"),
-        frame(Kind.JSON, b"{" * 100),
-        frame(Kind.STDOUT, b"x"),
+        frame(FrameKind.JSON, b"[]"),
+        frame(FrameKind.JSON, b"{" * 100),
+        frame(FrameKind.STDOUT, b"x"),
         b"\x01\xff\xff\xff\xff",
-        json_frame(Kind.JSON, {"ok": True}),
-        json_frame(Kind.JSON, {"ok": True, "pid": "1"}),
-        json_frame(Kind.JSON, {"ok": False, "code": [], "message": "x" * 9999}),
+        json_frame(FrameKind.JSON, {"ok": True}),
+        json_frame(FrameKind.JSON, {"ok": True, "pid": "1"}),
+        json_frame(FrameKind.JSON, {"ok": False, "code": [], "message": "x" * 9999}),
     ],
 )
 async def test_a_hostile_execd_is_one_clear_error(tmp_path: Path, answer: bytes) -> None:
@@ -243,9 +243,9 @@ async def test_a_hostile_execd_is_one_clear_error(tmp_path: Path, answer: bytes)
 @pytest.mark.parametrize(
     "later",
     [
-        frame(Kind.STDIN, b"x"),
+        frame(FrameKind.STDIN, b"x"),
         b"\x09",
-        frame(Kind.EXIT, b'{"code": "no"}'),
+        frame(FrameKind.EXIT, b'{"code": "no"}'),
         b"\x04\xff\xff\xff\xff",
     ],
 )
@@ -253,7 +253,7 @@ async def test_nonsense_after_the_start_ends_the_process_as_failed(
     tmp_path: Path, later: bytes
 ) -> None:
     async def hostile(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(json_frame(Kind.JSON, {"ok": True, "pid": 7}) + later)
+        writer.write(json_frame(FrameKind.JSON, {"ok": True, "pid": 7}) + later)
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -269,10 +269,10 @@ async def test_nonsense_after_the_start_ends_the_process_as_failed(
 
 async def test_what_comes_after_the_end_is_dropped(tmp_path: Path) -> None:
     async def hostile(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(json_frame(Kind.JSON, {"ok": True, "pid": 7}))
-        writer.write(json_frame(Kind.EXIT, {"code": 0}))
+        writer.write(json_frame(FrameKind.JSON, {"ok": True, "pid": 7}))
+        writer.write(json_frame(FrameKind.EXIT, {"code": 0}))
         for _ in range(1000):
-            writer.write(frame(Kind.STDOUT, b"x" * 65536))
+            writer.write(frame(FrameKind.STDOUT, b"x" * 65536))
             await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -321,7 +321,7 @@ async def test_what_wiped_its_variables_ends_with_the_last_run(tmp_path: Path) -
 async def test_another_version_is_refused(tmp_path: Path) -> None:
     async with execution(tmp_path):
         reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
-        writer.write(json_frame(Kind.JSON, {"version": 2, "operation": "hello"}))
+        writer.write(json_frame(FrameKind.JSON, {"version": 2, "operation": "hello"}))
         came = await read_frame(reader)
         assert came is not None
         assert read_object(came[1])["code"] == "version"

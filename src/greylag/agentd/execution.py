@@ -19,7 +19,7 @@ from greylag.common.backoff import backoff
 from greylag.execd.protocol import (
     MOST_DATA,
     VERSION,
-    Kind,
+    FrameKind,
     ProtocolError,
     frame,
     json_frame,
@@ -62,7 +62,7 @@ class ExecutionRefusedError(ExecutionError):
         self.code = code
 
 
-class Output:
+class RemoteOutput:
     """What a process says on one of its outputs; a slow reader holds the process back."""
 
     def __init__(self) -> None:
@@ -112,8 +112,8 @@ class RemoteProcess:
 
     def __init__(self, pid: int, reader: Reader, writer: Writer) -> None:
         self.pid = pid
-        self.stdout = Output()
-        self.stderr = Output()
+        self.stdout = RemoteOutput()
+        self.stderr = RemoteOutput()
         self._reader = reader
         self._writer = writer
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -122,7 +122,7 @@ class RemoteProcess:
     def write(self, data: bytes) -> None:
         """Send to its stdin; `drain` waits for room."""
         for start in range(0, len(data), MOST_DATA):
-            self._writer.write(frame(Kind.STDIN, data[start : start + MOST_DATA]))
+            self._writer.write(frame(FrameKind.STDIN, data[start : start + MOST_DATA]))
 
     async def drain(self) -> None:
         """Wait until more may be written; raises `OSError` when execd is gone."""
@@ -130,16 +130,16 @@ class RemoteProcess:
 
     def end_input(self) -> None:
         """Close its stdin."""
-        self._writer.write(frame(Kind.STDIN_END))
+        self._writer.write(frame(FrameKind.STDIN_END))
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of its terminal."""
-        self._writer.write(json_frame(Kind.RESIZE, {"size": [rows, columns]}))
+        self._writer.write(json_frame(FrameKind.RESIZE, {"size": [rows, columns]}))
 
     def send_signal(self, number: int) -> None:
         """Signal the process itself, if it runs still."""
         with suppress(OSError, RuntimeError):  # RuntimeError: it is being ended already
-            self._writer.write(json_frame(Kind.KILL, {"signal": number}))
+            self._writer.write(json_frame(FrameKind.KILL, {"signal": number}))
 
     async def wait(self) -> int:
         """Return its exit code, negative for a signal.
@@ -181,13 +181,13 @@ class RemoteProcess:
                 self._exit.set_exception(ExecutionError(f"{reason}."))
                 self._exit.exception()  # nobody need ask
 
-    async def _take(self, kind: Kind, body: bytes) -> None:
+    async def _take(self, kind: FrameKind, body: bytes) -> None:
         match kind:
-            case Kind.STDOUT:
+            case FrameKind.STDOUT:
                 await self.stdout.feed(body)
-            case Kind.STDERR:
+            case FrameKind.STDERR:
                 await self.stderr.feed(body)
-            case Kind.EXIT:
+            case FrameKind.EXIT:
                 code = read_object(body).get("code")
                 if type(code) is not int:
                     raise ProtocolError("an exit code is no number")
@@ -340,7 +340,7 @@ class Execution:
             raise ExecutionError(f"execd cannot be reached: {error}.") from error
         try:
             request = {"version": VERSION, "operation": operation, **about}
-            writer.write(json_frame(Kind.JSON, request))
+            writer.write(json_frame(FrameKind.JSON, request))
             await writer.drain()
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return _agreed(await read_frame(reader)), reader, writer
@@ -423,8 +423,8 @@ async def _last_words(process: asyncio.subprocess.Process) -> str:
     return said.decode("utf-8", "replace").strip()
 
 
-def _agreed(came: tuple[Kind, bytes] | None) -> Mapping[str, Any]:
-    if came is None or came[0] is not Kind.JSON:
+def _agreed(came: tuple[FrameKind, bytes] | None) -> Mapping[str, Any]:
+    if came is None or came[0] is not FrameKind.JSON:
         raise ProtocolError("no answer came")
     answer = read_object(came[1])
     if answer.get("ok") is True:

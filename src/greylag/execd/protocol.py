@@ -35,7 +35,7 @@ MOST_JSON = 1024 * 1024
 _HEADER = struct.Struct("!BI")
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """What a frame's body is."""
 
     JSON = 1
@@ -53,15 +53,15 @@ class ProtocolError(Exception):
     """The other side does not keep to the protocol; the message says how."""
 
 
-_DATA = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR})
+_DATA = frozenset({FrameKind.STDIN, FrameKind.STDOUT, FrameKind.STDERR})
 
 
-def frame(kind: Kind, body: bytes = b"") -> bytes:
+def frame(kind: FrameKind, body: bytes = b"") -> bytes:
     """Return a frame as it is sent."""
     return _HEADER.pack(kind, len(body)) + body
 
 
-def json_frame(kind: Kind, content: dict[str, Any]) -> bytes:
+def json_frame(kind: FrameKind, content: dict[str, Any]) -> bytes:
     """Return a frame whose body is JSON.
 
     Raises:
@@ -73,7 +73,7 @@ def json_frame(kind: Kind, content: dict[str, Any]) -> bytes:
     return frame(kind, body)
 
 
-async def read_frame(reader: asyncio.StreamReader) -> tuple[Kind, bytes] | None:
+async def read_frame(reader: asyncio.StreamReader) -> tuple[FrameKind, bytes] | None:
     """Return the next frame, ``None`` when the other side has closed the connection.
 
     Raises:
@@ -87,7 +87,7 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[Kind, bytes] | None:
         return None
     kind, length = _HEADER.unpack(header)
     try:
-        known = Kind(kind)
+        known = FrameKind(kind)
     except ValueError as error:
         raise ProtocolError(f"{kind} is no kind of frame") from error
     if length > (MOST_DATA if known in _DATA else MOST_JSON):

@@ -16,7 +16,7 @@ from greylag.execd.protocol import (
     GROUP,
     MOST_DATA,
     VERSION,
-    Kind,
+    FrameKind,
     ProtocolError,
     frame,
     json_frame,
@@ -81,7 +81,7 @@ class ExecServer:
             await operation(request, reader, writer)
         except RefusedError as error:
             answer = {"ok": False, "code": error.code, "message": str(error)}
-            writer.write(json_frame(Kind.JSON, answer))
+            writer.write(json_frame(FrameKind.JSON, answer))
         except (ProtocolError, TimeoutError, OSError):
             writer.transport.abort()
         finally:
@@ -130,7 +130,7 @@ class ExecServer:
                 return
             self._accepted += 1
             self._waiting[self._accepted] = near_reader, near_writer
-            writer.write(json_frame(Kind.ACCEPTED, {"number": self._accepted}))
+            writer.write(json_frame(FrameKind.ACCEPTED, {"number": self._accepted}))
 
         server = await asyncio.start_server(accepted, "127.0.0.1", 0)
         async with server:
@@ -164,18 +164,18 @@ class _Started:
         if self._terminal is not None:
             _set_size(self._terminal, rows, columns)
 
-    async def outputs(self) -> list[tuple[Kind, Reader]]:
+    async def outputs(self) -> list[tuple[FrameKind, Reader]]:
         if self._terminal is None:
             return [
-                (Kind.STDOUT, _there(self.process.stdout)),
-                (Kind.STDERR, _there(self.process.stderr)),
+                (FrameKind.STDOUT, _there(self.process.stdout)),
+                (FrameKind.STDERR, _there(self.process.stderr)),
             ]
         reader = asyncio.StreamReader(MOST_DATA)
         file = os.fdopen(os.dup(self._terminal), "rb", buffering=0)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), file
         )
-        return [(Kind.STDOUT, reader)]
+        return [(FrameKind.STDOUT, reader)]
 
     async def write(self, data: bytes) -> None:
         if self._terminal is not None:
@@ -245,11 +245,11 @@ async def _exited(started: _Started, outputs: list[asyncio.Task[None]], writer: 
     code = await started.process.wait()
     # What it started may hold its pipes open, and speaks to nobody any more.
     await asyncio.wait(outputs, timeout=1)
-    writer.write(json_frame(Kind.EXIT, {"code": code}))
+    writer.write(json_frame(FrameKind.EXIT, {"code": code}))
     await writer.drain()
 
 
-async def _carry(kind: Kind, output: Reader, writer: Writer) -> None:
+async def _carry(kind: FrameKind, output: Reader, writer: Writer) -> None:
     with suppress(OSError):  # a terminal says EIO at its end; a connection that is gone ends all
         while data := await output.read(MOST_DATA):
             writer.write(frame(kind, data))
@@ -260,14 +260,14 @@ async def _take_input(started: _Started, reader: Reader) -> None:
     while (came := await read_frame(reader)) is not None:
         kind, body = came
         match kind:
-            case Kind.STDIN:
+            case FrameKind.STDIN:
                 with suppress(OSError):  # it reads no more; its end will be told
                     await started.write(body)
-            case Kind.STDIN_END:
+            case FrameKind.STDIN_END:
                 started.end_input()
-            case Kind.RESIZE:
+            case FrameKind.RESIZE:
                 started.resize(*_size(read_object(body).get("size")))
-            case Kind.KILL:
+            case FrameKind.KILL:
                 with suppress(ProcessLookupError):
                     started.process.send_signal(_signal(read_object(body)))
             case _:
@@ -301,7 +301,7 @@ async def _pipe(source: Reader, target: Writer) -> None:
 
 async def _request(reader: Reader) -> dict[str, Any]:
     came = await read_frame(reader)
-    if came is None or came[0] is not Kind.JSON:
+    if came is None or came[0] is not FrameKind.JSON:
         raise ProtocolError("a connection begins with a request")
     request = read_object(came[1])
     if request.get("version") != VERSION:
@@ -310,7 +310,7 @@ async def _request(reader: Reader) -> dict[str, Any]:
 
 
 async def _agree(writer: Writer, **facts: Any) -> None:
-    writer.write(json_frame(Kind.JSON, {"ok": True, **facts}))
+    writer.write(json_frame(FrameKind.JSON, {"ok": True, **facts}))
     await writer.drain()
 
 
