@@ -39,11 +39,11 @@ lock: ## Renew the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -c requirements/runtime.lock -o requirements/dev.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements/agentd.in -c requirements/runtime.lock -o requirements/agentd.lock
 
-image: setup ## Assemble build/goose-api-server.tar, without a builder (Debian's mmdebstrap; as root)
-	@$(BIN)/python -m tools.image goose-api-server
+image: ## Build build/goose-api-server.tar, the environments' image, without a registry (Debian, as root)
+	@tools/image.sh goose-api-server
 
-greylag-image: setup ## Assemble build/greylag.tar, the image of web and worker, in the same way
-	@$(BIN)/python -m tools.image greylag
+greylag-image: ## Build build/greylag.tar, the image of web and worker, in the same way
+	@tools/image.sh greylag
 
 css: ## Build the dashboard's style sheet (needs Node)
 	npm ci --prefix frontend --no-progress

@@ -115,7 +115,7 @@ async def relays() -> AsyncIterator[list[Relay]]:
         upstream = str(HERE / "relay_upstream.py")
         _, port = await run(sys.executable, upstream, core=OTHER_CORE)
         agent = f"http://127.0.0.1:{port}"
-        ours, address = await run(sys.executable, str(HERE / "relay_ours.py"), agent, core=0)
+        ours, address = await run(sys.executable, "-m", "benchmarks.relay_ours", agent, core=0)
         path = "/api/users/ada/projects/p/turns/{turn}/events"
         found = [Relay("Greylag", ours.pid, int(address.rpartition(":")[2]), path)]
         node = shutil.which("node")

@@ -1,6 +1,7 @@
 """Our web as it ships, with one active project whose agent is at a given address.
 
-`python relay_ours.py URL` prints the port that it answers on. Only the cluster is a stand-in.
+`python -m benchmarks.relay_ours URL` prints the port that it answers on.
+Only the cluster is a stand-in.
 """
 
 import sys

@@ -46,6 +46,8 @@ install_test_programs() {
     command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
     command -v bwrap >/dev/null 2>&1 || missing="$missing bubblewrap"
     command -v git >/dev/null 2>&1 || missing="$missing git"
+    command -v buildah >/dev/null 2>&1 || missing="$missing buildah"
+    command -v mmdebstrap >/dev/null 2>&1 || missing="$missing mmdebstrap"
     [ -n "$missing" ] || return 0
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         say "installing$missing from the system's packages"

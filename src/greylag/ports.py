@@ -131,9 +131,10 @@ class AgentGateway(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open a turn's events: whole SSE frames as bytes, one or more at a time, from the event
         after id ``after`` (``None``: from the first), live until ``complete``. Entering raises
-        ``TurnNotFoundError``, or ``InvalidRequestError`` for an id that is not of this turn.
-        Iterating raises ``StreamCutError`` when the stream ends before ``complete``. Leaving closes
-        the connection at once; the turn goes on.
+        ``TurnNotFoundError``, ``InvalidRequestError`` for an id that is not of this turn, or
+        ``TurnOverError`` when nothing follows ``after`` any more. Iterating raises
+        ``StreamCutError`` when the stream ends before ``complete``. Leaving closes the connection
+        at once; the turn goes on.
         """
 
     async def cancel_turn(self, at: AgentAddress, turn_id: str) -> Turn:

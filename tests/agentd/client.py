@@ -44,6 +44,8 @@ class Client:
         """Yield the frames of a stream as they come."""
         splitter = sse.FrameSplitter()
         async with self.http.request(method, self.base + path, json=body, **more) as answer:
+            if answer.status == 204:
+                return
             assert answer.status == 200, await answer.text()
             assert answer.headers["content-type"].startswith("text/event-stream")
             async for data in answer.content.iter_any():

@@ -55,6 +55,26 @@ async def test_a_reload_and_dropped_connections_lose_and_repeat_nothing(whole: W
         assert await person.page.locator(".turn").count() == 1
 
 
+async def test_a_standard_event_source_reads_a_turn_and_stops(whole: Whole) -> None:
+    path = await whole.project()
+    async with whole.http.post(f"{path}/messages", json={"message": "hello"}) as answer:
+        first = await answer.content.readline()
+        await answer.read()
+    turn = first.decode().removeprefix("id: ").rpartition("-")[0]
+    async with at_browser(whole.address) as person:
+        await person.page.goto("/")
+        kinds = await person.page.evaluate(
+            """(url) => new Promise((done) => {
+                const kinds = [], source = new EventSource(url);
+                source.onmessage = (event) => kinds.push(JSON.parse(event.data).type);
+                source.onerror = () => source.readyState === EventSource.CLOSED && done(kinds);
+            })""",
+            f"{path}/turns/{turn}/events",
+        )
+    assert kinds[0] == "turn"
+    assert kinds.count("complete") == 1
+
+
 async def test_big_answers_do_not_freeze_the_page(whole: Whole) -> None:
     path = await whole.project()
     async with at_browser(whole.address) as person:

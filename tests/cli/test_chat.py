@@ -1,5 +1,6 @@
 """`greylag chat`: what is printed where, questions, Ctrl-C, and dropped connections."""
 
+import asyncio
 import itertools
 import json
 import signal
@@ -10,7 +11,9 @@ from tests.cli.proxy import CuttingProxy
 from tests.cli.stack import Stack
 
 from greylag.cli.chat import TurnStream
+from greylag.cli.chat_view import TextView
 from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace, StreamEvent
+from greylag.cli.output import Output
 from greylag.ports import AgentAddress
 
 HOSTILE = "\x1b]0;owned\x07 \x1b[2J \x9b1m \u202e \x00 end"
@@ -55,6 +58,75 @@ async def test_a_session_is_gone_on_with(cli: Cli, program: Cli, project: str) -
     assert [one["session_id"] for one in listed.document["sessions"]] == [session]
     assert (await cli("sessions", project, session, "--delete", "--yes")).code == 0
     assert (await cli("sessions", project, "--json")).document == {"sessions": []}
+
+
+async def test_the_newest_session_or_the_beginning_of_an_id_will_do(
+    cli: Cli, program: Cli, project: str
+) -> None:
+    first = await program("chat", project, "one", "--json")
+    session = first.lines[0]["content"]["session_id"]
+    again = await program("chat", project, "two", "--session", session[:8], "--json")
+    newest = await program("chat", project, "three", "--continue", "--json")
+    assert again.lines[0]["content"]["session_id"] == session
+    assert newest.lines[0]["content"]["session_id"] == session
+    read = await cli("sessions", project, session[:8], "--json")
+    assert len(read.document["messages"]) == 6
+    unknown = await program("chat", project, "four", "--session", "zz")
+    assert unknown.code == 1
+    assert "No session of the project begin" in unknown.err
+    assert (await program("chat", project, "x", "--continue", "--session", session)).code == 2
+
+
+async def test_continuing_wakes_a_sleeping_environment(cli: Cli, program: Cli) -> None:
+    await cli("projects", "create", "Resting", "--id", "resting")
+    done = await program("chat", "resting", "hello", "--continue")
+    assert (done.code, done.out) == (0, "You said: hello\n"), done.err
+    assert "Waking" in done.err
+
+
+async def test_a_pasted_text_is_one_message(env: dict[str, str], project: str) -> None:
+    async with on_terminal("chat", project, env=env) as terminal:
+        await terminal.until("you> ")
+        terminal.type("\x1b[200~first line\nsecond line\x1b[201~")
+        terminal.type("\n")
+        await terminal.until("You said: first line\nsecond line")
+        await terminal.until("you> ")
+        terminal.type("third\nfourth\n")
+        await terminal.until("You said: third\nfourth")
+        await terminal.until("you> ")
+        terminal.type("\x04")
+        assert await terminal.end() == 0
+
+
+async def test_silence_is_shown_with_its_seconds_and_leaves_nothing(
+    env: dict[str, str], project: str
+) -> None:
+    async with on_terminal("chat", project, "wait: x", env=env) as terminal:
+        await terminal.until("waiting for the model, 3 s")
+        await terminal.until("waiting for the model, 4 s")
+        terminal.type("\x03")
+        assert await terminal.end() == 130
+        assert terminal.raw.rfind(b"\x1b7\x1b[K\x1b8") > terminal.raw.rfind(b" s\x1b[0m")
+
+
+async def test_silence_says_nothing_in_a_pipe(env: dict[str, str], project: str) -> None:
+    process = await start("chat", project, "wait: x", env=env)
+    await asyncio.sleep(4.5)
+    process.send_signal(signal.SIGINT)
+    done = await finish(process)
+    assert "\x1b" not in done.err
+    assert " s\n" not in done.err
+
+
+def test_a_long_result_is_shortened_and_shown_whole_when_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = "\n".join(f"line {number}" for number in range(8))
+    event = StreamEvent("1", "tool_response", {"result": {"Ok": [{"type": "text", "text": lines}]}})
+    TextView(Output(as_json=False)).show(event)
+    assert "line 0 (+7 more lines) - `--full` shows all" in capsys.readouterr().err
+    TextView(Output(as_json=False), full=True).show(event)
+    assert lines in capsys.readouterr().err
 
 
 async def test_json_is_one_event_a_line_and_nothing_else(program: Cli, project: str) -> None:

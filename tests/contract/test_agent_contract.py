@@ -21,6 +21,7 @@ from greylag.domain.errors import (
     SessionBusyError,
     SessionNotFoundError,
     TurnNotFoundError,
+    TurnOverError,
 )
 from greylag.ports import AgentRequest
 
@@ -90,8 +91,10 @@ async def test_a_turn_streams_from_turn_to_complete_with_ids_and_can_be_replayed
     assert (events[0]["type"], events[-1]["type"]) == ("turn", "complete")
     assert events[0]["content"]["turn_id"] == turn.turn_id
     assert any(event["type"] == "message" for event in events)
-    for after in (0, len(frames) // 2, len(frames) - 1):
+    for after in (0, len(frames) // 2, len(frames) - 2):
         assert await _frames(agent, turn.turn_id, frames[after].id) == frames[after + 1 :]
+    with pytest.raises(TurnOverError):
+        await _frames(agent, turn.turn_id, frames[-1].id)
     ended = await _ask(agent, agent_api.SHOW_TURN, turn=turn.turn_id)
     assert ended["status"] == "completed"
     assert ended["ended_at"] is not None

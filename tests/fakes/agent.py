@@ -28,6 +28,7 @@ from greylag.domain.errors import (
     SessionBusyError,
     SessionNotFoundError,
     TurnNotFoundError,
+    TurnOverError,
 )
 from greylag.domain.names import path_segment
 from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, Decision
@@ -289,6 +290,8 @@ class MemoryAgents:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         run = self._at(at).run(turn_id)
         start = _position(run, after)
+        if after is not None and run.turn.status != "running" and start >= len(run.frames):
+            raise TurnOverError("Nothing follows that event: the turn is over.")
         self.open_streams += 1
         try:
             yield _follow(run, start)

@@ -1,84 +1,212 @@
+"""The Dockerfiles, and the images that are really built of them: `tools/image.sh`."""
+
 import hashlib
-import io
 import json
+import os
+import re
+import shutil
+import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.image.archive import Layer, write_archive, write_layer
-from tools.image.contents import IMAGES, ROOT, read_contents
-from tools.image.dockerfile import dockerfile
+from tests.cluster.real_cluster import ROOT, build_image
 
-NAMES = sorted(path.name for path in IMAGES.iterdir())
+from greylag import __version__
+
+NAMES = sorted(path.name for path in (ROOT / "images").iterdir())
+SITE = "usr/local/lib/python3.13/dist-packages"
+LOCKS = {"goose-api-server": "agentd", "greylag": "runtime"}
+MODULES = {"goose-api-server": "greylag.agentd", "greylag": "greylag"}
+PROGRAMS = {
+    "goose-api-server": {"usr/local/bin/goose", "usr/bin/git", "usr/bin/curl", "usr/bin/tini"},
+    "greylag": {"usr/bin/tini"},
+}
+VOLUMES = {"goose-api-server": "/environment", "greylag": "/data"}
+PORTS = {"goose-api-server": "3001/tcp", "greylag": "8700/tcp"}
+# What tells of the machine that built it, of its registries, or of anyone's secrets.
+PRIVATE = re.compile(
+    r"etc/(apt|pip\.conf|npmrc|resolv\.conf|hosts|hostname)(/|$)|run/secrets|(^|/)\.(npmrc|env|netrc)$"
+    r"|root/\.(npm|cache|config)|var/lib/apt/"
+)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_dockerfile_is_written_from_the_same_list_of_contents(name: str) -> None:
-    committed = (IMAGES / name / "Dockerfile").read_text("utf-8")
-    assert committed == dockerfile(read_contents(name)), (
-        f"run `python -m tools.image {name} --dockerfile`"
-    )
+@dataclass(frozen=True)
+class Image:
+    """A built image: what its archive says of it, and the files of all its layers."""
+
+    reference: str
+    config: dict[str, Any]
+    files: dict[str, tarfile.TarInfo]
+    texts: dict[str, bytes]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_s_packages_are_locked_to_those_of_the_product(name: str) -> None:
-    runtime = pins(ROOT / "requirements" / "runtime.lock")
-    assert pins(ROOT / read_contents(name).lock) <= runtime
+    lock = f"requirements/{LOCKS[name]}.lock"
+    assert f"-r {lock}" in (ROOT / "images" / name / "Dockerfile").read_text("utf-8")
+    assert pins(ROOT / lock) <= pins(ROOT / "requirements" / "runtime.lock")
 
 
-def test_an_archive_names_its_blobs_by_their_digests_and_is_the_same_each_time(
-    tmp_path: Path,
-) -> None:
-    first, second = (archive(tmp_path, str(turn)) for turn in range(2))
-    assert first.read_bytes() == second.read_bytes()
-    with tarfile.open(first) as tar:
-        blobs = {
-            name.removeprefix("blobs/sha256/"): member(tar, name)
-            for name in tar.getnames()
-            if name.startswith("blobs/")
-        }
-        index = json.loads(member(tar, "index.json"))
-    assert all(hashlib.sha256(data).hexdigest() == digest for digest, data in blobs.items())
-    top = index["manifests"][0]
-    assert top["annotations"]["io.containerd.image.name"].endswith("/goose-api-server:9.9")
-    manifest = at(blobs, top)
-    config = at(blobs, manifest["config"])
-    assert config["config"]["User"] == "1000:1000"
-    packed = io.BytesIO(blob(blobs, manifest["layers"][0]))
-    with tarfile.open(fileobj=packed) as layer:
-        assert member(layer, "hello") == b"world"
+@pytest.mark.parametrize("name", NAMES)
+def test_a_builder_is_sent_what_the_dockerfile_copies_and_nothing_else(name: str) -> None:
+    text = (ROOT / "images" / name / "Dockerfile").read_text("utf-8")
+    copied = {
+        word
+        for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+        for word in line.split()
+    }
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    sent = {line[1:] for line in ignored if line.startswith("!")}
+    assert "*" in ignored
+    assert all((ROOT / path).exists() for path in copied)
+    assert all(any(path == top or path.startswith(f"{top}/") for top in sent) for path in copied)
 
 
-def archive(folder: Path, name: str) -> Path:
-    path = folder / f"{name}.tar"
-    layer = write_layer(folder / f"{name}.gz", _fill)
-    assert isinstance(layer, Layer)
-    write_archive(path, read_contents("goose-api-server"), "9.9", [layer])
-    return path
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_runs_restricted_under_its_name(name: str) -> None:
+    image = built(name)
+    assert image.reference.endswith(f"/{name}:{__version__}")
+    assert image.config["User"] == "1000:1000"
+    assert image.config["Entrypoint"] == [
+        *("/usr/bin/tini", "--", "python3", "-I", "-m", MODULES[name])
+    ]
+    assert image.config["Volumes"] == {VOLUMES[name]: {}}
+    assert image.config["ExposedPorts"] == {PORTS[name]: {}}
+    assert image.config["Labels"]["org.opencontainers.image.version"] == __version__
+    folder = image.files[VOLUMES[name].lstrip("/")]
+    assert (folder.uid, folder.gid) == (1000, 1000)
+    elevated = [path for path, info in image.files.items() if info.isreg() and info.mode & 0o6000]
+    assert elevated == []
 
 
-def _fill(tar: tarfile.TarFile) -> None:
-    info = tarfile.TarInfo("hello")
-    info.size = 5
-    tar.addfile(info, io.BytesIO(b"world"))
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_has_its_programs_and_greylag_compiled(name: str) -> None:
+    files = built(name).files
+    assert PROGRAMS[name] <= files.keys()
+    assert all(files[path].mode & 0o111 for path in PROGRAMS[name])
+    sources = {path for path in files if path.startswith(f"{SITE}/greylag/") and path[-3:] == ".py"}
+    ours = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
+    assert {path.removeprefix(f"{SITE}/") for path in sources} == ours
+    compiled = {
+        re.sub(r"([^/]+)\.py$", r"__pycache__/\1.cpython-313.pyc", path) for path in sources
+    }
+    assert compiled <= files.keys()
 
 
-def member(tar: tarfile.TarFile, name: str) -> bytes:
-    file = tar.extractfile(name)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_of_the_machine_that_built_an_image_is_in_it(name: str) -> None:
+    image = built(name)
+    held = {path for path in image.files if PRIVATE.search(path)}
+    # Builders leave empty files where a container's own are mounted.
+    assert {path for path in held if image.files[path].size} == set()
+    assert not [
+        entry
+        for entry in image.config["Env"]
+        if re.search("PIP|NPM|CERT|proxy", entry, re.IGNORECASE)
+    ]
+    authorities = b"\n".join(
+        data for path, data in image.texts.items() if path.startswith("usr/share/ca-certificates/")
+    )
+    bundle = image.texts["etc/ssl/certs/ca-certificates.crt"]
+    assert certificates(bundle)
+    assert certificates(bundle) <= certificates(authorities)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_unchanged_image_is_not_written_again() -> None:
+    archive = build_image("greylag")
+    before = archive.stat()
+    assert build_image("greylag").stat() == before
+
+
+@pytest.mark.parametrize("missing", ["buildah", "mmdebstrap"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root comes as far")
+def test_a_missing_builder_is_named(missing: str, tmp_path: Path) -> None:
+    for program in {"sh", "dirname", "id", "mkdir", "buildah", "mmdebstrap"} - {missing}:
+        (tmp_path / program).symlink_to(shutil.which(program) or "/bin/true")
+    done = run_tool("greylag", PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert f"install Debian's package {missing}" in done.stderr
+
+
+def test_an_image_that_is_none_is_refused() -> None:
+    done = run_tool("nothing", PATH=os.environ["PATH"])
+    assert done.returncode == 1
+    assert "there is no images/nothing/Dockerfile" in done.stderr
+
+
+def run_tool(name: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(  # noqa: S603 - our own tool
+        ["/bin/sh", ROOT / "tools" / "image.sh", name],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@cache
+def built(name: str) -> Image:
+    with tarfile.open(build_image(name)) as archive:
+        index = json.loads(read(archive, "index.json"))
+        [top] = index["manifests"]
+        manifest = json.loads(blob(archive, top))
+        config = json.loads(blob(archive, manifest["config"]))
+        image = Image(
+            top["annotations"]["org.opencontainers.image.ref.name"], config["config"], {}, {}
+        )
+        for layer in manifest["layers"]:
+            with opened(archive, layer) as files:
+                collect(image, files)
+    return image
+
+
+def collect(image: Image, layer: tarfile.TarFile) -> None:
+    for info in layer:
+        path = info.name.strip("./") if info.name.startswith("./") else info.name.rstrip("/")
+        image.files[path] = info
+        if path.endswith(".crt") and info.isreg():
+            image.texts[path] = read(layer, info)
+
+
+@contextmanager
+def opened(archive: tarfile.TarFile, descriptor: dict[str, Any]) -> Iterator[tarfile.TarFile]:
+    packed = archive.extractfile(f"blobs/sha256/{descriptor['digest'].removeprefix('sha256:')}")
+    assert packed is not None
+    with tarfile.open(fileobj=packed, mode="r:gz") as layer:
+        yield layer
+
+
+def read(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
     assert file is not None
     return file.read()
 
 
-def blob(blobs: dict[str, bytes], descriptor: dict[str, Any]) -> bytes:
-    data = blobs[descriptor["digest"].removeprefix("sha256:")]
-    assert len(data) == descriptor["size"]
+def blob(archive: tarfile.TarFile, descriptor: dict[str, Any]) -> bytes:
+    digest = descriptor["digest"].removeprefix("sha256:")
+    data = read(archive, f"blobs/sha256/{digest}")
+    assert hashlib.sha256(data).hexdigest() == digest
     return data
 
 
-def at(blobs: dict[str, bytes], descriptor: dict[str, Any]) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(blob(blobs, descriptor))
-    return value
+def certificates(text: bytes) -> set[bytes]:
+    found: list[bytes] = re.findall(rb"-----BEGIN CERT.+?-----END CERT", text, re.DOTALL)
+    return set(found)
 
 
 def pins(lock: Path) -> set[str]:

@@ -6,7 +6,7 @@ end, and of its headers only those about content pass.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -34,6 +34,7 @@ from greylag.domain.errors import (
     StreamCutError,
     TooLargeError,
     TurnNotFoundError,
+    TurnOverError,
 )
 from greylag.domain.names import path_segment
 from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, Decision
@@ -76,9 +77,8 @@ def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) 
         missing: what a 404 without a code means for the call that was made.
     """
     said = body.get("message")
-    message = f"The agent answered {status}."
-    if isinstance(said, str) and said:
-        message = said[:_LONGEST_WORDS]
+    words = said if isinstance(said, str) else ""
+    message = words[:_LONGEST_WORDS] or f"The agent answered {status}."
     code = body["code"] if isinstance(body.get("code"), str) else None
     if code in _NO_SUCH_ROUTE:
         return AgentFailedError(
@@ -100,23 +100,18 @@ _COMPLETE = b'"type":"complete"'
 _LAST_FRAME = 4096
 
 
-class Heard:
-    """Whether anything has come since the last look."""
-
-    __slots__ = ("lately",)
-
-    def __init__(self) -> None:
-        self.lately = True
-
-
 @contextmanager
-def silence_watched(response: aiohttp.ClientResponse) -> Iterator[Heard]:
-    """Break a stream off that is silent for ``SILENCE_SECONDS``, or twice that at most."""
-    heard = Heard()
+def silence_watched(response: aiohttp.ClientResponse) -> Iterator[asyncio.Event]:
+    """Break a stream off that is silent for ``SILENCE_SECONDS``, or twice that at most.
+
+    The reader sets the event that it gets for all that it hears.
+    """
+    heard = asyncio.Event()
+    heard.set()
 
     async def look() -> None:
-        while heard.lately:
-            heard.lately = False
+        while heard.is_set():
+            heard.clear()
             await asyncio.sleep(SILENCE_SECONDS)
         response.close()  # whoever reads gets an error
 
@@ -127,14 +122,16 @@ def silence_watched(response: aiohttp.ClientResponse) -> Iterator[Heard]:
         looking.cancel()
 
 
-async def whole_frames(response: aiohttp.ClientResponse, heard: Heard) -> AsyncIterator[bytes]:
+async def whole_frames(
+    response: aiohttp.ClientResponse, heard: asyncio.Event
+) -> AsyncIterator[bytes]:
     """Yield runs of whole frames; ``StreamCutError`` for an end before the ``complete`` event."""
     splitter = sse.FrameSplitter()
     # A stream resumed after its last event is empty, and ended too.
     ended = True
     try:
         while chunk := await response.content.readany():
-            heard.lately = True
+            heard.set()
             if frames := splitter.feed_whole(chunk):
                 ended = frames.rfind(_COMPLETE, -_LAST_FRAME) >= 0
                 yield frames
@@ -157,13 +154,7 @@ PASSED_TO_AGENT = (
     "last-event-id",
     "range",
 )
-PASSED_TO_CLIENT = (
-    "accept-ranges",
-    "content-length",
-    "content-range",
-    "etag",
-    "last-modified",
-)
+PASSED_TO_CLIENT = ("accept-ranges", "content-length", "content-range", "etag", "last-modified")
 _SHOWN_IN_PAGES = {agent_api.JSON, agent_api.TEXT}
 _BODILESS = {204, 304}
 _REFUSED_FROM = 300
@@ -171,24 +162,24 @@ _TYPED_LIMIT = 8 * agent_api.MEBIBYTE
 _REFUSAL_LIMIT = 64 * 1024
 
 
+@dataclass(slots=True)
 class _Outgoing:
     """A request's body, which ends at ``limit`` bytes; ``failure`` is what ended it too early.
 
     The client library tells only that sending failed, not why.
     """
 
-    def __init__(self, body: AsyncIterator[bytes], limit: int) -> None:
-        self._body = body
-        self._limit = limit
-        self.failure: GreylagError | None = None
+    body: AsyncIterator[bytes]
+    limit: int
+    failure: GreylagError | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes."""
         sent = 0
         try:
-            async for chunk in self._body:
+            async for chunk in self.body:
                 sent += len(chunk)
-                check_size(sent, self._limit)
+                check_size(sent, self.limit)
                 yield chunk
         except GreylagError as error:
             self.failure = error
@@ -226,8 +217,11 @@ def _answer_headers(response: aiohttp.ClientResponse, operation: Operation[Any])
     browser is to be saved, not shown: nothing of an agent's runs as a page of ours.
     """
     passed = {name: response.headers.get(name, "") for name in PASSED_TO_CLIENT}
-    headers = {name: said for name, said in passed.items() if said.isascii() and said.isprintable()}
-    headers = {name: said for name, said in headers.items() if said}
+    headers = {
+        name: said
+        for name, said in passed.items()
+        if said and said.isascii() and said.isprintable()
+    }
     if response.status in _BODILESS:
         headers.pop("content-length", None)
         return headers
@@ -310,14 +304,9 @@ class HttpAgents:
                 demonstration=model["demonstration"],
             )
 
-    def relay(
-        self, at: AgentAddress, request: AgentRequest
-    ) -> AbstractAsyncContextManager[AgentAnswer]:
-        """Ask for an operation of the agent's API."""
-        return self._relay(at, request)
-
     @asynccontextmanager
-    async def _relay(self, at: AgentAddress, request: AgentRequest) -> AsyncIterator[AgentAnswer]:
+    async def relay(self, at: AgentAddress, request: AgentRequest) -> AsyncIterator[AgentAnswer]:
+        """Ask for an operation of the agent's API."""
         operation = request.operation
         asked = _Ask(
             operation.method,
@@ -339,20 +328,17 @@ class HttpAgents:
         asked = {"session_id": session_id, "message": message, "message_id": message_id}
         return _turn(await self._call(at, _Ask("POST", "/turns", missing, json=asked)))
 
-    def stream_turn(
-        self, at: AgentAddress, turn_id: str, after: str | None
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a turn's events from the one after id ``after``."""
-        return self._stream(at, turn_id, after)
-
     @asynccontextmanager
-    async def _stream(
+    async def stream_turn(
         self, at: AgentAddress, turn_id: str, after: str | None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a turn's events from the one after id ``after``."""
         path = f"/turns/{path_segment(turn_id, 'turn')}/events"
         headers = {} if after is None else {"Last-Event-ID": after}
         asked = _Ask("GET", path, _no_turn(turn_id), headers)
         async with self._open(at, asked, _STREAM_TIMEOUT) as response:
+            if response.status == 204:  # noqa: PLR2004 - HTTP's No Content
+                raise TurnOverError("Nothing follows that event: the turn is over.")
             if response.status != 200:  # noqa: PLR2004 - HTTP's OK
                 raise AgentFailedError("The agent's stream is not one of events.")
             with silence_watched(response) as heard:

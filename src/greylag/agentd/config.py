@@ -1,10 +1,11 @@
 """Settings of agentd, read once from environment variables."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from greylag.agentd.agent.types import MODEL_RETRIES
@@ -16,7 +17,8 @@ LogFormat = Literal["json", "console"]
 _MIB = 1024 * 1024
 _MAX_PORT = 65535
 _LONGEST_PAUSE = 30
-_MODEL_SETTING = "GOOSE_MODEL"
+
+_T = TypeVar("_T")
 
 
 class AgentdConfigError(Exception):
@@ -79,27 +81,32 @@ class AgentdSettings:
         Raises:
             AgentdConfigError: a variable is missing or has a value that makes no sense.
         """
-        read = _Reader(environ)
+        read = partial(_read, environ)
         given = {
-            "host": read.text("GOOSE_API_HOST"),
-            "port": read.integer("GOOSE_API_PORT", least=0, most=_MAX_PORT),
-            "token": read.secret("GREYLAG_AGENT_TOKEN"),
-            "goose": read.text("GREYLAG_GOOSE"),
-            "model_url": read.url("GREYLAG_MODEL_URL"),
-            "model_key": read.secret("GREYLAG_MODEL_KEY"),
-            "model_retries": read.pauses("GREYLAG_MODEL_RETRIES"),
-            "model": read.text("GREYLAG_MODEL"),
-            "goose_settings": read.goose_settings(),
-            "confirmation_timeout": read.seconds("GREYLAG_CONFIRMATION_TIMEOUT"),
-            "turn_journal_limit": read.size("GREYLAG_TURN_JOURNAL_LIMIT"),
-            "journal_limit": read.size("GREYLAG_JOURNAL_LIMIT"),
-            "message_limit": read.size("GREYLAG_MESSAGE_LIMIT"),
-            "environment_id": read.text("GREYLAG_ENVIRONMENT"),
-            "path_prefix": read.text("GREYLAG_PATH_PREFIX"),
-            "log_format": read.log_format("GREYLAG_LOG_FORMAT"),
+            "host": read("GOOSE_API_HOST", _text),
+            "port": read("GOOSE_API_PORT", partial(_integer, least=0, most=_MAX_PORT)),
+            "token": read("GREYLAG_AGENT_TOKEN", _secret),
+            "goose": read("GREYLAG_GOOSE", _text),
+            "model_url": read("GREYLAG_MODEL_URL", _url),
+            "model_key": read("GREYLAG_MODEL_KEY", _secret),
+            "model_retries": read("GREYLAG_MODEL_RETRIES", _pauses),
+            "model": read("GREYLAG_MODEL", _text),
+            "goose_settings": _goose_settings(environ),
+            "confirmation_timeout": read("GREYLAG_CONFIRMATION_TIMEOUT", _seconds),
+            "turn_journal_limit": read("GREYLAG_TURN_JOURNAL_LIMIT", _integer),
+            "journal_limit": read("GREYLAG_JOURNAL_LIMIT", _integer),
+            "message_limit": read("GREYLAG_MESSAGE_LIMIT", _integer),
+            "environment_id": read("GREYLAG_ENVIRONMENT", _text),
+            "path_prefix": read("GREYLAG_PATH_PREFIX", _text),
+            "log_format": read("GREYLAG_LOG_FORMAT", _log_format),
         }
+        folder = read("GREYLAG_AGENT_FOLDER", _text)
+        if folder is None:
+            raise AgentdConfigError(
+                "GREYLAG_AGENT_FOLDER is not set: it names the folder of the environment."
+            )
         named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        settings = cls(read.folder("GREYLAG_AGENT_FOLDER"), **named)
+        settings = cls(Path(folder).absolute(), **named)
         settings.check()
         return settings
 
@@ -116,94 +123,80 @@ class AgentdSettings:
             )
 
 
-class _Reader:
-    """Reads one variable at a time, None for one that is unset; an empty value counts as unset."""
+# Each reads one variable's value, which is not empty, or raises what is wrong with it.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
 
-    def text(self, name: str) -> str | None:
-        return self._environ.get(name, "").strip() or None
+def _read(environ: Mapping[str, str], name: str, parse: Callable[[str, str], _T]) -> _T | None:
+    """Return what ``parse`` makes of a variable's name and value; None for an empty one too."""
+    value = environ.get(name, "").strip()
+    return parse(name, value) if value else None
 
-    def secret(self, name: str) -> Secret | None:
-        value = self.text(name)
-        return None if value is None else Secret(value)
 
-    def folder(self, name: str) -> Path:
-        value = self.text(name)
-        if value is None:
-            raise AgentdConfigError(f"{name} is not set: it names the folder of the environment.")
-        return Path(value).absolute()
+def _text(_name: str, value: str) -> str:
+    return value
 
-    def integer(self, name: str, *, least: int, most: int | None = None) -> int | None:
-        value = self.text(name)
-        if value is None:
-            return None
-        if not value.isascii() or not value.isdigit():
-            raise AgentdConfigError(f"{name} must be a whole number, not {value!r}.")
-        number = int(value)
-        if number < least or (most is not None and number > most):
-            upper = "" if most is None else f" and at most {most}"
-            raise AgentdConfigError(f"{name} must be at least {least}{upper}, not {number}.")
-        return number
 
-    def size(self, name: str) -> int | None:
-        return self.integer(name, least=1024)
+def _secret(_name: str, value: str) -> Secret:
+    return Secret(value)
 
-    def seconds(self, name: str) -> float | None:
-        value = self.text(name)
-        if value is None:
-            return None
-        try:
-            number = float(value)
-        except ValueError as error:
-            raise AgentdConfigError(f"{name} must be seconds, not {value!r}.") from error
-        if not 0 < number < float("inf"):
-            raise AgentdConfigError(f"{name} must be more than 0 seconds, not {value}.")
-        return number
 
-    def pauses(self, name: str) -> tuple[float, ...] | None:
-        value = self.text(name)
-        if value is None:
-            return None
-        try:
-            pauses = tuple(float(part) for part in value.split(","))
-        except ValueError as error:
-            raise AgentdConfigError(f"{name} must be seconds, as 1,2,4, not {value!r}.") from error
-        if not all(0 <= pause <= _LONGEST_PAUSE for pause in pauses):
-            raise AgentdConfigError(f"{name}: each pause is from 0 to {_LONGEST_PAUSE} seconds.")
-        return pauses
+def _integer(name: str, value: str, *, least: int = 1024, most: int | None = None) -> int:
+    if not value.isascii() or not value.isdigit():
+        raise AgentdConfigError(f"{name} must be a whole number, not {value!r}.")
+    number = int(value)
+    if number < least or (most is not None and number > most):
+        upper = "" if most is None else f" and at most {most}"
+        raise AgentdConfigError(f"{name} must be at least {least}{upper}, not {number}.")
+    return number
 
-    def url(self, name: str) -> str | None:
-        value = self.text(name)
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise AgentdConfigError(
-                f"{name} must be an http or https address, as https://api.openai.com."
-            )
-        if parts.username is not None or parts.password is not None:
-            raise AgentdConfigError(f"{name} must not hold a key; GREYLAG_MODEL_KEY is for that.")
-        return value.rstrip("/")
 
-    def log_format(self, name: str) -> LogFormat | None:
-        match self.text(name):
-            case None | "json" | "console" as known:
-                return known
-            case other:
-                raise AgentdConfigError(f"{name} must be json or console, not {other!r}.")
+def _seconds(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError as error:
+        raise AgentdConfigError(f"{name} must be seconds, not {value!r}.") from error
+    if not 0 < number < float("inf"):
+        raise AgentdConfigError(f"{name} must be more than 0 seconds, not {value}.")
+    return number
 
-    def goose_settings(self) -> Mapping[str, str]:
-        """Collect the contract settings that the environment fixes (the model has its own)."""
-        found: dict[str, str] = {}
-        for setting in GOOSE_SETTINGS.values():
-            value = self.text(setting.key)
-            if value is None or setting.key == _MODEL_SETTING:
-                continue
-            try:
-                setting.parse(value)
-            except SettingValueError as error:
-                raise AgentdConfigError(f"{setting.key}: {error}") from error
-            found[setting.key] = value
-        return MappingProxyType(found)
+
+def _pauses(name: str, value: str) -> tuple[float, ...]:
+    try:
+        pauses = tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise AgentdConfigError(f"{name} must be seconds, as 1,2,4, not {value!r}.") from error
+    if not all(0 <= pause <= _LONGEST_PAUSE for pause in pauses):
+        raise AgentdConfigError(f"{name}: each pause is from 0 to {_LONGEST_PAUSE} seconds.")
+    return pauses
+
+
+def _url(name: str, value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise AgentdConfigError(
+            f"{name} must be an http or https address, as https://api.openai.com."
+        )
+    if parts.username is not None or parts.password is not None:
+        raise AgentdConfigError(f"{name} must not hold a key; GREYLAG_MODEL_KEY is for that.")
+    return value.rstrip("/")
+
+
+def _log_format(name: str, value: str) -> str:
+    if value not in {"json", "console"}:
+        raise AgentdConfigError(f"{name} must be json or console, not {value!r}.")
+    return value
+
+
+def _goose_setting(name: str, value: str) -> str:
+    try:
+        GOOSE_SETTINGS[name].parse(value)
+    except SettingValueError as error:
+        raise AgentdConfigError(f"{name}: {error}") from error
+    return value
+
+
+def _goose_settings(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Collect the contract settings that the environment fixes (the model has its own)."""
+    others = (name for name in GOOSE_SETTINGS if name != "GOOSE_MODEL")
+    found = {name: _read(environ, name, _goose_setting) for name in others}
+    return MappingProxyType({name: value for name, value in found.items() if value is not None})

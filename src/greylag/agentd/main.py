@@ -84,7 +84,7 @@ async def _serve(
 ) -> None:
     stop = _stop_signal()
     journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
-    journals.release_reserve()  # to start on a full disk too; the first turn takes it up again
+    journals.reserve.release()  # to start on a full disk too; the first turn takes it up again
     async with aclosing(await Records.open(volume.database)) as records:
         agent = Agent(command, _setup(settings, volume))
         tasks = asyncio.TaskGroup()
@@ -172,7 +172,7 @@ def build_services(
         fixed[_MODEL] = settings.model
     return Services(
         agent=agent,
-        sessions=SessionService(agent, records.sessions, records.turns, turns),
+        sessions=SessionService(agent, records, turns),
         turns=turns,
         extensions=ExtensionService(agent),
         settings=SettingsService(agent, records.settings, fixed),

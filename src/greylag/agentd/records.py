@@ -96,14 +96,14 @@ class TurnRecord:
     session_id: str
     message_id: str
     message: str
-    status: TurnStatus
-    answer: str
-    tool_calls_count: int
-    error: str | None
-    error_code: str | None
-    stop_reason: str | None
-    started_at: float
-    ended_at: float | None
+    status: TurnStatus = "running"
+    answer: str = ""
+    tool_calls_count: int = 0
+    error: str | None = None
+    error_code: str | None = None
+    stop_reason: str | None = None
+    started_at: float = 0.0
+    ended_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +142,7 @@ def session_title(session_id: str) -> str:
 def new_turn(session_id: str, message: str, message_id: str | None, now: float) -> TurnRecord:
     """Return the record of a turn that is to begin; a message without an id gets the turn's."""
     turn_id = uuid.uuid4().hex
-    return TurnRecord(
-        turn_id=turn_id,
-        session_id=session_id,
-        message_id=message_id or turn_id,
-        message=message,
-        status="running",
-        answer="",
-        tool_calls_count=0,
-        error=None,
-        error_code=None,
-        stop_reason=None,
-        started_at=now,
-        ended_at=None,
-    )
+    return TurnRecord(turn_id, session_id, message_id or turn_id, message, started_at=now)
 
 
 class Records:
@@ -191,6 +178,10 @@ class Records:
                 return work(sql)
 
         return await self._thread.run(transacted)
+
+    async def execute(self, statement: str, *values: str | float | None) -> list[sqlite3.Row]:
+        """Run one statement with ``values`` bound to its marks, and return its rows."""
+        return await self.run(lambda sql: sql.execute(statement, values).fetchall())
 
     async def aclose(self) -> None:
         """Close the file; no call may follow."""
@@ -228,9 +219,7 @@ class SessionRecords:
     async def add(self, session: SessionRecord) -> None:
         """Write a new session."""
         values = astuple(session)[:5]
-        await self._records.run(
-            lambda sql: sql.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, NULL)", values)
-        )
+        await self._records.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, NULL)", *values)
 
     async def get(self, session_id: str) -> SessionRecord | None:
         """Return a session, None when there is none (or it was deleted)."""
@@ -243,12 +232,8 @@ class SessionRecords:
 
     async def bind(self, session_id: str, agent_session_id: str) -> None:
         """Remember the agent's own id of a session."""
-        await self._records.run(
-            lambda sql: sql.execute(
-                "UPDATE sessions SET agent_session_id = ? WHERE session_id = ?",
-                (agent_session_id, session_id),
-            )
-        )
+        statement = "UPDATE sessions SET agent_session_id = ? WHERE session_id = ?"
+        await self._records.execute(statement, agent_session_id, session_id)
 
     async def delete(self, session_id: str, now: float) -> list[str]:
         """Bury a session and forget what was said in it; return the ids of its turns."""
@@ -267,15 +252,13 @@ class SessionRecords:
         return await self._records.run(delete)
 
     async def _select(self, rest: str, *values: str) -> list[SessionRecord]:
-        rows = await self._records.run(
-            # ``rest`` is always written in this class; what comes from outside is bound as a value.
-            lambda sql: sql.execute(
-                "SELECT session_id, agent_session_id, title, created_at, updated_at, "  # noqa: S608 - see above
-                "(SELECT count(*) + coalesce(sum(answer <> ''), 0) FROM turns "
-                "WHERE turns.session_id = sessions.session_id) AS message_count "
-                f"FROM sessions WHERE deleted_at IS NULL {rest}",
-                values,
-            ).fetchall()
+        # ``rest`` is always written in this class; what comes from outside is bound as a value.
+        rows = await self._records.execute(
+            "SELECT session_id, agent_session_id, title, created_at, updated_at, "  # noqa: S608 - see above
+            "(SELECT count(*) + coalesce(sum(answer <> ''), 0) FROM turns "
+            "WHERE turns.session_id = sessions.session_id) AS message_count "
+            f"FROM sessions WHERE deleted_at IS NULL {rest}",
+            *values,
         )
         return [SessionRecord(*row) for row in rows]
 
@@ -353,9 +336,7 @@ class TurnRecords:
 
     async def abandon(self, turn_id: str) -> None:
         """Take back a turn that never began; its message may be sent again."""
-        await self._records.run(
-            lambda sql: sql.execute("DELETE FROM turns WHERE turn_id = ?", (turn_id,))
-        )
+        await self._records.execute("DELETE FROM turns WHERE turn_id = ?", turn_id)
 
     async def get(self, turn_id: str) -> TurnRecord | None:
         """Return a turn, None when there is none."""
@@ -385,19 +366,13 @@ class TurnRecords:
 
     async def ids(self) -> set[str]:
         """Return the ids of all turns."""
-        return await self._records.run(
-            lambda sql: {row["turn_id"] for row in sql.execute("SELECT turn_id FROM turns")}
-        )
+        return {row["turn_id"] for row in await self._records.execute("SELECT turn_id FROM turns")}
 
     async def decision(self, confirmation_id: str, turn_id: str) -> str | None:
         """Return how a confirmation of a turn was settled, None when it is not known."""
-        row = await self._records.run(
-            lambda sql: sql.execute(
-                "SELECT decision FROM confirmations WHERE confirmation_id = ? AND turn_id = ?",
-                (confirmation_id, turn_id),
-            ).fetchone()
-        )
-        return None if row is None else str(row["decision"])
+        statement = "SELECT decision FROM confirmations WHERE confirmation_id = ? AND turn_id = ?"
+        rows = await self._records.execute(statement, confirmation_id, turn_id)
+        return rows[0]["decision"] if rows else None
 
     async def _select(self, rest: str, *values: str | int) -> list[TurnRecord]:
         return await self._records.run(lambda sql: _turns(sql, rest, *values))
@@ -425,19 +400,13 @@ class SettingRecords:
 
     async def all(self) -> dict[str, str]:
         """Return all that were changed."""
-        rows = await self._records.run(
-            lambda sql: sql.execute("SELECT key, value FROM settings").fetchall()
-        )
+        rows = await self._records.execute("SELECT key, value FROM settings")
         return {row["key"]: row["value"] for row in rows}
 
     async def keep(self, key: str, value: str) -> None:
         """Keep ``value`` (JSON text) for ``key``."""
-        await self._records.run(
-            lambda sql: sql.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
-        )
+        await self._records.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", key, value)
 
     async def forget(self, key: str) -> None:
         """Keep nothing for ``key`` any more."""
-        await self._records.run(
-            lambda sql: sql.execute("DELETE FROM settings WHERE key = ?", (key,))
-        )
+        await self._records.execute("DELETE FROM settings WHERE key = ?", key)

@@ -2,42 +2,31 @@
 
 import time
 import uuid
-from collections.abc import Callable
 
 import structlog
 
 from greylag.agentd.agent.types import AgentError, AgentPort
-from greylag.agentd.problems import session_not_found
-from greylag.agentd.records import SessionRecord, SessionRecords, TurnRecords, session_title
+from greylag.agentd.problems import not_found
+from greylag.agentd.records import Records, SessionRecord, session_title
 from greylag.agentd.turns.engine import TurnEngine
 
 _log = structlog.get_logger(__name__)
 
 
 class SessionService:
-    """Makes, shows and deletes sessions.
+    """Makes, shows and deletes sessions; one that is not there is session_not_found.
 
     Args:
         agent: who has the other half of each session.
-        sessions: the sessions' records.
-        turns: the turns' records.
+        records: where they are kept.
         engine: who ends the turns of a session that goes.
-        now: the clock, Unix seconds.
     """
 
-    def __init__(
-        self,
-        agent: AgentPort,
-        sessions: SessionRecords,
-        turns: TurnRecords,
-        engine: TurnEngine,
-        now: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, agent: AgentPort, records: Records, engine: TurnEngine) -> None:
         self._agent = agent
-        self._sessions = sessions
-        self._turns = turns
+        self._sessions = records.sessions
+        self._turns = records.turns
         self._engine = engine
-        self._now = now
 
     async def create(self) -> SessionRecord:
         """Make a session. If the agent is not ready, it gets to know it with the first turn."""
@@ -49,20 +38,16 @@ class SessionService:
                 agent_session_id = await self._agent.new_session(title)
             except AgentError as error:
                 _log.warning("agent_session_later", session_id=session_id, reason=str(error))
-        now = self._now()
+        now = time.time()
         session = SessionRecord(session_id, agent_session_id, title, now, now, 0)
         await self._sessions.add(session)
         return session
 
     async def get(self, session_id: str) -> SessionRecord:
-        """Return a session.
-
-        Raises:
-            RequestError: session_not_found.
-        """
+        """Return a session."""
         session = await self._sessions.get(session_id)
         if session is None:
-            raise session_not_found(session_id)
+            raise not_found("session", session_id)
         return session
 
     async def all(self) -> list[SessionRecord]:
@@ -70,11 +55,7 @@ class SessionService:
         return await self._sessions.all()
 
     async def cancel(self, session_id: str) -> bool:
-        """Ask the running turn of a session to end; False when none runs.
-
-        Raises:
-            RequestError: session_not_found.
-        """
+        """Ask the running turn of a session to end; False when none runs."""
         await self.get(session_id)
         newest = await self._turns.newest(session_id, 1)
         if not newest or newest[0].status != "running":
@@ -83,14 +64,10 @@ class SessionService:
         return True
 
     async def delete(self, session_id: str) -> None:
-        """End a session for good: its turn is cancelled, what was said in it is removed.
-
-        Raises:
-            RequestError: session_not_found.
-        """
+        """End a session for good: its turn is cancelled, what was said in it is removed."""
         session = await self.get(session_id)
         await self.cancel(session_id)
-        turn_ids = await self._sessions.delete(session_id, self._now())
+        turn_ids = await self._sessions.delete(session_id, time.time())
         await self._engine.forget(turn_ids)
         if session.agent_session_id is None:
             return

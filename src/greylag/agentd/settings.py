@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from greylag.agentd.agent.types import AgentError, AgentPort
-from greylag.agentd.problems import RequestError, agent_failed
+from greylag.agentd.problems import RequestError, agent_failed, not_found
 from greylag.agentd.records import SettingRecords
+from greylag.common.agent_api import AgentSetting
 
 SettingValue = str | int | float
 
@@ -26,9 +27,8 @@ class GooseSetting:
     Attributes:
         key: its name, in the environment and in goose's own configuration alike.
         description: one sentence for people.
-        default: the value when nothing else says (None: there is none).
-        number: True for a number, False for text.
-        whole: only whole numbers.
+        default: the value when nothing else says (None: there is none). Where it is a number, all
+            values are; where it is a whole one, too.
         least: smallest number allowed.
         most: largest number allowed.
         allowed: the only texts allowed, empty for any.
@@ -40,8 +40,6 @@ class GooseSetting:
     key: str
     description: str
     default: SettingValue | None
-    number: bool = False
-    whole: bool = False
     least: float | None = None
     most: float | None = None
     allowed: tuple[str, ...] = ()
@@ -66,7 +64,7 @@ class GooseSetting:
         Raises:
             SettingValueError: the value breaks one of the rules.
         """
-        return self._number(value) if self.number else self._text(value)
+        return self._number(value) if isinstance(self.default, int | float) else self._text(value)
 
     def _number(self, value: object) -> SettingValue:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -75,13 +73,14 @@ class GooseSetting:
             number = float(value)
         except (ValueError, OverflowError) as error:
             raise SettingValueError("the value must be a number.") from error
-        if not math.isfinite(number) or (self.whole and not number.is_integer()):
-            raise SettingValueError(f"the value must be a {'whole ' if self.whole else ''}number.")
+        whole = isinstance(self.default, int)
+        if not math.isfinite(number) or (whole and not number.is_integer()):
+            raise SettingValueError(f"the value must be a {'whole ' if whole else ''}number.")
         if self.least is not None and number < self.least:
             raise SettingValueError(f"the value must be at least {self.least:g}.")
         if self.most is not None and number > self.most:
             raise SettingValueError(f"the value must be at most {self.most:g}.")
-        return int(number) if self.whole else number
+        return int(number) if whole else number
 
     def _text(self, value: object) -> str:
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
@@ -92,14 +91,23 @@ class GooseSetting:
             raise SettingValueError(f"the value must match {self.pattern}.")
         return value
 
+    def shown(self, value: SettingValue | None, override: str | None) -> AgentSetting:
+        """Return the setting as the contract shows it.
 
-@dataclass(frozen=True, slots=True)
-class SettingState:
-    """A setting with the value that holds now, and what the environment fixes (or None)."""
-
-    setting: GooseSetting
-    value: SettingValue | None
-    env_override: str | None
+        Args:
+            value: what holds now.
+            override: what the environment fixes, None when it fixes nothing.
+        """
+        return AgentSetting(
+            key=self.key,
+            value=value,
+            default_value=self.default,
+            description=self.description,
+            value_type="number" if isinstance(self.default, int | float) else "string",
+            validation=self.validation,
+            env_override=override,
+            restart_required=self.restart_required,
+        )
 
 
 _ALL = (
@@ -111,12 +119,7 @@ _ALL = (
         pinned=True,
     ),
     GooseSetting(
-        "GOOSE_TEMPERATURE",
-        "How freely the model chooses its words.",
-        0.7,
-        number=True,
-        least=0,
-        most=2,
+        "GOOSE_TEMPERATURE", "How freely the model chooses its words.", 0.7, least=0, most=2
     ),
     GooseSetting(
         "GOOSE_MODE",
@@ -126,18 +129,12 @@ _ALL = (
         pinned=True,
     ),
     GooseSetting(
-        "GOOSE_MAX_TURNS",
-        "How many steps the agent may take for one message.",
-        1000,
-        number=True,
-        whole=True,
-        least=1,
+        "GOOSE_MAX_TURNS", "How many steps the agent may take for one message.", 1000, least=1
     ),
     GooseSetting(
         "GOOSE_CLI_MIN_PRIORITY",
         "Smallest priority of tool output that is shown.",
         0.0,
-        number=True,
         least=0,
         most=1,
     ),
@@ -151,7 +148,6 @@ _ALL = (
         "GOOSE_AUTO_COMPACT_THRESHOLD",
         "How full the context may be before it is compacted.",
         0.8,
-        number=True,
         least=0,
         most=1,
     ),
@@ -179,25 +175,19 @@ class SettingsService:
         self._records = records
         self._overrides = overrides
 
-    async def all(self) -> list[SettingState]:
+    async def all(self) -> list[AgentSetting]:
         """Return every setting as it stands."""
         changed = await self._records.all()
         return [self._state(setting, changed) for setting in GOOSE_SETTINGS.values()]
 
-    async def get(self, key: str) -> SettingState:
-        """Return one setting as it stands.
-
-        Raises:
-            RequestError: setting_not_found.
-        """
+    async def get(self, key: str) -> AgentSetting:
+        """Return one setting as it stands."""
         setting = GOOSE_SETTINGS.get(key)
         if setting is None:
-            raise RequestError(
-                "setting_not_found", "Setting not found", f"There is no setting {key[:100]!r}."
-            )
+            raise not_found("setting", key)
         return self._state(setting, await self._records.all())
 
-    async def change(self, key: str, value: object) -> SettingState:
+    async def change(self, key: str, value: object) -> AgentSetting:
         """Give a setting a value.
 
         Raises:
@@ -208,12 +198,12 @@ class SettingsService:
         try:
             parsed = setting.parse(value)
         except SettingValueError as error:
-            raise RequestError("setting_invalid", "Validation failed", f"{key}: {error}") from error
+            raise RequestError("setting_invalid", f"{key}: {error}", "Validation failed") from error
         await self._tell("config/upsert", {"key": key, "value": parsed})
         await self._records.keep(key, json.dumps(parsed))
-        return SettingState(setting, parsed, None)
+        return setting.shown(parsed, None)
 
-    async def reset(self, key: str) -> SettingState:
+    async def reset(self, key: str) -> AgentSetting:
         """Give a setting its default again.
 
         Raises:
@@ -225,17 +215,13 @@ class SettingsService:
         else:
             await self._tell("config/remove", {"key": key})
         await self._records.forget(key)
-        return SettingState(setting, setting.default, None)
+        return setting.shown(setting.default, None)
 
     async def _changeable(self, key: str) -> GooseSetting:
-        state = await self.get(key)
-        if state.env_override is not None:
-            raise RequestError(
-                "setting_overridden",
-                "Setting overridden",
-                f"{key} is fixed by the environment that agentd was started with.",
-            )
-        return state.setting
+        if (await self.get(key)).env_override is not None:
+            reason = f"{key} is fixed by the environment that agentd was started with."
+            raise RequestError("setting_overridden", reason)
+        return GOOSE_SETTINGS[key]
 
     async def _tell(self, method: str, params: dict[str, Any]) -> None:
         try:
@@ -245,11 +231,11 @@ class SettingsService:
             if not error.unknown_method:
                 raise agent_failed(error, "The agent has no settings.") from error
 
-    def _state(self, setting: GooseSetting, changed: Mapping[str, str]) -> SettingState:
+    def _state(self, setting: GooseSetting, changed: Mapping[str, str]) -> AgentSetting:
         override = self._overrides.get(setting.key)
         value: SettingValue | None = setting.default
         if override is not None:
             value = setting.parse(override)
         elif setting.key in changed:
             value = json.loads(changed[setting.key])
-        return SettingState(setting, value, override)
+        return setting.shown(value, override)

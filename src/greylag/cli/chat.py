@@ -8,8 +8,10 @@ answered by ``ConfirmationPrompts``. How it looks is in ``chat_view``.
 import asyncio
 import contextlib
 import importlib
+import select
 import signal
 import sys
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -26,6 +28,7 @@ from greylag.cli.client import (
     OutgoingMessage,
     ProjectPlace,
     StreamEvent,
+    Wish,
 )
 from greylag.cli.errors import (
     CliError,
@@ -48,6 +51,9 @@ from greylag.cli.output import (
 PROMPT = "you> "
 # Far above what a server takes; it only guards this machine's memory.
 LONGEST_MESSAGE = 64 * 1024 * 1024
+SILENT_SECONDS = 3
+_PASTED_SECONDS = 0.05
+_WHOLE_ID = 36
 
 
 class ConfirmationPrompts:
@@ -199,6 +205,31 @@ def _may_have_arrived(error: CliError) -> bool:
     return isinstance(error, ServerUnreachableError) and error.connected
 
 
+class _SilenceClock:
+    """Shows a person how long nothing has come, from ``SILENT_SECONDS`` on, each second."""
+
+    def __init__(self, view: TurnView) -> None:
+        self._view = view
+        self._since = time.monotonic()
+        self._shown = False
+
+    def broken(self) -> None:
+        """Something came."""
+        self._since = time.monotonic()
+        if self._shown:
+            self._shown = False
+            self._view.silent(0)
+
+    async def run(self) -> None:
+        """Show it until cancelled."""
+        while True:
+            await asyncio.sleep(1)
+            silent = int(time.monotonic() - self._since)
+            if silent >= SILENT_SECONDS:
+                self._shown = True
+                self._view.silent(silent)
+
+
 class End(Enum):
     """How a turn ended for the person who watched it."""
 
@@ -273,10 +304,15 @@ class Chat:
                 self._api, self._place, self._view, group, fixed=self._fixed
             )
             with _on_interrupt(self._interrupter(stream, group)):
+                clock = _SilenceClock(self._view)
+                ticking = group.create_task(clock.run(), name="silence")
                 async with aclosing(stream.events()) as events:
                     async for event in events:
+                        clock.broken()
                         end = _end_after(end, event)
                         self._take(stream, prompts, event)
+                ticking.cancel()
+                clock.broken()
             prompts.close()
         return End.INTERRUPTED if self._presses and end is not End.COMPLETED else end
 
@@ -331,25 +367,39 @@ def _on_interrupt(pressed: Callable[[], None]) -> Iterator[None]:
 @click.argument("project")
 @click.argument("message", required=False)
 @click.option(
-    "--session", metavar="SESSION", help="Go on with this session; without it a new one begins."
+    "--session",
+    metavar="SESSION",
+    help="Go on with this session (the beginning of its id will do); without it a new one begins.",
 )
+@click.option("--continue", "newest", is_flag=True, help="Go on with the newest session.")
+@click.option("--full", is_flag=True, help="Show the results of tools whole.")
 @click.option("--allow-tools", is_flag=True, help="Allow every tool call without asking.")
 @api_options
-def chat(
-    access: Access, *, project: str, message: str | None, session: str | None, allow_tools: bool
+def chat(  # noqa: PLR0913 - one argument per option
+    access: Access,
+    *,
+    project: str,
+    message: str | None,
+    session: str | None,
+    newest: bool,
+    full: bool,
+    allow_tools: bool,
 ) -> int:
     """Talk to PROJECT's agent; a sleeping environment is woken first.
 
-    With MESSAGE (or a message on stdin) one turn, else a conversation until Ctrl-D. Ctrl-C cancels
-    the turn; Ctrl-C again leaves. The answer goes to stdout, all else to stderr. Where nobody can
-    be asked, tool calls that need a confirmation are declined, unless --allow-tools is given.
+    With MESSAGE (or a message on stdin) one turn, else a conversation until Ctrl-D; what is pasted
+    is one message, of however many lines. Ctrl-C cancels the turn; Ctrl-C again leaves. The answer
+    goes to stdout, all else to stderr. Where nobody can be asked, tool calls that need a
+    confirmation are declined, unless --allow-tools is given.
 
     \b
     Examples:
       greylag chat search "Which files are in the workspace?"
       git diff | greylag chat search > review.md
-      greylag chat search
+      greylag chat search --continue
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+    if newest and session is not None:
+        raise click.UsageError("Give either --session or --continue.")
     text = _message(message, as_json=access.output.json)
     # One loop for the whole conversation; it rests while the prompt waits for a line.
     with asyncio.Runner() as runner:
@@ -357,7 +407,10 @@ def chat(
         runner.run(api.__aenter__())
         try:
             place = runner.run(access.place(api, project))
-            view = JsonView(access.output) if access.output.json else TextView(access.output)
+            output = access.output
+            view = JsonView(output) if output.json else TextView(output, full=full)
+            if newest or (session is not None and len(session) < _WHOLE_ID):
+                session = runner.run(_found_session(access, api, place, session or ""))
             fixed = _fixed_decision(access, allow_tools=allow_tools)
             talk = Chat(api, place, view, session_id=session, fixed=fixed)
             if text is not None:
@@ -372,11 +425,12 @@ def chat(
 def _converse(runner: asyncio.Runner, talk: Chat, access: Access) -> int:
     # Line editing and history at the prompt, where Python was built with it.
     with contextlib.suppress(ImportError):
-        importlib.import_module("readline")
+        readline = importlib.import_module("readline")
+        readline.parse_and_bind("set enable-bracketed-paste on")
     access.output.note("Ctrl-D ends the conversation.")
     while True:
         try:
-            line = input(PROMPT)
+            line = _typed()
         except EOFError:
             access.output.note("")
             _tell_session(access, talk)
@@ -389,6 +443,44 @@ def _converse(runner: asyncio.Runner, talk: Chat, access: Access) -> int:
             raise
         except CliError as error:
             access.output.note("\n".join(error.lines), style="red")
+
+
+def _typed() -> str:
+    """Return what the person typed, or pasted: more lines that are there already belong to it."""
+    lines = [input(PROMPT)]
+    while select.select([sys.stdin], [], [], _PASTED_SECONDS)[0]:
+        try:
+            lines.append(input())
+        except EOFError:
+            break
+    return "\n".join(lines)
+
+
+async def _found_session(
+    access: Access, api: ApiClient, place: ProjectPlace, beginning: str
+) -> str | None:
+    """Return the one session whose id begins so; of "" the newest, ``None`` when there is none.
+
+    The agent keeps them, so a sleeping environment is woken.
+    """
+    try:
+        found = await api.sessions(place)
+    except CliError as error:
+        if getattr(error, "code", "") != "environment_not_active":
+            raise
+        access.output.note("Waking the environment, which keeps the sessions ...")
+        await api.change(place, "activate", Wish())
+        found = await api.sessions(place)
+    ids = [one["session_id"] for one in found]
+    if not beginning:
+        return ids[0] if ids else None
+    fitting = [one for one in ids if one.startswith(beginning)]
+    if len(fitting) == 1:
+        return fitting[0]
+    how_many = "No session" if not fitting else f"{len(fitting)} sessions"
+    raise CliError(
+        f"{how_many} of the project begin with {beginning!r}.", "List them with `greylag sessions`."
+    )
 
 
 def _message(argument: str | None, *, as_json: bool) -> str | None:
@@ -431,17 +523,19 @@ async def sessions(  # noqa: PLR0913 - one argument per option
 ) -> None:
     """List the conversations of PROJECT, or read one: SESSION.
 
-    The project must be active, as its agent keeps them.
+    The project must be active, as its agent keeps them. The beginning of a SESSION's id will do.
 
     \b
     Examples:
       greylag sessions search
-      greylag sessions search 0d6c3a52-7a0f-4a35-a1d5-6b3a7f1f3c11
-      greylag sessions search 0d6c3a52-7a0f-4a35-a1d5-6b3a7f1f3c11 --delete
+      greylag sessions search 0d6c3a52
+      greylag sessions search 0d6c3a52 --delete
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
     if delete and session is None:
         raise click.UsageError("--delete needs a SESSION.")
     place = await access.place(api, project)
+    if session is not None and len(session) < _WHOLE_ID:
+        session = await _found_session(access, api, place, session)
     if session is None:
         await _list_sessions(access.output, api, place)
     elif delete:

@@ -9,6 +9,14 @@ from greylag.cli.output import Output, one_line, shortened, visible
 ARGUMENT_LENGTH = 100
 QUESTION_LENGTH = 4000
 QUESTION = "Allow it once? [y/N] "
+_DOING = {
+    "turn": "waiting for the model",
+    "message": "waiting for the model",
+    "thinking": "the model thinks",
+    "tool_request": "the tool runs",
+    "tool_response": "waiting for the model",
+    "status": "waiting",
+}
 
 
 class TurnView:
@@ -34,6 +42,9 @@ class TurnView:
     def interrupted(self) -> None:
         """Take note of a Ctrl-C."""
 
+    def silent(self, seconds: int) -> None:
+        """Show that nothing has come for so long, 0 that something has."""
+
     def end(self) -> None:
         """Leave the cursor at the start of a line."""
 
@@ -47,16 +58,22 @@ class JsonView(TurnView):
 
 
 class TextView(TurnView):
-    """The answer as it comes, thinking dimmed, tool calls and their results in one line each."""
+    """The answer as it comes, thinking dimmed, tool calls and their results in one line each.
 
-    def __init__(self, output: Output) -> None:
+    ``full`` shows the results of tools whole.
+    """
+
+    def __init__(self, output: Output, *, full: bool = False) -> None:
         super().__init__(output)
+        self._full = full
+        self._doing = "waiting"
         self._showing = ""
         self._line_open = False
         self._told: set[str] = set()
 
     def show(self, event: StreamEvent) -> None:
         """Show the event; kinds that say nothing to a person are passed over."""
+        self._doing = _DOING.get(event.type, "the agent works")
         match event.type:
             case "message":
                 self._answer(event.text("content"))
@@ -102,6 +119,11 @@ class TextView(TurnView):
         if sys.stdin.isatty() and not self._line_open:
             self._leave_open()
 
+    def silent(self, seconds: int) -> None:
+        """Show after what stands there that nothing has come for so long."""
+        if self._showing != "question" or not self._line_open:
+            self._output.passing(f" ... {self._doing}, {seconds} s" if seconds else "")
+
     def end(self) -> None:
         """Close the line that the last piece left open."""
         if self._line_open and self._showing == "answer":
@@ -130,7 +152,12 @@ class TextView(TurnView):
         parts = found.get("Ok")
         texts = [part.get("text") for part in parts if isinstance(part, dict)] if parts else []
         whole = "\n".join(text for text in texts if isinstance(text, str))
-        self.note(f"  ok: {shortened(whole, ARGUMENT_LENGTH)}")
+        if self._full:
+            self.note("  ok:")
+            self._output.piece(whole if whole.endswith("\n") or not whole else f"{whole}\n")
+            return
+        short = shortened(whole, ARGUMENT_LENGTH)
+        self.note(f"  ok: {short}" + (" - `--full` shows all" if len(short) < len(whole) else ""))
 
     def _error(self, event: StreamEvent) -> None:
         self.end()

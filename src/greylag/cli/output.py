@@ -188,6 +188,16 @@ class Output:
             sys.stderr.write(visible(text))
             sys.stderr.flush()
 
+    def passing(self, text: str) -> None:
+        """Show ``text`` on a terminal after what stands there, until the next call; "": no more.
+
+        The cursor stays where it is, so that an answer's line goes on as if nothing had been there.
+        """
+        if self.err:
+            dimmed = f"\x1b[2m{one_line(text)}\x1b[0m" if text else ""
+            sys.stderr.write(f"\x1b7\x1b[K{dimmed}\x1b8")
+            sys.stderr.flush()
+
     def busy(self, words: str) -> AbstractContextManager[object]:
         """Show on a terminal that something goes on, until the block ends."""
         return self.err.busy(one_line(words)) if self.err else nullcontext()

@@ -201,6 +201,13 @@ class TurnNotFoundError(GreylagError):
     hint = "List the session's turns; the journals of old turns are removed when space runs short."
 
 
+class TurnOverError(GreylagError):
+    """All of the turn's events have been read: no failure, and nothing more to come."""
+
+    code = "turn_over"
+    hint = "Read the turn, or its session's history."
+
+
 class ConfirmationNotFoundError(GreylagError):
     """The turn asks for no confirmation with this id."""
 

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from greylag.common import sse
 from greylag.config import Settings
-from greylag.domain.errors import ErrorInfo, LimitExceededError, StreamCutError
+from greylag.domain.errors import ErrorInfo, LimitExceededError, StreamCutError, TurnOverError
 from greylag.domain.project import ProjectRef
 from greylag.web import errors
 from greylag.web.request_log import exchange_of
@@ -114,6 +114,11 @@ class Relay(Response):
             await self._pump(send, exchange_of(scope).send)
         except Exception as error:  # noqa: BLE001 - the client is told, and a fault is logged
             known = errors.translated(error)
+            if isinstance(error, TurnOverError):
+                # Any other success, and a standard EventSource would ask again for ever.
+                self._ending = True
+                await Response(status_code=204)(scope, receive, send)
+                return
             if not self._begun:
                 self._ending = True
                 await errors.problem_response(known)(scope, receive, send)

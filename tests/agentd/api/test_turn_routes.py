@@ -238,6 +238,15 @@ async def test_old_journals_make_room_and_their_turns_stay_on_record(tmp_path: P
         assert (await api.json("GET", f"/api/v1/turns/{first}"))[1]["answer"] == "x" * 900
 
 
+async def test_a_turn_whose_end_was_read_has_nothing_more_to_send(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        turn = await api.turn("hello")
+        events = await api.events(turn)
+        headers = {"last-event-id": events[-1]["id"]}
+        assert (await api.json("GET", f"/api/v1/turns/{turn}/events", headers=headers))[0] == 204
+        assert await api.events(turn, events[-2]["id"]) == events[-1:]
+
+
 async def test_many_readers_of_one_turn_all_get_all_of_it(tmp_path: Path) -> None:
     async def long(_agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
         for number in range(500):

@@ -180,6 +180,30 @@ def test_resuming_after_any_event_gives_exactly_what_follows(
     assert offsets == [len(b"".join(frames[: n + 1])) for n in range(len(frames))] + [None]
 
 
+@settings(max_examples=60, deadline=None)
+@given(contents=st.lists(CONTENTS, min_size=1, max_size=12), block=st.integers(1, 200))
+def test_each_piece_that_a_reader_gets_is_whole_frames(
+    contents: list[dict[str, str]], block: int, folder: Path
+) -> None:
+    path = folder / "t.sse"
+    path.write_bytes(
+        b"".join(sse.encode({"type": "m", "content": one}, id="t-0") for one in contents)
+    )
+
+    async def pieces() -> list[bytes]:
+        tail = JournalTail(path, None)
+        try:
+            return [data async for data in tail.chunks()]
+        finally:
+            tail.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal_tail, "READ_SIZE", block)
+        found = asyncio.run(pieces())
+    assert b"".join(found) == path.read_bytes()
+    assert all(piece.endswith(b"\n\n") for piece in found)
+
+
 async def test_a_reader_may_begin_after_any_event_and_no_other(tmp_path: Path) -> None:
     journal = journal_at(tmp_path)
     for number in range(5):
@@ -214,7 +238,7 @@ def test_a_torn_end_is_cut_at_the_last_whole_frame_wherever_it_tore(
     torn_at = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:torn_at])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_folder, "_BLOCK", block)
+        patch.setattr(journal_tail, "READ_SIZE", block)
         events = events_of(path)
     ends = [len(b"".join(frames[: count + 1])) for count in range(len(frames))]
     kept = sum(end <= torn_at for end in ends)

@@ -65,7 +65,10 @@ class AcpPeer:
         finally:
             if on_end is not None:
                 on_end()
-            self._end("the agent process has ended")
+            self._over = "the agent process has ended"
+            for answer in self._pending.values():
+                if not answer.done():
+                    answer.set_exception(AgentDiedError(self._over))
 
     async def request(self, method: str, params: dict[str, Any]) -> Any:
         """Send a request and return its ``result``.
@@ -74,8 +77,6 @@ class AcpPeer:
             AgentRefusedError: the other side answered with an error.
             AgentDiedError: the stream ended before the answer came.
         """
-        if self._over is not None:
-            raise AgentDiedError(self._over)
         self._last_id += 1
         request_id = self._last_id
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -145,12 +146,6 @@ class AcpPeer:
             answer.set_exception(refusal)
         else:
             answer.set_result(message.get("result"))
-
-    def _end(self, reason: str) -> None:
-        self._over = reason
-        for answer in self._pending.values():
-            if not answer.done():
-                answer.set_exception(AgentDiedError(reason))
 
 
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ import structlog
 
 from greylag.agentd.agent.acp import AcpPeer, MessageHandler
 from greylag.agentd.agent.process import AgentProcess, agent_environment
-from greylag.agentd.agent.turn import AgentTurn, decline
+from greylag.agentd.agent.turn import CANCELLED, AgentTurn
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
     AgentCommand,
@@ -132,10 +132,7 @@ class AgentLife:
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run(
-        self,
-        handler: MessageHandler,
-        on_ready: Callable[[str], None],
-        on_end: Callable[[], None],
+        self, handler: MessageHandler, on_ready: Callable[[str], None], on_end: Callable[[], None]
     ) -> str:
         """Live until the process ends; on return all that it started is dead.
 
@@ -208,8 +205,8 @@ class AgentLife:
 class Agent:
     """One agent process, shared by all sessions, started again whenever it ends.
 
-    ``run`` must be running for anything else to work. Every call that needs the process raises
-    ``AgentUnavailableError`` when there is none that is ready.
+    ``run`` must be running for anything else to work. What its calls do and raise, ``AgentPort``
+    says.
 
     Args:
         command: the program.
@@ -245,11 +242,7 @@ class Agent:
                 failed += 1
 
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - how long a caller will wait is part of the call
-        """Return when the agent is ready, at once if it is.
-
-        Raises:
-            AgentUnavailableError: it was not within ``timeout`` seconds; the message says why.
-        """
+        """Return when the agent is ready, at once if it is, within ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._ready.wait()
@@ -257,21 +250,12 @@ class Agent:
             raise AgentUnavailableError(self._state.detail) from error
 
     async def new_session(self, title: str) -> str:
-        """Make a session and return the agent's id for it; raises AgentError."""
+        """Make a session and return the agent's id for it."""
         async with _patience():
             return await new_session(self._living().peer, self._setup, title)
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
-        """Give the agent a message, and the sink all that answers it.
-
-        Cancelling the calling task cancels the prompt in the agent too.
-
-        Raises:
-            AgentDiedError: the agent process ended before the prompt did.
-            AgentRefusedError: the agent answered with an error, or the session is busy.
-            AgentUnavailableError: no agent is ready.
-            Exception: whatever ``sink`` raised.
-        """
+        """Give the agent a message, and the sink all that answers it."""
         life = self._living()
         if agent_session_id in self._turns:
             raise AgentRefusedError(_INVALID_PARAMS, "the session has a running turn")
@@ -293,10 +277,7 @@ class Agent:
                 await life.process.kill_tools(agent_session_id, began)
 
     async def cancel(self, agent_session_id: str) -> None:
-        """Ask the session's prompt to end, and return at once; without a prompt, do nothing.
-
-        The prompt then ends with stop_reason ``cancelled``, whatever the model does.
-        """
+        """Ask the session's prompt to end, and return at once; without a prompt, do nothing."""
         turn = self._turns.get(agent_session_id)
         if turn is not None:
             turn.cancel()
@@ -333,7 +314,7 @@ class Agent:
             return
         turn = self._turns.get(str(params.get("sessionId")))
         if turn is None:
-            await decline(peer, request_id)
+            await peer.respond(request_id, CANCELLED)
         else:
             turn.ask(request_id, params)
 

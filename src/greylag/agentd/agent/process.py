@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import psutil
@@ -16,7 +16,6 @@ _MODEL_TIMEOUT = "240"  # seconds; longer than the relay's own, whose error says
 _STDERR_LINES = 20
 _STDERR_WIDTH = 300
 _STDERR_READ = 4096
-_LAST_WORDS_SECONDS = 1.0
 
 
 def agent_environment(
@@ -54,7 +53,7 @@ class AgentProcess:
     """One running agent process; ``start`` makes it, ``kill`` ends it and all that it started."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, root: psutil.Process, mark: str
+        self, process: asyncio.subprocess.Process, root: psutil.Process | None, mark: str
     ) -> None:
         self._process = process
         self._root = root
@@ -84,10 +83,10 @@ class AgentProcess:
         except OSError as error:
             reason = f"The agent ({command.argv[0]}) cannot be started: {error.strerror}."
             raise AgentUnavailableError(reason) from error
-        try:
-            return cls(process, psutil.Process(process.pid), mark)
-        except psutil.NoSuchProcess as error:
-            raise AgentUnavailableError(await _ended_at_once(process)) from error
+        root: psutil.Process | None = None
+        with suppress(psutil.NoSuchProcess):  # it may have ended at once; ``ended`` tells why
+            root = psutil.Process(process.pid)
+        return cls(process, root, mark)
 
     @property
     def pid(self) -> int:
@@ -117,7 +116,10 @@ class AgentProcess:
 
     async def ended(self) -> str:
         """Wait until the process has ended and say how, in one plain sentence."""
-        return _ending(await self._process.wait(), self._stderr)
+        code = await self._process.wait()
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        last = f" (it said: {self._stderr[-1]})" if self._stderr else ""
+        return f"The agent process {how}{last}."
 
     def request_kill(self) -> None:
         """Kill the agent itself at once; what it started is killed by ``kill``."""
@@ -137,22 +139,6 @@ class AgentProcess:
     def reap_adopted(self) -> None:
         """Take the exit status of processes that came to us when their parent had ended."""
         process_tree.reap_adopted(self.pid)
-
-
-def _ending(code: int, said: Sequence[str]) -> str:
-    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-    last = f" (it said: {said[-1]})" if said else ""
-    return f"The agent process {how}{last}."
-
-
-async def _ended_at_once(process: asyncio.subprocess.Process) -> str:
-    """Say how a process ended that was gone before we could look at it."""
-    said = b""
-    with suppress(TimeoutError):  # what it started may hold its stderr open
-        async with asyncio.timeout(_LAST_WORDS_SECONDS):
-            _, said = await process.communicate()
-    lines = [line[:_STDERR_WIDTH] for line in said.decode("utf-8", "replace").splitlines()]
-    return _ending(await process.wait(), [line for line in lines if line.strip()])
 
 
 async def _in_thread(work: Callable[..., None], *args: object) -> None:

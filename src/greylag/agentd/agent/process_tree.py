@@ -52,12 +52,12 @@ def is_subreaper() -> bool:
     return bool(answer.value)
 
 
-def kill_tree(root: psutil.Process, mark: str) -> None:
+def kill_tree(root: psutil.Process | None, mark: str) -> None:
     """Kill the agent and all that it started.
 
     Args:
         root: the agent, looked up while it ran (so that a reused process id is noticed); it may
-            be dead already.
+            be dead already, and is None if it was before the look.
         mark: the value of MARK in the agent's environment.
     """
     tree = _tree(root)
@@ -104,7 +104,9 @@ def _prctl(option: int, argument: int) -> None:
         raise OSError(number, f"prctl({option}) failed: {os.strerror(number)}")
 
 
-def _tree(root: psutil.Process) -> list[psutil.Process]:
+def _tree(root: psutil.Process | None) -> list[psutil.Process]:
+    if root is None:
+        return []
     try:
         return [root, *root.children(recursive=True)]
     except psutil.Error:

@@ -16,6 +16,8 @@ from greylag.agentd.agent.types import (
     TurnSink,
 )
 
+CANCELLED: dict[str, Any] = {"outcome": {"outcome": "cancelled"}}
+"""The answer to a permission request whose prompt is over, or ends."""
 CANCEL_PATIENCE = 4.0
 _CANCEL_AGAIN = 0.5
 
@@ -171,11 +173,6 @@ class AgentTurn:
         return PromptResult(str(reason), usage if isinstance(usage, dict) else None)
 
 
-async def decline(peer: AcpPeer, request_id: str | int) -> None:
-    """Answer a permission request that belongs to no running prompt."""
-    await peer.respond(request_id, _outcome("cancelled", None))
-
-
 def _question(params: dict[str, Any]) -> PermissionRequest:
     call = params.get("toolCall")
     call = call if isinstance(call, dict) else {}
@@ -198,4 +195,4 @@ def _outcome(decision: Decision, options: Any) -> dict[str, Any]:
             option_id = option.get("optionId")
             if isinstance(option_id, str):
                 return {"outcome": {"outcome": "selected", "optionId": option_id}}
-    return {"outcome": {"outcome": "cancelled"}}
+    return CANCELLED

@@ -235,11 +235,18 @@ class AgentPort(Protocol):
         ...
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
-        """Give the agent a message, and the sink all that answers it."""
+        """Give the agent a message, and the sink all that answers it.
+
+        The session must have no other prompt (``AgentRefusedError``). What the sink raises is
+        raised here. Cancelling the calling task cancels the prompt in the agent too.
+        """
         ...
 
     async def cancel(self, agent_session_id: str) -> None:
-        """Ask the running prompt of a session to end; returns at once."""
+        """Ask the running prompt of a session to end; returns at once.
+
+        It ends with stop_reason ``cancelled``, whatever the model does.
+        """
 
     def model_failure(self, agent_session_id: str) -> ModelFailure | None:
         """Return how the last model call of a session's last prompt failed, None if it did not."""

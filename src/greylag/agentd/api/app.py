@@ -1,8 +1,7 @@
 """The HTTP application: health and status, every route, sign-in, request ids, errors."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
@@ -17,7 +16,7 @@ from greylag import __version__
 from greylag.agentd.agent.types import AgentPort
 from greylag.agentd.api.configuration import ExtensionRoutes, SettingRoutes
 from greylag.agentd.api.guard import Auth, Prefix
-from greylag.agentd.api.messages import MessageReader, MessageRoutes
+from greylag.agentd.api.messages import MessageRoutes
 from greylag.agentd.api.requests import refusal, refused
 from greylag.agentd.api.sessions import SessionRoutes, TurnRoutes
 from greylag.agentd.config import AgentdSettings
@@ -32,20 +31,12 @@ from greylag.common.access_log import AccessLog
 
 
 class HealthRoutes:
-    """Handlers for health and status.
+    """Handlers for health and status."""
 
-    Args:
-        agent: whose state is told.
-        turns: whose work is told.
-        model: returns what answers the agent's model calls, for clients.
-    """
-
-    def __init__(
-        self, agent: AgentPort, turns: TurnEngine, model: Callable[[], dict[str, Any]]
-    ) -> None:
+    def __init__(self, settings: AgentdSettings, agent: AgentPort, turns: TurnEngine) -> None:
+        self._settings = settings
         self._agent = agent
         self._turns = turns
-        self._model = model
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -95,31 +86,18 @@ class HealthRoutes:
 
     def _who(self) -> dict[str, Any]:
         state = self._agent.state
-        agent = {
-            "kind": state.kind,
-            "version": state.version,
-            "status": state.status,
-            "detail": state.detail,
-        }
-        return {"agent": agent, "model": self._model()}
+        return {"agent": asdict(state), "model": model_object(self._settings, state.kind)}
 
 
 def _entry(entry: ActivityEntry) -> dict[str, Any]:
-    return {
-        "session_id": entry.session_id,
-        "endpoint_type": entry.endpoint_type,
-        "status": entry.status,
-        "start_time": _system_time(entry.start_time),
-        "last_update": _system_time(entry.last_update),
-    }
+    times = {"start_time": entry.start_time, "last_update": entry.last_update}
+    return asdict(entry) | {name: _system_time(seconds) for name, seconds in times.items()}
 
 
 def _system_time(seconds: float) -> dict[str, int]:
     whole = int(seconds)
-    return {
-        "secs_since_epoch": whole,
-        "nanos_since_epoch": int((seconds - whole) * 1_000_000_000),
-    }
+    nanos = int((seconds - whole) * 1_000_000_000)
+    return {"secs_since_epoch": whole, "nanos_since_epoch": nanos}
 
 
 # The application.
@@ -141,18 +119,13 @@ class Services:
 
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
     """Return the application; nothing is started by it."""
-    reader = MessageReader(settings.message_limit)
-    health = HealthRoutes(
-        services.agent,
-        services.turns,
-        lambda: model_object(settings, services.agent.state.kind),
-    )
+    limit = settings.message_limit
     return Starlette(
         routes=[
-            *health.routes(),
+            *HealthRoutes(settings, services.agent, services.turns).routes(),
             *SessionRoutes(services.sessions, services.turns).routes(),
-            *MessageRoutes(services.turns, reader).routes(),
-            *TurnRoutes(services.sessions, services.turns, reader).routes(),
+            *MessageRoutes(services.turns, limit).routes(),
+            *TurnRoutes(services.sessions, services.turns, limit).routes(),
             *ExtensionRoutes(services.extensions).routes(),
             *SettingRoutes(services.settings).routes(),
         ],
@@ -181,14 +154,9 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 async def _storage_failed(_request: Request, error: Exception) -> Response:
     """Answer what the records could not take or give, a full disk most often."""
     _log.error("records_failed", reason=str(error))
-    return refusal(RequestError("storage_failed", "Storage failed", str(error)))
+    return refusal(RequestError("storage_failed", str(error)))
 
 
 async def _defect(_request: Request, _error: Exception) -> Response:
     """Answer a defect of ours; the log has the traceback, the client gets no detail."""
-    body = {
-        "error": "Internal error",
-        "message": "agentd failed; its log says why.",
-        "code": "internal",
-    }
-    return JSONResponse(body, status_code=500)
+    return refusal(RequestError("internal", "agentd failed; its log says why.", "Internal error"))

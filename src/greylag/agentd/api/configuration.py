@@ -7,9 +7,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from greylag.agentd.api.requests import answer, read_object, relayed
-from greylag.agentd.extensions import Extension, ExtensionService, extension_definition
+from greylag.agentd.extensions import ExtensionService, extension_definition
 from greylag.agentd.problems import RequestError, invalid
-from greylag.agentd.settings import SettingsService, SettingState
+from greylag.agentd.settings import SettingsService
 from greylag.common import agent_api
 
 _EXTENSION_BODY = 256 * 1024
@@ -17,7 +17,7 @@ _SETTINGS_BODY = 64 * 1024
 
 
 class ExtensionRoutes:
-    """Handlers for `/api/v1/extensions`."""
+    """Handlers for `/api/v1/extensions`; ``agent_api`` describes those that are relayed."""
 
     def __init__(self, extensions: ExtensionService) -> None:
         self._extensions = extensions
@@ -26,15 +26,14 @@ class ExtensionRoutes:
         """Return the routes."""
         one = "/api/v1/extensions/{name}"
         return [
-            relayed(agent_api.LIST_EXTENSIONS, self.list),
+            relayed(agent_api.LIST_EXTENSIONS, self._list),
             Route("/api/v1/extensions", self.add, methods=["POST"]),
             Route(f"{one}/toggle", self.toggle, methods=["PUT"]),
             Route(one, self.remove, methods=["DELETE"]),
         ]
 
-    async def list(self, _request: Request) -> Response:
-        """List all extensions."""
-        extensions = [_extension(each) for each in await self._extensions.all()]
+    async def _list(self, _request: Request) -> Response:
+        extensions = await self._extensions.all()
         return answer(agent_api.ExtensionList(extensions, len(extensions)))
 
     async def add(self, request: Request) -> Response:
@@ -51,9 +50,9 @@ class ExtensionRoutes:
         enabled = (await read_object(request, _EXTENSION_BODY)).get("enabled")
         if not isinstance(enabled, bool):
             raise invalid("enabled must be true or false.")
-        extension = await self._extensions.enable(request.path_params["name"], enabled=enabled)
+        name = await self._extensions.enable(request.path_params["name"], enabled=enabled)
         words = "Extension toggled successfully"
-        return JSONResponse({"message": words, "name": extension.name, "enabled": enabled})
+        return JSONResponse({"message": words, "name": name, "enabled": enabled})
 
     async def remove(self, request: Request) -> Response:
         """Remove an extension that is switched off."""
@@ -61,25 +60,8 @@ class ExtensionRoutes:
         return Response(status_code=204)
 
 
-def _extension(extension: Extension) -> agent_api.AgentExtension:
-    return agent_api.AgentExtension(
-        name=extension.name,
-        display_name=extension.display_name,
-        type=extension.kind,
-        extension_type=extension.kind,  # the older page reads this name
-        enabled=extension.enabled,
-        timeout=extension.timeout,
-        cmd=extension.command,
-        args=extension.arguments,
-        uri=extension.uri,
-        bundled=None,
-        description=extension.description,
-        env_keys=extension.env_keys,
-    )
-
-
 class SettingRoutes:
-    """Handlers for `/api/v1/settings`."""
+    """Handlers for `/api/v1/settings`; ``agent_api`` describes those that are relayed."""
 
     def __init__(self, settings: SettingsService) -> None:
         self._settings = settings
@@ -87,29 +69,25 @@ class SettingRoutes:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            relayed(agent_api.LIST_SETTINGS, self.list),
-            relayed(agent_api.SHOW_SETTING, self.get),
-            relayed(agent_api.CHANGE_SETTING, self.change),
-            relayed(agent_api.RESET_SETTING, self.reset),
+            relayed(agent_api.LIST_SETTINGS, self._list),
+            relayed(agent_api.SHOW_SETTING, self._get),
+            relayed(agent_api.CHANGE_SETTING, self._change),
+            relayed(agent_api.RESET_SETTING, self._reset),
             Route("/api/v1/settings", self.change_many, methods=["PUT"]),
         ]
 
-    async def list(self, _request: Request) -> Response:
-        """List all settings."""
-        settings = [_setting(state) for state in await self._settings.all()]
+    async def _list(self, _request: Request) -> Response:
+        settings = await self._settings.all()
         return answer(agent_api.SettingList(settings, len(settings)))
 
-    async def get(self, request: Request) -> Response:
-        """Show one setting."""
-        return answer(_setting(await self._settings.get(request.path_params["key"])))
+    async def _get(self, request: Request) -> Response:
+        return answer(await self._settings.get(request.path_params["key"]))
 
-    async def change(self, request: Request) -> Response:
-        """Give one setting a value."""
+    async def _change(self, request: Request) -> Response:
         body = await read_object(request, _SETTINGS_BODY)
         if "value" not in body:
             raise invalid("The body must have a value.")
-        state = await self._settings.change(request.path_params["key"], body["value"])
-        changed = _changed(state)
+        changed = await self._changed(request.path_params["key"], body["value"])
         return answer(agent_api.ChangedSetting("Setting updated successfully", **changed))
 
     async def change_many(self, request: Request) -> Response:
@@ -130,37 +108,18 @@ class SettingRoutes:
             }
         )
 
-    async def reset(self, request: Request) -> Response:
-        """Give one setting its default again."""
-        state = await self._settings.reset(request.path_params["key"])
+    async def _reset(self, request: Request) -> Response:
+        setting = await self._settings.reset(request.path_params["key"])
         words = "Setting reset to default successfully"
-        return answer(agent_api.ResetSetting(words, state.setting.key, state.setting.default))
+        return answer(agent_api.ResetSetting(words, setting.key, setting.default_value))
 
     async def _result(self, key: str, value: object) -> dict[str, Any]:
         try:
-            state = await self._settings.change(key, value)
+            return {"success": True, **await self._changed(key, value)}
         except RequestError as error:
             return {"key": key, "success": False, "error": error.message}
-        return {"success": True, **_changed(state)}
 
-
-def _changed(state: SettingState) -> dict[str, Any]:
-    return {
-        "key": state.setting.key,
-        "value": state.value,
-        "restart_required": state.setting.restart_required,
-    }
-
-
-def _setting(state: SettingState) -> agent_api.AgentSetting:
-    setting = state.setting
-    return agent_api.AgentSetting(
-        key=setting.key,
-        value=state.value,
-        default_value=setting.default,
-        description=setting.description,
-        value_type="number" if setting.number else "string",
-        validation=setting.validation,
-        env_override=state.env_override,
-        restart_required=setting.restart_required,
-    )
+    async def _changed(self, key: str, value: object) -> dict[str, Any]:
+        setting = await self._settings.change(key, value)
+        restart = setting.restart_required
+        return {"key": setting.key, "value": setting.value, "restart_required": restart}

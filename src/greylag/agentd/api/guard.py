@@ -2,8 +2,8 @@
 
 import hmac
 import re
-from collections.abc import Iterable
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -36,25 +36,25 @@ class Auth:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         if self._token is None:
-            if _local(scope["headers"]):
+            if _local(Headers(scope=scope)):
                 return None
             return _refused(403, "Forbidden", "Without a token only this machine may connect.")
         if scope["path"] in _OPEN_PATHS and scope["method"] in {"GET", "HEAD"}:
             return None
         expected = self._token.value.encode()
-        if any(hmac.compare_digest(token, expected) for token in _tokens(scope["headers"])):
+        if any(hmac.compare_digest(token, expected) for token in _tokens(Headers(scope=scope))):
             return None
         return _refused(401, "Unauthorized", "Send the token as: Authorization: Bearer <token>.")
 
 
-def _tokens(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+def _tokens(headers: Headers) -> list[bytes]:
     """Return the tokens sent. The second header is for ways, such as the service proxy of a
     Kubernetes API server, on which the first one belongs to somebody else.
     """
-    pairs = list(headers)
-    scheme, _, token = _header(pairs, b"authorization").partition(b" ")
-    bearer = [token.strip()] if scheme.lower() == b"bearer" else []
-    return [*bearer, _header(pairs, b"x-greylag-agent-token").strip()]
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    sent = [bearer] if scheme.lower() == "bearer" else []
+    sent.append(headers.get("x-greylag-agent-token", ""))
+    return [token.encode("latin-1").strip() for token in sent]
 
 
 def _refused(status: int, error: str, message: str) -> JSONResponse:
@@ -63,20 +63,10 @@ def _refused(status: int, error: str, message: str) -> JSONResponse:
     return JSONResponse(body, status_code=status, headers=headers)
 
 
-def _local(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    pairs = list(headers)
-    if not is_loopback(_hostname(_header(pairs, b"host"))):
-        return False
-    origin = _header(pairs, b"origin")
-    return not origin or is_loopback(_hostname(origin.partition(b"://")[2]))
-
-
-def _hostname(authority: bytes) -> str:
-    return _PORT.sub("", authority.decode("latin-1")).lower()
-
-
-def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
-    return next((value for key, value in headers if key == name), b"")
+def _local(headers: Headers) -> bool:
+    origin = headers.get("origin", "")
+    named = [headers.get("host", ""), *([origin.partition("://")[2]] if origin else [])]
+    return all(is_loopback(_PORT.sub("", authority).lower()) for authority in named)
 
 
 class Prefix:

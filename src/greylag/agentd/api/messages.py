@@ -3,14 +3,13 @@
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from greylag.agentd.api.requests import follow, read_object, refusal, text, too_large
+from greylag.agentd.api.requests import follow, read_object, refusal, text
 from greylag.agentd.journal.tail import JournalTail
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.turns.engine import TurnEngine
@@ -22,51 +21,38 @@ _AROUND = 64 * 1024
 _MESSAGE_ID = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What a user said.
-
-    Attributes:
-        text: the words.
-        message_id: the client's own id of the message, if it gave one.
-        session_id: the session that the body names, if it does.
-    """
+class Message(NamedTuple):
+    """What a user said; the client may give it an id, and name the session in the body."""
 
     text: str
     message_id: str | None
     session_id: str | None
 
 
-class MessageReader:
-    """Reads a message from a request; `limit` is the most bytes (UTF-8) that it may have."""
+async def read_message(request: Request, limit: int) -> Message:
+    """Return the message of a request; it may have ``limit`` bytes (UTF-8).
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-
-    async def read(self, request: Request) -> Message:
-        """Return the message.
-
-        Raises:
-            RequestError: invalid_request or too_large.
-        """
-        body = await read_object(request, self._limit * _ESCAPED + _AROUND)
-        words = text(body, "message")
-        if words is None or not words.strip():
-            raise invalid("message must be text, and not empty.")
-        if len(words.encode()) > self._limit:
-            raise too_large(f"The message is longer than {self._limit} bytes.")
-        message_id = text(body, "message_id")
-        if message_id is not None and not 1 <= len(message_id) <= _MESSAGE_ID:
-            raise invalid(f"message_id must have from 1 to {_MESSAGE_ID} characters.")
-        return Message(words, message_id, text(body, "session_id"))
+    Raises:
+        RequestError: invalid_request or too_large.
+    """
+    body = await read_object(request, limit * _ESCAPED + _AROUND)
+    words = text(body, "message")
+    if words is None or not words.strip():
+        raise invalid("message must be text, and not empty.")
+    if len(words.encode()) > limit:
+        raise RequestError("too_large", f"The message is longer than {limit} bytes.")
+    message_id = text(body, "message_id")
+    if message_id is not None and not 1 <= len(message_id) <= _MESSAGE_ID:
+        raise invalid(f"message_id must have from 1 to {_MESSAGE_ID} characters.")
+    return Message(words, message_id, text(body, "session_id"))
 
 
 class MessageRoutes:
-    """Handlers for what is sent to a session."""
+    """Handlers for what is sent to a session; ``message_limit`` is in bytes."""
 
-    def __init__(self, turns: TurnEngine, reader: MessageReader) -> None:
+    def __init__(self, turns: TurnEngine, message_limit: int) -> None:
         self._turns = turns
-        self._reader = reader
+        self._message_limit = message_limit
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -80,7 +66,7 @@ class MessageRoutes:
     async def messages(self, request: Request) -> Response:
         """Start a turn and stream its events."""
         session_id = request.path_params["session_id"]
-        message = await self._reader.read(request)
+        message = await read_message(request, self._message_limit)
         try:
             started = await self._turns.start(session_id, message.text, message.message_id)
         except RequestError as error:
@@ -90,7 +76,7 @@ class MessageRoutes:
     async def send(self, request: Request) -> Response:
         """Start a turn, wait for its end and return the answer."""
         session_id = request.path_params["session_id"]
-        message = await self._reader.read(request)
+        message = await read_message(request, self._message_limit)
         try:
             started = await self._turns.start(session_id, message.text, message.message_id, "sync")
         except RequestError as error:
@@ -113,7 +99,7 @@ class MessageRoutes:
     async def stream(self, request: Request) -> Response:
         """Start a turn and stream the answer's text alone, in the older token shape."""
         session_id = request.path_params["session_id"]
-        message = await self._reader.read(request)
+        message = await read_message(request, self._message_limit)
         started = await self._turns.start(
             session_id, message.text, message.message_id, "provider-streaming"
         )

@@ -1,6 +1,7 @@
 """What all routes share: reading a JSON body within limits, answering, and streaming events."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -38,6 +39,7 @@ _STATUS = {
     "events_gone": 410,
     "too_large": 413,
     "agent_refused": 500,
+    "internal": 500,
     "storage_failed": 500,
     "agent_unavailable": 503,
 }
@@ -81,7 +83,7 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise too_large(f"The request is larger than {limit} bytes.")
+            raise RequestError("too_large", f"The request is larger than {limit} bytes.")
     try:
         value = parse_json(body)
     except ValueError as error:
@@ -89,11 +91,6 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise invalid("The body must be a JSON object.")
     return value
-
-
-def too_large(message: str) -> RequestError:
-    """Return the error for a body or a message past its limit."""
-    return RequestError("too_large", "Too large", message)
 
 
 def text(body: dict[str, Any], name: str) -> str | None:
@@ -120,15 +117,11 @@ def whole_number(request: Request, name: str, *, default: int, most: int) -> int
     Raises:
         RequestError: invalid_request.
     """
-    value = request.query_params.get(name)
-    if value is None:
-        return default
-    if not (value.isascii() and value.isdigit() and len(value) < len(str(most)) + 1):
+    value = request.query_params.get(name, str(default))
+    digits = value.isascii() and value.isdigit() and len(value) <= len(str(most))
+    if not digits or not 1 <= int(value) <= most:
         raise invalid(f"{name} must be a whole number from 1 to {most}.")
-    number = int(value)
-    if not 1 <= number <= most:
-        raise invalid(f"{name} must be a whole number from 1 to {most}.")
-    return number
+    return int(value)
 
 
 # A turn's events as an HTTP response, in constant memory for any reader.
@@ -163,8 +156,8 @@ async def follow(
     turn_id: str,
     request: Request,
     convert: Callable[[JournalTail], AsyncIterator[bytes]] = JournalTail.chunks,
-) -> JournalStream:
-    """Return the response that streams a turn's events.
+) -> Response:
+    """Return the response that streams a turn's events; 204 when none will follow any more.
 
     Args:
         turns: who has the events.
@@ -178,15 +171,16 @@ async def follow(
     try:
         tail = turns.tail(turn_id)
     except JournalGoneError as error:
-        raise RequestError("events_gone", "Events gone", str(error)) from error
+        raise RequestError("events_gone", str(error)) from error
     after = request.headers.get("last-event-id") or request.query_params.get("after")
-    try:
-        if after:
-            await tail.skip(event_number(turn_id, after))
-    except UnknownEventError as error:
-        tail.close()
-        raise RequestError("unknown_event", "Unknown event", str(error)) from error
-    except BaseException:
-        tail.close()
-        raise
-    return JournalStream(convert(tail), tail.close)
+    with ExitStack() as opened:
+        opened.callback(tail.close)
+        try:
+            if after:
+                await tail.skip(event_number(turn_id, after))
+        except UnknownEventError as error:
+            raise RequestError("unknown_event", str(error)) from error
+        if after and tail.is_over:
+            # A standard EventSource opens a stream again that ended with 200 (WHATWG HTML, 9.2).
+            return Response(status_code=204)
+        return JournalStream(convert(tail), opened.pop_all().close)

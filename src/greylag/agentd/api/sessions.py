@@ -6,12 +6,13 @@ Sessions are of the older contract, which gives some refusals shapes of their ow
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, replace
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from greylag.agentd.api.messages import MessageReader
+from greylag.agentd.api.messages import read_message
 from greylag.agentd.api.requests import answer, follow, read_object, relayed, whole_number
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.records import SessionRecord, TurnRecord
@@ -28,7 +29,7 @@ _LIST_TEXT = 1000
 
 
 class SessionRoutes:
-    """Handlers for `/api/v1/sessions`."""
+    """Handlers for `/api/v1/sessions`; ``agent_api`` describes those that are relayed."""
 
     def __init__(self, sessions: SessionService, turns: TurnEngine) -> None:
         self._sessions = sessions
@@ -37,34 +38,29 @@ class SessionRoutes:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            relayed(agent_api.CREATE_SESSION, self.create),
-            relayed(agent_api.LIST_SESSIONS, self.list),
-            relayed(agent_api.SHOW_SESSION, self.get),
-            relayed(agent_api.DELETE_SESSION, self.delete),
-            relayed(agent_api.LIST_MESSAGES, self.messages),
-            relayed(agent_api.EXPORT_SESSION, self.export),
+            relayed(agent_api.CREATE_SESSION, self._create),
+            relayed(agent_api.LIST_SESSIONS, self._list),
+            relayed(agent_api.SHOW_SESSION, self._get),
+            relayed(agent_api.DELETE_SESSION, self._delete),
+            relayed(agent_api.LIST_MESSAGES, self._messages),
+            relayed(agent_api.EXPORT_SESSION, self._export),
             Route("/api/v1/sessions/{session}/cancel", self.cancel, methods=["POST"]),
         ]
 
-    async def create(self, _request: Request) -> Response:
-        """Make a session."""
-        session = await self._sessions.create()
-        return answer(_session(session), 201)
+    async def _create(self, _request: Request) -> Response:
+        return answer(_session(await self._sessions.create()), 201)
 
-    async def list(self, _request: Request) -> Response:
-        """List all sessions, newest first."""
+    async def _list(self, _request: Request) -> Response:
         sessions = [_session(session) for session in await self._sessions.all()]
         return answer(agent_api.SessionList(sessions, len(sessions)))
 
-    async def get(self, request: Request) -> Response:
-        """Show one session."""
+    async def _get(self, request: Request) -> Response:
         session = await self._find(request)
         if session is None:
             return JSONResponse(_NOT_FOUND, status_code=404)
         return answer(_session(session))
 
-    async def delete(self, request: Request) -> Response:
-        """End a session for good."""
+    async def _delete(self, request: Request) -> Response:
         try:
             await self._sessions.delete(request.path_params["session"])
         except RequestError:
@@ -78,8 +74,7 @@ class SessionRoutes:
         body = {"session_id": session_id, "cancelled": cancelled}
         return JSONResponse(body, status_code=202 if cancelled else 200)
 
-    async def messages(self, request: Request) -> Response:
-        """Show what was said, oldest first."""
+    async def _messages(self, request: Request) -> Response:
         session = await self._find(request)
         if session is None:
             session_id = request.path_params["session"]
@@ -91,8 +86,7 @@ class SessionRoutes:
             return answer(await self._page(session, most, before))
         return StreamingResponse(self._messages_json(session), media_type="application/json")
 
-    async def export(self, request: Request) -> Response:
-        """Return the session as Markdown."""
+    async def _export(self, request: Request) -> Response:
         session = await self._sessions.get(request.path_params["session"])
         return StreamingResponse(self._markdown(session), media_type="text/plain; charset=utf-8")
 
@@ -105,7 +99,7 @@ class SessionRoutes:
     async def _all_messages(self, session: SessionRecord) -> AsyncIterator[agent_api.ChatMessage]:
         # Page by page: a long session is never held whole.
         offset = index = 0
-        while page := await self._turns.page(session.session_id, offset, _PAGE):
+        while page := await self._turns.records.page(session.session_id, offset, _PAGE):
             offset += len(page)
             for turn in page:
                 for message in _messages(turn, index):
@@ -117,7 +111,7 @@ class SessionRoutes:
         index, skipped, left = session.message_count, 0, agent_api.PAGE_CHARACTERS
         page: list[agent_api.ChatMessage] = []
         # One turn at a time: each may be as long as a journal.
-        while turns := await self._turns.newest(session.session_id, 1, skipped):
+        while turns := await self._turns.records.newest(session.session_id, 1, skipped):
             skipped += 1
             said = list(_messages(turns[0], 0))
             index = max(0, index - len(said))
@@ -171,18 +165,18 @@ def _messages(turn: TurnRecord, index: int) -> Iterator[agent_api.ChatMessage]:
 class TurnRoutes:
     """Handlers for turns; all that the older contract lacked."""
 
-    def __init__(self, sessions: SessionService, turns: TurnEngine, reader: MessageReader) -> None:
+    def __init__(self, sessions: SessionService, turns: TurnEngine, message_limit: int) -> None:
         self._sessions = sessions
         self._turns = turns
-        self._reader = reader
+        self._message_limit = message_limit
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         one = "/api/v1/turns/{turn}"
         return [
             Route("/api/v1/turns", self.start, methods=["POST"]),
-            relayed(agent_api.LIST_TURNS, self.list),
-            relayed(agent_api.SHOW_TURN, self.get),
+            relayed(agent_api.LIST_TURNS, self._list),
+            relayed(agent_api.SHOW_TURN, self._get),
             Route(f"{one}/events", self.events, methods=["GET"]),
             Route(f"{one}/cancel", self.cancel, methods=["POST"]),
             Route(f"{one}/confirmations/{{confirmation}}", self.confirm, methods=["POST"]),
@@ -193,21 +187,19 @@ class TurnRoutes:
 
         Without a session_id, a session is made for it.
         """
-        message = await self._reader.read(request)
+        message = await read_message(request, self._message_limit)
         started = await self._turns.start(message.session_id, message.text, message.message_id)
         status = 201 if started.outcome == "new" else 200
         return answer(_turn(started.turn, most_answer=_LIST_TEXT), status)
 
-    async def list(self, request: Request) -> Response:
-        """List a session's turns, newest first."""
+    async def _list(self, request: Request) -> Response:
         limit = whole_number(request, "limit", default=agent_api.TURNS, most=agent_api.MOST_TURNS)
         session = await self._sessions.get(request.path_params["session"])
-        turns = await self._turns.newest(session.session_id, limit)
+        turns = await self._turns.records.newest(session.session_id, limit)
         shown = [_turn(turn, most_message=_LIST_TEXT, most_answer=_LIST_TEXT) for turn in turns]
         return answer(agent_api.TurnList(shown))
 
-    async def get(self, request: Request) -> Response:
-        """Show one turn."""
+    async def _get(self, request: Request) -> Response:
         return answer(_turn(await self._turns.get(request.path_params["turn"])))
 
     async def events(self, request: Request) -> Response:
@@ -230,17 +222,11 @@ class TurnRoutes:
         confirmation_id = request.path_params["confirmation"]
         match await self._turns.answer(turn_id, confirmation_id, decision):
             case "unknown":
-                raise RequestError(
-                    "confirmation_not_found",
-                    "Confirmation not found",
-                    "This turn has no such confirmation.",
-                )
+                reason = "This turn has no such confirmation."
+                raise RequestError("confirmation_not_found", reason)
             case "settled_otherwise":
-                raise RequestError(
-                    "confirmation_settled",
-                    "Confirmation settled",
-                    "This confirmation was settled differently before.",
-                )
+                reason = "This confirmation was settled differently before."
+                raise RequestError("confirmation_settled", reason)
         return JSONResponse({"confirmation_id": confirmation_id, "decision": decision})
 
 
@@ -249,18 +235,11 @@ def _turn(
 ) -> agent_api.Turn:
     """Return a turn as it is shown, its texts cut to so many characters."""
     message, reply = turn.message[:most_message], turn.answer[:most_answer]
-    return agent_api.Turn(
-        turn_id=turn.turn_id,
-        session_id=turn.session_id,
-        message_id=turn.message_id,
-        status=turn.status,
-        message=message,
-        started_at=rfc3339(turn.started_at),
-        ended_at=maybe_rfc3339(turn.ended_at),
-        answer=reply,
-        tool_calls_count=turn.tool_calls_count,
-        stop_reason=turn.stop_reason,
-        error=turn.error,
-        error_code=turn.error_code,
-        shortened=(message, reply) != (turn.message, turn.answer),
-    )
+    shown: dict[str, Any] = {
+        "message": message,
+        "answer": reply,
+        "started_at": rfc3339(turn.started_at),
+        "ended_at": maybe_rfc3339(turn.ended_at),
+        "shortened": (message, reply) != (turn.message, turn.answer),
+    }
+    return agent_api.Turn(**asdict(turn) | shown)

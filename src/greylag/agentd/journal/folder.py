@@ -15,14 +15,13 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.journal.journal import TurnJournal, event_id
-from greylag.agentd.journal.tail import JournalTail
+from greylag.agentd.journal.journal import TurnJournal, event_id, write_all
+from greylag.agentd.journal.tail import JournalTail, frames
 from greylag.common import sse
 
 SUFFIX = ".sse"
 RESERVE_BYTES = 1024 * 1024
 
-_BLOCK = 1024 * 1024
 _log = structlog.get_logger(__name__)
 
 
@@ -33,13 +32,16 @@ class Journals:
         folder: where they are (must exist).
         turn_limit: most bytes of one journal.
         total_limit: most bytes of all of them; the oldest ended turns' go first.
+
+    Attributes:
+        reserve: the room that is kept for the ends of turns.
     """
 
     def __init__(self, folder: Path, turn_limit: int, total_limit: int) -> None:
         self._folder = folder
         self._turn_limit = turn_limit
         self._total_limit = total_limit
-        self._reserve = Reserve(folder / "reserve")
+        self.reserve = Reserve(folder / "reserve")
 
     def path(self, turn_id: str) -> Path:
         """Return where a turn's journal is, or would be."""
@@ -74,12 +76,8 @@ class Journals:
         Raises:
             OSError: there is not enough.
         """
-        if not self._reserve.held:
-            await asyncio.to_thread(self._reserve.hold)
-
-    def release_reserve(self) -> None:
-        """Give up the room that was kept, as the disk is full."""
-        self._reserve.release()
+        if not self.reserve.held:
+            await asyncio.to_thread(self.reserve.hold)
 
     async def make_room(self, running: Callable[[str], bool]) -> list[str]:
         """Remove the oldest journals past the limit, but none of a turn that is ``running``.
@@ -87,35 +85,34 @@ class Journals:
         Returns:
             the ids of the turns whose journals went.
         """
-        return await asyncio.to_thread(self._remove_oldest, running)
 
-    async def remove_unknown(self, known: AbstractSet[str]) -> int:
+        def past_limit() -> Iterator[str]:
+            journals = sorted(self._all(), key=lambda journal: journal[0].st_mtime_ns)
+            left = sum(about.st_size for about, _ in journals) - self._total_limit
+            for about, turn_id in journals:
+                if left > 0 and not running(turn_id):
+                    left -= about.st_size
+                    yield turn_id
+
+        return await asyncio.to_thread(self._remove_all, past_limit)
+
+    async def remove_unknown(self, known: AbstractSet[str]) -> list[str]:
         """Remove the journals of turns that are not ``known``: a crash cut their removal short.
 
         Returns:
-            how many were removed.
+            the ids of the turns whose journals went.
         """
-        return await asyncio.to_thread(self._remove_unknown, known)
+        return await asyncio.to_thread(
+            self._remove_all, lambda: (name for _, name in self._all() if name not in known)
+        )
 
-    def _remove_oldest(self, running: Callable[[str], bool]) -> list[str]:
-        journals = self._all()
-        total = sum(about.st_size for about, _ in journals)
-        removed: list[str] = []
-        for about, turn_id in sorted(journals, key=lambda journal: journal[0].st_mtime_ns):
-            if total <= self._total_limit:
-                break
-            if running(turn_id):
-                continue
+    def _remove_all(self, find: Callable[[], Iterator[str]]) -> list[str]:
+        turn_ids = list(find())
+        for turn_id in turn_ids:
             self.remove(turn_id)
-            total -= about.st_size
-            removed.append(turn_id)
-        return removed
-
-    def _remove_unknown(self, known: AbstractSet[str]) -> int:
-        unknown = [turn_id for _, turn_id in self._all() if turn_id not in known]
-        for turn_id in unknown:
-            self.remove(turn_id)
-        return len(unknown)
+        if turn_ids:
+            _log.info("journals_removed", count=len(turn_ids))
+        return turn_ids
 
     def _all(self) -> list[tuple[os.stat_result, str]]:
         """Return the journals that are there, with their turns' ids."""
@@ -137,17 +134,15 @@ class Reserve:
     Args:
         path: the file; one that a former agentd left is taken over.
         size: how many bytes it holds.
+
+    Attributes:
+        held: whether the room is there, as far as is known.
     """
 
     def __init__(self, path: Path, size: int = RESERVE_BYTES) -> None:
         self._path = path
         self._size = size
-        self._held = False
-
-    @property
-    def held(self) -> bool:
-        """Whether the room is there, as far as is known."""
-        return self._held
+        self.held = False
 
     def hold(self) -> None:
         """Take up the room.
@@ -155,33 +150,28 @@ class Reserve:
         Raises:
             OSError: there is too little of it; nothing is taken up.
         """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._take()
+            fd = os.open(self._path, flags, 0o600)
+            try:
+                if os.fstat(fd).st_size < self._size:
+                    # Not zeros, which some file systems take no room for.
+                    write_all(fd, os.urandom(self._size))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
         except OSError:
             self.release()
             raise
-        self._held = True
+        self.held = True
 
     def release(self) -> None:
         """Give the room up."""
-        self._held = False
+        self.held = False
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             _log.error("reserve_not_released", reason=error.strerror)
-
-    def _take(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self._path, flags, 0o600)
-        try:
-            if os.fstat(fd).st_size < self._size:
-                # Not zeros, which some file systems take no room for.
-                view = memoryview(os.urandom(self._size))
-                while view:
-                    view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def repair(path: Path, turn_id: str, take: Callable[[str, dict[str, Any]], None]) -> int:
@@ -202,7 +192,7 @@ def repair(path: Path, turn_id: str, take: Callable[[str, dict[str, Any]], None]
         return 0
     count = end = 0
     try:
-        for frame in _frames(fd):
+        for frame in frames(fd):
             if not _taken(frame, event_id(turn_id, count), take):
                 break
             count += 1
@@ -213,14 +203,6 @@ def repair(path: Path, turn_id: str, take: Callable[[str, dict[str, Any]], None]
     finally:
         os.close(fd)
     return count
-
-
-def _frames(fd: int) -> Iterator[bytes]:
-    splitter = sse.FrameSplitter(limit=1 << 40)  # our own file: its size is the limit
-    offset = 0
-    while block := os.pread(fd, _BLOCK, offset):
-        offset += len(block)
-        yield from splitter.feed(block)
 
 
 def _taken(frame: bytes, expected_id: str, take: Callable[[str, dict[str, Any]], None]) -> bool:

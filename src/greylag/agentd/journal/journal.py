@@ -13,8 +13,6 @@ from typing import Any
 
 from greylag.common import sse
 
-FRAME_END = b"\n\n"
-
 _FLUSH_AT = 64 * 1024
 # The last events of a turn (an error, ``complete``) must fit even when its limit has been reached.
 _RESERVE = 64 * 1024
@@ -43,6 +41,12 @@ class TurnJournal:
         turn_id: the turn's id, the first part of every event's id.
         limit: most bytes that the file may grow to (the turn's end is written past it).
         next_number: number of the next event, when the file already has some.
+
+    Attributes:
+        size: bytes that readers may read now: always whole frames.
+        closed: whether the file will never grow again.
+        changed: set at the next growth or at the end. Take it before looking at ``size``, else a
+            growth in between goes unnoticed.
     """
 
     def __init__(self, path: Path, turn_id: str, limit: int, next_number: int = 0) -> None:
@@ -52,31 +56,13 @@ class TurnJournal:
         self._turn_id = turn_id
         self._limit = limit
         self._next = self._next_written = next_number
-        self._size = self._written = os.fstat(self._fd).st_size
+        self.size = self._written = os.fstat(self._fd).st_size
         self._buffer = bytearray()
         self._flush_planned: asyncio.Handle | None = None
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
         self._failure: JournalError | None = None
         self._sealed = False
-        self._closed = False
-
-    @property
-    def size(self) -> int:
-        """Bytes that readers may read now: always whole frames."""
-        return self._size
-
-    @property
-    def closed(self) -> bool:
-        """Whether the file will never grow again."""
-        return self._closed
-
-    @property
-    def changed(self) -> asyncio.Event:
-        """An event that is set at the next growth or at the end.
-
-        Take it before looking at ``size``, else a growth in between goes unnoticed.
-        """
-        return self._changed
+        self.closed = False
 
     def append(self, kind: str, content: Mapping[str, Any], *, last_words: bool = False) -> None:
         """Add one event; readers see it a moment later.
@@ -128,7 +114,7 @@ class TurnJournal:
         Returns:
             False when no write has failed, and nothing is changed.
         """
-        if self._failure is None or self._closed:
+        if self._failure is None or self.closed:
             return False
         self._failure = None
         self._sealed = False
@@ -136,9 +122,9 @@ class TurnJournal:
 
     def publish_end(self) -> None:
         """Show the readers the rest, and let them end. Does nothing the second time."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = self._sealed = True
+        self.closed = self._sealed = True
         self._cancel_flush()
         os.close(self._fd)
         self._publish()
@@ -152,7 +138,7 @@ class TurnJournal:
         if not self._buffer:
             return
         try:
-            self._write_all()
+            write_all(self._fd, self._buffer)
         except OSError as error:
             # Half a frame must never be seen, nor stay in front of what may be added later.
             os.ftruncate(self._fd, self._written)
@@ -168,21 +154,20 @@ class TurnJournal:
             self._flush_planned.cancel()
             self._flush_planned = None
 
-    def _write_all(self) -> None:
-        view = memoryview(self._buffer)
-        try:
-            done = 0
-            while done < len(view):
-                done += os.write(self._fd, view[done:])
-        finally:
-            view.release()
-
     def _publish(self) -> None:
-        self._size = self._written
+        self.size = self._written
         # A new event for the next wait: readers that hold the old one all wake, and none is
         # counted, so there is nothing to queue for a slow one.
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+def write_all(fd: int, data: bytes | bytearray) -> None:
+    """Write all of ``data``, in as many steps as it takes."""
+    with memoryview(data) as view:
+        done = 0
+        while done < len(view):
+            done += os.write(fd, view[done:])
 
 
 def _make_durable(fd: int, folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from greylag.agentd.journal.journal import FRAME_END, TurnJournal
+from greylag.agentd.journal.journal import TurnJournal
 from greylag.common import sse
 
+FRAME_END = b"\n\n"
 READ_SIZE = 64 * 1024
 HEARTBEAT_SECONDS = 15.0
 
@@ -73,9 +74,10 @@ class JournalTail:
         self._offset = offset
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the journal's bytes as they are there, at most 64 KiB at a time, until its end.
+        """Yield the journal's frames as they are there, until its end.
 
-        A comment (heartbeat) is only ever yielded between two frames.
+        Each piece is whole frames, about 64 KiB of them or one that is longer: older clients parse
+        each piece that they read as whole lines. A comment (heartbeat) comes between two pieces.
         """
         while True:
             journal = self._journal
@@ -85,8 +87,18 @@ class JournalTail:
                 yield await self._read(end)
             elif journal is None or journal.closed or changed is None:
                 return
-            elif not await _set_within(changed, self._heartbeat):
-                yield sse.HEARTBEAT
+            else:
+                try:
+                    async with asyncio.timeout(self._heartbeat):
+                        await changed.wait()
+                except TimeoutError:
+                    yield sse.HEARTBEAT
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing follows and nothing ever will."""
+        ended = self._journal is None or self._journal.closed
+        return ended and self._offset >= self._readable()
 
     def close(self) -> None:
         """Close the file; the reader is done."""
@@ -102,42 +114,41 @@ class JournalTail:
             chunk = os.pread(self._fd, size, self._offset)
         else:
             chunk = await asyncio.to_thread(os.pread, self._fd, size, self._offset)
+        if self._offset + len(chunk) < end:
+            chunk = await asyncio.to_thread(self._whole_frames, chunk)
         self._offset += len(chunk)
         return chunk
 
+    def _whole_frames(self, chunk: bytes) -> bytes:
+        """Return ``chunk`` up to its last frame's end, or with the rest of its only frame."""
+        end = chunk.rfind(FRAME_END)
+        if end >= 0:
+            return chunk[: end + len(FRAME_END)]
+        whole = bytearray(chunk)
+        while piece := os.pread(self._fd, READ_SIZE, self._offset + len(whole)):
+            before = len(whole)
+            whole += piece
+            # Its end may lie across two pieces.
+            end = whole.find(FRAME_END, max(0, before - 1))
+            if end >= 0:
+                return bytes(whole[: end + len(FRAME_END)])
+        return bytes(whole)
 
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
+
+def frames(fd: int) -> Iterator[bytes]:
+    """Yield the whole frames of a journal's file."""
+    splitter = sse.FrameSplitter(limit=1 << 40)  # our own file: its size is the limit
+    offset = 0
+    while block := os.pread(fd, READ_SIZE, offset):
+        offset += len(block)
+        yield from splitter.feed(block)
 
 
 def _offset_after(fd: int, number: int, end: int) -> int | None:
-    """Return the offset just past frame ``number``, None when there are not that many."""
-    left = number + 1
+    """Return the offset just past frame ``number``, None when ``end`` comes before it."""
     offset = 0
-    carry = b""
-    while offset < end:
-        block = os.pread(fd, min(READ_SIZE, end - offset), offset)
-        if not block:
-            return None
-        # A blank line may straddle two blocks; a frame never begins with a newline, so one
-        # carried byte cannot make a false end.
-        window = carry + block
-        found = window.count(FRAME_END)
-        if found >= left:
-            return offset - len(carry) + _end_of(window, left)
-        left -= found
-        offset += len(block)
-        carry = b"" if window.endswith(FRAME_END) else window[-1:]
+    for count, frame in enumerate(frames(fd)):
+        offset += len(frame)
+        if count == number or offset > end:
+            return offset if offset <= end else None
     return None
-
-
-def _end_of(window: bytes, nth: int) -> int:
-    at = 0
-    for _ in range(nth):
-        at = window.index(FRAME_END, at) + len(FRAME_END)
-    return at

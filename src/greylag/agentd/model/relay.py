@@ -16,11 +16,10 @@ import hmac
 import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -89,6 +88,10 @@ class ModelRelay:
         provider: where the calls go; None for the scripted model.
         idle_seconds: how long the provider may be silent, before its answer and within it.
         retry_seconds: how long the first, second, ... passing failure of a call is held back.
+
+    Attributes:
+        token: what the agent has to send.
+        url: base URL for the agent, as ``http://127.0.0.1:40123``; empty before ``serving``.
     """
 
     def __init__(
@@ -102,15 +105,10 @@ class ModelRelay:
         self._provider = provider
         self._idle_seconds = idle_seconds
         self._client: ProviderClient | None = None
-        self._url = ""
+        self.url = ""
         self._calls: dict[asyncio.Task[web.StreamResponse], str | None] = {}
         self._sessions: dict[str, _SessionCalls] = {}
         self._retry_seconds = retry_seconds
-
-    @property
-    def url(self) -> str:
-        """Base URL for the agent, as ``http://127.0.0.1:40123``; empty before ``serving``."""
-        return self._url
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -124,11 +122,12 @@ class ModelRelay:
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self._url = "http://{}:{}".format(*runner.addresses[0])
+            self.url = "http://{}:{}".format(*runner.addresses[0])
             if self._provider is None:
                 yield
             else:
-                async with ProviderClient(self._provider, self._idle_seconds) as self._client:
+                client = ProviderClient(self._provider, self._idle_seconds)
+                async with aclosing(client) as self._client:
                     yield
         finally:
             for call in self._calls:
@@ -214,9 +213,8 @@ class ModelRelay:
 def _is_passing(failure: ModelFailure) -> bool:
     """Whether the same call may work a little later."""
     status = failure.status
-    if status is None or status == HTTPStatus.TOO_MANY_REQUESTS:
-        return True
-    return status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    busy = status == HTTPStatus.TOO_MANY_REQUESTS
+    return status is None or busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 async def _remember(request: web.Request, response: web.StreamResponse) -> None:
@@ -246,7 +244,7 @@ def _error(status: int, message: str) -> web.Response:
 
 
 class ProviderClient:
-    """The connections to one provider; use it as an async context manager.
+    """The connections to one provider.
 
     Args:
         provider: base URL and key.
@@ -267,15 +265,8 @@ class ProviderClient:
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
         )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def aclose(self) -> None:
+        """Close them all."""
         await self._session.close()
 
     async def forward(self, request: web.Request) -> Outcome:

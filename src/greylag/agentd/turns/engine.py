@@ -24,13 +24,7 @@ from greylag.agentd.agent.types import (
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.journal.tail import JournalTail
-from greylag.agentd.problems import (
-    RequestError,
-    agent_unavailable,
-    session_not_found,
-    storage_failed,
-    turn_not_found,
-)
+from greylag.agentd.problems import RequestError, not_found, storage_failed
 from greylag.agentd.records import (
     Records,
     StartedTurn,
@@ -100,7 +94,7 @@ class Activity:
 
 
 class TurnEngine:
-    """Owns the turns that run, and knows those that ran.
+    """Owns the turns that run, and knows those that ran; one that is not there is turn_not_found.
 
     Args:
         agent: who answers.
@@ -108,6 +102,11 @@ class TurnEngine:
         journals: where events are kept.
         tasks: owner of the turns' tasks; when one dies of a defect, agentd dies with it.
         policy: what turns are held to.
+
+    Attributes:
+        records: the turns that there were.
+        stopping: whether agentd is on its way out and takes no more turns.
+        activity: what ran of late.
     """
 
     def __init__(
@@ -120,18 +119,13 @@ class TurnEngine:
     ) -> None:
         self._agent = agent
         self._sessions = records.sessions
-        self._turns = records.turns
+        self.records = records.turns
         self._journals = journals
         self._tasks = tasks
         self._policy = policy
         self._running: dict[str, RunningTurn] = {}
-        self._stopping = False
+        self.stopping = False
         self.activity = Activity(policy.now)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether agentd is on its way out and takes no more turns."""
-        return self._stopping
 
     async def start(
         self,
@@ -157,38 +151,29 @@ class TurnEngine:
             StorageError: the records cannot be written.
         """
         if message_id is not None:
-            known = await self._turns.with_message(message_id)
+            known = await self.records.with_message(message_id)
             if known is not None:
                 return _accepted(StartedTurn("known", known), session_id)
         if session_id is not None and await self._sessions.get(session_id) is None:
-            raise session_not_found(session_id)
+            raise not_found("session", session_id)
         await self._require_ready()
-        await self._require_room()
+        try:
+            await self._journals.hold_reserve()
+        except OSError as error:
+            raise storage_failed("The environment's disk has no room for a turn", error) from error
         turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, self._policy.now())
         title = session_title(turn.session_id) if session_id is None else None
-        started = _accepted(await self._turns.start(turn, title), session_id)
+        started = _accepted(await self.records.start(turn, title), session_id)
         if started.outcome == "new":
             await self._launch(started, endpoint)
         return started
 
     async def get(self, turn_id: str) -> TurnRecord:
-        """Return a turn's record.
-
-        Raises:
-            RequestError: turn_not_found.
-        """
-        turn = await self._turns.get(turn_id)
+        """Return a turn's record."""
+        turn = await self.records.get(turn_id)
         if turn is None:
-            raise turn_not_found(turn_id)
+            raise not_found("turn", turn_id)
         return turn
-
-    async def newest(self, session_id: str, limit: int, skipped: int = 0) -> list[TurnRecord]:
-        """Return the last ``limit`` turns of a session before the ``skipped``, newest first."""
-        return await self._turns.newest(session_id, limit, skipped)
-
-    async def page(self, session_id: str, offset: int, limit: int) -> list[TurnRecord]:
-        """Return ``limit`` turns of a session from ``offset`` on, oldest first."""
-        return await self._turns.page(session_id, offset, limit)
 
     def tail(self, turn_id: str) -> JournalTail:
         """Open a turn's events for one reader, who must close it.
@@ -200,11 +185,7 @@ class TurnEngine:
         return self._journals.read(turn_id, None if turn is None else turn.journal)
 
     async def wait_ended(self, turn_id: str) -> TurnRecord:
-        """Return the turn's record when it has ended.
-
-        Raises:
-            RequestError: turn_not_found.
-        """
+        """Return the turn's record when it has ended."""
         turn = self._running.get(turn_id)
         if turn is not None:
             await turn.ended.wait()
@@ -215,9 +196,6 @@ class TurnEngine:
 
         Returns:
             the turn's record as it was when asked.
-
-        Raises:
-            RequestError: turn_not_found.
         """
         record = await self.get(turn_id)
         turn = self._running.get(turn_id)
@@ -226,16 +204,12 @@ class TurnEngine:
         return record
 
     async def answer(self, turn_id: str, confirmation_id: str, decision: Decision) -> Answer:
-        """Take the user's answer to a confirmation of a turn.
-
-        Raises:
-            RequestError: turn_not_found.
-        """
+        """Take the user's answer to a confirmation of a turn."""
         turn = self._running.get(turn_id)
         if turn is not None:
             return turn.answer(confirmation_id, decision)
         await self.get(turn_id)
-        made = await self._turns.decision(confirmation_id, turn_id)
+        made = await self.records.decision(confirmation_id, turn_id)
         if made is None:
             return "unknown"
         return "accepted" if made == decision else "settled_otherwise"
@@ -250,20 +224,18 @@ class TurnEngine:
 
     async def stop(self) -> None:
         """Take no more turns, and ask those that run to end."""
-        self._stopping = True
+        self.stopping = True
         for turn in list(self._running.values()):
             await self._cancel(turn)
 
-    async def wait_all_ended(self, seconds: float) -> bool:
-        """Wait until no turn runs, at most ``seconds``; tell whether that is so."""
+    async def wait_all_ended(self, seconds: float) -> None:
+        """Wait until no turn runs, at most ``seconds``."""
         try:
             async with asyncio.timeout(seconds):
                 for turn in list(self._running.values()):
                     await turn.ended.wait()
         except TimeoutError:
             _log.warning("turns_do_not_end", turns=len(self._running))
-            return False
-        return True
 
     async def recover(self) -> int:
         """End every turn that its record calls running; to be called before any may start.
@@ -278,38 +250,31 @@ class TurnEngine:
         Raises:
             StorageError: the records cannot be written.
         """
-        left = await self._turns.running()
+        left = await self.records.running()
         for record in left:
             outcome = (await self._recovered(record)).outcome()
-            await self._turns.end(record.turn_id, outcome, {}, self._policy.now())
+            await self.records.end(record.turn_id, outcome, {}, self._policy.now())
             about = {"session_id": record.session_id, "turn_id": record.turn_id}
             _log.warning("turn_ended_after_restart", **about)
-        removed = await self._journals.remove_unknown(await self._turns.ids())
-        if removed:
-            _log.info("journals_removed", count=removed)
+        await self._journals.remove_unknown(await self.records.ids())
         return len(left)
 
     async def _require_ready(self) -> None:
         try:
             await self._agent.wait_ready(_READY_WITHIN)
         except AgentUnavailableError as error:
-            raise agent_unavailable(str(error)) from error
-        if self._stopping:
-            raise agent_unavailable("agentd is stopping; try again when it is back.")
-
-    async def _require_room(self) -> None:
-        try:
-            await self._journals.hold_reserve()
-        except OSError as error:
-            raise storage_failed("The environment's disk has no room for a turn", error) from error
+            raise RequestError("agent_unavailable", str(error)) from error
+        if self.stopping:
+            reason = "agentd is stopping; try again when it is back."
+            raise RequestError("agent_unavailable", reason)
 
     async def _launch(self, started: StartedTurn, endpoint: EndpointType) -> None:
         record = started.turn
         try:
             journal = self._journals.write(record.turn_id)
         except OSError as error:
-            self._journals.release_reserve()
-            await self._turns.abandon(record.turn_id)
+            self._journals.reserve.release()
+            await self.records.abandon(record.turn_id)
             raise storage_failed("The turn's journal cannot be made", error) from error
         turn = RunningTurn(record, journal, self._policy)
         turn.begin(self._policy.demonstration())
@@ -392,7 +357,7 @@ class TurnEngine:
 
     async def _write_end_again(self, turn: RunningTurn, error: TurnError) -> None:
         """Write a turn's end with the room that is kept for it on a full disk."""
-        self._journals.release_reserve()
+        self._journals.reserve.release()
         try:
             if turn.journal.try_again():
                 turn.close(None, error)
@@ -408,22 +373,19 @@ class TurnEngine:
             await self._record(turn, outcome)
         except StorageError as error:
             _log.error("records_failed", reason=str(error))
-            self._journals.release_reserve()
+            self._journals.reserve.release()
             # The whole answer is in the journal; of it the record takes no more than there is room.
             await self._record(turn, replace(outcome, answer=outcome.answer[:_ANSWER_ON_FULL_DISK]))
 
     async def _record(self, turn: RunningTurn, outcome: TurnOutcome) -> None:
         turn_id, now = turn.record.turn_id, self._policy.now()
-        await self._turns.end(turn_id, outcome, turn.decisions, now)
+        await self.records.end(turn_id, outcome, turn.decisions, now)
 
     async def _make_room(self) -> None:
         try:
-            removed = await self._journals.make_room(self._running.__contains__)
+            await self._journals.make_room(self._running.__contains__)
         except OSError as error:
             _log.error("journals_not_removed", reason=str(error))
-            return
-        if removed:
-            _log.info("journals_removed", count=len(removed))
 
     async def _recovered(self, record: TurnRecord) -> TurnSummary:
         """Return what the turn's events add up to, with its end among them."""
@@ -459,19 +421,11 @@ def _accepted(started: StartedTurn, session_id: str | None) -> StartedTurn:
     turn = started.turn
     match started.outcome:
         case "no_session":
-            raise session_not_found(turn.session_id)
+            raise not_found("session", turn.session_id)
         case "busy":
-            raise RequestError(
-                "session_busy",
-                "Session busy",
-                "The agent is still answering in this session: wait for it, or cancel it.",
-                turn_id=turn.turn_id,
-            )
+            reason = "The agent is still answering in this session: wait for it, or cancel it."
+            raise RequestError("session_busy", reason, turn_id=turn.turn_id)
         case "known" if session_id not in {None, turn.session_id}:
-            raise RequestError(
-                "message_id_conflict",
-                "Message id conflict",
-                "This message_id was used in another session.",
-                turn_id=turn.turn_id,
-            )
+            reason = "This message_id was used in another session."
+            raise RequestError("message_id_conflict", reason, turn_id=turn.turn_id)
     return started

@@ -210,19 +210,18 @@ def _texts(update: dict[str, Any]) -> list[str]:
 
 
 class TurnSummary:
-    """Adds up events, live or from a journal; the same events give the same outcome."""
+    """Adds up events, live or from a journal; the same events give the same outcome.
+
+    Attributes:
+        complete: whether the last event of the turn was among them.
+    """
 
     def __init__(self) -> None:
         self._answer: list[str] = []
         self._tool_calls = 0
         self._error: TurnError | None = None
         self._stop_reason: str | None = None
-        self._complete = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last event of the turn was among them."""
-        return self._complete
+        self.complete = False
 
     def take(self, kind: str, content: dict[str, Any]) -> None:
         """Add one event.
@@ -239,7 +238,7 @@ class TurnSummary:
                 self._error = TurnError(str(content["code"]), str(content["error"]))
             case "complete":
                 self._stop_reason = str(content["stop_reason"])
-                self._complete = True
+                self.complete = True
 
     def fail(self, error: TurnError) -> None:
         """Add a failure that no event tells of, because it could not be written."""

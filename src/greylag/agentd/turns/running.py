@@ -44,6 +44,8 @@ class RunningTurn:
     A confirmation is a future in it: open until it has a result, which is how it was settled. Each
     is settled once, and says so in the turn's events.
 
+    Whatever adds an event may raise ``JournalError``: it cannot be kept, so it must not be shown.
+
     Args:
         record: the turn's record.
         journal: its journal, which nobody else writes.
@@ -74,11 +76,7 @@ class RunningTurn:
         self._confirmations: dict[str, asyncio.Future[Decision]] = {}
 
     def begin(self, demonstration: str | None) -> None:
-        """Add the first event: which turn this is, and whether no real model answers.
-
-        Raises:
-            JournalError: it cannot be kept.
-        """
+        """Add the first event: which turn this is, and whether no real model answers."""
         content = {
             "turn_id": self.record.turn_id,
             "session_id": self.record.session_id,
@@ -88,11 +86,7 @@ class RunningTurn:
         self.emit(TurnEvent("turn", content), last_words=True)
 
     def emit(self, event: TurnEvent, *, last_words: bool = False) -> None:
-        """Add an event; ``last_words`` lets it go past the turn's limit.
-
-        Raises:
-            JournalError: it cannot be kept (limit reached, disk full), so it must not be shown.
-        """
+        """Add an event; ``last_words`` lets it go past the turn's limit."""
         self.journal.append(event.type, event.content, last_words=last_words)
         self.summary.take(event.type, event.content)
 
@@ -102,11 +96,7 @@ class RunningTurn:
             self.emit(event)
 
     async def permission(self, request: PermissionRequest) -> Decision:
-        """Ask the user whether a tool call may run; wait for the answer or the timeout.
-
-        Raises:
-            JournalError: the question, or what came of it, cannot be kept.
-        """
+        """Ask the user whether a tool call may run; wait for the answer or the timeout."""
         confirmation_id = uuid.uuid4().hex
         self.emit(self._translator.confirmation(confirmation_id, request))
         settled: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
@@ -140,10 +130,7 @@ class RunningTurn:
         }
 
     def finish(
-        self,
-        result: PromptResult | None,
-        error: TurnError | None,
-        failure: ModelFailure | None,
+        self, result: PromptResult | None, error: TurnError | None, failure: ModelFailure | None
     ) -> None:
         """Add the last events: what was held back, the error if there was one, ``complete``.
 
@@ -151,9 +138,6 @@ class RunningTurn:
             result: how the agent ended the prompt, None when it did not.
             error: why the turn failed, None when it did not.
             failure: what the model provider said about its last failure, None when there was none.
-
-        Raises:
-            JournalError: the journal cannot be written any more.
         """
         try:
             self.cancel_confirmations()
@@ -167,11 +151,7 @@ class RunningTurn:
         self.close(result, None if error is None else told_by_provider(error, failure))
 
     def close(self, result: PromptResult | None, error: TurnError | None) -> None:
-        """Add the very last events: the error if there was one, and ``complete``.
-
-        Raises:
-            JournalError: the journal cannot be written any more.
-        """
+        """Add the very last events: the error if there was one, and ``complete``."""
         session_id = self.record.session_id
         if error is not None:
             content = {

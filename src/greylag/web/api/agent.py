@@ -117,7 +117,11 @@ async def send_message(
     operation_id="follow_turn",
     summary="Stream a turn's events again",
     response_class=Response,
-    responses={**_RESPONSES, **events(_TURN_EXAMPLE)},
+    responses={
+        **_RESPONSES,
+        **events(_TURN_EXAMPLE),
+        204: {"description": "Nothing follows the event that was named: the turn is over."},
+    },
 )
 async def follow_turn(
     call: ProjectCallDep,
@@ -129,7 +133,10 @@ async def follow_turn(
         str | None, Query(pattern=_EVENT_ID, description="Only events after this id.")
     ] = None,
 ) -> Any:
-    """Every event of the turn after the one named, then each as it comes, until `complete`."""
+    """Every event of the turn after the one named, then each as it comes, until `complete`.
+
+    After `complete` there is nothing: 204, at which a standard EventSource stops.
+    """
     opening = await call.use_cases.agents.stream_turn(*call.at, turn, last_event_id or after)
     return call.streams.events(call.ref, opening)
 

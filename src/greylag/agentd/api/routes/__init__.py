@@ -1,1 +1,0 @@
-"""The HTTP routes: each handler reads the request, makes one call, and answers."""
