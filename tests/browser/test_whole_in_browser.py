@@ -62,7 +62,7 @@ async def test_a_standard_event_source_reads_a_turn_and_stops(whole: Whole) -> N
         first = await answer.content.readline()
         await answer.read()
     turn = first.decode().removeprefix("id: ").rpartition("-")[0]
-    async with at_browser(whole.address) as person:
+    async with at_browser(whole.address, token=whole.token) as person:
         await person.page.goto("/")
         kinds = await person.page.evaluate(
             """(url) => new Promise((done) => {
