@@ -16,7 +16,7 @@ from greylag.agentd.execution import (
     Execution,
     ExecutionError,
     ExecutionRefusedError,
-    Output,
+    RemoteOutput,
     RemoteProcess,
 )
 from greylag.common.process_start import birth, process_clock
@@ -288,7 +288,7 @@ async def test_what_comes_after_the_end_is_dropped(tmp_path: Path) -> None:
 
 
 async def test_empty_pieces_of_output_are_not_kept(tmp_path: Path) -> None:
-    output = Output()
+    output = RemoteOutput()
     for _ in range(1000):
         await output.feed(b"")
     await output.feed(b"x")
