@@ -31,8 +31,9 @@ async def test_a_worker_tells_probes_its_health_and_nothing_else_and_ends_when_t
         await worker.start("worker")
         assert await _asked(port, "/healthz") == (200, {"status": "ok"})
         assert await _asked(port, "/readyz") == (200, {"status": "ok"})
-        async with aiohttp.ClientSession() as http:
-            assert (await http.get(f"http://127.0.0.1:{port}/api/users")).status == 404
+        url = f"http://127.0.0.1:{port}/api/users"
+        async with aiohttp.ClientSession() as http, http.get(url) as answer:
+            assert answer.status == 404
         assert await worker.end("worker", signal.SIGTERM) == 0
     finally:
         await worker.close()

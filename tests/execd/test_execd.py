@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,9 +24,12 @@ from greylag.agentd.execution import (
 )
 from greylag.common.process_start import birth, process_clock
 from greylag.execd.protocol import FrameKind, frame, json_frame, read_frame, read_object
+from greylag.execd.server import to_its_end
 
 ENV = {"PATH": os.environ["PATH"]}
 EXECD = (sys.executable, "-m", "greylag.execd")
+# Without a process namespace of its own execd sees what tests beside this one run.
+GROUP_G, GROUP_H = secrets.token_hex(8), secrets.token_hex(8)
 
 
 @asynccontextmanager
@@ -52,7 +58,7 @@ async def shell(client: Execution, script: str, folder: Path, **about: object) -
         ("/bin/sh", "-c", script),
         env=ENV,
         cwd=folder,
-        group="g",
+        group=GROUP_G,
         **about,  # type: ignore[arg-type] # options of run
     )
 
@@ -94,13 +100,23 @@ async def test_a_reader_that_does_not_read_holds_the_process_back(tmp_path: Path
         async with asyncio.timeout(30):
             while process.stdout._held < 4 * 65536:  # noqa: ASYNC110 - it has no event for that
                 await asyncio.sleep(0.01)
-        other = await client.run(("/bin/echo", "hi"), env=ENV, cwd=tmp_path, group="h")
+        other = await client.run(("/bin/echo", "hi"), env=ENV, cwd=tmp_path, group=GROUP_H)
         assert await all_of(other) == b"hi\n"  # others are not held back
         held = int((tmp_path / "n").read_text() or 0)
         assert held < 100
         assert len(await all_of(process)) == 200 * 65536
         await process.end()
         await other.end()
+
+
+async def test_what_a_process_said_before_its_end_waits_for_a_slow_reader(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        # Two megabytes are more than all that lies between, so that some wait in its pipe.
+        process = await shell(client, "head -c 2097152 /dev/zero; echo end", tmp_path)
+        await asyncio.sleep(2.5)
+        assert (await all_of(process)).endswith(b"\0end\n")
+        assert await process.wait() == 0
+        await process.end()
 
 
 async def test_ending_kills_all_that_was_started_even_what_hid(tmp_path: Path) -> None:
@@ -142,7 +158,7 @@ async def test_only_what_began_since_then_and_has_the_variables_is_killed(tmp_pa
         since = process_clock()
         process.write(b"go\n")
         new = int(await process.stdout.read(100))
-        await client.end_matching("g", {"SESSION": "a"}, since)
+        await client.end_matching(GROUP_G, {"SESSION": "a"}, since)
         await gone(new)
         assert birth(old) is not None
         await process.end()
@@ -171,7 +187,7 @@ async def test_a_terminal_has_a_size_and_signals(tmp_path: Path) -> None:
 async def test_what_cannot_be_started_is_refused_with_a_reason(tmp_path: Path) -> None:
     async with execution(tmp_path) as client:
         with pytest.raises(ExecutionRefusedError, match="No such file") as refused:
-            await client.run(("/no/such",), env=ENV, cwd=tmp_path, group="g")
+            await client.run(("/no/such",), env=ENV, cwd=tmp_path, group=GROUP_G)
         assert refused.value.code == "not_started"
 
 
@@ -190,7 +206,7 @@ async def test_the_untrusted_side_reaches_the_one_port_that_it_was_given(tmp_pat
             "s.sendall(b'ping'); print(s.recv(9).decode())"
         )
         process = await client.run(
-            (sys.executable, "-c", script % port), env=ENV, cwd=tmp_path, group="g"
+            (sys.executable, "-c", script % port), env=ENV, cwd=tmp_path, group=GROUP_G
         )
         assert await all_of(process) == b"ping\n"
         await process.end()
@@ -202,7 +218,9 @@ async def test_a_port_inside_can_be_reached(tmp_path: Path) -> None:
             "import socket; s=socket.create_server(('127.0.0.1',0));"
             "print(s.getsockname()[1],flush=True); c,_=s.accept(); c.sendall(b'in'); c.close()"
         )
-        process = await client.run((sys.executable, "-c", script), env=ENV, cwd=tmp_path, group="g")
+        process = await client.run(
+            (sys.executable, "-c", script), env=ENV, cwd=tmp_path, group=GROUP_G
+        )
         reader, writer = await client.connect(int(await process.stdout.read(100)))
         assert await reader.read() == b"in"
         writer.close()
@@ -236,7 +254,7 @@ async def test_a_hostile_execd_is_one_clear_error(tmp_path: Path, answer: bytes)
     server = await asyncio.start_unix_server(hostile, tmp_path / "s")
     async with server:
         with pytest.raises(ExecutionError) as failed:
-            await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group="g")
+            await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group=GROUP_G)
         assert len(str(failed.value)) < 1100
 
 
@@ -260,7 +278,7 @@ async def test_nonsense_after_the_start_ends_the_process_as_failed(
 
     server = await asyncio.start_unix_server(hostile, tmp_path / "s")
     async with server:
-        process = await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group="g")
+        process = await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group=GROUP_G)
         with pytest.raises(ExecutionError):
             await process.wait()
         assert await process.stdout.read(10) == b""
@@ -279,7 +297,7 @@ async def test_what_comes_after_the_end_is_dropped(tmp_path: Path) -> None:
 
     server = await asyncio.start_unix_server(hostile, tmp_path / "s")
     async with server:
-        process = await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group="g")
+        process = await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group=GROUP_G)
         assert await process.wait() == 0
         await asyncio.wait({process._pumping}, timeout=30)
         assert process._pumping.done(), "all of it was read"
@@ -311,7 +329,7 @@ async def test_what_wiped_its_variables_ends_with_the_last_run(tmp_path: Path) -
     async with execution(tmp_path) as client:
         process = await shell(client, script, tmp_path)
         hidden = int(await process.stdout.read(100))
-        other = await client.run(("/bin/sleep", "600"), env=ENV, cwd=tmp_path, group="h")
+        other = await client.run(("/bin/sleep", "600"), env=ENV, cwd=tmp_path, group=GROUP_H)
         await other.end()
         assert birth(hidden) is not None, "it may be the first run's, which goes on"
         await process.end()
@@ -344,3 +362,21 @@ def test_execd_needs_nothing_but_pythons_own_library() -> None:
         timeout=60,
     )
     assert done.stdout.strip() == "[]"
+
+
+async def test_work_that_ends_processes_is_done_however_often_it_is_cancelled() -> None:
+    begun, free, done = threading.Event(), threading.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        loop.set_default_executor(threads)
+        threads.submit(begun.set)
+        threads.submit(free.wait, 30)
+        begun.wait(30)
+        task = asyncio.create_task(to_its_end(done.set))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            task.cancel()
+        free.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert done.is_set()

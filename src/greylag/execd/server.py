@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import termios
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,11 @@ from greylag.execd.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
 _REAP_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
+_QUIET_SECONDS = 1.0
 _MOST_WAITING = 64
 _REQUEST_SECONDS = 10.0
 
@@ -116,7 +119,7 @@ class ExecServer:
             await _agree(writer, pid=pid)
             await _attend(started, reader, writer)
         finally:
-            await asyncio.to_thread(processes.end_group, group, pid, lambda: self._runs <= 1)
+            await to_its_end(processes.end_group, group, pid, lambda: self._runs <= 1)
             await started.process.wait()
             self._owned.discard(pid)
             started.close()
@@ -158,6 +161,7 @@ class _Started:
 
     def __init__(self, process: asyncio.subprocess.Process, terminal: int | None) -> None:
         self.process = process
+        self.spoke = 0.0
         self._terminal = terminal
 
     def resize(self, rows: int, columns: int) -> None:
@@ -228,7 +232,7 @@ async def _started(request: dict[str, Any], group: str) -> _Started:
 async def _attend(started: _Started, reader: Reader, writer: Writer) -> None:
     """Carry what is said both ways until the process has ended or the connection does."""
     outputs = [
-        asyncio.create_task(_carry(kind, output, writer), name=f"carry {kind.name}")
+        asyncio.create_task(_carry(kind, output, writer, started), name=f"carry {kind.name}")
         for kind, output in await started.outputs()
     ]
     inputs = asyncio.create_task(_take_input(started, reader), name="input")
@@ -243,17 +247,25 @@ async def _attend(started: _Started, reader: Reader, writer: Writer) -> None:
 
 async def _exited(started: _Started, outputs: list[asyncio.Task[None]], writer: Writer) -> None:
     code = await started.process.wait()
-    # What it started may hold its pipes open, and speaks to nobody any more.
-    await asyncio.wait(outputs, timeout=1)
+    # What it started may hold its pipes open, and speaks to nobody any more. But what it has said
+    # is still to come, when agentd is slow to read it.
+    loop = asyncio.get_running_loop()
+    ended, left = loop.time(), set(outputs)
+    while left:
+        _, left = await asyncio.wait(left, timeout=_LOOK_SECONDS)
+        unread = writer.transport.get_write_buffer_size() > 0
+        if not unread and loop.time() - max(ended, started.spoke) > _QUIET_SECONDS:
+            break
     writer.write(json_frame(FrameKind.EXIT, {"code": code}))
     await writer.drain()
 
 
-async def _carry(kind: FrameKind, output: Reader, writer: Writer) -> None:
+async def _carry(kind: FrameKind, output: Reader, writer: Writer, started: _Started) -> None:
     with suppress(OSError):  # a terminal says EIO at its end; a connection that is gone ends all
         while data := await output.read(MOST_DATA):
             writer.write(frame(kind, data))
             await writer.drain()
+            started.spoke = asyncio.get_running_loop().time()
 
 
 async def _take_input(started: _Started, reader: Reader) -> None:
@@ -276,6 +288,23 @@ async def _take_input(started: _Started, reader: Reader) -> None:
 
 async def _unknown(_request: dict[str, Any], _reader: Reader, _writer: Writer) -> None:
     raise RefusedError("unknown_operation", "There is no such operation.")
+
+
+async def to_its_end(work: Callable[..., object], *args: object) -> None:
+    """Do blocking work in a thread, all of it, however often the caller is cancelled meanwhile.
+
+    Work that waits for a thread would be dropped by a cancellation, as at execd's end; then what it
+    was to kill would live on.
+    """
+    doing = asyncio.get_running_loop().run_in_executor(None, work, *args)
+    cancelled: asyncio.CancelledError | None = None
+    while not doing.done():
+        try:
+            await asyncio.shield(doing)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 async def _joined(one: tuple[Reader, Writer], other: tuple[Reader, Writer]) -> None:
