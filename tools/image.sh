@@ -76,7 +76,9 @@ if [ -f "$archive" ] && [ "$built" = "$(cat "$work/$name.built" 2>/dev/null)" ];
     exit
 fi
 rm -f "$archive.part"
-build push --quiet --compression-level 1 "localhost/$name:$version" "oci-archive:$archive.part:docker.io/library/$name:$version"
+# Level 9 takes four times as long for one hundredth less.
+build push --quiet --compression-level 7 "localhost/$name:$version" \
+    "oci-archive:$archive.part:docker.io/library/$name:$version"
 mv "$archive.part" "$archive"
 printf %s "$built" >"$work/$name.built"
 say "$archive is $name:$version, $(($(stat -c %s "$archive") / 1000000)) MB"
