@@ -115,15 +115,16 @@ class JournalTail:
         else:
             chunk = await asyncio.to_thread(os.pread, self._fd, size, self._offset)
         if self._offset + len(chunk) < end:
-            chunk = await asyncio.to_thread(self._whole_frames, chunk)
+            last = chunk.rfind(FRAME_END)
+            if last >= 0:
+                chunk = chunk[: last + len(FRAME_END)]
+            else:
+                chunk = await asyncio.to_thread(self._whole_frame, chunk)
         self._offset += len(chunk)
         return chunk
 
-    def _whole_frames(self, chunk: bytes) -> bytes:
-        """Return ``chunk`` up to its last frame's end, or with the rest of its only frame."""
-        end = chunk.rfind(FRAME_END)
-        if end >= 0:
-            return chunk[: end + len(FRAME_END)]
+    def _whole_frame(self, chunk: bytes) -> bytes:
+        """Return the frame that ``chunk`` is the beginning of."""
         whole = bytearray(chunk)
         while piece := os.pread(self._fd, READ_SIZE, self._offset + len(whole)):
             before = len(whole)
@@ -145,10 +146,28 @@ def frames(fd: int) -> Iterator[bytes]:
 
 
 def _offset_after(fd: int, number: int, end: int) -> int | None:
-    """Return the offset just past frame ``number``, None when ``end`` comes before it."""
+    """Return the offset just past frame ``number``, None when ``end`` comes before it.
+
+    Blank lines are counted and no frame is made: a resumed stream waits for this.
+    """
+    left = number + 1
     offset = 0
-    for count, frame in enumerate(frames(fd)):
-        offset += len(frame)
-        if count == number or offset > end:
-            return offset if offset <= end else None
+    carry = b""
+    while offset < end and (block := os.pread(fd, min(READ_SIZE, end - offset), offset)):
+        # A frame's end may lie across two blocks; as no frame begins with a newline, one carried
+        # byte cannot make a false end.
+        window = carry + block
+        found = window.count(FRAME_END)
+        if found >= left:
+            return offset - len(carry) + _end_of(window, left)
+        left -= found
+        offset += len(block)
+        carry = b"" if window.endswith(FRAME_END) else window[-1:]
     return None
+
+
+def _end_of(window: bytes, nth: int) -> int:
+    at = 0
+    for _ in range(nth):
+        at = window.index(FRAME_END, at) + len(FRAME_END)
+    return at
