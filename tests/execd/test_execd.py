@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from greylag.agentd.execution import (
     RemoteProcess,
 )
 from greylag.common.process_start import birth, process_clock
-from greylag.execd.protocol import FrameKind, frame, json_frame, read_frame, read_object
+from greylag.execd.protocol import GROUP, FrameKind, frame, json_frame, read_frame, read_object
 from greylag.execd.server import to_its_end
 
 ENV = {"PATH": os.environ["PATH"]}
@@ -161,6 +162,22 @@ async def test_only_what_began_since_then_and_has_the_variables_is_killed(tmp_pa
         await client.end_matching(GROUP_G, {"SESSION": "a"}, since)
         await gone(new)
         assert birth(old) is not None
+        await process.end()
+
+
+async def test_what_an_older_process_starts_through_one_that_tells_nothing_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    inner = f"SESSION=a {GROUP}={GROUP_G} sleep 600 & echo $!; wait"
+    async with execution(tmp_path) as client:
+        script = f"export SESSION=a; read line; env -i /bin/sh -c '{inner}'"
+        process = await shell(client, f"SESSION=a /bin/sh -c {shlex.quote(script)}", tmp_path)
+        await asyncio.sleep(0.1)
+        since = process_clock()
+        process.write(b"go\n")
+        started = int(await process.stdout.read(100))
+        await client.end_matching(GROUP_G, {"SESSION": "a"}, since)
+        assert birth(started) is not None
         await process.end()
 
 

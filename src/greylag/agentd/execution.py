@@ -23,6 +23,7 @@ from greylag.execd.protocol import (
     ProtocolError,
     frame,
     json_frame,
+    pipe,
     read_frame,
     read_object,
 )
@@ -314,8 +315,8 @@ class Execution:
             return
         try:
             async with asyncio.TaskGroup() as both:
-                both.create_task(_pipe(far_reader, near_writer), name="towards the relay")
-                both.create_task(_pipe(near_reader, far_writer), name="from the relay")
+                both.create_task(pipe(far_reader, near_writer), name="towards the relay")
+                both.create_task(pipe(near_reader, far_writer), name="from the relay")
             await _flushed(near_writer)
             await _flushed(far_writer)
         finally:
@@ -460,14 +461,3 @@ async def _flushed(writer: Writer) -> None:
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(_END_SECONDS):
             await writer.wait_closed()
-
-
-async def _pipe(source: Reader, target: Writer) -> None:
-    try:
-        while data := await source.read(MOST_DATA):
-            target.write(data)
-            await target.drain()
-        if target.can_write_eof():
-            target.write_eof()
-    except OSError:
-        target.transport.abort()

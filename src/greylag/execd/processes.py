@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from greylag.execd.protocol import GROUP
+
 _LINUX = sys.platform == "linux"
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -44,18 +46,19 @@ def guard_memory() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def end_group(group: str, root: int, alone: Callable[[], bool]) -> list[int]:
+def end_group(group: str, root: int | None, alone: Callable[[], bool]) -> list[int]:
     """Kill all of a run; blocks for some seconds at the most.
 
     Args:
         group: the value of ``protocol.GROUP`` in its environment.
-        root: the process that the run began with, while its pid is certainly its own.
+        root: the process that the run began with; ``None`` once it has ended, as its pid may be
+            another's then.
         alone: whether no other run is there now; then it has started all that we adopted, too.
 
     Returns:
         the pids that could not be killed.
     """
-    wanted = {_group_name(): group}
+    wanted = {GROUP: group}
 
     def find() -> list[Process]:
         alive = list(_all())
@@ -66,7 +69,8 @@ def end_group(group: str, root: int, alone: Callable[[], bool]) -> list[int]:
             for one in alive
             if one.pid == root or one.parent == adopter or _has(one.pid, wanted)
         }
-        return [one for one in alive if one.pid in roots or roots & _ancestors(one, alive)]
+        parents = _parents(alive)
+        return [one for one in alive if one.pid in roots or roots & _ancestors(one, parents)]
 
     return _kill_until_none(find)
 
@@ -86,9 +90,14 @@ def end_matching(wanted: Mapping[str, str], since: float) -> list[int]:
     """
 
     def find() -> list[Process]:
-        alive = [one for one in _all() if _has(one.pid, wanted)]
-        older = {one.pid for one in alive if one.start < since - _TICK}
-        return [one for one in alive if one.pid not in older and not older & _ancestors(one, alive)]
+        alive = list(_all())
+        matching = [one for one in alive if _has(one.pid, wanted)]
+        older = {one.pid for one in matching if one.start < since - _TICK}
+        # Of all processes: what lies between two of ours may have another environment.
+        parents = _parents(alive)
+        return [
+            one for one in matching if one.pid not in older and not older & _ancestors(one, parents)
+        ]
 
     return _kill_until_none(find)
 
@@ -115,12 +124,6 @@ def _prctl(option: int, value: int) -> None:
     if libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl({option}) failed: {os.strerror(number)}")
-
-
-def _group_name() -> str:
-    from greylag.execd.protocol import GROUP  # noqa: PLC0415 - the protocol imports asyncio
-
-    return GROUP
 
 
 def _all() -> Iterator[Process]:
@@ -173,8 +176,11 @@ def _environ(pid: int) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _ancestors(process: Process, alive: Collection[Process]) -> set[int]:
-    parents = {one.pid: one.parent for one in alive}
+def _parents(alive: Collection[Process]) -> dict[int, int]:
+    return {one.pid: one.parent for one in alive}
+
+
+def _ancestors(process: Process, parents: Mapping[int, int]) -> set[int]:
     found: set[int] = set()
     pid = process.parent
     while pid in parents and pid not in found:

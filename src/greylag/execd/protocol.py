@@ -111,3 +111,15 @@ def read_object(body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ProtocolError("a frame is no JSON object")
     return found
+
+
+async def pipe(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    """Carry raw bytes one way to their end; a side that breaks breaks the other."""
+    try:
+        while data := await source.read(MOST_DATA):
+            target.write(data)
+            await target.drain()
+        if target.can_write_eof():
+            target.write_eof()
+    except OSError:
+        target.transport.abort()

@@ -21,6 +21,7 @@ from greylag.execd.protocol import (
     ProtocolError,
     frame,
     json_frame,
+    pipe,
     read_frame,
     read_object,
 )
@@ -119,7 +120,8 @@ class ExecServer:
             await _agree(writer, pid=pid)
             await _attend(started, reader, writer)
         finally:
-            await to_its_end(processes.end_group, group, pid, lambda: self._runs <= 1)
+            root = pid if started.process.returncode is None else None
+            await to_its_end(processes.end_group, group, root, lambda: self._runs <= 1)
             await started.process.wait()
             self._owned.discard(pid)
             started.close()
@@ -310,22 +312,11 @@ async def to_its_end(work: Callable[..., object], *args: object) -> None:
 async def _joined(one: tuple[Reader, Writer], other: tuple[Reader, Writer]) -> None:
     """Carry raw bytes both ways until both directions have ended."""
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_pipe(one[0], other[1]), name="towards agentd")
-        tasks.create_task(_pipe(other[0], one[1]), name="from agentd")
+        tasks.create_task(pipe(one[0], other[1]), name="towards agentd")
+        tasks.create_task(pipe(other[0], one[1]), name="from agentd")
     with suppress(OSError):
         one[1].close()
         await one[1].wait_closed()
-
-
-async def _pipe(source: Reader, target: Writer) -> None:
-    try:
-        while data := await source.read(MOST_DATA):
-            target.write(data)
-            await target.drain()
-        if target.can_write_eof():
-            target.write_eof()
-    except OSError:
-        target.transport.abort()
 
 
 async def _request(reader: Reader) -> dict[str, Any]:
