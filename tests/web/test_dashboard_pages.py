@@ -148,3 +148,20 @@ async def test_who_signed_in_can_sign_out() -> None:
         locked.http.post("/sign-in", data={"token": TOKEN}) as answer,
     ):
         assert "Sign out" in await answer.text()
+
+
+async def test_earlier_messages_are_shown_however_many_there_are(running: Site) -> None:
+    path = await running.project(active=True)
+    body: dict[str, object] = {}
+    for number in range(230):
+        body = {**body, "message": f"m{number:03d}"}
+        async with running.http.post(f"{path}/messages", json=body) as answer:
+            frames = [sse.parse(one) for one in sse.FrameSplitter().feed(await answer.read())]
+        body["session_id"] = json.loads(frames[0].data)["content"]["session_id"]  # type: ignore[union-attr] # a turn's first
+    shown = 30
+    page = await _text(running, f"{PAGE}?turns={shown}")
+    while "Show earlier messages" in page:
+        shown += 100
+        assert shown < 400
+        page = await _text(running, f"{PAGE}?turns={shown}")
+    assert len(re.findall("You said: m[0-9]{3}", page)) == 230

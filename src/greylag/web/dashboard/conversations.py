@@ -41,6 +41,7 @@ RUNNING = "running"
 TURNS_SHOWN = 30
 SESSIONS_SHOWN = 500
 _PATIENCE_SECONDS = 4.0
+_MOST_PAGES = 16
 
 router = APIRouter(include_in_schema=False)
 
@@ -188,13 +189,35 @@ async def _last_said(
     call: RequestContext, session: str, shown: int
 ) -> tuple[list[AnsweredMessage], int]:
     """Return a session's last ``shown`` turns, and how many messages there are before them."""
-    most = {"limit": str(min(2 * shown, agent_api.MOST_MESSAGES))}
-    history = await ask(call, agent_api.LIST_MESSAGES, most, session=session)
+    messages, unseen = await _last_messages(call, session, shown)
     newest = {"limit": str(min(shown, agent_api.MOST_TURNS))}
     turns = (await ask(call, agent_api.LIST_TURNS, newest, session=session)).turns
-    found = pair(history.messages, [one for one in turns if _is_id(one.turn_id)])
-    unseen = max(0, history.total_count - len(history.messages))
+    found = pair(messages, [one for one in turns if _is_id(one.turn_id)])
     return found[-shown:], unseen + max(0, len(found) - shown)
+
+
+async def _last_messages(
+    call: RequestContext, session: str, shown: int
+) -> tuple[list[ChatMessage], int]:
+    """Return the messages of the last ``shown`` turns, and how many there are before them.
+
+    An agent's page is as long as it likes to make it, so the more turns are asked for the more
+    pages are read, and never more than ``_MOST_PAGES``.
+    """
+    pages = min(_MOST_PAGES, 1 + shown // TURNS_SHOWN)
+    messages: list[ChatMessage] = []
+    before: dict[str, str] = {}
+    while True:
+        most = min(2 * shown - len(messages), agent_api.MOST_MESSAGES)
+        asked = {"limit": str(most), **before}
+        history = await ask(call, agent_api.LIST_MESSAGES, asked, session=session)
+        messages = [*history.messages, *messages]
+        unseen = max(0, history.total_count - len(messages))
+        pages -= 1
+        first = messages[0].message_index if history.messages else 0
+        if not pages or first < 1 or len(messages) >= 2 * shown:
+            return messages, unseen
+        before = {"before": str(first)}
 
 
 def _is_id(value: str) -> bool:

@@ -34,7 +34,7 @@ from greylag.web.dashboard.pages import (
 from greylag.web.deps import ProjectCallDep, RequestContext
 from greylag.web.stream import closing
 
-MOST_TURNS = 10_000
+MOST_SHOWN = 10_000
 MAX_SEQ = 2**53 - 1
 """Whole numbers up to here are exact in every browser."""
 RECHECK_SECONDS = 60.0
@@ -50,7 +50,7 @@ async def show_project(
     owner, project = await _found(call)
     events = await call.use_cases.projects.newest_events(project)
     view = project_view(project)
-    limit = max(1, min(turns, MOST_TURNS))
+    limit = max(1, min(turns, MOST_SHOWN))
     return respond(
         "project.html",
         site=call.site,
