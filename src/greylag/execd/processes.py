@@ -7,6 +7,7 @@ sandbox or container of its own nothing can leave at all: its process namespace 
 """
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -21,9 +22,9 @@ _LINUX = sys.platform == "linux"
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _STATE, _PARENT, _START_TIME = 0, 1, 19  # proc(5), counted from the field after the name
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK") if _LINUX else 100
 _KILL_SECONDS = 3.0
 _PAUSE_SECONDS = 0.02
-_TICK = 0.02  # seconds; start times are counted in ticks of 10 ms
 _LONGEST_ENVIRON = 1024 * 1024
 
 
@@ -88,11 +89,13 @@ def end_matching(wanted: Mapping[str, str], since: float) -> list[int]:
     Returns:
         the pids that could not be killed.
     """
+    # Start times are whole ticks: what began in the same one is not known to be older.
+    begin = math.floor(since * _TICKS_A_SECOND) / _TICKS_A_SECOND
 
     def find() -> list[Process]:
         alive = list(_all())
         matching = [one for one in alive if _has(one.pid, wanted)]
-        older = {one.pid for one in matching if one.start < since - _TICK}
+        older = {one.pid for one in matching if one.start < begin}
         # Of all processes: what lies between two of ours may have another environment.
         parents = _parents(alive)
         return [
@@ -131,7 +134,6 @@ def _all() -> Iterator[Process]:
     if not _LINUX:
         yield from _all_elsewhere()
         return
-    ticks = os.sysconf("SC_CLK_TCK")
     for name in os.listdir("/proc"):  # noqa: PTH208 - names are all that is needed
         if not name.isdecimal() or int(name) == os.getpid():
             continue
@@ -142,7 +144,8 @@ def _all() -> Iterator[Process]:
         # The second field is the program's name in brackets, which may hold anything.
         fields = stat[stat.rindex(b")") + 2 :].split()
         if fields[_STATE] not in {b"Z", b"X"}:
-            yield Process(int(name), int(fields[_PARENT]), int(fields[_START_TIME]) / ticks)
+            start = int(fields[_START_TIME]) / _TICKS_A_SECOND
+            yield Process(int(name), int(fields[_PARENT]), start)
 
 
 def _all_elsewhere() -> Iterator[Process]:

@@ -15,7 +15,7 @@ from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, ServiceProxy
 from greylag.cluster.kubernetes.manifests import CONTAINER
 from greylag.cluster.kubernetes.objects import container, wants_pod
-from greylag.cluster.kubernetes.observation import EnvironmentObserver, observed
+from greylag.cluster.kubernetes.observation import EnvironmentObserver
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.kubernetes.writes import (
@@ -46,7 +46,6 @@ WATCHED = (
 CHECK_SECONDS = 3.0
 PREPARED_SECONDS = 2.0
 
-_ALIVE = frozenset({Observed.STARTING, Observed.READY, Observed.STOPPING, Observed.FAILED})
 _POLL_SECONDS = 1.0
 _LONGEST_LINE = 1024 * 1024
 _NO_LOG_YET = frozenset({400, 404})
@@ -167,7 +166,9 @@ class KubernetesCluster:
         self._locator.forget(environment)
 
         async def step(found: Object | None) -> dict[str, Any] | None:
-            if observed(self._observer.objects(environment)).state in _ALIVE:
+            # One whose removal was cut off is stopping too, and is gone on with.
+            objects = self._observer.objects(environment)
+            if objects.wanted or not objects.is_idle:
                 raise ClusterError(
                     "The environment must be stopped before it can be deleted.",
                     code="environment_running",
