@@ -1,5 +1,6 @@
 """A client of agentd's HTTP API, for tests."""
 
+import io
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ class Client:
     async def json(
         self, method: str, path: str, body: object = None, **more: Any
     ) -> tuple[int, Any]:
-        """Send a request and return status and JSON body (None for an empty one)."""
-        async with self.http.request(method, self.base + path, json=body, **more) as answer:
+        """Send a request, bytes as they are, and return status and JSON (None for no body)."""
+        content: dict[str, Any] = (
+            {"data": io.BytesIO(body)} if isinstance(body, bytes) else {"json": body}
+        )
+        async with self.http.request(method, self.base + path, **content, **more) as answer:
             raw = await answer.read()
             return answer.status, json.loads(raw) if raw else None
 

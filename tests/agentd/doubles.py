@@ -19,6 +19,8 @@ from greylag.agentd.agent.types import (
 )
 from greylag.agentd.api.app import Services, create_app
 from greylag.agentd.config import AgentdSettings
+from greylag.agentd.execution import Execution
+from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.main import build_services, http_server
 from greylag.agentd.records import Records
@@ -119,7 +121,8 @@ async def serving(
     journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
     listener = listen(settings.host, settings.port)
     tasks = asyncio.TaskGroup()
-    services = build_services(settings, agent, records, journals, tasks)
+    files = WorkspaceFiles(Execution(folder / "execd"), volume.workspace)
+    services = build_services(settings, agent, files, records, journals, tasks)
     await services.turns.recover()
     async with tasks:
         server = http_server(create_app(settings, services))

@@ -213,7 +213,7 @@ class Execution:
 
     async def hello(self) -> Mapping[str, Any]:
         """Return what execd tells of itself; raises `ExecutionError` as every call does."""
-        async with self._asked("hello") as (facts, _, _):
+        async with self.exchange("hello") as (facts, _, _):
             return facts
 
     async def run(
@@ -259,7 +259,7 @@ class Execution:
             environ: further environment variables that it has.
             since: a value of `process_clock`.
         """
-        async with self._asked("end", group=group, environ=dict(environ), since=since):
+        async with self.exchange("end", group=group, environ=dict(environ), since=since):
             return
 
     @asynccontextmanager
@@ -268,7 +268,7 @@ class Execution:
 
         Every connection to that port of its loopback becomes one to `host` and `port` here.
         """
-        async with self._asked("listen") as (facts, reader, _):
+        async with self.exchange("listen") as (facts, reader, _):
             inside = facts.get("port")
             if type(inside) is not int:
                 raise ExecutionError("execd told no port.")
@@ -324,9 +324,10 @@ class Execution:
             await _closed(far_writer)
 
     @asynccontextmanager
-    async def _asked(
+    async def exchange(
         self, operation: str, **about: Any
     ) -> AsyncIterator[tuple[Mapping[str, Any], Reader, Writer]]:
+        """Ask for an operation; yield execd's answer, and the connection until the block ends."""
         facts, reader, writer = await self._ask(operation, **about)
         try:
             yield facts, reader, writer
@@ -344,7 +345,7 @@ class Execution:
             writer.write(json_frame(FrameKind.JSON, request))
             await writer.drain()
             async with asyncio.timeout(_ANSWER_SECONDS):
-                return _agreed(await read_frame(reader)), reader, writer
+                return agreed(await read_frame(reader)), reader, writer
         except (OSError, TimeoutError, ProtocolError) as error:
             writer.transport.abort()
             raise ExecutionError(f"execd did not answer: {error}.") from error
@@ -424,7 +425,13 @@ async def _last_words(process: asyncio.subprocess.Process) -> str:
     return said.decode("utf-8", "replace").strip()
 
 
-def _agreed(came: tuple[FrameKind, bytes] | None) -> Mapping[str, Any]:
+def agreed(came: tuple[FrameKind, bytes] | None) -> Mapping[str, Any]:
+    """Return what a frame of execd's says is done.
+
+    Raises:
+        ExecutionRefusedError: it is not.
+        ProtocolError: it is no answer.
+    """
     if came is None or came[0] is not FrameKind.JSON:
         raise ProtocolError("no answer came")
     answer = read_object(came[1])

@@ -26,6 +26,7 @@ from greylag.agentd.api.app import Services, create_app
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
 from greylag.agentd.extensions import ExtensionService
+from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.model.relay import demonstration, provider
 from greylag.agentd.records import Records, StorageError
@@ -106,9 +107,11 @@ async def _serve(
     journals.reserve.release()  # to start on a full disk too; the first turn takes it up again
     async with aclosing(await Records.open(volume.database)) as records:
         socket_path = settings.execd_socket or volume.execd_socket.relative_to(volume.state)
-        agent = Agent(command, _setup(settings, volume), Execution(socket_path))
+        execution = Execution(socket_path)
+        agent = Agent(command, _setup(settings, volume), execution)
+        files = WorkspaceFiles(execution, volume.workspace)
         tasks = asyncio.TaskGroup()
-        services = build_services(settings, agent, records, journals, tasks)
+        services = build_services(settings, agent, files, records, journals, tasks)
         await services.turns.recover()
         async with tasks:
             # Before the agent: its socket is there as soon as the task has begun.
@@ -177,9 +180,10 @@ def _setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
     )
 
 
-def build_services(
+def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each process
     settings: AgentdSettings,
     agent: AgentPort,
+    files: WorkspaceFiles,
     records: Records,
     journals: Journals,
     tasks: asyncio.TaskGroup,
@@ -199,4 +203,5 @@ def build_services(
         turns=turns,
         extensions=ExtensionService(agent),
         settings=SettingsService(agent, records.settings, fixed),
+        files=files,
     )

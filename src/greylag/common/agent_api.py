@@ -23,6 +23,15 @@ MOST_TURNS = 200
 MOST_MESSAGES = 400
 PAGE_CHARACTERS = 256 * 1024
 """How many messages one page of a history has at most, and how much text they have together."""
+BYTES = "application/octet-stream"
+ENTRIES = 200
+MOST_ENTRIES = 1000
+"""How many entries of a folder a page has, if the client does not say, and at most."""
+MATCHES = 100
+MOST_MATCHES = 500
+MOST_CONTENT = 64 * 1024 * MEBIBYTE
+LONGEST_TRANSFER = 4 * 3600.0
+"""How many bytes a file may have to pass, and in how many seconds it must."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +198,77 @@ class ResetSetting:
     default_value: _SettingValue
 
 
+_PATH = (
+    "Below the workspace, parts between `/`; empty for the workspace itself. A byte that is no "
+    "UTF-8 is written `\\xHH`, a backslash `\\\\`."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file, folder or link of the workspace."""
+
+    path: Annotated[str, Doc(_PATH, "src/main.py")]
+    name: Annotated[str, Doc("The last part of the path.", "main.py")]
+    kind: Annotated[str, Doc("file, folder, link, or other (a socket, a pipe, ...).", "file")]
+    size: Annotated[int, Doc("Bytes of a file.", 1204)]
+    modified: _Time
+    mode: Annotated[str, Doc("Its rights, in octal digits.", "644")]
+    target: Annotated[str | None, Doc("Where a link leads, as it says.")]
+    media_type: Annotated[str | None, Doc("What its name says it is.", "text/x-python")]
+    etag: Annotated[str, Doc("Changes whenever it does; for If-Match.", '"4a1-4b4-18c2f3"')]
+
+
+@dataclass(frozen=True, slots=True)
+class FileList:
+    """What is at a path and, for a folder, a page of what it holds, by name."""
+
+    entry: FileEntry
+    entries: list[FileEntry]
+    next: Annotated[str | None, Doc("What `after` is for the next page; null at the end.")]
+
+
+@dataclass(frozen=True, slots=True)
+class NewFolder:
+    """A folder that is to be."""
+
+    path: Annotated[str, Doc(_PATH, "src/parts")]
+
+
+@dataclass(frozen=True, slots=True)
+class FileMove:
+    """Which file or folder is to have which path."""
+
+    source: Annotated[str, Doc(_PATH, "notes.txt")]
+    target: Annotated[str, Doc(_PATH, "docs/notes.txt")]
+    replace: Annotated[bool, Doc("Whether it may take the place of a file.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What came of an archive."""
+
+    files: Annotated[int, Doc("How many files, folders and links were made.", 12)]
+    left_out: Annotated[list[str], Doc("The first of those that were not, by name.")]
+
+
+@dataclass(frozen=True, slots=True)
+class FileMatch:
+    """A name or a line that holds what was searched for."""
+
+    path: Annotated[str, Doc(_PATH, "src/main.py")]
+    line: Annotated[int, Doc("The line's number; 0 when the name matches.", 12)]
+    text: Annotated[str, Doc("The line's beginning.", "def main() -> None:")]
+
+
+@dataclass(frozen=True, slots=True)
+class FileMatches:
+    """What a search found: names first, then lines."""
+
+    matches: list[FileMatch]
+    whole: Annotated[bool, Doc("Whether this is all; else there was too much, or no time.")]
+
+
 # The operations.
 
 
@@ -220,14 +300,17 @@ class Operation(Generic[_Answer]):
         summary: what it does, in a few words.
         text: what else OpenAPI tells of it.
         tag: where OpenAPI lists it.
-        answer: the shape of a success: a dataclass, ``str`` for text, ``NoneType`` for nothing.
+        answer: the shape of a success: a dataclass, ``str`` for text, ``bytes`` for a file,
+            ``NoneType`` for nothing.
         status: the HTTP status of a success.
         missing: the code of a 404 to which the agent gives no code of its own.
         query: the query's members that are passed on; others are dropped.
-        body: the shape of the request's body, if it takes one.
+        body: the shape of the request's body, if it takes one; ``bytes`` for a file.
         body_limit: the most bytes of it.
         media: the content type of a success, whatever the agent calls it.
         answer_limit: the most bytes of an answer.
+        seconds: that it may take from beginning to end.
+        silence: seconds that nothing of the answer may come.
     """
 
     name: str
@@ -244,6 +327,8 @@ class Operation(Generic[_Answer]):
     body_limit: int = 64 * 1024
     media: str = JSON
     answer_limit: int = 8 * MEBIBYTE
+    seconds: float = 600
+    silence: float = 30
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -406,6 +491,141 @@ RESET_SETTING = Operation(
     answer=ResetSetting,
 )
 
+_PATH_QUERY = Parameter("path", _PATH, {"type": "string", "default": "", "examples": ["src"]})
+_FORMAT = Parameter("format", "What the archive is.", {"type": "string", "enum": ["tar.gz", "zip"]})
+LIST_FILES = Operation(
+    name="list_files",
+    method="GET",
+    path="/files",
+    summary="List a folder",
+    text="What is at a path of the workspace; of a folder also what it holds, by name.",
+    tag="files",
+    answer=FileList,
+    query=(
+        _PATH_QUERY,
+        Parameter("after", "Only names after this one.", {"type": "string"}),
+        Parameter(
+            "limit",
+            "The most entries of a page.",
+            {"type": "integer", "minimum": 1, "maximum": MOST_ENTRIES, "default": ENTRIES},
+        ),
+    ),
+)
+DELETE_FILE = Operation(
+    name="delete_file",
+    method="DELETE",
+    path="/files",
+    summary="Delete a file or folder",
+    text="A link is deleted, not what it leads to. A folder that holds something is refused, "
+    "unless `recursive` is true.",
+    tag="files",
+    answer=NoneType,
+    status=204,
+    query=(
+        _PATH_QUERY,
+        Parameter("recursive", "With all that it holds.", {"type": "boolean", "default": False}),
+    ),
+    silence=600,
+)
+READ_FILE = Operation(
+    name="read_file",
+    method="GET",
+    path="/files/content",
+    summary="Read a file",
+    text="Its bytes, or a range of them. `If-None-Match`, `If-Match` and `If-Range` count.",
+    tag="files",
+    answer=bytes,
+    query=(_PATH_QUERY,),
+    media=BYTES,
+    answer_limit=MOST_CONTENT,
+    seconds=LONGEST_TRANSFER,
+)
+WRITE_FILE = Operation(
+    name="write_file",
+    method="PUT",
+    path="/files/content",
+    summary="Write a file",
+    text="The body is what the file holds then; until all of it has come, it is what it was. "
+    "Folders on the way are made. `If-Match` refuses a file that changed, `If-None-Match: *` one "
+    "that is there.",
+    tag="files",
+    answer=FileEntry,
+    query=(_PATH_QUERY,),
+    body=bytes,
+    body_limit=MOST_CONTENT,
+    seconds=LONGEST_TRANSFER,
+    silence=LONGEST_TRANSFER,
+)
+MAKE_FOLDER = Operation(
+    name="make_folder",
+    method="POST",
+    path="/files/folder",
+    summary="Make a folder",
+    text="And those on the way to it; one that is there is left as it is.",
+    tag="files",
+    answer=FileEntry,
+    status=201,
+    body=NewFolder,
+)
+MOVE_FILE = Operation(
+    name="move_file",
+    method="POST",
+    path="/files/move",
+    summary="Move a file or folder",
+    text="Give it another path; folders on the way are made.",
+    tag="files",
+    answer=FileEntry,
+    body=FileMove,
+)
+READ_ARCHIVE = Operation(
+    name="read_archive",
+    method="GET",
+    path="/files/archive",
+    summary="Read a folder as an archive",
+    text="With its links, without following them. `LEFT-OUT.txt` in it names what could not be put "
+    "in, if anything.",
+    tag="files",
+    answer=bytes,
+    query=(_PATH_QUERY, _FORMAT),
+    media=BYTES,
+    answer_limit=MOST_CONTENT,
+    seconds=LONGEST_TRANSFER,
+)
+UNPACK_ARCHIVE = Operation(
+    name="unpack_archive",
+    method="POST",
+    path="/files/archive",
+    summary="Unpack an archive into a folder",
+    text="Its files replace those of the same path. Nothing of it gets outside the workspace.",
+    tag="files",
+    answer=Unpacked,
+    query=(_PATH_QUERY, _FORMAT),
+    body=bytes,
+    body_limit=MOST_CONTENT,
+    seconds=LONGEST_TRANSFER,
+    silence=LONGEST_TRANSFER,
+)
+SEARCH_FILES = Operation(
+    name="search_files",
+    method="GET",
+    path="/files/search",
+    summary="Search in files",
+    text="Names and lines that hold a text, in any case. Binary and very large files, `.git` and "
+    "`node_modules` are searched by name only.",
+    tag="files",
+    answer=FileMatches,
+    query=(
+        Parameter("q", "What is searched for.", {"type": "string", "minLength": 1}),
+        _PATH_QUERY,
+        Parameter(
+            "limit",
+            "The most matches.",
+            {"type": "integer", "minimum": 1, "maximum": MOST_MATCHES, "default": MATCHES},
+        ),
+    ),
+    silence=60,
+)
+
 OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_SESSIONS,
     CREATE_SESSION,
@@ -420,5 +640,14 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     SHOW_SETTING,
     CHANGE_SETTING,
     RESET_SETTING,
+    LIST_FILES,
+    DELETE_FILE,
+    READ_FILE,
+    WRITE_FILE,
+    MAKE_FOLDER,
+    MOVE_FILE,
+    READ_ARCHIVE,
+    UNPACK_ARCHIVE,
+    SEARCH_FILES,
 )
 """All that the platform relays."""

@@ -14,6 +14,7 @@ end          ``group``, ``environ``, ``since``           (answer: ``left``, pids
 listen       -                                           (answer: ``port``), ``ACCEPTED`` frames
 accept       ``number``                                  raw bytes both ways
 connect      ``port``                                    raw bytes both ways
+files        ``verb``, ``root``, and what it takes       as ``greylag.execd.file_server`` says
 ===========  ==========================================  =========================================
 
 A frame is its kind (one byte), the length of its body (four bytes, big-endian), and the body. What
@@ -47,6 +48,14 @@ class FrameKind(IntEnum):
     RESIZE = 7
     KILL = 8
     ACCEPTED = 9
+
+
+class RefusedError(Exception):
+    """An operation cannot be done."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ProtocolError(Exception):

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from greylag.execd import processes
+from greylag.execd import file_server, processes
 from greylag.execd.protocol import (
     GROUP,
     MOST_DATA,
     VERSION,
     FrameKind,
     ProtocolError,
+    RefusedError,
     frame,
     json_frame,
     pipe,
@@ -39,14 +40,6 @@ Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
 
 
-class RefusedError(Exception):
-    """An operation cannot be done."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class ExecServer:
     """Serves agentd, and whoever else can reach the socket: nothing here guards anything."""
 
@@ -62,6 +55,7 @@ class ExecServer:
             "listen": self._listen,
             "accept": self._accept,
             "connect": self._connect,
+            "files": file_server.answer,
         }
 
     async def serve(self, listener: socket.socket) -> None:

@@ -15,12 +15,14 @@ from starlette.routing import Route
 from greylag import __version__
 from greylag.agentd.agent.types import AgentPort
 from greylag.agentd.api.configuration import ExtensionRoutes, SettingRoutes
+from greylag.agentd.api.files import FileRoutes
 from greylag.agentd.api.guard import Auth, Prefix
 from greylag.agentd.api.messages import MessageRoutes
 from greylag.agentd.api.requests import refusal, refused
 from greylag.agentd.api.sessions import SessionRoutes, TurnRoutes
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
+from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.model.relay import model_object
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import StorageError
@@ -115,6 +117,7 @@ class Services:
     turns: TurnEngine
     extensions: ExtensionService
     settings: SettingsService
+    files: WorkspaceFiles
 
 
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
@@ -128,6 +131,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *TurnRoutes(services.sessions, services.turns, limit).routes(),
             *ExtensionRoutes(services.extensions).routes(),
             *SettingRoutes(services.settings).routes(),
+            *FileRoutes(services.files).routes(),
         ],
         middleware=[
             Middleware(Prefix, prefix=settings.path_prefix),

@@ -1,0 +1,284 @@
+"""The workspace's files, as execd tells of them: asked for, checked, and handed on."""
+
+import asyncio
+import mimetypes
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from greylag.agentd.execution import (
+    Execution,
+    ExecutionError,
+    ExecutionRefusedError,
+    agreed,
+)
+from greylag.agentd.problems import RequestError
+from greylag.common.agent_api import FileEntry, FileList, FileMatch, FileMatches, Unpacked
+from greylag.common.clock import rfc3339
+from greylag.execd.protocol import (
+    MOST_DATA,
+    FrameKind,
+    ProtocolError,
+    frame,
+    read_frame,
+)
+
+_QUICK_SECONDS = 20.0
+_LONG_SECONDS = 3600.0
+_CODES = frozenset(
+    {
+        "file_not_found",
+        "not_a_folder",
+        "not_a_file",
+        "file_exists",
+        "folder_not_empty",
+        "file_denied",
+        "outside_workspace",
+        "invalid_path",
+        "file_changed",
+        "no_space",
+        "invalid_archive",
+    }
+)
+_KINDS = frozenset({"file", "folder", "link", "other"})
+_TAG = re.compile(r"[0-9a-f-]{5,80}")
+_MOST_TEXT = 16 * 1024
+_LAST_MOMENT = 253_402_300_799.0  # of the year 9999
+
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+
+
+class WorkspaceFiles:
+    """What may be done with the files of the workspace.
+
+    Paths are texts as ``greylag.execd.files`` reads them, which refuses all others. Every method
+    raises ``RequestError``: what the workspace refuses by its code, and ``agent_unavailable`` when
+    execd does not answer as it must.
+    """
+
+    def __init__(self, execution: Execution, root: Path) -> None:
+        self._execution = execution
+        self._root = str(root)
+
+    async def show(self, path: str) -> FileEntry:
+        """Return what is at a path."""
+        said = await self._ask("show", path=path)
+        with _understood():
+            return _entry(said["entry"], _parent(path))
+
+    async def page(self, path: str, after: str, most: int) -> FileList:
+        """Return what is at a path and, for a folder, ``most`` entries after a name."""
+        said = await self._ask("page", path=path, after=after, most=most)
+        with _understood():
+            entries = said["entries"]
+            if not isinstance(entries, list) or len(entries) > most:
+                raise ProtocolError("a page is no page")
+            below = _joined(_parent(path), _last(path))
+            following = said["next"]
+            return FileList(
+                _entry(said["entry"], _parent(path)),
+                [_entry(one, below) for one in entries],
+                None if following is None else _text(following),
+            )
+
+    async def make_folder(self, path: str) -> FileEntry:
+        """Make a folder, and those on the way."""
+        said = await self._ask("folder", path=path)
+        with _understood():
+            return _entry(said["entry"], _parent(path))
+
+    async def move(self, source: str, target: str, *, replace: bool) -> FileEntry:
+        """Give something another path."""
+        said = await self._ask("move", source=source, target=target, replace=replace)
+        with _understood():
+            return _entry(said["entry"], _parent(target))
+
+    async def remove(self, path: str, *, recursive: bool) -> None:
+        """Delete something; a folder that holds something only if ``recursive``."""
+        await self._ask("remove", _LONG_SECONDS, path=path, recursive=recursive)
+
+    async def search(self, path: str, text: str, most: int) -> FileMatches:
+        """Return names and lines that hold a text."""
+        said = await self._ask("search", _LONG_SECONDS, path=path, text=text, most=most)
+        with _understood():
+            found = said["matches"]
+            if not isinstance(found, list) or len(found) > most:
+                raise ProtocolError("matches are none")
+            return FileMatches([_match(one) for one in found], said["whole"] is True)
+
+    @asynccontextmanager
+    async def read(
+        self, entry: FileEntry, start: int, length: int
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open ``length`` bytes of a file, refused when it changed since the entry was made."""
+        tag = entry.etag.strip('"')
+        about: dict[str, Any] = {"path": entry.path, "tag": tag, "start": start, "length": length}
+        async with self._asked("read", **about) as (reader, _):
+            yield _content(reader, length)
+
+    @asynccontextmanager
+    async def archive(self, path: str, form: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a folder as an archive, ``tar.gz`` or ``zip``."""
+        async with self._asked("archive", path=path, format=form) as (reader, _):
+            yield _content(reader, None)
+
+    async def write(self, path: str, tag: str | None, content: AsyncIterator[bytes]) -> FileEntry:
+        """Give a file its content; ``tag`` is what its own must be still, "" that of no file."""
+        async with self._asked("write", path=path, tag=tag) as (reader, writer):
+            said = await _given(reader, writer, content)
+            with _understood():
+                return _entry(said["entry"], _parent(path))
+
+    async def unpack(self, path: str, form: str, content: AsyncIterator[bytes]) -> Unpacked:
+        """Put an archive's files into a folder."""
+        async with self._asked("unpack", path=path, format=form) as (reader, writer):
+            said = await _given(reader, writer, content)
+            with _understood():
+                left_out = said["left_out"]
+                if not isinstance(left_out, list):
+                    raise ProtocolError("what was left out is no list")
+                return Unpacked(_whole(said["files"]), [_text(one) for one in left_out])
+
+    async def _ask(
+        self, verb: str, seconds: float = _QUICK_SECONDS, **about: Any
+    ) -> Mapping[str, Any]:
+        async with self._asked(verb, **about) as (reader, _):
+            return await _facts(reader, seconds)
+
+    @asynccontextmanager
+    async def _asked(self, verb: str, **about: Any) -> AsyncIterator[tuple[Reader, Writer]]:
+        try:
+            asking = self._execution.exchange("files", verb=verb, root=self._root, **about)
+            async with asking as (_, reader, writer):
+                yield reader, writer
+        except ExecutionRefusedError as error:
+            code = error.code if error.code in _CODES else "files_failed"
+            raise RequestError(code, str(error)) from error
+        except (ExecutionError, ProtocolError, OSError, TimeoutError) as error:
+            reason = f"The workspace's files cannot be reached: {error}"
+            raise RequestError("agent_unavailable", reason) from error
+
+
+async def _facts(reader: Reader, seconds: float) -> Mapping[str, Any]:
+    async with asyncio.timeout(seconds):
+        return agreed(await read_frame(reader))
+
+
+async def _given(
+    reader: Reader, writer: Writer, content: AsyncIterator[bytes]
+) -> Mapping[str, Any]:
+    """Send content and return what came of it; a refusal meanwhile ends the sending."""
+    sending = asyncio.create_task(_send(writer, content), name="content to execd")
+    telling = asyncio.create_task(_facts(reader, _LONG_SECONDS), name="answer of execd")
+    try:
+        await asyncio.wait({sending, telling}, return_when=asyncio.FIRST_COMPLETED)
+        if not telling.done():
+            await sending
+        return await telling
+    finally:
+        for task in (sending, telling):
+            task.cancel()
+        await asyncio.wait({sending, telling})
+
+
+async def _send(writer: Writer, content: AsyncIterator[bytes]) -> None:
+    async for data in content:
+        for start in range(0, len(data), MOST_DATA):
+            writer.write(frame(FrameKind.STDIN, data[start : start + MOST_DATA]))
+            await writer.drain()
+    writer.write(frame(FrameKind.STDIN_END))
+    await writer.drain()
+
+
+async def _content(reader: Reader, length: int | None) -> AsyncIterator[bytes]:
+    """Yield content to its proper end.
+
+    Raises:
+        ProtocolError, ExecutionRefusedError: it has no such end, or not ``length`` bytes.
+    """
+    left = length
+    while (came := await read_frame(reader)) is not None:
+        kind, body = came
+        if kind is FrameKind.JSON:
+            agreed(came)
+            if left:
+                break
+            return
+        if kind is not FrameKind.STDOUT:
+            raise ProtocolError(f"{kind.name} has no place here")
+        if left is not None:
+            left -= len(body)
+            if left < 0:
+                raise ProtocolError("there is more content than was asked for")
+        yield body
+    raise ProtocolError("the content broke off")
+
+
+# What execd says is another's word.
+
+
+class _understood:  # noqa: N801 - reads as the context manager that it is
+    """Turn an answer that lacks what it must have into an error that says so."""
+
+    def __enter__(self) -> None:
+        """Begin to read."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """End reading."""
+        if isinstance(error, KeyError | TypeError | ValueError | ProtocolError):
+            reason = "What came from the workspace is not of the form it must have."
+            raise RequestError("agent_unavailable", reason) from error
+
+
+def _entry(said: Any, parent: str) -> FileEntry:
+    kind, tag, target = said["kind"], said["tag"], said["target"]
+    name = _text(said["name"])
+    if kind not in _KINDS or not _TAG.fullmatch(tag) or "/" in name:
+        raise ProtocolError("an entry is none")
+    return FileEntry(
+        path=_joined(parent, name),
+        name=name,
+        kind=kind,
+        size=_whole(said["size"]),
+        modified=rfc3339(min(max(float(said["modified"]), 0.0), _LAST_MOMENT)),
+        mode=f"{_whole(said['mode']) & 0o7777:03o}",
+        target=None if target is None else _text(target),
+        media_type=mimetypes.guess_type(name)[0] if kind == "file" else None,
+        etag=f'"{tag}"',
+    )
+
+
+def _match(said: Any) -> FileMatch:
+    return FileMatch(_text(said["path"]), _whole(said["line"]), _text(said["text"]))
+
+
+def _text(said: Any) -> str:
+    if not isinstance(said, str) or len(said) > _MOST_TEXT:
+        raise ProtocolError("a text is none")
+    said.encode()  # half a character would reach no client
+    return said
+
+
+def _whole(said: Any) -> int:
+    if type(said) is not int or not 0 <= said < 1 << 62:
+        raise ProtocolError("a number is none")
+    return said
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in {"", "."}]
+
+
+def _parent(path: str) -> str:
+    return "/".join(_parts(path)[:-1])
+
+
+def _last(path: str) -> str:
+    return (_parts(path) or [""])[-1]
+
+
+def _joined(parent: str, name: str) -> str:
+    return f"{parent}/{name}" if parent and name else parent or name

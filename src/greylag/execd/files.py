@@ -1,0 +1,506 @@
+r"""The workspace's files, worked on as the workspace's user.
+
+A path is text relative to the workspace: UTF-8, but a byte that is none is written ``\xHH`` and a
+backslash ``\\``, so that every name that the system takes can be said. Each part of a path is
+opened below the one before it, never by its whole path, so that none is too deep, and nothing that
+changes meanwhile leads elsewhere. Links are followed as far as they stay in the workspace.
+
+Everything here blocks, and is called in a thread. Trees are walked in memory that does not grow
+with them; what lies deeper than ``MOST_DEPTH`` folders is not walked into.
+"""
+
+import errno
+import heapq
+import os
+import re
+import secrets
+import stat
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from greylag.execd.protocol import RefusedError
+
+MOST_DEPTH = 128
+MOST_PATH = 16 * 1024
+_MOST_LINKS = 40
+_MOST_NAME = 255
+_MOST_PAGE = 512 * 1024  # bytes of names, well within a frame
+_MOST_TARGET = 1024
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""How a file is opened to be read: no link, and no waiting for the other end of a pipe."""
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PART = re.compile(rb"\.greylag-[0-9a-f]{16}\.part")
+_PART_SECONDS = 3600.0
+_ESCAPE = re.compile(r"\\(\\|x[0-9a-fA-F]{2})?")
+_HERE = b"."
+
+_CODES = {
+    errno.ENOENT: ("file_not_found", "It is not there"),
+    errno.ENOTDIR: ("not_a_folder", "It is no folder"),
+    errno.EISDIR: ("not_a_file", "It is a folder"),
+    errno.EEXIST: ("file_exists", "There is something of this name already"),
+    errno.ENOTEMPTY: ("folder_not_empty", "The folder is not empty"),
+    errno.EACCES: ("file_denied", "The agent's user may not do this"),
+    errno.EPERM: ("file_denied", "The agent's user may not do this"),
+    errno.EROFS: ("file_denied", "It cannot be written"),
+    errno.ENOSPC: ("no_space", "The environment's disk is full"),
+    errno.EDQUOT: ("no_space", "The environment's disk is full"),
+    errno.ENAMETOOLONG: ("invalid_path", "A name is too long"),
+    errno.EINVAL: ("invalid_path", "This cannot be done there"),
+    errno.ELOOP: ("file_changed", "It changed meanwhile"),
+}
+
+
+@contextmanager
+def refusing(path: str) -> Iterator[None]:
+    """Turn what the system refuses into words for the one who asked."""
+    try:
+        yield
+    except OSError as error:
+        code, words = _CODES.get(error.errno or 0, ("file_failed", error.strerror or str(error)))
+        raise RefusedError(code, f"{words}: {path[:200]}") from error
+
+
+def shown(name: bytes) -> str:
+    """Return a name or path as text that ``parts_of`` reads back."""
+    text = name.replace(b"\\", b"\\\\").decode("utf-8", "surrogateescape")
+    return "".join(f"\\x{ord(c) & 0xFF:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def parts_of(path: str) -> list[bytes]:
+    """Return the names of a path, none for the workspace itself.
+
+    Raises:
+        RefusedError: ``invalid_path``.
+    """
+    if len(path) > MOST_PATH:
+        raise RefusedError("invalid_path", "The path is too long.")
+    try:
+        names = _plain(path).split(b"/")
+    except (ValueError, UnicodeEncodeError) as error:
+        raise RefusedError("invalid_path", "The path is not written as paths are here.") from error
+    parts = [name for name in names if name not in {b"", b"."}]
+    if b".." in parts or any(b"\0" in name or len(name) > _MOST_NAME for name in parts):
+        raise RefusedError("invalid_path", "The path holds what no name in the workspace may be.")
+    return parts
+
+
+def _plain(path: str) -> bytes:
+    def byte(match: re.Match[str]) -> str:
+        said = match.group(1)
+        if said is None:
+            raise ValueError("half an escape")
+        return "\\" if said == "\\" else chr(0xDC00 + int(said[1:], 16))
+
+    escaped = _ESCAPE.sub(byte, path)
+    # A byte below 0x80 is never escaped that way: it would be a second way to say the same.
+    if re.search("[\udc00-\udc7f]", escaped) or re.search("[\ud800-\udfff]", path):
+        raise ValueError("no such escape")
+    return escaped.encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An entry of an open folder."""
+
+    folder: int
+    name: bytes
+
+    def look(self) -> os.stat_result:
+        """Return what is there, a link as itself."""
+        return os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+
+    def open(self, flags: int) -> int:
+        """Open what is there."""
+        return os.open(self.name, flags, dir_fd=self.folder)
+
+
+Walk = Generator[tuple[bytes, Place, os.stat_result], None, None]
+"""Entries with their paths below where the walk began; to be closed."""
+
+
+class Workspace:
+    """The files below one folder."""
+
+    def __init__(self, root: str) -> None:
+        self._root = os.fsencode(root)
+
+    @contextmanager
+    def at(self, path: str, *, follow: bool = True, make: bool = False) -> Iterator[Place]:
+        """Find a path.
+
+        Args:
+            path: as clients write it.
+            follow: whether a link at its end is followed; those before it always are.
+            make: whether folders on the way are made.
+
+        Raises:
+            RefusedError: it cannot be found, or leads out of the workspace.
+            OSError: the system refused.
+        """
+        todo, held, links = deque(parts_of(path)), [os.open(self._root, _FOLDER)], 0
+        name = _HERE
+        try:
+            while todo:
+                part = todo.popleft()
+                if part == b"..":
+                    if len(held) == 1:
+                        raise _leads_out(path)
+                    os.close(held.pop())
+                    continue
+                target = _target(part, held[-1]) if todo or follow else None
+                if target is not None:
+                    links += 1
+                    if links > _MOST_LINKS:
+                        raise RefusedError("outside_workspace", f"Its links go in circles: {path}")
+                    todo.extendleft(reversed(self._inside(target, held, path)))
+                elif todo:
+                    held.append(_entered(part, held[-1], make=make))
+                else:
+                    name = part
+            yield Place(held[-1], name)
+        finally:
+            for folder in held:
+                os.close(folder)
+
+    def _inside(self, target: bytes, held: list[int], path: str) -> list[bytes]:
+        if target.startswith(b"/"):
+            if target != self._root and not target.startswith(self._root + b"/"):
+                raise _leads_out(path)
+            target = target[len(self._root) :]
+            while len(held) > 1:
+                os.close(held.pop())
+        return [part for part in target.split(b"/") if part not in {b"", b"."}]
+
+    # What may be asked.
+
+    def entry(self, path: str, *, follow: bool = True) -> dict[str, Any]:
+        """Return what is at a path."""
+        with refusing(path), self.at(path, follow=follow) as place:
+            return _entry(place)
+
+    def page(self, path: str, after: str, most: int) -> dict[str, Any]:
+        """Return a folder's entries by name, from after one name on, and the next page's start."""
+        start = b"/".join(parts_of(after))
+        with refusing(path), self.at(path) as place:
+            about = _entry(place)
+            if about["kind"] != "folder":
+                return {"entry": about, "entries": [], "next": None}
+            folder = place.open(_FOLDER)
+            try:
+                entries, more = _page(folder, start, most)
+            finally:
+                os.close(folder)
+        following = entries[-1]["name"] if entries and more else None
+        return {"entry": about, "entries": entries, "next": following}
+
+    @contextmanager
+    def reading(self, path: str, tag: str) -> Iterator[BinaryIO]:
+        """Open a file whose tag is still ``tag``.
+
+        Raises:
+            RefusedError: ``file_changed``, ``not_a_file``, or as ``at`` raises.
+        """
+        with refusing(path), self.at(path) as place, os.fdopen(place.open(FILE), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise RefusedError("not_a_file", f"It is no plain file: {path}")
+            if _tag(about) != tag:
+                raise RefusedError("file_changed", f"It changed meanwhile: {path}")
+            yield file
+
+    @contextmanager
+    def writing(
+        self, path: str, tag: str | None = None, *, mode: int | None = None, durable: bool = True
+    ) -> Iterator[tuple[BinaryIO, list[Any]]]:
+        """Give a file to write what a path is to hold; it is there, whole, when the block ends.
+
+        Args:
+            path: where; folders on the way are made.
+            tag: what the file's tag must be still; "" when there must be none, ``None`` for any.
+            mode: its rights; by default those that it has already.
+            durable: whether it is on the disk when the block ends.
+
+        Yields:
+            the file, and a list that holds its entry afterwards.
+        """
+        made: list[Any] = []
+        with refusing(path), self.at(path, make=True) as place:
+            if place.name == _HERE:
+                raise RefusedError("not_a_file", "The workspace itself is no file.")
+            kept = _matching(place, tag, path)
+            _sweep(place.folder)
+            part = f".greylag-{secrets.token_hex(8)}.part".encode()
+            with _temporary(Place(place.folder, part), kept if mode is None else mode) as file:
+                yield file, made
+                if durable:
+                    os.fsync(file.fileno())
+                _matching(place, tag, path)
+                os.rename(part, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)
+            if durable:
+                os.fsync(place.folder)
+            made.append(_entry(place))
+
+    def folder(self, path: str) -> dict[str, Any]:
+        """Make a folder, and those on the way."""
+        with refusing(path), self.at(path, make=True) as place:
+            if place.name != _HERE:
+                os.close(_entered(place.name, place.folder, make=True))
+            return _entry(place)
+
+    def move(self, source: str, target: str, *, replace: bool) -> dict[str, Any]:
+        """Give something another name, the link where it is one."""
+        with (
+            refusing(f"{source} -> {target}"),
+            self.at(source, follow=False) as old,
+            self.at(target, follow=False, make=True) as new,
+        ):
+            if _HERE in {old.name, new.name}:
+                raise RefusedError("invalid_path", "The workspace itself stays where it is.")
+            if replace or not _linked(old, new):
+                if not replace and _is_there(new):
+                    raise FileExistsError(errno.EEXIST, "exists")
+                os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
+            return _entry(new)
+
+    def remove(self, path: str, *, recursive: bool) -> None:
+        """Delete something, the link where it is one."""
+        with refusing(path), self.at(path, follow=False) as place:
+            if place.name == _HERE:
+                raise RefusedError("invalid_path", "The workspace itself stays.")
+            if not stat.S_ISDIR(place.look().st_mode):
+                os.unlink(place.name, dir_fd=place.folder)
+                return
+            if recursive:
+                folder = place.open(_FOLDER)
+                try:
+                    _empty(folder)
+                finally:
+                    os.close(folder)
+            os.rmdir(place.name, dir_fd=place.folder)
+
+    def link(self, path: str, target: bytes) -> None:
+        """Make a link; what it leads to is looked at when it is followed."""
+        with refusing(path), self.at(path, follow=False, make=True) as place:
+            os.symlink(target, place.name, dir_fd=place.folder)
+
+    def walk(self, path: str) -> Walk:
+        """Yield everything below a folder (or the one file), folders before what they hold."""
+        with refusing(path), self.at(path) as place:
+            if stat.S_ISDIR(place.look().st_mode):
+                yield from _below(place)
+            else:
+                yield place.name, place, place.look()
+
+
+def _leads_out(path: str) -> RefusedError:
+    return RefusedError("outside_workspace", f"A link leads out of the workspace: {path}")
+
+
+def _target(part: bytes, folder: int) -> bytes | None:
+    """Return where a link leads, ``None`` for what is no link."""
+    try:
+        return os.readlink(part, dir_fd=folder)
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.ENOENT}:
+            return None
+        raise
+
+
+def _entered(part: bytes, folder: int, *, make: bool) -> int:
+    try:
+        return os.open(part, _FOLDER, dir_fd=folder)
+    except FileNotFoundError:
+        if not make:
+            raise
+    except NotADirectoryError:
+        if make:
+            raise FileExistsError(errno.EEXIST, "exists") from None
+        raise
+    with suppress(FileExistsError):
+        os.mkdir(part, dir_fd=folder)
+    return os.open(part, _FOLDER, dir_fd=folder)
+
+
+def _tag(about: os.stat_result) -> str:
+    """Return what changes whenever a file does."""
+    return f"{about.st_ino:x}-{about.st_size:x}-{about.st_mtime_ns:x}"
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "link" if stat.S_ISLNK(mode) else "other"
+
+
+def _entry(place: Place) -> dict[str, Any]:
+    about = place.look()
+    kind = _kind(about.st_mode)
+    target = None
+    if kind == "link":
+        with suppress(OSError):
+            target = shown(os.readlink(place.name, dir_fd=place.folder))[:_MOST_TARGET]
+    return {
+        "name": "" if place.name == _HERE else shown(place.name),
+        "kind": kind,
+        "size": about.st_size if kind == "file" else 0,
+        "modified": about.st_mtime,
+        "mode": stat.S_IMODE(about.st_mode),
+        "target": target,
+        "tag": _tag(about),
+    }
+
+
+def _page(folder: int, start: bytes, most: int) -> tuple[list[dict[str, Any]], bool]:
+    with os.scandir(folder) as found:
+        names = (os.fsencode(one.name) for one in found)
+        wanted = (name for name in names if name > start and not _PART.fullmatch(name))
+        first = heapq.nsmallest(most + 1, wanted)
+    entries, size = [], 0
+    for name in first[:most]:
+        try:
+            entries.append(_entry(Place(folder, name)))
+        except FileNotFoundError:  # it has gone since
+            continue
+        size += 6 * (len(entries[-1]["name"]) + len(entries[-1]["target"] or "")) + 200
+        if size > _MOST_PAGE:
+            return entries, True
+    return entries, len(first) > most
+
+
+def _matching(place: Place, tag: str | None, path: str) -> int:
+    """Return the mode that a file keeps, or 0o666 as the system shortens it for a new one."""
+    try:
+        about = place.look()
+    except FileNotFoundError:
+        if tag:
+            raise RefusedError("file_changed", f"It is gone: {path}") from None
+        return 0o666
+    if not stat.S_ISREG(about.st_mode):
+        raise RefusedError("not_a_file", f"It is no plain file: {path}")
+    if tag is not None and _tag(about) != tag:
+        raise RefusedError("file_changed", f"It is another by now: {path}")
+    return stat.S_IMODE(about.st_mode) & 0o777
+
+
+@contextmanager
+def _temporary(part: Place, mode: int) -> Iterator[BinaryIO]:
+    """Give a new file, which is deleted unless it has got another name by the end."""
+    descriptor = os.open(part.name, _NEW, mode, dir_fd=part.folder)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            if mode != 0o666:  # noqa: PLR2004 - a new file's
+                os.fchmod(descriptor, mode)
+            yield file
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part.name, dir_fd=part.folder)
+
+
+def _sweep(folder: int) -> None:
+    """Delete what writers left in a folder who were killed long ago."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not _PART.fullmatch(os.fsencode(entry.name)):
+                continue
+            with suppress(OSError):
+                if entry.stat(follow_symlinks=False).st_mtime < time.time() - _PART_SECONDS:
+                    os.unlink(entry.name, dir_fd=folder)
+
+
+def _linked(old: Place, new: Place) -> bool:
+    """Move a file so that it replaces nothing, however quick another is; tell whether that works.
+
+    Folders cannot be linked, nor can files of some file systems; a folder replaces none but an
+    empty one.
+    """
+    if stat.S_ISDIR(old.look().st_mode):
+        return False
+    try:
+        os.link(
+            old.name,
+            new.name,
+            src_dir_fd=old.folder,
+            dst_dir_fd=new.folder,
+            follow_symlinks=False,
+        )
+    except OSError as error:
+        if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}:
+            return False
+        raise
+    os.unlink(old.name, dir_fd=old.folder)
+    return True
+
+
+def _is_there(place: Place) -> bool:
+    try:
+        place.look()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _empty(folder: int) -> None:
+    """Delete all that a folder holds; folders are moved up until none is deep."""
+    while names := _some(folder):
+        for name in names:
+            try:
+                inner = os.open(name, _FOLDER, dir_fd=folder)
+            except NotADirectoryError:
+                os.unlink(name, dir_fd=folder)
+                continue
+            try:
+                while children := _some(inner):
+                    for child in children:
+                        _take_up(child, inner, folder)
+            finally:
+                os.close(inner)
+            os.rmdir(name, dir_fd=folder)
+
+
+def _take_up(name: bytes, inner: int, folder: int) -> None:
+    about = os.stat(name, dir_fd=inner, follow_symlinks=False)
+    if stat.S_ISDIR(about.st_mode):
+        new = secrets.token_hex(8).encode()
+        os.rename(name, new, src_dir_fd=inner, dst_dir_fd=folder)
+    else:
+        os.unlink(name, dir_fd=inner)
+
+
+def _some(folder: int) -> list[bytes]:
+    with os.scandir(folder) as entries:
+        return [os.fsencode(entry.name) for entry, _ in zip(entries, range(1000), strict=False)]
+
+
+def _below(place: Place) -> Walk:
+    stack = [(b"", place.open(_FOLDER))]
+    walks = [os.scandir(stack[0][1])]
+    try:
+        while walks:
+            prefix, folder = stack[-1]
+            entry = next(walks[-1], None)
+            if entry is None:
+                walks.pop()
+                os.close(stack.pop()[1])
+                continue
+            one = Place(folder, os.fsencode(entry.name))
+            if _PART.fullmatch(one.name):
+                continue
+            with suppress(OSError):  # it has gone since, or shuts its owner out
+                about = one.look()
+                yield prefix + one.name, one, about
+                if stat.S_ISDIR(about.st_mode) and len(stack) < MOST_DEPTH:
+                    stack.append((prefix + one.name + b"/", one.open(_FOLDER)))
+                    walks.append(os.scandir(stack[-1][1]))
+    finally:
+        for walked in walks:
+            walked.close()
+        for _, folder in stack:
+            os.close(folder)
