@@ -8,7 +8,6 @@ from dataclasses import replace
 from types import NoneType
 from typing import Any
 
-import aiohttp
 import pytest
 from tests.agent.raw_agent import Asked, RawAgent, raw_agent, said
 
@@ -235,9 +234,8 @@ async def test_an_answer_that_breaks_off_is_told() -> None:
             await anext(answer.body)
 
 
-async def test_an_agent_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = aiohttp.ClientTimeout(total=10, sock_read=0.05)
-    monkeypatch.setattr(http, "_RELAY_TIMEOUT", quick)
+async def test_an_agent_that_falls_silent_is_given_up() -> None:
+    quick = replace(agent_api.LIST_SESSIONS, silence=0.05)
     over = asyncio.Event()
 
     async def silent(
@@ -247,7 +245,7 @@ async def test_an_agent_that_falls_silent_is_given_up(monkeypatch: pytest.Monkey
 
     async with raw_agent(silent) as agent:
         with pytest.raises(AgentUnreachableError):
-            await ask(agent)
+            await ask(agent, AgentRequest(quick))
         over.set()
 
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.fakes.files import FILE_ANSWERS, Files
+
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import ChatMessage, History, Session, SessionList, Turn, TurnList
 from greylag.common.clock import rfc3339
@@ -67,7 +69,8 @@ class _Environment:
     sessions: dict[str, Session] = field(default_factory=dict)
     runs: dict[str, _Run] = field(default_factory=dict)
     temperature: str | float | None = 0.7
-    sent: dict[str, Any] = field(default_factory=dict)
+    sent: Any = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
 
     def session(self, session_id: str) -> Session:
         path_segment(session_id, "session")
@@ -208,9 +211,9 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
 }
 
 
-async def _sent(body: AsyncIterator[bytes]) -> dict[str, Any]:
+def _sent(body: bytes) -> dict[str, Any]:
     try:
-        sent = json.loads(b"".join([chunk async for chunk in body]))
+        sent = json.loads(body)
     except ValueError as error:
         raise InvalidRequestError("The body is not JSON.") from error
     if not isinstance(sent, dict):
@@ -219,6 +222,8 @@ async def _sent(body: AsyncIterator[bytes]) -> dict[str, Any]:
 
 
 def _body(answer: Any) -> bytes:
+    if isinstance(answer, bytes):
+        return answer
     if isinstance(answer, str):
         return answer.encode()
     return b"" if answer is None else json.dumps(asdict(answer)).encode()
@@ -253,8 +258,13 @@ class MemoryAgents:
         operation = request.operation
         here = self._at(at)
         if request.body is not None:
-            here.sent = await _sent(request.body)
-        body = _body(_ANSWERS[operation.name](here, request))
+            raw = b"".join([chunk async for chunk in request.body])
+            here.sent = raw if operation.body is bytes else _sent(raw)
+        if operation.name in FILE_ANSWERS:
+            answer = FILE_ANSWERS[operation.name](here.files, request.query, here.sent)
+        else:
+            answer = _ANSWERS[operation.name](here, request)
+        body = _body(answer)
         headers = {"content-type": operation.media} if body else {}
         yield AgentAnswer(operation.status, headers, _once(body))
 

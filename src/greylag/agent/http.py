@@ -245,8 +245,6 @@ def _check_answer(response: aiohttp.ClientResponse, operation: Operation[Any]) -
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
-RELAY_SECONDS = 600.0
-"""What is relayed ends by then, however slow its reader; ``ANSWER_SECONDS`` bounds each silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +260,6 @@ class _Ask:
 
 
 _ANSWER_TIMEOUT = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
-_RELAY_TIMEOUT = aiohttp.ClientTimeout(
-    total=RELAY_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS
-)
 # No sock_read: aiohttp would set a timer anew for each event, which costs more than the event
 # itself; `silence_watched` does it with one timer a minute.
 _STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
@@ -315,7 +310,10 @@ class HttpAgents:
             {name: request.headers[name] for name in PASSED_TO_AGENT if name in request.headers},
             outgoing=_outgoing(request),
         )
-        async with self._open(at, asked, _RELAY_TIMEOUT) as response:
+        patience = aiohttp.ClientTimeout(
+            total=operation.seconds, sock_connect=CONNECT_SECONDS, sock_read=operation.silence
+        )
+        async with self._open(at, asked, patience) as response:
             _check_answer(response, operation)
             body = _incoming(response, operation.answer_limit)
             yield AgentAnswer(response.status, _answer_headers(response, operation), body)

@@ -27,6 +27,7 @@ PAGE_LENGTH = "200"
 # The server caps a wait at an hour, and answers a little after it ends.
 LONGEST_WAIT = 3600
 WAIT_MARGIN = 30
+PARTIAL = 206
 
 Decision = Literal["allow_once", "reject_once"]
 Action = Literal["activate", "deactivate"]
@@ -98,6 +99,27 @@ class MessageJson(TypedDict):
     content: str
     timestamp: int | None
     message_index: int
+
+
+class FileJson(TypedDict):
+    """A file, folder or link of a workspace."""
+
+    path: str
+    name: str
+    kind: str
+    size: int
+    modified: str
+    mode: str
+    target: str | None
+    etag: str
+
+
+class FileListJson(TypedDict):
+    """What is at a path and, for a folder, a page of what it holds."""
+
+    entry: FileJson
+    entries: list[FileJson]
+    next: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +203,15 @@ class Request:
     body: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     root: str = "/api"
+    content: AsyncIterator[bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A file's bytes on their way here; not ``partial`` when it is all of it."""
+
+    partial: bool
+    chunks: AsyncIterator[bytes]
 
 
 class Http:
@@ -223,9 +254,15 @@ class Http:
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a stream of bytes; leaving closes the connection at once."""
+        async with self.content(request) as content:
+            yield content.chunks
+
+    @asynccontextmanager
+    async def content(self, request: Request) -> AsyncIterator[Content]:
+        """Open a file, or the part of it that the request's headers ask for."""
         response = await self._send(request, SILENCE_SECONDS)
         try:
-            yield self._chunks(response)
+            yield Content(response.status == PARTIAL, self._chunks(response))
         finally:
             response.close()
 
@@ -245,6 +282,7 @@ class Http:
                 request.method,
                 URL(f"{self._server}{request.root}{parts}", encoded=True).with_query(request.query),
                 json=request.body,
+                data=request.content,
                 headers=request.headers,
                 timeout=timeout,
                 # A redirect would carry the token elsewhere; the API sends none.
@@ -446,6 +484,66 @@ class ApiClient:
         """Answer a turn's question whether a tool may run."""
         path = (*place.path, "turns", turn_id, "confirmations", confirmation_id)
         await self._post(path, {"decision": decision})
+
+    async def file(self, place: ProjectPlace, path: str) -> FileJson:
+        """Return what is at a path of the workspace."""
+        return (await self._files(place, {"path": path, "limit": "1"}))["entry"]
+
+    async def folder(self, place: ProjectPlace, path: str) -> AsyncIterator[FileJson]:
+        """Yield what a folder of the workspace holds, by name, page by page."""
+        query = {"path": path, "limit": "1000"}
+        while True:
+            page = await self._files(place, query)
+            for entry in page["entries"]:
+                yield entry
+            if page["next"] is None:
+                return
+            query["after"] = page["next"]
+
+    async def _files(self, place: ProjectPlace, query: Mapping[str, str]) -> FileListJson:
+        found: FileListJson = await self._get((*place.path, "files"), query)
+        return found
+
+    def read_file(
+        self, place: ProjectPlace, entry: FileJson, start: int = 0
+    ) -> AbstractAsyncContextManager[Content]:
+        """Open a file from a byte on; if it changed since, all of it."""
+        ranged = {"Range": f"bytes={start}-", "If-Range": entry["etag"]} if start else {}
+        path = (*place.path, "files", "content")
+        return self._http.content(Request("GET", path, {"path": entry["path"]}, headers=ranged))
+
+    async def write_file(
+        self, place: ProjectPlace, path: str, content: AsyncIterator[bytes]
+    ) -> FileJson:
+        """Give a file of the workspace its content."""
+        where = (*place.path, "files", "content")
+        request = Request("PUT", where, {"path": path}, content=content)
+        written: FileJson = await self._http.call(request, LONGEST_WAIT)
+        return written
+
+    async def make_folder(self, place: ProjectPlace, path: str) -> FileJson:
+        """Make a folder in the workspace."""
+        made: FileJson = await self._post((*place.path, "files", "folder"), {"path": path})
+        return made
+
+    async def move_file(
+        self, place: ProjectPlace, source: str, target: str, *, replace: bool
+    ) -> FileJson:
+        """Give a file of the workspace another path."""
+        body = {"source": source, "target": target, "replace": replace}
+        moved: FileJson = await self._post((*place.path, "files", "move"), body)
+        return moved
+
+    async def delete_file(self, place: ProjectPlace, path: str, *, recursive: bool) -> None:
+        """Delete a file or folder of the workspace."""
+        query = {"path": path, "recursive": "true" if recursive else "false"}
+        await self._http.call(Request("DELETE", (*place.path, "files"), query), LONGEST_WAIT)
+
+    async def search_files(self, place: ProjectPlace, text: str, path: str) -> dict[str, Any]:
+        """Return names and lines of the workspace that hold a text."""
+        query = {"q": text, "path": path, "limit": "500"}
+        found: dict[str, Any] = await self._get((*place.path, "files", "search"), query)
+        return found
 
     async def _get(self, path: tuple[str, ...], query: Mapping[str, str] | None = None) -> Any:
         return await self._http.call(Request("GET", path, query or {}))

@@ -80,7 +80,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     app.mount("/static", CachedStaticFiles(directory=_STATIC))
     install_error_handlers(app, error_page)
     _complete_openapi(app, signed_in=authenticator.needed)
-    guarded = Guard(app, settings, authenticator)
+    guarded = Guard(app, settings, authenticator, relay.takes_file)
     logged = RequestLogger(guarded, hsts_seconds=settings.hsts_seconds)
     return _behind(settings.trusted_proxies, logged)
 

@@ -1,7 +1,7 @@
 """The layer that refuses what must not come in, before anything is read or done."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import Headers
@@ -41,10 +41,20 @@ class HeadersTooLargeError(TooLargeError):
 
 
 class Guard:
-    """ASGI layer: checks headers, host, origin, who asks, and how much, in this order."""
+    """ASGI layer: checks headers, host, origin, who asks, and how much, in this order.
 
-    def __init__(self, app: ASGIApp, settings: Settings, authenticator: Authenticator) -> None:
+    ``takes_file`` tells by method and path whether a body is a file, which is as long as it is.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        authenticator: Authenticator,
+        takes_file: Callable[[str, str], bool],
+    ) -> None:
         self._app = app
+        self._takes_file = takes_file
         self._hosts = AllowedHosts(settings)
         self._header_limit = settings.header_limit
         self._body_limit = settings.body_limit
@@ -59,7 +69,12 @@ class Guard:
         elif refusal := await self._refusal(scope):
             await refusal(scope, receive, send)
         else:
-            await self._app(scope, _Limited(receive, self._body_limit), send)
+            limit = self._limit(scope)
+            await self._app(scope, receive if limit is None else _Limited(receive, limit), send)
+
+    def _limit(self, scope: Scope) -> int | None:
+        takes_file = self._takes_file(scope["method"], scope["path"])
+        return None if takes_file else self._body_limit
 
     async def _refusal(self, scope: Scope) -> Response | None:
         try:
@@ -67,7 +82,7 @@ class Guard:
             self._hosts.check(scope)
             if not _is_open(scope["path"]):
                 exchange_of(scope).principal = await self._authenticator.principal(scope)
-            _check_length(scope, self._body_limit)
+            _check_length(scope, self._limit(scope))
         except UnauthorizedError as error:
             return _unauthorized(scope, error.info)
         except LimitExceededError as error:
@@ -101,10 +116,10 @@ class _Limited:
         return message
 
 
-def _check_length(scope: Scope, limit: int) -> None:
+def _check_length(scope: Scope, limit: int | None) -> None:
     # The server has already refused a Content-Length that is not a number.
     length = int(Headers(scope=scope).get("content-length", "0"))
-    if length > limit:
+    if limit is not None and length > limit:
         raise TooLargeError(f"The body has {length} bytes; at most {limit} are taken.")
 
 

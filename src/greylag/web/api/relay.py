@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from greylag.common import agent_api
@@ -108,9 +109,23 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
         raise TooLargeError("The request's body is larger than is taken.") from error
 
 
+_FILE_TAKERS = [
+    (one.method, compile_path(PROJECT + one.path)[0])
+    for one in agent_api.OPERATIONS
+    if one.body is bytes
+]
+
+
+def takes_file(method: str, path: str) -> bool:
+    """Tell whether a request's body is a file, which passes in constant memory, however long."""
+    return any(method == known and where.match(path) for known, where in _FILE_TAKERS)
+
+
 # What OpenAPI tells of the operations.
 
 
+_FILE = {"type": "string", "format": "binary"}
+_UNSHAPED = {str, bytes, NoneType}
 _ID = {"minLength": 1, "maxLength": MAX_ID_LENGTH}
 
 
@@ -129,8 +144,9 @@ def _extra(operation: Operation[Any]) -> dict[str, Any]:
     inside += [_documented("query", one, {}) for one in operation.query]
     extra: dict[str, Any] = {"parameters": inside}
     if operation.body is not None:
-        schema = TypeAdapter(operation.body).json_schema()
-        content = {agent_api.JSON: {"schema": schema}}
+        file = operation.body is bytes
+        schema = _FILE if file else TypeAdapter(operation.body).json_schema()
+        content = {agent_api.BYTES if file else agent_api.JSON: {"schema": schema}}
         extra["requestBody"] = {"required": True, "content": content}
     return extra
 
@@ -139,8 +155,9 @@ def _responses(operation: Operation[Any]) -> Responses:
     refused = problems(404, 409, 502) if operation.body is None else problems(404, 409, 413, 502)
     if operation.answer is NoneType:
         return {**refused, operation.status: {"description": "It is done."}}
-    if operation.answer is str:
-        content = {operation.media.partition(";")[0]: {"schema": {"type": "string"}}}
+    if operation.answer in {str, bytes}:
+        schema = _FILE if operation.answer is bytes else {"type": "string"}
+        content = {operation.media.partition(";")[0]: {"schema": schema}}
         return {**refused, operation.status: {"description": operation.text, "content": content}}
     return refused
 
@@ -155,8 +172,8 @@ for _each in agent_api.OPERATIONS:
         description=_each.text,
         tags=[_each.tag],
         status_code=_each.status,
-        response_model=None if _each.answer in {str, NoneType} else _each.answer,
-        response_class=Response if _each.answer in {str, NoneType} else JSONResponse,
+        response_model=None if _each.answer in _UNSHAPED else _each.answer,
+        response_class=Response if _each.answer in _UNSHAPED else JSONResponse,
         responses=_responses(_each),
         openapi_extra=_extra(_each),
     )

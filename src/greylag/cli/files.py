@@ -1,0 +1,376 @@
+"""`greylag files` and `greylag cp`: a workspace's files, here and there.
+
+What a workspace says of its files is its agent's word: a name that would lead elsewhere on this
+machine is refused, and links are left where they are.
+"""
+
+import asyncio
+import hashlib
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+import click
+
+from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.client import ApiClient, FileJson, ProjectPlace
+from greylag.cli.errors import CliError, ServerUnreachableError
+from greylag.cli.output import confirm, moment
+
+COLUMNS = ("MODE", "SIZE", "MODIFIED", "NAME")
+STREAM = "-"
+_AT_ONCE = 1024 * 1024
+_TRIES = 4
+_SAME_SECONDS = 0.002  # times are told in milliseconds
+_ESCAPE = re.compile(r"\\(\\|x[0-9a-fA-F]{2})")
+_REMOTE = re.compile(r"([^/:]+):(.*)", re.DOTALL)
+
+
+@click.group()
+def files() -> None:
+    r"""List, read, write, move, delete and search the files of a project's workspace.
+
+    The project must be active. Paths are relative to the workspace; a byte of a name that is no
+    UTF-8 is written \xHH, and a backslash \\.
+    """
+
+
+@files.command(name="ls")
+@click.argument("project")
+@click.argument("path", default="")
+@api_options
+@with_client
+async def ls(access: Access, api: ApiClient, *, project: str, path: str) -> None:
+    """List a folder of the workspace (by default the workspace itself), or one file."""
+    place = await access.place(api, project)
+    entry = await api.file(place, path)
+    is_folder = entry["kind"] == "folder"
+    found = [one async for one in api.folder(place, path)] if is_folder else [entry]
+    if access.output.json:
+        access.output.document({"entry": entry, "entries": found if is_folder else []})
+        return
+    rows = [(one["mode"], _size(one), moment(one["modified"]), _name(one)) for one in found]
+    access.output.table(COLUMNS, rows, prose=("NAME", "MODIFIED"), empty="The folder is empty.")
+
+
+def _name(entry: FileJson) -> str:
+    if entry["kind"] == "link":
+        return f"{entry['name']} -> {entry['target']}"
+    return entry["name"] + ("/" if entry["kind"] == "folder" else "")
+
+
+def _size(entry: FileJson) -> str:
+    return str(entry["size"]) if entry["kind"] == "file" else "-"
+
+
+@files.command()
+@click.argument("project")
+@click.argument("path")
+@click.argument("file", required=False)
+@api_options
+@with_client
+async def get(access: Access, api: ApiClient, *, project: str, path: str, file: str | None) -> None:
+    """Read a file of the workspace into FILE here (`-`: print it; by default its own name)."""
+    place = await access.place(api, project)
+    entry = _of_kind(await api.file(place, path), "file")
+    if file == STREAM:
+        async with api.read_file(place, entry) as content:
+            async for chunk in content.chunks:
+                await asyncio.to_thread(sys.stdout.buffer.write, chunk)
+        sys.stdout.buffer.flush()
+        return
+    target = _below(Path(), entry["name"]) if file is None else Path(file)
+    target = _below(target, entry["name"]) if target.is_dir() else target
+    copying = _Copying(api, place)
+    await copying.download(entry, target)
+    copying.tell(access)
+
+
+@files.command()
+@click.argument("project")
+@click.argument("file")
+@click.argument("path", required=False)
+@api_options
+@with_client
+async def put(access: Access, api: ApiClient, *, project: str, file: str, path: str | None) -> None:
+    """Write FILE of this machine (`-`: standard input) to a path of the workspace."""
+    if path is None and file == STREAM:
+        raise click.UsageError("Say which PATH what comes from standard input gets.")
+    place = await access.place(api, project)
+    copying = _Copying(api, place)
+    if file == STREAM:
+        await copying.upload(sys.stdin.buffer, path or "")
+    else:
+        with _opened(Path(file)) as source:
+            await copying.upload(source, path or _said(Path(file).name))
+    copying.tell(access)
+
+
+@files.command()
+@click.argument("project")
+@click.argument("path")
+@click.option("-r", "--recursive", is_flag=True, help="A folder, with all that it holds.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@api_options
+@with_client
+async def rm(  # noqa: PLR0913 - one argument per option
+    access: Access, api: ApiClient, *, project: str, path: str, recursive: bool, yes: bool
+) -> None:
+    """Delete a file of the workspace, or a folder; a link, not what it leads to."""
+    place = await access.place(api, project)
+    if recursive:
+        await confirm(f"Delete {path} of {project} with all that it holds?", yes=yes)
+    await api.delete_file(place, path, recursive=recursive)
+    if access.output.json:
+        access.output.document({"deleted": path})
+    else:
+        access.output.line(f"{path} is deleted.")
+
+
+@files.command()
+@click.argument("project")
+@click.argument("source")
+@click.argument("target")
+@click.option("--replace", is_flag=True, help="Take the place of a file that is there.")
+@api_options
+@with_client
+async def mv(  # noqa: PLR0913 - one argument per option
+    access: Access, api: ApiClient, *, project: str, source: str, target: str, replace: bool
+) -> None:
+    """Give a file or folder of the workspace another path."""
+    place = await access.place(api, project)
+    _shown(access, await api.move_file(place, source, target, replace=replace))
+
+
+@files.command()
+@click.argument("project")
+@click.argument("path")
+@api_options
+@with_client
+async def mkdir(access: Access, api: ApiClient, *, project: str, path: str) -> None:
+    """Make a folder in the workspace, and those on the way to it."""
+    _shown(access, await api.make_folder(await access.place(api, project), path))
+
+
+def _shown(access: Access, entry: FileJson) -> None:
+    if access.output.json:
+        access.output.document(entry)
+    else:
+        access.output.line(f"{entry['path']} is there.")
+
+
+@files.command()
+@click.argument("project")
+@click.argument("text")
+@click.argument("path", default="")
+@api_options
+@with_client
+async def search(access: Access, api: ApiClient, *, project: str, text: str, path: str) -> None:
+    """Find names and lines that hold TEXT, in any case, below a folder of the workspace."""
+    found = await api.search_files(await access.place(api, project), text, path)
+    if access.output.json:
+        access.output.document(found)
+        return
+    for match in found["matches"]:
+        line = f":{match['line']}: {match['text']}" if match["line"] else ""
+        access.output.line(f"{match['path']}{line}")
+    if not found["whole"]:
+        access.output.note("There is more than this; search in a folder, or for a longer text.")
+    elif not found["matches"]:
+        access.output.note("Nothing holds that text.")
+
+
+# Copying.
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@api_options
+@with_client
+async def cp(access: Access, api: ApiClient, *, source: str, target: str) -> None:
+    """Copy a file, or a folder with all that it holds, from or to a project's workspace.
+
+    One of SOURCE and TARGET is PROJECT:PATH, the other a path here (./a:b for one with a colon).
+    The same again goes on where it was: what is there already, of the same size and no older, is
+    not copied, and a file that came in part is gone on with. Links are left out, and counted.
+
+    \b
+    Examples:
+      greylag cp first:src ./src
+      greylag cp ./data first:data
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+    there, here = _REMOTE.fullmatch(source), _REMOTE.fullmatch(target)
+    remote = there or here
+    if remote is None or (there is not None and here is not None):
+        raise click.UsageError("One of SOURCE and TARGET is PROJECT:PATH, the other a path here.")
+    copying = _Copying(api, await access.place(api, remote[1]))
+    if there is not None:
+        await copying.fetch(await api.file(copying.place, remote[2]), Path(target))
+    else:
+        await copying.send(Path(source), remote[2])
+    copying.tell(access)
+
+
+@dataclass
+class _Copying:
+    """Copies of one project's files, and what came of them."""
+
+    api: ApiClient
+    place: ProjectPlace
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"files": 0, "bytes": 0, "already_there": 0, "links_left_out": 0}
+    )
+
+    def tell(self, access: Access) -> None:
+        """Print what came of it."""
+        if access.output.json:
+            access.output.document(self.counts)
+            return
+        words = f"Copied {self.counts['files']} files, {self.counts['bytes']} bytes."
+        if self.counts["already_there"]:
+            words += f" {self.counts['already_there']} were there already."
+        if self.counts["links_left_out"]:
+            words += f" {self.counts['links_left_out']} links were left out."
+        access.output.line(words)
+
+    async def fetch(self, entry: FileJson, target: Path) -> None:
+        """Copy a file or folder here; into ``target`` when that is a folder and it a file."""
+        todo = [(entry, target)]
+        if entry["kind"] != "folder" and target.is_dir():
+            todo = [(entry, _below(target, entry["name"]))]
+        while todo:
+            one, where = todo.pop()
+            if one["kind"] == "file":
+                await self.download(one, where)
+            elif one["kind"] == "folder":
+                where.mkdir(parents=True, exist_ok=True)
+                async for inner in self.api.folder(self.place, one["path"]):
+                    todo.append((inner, _below(where, inner["name"])))
+            else:
+                self.counts["links_left_out"] += 1
+
+    async def send(self, source: Path, path: str) -> None:
+        """Copy a file or folder there, to ``path``, or into it when that ends in ``/``."""
+        if not source.is_dir():
+            with _opened(source) as file:
+                name = _said(source.name) if path == "" or path.endswith("/") else ""
+                await self.upload(file, path + name)
+            return
+        for folder, folders, names in os.walk(source):
+            folders.sort()
+            below = _joined(path, _said(os.path.relpath(folder, source)))
+            there = await self._there(below)
+            for name in sorted(names):
+                await self._send_one(Path(folder, name), _joined(below, _said(name)), there)
+
+    async def _send_one(self, file: Path, path: str, there: dict[str, FileJson]) -> None:
+        if file.is_symlink() or not file.is_file():
+            self.counts["links_left_out"] += 1
+            return
+        about, known = file.stat(), there.get(_said(file.name))
+        same = known is not None and known["size"] == about.st_size
+        if same and known is not None and _seconds(known) >= about.st_mtime:
+            self.counts["already_there"] += 1
+            return
+        with _opened(file) as source:
+            await self.upload(source, path)
+
+    async def _there(self, path: str) -> dict[str, FileJson]:
+        await self.api.make_folder(self.place, path)
+        return {one["name"]: one async for one in self.api.folder(self.place, path)}
+
+    async def upload(self, source: IO[bytes], path: str) -> None:
+        """Write a file there."""
+        written = await self.api.write_file(self.place, path, _chunks(source))
+        self.counts["files"] += 1
+        self.counts["bytes"] += written["size"]
+
+    async def download(self, entry: FileJson, target: Path) -> None:
+        """Read a file into ``target``, which is whole once it is there."""
+        if target.is_file() and not target.is_symlink():
+            about = target.stat()
+            same_age = abs(about.st_mtime - _seconds(entry)) < _SAME_SECONDS
+            if about.st_size == entry["size"] and same_age:
+                self.counts["already_there"] += 1
+                return
+        mark = hashlib.sha256(f"{entry['path']}{entry['etag']}".encode()).hexdigest()[:12]
+        part = target.with_name(f".{target.name[:200]}.{mark}.part")
+        try:
+            await self._download(entry, part)
+            moved = _seconds(entry)
+            os.utime(part, (moved, moved))
+            part.replace(target)
+        except OSError as error:
+            raise CliError(f"{target} cannot be written: {error.strerror}.") from error
+        self.counts["files"] += 1
+        self.counts["bytes"] += entry["size"]
+
+    async def _download(self, entry: FileJson, part: Path) -> None:
+        """Go on with a part until it is whole, over as many connections as that takes."""
+        for tried in range(1, _TRIES + 1):
+            with part.open("ab") as file:
+                try:
+                    async with self.api.read_file(self.place, entry, file.tell()) as content:
+                        if not content.partial:
+                            file.truncate(0)
+                        async for chunk in content.chunks:
+                            await asyncio.to_thread(file.write, chunk)
+                except ServerUnreachableError:
+                    if tried == _TRIES:
+                        raise
+                else:
+                    return
+
+
+async def _chunks(source: IO[bytes]) -> AsyncIterator[bytes]:
+    while chunk := await asyncio.to_thread(source.read, _AT_ONCE):
+        yield chunk
+
+
+def _opened(file: Path) -> IO[bytes]:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise CliError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _of_kind(entry: FileJson, kind: str) -> FileJson:
+    if entry["kind"] != kind:
+        raise CliError(f"{entry['path']} is a {entry['kind']}, not a {kind}.", "Use `greylag cp`.")
+    return entry
+
+
+def _below(folder: Path, name: str) -> Path:
+    """Return a path here for a name there, which must be one name and lead nowhere else."""
+    plain = _ESCAPE.sub(_byte, name)
+    if plain in {"", ".", ".."} or "/" in plain or "\0" in plain or os.sep in plain:
+        raise CliError("The workspace names a file as no file can be named here.")
+    return folder / plain
+
+
+def _byte(match: re.Match[str]) -> str:
+    said = match.group(1)
+    return "\\" if said == "\\" else chr(0xDC00 + int(said[1:], 16))
+
+
+def _said(name: str) -> str:
+    """Return a name of this machine as the API has it."""
+    text = name.replace("\\", "\\\\")
+    return "".join(f"\\x{ord(c) & 0xFF:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def _joined(folder: str, name: str) -> str:
+    return folder if name == "." else f"{folder.rstrip('/')}/{name}".lstrip("/")
+
+
+def _seconds(entry: FileJson) -> float:
+    try:
+        return datetime.fromisoformat(entry["modified"]).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise CliError("The workspace tells no time that could be read.") from error

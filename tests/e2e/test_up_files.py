@@ -1,0 +1,112 @@
+"""A workspace's files by command line and API, with the real goose beside, in constant memory."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import psutil
+from tests.cli.program import run
+from tests.e2e.product import Product, product, real_goose
+
+pytestmark = real_goose
+MIB = 1024 * 1024
+BIG = 150 * MIB
+
+
+async def test_files_and_folders_come_and_go_while_the_agent_works(tmp_path: Path) -> None:
+    async with product(tmp_path, GOOSE_MODE="auto") as up:
+        path = await up.project("demo")
+        tree = tmp_path / "tree"
+        (tree / "sub/deep").mkdir(parents=True)
+        (tree / "sub/deep/f.txt").write_text("find me\n")
+        (tree / "sub/café\\odd").write_bytes(os.urandom(100_000))
+        (tree / "link").symlink_to("/etc/passwd")
+        working = asyncio.create_task(up.say(path, "[[delay ms=20]] [[chunks n=100 size=5]]"))
+        sent = (await run("cp", str(tree), "demo:in", "--json", env=up.env)).document
+        assert sent == {"files": 2, "bytes": 100_008, "already_there": 0, "links_left_out": 1}
+        again = (await run("cp", str(tree), "demo:in", "--json", env=up.env)).document
+        assert (again["files"], again["already_there"]) == (0, 2)
+        listed = await run("files", "ls", "demo", "in/sub", env=up.env)
+        assert "deep/" in listed.out, listed.err
+        assert "café\\\\odd" in listed.out
+        found = await run("files", "search", "demo", "FIND ME", env=up.env)
+        assert found.out.splitlines() == ["in/sub/deep/f.txt:1: find me"], found.err
+        back = await run("cp", "demo:in", str(tmp_path / "back"), env=up.env)
+        assert back.out == "Copied 2 files, 100008 bytes.\n", back.err
+        for name in ("sub/deep/f.txt", "sub/café\\odd"):
+            assert (tmp_path / "back" / name).read_bytes() == (tree / name).read_bytes()
+        await working
+        events = await up.say(path, "[[tool cat in/sub/deep/f.txt; ln -s /etc in/out]]")
+        (said,) = [event.content for event in events if event.type == "tool_response"]
+        assert said["result"]["Ok"][0]["text"].startswith("find me")
+        refused = await run("files", "get", "demo", "in/out/passwd", "-", env=up.env)
+        assert (refused.code, "leads out of the workspace" in refused.err) == (1, True)
+        kept = await run("files", "get", "demo", "in/sub/deep/f.txt", "-", env=up.env)
+        assert kept.out == "find me\n"
+        removed = await run("files", "rm", "demo", "in", "-r", "--yes", env=up.env)
+        assert removed.out == "in is deleted.\n", removed.err
+        left = await run("files", "ls", "demo", "--json", env=up.env)
+        assert left.document["entries"] == []
+
+
+async def test_a_big_file_passes_in_constant_memory_and_goes_on_after_a_cut(
+    tmp_path: Path,
+) -> None:
+    async with product(tmp_path) as up:
+        path = await up.project("demo")
+        big = tmp_path / "big"
+        with big.open("wb") as file:
+            for _ in range(BIG // MIB):
+                file.write(os.urandom(MIB))
+        before = _memory(up)
+        async with _watched(up) as most:
+            put = await run("files", "put", "demo", str(big), "there/big", env=up.env)
+            assert put.code == 0, put.err
+            url = f"{up.address}{path}/files/content?path=there/big"
+            async with up.signed_in(up.address) as http, http.get(url) as answer:
+                etag = answer.headers["etag"]
+                cut = await answer.content.readexactly(BIG // 3)
+            # What a copy that was cut leaves.
+            mark = hashlib.sha256(f"there/big{etag}".encode()).hexdigest()[:12]
+            (tmp_path / f".copy.{mark}.part").write_bytes(cut)
+            copy = tmp_path / "copy"
+            got = await run("files", "get", "demo", "there/big", str(copy), env=up.env)
+            assert got.code == 0, got.err
+        assert _digest(copy) == _digest(big)
+        assert most[0] - before < 60 * MIB
+
+
+def _memory(up: Product) -> int:
+    """Return what all the product's processes hold, bytes."""
+    total = 0
+    for program in up.programs.values():
+        whole = psutil.Process(program.pid)
+        for one in (whole, *whole.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += one.memory_info().rss
+    return total
+
+
+@asynccontextmanager
+async def _watched(up: Product) -> AsyncIterator[list[int]]:
+    """Give a list whose only number is the most memory that was held so far."""
+    most = [0]
+
+    async def watch() -> None:
+        while True:
+            most[0] = max(most[0], _memory(up))
+            await asyncio.sleep(0.05)
+
+    watching = asyncio.create_task(watch(), name="memory")
+    try:
+        yield most
+    finally:
+        watching.cancel()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
