@@ -243,7 +243,7 @@ async def test_a_killed_goose_ends_its_turns_and_comes_back_with_its_sessions(
 async def test_a_goose_that_ignores_cancel_is_started_again(
     agent: Agent, session: str, make_sink: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greylag.agentd.agent.turn.CANCEL_PATIENCE", 0.5)
+    monkeypatch.setattr("greylag.agentd.agent.prompt.CANCEL_PATIENCE", 0.5)
     prompt = asyncio.create_task(agent.prompt(session, "[[hang]]", make_sink()))
     await asyncio.sleep(0.2)
     os.kill(goose_pid(agent), signal.SIGSTOP)

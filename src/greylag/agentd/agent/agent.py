@@ -15,7 +15,7 @@ import structlog
 
 from greylag.agentd.agent.acp import AcpPeer, MessageHandler
 from greylag.agentd.agent.process import AgentProcess, agent_environment
-from greylag.agentd.agent.turn import CANCELLED, AgentTurn
+from greylag.agentd.agent.prompt import CANCELLED, AgentTurn
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
     AgentCommand,

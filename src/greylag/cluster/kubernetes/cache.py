@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from greylag.cluster.kubernetes.diagnosis import is_ready, wants_pod
 from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
     PROJECT_LABEL,
@@ -20,7 +21,6 @@ from greylag.cluster.kubernetes.identity import (
     ref_of,
 )
 from greylag.cluster.kubernetes.informer import Change, Informers
-from greylag.cluster.kubernetes.objects import is_ready, wants_pod
 from greylag.cluster.shared import ChangeFeed
 from greylag.domain.project import Environment, ProjectRef
 

@@ -9,12 +9,12 @@ import structlog
 
 from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.cache import ProjectCache
+from greylag.cluster.kubernetes.diagnosis import container, wants_pod
 from greylag.cluster.kubernetes.failures import ApiError, translated
 from greylag.cluster.kubernetes.identity import SELECTOR, Object, project_selector
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, ServiceProxy
 from greylag.cluster.kubernetes.manifests import CONTAINER
-from greylag.cluster.kubernetes.objects import container, wants_pod
 from greylag.cluster.kubernetes.observation import EnvironmentObserver, observed
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys

@@ -21,7 +21,7 @@ from greylag.cluster.local.sandbox import (
     choose_sandbox,
     start_folder,
 )
-from greylag.cluster.local.supervisor import Supervisor, Threads
+from greylag.cluster.local.stopping import Supervisor, Threads
 from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterUnavailableError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed

@@ -9,8 +9,8 @@ from greylag.domain.errors import GreylagError, StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.ports import StoreIncompleteError, Subscription
 from greylag.store.mongo import changes, connection, indexes
+from greylag.store.mongo.claims import LONG_SECONDS, ReconcilerMethods
 from greylag.store.mongo.connection import MongoLimits, RefusedByServerError, asking
-from greylag.store.mongo.reconciliation import LONG_SECONDS, ReconcilerMethods
 from greylag.store.mongo.requests import RequestMethods
 
 _PAUSE_SECONDS = 1.0
