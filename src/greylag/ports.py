@@ -5,9 +5,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from greylag.common.agent_api import Operation, Turn
+from greylag.common.agent_api import Decision, Operation, Turn
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
 from greylag.domain.project import (
@@ -54,9 +54,6 @@ class AgentAddress:
 
     url: str
     token: str = field(repr=False)
-
-
-Decision = Literal["allow_once", "reject_once"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class _Site:
                 self._app = create_app(use_cases, settings)
                 self._opened = opened.pop_all()
         except GreylagError as error:
-            _log.warning("not_assembled", reason=str(error))
+            _log.warning("not_assembled", error=str(error))
             self._refusal = RequestLogger(_RefusedSite(error))
         except Exception as error:  # noqa: BLE001 - logged with its stack; the request is answered
             self._refusal = RequestLogger(_RefusedSite(error))

@@ -15,7 +15,7 @@ import aiohttp
 from yarl import URL
 
 from greylag.common import agent_api, logs, sse
-from greylag.common.agent_api import Operation, Turn
+from greylag.common.agent_api import Decision, Operation, Turn
 from greylag.common.typed import check_types, parse_json
 from greylag.domain.errors import (
     AgentFailedError,
@@ -37,7 +37,7 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, Decision
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus
 
 # agentd's refusals as errors of ours.
 

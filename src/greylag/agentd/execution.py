@@ -44,7 +44,7 @@ Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
 
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class ExecutionError(Exception):
@@ -301,7 +301,7 @@ class Execution:
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
         except (ProtocolError, OSError) as error:
-            log.warning("execd_connections_ended", reason=str(error))
+            _log.warning("execd_connections_ended", error=str(error))
 
     async def _join(self, number: Any, target: tuple[str, int]) -> None:
         try:
@@ -381,7 +381,7 @@ class ExecdProcess:
                 try:
                     await self._live(listener.fileno())
                 except OSError as error:
-                    log.error("execd_not_started", reason=str(error))  # noqa: TRY400 - says it all
+                    _log.error("execd_not_started", error=str(error))
                 steady = asyncio.get_running_loop().time() - began > _STEADY_SECONDS
                 failed = 0 if steady else failed + 1
                 await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
@@ -401,7 +401,7 @@ class ExecdProcess:
         )
         try:
             said = await _last_words(process)
-            log.error("execd_ended", code=await process.wait(), said=said)
+            _log.error("execd_ended", code=await process.wait(), said=said)
         finally:
             if process.returncode is None:
                 await asyncio.shield(_ended(process))

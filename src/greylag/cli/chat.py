@@ -23,7 +23,6 @@ from greylag.cli.access import Access, api_options, task_group, with_client
 from greylag.cli.chat_view import JsonView, TextView, TurnView
 from greylag.cli.client import (
     ApiClient,
-    Decision,
     EventStreaming,
     OutgoingMessage,
     ProjectPlace,
@@ -47,6 +46,7 @@ from greylag.cli.output import (
     somebody_is_there,
     visible,
 )
+from greylag.common.agent_api import Decision
 
 PROMPT = "you> "
 # Far above what a server takes; it only guards this machine's memory.

@@ -16,6 +16,7 @@ from yarl import URL
 
 from greylag.cli.errors import CliError, ProblemDocument, ServerUnreachableError, refusal
 from greylag.common import sse
+from greylag.common.agent_api import Decision
 from greylag.common.net import is_loopback
 
 CONNECT_SECONDS = 10.0
@@ -28,8 +29,7 @@ PAGE_LENGTH = "200"
 LONGEST_WAIT = 3600
 WAIT_MARGIN = 30
 
-Decision = Literal["allow_once", "reject_once"]
-Action = Literal["activate", "deactivate"]
+StateChange = Literal["activate", "deactivate"]
 
 
 class ErrorJson(TypedDict):
@@ -385,7 +385,7 @@ class ApiClient:
         renamed: ProjectJson = await self._http.call(request)
         return renamed
 
-    async def change(self, place: ProjectPlace, action: Action, wish: Wish) -> ProjectJson:
+    async def change(self, place: ProjectPlace, action: StateChange, wish: Wish) -> ProjectJson:
         """Activate or deactivate a project."""
         request = Request("POST", (*place.path, action), headers=wish.prefer)
         changed: ProjectJson = await self._http.call(request, wish.answer_within)

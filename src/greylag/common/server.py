@@ -103,8 +103,8 @@ class _Refusal:
 
     def document(self, extra: Sequence[tuple[bytes, bytes]]) -> bytes:
         """Return the whole answer: a problem document, after which the connection ends."""
-        told = {"title": self.status.phrase, "status": self.status, "detail": self.detail}
-        body = json.dumps({"type": "about:blank", **told, "code": self.code}).encode()
+        fields = {"title": self.status.phrase, "status": self.status, "detail": self.detail}
+        body = json.dumps({"type": "about:blank", **fields, "code": self.code}).encode()
         retry = b"retry-after: 5\r\n" if self.status in _RETRIED else b""
         lines = b"".join(b"%s: %s\r\n" % header for header in extra)
         return (

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
-from greylag.common.agent_api import Turn
+from greylag.common.agent_api import Decision, Turn
 from greylag.domain.errors import NotActiveError
 from greylag.domain.project import Project, Status
 from greylag.domain.users import Action, Principal
@@ -14,7 +14,6 @@ from greylag.ports import (
     AgentRequest,
     AgentStatus,
     Cluster,
-    Decision,
 )
 from greylag.services.projects import Projects
 

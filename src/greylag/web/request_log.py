@@ -11,7 +11,7 @@ from greylag.common.net import request_id_of
 from greylag.domain.users import Principal
 from greylag.web import errors
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 _QUIET = frozenset({"/healthz", "/readyz"})
 
@@ -121,5 +121,5 @@ def _write_line(scope: Scope, exchange: Exchange) -> None:
     }
     if exchange.client_left:
         line["client_left"] = True
-    write = log.debug if scope["path"] in _QUIET else log.info
+    write = _log.debug if scope["path"] in _QUIET else _log.info
     write("request", **line)

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.domain.names import MAX_ID_LENGTH, MAX_NAME_LENGTH
 from greylag.domain.project import Desired, Project, Status
-from greylag.ports import AgentStatus, Decision
+from greylag.ports import AgentStatus
 from greylag.services.messages import MAX_MESSAGE_ID_LENGTH
 
 MAX_DEPTH = 32

@@ -21,10 +21,10 @@ from greylag.agentd.agent.types import (
     AgentCommand,
     AgentError,
     AgentKind,
+    AgentReadiness,
     AgentRefusedError,
     AgentSetup,
     AgentState,
-    AgentStatus,
     AgentUnavailableError,
     ModelFailure,
     PromptResult,
@@ -181,7 +181,7 @@ class AgentLife:
         except TimeoutError:
             self._say(f"The agent did not start within {_START_SECONDS:g} seconds.")
         except AgentError as error:
-            _log.info("agent_start_interrupted", reason=str(error))  # ``_await_end`` knows more
+            _log.info("agent_start_interrupted", error=str(error))  # ``_await_end`` knows more
         else:
             on_ready(version)
 
@@ -349,7 +349,7 @@ class Agent:
             raise AgentUnavailableError(self._state.detail)
         return self._life
 
-    def _show(self, status: AgentStatus, detail: str) -> None:
+    def _show(self, status: AgentReadiness, detail: str) -> None:
         self._state = AgentState(self._command.kind, status, self._state.version, detail)
 
 

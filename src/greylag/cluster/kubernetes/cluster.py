@@ -105,11 +105,11 @@ class KubernetesCluster:
         An API server that cannot be reached now is only told of in the log: that may pass.
         """
         if self.notice:
-            _log.warning("agents_open_to_all", why=self.notice)
+            _log.warning("agents_open_to_all", reason=self.notice)
         try:
             version = await server_version(self._api.within(CHECK_SECONDS))
         except ClusterError as error:
-            _log.warning("kubernetes_unreachable", why=str(error))
+            _log.warning("kubernetes_unreachable", error=str(error))
         else:
             _log.info("kubernetes", version=version)
 

@@ -22,8 +22,8 @@ import yaml
 from greylag.cluster.kubernetes.credentials import (
     API_VERSIONS,
     Credentials,
+    ExecConfig,
     ExecPlugin,
-    Program,
     Token,
     TokenFile,
     client_context,
@@ -383,7 +383,7 @@ def _credentials_of(
         raise user.wrong(f"has a token that is none: {error}") from error
 
 
-def _program(cluster: Entry, user: Entry, server: str) -> Program:
+def _program(cluster: Entry, user: Entry, server: str) -> ExecConfig:
     asked = user.fields["exec"]
     if not isinstance(asked, dict) or not isinstance(asked.get("command"), str):
         raise user.wrong("has an exec without a command")
@@ -405,7 +405,7 @@ def _program(cluster: Entry, user: Entry, server: str) -> Program:
         env = {str(one["name"]): str(one["value"]) for one in asked.get("env") or ()}
     except (KeyError, TypeError) as error:
         raise user.wrong("has an exec whose env is not a list of name and value") from error
-    return Program(version, command, [str(one) for one in args], env, about)
+    return ExecConfig(version, command, [str(one) for one in args], env, about)
 
 
 def _about(cluster: Entry, server: str) -> Mapping[str, Any]:

@@ -102,7 +102,7 @@ class TokenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class ExecConfig:
     """What to run. ``env`` is added to our own; ``cluster`` is told to it, if it asked for that."""
 
     api_version: str
@@ -120,7 +120,7 @@ class ExecPlugin:
 
     def __init__(
         self,
-        program: Program,
+        program: ExecConfig,
         context: ssl.SSLContext | None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:

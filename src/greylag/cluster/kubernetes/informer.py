@@ -339,7 +339,7 @@ class Informer:
     def _lost(self, error: ApiError | ClusterUnavailableError) -> float:
         """Note that the cache may be old; return how long the API server asked to be left alone."""
         if self.live or not self.problem:
-            _log.warning("kubernetes_watch_lost", kind=self.kind, why=str(error))
+            _log.warning("kubernetes_watch_lost", kind=self.kind, error=str(error))
         self._live.clear()
         self.problem = str(error)
         self.refusal = error if isinstance(error, ApiError) and error.is_refusal else None

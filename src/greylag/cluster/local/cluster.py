@@ -213,7 +213,7 @@ def _readable(root: Path) -> list[tuple[Folder, EnvironmentRecord]]:
         try:
             record = folder.read()
         except ClusterUnavailableError as error:
-            _log.warning("environment_unreadable", reason=str(error))
+            _log.warning("environment_unreadable", error=str(error))
             continue
         if record is not None:
             found.append((folder, record))

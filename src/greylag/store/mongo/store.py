@@ -96,7 +96,7 @@ class MongoStore(RequestMethods, ReconcilerMethods):
             if not patient:
                 raise
             self._wanting = error
-            _log.warning("store_unavailable", reason=str(error))
+            _log.warning("store_unavailable", error=str(error))
         following = self._follow(poll_seconds, prepare=prepare)
         self._following = asyncio.create_task(following, name="store-follower")
         self._following.add_done_callback(self._followed)
@@ -133,7 +133,7 @@ class MongoStore(RequestMethods, ReconcilerMethods):
                 await self._make_ready(poll_seconds, prepare=prepare)
             except GreylagError as error:
                 if str(error) != str(self._wanting):
-                    _log.warning("store_not_ready", reason=str(error))
+                    _log.warning("store_not_ready", error=str(error))
                 self._wanting = error
             else:
                 self._wanting = None
