@@ -7,7 +7,7 @@ end, and of its headers only those about content pass.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -16,7 +16,7 @@ from yarl import URL
 
 from greylag.common import agent_api, logs, sse
 from greylag.common.agent_api import Decision, Operation, Turn
-from greylag.common.typed import check_types, parse_json
+from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
@@ -451,13 +451,9 @@ def _outgoing(request: AgentRequest) -> _Outgoing | None:
     return _Outgoing(request.body, limit)
 
 
-_TURN_MEMBERS = frozenset(member.name for member in fields(Turn))
-
-
 def _turn(body: dict[str, Any]) -> Turn:
     with _reading():
-        turn = Turn(**{name: body[name] for name in _TURN_MEMBERS & body.keys()})
-        check_types(turn)
+        turn = shaped(Turn, body)
         path_segment(turn.turn_id, "turn_id")
         path_segment(turn.session_id, "session_id")
     return turn

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import asdict
 from enum import Enum, auto
 
 import click
@@ -471,7 +472,7 @@ async def _found_session(
         access.output.note("Waking the environment, which keeps the sessions ...")
         await api.change(place, "activate", Wish())
         found = await api.sessions(place)
-    ids = [one["session_id"] for one in found]
+    ids = [one.session_id for one in found]
     if not beginning:
         return ids[0] if ids else None
     fitting = [one for one in ids if one.startswith(beginning)]
@@ -549,11 +550,9 @@ async def sessions(  # noqa: PLR0913 - one argument per option
 async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) -> None:
     found = await api.sessions(place)
     if output.json:
-        output.document({"sessions": found})
+        output.document({"sessions": [asdict(one) for one in found]})
         return
-    rows = [
-        (one["session_id"], moment(one["updated_at"]), str(one["message_count"])) for one in found
-    ]
+    rows = [(one.session_id, moment(one.updated_at), str(one.message_count)) for one in found]
     output.table(
         ("SESSION", "LAST MESSAGE", "MESSAGES"),
         rows,
@@ -565,11 +564,11 @@ async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) ->
 async def _read_session(output: Output, api: ApiClient, place: ProjectPlace, session: str) -> None:
     found = await api.messages(place, session)
     if output.json:
-        output.document({"messages": found})
+        output.document({"messages": [asdict(one) for one in found]})
         return
     for message in found:
-        output.heading(f"{message['role']}:")
-        output.write(visible(message["content"]) + "\n\n")
+        output.heading(f"{message.role}:")
+        output.write(visible(message.content) + "\n\n")
 
 
 def _tell_deleted(output: Output, session: str) -> None:

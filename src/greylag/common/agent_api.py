@@ -203,7 +203,7 @@ class Parameter:
     schema: dict[str, Any]
 
 
-_IN_PATHS = {
+IN_PATHS = {
     "key": Parameter("key", "A setting's name.", {"type": "string", "examples": ["GOOSE_MODE"]}),
     "session": Parameter("session", "A session's id.", {"type": "string", "examples": [_SESSION]}),
     "turn": Parameter("turn", "A turn's id.", {"type": "string", "examples": [_TURN]}),
@@ -251,7 +251,7 @@ class Operation(Generic[_AnswerShape]):
     def parameters(self) -> tuple[Parameter, ...]:
         """The parts of the path that the client gives."""
         parts = self.path.split("/")
-        return tuple(_IN_PATHS[part[1:-1]] for part in parts if part.startswith("{"))
+        return tuple(IN_PATHS[part[1:-1]] for part in parts if part.startswith("{"))
 
 
 LIST_SESSIONS = Operation(

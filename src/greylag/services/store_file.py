@@ -12,10 +12,10 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, BinaryIO
 
-from greylag.common.clock import rfc3339
+from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import check_types
 from greylag.domain.errors import ErrorInfo, GreylagError
 from greylag.domain.names import EnvironmentNames
@@ -207,9 +207,9 @@ def _stored(said: Mapping[str, Any]) -> StoredProject:
         "status": Status(project["status"]),
         "desired": Desired(project["desired"]),
         "error": ErrorInfo(**project["error"]) if project["error"] is not None else None,
-        "created_at": _moment(project["created_at"]),
-        "updated_at": _moment(project["updated_at"]),
-        **{name: None if (at := project[name]) is None else _moment(at) for name in _MOMENTS},
+        "created_at": parse_rfc3339(project["created_at"]),
+        "updated_at": parse_rfc3339(project["updated_at"]),
+        **{name: None if (at := project[name]) is None else parse_rfc3339(at) for name in _MOMENTS},
     }
     if "lease" in project:
         raise ValueError("an export holds no leases")
@@ -217,21 +217,15 @@ def _stored(said: Mapping[str, Any]) -> StoredProject:
         **said,
         "project": Project(**{**project, **known}),
         "events": [
-            Event(**{**one, "at": _moment(one["at"]), "status": Status(one["status"])})
+            Event(**{**one, "at": parse_rfc3339(one["at"]), "status": Status(one["status"])})
             for one in said["events"]
         ],
         "keys": [
-            StoredKey(**{**one, "expires_at": _moment(one["expires_at"])}) for one in said["keys"]
+            StoredKey(**{**one, "expires_at": parse_rfc3339(one["expires_at"])})
+            for one in said["keys"]
         ],
     }
     return StoredProject(**given)
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError(f"{text} has no time zone")
-    return moment.astimezone(UTC)
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from greylag.common.clock import parse_rfc3339
 from greylag.domain.errors import ClusterUnavailableError
 
 REREAD_SECONDS = 60.0
@@ -153,7 +154,7 @@ class ExecPlugin:
             certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
             ends = status.get("expirationTimestamp")
             headers = bearer(token)
-            self._ends = _moment(ends) if ends else None
+            self._ends = parse_rfc3339(ends) if ends else None
             if certificate and key and self._context is not None:
                 await asyncio.to_thread(load_identity, self._context, certificate, key)
             elif not token:
@@ -294,11 +295,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             while await process.stdout.read(_LONGEST):
                 pass
             await process.wait()
-
-
-def _moment(text: str) -> datetime:
-    """Return what RFC 3339 text tells; ``ValueError`` for a time without its zone."""
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("a time without its zone")
-    return moment

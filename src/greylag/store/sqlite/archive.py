@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, closing
 from datetime import datetime
 from pathlib import Path
 
-from greylag.common.sqlite import SqlThread, transaction
+from greylag.common.sqlite import SqlThread, transaction, version_of
 from greylag.common.typed import check_types
 from greylag.domain.errors import ConfigError
 from greylag.domain.project import ProjectRef
@@ -140,7 +140,7 @@ def _check_file(path: Path) -> None:
         schema.translated(),
         closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as sql,
     ):
-        version, newest = schema.version_of(sql), len(schema.MIGRATIONS)
+        version, newest = version_of(sql), len(schema.MIGRATIONS)
     if version == 0:
         raise ConfigError(
             f"{path} holds no records of Greylag.", hint="Give the data folder of a Greylag."
