@@ -29,7 +29,7 @@ class Serverless:
     why, and each tries again.
 
     Args:
-        settings: reads them. Raises ``ConfigError``.
+        settings: reads them; may raise ``ConfigError``.
     """
 
     def __init__(self, settings: Callable[[], Settings]) -> None:

@@ -206,7 +206,11 @@ async def _incoming(response: aiohttp.ClientResponse, limit: int) -> AsyncIterat
 
 
 async def _read_json(response: aiohttp.ClientResponse, limit: int) -> Any:
-    """Return an answer's JSON, or raise ``ValueError``."""
+    """Return an answer's JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
     return parse_json(b"".join([chunk async for chunk in _incoming(response, limit)]))
 
 

@@ -126,7 +126,11 @@ class RemoteProcess:
             self._writer.write(frame(FrameKind.STDIN, data[start : start + MOST_DATA]))
 
     async def drain(self) -> None:
-        """Wait until more may be written; raises `OSError` when execd is gone."""
+        """Wait until more may be written.
+
+        Raises:
+            OSError: execd is gone.
+        """
         await self._writer.drain()
 
     def end_input(self) -> None:
@@ -212,7 +216,7 @@ class Execution:
         self._path = path
 
     async def hello(self) -> Mapping[str, Any]:
-        """Return what execd tells of itself; raises `ExecutionError` as every call does."""
+        """Return what execd tells of itself."""
         async with self._asked("hello") as (facts, _, _):
             return facts
 

@@ -163,7 +163,11 @@ class TurnStream:
         self.session_id: str | None = message.session_id
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
-        """Yield the events. Raises what the first try raises, or what lasts too long."""
+        """Yield the events.
+
+        Raises:
+            CliError: the first try failed, or what usually passes lasts too long.
+        """
         arrived = False
         while True:
             try:
@@ -278,8 +282,11 @@ class Chat:
     async def turn(self, message: str) -> End:
         """Send one message and show its turn to the end.
 
-        The first Ctrl-C cancels the turn (before there is one, it stops waiting); a second one
-        raises ``InterruptedByUserError``. Raises ``CliError`` when the message is not taken.
+        The first Ctrl-C cancels the turn (before there is one, it stops waiting).
+
+        Raises:
+            InterruptedByUserError: there was a second Ctrl-C.
+            CliError: the message is not taken.
         """
         self._presses = 0
         clean = message.encode("utf-8", "replace").decode()

@@ -44,11 +44,13 @@ class Messages:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Give the agent a message and open the stream of whole SSE frames that answers it.
 
-        Entering raises what can be told before the first byte: what ``Projects`` raises,
-        ``InvalidRequestError``, ``ProjectDeletingError`` and, of an active project, what
-        ``AgentGateway.start_turn`` raises. What goes wrong later is raised by
-        the iterator; ``StreamCutError`` means that the turn goes on and is to be resumed. Leaving
-        stops the relay; the turn goes on.
+        Leaving stops the relay; the turn goes on.
+
+        Raises:
+            GreylagError: on entering: what can be told before the first byte, by ``Projects.want``
+                and, of an active project, by ``AgentGateway.start_turn``.
+            InvalidRequestError: on entering: the message is empty or too long.
+            StreamCutError: on iterating: the turn goes on and is to be resumed.
         """
         _check(new)
         project = await self._projects.want(

@@ -100,7 +100,11 @@ def claim_order(
 def renewed(
     record: ProjectRecord | None, claim: Claim, now: datetime, lease_seconds: float
 ) -> ProjectRecord:
-    """Return the record with the claim's lease extended, else raise ``LeaseLostError``."""
+    """Return the record with the claim's lease extended.
+
+    Raises:
+        LeaseLostError: the claim does not hold it any more.
+    """
     record, lease = held(record, claim)
     longer = replace(lease, until=lease_end(now, lease_seconds))
     return replace(record, project=replace(record.project, lease=longer))
@@ -116,8 +120,10 @@ def poked(record: ProjectRecord, now: datetime) -> ProjectRecord:
 def recorded(
     record: ProjectRecord | None, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
 ) -> tuple[ProjectRecord, Sequence[Event]]:
-    """Return the record with what is, and the events to append to its log; else raise
-    ``LeaseLostError``.
+    """Return the record with what is, and the events to append to its log.
+
+    Raises:
+        LeaseLostError: the claim does not hold it any more.
     """
     record, lease = held(record, claim)
     before = record.project
@@ -149,10 +155,13 @@ def recorded(
 
 
 def held(record: ProjectRecord | None, claim: Claim) -> tuple[ProjectRecord, Lease]:
-    """Return the record and its lease if ``claim`` still holds it, else raise ``LeaseLostError``.
+    """Return the record, which ``claim`` holds, and its lease.
 
     A lease that ran out still holds until somebody else claims: nobody else is at work, so there is
     nothing to guard against.
+
+    Raises:
+        LeaseLostError: the claim does not hold it any more.
     """
     lease = record.project.lease if record else None
     if record is None or lease is None or lease.number != claim.number:
@@ -246,7 +255,11 @@ def encode(place: Position) -> str:
 
 
 def decode(cursor: str) -> Position:
-    """Return the place that ``encode`` made ``cursor`` from, else raise ``InvalidRequestError``."""
+    """Return the place that ``encode`` made ``cursor`` from.
+
+    Raises:
+        InvalidRequestError: it is none of ours.
+    """
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         value = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
@@ -261,7 +274,7 @@ def decode(cursor: str) -> Position:
 
 def cut(projects: Sequence[Project], limit: int) -> ProjectPage:
     """Return the first ``limit`` of ``projects`` as a page; one more than that means that there is
-    a next page. Raises ``InvalidRequestError`` for a limit below 1.
+    a next page.
     """
     check_limit(limit)
     if len(projects) <= limit:

@@ -81,7 +81,7 @@ async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
 
 
 async def new_session(peer: AcpPeer, setup: AgentSetup, title: str) -> str:
-    """Make a session and return the agent's id for it; raises as ``make_ready`` does."""
+    """Make a session and return the agent's id for it; it fails as ``make_ready`` does."""
     # With a title given, goose makes no extra model calls to find one.
     params = {"cwd": str(setup.workspace), "mcpServers": [], "_meta": {"sessionTitle": title}}
     answer = await peer.request("session/new", params)
@@ -280,13 +280,13 @@ class Agent:
             turn.cancel()
 
     async def forget_session(self, agent_session_id: str) -> None:
-        """Put a session away in the agent (its id is never used again); raises AgentError."""
+        """Put a session away in the agent (its id is never used again)."""
         self._relay.forget(agent_session_id)
         # Not deleted: goose gives the id of a deleted session to the next one.
         await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """Call any method of the agent (as ``_goose/unstable/config/read``); raises AgentError."""
+        """Call any method of the agent (as ``_goose/unstable/config/read``)."""
         async with _patience():
             return await self._living().peer.request(method, params)
 

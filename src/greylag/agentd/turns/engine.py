@@ -36,8 +36,9 @@ from greylag.agentd.records import (
 )
 from greylag.agentd.turns.errors import RESTARTED, SESSION_UNKNOWN, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
-from greylag.agentd.turns.running import Acceptance, RunningTurn, TurnPolicy
+from greylag.agentd.turns.running import RunningTurn, TurnPolicy
 
+Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
 EndpointType = Literal["agent-streaming", "sync", "provider-streaming"]
 ActivityStatus = Literal["processing", "completed", "error"]
 
@@ -205,11 +206,12 @@ class TurnEngine:
 
     async def answer(self, turn_id: str, confirmation_id: str, decision: Settlement) -> Acceptance:
         """Take the user's answer to a confirmation of a turn."""
-        turn = self._running.get(turn_id)
-        if turn is not None:
-            return turn.answer(confirmation_id, decision)
-        await self.get(turn_id)
-        made = await self.records.decision(confirmation_id, turn_id)
+        made: str | None
+        if (turn := self._running.get(turn_id)) is not None:
+            made = turn.answer(confirmation_id, decision)
+        else:
+            await self.get(turn_id)
+            made = await self.records.decision(confirmation_id, turn_id)
         if made is None:
             return "unknown"
         return "accepted" if made == decision else "settled_otherwise"

@@ -5,15 +5,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult, Settlement
 from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJournal
 from greylag.agentd.records import TurnRecord
 from greylag.agentd.turns.errors import TurnError, with_provider_code
 from greylag.agentd.turns.events import Translator, TurnEvent, TurnSummary
-
-Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
 
 _ERROR_TEXT = 4000  # a provider may answer with a whole page
 _SETTLED: Mapping[Settlement, str] = {
@@ -107,13 +105,11 @@ class RunningTurn:
         self._settle(confirmation_id, "reject_once", words)
         return settled.result()
 
-    def answer(self, confirmation_id: str, decision: Settlement) -> Acceptance:
-        """Take the user's answer. The same answer again is accepted again."""
-        if confirmation_id not in self._confirmations:
-            return "unknown"
-        self._settle(confirmation_id, decision, _SETTLED[decision])
-        made = self.decisions[confirmation_id]
-        return "accepted" if made == decision else "settled_otherwise"
+    def answer(self, confirmation_id: str, decision: Settlement) -> Settlement | None:
+        """Take the user's answer; return how the question is settled, None if there is none."""
+        if confirmation_id in self._confirmations:
+            self._settle(confirmation_id, decision, _SETTLED[decision])
+        return self.decisions.get(confirmation_id)
 
     def cancel_confirmations(self) -> None:
         """Settle all that are open as cancelled; the turn is ending."""

@@ -100,9 +100,12 @@ class KubernetesCluster:
         self._closing = asyncio.Event()
 
     async def check(self) -> None:
-        """Raise ``ConfigError`` when the settings lead to what does not take us.
+        """Ask the API server whether it takes us.
 
-        An API server that cannot be reached now is only told of in the log: that may pass.
+        One that cannot be reached now is only told of in the log: that may pass.
+
+        Raises:
+            ConfigError: the settings lead to what does not take us.
         """
         if self.notice:
             _log.warning("agents_open_to_all", reason=self.notice)

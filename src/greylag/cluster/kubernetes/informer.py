@@ -142,7 +142,11 @@ class Informers:
         return ClusterUnavailableError(self.problem) if refusal is None else cluster_error(refusal)
 
     async def synced(self, within: float) -> None:
-        """Return when all kinds are known; raise ``trouble`` after ``within`` seconds."""
+        """Return when all kinds are known.
+
+        Raises:
+            ClusterUnavailableError: they are not after ``within`` seconds; it is ``trouble``.
+        """
         try:
             async with asyncio.timeout(within):
                 await self._answers.wait()

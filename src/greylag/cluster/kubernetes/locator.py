@@ -67,7 +67,7 @@ class AgentLocator:
         self._kept: dict[str, _Kept] = {}
 
     async def reach(self, environment: Environment) -> AgentAddress:
-        """Return a ready environment's address and token, else raise ``NotActiveError``."""
+        """Return a ready environment's address and token."""
         now = asyncio.get_running_loop().time()
         kept = self._kept.get(environment.id)
         if kept is not None and now < kept.until:

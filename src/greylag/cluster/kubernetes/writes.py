@@ -258,7 +258,7 @@ class Applier:
             )
 
     async def _all(self, things: Sequence[Object], secret: Object | None = None) -> None:
-        """Apply what may be applied in any order, all at once; raise the first refusal."""
+        """Apply what may be applied in any order, all at once; the first refusal ends it."""
         wanted = [_with_digest(thing) for thing in things]
         done = await asyncio.gather(
             *(

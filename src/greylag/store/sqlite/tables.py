@@ -155,7 +155,11 @@ def one(
 
 
 def find(sql: sqlite3.Connection, ref: ProjectRef) -> ProjectRecord:
-    """Return a project's record, or raise ``ProjectNotFoundError``."""
+    """Return a project's record.
+
+    Raises:
+        ProjectNotFoundError: the owner has none of this id.
+    """
     record = one(
         sql,
         SELECT + " WHERE user_id = ? AND project_id = ?",
@@ -237,7 +241,7 @@ def page(sql: sqlite3.Connection, owner: str, query: PageQuery) -> Sequence[Proj
 
 
 def events(sql: sqlite3.Connection, ref: ProjectRef, after: int, limit: int) -> Sequence[Event]:
-    """Return a part of a project's log, or raise ``ProjectNotFoundError``."""
+    """Return a part of a project's log."""
     record = find(sql, ref)
     found = sql.execute(
         "SELECT seq, body FROM events WHERE record_id = ? AND seq > ? ORDER BY seq LIMIT ?",

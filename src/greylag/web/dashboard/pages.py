@@ -208,7 +208,11 @@ class ProjectForm:
         return cls(**{name: form_field(form, name) for name in cls.__slots__})
 
     def metadata_object(self) -> dict[str, Any]:
-        """Return the metadata. Raises ``InvalidRequestError`` when it is no JSON object."""
+        """Return the metadata.
+
+        Raises:
+            InvalidRequestError: it is no JSON object.
+        """
         if not self.metadata.strip():
             return {}
         try:
