@@ -14,7 +14,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from greylag.cli.errors import CliError, ProblemDocument, ServerUnreachableError, refusal
+from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
 from greylag.common import sse
 from greylag.common.agent_api import ChatMessage, Decision, Session
 from greylag.common.net import is_loopback
@@ -250,7 +250,7 @@ class Http:
                 raw = await response.content.read(MAX_PROBLEM_BYTES)
         try:
             found = json.loads(raw)
-            problem = ProblemDocument(
+            problem = Problem(
                 status=response.status,
                 code=str(found["code"]),
                 detail=str(found.get("detail") or found["title"]),

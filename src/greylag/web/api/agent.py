@@ -56,8 +56,8 @@ _EVENT_ID = r"^[!-~]{1,400}$"
 
 turns_router = APIRouter(tags=["turns"])
 
-_TurnId = Annotated[str, path_id(IN_PATHS["turn"])]
-_ConfirmationId = Annotated[
+_TurnInPath = Annotated[str, path_id(IN_PATHS["turn"])]
+_ConfirmationInPath = Annotated[
     str, path_id(Parameter("confirmation", "The id of a `tool_confirmation` event.", {}))
 ]
 
@@ -109,7 +109,7 @@ async def send_message(
 )
 async def follow_turn(
     call: ProjectCallDep,
-    turn: _TurnId,
+    turn: _TurnInPath,
     last_event_id: Annotated[
         str | None, Header(pattern=_EVENT_ID, description="Wins over `after`.")
     ] = None,
@@ -128,7 +128,7 @@ async def follow_turn(
 @turns_router.post(
     f"{TURN}/cancel", operation_id="cancel_turn", summary="Cancel a turn", responses=_RESPONSES
 )
-async def cancel_turn(call: ProjectCallDep, turn: _TurnId) -> Turn:
+async def cancel_turn(call: ProjectCallDep, turn: _TurnInPath) -> Turn:
     """Ask the turn to end; its stream tells when it has. One that has ended stays as it is."""
     return await call.use_cases.agents.cancel_turn(*call.at, turn)
 
@@ -142,8 +142,8 @@ async def cancel_turn(call: ProjectCallDep, turn: _TurnId) -> Turn:
 )
 async def answer_confirmation(
     call: ProjectCallDep,
-    turn: _TurnId,
-    confirmation: _ConfirmationId,
+    turn: _TurnInPath,
+    confirmation: _ConfirmationInPath,
     body: ConfirmationIn,
 ) -> None:
     """Answer the agent's question whether a tool may run; the same answer again is accepted."""
