@@ -513,13 +513,12 @@ class StoredProject:
 
     Attributes:
         claims: how many claims there were.
-        last_seq: how many events there were, of which the newest 500 are kept.
+        events: the newest 500 of ``project.last_seq``.
         extra: what others keep in the record, as JSON; only stores that say so keep it.
     """
 
     project: Project
     claims: int = 0
-    last_seq: int = 0
     events: Sequence[Event] = ()
     keys: Sequence[StoredKey] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -63,16 +63,13 @@ class Messages:
             async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
                 yield frames
             return
-        # Only what follows is told.
-        newest = await self._projects.newest_events(project)
-        before = newest[-1].seq if newest else 0
-        yield self._wake_and_answer(project, new, message_id, before)
+        yield self._wake_and_answer(project, new, message_id)
 
     async def _wake_and_answer(
-        self, project: Project, new: NewMessage, message_id: str, before: int
+        self, project: Project, new: NewMessage, message_id: str
     ) -> AsyncIterator[bytes]:
         yield _status_frame(f"{project.name} is {project.status}: waking its environment.")
-        async for event in self._projects.progress(project, before):
+        async for event in self._projects.progress(project):
             yield _status_frame(event.message, event)
         awake = await self._projects.settled(project)
         if awake is None or awake.status is not Status.ACTIVE:

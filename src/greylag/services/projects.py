@@ -33,8 +33,6 @@ from greylag.services.access import authorize, is_allowed
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
 EVENTS_AT_ONCE = 100
-EVENTS_KEPT = 500
-"""How many events of a project the store keeps."""
 FOLLOW_RECHECK_SECONDS = 300.0
 
 _ACTIONS = {
@@ -188,14 +186,15 @@ class Projects:
             pass
         return _without_error(current) if current is not None else None
 
-    async def progress(self, project: Project, after: int) -> AsyncIterator[Event]:
-        """Yield the log's events after number ``after`` until what ``project`` wants is so.
+    async def progress(self, project: Project) -> AsyncIterator[Event]:
+        """Yield the log's events that ``project`` does not know of, until what it wants is so.
 
         How it ended, ``settled`` tells.
 
         Raises:
             WaitTimeoutError: it goes on after the activation timeout.
         """
+        after = project.last_seq
         async for current in self._looks(project, None):
             if current is None:
                 return
@@ -235,9 +234,9 @@ class Projects:
         return await self._store.events(owner.id, project_id, after, EVENTS_AT_ONCE)
 
     async def newest_events(self, project: Project) -> Sequence[Event]:
-        """Return the newest events of the activation log, oldest first, 100 at most."""
-        kept = await self._store.events(project.user_id, project.project_id, 0, EVENTS_KEPT)
-        return kept[-EVENTS_AT_ONCE:]
+        """Return the newest events that ``project`` knows of, oldest first, 100 at most."""
+        after = max(0, project.last_seq - EVENTS_AT_ONCE)
+        return await self._store.events(project.user_id, project.project_id, after, EVENTS_AT_ONCE)
 
     def changes(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear that one project, or any, may have changed; what changed, the other methods tell."""

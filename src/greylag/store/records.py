@@ -24,13 +24,12 @@ KEY_LIFETIME = timedelta(days=1)
 class ProjectRecord:
     """A project and what only its store knows of it.
 
-    ``claims`` counts the claims so far, ``last_seq`` the events; ``woken`` says that it was poked
-    after the present claim, so that it is due again when the claim ends.
+    ``claims`` counts the claims so far; ``woken`` says that it was poked after the present claim,
+    so that it is due again when the claim ends.
     """
 
     project: Project
     claims: int = 0
-    last_seq: int = 0
     woken: bool = False
 
     @property
@@ -150,8 +149,9 @@ def recorded(
         )
     if _shown(project) != _shown(before):
         project = replace(project, updated_at=now)
-    events = _numbered(record.last_seq, claim, outcome, now)
-    return replace(record, project=project, last_seq=record.last_seq + len(events)), events
+    events = _numbered(before.last_seq, claim, outcome, now)
+    project = replace(project, last_seq=before.last_seq + len(events))
+    return replace(record, project=project), events
 
 
 def held(record: ProjectRecord | None, claim: Claim) -> tuple[ProjectRecord, Lease]:

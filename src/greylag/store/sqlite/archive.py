@@ -170,7 +170,6 @@ def _stored(sql: sqlite3.Connection, row: sqlite3.Row) -> StoredProject | Findin
         stored = StoredProject(
             project=record.project,
             claims=record.claims,
-            last_seq=record.last_seq,
             events=[tables.to_event(event) for event in sql.execute(log, of_record)],
             keys=[
                 StoredKey(
@@ -206,9 +205,7 @@ def _put_one(sql: sqlite3.Connection, stored: StoredProject) -> None:
     ).fetchall()
     for (twin,) in twins:
         tables.delete(sql, twin)
-    sql.execute(
-        tables.INSERT, tables.to_row(ProjectRecord(project, stored.claims, stored.last_seq))
-    )
+    sql.execute(tables.INSERT, tables.to_row(ProjectRecord(project, stored.claims)))
     tables.add_events(sql, project.id, stored.events)
     sql.executemany(
         "INSERT OR REPLACE INTO idempotency_keys "
