@@ -16,7 +16,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from greylag.common import agent_api, sse
-from greylag.common.agent_api import ChatMessage, History, Session, SessionList, Turn, TurnList
+from greylag.common.agent_api import (
+    ChatMessage,
+    Decision,
+    History,
+    Session,
+    SessionList,
+    Turn,
+    TurnList,
+)
 from greylag.common.clock import rfc3339
 from greylag.domain.errors import (
     AgentUnreachableError,
@@ -31,7 +39,7 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, Decision
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus
 
 
 @dataclass

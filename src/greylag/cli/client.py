@@ -5,7 +5,7 @@ Every call may raise a ``ServerRefusedError`` (the platform said no) or a ``Serv
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypedDict
@@ -14,9 +14,11 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from greylag.cli.errors import CliError, ProblemDocument, ServerUnreachableError, refusal
+from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
 from greylag.common import sse
+from greylag.common.agent_api import ChatMessage, Decision, Session
 from greylag.common.net import is_loopback
+from greylag.common.typed import T, shaped
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
@@ -28,8 +30,7 @@ PAGE_LENGTH = "200"
 LONGEST_WAIT = 3600
 WAIT_MARGIN = 30
 
-Decision = Literal["allow_once", "reject_once"]
-Action = Literal["activate", "deactivate"]
+StateChange = Literal["activate", "deactivate"]
 
 
 class ErrorJson(TypedDict):
@@ -80,24 +81,6 @@ class PlatformJson(TypedDict):
     store: str
     notice: str | None
     demonstration: str | None
-
-
-class SessionJson(TypedDict):
-    """One of the agent's conversations."""
-
-    session_id: str
-    created_at: str
-    updated_at: str
-    message_count: int
-
-
-class MessageJson(TypedDict):
-    """One message of a session's history; ``timestamp`` in Unix seconds."""
-
-    role: str
-    content: str
-    timestamp: int | None
-    message_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +218,13 @@ class Http:
         async with self.stream(request) as chunks:
             yield self._events(chunks)
 
+    def shaped(self, kind: type[T], given: Iterable[Any]) -> list[T]:
+        """Return what the server gave as dataclasses of the agent's API."""
+        try:
+            return [shaped(kind, one) for one in given]
+        except TypeError as error:
+            raise self._stranger() from error
+
     async def _send(self, request: Request, within: float) -> aiohttp.ClientResponse:
         if self._open is None:
             raise RuntimeError("Http must be entered before it is used")
@@ -260,7 +250,7 @@ class Http:
                 raw = await response.content.read(MAX_PROBLEM_BYTES)
         try:
             found = json.loads(raw)
-            problem = ProblemDocument(
+            problem = Problem(
                 status=response.status,
                 code=str(found["code"]),
                 detail=str(found.get("detail") or found["title"]),
@@ -385,7 +375,7 @@ class ApiClient:
         renamed: ProjectJson = await self._http.call(request)
         return renamed
 
-    async def change(self, place: ProjectPlace, action: Action, wish: Wish) -> ProjectJson:
+    async def change(self, place: ProjectPlace, action: StateChange, wish: Wish) -> ProjectJson:
         """Activate or deactivate a project."""
         request = Request("POST", (*place.path, action), headers=wish.prefer)
         changed: ProjectJson = await self._http.call(request, wish.answer_within)
@@ -397,16 +387,15 @@ class ApiClient:
         left: ProjectJson | None = await self._http.call(request, wish.answer_within)
         return left
 
-    async def sessions(self, place: ProjectPlace) -> list[SessionJson]:
+    async def sessions(self, place: ProjectPlace) -> list[Session]:
         """Return the conversations, newest first."""
-        found: list[SessionJson] = (await self._get((*place.path, "sessions")))["sessions"]
-        return found
+        found = await self._get((*place.path, "sessions"))
+        return self._http.shaped(Session, found["sessions"])
 
-    async def messages(self, place: ProjectPlace, session_id: str) -> list[MessageJson]:
+    async def messages(self, place: ProjectPlace, session_id: str) -> list[ChatMessage]:
         """Return a conversation's history, oldest first."""
-        path = (*place.path, "sessions", session_id, "messages")
-        found: list[MessageJson] = (await self._get(path))["messages"]
-        return found
+        found = await self._get((*place.path, "sessions", session_id, "messages"))
+        return self._http.shaped(ChatMessage, found["messages"])
 
     async def delete_session(self, place: ProjectPlace, session_id: str) -> None:
         """End a conversation for good."""
