@@ -110,7 +110,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def user_list(self) -> tuple[User, ...]:
-        """The users: from the file, else from the list, else one. Raises ``ConfigError``."""
+        """The users: from the file, else from the list, else one."""
         if self.users_file is not None:
             return _users_from_file(self.users_file)
         if self.users:
@@ -123,7 +123,8 @@ class Settings(BaseSettings):
 def load_settings(**arguments: object) -> Settings:
     """Parse the settings; ``arguments`` that are not ``None`` win over the environment.
 
-    Raises ``ConfigError``, naming the first setting that is wrong.
+    Raises:
+        ConfigError: it names the first setting that is wrong.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     settings = read_settings(Settings, **given)

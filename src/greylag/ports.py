@@ -1,13 +1,16 @@
-"""Time and people."""
+"""What use cases and the reconciler need of the world: time, people, agents, a cluster, a store.
+
+Each method says what holds before, after, and when it is called twice.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from greylag.common.agent_api import Operation, Turn
+from greylag.common.agent_api import Decision, Operation, Turn
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
 from greylag.domain.project import (
@@ -42,7 +45,11 @@ class UserDirectory(Protocol):
         """Return all users, in the order they are to be shown."""
 
     def get(self, user_id: str) -> User:
-        """Return one user, or raise ``UserNotFoundError``."""
+        """Return one user.
+
+        Raises:
+            UserNotFoundError: there is none of this id.
+        """
 
 
 # The way to the agent in an environment.
@@ -54,9 +61,6 @@ class AgentAddress:
 
     url: str
     token: str = field(repr=False)
-
-
-Decision = Literal["allow_once", "reject_once"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,39 +116,58 @@ class AgentGateway(Protocol):
     def relay(
         self, at: AgentAddress, request: AgentRequest
     ) -> AbstractAsyncContextManager[AgentAnswer]:
-        """Ask for an operation; request and answer pass in constant memory. Entering raises the
-        error that the agent's refusal means (``SessionNotFoundError``, ``MissingError``, ...), and
-        ``TooLargeError`` for a body of more than the operation's limit. Reading the answer's body
-        raises ``AgentFailedError`` past its limit. Leaving closes the connection.
+        """Ask for an operation; request and answer pass in constant memory. Leaving closes the
+        connection.
+
+        Raises:
+            GreylagError: on entering: what the agent's refusal means, such as ``MissingError``.
+            TooLargeError: on entering: the body has more bytes than the operation takes.
+            AgentFailedError: on reading: the answer's body goes past its limit.
         """
 
     async def start_turn(
         self, at: AgentAddress, session_id: str | None, message: str, message_id: str
     ) -> Turn:
         """Give the agent a message; without ``session_id`` in a new session. The same message id
-        again is the same turn. Raises ``SessionNotFoundError``, ``SessionBusyError``,
-        ``ConflictError`` (this ``message_id`` was used in another session) or ``TooLargeError``.
+        again is the same turn.
+
+        Raises:
+            SessionNotFoundError: there is no such session.
+            SessionBusyError: a turn of it runs.
+            ConflictError: this ``message_id`` was used in another session.
+            TooLargeError: the message is too long.
         """
 
     def stream_turn(
         self, at: AgentAddress, turn_id: str, after: str | None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open a turn's events: whole SSE frames as bytes, one or more at a time, from the event
-        after id ``after`` (``None``: from the first), live until ``complete``. Entering raises
-        ``TurnNotFoundError``, ``InvalidRequestError`` for an id that is not of this turn, or
-        ``TurnOverError`` when nothing follows ``after`` any more. Iterating raises
-        ``StreamCutError`` when the stream ends before ``complete``. Leaving closes the connection
-        at once; the turn goes on.
+        after id ``after`` (``None``: from the first), live until ``complete``. Leaving closes the
+        connection at once; the turn goes on.
+
+        Raises:
+            TurnNotFoundError: on entering: there is no such turn.
+            InvalidRequestError: on entering: ``after`` is not of this turn.
+            TurnOverError: on entering: nothing follows ``after`` any more.
+            StreamCutError: on iterating: the stream ends before ``complete``.
         """
 
     async def cancel_turn(self, at: AgentAddress, turn_id: str) -> Turn:
-        """Ask the turn to end; one that has ended stays so. May raise ``TurnNotFoundError``."""
+        """Ask the turn to end; one that has ended stays so.
+
+        Raises:
+            TurnNotFoundError: there is no such turn.
+        """
 
     async def confirm(
         self, at: AgentAddress, turn_id: str, confirmation_id: str, decision: Decision
     ) -> None:
-        """Answer a confirmation. The same answer again is accepted. Raises ``TurnNotFoundError``,
-        ``ConfirmationNotFoundError`` or ``ConfirmationSettledError``.
+        """Answer a confirmation. The same answer again is accepted.
+
+        Raises:
+            TurnNotFoundError: there is no such turn.
+            ConfirmationNotFoundError: it did not ask this.
+            ConfirmationSettledError: it was settled otherwise.
         """
 
     async def close(self) -> None:
@@ -196,7 +219,11 @@ class Cluster(Protocol):
         """Yield projects whose environments changed unasked (ended, were deleted), until closed."""
 
     async def reach(self, environment: Environment) -> AgentAddress:
-        """Return where a running environment's agent answers, else raise ``NotActiveError``."""
+        """Return where a running environment's agent answers.
+
+        Raises:
+            NotActiveError: it does not run.
+        """
 
     def logs(
         self, environment: Environment, *, follow: bool, tail: int
@@ -331,21 +358,28 @@ class ProjectStore(Revocations, Protocol):
 
     async def create(self, project: Project, key: IdempotencyKey | None = None) -> Created:
         """Insert ``project``. A second call with the same key and fingerprint returns the first's
-        project; with another fingerprint it raises ``IdempotencyConflictError``. An id that exists
-        raises ``ProjectExistsError``.
+        project.
+
+        Raises:
+            IdempotencyConflictError: the key came with another fingerprint.
+            ProjectExistsError: the owner has a project of this id.
         """
 
     async def get(self, owner: str, project_id: str) -> Project:
         """Return the project as it is now."""
 
     async def page(self, owner: str, query: PageQuery) -> ProjectPage:
-        """Return one page of this owner's projects. A cursor that is not one of ours raises
-        ``InvalidRequestError``.
+        """Return one page of this owner's projects.
+
+        Raises:
+            InvalidRequestError: the cursor is not one of ours.
         """
 
     async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
-        """Change name or metadata and return the project. Idempotent. A project that is being
-        deleted raises ``ProjectDeletingError``.
+        """Change name or metadata and return the project. Idempotent.
+
+        Raises:
+            ProjectDeletingError: it is being deleted.
         """
 
     async def want(
@@ -355,8 +389,10 @@ class ProjectStore(Revocations, Protocol):
 
         A change: ``generation`` grows, ``due_at`` is now, ``deadline_at`` is ``deadline``,
         ``attempts`` is 0, ``error_terminal`` is false. The same again changes nothing, unless the
-        project is in error: then it counts as a change (try once more). ``DELETED`` is final:
-        anything else then raises ``ProjectDeletingError``.
+        project is in error: then it counts as a change (try once more). ``DELETED`` is final.
+
+        Raises:
+            ProjectDeletingError: it is being deleted, and something else is wanted.
         """
 
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
@@ -415,7 +451,7 @@ class ProjectStore(Revocations, Protocol):
         """Hear of changes to one project, or to any, from inside the ``with`` block."""
 
     async def ping(self) -> None:
-        """Return when the store can be read and written, else raise ``StoreUnavailableError``."""
+        """Return when the store can be read and written."""
 
     async def close(self) -> None:
         """Release everything; nothing else may be called after. A second call does nothing."""
@@ -427,7 +463,8 @@ class ProjectStore(Revocations, Protocol):
 async def has_record(store: ProjectStore, ref: ProjectRef) -> bool:
     """Tell whether the project that an environment says it is of has a record now.
 
-    Raises ``StoreUnavailableError``: a store that does not answer is no proof that there is none.
+    Raises:
+        StoreUnavailableError: a store that does not answer is no proof that there is none.
     """
     try:
         await store.get(ref.user_id, ref.project_id)
@@ -476,13 +513,12 @@ class StoredProject:
 
     Attributes:
         claims: how many claims there were.
-        last_seq: how many events there were, of which the newest 500 are kept.
+        events: the newest 500 of ``project.last_seq``.
         extra: what others keep in the record, as JSON; only stores that say so keep it.
     """
 
     project: Project
     claims: int = 0
-    last_seq: int = 0
     events: Sequence[Event] = ()
     keys: Sequence[StoredKey] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -529,7 +565,10 @@ class Archive(Protocol):
         """Empty the store, and fill it inside the ``with`` block; on leaving it is whole.
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
-        on it until it has been replaced. Raises ``StoreInUseError`` when two did so at once.
+        on it until it has been replaced.
+
+        Raises:
+            StoreInUseError: two did so at once.
         """
 
     async def findings(self) -> Sequence[Finding]:

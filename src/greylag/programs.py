@@ -1,7 +1,7 @@
 """The long-running programs: web and worker in one process, or each alone.
 
-Each runs until SIGINT or SIGTERM, and tells ``announce`` when it is at work. It raises
-``ConfigError`` when an address or the data folder cannot be used.
+Each runs until SIGINT or SIGTERM, and tells ``announce`` when it is at work. A ``ConfigError`` says
+that an address or the data folder cannot be used.
 """
 
 import asyncio
@@ -42,8 +42,9 @@ class Announce(Protocol):
 async def up(settings: Settings, announce: Announce) -> None:
     """Run web and worker.
 
-    A store that cannot be reached raises ``StoreUnavailableError``: somebody sits before it, and is
-    told at once what is missing.
+    Raises:
+        StoreUnavailableError: the store cannot be reached: somebody sits before it, and is told at
+            once what is missing.
     """
     listener = _bind_web(settings)
     async with assembled(settings) as greylag, asyncio.TaskGroup() as tasks:

@@ -29,12 +29,12 @@ class Serverless:
     why, and each tries again.
 
     Args:
-        settings: reads them. Raises ``ConfigError``.
+        settings: reads them; may raise ``ConfigError``.
     """
 
     def __init__(self, settings: Callable[[], Settings]) -> None:
         self._settings = settings
-        self._sites: dict[asyncio.AbstractEventLoop, _Site] = {}
+        self._sites: dict[asyncio.AbstractEventLoop, _AssembledSite] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or the host's lifespan messages, on which nothing depends."""
@@ -44,12 +44,12 @@ class Serverless:
         app = await self._site().app()
         await app(scope, receive, send)
 
-    def _site(self) -> "_Site":
+    def _site(self) -> "_AssembledSite":
         loop = asyncio.get_running_loop()
         if loop not in self._sites:
             # What belongs to a loop that has ended has ended with it, and nobody can close it.
             self._sites = {one: site for one, site in self._sites.items() if not one.is_closed()}
-            self._sites[loop] = _Site(self._settings)
+            self._sites[loop] = _AssembledSite(self._settings)
         return self._sites[loop]
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -61,7 +61,7 @@ class Serverless:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-class _Site:
+class _AssembledSite:
     """The application of one event loop, once it could be assembled."""
 
     def __init__(self, settings: Callable[[], Settings]) -> None:
@@ -100,7 +100,7 @@ class _Site:
                 self._app = create_app(use_cases, settings)
                 self._opened = opened.pop_all()
         except GreylagError as error:
-            _log.warning("not_assembled", reason=str(error))
+            _log.warning("not_assembled", error=str(error))
             self._refusal = RequestLogger(_RefusedSite(error))
         except Exception as error:  # noqa: BLE001 - logged with its stack; the request is answered
             self._refusal = RequestLogger(_RefusedSite(error))

@@ -103,9 +103,12 @@ def build(
 async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterator[Application]:
     """Construct everything that ``settings`` ask for; it is closed, last first, on leaving.
 
-    Raises ``ConfigError`` for a data folder that cannot be used, and ``StoreUnavailableError``.
     With ``patient``, servers of the store that cannot be reached are waited for while everything
     else is there already.
+
+    Raises:
+        ConfigError: the data folder cannot be used.
+        StoreUnavailableError: the store cannot be reached (not when ``patient``).
     """
     _make_folder(settings)
     async with _opened(settings, patient=patient) as adapters:
@@ -116,8 +119,6 @@ async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterat
 async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
     """Construct what a web needs that starts in a moment, anywhere, and keeps nothing: no folder is
     made, no index, and no worker runs. It is closed, last first, on leaving.
-
-    Raises ``StoreUnavailableError``.
     """
     async with _opened(settings, prepare=False) as adapters:
         yield build(settings, adapters).use_cases
@@ -128,8 +129,8 @@ async def assembled_orphans(settings: Settings) -> AsyncIterator[Orphans]:
     """Construct what looks for environments without a record and removes them, with the store and
     the cluster of a worker with these settings. It is closed, last first, on leaving.
 
-    Raises ``ConfigError``, and ``StoreUnavailableError``. A database is not made where none is:
-    before an empty one, which may only be the wrong one, every environment is without a record.
+    A database is not made where none is: before an empty one, which may only be the wrong one,
+    every environment is without a record.
     """
     path = settings.data / DATABASE
     if settings.mongodb_uri is None and not is_there(path):

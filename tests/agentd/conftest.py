@@ -17,9 +17,9 @@ from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.types import (
     AgentCommand,
     AgentSetup,
-    Decision,
     ModelProvider,
     PermissionRequest,
+    Settlement,
     find_agent,
 )
 from greylag.agentd.execution import ExecdProcess, Execution, ExecutionError
@@ -29,7 +29,7 @@ from greylag.agentd.model import scripted as scripted_model
 class RecordingSink:
     """Keeps all updates; answers permissions with `decision`, or waits when it is None."""
 
-    def __init__(self, decision: Decision | None = "allow_once") -> None:
+    def __init__(self, decision: Settlement | None = "allow_once") -> None:
         self.decision = decision
         self.updates: list[dict[str, Any]] = []
         self.questions: list[PermissionRequest] = []
@@ -40,7 +40,7 @@ class RecordingSink:
             self.updates.append(update)
             self.changed.notify_all()
 
-    async def permission(self, request: PermissionRequest) -> Decision:
+    async def permission(self, request: PermissionRequest) -> Settlement:
         async with self.changed:
             self.questions.append(request)
             self.changed.notify_all()

@@ -9,7 +9,7 @@ from greylag.cli.errors import (
     GIVE_UP_AFTER,
     CliError,
     Patience,
-    ProblemDocument,
+    Problem,
     ServerUnreachableError,
     may_pass,
     refusal,
@@ -47,9 +47,7 @@ async def test_something_that_works_begins_the_minute_anew() -> None:
 
 async def test_a_refusal_that_will_not_pass_is_not_borne() -> None:
     clock = FakeClock()
-    assert not await patience(clock).pause_after(
-        refusal(ProblemDocument(404, "turn_not_found", "Gone."))
-    )
+    assert not await patience(clock).pause_after(refusal(Problem(404, "turn_not_found", "Gone.")))
     assert clock.monotonic() == 0
 
 
@@ -57,11 +55,11 @@ async def test_a_refusal_that_will_not_pass_is_not_borne() -> None:
     ("error", "passes"),
     [
         (BROKEN, True),
-        (refusal(ProblemDocument(502, "agent_unreachable", "-")), True),
-        (refusal(ProblemDocument(503, "store_unavailable", "-")), True),
-        (refusal(ProblemDocument(429, "limit_exceeded", "-")), True),
-        (refusal(ProblemDocument(401, "unauthorized", "-")), False),
-        (refusal(ProblemDocument(500, "internal_error", "-")), False),
+        (refusal(Problem(502, "agent_unreachable", "-")), True),
+        (refusal(Problem(503, "store_unavailable", "-")), True),
+        (refusal(Problem(429, "limit_exceeded", "-")), True),
+        (refusal(Problem(401, "unauthorized", "-")), False),
+        (refusal(Problem(500, "internal_error", "-")), False),
         (CliError("-"), False),
     ],
 )

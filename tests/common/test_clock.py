@@ -2,10 +2,11 @@
 
 from datetime import UTC, datetime, timedelta, timezone
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greylag.common.clock import SystemClock, maybe_rfc3339, rfc3339
+from greylag.common.clock import SystemClock, maybe_rfc3339, parse_rfc3339, rfc3339
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
@@ -28,9 +29,16 @@ def test_a_moment_is_in_utc_to_the_millisecond_whoever_gives_it() -> None:
 
 @given(MOMENTS)
 def test_what_is_written_is_read_as_the_same_moment(moment: datetime) -> None:
-    read = datetime.fromisoformat(rfc3339(moment))
+    read = parse_rfc3339(rfc3339(moment))
+    assert read.tzinfo is UTC
     assert timedelta(0) <= moment - read < timedelta(milliseconds=1)
     assert rfc3339(read) == rfc3339(moment)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2025-01-01T00:00:00", "0001-01-01T00:00:00+14:00"])
+def test_what_is_no_moment_is_not_read(text: str) -> None:
+    with pytest.raises(ValueError, match=r"time zone|out of range|isoformat"):
+        parse_rfc3339(text)
 
 
 def test_the_systems_clock_gives_what_every_store_can_keep() -> None:

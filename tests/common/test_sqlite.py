@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from greylag.common.sqlite import SqlThread, transaction
+from greylag.common.sqlite import SqlThread, migrate, transaction
 
 
 class OwnersError(Exception):
@@ -105,3 +105,20 @@ async def test_a_cancelled_caller_leaves_begun_work_to_its_end_and_drops_what_wa
     await asyncio.wait({first, second})
     go_on.set()
     assert await thread.run(numbers) == [1]
+
+
+async def test_a_file_has_each_step_once_however_many_come_at_once(tmp_path: Path) -> None:
+    first = [["CREATE TABLE old (n INTEGER)", "INSERT INTO old VALUES (1)"]]
+    steps = [*first, ["ALTER TABLE old ADD COLUMN m INTEGER"], ["INSERT INTO old VALUES (2, 2)"]]
+    threads = [SqlThread(tmp_path / "file", f"test-{n}", translated) for n in range(4)]
+    for thread in threads:
+        await thread.open()
+    await threads[0].run(lambda sql: migrate(sql, first))
+    await asyncio.gather(*(thread.run(lambda sql: migrate(sql, steps)) for thread in threads))
+    assert (
+        await threads[0].run(lambda sql: sql.execute("SELECT count(*) FROM old").fetchone()[0]) == 2
+    )
+    with pytest.raises(OwnersError, match="newer"):
+        await threads[0].run(lambda sql: migrate(sql, first))
+    for thread in threads:
+        await thread.close()

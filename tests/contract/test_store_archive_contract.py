@@ -123,7 +123,7 @@ async def test_the_programs_go_on_with_what_was_put_there(site: Site, archive: A
     async with site.archive(write=False) as reading:
         (found,) = await everything(reading)
     assert [event.seq for event in found.events] == [1, 2, 3, 4, 5]
-    assert (found.last_seq, found.claims) == (5, 8)
+    assert (found.project.last_seq, found.claims) == (5, 8)
 
 
 async def test_whoever_listens_looks_at_all_anew(site: Site, archive: Archive) -> None:

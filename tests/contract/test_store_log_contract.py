@@ -7,7 +7,7 @@ from tests.contract.store_adapters import IDLE, at, claim, log, make_project, st
 
 from greylag.domain.errors import ProjectNotFoundError
 from greylag.domain.project import Desired, Event, NewEvent, Status
-from greylag.ports import Outcome, ProjectStore
+from greylag.ports import Outcome, PageQuery, ProjectStore
 
 
 async def test_the_log_is_empty_before_the_first_event(store: ProjectStore) -> None:
@@ -22,10 +22,12 @@ async def test_events_are_numbered_kept_and_read_in_order(store: ProjectStore) -
     claimed = await claim(store, 0)
     first = [NewEvent("a", "A \u2603 \udcff", "hint"), NewEvent("b", "B")]
     starting = Outcome(status=Status.ACTIVATING, events=first)
-    await store.record(claimed, starting, at(1), release=False)
-    await store.want("ada", "demo", Desired.ACTIVE, at(2), at(3))
+    assert (await store.record(claimed, starting, at(1), release=False)).last_seq == 2
+    assert (await store.want("ada", "demo", Desired.ACTIVE, at(2), at(3))).last_seq == 2
     ready = Outcome(status=Status.ACTIVE, events=[NewEvent("c", "C")])
     await store.record(claimed, ready, at(4), release=True)
+    (listed,) = (await store.page("ada", PageQuery())).projects
+    assert (listed.last_seq, (await store.get("ada", "demo")).last_seq) == (3, 3)
     expected = [
         Event(1, at(1), "a", "A \u2603 \udcff", Status.ACTIVATING, 1, "hint"),
         Event(2, at(1), "b", "B", Status.ACTIVATING, 1),
@@ -58,4 +60,4 @@ async def test_a_project_made_again_begins_anew(store: ProjectStore) -> None:
         await state(store)
     assert await store.next_due() is None
     await store.create(make_project())
-    assert list(await log(store)) == []
+    assert (list(await log(store)), (await store.get("ada", "demo")).last_seq) == ([], 0)

@@ -18,8 +18,8 @@ from tests.cluster.real_cluster import kubectl
 from tests.contract.store_adapters import make_project
 from tests.deploy.manifests import ACCESS, CONFINEMENT, Object, confined, kustomize, overlay
 
+from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import project_objects
-from greylag.cluster.kubernetes.namespace import shared_objects
 from greylag.cluster.kubernetes.options import Options
 from greylag.domain.names import environment_names
 from greylag.domain.project import Environment

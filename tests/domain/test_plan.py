@@ -11,11 +11,11 @@ from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import (
     MAX_RESTARTS,
     Act,
-    Action,
     Fail,
     Forget,
     Observation,
     Observed,
+    Plan,
     Retry,
     Settle,
     Step,
@@ -42,7 +42,7 @@ START, STOP, PREPARE, DELETE = (
 )
 UNKNOWN = Retry(ErrorInfo("cluster_unavailable", "The state of the environment is not known now."))
 
-EXPECTED: dict[tuple[Desired, Observed], Action] = {
+EXPECTED: dict[tuple[Desired, Observed], Plan] = {
     (Desired.ACTIVE, Observed.ABSENT): START,
     (Desired.ACTIVE, Observed.STOPPED): START,
     (Desired.ACTIVE, Observed.STARTING): Wait(),
@@ -218,7 +218,7 @@ def test_following_the_plan_always_arrives(
     flaky: bool,  # noqa: FBT001 - hypothesis gives it
 ) -> None:
     world, project = World(state, failures, flaky), wanting(wanted)
-    answer: Action = Wait()
+    answer: Plan = Wait()
     for _ in range(2 * (3 * MAX_RESTARTS + 6)):
         answer = plan(project, world.look(), NOW)
         if isinstance(answer, Settle | Forget | Fail):
@@ -228,7 +228,7 @@ def test_following_the_plan_always_arrives(
             attempts = project.attempts + (answer.verb is Verb.START)
             project = replace(project, attempts=attempts)
         world.go_on()
-    expected: dict[Desired, set[Action]] = {
+    expected: dict[Desired, set[Plan]] = {
         Desired.ACTIVE: {Settle(Status.ACTIVE), Fail(BROKEN, terminal=True)},
         Desired.INACTIVE: {Settle(Status.INACTIVE)},
         Desired.DELETED: {Forget()},

@@ -18,7 +18,15 @@ from typing import Any
 from tests.fakes.files import FILE_ANSWERS, Files
 
 from greylag.common import agent_api, sse
-from greylag.common.agent_api import ChatMessage, History, Session, SessionList, Turn, TurnList
+from greylag.common.agent_api import (
+    ChatMessage,
+    Decision,
+    History,
+    Session,
+    SessionList,
+    Turn,
+    TurnList,
+)
 from greylag.common.clock import rfc3339
 from greylag.domain.errors import (
     AgentUnreachableError,
@@ -33,7 +41,7 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, Decision
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus
 
 
 @dataclass

@@ -228,7 +228,7 @@ class MemoryStore:
                 ref = stored.project.ref
                 if ref in new.records:
                     new.keys = {name: key for name, key in new.keys.items() if key.ref != ref}
-                new.records[ref] = ProjectRecord(stored.project, stored.claims, stored.last_seq)
+                new.records[ref] = ProjectRecord(stored.project, stored.claims)
                 new.events[ref] = list(stored.events)
                 for key in stored.keys:
                     kept = _Key(key.fingerprint, ref, key.expires_at)
@@ -285,7 +285,6 @@ class MemoryStore:
         return StoredProject(
             project=_out(record),
             claims=record.claims,
-            last_seq=record.last_seq,
             events=list(tables.events[ref]),
             keys=[
                 StoredKey(user_id, name, key.fingerprint, key.expires)

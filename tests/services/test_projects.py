@@ -165,8 +165,8 @@ async def test_the_newest_events_are_the_end_of_a_log_that_was_cut() -> None:
     assert claim is not None
     told = [NewEvent("step", f"Step {number}.") for number in range(700)]
     outcome = Outcome(status=Status.INACTIVE, observed_generation=1, events=told)
-    await house.store.record(claim, outcome, now, release=True)
-    newest = await projects.newest_events(created.project)
+    recorded = await house.store.record(claim, outcome, now, release=True)
+    newest = await projects.newest_events(recorded)
     assert [event.seq for event in newest] == list(range(601, 701))
 
 

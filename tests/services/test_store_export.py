@@ -229,8 +229,8 @@ async def test_an_export_of_a_store_at_work_has_each_project_at_one_moment(
             file = io.BytesIO(await exported(source))
             for stored in read_export(file):
                 seqs = [event.seq for event in stored.events]
-                assert stored.last_seq == stored.project.attempts
-                assert seqs == list(range(1, stored.last_seq + 1))[-500:]
+                assert stored.project.last_seq == stored.project.attempts
+                assert seqs == list(range(1, stored.project.last_seq + 1))[-500:]
         working.cancel()
         await asyncio.wait({working})
 

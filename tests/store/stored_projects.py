@@ -38,12 +38,12 @@ def make_stored(project_id: str = "demo", *, events: int = 3, **fields: Any) -> 
         "attempts": 2,
         "due_at": at(70),
         "deadline_at": at(80),
+        "last_seq": events,
     }
     project = make_project(project_id, **values | fields)
     return StoredProject(
         project=project,
         claims=7,
-        last_seq=events,
         events=[make_event(seq) for seq in range(1, events + 1)],
         keys=[StoredKey(project.user_id, f"key of {project_id}", "fingerprint", FAR)],
     )
@@ -97,13 +97,13 @@ def _stored(draw: st.DrawFn) -> StoredProject:
         attempts=draw(COUNTS),
         due_at=draw(st.none() | MOMENTS),
         deadline_at=draw(st.none() | MOMENTS),
+        last_seq=draw(st.integers(0, 900)),
     )
-    last, kept = draw(st.integers(0, 900)), draw(st.integers(0, 4))
+    last, kept = project.last_seq, draw(st.integers(0, 4))
     keys = [StoredKey(project.user_id, key, draw(WORDS), FAR) for key in draw(st.sets(WORDS))][:2]
     return StoredProject(
         project=project,
         claims=draw(COUNTS),
-        last_seq=last,
         events=[draw(_event(seq)) for seq in range(max(1, last - kept + 1), last + 1)],
         keys=sorted(keys, key=lambda one: one.key),
     )

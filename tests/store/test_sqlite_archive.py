@@ -164,5 +164,5 @@ async def test_a_file_of_an_earlier_version_opens_with_all_that_it_holds(tmp_pat
     await store.close()
     archive = await SqliteArchive.open(path, write=False)
     (found,) = await everything(archive)
-    assert (found.claims, found.last_seq, len(found.keys)) == (1, 2, 1)
+    assert (found.claims, found.project.last_seq, len(found.keys)) == (1, 2, 1)
     await archive.close()

@@ -7,7 +7,7 @@ end, and of its headers only those about content pass.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -15,8 +15,8 @@ import aiohttp
 from yarl import URL
 
 from greylag.common import agent_api, logs, sse
-from greylag.common.agent_api import Operation, Turn
-from greylag.common.typed import check_types, parse_json
+from greylag.common.agent_api import Decision, Operation, Turn
+from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
@@ -37,7 +37,7 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, Decision
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus
 
 # agentd's refusals as errors of ours.
 
@@ -206,7 +206,11 @@ async def _incoming(response: aiohttp.ClientResponse, limit: int) -> AsyncIterat
 
 
 async def _read_json(response: aiohttp.ClientResponse, limit: int) -> Any:
-    """Return an answer's JSON, or raise ``ValueError``."""
+    """Return an answer's JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
     return parse_json(b"".join([chunk async for chunk in _incoming(response, limit)]))
 
 
@@ -449,13 +453,9 @@ def _outgoing(request: AgentRequest) -> _Outgoing | None:
     return _Outgoing(request.body, limit)
 
 
-_TURN_MEMBERS = frozenset(member.name for member in fields(Turn))
-
-
 def _turn(body: dict[str, Any]) -> Turn:
     with _reading():
-        turn = Turn(**{name: body[name] for name in _TURN_MEMBERS & body.keys()})
-        check_types(turn)
+        turn = shaped(Turn, body)
         path_segment(turn.turn_id, "turn_id")
         path_segment(turn.session_id, "session_id")
     return turn

@@ -44,7 +44,7 @@ Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
 
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class ExecutionError(Exception):
@@ -126,7 +126,11 @@ class RemoteProcess:
             self._writer.write(frame(FrameKind.STDIN, data[start : start + MOST_DATA]))
 
     async def drain(self) -> None:
-        """Wait until more may be written; raises `OSError` when execd is gone."""
+        """Wait until more may be written.
+
+        Raises:
+            OSError: execd is gone.
+        """
         await self._writer.drain()
 
     def end_input(self) -> None:
@@ -212,7 +216,7 @@ class Execution:
         self._path = path
 
     async def hello(self) -> Mapping[str, Any]:
-        """Return what execd tells of itself; raises `ExecutionError` as every call does."""
+        """Return what execd tells of itself."""
         async with self.exchange("hello") as (facts, _, _):
             return facts
 
@@ -301,7 +305,7 @@ class Execution:
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
         except (ProtocolError, OSError) as error:
-            log.warning("execd_connections_ended", reason=str(error))
+            _log.warning("execd_connections_ended", error=str(error))
 
     async def _join(self, number: Any, target: tuple[str, int]) -> None:
         try:
@@ -382,7 +386,7 @@ class ExecdProcess:
                 try:
                     await self._live(listener.fileno())
                 except OSError as error:
-                    log.error("execd_not_started", reason=str(error))  # noqa: TRY400 - says it all
+                    _log.error("execd_not_started", error=str(error))
                 steady = asyncio.get_running_loop().time() - began > _STEADY_SECONDS
                 failed = 0 if steady else failed + 1
                 await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
@@ -402,7 +406,7 @@ class ExecdProcess:
         )
         try:
             said = await _last_words(process)
-            log.error("execd_ended", code=await process.wait(), said=said)
+            _log.error("execd_ended", code=await process.wait(), said=said)
         finally:
             if process.returncode is None:
                 await asyncio.shield(_ended(process))

@@ -69,13 +69,13 @@ def run(settings: AgentdSettings) -> int:
         os.chdir(volume.state)  # for a socket's path, which must be short
         listener = _listen(settings)
     except (AgentdConfigError, AgentUnavailableError) as error:
-        _log.error("cannot_start", reason=str(error))
+        _log.error("cannot_start", error=str(error))
         return EXIT_CONFIG
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, command, volume, listener))
     except StorageError as error:
-        _log.error("cannot_start", reason=str(error))
+        _log.error("cannot_start", error=str(error))
         return EXIT_FAILED
     except Exception:  # noqa: BLE001 - the outermost frame: it logs all of it and says so by its exit code
         _log.exception("agentd_failed")

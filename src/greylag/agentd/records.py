@@ -14,14 +14,14 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from greylag.common.sqlite import SqlThread, transaction
+from greylag.common.sqlite import NewerFileError, SqlThread, migrate, transaction
 
 TurnStatus = Literal["running", "completed", "cancelled", "error"]
 
 _T = TypeVar("_T")
 
-_MIGRATIONS = (
-    """
+# Files from before there was a version have these tables already.
+_FIRST = """
     CREATE TABLE IF NOT EXISTS sessions (
         session_id TEXT PRIMARY KEY,
         agent_session_id TEXT,
@@ -54,13 +54,8 @@ _MIGRATIONS = (
         decision TEXT NOT NULL
     ) STRICT;
     CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    """,
-)
-"""``PRAGMA user_version`` says how many of these steps a file has had.
-
-A step is never changed once released. Files from before there was a version (0) have the tables of
-the first step already.
 """
+_MIGRATIONS = (_FIRST.split(";"),)
 
 
 class StorageError(Exception):
@@ -164,7 +159,7 @@ class Records:
         records = cls(SqlThread(path, "agentd-records", _translated, need_wal=False))
         try:
             await records._thread.open()
-            await records._thread.run(_migrate)
+            await records._thread.run(lambda sql: migrate(sql, _MIGRATIONS))
         except StorageError:
             await records.aclose()
             raise
@@ -188,24 +183,14 @@ class Records:
         await self._thread.close()
 
 
-def _migrate(sql: sqlite3.Connection) -> None:
-    version: int = sql.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(_MIGRATIONS):
-        raise StorageError(
-            "The environment's records were written by a newer agentd than this one; start that."
-        )
-    for target, script in enumerate(_MIGRATIONS[version:], version + 1):
-        # Taken apart, as ``executescript`` would commit a transaction of ours.
-        with transaction(sql):
-            for statement in script.split(";"):
-                sql.execute(statement)
-            sql.execute(f"PRAGMA user_version = {target}")
-
-
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
+    except NewerFileError as error:
+        raise StorageError(
+            "The environment's records were written by a newer agentd than this one; start that."
+        ) from error
     except (sqlite3.Error, OSError) as error:
         raise StorageError(f"The environment's records cannot be used: {error}.") from error
 

@@ -37,7 +37,7 @@ class SessionService:
             try:
                 agent_session_id = await self._agent.new_session(title)
             except AgentError as error:
-                _log.warning("agent_session_later", session_id=session_id, reason=str(error))
+                _log.warning("agent_session_later", session_id=session_id, error=str(error))
         now = time.time()
         session = SessionRecord(session_id, agent_session_id, title, now, now, 0)
         await self._sessions.add(session)
@@ -75,4 +75,4 @@ class SessionService:
             await self._agent.forget_session(session.agent_session_id)
         except AgentError as error:
             # The session is gone for every client; goose keeps an unused one, no more.
-            _log.warning("agent_session_stays", session_id=session_id, reason=str(error))
+            _log.warning("agent_session_stays", session_id=session_id, error=str(error))

@@ -11,9 +11,7 @@ from typing import Any
 from greylag.agentd.agent.types import AgentError, AgentPort
 from greylag.agentd.problems import RequestError, agent_failed, not_found
 from greylag.agentd.records import SettingRecords
-from greylag.common.agent_api import AgentSetting
-
-SettingValue = str | int | float
+from greylag.common.agent_api import AgentSetting, SettingValue
 
 
 class SettingValueError(ValueError):

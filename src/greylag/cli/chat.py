@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import asdict
 from enum import Enum, auto
 
 import click
@@ -23,7 +24,6 @@ from greylag.cli.access import Access, api_options, task_group, with_client
 from greylag.cli.chat_view import JsonView, TextView, TurnView
 from greylag.cli.client import (
     ApiClient,
-    Decision,
     EventStreaming,
     OutgoingMessage,
     ProjectPlace,
@@ -47,6 +47,7 @@ from greylag.cli.output import (
     somebody_is_there,
     visible,
 )
+from greylag.common.agent_api import Decision
 
 PROMPT = "you> "
 # Far above what a server takes; it only guards this machine's memory.
@@ -162,7 +163,11 @@ class TurnStream:
         self.session_id: str | None = message.session_id
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
-        """Yield the events. Raises what the first try raises, or what lasts too long."""
+        """Yield the events.
+
+        Raises:
+            CliError: the first try failed, or what usually passes lasts too long.
+        """
         arrived = False
         while True:
             try:
@@ -277,8 +282,11 @@ class Chat:
     async def turn(self, message: str) -> End:
         """Send one message and show its turn to the end.
 
-        The first Ctrl-C cancels the turn (before there is one, it stops waiting); a second one
-        raises ``InterruptedByUserError``. Raises ``CliError`` when the message is not taken.
+        The first Ctrl-C cancels the turn (before there is one, it stops waiting).
+
+        Raises:
+            InterruptedByUserError: there was a second Ctrl-C.
+            CliError: the message is not taken.
         """
         self._presses = 0
         clean = message.encode("utf-8", "replace").decode()
@@ -471,7 +479,7 @@ async def _found_session(
         access.output.note("Waking the environment, which keeps the sessions ...")
         await api.change(place, "activate", Wish())
         found = await api.sessions(place)
-    ids = [one["session_id"] for one in found]
+    ids = [one.session_id for one in found]
     if not beginning:
         return ids[0] if ids else None
     fitting = [one for one in ids if one.startswith(beginning)]
@@ -549,11 +557,9 @@ async def sessions(  # noqa: PLR0913 - one argument per option
 async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) -> None:
     found = await api.sessions(place)
     if output.json:
-        output.document({"sessions": found})
+        output.document({"sessions": [asdict(one) for one in found]})
         return
-    rows = [
-        (one["session_id"], moment(one["updated_at"]), str(one["message_count"])) for one in found
-    ]
+    rows = [(one.session_id, moment(one.updated_at), str(one.message_count)) for one in found]
     output.table(
         ("SESSION", "LAST MESSAGE", "MESSAGES"),
         rows,
@@ -565,11 +571,11 @@ async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) ->
 async def _read_session(output: Output, api: ApiClient, place: ProjectPlace, session: str) -> None:
     found = await api.messages(place, session)
     if output.json:
-        output.document({"messages": found})
+        output.document({"messages": [asdict(one) for one in found]})
         return
     for message in found:
-        output.heading(f"{message['role']}:")
-        output.write(visible(message["content"]) + "\n\n")
+        output.heading(f"{message.role}:")
+        output.write(visible(message.content) + "\n\n")
 
 
 def _tell_deleted(output: Output, session: str) -> None:

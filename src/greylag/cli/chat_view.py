@@ -69,7 +69,7 @@ class TextView(TurnView):
         self._doing = "waiting"
         self._showing = ""
         self._line_open = False
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
 
     def show(self, event: StreamEvent) -> None:
         """Show the event; kinds that say nothing to a person are passed over."""
@@ -168,8 +168,8 @@ class TextView(TurnView):
             self._output.note(f"hint: {event.text('hint')}", style="")
 
     def _once(self, text: str) -> None:
-        if text and text not in self._told:
-            self._told.add(text)
+        if text and text not in self._shown:
+            self._shown.add(text)
             self.note(text)
 
     def _switch_to(self, kind: str) -> None:

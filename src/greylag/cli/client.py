@@ -5,7 +5,7 @@ Every call may raise a ``ServerRefusedError`` (the platform said no) or a ``Serv
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypedDict
@@ -14,9 +14,11 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from greylag.cli.errors import CliError, ProblemDocument, ServerUnreachableError, refusal
+from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
 from greylag.common import sse
+from greylag.common.agent_api import ChatMessage, Decision, FileEntry, Session
 from greylag.common.net import is_loopback
+from greylag.common.typed import T, shaped
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
@@ -29,8 +31,7 @@ LONGEST_WAIT = 3600
 WAIT_MARGIN = 30
 PARTIAL = 206
 
-Decision = Literal["allow_once", "reject_once"]
-Action = Literal["activate", "deactivate"]
+StateChange = Literal["activate", "deactivate"]
 
 
 class ErrorJson(TypedDict):
@@ -81,45 +82,6 @@ class PlatformJson(TypedDict):
     store: str
     notice: str | None
     demonstration: str | None
-
-
-class SessionJson(TypedDict):
-    """One of the agent's conversations."""
-
-    session_id: str
-    created_at: str
-    updated_at: str
-    message_count: int
-
-
-class MessageJson(TypedDict):
-    """One message of a session's history; ``timestamp`` in Unix seconds."""
-
-    role: str
-    content: str
-    timestamp: int | None
-    message_index: int
-
-
-class FileJson(TypedDict):
-    """A file, folder or link of a workspace."""
-
-    path: str
-    name: str
-    kind: str
-    size: int
-    modified: str
-    mode: str
-    target: str | None
-    etag: str
-
-
-class FileListJson(TypedDict):
-    """What is at a path and, for a folder, a page of what it holds."""
-
-    entry: FileJson
-    entries: list[FileJson]
-    next: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +234,13 @@ class Http:
         async with self.stream(request) as chunks:
             yield self._events(chunks)
 
+    def shaped(self, kind: type[T], given: Iterable[Any]) -> list[T]:
+        """Return what the server gave as dataclasses of the agent's API."""
+        try:
+            return [shaped(kind, one) for one in given]
+        except TypeError as error:
+            raise self._stranger() from error
+
     async def _send(self, request: Request, within: float) -> aiohttp.ClientResponse:
         if self._open is None:
             raise RuntimeError("Http must be entered before it is used")
@@ -298,7 +267,7 @@ class Http:
                 raw = await response.content.read(MAX_PROBLEM_BYTES)
         try:
             found = json.loads(raw)
-            problem = ProblemDocument(
+            problem = Problem(
                 status=response.status,
                 code=str(found["code"]),
                 detail=str(found.get("detail") or found["title"]),
@@ -423,7 +392,7 @@ class ApiClient:
         renamed: ProjectJson = await self._http.call(request)
         return renamed
 
-    async def change(self, place: ProjectPlace, action: Action, wish: Wish) -> ProjectJson:
+    async def change(self, place: ProjectPlace, action: StateChange, wish: Wish) -> ProjectJson:
         """Activate or deactivate a project."""
         request = Request("POST", (*place.path, action), headers=wish.prefer)
         changed: ProjectJson = await self._http.call(request, wish.answer_within)
@@ -435,16 +404,15 @@ class ApiClient:
         left: ProjectJson | None = await self._http.call(request, wish.answer_within)
         return left
 
-    async def sessions(self, place: ProjectPlace) -> list[SessionJson]:
+    async def sessions(self, place: ProjectPlace) -> list[Session]:
         """Return the conversations, newest first."""
-        found: list[SessionJson] = (await self._get((*place.path, "sessions")))["sessions"]
-        return found
+        found = await self._get((*place.path, "sessions"))
+        return self._http.shaped(Session, found["sessions"])
 
-    async def messages(self, place: ProjectPlace, session_id: str) -> list[MessageJson]:
+    async def messages(self, place: ProjectPlace, session_id: str) -> list[ChatMessage]:
         """Return a conversation's history, oldest first."""
-        path = (*place.path, "sessions", session_id, "messages")
-        found: list[MessageJson] = (await self._get(path))["messages"]
-        return found
+        found = await self._get((*place.path, "sessions", session_id, "messages"))
+        return self._http.shaped(ChatMessage, found["messages"])
 
     async def delete_session(self, place: ProjectPlace, session_id: str) -> None:
         """End a conversation for good."""
@@ -485,54 +453,51 @@ class ApiClient:
         path = (*place.path, "turns", turn_id, "confirmations", confirmation_id)
         await self._post(path, {"decision": decision})
 
-    async def file(self, place: ProjectPlace, path: str) -> FileJson:
+    async def file(self, place: ProjectPlace, path: str) -> FileEntry:
         """Return what is at a path of the workspace."""
-        return (await self._files(place, {"path": path, "limit": "1"}))["entry"]
+        found = await self._get((*place.path, "files"), {"path": path, "limit": "1"})
+        return self._http.shaped(FileEntry, [found["entry"]])[0]
 
-    async def folder(self, place: ProjectPlace, path: str) -> AsyncIterator[FileJson]:
+    async def folder(self, place: ProjectPlace, path: str) -> AsyncIterator[FileEntry]:
         """Yield what a folder of the workspace holds, by name, page by page."""
         query = {"path": path, "limit": "1000"}
         while True:
-            page = await self._files(place, query)
-            for entry in page["entries"]:
+            page = await self._get((*place.path, "files"), query)
+            for entry in self._http.shaped(FileEntry, page["entries"]):
                 yield entry
             if page["next"] is None:
                 return
             query["after"] = page["next"]
 
-    async def _files(self, place: ProjectPlace, query: Mapping[str, str]) -> FileListJson:
-        found: FileListJson = await self._get((*place.path, "files"), query)
-        return found
-
     def read_file(
-        self, place: ProjectPlace, entry: FileJson, start: int = 0
+        self, place: ProjectPlace, entry: FileEntry, start: int = 0
     ) -> AbstractAsyncContextManager[Content]:
         """Open a file from a byte on; if it changed since, all of it."""
-        ranged = {"Range": f"bytes={start}-", "If-Range": entry["etag"]} if start else {}
+        ranged = {"Range": f"bytes={start}-", "If-Range": entry.etag} if start else {}
         path = (*place.path, "files", "content")
-        return self._http.content(Request("GET", path, {"path": entry["path"]}, headers=ranged))
+        return self._http.content(Request("GET", path, {"path": entry.path}, headers=ranged))
 
     async def write_file(
         self, place: ProjectPlace, path: str, content: AsyncIterator[bytes]
-    ) -> FileJson:
+    ) -> FileEntry:
         """Give a file of the workspace its content."""
         where = (*place.path, "files", "content")
         request = Request("PUT", where, {"path": path}, content=content)
-        written: FileJson = await self._http.call(request, LONGEST_WAIT)
-        return written
+        written = await self._http.call(request, LONGEST_WAIT)
+        return self._http.shaped(FileEntry, [written])[0]
 
-    async def make_folder(self, place: ProjectPlace, path: str) -> FileJson:
+    async def make_folder(self, place: ProjectPlace, path: str) -> FileEntry:
         """Make a folder in the workspace."""
-        made: FileJson = await self._post((*place.path, "files", "folder"), {"path": path})
-        return made
+        made = await self._post((*place.path, "files", "folder"), {"path": path})
+        return self._http.shaped(FileEntry, [made])[0]
 
     async def move_file(
         self, place: ProjectPlace, source: str, target: str, *, replace: bool
-    ) -> FileJson:
+    ) -> FileEntry:
         """Give a file of the workspace another path."""
         body = {"source": source, "target": target, "replace": replace}
-        moved: FileJson = await self._post((*place.path, "files", "move"), body)
-        return moved
+        moved = await self._post((*place.path, "files", "move"), body)
+        return self._http.shaped(FileEntry, [moved])[0]
 
     async def delete_file(self, place: ProjectPlace, path: str, *, recursive: bool) -> None:
         """Delete a file or folder of the workspace."""

@@ -26,7 +26,7 @@ class Exit(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ProblemDocument:
+class Problem:
     """A refusal as the API sends it (RFC 9457), as far as people need it."""
 
     status: int
@@ -81,7 +81,7 @@ class BackendUnreachableError(CodedError):
 class ServerRefusedError(CodedError):
     """The server said no, with a problem document."""
 
-    def __init__(self, problem: ProblemDocument) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail, problem.hint, problem.code)
         self.problem = problem
 
@@ -176,7 +176,7 @@ def error_of_settings(error: GreylagError) -> CliError:
     return CodedError(message, hint, code)
 
 
-def refusal(given: ProblemDocument) -> ServerRefusedError:
+def refusal(given: Problem) -> ServerRefusedError:
     """Return the error of the kind that this problem document stands for."""
     problem = replace(given, hint=_HINTS.get(given.code, given.hint))
     if problem.code == "wait_timeout":

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -18,9 +18,10 @@ from typing import IO
 import click
 
 from greylag.cli.access import Access, api_options, with_client
-from greylag.cli.client import ApiClient, FileJson, ProjectPlace
+from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError, ServerUnreachableError
 from greylag.cli.output import confirm, moment
+from greylag.common.agent_api import FileEntry
 
 COLUMNS = ("MODE", "SIZE", "MODIFIED", "NAME")
 STREAM = "-"
@@ -49,23 +50,24 @@ async def ls(access: Access, api: ApiClient, *, project: str, path: str) -> None
     """List a folder of the workspace (by default the workspace itself), or one file."""
     place = await access.place(api, project)
     entry = await api.file(place, path)
-    is_folder = entry["kind"] == "folder"
+    is_folder = entry.kind == "folder"
     found = [one async for one in api.folder(place, path)] if is_folder else [entry]
     if access.output.json:
-        access.output.document({"entry": entry, "entries": found if is_folder else []})
+        inside = [asdict(one) for one in found if is_folder]
+        access.output.document({"entry": asdict(entry), "entries": inside})
         return
-    rows = [(one["mode"], _size(one), moment(one["modified"]), _name(one)) for one in found]
+    rows = [(one.mode, _size(one), moment(one.modified), _name(one)) for one in found]
     access.output.table(COLUMNS, rows, prose=("NAME", "MODIFIED"), empty="The folder is empty.")
 
 
-def _name(entry: FileJson) -> str:
-    if entry["kind"] == "link":
-        return f"{entry['name']} -> {entry['target']}"
-    return entry["name"] + ("/" if entry["kind"] == "folder" else "")
+def _name(entry: FileEntry) -> str:
+    if entry.kind == "link":
+        return f"{entry.name} -> {entry.target}"
+    return entry.name + ("/" if entry.kind == "folder" else "")
 
 
-def _size(entry: FileJson) -> str:
-    return str(entry["size"]) if entry["kind"] == "file" else "-"
+def _size(entry: FileEntry) -> str:
+    return str(entry.size) if entry.kind == "file" else "-"
 
 
 @files.command()
@@ -84,8 +86,8 @@ async def get(access: Access, api: ApiClient, *, project: str, path: str, file: 
                 await asyncio.to_thread(sys.stdout.buffer.write, chunk)
         sys.stdout.buffer.flush()
         return
-    target = _below(Path(), entry["name"]) if file is None else Path(file)
-    target = _below(target, entry["name"]) if target.is_dir() else target
+    target = _below(Path(), entry.name) if file is None else Path(file)
+    target = _below(target, entry.name) if target.is_dir() else target
     copying = _Copying(api, place)
     await copying.download(entry, target)
     copying.tell(access)
@@ -157,11 +159,11 @@ async def mkdir(access: Access, api: ApiClient, *, project: str, path: str) -> N
     _shown(access, await api.make_folder(await access.place(api, project), path))
 
 
-def _shown(access: Access, entry: FileJson) -> None:
+def _shown(access: Access, entry: FileEntry) -> None:
     if access.output.json:
-        access.output.document(entry)
+        access.output.document(asdict(entry))
     else:
-        access.output.line(f"{entry['path']} is there.")
+        access.output.line(f"{entry.path} is there.")
 
 
 @files.command()
@@ -239,19 +241,19 @@ class _Copying:
             words += f" {self.counts['links_left_out']} links were left out."
         access.output.line(words)
 
-    async def fetch(self, entry: FileJson, target: Path) -> None:
+    async def fetch(self, entry: FileEntry, target: Path) -> None:
         """Copy a file or folder here; into ``target`` when that is a folder and it a file."""
         todo = [(entry, target)]
-        if entry["kind"] != "folder" and target.is_dir():
-            todo = [(entry, _below(target, entry["name"]))]
+        if entry.kind != "folder" and target.is_dir():
+            todo = [(entry, _below(target, entry.name))]
         while todo:
             one, where = todo.pop()
-            if one["kind"] == "file":
+            if one.kind == "file":
                 await self.download(one, where)
-            elif one["kind"] == "folder":
+            elif one.kind == "folder":
                 where.mkdir(parents=True, exist_ok=True)
-                async for inner in self.api.folder(self.place, one["path"]):
-                    todo.append((inner, _below(where, inner["name"])))
+                async for inner in self.api.folder(self.place, one.path):
+                    todo.append((inner, _below(where, inner.name)))
             else:
                 self.counts["links_left_out"] += 1
 
@@ -269,37 +271,37 @@ class _Copying:
             for name in sorted(names):
                 await self._send_one(Path(folder, name), _joined(below, _said(name)), there)
 
-    async def _send_one(self, file: Path, path: str, there: dict[str, FileJson]) -> None:
+    async def _send_one(self, file: Path, path: str, there: dict[str, FileEntry]) -> None:
         if file.is_symlink() or not file.is_file():
             self.counts["links_left_out"] += 1
             return
         about, known = file.stat(), there.get(_said(file.name))
-        same = known is not None and known["size"] == about.st_size
+        same = known is not None and known.size == about.st_size
         if same and known is not None and _seconds(known) >= about.st_mtime:
             self.counts["already_there"] += 1
             return
         with _opened(file) as source:
             await self.upload(source, path)
 
-    async def _there(self, path: str) -> dict[str, FileJson]:
+    async def _there(self, path: str) -> dict[str, FileEntry]:
         await self.api.make_folder(self.place, path)
-        return {one["name"]: one async for one in self.api.folder(self.place, path)}
+        return {one.name: one async for one in self.api.folder(self.place, path)}
 
     async def upload(self, source: IO[bytes], path: str) -> None:
         """Write a file there."""
         written = await self.api.write_file(self.place, path, _chunks(source))
         self.counts["files"] += 1
-        self.counts["bytes"] += written["size"]
+        self.counts["bytes"] += written.size
 
-    async def download(self, entry: FileJson, target: Path) -> None:
+    async def download(self, entry: FileEntry, target: Path) -> None:
         """Read a file into ``target``, which is whole once it is there."""
         if target.is_file() and not target.is_symlink():
             about = target.stat()
             same_age = abs(about.st_mtime - _seconds(entry)) < _SAME_SECONDS
-            if about.st_size == entry["size"] and same_age:
+            if about.st_size == entry.size and same_age:
                 self.counts["already_there"] += 1
                 return
-        mark = hashlib.sha256(f"{entry['path']}{entry['etag']}".encode()).hexdigest()[:12]
+        mark = hashlib.sha256(f"{entry.path}{entry.etag}".encode()).hexdigest()[:12]
         part = target.with_name(f".{target.name[:200]}.{mark}.part")
         try:
             await self._download(entry, part)
@@ -309,9 +311,9 @@ class _Copying:
         except OSError as error:
             raise CliError(f"{target} cannot be written: {error.strerror}.") from error
         self.counts["files"] += 1
-        self.counts["bytes"] += entry["size"]
+        self.counts["bytes"] += entry.size
 
-    async def _download(self, entry: FileJson, part: Path) -> None:
+    async def _download(self, entry: FileEntry, part: Path) -> None:
         """Go on with a part until it is whole, over as many connections as that takes."""
         for tried in range(1, _TRIES + 1):
             with part.open("ab") as file:
@@ -340,9 +342,9 @@ def _opened(file: Path) -> IO[bytes]:
         raise CliError(f"{file} cannot be read: {error.strerror}.") from error
 
 
-def _of_kind(entry: FileJson, kind: str) -> FileJson:
-    if entry["kind"] != kind:
-        raise CliError(f"{entry['path']} is a {entry['kind']}, not a {kind}.", "Use `greylag cp`.")
+def _of_kind(entry: FileEntry, kind: str) -> FileEntry:
+    if entry.kind != kind:
+        raise CliError(f"{entry.path} is a {entry.kind}, not a {kind}.", "Use `greylag cp`.")
     return entry
 
 
@@ -369,8 +371,8 @@ def _joined(folder: str, name: str) -> str:
     return folder if name == "." else f"{folder.rstrip('/')}/{name}".lstrip("/")
 
 
-def _seconds(entry: FileJson) -> float:
+def _seconds(entry: FileEntry) -> float:
     try:
-        return datetime.fromisoformat(entry["modified"]).timestamp()
+        return datetime.fromisoformat(entry.modified).timestamp()
     except (ValueError, OverflowError) as error:
         raise CliError("The workspace tells no time that could be read.") from error

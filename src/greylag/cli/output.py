@@ -148,7 +148,9 @@ class Output:
     def write(self, text: str) -> None:
         """Write to stdout as it stands, at once; a reader that does not read makes this wait.
 
-        Raises ``OutputLostError`` when it cannot be written, ``BrokenPipeError`` without a reader.
+        Raises:
+            OutputLostError: it cannot be written.
+            BrokenPipeError: there is no reader.
         """
         try:
             sys.stdout.write(text)
@@ -266,7 +268,9 @@ def somebody_is_there() -> bool:
 async def confirm(question: str, *, yes: bool) -> None:
     """Return when the person agrees, or has agreed with --yes.
 
-    Raises ``DeclinedError`` when they do not, ``click.UsageError`` where nobody can be asked.
+    Raises:
+        DeclinedError: they do not.
+        click.UsageError: nobody can be asked.
     """
     if yes:
         return

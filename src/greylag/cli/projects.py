@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from greylag.cli.access import Access, api_options, place_of, task_group, with_client
-from greylag.cli.client import Action, ApiClient, ProjectJson, ProjectPlace, Wish
+from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace, StateChange, Wish
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
 from greylag.cli.output import Output, confirm, moment
@@ -212,7 +212,7 @@ async def deactivate(access: Access, api: ApiClient, *, project: str, wish: Wish
 
 
 async def _change(
-    output: Output, api: ApiClient, before: ProjectJson, action: Action, wish: Wish
+    output: Output, api: ApiClient, before: ProjectJson, action: StateChange, wish: Wish
 ) -> None:
     if wish.wait is False:
         show_project(output, await api.change(place_of(before), action, wish))
@@ -224,7 +224,7 @@ async def _change(
 
 
 async def _while_showing(
-    output: Output, api: ApiClient, before: ProjectJson, action: Action, wish: Wish
+    output: Output, api: ApiClient, before: ProjectJson, action: StateChange, wish: Wish
 ) -> ProjectJson:
     place = place_of(before)
     same_wish = before["desired"] == WISHED[action] and before["status"] != "error"

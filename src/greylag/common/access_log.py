@@ -1,21 +1,66 @@
-"""A request id on every answer and on every log line that belongs to the request."""
+"""A request's id, on its answer and on every log line that belongs to it, and a line of its own."""
 
 import time
+from collections.abc import Container
+from dataclasses import dataclass, field
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from greylag.common import logs
 from greylag.common.net import request_id_of
 
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+        scope: the request's.
+        send: the server's own ``send``.
+        request_id: as it came, or as we made it.
+        status: the HTTP status, once the answer has begun.
+        client_left: whether a stream ended because its client went away.
+        started: when the request came, on ``time.monotonic``.
+    """
+
+    scope: Scope
+    send: Send
+    request_id: str = field(init=False)
+    status: int | None = None
+    client_left: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.request_id = request_id_of(self.scope["headers"])
+        structlog.contextvars.clear_contextvars()
+        logs.request_id.set(self.request_id)
+
+    async def answer(self, message: Message) -> None:
+        """Send a part of the answer, its head with the request's id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            head = (b"x-request-id", self.request_id.encode())
+            message["headers"] = [*message.get("headers", ()), head]
+        await self.send(message)
+
+    def write_line(self, path: str, quiet: Container[str]) -> None:
+        """Log the request as one for ``path``; those of a ``quiet`` path only when debugging."""
+        more = {"client_left": True} if self.client_left else {}
+        write = _log.debug if self.scope["path"] in quiet else _log.info
+        ms = round((time.monotonic() - self.started) * 1000, 1)
+        method = self.scope["method"]
+        write("request", method=method, path=path, status=self.status, ms=ms, **more)
 
 
 class AccessLog:
-    """ASGI middleware: takes or makes `x-request-id`, echoes it, and logs each request.
+    """ASGI layer: each request has an id, and a line in the log once its answer has ended.
 
     Args:
         app: what answers.
-        quiet: paths that are not logged.
+        quiet: paths that are asked often and say little.
     """
 
     def __init__(self, app: ASGIApp, quiet: frozenset[str] = frozenset()) -> None:
@@ -27,27 +72,8 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_of(scope["headers"])
-        started = time.monotonic()
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", request_id.encode()),
-                ]
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self._app(scope, receive, send_with_id)
-            if scope["path"] not in self._quiet:
-                _log.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    ms=round((time.monotonic() - started) * 1000, 1),
-                )
+        exchange = Exchange(scope, send)
+        try:
+            await self._app(scope, receive, exchange.answer)
+        finally:
+            exchange.write_line(scope["path"], self._quiet)

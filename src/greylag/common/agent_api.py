@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-_Answer = TypeVar("_Answer")
+_AnswerShape = TypeVar("_AnswerShape")
 
 ROOT = "/api/v1"
 """Where agentd's API begins."""
@@ -32,6 +32,11 @@ MOST_MATCHES = 500
 MOST_CONTENT = 64 * 1024 * MEBIBYTE
 LONGEST_TRANSFER = 4 * 3600.0
 """How many bytes a file may have to pass, and in how many seconds it must."""
+
+Decision = Literal["allow_once", "reject_once"]
+"""What a user says to the agent's question whether a tool may run."""
+SettingValue = str | int | float
+"""What the agent's settings hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +152,13 @@ class ExtensionList:
     total_count: int
 
 
-_SettingValue = str | int | float | None
-
-
 @dataclass(frozen=True, slots=True)
 class AgentSetting:
     """One of goose's settings."""
 
     key: Annotated[str, Doc("Its name.", "GOOSE_TEMPERATURE")]
-    value: Annotated[_SettingValue, Doc("What holds now.", 0.7)]
-    default_value: _SettingValue
+    value: Annotated[SettingValue | None, Doc("What holds now.", 0.7)]
+    default_value: SettingValue | None
     description: str
     value_type: Annotated[str, Doc("number or string.", "number")]
     validation: Annotated[dict[str, Any], Doc("min, max, allowed_values, pattern.", {"min": 0})]
@@ -176,7 +178,7 @@ class SettingList:
 class NewSettingValue:
     """What a setting is to be; the setting's own rules say what it takes."""
 
-    value: Annotated[str | int | float, Doc("A number or text.", 0.7)]
+    value: Annotated[SettingValue, Doc("A number or text.", 0.7)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,7 @@ class ChangedSetting:
 
     message: str
     key: str
-    value: _SettingValue
+    value: SettingValue | None
     restart_required: bool
 
 
@@ -195,7 +197,7 @@ class ResetSetting:
 
     message: str
     key: str
-    default_value: _SettingValue
+    default_value: SettingValue | None
 
 
 _PATH = (
@@ -281,7 +283,7 @@ class Parameter:
     schema: dict[str, Any]
 
 
-_IN_PATHS = {
+IN_PATHS = {
     "key": Parameter("key", "A setting's name.", {"type": "string", "examples": ["GOOSE_MODE"]}),
     "session": Parameter("session", "A session's id.", {"type": "string", "examples": [_SESSION]}),
     "turn": Parameter("turn", "A turn's id.", {"type": "string", "examples": [_TURN]}),
@@ -289,7 +291,7 @@ _IN_PATHS = {
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Operation(Generic[_Answer]):
+class Operation(Generic[_AnswerShape]):
     """One thing that may be asked of the agent through the platform.
 
     Attributes:
@@ -319,7 +321,7 @@ class Operation(Generic[_Answer]):
     summary: str
     text: str
     tag: str
-    answer: type[_Answer]
+    answer: type[_AnswerShape]
     status: int = 200
     missing: str | None = None
     query: tuple[Parameter, ...] = ()
@@ -334,7 +336,7 @@ class Operation(Generic[_Answer]):
     def parameters(self) -> tuple[Parameter, ...]:
         """The parts of the path that the client gives."""
         parts = self.path.split("/")
-        return tuple(_IN_PATHS[part[1:-1]] for part in parts if part.startswith("{"))
+        return tuple(IN_PATHS[part[1:-1]] for part in parts if part.startswith("{"))
 
 
 LIST_SESSIONS = Operation(

@@ -29,6 +29,21 @@ def rfc3339(moment: datetime | float) -> str:
     return f"{moment.astimezone(UTC).isoformat(timespec='milliseconds').removesuffix('+00:00')}Z"
 
 
+def parse_rfc3339(text: str) -> datetime:
+    """Return the moment that an RFC 3339 text tells, in UTC.
+
+    Raises:
+        ValueError: it is none, such as a time without its zone.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text} is out of range") from error
+
+
 def maybe_rfc3339(moment: datetime | float | None) -> str | None:
     """Return ``rfc3339(moment)``, or ``None`` for none."""
     return None if moment is None else rfc3339(moment)

@@ -103,8 +103,8 @@ class _Refusal:
 
     def document(self, extra: Sequence[tuple[bytes, bytes]]) -> bytes:
         """Return the whole answer: a problem document, after which the connection ends."""
-        told = {"title": self.status.phrase, "status": self.status, "detail": self.detail}
-        body = json.dumps({"type": "about:blank", **told, "code": self.code}).encode()
+        fields = {"title": self.status.phrase, "status": self.status, "detail": self.detail}
+        body = json.dumps({"type": "about:blank", **fields, "code": self.code}).encode()
         retry = b"retry-after: 5\r\n" if self.status in _RETRIED else b""
         lines = b"".join(b"%s: %s\r\n" % header for header in extra)
         return (
@@ -140,7 +140,7 @@ _FULL = _Refusal(
 )
 
 
-class _RefusedError(Exception):
+class _RefusedRequestError(Exception):
     """Ends the parsing of a request."""
 
     def __init__(self, refusal: _Refusal) -> None:
@@ -244,7 +244,7 @@ class _LimitedProtocol(HttpToolsProtocol):
             return  # answered as if it had not been asked for
         except httptools.HttpParserError as error:
             cause = error.__context__
-            self._refuse(cause.refusal if isinstance(cause, _RefusedError) else _MALFORMED)
+            self._refuse(cause.refusal if isinstance(cause, _RefusedRequestError) else _MALFORMED)
             return
         if self._unparsed > self.server_state.limits.header_bytes:
             self._refuse(_HEADERS_TOO_LARGE)
@@ -263,14 +263,14 @@ class _LimitedProtocol(HttpToolsProtocol):
         """Count a header, or a trailer after the body."""
         self._count(name, value)
         if len(self.headers) >= self.server_state.limits.headers:
-            raise _RefusedError(_HEADERS_TOO_LARGE)
+            raise _RefusedRequestError(_HEADERS_TOO_LARGE)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Let the request be answered."""
         self._unparsed = 0
         if len(self.pipeline) >= self.server_state.limits.pipelined:
-            raise _RefusedError(_TOO_MANY_AHEAD)
+            raise _RefusedRequestError(_TOO_MANY_AHEAD)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -346,7 +346,7 @@ class _LimitedProtocol(HttpToolsProtocol):
     def _count(self, *pieces: bytes) -> None:
         self._head += sum(map(len, pieces))
         if self._head > self.server_state.limits.header_bytes:
-            raise _RefusedError(_HEADERS_TOO_LARGE)
+            raise _RefusedRequestError(_HEADERS_TOO_LARGE)
 
     def _refuse(self, refusal: _Refusal) -> None:
         """Answer and end; what is being answered already ends without that."""

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -32,6 +32,58 @@ def transaction(sql: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iter
 
 class NoWalError(sqlite3.NotSupportedError):
     """The file system cannot hold the database."""
+
+
+class NewerFileError(sqlite3.NotSupportedError):
+    """A newer version of the program wrote the file."""
+
+
+def version_of(sql: sqlite3.Connection) -> int:
+    """Return how many steps of ``migrate`` the file has had."""
+    version: int = sql.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def migrate(
+    sql: sqlite3.Connection,
+    steps: Sequence[Sequence[str]],
+    check_new: Callable[[sqlite3.Connection], None] = lambda _: None,
+) -> None:
+    """Bring a file to its newest tables; several processes may do so at once.
+
+    A step is never changed once released: a change of the tables is a new step at the end.
+
+    Args:
+        sql: the file.
+        steps: the statements of each step, which is one transaction.
+        check_new: raises for a file that has had no step and must not have one.
+
+    Raises:
+        NewerFileError: the file has had more steps than there are.
+    """
+    for target, statements in enumerate(steps, 1):
+        if version_of(sql) < target:
+            _take_step(sql, target, statements, check_new)
+    if version_of(sql) > len(steps):
+        raise NewerFileError("a newer version has written it")
+
+
+def _take_step(
+    sql: sqlite3.Connection,
+    target: int,
+    statements: Sequence[str],
+    check_new: Callable[[sqlite3.Connection], None],
+) -> None:
+    with transaction(sql):
+        # Another process may have been faster; inside the transaction nobody is.
+        version = version_of(sql)
+        if version >= target:
+            return
+        if version == 0:
+            check_new(sql)
+        for statement in statements:
+            sql.execute(statement)
+        sql.execute(f"PRAGMA user_version = {target}")
 
 
 class SqlThread:

@@ -61,8 +61,8 @@ def parse(frame: bytes) -> Frame | None:
 class FrameSplitter:
     """Cuts a byte stream into whole frames, however the network cut it.
 
-    ``limit`` is the most bytes that one unfinished frame may hold; past it ``feed`` raises
-    ``FrameTooLargeError``, so that a broken peer cannot grow our memory.
+    ``limit`` is the most bytes that one unfinished frame may hold; past it ``feed`` fails
+    by ``FrameTooLargeError``, so that a broken peer cannot grow our memory.
     """
 
     def __init__(self, limit: int = 16 * 1024 * 1024) -> None:

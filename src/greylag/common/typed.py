@@ -4,7 +4,9 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 _LARGEST = 2**63
 
@@ -33,6 +35,21 @@ def check_types(value: Any, path: str = "") -> None:
     """
     for name, hint in _hints(value.__class__).items():
         _check(getattr(value, name), hint, f"{path}{name}")
+
+
+def shaped(kind: type[T], members: Any) -> T:
+    """Return a dataclass made of a JSON object; members that it does not know are left out.
+
+    Raises:
+        TypeError: it is no object, or a member is missing or not of the type that is declared.
+    """
+    if not isinstance(members, Mapping):
+        raise TypeError(f"{members!r:.80} is no object")
+    made = kind(
+        **{name: members[name] for name in _hints(cast("Hashable", kind)).keys() & members.keys()}
+    )
+    check_types(made)
+    return made
 
 
 @cache

@@ -99,13 +99,13 @@ class Forget:
     """Nothing is left of a deleted project: remove its record."""
 
 
-Action = Act | Settle | Wait | Retry | Fail | Forget
+Plan = Act | Settle | Wait | Retry | Fail | Forget
 
 _NO_REASON = ErrorInfo("environment_failed", "The environment ended without saying why.")
 _UNKNOWN = ErrorInfo("cluster_unavailable", "The state of the environment is not known now.")
 
 
-def plan(project: Project, seen: Observation, now: datetime) -> Action:
+def plan(project: Project, seen: Observation, now: datetime) -> Plan:
     """Return what to do for ``project``, given one observation made just before ``now``.
 
     Pure and total: it never raises, and doing its answer again does no harm.
@@ -123,7 +123,7 @@ def plan(project: Project, seen: Observation, now: datetime) -> Action:
             assert_never(project.desired)
 
 
-def _towards_active(project: Project, seen: Observation, now: datetime) -> Action:
+def _towards_active(project: Project, seen: Observation, now: datetime) -> Plan:
     match seen.state:
         case Observed.READY:
             return Settle(Status.ACTIVE)
@@ -139,7 +139,7 @@ def _towards_active(project: Project, seen: Observation, now: datetime) -> Actio
             return Act(Verb.START)
 
 
-def _towards_inactive(seen: Observation) -> Action:
+def _towards_inactive(seen: Observation) -> Plan:
     match seen.state:
         case Observed.ABSENT:
             return Act(Verb.PREPARE)
@@ -151,7 +151,7 @@ def _towards_inactive(seen: Observation) -> Action:
             return Act(Verb.STOP)
 
 
-def _towards_deleted(seen: Observation) -> Action:
+def _towards_deleted(seen: Observation) -> Plan:
     match seen.state:
         case Observed.ABSENT:
             return Forget()

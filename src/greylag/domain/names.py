@@ -77,9 +77,10 @@ def new_project_id(name: str) -> str:
 
 
 def check_id(value: str, field: str) -> str:
-    """Return ``value`` if it can be an id, else raise ``InvalidRequestError`` naming ``field``.
+    """Return ``value``, which any text can be of 1 to 300 characters that a URL's segment carries.
 
-    Any text of 1 to 300 characters will do that one path segment of a URL can carry.
+    Raises:
+        InvalidRequestError: it cannot be an id; the error names ``field``.
     """
     if not 1 <= len(value) <= MAX_ID_LENGTH:
         raise InvalidRequestError(f"{field} must have 1 to {MAX_ID_LENGTH} characters.")
@@ -110,7 +111,11 @@ def path_segment(value: str, field: str) -> str:
 
 
 def check_name(value: str, field: str = "name") -> str:
-    """Return ``value`` if it can be a display name, else raise ``InvalidRequestError``."""
+    """Return ``value``.
+
+    Raises:
+        InvalidRequestError: it cannot be a display name.
+    """
     if not 1 <= len(value) <= MAX_NAME_LENGTH or not value.strip():
         raise InvalidRequestError(
             f"{field} must have 1 to {MAX_NAME_LENGTH} characters, not only spaces."

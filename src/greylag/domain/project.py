@@ -91,7 +91,8 @@ class Project:
     ``generation`` grows with each change of ``desired``; ``observed_generation`` is the newest one
     that the reconciler has brought to its end. ``due_at`` is when it wants to look again (``None``:
     not before something changes), ``deadline_at`` when the present change counts as failed.
-    ``error_terminal`` says that no retry of this generation can help.
+    ``error_terminal`` says that no retry of this generation can help. ``last_seq`` is the number of
+    its newest event, 0 before there is one.
     """
 
     id: str
@@ -114,6 +115,7 @@ class Project:
     attempts: int = 0
     due_at: datetime | None = None
     deadline_at: datetime | None = None
+    last_seq: int = 0
     lease: Lease | None = None
 
     @property

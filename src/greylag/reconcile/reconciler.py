@@ -42,7 +42,7 @@ from greylag.domain.project import NewEvent, Project, ProjectRef
 from greylag.ports import Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
@@ -116,11 +116,11 @@ class Reconciler:
             try:
                 await work.run()
             except LeaseLostError:
-                log.warning("lease_lost")
+                _log.warning("lease_lost")
                 await self._have_it_looked_at(ref)
             except StoreUnavailableError as error:
                 # The lease runs out by itself, and then someone takes the project again.
-                log.warning("store_unavailable", error=str(error))
+                _log.warning("store_unavailable", error=str(error))
 
     async def _news(self) -> None:
         with self._store.subscribe() as changes:
@@ -135,7 +135,7 @@ class Reconciler:
         try:
             await self._store.poke(ref, self._clock.now())
         except StoreUnavailableError as error:
-            log.warning("project_not_made_due", error=str(error))
+            _log.warning("project_not_made_due", error=str(error))
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ class _Pass:
         claim: with the record as last read or written.
         started: whether this pass has set about starting the environment.
         announced: the verbs that the activation log has been told of.
-        told: the steps that the activation log has been told of.
+        announced_steps: the steps that the activation log has been told of.
     """
 
     claim: Claim
@@ -157,7 +157,7 @@ class _Pass:
     rng: random.Random
     started: bool = False
     announced: set[Verb] = field(default_factory=set)
-    told: set[Step] = field(default_factory=set)
+    announced_steps: set[Step] = field(default_factory=set)
 
     @property
     def project(self) -> Project:
@@ -180,8 +180,8 @@ class _Pass:
             raise
         except (LeaseLostError, StoreUnavailableError):
             raise
-        except Exception:
-            log.exception("pass_failed")
+        except Exception:  # noqa: BLE001 - a defect of ours: logged whole, tried again later
+            _log.exception("pass_failed")
             await self._rest(self._retry(INTERNAL_FAULT))
 
     async def _advance(self, news: Subscription) -> bool:
@@ -189,7 +189,7 @@ class _Pass:
         seen = await self._observe()
         now = self.clock.now()
         action = plan(self.project, seen, now)
-        log.debug("step", observed=seen.state, action=type(action).__name__)
+        _log.debug("step", observed=seen.state, action=type(action).__name__)
         match action:
             case Forget():
                 await _finish(self.store.forget(self.claim))
@@ -295,15 +295,15 @@ class _Pass:
         if renewed.project.generation != self.project.generation:
             self.started = False
             self.announced.clear()
-            self.told.clear()
+            self.announced_steps.clear()
         self.claim = renewed
 
     def _new_steps(self, seen: Observation) -> list[NewEvent]:
         """Return the steps that the log has not heard of in this pass."""
         if not self.started:
             return []
-        fresh = [step for step in seen.steps if step not in self.told]
-        self.told.update(fresh)
+        fresh = [step for step in seen.steps if step not in self.announced_steps]
+        self.announced_steps.update(fresh)
         return [NewEvent(step.code, step.message) for step in fresh]
 
     async def _tell(self, seen: Observation) -> None:
@@ -321,7 +321,9 @@ class _Pass:
         now = self.clock.now()
         await _finish(self.store.record(self.claim, outcome, now, release=True))
         for event in outcome.events:
-            log.info("project_event", code=event.code, message=event.message, status=outcome.status)
+            _log.info(
+                "project_event", code=event.code, message=event.message, status=outcome.status
+            )
         return True
 
     async def _hand_back(self) -> None:
@@ -330,7 +332,7 @@ class _Pass:
         try:
             await self.store.record(self.claim, outcome, now, release=True)
         except (LeaseLostError, StoreUnavailableError) as error:
-            log.warning("claim_not_handed_back", error=str(error))
+            _log.warning("claim_not_handed_back", error=str(error))
 
     def _retry(self, error: ErrorInfo) -> Outcome:
         return outcomes.retry(self.project, error, self.clock.now(), self._pause())
@@ -353,7 +355,7 @@ async def outage_waited_out(clock: Clock) -> AsyncIterator[None]:
     try:
         yield
     except StoreUnavailableError as error:
-        log.warning("store_unavailable", error=str(error))
+        _log.warning("store_unavailable", error=str(error))
         await clock.sleep(OUTAGE_PAUSE)
 
 
@@ -365,5 +367,5 @@ async def _finish(write: Coroutine[Any, Any, Any]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("last_write_failed", error=str(error))
+            _log.warning("last_write_failed", error=str(error))
         raise

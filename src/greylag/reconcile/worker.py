@@ -14,7 +14,7 @@ from greylag.ports import Claim, Clock, Cluster, Duty, ProjectStore, has_record
 from greylag.reconcile.loop import WorkLoop
 from greylag.reconcile.reconciler import OUTAGE_PAUSE, Reconciler, outage_waited_out
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 DUTY = "first look"
 HELD_SECONDS = 15.0
@@ -75,13 +75,13 @@ class FirstLook:
             # First what the records say: an environment that should run and is gone is among it.
             count = await self._store.poke_unsettled(self._clock.now())
             if count:
-                log.info("unsettled_projects_made_due", count=count)
+                _log.info("unsettled_projects_made_due", count=count)
             self._poked = True
         try:
             environments = await self._cluster.inventory()
         except ClusterError as error:
             if not self._refused:
-                log.warning("environments_not_listed", error=str(error), tried_again=True)
+                _log.warning("environments_not_listed", error=str(error), tried_again=True)
             self._refused = True
             return False
         return await self._match(environments)
@@ -93,7 +93,7 @@ class FirstLook:
             if await has_record(self._store, ref):
                 await self._store.poke(ref, self._clock.now())
             else:
-                log.warning(
+                _log.warning(
                     "environment_without_record",
                     hint="`greylag orphans` lists and removes it",
                     user_id=ref.user_id,
@@ -132,7 +132,7 @@ class Worker:
                 async with asyncio.timeout(first_look_timeout):
                     await self._loop.idle.wait()
             except TimeoutError:
-                log.info("serving_before_all_is_settled")
+                _log.info("serving_before_all_is_settled")
             ready.set()
 
     async def _look_and_work(self, tasks: asyncio.TaskGroup) -> None:
@@ -148,7 +148,7 @@ class Worker:
                 await self._note(ref)
             except StoreUnavailableError as error:
                 # The resync will find what was not heard.
-                log.warning("change_not_noted", error=str(error))
+                _log.warning("change_not_noted", error=str(error))
 
     async def _note(self, ref: ProjectRef) -> None:
         try:

@@ -5,7 +5,7 @@ import structlog
 from greylag.domain.errors import ForbiddenError
 from greylag.domain.users import Action, Principal, User
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 async def is_allowed(principal: Principal, user: User, action: Action) -> bool:
@@ -21,5 +21,5 @@ async def authorize(principal: Principal, user: User, action: Action) -> None:
         ForbiddenError: it may not; one log line says who asked for what.
     """
     if not await is_allowed(principal, user, action):
-        log.warning("action_refused", principal=principal.name, action=action, user_id=user.id)
+        _log.warning("action_refused", principal=principal.name, action=action, user_id=user.id)
         raise ForbiddenError(f"You may not act for user {user.id}.", hint="Sign in as this user.")

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
-from greylag.common.agent_api import Turn
+from greylag.common.agent_api import Decision, Turn
 from greylag.domain.errors import NotActiveError
 from greylag.domain.project import Project, Status
 from greylag.domain.users import Action, Principal
@@ -14,7 +14,6 @@ from greylag.ports import (
     AgentRequest,
     AgentStatus,
     Cluster,
-    Decision,
 )
 from greylag.services.projects import Projects
 
@@ -24,9 +23,8 @@ MAX_LOG_LINES = 10_000
 class Agents:
     """The use cases of what runs in an environment.
 
-    Each raises what ``Projects`` raises for a wrong user or project, ``NotActiveError`` when the
-    environment does not run, ``AgentUnreachableError``, ``AgentFailedError``, and what its
-    method of ``AgentGateway`` raises.
+    Each fails as ``Projects`` does for a wrong user or project, as its method of ``AgentGateway``
+    does, and by ``NotActiveError`` when the environment does not run.
     """
 
     def __init__(self, projects: Projects, cluster: Cluster, gateway: AgentGateway) -> None:

@@ -44,11 +44,13 @@ class Messages:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Give the agent a message and open the stream of whole SSE frames that answers it.
 
-        Entering raises what can be told before the first byte: what ``Projects`` raises,
-        ``InvalidRequestError``, ``ProjectDeletingError`` and, of an active project, what
-        ``AgentGateway.start_turn`` raises. What goes wrong later is raised by
-        the iterator; ``StreamCutError`` means that the turn goes on and is to be resumed. Leaving
-        stops the relay; the turn goes on.
+        Leaving stops the relay; the turn goes on.
+
+        Raises:
+            GreylagError: on entering: what can be told before the first byte, by ``Projects.want``
+                and, of an active project, by ``AgentGateway.start_turn``.
+            InvalidRequestError: on entering: the message is empty or too long.
+            StreamCutError: on iterating: the turn goes on and is to be resumed.
         """
         _check(new)
         project = await self._projects.want(
@@ -61,16 +63,13 @@ class Messages:
             async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
                 yield frames
             return
-        # Only what follows is told.
-        newest = await self._projects.newest_events(project)
-        before = newest[-1].seq if newest else 0
-        yield self._wake_and_answer(project, new, message_id, before)
+        yield self._wake_and_answer(project, new, message_id)
 
     async def _wake_and_answer(
-        self, project: Project, new: NewMessage, message_id: str, before: int
+        self, project: Project, new: NewMessage, message_id: str
     ) -> AsyncIterator[bytes]:
         yield _status_frame(f"{project.name} is {project.status}: waking its environment.")
-        async for event in self._projects.progress(project, before):
+        async for event in self._projects.progress(project):
             yield _status_frame(event.message, event)
         awake = await self._projects.settled(project)
         if awake is None or awake.status is not Status.ACTIVE:

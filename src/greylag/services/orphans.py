@@ -73,7 +73,6 @@ class Orphans:
         """Return the orphans there are now, by user and project.
 
         A project that is being deleted at this moment may be among them; removing it does no harm.
-        Raises ``ClusterError``, ``StoreUnavailableError``.
         """
         refs = await self._cluster.inventory()
         found = [self._orphan(ref) for ref in refs if not await has_record(self._store, ref)]

@@ -33,8 +33,6 @@ from greylag.services.access import authorize, is_allowed
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
 EVENTS_AT_ONCE = 100
-EVENTS_KEPT = 500
-"""How many events of a project the store keeps."""
 FOLLOW_RECHECK_SECONDS = 300.0
 
 _ACTIONS = {
@@ -114,8 +112,12 @@ class Projects:
         """Create a project, inactive; its environment is prepared in the background.
 
         The same ``key`` (a client's Idempotency-Key) with the same content returns the first
-        call's project. Raises ``InvalidRequestError``, ``ProjectExistsError`` or
-        ``IdempotencyConflictError``.
+        call's project.
+
+        Raises:
+            InvalidRequestError: it cannot be an id, a name, metadata or a key.
+            ProjectExistsError: the user has a project of this id.
+            IdempotencyConflictError: the key came with something else before.
         """
         owner = (await self.user(principal, user_id, Action.PROJECTS_WRITE)).id
         name = check_name(new.name)
@@ -138,7 +140,11 @@ class Projects:
     async def edit(
         self, principal: Principal, user_id: str, project_id: str, edit: Edit
     ) -> Project:
-        """Rename a project or replace its metadata. Raises ``InvalidRequestError`` too."""
+        """Rename a project or replace its metadata.
+
+        Raises:
+            InvalidRequestError: it cannot be a name, or metadata.
+        """
         owner = await self.user(principal, user_id, Action.PROJECTS_WRITE)
         if edit.name is not None:
             check_name(edit.name)
@@ -154,9 +160,12 @@ class Projects:
         desired: Desired,
         action: Action | None = None,
     ) -> Project:
-        """Write what is wanted and return at once. Raises ``ProjectDeletingError`` too.
+        """Write what is wanted and return at once.
 
         ``action`` is what the principal does by it, when that is not just to want it.
+
+        Raises:
+            ProjectDeletingError: it is being deleted, and something else is wanted.
         """
         owner = await self.user(principal, user_id, action or _ACTIONS[desired])
         now = self._clock.now()
@@ -166,20 +175,26 @@ class Projects:
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
         """Wait until what ``project`` wants is so; ``None`` means that the project is gone.
 
-        ``within`` is in seconds (by default the activation timeout). Raises ``ClusterError`` with
-        the record's own code and hint when it ended in error, and ``WaitTimeoutError`` when it goes
-        on.
+        ``within`` is in seconds (by default the activation timeout).
+
+        Raises:
+            ClusterError: it ended in error; with the record's own code and hint.
+            WaitTimeoutError: it goes on.
         """
         current: Project | None = None
         async for current in self._looks(project, within):  # noqa: B007 - only the last one counts
             pass
         return _without_error(current) if current is not None else None
 
-    async def progress(self, project: Project, after: int) -> AsyncIterator[Event]:
-        """Yield the log's events after number ``after`` until what ``project`` wants is so.
+    async def progress(self, project: Project) -> AsyncIterator[Event]:
+        """Yield the log's events that ``project`` does not know of, until what it wants is so.
 
-        Raises ``WaitTimeoutError`` after the activation timeout; how it ended, ``settled`` tells.
+        How it ended, ``settled`` tells.
+
+        Raises:
+            WaitTimeoutError: it goes on after the activation timeout.
         """
+        after = project.last_seq
         async for current in self._looks(project, None):
             if current is None:
                 return
@@ -219,9 +234,9 @@ class Projects:
         return await self._store.events(owner.id, project_id, after, EVENTS_AT_ONCE)
 
     async def newest_events(self, project: Project) -> Sequence[Event]:
-        """Return the newest events of the activation log, oldest first, 100 at most."""
-        kept = await self._store.events(project.user_id, project.project_id, 0, EVENTS_KEPT)
-        return kept[-EVENTS_AT_ONCE:]
+        """Return the newest events that ``project`` knows of, oldest first, 100 at most."""
+        after = max(0, project.last_seq - EVENTS_AT_ONCE)
+        return await self._store.events(project.user_id, project.project_id, after, EVENTS_AT_ONCE)
 
     def changes(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear that one project, or any, may have changed; what changed, the other methods tell."""
@@ -256,7 +271,11 @@ class Projects:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return ``metadata``; raises ``InvalidRequestError`` if it is too big or no plain JSON."""
+    """Return ``metadata``.
+
+    Raises:
+        InvalidRequestError: it is too big or no plain JSON.
+    """
     try:
         size = len(json.dumps(metadata, allow_nan=False).encode())
     except (TypeError, ValueError, RecursionError) as error:
@@ -267,7 +286,11 @@ def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def idempotency_key(key: str | None, new: NewProject) -> IdempotencyKey | None:
-    """Return the key with the digest of what was asked; raises ``InvalidRequestError``."""
+    """Return the key with the digest of what was asked.
+
+    Raises:
+        InvalidRequestError: it cannot be a key.
+    """
     if key is None:
         return None
     if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():

@@ -12,10 +12,10 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, BinaryIO
 
-from greylag.common.clock import rfc3339
+from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import check_types
 from greylag.domain.errors import ErrorInfo, GreylagError
 from greylag.domain.names import EnvironmentNames
@@ -26,8 +26,8 @@ FORMAT = 1
 _FORMAT_KEY = "greylag_export"
 _LONGEST_LINE = 64 * 1024**2
 
-# Who works on a project now is no part of what is kept of it.
-_KEPT = [field.name for field in fields(Project) if field.name != "lease"]
+# Who works on a project now is no part of what is kept of it; ``last_seq`` stands beside the log.
+_KEPT = [field.name for field in fields(Project) if field.name not in {"lease", "last_seq"}]
 _MOMENTS = ("last_activated_at", "last_deactivated_at", "due_at", "deadline_at")
 
 
@@ -77,7 +77,7 @@ class ExportWriter:
         said: dict[str, Any] = {
             "project": {name: getattr(stored.project, name) for name in _KEPT},
             "claims": stored.claims,
-            "last_seq": stored.last_seq,
+            "last_seq": stored.project.last_seq,
             "events": list(stored.events),
             "keys": list(stored.keys),
         }
@@ -207,31 +207,26 @@ def _stored(said: Mapping[str, Any]) -> StoredProject:
         "status": Status(project["status"]),
         "desired": Desired(project["desired"]),
         "error": ErrorInfo(**project["error"]) if project["error"] is not None else None,
-        "created_at": _moment(project["created_at"]),
-        "updated_at": _moment(project["updated_at"]),
-        **{name: None if (at := project[name]) is None else _moment(at) for name in _MOMENTS},
+        "created_at": parse_rfc3339(project["created_at"]),
+        "updated_at": parse_rfc3339(project["updated_at"]),
+        "last_seq": said["last_seq"],
+        **{name: None if (at := project[name]) is None else parse_rfc3339(at) for name in _MOMENTS},
     }
     if "lease" in project:
         raise ValueError("an export holds no leases")
     given: dict[str, Any] = {
-        **said,
+        **{name: value for name, value in said.items() if name != "last_seq"},
         "project": Project(**{**project, **known}),
         "events": [
-            Event(**{**one, "at": _moment(one["at"]), "status": Status(one["status"])})
+            Event(**{**one, "at": parse_rfc3339(one["at"]), "status": Status(one["status"])})
             for one in said["events"]
         ],
         "keys": [
-            StoredKey(**{**one, "expires_at": _moment(one["expires_at"])}) for one in said["keys"]
+            StoredKey(**{**one, "expires_at": parse_rfc3339(one["expires_at"])})
+            for one in said["keys"]
         ],
     }
     return StoredProject(**given)
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError(f"{text} has no time zone")
-    return moment.astimezone(UTC)
 
 
 def _plain(value: Any) -> Any:

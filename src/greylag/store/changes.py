@@ -23,7 +23,8 @@ class Signal:
     async def changed(self, timeout: float) -> bool:  # noqa: ASYNC109 - the port's signature
         """Return ``True`` as soon as something has changed, ``False`` after ``timeout`` seconds.
 
-        Raises ``StoreUnavailableError`` when changes can no longer be heard of.
+        Raises:
+            StoreUnavailableError: changes can no longer be heard of.
         """
         try:
             async with asyncio.timeout(timeout):

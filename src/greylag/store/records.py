@@ -24,13 +24,12 @@ KEY_LIFETIME = timedelta(days=1)
 class ProjectRecord:
     """A project and what only its store knows of it.
 
-    ``claims`` counts the claims so far, ``last_seq`` the events; ``woken`` says that it was poked
-    after the present claim, so that it is due again when the claim ends.
+    ``claims`` counts the claims so far; ``woken`` says that it was poked after the present claim,
+    so that it is due again when the claim ends.
     """
 
     project: Project
     claims: int = 0
-    last_seq: int = 0
     woken: bool = False
 
     @property
@@ -100,7 +99,11 @@ def claim_order(
 def renewed(
     record: ProjectRecord | None, claim: Claim, now: datetime, lease_seconds: float
 ) -> ProjectRecord:
-    """Return the record with the claim's lease extended, else raise ``LeaseLostError``."""
+    """Return the record with the claim's lease extended.
+
+    Raises:
+        LeaseLostError: the claim does not hold it any more.
+    """
     record, lease = held(record, claim)
     longer = replace(lease, until=lease_end(now, lease_seconds))
     return replace(record, project=replace(record.project, lease=longer))
@@ -116,8 +119,10 @@ def poked(record: ProjectRecord, now: datetime) -> ProjectRecord:
 def recorded(
     record: ProjectRecord | None, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
 ) -> tuple[ProjectRecord, Sequence[Event]]:
-    """Return the record with what is, and the events to append to its log; else raise
-    ``LeaseLostError``.
+    """Return the record with what is, and the events to append to its log.
+
+    Raises:
+        LeaseLostError: the claim does not hold it any more.
     """
     record, lease = held(record, claim)
     before = record.project
@@ -144,15 +149,19 @@ def recorded(
         )
     if _shown(project) != _shown(before):
         project = replace(project, updated_at=now)
-    events = _numbered(record.last_seq, claim, outcome, now)
-    return replace(record, project=project, last_seq=record.last_seq + len(events)), events
+    events = _numbered(before.last_seq, claim, outcome, now)
+    project = replace(project, last_seq=before.last_seq + len(events))
+    return replace(record, project=project), events
 
 
 def held(record: ProjectRecord | None, claim: Claim) -> tuple[ProjectRecord, Lease]:
-    """Return the record and its lease if ``claim`` still holds it, else raise ``LeaseLostError``.
+    """Return the record, which ``claim`` holds, and its lease.
 
     A lease that ran out still holds until somebody else claims: nobody else is at work, so there is
     nothing to guard against.
+
+    Raises:
+        LeaseLostError: the claim does not hold it any more.
     """
     lease = record.project.lease if record else None
     if record is None or lease is None or lease.number != claim.number:
@@ -246,7 +255,11 @@ def encode(place: Position) -> str:
 
 
 def decode(cursor: str) -> Position:
-    """Return the place that ``encode`` made ``cursor`` from, else raise ``InvalidRequestError``."""
+    """Return the place that ``encode`` made ``cursor`` from.
+
+    Raises:
+        InvalidRequestError: it is none of ours.
+    """
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         value = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
@@ -261,7 +274,7 @@ def decode(cursor: str) -> Position:
 
 def cut(projects: Sequence[Project], limit: int) -> ProjectPage:
     """Return the first ``limit`` of ``projects`` as a page; one more than that means that there is
-    a next page. Raises ``InvalidRequestError`` for a limit below 1.
+    a next page.
     """
     check_limit(limit)
     if len(projects) <= limit:

@@ -9,7 +9,8 @@ from greylag.domain.users import User
 class StaticUsers:
     """Implements ``greylag.ports.UserDirectory`` over the users that the settings name.
 
-    Raises ``ConfigError`` when two have the same id.
+    Raises:
+        ConfigError: two have the same id.
     """
 
     def __init__(self, users: Iterable[User]) -> None:
@@ -25,7 +26,7 @@ class StaticUsers:
         return self._users
 
     def get(self, user_id: str) -> User:
-        """Return one user, or raise ``UserNotFoundError``."""
+        """Return one user."""
         try:
             return self._by_id[user_id]
         except KeyError:

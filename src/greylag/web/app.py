@@ -48,8 +48,10 @@ _OPEN = ("/healthz", "/readyz")
 def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     """Return the application that serves the API and the dashboard.
 
-    It owns nothing that has to be closed; whoever made ``use_cases`` closes them. Raises
-    ``ConfigError`` when there is no token and sign-in is not turned off.
+    It owns nothing that has to be closed; whoever made ``use_cases`` closes them.
+
+    Raises:
+        ConfigError: there is no token and sign-in is not turned off.
     """
     authenticator = Authenticator(settings, use_cases.store)
     app = FastAPI(

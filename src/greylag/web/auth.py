@@ -187,7 +187,7 @@ class Authenticator:
     async def sign_in(self, given: str, scope: Scope) -> str:
         """Return a new cookie's value for the right token, or for a link that nobody has used.
 
-        Whatever sign-in the browser had before is ended. Raises as ``principal`` does.
+        Whatever sign-in the browser had before is ended. It fails as ``principal`` does.
         """
         token = given.encode(errors="replace")
         if self._signatures is None:

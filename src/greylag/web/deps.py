@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Header, Path, Request
 
+from greylag.common.agent_api import Parameter
 from greylag.domain.errors import UnauthorizedError
 from greylag.domain.names import MAX_ID_LENGTH
 from greylag.domain.project import ProjectRef
@@ -60,26 +61,23 @@ async def _use_cases(request: Request) -> UseCases:
     return found
 
 
+def path_id(of: Parameter) -> Any:
+    """Return what FastAPI is told of an id in a path."""
+    return Path(
+        alias=of.name,
+        description=of.text,
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        examples=of.schema.get("examples"),
+    )
+
+
 UseCasesDep = Annotated[UseCases, Depends(_use_cases)]
 _UserId = Annotated[
-    str,
-    Path(
-        alias="user",
-        description="A user's id, percent-encoded.",
-        min_length=1,
-        max_length=MAX_ID_LENGTH,
-        examples=["me"],
-    ),
+    str, path_id(Parameter("user", "A user's id, percent-encoded.", {"examples": ["me"]}))
 ]
 _ProjectId = Annotated[
-    str,
-    Path(
-        alias="project",
-        description="A project's id, percent-encoded.",
-        min_length=1,
-        max_length=MAX_ID_LENGTH,
-        examples=["notes"],
-    ),
+    str, path_id(Parameter("project", "A project's id, percent-encoded.", {"examples": ["notes"]}))
 ]
 
 

@@ -16,7 +16,7 @@ from greylag.common import logs
 from greylag.domain.errors import ErrorInfo, GreylagError, InvalidRequestError, TooLargeError
 from greylag.web.schemas import ProblemDocument
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
@@ -105,7 +105,7 @@ def problem_response(
 
 def unexpected(error: Exception) -> ErrorInfo:
     """Log a fault of ours with its stack, and return what may be told of it: nothing but that."""
-    log.error("fault", exc_info=error)
+    _log.error("fault", exc_info=error)
     return _FAULT
 
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.domain.names import MAX_ID_LENGTH, MAX_NAME_LENGTH
 from greylag.domain.project import Desired, Project, Status
-from greylag.ports import AgentStatus, Decision
+from greylag.ports import AgentStatus
 from greylag.services.messages import MAX_MESSAGE_ID_LENGTH
 
 MAX_DEPTH = 32
@@ -19,9 +20,11 @@ _INT64 = 2**63
 
 
 def check_text(value: str) -> str:
-    """Return ``value`` if it is text that UTF-8 can carry, else raise ``ValueError``.
+    """Return ``value``, a text.
 
-    JSON can spell half of a surrogate pair, which no file and no database takes.
+    Raises:
+        ValueError: UTF-8 cannot carry it: JSON can spell half of a surrogate pair, which no file
+            and no database takes.
     """
     try:
         value.encode()
@@ -31,10 +34,13 @@ def check_text(value: str) -> str:
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    """Return ``value`` if it is JSON that everything after us can hold, else raise ``ValueError``.
+    """Return ``value``, JSON that everything after us can hold.
 
     That is: nested 32 deep at most, finite numbers, whole ones of 64 bits, text without unpaired
     surrogates.
+
+    Raises:
+        ValueError: it is not.
     """
     # A list of what is left to look at, not recursion: the depth is what is not yet known.
     left: list[tuple[Any, int]] = [(value, 1)]

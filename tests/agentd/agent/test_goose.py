@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -110,15 +109,15 @@ async def test_tools_see_no_secret(
 
 
 @pytest.mark.parametrize("when", [0.0, 0.3])
-async def test_cancel_before_the_model_answers_takes_no_time(
-    agent: Agent, session: str, make_sink: Any, when: float
+async def test_cancel_before_the_model_answers_waits_for_nothing(
+    agent: Agent, session: str, make_sink: Any, when: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Neither the model nor our patience would end the prompt.
+    monkeypatch.setattr("greylag.agentd.agent.prompt.CANCEL_PATIENCE", 3600.0)
     prompt = asyncio.create_task(agent.prompt(session, "[[hang]]", make_sink()))
     await asyncio.sleep(when)  # not to wait for anything: to cancel at different moments
-    began = time.monotonic()
     await agent.cancel(session)
     assert (await prompt).stop_reason == "cancelled"
-    assert time.monotonic() - began < 2
     sink = make_sink()
     await agent.prompt(session, "[[text still there]]", sink)
     assert sink.text() == "still there"
@@ -243,7 +242,7 @@ async def test_a_killed_goose_ends_its_turns_and_comes_back_with_its_sessions(
 async def test_a_goose_that_ignores_cancel_is_started_again(
     agent: Agent, session: str, make_sink: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greylag.agentd.agent.turn.CANCEL_PATIENCE", 0.5)
+    monkeypatch.setattr("greylag.agentd.agent.prompt.CANCEL_PATIENCE", 0.5)
     prompt = asyncio.create_task(agent.prompt(session, "[[hang]]", make_sink()))
     await asyncio.sleep(0.2)
     os.kill(goose_pid(agent), signal.SIGSTOP)

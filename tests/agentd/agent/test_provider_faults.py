@@ -1,7 +1,6 @@
 """How the real goose ends a turn when the provider fails, and what the relay says of it."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -78,15 +77,14 @@ async def test_an_answer_that_breaks_off_is_no_whole_answer(
 async def test_cancel_does_not_wait_for_the_next_try(
     agent: Agent, session: str, make_sink: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent._relay, "_retry_seconds", (60.0, 60.0, 60.0))
+    monkeypatch.setattr(agent._relay, "_retry_seconds", (3600.0,) * 3)
+    monkeypatch.setattr("greylag.agentd.agent.prompt.CANCEL_PATIENCE", 3600.0)
     prompt = asyncio.create_task(agent.prompt(session, "[[status 500]]", make_sink()))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while agent.model_failure(session) is None:  # noqa: ASYNC110 - the relay tells nobody
             await asyncio.sleep(0.02)
-    began = time.monotonic()
     await agent.cancel(session)
     assert (await prompt).stop_reason == "cancelled"
-    assert time.monotonic() - began < 2
 
 
 async def test_an_unreachable_provider_is_told_as_such(

@@ -11,7 +11,7 @@ from greylag.agentd.agent.types import (
     PermissionRequest,
     PromptResult,
 )
-from greylag.agentd.turns.errors import TurnError, provider_error, refusal, told_by_provider
+from greylag.agentd.turns.errors import TurnError, provider_error, refusal, with_provider_code
 from greylag.agentd.turns.events import Translator, TurnEvent
 
 DATA = Path(__file__).parent / "data"
@@ -204,10 +204,10 @@ def test_the_provider_knows_the_code_better_than_the_text() -> None:
         (None, "model_unavailable"),
         (400, "model_failed"),
     ]:
-        assert told_by_provider(guessed, ModelFailure(status, "no")).code == code
-    assert told_by_provider(guessed, None) == guessed
+        assert with_provider_code(guessed, ModelFailure(status, "no")).code == code
+    assert with_provider_code(guessed, None) == guessed
     other = TurnError("agent_restarted", "x")
-    assert told_by_provider(other, ModelFailure(500, "no")) == other
+    assert with_provider_code(other, ModelFailure(500, "no")) == other
 
 
 def test_refusals_of_goose_have_codes() -> None:

@@ -63,7 +63,7 @@ async def test_an_answer_that_cannot_be_told_runs_no_tool_and_ends_the_turn(
     asking = asyncio.create_task(turn.permission(REQUEST))
     confirmation_id = await asked(tmp_path)
     fill(turn)
-    assert turn.answer(confirmation_id, "allow_once") == "settled_otherwise"
+    assert turn.answer(confirmation_id, "allow_once") == "cancelled"
     with pytest.raises(JournalFullError):
         await asking
     assert turn.decisions == {confirmation_id: "cancelled"}
@@ -88,14 +88,14 @@ async def test_the_end_of_a_turn_settles_what_is_open_even_when_it_cannot_be_tol
     turn.cancel_confirmations()
     with pytest.raises(JournalFullError):
         await asking
-    assert turn.answer(confirmation_id, "allow_once") == "settled_otherwise"
+    assert turn.answer(confirmation_id, "allow_once") == "cancelled"
 
 
 async def test_of_answer_timeout_and_end_the_first_one_counts(start: Start, tmp_path: Path) -> None:
     turn = start(0.001)
     assert await turn.permission(REQUEST) == "reject_once"
     confirmation_id = await asked(tmp_path)
-    assert turn.answer(confirmation_id, "allow_once") == "settled_otherwise"
+    assert turn.answer(confirmation_id, "allow_once") == "reject_once"
     turn.cancel_confirmations()
     await turn.journal.seal()
     assert [event["type"] for event in events_of(tmp_path)] == ["tool_confirmation", "status"]

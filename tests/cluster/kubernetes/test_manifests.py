@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greylag.cluster.kubernetes.identity import ref_of
+from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import TOKEN_KEY, ingress_url, project_objects
-from greylag.cluster.kubernetes.namespace import shared_objects
 from greylag.cluster.kubernetes.options import Options, Template, Toleration, within
 from greylag.domain.errors import ClusterError, ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, environment_names

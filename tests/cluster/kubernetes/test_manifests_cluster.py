@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from greylag.cluster.kubernetes.identity import FIELD_MANAGER
+from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import project_objects
-from greylag.cluster.kubernetes.namespace import shared_objects
 from greylag.cluster.kubernetes.options import Options, Toleration
 from greylag.domain.names import environment_names
 from greylag.domain.project import Project

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from greylag.cluster.kubernetes.objects import EnvironmentObjects
+from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects
 from greylag.cluster.kubernetes.observation import observed
 from greylag.domain.lifecycle import Observed
 

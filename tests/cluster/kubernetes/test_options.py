@@ -6,7 +6,7 @@ import pytest
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.kubernetes import options
-from greylag.cluster.kubernetes.namespace import shared_objects
+from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.options import Options, Toleration, load_options
 from greylag.domain.errors import ConfigError
 

@@ -7,8 +7,8 @@ import pytest
 from tests.cluster.kubernetes.stateful_api_server import stateful
 from tests.cluster.kubernetes.test_writes import PROJECT, opened
 
+from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import project_objects
-from greylag.cluster.kubernetes.namespace import shared_objects
 from greylag.cluster.kubernetes.options import Options
 from greylag.domain.errors import ConfigError
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.contract.store_adapters import make_project
 
+from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects, is_ready, wants_pod
 from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
     FINGERPRINT,
@@ -22,10 +23,9 @@ from greylag.cluster.kubernetes.identity import (
     ref_of,
 )
 from greylag.cluster.kubernetes.informer import trim
+from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.locator import endpoint_of
 from greylag.cluster.kubernetes.manifests import project_objects
-from greylag.cluster.kubernetes.namespace import shared_objects
-from greylag.cluster.kubernetes.objects import EnvironmentObjects, is_ready, wants_pod
 from greylag.cluster.kubernetes.observation import observed
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import fence_of, is_as_wanted, is_being_removed, stamp

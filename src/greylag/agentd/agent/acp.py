@@ -36,7 +36,11 @@ class ByteWriter(Protocol):
         """Send; ``drain`` waits for room."""
 
     async def drain(self) -> None:
-        """Wait until more may be written; raises ``OSError`` when the other side is gone."""
+        """Wait until more may be written.
+
+        Raises:
+            OSError: the other side is gone.
+        """
 
 
 class MessageHandler(Protocol):
@@ -106,15 +110,15 @@ class AcpPeer:
             del self._pending[request_id]
 
     async def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Send a message that wants no answer; raises AgentDiedError like ``request``."""
+        """Send a message that wants no answer."""
         await self._send({"method": method, "params": params})
 
     async def respond(self, request_id: str | int, result: Any) -> None:
-        """Answer a request of the other side; raises AgentDiedError like ``request``."""
+        """Answer a request of the other side."""
         await self._send({"id": request_id, "result": result})
 
     async def refuse(self, request_id: str | int, code: int, message: str) -> None:
-        """Answer a request of the other side with an error; raises AgentDiedError."""
+        """Answer a request of the other side with an error."""
         await self._send({"id": request_id, "error": {"code": code, "message": message}})
 
     async def _send(self, message: dict[str, Any]) -> None:

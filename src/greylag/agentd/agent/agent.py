@@ -15,16 +15,16 @@ import structlog
 
 from greylag.agentd.agent.acp import AcpPeer, MessageHandler
 from greylag.agentd.agent.process import AgentProcess, agent_environment
-from greylag.agentd.agent.turn import CANCELLED, AgentTurn
+from greylag.agentd.agent.prompt import CANCELLED, AgentTurn
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
     AgentCommand,
     AgentError,
     AgentKind,
+    AgentReadiness,
     AgentRefusedError,
     AgentSetup,
     AgentState,
-    AgentStatus,
     AgentUnavailableError,
     ModelFailure,
     PromptResult,
@@ -81,7 +81,7 @@ async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
 
 
 async def new_session(peer: AcpPeer, setup: AgentSetup, title: str) -> str:
-    """Make a session and return the agent's id for it; raises as ``make_ready`` does."""
+    """Make a session and return the agent's id for it; it fails as ``make_ready`` does."""
     # With a title given, goose makes no extra model calls to find one.
     params = {"cwd": str(setup.workspace), "mcpServers": [], "_meta": {"sessionTitle": title}}
     answer = await peer.request("session/new", params)
@@ -181,7 +181,7 @@ class AgentLife:
         except TimeoutError:
             self._say(f"The agent did not start within {_START_SECONDS:g} seconds.")
         except AgentError as error:
-            _log.info("agent_start_interrupted", reason=str(error))  # ``_await_end`` knows more
+            _log.info("agent_start_interrupted", error=str(error))  # ``_await_end`` knows more
         else:
             on_ready(version)
 
@@ -280,13 +280,13 @@ class Agent:
             turn.cancel()
 
     async def forget_session(self, agent_session_id: str) -> None:
-        """Put a session away in the agent (its id is never used again); raises AgentError."""
+        """Put a session away in the agent (its id is never used again)."""
         self._relay.forget(agent_session_id)
         # Not deleted: goose gives the id of a deleted session to the next one.
         await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """Call any method of the agent (as ``_goose/unstable/config/read``); raises AgentError."""
+        """Call any method of the agent (as ``_goose/unstable/config/read``)."""
         async with _patience():
             return await self._living().peer.request(method, params)
 
@@ -349,7 +349,7 @@ class Agent:
             raise AgentUnavailableError(self._state.detail)
         return self._life
 
-    def _show(self, status: AgentStatus, detail: str) -> None:
+    def _show(self, status: AgentReadiness, detail: str) -> None:
         self._state = AgentState(self._command.kind, status, self._state.version, detail)
 
 

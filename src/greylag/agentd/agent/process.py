@@ -153,4 +153,4 @@ class AgentProcess:
         try:
             await self._execution.end_matching(self._mark, {_SESSION: session}, since)
         except ExecutionError as error:
-            _log.warning("agent_tools_not_killed", reason=str(error))
+            _log.warning("agent_tools_not_killed", error=str(error))

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from greylag.common.agent_api import Decision
+
 AgentKind = Literal["goose", "scripted"]
-AgentStatus = Literal["starting", "ready", "failed"]
-Decision = Literal["allow_once", "reject_once", "cancelled"]
+AgentReadiness = Literal["starting", "ready", "failed"]
+Settlement = Decision | Literal["cancelled"]
+"""How a question whether a tool may run is settled: by the user, or with its turn."""
 
 SCRIPTED = "scripted"
 METHOD_NOT_FOUND = -32601
@@ -164,7 +167,7 @@ class AgentState:
     """
 
     kind: AgentKind
-    status: AgentStatus
+    status: AgentReadiness
     version: str | None
     detail: str
 
@@ -221,7 +224,7 @@ class TurnSink(Protocol):
     async def update(self, update: dict[str, Any]) -> None:
         """Take the update of a ``session/update`` or ``_goose/unstable/session/update``."""
 
-    async def permission(self, request: PermissionRequest) -> Decision:
+    async def permission(self, request: PermissionRequest) -> Settlement:
         """Return what the user decided; may wait as long as it needs."""
         ...
 

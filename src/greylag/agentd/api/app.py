@@ -157,7 +157,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 
 async def _storage_failed(_request: Request, error: Exception) -> Response:
     """Answer what the records could not take or give, a full disk most often."""
-    _log.error("records_failed", reason=str(error))
+    _log.error("records_failed", error=str(error))
     return refusal(RequestError("storage_failed", str(error)))
 
 

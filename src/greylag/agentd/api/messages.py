@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from greylag.agentd.api.requests import follow, read_object, refusal, text
-from greylag.agentd.journal.tail import JournalTail
+from greylag.agentd.journal.replay import JournalTail
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import sse

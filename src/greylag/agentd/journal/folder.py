@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from greylag.agentd.journal.journal import TurnJournal, event_id, write_all
-from greylag.agentd.journal.tail import JournalTail, frames
+from greylag.agentd.journal.replay import JournalTail, frames
 from greylag.common import sse
 
 SUFFIX = ".sse"
@@ -68,7 +68,7 @@ class Journals:
         try:
             self.path(turn_id).unlink(missing_ok=True)
         except OSError as error:
-            _log.warning("journal_not_removed", turn_id=turn_id, reason=error.strerror)
+            _log.warning("journal_not_removed", turn_id=turn_id, error=error.strerror)
 
     async def hold_reserve(self) -> None:
         """Keep some room on the disk for ending turns, unless it is kept already.
@@ -171,7 +171,7 @@ class Reserve:
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
-            _log.error("reserve_not_released", reason=error.strerror)
+            _log.error("reserve_not_released", error=error.strerror)
 
 
 def repair(path: Path, turn_id: str, take: Callable[[str, dict[str, Any]], None]) -> int:

@@ -61,7 +61,7 @@ _SCRIPTED_AGENT = (
     "Install Node and set up again, or put goose on the PATH, to use the real agent."
 )
 
-Outcome = tuple[web.StreamResponse, ModelFailure | None]
+CallOutcome = tuple[web.StreamResponse, ModelFailure | None]
 
 _log = structlog.get_logger(__name__)
 
@@ -225,7 +225,7 @@ async def _remember(request: web.Request, response: web.StreamResponse) -> None:
     request[_RESPONSE] = response
 
 
-async def _scripted(request: web.Request) -> Outcome:
+async def _scripted(request: web.Request) -> CallOutcome:
     response = await scripted_model.answer(request)
     if response.status < HTTPStatus.BAD_REQUEST:
         return response, None
@@ -272,7 +272,7 @@ class ProviderClient:
         """Close them all."""
         await self._session.close()
 
-    async def forward(self, request: web.Request) -> Outcome:
+    async def forward(self, request: web.Request) -> CallOutcome:
         """Pass ``request`` on and stream the answer back.
 
         Returns:
@@ -323,7 +323,7 @@ def _proxy_for(url: URL) -> str | None:
     return getproxies().get(url.scheme)
 
 
-async def _stream(request: web.Request, answer: aiohttp.ClientResponse) -> Outcome:
+async def _stream(request: web.Request, answer: aiohttp.ClientResponse) -> CallOutcome:
     response = web.StreamResponse(
         status=answer.status, headers=CIMultiDict(end_to_end(answer.headers))
     )
@@ -339,7 +339,7 @@ async def _stream(request: web.Request, answer: aiohttp.ClientResponse) -> Outco
     return response, None
 
 
-async def _refused(answer: aiohttp.ClientResponse) -> Outcome:
+async def _refused(answer: aiohttp.ClientResponse) -> CallOutcome:
     """Pass on an error answer (short by nature), and read what the provider says in it."""
     body = bytearray()
     async for chunk in answer.content.iter_any():
@@ -365,7 +365,7 @@ def _message(body: bytes, answer: aiohttp.ClientResponse) -> str:
     return str(said)[:_MESSAGE_LIMIT]
 
 
-def _failed(status: int, message: str) -> Outcome:
+def _failed(status: int, message: str) -> CallOutcome:
     error = {"message": message, "type": "provider_unreachable", "code": str(status)}
     return web.json_response({"error": error}, status=status), ModelFailure(None, message)
 

@@ -18,12 +18,12 @@ from greylag.agentd.agent.types import (
     AgentPort,
     AgentRefusedError,
     AgentUnavailableError,
-    Decision,
     PromptResult,
+    Settlement,
 )
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import JournalError
-from greylag.agentd.journal.tail import JournalTail
+from greylag.agentd.journal.replay import JournalTail
 from greylag.agentd.problems import RequestError, not_found, storage_failed
 from greylag.agentd.records import (
     Records,
@@ -36,8 +36,9 @@ from greylag.agentd.records import (
 )
 from greylag.agentd.turns.errors import RESTARTED, SESSION_UNKNOWN, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
-from greylag.agentd.turns.running import Answer, RunningTurn, TurnPolicy
+from greylag.agentd.turns.running import RunningTurn, TurnPolicy
 
+Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
 EndpointType = Literal["agent-streaming", "sync", "provider-streaming"]
 ActivityStatus = Literal["processing", "completed", "error"]
 
@@ -203,13 +204,14 @@ class TurnEngine:
             await self._cancel(turn)
         return record
 
-    async def answer(self, turn_id: str, confirmation_id: str, decision: Decision) -> Answer:
+    async def answer(self, turn_id: str, confirmation_id: str, decision: Settlement) -> Acceptance:
         """Take the user's answer to a confirmation of a turn."""
-        turn = self._running.get(turn_id)
-        if turn is not None:
-            return turn.answer(confirmation_id, decision)
-        await self.get(turn_id)
-        made = await self.records.decision(confirmation_id, turn_id)
+        made: str | None
+        if (turn := self._running.get(turn_id)) is not None:
+            made = turn.answer(confirmation_id, decision)
+        else:
+            await self.get(turn_id)
+            made = await self.records.decision(confirmation_id, turn_id)
         if made is None:
             return "unknown"
         return "accepted" if made == decision else "settled_otherwise"
@@ -346,7 +348,7 @@ class TurnEngine:
             turn.finish(result, error, failure)
             await turn.journal.seal()
         except JournalError as unwritten:
-            _log.error("journal_failed", reason=str(unwritten))
+            _log.error("journal_failed", error=str(unwritten))
             await self._write_end_again(turn, error or failure_of(unwritten))
         try:
             await self._record_end(turn)
@@ -364,7 +366,7 @@ class TurnEngine:
                 await turn.journal.seal()
                 return
         except JournalError as failure:
-            _log.error("journal_failed", reason=str(failure))
+            _log.error("journal_failed", error=str(failure))
         turn.summary.fail(error)
 
     async def _record_end(self, turn: RunningTurn) -> None:
@@ -372,7 +374,7 @@ class TurnEngine:
         try:
             await self._record(turn, outcome)
         except StorageError as error:
-            _log.error("records_failed", reason=str(error))
+            _log.error("records_failed", error=str(error))
             self._journals.reserve.release()
             # The whole answer is in the journal; of it the record takes no more than there is room.
             await self._record(turn, replace(outcome, answer=outcome.answer[:_ANSWER_ON_FULL_DISK]))
@@ -385,7 +387,7 @@ class TurnEngine:
         try:
             await self._journals.make_room(self._running.__contains__)
         except OSError as error:
-            _log.error("journals_not_removed", reason=str(error))
+            _log.error("journals_not_removed", error=str(error))
 
     async def _recovered(self, record: TurnRecord) -> TurnSummary:
         """Return what the turn's events add up to, with its end among them."""
@@ -393,7 +395,7 @@ class TurnEngine:
             return await self._end_left(record)
         except (OSError, JournalError) as error:
             # Its record can still say that it ended, so that its session is free.
-            _log.error("journal_failed", turn_id=record.turn_id, reason=str(error))
+            _log.error("journal_failed", turn_id=record.turn_id, error=str(error))
             summary = TurnSummary()
             summary.fail(RESTARTED)
             return summary

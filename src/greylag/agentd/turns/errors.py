@@ -125,7 +125,7 @@ def provider_error(update: dict[str, Any]) -> TurnError | None:
     return None
 
 
-def told_by_provider(error: TurnError, failure: ModelFailure | None) -> TurnError:
+def with_provider_code(error: TurnError, failure: ModelFailure | None) -> TurnError:
     """Return ``error`` with the code that the provider's own answer means, where it is known.
 
     Args:

@@ -5,18 +5,16 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from greylag.agentd.agent.types import Decision, ModelFailure, PermissionRequest, PromptResult
+from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult, Settlement
 from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJournal
 from greylag.agentd.records import TurnRecord
-from greylag.agentd.turns.errors import TurnError, told_by_provider
+from greylag.agentd.turns.errors import TurnError, with_provider_code
 from greylag.agentd.turns.events import Translator, TurnEvent, TurnSummary
 
-Answer = Literal["accepted", "settled_otherwise", "unknown"]
-
 _ERROR_TEXT = 4000  # a provider may answer with a whole page
-_SETTLED: Mapping[Decision, str] = {
+_SETTLED: Mapping[Settlement, str] = {
     "allow_once": "The tool call was allowed.",
     "reject_once": "The tool call was declined.",
     "cancelled": "The tool call was cancelled with its turn.",
@@ -73,7 +71,7 @@ class RunningTurn:
         self.ended = asyncio.Event()
         self._policy = policy
         self._translator = Translator(record.session_id, policy.now)
-        self._confirmations: dict[str, asyncio.Future[Decision]] = {}
+        self._confirmations: dict[str, asyncio.Future[Settlement]] = {}
 
     def begin(self, demonstration: str | None) -> None:
         """Add the first event: which turn this is, and whether no real model answers."""
@@ -95,11 +93,11 @@ class RunningTurn:
         for event in self._translator.update(update):
             self.emit(event)
 
-    async def permission(self, request: PermissionRequest) -> Decision:
+    async def permission(self, request: PermissionRequest) -> Settlement:
         """Ask the user whether a tool call may run; wait for the answer or the timeout."""
         confirmation_id = uuid.uuid4().hex
         self.emit(self._translator.confirmation(confirmation_id, request))
-        settled: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        settled: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
         self._confirmations[confirmation_id] = settled
         seconds = self._policy.confirmation_timeout
         await asyncio.wait({settled}, timeout=seconds)
@@ -107,13 +105,11 @@ class RunningTurn:
         self._settle(confirmation_id, "reject_once", words)
         return settled.result()
 
-    def answer(self, confirmation_id: str, decision: Decision) -> Answer:
-        """Take the user's answer. The same answer again is accepted again."""
-        if confirmation_id not in self._confirmations:
-            return "unknown"
-        self._settle(confirmation_id, decision, _SETTLED[decision])
-        made = self.decisions[confirmation_id]
-        return "accepted" if made == decision else "settled_otherwise"
+    def answer(self, confirmation_id: str, decision: Settlement) -> Settlement | None:
+        """Take the user's answer; return how the question is settled, None if there is none."""
+        if confirmation_id in self._confirmations:
+            self._settle(confirmation_id, decision, _SETTLED[decision])
+        return self.decisions.get(confirmation_id)
 
     def cancel_confirmations(self) -> None:
         """Settle all that are open as cancelled; the turn is ending."""
@@ -121,7 +117,7 @@ class RunningTurn:
             self._settle(confirmation_id, "cancelled", _SETTLED["cancelled"])
 
     @property
-    def decisions(self) -> dict[str, Decision]:
+    def decisions(self) -> dict[str, Settlement]:
         """How each settled confirmation was settled."""
         return {
             confirmation_id: "cancelled" if settled.exception() else settled.result()
@@ -148,7 +144,7 @@ class RunningTurn:
                     self.emit(event)
         except JournalFullError as full:
             error = error or TurnError("journal_full", str(full))
-        self.close(result, None if error is None else told_by_provider(error, failure))
+        self.close(result, None if error is None else with_provider_code(error, failure))
 
     def close(self, result: PromptResult | None, error: TurnError | None) -> None:
         """Add the very last events: the error if there was one, and ``complete``."""
@@ -171,7 +167,7 @@ class RunningTurn:
         }
         self.emit(TurnEvent("complete", complete), last_words=True)
 
-    def _settle(self, confirmation_id: str, decision: Decision, words: str) -> None:
+    def _settle(self, confirmation_id: str, decision: Settlement, words: str) -> None:
         settled = self._confirmations[confirmation_id]
         if settled.done():
             return  # of an answer, the timeout and the end the first one counts

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from greylag.cluster.kubernetes.diagnosis import is_ready, wants_pod
 from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
     PROJECT_LABEL,
@@ -20,8 +21,8 @@ from greylag.cluster.kubernetes.identity import (
     ref_of,
 )
 from greylag.cluster.kubernetes.informer import Change, Informers
-from greylag.cluster.kubernetes.objects import is_ready, wants_pod
 from greylag.cluster.shared import ChangeFeed
+from greylag.common.clock import parse_rfc3339
 from greylag.domain.project import Environment, ProjectRef
 
 ProjectKey = tuple[str, str]
@@ -172,5 +173,5 @@ def _ready_late(before: Object | None, change: Change) -> bool:
     made = change.thing["metadata"].get("creationTimestamp")
     if not made:
         return False
-    age = datetime.now(UTC) - datetime.fromisoformat(made)
+    age = datetime.now(UTC) - parse_rfc3339(made)
     return age.total_seconds() > _OLD_SECONDS

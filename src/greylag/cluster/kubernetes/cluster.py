@@ -9,12 +9,12 @@ import structlog
 
 from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.cache import ProjectCache
+from greylag.cluster.kubernetes.diagnosis import container, wants_pod
 from greylag.cluster.kubernetes.failures import ApiError, translated
 from greylag.cluster.kubernetes.identity import SELECTOR, Object, project_selector
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, ServiceProxy
 from greylag.cluster.kubernetes.manifests import CONTAINER
-from greylag.cluster.kubernetes.objects import container, wants_pod
 from greylag.cluster.kubernetes.observation import EnvironmentObserver
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys
@@ -99,16 +99,19 @@ class KubernetesCluster:
         self._closing = asyncio.Event()
 
     async def check(self) -> None:
-        """Raise ``ConfigError`` when the settings lead to what does not take us.
+        """Ask the API server whether it takes us.
 
-        An API server that cannot be reached now is only told of in the log: that may pass.
+        One that cannot be reached now is only told of in the log: that may pass.
+
+        Raises:
+            ConfigError: the settings lead to what does not take us.
         """
         if self.notice:
-            _log.warning("agents_open_to_all", why=self.notice)
+            _log.warning("agents_open_to_all", reason=self.notice)
         try:
             version = await server_version(self._api.within(CHECK_SECONDS))
         except ClusterError as error:
-            _log.warning("kubernetes_unreachable", why=str(error))
+            _log.warning("kubernetes_unreachable", error=str(error))
         else:
             _log.info("kubernetes", version=version)
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from greylag.common.clock import parse_rfc3339
 from greylag.domain.errors import ClusterUnavailableError
 
 REREAD_SECONDS = 60.0
@@ -102,7 +103,7 @@ class TokenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class ExecConfig:
     """What to run. ``env`` is added to our own; ``cluster`` is told to it, if it asked for that."""
 
     api_version: str
@@ -120,7 +121,7 @@ class ExecPlugin:
 
     def __init__(
         self,
-        program: Program,
+        program: ExecConfig,
         context: ssl.SSLContext | None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -153,7 +154,7 @@ class ExecPlugin:
             certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
             ends = status.get("expirationTimestamp")
             headers = bearer(token)
-            self._ends = _moment(ends) if ends else None
+            self._ends = parse_rfc3339(ends) if ends else None
             if certificate and key and self._context is not None:
                 await asyncio.to_thread(load_identity, self._context, certificate, key)
             elif not token:
@@ -294,11 +295,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             while await process.stdout.read(_LONGEST):
                 pass
             await process.wait()
-
-
-def _moment(text: str) -> datetime:
-    """Return what RFC 3339 text tells; ``ValueError`` for a time without its zone."""
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("a time without its zone")
-    return moment

@@ -142,7 +142,11 @@ class Informers:
         return ClusterUnavailableError(self.problem) if refusal is None else cluster_error(refusal)
 
     async def synced(self, within: float) -> None:
-        """Return when all kinds are known; raise ``trouble`` after ``within`` seconds."""
+        """Return when all kinds are known.
+
+        Raises:
+            ClusterUnavailableError: they are not after ``within`` seconds; it is ``trouble``.
+        """
         try:
             async with asyncio.timeout(within):
                 await self._answers.wait()
@@ -339,7 +343,7 @@ class Informer:
     def _lost(self, error: ApiError | ClusterUnavailableError) -> float:
         """Note that the cache may be old; return how long the API server asked to be left alone."""
         if self.live or not self.problem:
-            _log.warning("kubernetes_watch_lost", kind=self.kind, why=str(error))
+            _log.warning("kubernetes_watch_lost", kind=self.kind, error=str(error))
         self._live.clear()
         self.problem = str(error)
         self.refusal = error if isinstance(error, ApiError) and error.is_refusal else None

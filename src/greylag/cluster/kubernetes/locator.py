@@ -20,6 +20,7 @@ from yarl import URL
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectKey
 from greylag.cluster.kubernetes.connection import Connection
+from greylag.cluster.kubernetes.diagnosis import is_ready, is_removed
 from greylag.cluster.kubernetes.failures import ApiError, translated
 from greylag.cluster.kubernetes.identity import (
     START_ANNOTATION,
@@ -29,7 +30,6 @@ from greylag.cluster.kubernetes.identity import (
     secret_name,
 )
 from greylag.cluster.kubernetes.manifests import HEALTH_PATH, ingress_url
-from greylag.cluster.kubernetes.objects import is_ready, is_removed
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
 from greylag.common.net import end_to_end
@@ -67,7 +67,7 @@ class AgentLocator:
         self._kept: dict[str, _Kept] = {}
 
     async def reach(self, environment: Environment) -> AgentAddress:
-        """Return a ready environment's address and token, else raise ``NotActiveError``."""
+        """Return a ready environment's address and token."""
         now = asyncio.get_running_loop().time()
         kept = self._kept.get(environment.id)
         if kept is not None and now < kept.until:

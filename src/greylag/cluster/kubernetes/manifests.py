@@ -21,7 +21,7 @@ from greylag.cluster.kubernetes.identity import (
     secret_name,
     volume_claim_name,
 )
-from greylag.cluster.kubernetes.namespace import EPHEMERAL_REQUEST, SERVICE_ACCOUNT, shared_objects
+from greylag.cluster.kubernetes.isolation import EPHEMERAL_REQUEST, SERVICE_ACCOUNT, shared_objects
 from greylag.cluster.kubernetes.options import Options, Template
 from greylag.domain.names import label
 from greylag.domain.project import Environment

@@ -5,6 +5,15 @@ from typing import Any
 
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, ProjectKey, key_of
+from greylag.cluster.kubernetes.diagnosis import (
+    EnvironmentObjects,
+    container,
+    is_current,
+    is_ready,
+    is_removed,
+    last,
+    lives,
+)
 from greylag.cluster.kubernetes.failures import ApiError, stuck_removal, translated
 from greylag.cluster.kubernetes.identity import (
     GENERATION_ANNOTATION,
@@ -15,17 +24,8 @@ from greylag.cluster.kubernetes.identity import (
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.informer import Informers
+from greylag.cluster.kubernetes.isolation import POLICY_NAMES
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpoint_of
-from greylag.cluster.kubernetes.namespace import POLICY_NAMES
-from greylag.cluster.kubernetes.objects import (
-    EnvironmentObjects,
-    container,
-    is_current,
-    is_ready,
-    is_removed,
-    last,
-    lives,
-)
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import names_a_key
 from greylag.cluster.shared import plain

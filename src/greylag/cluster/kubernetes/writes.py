@@ -16,6 +16,7 @@ from typing import Any
 
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, key_of
+from greylag.cluster.kubernetes.diagnosis import is_removed
 from greylag.cluster.kubernetes.failures import (
     ApiError,
     cause,
@@ -47,9 +48,8 @@ from greylag.cluster.kubernetes.identity import (
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.informer import Informers
+from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import project_objects
-from greylag.cluster.kubernetes.namespace import shared_objects
-from greylag.cluster.kubernetes.objects import is_removed
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, random_token, token_of
 from greylag.domain.errors import ClusterError, LeaseLostError
@@ -258,7 +258,7 @@ class Applier:
             )
 
     async def _all(self, things: Sequence[Object], secret: Object | None = None) -> None:
-        """Apply what may be applied in any order, all at once; raise the first refusal."""
+        """Apply what may be applied in any order, all at once; the first refusal ends it."""
         wanted = [_with_digest(thing) for thing in things]
         done = await asyncio.gather(
             *(

@@ -21,7 +21,7 @@ from greylag.cluster.local.sandbox import (
     choose_sandbox,
     start_folder,
 )
-from greylag.cluster.local.supervisor import Supervisor, Threads
+from greylag.cluster.local.stopping import Supervisor, Threads
 from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterUnavailableError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed
@@ -213,7 +213,7 @@ def _readable(root: Path) -> list[tuple[Folder, EnvironmentRecord]]:
         try:
             record = folder.read()
         except ClusterUnavailableError as error:
-            _log.warning("environment_unreadable", reason=str(error))
+            _log.warning("environment_unreadable", error=str(error))
             continue
         if record is not None:
             found.append((folder, record))

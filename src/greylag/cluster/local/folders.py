@@ -123,7 +123,11 @@ class Folder:
 
     @classmethod
     def of(cls, root: Path, names: EnvironmentNames) -> Self:
-        """Return the folder for ``names``; raise ``ClusterError`` for names that are no labels."""
+        """Return the folder for ``names``.
+
+        Raises:
+            ClusterError: one of them is no label.
+        """
         for name in (names.namespace, names.deployment):
             if not _LABEL.fullmatch(name):
                 raise ClusterError(f"{name!r} cannot be the name of a folder.", terminal=True)

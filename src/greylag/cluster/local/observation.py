@@ -9,7 +9,7 @@ from greylag.cluster.local import launch
 from greylag.cluster.local.environment import LocalEnvironment
 from greylag.cluster.local.folders import EnvironmentRecord, Phase
 from greylag.cluster.local.logfile import last_words
-from greylag.cluster.local.supervisor import Supervisor, Threads
+from greylag.cluster.local.stopping import Supervisor, Threads
 from greylag.cluster.shared import plain
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError, ErrorInfo

@@ -221,8 +221,8 @@ def _probe(sandbox: Sandbox) -> str | None:
 @cache
 def _no_more_namespaces(bwrap: str) -> tuple[str, ...]:
     """Return the flag that forbids user namespaces inside; older ones have the filter alone."""
-    told = subprocess.run([bwrap, "--help"], capture_output=True, check=False)  # noqa: S603 - as above
-    return ("--disable-userns",) if b"--disable-userns" in told.stdout + told.stderr else ()
+    usage = subprocess.run([bwrap, "--help"], capture_output=True, check=False)  # noqa: S603 - as above
+    return ("--disable-userns",) if b"--disable-userns" in usage.stdout + usage.stderr else ()
 
 
 def _kernel() -> tuple[int, ...]:

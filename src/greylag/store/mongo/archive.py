@@ -195,11 +195,11 @@ def stored_project(
         record = from_document(raw)
         # What was moved out of the tail may stand there still, and newer events may have come.
         numbered = {fields["seq"]: fields for fields in [*older, *tail_of(raw)]}
-        kept = range(record.last_seq - LOG_LENGTH + 1, record.last_seq + 1)
+        last = record.project.last_seq
+        kept = range(last - LOG_LENGTH + 1, last + 1)
         stored = StoredProject(
             project=record.project,
             claims=record.claims,
-            last_seq=record.last_seq,
             events=[to_event(numbered[seq]) for seq in sorted(numbered) if seq in kept],
             keys=[
                 StoredKey(
@@ -220,7 +220,7 @@ def stored_project(
 
 def project_document(stored: StoredProject) -> Document:
     """Return the document of a project that arrives, its log with it."""
-    document = to_document(ProjectRecord(stored.project, stored.claims, stored.last_seq))
+    document = to_document(ProjectRecord(stored.project, stored.claims))
     extra: Document = json_util.loads(json.dumps(dict(stored.extra)), json_options=_EXTRA_OPTIONS)
     # The whole log goes with the record, so that both arrive in one step; its next event moves it
     # to where older events are kept.

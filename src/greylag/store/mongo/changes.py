@@ -44,7 +44,7 @@ class OwnChanges:
         self._hub = hub
         self._source = secrets.token_hex(8)
         self._numbers = count(1)
-        self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._notified: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def name(self) -> str:
         """Return a name for one write, which no other write of any process has."""
@@ -54,7 +54,7 @@ class OwnChanges:
         """Tell of the write ``news`` to one project, unless that was told before; a project whose
         owner is not known (``None``) may be any.
         """
-        if (news, "") not in self._told and self._note(news, record_id):
+        if (news, "") not in self._notified and self._note(news, record_id):
             self._hub.signal(ref)
 
     def tell_all(self, news: str) -> None:
@@ -68,11 +68,11 @@ class OwnChanges:
 
     def _note(self, news: str, record_id: str) -> bool:
         place = (news, record_id)
-        if place in self._told:
+        if place in self._notified:
             return False
-        self._told[place] = None
-        while len(self._told) > _REMEMBERED:
-            self._told.popitem(last=False)
+        self._notified[place] = None
+        while len(self._notified) > _REMEMBERED:
+            self._notified.popitem(last=False)
         return True
 
 

@@ -161,8 +161,11 @@ class RefusedByServerError(StoreUnavailableError):
 def asking(seconds: float) -> Iterator[None]:
     """Bound all that the ``with`` block asks of the server by ``seconds``, retries included.
 
-    Raises ``StoreUnavailableError`` for the driver's errors and ``InvalidRequestError`` for values
-    that no document can hold. ``DuplicateKeyError`` passes: it is an answer, not a failure.
+    ``DuplicateKeyError`` passes: it is an answer, not a failure.
+
+    Raises:
+        StoreUnavailableError: for the driver's errors.
+        InvalidRequestError: no document can hold the values.
     """
     with cancellable(), _translated(), pymongo.timeout(seconds):
         yield
@@ -241,7 +244,10 @@ class WriteAttempts:
 
     async def pause(self) -> None:
         """Wait a little longer than the last time: another writer's change may be visible only
-        when a majority has it. Raises ``StoreUnavailableError`` when the time is over.
+        when a majority has it.
+
+        Raises:
+            StoreUnavailableError: the time is over.
         """
         if self._loop.time() > self._end:
             raise StoreUnavailableError("Others changed the same project again and again.")

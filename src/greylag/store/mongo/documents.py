@@ -64,7 +64,7 @@ def to_document(record: ProjectRecord) -> Document:
         "deadline_at": project.deadline_at,
         "lease": asdict(lease) if lease else None,
         "claims": record.claims,
-        "last_seq": record.last_seq,
+        "last_seq": project.last_seq,
         "woken": record.woken,
     }
     if record.claimable_at is not None:
@@ -176,11 +176,10 @@ def _record(raw: Mapping[str, Any]) -> ProjectRecord:
         attempts=raw.get("attempts", 0),
         due_at=raw.get("due_at"),
         deadline_at=raw.get("deadline_at"),
+        last_seq=raw.get("last_seq", 0),
         lease=Lease(**raw["lease"]) if raw.get("lease") else None,
     )
-    return ProjectRecord(
-        project, raw.get("claims", 0), raw.get("last_seq", 0), bool(raw.get("woken", False))
-    )
+    return ProjectRecord(project, raw.get("claims", 0), bool(raw.get("woken", False)))
 
 
 def _desired(raw: Mapping[str, Any], status: Status) -> Desired:

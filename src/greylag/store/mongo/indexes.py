@@ -201,7 +201,7 @@ def _update(raw: Document) -> UpdateOne | None:
     try:
         record = from_document(raw)
     except DocumentError as error:
-        _log.warning("document_passed_over", reason=str(error))
+        _log.warning("document_passed_over", error=str(error))
         return None
     update = difference(raw, record, record)
     changed = update.get("$set", {}) | {"revision": 1}

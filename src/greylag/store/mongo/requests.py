@@ -244,4 +244,4 @@ def _readable(found: Sequence[Document]) -> Iterator[Project]:
         try:
             yield from_document(raw).project
         except DocumentError as error:
-            _log.warning("document_passed_over", reason=str(error))
+            _log.warning("document_passed_over", error=str(error))

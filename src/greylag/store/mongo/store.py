@@ -9,8 +9,8 @@ from greylag.domain.errors import GreylagError, StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.ports import StoreIncompleteError, Subscription
 from greylag.store.mongo import changes, connection, indexes
+from greylag.store.mongo.claims import LONG_SECONDS, ReconcilerMethods
 from greylag.store.mongo.connection import MongoLimits, RefusedByServerError, asking
-from greylag.store.mongo.reconciliation import LONG_SECONDS, ReconcilerMethods
 from greylag.store.mongo.requests import RequestMethods
 
 _PAUSE_SECONDS = 1.0
@@ -96,7 +96,7 @@ class MongoStore(RequestMethods, ReconcilerMethods):
             if not patient:
                 raise
             self._wanting = error
-            _log.warning("store_unavailable", reason=str(error))
+            _log.warning("store_unavailable", error=str(error))
         following = self._follow(poll_seconds, prepare=prepare)
         self._following = asyncio.create_task(following, name="store-follower")
         self._following.add_done_callback(self._followed)
@@ -133,7 +133,7 @@ class MongoStore(RequestMethods, ReconcilerMethods):
                 await self._make_ready(poll_seconds, prepare=prepare)
             except GreylagError as error:
                 if str(error) != str(self._wanting):
-                    _log.warning("store_not_ready", reason=str(error))
+                    _log.warning("store_not_ready", error=str(error))
                 self._wanting = error
             else:
                 self._wanting = None

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, closing
 from datetime import datetime
 from pathlib import Path
 
-from greylag.common.sqlite import SqlThread, transaction
+from greylag.common.sqlite import SqlThread, transaction, version_of
 from greylag.common.typed import check_types
 from greylag.domain.errors import ConfigError
 from greylag.domain.project import ProjectRef
@@ -140,7 +140,7 @@ def _check_file(path: Path) -> None:
         schema.translated(),
         closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as sql,
     ):
-        version, newest = schema.version_of(sql), len(schema.MIGRATIONS)
+        version, newest = version_of(sql), len(schema.MIGRATIONS)
     if version == 0:
         raise ConfigError(
             f"{path} holds no records of Greylag.", hint="Give the data folder of a Greylag."
@@ -170,7 +170,6 @@ def _stored(sql: sqlite3.Connection, row: sqlite3.Row) -> StoredProject | Findin
         stored = StoredProject(
             project=record.project,
             claims=record.claims,
-            last_seq=record.last_seq,
             events=[tables.to_event(event) for event in sql.execute(log, of_record)],
             keys=[
                 StoredKey(
@@ -206,9 +205,7 @@ def _put_one(sql: sqlite3.Connection, stored: StoredProject) -> None:
     ).fetchall()
     for (twin,) in twins:
         tables.delete(sql, twin)
-    sql.execute(
-        tables.INSERT, tables.to_row(ProjectRecord(project, stored.claims, stored.last_seq))
-    )
+    sql.execute(tables.INSERT, tables.to_row(ProjectRecord(project, stored.claims)))
     tables.add_events(sql, project.id, stored.events)
     sql.executemany(
         "INSERT OR REPLACE INTO idempotency_keys "

@@ -1,14 +1,11 @@
-"""The SQLite tables, and the steps that bring an older file to them.
-
-``PRAGMA user_version`` says how many steps a file has had. A step is never changed once released:
-a change of the tables is a new step at the end.
-"""
+"""The SQLite tables, and the steps that bring an older file to them."""
 
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from greylag.common.sqlite import NoWalError, transaction
+from greylag.common import sqlite
+from greylag.common.sqlite import NewerFileError, NoWalError
 from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavailableError
 from greylag.ports import StoreIncompleteError
 
@@ -130,43 +127,25 @@ MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS)
 
 
 def migrate(sql: sqlite3.Connection) -> None:
-    """Bring the file to the newest tables, each step in a transaction of its own.
+    """Bring the file to the newest tables.
 
-    Raises ``ConfigError`` for a file that a newer Greylag wrote, or that is something else.
+    Raises:
+        ConfigError: this SQLite is too old, or the file is something else than Greylag's.
+        NewerFileError: a newer Greylag wrote the file.
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise ConfigError(
             f"Greylag needs SQLite 3.31 or newer; this Python has {sqlite3.sqlite_version}."
         )
-    for target, statements in enumerate(MIGRATIONS, 1):
-        if version_of(sql) < target:
-            _apply(sql, target, statements)
-    if version_of(sql) > len(MIGRATIONS):
+    sqlite.migrate(sql, MIGRATIONS, _check_new)
+
+
+def _check_new(sql: sqlite3.Connection) -> None:
+    if sql.execute("SELECT 1 FROM sqlite_master").fetchone():
         raise ConfigError(
-            "The database was written by a newer Greylag than this one.",
-            hint="Start the newer Greylag, or give this one another data folder.",
+            "The database file holds tables that are not Greylag's.",
+            hint="Give Greylag a data folder of its own.",
         )
-
-
-def _apply(sql: sqlite3.Connection, target: int, statements: tuple[str, ...]) -> None:
-    with transaction(sql):
-        # Another process may have been faster; inside the transaction nobody is.
-        if version_of(sql) >= target:
-            return
-        if target == 1 and sql.execute("SELECT 1 FROM sqlite_master").fetchone():
-            raise ConfigError(
-                "The database file holds tables that are not Greylag's.",
-                hint="Give Greylag a data folder of its own.",
-            )
-        for statement in statements:
-            sql.execute(statement)
-        sql.execute(f"PRAGMA user_version = {target}")
-
-
-def version_of(sql: sqlite3.Connection) -> int:
-    """Return how many steps the file has had."""
-    version: int = sql.execute("PRAGMA user_version").fetchone()[0]
-    return version
 
 
 def is_incomplete(sql: sqlite3.Connection) -> bool:
@@ -192,6 +171,11 @@ def translated() -> Iterator[None]:
         raise ConfigError(
             "The file system of the data folder cannot hold the database.",
             hint="Choose a data folder on a local disk.",
+        ) from error
+    except NewerFileError as error:
+        raise ConfigError(
+            "The database was written by a newer Greylag than this one.",
+            hint="Start the newer Greylag, or give this one another data folder.",
         ) from error
     except (sqlite3.Error, OSError) as error:
         raise StoreUnavailableError(f"The database cannot be used: {error}.") from error

@@ -85,7 +85,7 @@ class SqliteFollower:
         except StoreUnavailableError as error:
             # Listeners look for themselves and meet the error where it can be answered.
             if not self._failing:
-                _log.warning("changes_unreadable", reason=str(error))
+                _log.warning("changes_unreadable", error=str(error))
             self._failing = True
             self._hub.signal(None)
             return _SECONDS_AFTER_FAILURE

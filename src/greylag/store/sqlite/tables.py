@@ -68,7 +68,7 @@ def to_row(record: ProjectRecord) -> dict[str, Any]:
         "lease_number": lease.number if lease else None,
         "lease_until": millis(lease.until) if lease else None,
         "claims": record.claims,
-        "last_seq": record.last_seq,
+        "last_seq": project.last_seq,
         "woken": record.woken,
     }
 
@@ -101,9 +101,10 @@ def from_row(row: sqlite3.Row) -> ProjectRecord:
         attempts=row["attempts"],
         due_at=_maybe_moment(row["due_at"]),
         deadline_at=_maybe_moment(row["deadline_at"]),
+        last_seq=row["last_seq"],
         lease=_lease(row),
     )
-    return ProjectRecord(project, row["claims"], row["last_seq"], bool(row["woken"]))
+    return ProjectRecord(project, row["claims"], bool(row["woken"]))
 
 
 def event_body(event: Event) -> str:
@@ -155,7 +156,11 @@ def one(
 
 
 def find(sql: sqlite3.Connection, ref: ProjectRef) -> ProjectRecord:
-    """Return a project's record, or raise ``ProjectNotFoundError``."""
+    """Return a project's record.
+
+    Raises:
+        ProjectNotFoundError: the owner has none of this id.
+    """
     record = one(
         sql,
         SELECT + " WHERE user_id = ? AND project_id = ?",
@@ -237,7 +242,7 @@ def page(sql: sqlite3.Connection, owner: str, query: PageQuery) -> Sequence[Proj
 
 
 def events(sql: sqlite3.Connection, ref: ProjectRef, after: int, limit: int) -> Sequence[Event]:
-    """Return a part of a project's log, or raise ``ProjectNotFoundError``."""
+    """Return a part of a project's log."""
     record = find(sql, ref)
     found = sql.execute(
         "SELECT seq, body FROM events WHERE record_id = ? AND seq > ? ORDER BY seq LIMIT ?",

@@ -5,14 +5,13 @@ All else of the agent's API is relayed (`relay.py`).
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 
-from greylag.common.agent_api import Turn
-from greylag.domain.names import MAX_ID_LENGTH
+from greylag.common.agent_api import IN_PATHS, Parameter, Turn
 from greylag.services.agents import MAX_LOG_LINES
 from greylag.services.messages import NewMessage
 from greylag.web.api.projects import PROJECT
-from greylag.web.deps import ProjectCallDep, events, problems, text
+from greylag.web.deps import ProjectCallDep, events, path_id, problems, text
 from greylag.web.schemas import AgentOut, ConfirmationIn, MessageIn
 
 _RESPONSES = problems(404, 409, 502)
@@ -57,24 +56,9 @@ _EVENT_ID = r"^[!-~]{1,400}$"
 
 turns_router = APIRouter(tags=["turns"])
 
-_TurnId = Annotated[
-    str,
-    Path(
-        alias="turn",
-        description="A turn's id.",
-        min_length=1,
-        max_length=MAX_ID_LENGTH,
-        examples=["5a1d0b6c2f3e4d51a7c8e9f001122334"],
-    ),
-]
-_ConfirmationId = Annotated[
-    str,
-    Path(
-        alias="confirmation",
-        description="The id of a `tool_confirmation` event.",
-        min_length=1,
-        max_length=MAX_ID_LENGTH,
-    ),
+_TurnInPath = Annotated[str, path_id(IN_PATHS["turn"])]
+_ConfirmationInPath = Annotated[
+    str, path_id(Parameter("confirmation", "The id of a `tool_confirmation` event.", {}))
 ]
 
 _TURN_EXAMPLE = (
@@ -125,7 +109,7 @@ async def send_message(
 )
 async def follow_turn(
     call: ProjectCallDep,
-    turn: _TurnId,
+    turn: _TurnInPath,
     last_event_id: Annotated[
         str | None, Header(pattern=_EVENT_ID, description="Wins over `after`.")
     ] = None,
@@ -144,7 +128,7 @@ async def follow_turn(
 @turns_router.post(
     f"{TURN}/cancel", operation_id="cancel_turn", summary="Cancel a turn", responses=_RESPONSES
 )
-async def cancel_turn(call: ProjectCallDep, turn: _TurnId) -> Turn:
+async def cancel_turn(call: ProjectCallDep, turn: _TurnInPath) -> Turn:
     """Ask the turn to end; its stream tells when it has. One that has ended stays as it is."""
     return await call.use_cases.agents.cancel_turn(*call.at, turn)
 
@@ -158,8 +142,8 @@ async def cancel_turn(call: ProjectCallDep, turn: _TurnId) -> Turn:
 )
 async def answer_confirmation(
     call: ProjectCallDep,
-    turn: _TurnId,
-    confirmation: _ConfirmationId,
+    turn: _TurnInPath,
+    confirmation: _ConfirmationInPath,
     body: ConfirmationIn,
 ) -> None:
     """Answer the agent's question whether a tool may run; the same answer again is accepted."""

@@ -72,7 +72,7 @@ def create_health_app(check_ready: Callable[[], Awaitable[None]]) -> ASGIApp:
     """Return the application that tells the health of a program that serves nothing else.
 
     It answers `/healthz` and `/readyz` as the web does.
-    ``check_ready`` returns when work can be done and raises ``GreylagError`` otherwise.
+    ``check_ready`` returns when work can be done and fails by a ``GreylagError`` otherwise.
     """
     ok = HealthOut(status="ok").model_dump()
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 MAX_PAGE_BYTES = 2 * agent_api.MEBIBYTE
 """The most of an answer that is read whole, to show it on a page."""
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 router = APIRouter()
 
 
@@ -80,7 +80,7 @@ class RelayedAnswer(Response):
             try:
                 await response(scope, receive, send)
             except GreylagError as error:
-                log.warning("relay_cut", code=error.info.code, reason=error.info.message)
+                _log.warning("relay_cut", code=error.info.code, error=error.info.message)
 
 
 def _handler(

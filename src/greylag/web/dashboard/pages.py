@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from greylag.common import sse
-from greylag.common.clock import rfc3339
+from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.domain.errors import ErrorInfo, InvalidRequestError
 from greylag.domain.project import Desired, Project, Status
 from greylag.web.schemas import ProblemDocument, check_metadata
@@ -74,9 +74,8 @@ def moment(at: datetime, now: datetime | None = None) -> Moment:
 def parsed_moment(text: str, now: datetime | None = None) -> Moment | None:
     """Return the same of an RFC 3339 time that an agent told, ``None`` when it is not one."""
     try:
-        at = datetime.fromisoformat(text)
-        return moment(at if at.tzinfo else at.replace(tzinfo=UTC), now)
-    except (ValueError, OverflowError):
+        return moment(parse_rfc3339(text), now)
+    except ValueError:
         return None
 
 
@@ -209,7 +208,11 @@ class ProjectForm:
         return cls(**{name: form_field(form, name) for name in cls.__slots__})
 
     def metadata_object(self) -> dict[str, Any]:
-        """Return the metadata. Raises ``InvalidRequestError`` when it is no JSON object."""
+        """Return the metadata.
+
+        Raises:
+            InvalidRequestError: it is no JSON object.
+        """
         if not self.metadata.strip():
             return {}
         try:

@@ -57,7 +57,7 @@ async def show_project(
         user=owner,
         project=view,
         events=events,
-        last_event=events[-1].seq if events else 0,
+        last_event=project.last_seq,
         conversation=await read_conversation(call, view, session, limit),
         turns_shown=limit,
     )

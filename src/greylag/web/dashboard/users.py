@@ -164,7 +164,11 @@ class ProjectList:
 
 
 def parse_window(query: Mapping[str, str]) -> Window:
-    """Read a window from an address. Raises ``InvalidRequestError``."""
+    """Read a window from an address.
+
+    Raises:
+        InvalidRequestError: it asks for what cannot be.
+    """
     try:
         status = Status(query["status"]) if query.get("status") else None
     except ValueError:
@@ -176,7 +180,7 @@ def parse_window(query: Mapping[str, str]) -> Window:
 
 
 async def read_list(call: RequestContext, window: Window) -> ProjectList:
-    """Return the projects of ``window`` as they are now; raises what ``Projects.page`` raises."""
+    """Return the projects of ``window`` as they are now."""
     asked = PageQuery(limit=window.show, cursor=window.cursor, status=window.status)
     page = await call.use_cases.projects.page(call.principal, call.user_id, asked)
     more = older = None
@@ -197,10 +201,7 @@ async def read_list(call: RequestContext, window: Window) -> ProjectList:
 
 
 async def _frames(call: RequestContext, window: Window) -> AsyncIterator[bytes]:
-    """Yield the list as it is now, then what changes in it, until closed.
-
-    Raises what ``Projects.page`` raises.
-    """
+    """Yield the list as it is now, then what changes in it, until closed."""
     with call.use_cases.projects.changes() as news:
         shown: ProjectList | None = None
         while True:

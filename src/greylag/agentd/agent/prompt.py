@@ -10,9 +10,9 @@ from greylag.agentd.agent.acp import AcpPeer
 from greylag.agentd.agent.types import (
     AgentDiedError,
     AgentError,
-    Decision,
     PermissionRequest,
     PromptResult,
+    Settlement,
     TurnSink,
 )
 
@@ -124,7 +124,7 @@ class AgentTurn:
         except AgentDiedError:
             _log.info("permission_answer_dropped", agent_session_id=self._session)
 
-    async def _decide(self, question: PermissionRequest) -> Decision:
+    async def _decide(self, question: PermissionRequest) -> Settlement:
         try:
             return await self._sink.permission(question)
         except Exception as error:  # noqa: BLE001 - kept, and raised by ``run``, as above
@@ -184,7 +184,7 @@ def _question(params: dict[str, Any]) -> PermissionRequest:
     )
 
 
-def _outcome(decision: Decision, options: Any) -> dict[str, Any]:
+def _outcome(decision: Settlement, options: Any) -> dict[str, Any]:
     """Return the answer that takes the option of the decision's kind.
 
     An agent that offers no such option gets ``cancelled``, which runs no tool either.

@@ -47,7 +47,7 @@ class ReconcilerMethods(StoreParts):
                     return Claim(from_document(raw).project)
                 except DocumentError as error:
                     # Its lease keeps it from being claimed again at once.
-                    _log.warning("document_passed_over", reason=str(error))
+                    _log.warning("document_passed_over", error=str(error))
             return None
 
     async def next_due(self) -> datetime | None:
