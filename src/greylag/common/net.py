@@ -2,6 +2,7 @@
 by which proxy the world is reached.
 """
 
+import base64
 import ipaddress
 import re
 import uuid
@@ -97,6 +98,13 @@ class Proxy:
         port = f":{parts.port}" if parts.port else ""
         user = None if parts.username is None else unquote(parts.username)
         return cls(f"{parts.scheme}://{host}{port}", user, unquote(parts.password or ""))
+
+    def auth_header(self) -> dict[str, str]:
+        """Return the header that says who we are; none where nobody is to be named."""
+        if self.user is None:
+            return {}
+        plain = f"{self.user}:{self.password}".encode()
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(plain).decode()}"}
 
 
 def proxy_variables(environ: Mapping[str, str]) -> dict[str, str]:

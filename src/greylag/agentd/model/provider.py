@@ -7,6 +7,7 @@ stream, becomes a ``ModelFailure`` in words for people.
 """
 
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
@@ -89,7 +90,7 @@ class ProviderClient:
         )
         self._session = aiohttp.ClientSession(
             timeout=timeout,
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, ssl=ssl.create_default_context()),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=_HEADER_LINE,
@@ -143,15 +144,16 @@ class ProviderClient:
         headers["Accept-Encoding"] = "identity"
         if self._provider.key is not None:
             headers["Authorization"] = f"Bearer {self._provider.key}"
+        auth = {} if self._proxy is None else self._proxy.auth_header()
         with _in_words(self._provider, self._proxy, self._idle_seconds):
             for _ in range(_MOST_REDIRECTS + 1):
                 async with self._session.request(
                     method,
                     target,
-                    headers=headers,
+                    headers=[*headers.items(), *(auth.items() if target.scheme == "http" else ())],
                     data=body,
                     proxy=None if self._proxy is None else self._proxy.url,
-                    proxy_auth=_auth(self._proxy),
+                    proxy_headers=auth if target.scheme == "https" else None,
                     allow_redirects=False,
                 ) as answer:
                     if not HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
@@ -287,13 +289,18 @@ class _Events:
         if len(self.rest) > _LINE_LIMIT:  # no error is as long as that
             passed, self.rest = whole + newline + self.rest, b""
             return passed
-        passed = b""
+        passed, name = b"", b""
         for line in (whole + newline).splitlines(keepends=True):
-            data = line.removeprefix(b"data:").strip()
-            if data is not line and b'"error"' in data and error_in(data) is not None:
-                self.error = data
-                break
-            passed += line
+            if line.startswith(b"event:"):  # goes with the data that follow
+                name = line
+                continue
+            if line.startswith(b"data:") and b'"error"' in line:
+                data = line.removeprefix(b"data:").strip()
+                if error_in(data) is not None:
+                    self.error = data
+                    return passed
+            passed, name = passed + name + line, b""
+        self.rest = name + self.rest
         return passed
 
 
@@ -382,12 +389,6 @@ def _next_target(target: URL, answer: aiohttp.ClientResponse) -> URL:
         "is sent to no other host: set GREYLAG_MODEL_URL to the address that it is to have.",
         final=True,
     )
-
-
-def _auth(proxy: Proxy | None) -> aiohttp.BasicAuth | None:
-    if proxy is None or proxy.user is None:
-        return None
-    return aiohttp.BasicAuth(proxy.user, proxy.password, "utf-8")
 
 
 @contextmanager
