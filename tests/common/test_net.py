@@ -1,9 +1,17 @@
 """What a relay passes on, and whose request it was."""
 
+import pytest
 from multidict import CIMultiDict
 from starlette.datastructures import Headers
 
-from greylag.common.net import HOP_BY_HOP, end_to_end, request_id_of
+from greylag.common.net import (
+    HOP_BY_HOP,
+    Proxy,
+    end_to_end,
+    proxy_for,
+    proxy_variables,
+    request_id_of,
+)
 
 
 def test_a_repeated_header_is_passed_on_as_often_as_it_came() -> None:
@@ -32,3 +40,43 @@ def test_a_request_keeps_its_harmless_id_and_gets_one_in_the_place_of_another() 
         made = request_id_of([(b"x-request-id", harmful)])
         assert len(made) == 32
         assert made != request_id_of([(b"x-request-id", harmful)])
+
+
+@pytest.mark.parametrize(
+    ("url", "excepted", "straight"),
+    [
+        ("https://api.test/v1", "", False),
+        ("https://api.test/v1", "*", True),
+        ("https://api.test/v1", "other.test, API.test", True),
+        ("https://api.test/v1", "test", True),
+        ("https://api.test/v1", ".test", True),
+        ("https://api.test/v1", "*.test", True),
+        ("https://notapi.test/v1", "api.test", False),
+        ("https://api.test/v1", "api.test:443", True),
+        ("https://api.test/v1", "api.test:8443", False),
+        ("https://api.test:8443/v1", ".test:8443", True),
+        ("https://10.1.2.3/v1", "10.0.0.0/8", True),
+        ("https://10.1.2.3/v1", "10.1.2.3", True),
+        ("https://10.1.2.3/v1", "10.1.2.3:443", True),
+        ("https://11.1.2.3/v1", "10.0.0.0/8,::/0", False),
+        ("https://[fd00::1]/v1", "fd00::/8", True),
+        ("https://[fd00::1]/v1", "[fd00::1]:443", True),
+        ("https://[fd00::1]/v1", "fd00::2", False),
+    ],
+)
+def test_no_proxy_knows_names_suffixes_ports_and_ranges(
+    url: str, excepted: str, *, straight: bool
+) -> None:
+    variables = {"HTTPS_PROXY": "http://p.test:3128", "NO_PROXY": excepted}
+    assert (proxy_for(url, variables) is None) is straight
+
+
+def test_a_proxy_is_found_by_scheme_then_for_all_and_never_shows_its_password() -> None:
+    given = {"https_proxy": "http://a:b%40c@p.test:3128", "HTTPS_PROXY": "x", "ALL_PROXY": "q.test"}
+    found = proxy_variables(given)
+    proxy = proxy_for("https://h.test", found)
+    assert proxy == Proxy("http://p.test:3128", "a", "b@c")
+    assert "b@c" not in repr(proxy)
+    assert proxy_for("http://h.test", found) == Proxy("http://q.test")
+    with pytest.raises(ValueError, match="must be an http or https address"):
+        proxy_for("http://h.test", {"ALL_PROXY": "socks5://p.test:1"})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from greylag.agentd.agent.types import MODEL_RETRIES
+from greylag.agentd.agent.types import MODEL_RETRIES, MODEL_TIMEOUT
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingValueError
-from greylag.common.net import is_loopback
+from greylag.common.net import Proxy, is_loopback, proxy_variables
 
 LogFormat = Literal["json", "console"]
 
@@ -52,6 +53,8 @@ class AgentdSettings:
         model_url: base URL of an OpenAI-compatible provider; None: the built-in scripted model.
         model_key: the provider's key; it never leaves agentd.
         model_retries: seconds to hold back the first, second, ... passing failure of a model call.
+        model_timeout: seconds for which the provider may be silent.
+        proxies: the variables that name proxies, by which the provider is reached.
         model: the model's name, None when the environment does not say.
         goose_settings: contract settings (GOOSE_MODE, ...) that the environment fixes.
         confirmation_timeout: seconds that a tool confirmation waits before it is declined.
@@ -73,6 +76,8 @@ class AgentdSettings:
     model_url: str | None = None
     model_key: Secret | None = None
     model_retries: tuple[float, ...] = MODEL_RETRIES
+    model_timeout: float = MODEL_TIMEOUT
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
     model: str | None = None
     goose_settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     confirmation_timeout: float = 600.0
@@ -101,6 +106,8 @@ class AgentdSettings:
             "model_url": read("GREYLAG_MODEL_URL", _url),
             "model_key": read("GREYLAG_MODEL_KEY", _secret),
             "model_retries": read("GREYLAG_MODEL_RETRIES", _pauses),
+            "model_timeout": read("GREYLAG_MODEL_TIMEOUT", _seconds),
+            "proxies": _proxies(environ),
             "model": read("GREYLAG_MODEL", _text),
             "goose_settings": _goose_settings(environ),
             "confirmation_timeout": read("GREYLAG_CONFIRMATION_TIMEOUT", _seconds),
@@ -116,6 +123,7 @@ class AgentdSettings:
             raise AgentdConfigError(
                 "GREYLAG_AGENT_FOLDER is not set: it names the folder of the environment."
             )
+        _check_authorities(environ.get("SSL_CERT_FILE"))
         named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         settings = cls(Path(folder).absolute(), **named)
         settings.check()
@@ -208,7 +216,29 @@ def _url(name: str, value: str) -> str:
         )
     if parts.username is not None or parts.password is not None:
         raise AgentdConfigError(f"{name} must not hold a key; GREYLAG_MODEL_KEY is for that.")
+    if parts.path.rstrip("/").endswith("/completions"):
+        raise AgentdConfigError(f"{name} must be the API's own address, without its calls' paths.")
     return value.rstrip("/")
+
+
+def _proxies(environ: Mapping[str, str]) -> Mapping[str, str]:
+    found = proxy_variables(environ)
+    for name, value in found.items():
+        if name != "NO_PROXY":
+            try:
+                Proxy.parse(value)
+            except ValueError as error:
+                raise AgentdConfigError(f"{name} {error}.") from None
+    return MappingProxyType(found)
+
+
+def _check_authorities(path: str | None) -> None:
+    """Refuse a file that holds no certificate; OpenSSL would go on without a word."""
+    if path:
+        try:
+            ssl.create_default_context(cafile=path)
+        except (OSError, ssl.SSLError) as error:
+            raise AgentdConfigError(f"SSL_CERT_FILE: {path} holds no certificates.") from error
 
 
 def _log_format(name: str, value: str) -> str:

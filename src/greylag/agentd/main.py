@@ -174,6 +174,7 @@ def _setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
         model=settings.model,
         provider=provider(settings),
         model_retries=settings.model_retries,
+        model_timeout=settings.model_timeout,
         settings=settings.goose_settings,
         defaults={setting.key: str(setting.default) for setting in pinned},
         environment_id=settings.environment_id,

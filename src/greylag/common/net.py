@@ -1,9 +1,15 @@
-"""Small facts of networks and HTTP that several programs need: who is here, what is passed on."""
+"""Small facts of networks and HTTP that several programs need: who is here, what is passed on, and
+by which proxy the world is reached.
+"""
 
+import base64
 import ipaddress
 import re
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import unquote, urlsplit
 
 HOP_BY_HOP = frozenset(
     {
@@ -56,3 +62,86 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
     return uuid.uuid4().hex
+
+
+# The way out: the proxies that the usual variables name.
+
+PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+"""In capitals; each counts in small letters too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy for HTTP.
+
+    Attributes:
+        url: its address, without user and password, which may be shown.
+        user: who it is to be told that we are; None: nobody.
+        password: that user's.
+    """
+
+    url: str
+    user: str | None = None
+    password: str = field(default="", repr=False)
+
+    @classmethod
+    def parse(cls, address: str) -> Self:
+        """Return the proxy at ``address``, which may hold a user and a password.
+
+        Raises:
+            ValueError: it is no http or https address; the text does not repeat it.
+        """
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("must be an http or https address, as http://proxy.example:3128")
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        port = f":{parts.port}" if parts.port else ""
+        user = None if parts.username is None else unquote(parts.username)
+        return cls(f"{parts.scheme}://{host}{port}", user, unquote(parts.password or ""))
+
+    def auth_header(self) -> dict[str, str]:
+        """Return the header that says who we are; none where nobody is to be named."""
+        if self.user is None:
+            return {}
+        plain = f"{self.user}:{self.password}".encode()
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(plain).decode()}"}
+
+
+def proxy_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return those of ``PROXY_VARIABLES`` that are set; small letters win, as everywhere."""
+    found = {name: environ.get(name.lower()) or environ.get(name) for name in PROXY_VARIABLES}
+    return {name: value.strip() for name, value in found.items() if value and value.strip()}
+
+
+def proxy_for(url: str, variables: Mapping[str, str]) -> Proxy | None:
+    """Return the proxy by which ``url`` is to be reached, None for straight there.
+
+    Args:
+        url: an http or https address.
+        variables: as ``proxy_variables`` returns them.
+
+    Raises:
+        ValueError: what is set is no proxy for HTTP.
+    """
+    parts = urlsplit(url)
+    address = variables.get(f"{parts.scheme.upper()}_PROXY") or variables.get("ALL_PROXY")
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    excepted = variables.get("NO_PROXY", "")
+    if address is None or any(_excepts(one.strip(), host, port) for one in excepted.split(",")):
+        return None
+    return Proxy.parse(address)
+
+
+def _excepts(entry: str, host: str, port: int) -> bool:
+    """Tell whether an entry of NO_PROXY (a name, a suffix, an address, a CIDR, ``*``) means it."""
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
+    except ValueError:
+        name, _, at = entry.lower().rpartition(":")
+        if not at.isdigit() or (":" in name and not name.endswith("]")):
+            name, at = entry.lower(), ""
+        name = name.strip("[]").removeprefix("*").lstrip(".")
+        everything = entry == "*"
+        meant = bool(name) and (host == name or host.endswith(f".{name}"))
+        return everything or (meant and at in {"", str(port)})

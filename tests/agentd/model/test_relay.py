@@ -158,6 +158,7 @@ async def test_a_silent_provider_is_given_up(
         ) as answer:
             assert answer.status == 504
             assert "said nothing" in (await answer.json())["error"]["message"]
+        relay.begin_turn("s1")
         async with client.post(
             relay.url + url,
             json=chat("[[stall after=1]] [[text one two]]"),

@@ -213,7 +213,12 @@ class Agent:
         self._command = command
         self._setup = setup
         self._execution = execution
-        self._relay = ModelRelay(setup.provider, retry_seconds=setup.model_retries)
+        self._relay = ModelRelay(
+            setup.provider,
+            idle_seconds=setup.model_timeout,
+            retry_seconds=setup.model_retries,
+            tell=self._tell,
+        )
         self._state = AgentState(command.kind, "starting", None, "The agent is starting.")
         self._ready = asyncio.Event()
         self._life: AgentLife | None = None
@@ -314,6 +319,13 @@ class Agent:
             await peer.respond(request_id, CANCELLED)
         else:
             turn.ask(request_id, params)
+
+    async def _tell(self, agent_session_id: str, words: str) -> None:
+        """Tell a session's turn what is waited for, as the agent itself would."""
+        turn = self._turns.get(agent_session_id)
+        if turn is not None:
+            status = {"type": "notice", "message": words}
+            await turn.deliver({"sessionUpdate": "status_message", "status": status})
 
     async def _live_once(self) -> str:
         """Run one agent process from start to end, and say in a sentence why it ended."""

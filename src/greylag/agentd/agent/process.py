@@ -1,6 +1,7 @@
 """The agent as an operating-system process: started clean, watched, and killed with all it made."""
 
 import asyncio
+import math
 import secrets
 import signal
 from collections import deque
@@ -17,9 +18,17 @@ from greylag.agentd.execution import (
     ExecutionRefusedError,
     RemoteProcess,
 )
+from greylag.common.net import proxy_variables
 
 _INHERITED = frozenset({"PATH", "LANG", "TERM", "TZ"})
-_MODEL_TIMEOUT = "240"  # seconds; longer than the relay's own, whose error says more
+_LONGER = 60  # seconds than the relay's own time for the model, whose error says more
+_AUTHORITIES = (
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "NODE_EXTRA_CA_CERTS",
+)
 _STDERR_LINES = 20
 _STDERR_WIDTH = 300
 _STDERR_READ = 4096
@@ -60,8 +69,25 @@ def agent_environment(
         "GOOSE_PROVIDER_SKIP_BACKOFF": "true",  # the relay paces the tries, and can be stopped
         "OPENAI_HOST": relay_url,
         "OPENAI_API_KEY": relay_token,
-        "OPENAI_TIMEOUT": _MODEL_TIMEOUT,
+        "OPENAI_TIMEOUT": str(math.ceil(setup.model_timeout) + _LONGER),
+        **tools_way_out(environ),
     }
+
+
+def tools_way_out(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what tools need to reach the world as agentd does: authorities, and proxies.
+
+    A proxy that wants a password is left out: tools would have it too.
+    """
+    found = proxy_variables(environ)
+    excepted = found.pop("NO_PROXY", "")
+    proxies = {name: url for name, url in found.items() if "@" not in url}
+    if proxies:
+        proxies["NO_PROXY"] = ",".join(filter(None, (excepted, "localhost,127.0.0.1,::1")))
+    # Some programs know the small names only.
+    proxies |= {name.lower(): value for name, value in proxies.items()}
+    bundle = environ.get("SSL_CERT_FILE")
+    return proxies | (dict.fromkeys(_AUTHORITIES, bundle) if bundle else {})
 
 
 class AgentProcess:

@@ -18,6 +18,8 @@ SCRIPTED = "scripted"
 METHOD_NOT_FOUND = -32601
 MODEL_RETRIES = (1.0, 2.0, 4.0)
 """Seconds to hold back the first, second and third failure of a model call that may pass."""
+MODEL_TIMEOUT = 600.0
+"""Seconds for which the provider may be silent, before an answer and within it."""
 
 
 class AgentError(Exception):
@@ -117,12 +119,14 @@ class ModelProvider:
     """An OpenAI-compatible model provider.
 
     Attributes:
-        url: base URL, as ``https://api.openai.com``; ``/v1/...`` is appended by the agent.
+        url: base URL, as ``https://api.openai.com``; without a path its ``/v1`` is meant.
         key: the provider's key, sent as a bearer token; None for a provider that wants none.
+        proxies: the variables that name proxies (``proxy_variables``).
     """
 
     url: str
     key: str | None = field(default=None, repr=False)
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,7 @@ class AgentSetup:
         model: the model's name; None leaves it to the agent's stored settings.
         provider: where model calls go; None means the built-in scripted model.
         model_retries: seconds to hold back the first, second, ... passing failure of a model call.
+        model_timeout: seconds for which the provider may be silent.
         settings: further ``GOOSE_*`` settings for its environment, as GOOSE_MODE; they win over
             stored ones.
         defaults: settings that are stored in the agent when it has none of that name stored.
@@ -148,6 +153,7 @@ class AgentSetup:
     model: str | None = None
     provider: ModelProvider | None = None
     model_retries: tuple[float, ...] = MODEL_RETRIES
+    model_timeout: float = MODEL_TIMEOUT
     settings: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(
         default_factory=lambda: {"GOOSE_MODEL": "gpt-4o", "GOOSE_MODE": "smart_approve"}
@@ -208,10 +214,12 @@ class ModelFailure:
         status: the provider's HTTP status; None when it could not be reached, fell silent or
             broke its answer off.
         message: what the provider said, or what happened, in plain words.
+        final: whether trying again is of no use, or makes it worse.
     """
 
     status: int | None
     message: str
+    final: bool = False
 
 
 class TurnSink(Protocol):

@@ -1,41 +1,36 @@
 """The model relay: the agent's way to the model provider, without the provider's key.
 
 A small HTTP server on a loopback port of its own. The agent calls it as if it were the provider,
-with a token that is worth nothing elsewhere; the relay puts the real key in and passes both bodies
-on as they come, never holding a whole one. Without a provider the scripted model answers.
+with a token that is worth nothing elsewhere; the relay puts the real key in and passes the
+answer on as it comes, never holding a whole one. Without a provider the scripted model answers.
 
 The agent's tools can see that token, so the relay passes on only what an agent needs of a model:
 whoever has it can talk to the model, but not read or change anything else that the key opens.
 
 It also knows which session a call belongs to, so that a cancelled turn need not wait for a provider
-that is slow to answer.
+that is slow to answer, and a turn that waits is told what for. A failure that another try would not
+mend, or only make worse, is answered to all further tries of its turn without asking the provider.
 """
 
 import asyncio
 import hmac
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import structlog
 from aiohttp import web
-from multidict import CIMultiDict
-from yarl import URL
 
-from greylag.agentd.agent.types import AgentKind, ModelFailure, ModelProvider
+from greylag.agentd.agent.types import MODEL_TIMEOUT, AgentKind, ModelFailure, ModelProvider
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.model import scripted as scripted_model
-from greylag.common.net import end_to_end
-from greylag.common.typed import parse_json
-
-SESSION_HEADER = "agent-session-id"
-IDLE_SECONDS = 180.0
+from greylag.agentd.model.provider import SESSION_HEADER, CallOutcome, ProviderClient
 
 _MODEL_CALLS = re.compile(
     r"POST /v1/(chat/completions|completions|responses|embeddings)|GET /v1/models(/\w[\w.:-]*)?"
@@ -47,11 +42,8 @@ _NOTHING_SAID = (
 )
 _STOP_SECONDS = 1.0
 _LONGEST_RETRY = 30.0
-_CONNECT_SECONDS = 15.0
-_ERROR_LIMIT = 64 * 1024
-_MESSAGE_LIMIT = 2000
-_BAD_REQUEST = 400
-_OURS = frozenset({"host", "authorization", SESSION_HEADER, "expect"})
+_TOLD_AFTER = (10.0, 30.0)
+_TOLD_EVERY = 60.0
 _SCRIPTED_MODEL = (
     "This is a demonstration: a scripted model answers. Set GREYLAG_MODEL_URL, GREYLAG_MODEL_KEY "
     "and GREYLAG_MODEL to use a real provider."
@@ -61,8 +53,7 @@ _SCRIPTED_AGENT = (
     "Install Node and set up again, or put goose on the PATH, to use the real agent."
 )
 
-CallOutcome = tuple[web.StreamResponse, ModelFailure | None]
-
+TellSession = Callable[[str, str], Awaitable[None]]
 _log = structlog.get_logger(__name__)
 
 
@@ -88,6 +79,8 @@ class ModelRelay:
         provider: where the calls go; None for the scripted model.
         idle_seconds: how long the provider may be silent, before its answer and within it.
         retry_seconds: how long the first, second, ... passing failure of a call is held back.
+        tell: tells a session in a sentence what is waited for.
+        told_after: seconds of silence after which it is told; then once a minute.
 
     Attributes:
         token: what the agent has to send.
@@ -99,8 +92,10 @@ class ModelRelay:
         self,
         provider: ModelProvider | None,
         *,
-        idle_seconds: float = IDLE_SECONDS,
+        idle_seconds: float = MODEL_TIMEOUT,
         retry_seconds: Sequence[float] = (),
+        tell: TellSession | None = None,
+        told_after: Sequence[float] = _TOLD_AFTER,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
         self._provider = provider
@@ -111,6 +106,8 @@ class ModelRelay:
         self._calls: dict[asyncio.Task[web.StreamResponse], str | None] = {}
         self._sessions: dict[str, _SessionCalls] = {}
         self._retry_seconds = retry_seconds
+        self._tell = tell
+        self._told_after = told_after
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -188,34 +185,108 @@ class ModelRelay:
     ) -> web.StreamResponse:
         if self._client is None:
             response, failure = await _scripted(request)
+        elif calls is not None and calls.failure is not None and calls.failure.final:
+            return _error(HTTPStatus.BAD_GATEWAY, calls.failure.message)
         else:
-            response, failure = await self._client.forward(request)
+            async with self._told_of_silence(session if calls is not None else None) as heard:
+                response, failure = await self._client.forward(request, heard)
         if failure is not None:
-            _log.warning("model_call_failed", agent_session_id=session, status=failure.status)
-        if calls is None:
-            return response
-        tries = calls.failed
-        calls.failure, calls.failed = failure, 0 if failure is None else tries + 1
-        if failure is not None:
-            await self._pace(response, failure, tries)
+            about = {"status": failure.status, "reason": failure.message}
+            _log.warning("model_call_failed", agent_session_id=session, **about)
+        tries = 0
+        if calls is not None:
+            tries = calls.failed
+            calls.failure, calls.failed = failure, 0 if failure is None else tries + 1
+        if failure is not None and response.prepared and request.transport is not None:
+            request.transport.close()
+        elif failure is not None and calls is not None:
+            await self._pace(response, failure, session, tries)
         return response
 
-    async def _pace(self, response: web.StreamResponse, failure: ModelFailure, tries: int) -> None:
+    @asynccontextmanager
+    async def _told_of_silence(self, session: str | None) -> AsyncIterator[Callable[[], None]]:
+        """Tell the session of the provider's silence until the block ends; yield what ends one."""
+        loop = asyncio.get_running_loop()
+        since, told, begun = loop.time(), 0, False
+
+        def heard() -> None:
+            nonlocal since, told, begun
+            since, told, begun = loop.time(), 0, True
+
+        async def watch() -> None:
+            nonlocal told
+            while True:
+                due = self._told_at(told)
+                await asyncio.sleep(since + due - loop.time())
+                if loop.time() >= since + due:
+                    told += 1
+                    what = "goes on with its answer" if begun else "answers"
+                    await self._say(
+                        session,
+                        f"Waiting for {due:g} s until the model provider {what}; it is given up "
+                        f"after {self._idle_seconds:g} s (GREYLAG_MODEL_TIMEOUT).",
+                    )
+
+        watching = asyncio.create_task(watch(), name="model-silence")
+        try:
+            yield heard
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+
+    def _told_at(self, told: int) -> float:
+        """Return after how much silence the session is told for the next time."""
+        at = self._told_after
+        return at[told] if told < len(at) else at[-1] + _TOLD_EVERY * (told - len(at) + 1)
+
+    async def _say(self, session: str | None, words: str) -> None:
+        if session is not None and self._tell is not None:
+            await self._tell(session, words)
+
+    async def _pace(
+        self,
+        response: web.StreamResponse,
+        failure: ModelFailure,
+        session: str | None,
+        tries: int,
+    ) -> None:
         """Hold a passing failure back for a while.
 
         The agent tries again as soon as it sees one; its own waiting could not be cancelled.
         """
-        over = response.prepared or tries >= len(self._retry_seconds)
+        over = tries >= len(self._retry_seconds)
         if self._client is None or over or not _is_passing(failure):
             return
-        asked = response.headers.get("Retry-After", "")
-        seconds = int(asked) if asked.isascii() and asked.isdigit() else 0
-        await asyncio.sleep(min(max(seconds, self._retry_seconds[tries]), _LONGEST_RETRY))
+        asked = wanted_pause(response.headers.get("Retry-After", ""), time.time())
+        seconds = min(max(asked, self._retry_seconds[tries]), _LONGEST_RETRY)
+        if seconds >= self._told_after[0]:
+            words = f"Trying again in {seconds:.0f} s: {failure.message}"
+            await self._say(session, words)
+        await asyncio.sleep(seconds)
+
+
+def wanted_pause(text: str, now: float) -> float:
+    """Return the seconds that a ``Retry-After`` asks for, 0 for what is none.
+
+    Args:
+        text: seconds, with a fraction too, or a date.
+        now: Unix seconds.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - now
+        except ValueError:
+            return 0.0
+    return max(0.0, seconds) if seconds == seconds else 0.0  # noqa: PLR0124 - NaN alone is not
 
 
 def _is_passing(failure: ModelFailure) -> bool:
     """Whether the same call may work a little later."""
     status = failure.status
+    if failure.final:
+        return False
     busy = status == HTTPStatus.TOO_MANY_REQUESTS
     return status is None or busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
@@ -246,136 +317,14 @@ def _error(status: int, message: str) -> web.Response:
     return web.json_response({"error": error}, status=status)
 
 
-class ProviderClient:
-    """The connections to one provider.
-
-    Args:
-        provider: base URL and key.
-        idle_seconds: the longest silence of the provider that is waited for.
-    """
-
-    def __init__(self, provider: ModelProvider, idle_seconds: float) -> None:
-        self._provider = provider
-        self._idle_seconds = idle_seconds
-        self._proxy = _proxy_for(URL(provider.url))
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=idle_seconds
-        )
-        self._session = aiohttp.ClientSession(
-            timeout=timeout,
-            connector=aiohttp.TCPConnector(limit=0),
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
-        )
-
-    async def aclose(self) -> None:
-        """Close them all."""
-        await self._session.close()
-
-    async def forward(self, request: web.Request) -> CallOutcome:
-        """Pass ``request`` on and stream the answer back.
-
-        Returns:
-            The response, begun or whole, and why the call failed (None when it worked). A provider
-            that cannot be reached gives 502, one that stays silent 504, in the shape of the OpenAI
-            API's own errors; one that breaks off in mid-answer gets the connection broken too.
-        """
-        try:
-            async with self._session.request(
-                request.method,
-                self._target(request),
-                headers=self._headers(request),
-                data=request.content if request.can_read_body else None,
-                proxy=self._proxy,
-                allow_redirects=False,
-            ) as answer:
-                if answer.status >= _BAD_REQUEST:
-                    return await _refused(answer)
-                return await _stream(request, answer)
-        except TimeoutError:
-            silence = f"The model provider said nothing for {self._idle_seconds:g} seconds."
-            return _failed(504, silence)
-        except (aiohttp.ClientError, OSError) as error:
-            url = URL(self._provider.url)
-            return _failed(502, f"The model provider at {url.host}:{url.port} failed: {error}")
-
-    def _target(self, request: web.Request) -> URL:
-        base = self._provider.url.rstrip("/")
-        path = request.raw_path
-        if base.endswith("/v1") and path.startswith("/v1/"):
-            base = base.removesuffix("/v1")  # people give the address with and without it
-        return URL(base + path, encoded=True)
-
-    def _headers(self, request: web.Request) -> CIMultiDict[str]:
-        headers = CIMultiDict(end_to_end(request.headers, without=_OURS))
-        if self._provider.key is not None:
-            headers["Authorization"] = f"Bearer {self._provider.key}"
-        return headers
-
-
-def _proxy_for(url: URL) -> str | None:
-    """Return the proxy that the environment names for ``url``.
-
-    Not aiohttp's ``trust_env``: that reads ~/.netrc too, which belongs to the agent.
-    """
-    if proxy_bypass(url.host or ""):
-        return None
-    return getproxies().get(url.scheme)
-
-
-async def _stream(request: web.Request, answer: aiohttp.ClientResponse) -> CallOutcome:
-    response = web.StreamResponse(
-        status=answer.status, headers=CIMultiDict(end_to_end(answer.headers))
-    )
-    await response.prepare(request)
-    try:
-        async for chunk in answer.content.iter_any():
-            await response.write(chunk)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        # A clean end would make half an answer look whole.
-        if request.transport is not None:
-            request.transport.close()
-        return response, ModelFailure(None, f"The model provider broke its answer off: {error}")
-    return response, None
-
-
-async def _refused(answer: aiohttp.ClientResponse) -> CallOutcome:
-    """Pass on an error answer (short by nature), and read what the provider says in it."""
-    body = bytearray()
-    async for chunk in answer.content.iter_any():
-        body += chunk[: _ERROR_LIMIT - len(body)]
-        if len(body) >= _ERROR_LIMIT:
-            break
-    headers = CIMultiDict(end_to_end(answer.headers))
-    headers.popall("Content-Length", None)
-    response = web.Response(status=answer.status, headers=headers, body=bytes(body))
-    return response, ModelFailure(answer.status, _message(bytes(body), answer))
-
-
-def _message(body: bytes, answer: aiohttp.ClientResponse) -> str:
-    """Find the words in an error body of the OpenAI shape, or take the status line's."""
-    plain = f"{answer.status} {answer.reason or ''}".strip()
-    if answer.headers.get("Content-Encoding"):
-        return plain
-    try:
-        error = parse_json(body)["error"]
-        said = error["message"] if isinstance(error, dict) else error
-    except (ValueError, KeyError, TypeError):
-        return plain
-    return str(said)[:_MESSAGE_LIMIT]
-
-
-def _failed(status: int, message: str) -> CallOutcome:
-    error = {"message": message, "type": "provider_unreachable", "code": str(status)}
-    return web.json_response({"error": error}, status=status), ModelFailure(None, message)
-
-
 def provider(settings: AgentdSettings) -> ModelProvider | None:
     """Return the provider that the settings name, None for the scripted model."""
     if settings.model_url is None:
         return None
     key = settings.model_key
-    return ModelProvider(settings.model_url, None if key is None else key.value)
+    return ModelProvider(
+        settings.model_url, None if key is None else key.value, proxies=settings.proxies
+    )
 
 
 def demonstration(settings: AgentdSettings, agent: AgentKind) -> str | None:

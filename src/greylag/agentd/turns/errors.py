@@ -126,7 +126,7 @@ def provider_error(update: dict[str, Any]) -> TurnError | None:
 
 
 def with_provider_code(error: TurnError, failure: ModelFailure | None) -> TurnError:
-    """Return ``error`` with the code that the provider's own answer means, where it is known.
+    """Return ``error`` as the provider's own answer has it, where that is known.
 
     Args:
         error: what goose's words mean.
@@ -134,7 +134,7 @@ def with_provider_code(error: TurnError, failure: ModelFailure | None) -> TurnEr
     """
     if failure is None or not error.code.startswith("model_"):
         return error
-    return TurnError(_code_for_status(failure.status), error.text)
+    return TurnError(_code_for_status(failure.status), failure.message)
 
 
 def _code_for_status(status: int | None) -> str:
