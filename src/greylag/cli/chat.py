@@ -61,12 +61,8 @@ _WHOLE_ID = 36
 class ConfirmationPrompts:
     """The confirmations of one turn, each answered by a task of ``group``.
 
-    Attributes:
-        api: the client.
-        place: the project.
-        view: where questions are shown.
-        group: owns the tasks; the caller calls ``close`` before leaving it.
-        fixed: the answer to all, or ``None`` to ask on the terminal.
+    ``close`` is to be called before the group is left. ``fixed`` is the answer to all; without one
+    they are asked on the terminal.
     """
 
     api: ApiClient
@@ -129,15 +125,7 @@ class TurnStream:
 
     After a dropped connection it goes on by itself: before the turn is known by sending the message
     again (the same ``message_id`` is the same turn), else with the event after the last one.
-
-    Attributes:
-        api: the client.
-        place: the project.
-        message: what the agent is given.
-        note: hears, in words, when the connection drops.
-        patience: how long to try again.
-        turn_id: the turn, once it is known.
-        session_id: its session, once that is known.
+    ``note`` hears of it in words.
     """
 
     api: ApiClient
@@ -246,12 +234,7 @@ EXIT_CODES = {
 class Chat:
     """Sends messages, one after the other, and shows what answers them.
 
-    Attributes:
-        api: an open client.
-        place: the project.
-        view: where it is shown.
-        session_id: the session to go on with; ``None`` for a new one.
-        fixed: the answer to all confirmations, or ``None`` to ask on the terminal.
+    Without ``session_id`` a new session begins; ``fixed`` as in ``ConfirmationPrompts``.
     """
 
     api: ApiClient

@@ -40,14 +40,8 @@ class Orphan:
 class Orphans:
     """What an operator can do about environments that no record tells of.
 
-    Attributes:
-        store: the records.
-        cluster: where environments run.
-        clock: time.
-        place: what to call the store before people.
-        namespace_prefix: what each namespace of ours begins with.
-        worker: who holds the lease on what is being removed.
-        longest: seconds after which a removal that has not come to its end is given up.
+    ``place`` is what to call the store before people, ``worker`` who holds the lease on what is
+    being removed. A removal that takes ``longest`` seconds is given up.
     """
 
     store: ProjectStore
