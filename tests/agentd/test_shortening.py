@@ -42,7 +42,7 @@ def _alike(whole: Any, cut: Any, kept: int) -> bool:
     if isinstance(whole, str):
         size = true_size(cut)
         if size is None:
-            return cut == whole
+            return bool(cut == whole)
         begun = cut.removesuffix(mark(size))
         return bool(size > kept and len(begun) <= kept and whole.startswith(begun[:-1]))
     if isinstance(whole, list):
