@@ -139,7 +139,7 @@ def test_a_long_result_is_shortened_and_shown_whole_when_asked_for(
         ({"type": "image", "data": "aGk=", "mimeType": "image/png"}, "[image/png, 3 bytes]"),
         (
             {"type": "resource_link", "uri": "file:///x\x1b[2J"},
-            "[resource_link, file:///x\\x1b[2J]",
+            "[resource_link, file:///x␛[2J]",
         ),
         ({"type": "resource", "resource": {"uri": "u", "text": "inside"}}, "inside"),
         ({"type": "diff", "path": "a.py", "newText": "x"}, "[changes a.py]"),
