@@ -44,10 +44,10 @@ class MongoPlace:
         return f"mongodb://{_hosts(self.uri)}/{self.database}"
 
 
-Place = SqlitePlace | MongoPlace
+StorePlace = SqlitePlace | MongoPlace
 
 
-def place_of(settings: Settings) -> Place:
+def place_of(settings: Settings) -> StorePlace:
     """Return where Greylag keeps its records with these settings."""
     if settings.mongodb_uri is None:
         return SqlitePlace((settings.data / DATABASE).resolve())
@@ -108,7 +108,7 @@ async def open_archive(settings: Settings, *, write: bool) -> AsyncIterator[Arch
         await archive.close()
 
 
-async def _open(settings: Settings, place: Place, *, write: bool) -> Archive:
+async def _open(settings: Settings, place: StorePlace, *, write: bool) -> Archive:
     if isinstance(place, SqlitePlace):
         return await SqliteArchive.open(place.path, write=write)
     # Only where it is used: the driver takes a fifth of a second to import.

@@ -29,7 +29,6 @@ CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
     (lambda of: of.projects.user(*WHO), Action.PROJECTS_READ),
     (lambda of: of.projects.page(*WHO, PageQuery()), Action.PROJECTS_READ),
     (lambda of: of.projects.get(*AT), Action.PROJECTS_READ),
-    (lambda of: of.projects.event_page(*AT), Action.PROJECTS_READ),
     (lambda of: of.projects.follow(*AT, 0), Action.PROJECTS_READ),
     (lambda of: of.projects.create(*WHO, NewProject("New")), Action.PROJECTS_WRITE),
     (lambda of: of.projects.edit(*AT, Edit(name="New")), Action.PROJECTS_WRITE),

@@ -159,14 +159,14 @@ async def test_the_newest_events_are_the_end_of_a_log_that_was_cut() -> None:
     house = House()
     projects = house.use_cases.projects
     created = await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
-    assert list(await projects.newest_events(created.project)) == []
+    assert list(await projects.events(created.project)) == []
     now = house.clock.now()
     claim = await house.store.claim_due("w1", now, 15)
     assert claim is not None
     told = [NewEvent("step", f"Step {number}.") for number in range(700)]
     outcome = Outcome(status=Status.INACTIVE, observed_generation=1, events=told)
     recorded = await house.store.record(claim, outcome, now, release=True)
-    newest = await projects.newest_events(recorded)
+    newest = await projects.events(recorded)
     assert [event.seq for event in newest] == list(range(601, 701))
 
 

@@ -21,6 +21,8 @@ from greylag.execd.protocol import (
     VERSION,
     FrameKind,
     ProtocolError,
+    Reader,
+    Writer,
     frame,
     json_frame,
     pipe,
@@ -39,9 +41,6 @@ _MOST_WORDS = 500
 _FIRST_DESCRIPTOR = 10  # a shell before the sandbox can redirect those below
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
-
-Reader = asyncio.StreamReader
-Writer = asyncio.StreamWriter
 
 
 _log = structlog.get_logger(__name__)

@@ -21,6 +21,8 @@ from greylag.execd.protocol import (
     MOST_DATA,
     FrameKind,
     ProtocolError,
+    Reader,
+    Writer,
     frame,
     read_frame,
 )
@@ -46,9 +48,6 @@ _KINDS = frozenset({"file", "folder", "link", "other"})
 _TAG = re.compile(r"[0-9a-f-]{5,80}")
 _MOST_TEXT = 16 * 1024
 _LAST_MOMENT = 253_402_300_799.0  # of the year 9999
-
-Reader = asyncio.StreamReader
-Writer = asyncio.StreamWriter
 
 
 class WorkspaceFiles:

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
 
 import click
@@ -57,38 +57,26 @@ _PASTED_SECONDS = 0.05
 _WHOLE_ID = 36
 
 
+@dataclass
 class ConfirmationPrompts:
     """The confirmations of one turn, each answered by a task of ``group``.
 
-    Args:
-        api: the client.
-        place: the project.
-        view: where questions are shown.
-        group: owns the tasks; the caller calls ``close`` before leaving it.
-        fixed: the answer to all, or ``None`` to ask on the terminal.
+    ``close`` is to be called before the group is left. ``fixed`` is the answer to all; without one
+    they are asked on the terminal.
     """
 
-    def __init__(
-        self,
-        api: ApiClient,
-        place: ProjectPlace,
-        view: TurnView,
-        group: asyncio.TaskGroup,
-        *,
-        fixed: Decision | None,
-    ) -> None:
-        self._api = api
-        self._place = place
-        self._view = view
-        self._group = group
-        self._fixed = fixed
-        self._terminal = asyncio.Lock()
-        self._open: dict[str, asyncio.Task[None]] = {}
+    api: ApiClient
+    place: ProjectPlace
+    view: TurnView
+    group: asyncio.TaskGroup
+    fixed: Decision | None
+    _terminal: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _open: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     def asked(self, turn_id: str, event: StreamEvent) -> None:
         """Begin to answer a ``tool_confirmation``."""
         confirmation_id = event.text("id")
-        self._open[confirmation_id] = self._group.create_task(
+        self._open[confirmation_id] = self.group.create_task(
             self._answer(turn_id, event), name=f"confirmation {confirmation_id}"
         )
 
@@ -113,54 +101,44 @@ class ConfirmationPrompts:
         patience = Patience()
         while True:
             try:
-                return await self._api.confirm(self._place, turn_id, confirmation_id, decision)
+                return await self.api.confirm(self.place, turn_id, confirmation_id, decision)
             except CliError as error:
                 if not await patience.pause_after(error):
-                    return self._view.note(f"The answer was not taken: {error.message}")
+                    return self.view.note(f"The answer was not taken: {error.message}")
 
     async def _decide(self, event: StreamEvent) -> Decision:
-        if self._fixed is not None:
-            word = "Allowed" if self._fixed == "allow_once" else "Declined"
-            self._view.note(f"{word} without asking: {event.text('tool_name')}")
-            return self._fixed
+        if self.fixed is not None:
+            word = "Allowed" if self.fixed == "allow_once" else "Declined"
+            self.view.note(f"{word} without asking: {event.text('tool_name')}")
+            return self.fixed
         drop_typed()
-        self._view.question(event)
+        self.view.question(event)
         answer = await read_line()
         if answer:
-            self._view.answered()
+            self.view.answered()
         return "allow_once" if answer.strip().lower() in YES else "reject_once"
 
 
+@dataclass
 class TurnStream:
     """Yields each event of one turn exactly once, in order, to ``complete``.
 
     After a dropped connection it goes on by itself: before the turn is known by sending the message
     again (the same ``message_id`` is the same turn), else with the event after the last one.
-
-    Args:
-        api: the client.
-        place: the project.
-        message: what the agent is given.
-        note: told, in words, when the connection drops.
-        patience: how long to try again.
+    ``note`` hears of it in words.
     """
 
-    def __init__(
-        self,
-        api: ApiClient,
-        place: ProjectPlace,
-        message: OutgoingMessage,
-        note: Callable[[str], None],
-        patience: Patience | None = None,
-    ) -> None:
-        self._api = api
-        self._place = place
-        self._message = message
-        self._note = note
-        self._patience = patience or Patience()
-        self._last_id: str | None = None
-        self.turn_id: str | None = None
-        self.session_id: str | None = message.session_id
+    api: ApiClient
+    place: ProjectPlace
+    message: OutgoingMessage
+    note: Callable[[str], None]
+    patience: Patience = field(default_factory=Patience)
+    turn_id: str | None = None
+    session_id: str | None = None
+    _last_id: str | None = None
+
+    def __post_init__(self) -> None:
+        self.session_id = self.message.session_id
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         """Yield the events.
@@ -173,9 +151,9 @@ class TurnStream:
             try:
                 async with self._open() as events:
                     arrived = True
-                    self._patience.opened()
+                    self.patience.opened()
                     async for event in events:
-                        self._patience.worked()
+                        self.patience.worked()
                         self._remember(event)
                         yield event
                         if event.type == "complete":
@@ -189,14 +167,14 @@ class TurnStream:
                     raise
                 failure = error
             arrived = True
-            self._note("The connection dropped; going on ...")
-            if not await self._patience.pause_after(failure):
+            self.note("The connection dropped; going on ...")
+            if not await self.patience.pause_after(failure):
                 raise failure
 
     def _open(self) -> EventStreaming:
         if self.turn_id is None:
-            return self._api.send(self._place, self._message)
-        return self._api.turn_events(self._place, self.turn_id, self._last_id)
+            return self.api.send(self.place, self.message)
+        return self.api.turn_events(self.place, self.turn_id, self._last_id)
 
     def _remember(self, event: StreamEvent) -> None:
         if event.id is not None:
@@ -252,32 +230,19 @@ EXIT_CODES = {
 }
 
 
+@dataclass
 class Chat:
     """Sends messages, one after the other, and shows what answers them.
 
-    Args:
-        api: an open client.
-        place: the project.
-        view: where it is shown.
-        session_id: the session to go on with; ``None`` for a new one.
-        fixed: the answer to all confirmations, or ``None`` to ask on the terminal.
+    Without ``session_id`` a new session begins; ``fixed`` as in ``ConfirmationPrompts``.
     """
 
-    def __init__(
-        self,
-        api: ApiClient,
-        place: ProjectPlace,
-        view: TurnView,
-        *,
-        session_id: str | None,
-        fixed: Decision | None,
-    ) -> None:
-        self._api = api
-        self._place = place
-        self._view = view
-        self._fixed = fixed
-        self._presses = 0
-        self.session_id = session_id
+    api: ApiClient
+    place: ProjectPlace
+    view: TurnView
+    session_id: str | None
+    fixed: Decision | None
+    _presses: int = 0
 
     async def turn(self, message: str) -> End:
         """Send one message and show its turn to the end.
@@ -291,28 +256,26 @@ class Chat:
         self._presses = 0
         clean = message.encode("utf-8", "replace").decode()
         outgoing = OutgoingMessage(clean, uuid.uuid4().hex, self.session_id)
-        stream = TurnStream(self._api, self._place, outgoing, self._view.note)
+        stream = TurnStream(self.api, self.place, outgoing, self.view.note)
         try:
             return await self._watch(stream)
         except asyncio.CancelledError:
             if self._presses > 1:
                 raise InterruptedByUserError("The person left.") from None
             if self._presses == 1:
-                self._view.note("Stopped waiting; what was begun goes on.")
+                self.view.note("Stopped waiting; what was begun goes on.")
                 return End.INTERRUPTED
             raise
         finally:
-            self._view.end()
+            self.view.end()
             self.session_id = stream.session_id or self.session_id
 
     async def _watch(self, stream: TurnStream) -> End:
         end = End.COMPLETED
         async with task_group() as group:
-            prompts = ConfirmationPrompts(
-                self._api, self._place, self._view, group, fixed=self._fixed
-            )
+            prompts = ConfirmationPrompts(self.api, self.place, self.view, group, self.fixed)
             with _on_interrupt(self._interrupter(stream, group)):
-                clock = _SilenceClock(self._view)
+                clock = _SilenceClock(self.view)
                 ticking = group.create_task(clock.run(), name="silence")
                 async with aclosing(stream.events()) as events:
                     async for event in events:
@@ -325,7 +288,7 @@ class Chat:
         return End.INTERRUPTED if self._presses and end is not End.COMPLETED else end
 
     def _take(self, stream: TurnStream, prompts: ConfirmationPrompts, event: StreamEvent) -> None:
-        self._view.show(event)
+        self.view.show(event)
         if event.type == "tool_confirmation":
             prompts.asked(stream.turn_id or "", event)
         elif event.type == "status":
@@ -336,7 +299,7 @@ class Chat:
 
         def pressed() -> None:
             self._presses += 1
-            self._view.interrupted()
+            self.view.interrupted()
             if self._presses == 1 and stream.turn_id is not None:
                 group.create_task(self._cancel(stream.turn_id), name="cancel the turn")
             elif watching is not None:
@@ -345,11 +308,11 @@ class Chat:
         return pressed
 
     async def _cancel(self, turn_id: str) -> None:
-        self._view.note("Cancelling ... (Ctrl-C again to leave)")
+        self.view.note("Cancelling ... (Ctrl-C again to leave)")
         try:
-            await self._api.cancel_turn(self._place, turn_id)
+            await self.api.cancel_turn(self.place, turn_id)
         except CliError as error:
-            self._view.note(f"The turn cannot be cancelled: {error.message}")
+            self.view.note(f"The turn cannot be cancelled: {error.message}")
 
 
 def _end_after(end: End, event: StreamEvent) -> End:
@@ -420,7 +383,7 @@ def chat(  # noqa: PLR0913 - one argument per option
             if newest or (session is not None and len(session) < _WHOLE_ID):
                 session = runner.run(_found_session(access, api, place, session or ""))
             fixed = _fixed_decision(access, allow_tools=allow_tools)
-            talk = Chat(api, place, view, session_id=session, fixed=fixed)
+            talk = Chat(api, place, view, session, fixed)
             if text is not None:
                 end = runner.run(talk.turn(text))
                 _tell_session(access, talk)

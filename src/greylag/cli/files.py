@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +21,7 @@ from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError, ServerUnreachableError
 from greylag.cli.output import confirm, moment
 from greylag.common.agent_api import FileEntry
+from greylag.common.clock import parse_rfc3339
 
 COLUMNS = ("MODE", "SIZE", "MODIFIED", "NAME")
 STREAM = "-"
@@ -373,6 +373,6 @@ def _joined(folder: str, name: str) -> str:
 
 def _seconds(entry: FileEntry) -> float:
     try:
-        return datetime.fromisoformat(entry.modified).timestamp()
-    except (ValueError, OverflowError) as error:
+        return parse_rfc3339(entry.modified).timestamp()
+    except ValueError as error:
         raise CliError("The workspace tells no time that could be read.") from error

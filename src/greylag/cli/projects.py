@@ -45,18 +45,16 @@ def wait_options(command: Callable[..., R]) -> Callable[..., R]:
     return with_wish
 
 
-def _name(_context: click.Context, _argument: click.Parameter, value: str) -> str:
-    try:
-        return check_name(value, "it")
-    except InvalidRequestError as error:
-        raise click.BadParameter(error.info.message) from error
+def _checked(check: Callable[[str, str], str]) -> Callable[..., str | None]:
+    """Return a callback that refuses what ``check`` does; what was left out stays so."""
 
+    def callback(_context: click.Context, _given: click.Parameter, value: str | None) -> str | None:
+        try:
+            return None if value is None else check(value, "it")
+        except InvalidRequestError as error:
+            raise click.BadParameter(error.info.message) from error
 
-def _id(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    try:
-        return None if value is None else check_id(value, "it")
-    except InvalidRequestError as error:
-        raise click.BadParameter(error.info.message) from error
+    return callback
 
 
 @click.command()
@@ -103,12 +101,12 @@ async def list_projects(access: Access, api: ApiClient, *, status: str | None) -
 
 
 @projects.command(short_help="Create a project.")
-@click.argument("name", callback=_name)
+@click.argument("name", callback=_checked(check_name))
 @click.option(
     "--id",
     "project_id",
     metavar="ID",
-    callback=_id,
+    callback=_checked(check_id),
     help="The project's id; without it one is made from the name.",
 )
 @click.option("--metadata", metavar="JSON", help='A JSON object, such as \'{"team": "search"}\'.')
@@ -145,7 +143,7 @@ async def create(  # noqa: PLR0913 - one argument per option
 
 @projects.command()
 @click.argument("project")
-@click.argument("name", callback=_name)
+@click.argument("name", callback=_checked(check_name))
 @api_options
 @with_client
 async def rename(access: Access, api: ApiClient, *, project: str, name: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -20,6 +20,7 @@ from greylag.domain.errors import GreylagError
 if TYPE_CHECKING:
     from greylag.config import Settings
     from greylag.ports import Finding
+    from greylag.services.store_export import Tell
 
 T = TypeVar("T")
 
@@ -206,18 +207,11 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 # How far a long command is, on a terminal; elsewhere nothing is shown.
 
 
-class Show(Protocol):
-    """Shows how far it is."""
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        """Show ``done`` of about ``total`` projects of a step, one plain word."""
-
-
 @contextmanager
-def shown_progress() -> Iterator[Show]:
-    """Give what shows progress on stderr until the block ends, and leaves nothing there."""
+def shown_progress() -> Iterator["Tell"]:
+    """Give what shows on stderr how far it is, until the block ends, and leaves nothing there."""
     if not sys.stderr.isatty():
-        yield _silent
+        yield lambda _step, _done, _total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -231,7 +225,3 @@ def shown_progress() -> Iterator[Show]:
             bar.update(task, description=step, completed=done, total=total)
 
         yield show
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    """Show nothing: nobody sits there."""

@@ -41,7 +41,9 @@ from greylag.execd.protocol import (
     MOST_DATA,
     FrameKind,
     ProtocolError,
+    Reader,
     RefusedError,
+    Writer,
     frame,
     json_frame,
     read_frame,
@@ -53,8 +55,6 @@ _LEFT_OUT = "LEFT-OUT.txt"
 # Long work takes a thread each; as many must stay free for ending processes.
 _LONG = asyncio.Semaphore(3)
 
-Reader = asyncio.StreamReader
-Writer = asyncio.StreamWriter
 T = TypeVar("T")
 
 

@@ -27,6 +27,9 @@ import struct
 from enum import IntEnum
 from typing import Any
 
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+
 VERSION = 1
 GROUP = "GREYLAG_PROCESS_GROUP"
 """The environment variable that everything of one run inherits."""
@@ -82,7 +85,7 @@ def json_frame(kind: FrameKind, content: dict[str, Any]) -> bytes:
     return frame(kind, body)
 
 
-async def read_frame(reader: asyncio.StreamReader) -> tuple[FrameKind, bytes] | None:
+async def read_frame(reader: Reader) -> tuple[FrameKind, bytes] | None:
     """Return the next frame, ``None`` when the other side has closed the connection.
 
     Raises:
@@ -122,7 +125,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     return found
 
 
-async def pipe(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+async def pipe(source: Reader, target: Writer) -> None:
     """Carry raw bytes one way to their end; a side that breaks breaks the other."""
     try:
         while data := await source.read(MOST_DATA):

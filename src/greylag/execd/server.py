@@ -19,7 +19,9 @@ from greylag.execd.protocol import (
     VERSION,
     FrameKind,
     ProtocolError,
+    Reader,
     RefusedError,
+    Writer,
     frame,
     json_frame,
     pipe,
@@ -35,9 +37,6 @@ _LOOK_SECONDS = 0.2
 _QUIET_SECONDS = 1.0
 _MOST_WAITING = 64
 _REQUEST_SECONDS = 10.0
-
-Reader = asyncio.StreamReader
-Writer = asyncio.StreamWriter
 
 
 class ExecServer:

@@ -1,7 +1,7 @@
 """Environments without a record ("orphans"): finding them, and removing one on an explicit wish."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 
 from greylag.domain.errors import ClusterError, ConflictError, ErrorInfo, ProjectExistsError
@@ -36,46 +36,30 @@ class Orphan:
         return ProjectRef(self.user_id, self.project_id)
 
 
+@dataclass(frozen=True, slots=True)
 class Orphans:
     """What an operator can do about environments that no record tells of.
 
-    Args:
-        store: the records.
-        cluster: where environments run.
-        clock: time.
-        place: what to call the store before people.
-        namespace_prefix: what each namespace of ours begins with.
-        worker: who holds the lease on what is being removed.
-        longest: seconds after which a removal that has not come to its end is given up.
+    ``place`` is what to call the store before people, ``worker`` who holds the lease on what is
+    being removed. A removal that takes ``longest`` seconds is given up.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a part or a setting of its own, given by name
-        self,
-        store: ProjectStore,
-        cluster: Cluster,
-        clock: Clock,
-        *,
-        place: str,
-        namespace_prefix: str,
-        worker: str,
-        longest: float,
-    ) -> None:
-        self.place = place
-        self._store = store
-        self._cluster = cluster
-        self._clock = clock
-        self._prefix = namespace_prefix
-        self._worker = worker
-        self._longest = longest
-        self._verbs = {Verb.STOP: cluster.stop, Verb.DELETE: cluster.delete}
+    store: ProjectStore
+    cluster: Cluster
+    clock: Clock
+    _: KW_ONLY
+    place: str
+    namespace_prefix: str
+    worker: str
+    longest: float
 
     async def found(self) -> Sequence[Orphan]:
         """Return the orphans there are now, by user and project.
 
         A project that is being deleted at this moment may be among them; removing it does no harm.
         """
-        refs = await self._cluster.inventory()
-        found = [self._orphan(ref) for ref in refs if not await has_record(self._store, ref)]
+        refs = await self.cluster.inventory()
+        found = [self._orphan(ref) for ref in refs if not await has_record(self.store, ref)]
         return sorted(found, key=lambda orphan: (orphan.user_id, orphan.project_id))
 
     async def remove(self, orphan: Orphan) -> None:
@@ -100,17 +84,17 @@ class Orphans:
         claim = await self._claimed(orphan)
         try:
             await self._bring_down(claim.project)
-            if orphan.ref in await self._cluster.inventory():
+            if orphan.ref in await self.cluster.inventory():
                 raise _misplaced(orphan)
         finally:
-            await self._store.forget(claim)
+            await self.store.forget(claim)
 
     def _orphan(self, ref: ProjectRef) -> Orphan:
         names = self._names(ref)
         return Orphan(ref.user_id, ref.project_id, names.namespace, names.deployment)
 
     def _names(self, ref: ProjectRef) -> EnvironmentNames:
-        return environment_names(ref.user_id, ref.project_id, prefix=self._prefix)
+        return environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)
 
     async def _claimed(self, orphan: Orphan) -> Claim:
         """Make the record under which the environment is removed, claimed from its beginning."""
@@ -118,8 +102,8 @@ class Orphans:
         # in one atomic step that there is none and that none of the same id is created meanwhile.
         # Workers leave it alone for its lease, users see what goes on, and its new id makes a fence
         # that no claim of the lost record can refuse.
-        now = self._clock.now()
-        deadline = now + timedelta(milliseconds=round(self._longest * 1000))
+        now = self.clock.now()
+        deadline = now + timedelta(milliseconds=round(self.longest * 1000))
         project = Project(
             id=new_record_id(now),
             user_id=orphan.user_id,
@@ -132,10 +116,10 @@ class Orphans:
             desired=Desired.DELETED,
             due_at=now,
             deadline_at=deadline,
-            lease=Lease(self._worker, 1, deadline + MARGIN),
+            lease=Lease(self.worker, 1, deadline + MARGIN),
         )
         try:
-            return Claim((await self._store.create(project)).project)
+            return Claim((await self.store.create(project)).project)
         except ProjectExistsError as error:
             raise ConflictError(
                 f"Project {orphan.project_id!r} of user {orphan.user_id!r} has a record by now.",
@@ -144,10 +128,10 @@ class Orphans:
 
     async def _bring_down(self, project: Project) -> None:
         """Return when nothing is left of the environment."""
-        give_up = self._clock.monotonic() + self._longest
+        give_up = self.clock.monotonic() + self.longest
         waits_for: ErrorInfo | None = _GOING
         while waits_for is not None:
-            left = give_up - self._clock.monotonic()
+            left = give_up - self.clock.monotonic()
             if left <= 0:
                 raise ClusterError(waits_for.message, code=waits_for.code, hint=waits_for.hint)
             try:
@@ -157,20 +141,22 @@ class Orphans:
                 if error.terminal:
                     raise
                 waits_for = error.info
-                await self._clock.sleep(min(PAUSE_SECONDS, left))
+                await self.clock.sleep(min(PAUSE_SECONDS, left))
 
     async def _step(self, project: Project, left: float) -> ErrorInfo | None:
         """Go one step on; return what the environment waits for now, ``None`` when it is gone."""
-        seen = await self._cluster.observe(project.environment)
-        match plan(project, seen, self._clock.now()):
+        seen = await self.cluster.observe(project.environment)
+        match plan(project, seen, self.clock.now()):
             case Forget():
                 return None
-            case Act(verb):
-                await self._verbs[verb](project.environment)
+            case Act(Verb.STOP):
+                await self.cluster.stop(project.environment)
+            case Act(Verb.DELETE):
+                await self.cluster.delete(project.environment)
             case Wait():
-                await self._cluster.changed(project.environment, left)
+                await self.cluster.changed(project.environment, left)
             case Retry(error):
-                await self._clock.sleep(min(PAUSE_SECONDS, left))
+                await self.clock.sleep(min(PAUSE_SECONDS, left))
                 return error
             case action:
                 raise AssertionError(f"{action} is no step of a removal")

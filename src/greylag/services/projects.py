@@ -199,9 +199,7 @@ class Projects:
             if current is None:
                 return
             # The record was read first: its transaction wrote the events that led to it.
-            while events := await self._store.events(
-                current.user_id, current.project_id, after, EVENTS_AT_ONCE
-            ):
+            while events := await self.events(current, after):
                 for event in events:
                     after = event.seq
                     yield event
@@ -226,16 +224,11 @@ class Projects:
             return None
         return current if current.id == project.id else None
 
-    async def event_page(
-        self, principal: Principal, user_id: str, project_id: str, after: int = 0
-    ) -> Sequence[Event]:
-        """Return the activation log's events after number ``after``, oldest first, 100 at most."""
-        owner = await self.user(principal, user_id)
-        return await self._store.events(owner.id, project_id, after, EVENTS_AT_ONCE)
-
-    async def newest_events(self, project: Project) -> Sequence[Event]:
-        """Return the newest events that ``project`` knows of, oldest first, 100 at most."""
-        after = max(0, project.last_seq - EVENTS_AT_ONCE)
+    async def events(self, project: Project, after: int | None = None) -> Sequence[Event]:
+        """Return the log's events after number ``after``, oldest first, 100 at most; by default the
+        newest that ``project`` knows of.
+        """
+        after = max(0, project.last_seq - EVENTS_AT_ONCE) if after is None else after
         return await self._store.events(project.user_id, project.project_id, after, EVENTS_AT_ONCE)
 
     def changes(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:

@@ -6,8 +6,8 @@ one, so a slow client slows its own upstream and nobody else.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -48,19 +48,14 @@ class Streams:
     async def _counted(
         self, ref: ProjectRef, opening: Opening
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        with self._slot(ref):
-            async with opening as runs, closing(runs):
-                yield runs
-
-    @contextmanager
-    def _slot(self, ref: ProjectRef) -> Iterator[None]:
         if self._open[ref] >= self._limit:
             raise LimitExceededError(
                 f"Project {ref.project_id} already has {self._limit} open streams."
             )
         self._open[ref] += 1
         try:
-            yield
+            async with opening as runs, closing(runs):
+                yield runs
         finally:
             self._open[ref] -= 1
             if not self._open[ref]:

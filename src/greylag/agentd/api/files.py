@@ -73,7 +73,7 @@ class FileRoutes:
             headers["content-range"] = f"bytes {start}-{start + length - 1}/{entry.size}"
         headers["content-length"] = str(length)
         opening = self._files.read(entry, start, length)
-        return _Content(opening, 200 if part is None else 206, headers)
+        return _ContentResponse(opening, 200 if part is None else 206, headers)
 
     async def _write(self, request: Request) -> Response:
         path = _path(request)
@@ -106,7 +106,7 @@ class FileRoutes:
         return answer(await self._files.move(source, target, replace=replace))
 
     async def _archive(self, request: Request) -> Response:
-        return _Content(self._files.archive(_path(request), _format(request)), 200, {})
+        return _ContentResponse(self._files.archive(_path(request), _format(request)), 200, {})
 
     async def _unpack(self, request: Request) -> Response:
         form = _format(request)
@@ -121,7 +121,7 @@ class FileRoutes:
         return answer(await self._files.search(_path(request), wanted, limit))
 
 
-class _Content(Response):
+class _ContentResponse(Response):
     """A response whose content is opened when it is sent, and closed however that ends.
 
     A refusal on opening is an answer of its own. Past it the connection ends before the content
@@ -151,7 +151,7 @@ class _Content(Response):
         except RequestError as error:
             if not begun:
                 raise
-            _log.warning("content_cut", code=error.code, reason=error.message)
+            _log.warning("content_cut", code=error.code, error=error.message)
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:

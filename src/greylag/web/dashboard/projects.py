@@ -48,7 +48,7 @@ async def show_project(
 ) -> Response:
     """Show a project with its log, and a session with its last ``turns`` turns."""
     owner, project = await _found(call)
-    events = await call.use_cases.projects.newest_events(project)
+    events = await call.use_cases.projects.events(project)
     view = project_view(project)
     limit = max(1, min(turns, MOST_SHOWN))
     return respond(
@@ -184,4 +184,4 @@ async def _frames(call: RequestContext, project: Project, after: int) -> AsyncIt
 async def _look(call: RequestContext, after: int) -> tuple[Project, Sequence[Event]]:
     # The events are read last: those that led to this record are among them.
     current = await call.use_cases.projects.get(*call.at)
-    return current, await call.use_cases.projects.event_page(*call.at, after)
+    return current, await call.use_cases.projects.events(current, after)
