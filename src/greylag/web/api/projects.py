@@ -1,7 +1,6 @@
 """A user's projects: list, create, read, edit, activate, deactivate, delete, and their log."""
 
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Query, Response
 
@@ -11,6 +10,7 @@ from greylag.domain.errors import ConflictError, ProjectNotFoundError, WaitTimeo
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.ports import Edit, PageQuery
 from greylag.services.projects import MAX_KEY_LENGTH, NewProject, Projects
+from greylag.web.addresses import address, project_path
 from greylag.web.deps import (
     Prefer,
     PreferDep,
@@ -92,8 +92,8 @@ async def create_project(
     created = await projects.create(call.principal, call.user_id, new, idempotency_key)
     project = created.project
     response.status_code = 201 if created.new else 200
-    response.headers["location"] = PROJECT.format(
-        user=quote(project.user_id, safe=""), project=quote(project.project_id, safe="")
+    response.headers["location"] = address(
+        f"/api{project_path(project.user_id, project.project_id)}"
     )
     return ProjectOut.of(project)
 
