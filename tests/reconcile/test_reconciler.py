@@ -179,12 +179,46 @@ async def test_an_environment_that_ends_unasked_is_started_again() -> None:
     await bench.loop.drain()
     project = await bench.project()
     assert (project.status, project.attempts) == (Status.ACTIVE, 1)
-    assert "ended_unasked" in await bench.told()
+    assert (await bench.told())[-6:-4] == ["crashed", "ended_unasked"]
     bench.clock.advance(PACE.resync * 3)
     await bench.loop.drain()
     bench.clock.advance(PACE.resync * 3)
     await bench.loop.drain()
     assert (await bench.project()).attempts == 0
+
+
+async def test_why_one_is_active_no_more_is_kept_and_told_until_it_is_active_again() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    bench.cluster.auto = False
+    bench.cluster.stumble(REF, CRASHED)
+    await bench.store.poke(REF, bench.clock.now())
+    working = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while (project := await bench.project()).status is not Status.ACTIVATING:
+            await news.changed(5)
+    assert project.error == CRASHED
+    assert (await bench.told())[-1] == "crashed"
+    bench.cluster.advance(REF)
+    await working
+    project = await bench.project()
+    assert (project.status, project.error) == (Status.ACTIVE, None)
+    assert (await bench.told())[-2:] == ["crashed", "active"]
+
+
+async def test_what_is_wrong_with_one_that_runs_is_told_once_and_kept_while_it_is_so() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    before = await bench.told()
+    for wrong in (CRASHED, CRASHED, None):
+        bench.cluster.warn(REF, wrong)
+        await bench.store.poke(REF, bench.clock.now())
+        await bench.loop.drain()
+        project = await bench.project()
+        assert (project.status, project.error) == (Status.ACTIVE, wrong)
+    assert await bench.told() == [*before, "crashed"]
 
 
 async def test_one_that_keeps_ending_is_given_up_after_some_restarts() -> None:

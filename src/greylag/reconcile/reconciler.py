@@ -230,7 +230,9 @@ class _Pass:
         if verb not in self.announced:
             self.announced.add(verb)
             attempts = self.project.attempts + (1 if again else 0)
-            outcome = outcomes.acting(self.project, verb, self.clock.now(), self._timeout)
+            outcome = outcomes.acting(
+                self.project, verb, self.clock.now(), self._timeout, seen.error
+            )
             await self._write(replace(outcome, attempts=attempts))
         self.started = self.started or verb is Verb.START
         self._check_lease()
@@ -309,7 +311,7 @@ class _Pass:
     async def _tell(self, seen: Observation) -> None:
         """Write that the environment is on its way, if that is new."""
         events, now = self._new_steps(seen), self.clock.now()
-        outcome = outcomes.waiting(self.project, events, now, self._timeout)
+        outcome = outcomes.waiting(self.project, events, now, self._timeout, seen.error)
         if outcome is not None:
             await self._write(outcome)
 

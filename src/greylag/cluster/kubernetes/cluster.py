@@ -319,4 +319,4 @@ async def _newest(api: Api, environment: Environment) -> dict[str, Any] | None:
 
 
 def _run_of(pod: dict[str, Any]) -> tuple[str, int]:
-    return pod["metadata"]["uid"], int(container(pod).get("restartCount", 0))
+    return pod["metadata"]["uid"], int(container(pod, CONTAINER).get("restartCount", 0))

@@ -40,7 +40,7 @@ _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 # A kind that is not here keeps all of its spec and status.
 _SPEC: Mapping[str, tuple[str, ...]] = {
-    "Deployment": ("replicas",),
+    "Deployment": ("replicas", "selector"),
     "Ingress": ("ingressClassName", "rules", "tls"),
     "Namespace": (),
     "PersistentVolumeClaim": ("accessModes", "resources", "storageClassName", "volumeName"),
@@ -51,7 +51,10 @@ _SPEC: Mapping[str, tuple[str, ...]] = {
     ),
 }
 _STATUS: Mapping[str, tuple[str, ...]] = {
-    "Pod": ("phase", "reason", "message", "podIP", "conditions", "containerStatuses"),
+    "Pod": (
+        *("phase", "reason", "message", "podIP", "conditions"),
+        *("initContainerStatuses", "containerStatuses"),
+    ),
 }
 
 _log = structlog.get_logger(__name__)
@@ -369,12 +372,17 @@ def trim(kind: str, thing: Object) -> dict[str, Any]:
     kept["spec"] = _some(spec, _SPEC[kind]) if kind in _SPEC else spec
     kept["status"] = _some(status, _STATUS[kind]) if kind in _STATUS else status
     if kind == "Pod":
-        kept["spec"]["containers"] = [
-            _some(one, ("name", "image")) for one in spec.get("containers") or ()
-        ]
+        kept["spec"] |= _containers(spec)
+    if kind == "Deployment":
+        of_pod = (spec.get("template") or {}).get("spec") or {}
+        kept["spec"]["template"] = {"spec": _containers(of_pod)}
     if (mark := fingerprint(kind, thing)) is not None:
         kept[FINGERPRINT] = mark
     return kept
+
+
+def _containers(spec: Object) -> dict[str, Any]:
+    return {"containers": [_some(one, ("name", "image")) for one in spec.get("containers") or ()]}
 
 
 def _some(of: Object, keys: tuple[str, ...]) -> dict[str, Any]:

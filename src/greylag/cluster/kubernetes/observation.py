@@ -5,7 +5,13 @@ from typing import Any
 
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, ProjectKey, key_of
-from greylag.cluster.kubernetes.failures import ApiError, stuck_removal, translated
+from greylag.cluster.kubernetes.failures import (
+    ApiError,
+    cause,
+    quoted,
+    stuck_removal,
+    translated,
+)
 from greylag.cluster.kubernetes.identity import (
     GENERATION_ANNOTATION,
     START_ANNOTATION,
@@ -19,7 +25,6 @@ from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpo
 from greylag.cluster.kubernetes.namespace import POLICY_NAMES
 from greylag.cluster.kubernetes.objects import (
     EnvironmentObjects,
-    container,
     is_current,
     is_ready,
     is_removed,
@@ -150,6 +155,7 @@ class EnvironmentObserver:
             claim=find("PersistentVolumeClaim", names.namespace, volume_claim_name(environment)),
             service=service,
             endpoint=endpoint_of(environment, self._options, service),
+            ended=self._cache.ended(key_of(environment)),
         )
 
     async def _answers(self, environment: Environment, found: EnvironmentObjects) -> bool:
@@ -161,6 +167,12 @@ class EnvironmentObserver:
 
     def _judged(self, environment: Environment, found: EnvironmentObjects) -> Observation:
         seen = observed(found)
+        if (
+            seen.state is Observed.STOPPED
+            and self._cache.quiet_for(key_of(environment)) < QUIET_SECONDS
+        ):
+            # Of one that has just been made not all may be known yet.
+            return replace(seen, error=None)
         # What an environment failed of is told first, unless somebody's change may have caused it.
         edited = found.deployment is not None and is_edited(found.deployment)
         asked = found.wanted and (edited or not found.failed_itself)
@@ -186,7 +198,7 @@ class EnvironmentObserver:
             thing = find(kind, names.namespace, name)
             if thing is None:
                 return _drifted(
-                    f"The environment runs without its {kind} {name}, which somebody deleted."
+                    f"The environment runs without its {kind} {name}, which is missing."
                 )
             if is_edited(thing):
                 return _drifted(f"Somebody changed the environment's {kind} {name}.")
@@ -196,16 +208,16 @@ class EnvironmentObserver:
         self, environment: Environment, found: EnvironmentObjects
     ) -> EnvironmentObjects:
         whole = replace(found, events=await self._events(environment, found))
-        if (pod := whole.crashed) is not None:
-            words = await self._last_words(environment.names.namespace, pod)
+        if (crashed := whole.crashed) is not None:
+            words = await self._last_words(environment.names.namespace, *crashed)
             whole = replace(whole, last_words=words)
         return whole
 
     async def _events(
         self, environment: Environment, of: EnvironmentObjects
     ) -> list[dict[str, Any]]:
-        """Return the Events of the pod and the claim, oldest first."""
-        uids = {thing["metadata"]["uid"] for thing in (of.pod, of.claim) if thing}
+        """Return the Events of the pod, the claim and the Service, oldest first."""
+        uids = {thing["metadata"]["uid"] for thing in (of.pod, of.claim, of.service) if thing}
         found: list[dict[str, Any]] = []
         for uid in sorted(uids):
             page = await self._api.list(
@@ -214,11 +226,11 @@ class EnvironmentObserver:
             found += page.items
         return sorted(found, key=_when)
 
-    async def _last_words(self, namespace: str, pod: str) -> str:
+    async def _last_words(self, namespace: str, pod: str, container: str) -> str:
         said = b""
         try:
             async with self._api.stream_log(
-                namespace, pod, tail=_LAST_LINES, previous=True
+                namespace, pod, container=container, tail=_LAST_LINES, previous=True
             ) as chunks:
                 async for chunk in chunks:
                     said = (said + chunk)[-4 * _LONGEST_WORDS :]
@@ -234,31 +246,39 @@ def observed(found: EnvironmentObjects) -> Observation:
         return _resting(found)
     pod = found.pod
     if pod is None and any(is_removed(pod) or lives(pod) for pod in found.pods):
-        return Observation(Observed.STOPPING, error=_removal_of(found))
+        ended = found.ended.error if found.ended else _removal_of(found)
+        return Observation(Observed.STOPPING, error=ended)
     steps = _steps(found, pod)
     if pod is not None and is_ready(pod) and is_current(found.deployment):
-        return _ready(found.endpoint, steps)
-    cause = found.why()
-    if cause is None:
+        return _ready(found, steps)
+    why = found.why()
+    if why is None:
         return Observation(Observed.STARTING, steps=steps)
-    if cause.final:
-        return Observation(Observed.FAILED, error=cause.error, terminal=True, steps=steps)
-    return Observation(Observed.STARTING, error=cause.error, steps=steps)
+    if why.final or why.lost:
+        return Observation(Observed.FAILED, error=why.error, terminal=why.final, steps=steps)
+    return Observation(Observed.STARTING, error=why.error, steps=steps)
 
 
-def _ready(endpoint: str | None, steps: tuple[Step, ...]) -> Observation:
-    if endpoint is None:
-        return Observation(Observed.STARTING, error=_NO_ADDRESS, steps=steps)
-    address = Step("address_assigned", f"The environment has its address {endpoint}.")
-    return Observation(Observed.READY, endpoint=endpoint, steps=(*steps, address))
+def _ready(found: EnvironmentObjects, steps: tuple[Step, ...]) -> Observation:
+    if found.endpoint is None:
+        return Observation(Observed.STARTING, error=_no_address(found), steps=steps)
+    address = Step("address_assigned", f"The environment has its address {found.endpoint}.")
+    # A volume claim that is being removed stays as long as the pod does.
+    error = cause("volume_being_deleted").error if is_removed(found.claim) else None
+    return Observation(
+        Observed.READY, endpoint=found.endpoint, error=error, steps=(*steps, address)
+    )
 
 
 def _resting(found: EnvironmentObjects) -> Observation:
     if not found.is_idle or (found.deployment is None and is_removed(found.claim)):
         return Observation(Observed.STOPPING, error=_removal_of(found))
     parts = (found.deployment, found.claim, found.service)
-    nothing = all(part is None for part in parts)
-    return Observation(Observed.ABSENT if nothing else Observed.STOPPED)
+    if all(part is None for part in parts):
+        return Observation(Observed.ABSENT)
+    # Whoever starts it gets an empty workspace, and is to know why.
+    lost = found.deployment is not None and (found.claim is None or is_removed(found.claim))
+    return Observation(Observed.STOPPED, error=cause("volume_deleted").error if lost else None)
 
 
 def _removal_of(found: EnvironmentObjects) -> ErrorInfo | None:
@@ -278,7 +298,10 @@ def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[Step, ...]:
     steps.append(QUOTA_CHECKED)
     if node := pod["spec"].get("nodeName"):
         steps.append(Step("scheduled", f"The environment is placed on the node {node}."))
-    started = container(pod).get("started") or "running" in container(pod).get("state", {})
+    started = any(
+        one.get("started") or "running" in one.get("state", {})
+        for one in pod.get("status", {}).get("containerStatuses") or ()
+    )
     if last(found.events, {"Pulling"}) is not None and not started:
         steps.append(PULLING)
     if started:
@@ -288,11 +311,14 @@ def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-_NO_ADDRESS = ErrorInfo(
-    "no_address",
-    "The environment is ready, but the cluster has given it no address.",
-    "Check that something in the cluster serves LoadBalancer Services or the ingress class.",
-)
+def _no_address(found: EnvironmentObjects) -> ErrorInfo:
+    failed = last(found.events, {"SyncLoadBalancerFailed", "AllocationFailed"})
+    why = f": {quoted(failed.get('message', ''))}" if failed else "."
+    return ErrorInfo(
+        "no_address",
+        f"The environment is ready, but the cluster has given it no address{why}",
+        "Check that something in the cluster serves LoadBalancer Services or the ingress class.",
+    )
 
 
 def _unanswered(ready: Observation) -> Observation:
