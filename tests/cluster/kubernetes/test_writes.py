@@ -168,6 +168,68 @@ async def test_a_changed_setting_is_applied_to_what_it_concerns_alone() -> None:
         assert "PATCH Service" not in server.asked
 
 
+STORED = {"storageClassName": "fast", "accessModes": ["ReadWriteOnce"], "volumeName": "pv-1"}
+
+
+@pytest.mark.parametrize(
+    ("has", "changed", "grows", "asked", "told"),
+    [
+        ("5Gi", {"volume_size": "2Gi"}, True, "5Gi", "cannot shrink to 2Gi"),
+        ("5Gi", {"volume_size": "9Gi"}, True, "9Gi", ""),
+        ("5Gi", {"volume_size": "9Gi"}, False, "5Gi", "is not grown by its class to 9Gi"),
+        ("5Gi", {"storage_class": "slow"}, True, "5Gi", "its class fast"),
+        ("5Gi", {"storage_class": "fast"}, True, "5Gi", ""),
+        ("5368709120", {}, True, "5Gi", ""),
+        ("5Gi", {}, True, "5Gi", ""),
+    ],
+)
+async def test_a_volume_stays_what_it_cannot_change_and_that_is_told(
+    has: str, changed: dict[str, Any], *, grows: bool, asked: str, told: str
+) -> None:
+    async with asleep(OPTIONS.model_copy(update=changed)) as (server, cluster):
+        key = next(key for key in server.things if key[0] == "PersistentVolumeClaim")
+        stored = {**STORED, "resources": {"requests": {"storage": has}}}
+        server.put(key[0], key[1], {**server.things[key], "spec": stored})
+        assert await cluster._informers[key[0]].reached(str(server.version), 5)
+        if not grows:
+            server.refuses = {"storage": "9Gi"}
+
+        await cluster.start(environment(2))
+        seen = await cluster.observe(environment(2))
+
+        spec = server.things[key]["spec"]
+        assert spec == stored | {"resources": {"requests": {"storage": asked}}}
+        said = [step.message for step in seen.steps if step.code == "volume_kept"]
+        assert told in "".join(said)
+        assert bool(said) == bool(told)
+
+
+async def test_a_selector_of_an_older_version_stays_and_still_chooses_the_pod() -> None:
+    async with asleep() as (server, cluster):
+        older = {"matchLabels": {"greylag.dev/project": "demo", "older": "label"}}
+        made = deployment(server)
+        spec = {**made["spec"], "selector": older}
+        server.put("Deployment", made["metadata"]["namespace"], {**made, "spec": spec})
+        assert await cluster._informers["Deployment"].reached(str(server.version), 5)
+
+        await cluster._writes.do(environment(2), partial(_applied, cluster))
+
+        spec = deployment(server)["spec"]
+        assert spec["selector"] == older
+        assert spec["template"]["metadata"]["labels"].items() >= older["matchLabels"].items()
+
+
+async def test_the_ingress_goes_with_the_domain() -> None:
+    behind = OPTIONS.model_copy(update={"ingress_base_domain": "a.test"})
+    async with asleep(behind) as (server, cluster):
+        await cluster.start(environment(2))
+        assert any(key[0] == "Ingress" for key in server.things)
+        async with opened(server, OPTIONS) as without:
+            await without.stop(environment(3))
+            await without.start(environment(4))
+        assert not any(key[0] == "Ingress" for key in server.things)
+
+
 async def test_a_setting_that_is_no_longer_set_is_taken_back() -> None:
     more = OPTIONS.model_copy(update={"service_annotations": {"example.org/internal": "true"}})
     async with asleep(more) as (server, cluster):

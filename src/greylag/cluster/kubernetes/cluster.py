@@ -86,7 +86,7 @@ class KubernetesCluster:
         self._unasked = ChangeFeed()
         self._informers = Informers(api, dict.fromkeys(WATCHED, SELECTOR))
         self._cache = ProjectCache(self._informers, self._unasked)
-        self._proxy = ServiceProxy(api.connection, options.agent_port)
+        self._proxy = ServiceProxy(api.connection)
         self._keys = AgentKeys(options.agent_key)
         self._locator = AgentLocator(api, options, self._keys, self._proxy)
         self._probe = AddressProbe.open()

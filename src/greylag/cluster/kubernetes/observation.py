@@ -20,6 +20,7 @@ from greylag.cluster.kubernetes.identity import (
     is_edited,
     volume_claim_name,
 )
+from greylag.cluster.kubernetes.immutable import kept_as_it_is
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpoint_of
 from greylag.cluster.kubernetes.namespace import POLICY_NAMES
@@ -34,7 +35,7 @@ from greylag.cluster.kubernetes.objects import (
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import names_a_key
 from greylag.cluster.shared import plain
-from greylag.domain.errors import ErrorInfo
+from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed, Step
 from greylag.domain.project import Environment
 
@@ -173,6 +174,9 @@ class EnvironmentObserver:
         ):
             # Of one that has just been made not all may be known yet.
             return replace(seen, error=None)
+        if found.wanted and (said := self._kept_of_volume(environment, found.claim)):
+            kept = Step("volume_kept", said)
+            seen = replace(seen, steps=(*seen.steps[:1], kept, *seen.steps[1:]))
         # What an environment failed of is told first, unless somebody's change may have caused it.
         edited = found.deployment is not None and is_edited(found.deployment)
         asked = found.wanted and (edited or not found.failed_itself)
@@ -183,6 +187,17 @@ class EnvironmentObserver:
             # It failed as it was asked for before: the new wish is a new try.
             return replace(seen, terminal=False)
         return seen
+
+    def _kept_of_volume(self, environment: Environment, claim: Object | None) -> str:
+        """Return what of the volume cannot be as the settings have it."""
+        if claim is None:
+            return ""
+        try:
+            template = self._options.template_of(environment)
+        except ClusterError:
+            return ""  # applying it tells that
+        size = template.volume_size or self._options.volume_size
+        return kept_as_it_is(claim, size=size, storage_class=self._options.storage_class)
 
     def _lost(self, environment: Environment) -> ErrorInfo | None:
         """Return what is missing or changed that only applying all anew sets right."""

@@ -46,6 +46,7 @@ from greylag.cluster.kubernetes.identity import (
     signed,
     volume_claim_name,
 )
+from greylag.cluster.kubernetes.immutable import fitted, unresized
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.manifests import project_objects
 from greylag.cluster.kubernetes.namespace import shared_objects
@@ -62,6 +63,7 @@ GONE_SECONDS = 5.0
 _REMEMBERED = 10_000
 _TRIES = 5
 _CONFLICT = 409
+_REFUSED = frozenset({403, 422})
 _POLL_SECONDS = 0.25
 _DIGEST_LENGTH = 16
 
@@ -212,6 +214,8 @@ class Applier:
         )
         deployment = next(thing for thing in things if thing["kind"] == "Deployment")
         await self._all([thing for thing in things if thing is not deployment], secret)
+        if all(thing["kind"] != "Ingress" for thing in things):
+            await self._remove_ingress(environment)
         deployment["metadata"]["annotations"] |= {
             START_ANNOTATION: mark,
             GENERATION_ANNOTATION: str(environment.generation),
@@ -219,7 +223,7 @@ class Applier:
         deployment["spec"]["template"]["metadata"]["annotations"][START_ANNOTATION] = mark
         if found is not None:
             deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
-        return await self._applied(deployment)
+        return await self._applied(fitted(deployment, found))
 
     async def _secret(self, environment: Environment, mark: str) -> tuple[Object | None, str]:
         """Return the environment's Secret, if it was read, and the token that is to be in it."""
@@ -229,6 +233,12 @@ class Applier:
         name = secret_name(environment)
         secret = await self._api.read("Secret", environment.names.namespace, name)
         return secret, token_of(secret) if secret else random_token()
+
+    async def _remove_ingress(self, environment: Environment) -> None:
+        """Remove the Ingress of a time when there was a domain: it would show the agent still."""
+        names = environment.names
+        if self._cache.find("Ingress", names.namespace, names.ingress) is not None:
+            await self._api.delete("Ingress", names.namespace, names.ingress, again=True)
 
     async def _ready_namespace(self, environment: Environment) -> None:
         """See to the namespace and its rules, which stand before anything can run there."""
@@ -259,7 +269,7 @@ class Applier:
 
     async def _all(self, things: Sequence[Object], secret: Object | None = None) -> None:
         """Apply what may be applied in any order, all at once; raise the first refusal."""
-        wanted = [_with_digest(thing) for thing in things]
+        wanted = [_with_digest(fitted(thing, self._kept(thing))) for thing in things]
         done = await asyncio.gather(
             *(
                 self._applied(thing)
@@ -283,7 +293,14 @@ class Applier:
 
     async def _applied(self, thing: Object) -> dict[str, Any]:
         """Apply one object and return it; it carries the fingerprint of what it is then."""
-        applied = await self._api.apply(signed(thing))
+        try:
+            applied = await self._api.apply(signed(thing))
+        except ApiError as error:
+            there = self._kept(thing) if thing["kind"] == "PersistentVolumeClaim" else None
+            if there is None or error.status not in _REFUSED:
+                raise
+            # Its class, or a quota, does not let it grow.
+            applied = await self._api.apply(unresized(thing, there))
         kind, meta = thing["kind"], thing["metadata"]
         if (mark := missing_signature(kind, applied)) is None:
             return applied
