@@ -207,6 +207,31 @@ async def test_why_one_is_active_no_more_is_kept_and_told_until_it_is_active_aga
     assert (await bench.told())[-2:] == ["crashed", "active"]
 
 
+async def test_what_keeps_one_from_its_start_is_told_before_its_time_is_over() -> None:
+    bench = Bench(auto=False)
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    working = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while PROCESS_STARTED.code not in await bench.told():
+            await news.changed(5)
+        bench.cluster.stumble(REF, CRASHED)
+        while CRASHED.code not in await bench.told():
+            assert (await bench.project()).error is None
+            bench.clock.advance(1)
+            bench.cluster.stumble(REF, replace(CRASHED, message=f"{bench.clock.now()}"))
+            await asyncio.sleep(0)
+    told = await bench.project()
+    assert (told.status, told.error) != (Status.ACTIVE, None)
+    bench.clock.advance(60)
+    bench.cluster.stumble(REF, replace(CRASHED, message="Once more."))
+    bench.cluster.advance(REF)
+    await working
+    assert (await bench.told()).count(CRASHED.code) == 1
+    assert (await bench.project()).error is None
+
+
 async def test_what_is_wrong_with_one_that_runs_is_told_once_and_kept_while_it_is_so() -> None:
     bench = Bench()
     await bench.create()

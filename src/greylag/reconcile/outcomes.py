@@ -17,7 +17,9 @@ _DOING = {
     Verb.STOP: NewEvent("stopping", "Stopping the environment."),
     Verb.DELETE: NewEvent("deleting", "Deleting the environment and its volume."),
 }
-_ENDED_UNASKED = NewEvent("ended_unasked", "The environment ended unasked; starting it again.")
+_ENDED_UNASKED = NewEvent(
+    "ended_unasked", "The environment ended, or was changed, unasked; it is set right."
+)
 _PREPARED = NewEvent("prepared", "The environment is prepared.")
 _REACHED = {
     Status.ACTIVE: NewEvent("active", "The environment is active."),
@@ -87,7 +89,10 @@ def waiting(
     """
     towards = Status.ACTIVATING if project.desired is Desired.ACTIVE else Status.DEACTIVATING
     if project.status is towards:
-        return unchanged(project, steps) if steps else None
+        news = why is not None and (project.error is None or project.error.code != why.code)
+        if not steps and not news:
+            return None
+        return _because(unchanged(project, steps), why if news else None)
     outcome = replace(unchanged(project, steps), status=towards, endpoint=None)
     if not project.settled:
         return outcome

@@ -74,6 +74,7 @@ STATUS: Mapping[str, int] = {
     "volume_elsewhere": 503,
     "volume_held": 503,
     "volume_not_bound": 503,
+    "webhook_slow": 503,
     "webhook_unavailable": 503,
     "wait_timeout": 504,
     "activation_timeout": 504,

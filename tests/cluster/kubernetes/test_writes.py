@@ -1,5 +1,6 @@
 """What an activation asks of the API server: no more than there is to change, under its claim."""
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -240,6 +241,70 @@ async def test_a_setting_that_is_no_longer_set_is_taken_back() -> None:
             server.asked.clear()
             await less.start(environment(4))
         assert server.asked.count("PATCH Service") == 1
+
+
+def running(server: StatefulServer) -> None:
+    """Put a pod that is ready beside the Deployment, whose controller has seen its template."""
+    made = deployment(server)
+    namespace = made["metadata"]["namespace"]
+    server.put("Deployment", namespace, {**made, "status": {"observedGeneration": 1}})
+    meta = made["spec"]["template"]["metadata"]
+    pod = {
+        "metadata": {**meta, "name": "demo-api-1", "namespace": namespace},
+        "spec": {"containers": [{"name": "agent", "image": "goose:1"}]},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+    server.put("Pod", namespace, pod)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "spec", "ends"),
+    [
+        ("Service", "demo-svc", {"selector": {"a": "b"}}, Observed.READY),
+        ("NetworkPolicy", "greylag-agent", {"egress": [{}]}, Observed.FAILED),
+    ],
+)
+async def test_what_is_changed_back_each_time_is_set_right_three_times_and_then_told(
+    kind: str, name: str, spec: dict[str, Any], ends: Observed
+) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        key = next(key for key in server.things if key[0] == kind and key[2] == name)
+        fields = [{"manager": "greylag"}, {"manager": "policy-engine", "time": "2026-01-01"}]
+        for number in range(5):
+            edited = {**server.things[key], "spec": {**server.things[key]["spec"], **spec}}
+            edited["metadata"] = {**edited["metadata"], "managedFields": fields}
+            server.put(kind, key[1], edited)
+            assert await cluster._informers[kind].reached(str(server.version), 5)
+            seen = await cluster.observe(environment(2))
+            assert seen.error is not None
+            assert "policy-engine" in seen.error.message
+            if number < 3:
+                assert (seen.state, seen.error.code) == (Observed.FAILED, "environment_drifted")
+                assert not seen.terminal
+                await cluster._writes.do(environment(2), partial(_applied, cluster))
+                continue
+            assert (seen.state, seen.error.code) == (ends, "environment_contested")
+            assert seen.terminal == (ends is Observed.FAILED)
+
+
+async def test_what_the_cluster_changes_with_each_write_counts_as_changed_by_nobody() -> None:
+    async with asleep() as (server, cluster):
+        put, count = server.put, itertools.count()
+
+        def stamping(kind: str, namespace: str, thing: dict[str, Any]) -> dict[str, Any]:
+            if kind == "Deployment":
+                thing = {**thing, "spec": {**thing["spec"], "stamp": next(count)}}
+            return put(kind, namespace, thing)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server, "put", stamping)
+            await cluster.start(environment(2))
+        running(server)
+        assert server.asked.count("PATCH Deployment") == 3
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,11 @@ class ApiError(Exception):
     def is_unavailable(self) -> bool:
         """Whether the API server could not work on it now, which says nothing of what was asked.
 
-        An admission webhook that does not answer is told as 500 too, but is a cause of its own.
+        An admission webhook that does not answer, or is slow, is told as 500 or 504 too, but is a
+        cause of its own.
         """
         busy = self.status == 429 or self.status >= 500  # noqa: PLR2004 - HTTP's numbers
-        return busy and "failed calling webhook" not in self.message
+        return busy and not any(mark in self.message for mark in _WEBHOOKS)
 
     @classmethod
     def of_status(cls, status: Mapping[str, Any], *, code: int, words: str = "") -> Self:
@@ -365,6 +366,10 @@ CAUSES: Mapping[str, tuple[str, str]] = {
         "Somebody deleted the environment's {kind} {name}.",
         "It is made anew by itself.",
     ),
+    "environment_contested": (
+        "The environment's {kind} {name} is changed by {who} each time Greylag sets it right.",
+        "Exempt objects with the label app.kubernetes.io/managed-by=greylag from what does that.",
+    ),
     "added_container_failing": (
         "The container {name}, which the cluster added to the environment, {what}",
         "Ask whoever runs what adds it (an admission webhook), or exempt the users' namespaces.",
@@ -397,6 +402,10 @@ CAUSES: Mapping[str, tuple[str, str]] = {
         "An admission webhook of the cluster does not answer: {words}",
         "Greylag tries again by itself; tell whoever runs that webhook.",
     ),
+    "webhook_slow": (
+        "The API server did not end a step in time; an admission webhook of the cluster is slow.",
+        "Greylag tries again by itself; tell whoever runs the cluster's webhooks.",
+    ),
     "namespace_terminating": (
         "The user's namespace is being removed; it is made anew when it is gone.",
         "Greylag tries again by itself.",
@@ -424,11 +433,13 @@ _REFUSALS = {
     "exceeded quota": "quota_exceeded",
     "violates podsecurity": "pod_security_refused",
     "failed calling webhook": "webhook_unavailable",
+    "within the allotted timeout": "webhook_slow",
     "denied the request": "webhook_refused",
     "denied request": "webhook_refused",
     "looking up service account": "part_deleted",
     "is forbidden": "admission_refused",
 }
+_WEBHOOKS = ("failed calling webhook", "within the allotted timeout")
 # What RBAC says, and no admission plugin: the user, and the verb that it lacks.
 _NO_RIGHT = re.compile(r'[Uu]ser "?[^ ]+"? cannot ')
 _DISRUPTIONS = {

@@ -15,7 +15,13 @@ import structlog
 
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.failures import ApiError, cluster_error
-from greylag.cluster.kubernetes.identity import FINGERPRINT, Object, fingerprint
+from greylag.cluster.kubernetes.identity import (
+    CHANGED_BY,
+    FINGERPRINT,
+    Object,
+    changed_by,
+    fingerprint,
+)
 from greylag.common.backoff import backoff
 from greylag.domain.errors import ClusterError, ClusterUnavailableError
 
@@ -360,7 +366,7 @@ class Informer:
 def trim(kind: str, thing: Object) -> dict[str, Any]:
     """Return what is kept of ``thing``; its form stays that of Kubernetes.
 
-    The fingerprint of what is not kept is added to it.
+    The fingerprint of what is not kept is added to it, and who else changed it last.
     """
     kept = {key: thing[key] for key in ("type", "reason", "message") if key in thing}
     kept["metadata"] = _some(thing["metadata"], _META)
@@ -378,6 +384,7 @@ def trim(kind: str, thing: Object) -> dict[str, Any]:
         kept["spec"]["template"] = {"spec": _containers(of_pod)}
     if (mark := fingerprint(kind, thing)) is not None:
         kept[FINGERPRINT] = mark
+        kept[CHANGED_BY] = changed_by(thing)
     return kept
 
 

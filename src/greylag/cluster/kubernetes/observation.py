@@ -1,5 +1,6 @@
 """How an environment stands: what its objects tell, and Events and logs where they say more."""
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,12 +8,14 @@ from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, ProjectKey, key_of
 from greylag.cluster.kubernetes.failures import (
     ApiError,
+    Cause,
     cause,
     quoted,
     stuck_removal,
     translated,
 )
 from greylag.cluster.kubernetes.identity import (
+    CHANGED_BY,
     GENERATION_ANNOTATION,
     START_ANNOTATION,
     Object,
@@ -51,6 +54,10 @@ QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
 UNANSWERED_SECONDS = 0.02
+CONTEST_SECONDS = 600.0
+EDITS_SET_RIGHT = 3
+"""How often an object is set right in that time; more is a contest, which nobody wins."""
+
 
 _LAST_LINES = 5
 _LONGEST_WORDS = 600
@@ -93,6 +100,7 @@ class EnvironmentObserver:
         self._cache = cache
         self._options = options
         self._seen: dict[ProjectKey, _Seen] = {}
+        self._edits: dict[tuple[str, str, str], tuple[str, tuple[float, ...]]] = {}
 
     async def fresh(self) -> None:
         """Return when the caches are current; ``ClusterError`` when they are not."""
@@ -143,6 +151,8 @@ class EnvironmentObserver:
         """Drop what is remembered of an environment that is gone."""
         key = key_of(environment)
         self._seen.pop(key, None)
+        for edited in [one for one in self._edits if one[1:] in _parts_of(environment)]:
+            del self._edits[edited]
         self._cache.forget(key)
         self._probe.forget(key)
 
@@ -181,7 +191,11 @@ class EnvironmentObserver:
         edited = found.deployment is not None and is_edited(found.deployment)
         asked = found.wanted and (edited or not found.failed_itself)
         if asked and (lost := self._lost(environment)) is not None:
-            return replace(seen, state=Observed.FAILED, endpoint=None, error=lost, terminal=False)
+            if lost.error.code == "environment_contested" and not lost.final:
+                return seen if seen.error else replace(seen, error=lost.error)
+            return replace(
+                seen, state=Observed.FAILED, endpoint=None, error=lost.error, terminal=lost.final
+            )
         applied = annotation_of(found.deployment, GENERATION_ANNOTATION)
         if seen.terminal and applied != str(environment.generation):
             # It failed as it was asked for before: the new wish is a new try.
@@ -199,7 +213,7 @@ class EnvironmentObserver:
         size = template.volume_size or self._options.volume_size
         return kept_as_it_is(claim, size=size, storage_class=self._options.storage_class)
 
-    def _lost(self, environment: Environment) -> ErrorInfo | None:
+    def _lost(self, environment: Environment) -> Cause | None:
         """Return what is missing or changed that only applying all anew sets right."""
         names, find = environment.names, self._cache.find
         needed = [("NetworkPolicy", name) for name in POLICY_NAMES]
@@ -216,8 +230,23 @@ class EnvironmentObserver:
                     f"The environment runs without its {kind} {name}, which is missing."
                 )
             if is_edited(thing):
-                return _drifted(f"Somebody changed the environment's {kind} {name}.")
+                return self._edited(kind, thing)
         return None
+
+    def _edited(self, kind: str, thing: Object) -> Cause:
+        """Return that somebody changed an object, or changes it back again and again."""
+        meta, who = thing["metadata"], thing.get(CHANGED_BY) or "somebody"
+        key = (kind, meta["namespace"], meta["name"])
+        now = asyncio.get_running_loop().time()
+        version, times = self._edits.get(key, ("", ()))
+        if version != meta["resourceVersion"]:
+            times = (*(one for one in times if now - one < CONTEST_SECONDS), now)
+            self._edits[key] = (meta["resourceVersion"], times)
+        if len(times) <= EDITS_SET_RIGHT:
+            return _drifted(f"The environment's {kind} {meta['name']} was changed by {who}.")
+        # Without the policies that are meant for it no environment may run.
+        found = cause("environment_contested", kind=kind, name=meta["name"], who=who)
+        return replace(found, final=kind == "NetworkPolicy")
 
     async def _deepened(
         self, environment: Environment, found: EnvironmentObjects
@@ -345,8 +374,13 @@ def _unanswered(ready: Observation) -> Observation:
     return replace(ready, state=Observed.STARTING, endpoint=None, error=error)
 
 
-def _drifted(message: str) -> ErrorInfo:
-    return ErrorInfo("environment_drifted", message, "Greylag sets it right by itself.")
+def _parts_of(environment: Environment) -> set[tuple[str, str]]:
+    names = environment.names
+    return {(names.namespace, name) for name in (names.deployment, names.service, names.ingress)}
+
+
+def _drifted(message: str) -> Cause:
+    return Cause(ErrorInfo("environment_drifted", message, "Greylag sets it right by itself."))
 
 
 def _when(event: Object) -> str:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
+import structlog
+
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, key_of
 from greylag.cluster.kubernetes.failures import (
@@ -35,6 +37,7 @@ from greylag.cluster.kubernetes.identity import (
     RECORD_ANNOTATION,
     REMOVING_ANNOTATION,
     START_ANNOTATION,
+    UNSTABLE,
     Object,
     annotation_of,
     config_name,
@@ -66,6 +69,8 @@ _CONFLICT = 409
 _REFUSED = frozenset({403, 422})
 _POLL_SECONDS = 0.25
 _DIGEST_LENGTH = 16
+
+_log = structlog.get_logger(__name__)
 
 FencedStep = Callable[[Object | None], Awaitable[dict[str, Any] | None]]
 """Takes the Deployment as it was read; returns it as it was written, None where it was not."""
@@ -304,7 +309,15 @@ class Applier:
         kind, meta = thing["kind"], thing["metadata"]
         if (mark := missing_signature(kind, applied)) is None:
             return applied
+        signature = await self._signature(thing, mark)
+        if (again := missing_signature(kind, signature)) is None:
+            return signature
+        _log.warning("kubernetes_object_unstable", kind=kind, name=meta["name"], mark=again)
+        return await self._signature(thing, UNSTABLE)
+
+    async def _signature(self, thing: Object, mark: str) -> dict[str, Any]:
         # Its status may have changed meanwhile, which is no reason to begin anew.
+        kind, meta = thing["kind"], thing["metadata"]
         patch = {"metadata": {"annotations": {APPLIED_ANNOTATION: mark}}}
         return await self._api.patch_merge(kind, meta.get("namespace"), meta["name"], patch)
 
