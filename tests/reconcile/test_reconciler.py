@@ -121,6 +121,21 @@ async def test_a_terminal_refusal_is_recorded_with_its_code_and_rests() -> None:
     assert again.error is None
 
 
+@pytest.mark.parametrize("verb", [Verb.STOP, Verb.DELETE])
+async def test_a_terminal_refusal_of_an_end_is_told_and_tried_again(verb: Verb) -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    error = ClusterError("No right.", code="cluster_forbidden", terminal=True)
+    bench.cluster.fail_next(REF, verb, error)
+    project = await bench.reach(Desired.DELETED)
+    assert (project.status, project.error) == (Status.ERROR, error.info)
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    with pytest.raises(ProjectNotFoundError):
+        await bench.project()
+
+
 async def test_a_passing_refusal_is_tried_again_after_a_pause() -> None:
     bench = Bench()
     await bench.create()

@@ -250,8 +250,11 @@ class _Pass:
         except ClusterError as error:
             if not error.terminal:
                 return await self._rest(self._retry(error.info))
+            # Nobody asks again for the end of an environment, which goes on costing.
+            ends = verb in {Verb.STOP, Verb.DELETE}
+            due_at = self.clock.now() + self._resync() if ends else None
             return await self._rest(
-                outcomes.failed(self.project, error.info, terminal=True, due_at=None)
+                outcomes.failed(self.project, error.info, terminal=True, due_at=due_at)
             )
         return False
 

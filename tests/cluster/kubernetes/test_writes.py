@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer, stateful
 from tests.contract.store_adapters import make_project
 
+from greylag.cluster.kubernetes import observation
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
-from greylag.cluster.kubernetes.identity import Object
+from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import is_as_wanted
 from greylag.domain.errors import LeaseLostError
@@ -287,6 +289,46 @@ async def test_what_is_changed_back_each_time_is_set_right_three_times_and_then_
                 continue
             assert (seen.state, seen.error.code) == (ends, "environment_contested")
             assert seen.terminal == (ends is Observed.FAILED)
+
+
+KEYED = OPTIONS.model_copy(update={"agent_key": (SecretStr("k" * 32),)})
+
+
+@pytest.mark.parametrize("options", [OPTIONS, KEYED], ids=["random token", "derived token"])
+@pytest.mark.parametrize(
+    ("kind", "edit"),
+    [
+        ("Secret", None),
+        ("Secret", {"data": {"GREYLAG_AGENT_TOKEN": "bWluZQ=="}}),
+        ("ConfigMap", None),
+        ("ConfigMap", {"data": {"GREYLAG_MODEL": "mine"}}),
+    ],
+)
+async def test_what_no_watch_tells_of_is_set_right_while_it_runs(
+    kind: str, edit: dict[str, Any] | None, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asleep(options) as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
+        key = next(key for key in server.things if key[0] == kind)
+        before = server.things.pop(key)
+        if edit is not None:
+            server.put(kind, key[1], {**before, **edit})
+        monkeypatch.setattr(observation, "REFRESH_SECONDS", 0.0)
+
+        seen = await cluster.observe(environment(2))
+
+        token_lost = kind == "Secret" and options is OPTIONS
+        assert seen.state is (Observed.FAILED if token_lost else Observed.READY)
+        mark = deployment(server)["metadata"]["annotations"][START_ANNOTATION]
+        if token_lost:
+            await cluster.start(environment(2))
+        again = deployment(server)["metadata"]["annotations"][START_ANNOTATION]
+        assert (again != mark) == token_lost, "the pod must be another, as its token is"
+        assert server.things[key]["data"].keys() == before["data"].keys()
+        assert (server.things[key]["data"] != before["data"]) == token_lost
 
 
 async def test_what_the_cluster_changes_with_each_write_counts_as_changed_by_nobody() -> None:

@@ -90,10 +90,16 @@ class KubernetesCluster:
         self._keys = AgentKeys(options.agent_key)
         self._locator = AgentLocator(api, options, self._keys, self._proxy)
         self._probe = AddressProbe.open()
-        self._observer = EnvironmentObserver(
-            api, self._informers, self._cache, options, locator=self._locator, probe=self._probe
-        )
         self._applier = Applier(api, self._cache, options, self._keys, variables)
+        self._observer = EnvironmentObserver(
+            api,
+            self._informers,
+            self._cache,
+            options,
+            locator=self._locator,
+            probe=self._probe,
+            refreshed=self._applier.refreshed,
+        )
         self._remover = Remover(api, self._cache)
         self._writes = FencedWrites(api, self._informers, self._cache)
         self._watching: asyncio.Task[None] | None = None

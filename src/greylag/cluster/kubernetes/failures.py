@@ -156,6 +156,7 @@ def refusal(words: str) -> Cause | None:
     return cause(
         code,
         words=line,
+        held="",
         kind="ServiceAccount",
         name=account.group(1) if account else "",
         whose=f" {name.group(2)}" if name else "",
@@ -228,6 +229,17 @@ def stuck_removal(kind: str, thing: Object) -> Cause:
     finalizers = meta.get("finalizers")
     held = f" It waits for: {', '.join(finalizers)}." if finalizers else ""
     return cause("removal_stuck", kind=kind, name=meta["name"], held=held)
+
+
+def terminating(namespace: Object) -> Cause:
+    """Return that a namespace is being removed, and what holds that up."""
+    holding = [
+        quoted(one.get("message", ""))
+        for one in namespace.get("status", {}).get("conditions") or ()
+        if one["type"] in _HOLDS_NAMESPACE and one["status"] == "True"
+    ]
+    held = f" It is held: {' '.join(holding)}" if holding else ""
+    return cause("namespace_terminating", held=held)
 
 
 @contextmanager
@@ -407,8 +419,8 @@ CAUSES: Mapping[str, tuple[str, str]] = {
         "Greylag tries again by itself; tell whoever runs the cluster's webhooks.",
     ),
     "namespace_terminating": (
-        "The user's namespace is being removed; it is made anew when it is gone.",
-        "Greylag tries again by itself.",
+        "The user's namespace is being removed, and is made anew when it is gone.{held}",
+        "Greylag tries again by itself; whoever set a finalizer that is named must take it off.",
     ),
     "admission_refused": (
         "The cluster's own rules do not allow the environment: {words}",
@@ -439,6 +451,7 @@ _REFUSALS = {
     "looking up service account": "part_deleted",
     "is forbidden": "admission_refused",
 }
+_HOLDS_NAMESPACE = frozenset({"NamespaceContentRemaining", "NamespaceFinalizersRemaining"})
 _WEBHOOKS = ("failed calling webhook", "within the allotted timeout")
 # What RBAC says, and no admission plugin: the user, and the verb that it lacks.
 _NO_RIGHT = re.compile(r'[Uu]ser "?[^ ]+"? cannot ')

@@ -45,7 +45,7 @@ UNSTABLE = "unstable"
 """In place of a fingerprint: the cluster itself changes the object with each write."""
 
 _FINGERPRINT_LENGTH = 16
-_FINGERPRINTED = frozenset({"Deployment", "Ingress", "NetworkPolicy", "Service"})
+_FINGERPRINTED = frozenset({"Deployment", "Ingress", "NetworkPolicy", "Secret", "Service"})
 
 
 def project_slug(environment: Environment) -> str:
@@ -129,7 +129,7 @@ def fingerprint(kind: str, thing: Object) -> str | None:
     """Return a short text that changes with what matters of ``thing``; None for other kinds."""
     if kind not in _FINGERPRINTED:
         return None
-    spec = dict(thing.get("spec") or {})
+    spec = dict(thing.get("data" if kind == "Secret" else "spec") or {})
     if kind == "Deployment":
         spec.pop("replicas", None)  # a wish of its own, which `stop` writes too
     if kind == "Service":

@@ -1,6 +1,7 @@
 """How an environment stands: what its objects tell, and Events and logs where they say more."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,6 +55,9 @@ QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
 UNANSWERED_SECONDS = 0.02
+REFRESH_SECONDS = 300.0
+"""How often the Secret, the ConfigMap and so on of a running environment are seen to."""
+
 CONTEST_SECONDS = 600.0
 EDITS_SET_RIGHT = 3
 """How often an object is set right in that time; more is a contest, which nobody wins."""
@@ -92,6 +96,7 @@ class EnvironmentObserver:
         *,
         locator: AgentLocator,
         probe: AddressProbe,
+        refreshed: Callable[[Environment, Object], Awaitable[bool]],
     ) -> None:
         self._api = api
         self._locator = locator
@@ -99,6 +104,8 @@ class EnvironmentObserver:
         self._informers = informers
         self._cache = cache
         self._options = options
+        self._refreshed = refreshed
+        self._refreshed_at: dict[ProjectKey, float] = {}
         self._seen: dict[ProjectKey, _Seen] = {}
         self._edits: dict[tuple[str, str, str], tuple[str, tuple[float, ...]]] = {}
 
@@ -122,6 +129,13 @@ class EnvironmentObserver:
         again = QUIET_SECONDS if observation.state is Observed.STARTING and not deep else None
         if observation.state is Observed.READY and not await self._answers(environment, found):
             observation, again = _unanswered(observation), UNANSWERED_SECONDS
+        if observation.state is Observed.READY and not await self._is_whole(environment, found):
+            lost = _drifted(
+                "The environment's Secret was deleted or changed, and its token with it."
+            )
+            observation = replace(
+                observation, state=Observed.FAILED, endpoint=None, error=lost.error
+            )
         self._seen[key] = _Seen(observation, environment, version, again)
         return observation
 
@@ -151,6 +165,7 @@ class EnvironmentObserver:
         """Drop what is remembered of an environment that is gone."""
         key = key_of(environment)
         self._seen.pop(key, None)
+        self._refreshed_at.pop(key, None)
         for edited in [one for one in self._edits if one[1:] in _parts_of(environment)]:
             del self._edits[edited]
         self._cache.forget(key)
@@ -175,6 +190,20 @@ class EnvironmentObserver:
         url = await self._locator.url(environment, found.service)
         uid = str(found.pod["metadata"]["uid"])
         return url is not None and await self._probe.answers(key_of(environment), uid, url)
+
+    async def _is_whole(self, environment: Environment, found: EnvironmentObjects) -> bool:
+        """Now and then see to what no watch tells of; tell if it is as it must be."""
+        key, now = key_of(environment), asyncio.get_running_loop().time()
+        if (
+            found.deployment is None
+            or now < self._refreshed_at.setdefault(key, now) + REFRESH_SECONDS
+        ):
+            return True
+        with translated():
+            whole = await self._refreshed(environment, found.deployment)
+        if whole:
+            self._refreshed_at[key] = now
+        return whole
 
     def _judged(self, environment: Environment, found: EnvironmentObjects) -> Observation:
         seen = observed(found)

@@ -20,15 +20,16 @@ from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, key_of
 from greylag.cluster.kubernetes.failures import (
     ApiError,
-    cause,
     cluster_error,
     of_cause,
     stuck_removal,
+    terminating,
     translated,
 )
 from greylag.cluster.kubernetes.identity import (
     APPLIED_ANNOTATION,
     CLAIM_ANNOTATION,
+    FINGERPRINT,
     GENERATION_ANNOTATION,
     MANAGED_BY,
     MANAGED_BY_LABEL,
@@ -41,6 +42,7 @@ from greylag.cluster.kubernetes.identity import (
     Object,
     annotation_of,
     config_name,
+    fingerprint,
     is_edited,
     is_ours,
     label_of,
@@ -67,6 +69,7 @@ _REMEMBERED = 10_000
 _TRIES = 5
 _CONFLICT = 409
 _REFUSED = frozenset({403, 422})
+_UNWATCHED = frozenset({"ConfigMap", "LimitRange", "ResourceQuota", "Secret", "ServiceAccount"})
 _POLL_SECONDS = 0.25
 _DIGEST_LENGTH = 16
 
@@ -214,6 +217,11 @@ class Applier:
         """
         await self._ready_namespace(environment)
         secret, token = await self._secret(environment, mark)
+        if token is None:
+            token = random_token()
+            if found is not None:
+                # Whatever runs of it still demands the token that was lost.
+                mark = f"{environment.generation}.{environment.fence.number}"
         things = project_objects(
             environment, self._options, self._variables, token=token, replicas=replicas
         )
@@ -230,14 +238,33 @@ class Applier:
             deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
         return await self._applied(fitted(deployment, found))
 
-    async def _secret(self, environment: Environment, mark: str) -> tuple[Object | None, str]:
-        """Return the environment's Secret, if it was read, and the token that is to be in it."""
+    async def refreshed(self, environment: Environment, found: Object) -> bool:
+        """Set right what no watch tells of, of an environment that runs; tell if that was possible.
+
+        It is not when the Secret alone held the token, and somebody deleted or changed it.
+        """
+        secret, token = await self._secret(environment, start_mark(found))
+        if token is None:
+            return False
+        things = project_objects(
+            environment, self._options, self._variables, token=token, replicas=1
+        )
+        parts = (*shared_objects(environment, self._options), *things)
+        await self._all([thing for thing in parts if thing["kind"] in _UNWATCHED], secret)
+        return True
+
+    async def _secret(
+        self, environment: Environment, mark: str
+    ) -> tuple[Object | None, str | None]:
+        """Return the environment's Secret, if it was read, and the token, unless that is lost."""
         derived = self._keys.token(environment.id, mark)
         if derived is not None:
             return None, derived
         name = secret_name(environment)
         secret = await self._api.read("Secret", environment.names.namespace, name)
-        return secret, token_of(secret) if secret else random_token()
+        if secret is None or is_edited({**secret, FINGERPRINT: fingerprint("Secret", secret)}):
+            return None, None
+        return secret, token_of(secret)
 
     async def _remove_ingress(self, environment: Environment) -> None:
         """Remove the Ingress of a time when there was a domain: it would show the agent still."""
@@ -260,7 +287,7 @@ class Applier:
             if not is_removed(known):
                 return
             if loop.time() >= give_up:
-                raise of_cause(cause("namespace_terminating"))
+                raise of_cause(terminating(known))
             await asyncio.sleep(_POLL_SECONDS)
         other = await self._api.read("Namespace", None, name)
         if other is not None and not is_ours(other):
