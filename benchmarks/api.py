@@ -81,6 +81,11 @@ async def measure(
             assert answer.status == 200, answer.status  # noqa: PLR2004 - OK
             await answer.read()
 
+    async def listing_of_news(number: int) -> None:
+        async with ours.patch(f"{PROJECTS}/changed", json={"name": str(number)}) as answer:
+            assert answer.status == 200, answer.status  # noqa: PLR2004 - OK
+        await listing(number)
+
     async def creation(number: int) -> None:
         body = {"name": "x", "project_id": f"made-{time.monotonic_ns()}-{number}"}
         async with ours.post(PROJECTS, json=body) as answer:
@@ -89,9 +94,12 @@ async def measure(
 
     for number in range(LISTED):
         await creation(-number)
+    async with ours.post(PROJECTS, json={"name": "x", "project_id": "changed"}) as answer:
+        assert answer.status == 201, answer.status  # noqa: PLR2004 - created
     kinds = {
         "bare Starlette answer": hello,
         f"list {LISTED} projects": listing,
+        "change one, list 100": listing_of_news,
         "create a project": creation,
     }
     best = dict.fromkeys(kinds, 0.0)

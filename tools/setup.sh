@@ -45,6 +45,7 @@ install_test_programs() {
     missing=
     command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
     command -v bwrap >/dev/null 2>&1 || missing="$missing bubblewrap"
+    command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ] || missing="$missing nginx"
     command -v git >/dev/null 2>&1 || missing="$missing git"
     command -v buildah >/dev/null 2>&1 || missing="$missing buildah"
     command -v mmdebstrap >/dev/null 2>&1 || missing="$missing mmdebstrap"

@@ -1,6 +1,7 @@
 """All settings, parsed once into one frozen object by whoever starts a program; never at import."""
 
 import json
+import re
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
@@ -17,6 +18,11 @@ from greylag.domain.users import User
 
 DEFAULT_PORT = 8700
 DEFAULT_USERS = (User("me", "Me"),)
+OWN_PATHS = frozenset(
+    {"api", "healthz", "openapi.json", "readyz", "sign-in", "sign-out", "static", "users"}
+)
+"""What the paths of the web begin with. Below a root path that begins so, some mean two things."""
+_ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)*")
 
 
 class Settings(BaseSettings):
@@ -37,6 +43,7 @@ class Settings(BaseSettings):
     auth: Literal["token", "none"] = "token"
     allowed_hosts: str = ""
     trusted_proxies: str = ""
+    root_path: str = Field("", max_length=200)
     hsts_seconds: int = Field(0, ge=0, le=63_072_000)
     users: str = ""
     users_file: Path | None = None
@@ -84,6 +91,20 @@ class Settings(BaseSettings):
         if len(value) > 30 or not (value[:1].isalpha() and plain.isalnum() and value.islower()):  # noqa: PLR2004 - leaves 33 of 63 characters to the user's label
             raise ValueError("must begin a DNS label: a-z, 0-9, -, a letter first, 30 at most")
         return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _root_path_is_a_path(cls, value: str) -> str:
+        path = value.rstrip("/")
+        if not _ROOT_PATH.fullmatch(path):
+            raise ValueError(
+                "must be a path such as /tools/greylag: a slash before each part, and in the parts"
+                " letters, digits and . _ ~ - alone"
+            )
+        first = path.partition("/")[2].partition("/")[0]
+        if first in OWN_PATHS:
+            raise ValueError(f"must not begin with /{first}, which is a path of Greylag's own")
+        return path
 
     @field_validator("trusted_proxies")
     @classmethod

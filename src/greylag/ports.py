@@ -269,7 +269,10 @@ class PageQuery:
 
 @dataclass(frozen=True, slots=True)
 class ProjectPage:
-    """Projects by creation, newest first; ``cursor`` asks for the next page (``None``: no more)."""
+    """Projects by creation, newest first; ``cursor`` asks for the next page (``None``: no more).
+
+    Several callers may be given the same one: nobody changes what is in it.
+    """
 
     projects: Sequence[Project]
     cursor: str | None = None

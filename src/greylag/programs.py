@@ -118,7 +118,7 @@ async def _serve_with_token(
     elif settings.token is None:
         token = SecretStr(ensure_token(settings.data))
         settings = settings.model_copy(update={"token": token})
-        link = Signatures(token).link(address_of(listener))
+        link = Signatures(token).link(_site(settings, listener))
         announce = partial(announce, link=link)
     await _serve(use_cases, settings, listener, announce)
 
@@ -131,9 +131,13 @@ async def _serve(
         ends_within=GRACEFUL_SHUTDOWN_SECONDS,
         limits=_limits(settings),
         signals=_STOPPING,
-        started=lambda: announce(address_of(listener)),
+        started=lambda: announce(_site(settings, listener)),
     )
     await server.serve([listener])
+
+
+def _site(settings: Settings, listener: socket.socket) -> str:
+    return address_of(listener) + settings.root_path
 
 
 def _limits(settings: Settings) -> Limits:

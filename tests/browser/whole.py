@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from greylag.agentd.agent.types import find_agent
 
@@ -50,18 +51,19 @@ def has_goose() -> bool:
 
 
 @asynccontextmanager
-async def up(data: Path) -> AsyncIterator[Whole]:
+async def up(data: Path, **settings: str) -> AsyncIterator[Whole]:
     """Run `greylag up`; on leaving, nothing that it started lives on."""
     command = (sys.executable, "-m", "greylag", "up", "--port", "0", "--data", str(data))
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL, env=environment
+        *command, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL, env=environment | settings
     )
     try:
         address, link = await _said(process, "ready: "), await _said(process, "once): ")
         token = (data / "token").read_text().strip()
         headers = {"authorization": f"Bearer {token}"}
-        async with aiohttp.ClientSession(address, headers=headers) as http:
+        origin = str(URL(address).origin())
+        async with aiohttp.ClientSession(origin, headers=headers) as http:
             yield Whole(address, link, token, http)
             for path in await _projects(http):
                 async with http.delete(path) as answer:

@@ -134,6 +134,26 @@ def test_a_long_result_is_shortened_and_shown_whole_when_asked_for(
     assert lines in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ({"type": "image", "data": "aGk=", "mimeType": "image/png"}, "[image/png, 3 bytes]"),
+        (
+            {"type": "resource_link", "uri": "file:///x\x1b[2J"},
+            "[resource_link, file:///x␛[2J]",
+        ),
+        ({"type": "resource", "resource": {"uri": "u", "text": "inside"}}, "inside"),
+        ({"type": "diff", "path": "a.py", "newText": "x"}, "[changes a.py]"),
+    ],
+)
+def test_a_result_that_is_no_text_is_named(
+    part: dict[str, object], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = StreamEvent("1", "tool_response", {"result": {"Ok": [part]}})
+    TextView(Output(as_json=False)).show(event)
+    assert told in capsys.readouterr().err
+
+
 async def test_json_is_one_event_a_line_and_nothing_else(program: Cli, project: str) -> None:
     done = await program("chat", project, "a b", "--json")
     types = [event["type"] for event in done.lines]

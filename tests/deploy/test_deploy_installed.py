@@ -169,8 +169,11 @@ async def test_greylag_in_the_cluster_does_the_main_job(
 ) -> None:
     objects = WAYS[way](place, tmp_path / "given")
     async with installed(place, objects, tmp_path) as up:
-        async with aiohttp.ClientSession(up.address) as stranger:
-            assert (await stranger.get("/api/users")).status == 401
+        async with (
+            aiohttp.ClientSession(up.address) as stranger,
+            stranger.get("/api/users") as refused,
+        ):
+            assert refused.status == 401
         path = await up.project("demo")
         status, project = await up.call("GET", path)
         assert status == 200

@@ -58,7 +58,7 @@ class MemoryCluster:
     def __init__(self, *, auto: bool = False) -> None:
         self.calls: defaultdict[ProjectRef, list[VerbCall]] = defaultdict(list)
         self.observations: Counter[ProjectRef] = Counter()
-        self._auto = auto
+        self.auto = auto
         self._environments: dict[ProjectRef, _Simulated] = {}
         self._faults: dict[tuple[ProjectRef, Verb], ClusterError] = {}
         self._gates: dict[tuple[ProjectRef, Verb], asyncio.Event] = {}
@@ -96,6 +96,16 @@ class MemoryCluster:
         self._set(ref, Observation(Observed.FAILED, error=error, terminal=terminal))
         self._unasked.tell(ref)
 
+    def stumble(self, ref: ProjectRef, error: ErrorInfo) -> None:
+        """Let a running environment end and start again by itself; ``changes`` tells of it."""
+        self._set(ref, Observation(Observed.STARTING, error=error))
+        self._unasked.tell(ref)
+
+    def warn(self, ref: ProjectRef, error: ErrorInfo | None) -> None:
+        """Let a running environment be well, but for ``error``; ``changes`` tells of it."""
+        self._set(ref, replace(self._environments[ref].seen, error=error))
+        self._unasked.tell(ref)
+
     def vanish(self, ref: ProjectRef) -> None:
         """Let an environment be deleted by someone else; ``changes`` tells of it."""
         self._environments.pop(ref, None)
@@ -130,7 +140,7 @@ class MemoryCluster:
     async def observe(self, environment: Environment) -> Observation:
         """Return the environment's state; with ``auto``, after moving it on."""
         self.observations[environment.ref] += 1
-        if self._auto:
+        if self.auto:
             self.advance(environment.ref)
         seen = self._look(environment.ref)
         self._observed[environment.ref] = seen

@@ -121,6 +121,21 @@ async def test_a_terminal_refusal_is_recorded_with_its_code_and_rests() -> None:
     assert again.error is None
 
 
+@pytest.mark.parametrize("verb", [Verb.STOP, Verb.DELETE])
+async def test_a_terminal_refusal_of_an_end_is_told_and_tried_again(verb: Verb) -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    error = ClusterError("No right.", code="cluster_forbidden", terminal=True)
+    bench.cluster.fail_next(REF, verb, error)
+    project = await bench.reach(Desired.DELETED)
+    assert (project.status, project.error) == (Status.ERROR, error.info)
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    with pytest.raises(ProjectNotFoundError):
+        await bench.project()
+
+
 async def test_a_passing_refusal_is_tried_again_after_a_pause() -> None:
     bench = Bench()
     await bench.create()
@@ -179,12 +194,71 @@ async def test_an_environment_that_ends_unasked_is_started_again() -> None:
     await bench.loop.drain()
     project = await bench.project()
     assert (project.status, project.attempts) == (Status.ACTIVE, 1)
-    assert "ended_unasked" in await bench.told()
+    assert (await bench.told())[-6:-4] == ["crashed", "ended_unasked"]
     bench.clock.advance(PACE.resync * 3)
     await bench.loop.drain()
     bench.clock.advance(PACE.resync * 3)
     await bench.loop.drain()
     assert (await bench.project()).attempts == 0
+
+
+async def test_why_one_is_active_no_more_is_kept_and_told_until_it_is_active_again() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    bench.cluster.auto = False
+    bench.cluster.stumble(REF, CRASHED)
+    await bench.store.poke(REF, bench.clock.now())
+    working = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while (project := await bench.project()).status is not Status.ACTIVATING:
+            await news.changed(5)
+    assert project.error == CRASHED
+    assert (await bench.told())[-1] == "crashed"
+    bench.cluster.advance(REF)
+    await working
+    project = await bench.project()
+    assert (project.status, project.error) == (Status.ACTIVE, None)
+    assert (await bench.told())[-2:] == ["crashed", "active"]
+
+
+async def test_what_keeps_one_from_its_start_is_told_before_its_time_is_over() -> None:
+    bench = Bench(auto=False)
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    working = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while PROCESS_STARTED.code not in await bench.told():
+            await news.changed(5)
+        bench.cluster.stumble(REF, CRASHED)
+        while CRASHED.code not in await bench.told():
+            assert (await bench.project()).error is None
+            bench.clock.advance(1)
+            bench.cluster.stumble(REF, replace(CRASHED, message=f"{bench.clock.now()}"))
+            await asyncio.sleep(0)
+    told = await bench.project()
+    assert (told.status, told.error) != (Status.ACTIVE, None)
+    bench.clock.advance(60)
+    bench.cluster.stumble(REF, replace(CRASHED, message="Once more."))
+    bench.cluster.advance(REF)
+    await working
+    assert (await bench.told()).count(CRASHED.code) == 1
+    assert (await bench.project()).error is None
+
+
+async def test_what_is_wrong_with_one_that_runs_is_told_once_and_kept_while_it_is_so() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    before = await bench.told()
+    for wrong in (CRASHED, CRASHED, None):
+        bench.cluster.warn(REF, wrong)
+        await bench.store.poke(REF, bench.clock.now())
+        await bench.loop.drain()
+        project = await bench.project()
+        assert (project.status, project.error) == (Status.ACTIVE, wrong)
+    assert await bench.told() == [*before, "crashed"]
 
 
 async def test_one_that_keeps_ending_is_given_up_after_some_restarts() -> None:

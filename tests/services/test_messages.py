@@ -10,13 +10,15 @@ from tests.services.house import House
 from greylag.common import agent_api, sse
 from greylag.domain.errors import (
     ClusterError,
+    ErrorInfo,
     InvalidRequestError,
+    NotActiveError,
     ProjectDeletingError,
     SessionBusyError,
     SessionNotFoundError,
 )
 from greylag.domain.lifecycle import Verb
-from greylag.domain.project import Desired, ProjectRef
+from greylag.domain.project import Desired, ProjectRef, Status
 from greylag.domain.users import OPERATOR
 from greylag.services.messages import NewMessage
 from greylag.services.projects import NewProject
@@ -46,6 +48,21 @@ async def test_an_active_project_answers_without_status_events() -> None:
         await _create(house, active=True)
         events = await _send(house, NewMessage("hello"))
         assert events[0]["type"] == "turn"
+
+
+async def test_who_resumes_a_turn_whose_environment_was_lost_is_told_why() -> None:
+    house = House()
+    async with house.working():
+        await _create(house, active=True)
+        house.cluster.auto = False
+        house.cluster.stumble(REF, ErrorInfo("drained", "It was evicted."))
+        with house.store.subscribe(REF) as news:
+            while (project := await house.store.get("ada", "demo")).status is Status.ACTIVE:
+                await news.changed(5)
+        with pytest.raises(NotActiveError, match=r"is activating, not active\. It was evicted\."):
+            await house.use_cases.agents.stream_turn(OPERATOR, "ada", "demo", "a-turn", None)
+        assert project.error is not None
+        assert project.error.code == "drained"
 
 
 async def test_the_same_message_id_is_one_turn_also_without_a_session() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.contract.store_adapters import REF, at, claim, make_project
 
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, ProjectRef
-from greylag.ports import Edit
+from greylag.ports import Edit, PageQuery
 from greylag.store.sqlite import store
 from greylag.store.sqlite.store import SqliteStore
 
@@ -40,6 +41,20 @@ async def test_what_the_other_writes_is_heard_by_those_it_concerns(pair: Pair) -
         assert await mine.changed(10)
         assert await everything.changed(10)
         assert not await other.changed(0)
+
+
+async def test_a_page_is_as_the_last_write_left_it_whoever_wrote(pair: Pair) -> None:
+    for number in range(3):
+        await pair[0].create(make_project(f"p{number}", created=number))
+    for number in range(70):
+        name = f"name {number}"
+        await pair[number % 2].edit("ada", "p1", Edit(name=name), at(9))
+        for one, limit in product(pair, (2, 3, 50 + number)):
+            page = await one.page("ada", PageQuery(limit))
+            assert page.projects[1].name == name
+            assert len(page.projects) == min(3, limit)
+    first, again = [await pair[0].page("ada", PageQuery()) for _ in range(2)]
+    assert first is again
 
 
 async def test_each_kind_of_write_is_heard(pair: Pair) -> None:

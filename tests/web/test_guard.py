@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 from tests.harness import TOKEN
 from tests.web.server import ADA, Site, settings, site
+
+from greylag.web.compression import MIN_BYTES
 
 
 @pytest.fixture
@@ -212,3 +215,46 @@ async def test_the_openapi_document_is_complete(running: Site) -> None:
         assert "500" in errors or name.endswith("z"), name
         for code in errors:
             assert "application/problem+json" in operation["responses"][code]["content"], name
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [("gzip", "gzip"), ("br, gzip;q=0.5", "gzip"), ("gzip;q=0.0", None), ("identity", None)],
+)
+async def test_text_is_compressed_for_those_who_take_it(
+    running: Site, accepted: str, encoding: str | None
+) -> None:
+    path = await running.project()
+    asked = {"accept-encoding": accepted, "accept": "text/html"}
+    page = await _got(running, "/users/ada", **asked)
+    files = set(re.findall(r'"(/static/[^"]+)"', await page.text()))
+    for file in files:
+        answer = await _got(running, file, **asked)
+        expected = encoding if len(await answer.text()) >= MIN_BYTES else None
+        assert (answer.headers.get("content-encoding"), answer.status) == (expected, 200), file
+        assert "immutable" in answer.headers["cache-control"]
+        tag = answer.headers["etag"]
+        assert (await _got(running, file, **asked, **{"if-none-match": tag})).status == 304
+    assert page.headers.get("content-encoding") == encoding
+    assert "accept-encoding" in page.headers["vary"].lower()
+    small = await _got(running, path, **asked)
+    assert (small.headers.get("content-encoding"), "vary" in small.headers) == (None, False)
+    async with running.http.get(f"{path}/events", headers=asked) as stream:
+        assert "content-encoding" not in stream.headers
+        assert await stream.content.readline()
+
+
+async def _got(running: Site, path: str, **headers: str) -> aiohttp.ClientResponse:
+    async with running.http.get(path, headers=headers) as answer:
+        await answer.read()
+        return answer
+
+
+async def test_files_under_old_names_and_none_are_given_but_not_for_good(running: Site) -> None:
+    for path in ("/static/js/app.js", "/static/0123456789abcdef/js/app.js"):
+        answer = await _got(running, path)
+        assert (answer.status, answer.headers["cache-control"]) == (200, "no-cache")
+    for path in ("/static/0123456789abcdef/js/none.js", "/static/0123456789abcdef/../../app.py"):
+        answer = await _got(running, path)
+        assert answer.status == 404
+        assert "immutable" not in answer.headers["cache-control"]

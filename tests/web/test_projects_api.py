@@ -66,6 +66,35 @@ async def test_pages_follow_one_another_newest_first(running: Site) -> None:
     assert active["projects"] == []
 
 
+async def test_a_list_holds_each_project_as_it_is_alone_and_now(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greylag.web.schemas.MOST_TEXTS", 2)
+
+    async def alone() -> list[str]:
+        found = []
+        for number in (2, 1, 0):
+            async with running.http.get(f"{ADA}/p{number}") as answer:
+                found.append(await answer.text())
+        return found
+
+    async def listed() -> str:
+        async with running.http.get(ADA) as answer:
+            assert answer.headers["content-type"] == "application/json"
+            return await answer.text()
+
+    for number in range(3):
+        body = {"name": "Ω", "project_id": f"p{number}", "metadata": {"a": ["é", None]}}
+        assert (await call(running, "POST", ADA, body))[0] == 201
+        assert (await call(running, "POST", f"{ADA}/p{number}/activate"))[0] == 200
+    for name in ("x", "y", "y"):
+        await call(running, "PATCH", f"{ADA}/p2", {"name": name})
+        await call(running, "PATCH", f"{ADA}/p0", {"metadata": {"name": name}})
+        for _ in range(2):
+            whole = ",".join(await alone())
+            assert await listed() == f'{{"projects":[{whole}],"next_cursor":null}}'
+
+
 async def test_an_edit_changes_what_it_names_and_nothing_else(running: Site) -> None:
     path = await running.project()
     assert (await call(running, "PATCH", path, {"metadata": {"a": 1}}))[0] == 200

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 from greylag.cli.client import StreamEvent
 from greylag.cli.output import Output, one_line, shortened, visible
@@ -150,8 +151,9 @@ class TextView(TurnView):
             self.note(f"  failed: {shortened(str(found.get('Err', '')), ARGUMENT_LENGTH)}")
             return
         parts = found.get("Ok")
-        texts = [part.get("text") for part in parts if isinstance(part, dict)] if parts else []
-        whole = "\n".join(text for text in texts if isinstance(text, str))
+        told = [_block(part) for part in parts if isinstance(part, dict)] if parts else []
+        told += [_json(found["data"])] if "data" in found else []
+        whole = "\n".join(told)
         if self._full:
             self.note("  ok:")
             self._output.piece(whole if whole.endswith("\n") or not whole else f"{whole}\n")
@@ -184,6 +186,23 @@ class TextView(TurnView):
     def _mark(self, text: str) -> None:
         if text:
             self._line_open = not text.endswith("\n")
+
+
+def _block(part: dict[str, Any]) -> str:
+    """Return one block of a tool's result as text; what is no text is named."""
+    if isinstance(text := part.get("text"), str):
+        return text
+    resource = part.get("resource")
+    inside = resource if isinstance(resource, dict) else part
+    if isinstance(text := inside.get("text"), str):
+        return text
+    if part.get("type") == "diff":
+        return f"[changes {part.get('path')}]"
+    named = inside.get("mimeType") or part.get("type") or "nothing"
+    data = inside.get("data") or inside.get("blob")
+    size = f", {len(data) * 3 // 4} bytes" if isinstance(data, str) else ""
+    where = f", {inside['uri']}" if isinstance(inside.get("uri"), str) else ""
+    return one_line(f"[{named}{size}{where}]")
 
 
 def _with_hint(event: StreamEvent) -> str:

@@ -23,6 +23,8 @@ MOST_TURNS = 200
 MOST_MESSAGES = 400
 PAGE_CHARACTERS = 256 * 1024
 """How many messages one page of a history has at most, and how much text they have together."""
+MOST_EVENT = 8 * MEBIBYTE
+"""How many bytes an event of a turn has at most; every client takes as many."""
 BYTES = "application/octet-stream"
 ENTRIES = 200
 MOST_ENTRIES = 1000

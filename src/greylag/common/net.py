@@ -6,9 +6,9 @@ import base64
 import ipaddress
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 HOP_BY_HOP = frozenset(
@@ -62,6 +62,19 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
     return uuid.uuid4().hex
+
+
+def below(scope: MutableMapping[str, Any], prefix: str) -> MutableMapping[str, Any]:
+    """Return an ASGI request's scope with ``prefix`` taken off its path, if the path has it.
+
+    ``prefix`` begins with a slash and does not end in one.
+    """
+    path = scope["path"]
+    if path != prefix and not path.startswith(f"{prefix}/"):
+        return scope
+    raw = scope.get("raw_path") or path.encode()
+    rest = raw[len(prefix.encode()) :] or b"/"
+    return {**scope, "path": path[len(prefix) :] or "/", "raw_path": rest}
 
 
 # The way out: the proxies that the usual variables name.

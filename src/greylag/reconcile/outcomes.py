@@ -17,7 +17,9 @@ _DOING = {
     Verb.STOP: NewEvent("stopping", "Stopping the environment."),
     Verb.DELETE: NewEvent("deleting", "Deleting the environment and its volume."),
 }
-_ENDED_UNASKED = NewEvent("ended_unasked", "The environment ended unasked; starting it again.")
+_ENDED_UNASKED = NewEvent(
+    "ended_unasked", "The environment ended, or was changed, unasked; it is set right."
+)
 _PREPARED = NewEvent("prepared", "The environment is prepared.")
 _REACHED = {
     Status.ACTIVE: NewEvent("active", "The environment is active."),
@@ -49,11 +51,13 @@ def settled(
     active = status is Status.ACTIVE
     since = project.last_activated_at
     stable = project.status is status and since is not None and now - since >= STABLE_AFTER
+    # What is wrong with an environment though it runs is told once, and kept as long as it is so.
+    wrong = seen.error if active else None
     outcome = replace(
-        unchanged(project),
+        _because(unchanged(project), wrong),
         status=status,
         endpoint=seen.endpoint if active else None,
-        error=None,
+        error=wrong,
         error_terminal=False,
         observed_generation=project.generation,
         attempts=project.attempts if active and not stable else 0,
@@ -64,7 +68,7 @@ def settled(
         return outcome
     if not active and since is None:
         return replace(outcome, events=[_PREPARED])
-    outcome = replace(outcome, events=[_REACHED[status]])
+    outcome = replace(outcome, events=[_REACHED[status], *outcome.events])
     if status is project.status:
         return outcome
     if active:
@@ -73,31 +77,59 @@ def settled(
 
 
 def waiting(
-    project: Project, steps: Sequence[NewEvent], now: datetime, timeout: timedelta
+    project: Project,
+    steps: Sequence[NewEvent],
+    now: datetime,
+    timeout: timedelta,
+    why: ErrorInfo | None = None,
 ) -> Outcome | None:
-    """Return the outcome of an environment that is on its way, ``None`` when nothing is new."""
+    """Return the outcome of an environment that is on its way, ``None`` when nothing is new.
+
+    ``why`` is what keeps it; of one that was active, why it is so no more.
+    """
     towards = Status.ACTIVATING if project.desired is Desired.ACTIVE else Status.DEACTIVATING
     if project.status is towards:
-        return unchanged(project, steps) if steps else None
+        news = why is not None and (project.error is None or project.error.code != why.code)
+        if not steps and not news:
+            return None
+        return _because(unchanged(project, steps), why if news else None)
     outcome = replace(unchanged(project, steps), status=towards, endpoint=None)
-    if project.settled:
-        # Nobody asked for this change, so nobody set a deadline.
-        return replace(outcome, deadline_at=now + timeout)
-    return outcome
+    if not project.settled:
+        return outcome
+    # Nobody asked for this change, so nobody set a deadline.
+    return _because(replace(outcome, deadline_at=now + timeout), why)
 
 
-def acting(project: Project, verb: Verb, now: datetime, timeout: timedelta) -> Outcome:
-    """Return the outcome of setting about ``verb``, written before it is done."""
+def acting(
+    project: Project,
+    verb: Verb,
+    now: datetime,
+    timeout: timedelta,
+    why: ErrorInfo | None = None,
+) -> Outcome:
+    """Return the outcome of setting about ``verb``, written before it is done.
+
+    ``why`` is what was observed to be wrong, if anything.
+    """
     event = _DOING[verb]
     outcome = unchanged(project, [event])
     if verb is Verb.START:
         if project.status is Status.ACTIVE:
             # Nobody asked, so nobody set a deadline.
             outcome = replace(outcome, events=[_ENDED_UNASKED], deadline_at=now + timeout)
+        outcome = _because(outcome, why)
         return replace(outcome, status=Status.ACTIVATING, endpoint=None)
     if verb is Verb.STOP or project.desired is Desired.DELETED:
         return replace(outcome, status=Status.DEACTIVATING, endpoint=None)
     return outcome
+
+
+def _because(outcome: Outcome, why: ErrorInfo | None) -> Outcome:
+    """Return the outcome with what it is because of, told before it unless that is known."""
+    if why is None or why == outcome.error:
+        return outcome
+    event = NewEvent(why.code, why.message, why.hint)
+    return replace(outcome, error=why, events=[event, *outcome.events])
 
 
 def retry(project: Project, error: ErrorInfo, now: datetime, pause: timedelta) -> Outcome:

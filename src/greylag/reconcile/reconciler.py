@@ -11,7 +11,7 @@ import random
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_never
 
 import structlog
@@ -48,6 +48,9 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 LONGEST_REST = 30.0
 OUTAGE_PAUSE = 2.0
+TELL_AFTER = timedelta(seconds=20)
+"""What keeps an environment for so long is told while it goes on, not only at its deadline."""
+
 INTERNAL_FAULT = ErrorInfo(
     "internal_error", "Greylag failed while working on this project.", GreylagError.hint
 )
@@ -147,6 +150,7 @@ class _Pass:
         started: whether this pass has set about starting the environment.
         announced: the verbs that the activation log has been told of.
         announced_steps: the steps that the activation log has been told of.
+        trouble: the code of what keeps the environment, and since when.
     """
 
     claim: Claim
@@ -158,6 +162,7 @@ class _Pass:
     started: bool = False
     announced: set[Verb] = field(default_factory=set)
     announced_steps: set[Step] = field(default_factory=set)
+    trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
 
     @property
     def project(self) -> Project:
@@ -230,7 +235,9 @@ class _Pass:
         if verb not in self.announced:
             self.announced.add(verb)
             attempts = self.project.attempts + (1 if again else 0)
-            outcome = outcomes.acting(self.project, verb, self.clock.now(), self._timeout)
+            outcome = outcomes.acting(
+                self.project, verb, self.clock.now(), self._timeout, seen.error
+            )
             await self._write(replace(outcome, attempts=attempts))
         self.started = self.started or verb is Verb.START
         self._check_lease()
@@ -243,8 +250,11 @@ class _Pass:
         except ClusterError as error:
             if not error.terminal:
                 return await self._rest(self._retry(error.info))
+            # Nobody asks again for the end of an environment, which goes on costing.
+            ends = verb in {Verb.STOP, Verb.DELETE}
+            due_at = self.clock.now() + self._resync() if ends else None
             return await self._rest(
-                outcomes.failed(self.project, error.info, terminal=True, due_at=None)
+                outcomes.failed(self.project, error.info, terminal=True, due_at=due_at)
             )
         return False
 
@@ -309,9 +319,17 @@ class _Pass:
     async def _tell(self, seen: Observation) -> None:
         """Write that the environment is on its way, if that is new."""
         events, now = self._new_steps(seen), self.clock.now()
-        outcome = outcomes.waiting(self.project, events, now, self._timeout)
+        why = seen.error if self.project.settled else self._lasting(seen.error, now)
+        outcome = outcomes.waiting(self.project, events, now, self._timeout, why)
         if outcome is not None:
             await self._write(outcome)
+
+    def _lasting(self, error: ErrorInfo | None, now: datetime) -> ErrorInfo | None:
+        """Return what has kept the environment for so long that it is worth a word."""
+        code = error.code if error is not None else None
+        if code != self.trouble[0]:
+            self.trouble = (code, now)
+        return error if now - self.trouble[1] >= TELL_AFTER else None
 
     async def _write(self, outcome: Outcome) -> None:
         now = self.clock.now()

@@ -46,7 +46,10 @@ class Agents:
     async def reach(self, project: Project) -> AgentAddress:
         """Return where an active project's agent answers."""
         if project.status is not Status.ACTIVE:
-            raise NotActiveError(f"Project {project.project_id} is {project.status}, not active.")
+            why = f" {project.error.message}" if project.error is not None else ""
+            raise NotActiveError(
+                f"Project {project.project_id} is {project.status}, not active.{why}"
+            )
         return await self._cluster.reach(project.environment)
 
     async def status(self, principal: Principal, user_id: str, project_id: str) -> AgentStatus:

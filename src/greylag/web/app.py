@@ -1,20 +1,18 @@
 """The web application: every route, inside the layers that guard and log it."""
 
-from os import PathLike, stat_result
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 
 from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
+from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, platform, projects, relay
 from greylag.web.auth import Authenticator
 from greylag.web.auth import router as sign_in
+from greylag.web.compression import Compression
 from greylag.web.dashboard import conversations
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
@@ -26,7 +24,6 @@ from greylag.web.request_log import RequestLogger
 from greylag.web.schemas import ProblemDocument
 from greylag.web.stream import Streams
 
-_STATIC = Path(__file__).parent / "static"
 _DESCRIPTION = """\
 Isolated environments, each with a Goose agent, one per project.
 
@@ -63,6 +60,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        servers=[{"url": settings.root_path or "/"}],
     )
     app.state.use_cases = use_cases
     app.state.streams = Streams(settings)
@@ -79,44 +77,12 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         app.include_router(router)
     for pages in (user_pages, project_pages, conversations):
         app.include_router(pages.router)
-    app.mount("/static", CachedStaticFiles(directory=_STATIC))
+    app.mount(STATIC, VersionedFiles())
     install_error_handlers(app, error_page)
     _complete_openapi(app, signed_in=authenticator.needed)
     guarded = Guard(app, settings, authenticator, relay.takes_file)
-    logged = RequestLogger(guarded, hsts_seconds=settings.hsts_seconds)
-    return _behind(settings.trusted_proxies, logged)
-
-
-def _behind(proxies: str, app: ASGIApp) -> ASGIApp:
-    """Return ``app`` as it is reached through trusted proxies: their word for a client's address
-    and scheme is taken, and nobody else's.
-    """
-    if not proxies:
-        return app
-    # Only where it is used: a serverless host has a server of its own.
-    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware  # noqa: PLC0415
-
-    return cast("ASGIApp", ProxyHeadersMiddleware(cast("Any", app), proxies))
-
-
-class CachedStaticFiles(StaticFiles):
-    """Files that a browser keeps, and asks by ETag whether they are still the same.
-
-    Their names do not change with their content, so keeping them unasked would mix the files of two
-    versions after an update.
-    """
-
-    def file_response(
-        self,
-        full_path: str | PathLike[str],
-        stat_result: stat_result,
-        scope: Scope,
-        status_code: int = 200,
-    ) -> Response:
-        """Return a file, or that it is the one that the browser has."""
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers["cache-control"] = "no-cache"
-        return response
+    logged = RequestLogger(Compression(guarded), hsts_seconds=settings.hsts_seconds)
+    return behind(settings.trusted_proxies, RootPath(logged, settings.root_path))
 
 
 def _complete_openapi(app: FastAPI, *, signed_in: bool) -> None:

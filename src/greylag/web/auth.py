@@ -36,12 +36,14 @@ from greylag.domain.errors import (
 from greylag.domain.users import OPERATOR, Principal
 from greylag.ports import Revocations
 from greylag.web import errors
+from greylag.web.addresses import address, root_path
 from greylag.web.dashboard.pages import respond
 
 SIGN_IN = "/sign-in"
 SIGN_OUT = "/sign-out"
 COOKIE = "greylag_sign_in"
 SECURE_COOKIE = f"__Host-{COOKIE}"
+COOKIE_BELOW = f"__Secure-{COOKIE}"
 COOKIE_SECONDS = 30 * 24 * 3600
 LINK_SECONDS = 24 * 3600
 MAX_FAILURES = 20
@@ -248,8 +250,12 @@ def client_of(scope: Scope) -> str:
 
 
 def cookie_name(scope: Scope) -> str:
-    """Return our cookie's name: behind TLS one that no other host and no plain page can set."""
-    return SECURE_COOKIE if scope["scheme"] == "https" else COOKIE
+    """Return our cookie's name: behind TLS one that no plain page can set and, at the root of a
+    host, no other host either. Browsers keep that promise only for cookies of a whole host.
+    """
+    if scope["scheme"] != "https":
+        return COOKIE
+    return COOKIE_BELOW if root_path() else SECURE_COOKIE
 
 
 def _cookies(scope: Scope) -> list[str]:
@@ -282,7 +288,7 @@ async def show_sign_in(
 ) -> Response:
     """Show the form, unless nobody has to sign in."""
     if not authenticator.needed:
-        return RedirectResponse("/", status_code=303)
+        return RedirectResponse(address("/"), status_code=303)
     return _sign_in_page(wanted)
 
 
@@ -294,7 +300,7 @@ async def sign_in(
     wanted: Annotated[str, Form(alias="next")] = "/",
 ) -> Response:
     """Give a new cookie for the right token, and lead to the page that was wanted."""
-    response = RedirectResponse(_own(wanted), status_code=303)
+    response = RedirectResponse(address(_own(wanted)), status_code=303)
     try:
         cookie = await authenticator.sign_in(token.strip(), request.scope)
     except (UnauthorizedError, LimitExceededError) as error:
@@ -311,7 +317,7 @@ async def sign_in(
 async def sign_out(request: Request, authenticator: _AuthenticatorDep) -> Response:
     """End the sign-in on the server, and take the cookie back."""
     await authenticator.sign_out(request.scope)
-    response = RedirectResponse(SIGN_IN, status_code=303)
+    response = RedirectResponse(address(SIGN_IN), status_code=303)
     _set_cookie(response, request.scope, "", 0)
     return response
 
@@ -321,6 +327,7 @@ def _set_cookie(response: Response, scope: Scope, value: str, seconds: int) -> N
         cookie_name(scope),
         value,
         max_age=seconds,
+        path=root_path() or "/",
         httponly=True,
         samesite="strict",
         secure=scope["scheme"] == "https",

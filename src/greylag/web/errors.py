@@ -14,6 +14,7 @@ from starlette.routing import compile_path
 
 from greylag.common import logs
 from greylag.domain.errors import ErrorInfo, GreylagError, InvalidRequestError, TooLargeError
+from greylag.web.addresses import address
 from greylag.web.schemas import ProblemDocument
 
 _log = structlog.get_logger(__name__)
@@ -56,14 +57,25 @@ STATUS: Mapping[str, int] = {
     "stream_cut": 502,
     "cluster_unavailable": 503,
     "cluster_conflict": 503,
+    "drained": 503,
     "endpoint_unreachable": 503,
     "environment_drifted": 503,
+    "evicted": 503,
     "no_address": 503,
+    "node_lost": 503,
+    "node_not_ready": 503,
+    "part_deleted": 503,
+    "pod_deleted": 503,
+    "pod_failed": 503,
+    "preempted": 503,
     "removal_stuck": 503,
     "store_incomplete": 503,
     "store_unavailable": 503,
     "unschedulable": 503,
+    "volume_elsewhere": 503,
+    "volume_held": 503,
     "volume_not_bound": 503,
+    "webhook_slow": 503,
     "webhook_unavailable": 503,
     "wait_timeout": 504,
     "activation_timeout": 504,
@@ -74,9 +86,6 @@ _RETRY_AFTER: Mapping[str, str] = {"store_unavailable": "2", "cluster_unavailabl
 """Seconds after which what is away by itself may be back (RFC 9110, section 10.2.3)."""
 
 _FAULT = GreylagError("Something went wrong inside Greylag.").info
-_NOT_FOUND = ErrorInfo(
-    "not_found", "Nothing is at this path.", "GET /openapi.json lists every path of the API."
-)
 _NOT_ALLOWED = ErrorInfo(
     "method_not_allowed",
     "This path does not take this method.",
@@ -212,7 +221,8 @@ def wants_page(request: Request) -> bool:
 def _of_http(error: HTTPException) -> tuple[ErrorInfo, int]:
     match error.status_code:
         case 404:
-            return _NOT_FOUND, 404
+            hint = f"GET {address('/openapi.json')} lists every path of the API."
+            return ErrorInfo("not_found", "Nothing is at this path.", hint), 404
         case 405:
             return _NOT_ALLOWED, 405
         case 413:

@@ -21,6 +21,7 @@ from greylag.domain.errors import (
     UnauthorizedError,
 )
 from greylag.web import errors
+from greylag.web.addresses import STATIC, address
 from greylag.web.auth import SIGN_IN, SIGN_OUT, Authenticator
 from greylag.web.dashboard.pages import error_page
 from greylag.web.request_log import exchange_of
@@ -124,7 +125,7 @@ def _check_length(scope: Scope, limit: int | None) -> None:
 
 
 def _is_open(path: str) -> bool:
-    return path in _OPEN_PATHS or path.startswith("/static/")
+    return path in _OPEN_PATHS or path.startswith(f"{STATIC}/")
 
 
 def _unavailable(scope: Scope, error: ErrorInfo) -> Response:
@@ -142,10 +143,10 @@ def _unauthorized(scope: Scope, error: ErrorInfo) -> Response:
     asks_for_page = scope["method"] == "GET" and "text/html" in accepted
     if asks_for_page and not scope["path"].startswith("/api"):
         wanted = urlencode({"next": scope["path"]})
-        return RedirectResponse(f"{SIGN_IN}?{wanted}", status_code=303)
+        return RedirectResponse(address(f"{SIGN_IN}?{wanted}"), status_code=303)
     headers = {"www-authenticate": "Bearer"}
     if "hx-request" in given:
-        headers["hx-redirect"] = SIGN_IN
+        headers["hx-redirect"] = address(SIGN_IN)
     return errors.problem_response(error, headers=headers)
 
 

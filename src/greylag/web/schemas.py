@@ -16,6 +16,7 @@ from greylag.ports import AgentStatus
 from greylag.services.messages import MAX_MESSAGE_ID_LENGTH
 
 MAX_DEPTH = 32
+MOST_TEXTS = 2_000
 _INT64 = 2**63
 
 
@@ -187,6 +188,27 @@ class ProjectOut(Out):
             generation=project.generation,
             observed_generation=project.observed_generation,
         )
+
+
+class ProjectTexts:
+    """Projects in JSON. That of one which is as it was when it was asked for last is not made anew:
+    lists are asked for again and again.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Project, bytes]] = {}
+
+    def of(self, project: Project) -> bytes:
+        """Return ``project`` as ``ProjectOut`` shows it."""
+        known = self._made.get(project.id)
+        if known is not None and (known[0] is project or known[0] == project):
+            return known[1]
+        text = ProjectOut.of(project).model_dump_json().encode()
+        self._made.pop(project.id, None)
+        self._made[project.id] = project, text
+        if len(self._made) > MOST_TEXTS:
+            del self._made[next(iter(self._made))]
+        return text
 
 
 class ProjectsOut(Out):

@@ -11,6 +11,7 @@ import pytest
 from greylag.agentd.agent import acp
 from greylag.agentd.agent.acp import AcpPeer
 from greylag.agentd.agent.types import METHOD_NOT_FOUND, AgentDiedError, AgentRefusedError
+from greylag.agentd.shortening import KEPT, mark
 
 
 class Collecting:
@@ -129,15 +130,23 @@ async def test_a_handler_that_waits_stops_the_sender(wire: Wire) -> None:
     wire.handler.gate.set()
 
 
-async def test_long_lines_pass_and_longer_ones_end_it(
+async def test_long_texts_are_shortened_and_other_long_lines_end_it(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acp, "LINE_LIMIT", 500_000)
+    monkeypatch.setattr(acp, "LONG_LINE", 500_000)
+    monkeypatch.setattr(acp, "LINE_LIMIT", 700_000)
     wire.say({"method": "u", "params": {"text": "ä" * 70_000}})
-    wire.say({"method": "u", "params": {"text": "x" * 700_000}})
-    with pytest.raises(AgentDiedError, match="more than 500000 bytes"):
-        await asyncio.wait_for(asyncio.shield(wire.running), 10)
-    assert wire.handler.got == [("u", {"text": "ä" * 70_000})]
+    wire.say({"method": "u", "params": {"text": "x" * 40_000_000, "after": ["it", 1]}})
+    wire.say({"method": "u", "params": {"text": "next"}})
+    wire.say({"method": "u", "params": {"many": [1] * 400_000}})
+    with pytest.raises(AgentDiedError, match="more than 700000 bytes"):
+        await asyncio.wait_for(asyncio.shield(wire.running), 20)
+    assert [params.get("text") for _, params in wire.handler.got] == [
+        "ä" * 70_000,
+        "x" * KEPT + mark(40_000_000),
+        "next",
+    ]
+    assert wire.handler.got[1][1]["after"] == ["it", 1]
 
 
 async def test_garbage_and_answers_to_nothing_are_passed_over(wire: Wire) -> None:

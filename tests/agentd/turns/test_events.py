@@ -11,6 +11,7 @@ from greylag.agentd.agent.types import (
     PermissionRequest,
     PromptResult,
 )
+from greylag.agentd.shortening import mark
 from greylag.agentd.turns.errors import TurnError, provider_error, refusal, with_provider_code
 from greylag.agentd.turns.events import Translator, TurnEvent
 
@@ -227,3 +228,56 @@ def test_a_failure_is_told_once_and_without_the_relay_s_address() -> None:
     error = provider_error({"messageId": "msg_1", "content": {"text": text}})
     assert error is not None
     assert error.text == "Server error (500 Internal Server Error): overloaded"
+
+
+def update(kind: str, *content: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"sessionUpdate": kind, "toolCallId": "t", "content": list(content), **more}
+
+
+def test_what_is_said_after_a_tool_is_a_paragraph_of_its_own() -> None:
+    translator = Translator("s1", lambda: 1.0)
+    said = [chunk("Let me "), chunk("look."), update("tool_call"), chunk("The folder "), chunk("x")]
+    events = [event for one in said for event in translator.update(one)]
+    texts = [event.content["content"] for event in events if event.type == "message"]
+    assert "".join(texts) == "Let me look.\n\nThe folder x"
+
+
+IMAGE = {"type": "image", "data": "aGk=", "mimeType": "image/png"}
+LINK = {"type": "resource_link", "uri": "file:///x", "name": "x", "size": 3}
+RESOURCE = {"type": "resource", "resource": {"uri": "file:///x", "blob": "aGk="}}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (IMAGE, IMAGE),
+        ({"type": "audio", "data": "aGk=", "mimeType": "audio/wav", "x": 1}, None),
+        (LINK, LINK),
+        (RESOURCE, RESOURCE),
+        ({"type": "text", "text": "hi"}, {"type": "text", "text": "hi"}),
+        ({"type": "new kind"}, {"type": "text", "text": "[new kind that cannot be shown]"}),
+        (
+            {**IMAGE, "data": "A" * 100 + mark(40_000_000)},
+            {"type": "text", "text": "[image/png of 30000000 bytes, which is too large to keep]"},
+        ),
+        (
+            {"type": "resource", "resource": {"uri": "u", "blob": "A" * 8_000_000}},
+            {"type": "text", "text": "[resource of 6000000 bytes, which is too large to keep]"},
+        ),
+    ],
+)
+def test_every_content_type_of_a_tool_has_its_form(
+    given: dict[str, Any], told: dict[str, Any] | None
+) -> None:
+    block = {"type": "content", "content": given}
+    translator = Translator("s1", lambda: 1.0)
+    (event,) = translator.update(update("tool_call_update", block, status="completed"))
+    told = told or {name: given[name] for name in ("type", "data", "mimeType")}
+    assert event.content["result"] == {"Ok": [told]}
+
+
+def test_data_without_a_block_is_told() -> None:
+    translator = Translator("s1", lambda: 1.0)
+    done = update("tool_call_update", status="completed", rawOutput={"answer": 42})
+    (event,) = translator.update(done)
+    assert event.content["result"] == {"Ok": [], "data": {"answer": 42}}

@@ -35,6 +35,8 @@ class StatefulServer:
     things: Things = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     forbidden: set[str] = field(default_factory=set)
+    refuses: dict[str, str] = field(default_factory=dict)
+    """Volume claims are refused that ask for just this."""
     _watches: list[tuple[str, "asyncio.Queue[dict[str, Any]]"]] = field(default_factory=list)
 
     @property
@@ -81,9 +83,19 @@ class StatefulServer:
             now = None if there is None else there["metadata"]["resourceVersion"]
             if given not in {None, now}:
                 return web.json_response({"code": 409, "reason": "Conflict"}, status=409)
+            asks = patch.get("spec", {}).get("resources", {}).get("requests")
+            if self.refuses and asks == self.refuses:
+                return web.json_response({"code": 403, "reason": "Forbidden"}, status=403)
             return web.json_response(self.put(key[0], key[1], merged(there, patch)))
         if there is None:
             return web.json_response({"code": 404, "reason": "NotFound"}, status=404)
+        if request.method == "DELETE":
+            del self.things[key]
+            self.version += 1
+            for watched, queue in self._watches:
+                if watched == key[0]:
+                    meta = {**there["metadata"], "resourceVersion": str(self.version)}
+                    queue.put_nowait({"type": "DELETED", "object": {**there, "metadata": meta}})
         return web.json_response(there)
 
     def _list(self, kind: str, request: web.Request) -> web.StreamResponse:

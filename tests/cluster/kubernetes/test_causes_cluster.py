@@ -118,6 +118,7 @@ async def test_a_namespace_that_is_being_removed_is_waited_for() -> None:
         await reaches(cluster, project, Observed.ABSENT)
         refused = await refusal(cluster, project)
         assert (refused.info.code, refused.terminal) == ("namespace_terminating", False)
+        assert "example.com/held" in refused.info.message
         free = json.dumps({"metadata": {"finalizers": None}})
         kubectl("patch", *held, "--type=merge", "-p", free)
         await accepted(cluster.start, project)

@@ -99,7 +99,8 @@ async def test_after_410_all_is_listed_anew_and_what_went_meanwhile_is_told(gone
 
 
 async def test_a_watch_that_is_forbidden_is_told_as_that() -> None:
-    async with served(status(403, "Forbidden", "pods is forbidden")) as (_, api):
+    said = 'pods is forbidden: User "w" cannot list resource "pods" in API group ""'
+    async with served(status(403, "Forbidden", said)) as (_, api):
         informers = Informers(api, {"Pod": ""}, QUICK)
         running = asyncio.create_task(informers.run(), name="informers")
         with pytest.raises(ClusterError, match="pods is forbidden") as refused:

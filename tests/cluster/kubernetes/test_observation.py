@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 
-from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects
+from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects, why_lost
 from greylag.cluster.kubernetes.observation import observed
 from greylag.domain.lifecycle import Observed
 
 IMAGE = "registry.test/goose:1"
+
+
+CLAIM = {"metadata": {"name": "demo-data", "uid": "c"}}
 
 
 def deployment(replicas: int = 1, *, seen: int = 1, failure: str | None = None) -> dict[str, Any]:
@@ -24,7 +27,10 @@ def deployment(replicas: int = 1, *, seen: int = 1, failure: str | None = None) 
         ]
     return {
         "metadata": {"name": "demo-api", "generation": 1},
-        "spec": {"replicas": replicas},
+        "spec": {
+            "replicas": replicas,
+            "template": {"spec": {"containers": [{"name": "agent", "image": IMAGE}]}},
+        },
         "status": {"observedGeneration": seen, "conditions": conditions},
     }
 
@@ -54,12 +60,17 @@ def pod(
         metadata |= {"deletionTimestamp": "2026-01-01T00:01:00Z", "finalizers": list(finalizers)}
     return {
         "metadata": metadata,
-        "spec": {"containers": [{"image": IMAGE}], "nodeName": None if unscheduled else node},
+        "spec": {
+            "containers": [{"name": "agent", "image": IMAGE}],
+            "nodeName": None if unscheduled else node,
+        },
         "status": {
             "phase": "Running" if running or ready else "Pending",
             "conditions": [scheduled, {"type": "Ready", "status": str(ready)}],
             "containerStatuses": [
                 {
+                    "name": "agent",
+                    "ready": ready,
                     "state": state,
                     "restartCount": restarts,
                     "lastState": {"terminated": last} if last else {},
@@ -67,6 +78,25 @@ def pod(
             ],
         },
     }
+
+
+def beside(added: dict[str, Any], *, before: bool = False) -> dict[str, Any]:
+    """Return a pod to which the cluster added a container, ahead of ours; ours is well."""
+    made = pod(running=True)
+    kind = "initContainerStatuses" if before else "containerStatuses"
+    status = {"name": "a-proxy", **added}
+    made["status"][kind] = [status, *made["status"].get(kind, [])]
+    return made
+
+
+def lost(reason: str = "", message: str = "", *, disrupted: str = "") -> dict[str, Any]:
+    """Return a pod that ended, or is about to, by the cluster's will."""
+    made = pod(going=True)
+    made["status"] |= {"reason": reason, "message": message, "containerStatuses": []}
+    if disrupted:
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": disrupted}
+        made["status"]["conditions"].append({**condition, "message": message})
+    return made
 
 
 def event(reason: str, message: str = "") -> dict[str, Any]:
@@ -85,7 +115,15 @@ def test_a_part_that_is_left_is_not_absent(part: str) -> None:
 
 
 def test_a_deployment_of_no_replicas_is_stopped() -> None:
-    assert observed(EnvironmentObjects(deployment(0))).state is Observed.STOPPED
+    seen = observed(EnvironmentObjects(deployment(0), claim=CLAIM))
+    assert (seen.state, seen.error) == (Observed.STOPPED, None)
+
+
+def test_a_sleeping_environment_whose_volume_somebody_deleted_says_so() -> None:
+    seen = observed(EnvironmentObjects(deployment(0)))
+    assert seen.state is Observed.STOPPED
+    assert seen.error is not None
+    assert seen.error.code == "volume_deleted"
 
 
 @pytest.mark.parametrize("left", [pod(ready=True), pod(going=True)])
@@ -162,6 +200,18 @@ FINAL = [
     ("pod_security_refused", deployment(failure='violates PodSecurity "restricted:latest"')),
     ("webhook_refused", deployment(failure='admission webhook "a.test" denied the request: no')),
     ("cluster_forbidden", deployment(failure="pods is forbidden: User x cannot create")),
+    (
+        "admission_refused",
+        deployment(failure='pods "p" is forbidden: maximum cpu usage per Container is 100m'),
+    ),
+    (
+        "admission_refused",
+        deployment(failure='pods "p" is forbidden: failed quota: q: must specify limits.x for: a'),
+    ),
+    (
+        "admission_refused",
+        deployment(failure='pods "p" is forbidden: no PriorityClass with name p was found'),
+    ),
 ]
 
 
@@ -226,7 +276,47 @@ PODS = [
         pod(waiting=("CrashLoopBackOff", ""), restarts=3, last={"exitCode": 3}),
         [],
     ),
-    ("out_of_memory", False, pod(running=True, last={"reason": "OOMKilled"}), []),
+    ("out_of_memory", False, pod(running=True, last={"reason": "OOMKilled", "exitCode": 137}), []),
+    ("container_ended", False, pod(running=True, last={"reason": "Error", "exitCode": 1}), []),
+    ("node_not_ready", False, pod(running=True), [event("NodeNotReady")]),
+    (
+        "volume_held",
+        False,
+        pod(waiting=("ContainerCreating", "")),
+        [event("FailedAttachVolume", "Multi-Attach error for volume x")],
+    ),
+    (
+        "volume_elsewhere",
+        False,
+        pod(unscheduled="1 node(s) had volume node affinity conflict."),
+        [],
+    ),
+    (
+        "volume_not_bound",
+        False,
+        pod(unscheduled="pod has unbound immediate PersistentVolumeClaims"),
+        [event("FailedBinding", "no storage class is set")],
+    ),
+    (
+        "added_container_failing",
+        False,
+        beside({"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}}),
+        [],
+    ),
+    (
+        "added_container_failing",
+        False,
+        beside({"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 1}),
+        [],
+    ),
+    (
+        "added_container_failing",
+        True,
+        beside(
+            {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 3}, before=True
+        ),
+        [],
+    ),
     ("probe_failing", False, pod(running=True), [event("Unhealthy", "HTTP 503")]),
 ]
 
@@ -235,11 +325,70 @@ PODS = [
 def test_a_stuck_pod_says_why(
     code: str, *, final: bool, stuck: dict[str, Any], events: list[dict[str, Any]]
 ) -> None:
-    seen = observed(EnvironmentObjects(deployment(), [stuck], events=events))
+    seen = observed(EnvironmentObjects(deployment(), [stuck], claim=CLAIM, events=events))
     assert seen.error is not None
     assert (seen.error.code, seen.terminal) == (code, final)
     assert seen.state is (Observed.FAILED if final else Observed.STARTING)
-    assert seen.error.message.endswith((".", "503", "timeout", "timed out", "secret", "Claims"))
+    if code == "added_container_failing":
+        assert "a-proxy" in seen.error.message
+        assert "(exit code None)" not in seen.error.message
+
+
+PARTS = [
+    (
+        "part_deleted",
+        deployment(failure='error looking up service account n/s: serviceaccount "s"'),
+    ),
+    ("part_deleted", pod(waiting=("CreateContainerConfigError", 'secret "demo-secret" not found'))),
+    ("part_deleted", pod(waiting=("CreateContainerConfigError", 'configmap "c" not found'))),
+    ("volume_deleted", pod(unscheduled='persistentvolumeclaim "demo-data" not found')),
+]
+
+
+@pytest.mark.parametrize(("code", "thing"), PARTS)
+def test_what_somebody_deleted_of_what_starts_is_told_and_applied_anew(
+    code: str, thing: dict[str, Any]
+) -> None:
+    of_pod = "nodeName" in thing["spec"]
+    found = EnvironmentObjects(*((deployment(), [thing]) if of_pod else (thing,)))
+    seen = observed(found)
+    assert seen.error is not None
+    assert (seen.state, seen.terminal, seen.error.code) == (Observed.FAILED, False, code)
+
+
+def test_a_volume_that_somebody_deletes_while_it_is_in_use_is_told_while_it_runs() -> None:
+    going = {"metadata": {"name": "demo-data", "deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    seen = observed(EnvironmentObjects(deployment(), [pod(ready=True)], going, endpoint="http://a"))
+    assert seen.error is not None
+    assert (seen.state, seen.error.code) == (Observed.READY, "volume_being_deleted")
+
+
+LOST = [
+    ("evicted", lost("Evicted", "The node was low on resource: memory.")),
+    (
+        "disk_limit_exceeded",
+        lost("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers"),
+    ),
+    ("disk_limit_exceeded", lost("Evicted", 'Usage of EmptyDir volume "tmp" exceeds the limit')),
+    ("preempted", lost(disrupted="PreemptionByScheduler")),
+    ("drained", lost(disrupted="EvictionByEvictionAPI")),
+    ("node_lost", lost(disrupted="DeletionByTaintManager")),
+    ("node_lost", lost(disrupted="DeletionByPodGC")),
+    ("evicted", lost(disrupted="TerminationByKubelet", message="node shutdown")),
+    ("pod_failed", lost("OutOfcpu", "Node didn't have enough resource")),
+    ("out_of_memory", pod(running=True, last={"reason": "OOMKilled", "exitCode": 137})),
+    ("pod_deleted", pod(ready=True, going=True)),
+]
+
+
+@pytest.mark.parametrize(("code", "ended"), LOST)
+def test_why_a_pod_was_lost_is_told_while_another_starts(code: str, ended: dict[str, Any]) -> None:
+    why = why_lost(ended)
+    assert why.error.code == code
+    assert not why.final
+    for pods in ([pod(waiting=("ContainerCreating", ""))], [pod(going=True)], []):
+        seen = observed(EnvironmentObjects(deployment(), pods, claim=CLAIM, ended=why))
+        assert seen.error == why.error
 
 
 def test_a_crash_loop_tells_the_last_words() -> None:
@@ -247,7 +396,7 @@ def test_a_crash_loop_tells_the_last_words() -> None:
     found = EnvironmentObjects(
         deployment(), [stuck], last_words="GREYLAG_MODEL_URL must be an address."
     )
-    assert found.crashed == "demo-api-1"
+    assert found.crashed == ("demo-api-1", "agent")
     error = observed(found).error
     assert error is not None
     assert "exit code 3" in error.message

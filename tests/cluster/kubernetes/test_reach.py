@@ -8,6 +8,7 @@ from tests.cluster.kubernetes.stateful_api_server import stateful
 from tests.cluster.kubernetes.test_writes import PROJECT, opened
 
 from greylag.cluster.kubernetes.isolation import shared_objects
+from greylag.cluster.kubernetes.locator import endpoint_of
 from greylag.cluster.kubernetes.manifests import project_objects
 from greylag.cluster.kubernetes.options import Options
 from greylag.domain.errors import ConfigError
@@ -30,7 +31,8 @@ async def reached(options: Options) -> str | None:
     async with stateful() as server, opened(server, options) as cluster:
         balancer = {"ingress": [{"ip": "203.0.113.7"}]}
         kind = {"type": options.service_type}
-        service = {"spec": kind, "status": {"loadBalancer": balancer}}
+        spec = {**kind, "ports": [{"name": "http", "port": 3001}]}
+        service = {"spec": spec, "status": {"loadBalancer": balancer}}
         return await cluster._locator.url(ENVIRONMENT, service)
 
 
@@ -60,6 +62,38 @@ async def test_auto_goes_by_the_api_server_where_the_load_balancer_speaks_plain_
     assert usual.startswith("http://127.0.0.1:")
     assert usual.endswith("/user-ada/demo-svc")
     assert allowed == "http://203.0.113.7:3001"
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ([{"ip": "203.0.113.7"}], "203.0.113.7"),
+        ([{"hostname": "lb.test"}], "lb.test"),
+        ([{"ip": "203.0.113.7", "hostname": "lb.test"}], "lb.test"),
+        ([{}, {"ip": "2001:db8::7"}, {"ip": "203.0.113.7"}, {"ip": "203.0.113.8"}], "203.0.113.7"),
+        ([{"ip": "2001:db8::7"}], "[2001:db8::7]"),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_a_load_balancers_url_by_name_by_one_of_several_addresses_and_by_ipv6(
+    given: list[dict[str, str]] | None, host: str | None
+) -> None:
+    options = Options(image="x", platform_namespace=None, service_type="LoadBalancer")
+    spec = {"type": "LoadBalancer", "ports": [{"port": 4711}]}  # of before GOOSE_API_PORT changed
+    service = {"spec": spec, "status": {"loadBalancer": {"ingress": given} if given else {}}}
+    url = endpoint_of(ENVIRONMENT, options, service)
+    assert url == (None if host is None else f"http://{host}:4711")
+
+
+@pytest.mark.parametrize("way", ["auto", "loadbalancer"])
+async def test_one_that_runs_without_a_load_balancer_is_reached_by_the_proxy(way: str) -> None:
+    now = Options(image="x", platform_namespace=None, reach=way, allow_plain_http=True)
+    service = {"spec": {"type": "ClusterIP", "ports": [{"port": 3001}]}}
+    async with stateful() as server, opened(server, now) as cluster:
+        url = await cluster._locator.url(ENVIRONMENT, service)
+    assert url is not None
+    assert url.startswith("http://127.0.0.1:")
 
 
 async def test_auto_goes_by_an_ingress_that_speaks_https() -> None:

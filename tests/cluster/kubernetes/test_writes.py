@@ -1,5 +1,6 @@
 """What an activation asks of the API server: no more than there is to change, under its claim."""
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,12 +9,14 @@ from functools import partial
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer, stateful
 from tests.contract.store_adapters import make_project
 
+from greylag.cluster.kubernetes import observation
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
-from greylag.cluster.kubernetes.identity import Object
+from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import is_as_wanted
 from greylag.domain.errors import LeaseLostError
@@ -168,6 +171,68 @@ async def test_a_changed_setting_is_applied_to_what_it_concerns_alone() -> None:
         assert "PATCH Service" not in server.asked
 
 
+STORED = {"storageClassName": "fast", "accessModes": ["ReadWriteOnce"], "volumeName": "pv-1"}
+
+
+@pytest.mark.parametrize(
+    ("has", "changed", "grows", "asked", "told"),
+    [
+        ("5Gi", {"volume_size": "2Gi"}, True, "5Gi", "cannot shrink to 2Gi"),
+        ("5Gi", {"volume_size": "9Gi"}, True, "9Gi", ""),
+        ("5Gi", {"volume_size": "9Gi"}, False, "5Gi", "is not grown by its class to 9Gi"),
+        ("5Gi", {"storage_class": "slow"}, True, "5Gi", "its class fast"),
+        ("5Gi", {"storage_class": "fast"}, True, "5Gi", ""),
+        ("5368709120", {}, True, "5Gi", ""),
+        ("5Gi", {}, True, "5Gi", ""),
+    ],
+)
+async def test_a_volume_stays_what_it_cannot_change_and_that_is_told(
+    has: str, changed: dict[str, Any], *, grows: bool, asked: str, told: str
+) -> None:
+    async with asleep(OPTIONS.model_copy(update=changed)) as (server, cluster):
+        key = next(key for key in server.things if key[0] == "PersistentVolumeClaim")
+        stored = {**STORED, "resources": {"requests": {"storage": has}}}
+        server.put(key[0], key[1], {**server.things[key], "spec": stored})
+        assert await cluster._informers[key[0]].reached(str(server.version), 5)
+        if not grows:
+            server.refuses = {"storage": "9Gi"}
+
+        await cluster.start(environment(2))
+        seen = await cluster.observe(environment(2))
+
+        spec = server.things[key]["spec"]
+        assert spec == stored | {"resources": {"requests": {"storage": asked}}}
+        said = [step.message for step in seen.steps if step.code == "volume_kept"]
+        assert told in "".join(said)
+        assert bool(said) == bool(told)
+
+
+async def test_a_selector_of_an_older_version_stays_and_still_chooses_the_pod() -> None:
+    async with asleep() as (server, cluster):
+        older = {"matchLabels": {"greylag.dev/project": "demo", "older": "label"}}
+        made = deployment(server)
+        spec = {**made["spec"], "selector": older}
+        server.put("Deployment", made["metadata"]["namespace"], {**made, "spec": spec})
+        assert await cluster._informers["Deployment"].reached(str(server.version), 5)
+
+        await cluster._writes.do(environment(2), partial(_applied, cluster))
+
+        spec = deployment(server)["spec"]
+        assert spec["selector"] == older
+        assert spec["template"]["metadata"]["labels"].items() >= older["matchLabels"].items()
+
+
+async def test_the_ingress_goes_with_the_domain() -> None:
+    behind = OPTIONS.model_copy(update={"ingress_base_domain": "a.test"})
+    async with asleep(behind) as (server, cluster):
+        await cluster.start(environment(2))
+        assert any(key[0] == "Ingress" for key in server.things)
+        async with opened(server, OPTIONS) as without:
+            await without.stop(environment(3))
+            await without.start(environment(4))
+        assert not any(key[0] == "Ingress" for key in server.things)
+
+
 async def test_a_setting_that_is_no_longer_set_is_taken_back() -> None:
     more = OPTIONS.model_copy(update={"service_annotations": {"example.org/internal": "true"}})
     async with asleep(more) as (server, cluster):
@@ -178,6 +243,110 @@ async def test_a_setting_that_is_no_longer_set_is_taken_back() -> None:
             server.asked.clear()
             await less.start(environment(4))
         assert server.asked.count("PATCH Service") == 1
+
+
+def running(server: StatefulServer) -> None:
+    """Put a pod that is ready beside the Deployment, whose controller has seen its template."""
+    made = deployment(server)
+    namespace = made["metadata"]["namespace"]
+    server.put("Deployment", namespace, {**made, "status": {"observedGeneration": 1}})
+    meta = made["spec"]["template"]["metadata"]
+    pod = {
+        "metadata": {**meta, "name": "demo-api-1", "namespace": namespace},
+        "spec": {"containers": [{"name": "agent", "image": "goose:1"}]},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+    server.put("Pod", namespace, pod)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "spec", "ends"),
+    [
+        ("Service", "demo-svc", {"selector": {"a": "b"}}, Observed.READY),
+        ("NetworkPolicy", "greylag-agent", {"egress": [{}]}, Observed.FAILED),
+    ],
+)
+async def test_what_is_changed_back_each_time_is_set_right_three_times_and_then_told(
+    kind: str, name: str, spec: dict[str, Any], ends: Observed
+) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        key = next(key for key in server.things if key[0] == kind and key[2] == name)
+        fields = [{"manager": "greylag"}, {"manager": "policy-engine", "time": "2026-01-01"}]
+        for number in range(5):
+            edited = {**server.things[key], "spec": {**server.things[key]["spec"], **spec}}
+            edited["metadata"] = {**edited["metadata"], "managedFields": fields}
+            server.put(kind, key[1], edited)
+            assert await cluster._informers[kind].reached(str(server.version), 5)
+            seen = await cluster.observe(environment(2))
+            assert seen.error is not None
+            assert "policy-engine" in seen.error.message
+            if number < 3:
+                assert (seen.state, seen.error.code) == (Observed.FAILED, "environment_drifted")
+                assert not seen.terminal
+                await cluster._writes.do(environment(2), partial(_applied, cluster))
+                continue
+            assert (seen.state, seen.error.code) == (ends, "environment_contested")
+            assert seen.terminal == (ends is Observed.FAILED)
+
+
+KEYED = OPTIONS.model_copy(update={"agent_key": (SecretStr("k" * 32),)})
+
+
+@pytest.mark.parametrize("options", [OPTIONS, KEYED], ids=["random token", "derived token"])
+@pytest.mark.parametrize(
+    ("kind", "edit"),
+    [
+        ("Secret", None),
+        ("Secret", {"data": {"GREYLAG_AGENT_TOKEN": "bWluZQ=="}}),
+        ("ConfigMap", None),
+        ("ConfigMap", {"data": {"GREYLAG_MODEL": "mine"}}),
+    ],
+)
+async def test_what_no_watch_tells_of_is_set_right_while_it_runs(
+    kind: str, edit: dict[str, Any] | None, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asleep(options) as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
+        key = next(key for key in server.things if key[0] == kind)
+        before = server.things.pop(key)
+        if edit is not None:
+            server.put(kind, key[1], {**before, **edit})
+        monkeypatch.setattr(observation, "REFRESH_SECONDS", 0.0)
+
+        seen = await cluster.observe(environment(2))
+
+        token_lost = kind == "Secret" and options is OPTIONS
+        assert seen.state is (Observed.FAILED if token_lost else Observed.READY)
+        mark = deployment(server)["metadata"]["annotations"][START_ANNOTATION]
+        if token_lost:
+            await cluster.start(environment(2))
+        again = deployment(server)["metadata"]["annotations"][START_ANNOTATION]
+        assert (again != mark) == token_lost, "the pod must be another, as its token is"
+        assert server.things[key]["data"].keys() == before["data"].keys()
+        assert (server.things[key]["data"] != before["data"]) == token_lost
+
+
+async def test_what_the_cluster_changes_with_each_write_counts_as_changed_by_nobody() -> None:
+    async with asleep() as (server, cluster):
+        put, count = server.put, itertools.count()
+
+        def stamping(kind: str, namespace: str, thing: dict[str, Any]) -> dict[str, Any]:
+            if kind == "Deployment":
+                thing = {**thing, "spec": {**thing["spec"], "stamp": next(count)}}
+            return put(kind, namespace, thing)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server, "put", stamping)
+            await cluster.start(environment(2))
+        running(server)
+        assert server.asked.count("PATCH Deployment") == 3
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,12 @@ from typing import Any, Protocol
 import structlog
 
 from greylag.agentd.agent.types import AgentDiedError, AgentRefusedError
+from greylag.agentd.shortening import LineShortener
 from greylag.common.typed import parse_json
 
+LONG_LINE = 12 * 1024 * 1024
 LINE_LIMIT = 32 * 1024 * 1024
+"""Bytes of a line from which on its texts are shortened, and that it may have at most then."""
 _READ_SIZE = 64 * 1024
 
 _log = structlog.get_logger(__name__)
@@ -77,7 +80,7 @@ class AcpPeer:
             on_end: called at the end, before open requests fail.
 
         Raises:
-            AgentDiedError: the stream broke, or a line was longer than LINE_LIMIT.
+            AgentDiedError: the stream broke, or a line is too long even when it is shortened.
         """
         try:
             async for line in _lines(self._reader):
@@ -171,16 +174,29 @@ class AcpPeer:
 
 
 async def _lines(reader: ByteReader) -> AsyncIterator[bytes]:
-    """Yield whole lines; a last line without an end (the process was killed) is dropped."""
+    """Yield whole lines; a last line without an end (the process was killed) is dropped.
+
+    Of a line that is longer than ``LONG_LINE`` the long texts are shortened.
+    """
     rest = bytearray()
+    long: LineShortener | None = None
     while chunk := await reader.read(_READ_SIZE):
-        if b"\n" not in chunk:
-            rest += chunk
-            if len(rest) > LINE_LIMIT:
-                raise AgentDiedError(f"the agent sent a line of more than {LINE_LIMIT} bytes")
-            continue
-        first, *whole, last = chunk.split(b"\n")
-        yield bytes(rest + first)
-        for line in whole:
-            yield line
-        rest = bytearray(last)
+        first, *more = chunk.split(b"\n")
+        if long is not None:
+            long.feed(first)
+        elif len(rest) + len(first) > LONG_LINE:
+            long = LineShortener()
+            long.feed(bytes(rest))
+            long.feed(first)
+            rest.clear()
+        else:
+            rest += first
+        if long is not None and len(long.line) > LINE_LIMIT:
+            raise AgentDiedError(f"the agent sent a line of more than {LINE_LIMIT} bytes")
+        if more:
+            yield bytes(rest if long is None else long.line)
+            long = None
+            *whole, last = more
+            for line in whole:
+                yield line
+            rest = bytearray(last)

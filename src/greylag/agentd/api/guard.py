@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from greylag.agentd.config import Secret
-from greylag.common.net import is_loopback
+from greylag.common.net import below, is_loopback
 
 _OPEN_PATHS = frozenset({"/", "/api/v1/health"})
 _PORT = re.compile(r":\d+\Z")
@@ -86,14 +86,5 @@ class Prefix:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] == "http" and self._prefix is not None:
-            scope = _below(scope, self._prefix)
+            scope = below(scope, self._prefix)
         await self._app(scope, receive, send)
-
-
-def _below(scope: Scope, prefix: str) -> Scope:
-    path = scope["path"]
-    if path != prefix and not path.startswith(f"{prefix}/"):
-        return scope
-    rest = path[len(prefix) :] or "/"
-    raw = scope.get("raw_path") or path.encode()
-    return {**scope, "path": rest, "raw_path": raw[len(prefix.encode()) :] or b"/"}

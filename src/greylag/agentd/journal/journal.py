@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from greylag.agentd.shortening import shortened
 from greylag.common import sse
+from greylag.common.agent_api import MOST_EVENT
 
 _FLUSH_AT = 64 * 1024
 # The last events of a turn (an error, ``complete``) must fit even when its limit has been reached.
 _RESERVE = 64 * 1024
+# Bytes of a text and items of a list that an event keeps which is too large, and then again.
+_SHORTER = ((64 * 1024, 1000), (1024, 100), (100, 20))
 
 
 class JournalError(Exception):
@@ -77,9 +81,7 @@ class TurnJournal:
             raise self._failure
         if self._sealed:
             raise JournalError("The turn has ended; its journal takes no more events.")
-        frame = sse.encode(
-            {"type": kind, "content": content}, id=event_id(self._turn_id, self._next)
-        )
+        frame = self._frame(kind, content)
         room = self._limit + (_RESERVE if last_words else 0)
         if self._written + len(self._buffer) + len(frame) > room:
             raise JournalFullError(f"The answer is longer than {self._limit} bytes.")
@@ -89,6 +91,20 @@ class TurnJournal:
             self._flush()
         elif self._flush_planned is None:
             self._flush_planned = asyncio.get_running_loop().call_soon(self._flush)
+
+    def _frame(self, kind: str, content: Mapping[str, Any]) -> bytes:
+        """Return an event as it is kept: what no client would take is shortened."""
+        number = event_id(self._turn_id, self._next)
+        frame = sse.encode({"type": kind, "content": content}, id=number)
+        for text, items in _SHORTER:
+            if len(frame) <= MOST_EVENT:
+                return frame
+            content = shortened(dict(content), text, items)
+            frame = sse.encode({"type": kind, "content": content}, id=number)
+        if len(frame) > MOST_EVENT:
+            content = {name: one for name, one in content.items() if isinstance(one, str | int)}
+            frame = sse.encode({"type": kind, "content": content}, id=number)
+        return frame
 
     async def seal(self) -> None:
         """Write what is left and make all of it durable; no event may follow.

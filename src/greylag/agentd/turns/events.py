@@ -1,12 +1,16 @@
 """The events of a turn: made from the agent's updates (ACP), and added up to the turn's outcome."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 from greylag.agentd.agent.types import PermissionRequest, PromptResult
 from greylag.agentd.records import TurnOutcome, TurnStatus
+from greylag.agentd.shortening import true_size
 from greylag.agentd.turns.errors import EMPTY_RESPONSE, TurnError, provider_error
+
+_MOST_DATA = 6 * 1024 * 1024  # characters, so that it passes in one event
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +19,14 @@ class TurnEvent:
 
     type: str
     content: dict[str, Any]
+
+
+class _Said(Enum):
+    """Where the agent's own words stand."""
+
+    NOTHING = auto()
+    LAST = auto()
+    BEFORE_A_TOOL = auto()
 
 
 class Translator:
@@ -32,6 +44,7 @@ class Translator:
         self._message_count = 0
         self._held: tuple[TurnEvent, TurnError] | None = None
         self._context_error: TurnError | None = None
+        self._said = _Said.NOTHING
 
     def update(self, update: dict[str, Any]) -> list[TurnEvent]:
         """Return the events that one update stands for, often one, maybe none.
@@ -81,8 +94,15 @@ class Translator:
         text = _text(update.get("content"))
         if not text:
             return []
+        # Clients put the pieces together: what comes after a tool is a paragraph of its own.
+        apart = self._said is _Said.BEFORE_A_TOOL and not text.startswith("\n")
+        self._said = _Said.LAST
         event = self._event(
-            "message", created=_created(update), role="Assistant", content=text, content_type="text"
+            "message",
+            created=_created(update),
+            role="Assistant",
+            content=f"\n\n{text}" if apart else text,
+            content_type="text",
         )
         before = self._release()
         error = provider_error(update)
@@ -100,6 +120,8 @@ class Translator:
             yield self._event("thinking", created=_created(update), message=text, signature="")
 
     def _tool_request(self, update: dict[str, Any]) -> TurnEvent:
+        if self._said is _Said.LAST:
+            self._said = _Said.BEFORE_A_TOOL
         call_id = str(update.get("toolCallId", ""))
         call = _dig(update, "_meta", "goose", "toolCall")
         name = str(call.get("toolName") or update.get("title") or "tool")
@@ -116,8 +138,7 @@ class Translator:
     def _tool_update(self, update: dict[str, Any]) -> Iterable[TurnEvent]:
         match update.get("status"):
             case "completed":
-                texts = [{"type": "text", "text": text} for text in _texts(update)]
-                yield self._tool_response(update, {"Ok": texts}, is_error=False)
+                yield self._tool_response(update, _tool_result(update), is_error=False)
             case "failed":
                 reason = "\n".join(_texts(update)) or "The tool failed."
                 yield self._tool_response(update, {"Err": reason}, is_error=True)
@@ -201,12 +222,60 @@ def _text(content: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
+def _blocks(update: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a tool gave: blocks of MCP's content types, and of ACP's own (diff, terminal)."""
+    parts = update.get("content")
+    parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return [_dig(part, "content") if part.get("type") == "content" else part for part in parts]
+
+
 def _texts(update: dict[str, Any]) -> list[str]:
-    blocks = update.get("content")
-    if not isinstance(blocks, list):
-        return []
-    texts = (_text(_dig(block, "content")) for block in blocks)
+    texts = (_text(block) for block in _blocks(update))
     return [text for text in texts if text]
+
+
+# What else a block is told by, beside its type (MCP 2025-06-18, "Tool Result"; ACP, "Content").
+_MEMBERS: Mapping[str, tuple[str, ...]] = {
+    "image": ("data", "mimeType", "uri"),
+    "audio": ("data", "mimeType"),
+    "resource_link": ("uri", "name", "title", "description", "mimeType", "size"),
+    "resource": ("resource",),
+    "diff": ("path", "oldText", "newText"),
+    "terminal": ("terminalId",),
+}
+
+
+def _tool_result(update: dict[str, Any]) -> dict[str, Any]:
+    """Return a result as events have it: blocks in ``Ok``, and data where there is no block."""
+    blocks = [told for told in map(_block, _blocks(update)) if told is not None]
+    data = update.get("rawOutput")
+    return {"Ok": blocks} if blocks or data is None else {"Ok": [], "data": data}
+
+
+def _block(block: dict[str, Any]) -> dict[str, Any] | None:
+    kind = str(block.get("type", ""))
+    if kind == "text":
+        text = _text(block)
+        return {"type": "text", "text": text} if text else None
+    if kind not in _MEMBERS:
+        return {"type": "text", "text": f"[{kind[:40] or 'nothing'} that cannot be shown]"}
+    found = {name: block[name] for name in _MEMBERS[kind] if block.get(name) is not None}
+    inside = _dig(found, "resource") or found
+    size = _cut_off(inside.get("data") or inside.get("blob"))
+    if size is not None:
+        what = str(inside.get("mimeType") or kind)[:100]
+        return {"type": "text", "text": f"[{what} of {size} bytes, which is too large to keep]"}
+    return {"type": kind, **found}
+
+
+def _cut_off(data: Any) -> int | None:
+    """Return how many bytes there were of data (in base64) that is not whole, or too large."""
+    if not isinstance(data, str):
+        return None
+    size = true_size(data)
+    if size is None and len(data) <= _MOST_DATA:
+        return None
+    return (size or len(data)) * 3 // 4
 
 
 class TurnSummary:

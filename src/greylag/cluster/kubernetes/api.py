@@ -21,6 +21,9 @@ from greylag.cluster.kubernetes.transport import ApiCall, Transport, WatchStream
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 WITHIN_SECONDS = 30.0
+ADMISSION_TIMEOUT = "5s"
+"""A write that takes longer, as by a slow admission webhook, is told as that."""
+
 PAGE = 250
 _NOT_FOUND = 404
 _UNAUTHORIZED = 401
@@ -166,7 +169,7 @@ class Api:
         request = ApiCall(
             "PATCH",
             KINDS[thing["kind"]].path(meta.get("namespace"), meta["name"]),
-            {"fieldManager": FIELD_MANAGER, "force": "true"},
+            {"fieldManager": FIELD_MANAGER, "force": "true", "timeout": ADMISSION_TIMEOUT},
             body=thing,
             content_type="application/apply-patch+yaml",
             repeatable=True,
@@ -184,7 +187,7 @@ class Api:
         request = ApiCall(
             "PATCH",
             KINDS[kind].path(namespace, name),
-            {"fieldManager": FIELD_MANAGER},
+            {"fieldManager": FIELD_MANAGER, "timeout": ADMISSION_TIMEOUT},
             body=patch,
             content_type="application/merge-patch+json",
             # Done twice it is a conflict, never two changes.

@@ -9,10 +9,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from greylag.cluster.kubernetes.diagnosis import is_ready, wants_pod
+from greylag.cluster.kubernetes.diagnosis import (
+    is_ready,
+    is_removed,
+    lives,
+    wants_pod,
+    why_lost,
+    why_not_alive,
+)
+from greylag.cluster.kubernetes.failures import Cause
 from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
     PROJECT_LABEL,
+    START_ANNOTATION,
     Object,
     annotation_of,
     is_edited,
@@ -43,6 +52,7 @@ class ProjectCache:
         self._versions: dict[ProjectKey, int] = {}
         self._changed_at: dict[ProjectKey, float] = {}
         self._waiting: dict[ProjectKey, asyncio.Event] = {}
+        self._ended: dict[ProjectKey, Cause] = {}
         informers.subscribe(self._hear)
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
@@ -56,6 +66,10 @@ class ProjectCache:
     def pods(self, key: ProjectKey) -> list[Object]:
         """Return a project's pods."""
         return list(self._pods[key].values()) if key in self._pods else []
+
+    def ended(self, key: ProjectKey) -> Cause | None:
+        """Return why a project's pod ended unasked, until another is ready or none is wanted."""
+        return self._ended.get(key)
 
     def refs(self) -> Iterator[tuple[ProjectRef, str]]:
         """Yield whose Deployments and volume claims there are, with their namespaces, once each."""
@@ -86,6 +100,7 @@ class ProjectCache:
         """Drop what is remembered of a project that is gone."""
         if not self._pods.get(key):
             self._pods.pop(key, None)
+            self._ended.pop(key, None)
             self._changed_at.pop(key, None)
 
     def wake(self) -> None:
@@ -123,11 +138,16 @@ class ProjectCache:
         """Tell of what ends an environment that is to run, though no verb of ours did it."""
         deployment = self._deployments.get(key[0], {}).get(key[1])
         if deployment is None or not wants_pod(deployment):
+            self._ended.pop(key, None)
             return
         match change.kind:
             case "Pod":
                 before = self._pods[key].get(change.name)
                 lost = _was_ready(before) and (change.gone or not is_ready(change.thing))
+                if annotation_of(change.thing, START_ANNOTATION) == annotation_of(
+                    deployment, START_ANNOTATION
+                ):
+                    self._note_end(before, change, key)
                 if lost or _ready_late(before, change):
                     self._tell(deployment)
             case "Deployment":
@@ -137,8 +157,17 @@ class ProjectCache:
                 by_hand = not wants_pod(change.thing) and claims[0] == claims[1]
                 if change.gone or by_hand or is_edited(change.thing):
                     self._tell(deployment)
-            case kind if kind in _PARTS and (change.gone or is_edited(change.thing)):
+            case kind if kind in _PARTS and _is_lost(change):
                 self._tell(deployment)
+
+    def _note_end(self, before: Object | None, change: Change, key: ProjectKey) -> None:
+        """Remember why a pod that was ready ends; it may be gone before anybody looks."""
+        if not change.gone and is_ready(change.thing) and lives(change.thing):
+            self._ended.pop(key, None)
+        elif _was_ready(before) and before is not None and lives(before):
+            ends = change.gone or not lives(change.thing)
+            if ends or why_not_alive(change.thing) is not None:
+                self._ended[key] = why_lost(change.thing)
 
     def _tell(self, deployment: Object) -> None:
         if (ref := ref_of(deployment)) is not None:
@@ -160,6 +189,10 @@ class ProjectCache:
 def key_of(environment: Environment) -> ProjectKey:
     """Return what the cache knows an environment by."""
     return environment.names.namespace, project_slug(environment)
+
+
+def _is_lost(change: Change) -> bool:
+    return change.gone or is_removed(change.thing) or is_edited(change.thing)
 
 
 def _was_ready(pod: Object | None) -> bool:

@@ -85,14 +85,20 @@ class KubernetesCluster:
         self._unasked = ChangeFeed()
         self._informers = Informers(api, dict.fromkeys(WATCHED, SELECTOR))
         self._cache = ProjectCache(self._informers, self._unasked)
-        self._proxy = ServiceProxy(api.connection, options.agent_port)
+        self._proxy = ServiceProxy(api.connection)
         self._keys = AgentKeys(options.agent_key)
         self._locator = AgentLocator(api, options, self._keys, self._proxy)
         self._probe = AddressProbe.open()
-        self._observer = EnvironmentObserver(
-            api, self._informers, self._cache, options, locator=self._locator, probe=self._probe
-        )
         self._applier = Applier(api, self._cache, options, self._keys, variables)
+        self._observer = EnvironmentObserver(
+            api,
+            self._informers,
+            self._cache,
+            options,
+            locator=self._locator,
+            probe=self._probe,
+            refreshed=self._applier.refreshed,
+        )
         self._remover = Remover(api, self._cache)
         self._writes = FencedWrites(api, self._informers, self._cache)
         self._watching: asyncio.Task[None] | None = None
@@ -323,4 +329,4 @@ async def _newest(api: Api, environment: Environment) -> dict[str, Any] | None:
 
 
 def _run_of(pod: dict[str, Any]) -> tuple[str, int]:
-    return pod["metadata"]["uid"], int(container(pod).get("restartCount", 0))
+    return pod["metadata"]["uid"], int(container(pod, CONTAINER).get("restartCount", 0))

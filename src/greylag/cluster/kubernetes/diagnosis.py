@@ -3,16 +3,20 @@
 Objects are the JSON of the API server as plain dictionaries, or what the informers keep of it.
 """
 
+import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from greylag.cluster.kubernetes.failures import (
     Cause,
+    added_container,
     cause,
     crash_loop,
+    disruption,
     no_image,
     quoted,
     refusal,
+    unmountable,
     unschedulable,
 )
 from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object, annotation_of
@@ -26,6 +30,8 @@ _CREATE_REASONS = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 )
 _MOUNT_REASONS = frozenset({"FailedMount", "FailedAttachVolume"})
+_UNBOUND_REASONS = frozenset({"ProvisioningFailed", "FailedBinding"})
+_STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +44,9 @@ class EnvironmentObjects:
         claim: of its volume.
         service: where the agent is found in the cluster.
         endpoint: where users are told that it is, once known.
-        events: Kubernetes' Events of its pods and claim, oldest first.
+        events: Kubernetes' Events of its pods, claim and Service, oldest first.
         last_words: the end of a crashed container's log.
+        ended: why its last pod ended, though nobody here asked for that, until the next is ready.
     """
 
     deployment: Object | None = None
@@ -49,6 +56,7 @@ class EnvironmentObjects:
     endpoint: str | None = None
     events: Sequence[Object] = ()
     last_words: str = ""
+    ended: Cause | None = None
 
     @property
     def wanted(self) -> bool:
@@ -77,19 +85,23 @@ class EnvironmentObjects:
     @property
     def needs_events(self) -> bool:
         """Whether Events may say more than the objects do: it waits for something."""
-        return self.wanted and self.pod is not None and self.failed_itself
+        pod = self.pod
+        return self.wanted and pod is not None and (not is_ready(pod) or self.endpoint is None)
 
     @property
-    def crashed(self) -> str | None:
-        """The name of the pod whose container ends again and again, ``None`` when none does."""
+    def crashed(self) -> tuple[str, str] | None:
+        """The pod and the container of it that ends again and again, ``None`` when none does."""
         pod = self.pod
-        return pod["metadata"]["name"] if pod is not None and _crashes(pod) else None
+        found = None if pod is None else next(filter(_crashes, containers(pod)), None)
+        return None if found is None or pod is None else (pod["metadata"]["name"], found["name"])
 
     @property
     def waits(self) -> bool:
-        """Whether the container waits for what Events or its log explain."""
+        """Whether a container waits for what Events or its log explain."""
         pod = self.pod
-        return pod is not None and (_waiting(pod)[0] in PULL_REASONS or _crashes(pod))
+        return pod is not None and any(
+            _waiting(one)[0] in PULL_REASONS or _crashes(one) for one in containers(pod)
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -105,12 +117,40 @@ class EnvironmentObjects:
         """Return why an environment that is to run does not get on, ``None`` while it does."""
         pod = self.pod
         if pod is None:
-            return _why_no_pod(self.deployment)
+            return _why_no_pod(self.deployment) or self.ended
         return (
-            _why_not_scheduled(pod, self.events)
-            or _why_not_running(pod, self.events, self.last_words)
+            _why_not_scheduled(pod, self.events, self.claim)
+            or self._why_not_running(pod)
+            or why_not_alive(pod)
             or _why_not_ready(pod, self.events)
+            or self.ended
         )
+
+    def _why_not_running(self, pod: Object) -> Cause | None:
+        """Return what the first container in trouble is in trouble with."""
+        for one in containers(pod):
+            reason, words = _waiting(one)
+            if self._is_added(one["name"]):
+                found = _why_added_fails(one)
+            elif reason in PULL_REASONS:
+                found = _why_no_image(pod, one, self.events)
+            elif _crashes(one):
+                found = crash_loop(_last_end(one).get("exitCode"), self.last_words)
+            elif reason in _CREATE_REASONS:
+                found = _why_not_created(reason, words)
+            elif reason in _STARTING and (event := last(self.events, _MOUNT_REASONS)):
+                found = unmountable(_message(event))
+            else:
+                continue
+            if found is not None:
+                return found
+        return None
+
+    def _is_added(self, name: str) -> bool:
+        """Tell whether a container is one that we did not ask for."""
+        deployment = self.deployment or {}
+        ours = deployment.get("spec", {}).get("template", {}).get("spec", {}).get("containers")
+        return bool(ours) and all(one["name"] != name for one in ours or ())
 
 
 def wants_pod(deployment: Object) -> bool:
@@ -118,11 +158,16 @@ def wants_pod(deployment: Object) -> bool:
     return bool(deployment["spec"].get("replicas", 1))
 
 
-def container(pod: Object) -> Object:
-    """Return the status of a pod's container, empty before it has one."""
-    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
-    first: Object = statuses[0]
-    return first
+def containers(pod: Object) -> list[Object]:
+    """Return the statuses of all of a pod's containers, those before the others first."""
+    status = pod.get("status", {})
+    kinds = ("initContainerStatuses", "containerStatuses")
+    return [one for kind in kinds for one in status.get(kind) or ()]
+
+
+def container(pod: Object, name: str) -> Object:
+    """Return the status of a container, empty before it has one."""
+    return next((one for one in containers(pod) if one["name"] == name), {})
 
 
 def lives(pod: Object) -> bool:
@@ -163,16 +208,42 @@ def _condition(thing: Object, kind: str) -> Object | None:
     return next((one for one in _conditions(thing) if one["type"] == kind), None)
 
 
-def _waiting(pod: Object) -> tuple[str, str]:
-    """Return what the container waits for, in one word and in Kubernetes' own words."""
-    waiting = container(pod).get("state", {}).get("waiting") or {}
+def why_lost(pod: Object) -> Cause:
+    """Return why a pod that ran has ended or is being removed, though nobody here asked for it."""
+    status = pod.get("status", {})
+    disrupted = _condition(pod, "DisruptionTarget") or {}
+    if disrupted.get("status") != "True":
+        disrupted = {}
+    words = status.get("message") or disrupted.get("message", "")
+    found = disruption(
+        disrupted.get("reason") or status.get("reason", ""),
+        quoted(words),
+        node=pod["spec"].get("nodeName", ""),
+    )
+    return found or why_not_alive(pod) or cause("pod_deleted")
+
+
+def why_not_alive(pod: Object) -> Cause | None:
+    """Return how a container ended that does not run, or has not got ready since."""
+    for one in containers(pod):
+        ended = one.get("state", {}).get("terminated") or _last_end(one)
+        if ended.get("reason") == "OOMKilled":
+            return cause("out_of_memory")
+        if "exitCode" in ended and not one.get("ready"):
+            return cause("container_ended", name=one["name"], exit_code=str(ended["exitCode"]))
+    return None
+
+
+def _waiting(status: Object) -> tuple[str, str]:
+    """Return what a container waits for, in one word and in Kubernetes' own words."""
+    waiting = status.get("state", {}).get("waiting") or {}
     return waiting.get("reason", ""), waiting.get("message", "")
 
 
-def _crashes(pod: Object) -> bool:
-    """Tell whether a pod's container ends again and again."""
-    often = container(pod).get("restartCount", 0) >= CRASHES_THAT_TELL
-    return often and _waiting(pod)[0] == "CrashLoopBackOff"
+def _crashes(status: Object) -> bool:
+    """Tell whether a container ends again and again."""
+    often = status.get("restartCount", 0) >= CRASHES_THAT_TELL
+    return often and _waiting(status)[0] == "CrashLoopBackOff"
 
 
 def _why_no_pod(deployment: Object | None) -> Cause | None:
@@ -185,30 +256,43 @@ def _why_no_pod(deployment: Object | None) -> Cause | None:
     )
 
 
-def _why_not_scheduled(pod: Object, events: Sequence[Object]) -> Cause | None:
+def _why_not_scheduled(pod: Object, events: Sequence[Object], claim: Object | None) -> Cause | None:
     scheduled = _condition(pod, "PodScheduled")
     if scheduled is None or scheduled["status"] == "True":
         return None
-    refused = last(events, {"ProvisioningFailed"})
+    if is_removed(claim):
+        return cause("volume_being_deleted")
+    if claim is None and "not found" in scheduled.get("message", ""):
+        return cause("volume_deleted")
+    refused = last(events, _UNBOUND_REASONS)
     if refused is not None:
         return cause("volume_not_bound", words=_message(refused))
     return unschedulable(scheduled.get("message", ""))
 
 
-def _why_not_running(pod: Object, events: Sequence[Object], last_words: str) -> Cause | None:
-    reason, words = _waiting(pod)
-    if reason in PULL_REASONS:
-        return _why_no_image(pod, events, reason, words)
-    if _crashes(pod):
-        return crash_loop(_last_end(pod).get("exitCode"), last_words)
-    if reason in _CREATE_REASONS:
-        return cause("container_not_created", reason=reason, words=quoted(words))
-    if reason == "ContainerCreating" and (event := last(events, _MOUNT_REASONS)):
-        return cause("volume_not_mounted", words=_message(event))
+def _why_added_fails(status: Object) -> Cause | None:
+    """Return what is wrong with a container that is not ours."""
+    reason, words = _waiting(status)
+    if reason in PULL_REASONS | _CREATE_REASONS:
+        return added_container(status["name"], f"does not start ({reason}): {quoted(words)}")
+    if reason == "CrashLoopBackOff":
+        code = _last_end(status).get("exitCode")
+        how = "" if code is None else f" (exit code {code})"
+        what = f"ends again and again{how}."
+        return added_container(status["name"], what, final=_crashes(status))
     return None
 
 
-def _why_no_image(pod: Object, events: Sequence[Object], reason: str, words: str) -> Cause:
+def _why_not_created(reason: str, words: str) -> Cause:
+    """Return why a container cannot be made; what of ours was deleted comes back by itself."""
+    lost = re.fullmatch(r'(secret|configmap) "([^"]+)" not found', words)
+    if lost is not None:
+        return cause("part_deleted", kind=lost[1], name=lost[2])
+    return cause("container_not_created", reason=reason, words=quoted(words))
+
+
+def _why_no_image(pod: Object, status: Object, events: Sequence[Object]) -> Cause:
+    reason, words = _waiting(status)
     missing = None
     if last(events, {"FailedToRetrieveImagePullSecret"}) is not None:
         named = [one["name"] for one in pod["spec"].get("imagePullSecrets") or []]
@@ -216,13 +300,14 @@ def _why_no_image(pod: Object, events: Sequence[Object], reason: str, words: str
     pulled = last(events, {"Failed"})
     # The back-off's own words only say that it backs off; the Event before it says why.
     said = f"{words} {pulled.get('message', '') if pulled else ''}"
-    name = pod["spec"]["containers"][0]["image"]
+    images = {one["name"]: one["image"] for one in pod["spec"]["containers"]}
+    name = images.get(status["name"]) or status.get("image", "")
     return no_image(name, reason, said, secret_missing=missing)
 
 
 def _why_not_ready(pod: Object, events: Sequence[Object]) -> Cause | None:
-    if _last_end(pod).get("reason") == "OOMKilled":
-        return cause("out_of_memory")
+    if last(events, {"NodeNotReady"}) is not None:
+        return cause("node_not_ready", node=pod["spec"].get("nodeName", ""))
     unhealthy = last(events, {"Unhealthy"})
     return None if unhealthy is None else cause("probe_failing", words=_message(unhealthy))
 
@@ -232,7 +317,7 @@ def _message(event: Object) -> str:
     return quoted(event.get("message", ""))
 
 
-def _last_end(pod: Object) -> Object:
-    """Return how the container ended last, empty when it never did."""
-    ended: Object = container(pod).get("lastState", {}).get("terminated") or {}
+def _last_end(status: Object) -> Object:
+    """Return how a container ended last, empty when it never did."""
+    ended: Object = status.get("lastState", {}).get("terminated") or {}
     return ended

@@ -8,7 +8,7 @@ Kubernetes' own words; the table for operators is docs/kubernetes-errors.md. `tr
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Self
@@ -64,10 +64,11 @@ class ApiError(Exception):
     def is_unavailable(self) -> bool:
         """Whether the API server could not work on it now, which says nothing of what was asked.
 
-        An admission webhook that does not answer is told as 500 too, but is a cause of its own.
+        An admission webhook that does not answer, or is slow, is told as 500 or 504 too, but is a
+        cause of its own.
         """
         busy = self.status == 429 or self.status >= 500  # noqa: PLR2004 - HTTP's numbers
-        return busy and "failed calling webhook" not in self.message
+        return busy and not any(mark in self.message for mark in _WEBHOOKS)
 
     @classmethod
     def of_status(cls, status: Mapping[str, Any], *, code: int, words: str = "") -> Self:
@@ -117,17 +118,18 @@ class Cause:
     """Why an environment does not get on.
 
     A ``final`` cause ends an activation at once; the others are told when its time is over, as they
-    may pass by themselves.
+    may pass by themselves. What is ``lost`` does not: all objects must be applied anew.
     """
 
     error: ErrorInfo
     final: bool = False
+    lost: bool = False
 
 
 def cause(code: str, **words: str) -> Cause:
     """Return the cause of this code; ``words`` fill its sentence, Kubernetes' own quoted."""
     sentence, hint = CAUSES[code]
-    return Cause(ErrorInfo(code, sentence.format(**words), hint), code in _FINAL)
+    return Cause(ErrorInfo(code, sentence.format(**words), hint), code in _FINAL, code in _LOST)
 
 
 def quoted(words: str) -> str:
@@ -145,12 +147,18 @@ def refusal(words: str) -> Cause | None:
     code = next((code for mark, code in _REFUSALS.items() if mark in low), None)
     if code is None:
         return None
+    if code == "admission_refused" and _NO_RIGHT.search(words):
+        code = "cluster_forbidden"
     line = quoted(words)
     name = re.search(r"""(admission webhook|AdmissionPolicy) ["']([^"']+)""", line)
+    account = re.search(r'serviceaccount "([^"]+)"', line)
     lack = re.search(r"requested: ([^,]+(?:,[a-z][\w./]*=[^,]+)*)", line)
     return cause(
         code,
         words=line,
+        held="",
+        kind="ServiceAccount",
+        name=account.group(1) if account else "",
         whose=f" {name.group(2)}" if name else "",
         wanted=f" ({lack.group(1).strip()} more was asked for)" if lack else "",
     )
@@ -170,14 +178,42 @@ def no_image(name: str, reason: str, words: str, *, secret_missing: str | None) 
 
 def unschedulable(words: str) -> Cause:
     """Return why no node takes the pod, from the condition ``PodScheduled``."""
-    if "persistentvolumeclaim" in words.lower():
+    low = words.lower()
+    if "persistentvolumeclaim" in low:
         return cause("volume_not_bound", words=quoted(words))
+    if any(mark in low for mark in _ELSEWHERE):
+        return cause("volume_elsewhere", words=quoted(words))
     lacking = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", words)))
     if not lacking:
         return cause("unschedulable", words=quoted(words))
     sentence = f"No node has enough free {' and '.join(lacking)} for the environment."
     hint = "Free some, add a node, or ask for less in the project's template."
     return Cause(ErrorInfo("unschedulable", sentence, hint))
+
+
+def unmountable(words: str) -> Cause:
+    """Return why a volume cannot be mounted, from the Event that says it."""
+    held = "multi-attach" in words.lower()
+    return cause("volume_held" if held else "volume_not_mounted", words=quoted(words))
+
+
+def disruption(reason: str, words: str, *, node: str) -> Cause | None:
+    """Return who ended a pod, from its condition ``DisruptionTarget`` or its status.
+
+    https://kubernetes.io/docs/concepts/workloads/pods/disruptions/
+    """
+    low = words.lower()
+    if "ephemeral" in low or "emptydir" in low:
+        return cause("disk_limit_exceeded", words=words)
+    code = _DISRUPTIONS.get(reason)
+    if code is None:
+        return cause("pod_failed", words=words or reason) if reason else None
+    return cause(code, node=node, words=words or reason)
+
+
+def added_container(name: str, what: str, *, final: bool = False) -> Cause:
+    """Return that a container which the cluster added keeps the environment from its start."""
+    return replace(cause("added_container_failing", name=name, what=what), final=final)
 
 
 def crash_loop(exit_code: int | None, last_words: str) -> Cause:
@@ -193,6 +229,17 @@ def stuck_removal(kind: str, thing: Object) -> Cause:
     finalizers = meta.get("finalizers")
     held = f" It waits for: {', '.join(finalizers)}." if finalizers else ""
     return cause("removal_stuck", kind=kind, name=meta["name"], held=held)
+
+
+def terminating(namespace: Object) -> Cause:
+    """Return that a namespace is being removed, and what holds that up."""
+    holding = [
+        quoted(one.get("message", ""))
+        for one in namespace.get("status", {}).get("conditions") or ()
+        if one["type"] in _HOLDS_NAMESPACE and one["status"] == "True"
+    ]
+    held = f" It is held: {' '.join(holding)}" if holding else ""
+    return cause("namespace_terminating", held=held)
 
 
 @contextmanager
@@ -263,6 +310,22 @@ CAUSES: Mapping[str, tuple[str, str]] = {
         "The workspace's volume is not there yet: {words}",
         "Check GREYLAG_KUBE_STORAGE_CLASS and that its provisioner runs.",
     ),
+    "volume_deleted": (
+        "Somebody deleted the environment's volume, and its files with it; it gets a new one.",
+        "Nothing else is lost; restore the files from a backup of your own if there is one.",
+    ),
+    "volume_being_deleted": (
+        "Somebody deletes the environment's volume: its files go when the environment stops.",
+        "Copy what you need out of the workspace while it runs.",
+    ),
+    "volume_elsewhere": (
+        "The workspace's volume is on a node that is gone or takes no pods: {words}",
+        "Bring that node back; the volume can be used nowhere else.",
+    ),
+    "volume_held": (
+        "The workspace's volume is still attached to another node: {words}",
+        "Kubernetes lets it go about six minutes after that node is lost; it goes on by itself.",
+    ),
     "volume_not_mounted": (
         "The environment's volume cannot be mounted: {words}",
         "It may still be held by another node; Kubernetes goes on trying.",
@@ -273,7 +336,55 @@ CAUSES: Mapping[str, tuple[str, str]] = {
     ),
     "out_of_memory": (
         "The environment took more memory than its limit and was ended.",
-        "Choose a template with more memory for the project.",
+        "It is started again by itself; choose a template with more memory for the project.",
+    ),
+    "disk_limit_exceeded": (
+        "The environment wrote more outside of its workspace than it may and was ended: {words}",
+        "It is started again by itself; large files belong into the workspace.",
+    ),
+    "evicted": (
+        "The node {node} ran short and ended the environment: {words}",
+        "It is started again by itself, on a node that has room.",
+    ),
+    "preempted": (
+        "The environment had to make room for pods of a higher priority.",
+        "It is started again by itself once a node has room; see GREYLAG_KUBE_PRIORITY_CLASS.",
+    ),
+    "drained": (
+        "The environment was evicted from the node {node}, as when a node is drained.",
+        "It is started again by itself, where a node takes it.",
+    ),
+    "node_lost": (
+        "The node {node} is gone, does not answer, or lets the environment run there no more.",
+        "It is started again by itself, on another node.",
+    ),
+    "node_not_ready": (
+        "The node {node} that the environment runs on does not answer.",
+        "Kubernetes moves it to another node after some minutes, if its volume can move.",
+    ),
+    "pod_failed": (
+        "The cluster ended the environment: {words}",
+        "It is started again by itself.",
+    ),
+    "pod_deleted": (
+        "Somebody in the cluster deleted the environment's pod.",
+        "It is started again by itself.",
+    ),
+    "container_ended": (
+        "The environment's container {name} ended (exit code {exit_code}).",
+        "It is started again by itself; `greylag logs` shows what it says.",
+    ),
+    "part_deleted": (
+        "Somebody deleted the environment's {kind} {name}.",
+        "It is made anew by itself.",
+    ),
+    "environment_contested": (
+        "The environment's {kind} {name} is changed by {who} each time Greylag sets it right.",
+        "Exempt objects with the label app.kubernetes.io/managed-by=greylag from what does that.",
+    ),
+    "added_container_failing": (
+        "The container {name}, which the cluster added to the environment, {what}",
+        "Ask whoever runs what adds it (an admission webhook), or exempt the users' namespaces.",
     ),
     "container_not_created": (
         "The environment's container could not be made ({reason}): {words}",
@@ -303,9 +414,17 @@ CAUSES: Mapping[str, tuple[str, str]] = {
         "An admission webhook of the cluster does not answer: {words}",
         "Greylag tries again by itself; tell whoever runs that webhook.",
     ),
+    "webhook_slow": (
+        "The API server did not end a step in time; an admission webhook of the cluster is slow.",
+        "Greylag tries again by itself; tell whoever runs the cluster's webhooks.",
+    ),
     "namespace_terminating": (
-        "The user's namespace is being removed; it is made anew when it is gone.",
-        "Greylag tries again by itself.",
+        "The user's namespace is being removed, and is made anew when it is gone.{held}",
+        "Greylag tries again by itself; whoever set a finalizer that is named must take it off.",
+    ),
+    "admission_refused": (
+        "The cluster's own rules do not allow the environment: {words}",
+        "Choose a template within them; see `kubectl describe limitrange,resourcequota`.",
     ),
     "cluster_forbidden": (
         "The cluster does not let Greylag do this: {words}",
@@ -316,18 +435,37 @@ _FINAL = frozenset(
     {
         *("pull_secret_missing", "image_not_allowed", "image_not_found", "crash_loop"),
         *("quota_exceeded", "pod_security_refused", "webhook_refused", "cluster_forbidden"),
+        "admission_refused",
     }
 )
+_LOST = frozenset({"part_deleted", "volume_deleted"})
 # The first mark that is found decides, so the special ones stand before "is forbidden".
 _REFUSALS = {
     "being terminated": "namespace_terminating",
     "exceeded quota": "quota_exceeded",
     "violates podsecurity": "pod_security_refused",
     "failed calling webhook": "webhook_unavailable",
+    "within the allotted timeout": "webhook_slow",
     "denied the request": "webhook_refused",
     "denied request": "webhook_refused",
-    "is forbidden": "cluster_forbidden",
+    "looking up service account": "part_deleted",
+    "is forbidden": "admission_refused",
 }
+_HOLDS_NAMESPACE = frozenset({"NamespaceContentRemaining", "NamespaceFinalizersRemaining"})
+_WEBHOOKS = ("failed calling webhook", "within the allotted timeout")
+# What RBAC says, and no admission plugin: the user, and the verb that it lacks.
+_NO_RIGHT = re.compile(r'[Uu]ser "?[^ ]+"? cannot ')
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "preempted",
+    "EvictionByEvictionAPI": "drained",
+    "DeletionByTaintManager": "node_lost",
+    "DeletionByPodGC": "node_lost",
+    "NodeLost": "node_lost",
+    "TerminationByKubelet": "evicted",
+    "Evicted": "evicted",
+    "Preempting": "preempted",
+}
+_ELSEWHERE = ("volume node affinity", "didn't match persistentvolume")
 _NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _NOT_ALLOWED = (
     "unauthorized",

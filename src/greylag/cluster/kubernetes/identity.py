@@ -39,8 +39,13 @@ SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 FINGERPRINT = "fingerprint"
 """Where the informers keep it; no field of Kubernetes has this name there."""
 
+CHANGED_BY = "changedBy"
+"""The same: the name of whoever, beside us, wrote an object's fields last."""
+UNSTABLE = "unstable"
+"""In place of a fingerprint: the cluster itself changes the object with each write."""
+
 _FINGERPRINT_LENGTH = 16
-_FINGERPRINTED = frozenset({"Deployment", "Ingress", "NetworkPolicy", "Service"})
+_FINGERPRINTED = frozenset({"Deployment", "Ingress", "NetworkPolicy", "Secret", "Service"})
 
 
 def project_slug(environment: Environment) -> str:
@@ -124,7 +129,7 @@ def fingerprint(kind: str, thing: Object) -> str | None:
     """Return a short text that changes with what matters of ``thing``; None for other kinds."""
     if kind not in _FINGERPRINTED:
         return None
-    spec = dict(thing.get("spec") or {})
+    spec = dict(thing.get("data" if kind == "Secret" else "spec") or {})
     if kind == "Deployment":
         spec.pop("replicas", None)  # a wish of its own, which `stop` writes too
     if kind == "Service":
@@ -153,7 +158,18 @@ def missing_signature(kind: str, applied: Object) -> str | None:
 def is_edited(kept: Object) -> bool:
     """Tell whether an object, as the informers keep it, is not as it was applied."""
     mark, applied = kept.get(FINGERPRINT), annotation_of(kept, APPLIED_ANNOTATION)
-    return mark is not None and applied is not None and mark != applied
+    return mark is not None and applied not in {None, UNSTABLE, mark}
+
+
+def changed_by(thing: Object) -> str:
+    """Return who, beside us, wrote fields of an object last, "" when nobody did."""
+    others = [
+        one
+        for one in thing["metadata"].get("managedFields") or ()
+        if one.get("manager") != FIELD_MANAGER and not one.get("subresource")
+    ]
+    newest: Object = max(others, key=lambda one: one.get("time") or "", default={})
+    return str(newest.get("manager", ""))
 
 
 def _metadata(thing: Object | None, part: str) -> Mapping[str, str]:

@@ -15,7 +15,13 @@ import structlog
 
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.failures import ApiError, cluster_error
-from greylag.cluster.kubernetes.identity import FINGERPRINT, Object, fingerprint
+from greylag.cluster.kubernetes.identity import (
+    CHANGED_BY,
+    FINGERPRINT,
+    Object,
+    changed_by,
+    fingerprint,
+)
 from greylag.common.backoff import backoff
 from greylag.domain.errors import ClusterError, ClusterUnavailableError
 
@@ -40,7 +46,7 @@ _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 # A kind that is not here keeps all of its spec and status.
 _SPEC: Mapping[str, tuple[str, ...]] = {
-    "Deployment": ("replicas",),
+    "Deployment": ("replicas", "selector"),
     "Ingress": ("ingressClassName", "rules", "tls"),
     "Namespace": (),
     "PersistentVolumeClaim": ("accessModes", "resources", "storageClassName", "volumeName"),
@@ -51,7 +57,10 @@ _SPEC: Mapping[str, tuple[str, ...]] = {
     ),
 }
 _STATUS: Mapping[str, tuple[str, ...]] = {
-    "Pod": ("phase", "reason", "message", "podIP", "conditions", "containerStatuses"),
+    "Pod": (
+        *("phase", "reason", "message", "podIP", "conditions"),
+        *("initContainerStatuses", "containerStatuses"),
+    ),
 }
 
 _log = structlog.get_logger(__name__)
@@ -361,7 +370,7 @@ class Informer:
 def trim(kind: str, thing: Object) -> dict[str, Any]:
     """Return what is kept of ``thing``; its form stays that of Kubernetes.
 
-    The fingerprint of what is not kept is added to it.
+    The fingerprint of what is not kept is added to it, and who else changed it last.
     """
     kept = {key: thing[key] for key in ("type", "reason", "message") if key in thing}
     kept["metadata"] = _some(thing["metadata"], _META)
@@ -373,12 +382,18 @@ def trim(kind: str, thing: Object) -> dict[str, Any]:
     kept["spec"] = _some(spec, _SPEC[kind]) if kind in _SPEC else spec
     kept["status"] = _some(status, _STATUS[kind]) if kind in _STATUS else status
     if kind == "Pod":
-        kept["spec"]["containers"] = [
-            _some(one, ("name", "image")) for one in spec.get("containers") or ()
-        ]
+        kept["spec"] |= _containers(spec)
+    if kind == "Deployment":
+        of_pod = (spec.get("template") or {}).get("spec") or {}
+        kept["spec"]["template"] = {"spec": _containers(of_pod)}
     if (mark := fingerprint(kind, thing)) is not None:
         kept[FINGERPRINT] = mark
+        kept[CHANGED_BY] = changed_by(thing)
     return kept
+
+
+def _containers(spec: Object) -> dict[str, Any]:
+    return {"containers": [_some(one, ("name", "image")) for one in spec.get("containers") or ()]}
 
 
 def _some(of: Object, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from greylag.cluster.kubernetes.identity import (
     project_selector,
     secret_name,
 )
-from greylag.cluster.kubernetes.manifests import HEALTH_PATH, ingress_url
+from greylag.cluster.kubernetes.manifests import HEALTH_PATH, PORT_NAME, ingress_url
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
 from greylag.common.net import end_to_end
@@ -87,10 +87,14 @@ class AgentLocator:
         if options.reached_by_proxy:
             return await self._proxy.url(environment)
         if reach == "service" or (reach == "auto" and options.platform_namespace):
-            return _inside_url(environment, options)
-        if reach == "loadbalancer":
-            return _balancer_url(options, service)
-        return endpoint_of(environment, options, service)
+            return _inside_url(environment, service)
+        behind_ingress = reach != "loadbalancer" and options.ingress_base_domain
+        if not behind_ingress and service["spec"].get("type") != "LoadBalancer":
+            # It was started before the setting said so, and no network leads there from here.
+            return await self._proxy.url(environment)
+        return (
+            endpoint_of(environment, options, service) if behind_ingress else _balancer_url(service)
+        )
 
     def forget(self, environment: Environment) -> None:
         """Look anew next time."""
@@ -135,28 +139,34 @@ def endpoint_of(environment: Environment, options: Options, service: Object | No
     """
     if service is None:
         return None
-    return ingress_url(environment, options) or _service_url(environment, options, service)
+    return ingress_url(environment, options) or _service_url(environment, service)
 
 
-def _service_url(environment: Environment, options: Options, service: Object) -> str | None:
+def _service_url(environment: Environment, service: Object) -> str | None:
     if service["spec"].get("type") == "LoadBalancer":
-        return _balancer_url(options, service)
-    return _inside_url(environment, options)
+        return _balancer_url(service)
+    return _inside_url(environment, service)
 
 
-def _inside_url(environment: Environment, options: Options) -> str:
-    return (
-        f"http://{environment.names.service}.{environment.names.namespace}.svc:{options.agent_port}"
-    )
+def _inside_url(environment: Environment, service: Object) -> str:
+    names = environment.names
+    return f"http://{names.service}.{names.namespace}.svc:{_port(service)}"
 
 
-def _balancer_url(options: Options, service: Object) -> str | None:
+def _balancer_url(service: Object) -> str | None:
+    """Return the load balancer's URL: by its name, else by IPv4, which more callers reach."""
     given = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
-    for one in given:
-        if host := one.get("hostname") or one.get("ip"):
-            host = f"[{host}]" if ":" in host else host
-            return f"http://{host}:{options.agent_port}"
-    return None
+    hosts = [host for one in given if (host := one.get("hostname") or one.get("ip"))]
+    if not hosts:
+        return None
+    host = min(hosts, key=lambda host: ":" in host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{_port(service)}"
+
+
+def _port(service: Object) -> int:
+    """Return the port as the Service has it now; the setting may be of after its start."""
+    port: int = service["spec"]["ports"][0]["port"]
+    return port
 
 
 class AddressProbe:
@@ -217,9 +227,8 @@ class ServiceProxy:
     https://kubernetes.io/docs/tasks/access-application-cluster/access-cluster-services/
     """
 
-    def __init__(self, connection: Connection, agent_port: int) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._agent_port = agent_port
         self._lock = asyncio.Lock()
         self._runner: web.AppRunner | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -280,7 +289,7 @@ class ServiceProxy:
         _, _, _, rest = request.raw_path.split("/", 3)
         return URL(
             f"{self._connection.server}/api/v1/namespaces/{namespace}/services/"
-            f"http:{service}:{self._agent_port}/proxy/{rest}",
+            f"http:{service}:{PORT_NAME}/proxy/{rest}",
             encoded=True,
         )
 

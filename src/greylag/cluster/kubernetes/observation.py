@@ -1,5 +1,7 @@
 """How an environment stands: what its objects tell, and Events and logs where they say more."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,15 +9,22 @@ from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, ProjectKey, key_of
 from greylag.cluster.kubernetes.diagnosis import (
     EnvironmentObjects,
-    container,
     is_current,
     is_ready,
     is_removed,
     last,
     lives,
 )
-from greylag.cluster.kubernetes.failures import ApiError, stuck_removal, translated
+from greylag.cluster.kubernetes.failures import (
+    ApiError,
+    Cause,
+    cause,
+    quoted,
+    stuck_removal,
+    translated,
+)
 from greylag.cluster.kubernetes.identity import (
+    CHANGED_BY,
     GENERATION_ANNOTATION,
     START_ANNOTATION,
     Object,
@@ -23,13 +32,14 @@ from greylag.cluster.kubernetes.identity import (
     is_edited,
     volume_claim_name,
 )
+from greylag.cluster.kubernetes.immutable import kept_as_it_is
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.isolation import POLICY_NAMES
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpoint_of
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import names_a_key
 from greylag.cluster.shared import plain
-from greylag.domain.errors import ErrorInfo
+from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed, Step
 from greylag.domain.project import Environment
 
@@ -45,6 +55,13 @@ QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
 UNANSWERED_SECONDS = 0.02
+REFRESH_SECONDS = 300.0
+"""How often the Secret, the ConfigMap and so on of a running environment are seen to."""
+
+CONTEST_SECONDS = 600.0
+EDITS_SET_RIGHT = 3
+"""How often an object is set right in that time; more is a contest, which nobody wins."""
+
 
 _LAST_LINES = 5
 _LONGEST_WORDS = 600
@@ -79,6 +96,7 @@ class EnvironmentObserver:
         *,
         locator: AgentLocator,
         probe: AddressProbe,
+        refreshed: Callable[[Environment, Object], Awaitable[bool]],
     ) -> None:
         self._api = api
         self._locator = locator
@@ -86,7 +104,10 @@ class EnvironmentObserver:
         self._informers = informers
         self._cache = cache
         self._options = options
+        self._refreshed = refreshed
+        self._refreshed_at: dict[ProjectKey, float] = {}
         self._seen: dict[ProjectKey, _Seen] = {}
+        self._edits: dict[tuple[str, str, str], tuple[str, tuple[float, ...]]] = {}
 
     async def fresh(self) -> None:
         """Return when the caches are current; ``ClusterError`` when they are not."""
@@ -108,6 +129,13 @@ class EnvironmentObserver:
         again = QUIET_SECONDS if observation.state is Observed.STARTING and not deep else None
         if observation.state is Observed.READY and not await self._answers(environment, found):
             observation, again = _unanswered(observation), UNANSWERED_SECONDS
+        if observation.state is Observed.READY and not await self._is_whole(environment, found):
+            lost = _drifted(
+                "The environment's Secret was deleted or changed, and its token with it."
+            )
+            observation = replace(
+                observation, state=Observed.FAILED, endpoint=None, error=lost.error
+            )
         self._seen[key] = _Seen(observation, environment, version, again)
         return observation
 
@@ -137,6 +165,9 @@ class EnvironmentObserver:
         """Drop what is remembered of an environment that is gone."""
         key = key_of(environment)
         self._seen.pop(key, None)
+        self._refreshed_at.pop(key, None)
+        for edited in [one for one in self._edits if one[1:] in _parts_of(environment)]:
+            del self._edits[edited]
         self._cache.forget(key)
         self._probe.forget(key)
 
@@ -150,6 +181,7 @@ class EnvironmentObserver:
             claim=find("PersistentVolumeClaim", names.namespace, volume_claim_name(environment)),
             service=service,
             endpoint=endpoint_of(environment, self._options, service),
+            ended=self._cache.ended(key_of(environment)),
         )
 
     async def _answers(self, environment: Environment, found: EnvironmentObjects) -> bool:
@@ -159,20 +191,58 @@ class EnvironmentObserver:
         uid = str(found.pod["metadata"]["uid"])
         return url is not None and await self._probe.answers(key_of(environment), uid, url)
 
+    async def _is_whole(self, environment: Environment, found: EnvironmentObjects) -> bool:
+        """Now and then see to what no watch tells of; tell if it is as it must be."""
+        key, now = key_of(environment), asyncio.get_running_loop().time()
+        if (
+            found.deployment is None
+            or now < self._refreshed_at.setdefault(key, now) + REFRESH_SECONDS
+        ):
+            return True
+        with translated():
+            whole = await self._refreshed(environment, found.deployment)
+        if whole:
+            self._refreshed_at[key] = now
+        return whole
+
     def _judged(self, environment: Environment, found: EnvironmentObjects) -> Observation:
         seen = observed(found)
+        if (
+            seen.state is Observed.STOPPED
+            and self._cache.quiet_for(key_of(environment)) < QUIET_SECONDS
+        ):
+            # Of one that has just been made not all may be known yet.
+            return replace(seen, error=None)
+        if found.wanted and (said := self._kept_of_volume(environment, found.claim)):
+            kept = Step("volume_kept", said)
+            seen = replace(seen, steps=(*seen.steps[:1], kept, *seen.steps[1:]))
         # What an environment failed of is told first, unless somebody's change may have caused it.
         edited = found.deployment is not None and is_edited(found.deployment)
         asked = found.wanted and (edited or not found.failed_itself)
         if asked and (lost := self._lost(environment)) is not None:
-            return replace(seen, state=Observed.FAILED, endpoint=None, error=lost, terminal=False)
+            if lost.error.code == "environment_contested" and not lost.final:
+                return seen if seen.error else replace(seen, error=lost.error)
+            return replace(
+                seen, state=Observed.FAILED, endpoint=None, error=lost.error, terminal=lost.final
+            )
         applied = annotation_of(found.deployment, GENERATION_ANNOTATION)
         if seen.terminal and applied != str(environment.generation):
             # It failed as it was asked for before: the new wish is a new try.
             return replace(seen, terminal=False)
         return seen
 
-    def _lost(self, environment: Environment) -> ErrorInfo | None:
+    def _kept_of_volume(self, environment: Environment, claim: Object | None) -> str:
+        """Return what of the volume cannot be as the settings have it."""
+        if claim is None:
+            return ""
+        try:
+            template = self._options.template_of(environment)
+        except ClusterError:
+            return ""  # applying it tells that
+        size = template.volume_size or self._options.volume_size
+        return kept_as_it_is(claim, size=size, storage_class=self._options.storage_class)
+
+    def _lost(self, environment: Environment) -> Cause | None:
         """Return what is missing or changed that only applying all anew sets right."""
         names, find = environment.names, self._cache.find
         needed = [("NetworkPolicy", name) for name in POLICY_NAMES]
@@ -186,26 +256,41 @@ class EnvironmentObserver:
             thing = find(kind, names.namespace, name)
             if thing is None:
                 return _drifted(
-                    f"The environment runs without its {kind} {name}, which somebody deleted."
+                    f"The environment runs without its {kind} {name}, which is missing."
                 )
             if is_edited(thing):
-                return _drifted(f"Somebody changed the environment's {kind} {name}.")
+                return self._edited(kind, thing)
         return None
+
+    def _edited(self, kind: str, thing: Object) -> Cause:
+        """Return that somebody changed an object, or changes it back again and again."""
+        meta, who = thing["metadata"], thing.get(CHANGED_BY) or "somebody"
+        key = (kind, meta["namespace"], meta["name"])
+        now = asyncio.get_running_loop().time()
+        version, times = self._edits.get(key, ("", ()))
+        if version != meta["resourceVersion"]:
+            times = (*(one for one in times if now - one < CONTEST_SECONDS), now)
+            self._edits[key] = (meta["resourceVersion"], times)
+        if len(times) <= EDITS_SET_RIGHT:
+            return _drifted(f"The environment's {kind} {meta['name']} was changed by {who}.")
+        # Without the policies that are meant for it no environment may run.
+        found = cause("environment_contested", kind=kind, name=meta["name"], who=who)
+        return replace(found, final=kind == "NetworkPolicy")
 
     async def _deepened(
         self, environment: Environment, found: EnvironmentObjects
     ) -> EnvironmentObjects:
         whole = replace(found, events=await self._events(environment, found))
-        if (pod := whole.crashed) is not None:
-            words = await self._last_words(environment.names.namespace, pod)
+        if (crashed := whole.crashed) is not None:
+            words = await self._last_words(environment.names.namespace, *crashed)
             whole = replace(whole, last_words=words)
         return whole
 
     async def _events(
         self, environment: Environment, of: EnvironmentObjects
     ) -> list[dict[str, Any]]:
-        """Return the Events of the pod and the claim, oldest first."""
-        uids = {thing["metadata"]["uid"] for thing in (of.pod, of.claim) if thing}
+        """Return the Events of the pod, the claim and the Service, oldest first."""
+        uids = {thing["metadata"]["uid"] for thing in (of.pod, of.claim, of.service) if thing}
         found: list[dict[str, Any]] = []
         for uid in sorted(uids):
             page = await self._api.list(
@@ -214,11 +299,11 @@ class EnvironmentObserver:
             found += page.items
         return sorted(found, key=_when)
 
-    async def _last_words(self, namespace: str, pod: str) -> str:
+    async def _last_words(self, namespace: str, pod: str, container: str) -> str:
         said = b""
         try:
             async with self._api.stream_log(
-                namespace, pod, tail=_LAST_LINES, previous=True
+                namespace, pod, container=container, tail=_LAST_LINES, previous=True
             ) as chunks:
                 async for chunk in chunks:
                     said = (said + chunk)[-4 * _LONGEST_WORDS :]
@@ -234,31 +319,39 @@ def observed(found: EnvironmentObjects) -> Observation:
         return _resting(found)
     pod = found.pod
     if pod is None and any(is_removed(pod) or lives(pod) for pod in found.pods):
-        return Observation(Observed.STOPPING, error=_removal_of(found))
+        ended = found.ended.error if found.ended else _removal_of(found)
+        return Observation(Observed.STOPPING, error=ended)
     steps = _steps(found, pod)
     if pod is not None and is_ready(pod) and is_current(found.deployment):
-        return _ready(found.endpoint, steps)
-    cause = found.why()
-    if cause is None:
+        return _ready(found, steps)
+    why = found.why()
+    if why is None:
         return Observation(Observed.STARTING, steps=steps)
-    if cause.final:
-        return Observation(Observed.FAILED, error=cause.error, terminal=True, steps=steps)
-    return Observation(Observed.STARTING, error=cause.error, steps=steps)
+    if why.final or why.lost:
+        return Observation(Observed.FAILED, error=why.error, terminal=why.final, steps=steps)
+    return Observation(Observed.STARTING, error=why.error, steps=steps)
 
 
-def _ready(endpoint: str | None, steps: tuple[Step, ...]) -> Observation:
-    if endpoint is None:
-        return Observation(Observed.STARTING, error=_NO_ADDRESS, steps=steps)
-    address = Step("address_assigned", f"The environment has its address {endpoint}.")
-    return Observation(Observed.READY, endpoint=endpoint, steps=(*steps, address))
+def _ready(found: EnvironmentObjects, steps: tuple[Step, ...]) -> Observation:
+    if found.endpoint is None:
+        return Observation(Observed.STARTING, error=_no_address(found), steps=steps)
+    address = Step("address_assigned", f"The environment has its address {found.endpoint}.")
+    # A volume claim that is being removed stays as long as the pod does.
+    error = cause("volume_being_deleted").error if is_removed(found.claim) else None
+    return Observation(
+        Observed.READY, endpoint=found.endpoint, error=error, steps=(*steps, address)
+    )
 
 
 def _resting(found: EnvironmentObjects) -> Observation:
     if not found.is_idle or (found.deployment is None and is_removed(found.claim)):
         return Observation(Observed.STOPPING, error=_removal_of(found))
     parts = (found.deployment, found.claim, found.service)
-    nothing = all(part is None for part in parts)
-    return Observation(Observed.ABSENT if nothing else Observed.STOPPED)
+    if all(part is None for part in parts):
+        return Observation(Observed.ABSENT)
+    # Whoever starts it gets an empty workspace, and is to know why.
+    lost = found.deployment is not None and (found.claim is None or is_removed(found.claim))
+    return Observation(Observed.STOPPED, error=cause("volume_deleted").error if lost else None)
 
 
 def _removal_of(found: EnvironmentObjects) -> ErrorInfo | None:
@@ -278,7 +371,10 @@ def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[Step, ...]:
     steps.append(QUOTA_CHECKED)
     if node := pod["spec"].get("nodeName"):
         steps.append(Step("scheduled", f"The environment is placed on the node {node}."))
-    started = container(pod).get("started") or "running" in container(pod).get("state", {})
+    started = any(
+        one.get("started") or "running" in one.get("state", {})
+        for one in pod.get("status", {}).get("containerStatuses") or ()
+    )
     if last(found.events, {"Pulling"}) is not None and not started:
         steps.append(PULLING)
     if started:
@@ -288,11 +384,14 @@ def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-_NO_ADDRESS = ErrorInfo(
-    "no_address",
-    "The environment is ready, but the cluster has given it no address.",
-    "Check that something in the cluster serves LoadBalancer Services or the ingress class.",
-)
+def _no_address(found: EnvironmentObjects) -> ErrorInfo:
+    failed = last(found.events, {"SyncLoadBalancerFailed", "AllocationFailed"})
+    why = f": {quoted(failed.get('message', ''))}" if failed else "."
+    return ErrorInfo(
+        "no_address",
+        f"The environment is ready, but the cluster has given it no address{why}",
+        "Check that something in the cluster serves LoadBalancer Services or the ingress class.",
+    )
 
 
 def _unanswered(ready: Observation) -> Observation:
@@ -304,8 +403,13 @@ def _unanswered(ready: Observation) -> Observation:
     return replace(ready, state=Observed.STARTING, endpoint=None, error=error)
 
 
-def _drifted(message: str) -> ErrorInfo:
-    return ErrorInfo("environment_drifted", message, "Greylag sets it right by itself.")
+def _parts_of(environment: Environment) -> set[tuple[str, str]]:
+    names = environment.names
+    return {(names.namespace, name) for name in (names.deployment, names.service, names.ingress)}
+
+
+def _drifted(message: str) -> Cause:
+    return Cause(ErrorInfo("environment_drifted", message, "Greylag sets it right by itself."))
 
 
 def _when(event: Object) -> str:

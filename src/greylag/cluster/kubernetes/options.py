@@ -99,9 +99,10 @@ def _range(value: str) -> str:
     return str(ipaddress.ip_network(value))
 
 
-def _number(quantity: str) -> Fraction:
-    number = quantity.rstrip("".join(_UNITS))
-    return Fraction(number) * _UNITS[quantity.removeprefix(number)]
+def quantity(text: str) -> Fraction:
+    """Return the number that a quantity of Kubernetes says (``500m``, ``2Gi``, ``5e9``)."""
+    number = text.rstrip("".join(_UNITS))
+    return Fraction(number) * _UNITS[text.removeprefix(number)]
 
 
 def _quantity(value: str) -> str:
@@ -346,7 +347,7 @@ class Options(BaseModel):
         return self.quota_ephemeral_storage or self._of_all(one.ephemeral_storage for one in shapes)
 
     def _of_all(self, sizes: Iterable[str]) -> str:
-        return str(self.quota_volumes * math.ceil(max(_number(size) for size in sizes)))
+        return str(self.quota_volumes * math.ceil(max(quantity(size) for size in sizes)))
 
     @property
     def closed_networks(self) -> tuple[Network, ...]:

@@ -14,20 +14,23 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
+import structlog
+
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectCache, key_of
 from greylag.cluster.kubernetes.diagnosis import is_removed
 from greylag.cluster.kubernetes.failures import (
     ApiError,
-    cause,
     cluster_error,
     of_cause,
     stuck_removal,
+    terminating,
     translated,
 )
 from greylag.cluster.kubernetes.identity import (
     APPLIED_ANNOTATION,
     CLAIM_ANNOTATION,
+    FINGERPRINT,
     GENERATION_ANNOTATION,
     MANAGED_BY,
     MANAGED_BY_LABEL,
@@ -36,9 +39,11 @@ from greylag.cluster.kubernetes.identity import (
     RECORD_ANNOTATION,
     REMOVING_ANNOTATION,
     START_ANNOTATION,
+    UNSTABLE,
     Object,
     annotation_of,
     config_name,
+    fingerprint,
     is_edited,
     is_ours,
     label_of,
@@ -47,6 +52,7 @@ from greylag.cluster.kubernetes.identity import (
     signed,
     volume_claim_name,
 )
+from greylag.cluster.kubernetes.immutable import fitted, unresized
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import project_objects
@@ -62,8 +68,12 @@ GONE_SECONDS = 5.0
 _REMEMBERED = 10_000
 _TRIES = 5
 _CONFLICT = 409
+_REFUSED = frozenset({403, 422})
+_UNWATCHED = frozenset({"ConfigMap", "LimitRange", "ResourceQuota", "Secret", "ServiceAccount"})
 _POLL_SECONDS = 0.25
 _DIGEST_LENGTH = 16
+
+_log = structlog.get_logger(__name__)
 
 FencedStep = Callable[[Object | None], Awaitable[dict[str, Any] | None]]
 """Takes the Deployment as it was read; returns it as it was written, None where it was not."""
@@ -207,11 +217,18 @@ class Applier:
         """
         await self._ready_namespace(environment)
         secret, token = await self._secret(environment, mark)
+        if token is None:
+            token = random_token()
+            if found is not None:
+                # Whatever runs of it still demands the token that was lost.
+                mark = f"{environment.generation}.{environment.fence.number}"
         things = project_objects(
             environment, self._options, self._variables, token=token, replicas=replicas
         )
         deployment = next(thing for thing in things if thing["kind"] == "Deployment")
         await self._all([thing for thing in things if thing is not deployment], secret)
+        if all(thing["kind"] != "Ingress" for thing in things):
+            await self._remove_ingress(environment)
         deployment["metadata"]["annotations"] |= {
             START_ANNOTATION: mark,
             GENERATION_ANNOTATION: str(environment.generation),
@@ -219,16 +236,41 @@ class Applier:
         deployment["spec"]["template"]["metadata"]["annotations"][START_ANNOTATION] = mark
         if found is not None:
             deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
-        return await self._applied(deployment)
+        return await self._applied(fitted(deployment, found))
 
-    async def _secret(self, environment: Environment, mark: str) -> tuple[Object | None, str]:
-        """Return the environment's Secret, if it was read, and the token that is to be in it."""
+    async def refreshed(self, environment: Environment, found: Object) -> bool:
+        """Set right what no watch tells of, of an environment that runs; tell if that was possible.
+
+        It is not when the Secret alone held the token, and somebody deleted or changed it.
+        """
+        secret, token = await self._secret(environment, start_mark(found))
+        if token is None:
+            return False
+        things = project_objects(
+            environment, self._options, self._variables, token=token, replicas=1
+        )
+        parts = (*shared_objects(environment, self._options), *things)
+        await self._all([thing for thing in parts if thing["kind"] in _UNWATCHED], secret)
+        return True
+
+    async def _secret(
+        self, environment: Environment, mark: str
+    ) -> tuple[Object | None, str | None]:
+        """Return the environment's Secret, if it was read, and the token, unless that is lost."""
         derived = self._keys.token(environment.id, mark)
         if derived is not None:
             return None, derived
         name = secret_name(environment)
         secret = await self._api.read("Secret", environment.names.namespace, name)
-        return secret, token_of(secret) if secret else random_token()
+        if secret is None or is_edited({**secret, FINGERPRINT: fingerprint("Secret", secret)}):
+            return None, None
+        return secret, token_of(secret)
+
+    async def _remove_ingress(self, environment: Environment) -> None:
+        """Remove the Ingress of a time when there was a domain: it would show the agent still."""
+        names = environment.names
+        if self._cache.find("Ingress", names.namespace, names.ingress) is not None:
+            await self._api.delete("Ingress", names.namespace, names.ingress, again=True)
 
     async def _ready_namespace(self, environment: Environment) -> None:
         """See to the namespace and its rules, which stand before anything can run there."""
@@ -245,7 +287,7 @@ class Applier:
             if not is_removed(known):
                 return
             if loop.time() >= give_up:
-                raise of_cause(cause("namespace_terminating"))
+                raise of_cause(terminating(known))
             await asyncio.sleep(_POLL_SECONDS)
         other = await self._api.read("Namespace", None, name)
         if other is not None and not is_ours(other):
@@ -259,7 +301,7 @@ class Applier:
 
     async def _all(self, things: Sequence[Object], secret: Object | None = None) -> None:
         """Apply what may be applied in any order, all at once; the first refusal ends it."""
-        wanted = [_with_digest(thing) for thing in things]
+        wanted = [_with_digest(fitted(thing, self._kept(thing))) for thing in things]
         done = await asyncio.gather(
             *(
                 self._applied(thing)
@@ -283,11 +325,26 @@ class Applier:
 
     async def _applied(self, thing: Object) -> dict[str, Any]:
         """Apply one object and return it; it carries the fingerprint of what it is then."""
-        applied = await self._api.apply(signed(thing))
+        try:
+            applied = await self._api.apply(signed(thing))
+        except ApiError as error:
+            there = self._kept(thing) if thing["kind"] == "PersistentVolumeClaim" else None
+            if there is None or error.status not in _REFUSED:
+                raise
+            # Its class, or a quota, does not let it grow.
+            applied = await self._api.apply(unresized(thing, there))
         kind, meta = thing["kind"], thing["metadata"]
         if (mark := missing_signature(kind, applied)) is None:
             return applied
+        signature = await self._signature(thing, mark)
+        if (again := missing_signature(kind, signature)) is None:
+            return signature
+        _log.warning("kubernetes_object_unstable", kind=kind, name=meta["name"], mark=again)
+        return await self._signature(thing, UNSTABLE)
+
+    async def _signature(self, thing: Object, mark: str) -> dict[str, Any]:
         # Its status may have changed meanwhile, which is no reason to begin anew.
+        kind, meta = thing["kind"], thing["metadata"]
         patch = {"metadata": {"annotations": {APPLIED_ANNOTATION: mark}}}
         return await self._api.patch_merge(kind, meta.get("namespace"), meta["name"], patch)
 

@@ -150,6 +150,7 @@ class SqliteStore:
     def __init__(self, writer: SqlThread, reader: SqlThread, poll_seconds: float) -> None:
         self._writer = writer
         self._reader = reader
+        self._pages = tables.Pages()
         self._hub = ChangeHub()
         self._source = secrets.token_hex(8)
         self._loop = asyncio.get_running_loop()
@@ -200,8 +201,7 @@ class SqliteStore:
 
     async def page(self, owner: str, query: PageQuery) -> ProjectPage:
         """Return one page; see the port."""
-        found = await self._read(lambda sql: tables.page(sql, owner, query))
-        return records.cut(found, query.limit)
+        return await self._read(lambda sql: self._pages.get(sql, owner, query))
 
     async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
         """Change name or metadata; see the port."""

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from greylag.domain.errors import ErrorInfo, IdempotencyConflictError, ProjectExistsError
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
-from greylag.ports import Duty, IdempotencyKey, PageQuery
+from greylag.ports import Duty, IdempotencyKey, PageQuery, ProjectPage
 from greylag.store import records
 from greylag.store.records import DutyRecord, Position, ProjectRecord, from_millis, millis
 
@@ -29,6 +30,8 @@ _CHANGING = (
     *("lease_worker", "lease_number", "lease_until", "claims", "last_seq", "woken"),
 )
 _COLUMNS = _FIXED + _CHANGING
+_REMEMBERED = 2_000
+_PAGES = 64
 
 SELECT = f"SELECT {', '.join(_COLUMNS)} FROM projects"  # noqa: S608 - only the names above
 INSERT = (
@@ -73,7 +76,7 @@ def to_row(record: ProjectRecord) -> dict[str, Any]:
     }
 
 
-def from_row(row: sqlite3.Row) -> ProjectRecord:
+def from_row(row: sqlite3.Row | dict[str, Any]) -> ProjectRecord:
     """Return the record that a row of ``SELECT`` holds."""
     project = Project(
         id=row["id"],
@@ -121,7 +124,7 @@ def to_event(row: sqlite3.Row) -> Event:
     return Event(seq=row["seq"], **(body | changed))
 
 
-def _lease(row: sqlite3.Row) -> Lease | None:
+def _lease(row: sqlite3.Row | dict[str, Any]) -> Lease | None:
     if row["lease_until"] is None:
         return None
     return Lease(row["lease_worker"], row["lease_number"], from_millis(row["lease_until"]))
@@ -223,6 +226,26 @@ def delete(sql: sqlite3.Connection, record_id: str) -> None:
     sql.execute("DELETE FROM idempotency_keys WHERE record_id = ?", (record_id,))
 
 
+class Pages:
+    """The pages that were asked for last, as they are while nobody writes to the file."""
+
+    def __init__(self) -> None:
+        self._version = -1
+        self._found: dict[tuple[str, PageQuery], ProjectPage] = {}
+
+    def get(self, sql: sqlite3.Connection, owner: str, query: PageQuery) -> ProjectPage:
+        """Return a page of ``owner``'s projects. ``sql`` is always the same, and never writes."""
+        # Read before the page: a write in between is found by the next look.
+        version = sql.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version or len(self._found) >= _PAGES:
+            self._found = {}
+            self._version = version
+        asked = (owner, query)
+        if asked not in self._found:
+            self._found[asked] = records.cut(page(sql, owner, query), query.limit)
+        return self._found[asked]
+
+
 def page(sql: sqlite3.Connection, owner: str, query: PageQuery) -> Sequence[Project]:
     """Return the page's projects and, if there are more, one more."""
     place = _FAR_FUTURE if query.cursor is None else records.decode(query.cursor)
@@ -238,7 +261,13 @@ def page(sql: sqlite3.Connection, owner: str, query: PageQuery) -> Sequence[Proj
             "limit": min(query.limit, _LARGEST - 1) + 1,
         },
     )
-    return [from_row(row).project for row in found]
+    return [_shared(tuple(row)) for row in found]
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _shared(values: tuple[Any, ...]) -> Project:
+    # Lists are asked for again and again, and most of their rows are as they were.
+    return from_row(dict(zip(_COLUMNS, values, strict=True))).project
 
 
 def events(sql: sqlite3.Connection, ref: ProjectRef, after: int, limit: int) -> Sequence[Event]:

@@ -1,7 +1,7 @@
 """A user's projects: list, create, read, edit, activate, deactivate, delete, and their log."""
 
+import json
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Query, Response
 
@@ -11,6 +11,7 @@ from greylag.domain.errors import ConflictError, ProjectNotFoundError, WaitTimeo
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.ports import Edit, PageQuery
 from greylag.services.projects import MAX_KEY_LENGTH, NewProject, Projects
+from greylag.web.addresses import address, project_path
 from greylag.web.deps import (
     Prefer,
     PreferDep,
@@ -21,7 +22,7 @@ from greylag.web.deps import (
     events,
     problems,
 )
-from greylag.web.schemas import EditIn, NewProjectIn, ProjectOut, ProjectsOut
+from greylag.web.schemas import EditIn, NewProjectIn, ProjectOut, ProjectsOut, ProjectTexts
 from greylag.web.stream import mapped
 
 MAX_PAGE = 200
@@ -31,6 +32,7 @@ PROJECT = PROJECTS + "/{project}"
 _MAX_SEQ = 2**63 - 1
 
 router = APIRouter(tags=["projects"])
+_texts = ProjectTexts()
 
 _LOCATION = {"description": "The project's path.", "schema": {"type": "string"}}
 _EVENT = (
@@ -44,6 +46,7 @@ _EVENT = (
     PROJECTS,
     operation_id="list_projects",
     summary="List a user's projects",
+    response_model=ProjectsOut,
     responses=problems(404),
 )
 async def list_projects(
@@ -54,12 +57,14 @@ async def list_projects(
         str | None,
         Query(max_length=MAX_CURSOR_LENGTH, description="`next_cursor` of the page before."),
     ] = None,
-) -> ProjectsOut:
+) -> Response:
     """Newest first, in pages."""
     asked = PageQuery(limit, cursor, status)
     page = await call.use_cases.projects.page(call.principal, call.user_id, asked)
-    shown = [ProjectOut.of(project) for project in page.projects]
-    return ProjectsOut(projects=shown, next_cursor=page.cursor)
+    shown = b",".join(_texts.of(project) for project in page.projects)
+    following = json.dumps(page.cursor).encode()
+    body = b'{"projects":[' + shown + b'],"next_cursor":' + following + b"}"
+    return Response(body, media_type="application/json")
 
 
 @router.post(
@@ -92,8 +97,8 @@ async def create_project(
     created = await projects.create(call.principal, call.user_id, new, idempotency_key)
     project = created.project
     response.status_code = 201 if created.new else 200
-    response.headers["location"] = PROJECT.format(
-        user=quote(project.user_id, safe=""), project=quote(project.project_id, safe="")
+    response.headers["location"] = address(
+        f"/api{project_path(project.user_id, project.project_id)}"
     )
     return ProjectOut.of(project)
 

@@ -21,17 +21,16 @@ from greylag.domain.errors import (
 )
 from greylag.domain.names import path_segment
 from greylag.services.messages import NewMessage
+from greylag.web.addresses import project_url, session_url
 from greylag.web.api.relay import ask
 from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
     ProjectView,
     form_field,
     lead,
-    project_url,
     project_view,
     respond,
     see,
-    session_url,
 )
 from greylag.web.deps import ProjectCallDep, RequestContext
 

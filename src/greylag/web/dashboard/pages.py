@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal
-from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.datastructures import FormData
@@ -21,6 +20,7 @@ from greylag.common import sse
 from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.domain.errors import ErrorInfo, InvalidRequestError
 from greylag.domain.project import Desired, Project, Status
+from greylag.web.addresses import address, project_path, static_url, user_url
 from greylag.web.schemas import ProblemDocument, check_metadata
 
 USER_PAGE = "/users/{user}"
@@ -127,30 +127,9 @@ class ProjectView:
         return self.status == Status.ACTIVE
 
 
-def user_url(user_id: str, under: str = "", **query: str | int | None) -> str:
-    """Return the address of a user's page, or of the path ``under`` it.
-
-    A query value of ``None`` is left out.
-    """
-    given = {name: value for name, value in query.items() if value is not None}
-    path = f"/users/{quote(user_id, safe='')}{under}"
-    return f"{path}?{urlencode(given)}" if given else path
-
-
-def project_url(user_id: str, project_id: str) -> str:
-    """Return the address of a project's page."""
-    return f"{user_url(user_id)}/projects/{quote(project_id, safe='')}"
-
-
-def session_url(user_id: str, project_id: str, session_id: str | None) -> str:
-    """Return the address of a project's page with a session chosen (``None``: the newest)."""
-    url = project_url(user_id, project_id)
-    return f"{url}?{urlencode({'session': session_id})}" if session_id else url
-
-
 def project_view(project: Project) -> ProjectView:
     """Return how ``project`` looks now."""
-    url = project_url(project.user_id, project.project_id)
+    path = project_path(project.user_id, project.project_id)
     deleting = project.desired is Desired.DELETED
     wants_active = project.desired is Desired.ACTIVE
     failed = project.status is Status.ERROR
@@ -158,8 +137,8 @@ def project_view(project: Project) -> ProjectView:
         key=project.id,
         project_id=project.project_id,
         name=project.name,
-        url=url,
-        api=f"/api{url}",
+        url=address(path),
+        api=address(f"/api{path}"),
         status="deleting" if deleting else project.status.value,
         label="Deleting" if deleting else _LABELS[project.status],
         moving=deleting or not project.settled,
@@ -251,7 +230,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(visible=visible, moment=moment, parsed_moment=parsed_moment)
-    environment.globals.update(user_url=user_url, project_url=project_url)
+    environment.globals.update(address=address, static_url=static_url, user_url=user_url)
     return environment
 
 

@@ -12,6 +12,7 @@ from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project
 from greylag.domain.users import User
 from greylag.ports import Edit
+from greylag.web.addresses import project_url, user_url
 from greylag.web.dashboard.conversations import TURNS_SHOWN, read_conversation
 from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
@@ -23,13 +24,11 @@ from greylag.web.dashboard.pages import (
     form_page,
     html_frame,
     is_fragment_request,
-    project_url,
     project_view,
     render,
     respond,
     respond_to,
     see,
-    user_url,
 )
 from greylag.web.deps import ProjectCallDep, RequestContext
 from greylag.web.stream import closing

@@ -15,6 +15,7 @@ from greylag.domain.project import Status
 from greylag.domain.users import Action, User
 from greylag.ports import PageQuery
 from greylag.services.projects import NewProject
+from greylag.web.addresses import project_url, root_path, user_url
 from greylag.web.dashboard.pages import (
     USER_PAGE,
     ProjectForm,
@@ -22,12 +23,10 @@ from greylag.web.dashboard.pages import (
     form_page,
     html_frame,
     lead,
-    project_url,
     project_view,
     render,
     respond_to,
     see,
-    user_url,
 )
 from greylag.web.deps import CallDep, RequestContext, UserCallDep
 from greylag.web.stream import closing
@@ -79,6 +78,7 @@ async def list_projects(request: Request, call: UserCallDep) -> Response:
         USER_COOKIE,
         quote(call.user_id, safe=""),
         max_age=_YEAR_SECONDS,
+        path=root_path() or "/",
         httponly=True,
         samesite="lax",
         secure=request.url.scheme == "https",

@@ -58,7 +58,7 @@ function startRequests() {
   });
   body.addEventListener("htmx:beforeSwap", (event) => {
     // A sign-in that has ended answers with the sign-in page.
-    if (new URL(event.detail.xhr.responseURL).pathname !== "/sign-in") return;
+    if (new URL(event.detail.xhr.responseURL).pathname !== document.body.dataset.signIn) return;
     event.detail.shouldSwap = false;
     location.reload();
   });

@@ -4,6 +4,7 @@ import { Plain, Prose } from "./prose.js";
 import { element } from "./text.js";
 
 const BRIEF = 120;
+const SHOWABLE = new Set(["image/png", "image/jpeg", "image/gif", "image/webp"]);
 const SHOWN = new Set([
   "message", "thinking", "tool_request", "tool_response", "tool_notification", "tool_confirmation",
   "status", "context_exceeded", "history_update", "error",
@@ -114,10 +115,14 @@ export class TurnView {
   _tool_response(content) {
     const tool = this.#tools.get(content.id) ?? this.#tool(content.id, "tool", {});
     const result = content.result ?? {};
-    const text = "Err" in result ? result.Err : textOf(result.Ok);
+    const text = "Err" in result ? result.Err : textOf(result);
     tool.state.textContent = content.is_error ? "failed" : "done";
     tool.body.append(element("p", "fold-label", content.is_error ? "Error" : "Result"));
-    paint(this.#output(tool), typeof text === "string" ? text : JSON.stringify(text, null, 2));
+    const files = Array.isArray(result.Ok) ? result.Ok.map(fileOf).filter(Boolean) : [];
+    if (text !== "" || files.length === 0) {
+      paint(this.#output(tool), typeof text === "string" ? text : JSON.stringify(text, null, 2));
+    }
+    tool.body.append(...files);
   }
 
   _tool_notification(content) {
@@ -228,8 +233,37 @@ function step(message, hint = "") {
 }
 
 function textOf(result) {
-  if (!Array.isArray(result)) return result ?? "";
-  return result.map((part) => part?.text ?? JSON.stringify(part)).join("\n");
+  if (!Array.isArray(result.Ok)) return result.Ok ?? "";
+  const texts = result.Ok.filter((part) => !dataOf(part)).map(partText);
+  if ("data" in result) texts.push(JSON.stringify(result.data, null, 2));
+  return texts.join("\n");
+}
+
+function partText(part) {
+  return part?.text ?? part?.resource?.text ?? JSON.stringify(part, null, 2);
+}
+
+function dataOf(part) {
+  const data = part?.data ?? part?.resource?.blob;
+  return typeof data === "string" ? data : null;
+}
+
+// A picture is shown, of kinds that hold nothing but a picture; everything else is for saving.
+function fileOf(part) {
+  const data = dataOf(part);
+  if (data === null) return null;
+  const kind = part.mimeType ?? part.resource?.mimeType ?? "application/octet-stream";
+  const url = `data:${SHOWABLE.has(kind) ? kind : "application/octet-stream"};base64,${data}`;
+  if (SHOWABLE.has(kind)) {
+    const image = element("img", "result-image");
+    image.alt = `A picture from the tool (${kind})`;
+    image.src = url;
+    return image;
+  }
+  const link = element("a", "", `Save what the tool gave (${kind}, ${Math.floor((data.length * 3) / 4)} bytes)`);
+  link.download = "result";
+  link.href = url;
+  return link;
 }
 
 function briefly(args) {

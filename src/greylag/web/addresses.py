@@ -1,0 +1,137 @@
+"""Where the site is found: below a path of a proxy's, behind proxies that are trusted, and under
+which names browsers keep its files.
+
+Inside, every path is as the routes have it, whether a proxy has taken GREYLAG_ROOT_PATH off or not.
+What goes out, in a page, a header or a document, is made by ``address``.
+"""
+
+import hashlib
+import re
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, urlencode
+
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from greylag.common.net import below
+
+STATIC = "/static"
+_FOLDER = Path(__file__).parent / "static"
+_VERSION_DIGITS = 16
+_VERSION = re.compile(rf"[0-9a-f]{{{_VERSION_DIGITS}}}")
+_root: ContextVar[str] = ContextVar("root_path", default="")
+"""The root path of the site that answers the request of this task."""
+
+
+class RootPath:
+    """ASGI layer that takes the root path off requests that have it.
+
+    Those without it are served as well: some proxies take it off, and probes come without one.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        _root.set(self._root_path)
+        if scope["type"] == "http" and self._root_path:
+            scope = below(scope, self._root_path)
+        await self._app(scope, receive, send)
+
+
+def behind(proxies: str, app: ASGIApp) -> ASGIApp:
+    """Return ``app`` as it is reached through trusted proxies: their word for a client's address
+    and scheme is taken, and nobody else's.
+    """
+    if not proxies:
+        return app
+    # Only where it is used: a serverless host has a server of its own.
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware  # noqa: PLC0415
+
+    return cast("ASGIApp", ProxyHeadersMiddleware(cast("Any", app), proxies))
+
+
+def root_path() -> str:
+    """Return what every address of this site begins with; empty at the root of a host."""
+    return _root.get()
+
+
+def address(path: str) -> str:
+    """Return where browsers and clients find ``path``, which begins with a slash."""
+    return _root.get() + path
+
+
+def user_url(user_id: str, under: str = "", **query: str | int | None) -> str:
+    """Return the address of a user's page, or of the path ``under`` it.
+
+    A query value of ``None`` is left out.
+    """
+    given = {name: value for name, value in query.items() if value is not None}
+    path = address(f"/users/{quote(user_id, safe='')}{under}")
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def project_path(user_id: str, project_id: str) -> str:
+    """Return what the paths of a project's page and of its API end in."""
+    return f"/users/{quote(user_id, safe='')}/projects/{quote(project_id, safe='')}"
+
+
+def project_url(user_id: str, project_id: str) -> str:
+    """Return the address of a project's page."""
+    return address(project_path(user_id, project_id))
+
+
+def session_url(user_id: str, project_id: str, session_id: str | None) -> str:
+    """Return the address of a project's page with a session chosen (``None``: the newest)."""
+    url = project_url(user_id, project_id)
+    return f"{url}?{urlencode({'session': session_id})}" if session_id else url
+
+
+# The files of pages.
+
+
+@cache
+def _version() -> str:
+    """Return a name for the content of all files together.
+
+    One for all, as a folder: scripts name one another by their place beside each other.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(_FOLDER.rglob("*")):
+        if path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(_FOLDER)} {content}\n".encode())
+    return digest.hexdigest()[:_VERSION_DIGITS]
+
+
+def static_url(name: str) -> str:
+    """Return the address of a file that stays the same for ever."""
+    return address(f"{STATIC}/{_version()}/{name}")
+
+
+class VersionedFiles(StaticFiles):
+    """The files of pages. Under the name of their content browsers keep them for good.
+
+    Under another version's name, which a page of before an update may ask for, or under none, they
+    are given as they are now, and browsers ask by ETag whether they still are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(directory=_FOLDER)
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Return a file, or that it is the one that the browser has."""
+        version, _, rest = path.partition("/")
+        named = _VERSION.fullmatch(version) is not None
+        response = await super().get_response(rest if named else path, scope)
+        kept = "public, max-age=31536000, immutable" if version == _version() else "no-cache"
+        response.headers["cache-control"] = kept
+        # Weak, as the same file is also sent compressed (RFC 9110, section 8.8.3.3).
+        response.headers["etag"] = f"W/{response.headers['etag'].removeprefix('W/')}"
+        return response

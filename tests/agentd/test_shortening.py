@@ -1,0 +1,74 @@
+"""What is too large is cut where it enters, and what is around it stays as it was."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greylag.agentd import shortening
+from greylag.agentd.shortening import LineShortener, mark, shortened, true_size
+
+TEXTS = st.text(st.characters(codec=None), max_size=40)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    VALUES,
+    st.sampled_from([True, False]),
+    st.integers(1, 12),
+    st.lists(st.integers(0, 400), max_size=5),
+)
+def test_a_line_is_the_same_json_with_its_long_texts_cut(
+    value: Any, escapes: Any, kept: int, cuts: list[int]
+) -> None:
+    raw = json.dumps(value, ensure_ascii=escapes).encode("utf-8", "surrogatepass")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shortening, "KEPT", kept)
+        line = LineShortener()
+        ends = [0, *sorted(min(cut, len(raw)) for cut in cuts), len(raw)]
+        for start, end in pairwise(ends):
+            line.feed(raw[start:end])
+    assert _alike(value, json.loads(bytes(line.line).decode("utf-8", "surrogatepass")), kept)
+
+
+def _alike(whole: Any, cut: Any, kept: int) -> bool:
+    if isinstance(whole, str):
+        size = true_size(cut)
+        if size is None:
+            return bool(cut == whole)
+        begun = cut.removesuffix(mark(size))
+        return bool(size > kept and len(begun) <= kept and whole.startswith(begun[:-1]))
+    if isinstance(whole, list):
+        return len(whole) == len(cut) and all(map(_alike, whole, cut, [kept] * len(whole)))
+    if isinstance(whole, dict):
+        pairs = zip(whole.values(), cut.values(), strict=False)
+        return len(cut) <= len(whole) and (
+            len(cut) < len(whole) or all(_alike(one, other, kept) for one, other in pairs)
+        )
+    return bool(cut == whole)
+
+
+def test_a_text_of_40_megabytes_costs_little_memory() -> None:
+    line = LineShortener()
+    line.feed(b'{"data":"')
+    for _ in range(40):
+        line.feed(b"A" * 1_000_000)
+        assert len(line.line) < 2 * shortening.KEPT
+    line.feed(b'"}')
+    data = json.loads(line.line)["data"]
+    assert true_size(data) == 40_000_000
+
+
+def test_a_value_is_cut_in_every_part_and_keeps_the_true_size() -> None:
+    value = {"a": ["x" * 1000] * 50, "b": 1}
+    cut = shortened(value, 100, 10)
+    assert (len(cut["a"]), cut["b"]) == (10, 1)
+    assert true_size(cut["a"][0]) == 1000
+    assert true_size(shortened(cut, 40, 10)["a"][0]) == 1000

@@ -1,0 +1,149 @@
+"""Below a path of a real nginx, which leaves the path on or takes it off."""
+
+import asyncio
+import shutil
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from playwright.async_api import expect
+from tests.browser.person import Person, at_browser
+from tests.browser.whole import Whole, up
+from tests.cli.program import call, run
+from tests.e2e.product import free_port
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+ROOT = "/tools/greylag"
+PROJECTS = f"{ROOT}/api/users/me/projects"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NGINX is None, reason="NO PROXY WAS TESTED: install nginx"),
+]
+
+# As docs/proxies.md says it, but for its folders.
+_CONFIGURATION = """
+daemon off; master_process off; pid {folder}/pid; error_log stderr;
+events {{}}
+http {{
+  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{
+    listen 127.0.0.1:{port};
+    location {root}/ {{
+      proxy_pass http://127.0.0.1:{upstream}{rest};
+      proxy_http_version 1.1;
+      proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-For $remote_addr;
+      proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_read_timeout 1h;
+    }}
+  }}
+}}
+"""
+
+
+@asynccontextmanager
+async def nginx(folder: Path, upstream: int, rest: str) -> AsyncIterator[str]:
+    """Run nginx before ``upstream`` and give its address; ``rest``: what takes the path's place."""
+    port = free_port()
+    _configure(folder, port=port, upstream=upstream, rest=rest)
+    process = await asyncio.create_subprocess_exec(
+        *(NGINX or "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"),
+        stderr=PIPE,
+    )
+    try:
+        async with asyncio.timeout(30):
+            while not await _answers(port):
+                assert process.returncode is None, await process.stderr.read()  # type: ignore[union-attr] # it is a pipe
+                await asyncio.sleep(0.02)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def _configure(folder: Path, **values: int | str) -> None:
+    folder.mkdir()
+    written = _CONFIGURATION.format(folder=folder, root=ROOT, **values)
+    (folder / "nginx.conf").write_text(written)
+
+
+async def _answers(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+@pytest.fixture
+async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
+    named = {"GREYLAG_ROOT_PATH": f"{ROOT}/", "GREYLAG_GOOSE": "scripted"}
+    async with up(tmp_path / "data", **named) as one:
+        assert one.address.endswith(ROOT)
+        yield one
+
+
+async def test_all_is_found_below_the_path(whole: Whole, tmp_path: Path) -> None:
+    for name, rest in (("kept", ""), ("taken", "/")):
+        async with nginx(tmp_path / name, whole.port, rest) as base:
+            await _programs_find_their_way(whole, base, tmp_path / "data")
+            async with at_browser(base, token=None) as person:
+                await _a_person_finds_their_way(person, whole, base, by_link=name == "kept")
+
+
+async def _programs_find_their_way(whole: Whole, base: str, data: Path) -> None:
+    headers = whole.http.headers
+    async with aiohttp.ClientSession(base, headers=headers) as http:
+        async with http.get(f"{ROOT}/openapi.json") as answer:
+            document = await answer.json()
+        assert document["servers"] == [{"url": ROOT}]
+        assert "/api/users" in document["paths"]
+        async with http.get(f"{ROOT}/api/nothing") as answer:
+            assert f"GET {ROOT}/openapi.json" in (await answer.json())["hint"]
+        new = {"name": "One", "project_id": "one"}
+        async with http.post(PROJECTS, json=new) as answer:
+            assert (answer.status, answer.headers["location"]) == (201, f"{PROJECTS}/one")
+    environment = {"GREYLAG_SERVER": f"{base}{ROOT}/", "GREYLAG_DATA": str(data)}
+    said = await run("chat", "one", "hello", env=environment)
+    assert (said.code, bool(said.out)) == (0, True), said.err
+    assert (await call("projects", "delete", "one", "--yes", env=environment)).code == 0
+
+
+async def _a_person_finds_their_way(
+    person: Person, whole: Whole, base: str, *, by_link: bool
+) -> None:
+    page, home = person.page, f"{base}{ROOT}"
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url))
+    await page.goto(f"{home}/users/me/new-project")
+    await expect(page.locator("h1")).to_have_text("Sign in")
+    if by_link:
+        await page.goto(whole.link.replace(whole.address, home))
+        await page.wait_for_url(f"{home}/users/me")
+        await page.click("text=Create the first project")
+    else:
+        await page.fill("#token", whole.token)
+        await page.press("#token", "Enter")
+        await page.wait_for_url(f"{home}/users/me/new-project")
+    await page.fill("#field-name", "Hello")
+    await page.press("#field-name", "Enter")
+    await person.say("hello")
+    await person.answered()
+    await expect(page.locator("#log")).to_contain_text("The agent is ready.")
+    await page.reload()
+    await page.click("text=All projects")
+    await page.wait_for_url(f"{home}/users/me")
+    await page.locator("a[id^=delete-]").click()
+    await page.locator("#dialog-body button").click()
+    await expect(page.locator("#projects")).to_contain_text("No projects yet")
+    assert {cookie.get("path") for cookie in await page.context.cookies()} == {ROOT}
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.locator("h1")).to_have_text("Sign in")
+    assert [one for one in asked if not one.startswith(f"{home}/")] == []
