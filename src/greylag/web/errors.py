@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import structlog
@@ -109,7 +109,28 @@ def problem_response(
     """Return the answer that tells ``error`` as a problem document, with the status of its code
     unless ``status`` is another.
     """
-    return _document(problem_of(error, status or status_of(error)), headers)
+    problem = problem_of(error, status or status_of(error))
+    return Response(
+        problem.model_dump_json(),
+        status_code=problem.status,
+        headers={**_retry_after(problem.code), **(headers or {})},
+        media_type=PROBLEM_MEDIA_TYPE,
+    )
+
+
+def page_or_problem(
+    error_page: ErrorPage,
+    request: Request,
+    error: ErrorInfo,
+    status: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the answer that tells ``error``: as a page to a browser that asked for one."""
+    if not wants_page(request):
+        return problem_response(error, headers, status)
+    response = error_page(request, problem_of(error, status or status_of(error)))
+    response.headers.update({**_retry_after(error.code), **(headers or {})})
+    return response
 
 
 def unexpected(error: Exception) -> ErrorInfo:
@@ -129,27 +150,18 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
     """
     allowed = AllowedMethods(app)
 
-    def answer(
-        request: Request, error: ErrorInfo, status: int, headers: Mapping[str, str] | None = None
-    ) -> Response:
-        problem = problem_of(error, status)
-        if not wants_page(request):
-            return _document(problem, headers)
-        response = error_page(request, problem)
-        response.headers.update({**_retry_after(problem.code), **(headers or {})})
-        return response
+    answer = partial(page_or_problem, error_page)
 
     async def on_greylag_error(request: Request, error: Exception) -> Response:
-        known = translated(error)
-        return answer(request, known, status_of(known))
+        return answer(request, translated(error))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         errors = error.errors() if isinstance(error, RequestValidationError) else []
-        return answer(request, InvalidRequestError(_first_fault(errors)).info, 422)
+        return answer(request, InvalidRequestError(_first_fault(errors)).info)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
-            return answer(request, unexpected(error), 500)
+            return answer(request, unexpected(error))
         headers = dict(error.headers or {})
         if error.status_code == 405 and (methods := allowed.of(request.url.path)):  # noqa: PLR2004 - HTTP's
             headers["allow"] = methods
@@ -157,7 +169,7 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
 
     async def on_fault(request: Request, _error: Exception) -> Response:
         # Logged by RequestLog, to which the framework passes the error on after this.
-        return answer(request, _FAULT, 500)
+        return answer(request, _FAULT)
 
     app.add_exception_handler(GreylagError, on_greylag_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -195,15 +207,6 @@ def problem_of(error: ErrorInfo, status: int) -> ProblemDocument:
         detail=error.message,
         hint=error.hint,
         request_id=logs.request_id.get(),
-    )
-
-
-def _document(problem: ProblemDocument, headers: Mapping[str, str] | None) -> Response:
-    return Response(
-        problem.model_dump_json(),
-        status_code=problem.status,
-        headers={**_retry_after(problem.code), **(headers or {})},
-        media_type=PROBLEM_MEDIA_TYPE,
     )
 
 

@@ -89,7 +89,7 @@ class Guard:
         except LimitExceededError as error:
             return errors.problem_response(error.info, headers={"retry-after": "60"})
         except StoreUnavailableError as error:
-            return _unavailable(scope, error.info)
+            return errors.page_or_problem(error_page, Request(scope), error.info)
         except (ForbiddenError, TooLargeError) as error:
             return errors.problem_response(error.info)
         return None
@@ -126,14 +126,6 @@ def _check_length(scope: Scope, limit: int | None) -> None:
 
 def _is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith(f"{STATIC}/")
-
-
-def _unavailable(scope: Scope, error: ErrorInfo) -> Response:
-    """Say that it cannot be told now whether a sign-in still counts."""
-    request = Request(scope)
-    if not errors.wants_page(request):
-        return errors.problem_response(error)
-    return error_page(request, errors.problem_of(error, errors.status_of(error)))
 
 
 def _unauthorized(scope: Scope, error: ErrorInfo) -> Response:

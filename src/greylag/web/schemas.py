@@ -12,7 +12,6 @@ from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.domain.names import MAX_ID_LENGTH, MAX_NAME_LENGTH
 from greylag.domain.project import Desired, Project, Status
-from greylag.ports import AgentStatus
 from greylag.services.messages import MAX_MESSAGE_ID_LENGTH
 
 MAX_DEPTH = 32
@@ -259,11 +258,6 @@ class AgentOut(Out):
     version: str = Field(examples=["1.52.0"])
     model: str = Field(examples=["scripted"])
     demonstration: str | None
-
-    @classmethod
-    def of(cls, status: AgentStatus) -> Self:
-        """Return ``status`` as it is shown."""
-        return cls.model_validate(status)
 
 
 class MessageIn(In):

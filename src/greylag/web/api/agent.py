@@ -27,7 +27,7 @@ router = APIRouter(tags=["sessions"])
 )
 async def show_agent(call: ProjectCallDep) -> AgentOut:
     """The agent, its version and its model; `demonstration` says so when the model is not real."""
-    return AgentOut.of(await call.use_cases.agents.status(*call.at))
+    return AgentOut.model_validate(await call.use_cases.agents.status(*call.at))
 
 
 @router.get(
