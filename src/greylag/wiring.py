@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from greylag import __version__
 from greylag.agent.http import HttpAgents
@@ -18,7 +19,7 @@ from greylag.cluster.kubernetes.options import (
 )
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.common.clock import SystemClock
-from greylag.config import Settings, agent_environment, load_settings
+from greylag.config import Settings, agent_environment, authorities, load_settings
 from greylag.domain.errors import ConfigError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, ProjectRef
@@ -33,6 +34,9 @@ from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, Platform, Use
 from greylag.store.sqlite.archive import is_there
 from greylag.store.sqlite.store import SqliteStore
 from greylag.store.users import StaticUsers
+
+AUTHORITIES = "authorities.pem"
+"""In the data folder: whom environments on this machine trust, where settings say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +171,16 @@ async def _opened(
 
 async def _open_cluster(settings: Settings) -> Cluster:
     given = _kubernetes_options(settings)
+    trusted = authorities(settings)
     if given is None:
+        variables, shown = agent_environment(settings), []
+        if trusted and settings.data.is_dir():  # what starts environments has made it
+            shown = [_written(settings.data.absolute() / AUTHORITIES, trusted)]
+            variables["SSL_CERT_FILE"] = str(shown[0])
         return LocalCluster(
             settings.data / "environments",
-            model=agent_environment(settings),
+            model=variables,
+            shown=shown,
             goose=settings.goose,
             sandbox=settings.sandbox,
             network=settings.sandbox_network,
@@ -182,6 +192,7 @@ async def _open_cluster(settings: Settings) -> Cluster:
     from greylag.cluster.kubernetes.connection import connect  # noqa: PLC0415
 
     options, way = given
+    options = _trusting(options, trusted)
     _need_image(options)
     connection = connect(way, os.environ)
     if connection is None:
@@ -216,6 +227,17 @@ def _kubernetes_options(settings: Settings) -> tuple[Options, ConnectionOptions]
     return (options, way) if chosen else None
 
 
+def _trusting(options: Options, trusted: str) -> Options:
+    return options.model_copy(update={"authorities": options.authorities or trusted})
+
+
+def _written(path: Path, text: str) -> Path:
+    """Write a file whole, so that whoever reads it meanwhile reads the old one or the new one."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(text, "utf-8")
+    return fresh.replace(path)
+
+
 def _need_image(options: Options) -> None:
     if not options.image:
         raise ConfigError("ACR_IMAGE is not set: it names the image of the environments.")
@@ -237,7 +259,8 @@ def printed_manifests(
     """
     from greylag.cluster.kubernetes.manifests import printed  # noqa: PLC0415
 
-    settings, options = load_settings(), load_options()
+    settings = load_settings()
+    options = _trusting(load_options(), authorities(settings))
     _need_image(options)
     check_id(user_id, "user id")
     check_id(project_id, "project id")
