@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from tests.cli.program import Cli, call
-from tests.cli.stack import NOTICE, Stack
+from tests.cli.stack import NOTICE, Stack, running_stack
+from tests.harness import settings
 
 
 def verdicts(document: dict[str, object]) -> dict[str, str]:
@@ -24,6 +25,22 @@ async def test_a_server_that_runs_is_well_and_its_notice_a_warning(
     shown = await call("doctor", env=env)
     assert NOTICE in shown.out
     assert not (tmp_path / "data").exists()
+
+
+async def test_the_server_is_asked_for_its_model_and_this_shell_only_for_what_it_sets() -> None:
+    given = settings(model_url="https://model.example")
+    async with running_stack(given) as stack:
+        env = {**stack.env, "GREYLAG_TOKEN": stack.token}
+        done = await call("doctor", "--json", env=env)
+        assert verdicts(done.document)["model"] == "ok"
+        assert "model.example" in done.out
+        assert "model of this shell" not in verdicts(done.document)
+        for wrong in ({"GREYLAG_MODEL_KEY": "hunter2"}, {"GREYLAG_MODEL_URL": stack.address}):
+            done = await call("doctor", "--json", env=env | wrong)
+            assert verdicts(done.document)["model of this shell"] == "fail"
+            assert "hunter2" not in done.out
+    alone = await call("doctor", "--json", env=env)
+    assert verdicts(alone.document)["model of this shell"] == "warn"
 
 
 async def test_a_server_that_does_not_run_fails_with_what_to_do(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, NotRequired, Self, TypedDict
 from urllib.parse import quote
 
 import aiohttp
@@ -72,6 +72,13 @@ class UserJson(TypedDict):
     display_name: str
 
 
+class ModelInUseJson(TypedDict):
+    """Which model provider environments are given, and what is wrong with it."""
+
+    provider: str
+    problem: str | None
+
+
 class PlatformJson(TypedDict):
     """What an installation is; ``notice`` and ``demonstration`` are sentences for people."""
 
@@ -80,6 +87,7 @@ class PlatformJson(TypedDict):
     store: str
     notice: str | None
     demonstration: str | None
+    model: NotRequired[ModelInUseJson | None]
 
 
 class SessionJson(TypedDict):

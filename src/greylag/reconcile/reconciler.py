@@ -8,7 +8,7 @@ is.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -38,11 +38,13 @@ from greylag.domain.lifecycle import (
     Wait,
     plan,
 )
-from greylag.domain.project import NewEvent, Project, ProjectRef
+from greylag.domain.project import NewEvent, Project, ProjectRef, Status
 from greylag.ports import Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
 
 log = structlog.get_logger(__name__)
+
+Warnings = Callable[[], Sequence[NewEvent]]
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
@@ -83,8 +85,10 @@ class Reconciler:
         *,
         worker: str,
         rng: random.Random,
+        warnings: Warnings = lambda: (),
     ) -> None:
         self.worker = worker
+        self._warnings = warnings
         self._store = store
         self._cluster = cluster
         self._clock = clock
@@ -110,6 +114,7 @@ class Reconciler:
         """Bring the project to where it can rest. A fault in one project stops no other."""
         ref = claim.project.ref
         work = _Pass(claim, self._store, self._cluster, self._clock, self._pace, self._rng)
+        work.warnings = self._warnings
         with structlog.contextvars.bound_contextvars(
             user_id=ref.user_id, project_id=ref.project_id, claim=claim.number
         ):
@@ -147,6 +152,7 @@ class _Pass:
         started: whether this pass has set about starting the environment.
         announced: the verbs that the activation log has been told of.
         told: the steps that the activation log has been told of.
+        warnings: what the log of an activation is to say of what cannot work.
     """
 
     claim: Claim
@@ -158,6 +164,7 @@ class _Pass:
     started: bool = False
     announced: set[Verb] = field(default_factory=set)
     told: set[Step] = field(default_factory=set)
+    warnings: Warnings = lambda: ()
 
     @property
     def project(self) -> Project:
@@ -203,6 +210,8 @@ class _Pass:
             case Settle(status):
                 recheck = self._pause() if self.project.attempts else self._resync()
                 outcome = outcomes.settled(self.project, status, seen, now, recheck)
+                if status is Status.ACTIVE and outcome.events:
+                    outcome = replace(outcome, events=[*self.warnings(), *outcome.events])
             case Fail(error, terminal):
                 due_at = None if terminal else now + self._resync()
                 outcome = outcomes.failed(self.project, error, terminal=terminal, due_at=due_at)
