@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 from pydantic import SecretStr
 
-from greylag.common.server import HttpServer, Limits, address_of, listen
+from greylag.common.server import HttpServer, Limits, addresses_of, listen
 from greylag.common.token_file import ensure_token
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
@@ -33,9 +33,9 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 class Announce(Protocol):
     """Tells a person that a program is at work."""
 
-    def __call__(self, address: str, link: str | None = None) -> None:
-        """Tell its address, or a sentence; and the link that signs one browser in, if there is one.
-        The link is for this person: it is never logged.
+    def __call__(self, address: str, *others: str, link: str | None = None) -> None:
+        """Tell its address, or a sentence; the other addresses that it has; and the link that signs
+        one browser in, if there is one. The link is for this person: it is never logged.
         """
 
 
@@ -117,7 +117,7 @@ async def _serve_with_token(
     elif settings.token is None:
         token = SecretStr(ensure_token(settings.data))
         settings = settings.model_copy(update={"token": token})
-        link = Signatures(token).link(address_of(listener))
+        link = Signatures(token).link(addresses_of(listener)[0])
         announce = partial(announce, link=link)
     await _serve(use_cases, settings, listener, announce)
 
@@ -130,7 +130,7 @@ async def _serve(
         ends_within=GRACEFUL_SHUTDOWN_SECONDS,
         limits=_limits(settings),
         signals=_STOPPING,
-        started=lambda: announce(address_of(listener)),
+        started=lambda: announce(*addresses_of(listener)),
     )
     await server.serve([listener])
 

@@ -165,7 +165,7 @@ def project_view(project: Project) -> ProjectView:
         label="Deleting" if deleting else _LABELS[project.status],
         moving=deleting or not project.settled,
         deleting=deleting,
-        endpoint=project.endpoint,
+        endpoint=_elsewhere(project.endpoint),
         endpoint_is_link=(project.endpoint or "").startswith(("http://", "https://")),
         error=project.error,
         can_activate=not deleting and (failed or not wants_active),
@@ -174,6 +174,14 @@ def project_view(project: Project) -> ProjectView:
         created=moment(project.created_at),
         last_activated=moment(project.last_activated_at) if project.last_activated_at else None,
     )
+
+
+def _elsewhere(endpoint: str | None) -> str | None:
+    """Return an endpoint under a name of this machine that our cookie is not sent to.
+
+    Browsers tell no ports of one host apart, and Greylag is opened at 127.0.0.1.
+    """
+    return endpoint and endpoint.replace("http://127.0.0.1:", "http://localhost:", 1)
 
 
 def _shown(metadata: Mapping[str, Any]) -> str:
