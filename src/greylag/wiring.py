@@ -6,7 +6,7 @@ import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +26,7 @@ from greylag.cluster.kubernetes.options import (
     load_options,
 )
 from greylag.cluster.local.cluster import LocalCluster
+from greylag.cluster.local.sandbox import choose_sandbox, start_folder
 from greylag.common.clock import SystemClock
 from greylag.config import Settings, agent_environment, authorities, load_settings
 from greylag.domain.errors import ConfigError
@@ -273,9 +274,24 @@ def model_provider(settings: Settings) -> ModelProvider | None:
         )
     folder = {"GREYLAG_AGENT_FOLDER": str(settings.data)}
     try:
-        return provider(AgentdSettings.from_env({**agent_environment(settings), **folder}))
+        named = provider(AgentdSettings.from_env({**agent_environment(settings), **folder}))
     except AgentdConfigError as error:
         raise ConfigError(str(error)) from error
+    return named and replace(named, authorities=authorities(settings))
+
+
+def sandbox_fault(settings: Settings) -> str | None:
+    """Try bubblewrap as environments on this machine use it; return why it does not work here."""
+    try:
+        choose_sandbox(
+            "bubblewrap",
+            hidden=(settings.data.absolute(), *start_folder()),
+            needed=(),
+            network=settings.sandbox_network,
+        )
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 async def _try_model(named: ModelProvider | None, model: ModelInUse | None) -> None:

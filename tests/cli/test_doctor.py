@@ -57,6 +57,19 @@ async def test_wrong_settings_fail_by_name_and_without_their_secrets(cli: Cli) -
     assert secret not in done.out.replace("GREYLAG", "")
 
 
+async def test_a_bubblewrap_that_may_make_no_namespaces_is_a_warning_or_fails_if_demanded(
+    tmp_path: Path,
+) -> None:
+    bwrap = tmp_path / "bwrap"
+    bwrap.write_text("#!/bin/sh\necho setting up uid map: Permission denied >&2\nexit 1\n")
+    bwrap.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "GREYLAG_DATA": str(tmp_path / "data")}
+    for sandbox, verdict in (("auto", "warn"), ("bubblewrap", "fail")):
+        done = await call("doctor", "--json", env=env | {"GREYLAG_SANDBOX": sandbox})
+        assert verdicts(done.document)["bubblewrap"] == verdict
+        assert "uid map: Permission denied" in done.out
+
+
 async def test_an_agent_that_is_not_there_fails(tmp_path: Path) -> None:
     env = {"GREYLAG_GOOSE": str(tmp_path / "goose"), "GREYLAG_DATA": str(tmp_path)}
     done = await call("doctor", "--json", env=env)

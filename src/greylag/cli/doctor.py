@@ -103,8 +103,8 @@ def _machine(*, answered: bool) -> Iterator[Check]:
     else:
         yield Check("settings", "ok", "The settings of this shell and folder can be read.")
     yield from _agent(settings)
-    yield _bubblewrap(settings)
     if settings is not None:
+        yield _bubblewrap(settings)
         yield _data_folder(settings.data)
         mongo = _mongodb(settings)
         if mongo is not None:
@@ -150,15 +150,15 @@ def _goose(command: AgentCommand) -> Check:
     return Check("goose", "ok", f"goose {version} ({program})")
 
 
-def _bubblewrap(settings: Settings | None) -> Check:
-    demanded = settings is not None and settings.sandbox == "bubblewrap"
-    program = shutil.which("bwrap")
-    if program is None:
-        detail = "bubblewrap was not found: environments on this machine are not isolated."
-    elif _run([program, "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "true"]) is None:
-        detail = "bubblewrap does not work here: environments on this machine are not isolated."
-    else:
-        return Check("bubblewrap", "ok", f"bubblewrap works ({program})")
+def _bubblewrap(settings: Settings) -> Check:
+    """Run a program in it as environments do: in namespaces of its own, with the filter."""
+    from greylag.wiring import sandbox_fault
+
+    fault = sandbox_fault(settings)
+    if fault is None:
+        return Check("bubblewrap", "ok", "bubblewrap works: environments here are isolated.")
+    demanded = settings.sandbox == "bubblewrap" or settings.sandbox_network == "strict"
+    detail = f"Environments on this machine are not isolated. {fault}"
     advice = "Install bubblewrap and allow unprivileged user namespaces, or use Kubernetes."
     return Check("bubblewrap", "fail" if demanded else "warn", detail, advice)
 

@@ -89,12 +89,13 @@ class ProviderClient:
         self._idle_seconds = idle_seconds
         # Not aiohttp's ``trust_env``: that reads ~/.netrc too, which belongs to the agent.
         self._proxy = proxy_for(provider.url, provider.proxies)
+        trusted = ssl.create_default_context(cadata=provider.authorities or None)
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_SECONDS, sock_read=idle_seconds
         )
         self._session = aiohttp.ClientSession(
             timeout=timeout,
-            connector=aiohttp.TCPConnector(limit=0, ssl=ssl.create_default_context()),
+            connector=aiohttp.TCPConnector(limit=0, ssl=trusted),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=_HEADER_LINE,

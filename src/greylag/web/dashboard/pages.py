@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from greylag.common import sse
 from greylag.common.clock import rfc3339
+from greylag.common.typed import parse_json
 from greylag.domain.errors import ErrorInfo, InvalidRequestError
 from greylag.domain.project import Desired, Project, Status
 from greylag.web.schemas import ProblemDocument, check_metadata
@@ -221,7 +222,7 @@ class ProjectForm:
         if not self.metadata.strip():
             return {}
         try:
-            value = json.loads(self.metadata)
+            value = parse_json(self.metadata)
         except (ValueError, RecursionError) as error:
             place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
             raise InvalidRequestError(f"metadata must be a JSON object{place}.") from error
