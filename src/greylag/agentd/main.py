@@ -28,7 +28,7 @@ from greylag.agentd.execution import ExecdProcess, Execution
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
-from greylag.agentd.model.relay import demonstration, provider
+from greylag.agentd.model.relay import demonstration, provider, tell_problem
 from greylag.agentd.records import Records, StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingsService
@@ -116,6 +116,7 @@ async def _serve(
         async with tasks:
             # Before the agent: its socket is there as soon as the task has begun.
             execd_task = tasks.create_task(_run_execd(settings, socket_path), name="execd")
+            trying = tasks.create_task(tell_problem(settings), name="model-provider")
             agent_task = tasks.create_task(agent.run(), name="agent")
             server = http_server(create_app(settings, services))
             server_task = tasks.create_task(server.serve([listener]), name="http server")
@@ -127,6 +128,7 @@ async def _serve(
                 volume.withdraw()
             await _end(services.turns, agent_task)
             execd_task.cancel()
+            trying.cancel()
             server.finish()
             await server_task
     _log.info("stopped")
