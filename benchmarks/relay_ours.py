@@ -14,7 +14,7 @@ from tests.fakes.store import MemoryStore
 from greylag.agent.http import HttpAgents
 from greylag.common.logs import configure_logging
 from greylag.config import Settings
-from greylag.domain.project import Desired, Environment
+from greylag.domain.project import Desired, Environment, ProjectRef
 from greylag.domain.users import OPERATOR
 from greylag.ports import AgentAddress
 from greylag.programs import serve_parts
@@ -56,7 +56,7 @@ async def main(url: str, token: str) -> None:
     greylag = build(settings, Adapters(MemoryStore(), _Elsewhere(url), gateway))
     projects = greylag.use_cases.projects
     await projects.create(OPERATOR, "ada", NewProject("P", "p"))
-    await projects.want(OPERATOR, "ada", "p", Desired.ACTIVE)
+    await projects.want(OPERATOR, ProjectRef("ada", "p"), Desired.ACTIVE)
     await WorkLoop(greylag.reconciler, concurrency=4).drain()
     assert (await greylag.use_cases.store.get("ada", "p")).status == "active"
     await serve_parts(greylag.use_cases, settings, _ready)

@@ -6,8 +6,11 @@ from typing import Any
 from tests.harness import Harness, settings
 
 from greylag.common.agent_api import Operation
+from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR
 from greylag.ports import AgentRequest
+
+REF = ProjectRef("ada", "demo")
 
 
 class House(Harness):
@@ -24,6 +27,6 @@ class House(Harness):
     async def ask(self, operation: Operation[Any], **parts: str) -> Any:
         """Return the JSON that the agent of ada's project demo answers to an operation."""
         request = AgentRequest(operation, parts)
-        opening = await self.use_cases.agents.relay(OPERATOR, "ada", "demo", request)
+        opening = await self.use_cases.agents.relay(OPERATOR, REF, request)
         async with opening as answer:
             return json.loads(b"".join([chunk async for chunk in answer.body]))

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from tests.services.house import House
 
 from greylag.domain.errors import ForbiddenError
-from greylag.domain.project import Desired
+from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR, Action, Principal
 from greylag.ports import Edit, PageQuery
 from greylag.services.messages import NewMessage
@@ -17,7 +17,7 @@ from greylag.services.use_cases import UseCases
 
 ZOE = Principal("zoe", "Zoë")
 WHO = (ZOE, "ada")
-AT = (ZOE, "ada", "demo")
+AT = (ZOE, ProjectRef("ada", "demo"))
 
 
 async def send(of: UseCases) -> None:
@@ -63,4 +63,4 @@ async def test_who_may_not_is_refused_before_anything_is_looked_at(
             "user_id": "ada",
         }
     ]
-    assert await house.use_cases.projects.get(OPERATOR, "ada", project_id) == made.project
+    assert await house.use_cases.projects.get(OPERATOR, made.project.ref) == made.project

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.services.house import House
+from tests.services.house import REF, House
 
 from greylag.common import agent_api, sse
 from greylag.domain.errors import (
@@ -18,12 +18,10 @@ from greylag.domain.errors import (
     SessionNotFoundError,
 )
 from greylag.domain.lifecycle import Verb
-from greylag.domain.project import Desired, ProjectRef, Status
+from greylag.domain.project import Desired, Status
 from greylag.domain.users import OPERATOR
 from greylag.services.messages import NewMessage
 from greylag.services.projects import NewProject
-
-REF = ProjectRef("ada", "demo")
 
 
 async def test_a_sleeping_project_is_woken_in_the_same_stream_which_then_answers() -> None:
@@ -60,7 +58,7 @@ async def test_who_resumes_a_turn_whose_environment_was_lost_is_told_why() -> No
             while (project := await house.store.get("ada", "demo")).status is Status.ACTIVE:
                 await news.changed(5)
         with pytest.raises(NotActiveError, match=r"is activating, not active\. It was evicted\."):
-            await house.use_cases.agents.stream_turn(OPERATOR, "ada", "demo", "a-turn", None)
+            await house.use_cases.agents.stream_turn(OPERATOR, REF, "a-turn", None)
         assert project.error is not None
         assert project.error.code == "drained"
 
@@ -86,13 +84,11 @@ async def test_what_can_be_told_before_the_first_byte_is_raised() -> None:
             await _send(house, NewMessage("   "))
         with pytest.raises(InvalidRequestError):
             await _send(house, NewMessage("hello", message_id="x" * 129))
-        waiting = house.use_cases.messages.send(
-            OPERATOR, "ada", "demo", NewMessage("wait: here", session)
-        )
+        waiting = house.use_cases.messages.send(OPERATOR, REF, NewMessage("wait: here", session))
         async with waiting:
             with pytest.raises(SessionBusyError):
                 await _send(house, NewMessage("second", session))
-        await house.use_cases.projects.want(OPERATOR, "ada", "demo", Desired.DELETED)
+        await house.use_cases.projects.want(OPERATOR, REF, Desired.DELETED)
         with pytest.raises(ProjectDeletingError):
             await _send(house, NewMessage("hello"))
 
@@ -118,7 +114,7 @@ async def test_a_project_deactivated_while_it_wakes_ends_the_stream_with_a_reaso
                 not house.cluster.calls[REF] or house.cluster.calls[REF][-1].verb is not Verb.START
             ):
                 await news.changed(5)
-        await house.use_cases.projects.want(OPERATOR, "ada", "demo", Desired.INACTIVE)
+        await house.use_cases.projects.want(OPERATOR, REF, Desired.INACTIVE)
         while not sending.done():
             house.cluster.advance(REF)
             await asyncio.sleep(0.001)
@@ -131,7 +127,7 @@ async def test_leaving_the_stream_closes_upstream_and_the_turn_goes_on() -> None
     async with house.working():
         await _create(house, active=True)
         messages = house.use_cases.messages
-        async with messages.send(OPERATOR, "ada", "demo", NewMessage("wait: here")) as frames:
+        async with messages.send(OPERATOR, REF, NewMessage("wait: here")) as frames:
             first = sse.parse(await anext(frames))
             assert house.gateway.open_streams == 1
         assert house.gateway.open_streams == 0
@@ -144,13 +140,13 @@ async def _create(house: House, *, active: bool = False) -> None:
     projects = house.use_cases.projects
     await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
     if active:
-        wanted = await projects.want(OPERATOR, "ada", "demo", Desired.ACTIVE)
+        wanted = await projects.want(OPERATOR, REF, Desired.ACTIVE)
         await projects.settled(wanted)
 
 
 async def _send(house: House, new: NewMessage) -> list[Any]:
     events = []
-    async with house.use_cases.messages.send(OPERATOR, "ada", "demo", new) as frames:
+    async with house.use_cases.messages.send(OPERATOR, REF, new) as frames:
         async for run in frames:
             for frame in sse.FrameSplitter().feed(run):
                 parsed = sse.parse(frame)

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.services.house import House
+from tests.services.house import REF, House
 
 from greylag.domain.errors import (
     ClusterError,
@@ -18,7 +18,7 @@ from greylag.domain.errors import (
     WaitTimeoutError,
 )
 from greylag.domain.lifecycle import Verb
-from greylag.domain.project import Desired, NewEvent, Status
+from greylag.domain.project import Desired, NewEvent, ProjectRef, Status
 from greylag.domain.users import OPERATOR, Principal
 from greylag.ports import Edit, Outcome, PageQuery
 from greylag.services.projects import NewProject
@@ -32,11 +32,11 @@ async def test_a_principal_bound_to_a_user_reaches_only_that_user() -> None:
     assert [user.id for user in await projects.users(zoe)] == ["Zoë"]
     assert [user.id for user in await projects.users(OPERATOR)] == ["ada", "Zoë"]
     with pytest.raises(ForbiddenError):
-        await projects.get(zoe, "ada", created.project.project_id)
+        await projects.get(zoe, created.project.ref)
     with pytest.raises(ForbiddenError):
-        await projects.want(zoe, "ada", "demo", Desired.DELETED)
+        await projects.want(zoe, REF, Desired.DELETED)
     with pytest.raises(ProjectNotFoundError):
-        await projects.get(OPERATOR, "Zoë", "demo")
+        await projects.get(OPERATOR, ProjectRef("Zoë", "demo"))
     with pytest.raises(UserNotFoundError):
         await projects.page(OPERATOR, "nobody", PageQuery())
 
@@ -87,18 +87,18 @@ async def test_names_of_any_script_up_to_200_characters_are_kept_as_they_are() -
     projects = House().use_cases.projects
     name = "\U0001f9a2" * 200
     project = (await projects.create(OPERATOR, "Zoë", NewProject(name))).project
-    assert (await projects.get(OPERATOR, "Zoë", project.project_id)).name == name
+    assert (await projects.get(OPERATOR, project.ref)).name == name
 
 
 async def test_edit_renames_and_replaces_metadata() -> None:
     projects = House().use_cases.projects
     await projects.create(OPERATOR, "ada", NewProject("Demo", "demo", {"a": 1}))
-    edited = await projects.edit(OPERATOR, "ada", "demo", Edit(name="New"))
+    edited = await projects.edit(OPERATOR, REF, Edit(name="New"))
     assert (edited.name, edited.metadata) == ("New", {"a": 1})
-    edited = await projects.edit(OPERATOR, "ada", "demo", Edit(metadata={}))
+    edited = await projects.edit(OPERATOR, REF, Edit(metadata={}))
     assert (edited.name, edited.metadata) == ("New", {})
     with pytest.raises(InvalidRequestError):
-        await projects.edit(OPERATOR, "ada", "demo", Edit(name=""))
+        await projects.edit(OPERATOR, REF, Edit(name=""))
 
 
 async def test_activation_waits_until_active_and_deletion_until_gone() -> None:
@@ -135,7 +135,7 @@ async def test_a_wait_that_ends_first_says_that_it_goes_on() -> None:
         wanted = await _want(projects, Desired.ACTIVE)
         with pytest.raises(WaitTimeoutError, match="still becoming active"):
             await projects.settled(wanted, within=0.05)
-        assert (await projects.get(OPERATOR, "ada", "demo")).desired is Desired.ACTIVE
+        assert (await projects.get(OPERATOR, REF)).desired is Desired.ACTIVE
 
 
 async def test_the_log_is_followed_from_a_number_until_the_project_is_gone() -> None:
@@ -143,16 +143,16 @@ async def test_the_log_is_followed_from_a_number_until_the_project_is_gone() -> 
     projects = house.use_cases.projects
     async with house.working():
         await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
-        stream = await projects.follow(OPERATOR, "ada", "demo", 0)
+        stream = await projects.follow(OPERATOR, REF, 0)
         heard = [event async for event in _until(stream, "prepared")]
         await projects.settled(await _want(projects, Desired.ACTIVE))
-        rest = await projects.follow(OPERATOR, "ada", "demo", heard[-1].seq)
+        rest = await projects.follow(OPERATOR, REF, heard[-1].seq)
         following = asyncio.create_task(_all(rest))
         await projects.settled(await _want(projects, Desired.DELETED))
         told = [event.seq for event in await following]
         assert told == list(range(heard[-1].seq + 1, heard[-1].seq + 1 + len(told)))
         with pytest.raises(ProjectNotFoundError):
-            await projects.follow(OPERATOR, "ada", "demo", 0)
+            await projects.follow(OPERATOR, REF, 0)
 
 
 async def test_the_newest_events_are_the_end_of_a_log_that_was_cut() -> None:
@@ -171,7 +171,7 @@ async def test_the_newest_events_are_the_end_of_a_log_that_was_cut() -> None:
 
 
 async def _want(projects: Any, desired: Desired) -> Any:
-    return await projects.want(OPERATOR, "ada", "demo", desired)
+    return await projects.want(OPERATOR, REF, desired)
 
 
 async def _until(stream: Any, code: str) -> Any:

@@ -20,7 +20,6 @@ from greylag.domain.errors import GreylagError
 if TYPE_CHECKING:
     from greylag.config import Settings
     from greylag.ports import Finding
-    from greylag.services.store_export import Tell
 
 T = TypeVar("T")
 
@@ -208,7 +207,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def shown_progress() -> Iterator["Tell"]:
+def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Give what shows on stderr how far it is, until the block ends, and leaves nothing there."""
     if not sys.stderr.isatty():
         yield lambda _step, _done, _total: None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from greylag.common import sse
 from greylag.common.agent_api import Turn
 from greylag.domain.errors import ClusterError, InvalidRequestError
-from greylag.domain.project import Desired, Event, Project, Status
+from greylag.domain.project import Desired, Event, Project, ProjectRef, Status
 from greylag.domain.users import Action, Principal
 from greylag.ports import AgentAddress, AgentGateway
 from greylag.services.agents import Agents
@@ -40,7 +40,7 @@ class Messages:
 
     @asynccontextmanager
     async def send(
-        self, principal: Principal, user_id: str, project_id: str, new: NewMessage
+        self, principal: Principal, ref: ProjectRef, new: NewMessage
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Give the agent a message and open the stream of whole SSE frames that answers it.
 
@@ -53,9 +53,7 @@ class Messages:
             StreamCutError: on iterating: the turn goes on and is to be resumed.
         """
         _check(new)
-        project = await self._projects.want(
-            principal, user_id, project_id, Desired.ACTIVE, Action.MESSAGES_SEND
-        )
+        project = await self._projects.want(principal, ref, Desired.ACTIVE, Action.MESSAGES_SEND)
         message_id = new.message_id or uuid.uuid4().hex
         if project.settled and project.status is Status.ACTIVE:
             at = await self._agents.reach(project)

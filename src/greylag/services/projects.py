@@ -96,15 +96,11 @@ class Projects:
         return await self._store.page(owner.id, query)
 
     async def get(
-        self,
-        principal: Principal,
-        user_id: str,
-        project_id: str,
-        action: Action = Action.PROJECTS_READ,
+        self, principal: Principal, ref: ProjectRef, action: Action = Action.PROJECTS_READ
     ) -> Project:
         """Return one project, with which the principal may do ``action``."""
-        owner = await self.user(principal, user_id, action)
-        return await self._store.get(owner.id, project_id)
+        await self.user(principal, ref.user_id, action)
+        return await self._store.get(ref.user_id, ref.project_id)
 
     async def create(
         self, principal: Principal, user_id: str, new: NewProject, key: str | None = None
@@ -137,26 +133,23 @@ class Projects:
         )
         return await self._store.create(project, idempotency_key(key, new))
 
-    async def edit(
-        self, principal: Principal, user_id: str, project_id: str, edit: Edit
-    ) -> Project:
+    async def edit(self, principal: Principal, ref: ProjectRef, edit: Edit) -> Project:
         """Rename a project or replace its metadata.
 
         Raises:
             InvalidRequestError: it cannot be a name, or metadata.
         """
-        owner = await self.user(principal, user_id, Action.PROJECTS_WRITE)
+        await self.user(principal, ref.user_id, Action.PROJECTS_WRITE)
         if edit.name is not None:
             check_name(edit.name)
         if edit.metadata is not None:
             check_metadata(edit.metadata)
-        return await self._store.edit(owner.id, project_id, edit, self._clock.now())
+        return await self._store.edit(ref.user_id, ref.project_id, edit, self._clock.now())
 
     async def want(
         self,
         principal: Principal,
-        user_id: str,
-        project_id: str,
+        ref: ProjectRef,
         desired: Desired,
         action: Action | None = None,
     ) -> Project:
@@ -167,10 +160,10 @@ class Projects:
         Raises:
             ProjectDeletingError: it is being deleted, and something else is wanted.
         """
-        owner = await self.user(principal, user_id, action or _ACTIONS[desired])
+        await self.user(principal, ref.user_id, action or _ACTIONS[desired])
         now = self._clock.now()
         deadline = now + timedelta(seconds=self._timeout)
-        return await self._store.want(owner.id, project_id, desired, now, deadline)
+        return await self._store.want(ref.user_id, ref.project_id, desired, now, deadline)
 
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
         """Wait until what ``project`` wants is so; ``None`` means that the project is gone.
@@ -229,21 +222,23 @@ class Projects:
         newest that ``project`` knows of.
         """
         after = max(0, project.last_seq - EVENTS_AT_ONCE) if after is None else after
-        return await self._store.events(project.user_id, project.project_id, after, EVENTS_AT_ONCE)
+        return await self._events(project.ref, after)
+
+    async def _events(self, ref: ProjectRef, after: int) -> Sequence[Event]:
+        return await self._store.events(ref.user_id, ref.project_id, after, EVENTS_AT_ONCE)
 
     def changes(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear that one project, or any, may have changed; what changed, the other methods tell."""
         return self._store.subscribe(ref)
 
     async def follow(
-        self, principal: Principal, user_id: str, project_id: str, after: int
+        self, principal: Principal, ref: ProjectRef, after: int
     ) -> AsyncIterator[Event]:
         """Yield the log's events after number ``after``, then each as it comes, until the project
         is gone. The first look raises what is wrong with the request.
         """
-        owner = (await self.user(principal, user_id)).id
-        events = await self._store.events(owner, project_id, after, EVENTS_AT_ONCE)
-        return self._following(ProjectRef(owner, project_id), events, after)
+        await self.user(principal, ref.user_id)
+        return self._following(ref, await self._events(ref, after), after)
 
     async def _following(
         self, ref: ProjectRef, events: Sequence[Event], after: int
@@ -256,9 +251,7 @@ class Projects:
                 if not events:
                     await news.changed(FOLLOW_RECHECK_SECONDS)
                 try:
-                    events = await self._store.events(
-                        ref.user_id, ref.project_id, after, EVENTS_AT_ONCE
-                    )
+                    events = await self._events(ref, after)
                 except ProjectNotFoundError:
                     return
 

@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from greylag.common.net import below
+from greylag.domain.project import ProjectRef
 
 STATIC = "/static"
 _FOLDER = Path(__file__).parent / "static"
@@ -77,19 +78,14 @@ def user_url(user_id: str, under: str = "", **query: str | int | None) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def project_path(user_id: str, project_id: str) -> str:
+def project_path(ref: ProjectRef) -> str:
     """Return what the paths of a project's page and of its API end in."""
-    return f"/users/{quote(user_id, safe='')}/projects/{quote(project_id, safe='')}"
+    return f"/users/{quote(ref.user_id, safe='')}/projects/{quote(ref.project_id, safe='')}"
 
 
-def project_url(user_id: str, project_id: str) -> str:
-    """Return the address of a project's page."""
-    return address(project_path(user_id, project_id))
-
-
-def session_url(user_id: str, project_id: str, session_id: str | None) -> str:
+def project_url(ref: ProjectRef, session_id: str | None = None) -> str:
     """Return the address of a project's page with a session chosen (``None``: the newest)."""
-    url = project_url(user_id, project_id)
+    url = address(project_path(ref))
     return f"{url}?{urlencode({'session': session_id})}" if session_id else url
 
 

@@ -51,9 +51,9 @@ class RequestContext:
         return ProjectRef(self.user_id, self.project_id)
 
     @property
-    def at(self) -> tuple[Principal, str, str]:
-        """Who asks, the user and the project, as the use cases of a project take them first."""
-        return self.principal, self.user_id, self.project_id
+    def at(self) -> tuple[Principal, ProjectRef]:
+        """Who asks, and for which project, as the use cases of a project take them first."""
+        return self.principal, self.ref
 
 
 async def _use_cases(request: Request) -> UseCases:

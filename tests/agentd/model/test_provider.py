@@ -219,7 +219,7 @@ async def test_a_silent_provider_is_told_of_and_after_its_time_not_asked_again(
     async def tell(session: str, words: str) -> None:
         told.put_nowait((session, words))
 
-    relay = {"retry_seconds": (60.0,), "idle_seconds": 1.0, "tell": tell, "told_after": (0.01,)}
+    relay = {"retry_seconds": (60.0,), "idle_seconds": 1.0, "tell": tell, "notice_after": (0.01,)}
     async with serve_app(provider_app(answer)) as url, asking(ModelProvider(url), **relay) as agent:
         asked = asyncio.create_task(agent.ask())
         session, words = await told.get()

@@ -47,8 +47,8 @@ _NOTHING_SAID = (
 )
 _STOP_SECONDS = 1.0
 _LONGEST_RETRY = 30.0
-_TOLD_AFTER = (10.0, 30.0)
-_TOLD_EVERY = 60.0
+_NOTICE_AFTER = (10.0, 30.0)
+_NOTICE_EVERY = 60.0
 _SCRIPTED_MODEL = (
     "This is a demonstration: a scripted model answers. Set GREYLAG_MODEL_URL, GREYLAG_MODEL_KEY "
     "and GREYLAG_MODEL to use a real provider."
@@ -85,7 +85,7 @@ class ModelRelay:
         idle_seconds: how long the provider may be silent, before its answer and within it.
         retry_seconds: how long the first, second, ... passing failure of a call is held back.
         tell: tells a session in a sentence what is waited for.
-        told_after: seconds of silence after which it is told; then once a minute.
+        notice_after: seconds of silence after which it is told; then once a minute.
 
     Attributes:
         token: what the agent has to send.
@@ -100,7 +100,7 @@ class ModelRelay:
         idle_seconds: float = MODEL_TIMEOUT,
         retry_seconds: Sequence[float] = (),
         tell: TellSession | None = None,
-        told_after: Sequence[float] = _TOLD_AFTER,
+        notice_after: Sequence[float] = _NOTICE_AFTER,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
         self._provider = provider
@@ -112,7 +112,7 @@ class ModelRelay:
         self._sessions: dict[str, _SessionCalls] = {}
         self._retry_seconds = retry_seconds
         self._tell = tell
-        self._told_after = told_after
+        self._notice_after = notice_after
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -193,7 +193,7 @@ class ModelRelay:
         elif calls is not None and calls.failure is not None and calls.failure.final:
             return _error(HTTPStatus.BAD_GATEWAY, calls.failure.message)
         else:
-            async with self._told_of_silence(session if calls is not None else None) as heard:
+            async with self._silence_noticed(session if calls is not None else None) as heard:
                 response, failure = await self._client.forward(request, heard)
         if failure is not None:
             about = {"status": failure.status, "reason": failure.message}
@@ -209,22 +209,22 @@ class ModelRelay:
         return response
 
     @asynccontextmanager
-    async def _told_of_silence(self, session: str | None) -> AsyncIterator[Callable[[], None]]:
+    async def _silence_noticed(self, session: str | None) -> AsyncIterator[Callable[[], None]]:
         """Tell the session of the provider's silence until the block ends; yield what ends one."""
         loop = asyncio.get_running_loop()
-        since, told, begun = loop.time(), 0, False
+        since, notices, begun = loop.time(), 0, False
 
         def heard() -> None:
-            nonlocal since, told, begun
-            since, told, begun = loop.time(), 0, True
+            nonlocal since, notices, begun
+            since, notices, begun = loop.time(), 0, True
 
         async def watch() -> None:
-            nonlocal told
+            nonlocal notices
             while True:
-                due = self._told_at(told)
+                due = self._notice_at(notices)
                 await asyncio.sleep(since + due - loop.time())
                 if loop.time() >= since + due:
-                    told += 1
+                    notices += 1
                     what = "goes on with its answer" if begun else "answers"
                     await self._say(
                         session,
@@ -239,10 +239,12 @@ class ModelRelay:
             watching.cancel()
             await asyncio.wait({watching})
 
-    def _told_at(self, told: int) -> float:
+    def _notice_at(self, notices: int) -> float:
         """Return after how much silence the session is told for the next time."""
-        at = self._told_after
-        return at[told] if told < len(at) else at[-1] + _TOLD_EVERY * (told - len(at) + 1)
+        at = self._notice_after
+        return (
+            at[notices] if notices < len(at) else at[-1] + _NOTICE_EVERY * (notices - len(at) + 1)
+        )
 
     async def _say(self, session: str | None, words: str) -> None:
         if session is not None and self._tell is not None:
@@ -264,7 +266,7 @@ class ModelRelay:
             return
         asked = wanted_pause(response.headers.get("Retry-After", ""), time.time())
         seconds = min(max(asked, self._retry_seconds[tries]), _LONGEST_RETRY)
-        if seconds >= self._told_after[0]:
+        if seconds >= self._notice_after[0]:
             words = f"Trying again in {seconds:.0f} s: {failure.message}"
             await self._say(session, words)
         await asyncio.sleep(seconds)

@@ -97,9 +97,7 @@ async def create_project(
     created = await projects.create(call.principal, call.user_id, new, idempotency_key)
     project = created.project
     response.status_code = 201 if created.new else 200
-    response.headers["location"] = address(
-        f"/api{project_path(project.user_id, project.project_id)}"
-    )
+    response.headers["location"] = address(f"/api{project_path(project.ref)}")
     return ProjectOut.of(project)
 
 

@@ -21,7 +21,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.names import path_segment
 from greylag.services.messages import NewMessage
-from greylag.web.addresses import project_url, session_url
+from greylag.web.addresses import project_url
 from greylag.web.api.relay import ask
 from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
@@ -96,21 +96,21 @@ async def send_message(request: Request, call: ProjectCallDep) -> Response:
     form = await request.form()
     new = NewMessage(form_field(form, "message"), form_field(form, "session") or None)
     session = await _start(call, new)
-    return see(session_url(call.user_id, call.project_id, session))
+    return see(project_url(call.ref, session))
 
 
 @router.post(PROJECT_PAGE + "/turns/{turn}/cancel")
 async def cancel_turn(call: ProjectCallDep, turn: str) -> Response:
     """Ask a turn to end, and lead back to its session."""
     ended = await call.use_cases.agents.cancel_turn(*call.at, turn)
-    return see(session_url(call.user_id, call.project_id, ended.session_id))
+    return see(project_url(call.ref, ended.session_id))
 
 
 @router.post(PROJECT_PAGE + "/sessions/{session}/delete")
 async def delete_session(request: Request, call: ProjectCallDep, session: str) -> Response:
     """End a session for good, and lead to the newest of the others."""
     await ask(call, agent_api.DELETE_SESSION, session=session)
-    return lead(request, project_url(call.user_id, call.project_id))
+    return lead(request, project_url(call.ref))
 
 
 async def _look(call: RequestContext, session: str | None) -> tuple[ProjectView, ConversationView]:

@@ -130,7 +130,7 @@ class ProjectView:
 
 def project_view(project: Project) -> ProjectView:
     """Return how ``project`` looks now."""
-    path = project_path(project.user_id, project.project_id)
+    path = project_path(project.ref)
     deleting = project.desired is Desired.DELETED
     wants_active = project.desired is Desired.ACTIVE
     failed = project.status is Status.ERROR

@@ -149,7 +149,7 @@ def _changed(request: Request, project: Project, back: Back) -> Response:
         return response
     if back == "list" or project.desired is Desired.DELETED:
         return see(user_url(project.user_id))
-    return see(project_url(project.user_id, project.project_id))
+    return see(project_url(project.ref))
 
 
 # The live side of the page: a stream of the pieces that have changed.

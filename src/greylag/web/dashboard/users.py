@@ -111,7 +111,7 @@ async def create_project(request: Request, call: UserCallDep) -> Response:
         made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
     except (InvalidRequestError, ProjectExistsError) as error:
         return _form_page(request, call, owner, form, error.info.message)
-    return lead(request, project_url(owner.id, made.project.project_id))
+    return lead(request, project_url(made.project.ref))
 
 
 async def _owner(call: RequestContext) -> User:
