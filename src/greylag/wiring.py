@@ -17,6 +17,7 @@ from greylag.cluster.kubernetes.options import (
     load_options,
 )
 from greylag.cluster.local.cluster import LocalCluster
+from greylag.common.agent_api import LEGACY_API
 from greylag.common.clock import SystemClock
 from greylag.config import Settings, agent_environment, load_settings
 from greylag.domain.errors import ConfigError
@@ -276,6 +277,8 @@ def _process_name() -> str:
 
 def _platform(settings: Settings, cluster: Cluster) -> Platform:
     notices = [OPEN_TO_ALL] if settings.auth == "none" else []
+    if settings.legacy_api:
+        notices.append(LEGACY_API)
     if cluster.notice:
         notices.append(cluster.notice)
     return Platform(
