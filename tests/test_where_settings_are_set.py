@@ -97,6 +97,7 @@ VALUES = {
     "GREYLAG_KUBE_VOLUME_SIZE": "9Gi",
     "GREYLAG_HSTS_SECONDS": "7",
     "GREYLAG_LEASE_SECONDS": "7",
+    "GREYLAG_LEGACY_API": "true",
     "GREYLAG_LOG_FORMAT": "json",
     "GREYLAG_LOG_LEVEL": "debug",
     "GREYLAG_MODEL": "a-model",

@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 from pydantic import SecretStr
 
+from greylag.common.agent_api import LEGACY_API
 from greylag.common.server import HttpServer, Limits, addresses_of, listen
 from greylag.common.token_file import ensure_token
 from greylag.config import Settings
@@ -113,6 +114,8 @@ async def _serve_with_token(
     """Serve with the token of the settings, else with the data folder's: nobody knows that one by
     heart, so there is a link.
     """
+    if settings.legacy_api:
+        _log.warning("legacy_api_open", meaning=LEGACY_API)
     if settings.auth == "none":
         _log.warning("sign_in_off", meaning=OPEN_TO_ALL)
     elif settings.token is None:

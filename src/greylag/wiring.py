@@ -27,6 +27,7 @@ from greylag.cluster.kubernetes.options import (
 )
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.cluster.local.sandbox import choose_sandbox, start_folder
+from greylag.common.agent_api import LEGACY_API
 from greylag.common.clock import SystemClock
 from greylag.config import Settings, agent_environment, authorities, load_settings
 from greylag.domain.errors import ConfigError
@@ -381,6 +382,8 @@ def _process_name() -> str:
 
 def _platform(settings: Settings, cluster: Cluster) -> Platform:
     notices = [OPEN_TO_ALL] if settings.auth == "none" else []
+    if settings.legacy_api:
+        notices.append(LEGACY_API)
     if cluster.notice:
         notices.append(cluster.notice)
     host = urlsplit(settings.model_url or "").hostname

@@ -38,8 +38,10 @@ def test_everything_can_be_given() -> None:
             "GREYLAG_MESSAGE_LIMIT": "4096",
             "GREYLAG_ENVIRONMENT": "env-1",
             "GREYLAG_LOG_FORMAT": "console",
+            "GREYLAG_LEGACY_API": "1",
         }
     )
+    assert settings.legacy_api
     assert (settings.execd, settings.execd_socket) == (("box", "execd"), Path("/run/execd/s"))
     assert settings.model_url == "https://api.openai.com"
     assert dict(settings.goose_settings) == {"GOOSE_MODE": "auto"}
@@ -89,6 +91,8 @@ def test_no_secret_shows_in_a_repr() -> None:
         {**FOLDER, "GREYLAG_CONFIRMATION_TIMEOUT": "nan"},
         {**FOLDER, "GREYLAG_JOURNAL_LIMIT": "many"},
         {**FOLDER, "GREYLAG_LOG_FORMAT": "xml"},
+        {**FOLDER, "GREYLAG_LEGACY_API": "yes", "GREYLAG_AGENT_TOKEN": "tok"},
+        {**FOLDER, "GREYLAG_LEGACY_API": "1"},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(environ: dict[str, str]) -> None:

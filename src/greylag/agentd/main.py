@@ -35,6 +35,7 @@ from greylag.agentd.settings import GOOSE_SETTINGS, SettingsService
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.agentd.turns.running import TurnPolicy
 from greylag.agentd.volume import Volume
+from greylag.common.agent_api import LEGACY_API
 from greylag.common.logs import configure_logging
 from greylag.common.server import HttpServer, Limits, listen
 from greylag.execd.processes import guard_memory
@@ -122,6 +123,8 @@ async def _serve(
             server_task = tasks.create_task(server.serve([listener]), name="http server")
             volume.announce(listener.getsockname()[1], datetime.now(UTC).isoformat())
             try:
+                if settings.legacy_api:
+                    _log.warning("legacy_api_open", meaning=LEGACY_API)
                 _log.info("listening", port=listener.getsockname()[1], agent=command.kind)
                 await stop.wait()
             finally:
