@@ -7,7 +7,7 @@ import pytest
 from tests.harness import Harness, settings
 
 from greylag.domain.errors import ConfigError
-from greylag.domain.project import Desired
+from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR
 from greylag.services.projects import NewProject
 from greylag.wiring import assembled
@@ -42,6 +42,6 @@ async def test_the_log_of_an_activation_tells_what_is_wrong_with_the_model_provi
     projects = house.use_cases.projects
     async with house.working():
         await projects.create(OPERATOR, "me", NewProject("Demo", project_id="demo"))
-        wanted = await projects.want(OPERATOR, "me", "demo", Desired.ACTIVE)
+        wanted = await projects.want(OPERATOR, ProjectRef("me", "demo"), Desired.ACTIVE)
         told = [event.code async for event in projects.progress(wanted)]
     assert told[-2:] == ["model_provider_problem", "active"]

@@ -127,7 +127,7 @@ async def test_goose_asks_a_silent_provider_once_and_its_turn_is_told_of_the_wai
     make_sink: Any,
 ) -> None:
     agent = await start_agent(goose_command, provider=fake_provider, model_timeout=1.0)
-    agent._relay._told_after = (0.01,)
+    agent._relay._notice_after = (0.01,)
     session = await agent.new_session("A test")
     sink = make_sink()
     await agent.prompt(session, "[[hang]]", sink)
