@@ -37,8 +37,8 @@ class _Elsewhere(MemoryCluster):
         return AgentAddress(self._url, token="any")  # noqa: S106 - it guards nothing
 
 
-def _ready(address: str, link: str | None = None) -> None:
-    del link
+def _ready(address: str, *others: str, link: str | None = None) -> None:
+    del others, link
     print(address, flush=True)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic_settings import BaseSettings
+from tests.cluster.kubernetes.kubeconfigs import certificate
 
 from greylag.cluster.kubernetes.options import (
     ConnectionSettings,
@@ -14,7 +15,7 @@ from greylag.cluster.kubernetes.options import (
     load_options,
 )
 from greylag.common.settings import variable_of
-from greylag.config import Settings, load_settings
+from greylag.config import Settings, agent_environment, authorities, load_settings
 from greylag.domain.errors import ConfigError
 from greylag.wiring import assembled_web
 
@@ -28,6 +29,15 @@ SETTINGS = {
 }
 VALUES = {
     "ACR_IMAGE": "goose:1",
+    "ALL_PROXY": "http://proxy.test:3128",
+    "HTTPS_PROXY": "http://ann:secret@proxy.test:3128",
+    "HTTP_PROXY": "proxy.test:3128",
+    "NO_PROXY": "10.0.0.0/8,.test",
+    "REQUESTS_CA_BUNDLE": "/some/ca.crt",
+    "SSL_CERT_FILE": "/some/ca.crt",
+    "GREYLAG_CA_FILE": "/some/ca.crt",
+    "GREYLAG_KUBE_AUTHORITIES": "-----BEGIN CERTIFICATE-----",
+    "GREYLAG_MODEL_TIMEOUT": "7",
     "GOOSE_API_PORT": "4001",
     "GOOSE_MODE": "approve",
     "GREYLAG_ACTIVATION_TIMEOUT": "7",
@@ -87,6 +97,7 @@ VALUES = {
     "GREYLAG_KUBE_VOLUME_SIZE": "9Gi",
     "GREYLAG_HSTS_SECONDS": "7",
     "GREYLAG_LEASE_SECONDS": "7",
+    "GREYLAG_LEGACY_API": "true",
     "GREYLAG_LOG_FORMAT": "json",
     "GREYLAG_LOG_LEVEL": "debug",
     "GREYLAG_MODEL": "a-model",
@@ -190,3 +201,35 @@ def test_a_field_s_bare_name_sets_nothing(monkeypatch: pytest.MonkeyPatch, name:
     monkeypatch.setenv(field.upper(), VALUES[name])
 
     assert getattr(LOADERS[model](), field) == unset
+
+
+def test_what_environments_get_of_the_way_to_the_world(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://ann:hunter2@p.test:3128")
+    monkeypatch.setenv("NO_PROXY", "10.0.0.0/8")
+    settings = load_settings()
+    assert "hunter2" not in repr(settings)
+    given = agent_environment(settings)
+    assert given["HTTPS_PROXY"] == "http://ann:hunter2@p.test:3128"
+    assert given["NO_PROXY"] == "10.0.0.0/8"
+    assert authorities(settings) == ""
+
+    pem, _ = certificate(tmp_path)
+    monkeypatch.setenv("GREYLAG_CA_FILE", "crt.pem")
+    assert authorities(load_settings()).endswith(pem)
+    monkeypatch.setenv("SSL_CERT_FILE", "crt.pem")
+    assert authorities(load_settings()) == f"{pem}\n{pem}"
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "users.json")
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(ConfigError, match=r"REQUESTS_CA_BUNDLE: users\.json is no readable file"):
+        authorities(load_settings())
+
+
+def test_a_proxy_that_is_none_for_http_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://ann:hunter2@p.test")
+    with pytest.raises(ConfigError, match="ALL_PROXY: must be an http or https") as refused:
+        load_settings()
+    assert "hunter2" not in str(refused.value)

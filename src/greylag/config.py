@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
@@ -10,13 +11,18 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from greylag.common.net import is_loopback
+from greylag.common.net import Proxy, is_loopback
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, check_name
 from greylag.domain.users import User
 
 DEFAULT_PORT = 8700
+_USUAL_AUTHORITIES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),
+    Path("/etc/ssl/cert.pem"),
+)
 DEFAULT_USERS = (User("me", "Me"),)
 OWN_PATHS = frozenset(
     {"api", "healthz", "openapi.json", "readyz", "sign-in", "sign-out", "static", "users"}
@@ -55,12 +61,21 @@ class Settings(BaseSettings):
     model_url: str | None = None
     model_key: SecretStr | None = None
     model: str | None = None
+    model_timeout: float = Field(600.0, ge=1, le=86_400)
+    https_proxy: SecretStr | None = Field(None, validation_alias="HTTPS_PROXY")
+    http_proxy: SecretStr | None = Field(None, validation_alias="HTTP_PROXY")
+    all_proxy: SecretStr | None = Field(None, validation_alias="ALL_PROXY")
+    no_proxy: str | None = Field(None, validation_alias="NO_PROXY")
+    ca_file: Path | None = None
+    ssl_cert_file: Path | None = Field(None, validation_alias="SSL_CERT_FILE")
+    requests_ca_bundle: Path | None = Field(None, validation_alias="REQUESTS_CA_BUNDLE")
     sandbox: Literal["auto", "bubblewrap", "none"] = "auto"
     sandbox_network: Literal["auto", "strict"] = "auto"
     goose_mode: Literal["auto", "approve", "smart_approve", "chat"] | None = Field(
         None, validation_alias="GOOSE_MODE"
     )
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
+    legacy_api: bool = False
 
     mongodb_uri: SecretStr | None = Field(None, validation_alias="MONGODB_URI")
     mongodb_db: str = Field("goose", validation_alias="MONGODB_DB")
@@ -105,6 +120,29 @@ class Settings(BaseSettings):
         if first in OWN_PATHS:
             raise ValueError(f"must not begin with /{first}, which is a path of Greylag's own")
         return path
+
+    @field_validator(
+        "goose",
+        "model_url",
+        "model_key",
+        "model",
+        "no_proxy",
+        "ca_file",
+        "ssl_cert_file",
+        "requests_ca_bundle",
+        mode="before",
+    )
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("https_proxy", "http_proxy", "all_proxy")
+    @classmethod
+    def _proxies_are_for_http(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value().strip():
+            return None
+        Proxy.parse(value.get_secret_value())
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -183,12 +221,53 @@ def _checked(users: list[User], setting: str) -> tuple[User, ...]:
 
 def agent_environment(settings: Settings) -> dict[str, str]:
     """Return agentd's environment variables in any environment, the model provider's key too."""
-    key = settings.model_key.get_secret_value() if settings.model_key else None
     given = {
         "GREYLAG_MODEL_URL": settings.model_url,
-        "GREYLAG_MODEL_KEY": key,
+        "GREYLAG_MODEL_KEY": settings.model_key,
         "GREYLAG_MODEL": settings.model,
+        "GREYLAG_MODEL_TIMEOUT": f"{settings.model_timeout:g}",
+        "HTTPS_PROXY": settings.https_proxy,
+        "HTTP_PROXY": settings.http_proxy,
+        "ALL_PROXY": settings.all_proxy,
+        "NO_PROXY": settings.no_proxy,
         "GOOSE_MODE": settings.goose_mode,
         "GREYLAG_CONFIRMATION_TIMEOUT": str(settings.confirmation_timeout),
+        "GREYLAG_LEGACY_API": "1" if settings.legacy_api else None,
     }
-    return {name: value for name, value in given.items() if value}
+    plain = {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in given.items()
+    }
+    return {name: value for name, value in plain.items() if value}
+
+
+def authorities(settings: Settings) -> str:
+    """Return the certificates (PEM) of whom environments are to trust; "": whom they know anyway.
+
+    Those are this machine's, or the file's that ``SSL_CERT_FILE`` or ``REQUESTS_CA_BUNDLE`` names
+    in their place, and those of ``GREYLAG_CA_FILE``.
+
+    Raises:
+        ConfigError: a file cannot be read, or holds no certificate.
+    """
+    instead = {
+        "SSL_CERT_FILE": settings.ssl_cert_file,
+        "REQUESTS_CA_BUNDLE": settings.requests_ca_bundle,
+    }
+    chosen = next(((name, path) for name, path in instead.items() if path), None)
+    if chosen is None and settings.ca_file is None:
+        return ""
+    usual = (Path(str(ssl.get_default_verify_paths().cafile)), *_USUAL_AUTHORITIES)
+    found = next((path for path in usual if path.is_file()), None)
+    files = [chosen or ("The system's file of authorities", found)]
+    files.append(("GREYLAG_CA_FILE", settings.ca_file))
+    return "\n".join(_certificates(name, path) for name, path in files if path)
+
+
+def _certificates(name: str, path: Path) -> str:
+    try:
+        text = path.read_text("utf-8")
+        ssl.create_default_context(cadata=text)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"{name}: {path} is no readable file of certificates (PEM).") from error
+    return text

@@ -13,7 +13,8 @@ from typing import Protocol
 import structlog
 from pydantic import SecretStr
 
-from greylag.common.server import HttpServer, Limits, address_of, listen
+from greylag.common.agent_api import LEGACY_API
+from greylag.common.server import HttpServer, Limits, addresses_of, listen
 from greylag.common.token_file import ensure_token
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
@@ -33,9 +34,9 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 class Announce(Protocol):
     """Tells a person that a program is at work."""
 
-    def __call__(self, address: str, link: str | None = None) -> None:
-        """Tell its address, or a sentence; and the link that signs one browser in, if there is one.
-        The link is for this person: it is never logged.
+    def __call__(self, address: str, *others: str, link: str | None = None) -> None:
+        """Tell its address, or a sentence; the other addresses that it has; and the link that signs
+        one browser in, if there is one. The link is for this person: it is never logged.
         """
 
 
@@ -113,12 +114,14 @@ async def _serve_with_token(
     """Serve with the token of the settings, else with the data folder's: nobody knows that one by
     heart, so there is a link.
     """
+    if settings.legacy_api:
+        _log.warning("legacy_api_open", meaning=LEGACY_API)
     if settings.auth == "none":
         _log.warning("sign_in_off", meaning=OPEN_TO_ALL)
     elif settings.token is None:
         token = SecretStr(ensure_token(settings.data))
         settings = settings.model_copy(update={"token": token})
-        link = Signatures(token).link(_site(settings, listener))
+        link = Signatures(token).link(_sites(settings, listener)[0])
         announce = partial(announce, link=link)
     await _serve(use_cases, settings, listener, announce)
 
@@ -131,13 +134,13 @@ async def _serve(
         ends_within=GRACEFUL_SHUTDOWN_SECONDS,
         limits=_limits(settings),
         signals=_STOPPING,
-        started=lambda: announce(_site(settings, listener)),
+        started=lambda: announce(*_sites(settings, listener)),
     )
     await server.serve([listener])
 
 
-def _site(settings: Settings, listener: socket.socket) -> str:
-    return address_of(listener) + settings.root_path
+def _sites(settings: Settings, listener: socket.socket) -> list[str]:
+    return [f"{address}{settings.root_path}" for address in addresses_of(listener)]
 
 
 def _limits(settings: Settings) -> Limits:

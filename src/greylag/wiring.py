@@ -1,14 +1,23 @@
 """The only place where every adapter is chosen and everything is constructed."""
 
+import asyncio
 import os
 import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import structlog
 
 from greylag import __version__
 from greylag.agent.http import HttpAgents
+from greylag.agentd.agent.types import AgentUnavailableError, ModelProvider, find_agent
+from greylag.agentd.config import AgentdConfigError, AgentdSettings
+from greylag.agentd.model.provider import problem_of
+from greylag.agentd.model.relay import provider
 from greylag.archives import DATABASE, place_of
 from greylag.cluster.kubernetes.options import (
     ConnectionOptions,
@@ -17,11 +26,13 @@ from greylag.cluster.kubernetes.options import (
     load_options,
 )
 from greylag.cluster.local.cluster import LocalCluster
+from greylag.cluster.local.sandbox import choose_sandbox, start_folder
+from greylag.common.agent_api import LEGACY_API
 from greylag.common.clock import SystemClock
-from greylag.config import Settings, agent_environment, load_settings
+from greylag.config import Settings, agent_environment, authorities, load_settings
 from greylag.domain.errors import ConfigError
 from greylag.domain.names import check_id, environment_names
-from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, ProjectRef
+from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, NewEvent, ProjectRef
 from greylag.ports import AgentGateway, Clock, Cluster, ProjectStore
 from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
@@ -29,10 +40,15 @@ from greylag.services.agents import Agents
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.projects import Projects
-from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, Platform, UseCases
+from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
 from greylag.store.sqlite.archive import is_there
 from greylag.store.sqlite.store import SqliteStore
 from greylag.store.users import StaticUsers
+
+_log = structlog.get_logger(__name__)
+
+AUTHORITIES = "authorities.pem"
+"""In the data folder: whom environments on this machine trust, where settings say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +101,22 @@ def build(
     )
     rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
     worker = worker or _process_name()
-    reconciler = Reconciler(store, cluster, clock, pace, worker=worker, rng=rng)
+    platform = _platform(settings, cluster)
+    reconciler = Reconciler(
+        store,
+        cluster,
+        clock,
+        pace,
+        worker=worker,
+        rng=rng,
+        warnings=lambda: _warnings(platform.model),
+    )
     return Application(
         use_cases=UseCases(
             projects=projects,
             agents=agents,
             messages=Messages(projects, agents, adapters.agents),
-            platform=_platform(settings, cluster),
+            platform=platform,
             store=store,
         ),
         reconciler=reconciler,
@@ -103,16 +128,25 @@ def build(
 async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterator[Application]:
     """Construct everything that ``settings`` ask for; it is closed, last first, on leaving.
 
-    With ``patient``, servers of the store that cannot be reached are waited for while everything
-    else is there already.
+    The model provider is tried meanwhile, and holds nothing up. With ``patient``, servers of the
+    store that cannot be reached are waited for while everything else is there already.
 
     Raises:
-        ConfigError: the data folder cannot be used.
+        ConfigError: settings cannot work, or the data folder cannot be used.
         StoreUnavailableError: the store cannot be reached (not when ``patient``).
     """
+    named = model_provider(settings)
     _make_folder(settings)
     async with _opened(settings, patient=patient) as adapters:
-        yield build(settings, adapters)
+        greylag = build(settings, adapters)
+        trying = asyncio.create_task(
+            _try_model(named, greylag.use_cases.platform.model), name="model-provider"
+        )
+        try:
+            yield greylag
+        finally:
+            trying.cancel()
+            await asyncio.wait({trying})
 
 
 @asynccontextmanager
@@ -168,10 +202,20 @@ async def _opened(
 
 async def _open_cluster(settings: Settings) -> Cluster:
     given = _kubernetes_options(settings)
+    trusted = authorities(settings)
     if given is None:
+        try:
+            find_agent(settings.goose, os.environ)
+        except AgentUnavailableError as error:
+            raise ConfigError(str(error), hint="Correct or unset GREYLAG_GOOSE.") from error
+        variables, shown = agent_environment(settings), []
+        if trusted and settings.data.is_dir():  # what starts environments has made it
+            shown = [_written(settings.data.absolute() / AUTHORITIES, trusted)]
+            variables["SSL_CERT_FILE"] = str(shown[0])
         return LocalCluster(
             settings.data / "environments",
-            model=agent_environment(settings),
+            model=variables,
+            shown=shown,
             goose=settings.goose,
             sandbox=settings.sandbox,
             network=settings.sandbox_network,
@@ -183,6 +227,7 @@ async def _open_cluster(settings: Settings) -> Cluster:
     from greylag.cluster.kubernetes.connection import connect  # noqa: PLC0415
 
     options, way = given
+    options = _trusting(options, trusted)
     _need_image(options)
     connection = connect(way, os.environ)
     if connection is None:
@@ -217,6 +262,66 @@ def _kubernetes_options(settings: Settings) -> tuple[Options, ConnectionOptions]
     return (options, way) if chosen else None
 
 
+def model_provider(settings: Settings) -> ModelProvider | None:
+    """Return the model provider that environments are given, None where a script plays the model.
+
+    Raises:
+        ConfigError: agentd would refuse what it is given.
+    """
+    if settings.model_key is not None and settings.model_url is None:
+        raise ConfigError(
+            "GREYLAG_MODEL_KEY is set, but GREYLAG_MODEL_URL does not say whose key it is.",
+            hint="Set GREYLAG_MODEL_URL, as https://api.openai.com, or unset the key.",
+        )
+    folder = {"GREYLAG_AGENT_FOLDER": str(settings.data)}
+    try:
+        named = provider(AgentdSettings.from_env({**agent_environment(settings), **folder}))
+    except AgentdConfigError as error:
+        raise ConfigError(str(error)) from error
+    return named and replace(named, authorities=authorities(settings))
+
+
+def sandbox_fault(settings: Settings) -> str | None:
+    """Try bubblewrap as environments on this machine use it; return why it does not work here."""
+    try:
+        choose_sandbox(
+            "bubblewrap",
+            hidden=(settings.data.absolute(), *start_folder()),
+            needed=(),
+            network=settings.sandbox_network,
+        )
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+async def _try_model(named: ModelProvider | None, model: ModelInUse | None) -> None:
+    """Find out what is wrong with the provider, where that can be told, and say so."""
+    if named is not None and model is not None:
+        model.problem = await problem_of(named)
+        if model.problem is not None:
+            _log.warning("model_provider_problem", reason=model.problem)
+
+
+def _warnings(model: ModelInUse | None) -> list[NewEvent]:
+    """Return what an activation is to tell of the model provider."""
+    if model is None or model.problem is None:
+        return []
+    hint = "Correct the settings, start Greylag again, and activate the project again."
+    return [NewEvent("model_provider_problem", model.problem, hint)]
+
+
+def _trusting(options: Options, trusted: str) -> Options:
+    return options.model_copy(update={"authorities": options.authorities or trusted})
+
+
+def _written(path: Path, text: str) -> Path:
+    """Write a file whole, so that whoever reads it meanwhile reads the old one or the new one."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(text, "utf-8")
+    return fresh.replace(path)
+
+
 def _need_image(options: Options) -> None:
     if not options.image:
         raise ConfigError("ACR_IMAGE is not set: it names the image of the environments.")
@@ -238,7 +343,8 @@ def printed_manifests(
     """
     from greylag.cluster.kubernetes.manifests import printed  # noqa: PLC0415
 
-    settings, options = load_settings(), load_options()
+    settings = load_settings()
+    options = _trusting(load_options(), authorities(settings))
     _need_image(options)
     check_id(user_id, "user id")
     check_id(project_id, "project id")
@@ -276,14 +382,18 @@ def _process_name() -> str:
 
 def _platform(settings: Settings, cluster: Cluster) -> Platform:
     notices = [OPEN_TO_ALL] if settings.auth == "none" else []
+    if settings.legacy_api:
+        notices.append(LEGACY_API)
     if cluster.notice:
         notices.append(cluster.notice)
+    host = urlsplit(settings.model_url or "").hostname
     return Platform(
         version=__version__,
         cluster=cluster.kind,
         store="mongodb" if settings.mongodb_uri else "sqlite",
         notice=" ".join(notices) or None,
         demonstration=None if settings.model_url else DEMONSTRATION,
+        model=ModelInUse(host) if host else None,
     )
 
 

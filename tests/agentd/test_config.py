@@ -29,25 +29,33 @@ def test_everything_can_be_given() -> None:
             "GREYLAG_MODEL_KEY": "sk-1",
             "GREYLAG_MODEL": "m",
             "GREYLAG_MODEL_RETRIES": "0.5, 2",
+            "GREYLAG_MODEL_TIMEOUT": "900",
+            "https_proxy": "http://p.test:3128",
+            "NO_PROXY": "10.0.0.0/8",
             "GOOSE_MODE": "auto",
             "GOOSE_MODEL": "ignored: the model has its own variable",
             "GREYLAG_CONFIRMATION_TIMEOUT": "1.5",
             "GREYLAG_MESSAGE_LIMIT": "4096",
             "GREYLAG_ENVIRONMENT": "env-1",
             "GREYLAG_LOG_FORMAT": "console",
+            "GREYLAG_LEGACY_API": "1",
         }
     )
+    assert settings.legacy_api
     assert (settings.execd, settings.execd_socket) == (("box", "execd"), Path("/run/execd/s"))
     assert settings.model_url == "https://api.openai.com"
     assert dict(settings.goose_settings) == {"GOOSE_MODE": "auto"}
     assert (settings.confirmation_timeout, settings.message_limit) == (1.5, 4096)
     assert settings.model_retries == (0.5, 2.0)
+    assert settings.model_timeout == 900
+    assert settings.proxies == {"HTTPS_PROXY": "http://p.test:3128", "NO_PROXY": "10.0.0.0/8"}
     assert settings.token is not None
     assert settings.token.value == "tok"
 
 
 def test_no_secret_shows_in_a_repr() -> None:
     secrets = {"GREYLAG_AGENT_TOKEN": "tok-1234", "GREYLAG_MODEL_KEY": "sk-5678"}
+    secrets["ALL_PROXY"] = "http://ann:sk-5678@p.test"
     shown = repr(AgentdSettings.from_env({**FOLDER, **secrets}))
     assert "1234" not in shown
     assert "5678" not in shown
@@ -70,6 +78,10 @@ def test_no_secret_shows_in_a_repr() -> None:
         {**FOLDER, "GREYLAG_MODEL_URL": "api.openai.com"},
         {**FOLDER, "GREYLAG_MODEL_URL": "ftp://x"},
         {**FOLDER, "GREYLAG_MODEL_URL": "https://name:sk-1@api.openai.com"},
+        {**FOLDER, "GREYLAG_MODEL_URL": "https://api.openai.com/v1/chat/completions"},
+        {**FOLDER, "GREYLAG_MODEL_TIMEOUT": "-1"},
+        {**FOLDER, "ALL_PROXY": "socks5://ann:sk-1@p.test"},
+        {**FOLDER, "SSL_CERT_FILE": "/no/such/file"},
         {**FOLDER, "GREYLAG_MODEL_RETRIES": "often"},
         {**FOLDER, "GREYLAG_MODEL_RETRIES": "1,-1"},
         {**FOLDER, "GREYLAG_MODEL_RETRIES": "nan"},
@@ -79,6 +91,8 @@ def test_no_secret_shows_in_a_repr() -> None:
         {**FOLDER, "GREYLAG_CONFIRMATION_TIMEOUT": "nan"},
         {**FOLDER, "GREYLAG_JOURNAL_LIMIT": "many"},
         {**FOLDER, "GREYLAG_LOG_FORMAT": "xml"},
+        {**FOLDER, "GREYLAG_LEGACY_API": "yes", "GREYLAG_AGENT_TOKEN": "tok"},
+        {**FOLDER, "GREYLAG_LEGACY_API": "1"},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(environ: dict[str, str]) -> None:

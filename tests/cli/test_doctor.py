@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from tests.cli.program import Cli, call
-from tests.cli.stack import NOTICE, Stack
+from tests.cli.stack import NOTICE, Stack, running_stack
+from tests.harness import settings
 
 
 def verdicts(document: dict[str, object]) -> dict[str, str]:
@@ -26,6 +27,22 @@ async def test_a_server_that_runs_is_well_and_its_notice_a_warning(
     assert not (tmp_path / "data").exists()
 
 
+async def test_the_server_is_asked_for_its_model_and_this_shell_only_for_what_it_sets() -> None:
+    given = settings(model_url="https://model.example")
+    async with running_stack(given) as stack:
+        env = {**stack.env, "GREYLAG_TOKEN": stack.token}
+        done = await call("doctor", "--json", env=env)
+        assert verdicts(done.document)["model"] == "ok"
+        assert "model.example" in done.out
+        assert "model of this shell" not in verdicts(done.document)
+        for wrong in ({"GREYLAG_MODEL_KEY": "hunter2"}, {"GREYLAG_MODEL_URL": stack.address}):
+            done = await call("doctor", "--json", env=env | wrong)
+            assert verdicts(done.document)["model of this shell"] == "fail"
+            assert "hunter2" not in done.out
+    alone = await call("doctor", "--json", env=env)
+    assert verdicts(alone.document)["model of this shell"] == "warn"
+
+
 async def test_a_server_that_does_not_run_fails_with_what_to_do(tmp_path: Path) -> None:
     env = {"GREYLAG_SERVER": "http://127.0.0.1:1", "GREYLAG_DATA": str(tmp_path)}
     done = await call("doctor", env=env)
@@ -38,6 +55,19 @@ async def test_wrong_settings_fail_by_name_and_without_their_secrets(cli: Cli) -
     done = await call("doctor", "--json", env={"GREYLAG_TOKEN": secret, "GREYLAG_PORT": "99999"})
     assert verdicts(done.document)["settings"] == "fail"
     assert secret not in done.out.replace("GREYLAG", "")
+
+
+async def test_a_bubblewrap_that_may_make_no_namespaces_is_a_warning_or_fails_if_demanded(
+    tmp_path: Path,
+) -> None:
+    bwrap = tmp_path / "bwrap"
+    bwrap.write_text("#!/bin/sh\necho setting up uid map: Permission denied >&2\nexit 1\n")
+    bwrap.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "GREYLAG_DATA": str(tmp_path / "data")}
+    for sandbox, verdict in (("auto", "warn"), ("bubblewrap", "fail")):
+        done = await call("doctor", "--json", env=env | {"GREYLAG_SANDBOX": sandbox})
+        assert verdicts(done.document)["bubblewrap"] == verdict
+        assert "uid map: Permission denied" in done.out
 
 
 async def test_an_agent_that_is_not_there_fails(tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACR_IMAGE", "goose-api-server:1")
     monkeypatch.setenv("GREYLAG_MODEL_KEY", KEY)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://ann:{KEY}@proxy.example:3128")
     monkeypatch.setenv("GREYLAG_MODEL_URL", "https://model.example")
 
 
@@ -32,7 +36,11 @@ def test_it_prints_all_objects_without_a_secret_value() -> None:
     assert kinds[0] == "Namespace"
     assert kinds[-5:] == ["Secret", "ConfigMap", "PersistentVolumeClaim", "Service", "Deployment"]
     secret = documents[kinds.index("Secret")]
-    assert set(secret["stringData"]) == {"GREYLAG_AGENT_TOKEN", "GREYLAG_MODEL_KEY"}
+    assert set(secret["stringData"]) == {
+        "GREYLAG_AGENT_TOKEN",
+        "GREYLAG_MODEL_KEY",
+        "HTTPS_PROXY",
+    }
     assert all(value.startswith("REPLACE-WITH") for value in secret["stringData"].values())
     assert KEY not in result.stdout
     assert "&id" not in result.stdout

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
@@ -17,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from greylag.common.server import HttpServer, Limits, address_of, listen
+from greylag.common.server import HttpServer, Limits, addresses_of, listen
 
 needs_ipv6 = pytest.mark.skipif(
     not socket.has_dualstack_ipv6(), reason="this machine has no IPv6: it is NOT tested"
@@ -33,7 +34,8 @@ def reached(host: str, listener: socket.socket) -> bool:
 def test_a_name_or_an_address_is_listened_on_and_told_as_a_url(host: str) -> None:
     with listen(host, 0) as listener:
         port = listener.getsockname()[1]
-        assert address_of(listener) in {f"http://127.0.0.1:{port}", f"http://[::1]:{port}"}
+        found = addresses_of(listener)
+        assert found in ([f"http://127.0.0.1:{port}"], [f"http://[::1]:{port}"])
         assert reached(host, listener)
 
 
@@ -41,7 +43,7 @@ def test_a_name_or_an_address_is_listened_on_and_told_as_a_url(host: str) -> Non
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_an_ipv6_address_may_stand_in_brackets_and_is_told_in_brackets(host: str) -> None:
     with listen(host, 0) as listener:
-        assert address_of(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+        assert addresses_of(listener) == [f"http://[::1]:{listener.getsockname()[1]}"]
         assert reached("::1", listener)
 
 
@@ -50,6 +52,16 @@ def test_no_host_means_all_addresses_of_both_families() -> None:
     with listen("", 0) as listener:
         assert reached("127.0.0.1", listener)
         assert reached("::1", listener)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])  # noqa: S104 - that is what is tested
+def test_all_addresses_are_told_as_ones_that_can_be_opened(host: str) -> None:
+    with listen(host, 0) as listener:
+        port = listener.getsockname()[1]
+        first, *others = addresses_of(listener)
+        assert first in {f"http://127.0.0.1:{port}", f"http://[::1]:{port}"}
+        for one in (first, *others):
+            assert reached(urlsplit(one).hostname or "", listener)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", ""])
@@ -78,7 +90,7 @@ async def test_it_says_when_it_serves_and_lets_open_answers_end() -> None:
         serving = asyncio.create_task(server.serve([listener]))
         await started.wait()
         async with aiohttp.ClientSession() as client:
-            asking = asyncio.create_task(client.get(address_of(listener)))
+            asking = asyncio.create_task(client.get(addresses_of(listener)[0]))
             await asked.wait()
             server.finish()
             go_on.set()

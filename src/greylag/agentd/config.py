@@ -63,6 +63,8 @@ class AgentdSettings:
         message_limit: most bytes (UTF-8) of one message.
         environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant.
         path_prefix: what a proxy in front routes by and passes on; None for nothing.
+        legacy_api: whether pages of any origin may call, and the token may come as older clients
+            can send it; needs a token.
         log_format: ``json`` lines, or ``console`` for people.
     """
 
@@ -86,6 +88,7 @@ class AgentdSettings:
     message_limit: int = _MIB
     environment_id: str | None = None
     path_prefix: str | None = None
+    legacy_api: bool = False
     log_format: LogFormat = "json"
 
     @classmethod
@@ -116,6 +119,7 @@ class AgentdSettings:
             "message_limit": read("GREYLAG_MESSAGE_LIMIT", _integer),
             "environment_id": read("GREYLAG_ENVIRONMENT", _text),
             "path_prefix": read("GREYLAG_PATH_PREFIX", _text),
+            "legacy_api": read("GREYLAG_LEGACY_API", _switch),
             "log_format": read("GREYLAG_LOG_FORMAT", _log_format),
         }
         folder = read("GREYLAG_AGENT_FOLDER", _text)
@@ -130,15 +134,19 @@ class AgentdSettings:
         return settings
 
     def check(self) -> None:
-        """Refuse settings that would open the agent to the network without a token.
+        """Refuse settings that would open the agent to others without a token.
 
         Raises:
-            AgentdConfigError: the host is not loopback and there is no token.
+            AgentdConfigError: there is none, and the host is not loopback, or any page may call.
         """
         if self.token is None and not is_loopback(self.host):
             raise AgentdConfigError(
                 f"GOOSE_API_HOST={self.host} is reachable from other machines: "
                 "set GREYLAG_AGENT_TOKEN, or listen on 127.0.0.1."
+            )
+        if self.token is None and self.legacy_api:
+            raise AgentdConfigError(
+                "GREYLAG_LEGACY_API lets pages of any origin call: set GREYLAG_AGENT_TOKEN."
             )
 
 
@@ -172,6 +180,12 @@ def _socket(name: str, value: str) -> Path:
             f"{name} must be an absolute path of at most {_LONGEST_SOCKET} bytes."
         )
     return path
+
+
+def _switch(name: str, value: str) -> bool:
+    if value not in {"0", "1"}:
+        raise AgentdConfigError(f"{name} must be 1 or 0, not {value!r}.")
+    return value == "1"
 
 
 def _secret(_name: str, value: str) -> Secret:

@@ -28,13 +28,14 @@ from greylag.agentd.execution import ExecdProcess, Execution
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
-from greylag.agentd.model.relay import demonstration, provider
+from greylag.agentd.model.relay import demonstration, provider, tell_problem
 from greylag.agentd.records import Records, StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingsService
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.agentd.turns.running import TurnPolicy
 from greylag.agentd.volume import Volume
+from greylag.common.agent_api import LEGACY_API
 from greylag.common.logs import configure_logging
 from greylag.common.server import HttpServer, Limits, listen
 from greylag.execd.processes import guard_memory
@@ -116,17 +117,21 @@ async def _serve(
         async with tasks:
             # Before the agent: its socket is there as soon as the task has begun.
             execd_task = tasks.create_task(_run_execd(settings, socket_path), name="execd")
+            trying = tasks.create_task(tell_problem(settings), name="model-provider")
             agent_task = tasks.create_task(agent.run(), name="agent")
             server = http_server(create_app(settings, services))
             server_task = tasks.create_task(server.serve([listener]), name="http server")
             volume.announce(listener.getsockname()[1], datetime.now(UTC).isoformat())
             try:
+                if settings.legacy_api:
+                    _log.warning("legacy_api_open", meaning=LEGACY_API)
                 _log.info("listening", port=listener.getsockname()[1], agent=command.kind)
                 await stop.wait()
             finally:
                 volume.withdraw()
             await _end(services.turns, agent_task)
             execd_task.cancel()
+            trying.cancel()
             server.finish()
             await server_task
     _log.info("stopped")

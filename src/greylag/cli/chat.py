@@ -413,7 +413,8 @@ def _converse(runner: asyncio.Runner, talk: Chat, access: Access) -> int:
         except InterruptedByUserError:
             raise
         except CliError as error:
-            access.output.note("\n".join(error.lines), style="red")
+            for line in error.lines:
+                access.output.note(line, style="red")
 
 
 def _typed() -> str:

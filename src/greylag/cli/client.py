@@ -4,21 +4,22 @@ Every call may raise a ``ServerRefusedError`` (the platform said no) or a ``Serv
 (nothing answers, or something else than Greylag).
 """
 
-import json
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, NotRequired, Self, TypedDict
 from urllib.parse import quote
 
 import aiohttp
+import click
 from yarl import URL
 
 from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
 from greylag.common import sse
 from greylag.common.agent_api import ChatMessage, Decision, FileEntry, Session
-from greylag.common.net import is_loopback
-from greylag.common.typed import T, shaped
+from greylag.common.net import Proxy, is_loopback, proxy_for, proxy_variables
+from greylag.common.typed import T, parse_json, shaped
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
@@ -74,6 +75,13 @@ class UserJson(TypedDict):
     display_name: str
 
 
+class ModelInUseJson(TypedDict):
+    """Which model provider environments are given, and what is wrong with it."""
+
+    provider: str
+    problem: str | None
+
+
 class PlatformJson(TypedDict):
     """What an installation is; ``notice`` and ``demonstration`` are sentences for people."""
 
@@ -82,6 +90,7 @@ class PlatformJson(TypedDict):
     store: str
     notice: str | None
     demonstration: str | None
+    model: NotRequired[ModelInUseJson | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +195,19 @@ class Http:
         self._server = server.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._open: aiohttp.ClientSession | None = None
+        self._proxy: Proxy | None = None
 
     async def __aenter__(self) -> Self:
         # Proxies of the environment are meant for other hosts: most forget to except loopback.
-        local = is_loopback(URL(self._server).host or "")
-        self._open = aiohttp.ClientSession(headers=self._headers, trust_env=not local)
+        address = URL(self._server)
+        local = is_loopback(address.host or "")
+        try:
+            self._proxy = None if local else proxy_for(self._server, proxy_variables(os.environ))
+        except ValueError as error:
+            raise click.UsageError(f"A proxy that the environment names {error}.") from error
+        self._open = aiohttp.ClientSession(
+            headers=self._headers, proxy=None if self._proxy is None else self._proxy.url
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -209,7 +226,7 @@ class Http:
         if not raw:
             return None
         try:
-            return json.loads(raw)
+            return parse_json(raw)
         except ValueError as error:
             raise self._stranger() from error
 
@@ -246,13 +263,16 @@ class Http:
             raise RuntimeError("Http must be entered before it is used")
         parts = "".join("/" + quote(part, safe="") for part in request.path)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=within)
+        secure = self._server.startswith("https")
+        proxy_auth = {} if self._proxy is None else self._proxy.auth_header()
         with self._translated():
             response = await self._open.request(
                 request.method,
                 URL(f"{self._server}{request.root}{parts}", encoded=True).with_query(request.query),
                 json=request.body,
                 data=request.content,
-                headers=request.headers,
+                headers={**request.headers, **({} if secure else proxy_auth)},
+                proxy_headers=proxy_auth if secure else None,
                 timeout=timeout,
                 # A redirect would carry the token elsewhere; the API sends none.
                 allow_redirects=False,
@@ -266,7 +286,7 @@ class Http:
             with self._translated():
                 raw = await response.content.read(MAX_PROBLEM_BYTES)
         try:
-            found = json.loads(raw)
+            found = parse_json(raw)
             problem = Problem(
                 status=response.status,
                 code=str(found["code"]),
@@ -303,7 +323,7 @@ class Http:
 
     def _event(self, frame: sse.Frame) -> StreamEvent:
         try:
-            data = json.loads(frame.data)
+            data = parse_json(frame.data)
             return StreamEvent(frame.id, str(data["type"]), dict(data["content"]))
         except (ValueError, KeyError, TypeError) as error:
             raise self._stranger() from error

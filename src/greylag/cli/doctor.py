@@ -21,6 +21,7 @@ from greylag.cli.access import Access, api_options
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import CliError, Exit
 from greylag.cli.output import Output, one_line
+from greylag.common.net import proxy_for
 from greylag.config import Settings, load_settings
 from greylag.domain.errors import ConfigError, GreylagError
 
@@ -51,7 +52,8 @@ def doctor(access: Access) -> int:
     Exit code 1 says that something is wrong; a warning alone is 0.
     """
     checks = asyncio.run(_ask_server(access))
-    checks.extend(_machine())
+    answered = any(check.name == "server" and check.verdict == "ok" for check in checks)
+    checks.extend(_machine(answered=answered))
     bad = any(check.verdict == "fail" for check in checks)
     if access.output.json:
         access.output.document({"ok": not bad, "checks": [asdict(check) for check in checks]})
@@ -81,10 +83,17 @@ async def _server(server: str, api: ApiClient) -> AsyncIterator[Check]:
         yield Check("notice", "warn", platform["notice"])
     if platform["demonstration"]:
         yield Check("demonstration", "warn", platform["demonstration"])
+    if model := platform.get("model"):
+        problem = model["problem"]
+        said = problem or f"Environments are given the model provider at {model['provider']}."
+        yield Check("model", "fail" if problem else "ok", said)
 
 
-def _machine() -> Iterator[Check]:
-    """Yield one finding after the other. It runs other programs, for a moment each."""
+def _machine(*, answered: bool) -> Iterator[Check]:
+    """Yield one finding after the other. It runs other programs, for a moment each.
+
+    What this shell does not set is none of its business where a server has ``answered``.
+    """
     yield _python()
     try:
         settings = load_settings()
@@ -94,15 +103,16 @@ def _machine() -> Iterator[Check]:
     else:
         yield Check("settings", "ok", "The settings of this shell and folder can be read.")
     yield from _agent(settings)
-    yield _bubblewrap(settings)
     if settings is not None:
+        yield _bubblewrap(settings)
         yield _data_folder(settings.data)
         mongo = _mongodb(settings)
         if mongo is not None:
             yield mongo
         if mongo is None or mongo.verdict == "ok":
             yield from _store(settings)
-        yield _model(settings)
+        if settings.model_url or settings.model_key or not answered:
+            yield _model(settings)
 
 
 def _python() -> Check:
@@ -140,15 +150,15 @@ def _goose(command: AgentCommand) -> Check:
     return Check("goose", "ok", f"goose {version} ({program})")
 
 
-def _bubblewrap(settings: Settings | None) -> Check:
-    demanded = settings is not None and settings.sandbox == "bubblewrap"
-    program = shutil.which("bwrap")
-    if program is None:
-        detail = "bubblewrap was not found: environments on this machine are not isolated."
-    elif _run([program, "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "true"]) is None:
-        detail = "bubblewrap does not work here: environments on this machine are not isolated."
-    else:
-        return Check("bubblewrap", "ok", f"bubblewrap works ({program})")
+def _bubblewrap(settings: Settings) -> Check:
+    """Run a program in it as environments do: in namespaces of its own, with the filter."""
+    from greylag.wiring import sandbox_fault
+
+    fault = sandbox_fault(settings)
+    if fault is None:
+        return Check("bubblewrap", "ok", "bubblewrap works: environments here are isolated.")
+    demanded = settings.sandbox == "bubblewrap" or settings.sandbox_network == "strict"
+    detail = f"Environments on this machine are not isolated. {fault}"
     advice = "Install bubblewrap and allow unprivileged user namespaces, or use Kubernetes."
     return Check("bubblewrap", "fail" if demanded else "warn", detail, advice)
 
@@ -198,13 +208,27 @@ def _takes_files(folder: Path) -> bool:
 
 
 def _model(settings: Settings) -> Check:
-    if settings.model_url:
-        # The host alone: an address may carry a password.
-        return Check("model", "ok", f"Model provider: {urlsplit(settings.model_url).hostname}")
-    detail = "No model provider is set: a built-in script answers."
-    return Check(
-        "model", "warn", detail, "Set GREYLAG_MODEL_URL, GREYLAG_MODEL_KEY and GREYLAG_MODEL."
-    )
+    """Try the provider of this shell's settings from this machine."""
+    from greylag.agentd.model.provider import problem_of
+    from greylag.wiring import model_provider
+
+    name = "model of this shell"
+    # The host alone: an address may carry a password.
+    host = urlsplit(settings.model_url or "").hostname
+    try:
+        provider = model_provider(settings)
+    except ConfigError as error:
+        return Check(name, "fail", f"{error.info.message} ({host})", error.info.hint)
+    if provider is None:
+        detail = "No model provider is set here: a server that this shell starts has a script."
+        advice = "Set GREYLAG_MODEL_URL, GREYLAG_MODEL_KEY and GREYLAG_MODEL."
+        return Check(name, "warn", detail, advice)
+    proxy = proxy_for(provider.url, provider.proxies)
+    problem = asyncio.run(problem_of(provider))
+    by = "" if proxy is None else f", by the proxy {proxy.url}"
+    if problem is not None:
+        return Check(name, "fail", problem, "See `docs/settings.md` on the model provider.")
+    return Check(name, "ok", f"Nothing speaks against the model provider at {host}{by}.")
 
 
 def _version(command: Sequence[str]) -> str | None:

@@ -11,6 +11,7 @@ from greylag.cli.access import Access, api_options, with_client
 from greylag.cli.client import ApiClient, ProjectPlace, StreamEvent
 from greylag.cli.errors import CliError, Patience, ServerRefusedError
 from greylag.cli.output import moment, one_line, visible
+from greylag.common.typed import parse_json
 
 MAX_LINES = 10_000
 MAX_LINE_LENGTH = 1024 * 1024
@@ -133,7 +134,7 @@ def log_line(line: str) -> str:
     A line of another shape comes back as it is. All of it is harmless to a terminal.
     """
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         return one_line(line)
     if not isinstance(found, dict) or not {"timestamp", "event"} <= found.keys():

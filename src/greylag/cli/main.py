@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from greylag import __version__
 from greylag.cli.errors import CliError, ClosedPipeError, Exit, OutputLostError
-from greylag.cli.output import drop_output, prepare_streams, visible
+from greylag.cli.output import drop_output, one_line, prepare_streams
 
 # What Python makes of bytes that the locale's encoding does not know.
 _UNREAD = re.compile("[\udc80-\udcff]")
@@ -140,7 +140,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except CliError as error:
         for line in error.lines:
-            click.echo(visible(line), err=True)
+            click.echo(one_line(line), err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return Exit.INTERRUPTED
@@ -160,7 +160,7 @@ def print_usage_error(error: click.ClickException) -> None:
     if isinstance(error, NoArgsIsHelpError):
         error.show()
         return
-    click.echo(visible(f"error: {error.format_message()}"), err=True)
+    click.echo(one_line(f"error: {error.format_message()}"), err=True)
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is None:
         return
@@ -169,4 +169,4 @@ def print_usage_error(error: click.ClickException) -> None:
     else:
         hint = f"`{context.command_path} --help` tells more."
     click.echo(context.get_usage().replace("Usage:", "usage:", 1), err=True)
-    click.echo(visible(f"hint: {hint}"), err=True)
+    click.echo(one_line(f"hint: {hint}"), err=True)

@@ -176,11 +176,11 @@ class Output:
             self.line(text)
 
     def note(self, text: str, style: str = "dim") -> None:
-        """Tell the person something, on stderr."""
+        """Tell the person something in one line of stderr; no text can forge another."""
         if self.err:
-            self.err.say(visible(text), style)
+            self.err.say(one_line(text), style)
         else:
-            sys.stderr.write(visible(text) + "\n")
+            sys.stderr.write(one_line(text) + "\n")
 
     def piece(self, text: str, style: str = "") -> None:
         """Print a piece of a longer text on stderr, as it stands."""

@@ -120,8 +120,10 @@ def _first(group: BaseExceptionGroup[GreylagError]) -> GreylagError:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-def _announce(address: str, link: str | None = None) -> None:
+def _announce(address: str, *others: str, link: str | None = None) -> None:
     lines = [f"Greylag is ready: {address}"]
+    if others:
+        lines.append(f"From other machines: {' '.join(others)}")
     if link is not None:
         lines.append(f"Open it in your browser (the link works once): {link}")
     click.echo("\n".join(lines))

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import json
 import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace, StateChange
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
 from greylag.cli.output import Output, confirm, moment
+from greylag.common.typed import parse_json
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.names import check_id, check_name
 
@@ -303,7 +303,7 @@ def _row(project: ProjectJson) -> tuple[str, ...]:
 
 def _metadata(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         raise click.BadParameter(f"it is not JSON ({error}).", param_hint="--metadata") from error
     if not isinstance(found, dict):

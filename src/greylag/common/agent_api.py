@@ -54,6 +54,11 @@ class Doc:
         return schema if self.example is None else {**schema, "examples": [self.example]}
 
 
+LEGACY_API = (
+    "GREYLAG_LEGACY_API is set: pages of any origin may call an environment's own API, and its "
+    "token may stand in addresses, which proxies and histories keep."
+)
+
 # The shapes of answers.
 
 _SESSION = "0d4f7c1e-6a35-4b0e-9c55-1f2f0c5f7a10"

@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -55,12 +55,40 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server(found[0][4], family=found[0][0], backlog=_BACKLOG)
 
 
-def address_of(listener: socket.socket) -> str:
-    """Return the ``http`` URL at which a listening socket is found."""
+def addresses_of(listener: socket.socket) -> list[str]:
+    """Return the ``http`` URLs at which a listening socket can be opened, this machine's own first.
+
+    One that listens on all addresses is found at loopback, and at each of the machine's.
+    """
     host, port = listener.getsockname()[:2]
-    return (
-        f"http://[{host}]:{port}" if listener.family is socket.AF_INET6 else f"http://{host}:{port}"
-    )
+    hosts = [host]
+    if ipaddress.ip_address(host).is_unspecified:
+        dual = listener.family is socket.AF_INET6 and not listener.getsockopt(
+            socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+        )
+        families = {listener.family} | ({socket.AF_INET} if dual else set())
+        loopback = "127.0.0.1" if socket.AF_INET in families else "::1"
+        hosts = [loopback, *_own_addresses(families)]
+    return [f"http://[{one}]:{port}" if ":" in one else f"http://{one}:{port}" for one in hosts]
+
+
+def _own_addresses(families: Collection[socket.AddressFamily]) -> list[str]:
+    """Return the addresses of this machine that others can use, of interfaces that are up."""
+    import psutil  # noqa: PLC0415 - only where all addresses are meant
+
+    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
+    found = [
+        one.address
+        for name, addresses in psutil.net_if_addrs().items()
+        for one in addresses
+        if name in up and one.family in families
+    ]
+    return [
+        one
+        for one in found
+        if "%" not in one
+        and not (ipaddress.ip_address(one).is_loopback or ipaddress.ip_address(one).is_link_local)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

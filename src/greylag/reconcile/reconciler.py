@@ -8,7 +8,7 @@ is.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -38,11 +38,13 @@ from greylag.domain.lifecycle import (
     Wait,
     plan,
 )
-from greylag.domain.project import NewEvent, Project, ProjectRef
+from greylag.domain.project import NewEvent, Project, ProjectRef, Status
 from greylag.ports import Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
 
 _log = structlog.get_logger(__name__)
+
+Warnings = Callable[[], Sequence[NewEvent]]
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
@@ -86,8 +88,10 @@ class Reconciler:
         *,
         worker: str,
         rng: random.Random,
+        warnings: Warnings = lambda: (),
     ) -> None:
         self.worker = worker
+        self._warnings = warnings
         self._store = store
         self._cluster = cluster
         self._clock = clock
@@ -113,6 +117,7 @@ class Reconciler:
         """Bring the project to where it can rest. A fault in one project stops no other."""
         ref = claim.project.ref
         work = _Pass(claim, self._store, self._cluster, self._clock, self._pace, self._rng)
+        work.warnings = self._warnings
         with structlog.contextvars.bound_contextvars(
             user_id=ref.user_id, project_id=ref.project_id, claim=claim.number
         ):
@@ -151,6 +156,7 @@ class _Pass:
         announced: the verbs that the activation log has been told of.
         announced_steps: the steps that the activation log has been told of.
         trouble: the code of what keeps the environment, and since when.
+        warnings: what the log of an activation is to say of what cannot work.
     """
 
     claim: Claim
@@ -163,6 +169,7 @@ class _Pass:
     announced: set[Verb] = field(default_factory=set)
     announced_steps: set[Step] = field(default_factory=set)
     trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
+    warnings: Warnings = lambda: ()
 
     @property
     def project(self) -> Project:
@@ -208,6 +215,8 @@ class _Pass:
             case Settle(status):
                 recheck = self._pause() if self.project.attempts else self._resync()
                 outcome = outcomes.settled(self.project, status, seen, now, recheck)
+                if status is Status.ACTIVE and outcome.events:
+                    outcome = replace(outcome, events=[*self.warnings(), *outcome.events])
             case Fail(error, terminal):
                 due_at = None if terminal else now + self._resync()
                 outcome = outcomes.failed(self.project, error, terminal=terminal, due_at=due_at)

@@ -17,11 +17,25 @@ OPEN_TO_ALL = (
 )
 
 
+@dataclass(slots=True)
+class ModelInUse:
+    """Which model provider environments are given.
+
+    Attributes:
+        provider: its host.
+        problem: what is wrong with its address or key, as far as the start has shown by now.
+    """
+
+    provider: str
+    problem: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Platform:
     """What this installation is, for pages, clients and `greylag doctor`.
 
     ``notice`` and ``demonstration`` are sentences that every user must see, or ``None``.
+    ``model`` is ``None`` where a script plays it.
     """
 
     version: str
@@ -29,6 +43,7 @@ class Platform:
     store: str
     notice: str | None
     demonstration: str | None
+    model: ModelInUse | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,13 @@ class ProblemDocument(Out):
     request_id: str = Field(description="The x-request-id of the answer, for the log.")
 
 
+class ModelInUseOut(Out):
+    """Which model provider environments are given."""
+
+    provider: str = Field(description="Its host.", examples=["api.openai.com"])
+    problem: str | None = Field(description="What is wrong with its address or key, if known.")
+
+
 class PlatformOut(Out):
     """What this installation is."""
 
@@ -112,6 +119,7 @@ class PlatformOut(Out):
     store: str = Field(description="Where records are kept.", examples=["sqlite"])
     notice: str | None = Field(description="A sentence that every user must see.")
     demonstration: str | None = Field(description="Set when no real model answers: says so.")
+    model: ModelInUseOut | None = Field(description="Null where a script plays the model.")
 
 
 class UserOut(Out):

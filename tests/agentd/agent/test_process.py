@@ -63,6 +63,25 @@ def test_the_environment_is_built_from_nothing(tmp_path: Path) -> None:
     assert "GREYLAG_ENVIRONMENT" not in env
 
 
+def test_tools_get_the_way_out_but_no_password(tmp_path: Path) -> None:
+    ours = {
+        "HTTPS_PROXY": "http://ann:hunter2@p.test",
+        "http_proxy": "http://p.test:1",
+        "NO_PROXY": "10.0.0.0/8",
+        "SSL_CERT_FILE": "/etc/greylag/authorities.pem",
+    }
+    setup = AgentSetup(tmp_path, tmp_path, tmp_path, model_timeout=700.5)
+    env = agent_environment(setup, ours, "http://127.0.0.1:1", "token")
+    assert "hunter2" not in str(env)
+    assert env["HTTP_PROXY"] == env["http_proxy"] == "http://p.test:1"
+    # goose reaches the relay straight.
+    assert env["NO_PROXY"] == env["no_proxy"] == "10.0.0.0/8,localhost,127.0.0.1,::1"
+    assert env["SSL_CERT_FILE"] == env["REQUESTS_CA_BUNDLE"] == ours["SSL_CERT_FILE"]
+    assert env["OPENAI_TIMEOUT"] == "761"
+    alone = {"HTTPS_PROXY": ours["HTTPS_PROXY"], "NO_PROXY": "*"}
+    assert not {"NO_PROXY", "HTTPS_PROXY"} & agent_environment(setup, alone, "u", "t").keys()
+
+
 async def test_a_program_that_is_not_there_is_told(tmp_path: Path, execution: Execution) -> None:
     setup = AgentSetup(tmp_path, tmp_path, tmp_path)
     with pytest.raises(AgentUnavailableError, match="cannot be started"):

@@ -101,3 +101,39 @@ async def test_an_unreachable_provider_is_told_as_such(
     assert failure is not None
     assert failure.status is None
     assert "Cannot connect" in failure.message
+
+
+async def test_a_forbidden_call_and_an_error_within_a_stream_keep_the_providers_words(
+    agent: Agent, session: str, make_sink: Any
+) -> None:
+    with pytest.raises(AgentRefusedError):
+        await agent.prompt(session, "[[status 403]]", make_sink())
+    failure = agent.model_failure(session)
+    assert failure is not None
+    assert (failure.status, failure.message) == (403, "the scripted model was told to answer 403")
+    sink = make_sink()
+    await agent.prompt(session, "[[text half an answer]] [[error-in-stream]]", sink)
+    failure = agent.model_failure(session)
+    assert failure is not None
+    assert failure.message == "overloaded mid stream"
+    assert sink.text().startswith("half an answer")
+    assert "Network error: " in sink.text()
+
+
+async def test_goose_asks_a_silent_provider_once_and_its_turn_is_told_of_the_wait(
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    fake_provider: ModelProvider,
+    make_sink: Any,
+) -> None:
+    agent = await start_agent(goose_command, provider=fake_provider, model_timeout=1.0)
+    agent._relay._notice_after = (0.01,)
+    session = await agent.new_session("A test")
+    sink = make_sink()
+    await agent.prompt(session, "[[hang]]", sink)
+    failure = agent.model_failure(session)
+    assert failure is not None
+    assert failure.final
+    told = sink.of("status_message", lambda update: update["status"]["message"])
+    assert len([words for words in told if "until the model provider answers" in words]) == 1
+    assert sink.text().startswith("Ran into this error: ")

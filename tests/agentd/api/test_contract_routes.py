@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
+from structlog.testing import capture_logs
 from tests.agentd.doubles import READY, AgentDouble, Api, chunk, eventually, serving
 
 from greylag.agentd.agent.types import (
@@ -364,6 +366,39 @@ async def test_every_route_but_health_wants_the_token(tmp_path: Path) -> None:
                 async with stranger.get(f"{api.base}/api/v1/sessions", headers=headers) as answer:
                     assert answer.status == 401
                     assert {"error", "message"} <= set(await answer.json())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+async def test_older_clients_get_in_where_it_is_allowed_and_their_token_is_never_logged(
+    tmp_path: Path, *, legacy: bool
+) -> None:
+    page = {"origin": "https://pages.example"}
+    asked = {"access-control-request-method": "POST"}
+    asked["access-control-request-headers"] = "content-type"
+    with capture_logs() as logged:
+        async with (
+            serving(tmp_path, token=Secret("s3cret"), legacy_api=legacy) as api,
+            aiohttp.ClientSession(headers=page) as client,
+        ):
+            address = f"{api.base}/api/v1/sessions"
+            for query, password, allowed in [
+                ("?token=s3cret", None, legacy),
+                ("?x=1&token=s3cret&y=%26", None, legacy),
+                ("", "s3cret", legacy),
+                ("?token=nope", None, False),
+                ("?token=", None, False),
+                ("", "nope", False),
+            ]:
+                basic = aiohttp.encode_basic_auth("goose", password or "")
+                headers = {"authorization": basic} if password else {}
+                async with client.get(address + query, headers=headers) as answer:
+                    assert answer.status == (200 if allowed else 401), (query, password)
+                    shared = answer.headers.get("access-control-allow-origin")
+                    assert shared == ("*" if legacy else None)
+            async with client.options(address, headers=asked) as answer:
+                assert answer.status == (200 if legacy else 401)
+    assert len(logged) >= 7
+    assert "s3cret" not in str(logged)
 
 
 async def test_without_a_token_only_this_machine_s_programs_may_connect(tmp_path: Path) -> None:

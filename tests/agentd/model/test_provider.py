@@ -15,7 +15,7 @@ from aiohttp import web
 from tests.cluster.kubernetes.kubeconfigs import certificate
 
 from greylag.agentd.agent.types import ModelProvider
-from greylag.agentd.model.provider import target_of
+from greylag.agentd.model.provider import problem_of, target_of
 from greylag.agentd.model.relay import ModelRelay, wanted_pause
 
 Serve = Callable[[web.Application], Any]
@@ -350,3 +350,62 @@ async def test_an_address_that_no_proxy_names_is_reached_straight(serve_app: Ser
         async with asking(ModelProvider(url, proxies=proxies | {"NO_PROXY": "10.1.1.1"})) as agent:
             assert (await agent.ask())[0] == 502
             assert agent.words == "The proxy http://127.0.0.1:9 cannot be reached."
+
+
+def lists_at(path: str, *, calls: bool = True) -> Handler:
+    """A provider whose list of models is at ``path``; it has its calls beside it, or has none."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if path and request.path == f"{path}/models":
+            return web.json_response({"data": []})
+        if calls and request.path == f"{path}/chat/completions":
+            return web.json_response({"error": {"message": "messages is missing"}}, status=400)
+        return web.json_response({"detail": "Not Found"}, status=404)
+
+    return answer
+
+
+async def _refuses(_request: web.Request) -> web.Response:
+    return web.json_response({"error": {"message": "no such key"}}, status=401)
+
+
+async def _page(_request: web.Request) -> web.Response:
+    return web.Response(text="<html>", content_type="text/html")
+
+
+@pytest.mark.parametrize(
+    ("provider", "path", "problem"),
+    [
+        (lists_at("/v1"), "", None),
+        (lists_at("/v1"), "/v1", None),
+        (lists_at("/api/paas/v4"), "/api/paas/v4/", None),
+        (lists_at("", calls=True), "/nothing", "/nothing/chat/completions is not there (404)"),
+        (lists_at("/v1"), "/v2", "/v2/chat/completions is not there (404)"),
+        (lists_at("/openai/v1"), "/openai", "/openai/v1: set it to that."),
+        (_refuses, "", "refuses GREYLAG_MODEL_KEY: no such key"),
+        (_page, "/docs", "a web page"),
+    ],
+)
+async def test_a_wrong_address_or_key_is_told_before_anybody_asks(
+    serve_app: Serve, provider: Handler, path: str, problem: str | None
+) -> None:
+    async with serve_app(provider_app(provider)) as url:
+        found = await problem_of(ModelProvider(f"{url}{path}", "k"))
+    assert found is None if problem is None else problem in (found or "")
+
+
+async def test_a_provider_that_is_down_silent_or_without_a_list_is_no_problem(
+    serve_app: Serve, unused_url: str
+) -> None:
+    async def silent(_request: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def without(request: web.Request) -> web.Response:
+        return web.Response(status=404 if request.method == "GET" else 422)
+
+    assert await problem_of(ModelProvider(unused_url)) is None
+    async with serve_app(provider_app(silent)) as url:
+        assert await problem_of(ModelProvider(url), within=0.1) is None
+    async with serve_app(provider_app(without)) as url:
+        assert await problem_of(ModelProvider(url)) is None

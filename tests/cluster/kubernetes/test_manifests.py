@@ -140,6 +140,25 @@ def test_objects_are_those_of_the_golden_file(
     assert objects(project, options, replicas) == golden
 
 
+def test_a_proxy_with_a_password_is_in_the_secret_and_authorities_are_a_file() -> None:
+    variables = {"HTTPS_PROXY": "http://ann:hunter2@p.test", "NO_PROXY": ".test"}
+    options = PLAIN.model_copy(update={"authorities": "PEM"})
+    environment = made().environment
+    own = project_objects(environment, options, variables, token=TOKEN, replicas=1)
+
+    secret = one("Secret", own)["data"]
+    assert base64.b64decode(secret["HTTPS_PROXY"]).decode() == variables["HTTPS_PROXY"]
+    config = one("ConfigMap", own)["data"]
+    assert config["NO_PROXY"] == ".test"
+    assert "hunter2" not in json.dumps(own)
+    pod = one("Deployment", own)["spec"]["template"]["spec"]
+    name = next(v["configMap"]["name"] for v in pod["volumes"] if v["name"] == "authorities")
+    assert one("ConfigMap", shared_objects(environment, options))["metadata"]["name"] == name
+    for container in pod["containers"]:
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert config["SSL_CERT_FILE"] == f"{mounts['authorities']}/authorities.pem"
+
+
 @given(ids, ids)
 def test_names_labels_and_annotations_are_valid_for_any_ids(user_id: str, project_id: str) -> None:
     project = made(user_id, project_id)

@@ -122,11 +122,13 @@ class ModelProvider:
         url: base URL, as ``https://api.openai.com``; without a path its ``/v1`` is meant.
         key: the provider's key, sent as a bearer token; None for a provider that wants none.
         proxies: the variables that name proxies (``proxy_variables``).
+        authorities: certificates (PEM) of whom to trust; "": whom this process trusts.
     """
 
     url: str
     key: str | None = field(default=None, repr=False)
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    authorities: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

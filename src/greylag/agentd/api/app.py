@@ -8,6 +8,7 @@ import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -123,6 +124,8 @@ class Services:
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
     """Return the application; nothing is started by it."""
     limit = settings.message_limit
+    every = ["*"]
+    cors = Middleware(CORSMiddleware, allow_origins=every, allow_methods=every, allow_headers=every)
     return Starlette(
         routes=[
             *HealthRoutes(settings, services.agent, services.turns).routes(),
@@ -136,7 +139,8 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
         middleware=[
             Middleware(Prefix, prefix=settings.path_prefix),
             Middleware(AccessLog, quiet=_QUIET_PATHS),
-            Middleware(Auth, token=settings.token),
+            *([cors] if settings.legacy_api else []),
+            Middleware(Auth, token=settings.token, legacy=settings.legacy_api),
         ],
         exception_handlers={
             RequestError: refused,

@@ -1,7 +1,10 @@
 """What stands before the routes: who may talk to agentd, and below which path."""
 
+import base64
+import binascii
 import hmac
 import re
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -11,6 +14,7 @@ from greylag.agentd.config import Secret
 from greylag.common.net import below, is_loopback
 
 _OPEN_PATHS = frozenset({"/", "/api/v1/health"})
+_IN_QUERY = "token"
 _PORT = re.compile(r":\d+\Z")
 
 
@@ -23,14 +27,19 @@ class Auth:
     Args:
         app: what answers a request that may pass.
         token: the token that clients must send; None for loopback without one.
+        legacy: whether the token may also come as ``?token=``, which is taken off, or as the
+            password of basic authentication: older clients have no other way.
     """
 
-    def __init__(self, app: ASGIApp, token: Secret | None) -> None:
+    def __init__(self, app: ASGIApp, token: Secret | None, *, legacy: bool = False) -> None:
         self._app = app
         self._token = token
+        self._legacy = legacy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 or 403."""
+        if scope["type"] == "http" and self._legacy:
+            scope = _with_usual_token(scope)
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         await (refusal or self._app)(scope, receive, send)
 
@@ -55,6 +64,23 @@ def _tokens(headers: Headers) -> list[bytes]:
     sent = [bearer] if scheme.lower() == "bearer" else []
     sent.append(headers.get("x-greylag-agent-token", ""))
     return [token.encode("latin-1").strip() for token in sent]
+
+
+def _with_usual_token(scope: Scope) -> Scope:
+    """Return the request with a token in its address or password in the header for tokens."""
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    found = [value for name, value in query if name == _IN_QUERY]
+    kept = urlencode([pair for pair in query if pair[0] != _IN_QUERY]).encode()
+    scheme, _, basic = Headers(scope=scope).get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            found.append(base64.b64decode(basic).decode("latin-1").partition(":")[2])
+        except binascii.Error:
+            return scope
+    if not found:
+        return scope
+    header = (b"x-greylag-agent-token", found[0].encode("latin-1", "replace"))
+    return {**scope, "query_string": kept, "headers": [header, *scope["headers"]]}
 
 
 def _refused(status: int, error: str, message: str) -> JSONResponse:

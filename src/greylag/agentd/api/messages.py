@@ -1,6 +1,5 @@
 """Messages by the older contract: streamed, awaited, or as provider tokens."""
 
-import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from greylag.agentd.journal.replay import JournalTail
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import sse
+from greylag.common.typed import parse_json
 
 # A character may be written as six (\uXXXX) in JSON, and there is a little around the message.
 _ESCAPED = 6
@@ -148,7 +148,7 @@ def _token(frame: bytes) -> dict[str, Any] | None:
     parsed = sse.parse(frame)
     if parsed is None:
         return None
-    event = json.loads(parsed.data)
+    event = parse_json(parsed.data)
     content = event["content"]
     match event["type"]:
         case "message":

@@ -6,10 +6,11 @@ provider does in place of an answer, a status, a page, an error in a 200 or in t
 stream, becomes a ``ModelFailure`` in words for people.
 """
 
+import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -36,6 +37,9 @@ _OF_THE_BODY = frozenset({"content-length", "content-encoding", "content-type"})
 _EVENTS = "text/event-stream"
 _WORDS = ("message", "detail", "error_description", "msg", "title")
 _BAD_GATEWAY, _TIMEOUT = 502, 504
+_WEB_PAGE = (
+    "The model provider's address answers with a web page: see that GREYLAG_MODEL_URL is its API's."
+)
 _SILENCE = "The model provider said nothing for {seconds:g} seconds (GREYLAG_MODEL_TIMEOUT)."
 
 CallOutcome = tuple[web.StreamResponse, ModelFailure | None]
@@ -85,12 +89,13 @@ class ProviderClient:
         self._idle_seconds = idle_seconds
         # Not aiohttp's ``trust_env``: that reads ~/.netrc too, which belongs to the agent.
         self._proxy = proxy_for(provider.url, provider.proxies)
+        trusted = ssl.create_default_context(cadata=provider.authorities or None)
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_SECONDS, sock_read=idle_seconds
         )
         self._session = aiohttp.ClientSession(
             timeout=timeout,
-            connector=aiohttp.TCPConnector(limit=0, ssl=ssl.create_default_context()),
+            connector=aiohttp.TCPConnector(limit=0, ssl=trusted),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=_HEADER_LINE,
@@ -169,11 +174,7 @@ class ProviderClient:
         if answer.status >= HTTPStatus.BAD_REQUEST:
             return self._refused(answer.status, answer, await _beginning(answer))
         if answer.content_type == "text/html":
-            raise ProviderFaultError(
-                "The model provider's address answers with a web page: see that GREYLAG_MODEL_URL "
-                "is its API's.",
-                final=True,
-            )
+            raise ProviderFaultError(_WEB_PAGE, final=True)
         first = b""
         if answer.content_type.endswith("json"):
             first = await _beginning(answer)
@@ -423,3 +424,64 @@ def _in_words(provider: ModelProvider, proxy: Proxy | None, idle_seconds: float)
         raise ProviderFaultError(f"{name} answers with {what}.", final=True) from error
     except (aiohttp.ClientError, OSError) as error:
         raise ProviderFaultError(f"{name} failed: {error}") from error
+
+
+# Whether the provider's address and key can work, tried once before anybody waits for an answer.
+
+_TRIED_WITHIN = 10.0
+_NO_SUCH_CALL = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED})
+
+
+async def problem_of(provider: ModelProvider, within: float = _TRIED_WITHIN) -> str | None:
+    """Ask a provider for its list of models, and say what is wrong with its address or key.
+
+    Returns:
+        A sentence; None where nothing is known to be wrong: it works, does not answer now, or has
+        no such list.
+    """
+    try:
+        async with aclosing(ProviderClient(provider, within)) as client, asyncio.timeout(within):
+            return await _problem(client, provider)
+    except ProviderFaultError as fault:
+        return str(fault) if fault.failure.final and fault.status != _TIMEOUT else None
+    except TimeoutError:
+        return None
+
+
+async def _problem(client: ProviderClient, provider: ModelProvider) -> str | None:
+    listed = target_of(provider.url, "/v1/models")
+    status, words = await _tried(client, "GET", listed)
+    if status == HTTPStatus.UNAUTHORIZED:
+        return f"The model provider refuses GREYLAG_MODEL_KEY: {words}"
+    if status not in _NO_SUCH_CALL:
+        return None
+    inner = f"{provider.url.rstrip('/')}/v1"
+    if "?" not in inner and not inner.endswith("/v1/v1") and URL(provider.url).path != "/":
+        status, _ = await _tried(client, "GET", target_of(inner, "/v1/models"))
+        if status < HTTPStatus.MULTIPLE_CHOICES:
+            return (
+                f"GREYLAG_MODEL_URL: there is no API of models at {provider.url}, but there is one "
+                f"at {inner}: set it to that."
+            )
+    chat = target_of(provider.url, "/v1/chat/completions")
+    status, words = await _tried(client, "POST", chat, b"{}")
+    if status not in _NO_SUCH_CALL or "model" in words.lower():
+        return None
+    return (
+        f"GREYLAG_MODEL_URL: {chat.with_query(None)} is not there ({status}). An address without a "
+        "path means its /v1; one with a path is taken as it stands."
+    )
+
+
+async def _tried(
+    client: ProviderClient, method: str, target: URL, body: bytes | None = None
+) -> tuple[int, str]:
+    """Return the status of a call, and what an error says."""
+    headers = CIMultiDict({"Content-Type": "application/json", "Accept": "application/json"})
+    async with client.ask(method, target, headers, body) as answer:
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            said = words_in(await _beginning(answer), answer.content_type)
+            return answer.status, said or f"{answer.status} {answer.reason or ''}".strip()
+        if answer.content_type == "text/html":
+            raise ProviderFaultError(_WEB_PAGE, final=True)
+        return answer.status, ""

@@ -30,7 +30,12 @@ from aiohttp import web
 from greylag.agentd.agent.types import MODEL_TIMEOUT, AgentKind, ModelFailure, ModelProvider
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.model import scripted as scripted_model
-from greylag.agentd.model.provider import SESSION_HEADER, CallOutcome, ProviderClient
+from greylag.agentd.model.provider import (
+    SESSION_HEADER,
+    CallOutcome,
+    ProviderClient,
+    problem_of,
+)
 
 _MODEL_CALLS = re.compile(
     r"POST /v1/(chat/completions|completions|responses|embeddings)|GET /v1/models(/\w[\w.:-]*)?"
@@ -327,6 +332,14 @@ def provider(settings: AgentdSettings) -> ModelProvider | None:
     return ModelProvider(
         settings.model_url, None if key is None else key.value, proxies=settings.proxies
     )
+
+
+async def tell_problem(settings: AgentdSettings) -> None:
+    """Log what is wrong with the provider's address or key, if it can be told."""
+    named = provider(settings)
+    problem = None if named is None else await problem_of(named)
+    if problem is not None:
+        _log.warning("model_provider_problem", reason=problem)
 
 
 def demonstration(settings: AgentdSettings, agent: AgentKind) -> str | None:

@@ -11,6 +11,8 @@ from greylag.cluster.kubernetes.options import Network, Options, Template, netwo
 from greylag.domain.project import Environment
 
 SERVICE_ACCOUNT = "greylag-environment"
+AUTHORITIES = "greylag-authorities"
+AUTHORITIES_FILE = "authorities.pem"
 EPHEMERAL_REQUEST = "64Mi"
 _BOUNDS_NAME = "greylag"
 _DENY, _AGENT = "greylag-default-deny", "greylag-agent"
@@ -34,7 +36,18 @@ def shared_objects(environment: Environment, options: Options) -> list[dict[str,
             "metadata": shared_metadata(environment, SERVICE_ACCOUNT),
             "automountServiceAccountToken": False,
         },
+        *([_authorities(environment, options)] if options.authorities else []),
     ]
+
+
+def _authorities(environment: Environment, options: Options) -> dict[str, Any]:
+    """Return whom environments trust; a file in them, as it is too long for a variable."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": shared_metadata(environment, AUTHORITIES),
+        "data": {AUTHORITIES_FILE: options.authorities},
+    }
 
 
 def _namespace(environment: Environment) -> dict[str, Any]:

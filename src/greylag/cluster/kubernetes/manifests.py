@@ -21,13 +21,20 @@ from greylag.cluster.kubernetes.identity import (
     secret_name,
     volume_claim_name,
 )
-from greylag.cluster.kubernetes.isolation import EPHEMERAL_REQUEST, SERVICE_ACCOUNT, shared_objects
+from greylag.cluster.kubernetes.isolation import (
+    AUTHORITIES,
+    AUTHORITIES_FILE,
+    EPHEMERAL_REQUEST,
+    SERVICE_ACCOUNT,
+    shared_objects,
+)
 from greylag.cluster.kubernetes.options import Options, Template
 from greylag.domain.names import label
 from greylag.domain.project import Environment
 
 TOKEN_KEY = "GREYLAG_AGENT_TOKEN"  # noqa: S105 - the variable's name
 MODEL_KEY = "GREYLAG_MODEL_KEY"
+_SECRET = (MODEL_KEY, "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 
 CONTAINER = "agent"
 PORT_NAME = "http"
@@ -43,6 +50,9 @@ ALIVE_PATH = "/"
 _USER = 1000
 _GRACE_SECONDS = 20
 _TEMPORARY_SIZE = "1Gi"
+_AUTHORITIES_FOLDER = "/etc/greylag"
+_AUTHORITIES_VOLUME = {"name": "authorities", "configMap": {"name": AUTHORITIES}}
+_AUTHORITIES_MOUNT = {"name": "authorities", "mountPath": _AUTHORITIES_FOLDER, "readOnly": True}
 
 _NGINX = "nginx.ingress.kubernetes.io"
 # A stream is silent while the agent thinks, and lives as long as its turn.
@@ -57,6 +67,7 @@ _STREAMING = {
 _PLACEHOLDERS = {
     TOKEN_KEY: "REPLACE-WITH-A-RANDOM-TOKEN",
     MODEL_KEY: "REPLACE-WITH-THE-MODEL-PROVIDER-KEY",
+    **dict.fromkeys(_SECRET[1:], "REPLACE-WITH-THE-ADDRESS-OF-THE-PROXY"),
 }
 _HEADING = """\
 # The environment of project {project} of user {user}, as these settings make it.
@@ -78,7 +89,8 @@ def project_objects(
     Args:
         environment: which environment.
         options: what the settings say.
-        variables: agentd's environment variables; the model provider's key goes into the Secret.
+        variables: agentd's environment variables; the model provider's key, and proxies, which may
+            hold passwords, go into the Secret.
         token: what the environment's agentd will demand.
         replicas: 0 to sleep, 1 to run.
 
@@ -86,10 +98,8 @@ def project_objects(
         ClusterError: the project's template does not exist (terminal).
     """
     template = options.template_of(environment)
-    secrets = {TOKEN_KEY: token}
-    if MODEL_KEY in variables:
-        secrets[MODEL_KEY] = variables[MODEL_KEY]
-    plain = {name: value for name, value in variables.items() if name != MODEL_KEY}
+    secrets = {TOKEN_KEY: token} | {key: variables[key] for key in _SECRET if key in variables}
+    plain = {name: value for name, value in variables.items() if name not in _SECRET}
     ingress = _ingress(environment, options)
     return [
         _secret(environment, secrets),
@@ -115,8 +125,8 @@ def printed(
     Raises:
         ClusterError: the template does not exist.
     """
-    if MODEL_KEY in variables:
-        variables = {**variables, MODEL_KEY: _PLACEHOLDERS[MODEL_KEY]}
+    hidden = {name: _PLACEHOLDERS[name] for name in _SECRET if name in variables}
+    variables = {**variables, **hidden}
     token = _PLACEHOLDERS[TOKEN_KEY]
     objects = shared_objects(environment, options)
     objects += project_objects(environment, options, variables, token=token, replicas=replicas)
@@ -159,6 +169,8 @@ def _config(
     }
     if prefix := _path_prefix(environment, options):
         fixed["GREYLAG_PATH_PREFIX"] = prefix
+    if options.authorities:
+        fixed["SSL_CERT_FILE"] = f"{_AUTHORITIES_FOLDER}/{AUTHORITIES_FILE}"
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -316,6 +328,7 @@ def _pod(environment: Environment, options: Options, template: Template) -> dict
             },
             # agentd has its own folder for temporary files; scripts that tools run name /tmp.
             {"name": "tmp", "emptyDir": {"sizeLimit": _TEMPORARY_SIZE}},
+            *([_AUTHORITIES_VOLUME] if options.authorities else []),
         ],
     }
 
@@ -356,6 +369,7 @@ def _container(environment: Environment, options: Options, template: Template) -
         "volumeMounts": [
             {"name": "data", "mountPath": FOLDER},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
+            *([_AUTHORITIES_MOUNT] if options.authorities else []),
         ],
     }
 

@@ -229,6 +229,8 @@ class Options(BaseModel):
     """Whether tokens may go over plain http beyond the cluster."""
     probe: bool = True
     """Whether an environment is asked at its address before it counts as ready."""
+    authorities: str = ""
+    """PEM of whom environments trust; empty: what the platform's own settings say of it."""
     egress_cidrs: Ranges = (EVERYWHERE,)
     """Where environments may connect to."""
     cluster_cidrs: Ranges = PRIVATE_RANGES

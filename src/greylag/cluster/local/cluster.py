@@ -52,6 +52,7 @@ class LocalCluster:
         network: ``strict`` leaves environments in a sandbox nothing but the way to the model.
         hidden: what environments in a sandbox must not read, beside the usual folders, the one
             that we were started in, and ``root``.
+        shown: what they are to read all the same.
         limits: most of what each process of an environment may have.
         grace: seconds between a stop's SIGTERM and its SIGKILL.
 
@@ -71,6 +72,7 @@ class LocalCluster:
         sandbox: SandboxChoice = "auto",
         network: SandboxNetwork = "auto",
         hidden: Sequence[Path] = (),
+        shown: Sequence[Path] = (),
         limits: ProcessLimits | None = None,
         grace: float = 8.0,
     ) -> None:
@@ -78,7 +80,7 @@ class LocalCluster:
         box = choose_sandbox(
             sandbox,
             hidden=(self._root, *start_folder(), *hidden),
-            needed=_programs(goose or "goose"),
+            needed=[*_programs(goose or "goose"), *shown],
             network=network,
         )
         extra = {**(model or {}), **({"GREYLAG_GOOSE": goose} if goose else {})}

@@ -3,7 +3,6 @@ scripts what the console does by the JSON API.
 """
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from starlette.responses import Response
 
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import ChatMessage, Session, Turn
+from greylag.common.typed import parse_json
 from greylag.domain.errors import (
     AgentUnreachableError,
     ErrorInfo,
@@ -134,8 +134,15 @@ async def _start(call: RequestContext, new: NewMessage) -> str | None:
 
 
 def _turn_session(frame: sse.Frame | None) -> str | None:
-    event = json.loads(frame.data) if frame is not None else {}
-    return str(event["content"]["session_id"]) if event.get("type") == "turn" else None
+    """Return the session that a frame of an environment, which may hold anything, says it is of."""
+    if frame is None:
+        return None
+    try:
+        event = parse_json(frame.data)
+        session = event["content"]["session_id"] if event["type"] == "turn" else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return session if isinstance(session, str) else None
 
 
 # What the page shows of a session.

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from greylag.common import sse
 from greylag.common.clock import parse_rfc3339, rfc3339
+from greylag.common.typed import parse_json
 from greylag.domain.errors import ErrorInfo, InvalidRequestError
 from greylag.domain.project import Desired, Project, Status
 from greylag.web.addresses import address, project_path, static_url, user_url
@@ -143,7 +144,7 @@ def project_view(project: Project) -> ProjectView:
         label="Deleting" if deleting else _LABELS[project.status],
         moving=deleting or not project.settled,
         deleting=deleting,
-        endpoint=project.endpoint,
+        endpoint=_elsewhere(project.endpoint),
         endpoint_is_link=(project.endpoint or "").startswith(("http://", "https://")),
         error=project.error,
         can_activate=not deleting and (failed or not wants_active),
@@ -152,6 +153,14 @@ def project_view(project: Project) -> ProjectView:
         created=moment(project.created_at),
         last_activated=moment(project.last_activated_at) if project.last_activated_at else None,
     )
+
+
+def _elsewhere(endpoint: str | None) -> str | None:
+    """Return an endpoint under a name of this machine that our cookie is not sent to.
+
+    Browsers tell no ports of one host apart, and Greylag is opened at 127.0.0.1.
+    """
+    return endpoint and endpoint.replace("http://127.0.0.1:", "http://localhost:", 1)
 
 
 def _shown(metadata: Mapping[str, Any]) -> str:
@@ -195,7 +204,7 @@ class ProjectForm:
         if not self.metadata.strip():
             return {}
         try:
-            value = json.loads(self.metadata)
+            value = parse_json(self.metadata)
         except (ValueError, RecursionError) as error:
             place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
             raise InvalidRequestError(f"metadata must be a JSON object{place}.") from error

@@ -1,0 +1,47 @@
+"""What is told at the start of settings that cannot work, and of a model provider."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.harness import Harness, settings
+
+from greylag.domain.errors import ConfigError
+from greylag.domain.project import Desired, ProjectRef
+from greylag.domain.users import OPERATOR
+from greylag.services.projects import NewProject
+from greylag.wiring import assembled
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"goose": "/nope"}, "GREYLAG_GOOSE=/nope is no program that can be run."),
+        ({"model_key": "sk-123"}, "GREYLAG_MODEL_KEY is set, but GREYLAG_MODEL_URL does not say"),
+        ({"model_url": "api.test"}, "GREYLAG_MODEL_URL must be an http or https address"),
+        ({"model_url": "https://a:sk-123@api.test"}, "GREYLAG_MODEL_URL must not hold a key"),
+        ({"ca_file": "/nope"}, "GREYLAG_CA_FILE: /nope is no readable file of certificates"),
+    ],
+)
+async def test_a_setting_that_cannot_work_ends_the_start_with_a_sentence(
+    tmp_path: Path, wrong: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        async with assembled(settings(data=tmp_path, cluster="local", **wrong)):
+            pass
+    assert str(refused.value).startswith(sentence)
+    assert "sk-123" not in str(refused.value)
+
+
+async def test_the_log_of_an_activation_tells_what_is_wrong_with_the_model_provider() -> None:
+    house = Harness()
+    model = house.use_cases.platform.model
+    assert model is not None
+    assert model.provider == "model.example"
+    model.problem = "GREYLAG_MODEL_URL: nothing is there."
+    projects = house.use_cases.projects
+    async with house.working():
+        await projects.create(OPERATOR, "me", NewProject("Demo", project_id="demo"))
+        wanted = await projects.want(OPERATOR, ProjectRef("me", "demo"), Desired.ACTIVE)
+        told = [event.code async for event in projects.progress(wanted)]
+    assert told[-2:] == ["model_provider_problem", "active"]
