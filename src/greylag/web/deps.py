@@ -1,7 +1,8 @@
 """What the handlers of all routes are given, and what OpenAPI says of answers that are not JSON."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import structlog
 from fastapi import Depends, Header, Path, Request
 
 from greylag.domain.errors import UnauthorizedError
-from greylag.domain.names import MAX_ID_LENGTH
+from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Principal
 from greylag.services.use_cases import Platform, UseCases
@@ -68,6 +69,7 @@ _UserId = Annotated[
         description="A user's id, percent-encoded.",
         min_length=1,
         max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": ID_FORM},
         examples=["me"],
     ),
 ]
@@ -78,6 +80,7 @@ _ProjectId = Annotated[
         description="A project's id, percent-encoded.",
         min_length=1,
         max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": ID_FORM},
         examples=["notes"],
     ),
 ]
@@ -158,7 +161,7 @@ async def _prefer(
                 "RFC 7240: `respond-async` answers 202 at once; `wait=N` waits N seconds at most"
                 " (3600 at most); both: 202 when N seconds were not enough."
             ),
-            examples=["respond-async"],
+            examples=[["respond-async"]],
         ),
     ] = None,
 ) -> Prefer:
@@ -211,8 +214,9 @@ def problems(*statuses: int) -> Responses:
     return {status: _problem(status) for status in sorted({*_ALWAYS, *statuses})}
 
 
-def events(example: str) -> Responses:
-    """Return the documentation of an answer that is a stream of server-sent events."""
+def events(id: str, type: str, content: Mapping[str, Any]) -> Responses:  # noqa: A002 - an event's own names
+    """Return the documentation of an answer that is a stream of server-sent events such as this."""
+    example = {"id": id, "data": json.dumps({"type": type, "content": content})}
     return {
         200: {
             "description": (

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Response
 
 from greylag.common.agent_api import Turn
-from greylag.domain.names import MAX_ID_LENGTH
+from greylag.domain.names import MAX_ID_LENGTH, SEGMENT_FORM
 from greylag.services.agents import MAX_LOG_LINES
 from greylag.services.messages import NewMessage
 from greylag.web.api.projects import PROJECT
@@ -64,6 +64,7 @@ _TurnId = Annotated[
         description="A turn's id.",
         min_length=1,
         max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": SEGMENT_FORM},
         examples=["5a1d0b6c2f3e4d51a7c8e9f001122334"],
     ),
 ]
@@ -74,16 +75,20 @@ _ConfirmationId = Annotated[
         description="The id of a `tool_confirmation` event.",
         min_length=1,
         max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": SEGMENT_FORM},
     ),
 ]
 
-_TURN_EXAMPLE = (
-    'id: 5a1d-0\ndata: {"type":"turn","content":{"turn_id":"5a1d","session_id":"0d4f",'
-    '"message_id":"b3c1","demonstration":null}}\n\n'
-    'id: 5a1d-1\ndata: {"type":"message","content":{"role":"Assistant","content":"Hello",'
-    '"content_type":"text","timestamp":1795424100,"session_id":"0d4f"}}\n\n'
-    'id: 5a1d-2\ndata: {"type":"complete","content":{"message":"Response complete",'
-    '"session_id":"0d4f"}}\n\n'
+_TURN_EVENTS = events(
+    "5a1d0b6c2f3e4d51a7c8e9f001122334-1",
+    "message",
+    {
+        "role": "Assistant",
+        "content": "Hello",
+        "content_type": "text",
+        "timestamp": 1_795_424_100,
+        "session_id": "0d4f",
+    },
 )
 
 
@@ -92,7 +97,7 @@ _TURN_EXAMPLE = (
     operation_id="send_message",
     summary="Send a message and stream the answer",
     response_class=Response,
-    responses={**problems(404, 409, 413, 502), **events(_TURN_EXAMPLE)},
+    responses={**problems(404, 409, 413, 502), **_TURN_EVENTS},
 )
 async def send_message(
     call: ProjectCallDep,
@@ -119,7 +124,7 @@ async def send_message(
     response_class=Response,
     responses={
         **_RESPONSES,
-        **events(_TURN_EXAMPLE),
+        **_TURN_EVENTS,
         204: {"description": "Nothing follows the event that was named: the turn is over."},
     },
 )
