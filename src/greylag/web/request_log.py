@@ -119,6 +119,9 @@ def _write_line(scope: Scope, exchange: Exchange) -> None:
         "status": exchange.status,
         "ms": round((time.monotonic() - exchange.started) * 1000, 1),
     }
+    if (b"sec-fetch-site", b"cross-site") in scope["headers"]:
+        # To be counted. A page that only reads or links here is no news.
+        line["cross_site"] = True
     if exchange.client_left:
         line["client_left"] = True
     write = log.debug if scope["path"] in _QUIET else log.info
