@@ -4,7 +4,7 @@ BIN := .venv/bin
 UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(DATA))
 TEST_ARGS ?=
 
-.PHONY: up setup test setup-dev lint typecheck format bench lock image greylag-image css clean
+.PHONY: up setup test setup-dev lint typecheck format bench lock image greylag-image judges css clean
 
 up: setup ## Set up and run Greylag; prints its address
 	@$(BIN)/greylag up $(UP_ARGS)
@@ -44,6 +44,12 @@ image: ## Build build/goose-api-server.tar, the environments' image, without a r
 
 greylag-image: ## Build build/greylag.tar, the image of web and worker, in the same way
 	@tools/image.sh greylag
+
+judges: ## Install what judges the manifests (needs Go); tests then run it: tests/deploy/test_manifests_judged.py
+	GOBIN=$(CURDIR)/build/judges/bin go install github.com/zegl/kube-score/cmd/kube-score@v1.20.0
+	python3 -m venv build/judges/checkov
+	build/judges/checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
+	ln -sf ../checkov/bin/checkov build/judges/bin/checkov
 
 css: ## Build the dashboard's style sheet (needs Node)
 	npm ci --prefix frontend --no-progress

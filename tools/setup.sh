@@ -61,9 +61,27 @@ install_test_programs() {
     say "MISSING:$missing. The tests that need it will be skipped, and say so."
 }
 
+# What judges the OpenAPI document; kept until its lock changes.
+install_judges() {
+    wanted=$(cat tools/judges/package-lock.json | cksum)
+    stamp=build/judges/.setup
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+        return
+    fi
+    mkdir -p build/judges
+    cp .npmrc tools/judges/package.json tools/judges/package-lock.json build/judges/
+    if command -v npm >/dev/null 2>&1 && npm ci --prefix build/judges --ignore-scripts \
+        --loglevel=error --no-audit --no-fund --no-progress >/dev/null; then
+        printf '%s\n' "$wanted" >"$stamp"
+    else
+        say "MISSING: redocly and spectral, from npm. The tests that need them will be skipped."
+    fi
+}
+
 install_python_packages
 .venv/bin/python tools/install_goose.py
 if [ "$kind" = dev ]; then
     install_test_programs
+    install_judges
 fi
 say "done"

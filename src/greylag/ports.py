@@ -258,6 +258,10 @@ class Created:
     new: bool
 
 
+CURSOR_FORM = r"^[0-9]{1,15}\.[0-9A-Za-z]{1,64}$"
+"""What every cursor looks like: any other text is refused, and nothing of this form is."""
+
+
 @dataclass(frozen=True, slots=True)
 class PageQuery:
     """Which of a user's projects: ``limit`` at most, after ``cursor`` (opaque, from a page)."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 from tests.harness import TOKEN
 from tests.web.server import ADA, Site, settings, site
 
@@ -258,3 +259,19 @@ async def test_files_under_old_names_and_none_are_given_but_not_for_good(running
         answer = await _got(running, path)
         assert answer.status == 404
         assert "immutable" not in answer.headers["cache-control"]
+
+
+async def test_another_site_s_reading_changes_nothing_and_is_counted(running: Site) -> None:
+    path = await running.project(active=True)
+    before = await running.ask("GET", path)
+    with capture_logs() as lines:
+        for asked in (f"{path}/activate", f"{path}/deactivate", "/sign-out", "/sign-in", "/"):
+            async with running.http.get(
+                asked, headers={"sec-fetch-site": "cross-site"}, allow_redirects=False
+            ) as answer:
+                await answer.read()
+        after = await running.ask("GET", path)
+    assert after == before
+    counted = [line for line in lines if line.get("cross_site")]
+    assert [(line["event"], line["log_level"]) for line in counted] == [("request", "info")] * 5
+    assert not [line for line in lines if line["log_level"] not in {"debug", "info"}]

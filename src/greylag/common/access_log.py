@@ -49,6 +49,9 @@ class Exchange:
     def write_line(self, path: str, quiet: Container[str]) -> None:
         """Log the request as one for ``path``; those of a ``quiet`` path only when debugging."""
         more = {"client_left": True} if self.client_left else {}
+        if (b"sec-fetch-site", b"cross-site") in self.scope["headers"]:
+            # To be counted. A page that only reads or links here is no news.
+            more["cross_site"] = True
         write = _log.debug if self.scope["path"] in quiet else _log.info
         ms = round((time.monotonic() - self.started) * 1000, 1)
         method = self.scope["method"]

@@ -22,6 +22,12 @@ MAX_ID_LENGTH = 300
 MAX_NAME_LENGTH = 200
 MAX_LABEL_LENGTH = 63
 
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+ID_FORM = rf"^(?!\.{{1,2}}$)[^/{_CONTROL}]+$"
+SEGMENT_FORM = rf"^(?!\.{{1,2}}$)[^/%\\{_CONTROL}]+$"
+NAME_FORM = rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"
+"""What the checks below let pass, for those who are told it by a pattern."""
+
 _LABEL = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")
 _HASH_LENGTH = 13
 _LOOKS_HASHED = re.compile(rf".*-[a-z2-7]{{{_HASH_LENGTH}}}")

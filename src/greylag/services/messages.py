@@ -1,5 +1,6 @@
 """A message to a project's agent: wake the environment if it sleeps, then relay the turn."""
 
+import re
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from greylag.services.agents import Agents
 from greylag.services.projects import Projects
 
 MAX_MESSAGE_ID_LENGTH = 128
+MESSAGE_ID_FORM = rf"^[^\x00-\x1f\x7f-\x9f]{{1,{MAX_MESSAGE_ID_LENGTH}}}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,10 @@ class Messages:
 def _check(new: NewMessage) -> None:
     if not new.message.strip():
         raise InvalidRequestError("message must not be empty.")
-    if new.message_id is not None and not (
-        1 <= len(new.message_id) <= MAX_MESSAGE_ID_LENGTH and new.message_id.isprintable()
-    ):
+    if new.message_id is not None and not re.fullmatch(MESSAGE_ID_FORM, new.message_id):
         raise InvalidRequestError(
-            f"message_id must have 1 to {MAX_MESSAGE_ID_LENGTH} printable characters."
+            f"message_id must have 1 to {MAX_MESSAGE_ID_LENGTH} characters, none of them control"
+            " characters."
         )
 
 

@@ -54,6 +54,8 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     app = FastAPI(
         title="Greylag",
         version=__version__,
+        contact={"name": "Whoever runs this Greylag"},
+        license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
         # A page of documentation would need files from another host.
@@ -103,9 +105,23 @@ def _completed(document: dict[str, Any], *, signed_in: bool) -> dict[str, Any]:
     schemas["Problem"] = ProblemDocument.model_json_schema()
     for name in _UNUSED:
         schemas.pop(name, None)
+    document["security"] = [{}]
     if signed_in:
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
         for path in _OPEN:
             document["paths"][path]["get"]["security"] = []
+    for path in document["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _sendable(parameter["schema"])
     return document
+
+
+def _sendable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a parameter's schema without null, which nobody can send: it is left out instead."""
+    kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    rest = {name: value for name, value in schema.items() if name != "anyOf"}
+    return {**rest, **kinds[0]}

@@ -1,7 +1,8 @@
 """What the handlers of all routes are given, and what OpenAPI says of answers that are not JSON."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from fastapi import Depends, Header, Path, Request
 
 from greylag.common.agent_api import Parameter
 from greylag.domain.errors import UnauthorizedError
-from greylag.domain.names import MAX_ID_LENGTH
+from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Principal
 from greylag.services.use_cases import Platform, UseCases
@@ -61,23 +62,28 @@ async def _use_cases(request: Request) -> UseCases:
     return found
 
 
-def path_id(of: Parameter) -> Any:
-    """Return what FastAPI is told of an id in a path."""
+def path_id(of: Parameter, form: str) -> Any:
+    """Return what FastAPI is told of an id in a path; ``form`` is the pattern that it keeps to."""
     return Path(
         alias=of.name,
         description=of.text,
         min_length=1,
         max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": form},
         examples=of.schema.get("examples"),
     )
 
 
 UseCasesDep = Annotated[UseCases, Depends(_use_cases)]
 _UserId = Annotated[
-    str, path_id(Parameter("user", "A user's id, percent-encoded.", {"examples": ["me"]}))
+    str,
+    path_id(Parameter("user", "A user's id, percent-encoded.", {"examples": ["me"]}), ID_FORM),
 ]
 _ProjectId = Annotated[
-    str, path_id(Parameter("project", "A project's id, percent-encoded.", {"examples": ["notes"]}))
+    str,
+    path_id(
+        Parameter("project", "A project's id, percent-encoded.", {"examples": ["notes"]}), ID_FORM
+    ),
 ]
 
 
@@ -156,7 +162,7 @@ async def _prefer(
                 "RFC 7240: `respond-async` answers 202 at once; `wait=N` waits N seconds at most"
                 " (3600 at most); both: 202 when N seconds were not enough."
             ),
-            examples=["respond-async"],
+            examples=[["respond-async"]],
         ),
     ] = None,
 ) -> Prefer:
@@ -209,8 +215,9 @@ def problems(*statuses: int) -> Responses:
     return {status: _problem(status) for status in sorted({*_ALWAYS, *statuses})}
 
 
-def events(example: str) -> Responses:
-    """Return the documentation of an answer that is a stream of server-sent events."""
+def events(id: str, type: str, content: Mapping[str, Any]) -> Responses:  # noqa: A002 - an event's own names
+    """Return the documentation of an answer that is a stream of server-sent events such as this."""
+    example = {"id": id, "data": json.dumps({"type": type, "content": content})}
     return {
         200: {
             "description": (

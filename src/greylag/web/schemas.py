@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
-from greylag.domain.names import MAX_ID_LENGTH, MAX_NAME_LENGTH
+from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
-from greylag.services.messages import MAX_MESSAGE_ID_LENGTH
+from greylag.services.messages import MESSAGE_ID_FORM
 
 MAX_DEPTH = 32
 MOST_TEXTS = 2_000
@@ -228,11 +228,17 @@ class ProjectsOut(Out):
 class NewProjectIn(In):
     """A project to create."""
 
-    name: Text = Field(min_length=1, max_length=MAX_NAME_LENGTH, examples=["Notes"])
+    name: Text = Field(
+        min_length=1,
+        max_length=MAX_NAME_LENGTH,
+        json_schema_extra={"pattern": NAME_FORM},
+        examples=["Notes"],
+    )
     project_id: Text | None = Field(
         None,
         min_length=1,
         max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": ID_FORM},
         description="Made from the name when it is left out.",
         examples=["notes"],
     )
@@ -243,7 +249,11 @@ class EditIn(In):
     """What to change of a project; what is left out stays as it is."""
 
     name: Text | None = Field(
-        None, min_length=1, max_length=MAX_NAME_LENGTH, examples=["Better notes"]
+        None,
+        min_length=1,
+        max_length=MAX_NAME_LENGTH,
+        json_schema_extra={"pattern": NAME_FORM},
+        examples=["Better notes"],
     )
     metadata: Metadata | None = Field(
         None, description="Replaces all metadata.", examples=[{"team": "red"}]
@@ -271,15 +281,22 @@ class AgentOut(Out):
 class MessageIn(In):
     """A message to the agent."""
 
-    message: Text = Field(min_length=1, examples=["What is in this folder?"])
+    message: Text = Field(
+        min_length=1,
+        json_schema_extra={"pattern": r"\S"},
+        examples=["What is in this folder?"],
+    )
     session_id: Text | None = Field(
-        None, description="Left out: a new session.", min_length=1, max_length=MAX_ID_LENGTH
+        None,
+        description="Left out: a new session.",
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": SEGMENT_FORM},
     )
     message_id: Text | None = Field(
         None,
         description="Made by the client: sent again with the same id, it is the same turn.",
-        min_length=1,
-        max_length=MAX_MESSAGE_ID_LENGTH,
+        json_schema_extra={"pattern": MESSAGE_ID_FORM},
         examples=["b3c1"],
     )
 

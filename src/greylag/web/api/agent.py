@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 
 from greylag.common.agent_api import IN_PATHS, Parameter, Turn
+from greylag.domain.names import SEGMENT_FORM
 from greylag.services.agents import MAX_LOG_LINES
 from greylag.services.messages import NewMessage
 from greylag.web.api.projects import PROJECT
@@ -56,18 +57,22 @@ _EVENT_ID = r"^[!-~]{1,400}$"
 
 turns_router = APIRouter(tags=["turns"])
 
-_TurnInPath = Annotated[str, path_id(IN_PATHS["turn"])]
+_TurnInPath = Annotated[str, path_id(IN_PATHS["turn"], SEGMENT_FORM)]
 _ConfirmationInPath = Annotated[
-    str, path_id(Parameter("confirmation", "The id of a `tool_confirmation` event.", {}))
+    str,
+    path_id(Parameter("confirmation", "The id of a `tool_confirmation` event.", {}), SEGMENT_FORM),
 ]
 
-_TURN_EXAMPLE = (
-    'id: 5a1d-0\ndata: {"type":"turn","content":{"turn_id":"5a1d","session_id":"0d4f",'
-    '"message_id":"b3c1","demonstration":null}}\n\n'
-    'id: 5a1d-1\ndata: {"type":"message","content":{"role":"Assistant","content":"Hello",'
-    '"content_type":"text","timestamp":1795424100,"session_id":"0d4f"}}\n\n'
-    'id: 5a1d-2\ndata: {"type":"complete","content":{"message":"Response complete",'
-    '"session_id":"0d4f"}}\n\n'
+_TURN_EVENTS = events(
+    "5a1d0b6c2f3e4d51a7c8e9f001122334-1",
+    "message",
+    {
+        "role": "Assistant",
+        "content": "Hello",
+        "content_type": "text",
+        "timestamp": 1_795_424_100,
+        "session_id": "0d4f",
+    },
 )
 
 
@@ -76,7 +81,7 @@ _TURN_EXAMPLE = (
     operation_id="send_message",
     summary="Send a message and stream the answer",
     response_class=Response,
-    responses={**problems(404, 409, 413, 502), **events(_TURN_EXAMPLE)},
+    responses={**problems(404, 409, 413, 502), **_TURN_EVENTS},
 )
 async def send_message(
     call: ProjectCallDep,
@@ -103,7 +108,7 @@ async def send_message(
     response_class=Response,
     responses={
         **_RESPONSES,
-        **events(_TURN_EXAMPLE),
+        **_TURN_EVENTS,
         204: {"description": "Nothing follows the event that was named: the turn is over."},
     },
 )

@@ -9,7 +9,7 @@ from greylag.common import sse
 from greylag.common.clock import rfc3339
 from greylag.domain.errors import ConflictError, ProjectNotFoundError, WaitTimeoutError
 from greylag.domain.project import Desired, Event, Project, Status
-from greylag.ports import Edit, PageQuery
+from greylag.ports import CURSOR_FORM, Edit, PageQuery
 from greylag.services.projects import MAX_KEY_LENGTH, NewProject, Projects
 from greylag.web.addresses import address, project_path
 from greylag.web.deps import (
@@ -26,7 +26,6 @@ from greylag.web.schemas import EditIn, NewProjectIn, ProjectOut, ProjectsOut, P
 from greylag.web.stream import mapped
 
 MAX_PAGE = 200
-MAX_CURSOR_LENGTH = 512
 PROJECTS = "/api/users/{user}/projects"
 PROJECT = PROJECTS + "/{project}"
 _MAX_SEQ = 2**63 - 1
@@ -35,11 +34,14 @@ router = APIRouter(tags=["projects"])
 _texts = ProjectTexts()
 
 _LOCATION = {"description": "The project's path.", "schema": {"type": "string"}}
-_EVENT = (
-    'id: 3\ndata: {"type":"status","content":{"message":"The agent is ready.",'
-    '"code":"agent_ready","status":"active","hint":"","at":"2026-11-23T09:15:00.000Z",'
-    '"generation":2}}\n\n'
-)
+_EVENT = {
+    "message": "The agent is ready.",
+    "code": "agent_ready",
+    "status": "active",
+    "hint": "",
+    "at": "2026-11-23T09:15:00.000Z",
+    "generation": 2,
+}
 
 
 @router.get(
@@ -55,7 +57,10 @@ async def list_projects(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many at most.")] = 50,
     cursor: Annotated[
         str | None,
-        Query(max_length=MAX_CURSOR_LENGTH, description="`next_cursor` of the page before."),
+        Query(
+            json_schema_extra={"pattern": CURSOR_FORM},
+            description="`next_cursor` of the page before.",
+        ),
     ] = None,
 ) -> Response:
     """Newest first, in pages."""
@@ -125,7 +130,7 @@ async def edit_project(call: ProjectCallDep, body: EditIn) -> ProjectOut:
     operation_id="follow_project",
     summary="Follow a project's activation log",
     response_class=Response,
-    responses={**problems(404), **events(_EVENT)},
+    responses={**problems(404), **events("3", "status", _EVENT)},
 )
 async def follow_project(
     call: ProjectCallDep,

@@ -25,7 +25,7 @@ from greylag.domain.errors import (
     InvalidRequestError,
     TooLargeError,
 )
-from greylag.domain.names import MAX_ID_LENGTH
+from greylag.domain.names import MAX_ID_LENGTH, SEGMENT_FORM
 from greylag.ports import AgentAnswer, AgentRequest
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, RequestContext, Responses, problems
@@ -126,7 +126,7 @@ def takes_file(method: str, path: str) -> bool:
 
 _FILE = {"type": "string", "format": "binary"}
 _UNSHAPED = {str, bytes, NoneType}
-_ID = {"minLength": 1, "maxLength": MAX_ID_LENGTH}
+_ID = {"minLength": 1, "maxLength": MAX_ID_LENGTH, "pattern": SEGMENT_FORM}
 
 
 def _documented(place: str, parameter: Parameter, more: dict[str, Any]) -> dict[str, Any]:
