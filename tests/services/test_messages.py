@@ -11,6 +11,7 @@ from greylag.common import agent_api, sse
 from greylag.domain.errors import (
     ClusterError,
     InvalidRequestError,
+    NotActiveError,
     ProjectDeletingError,
     SessionBusyError,
     SessionNotFoundError,
@@ -107,6 +108,29 @@ async def test_a_project_deactivated_while_it_wakes_ends_the_stream_with_a_reaso
             await asyncio.sleep(0.001)
         with pytest.raises(ClusterError, match="stopped before"):
             await sending
+
+
+async def test_a_turn_waits_for_an_environment_that_is_started_again() -> None:
+    house = House()
+    async with house.working():
+        await _create(house, active=True)
+        turn = (await _send(house, NewMessage("hello")))[0]["content"]["turn_id"]
+        started_again = house.cluster.hang(REF, Verb.START)
+        with house.store.subscribe(REF) as news:
+            house.cluster.vanish(REF)
+            while (await house.use_cases.projects.get(OPERATOR, "ada", "demo")).settled:
+                await news.changed(5)
+        with pytest.raises(NotActiveError) as refused:
+            await house.ask(agent_api.LIST_SESSIONS)
+        assert refused.value.info.hint == "It is being started: ask again in a moment."
+        opening = await house.use_cases.agents.stream_turn(OPERATOR, "ada", "demo", turn, None)
+        async with opening as frames:
+            first = await anext(frames)
+            assert b'"type":"status"' in first
+            started_again.set()
+            rest = b"".join([frame async for frame in frames])
+        assert rest.index(b'"type":"status"') < rest.index(b'"type":"turn"')
+        assert b'"type":"complete"' in rest
 
 
 async def test_leaving_the_stream_closes_upstream_and_the_turn_goes_on() -> None:
