@@ -168,7 +168,7 @@ class TurnStream:
         Raises:
             CliError: the first try failed, or what usually passes lasts too long.
         """
-        arrived = False
+        arrived = told = False
         while True:
             try:
                 async with self._open() as events:
@@ -176,6 +176,7 @@ class TurnStream:
                     self._patience.opened()
                     async for event in events:
                         self._patience.worked()
+                        told = False
                         self._remember(event)
                         yield event
                         if event.type == "complete":
@@ -188,8 +189,9 @@ class TurnStream:
                 if not arrived and not _may_have_arrived(error):
                     raise
                 failure = error
-            arrived = True
-            self._note("The connection dropped; going on ...")
+            if not told:
+                self._note("The connection dropped; going on ...")
+            arrived = told = True
             if not await self._patience.pause_after(failure):
                 raise failure
 

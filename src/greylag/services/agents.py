@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from greylag.common import sse
 from greylag.common.agent_api import Decision, Turn
-from greylag.domain.errors import ClusterError, NotActiveError
+from greylag.domain.errors import AgentUnreachableError, ClusterError, NotActiveError
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action, Principal
 from greylag.ports import (
@@ -51,7 +51,11 @@ class Agents:
             raise NotActiveError(
                 f"Project {project.project_id} is {project.status}, not active.", hint=hint
             )
-        return await self._cluster.reach(project.environment)
+        try:
+            return await self._cluster.reach(project.environment)
+        except NotActiveError as error:
+            # It has just ended, and the reconciler, which starts it again, is not there yet.
+            raise AgentUnreachableError("The environment is not running at this moment.") from error
 
     async def waking(self, project: Project, words: str) -> AsyncIterator[bytes]:
         """Yield ``status`` frames, the first with ``words``, until what ``project`` wants is so."""
