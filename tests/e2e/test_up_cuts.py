@@ -1,12 +1,24 @@
 """A stream that is cut anywhere goes on where it was: every event exactly once, in order."""
 
+import asyncio
 import random
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 from tests.browser.dropping import DroppingProxy
-from tests.e2e.product import Event, Product, product, real_goose, text_of
+from tests.e2e.product import (
+    PATIENCE,
+    Event,
+    Product,
+    RefusedError,
+    product,
+    real_goose,
+    text_of,
+)
+
+from greylag.cluster.local.processes import send
 
 pytestmark = real_goose
 
@@ -51,6 +63,31 @@ async def test_a_connection_that_breaks_inside_a_frame_repeats_and_loses_nothing
         turn = str(found[0].id).rpartition("-")[0]
         assert [event.id for event in found] == [f"{turn}-{n}" for n in range(len(found))]
         assert text_of(found) == "".join(f"{number:04} " for number in range(600))
+
+
+async def test_a_turn_whose_environment_is_killed_is_told_to_its_end_without_anybody_s_help(
+    tmp_path: Path,
+) -> None:
+    async with product(tmp_path) as up:
+        path = await up.project("demo")
+        began = await up.first(path, "message", "[[delay ms=20]] [[chunks n=2000 size=5]]")
+        turn, last = str(began.id).rpartition("-")[0], began.id
+        send(up.processes(), signal.SIGKILL)
+        refused: set[int] = set()
+        found: list[Event] = []
+        async with asyncio.timeout(PATIENCE):
+            while not found or found[-1].type != "complete" or found[-1].id is None:
+                try:
+                    async for event in up.stream("GET", f"{path}/turns/{turn}/events", after=last):
+                        found.append(event)
+                        last = event.id or last
+                except RefusedError as error:
+                    refused.add(error.status)
+                    await asyncio.sleep(0.05)
+        assert refused <= {502, 503}
+        told = [event.content["message"] for event in found if event.id is None]
+        assert any("being started" in words for words in told)
+        assert [event.type for event in found[-2:]] == ["error", "complete"]
 
 
 async def _until_dropped(  # noqa: PLR0917 - one loop's state

@@ -122,6 +122,29 @@ async def test_a_project_deactivated_while_it_wakes_ends_the_stream_with_a_reaso
             await sending
 
 
+async def test_a_turn_waits_for_an_environment_that_is_started_again() -> None:
+    house = House()
+    async with house.working():
+        await _create(house, active=True)
+        turn = (await _send(house, NewMessage("hello")))[0]["content"]["turn_id"]
+        started_again = house.cluster.hang(REF, Verb.START)
+        with house.store.subscribe(REF) as news:
+            house.cluster.vanish(REF)
+            while (await house.use_cases.projects.get(OPERATOR, REF)).settled:
+                await news.changed(5)
+        with pytest.raises(NotActiveError) as refused:
+            await house.ask(agent_api.LIST_SESSIONS)
+        assert refused.value.info.hint == "It is being started: ask again in a moment."
+        opening = await house.use_cases.agents.stream_turn(OPERATOR, REF, turn, None)
+        async with opening as frames:
+            first = await anext(frames)
+            assert b'"type":"status"' in first
+            started_again.set()
+            rest = b"".join([frame async for frame in frames])
+        assert rest.index(b'"type":"status"') < rest.index(b'"type":"turn"')
+        assert b'"type":"complete"' in rest
+
+
 async def test_leaving_the_stream_closes_upstream_and_the_turn_goes_on() -> None:
     house = House()
     async with house.working():

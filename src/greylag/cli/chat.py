@@ -146,7 +146,7 @@ class TurnStream:
         Raises:
             CliError: the first try failed, or what usually passes lasts too long.
         """
-        arrived = False
+        arrived = told = False
         while True:
             try:
                 async with self._open() as events:
@@ -154,6 +154,7 @@ class TurnStream:
                     self.patience.opened()
                     async for event in events:
                         self.patience.worked()
+                        told = False
                         self._remember(event)
                         yield event
                         if event.type == "complete":
@@ -166,8 +167,9 @@ class TurnStream:
                 if not arrived and not _may_have_arrived(error):
                     raise
                 failure = error
-            arrived = True
-            self.note("The connection dropped; going on ...")
+            if not told:
+                self.note("The connection dropped; going on ...")
+            arrived = told = True
             if not await self.patience.pause_after(failure):
                 raise failure
 

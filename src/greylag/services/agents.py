@@ -1,11 +1,12 @@
 """What runs in a project's environment: its agent's API and turns, and its log."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+from greylag.common import sse
 from greylag.common.agent_api import Decision, Turn
-from greylag.domain.errors import NotActiveError
-from greylag.domain.project import Project, ProjectRef, Status
+from greylag.domain.errors import AgentUnreachableError, ClusterError, NotActiveError
+from greylag.domain.project import Desired, Event, Project, ProjectRef, Status
 from greylag.domain.users import Action, Principal
 from greylag.ports import (
     AgentAddress,
@@ -42,11 +43,33 @@ class Agents:
     async def reach(self, project: Project) -> AgentAddress:
         """Return where an active project's agent answers."""
         if project.status is not Status.ACTIVE:
+            hint = "It is being started: ask again in a moment." if _coming(project) else None
             why = f" {project.error.message}" if project.error is not None else ""
             raise NotActiveError(
-                f"Project {project.project_id} is {project.status}, not active.{why}"
+                f"Project {project.project_id} is {project.status}, not active.{why}", hint=hint
             )
-        return await self._cluster.reach(project.environment)
+        try:
+            return await self._cluster.reach(project.environment)
+        except NotActiveError as error:
+            # It has just ended, and the reconciler, which starts it again, is not there yet.
+            raise AgentUnreachableError("The environment is not running at this moment.") from error
+
+    async def waking(self, project: Project, words: str) -> AsyncIterator[bytes]:
+        """Yield ``status`` frames, the first with ``words``, until what ``project`` wants is so."""
+        yield _status_frame(words)
+        async for event in self._projects.progress(project):
+            yield _status_frame(event.message, event)
+
+    async def awake(self, project: Project) -> AgentAddress:
+        """Return where the agent answers of a project that was waited for by ``waking``.
+
+        Raises:
+            ClusterError: the environment could not be started, or was stopped meanwhile.
+        """
+        awake = await self._projects.settled(project)
+        if awake is None or awake.status is not Status.ACTIVE:
+            raise ClusterError("The project was stopped before it had become active.")
+        return await self.reach(awake)
 
     async def status(self, principal: Principal, ref: ProjectRef) -> AgentStatus:
         """Return what answers in the environment."""
@@ -64,9 +87,29 @@ class Agents:
     async def stream_turn(
         self, principal: Principal, ref: ProjectRef, turn_id: str, after: str | None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a turn's events again, as whole SSE frames, from the one after id ``after``."""
-        at = await self.address(principal, ref)
-        return self._gateway.stream_turn(at, turn_id, after)
+        """Open a turn's events again, as whole SSE frames, from the one after id ``after``.
+
+        An environment that is being started again is waited for, and ``status`` frames say so.
+        """
+        project = await self._projects.get(principal, ref, Action.AGENT_READ)
+        if _coming(project):
+            return self._when_back(project, turn_id, after)
+        return self._gateway.stream_turn(await self.reach(project), turn_id, after)
+
+    @asynccontextmanager
+    async def _when_back(
+        self, project: Project, turn_id: str, after: str | None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        async def frames() -> AsyncIterator[bytes]:
+            words = f"The environment of {project.name} is being started: the turn is shown then."
+            async for frame in self.waking(project, words):
+                yield frame
+            at = await self.awake(project)
+            async with self._gateway.stream_turn(at, turn_id, after) as rest:
+                async for frame in rest:
+                    yield frame
+
+        yield frames()
 
     async def cancel_turn(self, principal: Principal, ref: ProjectRef, turn_id: str) -> Turn:
         """Ask a turn to end."""
@@ -92,3 +135,15 @@ class Agents:
         """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes."""
         project = await self._projects.get(principal, ref, Action.LOGS_READ)
         return self._cluster.logs(project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES))
+
+
+def _coming(project: Project) -> bool:
+    """Tell whether the project is to be active, and the reconciler is still at it."""
+    return project.desired is Desired.ACTIVE and not project.settled
+
+
+def _status_frame(message: str, event: Event | None = None) -> bytes:
+    content: dict[str, object] = {"message": message}
+    if event is not None:
+        content |= {"code": event.code, "status": event.status, "hint": event.hint}
+    return sse.encode({"type": "status", "content": content})

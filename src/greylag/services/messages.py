@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from greylag.common import sse
 from greylag.common.agent_api import Turn
-from greylag.domain.errors import ClusterError, InvalidRequestError
-from greylag.domain.project import Desired, Event, Project, ProjectRef, Status
+from greylag.domain.errors import InvalidRequestError
+from greylag.domain.project import Desired, Project, ProjectRef, Status
 from greylag.domain.users import Action, Principal
 from greylag.ports import AgentAddress, AgentGateway
 from greylag.services.agents import Agents
@@ -68,13 +67,10 @@ class Messages:
     async def _wake_and_answer(
         self, project: Project, new: NewMessage, message_id: str
     ) -> AsyncIterator[bytes]:
-        yield _status_frame(f"{project.name} is {project.status}: waking its environment.")
-        async for event in self._projects.progress(project):
-            yield _status_frame(event.message, event)
-        awake = await self._projects.settled(project)
-        if awake is None or awake.status is not Status.ACTIVE:
-            raise ClusterError("The project was stopped before it had become active.")
-        at = await self._agents.reach(awake)
+        words = f"{project.name} is {project.status}: waking its environment."
+        async for frame in self._agents.waking(project, words):
+            yield frame
+        at = await self._agents.awake(project)
         turn = await self._start(at, new, message_id)
         async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
             async for part in frames:
@@ -92,10 +88,3 @@ def _check(new: NewMessage) -> None:
             f"message_id must have 1 to {MAX_MESSAGE_ID_LENGTH} characters, none of them control"
             " characters."
         )
-
-
-def _status_frame(message: str, event: Event | None = None) -> bytes:
-    content: dict[str, object] = {"message": message}
-    if event is not None:
-        content |= {"code": event.code, "status": event.status, "hint": event.hint}
-    return sse.encode({"type": "status", "content": content})

@@ -1,7 +1,7 @@
 // Follows one turn to its end, through dropped connections: every event once, in order.
 import { Backoff, Refused, ask, frames, post } from "./sse.js";
 
-const TRIES = 6; // of a server that answers, but not well; a network that is away is waited for
+const PATIENCE_MS = 60_000; // with a server that answers, but not well; a network that is away is waited for
 
 /** A message on its way and the turn that answers it; `turnId` is known after the first event. */
 export class TurnStream {
@@ -21,22 +21,24 @@ export class TurnStream {
    */
   async follow(handlers, signal) {
     const backoff = new Backoff();
-    let tries = 0;
+    let refusedSince = null;
     for (;;) {
       try {
         const response = await this.#open(signal);
         handlers.opened();
         for await (const { id, data } of frames(response)) {
           backoff.reset();
-          tries = 0;
+          refusedSince = null;
           const fate = this.#take(id, data, handlers);
           if (fate === "ended") return;
           if (fate === "broken") break;
         }
       } catch (error) {
         if (signal.aborted) return;
-        tries += error instanceof Refused ? 1 : 0;
-        if (error instanceof Refused && (!error.passing || tries >= TRIES)) throw error;
+        if (error instanceof Refused) {
+          refusedSince ??= Date.now();
+          if (!error.passing || Date.now() - refusedSince > PATIENCE_MS) throw error;
+        }
       }
       if (signal.aborted) return;
       handlers.lost();
