@@ -1,5 +1,6 @@
 """What an activation asks of the API server: no more than there is to change, under its claim."""
 
+import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import is_as_wanted
-from greylag.domain.errors import LeaseLostError
+from greylag.domain.errors import ClusterError, LeaseLostError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Environment, Fence
 
@@ -289,6 +290,40 @@ async def test_what_is_changed_back_each_time_is_set_right_three_times_and_then_
                 continue
             assert (seen.state, seen.error.code) == (ends, "environment_contested")
             assert seen.terminal == (ends is Observed.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code", "words"),
+    [
+        ((410, "Expired", "too old resource version"), "cluster_unavailable", "forgotten"),
+        ((401, "Unauthorized", ""), "cluster_unauthorized", "credentials"),
+        ((429, "TooManyRequests", "try later"), "cluster_unavailable", "429"),
+        (
+            (403, "Forbidden", 'pods is forbidden: User "w" cannot watch resource "pods"'),
+            "cluster_forbidden",
+            "cannot watch",
+        ),
+    ],
+)
+async def test_what_refuses_everything_at_run_time_is_told_and_nothing_is_lost_by_it(
+    refusal: tuple[int, str, str], code: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observation, "ALIVE_SECONDS", 0.3)
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        server.refuse(*refusal)
+        async with asyncio.timeout(20):
+            while cluster._informers.live:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(ClusterError, match=words) as refused:
+            await cluster.observe(environment(2))
+        assert refused.value.info.code == code
+        server.answers = None
+        assert await cluster._informers.alive(20)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
 
 
 KEYED = OPTIONS.model_copy(update={"agent_key": (SecretStr("k" * 32),)})

@@ -350,7 +350,8 @@ class Informer:
         if self.live or not self.problem:
             _log.warning("kubernetes_watch_lost", kind=self.kind, why=str(error))
         self._live.clear()
-        self.problem = str(error)
+        gone = isinstance(error, ApiError) and error.is_gone
+        self.problem = "The API server has forgotten what was watched." if gone else str(error)
         self.refusal = error if isinstance(error, ApiError) and error.is_refusal else None
         answer = error if isinstance(error, ApiError) else error.__cause__
         if not isinstance(answer, ApiError):
