@@ -246,7 +246,7 @@ async def test_a_setting_that_is_no_longer_set_is_taken_back() -> None:
         assert server.asked.count("PATCH Service") == 1
 
 
-def running(server: StatefulServer) -> None:
+def running(server: StatefulServer, *addresses: str) -> None:
     """Put a pod that is ready beside the Deployment, whose controller has seen its template."""
     made = deployment(server)
     namespace = made["metadata"]["namespace"]
@@ -255,7 +255,11 @@ def running(server: StatefulServer) -> None:
     pod = {
         "metadata": {**meta, "name": "demo-api-1", "namespace": namespace},
         "spec": {"containers": [{"name": "agent", "image": "goose:1"}]},
-        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "podIPs": [{"ip": address} for address in addresses],
+        },
     }
     server.put("Pod", namespace, pod)
 
@@ -290,6 +294,47 @@ async def test_what_is_changed_back_each_time_is_set_right_three_times_and_then_
                 continue
             assert (seen.state, seen.error.code) == (ends, "environment_contested")
             assert seen.terminal == (ends is Observed.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "egress", "shut_in"),
+    [
+        (("fd00::7",), ("0.0.0.0/0",), True),
+        (("fd00::7",), ("0.0.0.0/0", "::/0"), False),
+        (("10.0.0.7", "fd00::7"), ("0.0.0.0/0",), False),
+        (("fd00::7",), (), False),
+    ],
+)
+async def test_an_environment_that_ipv6_leaves_without_a_way_out_says_so(
+    addresses: tuple[str, ...], egress: tuple[str, ...], *, shut_in: bool
+) -> None:
+    async with asleep(OPTIONS.model_copy(update={"egress_cidrs": egress})) as (server, cluster):
+        await cluster.start(environment(2))
+        running(server, *addresses)
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        seen = await cluster.observe(environment(2))
+        assert seen.state is Observed.READY
+        assert (seen.error.code if seen.error else "") == ("egress_closed" if shut_in else "")
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_an_ingress_that_no_controller_serves_is_named_where_nothing_answers(
+    *, served: bool
+) -> None:
+    behind = {"ingress_base_domain": "a.invalid", "ingress_class": "nope", "ingress_tls": True}
+    options = Options(image="goose:1", platform_namespace=None, probe=True, **behind)
+    async with asleep(options) as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        key = next(key for key in server.things if key[0] == "Ingress")
+        status = {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}] if served else []}}
+        server.put(key[0], key[1], {**server.things[key], "status": status})
+        assert await cluster._informers["Ingress"].reached(str(server.version), 5)
+        assert await cluster._informers["Pod"].reached(str(server.version - 1), 5)
+        seen = await cluster.observe(environment(2))
+        assert seen.error is not None
+        assert seen.error.code == "endpoint_unreachable"
+        assert ("class (nope)" in seen.error.message) != served
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ _SPEC: Mapping[str, tuple[str, ...]] = {
 }
 _STATUS: Mapping[str, tuple[str, ...]] = {
     "Pod": (
-        *("phase", "reason", "message", "podIP", "conditions"),
+        *("phase", "reason", "message", "podIP", "podIPs", "conditions"),
         *("initContainerStatuses", "containerStatuses"),
     ),
 }
