@@ -48,8 +48,9 @@ def test_an_ipv6_address_may_stand_in_brackets_and_is_told_in_brackets(host: str
 
 
 @needs_ipv6
-def test_no_host_means_all_addresses_of_both_families() -> None:
-    with listen("", 0) as listener:
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "[::]"])  # noqa: S104 - that is the point
+def test_no_host_means_all_addresses_of_both_families(host: str) -> None:
+    with listen(host, 0) as listener:
         assert reached("127.0.0.1", listener)
         assert reached("::1", listener)
 

@@ -58,7 +58,10 @@ async def test_who_resumes_a_turn_whose_environment_was_lost_is_told_why() -> No
             while (project := await house.store.get("ada", "demo")).status is Status.ACTIVE:
                 await news.changed(5)
         with pytest.raises(NotActiveError, match=r"is activating, not active\. It was evicted\."):
-            await house.use_cases.agents.stream_turn(OPERATOR, REF, "a-turn", None)
+            await house.ask(agent_api.LIST_SESSIONS)
+        opening = await house.use_cases.agents.stream_turn(OPERATOR, REF, "a-turn", None)
+        async with opening as frames:
+            assert b"It was evicted." in await anext(frames)
         assert project.error is not None
         assert project.error.code == "drained"
 

@@ -30,19 +30,21 @@ _BACKLOG = 2048
 _LOOK_EACH_TICKS = 3  # uvicorn's tick is a tenth of a second
 _FEWEST_CONNECTIONS = 16
 _OTHER_FILES = 64
+_ALL_ADDRESSES = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket, so that a taken port is told before anything is started.
 
     Args:
-        host: the address or name to listen on; "" for all addresses, of both families.
+        host: the address or name to listen on; "", "0.0.0.0" or "::" for all addresses, of both
+            families, as a pod may have those of one alone.
         port: the TCP port, 0 for any free one.
 
     Raises:
         OSError: the address cannot be had.
     """
-    if not host:
+    if host.strip("[]") in _ALL_ADDRESSES:
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         return socket.create_server(

@@ -44,9 +44,9 @@ class Agents:
         """Return where an active project's agent answers."""
         if project.status is not Status.ACTIVE:
             hint = "It is being started: ask again in a moment." if _coming(project) else None
-            why = f" {project.error.message}" if project.error is not None else ""
             raise NotActiveError(
-                f"Project {project.project_id} is {project.status}, not active.{why}", hint=hint
+                f"Project {project.project_id} is {project.status}, not active.{_why(project)}",
+                hint=hint,
             )
         try:
             return await self._cluster.reach(project.environment)
@@ -102,6 +102,7 @@ class Agents:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         async def frames() -> AsyncIterator[bytes]:
             words = f"The environment of {project.name} is being started: the turn is shown then."
+            words += _why(project)
             async for frame in self.waking(project, words):
                 yield frame
             at = await self.awake(project)
@@ -135,6 +136,10 @@ class Agents:
         """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes."""
         project = await self._projects.get(principal, ref, Action.LOGS_READ)
         return self._cluster.logs(project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES))
+
+
+def _why(project: Project) -> str:
+    return f" {project.error.message}" if project.error is not None else ""
 
 
 def _coming(project: Project) -> bool:

@@ -37,6 +37,8 @@ class StatefulServer:
     forbidden: set[str] = field(default_factory=set)
     refuses: dict[str, str] = field(default_factory=dict)
     """Volume claims are refused that ask for just this."""
+    answers: tuple[int, str, str] | None = None
+    """The status, reason and words that everything is refused with, but for ``/readyz``."""
     _watches: list[tuple[str, "asyncio.Queue[dict[str, Any]]"]] = field(default_factory=list)
 
     @property
@@ -57,10 +59,21 @@ class StatefulServer:
                 queue.put_nowait({"type": event, "object": kept})
         return kept
 
+    def refuse(self, code: int, reason: str, words: str = "") -> None:
+        """Refuse everything from now on, and end all watches."""
+        self.answers = (code, reason, words)
+        for _, queue in self._watches:
+            queue.put_nowait({})
+        self._watches.clear()
+
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
         if request.path == "/readyz":
             return web.Response(text="ok")
+        if self.answers is not None:
+            code, reason, words = self.answers
+            said = {"code": code, "reason": reason, "message": words}
+            return web.json_response(said, status=code, headers={"Retry-After": "0"})
         parts = request.path.strip("/").split("/")
         rest = parts[2:] if parts[0] == "api" else parts[3:]
         namespace = rest[1] if rest[0] == "namespaces" and len(rest) > 2 else ""
@@ -117,6 +130,8 @@ class StatefulServer:
         with suppress(ConnectionResetError, TimeoutError):  # whoever watched is gone
             while True:
                 event = await asyncio.wait_for(queue.get(), PATIENCE)
+                if not event:
+                    return response
                 await response.write(json.dumps(event).encode() + b"\n")
         return response
 

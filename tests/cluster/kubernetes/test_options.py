@@ -22,7 +22,7 @@ def test_outside_of_a_cluster_the_defaults_can_be_reached() -> None:
     given = load_options()
 
     assert given.service_type == "LoadBalancer"
-    assert given.platform_cidrs == ("0.0.0.0/0",)
+    assert given.platform_cidrs == ("0.0.0.0/0", "::/0")
     assert "10.0.0.0/8" in given.cluster_cidrs
 
 
@@ -76,6 +76,9 @@ def test_an_option_that_is_given_counts_whatever_the_environment_says() -> None:
     [
         ("GOOSE_API_PORT", "80"),
         ("INGRESS_BASE_DOMAIN", "https://example.org"),
+        ("INGRESS_BASE_DOMAIN", "example..org"),
+        ("INGRESS_BASE_DOMAIN", f"{'a' * 64}.org"),
+        ("INGRESS_BASE_DOMAIN", ".".join(["a" * 38] * 5)),
         ("GREYLAG_KUBE_VOLUME_SIZE", "five"),
         ("GREYLAG_KUBE_EGRESS_CIDRS", "10.0.0.1/8"),
         ("GREYLAG_KUBE_EGRESS_CIDRS", "10.2.0.0/16"),

@@ -1,5 +1,6 @@
 """What an activation asks of the API server: no more than there is to change, under its claim."""
 
+import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import is_as_wanted
-from greylag.domain.errors import LeaseLostError
+from greylag.domain.errors import ClusterError, LeaseLostError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Environment, Fence
 
@@ -245,7 +246,7 @@ async def test_a_setting_that_is_no_longer_set_is_taken_back() -> None:
         assert server.asked.count("PATCH Service") == 1
 
 
-def running(server: StatefulServer) -> None:
+def running(server: StatefulServer, *addresses: str) -> None:
     """Put a pod that is ready beside the Deployment, whose controller has seen its template."""
     made = deployment(server)
     namespace = made["metadata"]["namespace"]
@@ -254,7 +255,11 @@ def running(server: StatefulServer) -> None:
     pod = {
         "metadata": {**meta, "name": "demo-api-1", "namespace": namespace},
         "spec": {"containers": [{"name": "agent", "image": "goose:1"}]},
-        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "podIPs": [{"ip": address} for address in addresses],
+        },
     }
     server.put("Pod", namespace, pod)
 
@@ -289,6 +294,81 @@ async def test_what_is_changed_back_each_time_is_set_right_three_times_and_then_
                 continue
             assert (seen.state, seen.error.code) == (ends, "environment_contested")
             assert seen.terminal == (ends is Observed.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "egress", "shut_in"),
+    [
+        (("fd00::7",), ("0.0.0.0/0",), True),
+        (("fd00::7",), ("0.0.0.0/0", "::/0"), False),
+        (("10.0.0.7", "fd00::7"), ("0.0.0.0/0",), False),
+        (("fd00::7",), (), False),
+    ],
+)
+async def test_an_environment_that_ipv6_leaves_without_a_way_out_says_so(
+    addresses: tuple[str, ...], egress: tuple[str, ...], *, shut_in: bool
+) -> None:
+    async with asleep(OPTIONS.model_copy(update={"egress_cidrs": egress})) as (server, cluster):
+        await cluster.start(environment(2))
+        running(server, *addresses)
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        seen = await cluster.observe(environment(2))
+        assert seen.state is Observed.READY
+        assert (seen.error.code if seen.error else "") == ("egress_closed" if shut_in else "")
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_an_ingress_that_no_controller_serves_is_named_where_nothing_answers(
+    *, served: bool
+) -> None:
+    behind = {"ingress_base_domain": "a.invalid", "ingress_class": "nope", "ingress_tls": True}
+    options = Options(image="goose:1", platform_namespace=None, probe=True, **behind)
+    async with asleep(options) as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        key = next(key for key in server.things if key[0] == "Ingress")
+        status = {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}] if served else []}}
+        server.put(key[0], key[1], {**server.things[key], "status": status})
+        assert await cluster._informers["Ingress"].reached(str(server.version), 5)
+        assert await cluster._informers["Pod"].reached(str(server.version - 1), 5)
+        seen = await cluster.observe(environment(2))
+        assert seen.error is not None
+        assert seen.error.code == "endpoint_unreachable"
+        assert ("class (nope)" in seen.error.message) != served
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code", "words"),
+    [
+        ((410, "Expired", "too old resource version"), "cluster_unavailable", "forgotten"),
+        ((401, "Unauthorized", ""), "cluster_unauthorized", "credentials"),
+        ((429, "TooManyRequests", "try later"), "cluster_unavailable", "429"),
+        (
+            (403, "Forbidden", 'pods is forbidden: User "w" cannot watch resource "pods"'),
+            "cluster_forbidden",
+            "cannot watch",
+        ),
+    ],
+)
+async def test_what_refuses_everything_at_run_time_is_told_and_nothing_is_lost_by_it(
+    refusal: tuple[int, str, str], code: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observation, "ALIVE_SECONDS", 0.3)
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        server.refuse(*refusal)
+        async with asyncio.timeout(20):
+            while cluster._informers.live:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(ClusterError, match=words) as refused:
+            await cluster.observe(environment(2))
+        assert refused.value.info.code == code
+        server.answers = None
+        assert await cluster._informers.alive(20)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
 
 
 KEYED = OPTIONS.model_copy(update={"agent_key": (SecretStr("k" * 32),)})

@@ -152,11 +152,13 @@ def refusal(words: str) -> Cause | None:
     line = quoted(words)
     name = re.search(r"""(admission webhook|AdmissionPolicy) ["']([^"']+)""", line)
     account = re.search(r'serviceaccount "([^"]+)"', line)
+    quota = re.search(r"exceeded quota: ([^,\s]+)", line)
     lack = re.search(r"requested: ([^,]+(?:,[a-z][\w./]*=[^,]+)*)", line)
     return cause(
         code,
         words=line,
         held="",
+        quota=f" {quota.group(1)}" if quota else "",
         kind="ServiceAccount",
         name=account.group(1) if account else "",
         whose=f" {name.group(2)}" if name else "",
@@ -374,6 +376,10 @@ CAUSES: Mapping[str, tuple[str, str]] = {
         "The environment's container {name} ended (exit code {exit_code}).",
         "It is started again by itself; `greylag logs` shows what it says.",
     ),
+    "egress_closed": (
+        "The environment has IPv6 addresses only, and is allowed to connect to none but DNS.",
+        "Add ::/0 to GREYLAG_KUBE_EGRESS_CIDRS, and the cluster's own to GREYLAG_KUBE_POD_CIDRS.",
+    ),
     "part_deleted": (
         "Somebody deleted the environment's {kind} {name}.",
         "It is made anew by itself.",
@@ -399,7 +405,7 @@ CAUSES: Mapping[str, tuple[str, str]] = {
         "It goes by itself when what it waits for is done; see `kubectl describe`.",
     ),
     "quota_exceeded": (
-        "The user's quota has no room for this environment{wanted}.",
+        "The user's quota{quota} has no room for this environment{wanted}.",
         "Deactivate or delete another of the user's projects, or raise the quota.",
     ),
     "pod_security_refused": (
@@ -424,7 +430,7 @@ CAUSES: Mapping[str, tuple[str, str]] = {
     ),
     "admission_refused": (
         "The cluster's own rules do not allow the environment: {words}",
-        "Choose a template within them; see `kubectl describe limitrange,resourcequota`.",
+        "Change what it names in template or settings, or the rule: LimitRange, quota, class.",
     ),
     "cluster_forbidden": (
         "The cluster does not let Greylag do this: {words}",

@@ -58,7 +58,7 @@ _SPEC: Mapping[str, tuple[str, ...]] = {
 }
 _STATUS: Mapping[str, tuple[str, ...]] = {
     "Pod": (
-        *("phase", "reason", "message", "podIP", "conditions"),
+        *("phase", "reason", "message", "podIP", "podIPs", "conditions"),
         *("initContainerStatuses", "containerStatuses"),
     ),
 }
@@ -354,7 +354,8 @@ class Informer:
         if self.live or not self.problem:
             _log.warning("kubernetes_watch_lost", kind=self.kind, error=str(error))
         self._live.clear()
-        self.problem = str(error)
+        gone = isinstance(error, ApiError) and error.is_gone
+        self.problem = "The API server has forgotten what was watched." if gone else str(error)
         self.refusal = error if isinstance(error, ApiError) and error.is_refusal else None
         answer = error if isinstance(error, ApiError) else error.__cause__
         if not isinstance(answer, ApiError):

@@ -36,7 +36,7 @@ from greylag.cluster.kubernetes.immutable import kept_as_it_is
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.isolation import POLICY_NAMES
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpoint_of
-from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.options import Options, networks
 from greylag.cluster.kubernetes.tokens import names_a_key
 from greylag.cluster.shared import plain
 from greylag.domain.errors import ClusterError, ErrorInfo
@@ -128,7 +128,8 @@ class EnvironmentObserver:
         observation = self._judged(environment, found)
         again = QUIET_SECONDS if observation.state is Observed.STARTING and not deep else None
         if observation.state is Observed.READY and not await self._answers(environment, found):
-            observation, again = _unanswered(observation), UNANSWERED_SECONDS
+            observation = _unanswered(observation, self._untaken(environment))
+            again = UNANSWERED_SECONDS
         if observation.state is Observed.READY and not await self._is_whole(environment, found):
             lost = _drifted(
                 "The environment's Secret was deleted or changed, and its token with it."
@@ -191,6 +192,15 @@ class EnvironmentObserver:
         uid = str(found.pod["metadata"]["uid"])
         return url is not None and await self._probe.answers(key_of(environment), uid, url)
 
+    def _untaken(self, environment: Environment) -> str:
+        """Say that no controller has told where it serves the Ingress, "" if one has."""
+        names = environment.names
+        ingress = self._cache.find("Ingress", names.namespace, names.ingress)
+        if ingress is None or (ingress.get("status", {}).get("loadBalancer") or {}).get("ingress"):
+            return ""
+        of_class = ingress["spec"].get("ingressClassName") or "the cluster's default"
+        return f" No controller of its class ({of_class}) says that it serves {names.ingress}."
+
     async def _is_whole(self, environment: Environment, found: EnvironmentObjects) -> bool:
         """Now and then see to what no watch tells of; tell if it is as it must be."""
         key, now = key_of(environment), asyncio.get_running_loop().time()
@@ -225,11 +235,19 @@ class EnvironmentObserver:
             return replace(
                 seen, state=Observed.FAILED, endpoint=None, error=lost.error, terminal=lost.final
             )
+        if seen.state is Observed.READY and seen.error is None and self._is_shut_in(found.pod):
+            return replace(seen, error=cause("egress_closed").error)
         applied = annotation_of(found.deployment, GENERATION_ANNOTATION)
         if seen.terminal and applied != str(environment.generation):
             # It failed as it was asked for before: the new wish is a new try.
             return replace(seen, terminal=False)
         return seen
+
+    def _is_shut_in(self, pod: Object | None) -> bool:
+        """Tell whether a pod has IPv6 addresses alone, and may connect to none."""
+        given = [] if pod is None else pod.get("status", {}).get("podIPs") or []
+        allowed = {net.version for net in networks(self._options.egress_cidrs)}
+        return bool(given) and all(":" in one["ip"] for one in given) and allowed == {4}
 
     def _kept_of_volume(self, environment: Environment, claim: Object | None) -> str:
         """Return what of the volume cannot be as the settings have it."""
@@ -394,11 +412,12 @@ def _no_address(found: EnvironmentObjects) -> ErrorInfo:
     )
 
 
-def _unanswered(ready: Observation) -> Observation:
+def _unanswered(ready: Observation, why: str) -> Observation:
     error = ErrorInfo(
         "endpoint_unreachable",
-        f"The agent is ready, but does not answer at {ready.endpoint} yet.",
-        "Check GREYLAG_KUBE_REACH, and that a network leads from Greylag to that address.",
+        f"The agent is ready, but does not answer at {ready.endpoint} yet.{why}",
+        "Check GREYLAG_KUBE_REACH, and that a network leads from Greylag to that address, which no "
+        "policy of the cluster's own denies.",
     )
     return replace(ready, state=Observed.STARTING, endpoint=None, error=error)
 

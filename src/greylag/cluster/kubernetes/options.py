@@ -33,7 +33,10 @@ from greylag.domain.project import DEFAULT_TEMPLATE, Environment
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 USUAL_KUBECONFIG = Path("~/.kube/config")
 EVERYWHERE = "0.0.0.0/0"
-_ANYBODY = (EVERYWHERE,)
+_ANYBODY = (EVERYWHERE, "::/0")
+_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_LONGEST_DOMAIN = 189
+"""A project's host is a label of 63 characters before it, and 253 are all there may be."""
 PRIVATE_RANGES = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 NEVER_ALLOWED = (
     "169.254.0.0/16",  # link-local, with the metadata service of nearly every cloud
@@ -194,7 +197,8 @@ class Options(BaseModel):
     """Of the workspace, unless the template says otherwise."""
     ingress_base_domain: str | None = Field(
         None,
-        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        pattern=rf"^{_LABEL}(\.{_LABEL})*$",
+        max_length=_LONGEST_DOMAIN,
         validation_alias="INGRESS_BASE_DOMAIN",
     )
     """Domain under which projects get an Ingress; None: no Ingress."""
@@ -323,7 +327,7 @@ class Options(BaseModel):
         """Who may call load balancers; empty: anybody, or there are none."""
         sources = self.loadbalancer_source_ranges or self.platform_cidrs
         has_any = self.service_type == "LoadBalancer"
-        return () if not has_any or EVERYWHERE in sources else sources
+        return () if not has_any or {*sources} & {*_ANYBODY} else sources
 
     @property
     def open_to_all(self) -> str | None:
