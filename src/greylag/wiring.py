@@ -151,8 +151,9 @@ async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
     """Construct what a web needs that starts in a moment, anywhere, and keeps nothing: no folder is
     made, no index, and no worker runs. It is closed, last first, on leaving.
 
-    Raises ``StoreUnavailableError``.
+    Raises ``ConfigError`` for settings that cannot work, and ``StoreUnavailableError``.
     """
+    model_provider(settings)
     async with _opened(settings, prepare=False) as adapters:
         yield build(settings, adapters).use_cases
 
