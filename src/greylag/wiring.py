@@ -153,7 +153,12 @@ async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterat
 async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
     """Construct what a web needs that starts in a moment, anywhere, and keeps nothing: no folder is
     made, no index, and no worker runs. It is closed, last first, on leaving.
+
+    Raises:
+        ConfigError: settings cannot work.
+        StoreUnavailableError: the store cannot be reached.
     """
+    model_provider(settings)
     async with _opened(settings, prepare=False) as adapters:
         yield build(settings, adapters).use_cases
 

@@ -77,6 +77,8 @@ def test_no_secret_shows_in_a_repr() -> None:
         {**FOLDER, "GOOSE_API_HOST": "agent.example"},
         {**FOLDER, "GREYLAG_MODEL_URL": "api.openai.com"},
         {**FOLDER, "GREYLAG_MODEL_URL": "ftp://x"},
+        {**FOLDER, "GREYLAG_MODEL_URL": "http://h:99999"},
+        {**FOLDER, "GREYLAG_MODEL_URL": "https://[x"},
         {**FOLDER, "GREYLAG_MODEL_URL": "https://name:sk-1@api.openai.com"},
         {**FOLDER, "GREYLAG_MODEL_URL": "https://api.openai.com/v1/chat/completions"},
         {**FOLDER, "GREYLAG_MODEL_TIMEOUT": "-1"},

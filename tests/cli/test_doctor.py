@@ -91,7 +91,7 @@ async def test_a_data_folder_that_is_a_file_fails(tmp_path: Path) -> None:
 async def test_a_model_address_with_a_password_is_not_shown(tmp_path: Path) -> None:
     env = {"GREYLAG_MODEL_URL": "https://user:hunter2@models.example/v1"}
     done = await call("doctor", env=env)
-    assert "models.example" in done.out
+    assert "(models.example)" in done.out
     assert "hunter2" not in done.out + done.err
 
 

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+
+from yarl import URL
 
 from greylag.agentd.agent.types import MODEL_RETRIES, MODEL_TIMEOUT
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingValueError
@@ -223,14 +224,17 @@ def _pauses(name: str, value: str) -> tuple[float, ...]:
 
 
 def _url(name: str, value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        url = URL(value)
+    except ValueError:  # a port or a name that cannot be
+        url = URL()
+    if url.scheme not in {"http", "https"} or not url.host:
         raise AgentdConfigError(
             f"{name} must be an http or https address, as https://api.openai.com."
         )
-    if parts.username is not None or parts.password is not None:
+    if url.user is not None or url.password is not None:
         raise AgentdConfigError(f"{name} must not hold a key; GREYLAG_MODEL_KEY is for that.")
-    if parts.path.rstrip("/").endswith("/completions"):
+    if url.path.rstrip("/").endswith("/completions"):
         raise AgentdConfigError(f"{name} must be the API's own address, without its calls' paths.")
     return value.rstrip("/")
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import click
 
@@ -214,7 +214,7 @@ def _model(settings: Settings) -> Check:
 
     name = "model of this shell"
     # The host alone: an address may carry a password.
-    host = urlsplit(settings.model_url or "").hostname
+    host = re.sub(r"^.*?//(.*@)?|[/?#].*", "", settings.model_url or "")
     try:
         provider = model_provider(settings)
     except ConfigError as error:

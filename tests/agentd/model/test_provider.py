@@ -404,7 +404,8 @@ async def test_a_provider_that_is_down_silent_or_without_a_list_is_no_problem(
     async def without(request: web.Request) -> web.Response:
         return web.Response(status=404 if request.method == "GET" else 422)
 
-    assert await problem_of(ModelProvider(unused_url)) is None
+    for nowhere in (unused_url, f"https://{'a' * 64}.test"):
+        assert await problem_of(ModelProvider(nowhere)) is None
     async with serve_app(provider_app(silent)) as url:
         assert await problem_of(ModelProvider(url), within=0.1) is None
     async with serve_app(provider_app(without)) as url:

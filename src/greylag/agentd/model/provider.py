@@ -422,7 +422,7 @@ def _in_words(provider: ModelProvider, proxy: Proxy | None, idle_seconds: float)
         long = "Got more than" in error.message
         what = f"a header line of more than {_HEADER_LINE // 1024} KiB" if long else "no valid HTTP"
         raise ProviderFaultError(f"{name} answers with {what}.", final=True) from error
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, UnicodeError) as error:
         raise ProviderFaultError(f"{name} failed: {error}") from error
 
 
