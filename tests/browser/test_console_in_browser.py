@@ -65,6 +65,24 @@ async def test_a_tool_runs_only_when_it_is_allowed(running: Site, person: Person
     await expect(person.page.locator(".fold").last).to_contain_text("shell")
 
 
+async def test_a_tool_s_picture_is_shown_and_what_may_run_is_only_to_be_saved(
+    running: Site, person: Person
+) -> None:
+    await person.open_project(await running.project(active=True))
+    await person.say("run: pictures")
+    await person.page.get_by_role("button", name="Allow").click()
+    await person.answered()
+    await person.page.locator(".fold summary").last.click()
+    pictures = person.page.locator(".fold img")
+    await expect(pictures).to_have_count(1)
+    assert await pictures.evaluate("one => one.decode().then(() => one.naturalWidth)") == 1
+    links = person.page.locator(".fold a[download]")
+    kinds = await links.evaluate_all("all => all.map(one => one.getAttribute('download'))")
+    assert len(kinds) >= 2
+    assert await person.page.locator(".fold svg, .fold iframe, .fold object").count() == 0
+    assert "owned" not in await person.page.title()
+
+
 async def test_a_turn_is_stopped(running: Site, person: Person) -> None:
     await person.open_project(await running.project(active=True))
     await person.say("wait: for ever")

@@ -1,12 +1,13 @@
 """An agent in memory: the verified fake of the gateway.
 
 A message is answered with its own words. Three beginnings make it do more: ``run: `` asks for a
-confirmation and then tells what it would have run, ``wait: `` says nothing until the turn is
-cancelled, ``fail: `` ends with an error event. Of what is relayed all is answered;
-of settings it has one.
+confirmation and then tells what it would have run (``run: pictures`` gives a picture and what only
+looks like one), ``wait: `` says nothing until the turn is cancelled, ``fail: `` ends with an error
+event. Of what is relayed all is answered; of settings it has one.
 """
 
 import asyncio
+import base64
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -347,6 +348,17 @@ class MemoryAgents:
         return self._environments.setdefault(at.url, _Environment())
 
 
+_SVG = b"<svg xmlns='http://www.w3.org/2000/svg' onload=\"document.title='owned'\"/>"
+_PICTURES = [
+    {"type": "image", "data": base64.b64encode(content).decode(), "mimeType": kind}
+    for content, kind in [
+        (b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;", "image/gif"),
+        (_SVG, "image/svg+xml"),
+        (b"<script>document.title='owned'</script>", "text/html"),
+    ]
+]
+
+
 def _begin(run: _Run) -> None:
     turn = run.turn
     run.add("turn", turn_id=turn.turn_id, message_id=turn.message_id, demonstration=None)
@@ -368,7 +380,8 @@ def _begin(run: _Run) -> None:
 
 def _after_confirmation(run: _Run) -> None:
     allowed = run.decision == "allow_once"
-    result = {"Ok": [{"type": "text", "text": "done"}]} if allowed else {"Err": "declined"}
+    given = _PICTURES if run.turn.message == "run: pictures" else [{"type": "text", "text": "done"}]
+    result = {"Ok": given} if allowed else {"Err": "declined"}
     run.add("tool_response", id="call_1", result=result, is_error=not allowed)
     _say(run, "It ran." if allowed else "You declined.")
     run.end("completed")
