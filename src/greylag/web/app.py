@@ -41,6 +41,7 @@ _TAGS = [
     {"name": "projects", "description": "Projects and the life of their environments."},
     {"name": "sessions", "description": "The conversations with a project's agent."},
     {"name": "turns", "description": "A message and all that answers it."},
+    {"name": "files", "description": "The workspace's files and folders."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
 _UNUSED = ("HTTPValidationError", "ValidationError")
