@@ -91,14 +91,16 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
 
 
 async def test_all_is_found_below_the_path(whole: Whole, tmp_path: Path) -> None:
-    for name, rest in (("kept", ""), ("taken", "/")):
-        async with nginx(tmp_path / name, whole.port, rest) as base:
-            await _programs_find_their_way(whole, base, tmp_path / "data")
+    for by_link, rest in ((True, ""), (False, "/")):
+        async with nginx(tmp_path / f"nginx-{by_link}", whole.port, rest) as base:
+            await _programs_find_their_way(whole, base)
+            if not by_link:
+                await _the_command_line_finds_its_way(base, tmp_path / "data")
             async with at_browser(base, token=None) as person:
-                await _a_person_finds_their_way(person, whole, base, by_link=name == "kept")
+                await _a_person_finds_their_way(person, whole, base, by_link=by_link)
 
 
-async def _programs_find_their_way(whole: Whole, base: str, data: Path) -> None:
+async def _programs_find_their_way(whole: Whole, base: str) -> None:
     headers = whole.http.headers
     async with aiohttp.ClientSession(base, headers=headers) as http:
         async with http.get(f"{ROOT}/openapi.json") as answer:
@@ -110,7 +112,14 @@ async def _programs_find_their_way(whole: Whole, base: str, data: Path) -> None:
         new = {"name": "One", "project_id": "one"}
         async with http.post(PROJECTS, json=new) as answer:
             assert (answer.status, answer.headers["location"]) == (201, f"{PROJECTS}/one")
+        async with http.delete(f"{PROJECTS}/one") as answer:
+            assert answer.status == 204
+
+
+async def _the_command_line_finds_its_way(base: str, data: Path) -> None:
     environment = {"GREYLAG_SERVER": f"{base}{ROOT}/", "GREYLAG_DATA": str(data)}
+    new = await call("projects", "create", "One", "--id", "one", env=environment)
+    assert new.code == 0, new.err
     said = await run("chat", "one", "hello", env=environment)
     assert (said.code, bool(said.out)) == (0, True), said.err
     assert (await call("projects", "delete", "one", "--yes", env=environment)).code == 0

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from tests.harness import TOKEN
 from tests.web.server import ADA, Site, settings, site
 
-from greylag.web.compression import MIN_BYTES
+from greylag.web.app import MIN_BYTES
 
 
 @pytest.fixture

@@ -1,9 +1,15 @@
-"""The web application: every route, inside the layers that guard and log it."""
+"""The web application: every route, inside the layers that compress, guard and log it."""
 
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.middleware.gzip import (
+    DEFAULT_EXCLUDED_CONTENT_TYPES,
+    GZipResponder,
+    IdentityResponder,
+)
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag import __version__
 from greylag.config import Settings
@@ -12,7 +18,6 @@ from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, platform, projects, relay
 from greylag.web.auth import Authenticator
 from greylag.web.auth import router as sign_in
-from greylag.web.compression import Compression
 from greylag.web.dashboard import conversations
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
@@ -36,10 +41,15 @@ _TAGS = [
     {"name": "projects", "description": "Projects and the life of their environments."},
     {"name": "sessions", "description": "The conversations with a project's agent."},
     {"name": "turns", "description": "A message and all that answers it."},
+    {"name": "files", "description": "The workspace's files and folders."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
 _UNUSED = ("HTTPValidationError", "ValidationError")
 _OPEN = ("/healthz", "/readyz")
+MIN_BYTES = 1024
+_AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain", "application/octet-stream")
+# JSON of lists is mostly repetition: the quickest level leaves a tenth of it.
+_LEVEL = 1
 
 
 def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
@@ -85,6 +95,56 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     guarded = Guard(app, settings, authenticator, relay.takes_file)
     logged = RequestLogger(Compression(guarded), hsts_seconds=settings.hsts_seconds)
     return behind(settings.trusted_proxies, RootPath(logged, settings.root_path))
+
+
+class Compression:
+    """ASGI layer: gzip where the client takes it and the answer gains by it.
+
+    Streams are not compressed: events must come at once. Nor what an agent gives as it is, logs and
+    files, nor what is small.
+    """
+
+    # Whoever can make a browser ask for what they choose, and sees how long the answers are, could
+    # guess a secret that stands in one beside their choice (BREACH). None does: the token and the
+    # cookie never stand in a body, and no request of another site's page has the cookie.
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        respond = _Large(self._app, MIN_BYTES, exclude_content_types=_AS_IT_IS)
+        if _takes_gzip(Headers(scope=scope)):
+            respond = _Gzip(self._app, MIN_BYTES, _LEVEL, exclude_content_types=_AS_IT_IS)
+        await respond(scope, receive, send)
+
+
+class _Large(IdentityResponder):
+    """Tells caches that there is another form of this answer; of a small one there is none."""
+
+    _small = False
+
+    async def send_with_compression(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = Headers(raw=message.setdefault("headers", []))
+            self._small = int(headers.get("content-length", MIN_BYTES)) < MIN_BYTES
+        await (self.send if self._small else super().send_with_compression)(message)
+
+
+class _Gzip(_Large, GZipResponder):
+    """The same, compressed."""
+
+
+def _takes_gzip(headers: Headers) -> bool:
+    accepted = headers.get("accept-encoding", "").replace(" ", "").lower()
+    offers = (offer.partition(";") for offer in accepted.split(","))
+    return any(name == "gzip" and quality.rstrip("0.") != "q=" for name, _, quality in offers)
+
+
+# What OpenAPI tells beside what the framework finds by itself.
 
 
 def _complete_openapi(app: FastAPI, *, signed_in: bool) -> None:
