@@ -130,23 +130,35 @@ async def test_a_handler_that_waits_stops_the_sender(wire: Wire) -> None:
     wire.handler.gate.set()
 
 
-async def test_long_texts_are_shortened_and_other_long_lines_end_it(
+async def test_of_lines_too_long_texts_are_shortened_and_the_rest_is_told_of(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(acp, "LONG_LINE", 500_000)
     monkeypatch.setattr(acp, "LINE_LIMIT", 700_000)
-    wire.say({"method": "u", "params": {"text": "ä" * 70_000}})
-    wire.say({"method": "u", "params": {"text": "x" * 40_000_000, "after": ["it", 1]}})
-    wire.say({"method": "u", "params": {"text": "next"}})
-    wire.say({"method": "u", "params": {"many": [1] * 400_000}})
-    with pytest.raises(AgentDiedError, match="more than 700000 bytes"):
-        await asyncio.wait_for(asyncio.shield(wire.running), 20)
-    assert [params.get("text") for _, params in wire.handler.got] == [
-        "ä" * 70_000,
-        "x" * KEPT + mark(40_000_000),
-        "next",
+    request = asyncio.create_task(wire.peer.request("a", {}))
+    asked = await wire.hear()
+    many = [1] * 400_000
+    ended = {"sessionUpdate": "tool_call_update", "toolCallId": "c1", "status": "completed"}
+    messages: list[dict[str, Any]] = [
+        {"method": "u", "params": {"text": "ä" * 70_000}},
+        {"method": "u", "params": {"text": "x" * 40_000_000, "after": ["it", 1]}},
+        {"method": "u", "params": {"many": many}},
+        {"method": "t", "params": {"sessionId": "s1", "update": {**ended, "rawOutput": many}}},
+        {"jsonrpc": "2.0", "id": asked["id"], "result": many},
+        {"method": "u", "params": {"text": "next"}},
     ]
-    assert wire.handler.got[1][1]["after"] == ["it", 1]
+    for message in messages:  # without blanks, as goose writes
+        wire.writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+    with pytest.raises(AgentRefusedError, match="too large"):
+        await asyncio.wait_for(request, 20)
+    await wire.hang_up()
+    whole, cut, (method, params), last = wire.handler.got
+    assert whole == ("u", {"text": "ä" * 70_000})
+    assert cut == ("u", {"text": "x" * KEPT + mark(40_000_000), "after": ["it", 1]})
+    assert (method, params["sessionId"]) == ("session/update", "s1")
+    assert params["update"] | ended == params["update"]
+    assert "too large to keep" in params["update"]["content"][0]["content"]["text"]
+    assert last == ("u", {"text": "next"})
 
 
 async def test_garbage_and_answers_to_nothing_are_passed_over(wire: Wire) -> None:

@@ -7,6 +7,7 @@ down instead of growing memory.
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
@@ -20,6 +21,11 @@ LONG_LINE = 12 * 1024 * 1024
 LINE_LIMIT = 32 * 1024 * 1024
 """Bytes of a line from which on its texts are shortened, and that it may have at most then."""
 _READ_SIZE = 64 * 1024
+_HEAD = 4096
+_ANSWER = re.compile(rb'\A.{0,40}"id":(\d{1,15}),"result":')
+_TOOL_RESULT = re.compile(
+    rb'"sessionId":"([^"]{1,200})".{0,100}"toolCallId":"([^"]{1,200})","status":"(completed|failed)"'
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -80,7 +86,7 @@ class AcpPeer:
             on_end: called at the end, before open requests fail.
 
         Raises:
-            AgentDiedError: the stream broke, or a line is too long even when it is shortened.
+            AgentDiedError: the stream broke.
         """
         try:
             async for line in _lines(self._reader):
@@ -176,13 +182,17 @@ class AcpPeer:
 async def _lines(reader: ByteReader) -> AsyncIterator[bytes]:
     """Yield whole lines; a last line without an end (the process was killed) is dropped.
 
-    Of a line that is longer than ``LONG_LINE`` the long texts are shortened.
+    Of a line that is longer than ``LONG_LINE`` the long texts are shortened; of one that stays too
+    long the beginning tells what is handled instead.
     """
     rest = bytearray()
     long: LineShortener | None = None
+    too_long = 0
     while chunk := await reader.read(_READ_SIZE):
         first, *more = chunk.split(b"\n")
-        if long is not None:
+        if too_long:
+            too_long += len(first)
+        elif long is not None:
             long.feed(first)
         elif len(rest) + len(first) > LONG_LINE:
             long = LineShortener()
@@ -191,12 +201,31 @@ async def _lines(reader: ByteReader) -> AsyncIterator[bytes]:
             rest.clear()
         else:
             rest += first
-        if long is not None and len(long.line) > LINE_LIMIT:
-            raise AgentDiedError(f"the agent sent a line of more than {LINE_LIMIT} bytes")
+        if long is not None and not too_long and len(long.line) > LINE_LIMIT:
+            too_long = len(long.line)
+            del long.line[_HEAD:]
         if more:
-            yield bytes(rest if long is None else long.line)
-            long = None
+            line = bytes(rest if long is None else long.line)
+            yield _instead(line, too_long) if too_long else line
+            long, too_long = None, 0
             *whole, last = more
             for line in whole:
                 yield line
             rest = bytearray(last)
+
+
+def _instead(head: bytes, size: int) -> bytes:
+    """Return what stands for a line that is too large: whoever waits for its end learns of it."""
+    words = f"{size} bytes, which is too large to keep"
+    _log.warning("acp_line_left_out", size=size)
+    if answer := _ANSWER.search(head):
+        error = {"code": 0, "message": f"The agent's answer has {words}."}
+        return json.dumps({"id": int(answer[1]), "error": error}).encode()
+    if result := _TOOL_RESULT.search(head):
+        session, call, status = (part.decode("utf-8", "replace") for part in result.groups())
+        content = {"type": "text", "text": f"[a result of {words}]"}
+        update: dict[str, Any] = {"sessionUpdate": "tool_call_update", "toolCallId": call}
+        update |= {"status": status, "content": [{"type": "content", "content": content}]}
+        params = {"sessionId": session, "update": update}
+        return json.dumps({"method": "session/update", "params": params}).encode()
+    return b"{}"
