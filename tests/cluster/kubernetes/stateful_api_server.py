@@ -99,7 +99,10 @@ class StatefulServer:
             asks = patch.get("spec", {}).get("resources", {}).get("requests")
             if self.refuses and asks == self.refuses:
                 return web.json_response({"code": 403, "reason": "Forbidden"}, status=403)
-            return web.json_response(self.put(key[0], key[1], merged(there, patch)))
+            whole = merged(there, patch)
+            if key[0] == "PersistentVolumeClaim":
+                whole["spec"].setdefault("storageClassName", "standard")
+            return web.json_response(self.put(key[0], key[1], whole))
         if there is None:
             return web.json_response({"code": 404, "reason": "NotFound"}, status=404)
         if request.method == "DELETE":

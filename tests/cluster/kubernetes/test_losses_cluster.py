@@ -60,11 +60,6 @@ async def deleted_secret(namespace: str, project: str, pod: str) -> None:
     await deleted_pod(namespace, project, pod)
 
 
-async def deleted_config(namespace: str, project: str, pod: str) -> None:
-    await kubectl("delete", "configmap", "-n", namespace, f"{project}-config")
-    await deleted_pod(namespace, project, pod)
-
-
 async def deleted_volume(namespace: str, project: str, pod: str) -> None:
     await kubectl("delete", "pvc", "-n", namespace, f"{project}-data", "--wait=false")
     await deleted_pod(namespace, project, pod)
@@ -72,10 +67,8 @@ async def deleted_volume(namespace: str, project: str, pod: str) -> None:
 
 LOSSES: Mapping[str, tuple[Harm, tuple[str, ...]]] = {
     "evicted": (evicted, ("drained",)),
-    "pod": (deleted_pod, ("pod_deleted",)),
     "killed": (killed, ("container_ended",)),
     "secret": (deleted_secret, ("part_deleted",)),
-    "config": (deleted_config, ("part_deleted",)),
     "volume": (deleted_volume, ("volume_being_deleted", "volume_deleted")),
 }
 
@@ -98,7 +91,7 @@ async def _is_lost_and_comes_back(up: Product, namespace: str, project: str) -> 
     pod = await kubectl("get", *ours, "-o", "jsonpath={.items[0].metadata.name}")
     await harm(namespace, project, pod)
     told = await _told(up, path)
-    assert set(codes) <= set(told), told
+    assert set(codes) <= {*told}, told
     assert await up.settled(path) == "active"
     assert (await up.call("GET", path))[1]["error"] is None
     events = await up.say(path, "Are you there?")

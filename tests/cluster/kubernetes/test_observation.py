@@ -277,6 +277,12 @@ PODS = [
         [],
     ),
     ("out_of_memory", False, pod(running=True, last={"reason": "OOMKilled", "exitCode": 137}), []),
+    (
+        "out_of_memory",
+        True,
+        pod(waiting=("CrashLoopBackOff", ""), restarts=3, last={"reason": "OOMKilled"}),
+        [],
+    ),
     ("container_ended", False, pod(running=True, last={"reason": "Error", "exitCode": 1}), []),
     ("node_not_ready", False, pod(running=True), [event("NodeNotReady")]),
     (
@@ -401,6 +407,16 @@ def test_a_crash_loop_tells_the_last_words() -> None:
     assert error is not None
     assert "exit code 3" in error.message
     assert error.message.endswith("GREYLAG_MODEL_URL must be an address.")
+
+
+def test_what_the_scheduler_says_of_each_pod_is_not_repeated() -> None:
+    words = (
+        "0/2 nodes are available: 2 node(s) had untolerated taint(s). no new claims to deallocate, "
+        "preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
+    )
+    error = observed(EnvironmentObjects(deployment(), [pod(unscheduled=words)])).error
+    assert error is not None
+    assert error.message.endswith("2 node(s) had untolerated taint(s).")
 
 
 def test_what_lacks_is_named_once_each() -> None:

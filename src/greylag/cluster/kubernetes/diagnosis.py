@@ -5,7 +5,7 @@ Objects are the JSON of the API server as plain dictionaries, or what the inform
 
 import re
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greylag.cluster.kubernetes.failures import (
     Cause,
@@ -134,6 +134,8 @@ class EnvironmentObjects:
                 found = _why_added_fails(one)
             elif reason in PULL_REASONS:
                 found = _why_no_image(pod, one, self.events)
+            elif _crashes(one) and _last_end(one).get("reason") == "OOMKilled":
+                found = replace(cause("out_of_memory"), final=True)
             elif _crashes(one):
                 found = crash_loop(_last_end(one).get("exitCode"), self.last_words)
             elif reason in _CREATE_REASONS:

@@ -180,6 +180,7 @@ def no_image(name: str, reason: str, words: str, *, secret_missing: str | None) 
 
 def unschedulable(words: str) -> Cause:
     """Return why no node takes the pod, from the condition ``PodScheduled``."""
+    words = _ASIDE.split(words)[0]
     low = words.lower()
     if "persistentvolumeclaim" in low:
         return cause("volume_not_bound", words=quoted(words))
@@ -338,7 +339,7 @@ CAUSES: Mapping[str, tuple[str, str]] = {
     ),
     "out_of_memory": (
         "The environment took more memory than its limit and was ended.",
-        "It is started again by itself; choose a template with more memory for the project.",
+        "Choose a template with more memory for the project.",
     ),
     "disk_limit_exceeded": (
         "The environment wrote more outside of its workspace than it may and was ended: {words}",
@@ -471,6 +472,8 @@ _DISRUPTIONS = {
     "Evicted": "evicted",
     "Preempting": "preempted",
 }
+# What the scheduler adds to its reasons for each pod.
+_ASIDE = re.compile(r"(?<=\.) (?=no new claims to deallocate|preemption:|not found$)")
 _ELSEWHERE = ("volume node affinity", "didn't match persistentvolume")
 _NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _NOT_ALLOWED = (

@@ -301,7 +301,7 @@ class Applier:
 
     async def _all(self, things: Sequence[Object], secret: Object | None = None) -> None:
         """Apply what may be applied in any order, all at once; the first refusal ends it."""
-        wanted = [_with_digest(fitted(thing, self._kept(thing))) for thing in things]
+        wanted = [fitted(_with_digest(thing), self._kept(thing)) for thing in things]
         done = await asyncio.gather(
             *(
                 self._applied(thing)
