@@ -376,9 +376,13 @@ class ProjectStore(Revocations, Protocol):
     async def next_due(self) -> datetime | None:
         """Return when the next claim can succeed (the past: now), ``None``: not before a change."""
 
-    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+    async def renew(
+        self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
+    ) -> Claim:
         """Extend the claim's lease; the claim returned carries the record as it is now, so a
-        changed ``desired`` is seen.
+        changed ``desired`` is seen. With ``above``, a number that the environment has seen and
+        that is higher than the claim's, the claim goes on, in one atomic step, under a number
+        higher than that.
         """
 
     async def record(

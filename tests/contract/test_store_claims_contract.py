@@ -114,6 +114,27 @@ async def test_a_renewed_lease_holds_longer_and_shows_what_changed(store: Projec
     assert await all_claims(store, 49.999) == []
 
 
+async def test_a_claim_that_its_environment_has_outnumbered_goes_on_above_that(
+    store: ProjectStore,
+) -> None:
+    await store.create(make_project(due_at=at(0)))
+    first = await claim(store, 0, lease=30)
+    assert await store.renew(first, at(1), 30, above=first.number) == await store.renew(
+        first, at(1), 30
+    )
+    seen = 7_000_000_000_000
+    second = await store.renew(first, at(2), 30, above=seen)
+    assert second.number > seen
+    assert second.project == await store.get("ada", "demo")
+    with pytest.raises(LeaseLostError):
+        await store.record(first, IDLE, at(3), release=True)
+    third = await claim(store, 40)
+    assert third.number == second.number + 1
+    # Of two workers of one store the older is refused, whatever the environment has seen.
+    with pytest.raises(LeaseLostError):
+        await store.renew(second, at(41), 30, above=third.number)
+
+
 async def test_a_claim_that_was_passed_on_can_write_nothing(store: ProjectStore) -> None:
     await store.create(make_project(due_at=at(0)))
     old = await claim(store, 0, lease=1)

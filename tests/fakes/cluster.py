@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from greylag.cluster.shared import ChangeFeed
-from greylag.domain.errors import ClusterError, ErrorInfo, LeaseLostError, NotActiveError
+from greylag.domain.errors import ClusterError, ErrorInfo, NotActiveError, OvertakenError
 from greylag.domain.lifecycle import (
     AGENT_READY,
     API_ANSWERS,
@@ -242,7 +242,7 @@ class MemoryCluster:
         fence = environment.fence
         newest = self._fences.setdefault(environment.ref, fence)
         if newest.record_id == fence.record_id and newest.number > fence.number:
-            raise LeaseLostError("Another worker has taken this project over.")
+            raise OvertakenError(newest.number)
         self._fences[environment.ref] = fence
 
     def _tick(self) -> int:

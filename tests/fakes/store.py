@@ -132,9 +132,11 @@ class MemoryStore:
         """Return when the next claim can succeed; see the port."""
         return min((at for at, _ in self._claimable()), default=None)
 
-    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+    async def renew(
+        self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
+    ) -> Claim:
         """Extend a lease; see the port."""
-        return Claim(self._keep(records.renewed(self._of(claim), claim, now, lease_seconds)))
+        return Claim(self._keep(records.renewed(self._of(claim), claim, now, lease_seconds, above)))
 
     async def record(
         self, claim: Claim, outcome: Outcome, now: datetime, *, release: bool

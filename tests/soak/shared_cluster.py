@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TypeVar
 
-from greylag.domain.errors import ClusterError, GreylagError, LeaseLostError, NotActiveError
+from greylag.domain.errors import ClusterError, GreylagError, NotActiveError, OvertakenError
 from greylag.domain.lifecycle import Observation, Observed, Verb
 from greylag.domain.project import Environment, ProjectRef
 from greylag.ports import AgentAddress
@@ -216,7 +216,7 @@ def _fence(sql: sqlite3.Connection, environment: Environment) -> None:
     fence = environment.fence
     found = sql.execute("SELECT claim FROM fences WHERE record = ?", (fence.record_id,)).fetchone()
     if found is not None and found[0] > fence.number:
-        raise LeaseLostError("Another worker has taken this project over.")
+        raise OvertakenError(found[0])
     sql.execute("INSERT OR REPLACE INTO fences VALUES (?, ?)", (fence.record_id, fence.number))
 
 

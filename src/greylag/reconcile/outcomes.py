@@ -19,6 +19,10 @@ _DOING = {
 }
 _ENDED_UNASKED = NewEvent("ended_unasked", "The environment ended unasked; starting it again.")
 _PREPARED = NewEvent("prepared", "The environment is prepared.")
+RESTORED = NewEvent(
+    "records_restored",
+    "Greylag's records were put back from an older copy; it has taken this environment over again.",
+)
 _REACHED = {
     Status.ACTIVE: NewEvent("active", "The environment is active."),
     Status.INACTIVE: NewEvent("inactive", "The environment is inactive; its volume is kept."),

@@ -23,6 +23,7 @@ from greylag.domain.errors import (
     ErrorInfo,
     GreylagError,
     LeaseLostError,
+    OvertakenError,
     StoreUnavailableError,
 )
 from greylag.domain.lifecycle import (
@@ -145,6 +146,7 @@ class _Pass:
     Attributes:
         claim: with the record as last read or written.
         started: whether this pass has set about starting the environment.
+        restored: whether it has found that the records were put back from an older copy.
         announced: the verbs that the activation log has been told of.
         told: the steps that the activation log has been told of.
     """
@@ -156,6 +158,7 @@ class _Pass:
     pace: Pace
     rng: random.Random
     started: bool = False
+    restored: bool = False
     announced: set[Verb] = field(default_factory=set)
     told: set[Step] = field(default_factory=set)
 
@@ -237,6 +240,8 @@ class _Pass:
         try:
             async with asyncio.timeout(self.pace.step):
                 await self._do(verb)
+        except OvertakenError as error:
+            await self._take_over(error)
         except TimeoutError:
             slow = ClusterUnavailableError(f"The cluster took too long to {verb} the environment.")
             return await self._rest(self._retry(slow.info))
@@ -262,6 +267,23 @@ class _Pass:
             Verb.DELETE: self.cluster.delete,
         }
         await verbs[verb](self.project.environment)
+
+    async def _take_over(self, overtaken: OvertakenError) -> None:
+        """Go on under a higher number, where only the store's past is overtaken.
+
+        The store decides (``records.renewed``): it raises ``LeaseLostError`` where another worker
+        has the project. Once in a pass: two that are restored from one copy must not outbid each
+        other without end.
+        """
+        if self.restored:
+            raise overtaken
+        self.restored = True
+        now = self.clock.now()
+        self.claim = await self.store.renew(
+            self.claim, now, self.pace.lease, above=overtaken.number
+        )
+        log.warning("records_restored", seen=overtaken.number, claim=self.claim.number)
+        await self._write(outcomes.unchanged(self.project, [outcomes.RESTORED]))
 
     async def _wait(self, news: Subscription) -> None:
         """Return when the environment or the record may have changed, or it is time to look.

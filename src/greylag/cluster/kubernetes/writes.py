@@ -52,7 +52,7 @@ from greylag.cluster.kubernetes.namespace import shared_objects
 from greylag.cluster.kubernetes.objects import is_removed
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, random_token, token_of
-from greylag.domain.errors import ClusterError, LeaseLostError
+from greylag.domain.errors import ClusterError, OvertakenError
 from greylag.domain.project import Environment, Fence, ProjectRef
 
 READ_BACK_SECONDS = 3.0
@@ -85,7 +85,7 @@ class FencedWrites:
         The caches know afterwards what it wrote.
 
         Raises:
-            LeaseLostError: the environment has seen a newer claim.
+            OvertakenError: the environment has seen a newer claim.
             ClusterError: the cluster refused the step.
         """
         names = environment.names
@@ -126,7 +126,7 @@ class FencedWrites:
         newest = fence_of(deployment) or self._deleted.get(environment.ref)
         fence = environment.fence
         if newest and newest.record_id == fence.record_id and newest.number > fence.number:
-            raise LeaseLostError("Another worker has taken this project over.")
+            raise OvertakenError(newest.number)
 
     async def _read_back(self, written: Object) -> None:
         """Wait until the informers know what was written, so that the next look sees it."""

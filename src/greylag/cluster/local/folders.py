@@ -21,7 +21,7 @@ from typing import Self
 
 from greylag.cluster.local.processes import ProcessId
 from greylag.cluster.local.removal import REMOVED
-from greylag.domain.errors import ClusterError, ClusterUnavailableError, LeaseLostError
+from greylag.domain.errors import ClusterError, ClusterUnavailableError, OvertakenError
 from greylag.domain.names import MAX_LABEL_LENGTH, EnvironmentNames
 from greylag.domain.project import Fence, ProjectRef
 
@@ -254,7 +254,7 @@ def _raise_fence(descriptor: int, fence: Fence) -> None:
     except (ValueError, TypeError):
         newest = None  # a new lock, or one whose writer was killed half-way
     if newest is not None and newest.record_id == fence.record_id and newest.number > fence.number:
-        raise LeaseLostError("Another worker has taken this project over.")
+        raise OvertakenError(newest.number)
     if newest != fence:
         kept = {"record_id": fence.record_id, "number": fence.number}
         os.truncate(descriptor, 0)

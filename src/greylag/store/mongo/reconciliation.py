@@ -58,12 +58,14 @@ class ReconcilerMethods(StoreParts):
             )
         return None if first is None else first["claimable_at"]
 
-    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+    async def renew(
+        self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
+    ) -> Claim:
         """Extend a lease; see the port."""
         with self._asking():
             project = await self._change(
                 {"_id": id_of(claim.project.id)},
-                lambda record: records.renewed(record, claim, now, lease_seconds),
+                lambda record: records.renewed(record, claim, now, lease_seconds, above),
                 fence=_fence(claim),
                 quiet=True,
             )

@@ -245,12 +245,14 @@ class SqliteStore:
         """Return when the next claim can succeed; see the port."""
         return await self._read(tables.next_due)
 
-    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+    async def renew(
+        self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
+    ) -> Claim:
         """Extend a lease; see the port."""
 
         def work(write: Write) -> Claim:
             before = tables.by_id(write.sql, claim.project.id)
-            record = records.renewed(before, claim, now, lease_seconds)
+            record = records.renewed(before, claim, now, lease_seconds, above)
             tables.update(write.sql, record)
             return Claim(record.project)
 
