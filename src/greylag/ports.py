@@ -10,7 +10,9 @@ from typing import Any, Literal, Protocol
 from greylag.common.agent_api import Operation, Turn
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
+from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import (
+    DEFAULT_TEMPLATE,
     Desired,
     Environment,
     Event,
@@ -154,6 +156,32 @@ class AgentGateway(Protocol):
 # The cluster: where environments run.
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundEnvironment:
+    """What an environment says of itself: enough to make a record of it anew.
+
+    Attributes:
+        ref: whose it is.
+        names: what its objects are called.
+        record_id: of the record that it was made for, on which its token may depend; ``None`` where
+            only a volume is left.
+        claim: the newest that it has seen.
+        name: the project's when the environment was last worked on; empty where it is not known.
+        template: the shape that it has.
+        wanted: whether it is to run.
+        instance: the id of the other Greylag that it belongs to, ``None`` where it is ours.
+    """
+
+    ref: ProjectRef
+    names: EnvironmentNames
+    record_id: str | None = None
+    claim: int = 0
+    name: str = ""
+    template: object = DEFAULT_TEMPLATE
+    wanted: bool = False
+    instance: str | None = None
+
+
 class Cluster(Protocol):
     """Where environments run.
 
@@ -207,6 +235,14 @@ class Cluster(Protocol):
 
     async def inventory(self) -> Sequence[ProjectRef]:
         """Return every environment of ours that exists, whether it has a record or not."""
+
+    async def found(self) -> Sequence[FoundEnvironment]:
+        """Return every environment that exists where ours do, another Greylag's too."""
+
+    async def take_over(self, found: FoundEnvironment) -> None:
+        """Make ours what belongs to another Greylag, with all that this user has there; nothing of
+        it is changed besides. What is ours already is left alone.
+        """
 
     async def close(self) -> None:
         """Let go of the cluster; environments go on running."""
@@ -403,6 +439,11 @@ class ProjectStore(Revocations, Protocol):
         of dead workers are left to run out.
         """
 
+    async def instance(self) -> str:
+        """Return this Greylag's id, the same for all processes on this store and for good: it is
+        made once, in one atomic step, and goes with an export into the store that it fills.
+        """
+
     async def take_duty(
         self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
     ) -> Duty:
@@ -526,11 +567,15 @@ class Archive(Protocol):
     async def at_work(self, now: datetime) -> ProjectRef | None:
         """Return a project whose lease has not run out at ``now``, if there is one."""
 
+    async def instance(self) -> str | None:
+        """Return the id of the Greylag whose store it is, ``None`` where it has none yet."""
+
     async def incomplete(self) -> bool:
         """Tell whether an import into this store was begun and has not ended."""
 
-    def replacing(self) -> AbstractAsyncContextManager[Fill]:
-        """Empty the store, and fill it inside the ``with`` block; on leaving it is whole.
+    def replacing(self, instance: str | None = None) -> AbstractAsyncContextManager[Fill]:
+        """Empty the store, and fill it inside the ``with`` block; on leaving it is whole, and of
+        the Greylag with this id (``None``: the same as before).
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
         on it until it has been replaced. Raises ``StoreInUseError`` when two did so at once.

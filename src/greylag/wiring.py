@@ -158,14 +158,14 @@ async def _opened(
     async with AsyncExitStack() as opened:
         store = await _open_store(settings, prepare=prepare, patient=patient)
         opened.push_async_callback(store.close)
-        cluster = await _open_cluster(settings)
+        cluster = await _open_cluster(settings, store)
         opened.push_async_callback(cluster.close)
         agents = HttpAgents.open()
         opened.push_async_callback(agents.close)
         yield Adapters(store, cluster, agents)
 
 
-async def _open_cluster(settings: Settings) -> Cluster:
+async def _open_cluster(settings: Settings, store: ProjectStore) -> Cluster:
     given = _kubernetes_options(settings)
     if given is None:
         return LocalCluster(
@@ -194,6 +194,7 @@ async def _open_cluster(settings: Settings) -> Cluster:
         options,
         agent_environment(settings),
         namespace_prefix=settings.namespace_prefix,
+        instance=store.instance,
     )
     try:
         await cluster.check()

@@ -13,7 +13,7 @@ from greylag.domain.errors import (
     ProjectExistsError,
     StoreUnavailableError,
 )
-from greylag.domain.project import Desired, Event, Project, ProjectRef
+from greylag.domain.project import Desired, Event, Project, ProjectRef, new_instance_id
 from greylag.ports import (
     Claim,
     Created,
@@ -50,6 +50,7 @@ class _Tables:
     keys: dict[tuple[str, str], _Key] = field(default_factory=dict)
     duties: dict[str, DutyRecord] = field(default_factory=dict)
     revoked: dict[str, datetime] = field(default_factory=dict)
+    instance: str = field(default_factory=new_instance_id)
 
 
 class MemoryStore:
@@ -169,6 +170,10 @@ class MemoryStore:
             self._put(records.poked(record, now))
         return len(found)
 
+    async def instance(self) -> str:
+        """Return this Greylag's id; see the port."""
+        return self._open().instance
+
     async def take_duty(
         self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
     ) -> Duty:
@@ -221,9 +226,10 @@ class MemoryStore:
         return False
 
     @asynccontextmanager
-    async def replacing(self) -> AsyncIterator[Fill]:
+    async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
         """Put other projects in place of all, in one step; see the port."""
-        new = _Tables(duties=self._open().duties)
+        old = self._open()
+        new = _Tables(duties=old.duties, instance=instance or old.instance)
 
         async def fill(projects: Sequence[StoredProject]) -> None:
             for stored in projects:

@@ -16,8 +16,9 @@ from typing import TypeVar
 
 from greylag.domain.errors import ClusterError, GreylagError, NotActiveError, OvertakenError
 from greylag.domain.lifecycle import Observation, Observed, Verb
+from greylag.domain.names import environment_names
 from greylag.domain.project import Environment, ProjectRef
-from greylag.ports import AgentAddress
+from greylag.ports import AgentAddress, FoundEnvironment
 
 T = TypeVar("T")
 SLOWEST = 0.4
@@ -138,6 +139,17 @@ class SharedCluster:
             lambda sql: sql.execute("SELECT user, project FROM environments").fetchall()
         )
         return [ProjectRef(*row) for row in found]
+
+    async def found(self) -> Sequence[FoundEnvironment]:
+        """Return what is known of each, which is its names alone."""
+        refs = await self.inventory()
+        return [
+            FoundEnvironment(ref=ref, names=environment_names(ref.user_id, ref.project_id))
+            for ref in refs
+        ]
+
+    async def take_over(self, found: FoundEnvironment) -> None:
+        """Do nothing: all is ours."""
 
     async def close(self) -> None:
         """Let go of it."""

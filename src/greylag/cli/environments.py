@@ -5,9 +5,9 @@ No server is asked: the settings of the shell say which store and which cluster.
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -18,9 +18,11 @@ from greylag.domain.errors import ErrorInfo, GreylagError
 
 if TYPE_CHECKING:
     from greylag.config import Settings
+    from greylag.services.orphans import Orphan
 
-COLUMNS = ("USER", "PROJECT", "NAMESPACE", "DEPLOYMENT")
-FIELDS = ("user_id", "project_id", "namespace", "deployment")
+_WORDS = {"delete": ("Deleting", "deleted"), "adopt": ("Adopting", "adopted")}
+COLUMNS = ("USER", "PROJECT", "NAMESPACE", "DEPLOYMENT", "OTHER GREYLAG")
+FIELDS = ("user_id", "project_id", "namespace", "deployment", "instance")
 
 
 @click.command()
@@ -46,25 +48,71 @@ def manifests(user: str, project: str, template: str | None, *, stopped: bool) -
     Output(as_json=False).write(text)
 
 
-@click.command(short_help="List, or delete, environments without a record.")
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be done with which orphans: ``verb`` is none for listing them."""
+
+    verb: Literal["delete", "adopt"] | None
+    instance: str | None
+    user: str | None
+    project: str | None
+    yes: bool
+
+    def chooses(self, orphan: "Orphan") -> bool:
+        """Tell whether an orphan is one of those."""
+        return self.user in {None, orphan.user_id} and self.project in {None, orphan.project_id}
+
+    def concerns(self, orphan: "Orphan") -> bool:
+        """Tell whether it is to be touched: another Greylag's only if that one is named."""
+        return orphan.instance is None or orphan.instance == self.instance
+
+
+@click.command(short_help="List, adopt or delete environments without a record.")
 @click.option("--delete", is_flag=True, help="Delete them all, with their files; asks first.")
+@click.option("--adopt", is_flag=True, help="Make their records anew; they go on as they are.")
+@click.option(
+    "--instance", metavar="ID", help="With --adopt: take over what this other Greylag has."
+)
+@click.option("--user", metavar="USER", help="Only of this user.")
+@click.option("--project", metavar="PROJECT", help="Only of projects with this id.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @data_option
 @click.option("--json", "as_json", is_flag=True, help="Output for programs.")
-def orphans(*, delete: bool, yes: bool, data: Path | None, as_json: bool) -> int:
-    """List environments without a record, or delete them.
+def orphans(  # noqa: PLR0913 - as many as the command has options
+    *,
+    delete: bool,
+    adopt: bool,
+    instance: str | None,
+    user: str | None,
+    project: str | None,
+    yes: bool,
+    data: Path | None,
+    as_json: bool,
+) -> int:
+    """List environments without a record, adopt them back, or delete them.
 
     Records that were lost, or put back from an older copy, leave such environments. Greylag never
     touches them by itself. No server is asked: run this with the settings of a `greylag worker`,
     as with another store every environment seems to be without a record.
 
+    What belongs to another Greylag on the same cluster is shown and never deleted. A new store is
+    another Greylag, too: after the loss of one, --instance names the lost one, which the list
+    shows. Never name one that runs.
+
     \b
     Examples:
       greylag orphans
-      greylag orphans --delete
+      greylag orphans --adopt --instance 0f3a8c1d2b4e5f60
+      greylag orphans --delete --user alice
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
-    if yes and not delete:
-        raise click.UsageError("--yes is for --delete only.")
+    if yes and not delete and not adopt:
+        raise click.UsageError("--yes is for --delete and --adopt only.")
+    if delete and adopt:
+        raise click.UsageError("Either --delete or --adopt.")
+    if instance and not adopt:
+        raise click.UsageError("--instance is for --adopt only.")
+    verb: Literal["delete", "adopt"] | None = "delete" if delete else "adopt" if adopt else None
+    wish = Wish(verb, instance, user, project, yes)
     from greylag.common.logs import configure_logging
     from greylag.config import load_settings
 
@@ -72,33 +120,39 @@ def orphans(*, delete: bool, yes: bool, data: Path | None, as_json: bool) -> int
         settings = load_settings(data=data)
         # What a worker logs of its steps is no news here: the command says how each one ends.
         configure_logging(settings.log_format, "error")
-        return asyncio.run(_run(settings, Output(as_json=as_json), delete=delete, yes=yes))
+        return asyncio.run(_run(settings, Output(as_json=as_json), wish))
     except GreylagError as error:
         raise error_of_settings(error) from error
 
 
-async def _run(settings: "Settings", output: Output, *, delete: bool, yes: bool) -> Exit:
+async def _run(settings: "Settings", output: Output, wish: Wish) -> Exit:
     from greylag.wiring import assembled_orphans
 
     async with assembled_orphans(settings) as use_case:
         with output.busy("Comparing environments and records ..."):
-            found = await use_case.found()
-        _list(output, use_case.place, [asdict(one) for one in found], ends=not delete)
-        if not delete or not found:
+            found = [one for one in await use_case.found() if wish.chooses(one)]
+        chosen = [one for one in found if wish.verb and wish.concerns(one)]
+        _list(output, use_case.place, [asdict(one) for one in found], ends=not chosen)
+        if wish.verb:
+            _say_what_is_left(output, [one for one in found if not wish.concerns(one)], wish)
+        if not chosen:
             return Exit.OK
-        await confirm(_question(use_case.place, len(found)), yes=yes)
+        await confirm(_question(use_case.place, len(chosen), wish), yes=wish.yes)
+        doing, done = _WORDS[wish.verb or "delete"]
         rows = []
-        for one in found:
+        for one in chosen:
             row = asdict(one)
-            with output.busy(f"Deleting {_called(row)} ..."):
-                error = await _error_of(use_case.remove(one))
-            _say(output, row, error)
-            rows.append(
-                {**row, "deleted": error is None, "error": asdict(error) if error else None}
-            )
+            if wish.verb == "adopt":
+                work = use_case.adopt(one, wish.instance)
+            else:
+                work = use_case.remove(one)
+            with output.busy(f"{doing} {_called(row)} ..."):
+                error = await _error_of(work)
+            _say(output, row, error, done)
+            rows.append({**row, done: error is None, "error": asdict(error) if error else None})
     if output.json:
         output.document({"store": use_case.place, "orphans": rows})
-    return Exit.OK if all(row["deleted"] for row in rows) else Exit.REFUSED
+    return Exit.OK if all(row["error"] is None for row in rows) else Exit.REFUSED
 
 
 async def _error_of(work: Coroutine[Any, Any, None]) -> ErrorInfo | None:
@@ -115,21 +169,37 @@ def _list(output: Output, place: str, rows: list[dict[str, Any]], *, ends: bool)
         if ends or not rows:
             output.document({"store": place, "orphans": rows})
     elif rows:
-        output.table(COLUMNS, [tuple(row[name] for name in FIELDS) for row in rows])
+        output.table(COLUMNS, [tuple(row[name] or "-" for name in FIELDS) for row in rows])
     else:
         output.line(f"Every environment has a record in {place}.")
 
 
-def _question(place: str, count: int) -> str:
+def _say_what_is_left(output: Output, left: "list[Orphan]", wish: Wish) -> None:
+    for instance in sorted({str(one.instance) for one in left}):
+        count = sum(one.instance == instance for one in left)
+        what = "1 environment belongs" if count == 1 else f"{count} environments belong"
+        output.note(f"Left alone: {what} to another Greylag, {instance}.")
+        if wish.verb == "adopt":
+            output.note(f"hint: If its records are lost, add --instance {instance}.", "")
+
+
+def _question(place: str, count: int, wish: Wish) -> str:
     what = "this environment" if count == 1 else f"these {count} environments"
-    return f"Delete {what}, of which {place} has no record, and all files in it?"
+    if wish.verb == "delete":
+        return f"Delete {what}, of which {place} has no record, and all files in it?"
+    if wish.instance is None:
+        return f"Make a record in {place} for {what}?"
+    return (
+        f"Make a record in {place} for {what}, and take over all that the Greylag {wish.instance} "
+        "has of their users? If it still runs, it loses them."
+    )
 
 
-def _say(output: Output, row: dict[str, Any], error: ErrorInfo | None) -> None:
+def _say(output: Output, row: dict[str, Any], error: ErrorInfo | None, done: str) -> None:
     if error is None:
-        output.note(f"Deleted: {_called(row)}.")
+        output.note(f"{done.capitalize()}: {_called(row)}.")
         return
-    output.note(f"error: {_called(row)} is not deleted: {error.message} [{error.code}]", "red")
+    output.note(f"error: {_called(row)} is not {done}: {error.message} [{error.code}]", "red")
     output.note(f"hint: {error.hint}", "")
 
 

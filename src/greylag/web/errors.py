@@ -41,6 +41,7 @@ STATUS: Mapping[str, int] = {
     "lease_lost": 409,
     "namespace_terminating": 409,
     "namespace_foreign": 409,
+    "environment_foreign": 409,
     "precondition_failed": 412,
     "too_large": 413,
     "range_not_satisfiable": 416,

@@ -13,7 +13,9 @@ import yaml
 
 from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
+    NAME_ANNOTATION,
     RECORD_ANNOTATION,
+    TEMPLATE_ANNOTATION,
     config_name,
     labels,
     project_metadata,
@@ -262,6 +264,8 @@ def _deployment(
     metadata["annotations"] |= {
         RECORD_ANNOTATION: environment.fence.record_id,
         CLAIM_ANNOTATION: str(environment.fence.number),
+        NAME_ANNOTATION: json.dumps(environment.name),
+        TEMPLATE_ANNOTATION: json.dumps(environment.template),
     }
     return {
         "apiVersion": "apps/v1",
@@ -275,7 +279,7 @@ def _deployment(
             "selector": {"matchLabels": labels(environment)},
             "template": {
                 "metadata": {
-                    "labels": labels(environment),
+                    "labels": metadata["labels"],
                     "annotations": project_metadata(environment, "")["annotations"],
                 },
                 "spec": _pod(environment, options, template),
@@ -379,6 +383,7 @@ def _readable(thing: dict[str, Any]) -> dict[str, Any]:
         }
     if thing["kind"] == "Deployment":
         annotations = dict(thing["metadata"]["annotations"])
-        del annotations[RECORD_ANNOTATION], annotations[CLAIM_ANNOTATION]
+        for name in (RECORD_ANNOTATION, CLAIM_ANNOTATION, NAME_ANNOTATION, TEMPLATE_ANNOTATION):
+            del annotations[name]
         shown["metadata"] = {**thing["metadata"], "annotations": annotations}
     return shown

@@ -62,13 +62,17 @@ class LocalEnvironment:
         folder: where it lies.
         ref: whose it is.
         fence: the claim that it is worked on under; ``None`` for what needs no claim.
+        name: the project's.
     """
 
-    def __init__(self, folder: Folder, ref: ProjectRef, fence: Fence | None = None) -> None:
+    def __init__(
+        self, folder: Folder, ref: ProjectRef, fence: Fence | None = None, name: str = ""
+    ) -> None:
         self.folder = folder
         self.path = folder.path
         self.ref = ref
         self._fence = fence
+        self._name = name
 
     def look(self) -> EnvironmentState:
         """Return what can be seen of it now."""
@@ -198,6 +202,7 @@ class LocalEnvironment:
                 ref=self.ref, mark=secrets.token_hex(16), token=secrets.token_urlsafe(32)
             )
             self.folder.write(record)
+        self.folder.note_name(self._name)
         return record
 
     def _ran(self, process: ProcessId) -> EnvironmentRecord | None:

@@ -31,6 +31,7 @@ _STATE = "state"
 _LISTENING = "listening.json"
 _LISTENING_BYTES = 4096
 _LOCKS = ".locks"
+_NAME = "name"
 _LOCK_SECONDS = 10.0
 _FENCE_BYTES = 4096
 _LOCK_POLL_SECONDS = 0.01
@@ -159,6 +160,25 @@ class Folder:
             file.flush()
             os.fsync(descriptor)
         staged.replace(self.path / _RECORD)
+
+    def note_name(self, name: str) -> None:
+        """Write the project's name, for whoever finds the environment without its record."""
+        if name and name != self.read_name():
+            (self.path / _NAME).write_text(name, "utf-8", "backslashreplace")
+
+    def read_name(self) -> str:
+        """Return the project's name, empty where it was never written."""
+        try:
+            return (self.path / _NAME).read_text("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def newest_fence(self) -> Fence | None:
+        """Return the newest claim that the environment has seen."""
+        try:
+            return Fence(**json.loads(self._lock_path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def read_listening(self) -> bytes:
         """Return the beginning of ``listening``.

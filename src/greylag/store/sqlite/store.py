@@ -301,6 +301,10 @@ class SqliteStore:
 
         return await self._write(work)
 
+    async def instance(self) -> str:
+        """Return this Greylag's id; see the port."""
+        return await self._read(tables.instance)
+
     async def take_duty(
         self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
     ) -> Duty:

@@ -276,6 +276,12 @@ def ping(sql: sqlite3.Connection) -> None:
     sql.execute("UPDATE pings SET count = count + 1")
 
 
+def instance(sql: sqlite3.Connection) -> str:
+    """Return this Greylag's id."""
+    found: str = sql.execute("SELECT id FROM instance").fetchone()[0]
+    return found
+
+
 # The order of claims, found by a few steps on indexes.
 
 _LONGEST_DUE = "claimable_at <= :now ORDER BY claimable_at, id LIMIT 1"
