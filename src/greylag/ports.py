@@ -63,12 +63,15 @@ Decision = Literal["allow_once", "reject_once"]
 
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
-    """What answers in an environment; ``demonstration`` says so when no real model is set."""
+    """What answers in an environment; ``demonstration`` says so when no real model is set, ``busy``
+    that a turn is going on.
+    """
 
     agent: str
     version: str
     model: str
     demonstration: str | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +322,7 @@ class Outcome:
     attempts: int = 0
     last_activated_at: datetime | None = None
     last_deactivated_at: datetime | None = None
+    outdated: str | None = None
     deadline_at: datetime | None = None
     due_at: datetime | None = None
     events: Sequence[NewEvent] = field(default=())
@@ -393,6 +397,11 @@ class ProjectStore(Revocations, Protocol):
         ``attempts`` is 0, ``error_terminal`` is false. The same again changes nothing, unless the
         project is in error: then it counts as a change (try once more). ``DELETED`` is final:
         anything else then raises ``ProjectDeletingError``.
+        """
+
+    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+        """Write that an environment which is ``outdated`` is to be started anew with the settings
+        that it lacks, and return the project. Nothing changes for one that is not. Idempotent.
         """
 
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:

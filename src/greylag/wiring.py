@@ -85,7 +85,7 @@ def build(
     )
     rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
     worker = worker or _process_name()
-    reconciler = Reconciler(store, cluster, clock, pace, worker=worker, rng=rng)
+    reconciler = Reconciler(store, cluster, adapters.agents, clock, pace, worker=worker, rng=rng)
     return Application(
         use_cases=UseCases(
             projects=projects,

@@ -1,5 +1,5 @@
-"""Records that are put back from an older copy, or lost, while environments run: on this machine
-and on a real cluster.
+"""Records that are put back from an older copy while environments run, and settings that change:
+on this machine and on a real cluster.
 """
 
 import json
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.cli.program import run
 from tests.cluster import real_cluster
 from tests.e2e.product import Product, product
 
@@ -57,3 +58,29 @@ async def test_what_was_put_back_from_an_older_copy_is_taken_over_in_one_step(up
     assert told[-1]["message"].startswith("Greylag's records were put back from an older copy")
     status, body = await up.call("POST", f"{path}/activate")
     assert (status, body["status"]) == (200, "active"), body
+
+
+async def test_changed_settings_reach_what_runs_by_a_rollout(up: Product) -> None:
+    path = await up.project("kept")
+    session = (await up.first(path, "turn", "Hello!")).content["session_id"]
+    await up.end()
+    up.change(GREYLAG_MODEL_KEY="rotated", GREYLAG_MODEL_URL="http://127.0.0.1:9")
+    await up.start()
+    await up.until(path, outdated=True)
+    shown = await run("projects", "show", "kept", env=up.env)
+    assert "greylag rollout" in shown.out
+    done = await run("rollout", "--json", env=up.env)
+    assert (done.code, done.document) == (
+        0,
+        {
+            "refreshed": [{"user_id": "me", "project_id": "kept"}],
+            "busy": [],
+            "left": [],
+            "failed": [],
+        },
+    )
+    _, body = await up.call("GET", path)
+    assert (body["status"], body["outdated"]) == ("active", False)
+    assert (await up.call("GET", f"{path}/sessions/{session}"))[0] == 200
+    again = await run("rollout", env=up.env)
+    assert (again.code, again.out) == (0, "No environment that runs is outdated.\n")

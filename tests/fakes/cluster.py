@@ -87,6 +87,10 @@ class MemoryCluster:
             case _:
                 pass
 
+    def outdate(self, ref: ProjectRef, settings: str) -> None:
+        """Let a ready environment lack these settings until it is started anew."""
+        self._set(ref, replace(self._environments[ref].seen, outdated=settings))
+
     def reach_step(self, ref: ProjectRef, step: Step) -> None:
         """Let a starting environment report one more step on its way."""
         seen = self._environments[ref].seen

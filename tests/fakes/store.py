@@ -113,6 +113,11 @@ class MemoryStore:
         record = self._find(owner, project_id)
         return self._put(records.wanted(record, desired, now, deadline), since=record)
 
+    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+        """Write that it is to be started anew; see the port."""
+        record = self._find(owner, project_id)
+        return self._put(records.refreshed(record, now), since=record)
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
         ref = self._find(owner, project_id).project.ref

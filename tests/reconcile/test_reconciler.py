@@ -19,7 +19,7 @@ from greylag.domain.errors import (
 from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
 from greylag.domain.project import Desired, Fence, ProjectRef, Status
 from greylag.ports import Claim
-from greylag.reconcile.reconciler import OUTAGE_PAUSE
+from greylag.reconcile.reconciler import BUSY_PAUSE, OUTAGE_PAUSE
 
 CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
 
@@ -280,6 +280,38 @@ async def test_records_from_an_older_copy_are_taken_over_in_one_pass_and_told_of
     assert (await bench.told())[-3:] == ["stopping", "records_restored", "inactive"]
     await bench.reach(Desired.ACTIVE)
     assert (await bench.told()).count("records_restored") == 1
+
+
+async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answered() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    bench.cluster.outdate(REF, "new-image")
+    await bench.store.poke(REF, bench.clock.now())
+    await bench.loop.drain()
+    before = bench.verbs()
+    project = await bench.project()
+    assert (project.outdated, project.status) == ("new-image", Status.ACTIVE)
+
+    at = await bench.cluster.reach(project.environment)
+    turn = await bench.gateway.start_turn(at, None, "wait: a while", "m1")
+    await bench.store.refresh(REF.user_id, REF.project_id, bench.clock.now())
+    await bench.loop.drain()
+    assert ((await bench.project()).status, bench.verbs()) == (Status.ACTIVE, before)
+
+    await bench.gateway.cancel_turn(at, turn.turn_id)
+    bench.clock.advance(BUSY_PAUSE + 1)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.outdated, project.status, project.settled) == (None, Status.ACTIVE, True)
+    assert bench.verbs() == [*before, Verb.STOP, Verb.START]
+    assert "refreshing" in await bench.told()
+
+    # Other settings are another wish.
+    bench.cluster.outdate(REF, "newer-image")
+    await bench.store.poke(REF, bench.clock.now())
+    await bench.loop.drain()
+    assert bench.verbs() == [*before, Verb.STOP, Verb.START]
 
 
 async def test_two_stores_from_one_copy_do_not_outbid_each_other_in_one_pass() -> None:

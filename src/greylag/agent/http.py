@@ -302,6 +302,7 @@ class HttpAgents:
                 version=agent["version"] or "",
                 model=model["kind"],
                 demonstration=model["demonstration"],
+                busy=bool(body["active_sessions"]),
             )
 
     @asynccontextmanager

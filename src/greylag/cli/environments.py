@@ -1,6 +1,6 @@
-"""`greylag manifests` and `greylag orphans`: environments as an operator meets them in the cluster.
+"""`greylag manifests`, `orphans` and `rollout`: environments as an operator meets them.
 
-No server is asked: the settings of the shell say which store and which cluster.
+For the first two no server is asked: the settings of the shell say which store and which cluster.
 """
 
 import asyncio
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from greylag.cli.errors import Exit, StartError, error_of_settings
+from greylag.cli.access import Access, api_options, place_of, task_group, with_client
+from greylag.cli.client import ApiClient, ProjectJson
+from greylag.cli.errors import CliError, Exit, StartError, error_of_settings
 from greylag.cli.output import Output, confirm
 from greylag.cli.programs import data_option
 from greylag.domain.errors import ErrorInfo, GreylagError
@@ -205,3 +207,127 @@ def _say(output: Output, row: dict[str, Any], error: ErrorInfo | None, done: str
 
 def _called(row: dict[str, Any]) -> str:
     return f"the environment of project {row['project_id']} of user {row['user_id']}"
+
+
+# Giving what runs the settings of now.
+
+POLL_SECONDS = 0.5
+
+
+@click.command(short_help="Start outdated environments anew, a few at a time.")
+@click.option(
+    "--at-once",
+    metavar="N",
+    type=click.IntRange(1, 100),
+    default=2,
+    help="How many at a time (default 2).",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.IntRange(1, 86400),
+    default=900,
+    help="How long to wait for each, its agent at work included (default 900).",
+)
+@api_options
+@with_client
+async def rollout(access: Access, api: ApiClient, *, at_once: int, timeout: int) -> int:  # noqa: ASYNC109 - for each project
+    """Give environments that run the settings of now: image, keys, variables, limits.
+
+    Each that is outdated is started anew once its agent answers nobody; files and conversations are
+    kept. Of all users, or with --user of one. The first that fails ends it: those that are on their
+    way are waited for, and no other is begun. Sleeping projects have the settings of now when they
+    are next activated. Run it again to go on.
+
+    \b
+    Examples:
+      greylag rollout
+      greylag rollout --at-once 5 --user alice
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+    users = [one["id"] for one in await api.users()]
+    if access.user:
+        users = [await access.user_id(api)]
+    waiting = [
+        project
+        for user_id in users
+        async for project in api.projects(user_id, "active")
+        if project["outdated"]
+    ]
+    rolling = _Rollout(access.output, api, waiting, timeout)
+    async with task_group() as group:
+        for number in range(at_once):
+            group.create_task(rolling.work(), name=f"rollout {number}")
+    rolling.tell()
+    if rolling.failed:
+        return Exit.REFUSED
+    return Exit.TIMEOUT if rolling.busy else Exit.OK
+
+
+def _place(project: ProjectJson) -> dict[str, str]:
+    return {"user_id": project["user_id"], "project_id": project["project_id"]}
+
+
+class _Rollout:
+    """What is to be started anew, and what came of it; any number of tasks ``work`` on it."""
+
+    def __init__(
+        self, output: Output, api: ApiClient, waiting: list[ProjectJson], seconds: float
+    ) -> None:
+        self._output = output
+        self._api = api
+        self._waiting = waiting
+        self._count = len(waiting)
+        self._seconds = seconds
+        self._done: list[ProjectJson] = []
+        self.busy: list[ProjectJson] = []
+        self.failed: list[dict[str, Any]] = []
+
+    async def work(self) -> None:
+        """Take one after the other until nothing is left, or one has failed."""
+        while self._waiting and not self.failed:
+            project = self._waiting.pop(0)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    error = await self._refresh(project)
+            except TimeoutError:
+                self.busy.append(project)
+                self._output.note(f"Still at work, started anew later: {_called(dict(project))}.")
+                continue
+            except CliError as refused:
+                error = ("refused", refused.message)
+            self._note(project, error)
+
+    def tell(self) -> None:
+        """Print what came of all."""
+        if self._output.json:
+            told = {"refreshed": self._done, "busy": self.busy, "left": self._waiting}
+            named = {what: [_place(one) for one in found] for what, found in told.items()}
+            self._output.document({**named, "failed": self.failed})
+        elif not self._count:
+            self._output.line("No environment that runs is outdated.")
+        else:
+            self._output.line(
+                f"Started anew: {len(self._done)} of {self._count}; still at work: "
+                f"{len(self.busy)}; failed: {len(self.failed)}; not begun: {len(self._waiting)}."
+            )
+
+    async def _refresh(self, project: ProjectJson) -> tuple[str, str] | None:
+        """Return once it runs with the settings of now, or sleeps; what is wrong if it failed."""
+        now = await self._api.refresh(place_of(project))
+        while now["outdated"] or now["status"] in {"activating", "deactivating"}:
+            if now["status"] == "error":
+                break
+            await asyncio.sleep(POLL_SECONDS)
+            now = await self._api.project(place_of(project))
+        error = now["error"]
+        return (error["code"], error["message"]) if now["status"] == "error" and error else None
+
+    def _note(self, project: ProjectJson, error: tuple[str, str] | None) -> None:
+        called = _called(dict(project))
+        if error is None:
+            self._done.append(project)
+            self._output.note(f"Started anew ({len(self._done)} of {self._count}): {called}.")
+            return
+        code, message = error
+        self.failed.append({**_place(project), "error": {"code": code, "message": message}})
+        self._output.note(f"error: {called}: {message} [{code}]", "red")

@@ -111,6 +111,8 @@ class LeaseLostError(GreylagError):
 class OvertakenError(LeaseLostError):
     """The environment has seen a newer claim, ``number``, than the one that a step came under."""
 
+    code = "claim_overtaken"
+
     def __init__(self, number: int) -> None:
         super().__init__("Another worker has taken this project over.")
         self.number = number

@@ -95,7 +95,9 @@ class Project:
     ``generation`` grows with each change of ``desired``; ``observed_generation`` is the newest one
     that the reconciler has brought to its end. ``due_at`` is when it wants to look again (``None``:
     not before something changes), ``deadline_at`` when the present change counts as failed.
-    ``error_terminal`` says that no retry of this generation can help.
+    ``error_terminal`` says that no retry of this generation can help. ``outdated`` names the
+    settings that the running environment should have and has not (observed); ``refresh`` those with
+    which it is to be started anew (desired). So a wish is for the settings that were seen, once.
     """
 
     id: str
@@ -118,6 +120,8 @@ class Project:
     attempts: int = 0
     due_at: datetime | None = None
     deadline_at: datetime | None = None
+    outdated: str | None = None
+    refresh: str | None = None
     lease: Lease | None = None
 
     @property

@@ -19,6 +19,9 @@ _DOING = {
 }
 _ENDED_UNASKED = NewEvent("ended_unasked", "The environment ended unasked; starting it again.")
 _PREPARED = NewEvent("prepared", "The environment is prepared.")
+_REFRESHING = NewEvent(
+    "refreshing", "Starting the environment anew, with the settings that it lacks."
+)
 RESTORED = NewEvent(
     "records_restored",
     "Greylag's records were put back from an older copy; it has taken this environment over again.",
@@ -40,6 +43,7 @@ def unchanged(project: Project, events: Sequence[NewEvent] = ()) -> Outcome:
         attempts=project.attempts,
         last_activated_at=project.last_activated_at,
         last_deactivated_at=project.last_deactivated_at,
+        outdated=project.outdated,
         deadline_at=project.deadline_at,
         due_at=project.due_at,
         events=events,
@@ -57,6 +61,7 @@ def settled(
         unchanged(project),
         status=status,
         endpoint=seen.endpoint if active else None,
+        outdated=seen.outdated,
         error=None,
         error_terminal=False,
         observed_generation=project.generation,
@@ -99,6 +104,8 @@ def acting(project: Project, verb: Verb, now: datetime, timeout: timedelta) -> O
             # Nobody asked, so nobody set a deadline.
             outcome = replace(outcome, events=[_ENDED_UNASKED], deadline_at=now + timeout)
         return replace(outcome, status=Status.ACTIVATING, endpoint=None)
+    if verb is Verb.STOP and project.desired is Desired.ACTIVE:
+        outcome = replace(outcome, events=[_REFRESHING], deadline_at=now + timeout)
     if verb is Verb.STOP or project.desired is Desired.DELETED:
         return replace(outcome, status=Status.DEACTIVATING, endpoint=None)
     return outcome

@@ -39,8 +39,8 @@ from greylag.domain.lifecycle import (
     Wait,
     plan,
 )
-from greylag.domain.project import NewEvent, Project, ProjectRef
-from greylag.ports import Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
+from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Status
+from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
 
 log = structlog.get_logger(__name__)
@@ -48,6 +48,7 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 LONGEST_REST = 30.0
+BUSY_PAUSE = 5.0
 OUTAGE_PAUSE = 2.0
 INTERNAL_FAULT = ErrorInfo(
     "internal_error", "Greylag failed while working on this project.", GreylagError.hint
@@ -79,6 +80,7 @@ class Reconciler:
         self,
         store: ProjectStore,
         cluster: Cluster,
+        agents: AgentGateway,
         clock: Clock,
         pace: Pace,
         *,
@@ -88,6 +90,7 @@ class Reconciler:
         self.worker = worker
         self._store = store
         self._cluster = cluster
+        self._agents = agents
         self._clock = clock
         self._pace = pace
         self._rng = rng
@@ -110,7 +113,9 @@ class Reconciler:
     async def handle(self, claim: Claim) -> None:
         """Bring the project to where it can rest. A fault in one project stops no other."""
         ref = claim.project.ref
-        work = _Pass(claim, self._store, self._cluster, self._clock, self._pace, self._rng)
+        work = _Pass(
+            *(claim, self._store, self._cluster, self._agents), self._clock, self._pace, self._rng
+        )
         with structlog.contextvars.bound_contextvars(
             user_id=ref.user_id, project_id=ref.project_id, claim=claim.number
         ):
@@ -154,6 +159,7 @@ class _Pass:
     claim: Claim
     store: ProjectStore
     cluster: Cluster
+    agents: AgentGateway
     clock: Clock
     pace: Pace
     rng: random.Random
@@ -197,6 +203,10 @@ class _Pass:
             case Forget():
                 await _finish(self.store.forget(self.claim))
                 return True
+            case Act(Verb.STOP) if seen.state is Observed.READY and await self._is_in_use():
+                # A new start can wait until nobody is answered any more.
+                pause = timedelta(seconds=BUSY_PAUSE)
+                outcome = outcomes.settled(self.project, Status.ACTIVE, seen, now, pause)
             case Act(verb):
                 return await self._act(seen, verb)
             case Wait():
@@ -224,6 +234,18 @@ class _Pass:
         except TimeoutError:
             slow = ClusterUnavailableError("The cluster did not say in time how it stands.")
             return Observation(Observed.UNKNOWN, error=slow.info)
+
+    async def _is_in_use(self) -> bool:
+        """Tell whether it is only to be started anew while its agent is at work, or may be."""
+        if self.project.desired is not Desired.ACTIVE:
+            return False
+        try:
+            async with asyncio.timeout(self.pace.step):
+                at = await self.cluster.reach(self.project.environment)
+                return (await self.agents.status(at)).busy
+        except (GreylagError, TimeoutError) as error:
+            log.warning("agent_not_asked", error=str(error))
+            return True
 
     async def _act(self, seen: Observation, verb: Verb) -> bool:
         again = verb is Verb.START and seen.state is Observed.FAILED

@@ -163,6 +163,13 @@ class Projects:
         deadline = now + timedelta(seconds=self._timeout)
         return await self._store.want(owner.id, project_id, desired, now, deadline)
 
+    async def refresh(self, principal: Principal, user_id: str, project_id: str) -> Project:
+        """Have a running environment that is outdated started anew once nobody is answered, and
+        return at once. One that is not outdated is left alone.
+        """
+        owner = await self.user(principal, user_id, _ACTIONS[Desired.ACTIVE])
+        return await self._store.refresh(owner.id, project_id, self._clock.now())
+
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
         """Wait until what ``project`` wants is so; ``None`` means that the project is gone.
 

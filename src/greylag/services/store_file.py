@@ -28,8 +28,9 @@ FORMAT = 1
 _FORMAT_KEY = "greylag_export"
 _LONGEST_LINE = 64 * 1024**2
 
-# Who works on a project now is no part of what is kept of it.
-_KEPT = [field.name for field in fields(Project) if field.name != "lease"]
+# Who works on a project now, and what is seen anew at each look, is no part of what is kept of it.
+_LEFT_OUT = {"lease", "outdated", "refresh"}
+_KEPT = [field.name for field in fields(Project) if field.name not in _LEFT_OUT]
 _MOMENTS = ("last_activated_at", "last_deactivated_at", "due_at", "deadline_at")
 
 

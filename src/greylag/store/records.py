@@ -79,6 +79,16 @@ def wanted(
     return replace(record, project=changed)
 
 
+def refreshed(record: ProjectRecord, now: datetime) -> ProjectRecord:
+    """Return the record with the wish that what runs gets the settings which it lacks, due now; the
+    same record when it lacks none or has the wish.
+    """
+    project = record.project
+    if project.outdated is None or project.refresh == project.outdated:
+        return record
+    return poked(replace(record, project=replace(project, refresh=project.outdated)), now)
+
+
 def claimed(
     record: ProjectRecord, worker: str, now: datetime, lease_seconds: float
 ) -> ProjectRecord:
@@ -142,6 +152,7 @@ def recorded(
         observed_generation=outcome.observed_generation,
         last_activated_at=outcome.last_activated_at,
         last_deactivated_at=outcome.last_deactivated_at,
+        outdated=outcome.outdated,
         due_at=now if again else outcome.due_at,
         lease=None if release else lease,
     )

@@ -39,6 +39,7 @@ STATUS: Mapping[str, int] = {
     "session_busy": 409,
     "confirmation_settled": 409,
     "lease_lost": 409,
+    "claim_overtaken": 409,
     "namespace_terminating": 409,
     "namespace_foreign": 409,
     "environment_foreign": 409,

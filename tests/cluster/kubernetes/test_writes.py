@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer, stateful
 from tests.contract.store_adapters import make_project
 
@@ -78,6 +79,25 @@ async def test_an_activation_of_what_is_as_it_was_prepared_writes_the_deployment
         assert sorted(server.asked) == [*UNWATCHED[:2], "PATCH Deployment", *UNWATCHED[2:]]
         assert deployment(server)["spec"]["replicas"] == 1
         assert deployment(server)["metadata"]["annotations"]["greylag.dev/claim"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("options", "lacks"),
+    [
+        (OPTIONS, False),
+        (OPTIONS.model_copy(update={"image": "goose:2"}), True),
+        (OPTIONS.model_copy(update={"agent_key": (SecretStr("k" * 32),)}), True),
+        (OPTIONS.model_copy(update={"platform_namespace": "elsewhere"}), False),
+    ],
+)
+async def test_what_only_a_new_start_gives_is_told_from_the_rest(
+    options: Options, *, lacks: bool
+) -> None:
+    async with asleep(options) as (server, cluster):
+        lacking = cluster._applier.outdated(environment(2), deployment(server))
+        assert (lacking is not None) == lacks
+        await cluster.start(environment(2))
+        assert cluster._applier.outdated(environment(3), deployment(server)) is None
 
 
 async def test_starting_again_under_the_same_claim_asks_nothing_and_under_a_newer_one_stamps() -> (

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -132,7 +133,12 @@ class KubernetesCluster:
         self._begin()
         seen = await self._observer.observe(environment)
         foreign = await self._ownership.other(environment.names.namespace)
-        return seen if foreign is None else Observation(Observed.ABSENT)
+        if foreign is not None:
+            return Observation(Observed.ABSENT)
+        if seen.state is not Observed.READY:
+            return seen
+        deployment = self._observer.objects(environment).deployment
+        return replace(seen, outdated=self._applier.outdated(environment, deployment))
 
     async def prepare(self, environment: Environment) -> None:
         """Apply all objects with no pod; an environment that exists only gets the claim."""

@@ -7,6 +7,7 @@ user share is in `namespace`. `printed` shows both to people.
 import base64
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import yaml
@@ -45,6 +46,7 @@ ALIVE_PATH = "/"
 _USER = 1000
 _GRACE_SECONDS = 20
 _TEMPORARY_SIZE = "1Gi"
+_DIGEST_LENGTH = 16
 
 _NGINX = "nginx.ingress.kubernetes.io"
 # A stream is silent while the agent thinks, and lives as long as its turn.
@@ -101,6 +103,23 @@ def project_objects(
         _deployment(environment, options, template, replicas),
         *([ingress] if ingress else []),
     ]
+
+
+def settings_digest(
+    environment: Environment, options: Options, variables: Mapping[str, str], key: str
+) -> str:
+    """Return a short text that changes with what only a new start gives an environment: its pod,
+    its variables, the provider's key, and the ``key`` (named by its id) of its token.
+
+    It is salted with the record's id, lest environments tell which of them share a key. Raises as
+    ``project_objects``.
+    """
+    things = project_objects(environment, options, variables, token="", replicas=1)
+    kept = {thing["kind"]: thing.get("data") or thing["spec"] for thing in things}
+    kept["Deployment"] = kept["Deployment"]["template"]["spec"]
+    parts = [kept[kind] for kind in ("Secret", "ConfigMap", "Deployment")]
+    whole = json.dumps([environment.id, key, *parts], sort_keys=True)
+    return sha256(whole.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
 def printed(

@@ -40,6 +40,7 @@ from greylag.cluster.kubernetes.identity import (
     PROJECT_LABEL,
     RECORD_ANNOTATION,
     REMOVING_ANNOTATION,
+    SETTINGS_ANNOTATION,
     START_ANNOTATION,
     Object,
     annotation_of,
@@ -53,7 +54,7 @@ from greylag.cluster.kubernetes.identity import (
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.informer import Informers
-from greylag.cluster.kubernetes.manifests import project_objects
+from greylag.cluster.kubernetes.manifests import project_objects, settings_digest
 from greylag.cluster.kubernetes.namespace import shared_objects
 from greylag.cluster.kubernetes.objects import is_removed
 from greylag.cluster.kubernetes.options import Options
@@ -309,11 +310,28 @@ class Applier:
         deployment["metadata"]["annotations"] |= {
             START_ANNOTATION: mark,
             GENERATION_ANNOTATION: str(environment.generation),
+            SETTINGS_ANNOTATION: self._settings(environment, mark),
         }
         deployment["spec"]["template"]["metadata"]["annotations"][START_ANNOTATION] = mark
         if found is not None:
             deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
         return await self._applied(deployment)
+
+    def outdated(self, environment: Environment, deployment: Object | None) -> str | None:
+        """Return the digest of the settings of now if the Deployment was applied with others.
+
+        Where a template does not exist any more nothing can be applied, so nothing is lacking.
+        """
+        mark = self._keys.mark(start_mark(deployment), running=False)
+        try:
+            now = self._settings(environment, mark)
+        except ClusterError:
+            return None
+        return None if annotation_of(deployment, SETTINGS_ANNOTATION) == now else now
+
+    def _settings(self, environment: Environment, mark: str) -> str:
+        key = self._keys.named(mark)
+        return settings_digest(environment, self._options, self._variables, key)
 
     async def _secret(self, environment: Environment, mark: str) -> tuple[Object | None, str]:
         """Return the environment's Secret, if it was read, and the token that is to be in it."""

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -97,9 +98,13 @@ class LocalCluster:
 
     async def observe(self, environment: Environment) -> Observation:
         """Return the environment's state. A stop or an end that nobody attends to is taken up."""
-        seen = await self._observer.observe(self._handle(environment))
+        handle = self._handle(environment)
+        seen = await self._observer.observe(handle)
         self._observed[environment.ref] = seen
-        return seen
+        if seen.state is not Observed.READY:
+            return seen
+        started, now = await self._threads.run(handle.folder.read_settings), self._spawner.settings
+        return replace(seen, outdated=None if started == now else now)
 
     async def prepare(self, environment: Environment) -> None:
         """Make the environment's folder and record."""

@@ -31,7 +31,7 @@ _STATE = "state"
 _LISTENING = "listening.json"
 _LISTENING_BYTES = 4096
 _LOCKS = ".locks"
-_NAME = "name"
+_NAME, _SETTINGS = "name", "settings"
 _LOCK_SECONDS = 10.0
 _FENCE_BYTES = 4096
 _LOCK_POLL_SECONDS = 0.01
@@ -164,12 +164,26 @@ class Folder:
     def note_name(self, name: str) -> None:
         """Write the project's name, for whoever finds the environment without its record."""
         if name and name != self.read_name():
-            (self.path / _NAME).write_text(name, "utf-8", "backslashreplace")
+            self._note(_NAME, name)
 
     def read_name(self) -> str:
         """Return the project's name, empty where it was never written."""
+        return self._noted(_NAME)
+
+    def note_settings(self, digest: str) -> None:
+        """Write with which settings the environment is started."""
+        self._note(_SETTINGS, digest)
+
+    def read_settings(self) -> str:
+        """Return with which settings it was started, empty where that was never written."""
+        return self._noted(_SETTINGS)
+
+    def _note(self, kind: str, text: str) -> None:
+        (self.path / kind).write_text(text, "utf-8", "backslashreplace")
+
+    def _noted(self, kind: str) -> str:
         try:
-            return (self.path / _NAME).read_text("utf-8", "replace")
+            return (self.path / kind).read_text("utf-8", "replace")
         except OSError:
             return ""
 

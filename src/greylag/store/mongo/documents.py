@@ -66,6 +66,8 @@ def to_document(record: ProjectRecord) -> Document:
         "claims": record.claims,
         "last_seq": record.last_seq,
         "woken": record.woken,
+        "outdated": project.outdated,
+        "refresh": project.refresh,
     }
     if record.claimable_at is not None:
         document["claimable_at"] = record.claimable_at
@@ -176,6 +178,8 @@ def _record(raw: Mapping[str, Any]) -> ProjectRecord:
         attempts=raw.get("attempts", 0),
         due_at=raw.get("due_at"),
         deadline_at=raw.get("deadline_at"),
+        outdated=raw.get("outdated"),
+        refresh=raw.get("refresh"),
         lease=Lease(**raw["lease"]) if raw.get("lease") else None,
     )
     return ProjectRecord(

@@ -132,7 +132,13 @@ _INSTANCE = (
     "INSERT INTO instance (one, id) VALUES (1, lower(hex(randomblob(8))))",
 )
 
-MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE)
+# Which settings what runs lacks, and with which it is to be started anew.
+_SETTINGS = (
+    "ALTER TABLE projects ADD COLUMN outdated TEXT",
+    "ALTER TABLE projects ADD COLUMN refresh TEXT",
+)
+
+MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS)
 
 
 def migrate(sql: sqlite3.Connection) -> None:

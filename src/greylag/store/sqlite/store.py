@@ -223,6 +223,15 @@ class SqliteStore:
 
         return await self._write(work)
 
+    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+        """Write that it is to be started anew; see the port."""
+
+        def work(write: Write) -> Project:
+            before = tables.find(write.sql, ProjectRef(owner, project_id))
+            return write.keep(records.refreshed(before, now), before)
+
+        return await self._write(work)
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
         ref = ProjectRef(owner, project_id)

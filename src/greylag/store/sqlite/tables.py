@@ -27,6 +27,7 @@ _CHANGING = (
     *("last_activated_at", "last_deactivated_at"),
     *("desired", "generation", "observed_generation", "attempts", "due_at", "deadline_at"),
     *("lease_worker", "lease_number", "lease_until", "claims", "last_seq", "woken"),
+    *("outdated", "refresh"),
 )
 _COLUMNS = _FIXED + _CHANGING
 
@@ -70,6 +71,8 @@ def to_row(record: ProjectRecord) -> dict[str, Any]:
         "claims": record.claims,
         "last_seq": record.last_seq,
         "woken": record.woken,
+        "outdated": project.outdated,
+        "refresh": project.refresh,
     }
 
 
@@ -101,6 +104,8 @@ def from_row(row: sqlite3.Row) -> ProjectRecord:
         attempts=row["attempts"],
         due_at=_maybe_moment(row["due_at"]),
         deadline_at=_maybe_moment(row["deadline_at"]),
+        outdated=row["outdated"],
+        refresh=row["refresh"],
         lease=_lease(row),
     )
     return ProjectRecord(project, row["claims"], row["last_seq"], bool(row["woken"]))
