@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.store import project
 from benchmarks.support import console, cpu_seconds, megabytes, program
 from rich.table import Table
+from tests.fakes.agent import MemoryAgents
 from tests.fakes.cluster import MemoryCluster
 from tests.fakes.store import MemoryStore
 
@@ -90,7 +91,8 @@ async def activation() -> Counter[str]:
     await store.want(made.user_id, made.project_id, Desired.ACTIVE, now, now.replace(year=9999))
     pace = Pace(lease=15, resync=60, activation_timeout=60)
     rng = random.Random(1)  # noqa: S311 - spreads retries, guards nothing
-    reconciler = Reconciler(store, cluster, clock, pace, worker="bench", rng=rng)
+    agents = MemoryAgents()
+    reconciler = Reconciler(store, cluster, agents, clock, pace, worker="bench", rng=rng)
     claim = await reconciler.claim()
     assert claim is not None
     await reconciler.handle(claim)

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 from greylag.common.agent_api import Decision, Operation, Turn
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
+from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import (
+    DEFAULT_TEMPLATE,
     Desired,
     Environment,
     Event,
@@ -65,12 +67,15 @@ class AgentAddress:
 
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
-    """What answers in an environment; ``demonstration`` says so when no real model is set."""
+    """What answers in an environment; ``demonstration`` says so when no real model is set, ``busy``
+    that a turn is going on.
+    """
 
     agent: str
     version: str
     model: str
     demonstration: str | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,32 @@ class AgentGateway(Protocol):
 # The cluster: where environments run.
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundEnvironment:
+    """What an environment says of itself: enough to make a record of it anew.
+
+    Attributes:
+        ref: whose it is.
+        names: what its objects are called.
+        record_id: of the record that it was made for, on which its token may depend; ``None`` where
+            only a volume is left.
+        claim: the newest that it has seen.
+        name: the project's when the environment was last worked on; empty where it is not known.
+        template: the shape that it has.
+        wanted: whether it is to run.
+        instance: the id of the other Greylag that it belongs to, ``None`` where it is ours.
+    """
+
+    ref: ProjectRef
+    names: EnvironmentNames
+    record_id: str | None = None
+    claim: int = 0
+    name: str = ""
+    template: object = DEFAULT_TEMPLATE
+    wanted: bool = False
+    instance: str | None = None
+
+
 class Cluster(Protocol):
     """Where environments run.
 
@@ -234,6 +265,14 @@ class Cluster(Protocol):
 
     async def inventory(self) -> Sequence[ProjectRef]:
         """Return every environment of ours that exists, whether it has a record or not."""
+
+    async def found(self) -> Sequence[FoundEnvironment]:
+        """Return every environment that exists where ours do, another Greylag's too."""
+
+    async def take_over(self, found: FoundEnvironment) -> None:
+        """Make ours what belongs to another Greylag, with all that this user has there; nothing of
+        it is changed besides. What is ours already is left alone.
+        """
 
     async def close(self) -> None:
         """Let go of the cluster; environments go on running."""
@@ -317,6 +356,7 @@ class Outcome:
     attempts: int = 0
     last_activated_at: datetime | None = None
     last_deactivated_at: datetime | None = None
+    outdated: str | None = None
     deadline_at: datetime | None = None
     due_at: datetime | None = None
     events: Sequence[NewEvent] = field(default=())
@@ -402,6 +442,11 @@ class ProjectStore(Revocations, Protocol):
             ProjectDeletingError: it is being deleted, and something else is wanted.
         """
 
+    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+        """Write that an environment which is ``outdated`` is to be started anew with the settings
+        that it lacks, and return the project. Nothing changes for one that is not. Idempotent.
+        """
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return the log's events with ``seq > after``, oldest first, ``limit`` at most. The log
         keeps the newest 500 of a project.
@@ -419,9 +464,13 @@ class ProjectStore(Revocations, Protocol):
     async def next_due(self) -> datetime | None:
         """Return when the next claim can succeed (the past: now), ``None``: not before a change."""
 
-    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+    async def renew(
+        self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
+    ) -> Claim:
         """Extend the claim's lease; the claim returned carries the record as it is now, so a
-        changed ``desired`` is seen.
+        changed ``desired`` is seen. With ``above``, a number that the environment has seen and
+        that is higher than the claim's, the claim goes on, in one atomic step, under a number
+        higher than that.
         """
 
     async def record(
@@ -440,6 +489,11 @@ class ProjectStore(Revocations, Protocol):
     async def poke_unsettled(self, now: datetime) -> int:
         """Make due every project that runs, should run, or is not settled; return how many. Leases
         of dead workers are left to run out.
+        """
+
+    async def instance(self) -> str:
+        """Return this Greylag's id, the same for all processes on this store and for good: it is
+        made once, in one atomic step, and goes with an export into the store that it fills.
         """
 
     async def take_duty(
@@ -565,11 +619,15 @@ class Archive(Protocol):
     async def at_work(self, now: datetime) -> ProjectRef | None:
         """Return a project whose lease has not run out at ``now``, if there is one."""
 
+    async def instance(self) -> str | None:
+        """Return the id of the Greylag whose store it is, ``None`` where it has none yet."""
+
     async def incomplete(self) -> bool:
         """Tell whether an import into this store was begun and has not ended."""
 
-    def replacing(self) -> AbstractAsyncContextManager[Fill]:
-        """Empty the store, and fill it inside the ``with`` block; on leaving it is whole.
+    def replacing(self, instance: str | None = None) -> AbstractAsyncContextManager[Fill]:
+        """Empty the store, and fill it inside the ``with`` block; on leaving it is whole, and of
+        the Greylag with this id (``None``: the same as before).
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
         on it until it has been replaced.

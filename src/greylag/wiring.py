@@ -105,6 +105,7 @@ def build(
     reconciler = Reconciler(
         store,
         cluster,
+        adapters.agents,
         clock,
         pace,
         worker=worker,
@@ -198,14 +199,14 @@ async def _opened(
     async with AsyncExitStack() as opened:
         store = await _open_store(settings, prepare=prepare, patient=patient)
         opened.push_async_callback(store.close)
-        cluster = await _open_cluster(settings)
+        cluster = await _open_cluster(settings, store)
         opened.push_async_callback(cluster.close)
         agents = HttpAgents.open()
         opened.push_async_callback(agents.close)
         yield Adapters(store, cluster, agents)
 
 
-async def _open_cluster(settings: Settings) -> Cluster:
+async def _open_cluster(settings: Settings, store: ProjectStore) -> Cluster:
     given = _kubernetes_options(settings)
     trusted = authorities(settings)
     if given is None:
@@ -245,6 +246,7 @@ async def _open_cluster(settings: Settings) -> Cluster:
         options,
         agent_environment(settings),
         namespace_prefix=settings.namespace_prefix,
+        instance=store.instance,
     )
     try:
         await cluster.check()

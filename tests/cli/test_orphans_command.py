@@ -16,6 +16,7 @@ LOST = {
     "project_id": "lost",
     "namespace": "user-me",
     "deployment": "lost-api",
+    "instance": None,
 }
 
 
@@ -50,8 +51,10 @@ async def test_an_orphan_is_listed_and_deleted_only_when_told_so(up: Product) ->
     refused = await run("orphans", "--delete", env=env)
     assert refused.code == 2
     heading, row = refused.out.splitlines()
-    assert heading.split("\t") == ["user", "project", "namespace", "deployment"]
-    assert row.split("\t") == list(LOST.values())
+    assert heading.split("\t") == [
+        *("user", "project", "namespace", "deployment", "other greylag"),
+    ]
+    assert row.split("\t") == [value or "-" for value in LOST.values()]
     assert refused.err.startswith("error: Nobody can be asked here: add --yes")
     assert (deployments(up), up.processes()) == (["kept-api", "lost-api"], before)
     done = await run("orphans", "--delete", "--yes", env=env)

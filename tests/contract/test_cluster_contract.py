@@ -54,6 +54,19 @@ async def test_a_prepared_environment_is_stopped_and_listed(
     assert list(await cluster.inventory()) == [project.ref]
 
 
+async def test_an_environment_says_what_a_lost_record_said(
+    cluster: Cluster, project: Project
+) -> None:
+    project = replace(project, lease=Lease("worker", 7, project.created_at), name="Größe")
+    await cluster.prepare(project.environment)
+    (found,) = await cluster.found()
+    assert (found.ref, found.names, found.name) == (project.ref, project.names, project.name)
+    assert (found.record_id, found.claim) == (project.id, 7)
+    assert (found.wanted, found.instance) == (False, None)
+    await cluster.take_over(found)
+    assert [*await cluster.found()] == [found]
+
+
 async def test_a_started_environment_becomes_ready_with_endpoint_and_steps(
     cluster: Cluster, project: Project
 ) -> None:

@@ -114,6 +114,41 @@ async def test_a_renewed_lease_holds_longer_and_shows_what_changed(store: Projec
     assert await all_claims(store, 49.999) == []
 
 
+async def test_a_wish_for_the_settings_that_are_lacked_is_written_once(
+    store: ProjectStore,
+) -> None:
+    await store.create(make_project(due_at=at(0)))
+    assert await store.refresh("ada", "demo", at(1)) == await store.get("ada", "demo")
+    lacking = replace(IDLE, outdated="new-image", due_at=at(99))
+    await store.record(await claim(store, 1), lacking, at(1), release=True)
+    wished = await store.refresh("ada", "demo", at(2))
+    assert (wished.outdated, wished.refresh, wished.due_at) == ("new-image", "new-image", at(2))
+    assert await store.refresh("ada", "demo", at(3)) == wished
+    await store.record(await claim(store, 3), replace(IDLE, due_at=None), at(4), release=True)
+    assert (await store.get("ada", "demo")).outdated is None
+
+
+async def test_a_claim_that_its_environment_has_outnumbered_goes_on_above_that(
+    store: ProjectStore,
+) -> None:
+    await store.create(make_project(due_at=at(0)))
+    first = await claim(store, 0, lease=30)
+    assert await store.renew(first, at(1), 30, above=first.number) == await store.renew(
+        first, at(1), 30
+    )
+    seen = 7_000_000_000_000
+    second = await store.renew(first, at(2), 30, above=seen)
+    assert second.number > seen
+    assert second.project == await store.get("ada", "demo")
+    with pytest.raises(LeaseLostError):
+        await store.record(first, IDLE, at(3), release=True)
+    third = await claim(store, 40)
+    assert third.number == second.number + 1
+    # Of two workers of one store the older is refused, whatever the environment has seen.
+    with pytest.raises(LeaseLostError):
+        await store.renew(second, at(41), 30, above=third.number)
+
+
 async def test_a_claim_that_was_passed_on_can_write_nothing(store: ProjectStore) -> None:
     await store.create(make_project(due_at=at(0)))
     old = await claim(store, 0, lease=1)

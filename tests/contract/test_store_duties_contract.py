@@ -7,6 +7,12 @@ from tests.contract.store_adapters import at
 from greylag.ports import Duty, ProjectStore
 
 
+async def test_all_who_ask_are_told_one_id_for_good(store: ProjectStore) -> None:
+    told = set(await asyncio.gather(*(store.instance() for _ in range(8))))
+    assert told == {await store.instance()}
+    assert all(told)
+
+
 async def take(store: ProjectStore, worker: str, now: float, since: float = 0) -> Duty:
     return await store.take_duty("look", worker, since=at(since), now=at(now), seconds=10)
 

@@ -199,6 +199,19 @@ class Product:
                     await asyncio.sleep(0.1)
         return found
 
+    def change(self, **settings: str) -> None:
+        """Set more for what is started from now on."""
+        self._settings = {**self._settings, **settings}
+
+    async def until(self, path: str, **values: object) -> None:
+        """Wait until members of the project have these values."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                _, one = await self.call("GET", path)
+                if values.items() <= one.items():
+                    return
+                await asyncio.sleep(0.05)
+
     async def settled(self, path: str) -> str | None:
         """Wait until what is wanted of the project is so; return its status, or ``None``."""
         async with asyncio.timeout(PATIENCE):

@@ -253,8 +253,8 @@ class MemoryAgents:
 
     async def status(self, at: AgentAddress) -> AgentStatus:
         """Return what answers there."""
-        self._at(at)
-        return AgentStatus(agent="memory", version="1", model="echo")
+        busy = any(run.turn.status == "running" for run in self._at(at).runs.values())
+        return AgentStatus(agent="memory", version="1", model="echo", busy=busy)
 
     def relay(
         self, at: AgentAddress, request: AgentRequest

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from greylag.cluster.shared import ChangeFeed
-from greylag.domain.errors import ClusterError, ErrorInfo, LeaseLostError, NotActiveError
+from greylag.domain.errors import ClusterError, ErrorInfo, NotActiveError, OvertakenError
 from greylag.domain.lifecycle import (
     AGENT_READY,
     API_ANSWERS,
@@ -17,9 +17,8 @@ from greylag.domain.lifecycle import (
     Step,
     Verb,
 )
-from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Environment, Fence, ProjectRef
-from greylag.ports import AgentAddress
+from greylag.ports import AgentAddress, FoundEnvironment
 
 _LOST = ErrorInfo("cluster_unavailable", "The cluster in memory was told to know nothing.")
 _ALIVE = frozenset({Observed.STARTING, Observed.READY, Observed.STOPPING})
@@ -38,7 +37,7 @@ class VerbCall:
 
 @dataclass(slots=True)
 class _Simulated:
-    names: EnvironmentNames
+    environment: Environment
     seen: Observation
     unknown: ErrorInfo | None = None
     lines: list[bytes] = field(default_factory=list)
@@ -66,6 +65,8 @@ class MemoryCluster:
         self._unasked = ChangeFeed()
         self._news = asyncio.Event()
         self._fences: dict[ProjectRef, Fence] = {}
+        self.foreign: dict[str, str] = {}
+        """By user: the other Greylag that all of it belongs to."""
         self._count = 0
         self._closed = False
 
@@ -78,13 +79,17 @@ class MemoryCluster:
             return
         match known.seen.state:
             case Observed.STARTING:
-                endpoint = f"memory://{known.names.namespace}/{known.names.deployment}"
+                endpoint = f"memory://{known.environment.names.namespace}/{known.environment.names.deployment}"
                 steps = (PROCESS_STARTED, API_ANSWERS, AGENT_READY)
                 self._set(ref, Observation(Observed.READY, endpoint=endpoint, steps=steps))
             case Observed.STOPPING:
                 self._set(ref, Observation(Observed.STOPPED))
             case _:
                 pass
+
+    def outdate(self, ref: ProjectRef, settings: str) -> None:
+        """Let a ready environment lack these settings until it is started anew."""
+        self._set(ref, replace(self._environments[ref].seen, outdated=settings))
 
     def reach_step(self, ref: ProjectRef, step: Step) -> None:
         """Let a starting environment report one more step on its way."""
@@ -208,7 +213,28 @@ class MemoryCluster:
 
     async def inventory(self) -> Sequence[ProjectRef]:
         """Return every environment that exists."""
-        return tuple(self._environments)
+        return tuple(ref for ref in self._environments if ref.user_id not in self.foreign)
+
+    async def found(self) -> Sequence[FoundEnvironment]:
+        """Return every environment with what it was made from."""
+        return tuple(
+            FoundEnvironment(
+                ref=ref,
+                names=one.environment.names,
+                record_id=self._fences[ref].record_id,
+                claim=self._fences[ref].number,
+                name=one.environment.name,
+                template=one.environment.template,
+                wanted=one.seen.state in {Observed.STARTING, Observed.READY, Observed.FAILED},
+                instance=self.foreign.get(ref.user_id),
+            )
+            for ref, one in self._environments.items()
+        )
+
+    async def take_over(self, found: FoundEnvironment) -> None:
+        """Forget that all of this user is another's, unless that is yet another."""
+        if self.foreign.get(found.ref.user_id) == found.instance:
+            self.foreign.pop(found.ref.user_id, None)
 
     async def close(self) -> None:
         """End ``changes`` and logs; the environments stay as they are."""
@@ -252,7 +278,7 @@ class MemoryCluster:
         fence = environment.fence
         newest = self._fences.setdefault(environment.ref, fence)
         if newest.record_id == fence.record_id and newest.number > fence.number:
-            raise LeaseLostError("Another worker has taken this project over.")
+            raise OvertakenError(newest.number)
         self._fences[environment.ref] = fence
 
     def _tick(self) -> int:
@@ -262,7 +288,7 @@ class MemoryCluster:
     def _ensure(self, environment: Environment) -> _Simulated:
         if environment.ref not in self._environments:
             stopped = Observation(Observed.STOPPED)
-            self._environments[environment.ref] = _Simulated(environment.names, stopped)
+            self._environments[environment.ref] = _Simulated(environment, stopped)
             self._tell()
         return self._environments[environment.ref]
 

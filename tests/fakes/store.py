@@ -13,7 +13,7 @@ from greylag.domain.errors import (
     ProjectExistsError,
     StoreUnavailableError,
 )
-from greylag.domain.project import Desired, Event, Project, ProjectRef
+from greylag.domain.project import Desired, Event, Project, ProjectRef, new_instance_id
 from greylag.ports import (
     Claim,
     Created,
@@ -50,6 +50,7 @@ class _Tables:
     keys: dict[tuple[str, str], _Key] = field(default_factory=dict)
     duties: dict[str, DutyRecord] = field(default_factory=dict)
     revoked: dict[str, datetime] = field(default_factory=dict)
+    instance: str = field(default_factory=new_instance_id)
 
 
 class MemoryStore:
@@ -112,6 +113,11 @@ class MemoryStore:
         record = self._find(owner, project_id)
         return self._put(records.wanted(record, desired, now, deadline), since=record)
 
+    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+        """Write that it is to be started anew; see the port."""
+        record = self._find(owner, project_id)
+        return self._put(records.refreshed(record, now), since=record)
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
         ref = self._find(owner, project_id).project.ref
@@ -132,9 +138,11 @@ class MemoryStore:
         """Return when the next claim can succeed; see the port."""
         return min((at for at, _ in self._claimable()), default=None)
 
-    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+    async def renew(
+        self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
+    ) -> Claim:
         """Extend a lease; see the port."""
-        return Claim(self._keep(records.renewed(self._of(claim), claim, now, lease_seconds)))
+        return Claim(self._keep(records.renewed(self._of(claim), claim, now, lease_seconds, above)))
 
     async def record(
         self, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
@@ -166,6 +174,10 @@ class MemoryStore:
         for record in found:
             self._put(records.poked(record, now))
         return len(found)
+
+    async def instance(self) -> str:
+        """Return this Greylag's id; see the port."""
+        return self._open().instance
 
     async def take_duty(
         self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
@@ -219,9 +231,10 @@ class MemoryStore:
         return False
 
     @asynccontextmanager
-    async def replacing(self) -> AsyncIterator[Fill]:
+    async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
         """Put other projects in place of all, in one step; see the port."""
-        new = _Tables(duties=self._open().duties)
+        old = self._open()
+        new = _Tables(duties=old.duties, instance=instance or old.instance)
 
         async def fill(projects: Sequence[StoredProject]) -> None:
             for stored in projects:

@@ -1,6 +1,7 @@
 """One pass after the other over memory adapters; the test owns time."""
 
 import asyncio
+import itertools
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,13 +12,14 @@ from greylag.domain.errors import (
     ClusterError,
     ClusterUnavailableError,
     ErrorInfo,
+    OvertakenError,
     ProjectNotFoundError,
     StoreUnavailableError,
 )
 from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
-from greylag.domain.project import Desired, ProjectRef, Status
+from greylag.domain.project import Desired, Fence, ProjectRef, Status
 from greylag.ports import Claim
-from greylag.reconcile.reconciler import OUTAGE_PAUSE
+from greylag.reconcile.reconciler import BUSY_PAUSE, OUTAGE_PAUSE
 
 CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
 
@@ -337,6 +339,69 @@ async def test_a_worker_whose_lease_ran_out_writes_nothing() -> None:
     await slow
     project = await bench.project()
     assert project.lease == claim.project.lease
+
+
+async def test_records_from_an_older_copy_are_taken_over_in_one_pass_and_told_of() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    active = await bench.project()
+    await bench.cluster.prepare(replace(active.environment, fence=Fence(active.id, 900)))
+    await bench.want(Desired.INACTIVE)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.status, project.settled) == (Status.INACTIVE, True)
+    assert (await bench.told())[-3:] == ["stopping", "records_restored", "inactive"]
+    await bench.reach(Desired.ACTIVE)
+    assert (await bench.told()).count("records_restored") == 1
+
+
+async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answered() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    bench.cluster.outdate(REF, "new-image")
+    await bench.store.poke(REF, bench.clock.now())
+    await bench.loop.drain()
+    before = bench.verbs()
+    project = await bench.project()
+    assert (project.outdated, project.status) == ("new-image", Status.ACTIVE)
+
+    at = await bench.cluster.reach(project.environment)
+    turn = await bench.gateway.start_turn(at, None, "wait: a while", "m1")
+    await bench.store.refresh(REF.user_id, REF.project_id, bench.clock.now())
+    await bench.loop.drain()
+    assert ((await bench.project()).status, bench.verbs()) == (Status.ACTIVE, before)
+
+    await bench.gateway.cancel_turn(at, turn.turn_id)
+    bench.clock.advance(BUSY_PAUSE + 1)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.outdated, project.status, project.settled) == (None, Status.ACTIVE, True)
+    assert bench.verbs() == [*before, Verb.STOP, Verb.START]
+    assert "refreshing" in await bench.told()
+
+    # Other settings are another wish.
+    bench.cluster.outdate(REF, "newer-image")
+    await bench.store.poke(REF, bench.clock.now())
+    await bench.loop.drain()
+    assert bench.verbs() == [*before, Verb.STOP, Verb.START]
+
+
+async def test_two_stores_from_one_copy_do_not_outbid_each_other_in_one_pass() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    ahead = itertools.count(10**15, 10**12)
+
+    async def outbidden(_: object) -> None:
+        raise OvertakenError(next(ahead))
+
+    bench.cluster.stop = outbidden  # type: ignore[method-assign, assignment]
+    await bench.want(Desired.INACTIVE)
+    claim = _some(await bench.reconciler.claim())
+    await bench.reconciler.handle(claim)
+    assert next(ahead) == 10**15 + 2 * 10**12
 
 
 async def test_a_fault_in_one_project_stops_no_other() -> None:

@@ -20,7 +20,7 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
 )
 from greylag.domain.lifecycle import Observed, Verb
-from greylag.domain.project import Desired, Lease, Project, ProjectRef
+from greylag.domain.project import Desired, Lease, Project, ProjectRef, new_record_id
 from greylag.ports import Clock
 from greylag.services.orphans import PAUSE_SECONDS, Orphan, Orphans
 
@@ -205,6 +205,66 @@ async def test_one_that_is_elsewhere_than_its_names_say_is_told() -> None:
     with pytest.raises(ClusterError, match="other-ada/lost-api"):
         await elsewhere.remove(replace(LOST, namespace="other-ada"))
     await scene.nothing_is_kept()
+
+
+async def test_an_adopted_one_goes_on_as_it_is_under_its_own_record_id() -> None:
+    scene = Scene()
+    lost = await scene.lose()
+    await scene.orphans.adopt(LOST)
+    adopted = await scene.store.get("ada", "lost")
+    assert (adopted.id, adopted.names, adopted.name) == (lost.id, lost.names, lost.name)
+    assert adopted.desired is Desired.ACTIVE
+    assert await scene.orphans.found() == []
+    claim = await scene.store.claim_due("worker", scene.clock.now(), 15)
+    assert claim is not None
+    assert claim.number == 10, "the environment has seen 9"
+    await scene.orphans.adopt(LOST)
+    assert [call.verb for call in scene.cluster.calls[lost.ref]] == [Verb.START]
+
+
+async def test_anothers_is_shown_never_deleted_and_adopted_only_when_it_is_named() -> None:
+    scene = Scene()
+    lost = await scene.lose()
+    scene.cluster.foreign["ada"] = "0ther"
+    others = replace(LOST, instance="0ther")
+    assert await scene.orphans.found() == [others]
+    for work in (
+        scene.orphans.remove(others),
+        scene.orphans.adopt(others),
+        scene.orphans.adopt(others, "yet-an0ther"),
+    ):
+        with pytest.raises(ConflictError, match="another Greylag"):
+            await work
+    assert [call.verb for call in scene.cluster.calls[lost.ref]] == [Verb.START]
+    await scene.nothing_is_kept()
+    await scene.orphans.adopt(others, "0ther")
+    assert (await scene.store.get("ada", "lost")).id == lost.id
+    assert await scene.orphans.found() == []
+
+
+async def test_an_adoption_that_was_killed_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    await scene.lose()
+    scene.cluster.foreign["ada"] = "0ther"
+
+    async def killed(_: object) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scene.store, "create", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await scene.orphans.adopt(LOST, "0ther")
+    assert await scene.orphans.found() == [LOST]
+    await scene.orphans.adopt(LOST)
+    assert await scene.orphans.found() == []
+
+
+async def test_what_has_another_record_by_now_is_not_adopted() -> None:
+    scene = Scene()
+    await scene.lose()
+    await scene.store.create(replace(make_project("lost"), id=new_record_id(scene.clock.now())))
+    with pytest.raises(ConflictError, match="has a record by now"):
+        await scene.orphans.adopt(LOST)
 
 
 async def test_a_worker_that_takes_a_removal_over_is_left_to_it() -> None:

@@ -32,7 +32,13 @@ from greylag.ports import (
     StoreNotEmptyError,
 )
 from greylag.services.store_export import Imported, export_store, import_store
-from greylag.services.store_file import Contents, ExportUnusableError, contents, read_export
+from greylag.services.store_file import (
+    Contents,
+    ExportUnusableError,
+    ExportWriter,
+    contents,
+    read_export,
+)
 
 NOW = at(100)
 FLOOR = int(NOW.timestamp() * 1000)
@@ -144,6 +150,24 @@ async def test_claims_go_on_above_all_that_an_environment_may_have_seen(sites: S
     await imported(other, await exported(await sites.filled("sqlite", [high])))
     async with other.store() as store:
         assert (await claim(store, 105)).number == 2**60 + 1
+
+
+@pytest.mark.parametrize("kinds", [("sqlite", "mongo"), ("mongo", "memory"), ("memory", "sqlite")])
+async def test_what_was_imported_is_of_the_same_greylag(
+    sites: Sites, kinds: tuple[str, str]
+) -> None:
+    source, target = [await sites.make(kind) for kind in kinds]
+    async with source.store() as store:
+        instance = await store.instance()
+    backup = await exported(source)
+    await imported(target, backup)
+    async with target.store() as store:
+        assert await store.instance() == instance
+    writer = ExportWriter()
+    older = writer.header(NOW, "older", 0, None) + writer.end()
+    await imported(target, older, replacing=True)
+    async with target.store() as store:
+        assert await store.instance() == instance
 
 
 async def test_keys_that_have_expired_stay_behind(sites: Sites) -> None:
@@ -352,8 +376,8 @@ class Killed:
         return getattr(self._archive, name)
 
     @asynccontextmanager
-    async def replacing(self) -> AsyncIterator[Fill]:
-        async with self._archive.replacing() as fill:
+    async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
+        async with self._archive.replacing(instance) as fill:
 
             async def some(projects: Sequence[StoredProject]) -> None:
                 await fill(projects[: self._after])

@@ -11,12 +11,12 @@ from tests.soak.shared_cluster import SharedCluster
 from greylag import wiring
 from greylag.cli.main import main
 from greylag.config import Settings
-from greylag.ports import Cluster
+from greylag.ports import Cluster, ProjectStore
 
 
-async def shared(settings: Settings) -> Cluster:
+async def shared(settings: Settings, store: ProjectStore) -> Cluster:
     """Return the cluster of the soak."""
-    del settings
+    del settings, store
     return SharedCluster(Path(os.environ["SOAK_CLUSTER"]))
 
 

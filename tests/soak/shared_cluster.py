@@ -14,10 +14,11 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TypeVar
 
-from greylag.domain.errors import ClusterError, GreylagError, LeaseLostError, NotActiveError
+from greylag.domain.errors import ClusterError, GreylagError, NotActiveError, OvertakenError
 from greylag.domain.lifecycle import Observation, Observed, Verb
+from greylag.domain.names import environment_names
 from greylag.domain.project import Environment, ProjectRef
-from greylag.ports import AgentAddress
+from greylag.ports import AgentAddress, FoundEnvironment
 
 T = TypeVar("T")
 SLOWEST = 0.4
@@ -139,6 +140,17 @@ class SharedCluster:
         )
         return [ProjectRef(*row) for row in found]
 
+    async def found(self) -> Sequence[FoundEnvironment]:
+        """Return what is known of each, which is its names alone."""
+        refs = await self.inventory()
+        return [
+            FoundEnvironment(ref=ref, names=environment_names(ref.user_id, ref.project_id))
+            for ref in refs
+        ]
+
+    async def take_over(self, found: FoundEnvironment) -> None:
+        """Do nothing: all is ours."""
+
     async def close(self) -> None:
         """Let go of it."""
         self._closed.set()
@@ -216,7 +228,7 @@ def _fence(sql: sqlite3.Connection, environment: Environment) -> None:
     fence = environment.fence
     found = sql.execute("SELECT claim FROM fences WHERE record = ?", (fence.record_id,)).fetchone()
     if found is not None and found[0] > fence.number:
-        raise LeaseLostError("Another worker has taken this project over.")
+        raise OvertakenError(found[0])
     sql.execute("INSERT OR REPLACE INTO fences VALUES (?, ?)", (fence.record_id, fence.number))
 
 

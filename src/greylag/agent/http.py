@@ -301,6 +301,7 @@ class HttpAgents:
                 version=agent["version"] or "",
                 model=model["kind"],
                 demonstration=model["demonstration"],
+                busy=bool(body["active_sessions"]),
             )
 
     @asynccontextmanager

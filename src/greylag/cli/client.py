@@ -60,6 +60,7 @@ class ProjectJson(TypedDict):
     deployment: str
     service: str
     ingress: str | None
+    outdated: bool
     last_activated_at: str | None
     last_deactivated_at: str | None
     created_at: str
@@ -417,6 +418,11 @@ class ApiClient:
         request = Request("POST", (*place.path, action), headers=wish.prefer)
         changed: ProjectJson = await self._http.call(request, wish.answer_within)
         return changed
+
+    async def refresh(self, place: ProjectPlace) -> ProjectJson:
+        """Have what runs started anew if it is outdated, once it is not at work."""
+        asked: ProjectJson = await self._post((*place.path, "refresh"))
+        return asked
 
     async def delete(self, place: ProjectPlace, wish: Wish) -> ProjectJson | None:
         """Delete a project; ``None`` when it is gone, the project while that goes on."""

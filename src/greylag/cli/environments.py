@@ -1,26 +1,30 @@
-"""`greylag manifests` and `greylag orphans`: environments as an operator meets them in the cluster.
+"""`greylag manifests`, `orphans` and `rollout`: environments as an operator meets them.
 
-No server is asked: the settings of the shell say which store and which cluster.
+For the first two no server is asked: the settings of the shell say which store and which cluster.
 """
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from greylag.cli.errors import Exit, StartError, error_of_settings
+from greylag.cli.access import Access, api_options, place_of, task_group, with_client
+from greylag.cli.client import ApiClient, ProjectJson
+from greylag.cli.errors import CliError, Exit, StartError, error_of_settings
 from greylag.cli.output import Output, confirm
 from greylag.cli.programs import data_option
 from greylag.domain.errors import ErrorInfo, GreylagError
 
 if TYPE_CHECKING:
     from greylag.config import Settings
+    from greylag.services.orphans import Orphan
 
-COLUMNS = ("USER", "PROJECT", "NAMESPACE", "DEPLOYMENT")
-FIELDS = ("user_id", "project_id", "namespace", "deployment")
+_WORDS = {"delete": ("Deleting", "deleted"), "adopt": ("Adopting", "adopted")}
+COLUMNS = ("USER", "PROJECT", "NAMESPACE", "DEPLOYMENT", "OTHER GREYLAG")
+FIELDS = ("user_id", "project_id", "namespace", "deployment", "instance")
 
 
 @click.command()
@@ -46,25 +50,71 @@ def manifests(user: str, project: str, template: str | None, *, stopped: bool) -
     Output(as_json=False).write(text)
 
 
-@click.command(short_help="List, or delete, environments without a record.")
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be done with which orphans: ``verb`` is none for listing them."""
+
+    verb: Literal["delete", "adopt"] | None
+    instance: str | None
+    user: str | None
+    project: str | None
+    yes: bool
+
+    def chooses(self, orphan: "Orphan") -> bool:
+        """Tell whether an orphan is one of those."""
+        return self.user in {None, orphan.user_id} and self.project in {None, orphan.project_id}
+
+    def concerns(self, orphan: "Orphan") -> bool:
+        """Tell whether it is to be touched: another Greylag's only if that one is named."""
+        return orphan.instance is None or orphan.instance == self.instance
+
+
+@click.command(short_help="List, adopt or delete environments without a record.")
 @click.option("--delete", is_flag=True, help="Delete them all, with their files; asks first.")
+@click.option("--adopt", is_flag=True, help="Make their records anew; they go on as they are.")
+@click.option(
+    "--instance", metavar="ID", help="With --adopt: take over what this other Greylag has."
+)
+@click.option("--user", metavar="USER", help="Only of this user.")
+@click.option("--project", metavar="PROJECT", help="Only of projects with this id.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @data_option
 @click.option("--json", "as_json", is_flag=True, help="Output for programs.")
-def orphans(*, delete: bool, yes: bool, data: Path | None, as_json: bool) -> int:
-    """List environments without a record, or delete them.
+def orphans(  # noqa: PLR0913 - as many as the command has options
+    *,
+    delete: bool,
+    adopt: bool,
+    instance: str | None,
+    user: str | None,
+    project: str | None,
+    yes: bool,
+    data: Path | None,
+    as_json: bool,
+) -> int:
+    """List environments without a record, adopt them back, or delete them.
 
     Records that were lost, or put back from an older copy, leave such environments. Greylag never
     touches them by itself. No server is asked: run this with the settings of a `greylag worker`,
     as with another store every environment seems to be without a record.
 
+    What belongs to another Greylag on the same cluster is shown and never deleted. A new store is
+    another Greylag, too: after the loss of one, --instance names the lost one, which the list
+    shows. Never name one that runs.
+
     \b
     Examples:
       greylag orphans
-      greylag orphans --delete
+      greylag orphans --adopt --instance 0f3a8c1d2b4e5f60
+      greylag orphans --delete --user alice
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
-    if yes and not delete:
-        raise click.UsageError("--yes is for --delete only.")
+    if yes and not delete and not adopt:
+        raise click.UsageError("--yes is for --delete and --adopt only.")
+    if delete and adopt:
+        raise click.UsageError("Either --delete or --adopt.")
+    if instance and not adopt:
+        raise click.UsageError("--instance is for --adopt only.")
+    verb: Literal["delete", "adopt"] | None = "delete" if delete else "adopt" if adopt else None
+    wish = Wish(verb, instance, user, project, yes)
     from greylag.common.logs import configure_logging
     from greylag.config import load_settings
 
@@ -72,33 +122,39 @@ def orphans(*, delete: bool, yes: bool, data: Path | None, as_json: bool) -> int
         settings = load_settings(data=data)
         # What a worker logs of its steps is no news here: the command says how each one ends.
         configure_logging(settings.log_format, "error")
-        return asyncio.run(_run(settings, Output(as_json=as_json), delete=delete, yes=yes))
+        return asyncio.run(_run(settings, Output(as_json=as_json), wish))
     except GreylagError as error:
         raise error_of_settings(error) from error
 
 
-async def _run(settings: "Settings", output: Output, *, delete: bool, yes: bool) -> Exit:
+async def _run(settings: "Settings", output: Output, wish: Wish) -> Exit:
     from greylag.wiring import assembled_orphans
 
     async with assembled_orphans(settings) as use_case:
         with output.busy("Comparing environments and records ..."):
-            found = await use_case.found()
-        _list(output, use_case.place, [asdict(one) for one in found], ends=not delete)
-        if not delete or not found:
+            found = [one for one in await use_case.found() if wish.chooses(one)]
+        chosen = [one for one in found if wish.verb and wish.concerns(one)]
+        _list(output, use_case.place, [asdict(one) for one in found], ends=not chosen)
+        if wish.verb:
+            _say_what_is_left(output, [one for one in found if not wish.concerns(one)], wish)
+        if not chosen:
             return Exit.OK
-        await confirm(_question(use_case.place, len(found)), yes=yes)
+        await confirm(_question(use_case.place, len(chosen), wish), yes=wish.yes)
+        doing, done = _WORDS[wish.verb or "delete"]
         rows = []
-        for one in found:
+        for one in chosen:
             row = asdict(one)
-            with output.busy(f"Deleting {_called(row)} ..."):
-                error = await _error_of(use_case.remove(one))
-            _say(output, row, error)
-            rows.append(
-                {**row, "deleted": error is None, "error": asdict(error) if error else None}
-            )
+            if wish.verb == "adopt":
+                work = use_case.adopt(one, wish.instance)
+            else:
+                work = use_case.remove(one)
+            with output.busy(f"{doing} {_called(row)} ..."):
+                error = await _error_of(work)
+            _say(output, row, error, done)
+            rows.append({**row, done: error is None, "error": asdict(error) if error else None})
     if output.json:
         output.document({"store": use_case.place, "orphans": rows})
-    return Exit.OK if all(row["deleted"] for row in rows) else Exit.REFUSED
+    return Exit.OK if all(row["error"] is None for row in rows) else Exit.REFUSED
 
 
 async def _error_of(work: Coroutine[Any, Any, None]) -> ErrorInfo | None:
@@ -115,23 +171,163 @@ def _list(output: Output, place: str, rows: list[dict[str, Any]], *, ends: bool)
         if ends or not rows:
             output.document({"store": place, "orphans": rows})
     elif rows:
-        output.table(COLUMNS, [tuple(row[name] for name in FIELDS) for row in rows])
+        output.table(COLUMNS, [tuple(row[name] or "-" for name in FIELDS) for row in rows])
     else:
         output.line(f"Every environment has a record in {place}.")
 
 
-def _question(place: str, count: int) -> str:
+def _say_what_is_left(output: Output, left: "list[Orphan]", wish: Wish) -> None:
+    for instance in sorted({str(one.instance) for one in left}):
+        count = sum(one.instance == instance for one in left)
+        what = "1 environment belongs" if count == 1 else f"{count} environments belong"
+        output.note(f"Left alone: {what} to another Greylag, {instance}.")
+        if wish.verb == "adopt":
+            output.note(f"hint: If its records are lost, add --instance {instance}.", "")
+
+
+def _question(place: str, count: int, wish: Wish) -> str:
     what = "this environment" if count == 1 else f"these {count} environments"
-    return f"Delete {what}, of which {place} has no record, and all files in it?"
+    if wish.verb == "delete":
+        return f"Delete {what}, of which {place} has no record, and all files in it?"
+    if wish.instance is None:
+        return f"Make a record in {place} for {what}?"
+    return (
+        f"Make a record in {place} for {what}, and take over all that the Greylag {wish.instance} "
+        "has of their users? If it still runs, it loses them."
+    )
 
 
-def _say(output: Output, row: dict[str, Any], error: ErrorInfo | None) -> None:
+def _say(output: Output, row: dict[str, Any], error: ErrorInfo | None, done: str) -> None:
     if error is None:
-        output.note(f"Deleted: {_called(row)}.")
+        output.note(f"{done.capitalize()}: {_called(row)}.")
         return
-    output.note(f"error: {_called(row)} is not deleted: {error.message} [{error.code}]", "red")
+    output.note(f"error: {_called(row)} is not {done}: {error.message} [{error.code}]", "red")
     output.note(f"hint: {error.hint}", "")
 
 
 def _called(row: dict[str, Any]) -> str:
     return f"the environment of project {row['project_id']} of user {row['user_id']}"
+
+
+# Giving what runs the settings of now.
+
+POLL_SECONDS = 0.5
+
+
+@click.command(short_help="Start outdated environments anew, a few at a time.")
+@click.option(
+    "--at-once",
+    metavar="N",
+    type=click.IntRange(1, 100),
+    default=2,
+    help="How many at a time (default 2).",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.IntRange(1, 86400),
+    default=900,
+    help="How long to wait for each, its agent at work included (default 900).",
+)
+@api_options
+@with_client
+async def rollout(access: Access, api: ApiClient, *, at_once: int, timeout: int) -> int:  # noqa: ASYNC109 - for each project
+    """Give environments that run the settings of now: image, keys, variables, limits.
+
+    Each that is outdated is started anew once its agent answers nobody; files and conversations are
+    kept. Of all users, or with --user of one. The first that fails ends it: those that are on their
+    way are waited for, and no other is begun. Sleeping projects have the settings of now when they
+    are next activated. Run it again to go on.
+
+    \b
+    Examples:
+      greylag rollout
+      greylag rollout --at-once 5 --user alice
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
+    users = [one["id"] for one in await api.users()]
+    if access.user:
+        users = [await access.user_id(api)]
+    waiting = [
+        project
+        for user_id in users
+        async for project in api.projects(user_id, "active")
+        if project["outdated"]
+    ]
+    rolling = _Rollout(access.output, api, waiting, timeout)
+    async with task_group() as group:
+        for number in range(at_once):
+            group.create_task(rolling.work(), name=f"rollout {number}")
+    rolling.tell()
+    if rolling.failed:
+        return Exit.REFUSED
+    return Exit.TIMEOUT if rolling.busy else Exit.OK
+
+
+def _place(project: ProjectJson) -> dict[str, str]:
+    return {"user_id": project["user_id"], "project_id": project["project_id"]}
+
+
+class _Rollout:
+    """What is to be started anew, and what came of it; any number of tasks ``work`` on it."""
+
+    def __init__(
+        self, output: Output, api: ApiClient, waiting: list[ProjectJson], seconds: float
+    ) -> None:
+        self._output = output
+        self._api = api
+        self._waiting = waiting
+        self._count = len(waiting)
+        self._seconds = seconds
+        self._done: list[ProjectJson] = []
+        self.busy: list[ProjectJson] = []
+        self.failed: list[dict[str, Any]] = []
+
+    async def work(self) -> None:
+        """Take one after the other until nothing is left, or one has failed."""
+        while self._waiting and not self.failed:
+            project = self._waiting.pop(0)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    error = await self._refresh(project)
+            except TimeoutError:
+                self.busy.append(project)
+                self._output.note(f"Still at work, started anew later: {_called(dict(project))}.")
+                continue
+            except CliError as refused:
+                error = ("refused", refused.message)
+            self._note(project, error)
+
+    def tell(self) -> None:
+        """Print what came of all."""
+        if self._output.json:
+            told = {"refreshed": self._done, "busy": self.busy, "left": self._waiting}
+            named = {what: [_place(one) for one in found] for what, found in told.items()}
+            self._output.document({**named, "failed": self.failed})
+        elif not self._count:
+            self._output.line("No environment that runs is outdated.")
+        else:
+            self._output.line(
+                f"Started anew: {len(self._done)} of {self._count}; still at work: "
+                f"{len(self.busy)}; failed: {len(self.failed)}; not begun: {len(self._waiting)}."
+            )
+
+    async def _refresh(self, project: ProjectJson) -> tuple[str, str] | None:
+        """Return once it runs with the settings of now, or sleeps; what is wrong if it failed."""
+        now = await self._api.refresh(place_of(project))
+        while now["outdated"] or now["status"] in {"activating", "deactivating"}:
+            if now["status"] == "error":
+                break
+            await asyncio.sleep(POLL_SECONDS)
+            now = await self._api.project(place_of(project))
+        error = now["error"]
+        return (error["code"], error["message"]) if now["status"] == "error" and error else None
+
+    def _note(self, project: ProjectJson, error: tuple[str, str] | None) -> None:
+        called = _called(dict(project))
+        if error is None:
+            self._done.append(project)
+            self._output.note(f"Started anew ({len(self._done)} of {self._count}): {called}.")
+            return
+        code, message = error
+        self.failed.append({**_place(project), "error": {"code": code, "message": message}})
+        self._output.note(f"error: {called}: {message} [{code}]", "red")

@@ -56,7 +56,12 @@ VERBS = {
     ),
     "export": LazyVerb("store:export_", "Write all records into a file: a backup."),
     "import": LazyVerb("store:import_", "Put the records of an export into a store."),
-    "orphans": LazyVerb("environments:orphans", "List, or delete, environments without a record."),
+    "orphans": LazyVerb(
+        "environments:orphans", "List, adopt or delete environments without a record."
+    ),
+    "rollout": LazyVerb(
+        "environments:rollout", "Start outdated environments anew, a few at a time."
+    ),
     "doctor": LazyVerb("doctor:doctor", "Check the server and this machine."),
     "version": LazyVerb("programs:version", "Print the version."),
 }

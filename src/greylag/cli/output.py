@@ -275,7 +275,7 @@ async def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not somebody_is_there():
-        raise click.UsageError("Nobody can be asked here: add --yes to delete without asking.")
+        raise click.UsageError("Nobody can be asked here: add --yes to agree without being asked.")
     drop_typed()
     sys.stderr.write(f"{one_line(question)} [y/N] ")
     sys.stderr.flush()

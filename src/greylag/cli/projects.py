@@ -277,6 +277,7 @@ def show_project(output: Output, project: ProjectJson) -> None:
             "status": project["status"],
             "wanted": project["desired"] if project["desired"] != project["status"] else None,
             "endpoint": project["endpoint"],
+            "outdated": "yes: `greylag rollout` starts it anew" if project["outdated"] else None,
             "error": f"{error['message']} [{error['code']}]" if error else None,
             "hint": error["hint"] if error else None,
             "metadata": project["metadata"],

@@ -108,6 +108,16 @@ class LeaseLostError(GreylagError):
     hint = "Another worker goes on with the project; nothing needs to be done."
 
 
+class OvertakenError(LeaseLostError):
+    """The environment has seen a newer claim, ``number``, than the one that a step came under."""
+
+    code = "claim_overtaken"
+
+    def __init__(self, number: int) -> None:
+        super().__init__("Another worker has taken this project over.")
+        self.number = number
+
+
 class ClusterError(GreylagError):
     """The cluster refused or failed a step. ``terminal`` means that a retry cannot help.
 

@@ -41,7 +41,8 @@ class Observation:
     """One look at an environment.
 
     ``endpoint`` is set when it is ready; ``error`` tells why it failed, is unknown, or does not get
-    on, and ``terminal`` that a retry cannot help; ``steps`` are those reached so far, in order.
+    on, and ``terminal`` that a retry cannot help; ``steps`` are those reached so far, in order;
+    ``outdated`` names the settings that a ready one should have and has not.
     """
 
     state: Observed
@@ -49,6 +50,7 @@ class Observation:
     error: ErrorInfo | None = None
     terminal: bool = False
     steps: tuple[Step, ...] = ()
+    outdated: str | None = None
 
 
 class Verb(StrEnum):
@@ -126,7 +128,9 @@ def plan(project: Project, seen: Observation, now: datetime) -> Plan:
 def _towards_active(project: Project, seen: Observation, now: datetime) -> Plan:
     match seen.state:
         case Observed.READY:
-            return Settle(Status.ACTIVE)
+            # What is stopped is started with what is set now.
+            anew = seen.outdated is not None and project.refresh == seen.outdated
+            return Act(Verb.STOP) if anew else Settle(Status.ACTIVE)
         case _ if project.error_terminal and project.error is not None:
             return Fail(project.error, terminal=True)
         case _ if seen.terminal:

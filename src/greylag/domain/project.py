@@ -74,6 +74,8 @@ class Environment:
         fence: the claim that it is worked on under.
         generation: of what is wanted.
         template: the name of the shape that the project asks for, as the user gave it.
+        name: the project's, for whoever finds the environment without its record.
+        instance: the id of the Greylag whose it is; a cluster that others share fills it in.
     """
 
     id: str
@@ -82,6 +84,8 @@ class Environment:
     fence: Fence
     generation: int = 1
     template: object = DEFAULT_TEMPLATE
+    name: str = ""
+    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,9 @@ class Project:
     that the reconciler has brought to its end. ``due_at`` is when it wants to look again (``None``:
     not before something changes), ``deadline_at`` when the present change counts as failed.
     ``error_terminal`` says that no retry of this generation can help. ``last_seq`` is the number of
-    its newest event, 0 before there is one.
+    its newest event, 0 before there is one. ``outdated`` names the settings that the running
+    environment should have and has not (observed); ``refresh`` those with which it is to be started
+    anew (desired). So a wish is for the settings that were seen, once.
     """
 
     id: str
@@ -116,6 +122,8 @@ class Project:
     due_at: datetime | None = None
     deadline_at: datetime | None = None
     last_seq: int = 0
+    outdated: str | None = None
+    refresh: str | None = None
     lease: Lease | None = None
 
     @property
@@ -134,7 +142,9 @@ class Project:
     def environment(self) -> Environment:
         """What the cluster is told of this copy of the record."""
         template = self.metadata.get(TEMPLATE_KEY, DEFAULT_TEMPLATE)
-        return Environment(self.id, self.ref, self.names, self.fence, self.generation, template)
+        return Environment(
+            self.id, self.ref, self.names, self.fence, self.generation, template, self.name
+        )
 
     @property
     def settled(self) -> bool:
@@ -149,6 +159,11 @@ class Project:
 def new_record_id(now: datetime) -> str:
     """Return 24 hexadecimal digits: seconds, then random bits (the form of a BSON ObjectId)."""
     return f"{int(now.timestamp()):08x}{secrets.token_hex(8)}"
+
+
+def new_instance_id() -> str:
+    """Return a new id by which one Greylag is told from another on the same cluster."""
+    return secrets.token_hex(8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,13 @@ _ENDED_UNASKED = NewEvent(
     "ended_unasked", "The environment ended, or was changed, unasked; it is set right."
 )
 _PREPARED = NewEvent("prepared", "The environment is prepared.")
+_REFRESHING = NewEvent(
+    "refreshing", "Starting the environment anew, with the settings that it lacks."
+)
+RESTORED = NewEvent(
+    "records_restored",
+    "Greylag's records were put back from an older copy; it has taken this environment over again.",
+)
 _REACHED = {
     Status.ACTIVE: NewEvent("active", "The environment is active."),
     Status.INACTIVE: NewEvent("inactive", "The environment is inactive; its volume is kept."),
@@ -38,6 +45,7 @@ def unchanged(project: Project, events: Sequence[NewEvent] = ()) -> Outcome:
         attempts=project.attempts,
         last_activated_at=project.last_activated_at,
         last_deactivated_at=project.last_deactivated_at,
+        outdated=project.outdated,
         deadline_at=project.deadline_at,
         due_at=project.due_at,
         events=events,
@@ -57,6 +65,7 @@ def settled(
         _because(unchanged(project), wrong),
         status=status,
         endpoint=seen.endpoint if active else None,
+        outdated=seen.outdated,
         error=wrong,
         error_terminal=False,
         observed_generation=project.generation,
@@ -119,6 +128,8 @@ def acting(
             outcome = replace(outcome, events=[_ENDED_UNASKED], deadline_at=now + timeout)
         outcome = _because(outcome, why)
         return replace(outcome, status=Status.ACTIVATING, endpoint=None)
+    if verb is Verb.STOP and project.desired is Desired.ACTIVE:
+        outcome = replace(outcome, events=[_REFRESHING], deadline_at=now + timeout)
     if verb is Verb.STOP or project.desired is Desired.DELETED:
         return replace(outcome, status=Status.DEACTIVATING, endpoint=None)
     return outcome

@@ -23,6 +23,7 @@ from greylag.domain.errors import (
     ErrorInfo,
     GreylagError,
     LeaseLostError,
+    OvertakenError,
     StoreUnavailableError,
 )
 from greylag.domain.lifecycle import (
@@ -38,8 +39,8 @@ from greylag.domain.lifecycle import (
     Wait,
     plan,
 )
-from greylag.domain.project import NewEvent, Project, ProjectRef, Status
-from greylag.ports import Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
+from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Status
+from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
 
 _log = structlog.get_logger(__name__)
@@ -49,6 +50,7 @@ Warnings = Callable[[], Sequence[NewEvent]]
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 LONGEST_REST = 30.0
+BUSY_PAUSE = 5.0
 OUTAGE_PAUSE = 2.0
 TELL_AFTER = timedelta(seconds=20)
 """What keeps an environment for so long is told while it goes on, not only at its deadline."""
@@ -83,6 +85,7 @@ class Reconciler:
         self,
         store: ProjectStore,
         cluster: Cluster,
+        agents: AgentGateway,
         clock: Clock,
         pace: Pace,
         *,
@@ -94,6 +97,7 @@ class Reconciler:
         self._warnings = warnings
         self._store = store
         self._cluster = cluster
+        self._agents = agents
         self._clock = clock
         self._pace = pace
         self._rng = rng
@@ -116,7 +120,9 @@ class Reconciler:
     async def handle(self, claim: Claim) -> None:
         """Bring the project to where it can rest. A fault in one project stops no other."""
         ref = claim.project.ref
-        work = _Pass(claim, self._store, self._cluster, self._clock, self._pace, self._rng)
+        work = _Pass(
+            *(claim, self._store, self._cluster, self._agents), self._clock, self._pace, self._rng
+        )
         work.warnings = self._warnings
         with structlog.contextvars.bound_contextvars(
             user_id=ref.user_id, project_id=ref.project_id, claim=claim.number
@@ -153,6 +159,7 @@ class _Pass:
     Attributes:
         claim: with the record as last read or written.
         started: whether this pass has set about starting the environment.
+        restored: whether it has found that the records were put back from an older copy.
         announced: the verbs that the activation log has been told of.
         announced_steps: the steps that the activation log has been told of.
         trouble: the code of what keeps the environment, and since when.
@@ -162,10 +169,12 @@ class _Pass:
     claim: Claim
     store: ProjectStore
     cluster: Cluster
+    agents: AgentGateway
     clock: Clock
     pace: Pace
     rng: random.Random
     started: bool = False
+    restored: bool = False
     announced: set[Verb] = field(default_factory=set)
     announced_steps: set[Step] = field(default_factory=set)
     trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
@@ -206,6 +215,10 @@ class _Pass:
             case Forget():
                 await _finish(self.store.forget(self.claim))
                 return True
+            case Act(Verb.STOP) if seen.state is Observed.READY and await self._is_in_use():
+                # A new start can wait until nobody is answered any more.
+                pause = timedelta(seconds=BUSY_PAUSE)
+                outcome = outcomes.settled(self.project, Status.ACTIVE, seen, now, pause)
             case Act(verb):
                 return await self._act(seen, verb)
             case Wait():
@@ -236,6 +249,18 @@ class _Pass:
             slow = ClusterUnavailableError("The cluster did not say in time how it stands.")
             return Observation(Observed.UNKNOWN, error=slow.info)
 
+    async def _is_in_use(self) -> bool:
+        """Tell whether it is only to be started anew while its agent is at work, or may be."""
+        if self.project.desired is not Desired.ACTIVE:
+            return False
+        try:
+            async with asyncio.timeout(self.pace.step):
+                at = await self.cluster.reach(self.project.environment)
+                return (await self.agents.status(at)).busy
+        except (GreylagError, TimeoutError) as error:
+            _log.warning("agent_not_asked", error=str(error))
+            return True
+
     async def _act(self, seen: Observation, verb: Verb) -> bool:
         again = verb is Verb.START and seen.state is Observed.FAILED
         if again and self.started:
@@ -253,6 +278,8 @@ class _Pass:
         try:
             async with asyncio.timeout(self.pace.step):
                 await self._do(verb)
+        except OvertakenError as error:
+            await self._take_over(error)
         except TimeoutError:
             slow = ClusterUnavailableError(f"The cluster took too long to {verb} the environment.")
             return await self._rest(self._retry(slow.info))
@@ -281,6 +308,23 @@ class _Pass:
             Verb.DELETE: self.cluster.delete,
         }
         await verbs[verb](self.project.environment)
+
+    async def _take_over(self, overtaken: OvertakenError) -> None:
+        """Go on under a higher number, where only the store's past is overtaken.
+
+        The store decides (``records.renewed``): it raises ``LeaseLostError`` where another worker
+        has the project. Once in a pass: two that are restored from one copy must not outbid each
+        other without end.
+        """
+        if self.restored:
+            raise overtaken
+        self.restored = True
+        now = self.clock.now()
+        self.claim = await self.store.renew(
+            self.claim, now, self.pace.lease, above=overtaken.number
+        )
+        _log.warning("records_restored", seen=overtaken.number, claim=self.claim.number)
+        await self._write(outcomes.unchanged(self.project, [outcomes.RESTORED]))
 
     async def _wait(self, news: Subscription) -> None:
         """Return when the environment or the record may have changed, or it is time to look.

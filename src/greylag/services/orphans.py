@@ -1,14 +1,35 @@
-"""Environments without a record ("orphans"): finding them, and removing one on an explicit wish."""
+"""Environments without a record ("orphans"): finding them, and, on an explicit wish, removing one
+or making its record anew.
+
+Those that belong to another Greylag on the same cluster are shown and never removed; they are made
+ours by whoever names that one's id.
+"""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 
-from greylag.domain.errors import ClusterError, ConflictError, ErrorInfo, ProjectExistsError
+from greylag.domain.errors import (
+    ClusterError,
+    ConflictError,
+    ErrorInfo,
+    ProjectExistsError,
+    ProjectNotFoundError,
+)
 from greylag.domain.lifecycle import Act, Forget, Retry, Verb, Wait, plan
 from greylag.domain.names import EnvironmentNames, environment_names
-from greylag.domain.project import Desired, Lease, Project, ProjectRef, Status, new_record_id
-from greylag.ports import Claim, Clock, Cluster, ProjectStore, has_record
+from greylag.domain.project import (
+    DEFAULT_TEMPLATE,
+    TEMPLATE_KEY,
+    Desired,
+    Lease,
+    Project,
+    ProjectRef,
+    Status,
+    new_record_id,
+)
+from greylag.ports import Claim, Clock, Cluster, FoundEnvironment, ProjectStore, has_record
 
 PAUSE_SECONDS = 1.0
 MARGIN = timedelta(seconds=60)
@@ -23,12 +44,16 @@ _GOING = ErrorInfo(
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """An environment without a record: whose it says it is, and where it is by these settings."""
+    """An environment without a record: whose it says it is, and where it is by these settings.
+
+    ``instance`` is the id of the other Greylag that it belongs to, ``None`` where it is ours.
+    """
 
     user_id: str
     project_id: str
     namespace: str
     deployment: str
+    instance: str | None = None
 
     @property
     def ref(self) -> ProjectRef:
@@ -54,13 +79,57 @@ class Orphans:
     longest: float
 
     async def found(self) -> Sequence[Orphan]:
-        """Return the orphans there are now, by user and project.
+        """Return the orphans there are now, by user and project, with all that another Greylag has.
 
         A project that is being deleted at this moment may be among them; removing it does no harm.
         """
-        refs = await self.cluster.inventory()
-        found = [self._orphan(ref) for ref in refs if not await has_record(self.store, ref)]
+        found = [
+            self._orphan(one)
+            for one in await self.cluster.found()
+            if one.instance is not None or not await has_record(self.store, one.ref)
+        ]
         return sorted(found, key=lambda orphan: (orphan.user_id, orphan.project_id))
+
+    async def adopt(self, orphan: Orphan, instance: str | None = None) -> None:
+        """Make the environment's record anew from what its objects say; the environment itself goes
+        on as it is, with the same id, so that its token stays good. May be killed and done again.
+
+        What only the record knew is lost: the log, the description, other metadata than the
+        template, a name given after the environment was last worked on.
+
+        Args:
+            orphan: one of those found.
+            instance: the id of the other Greylag whose environments may be taken over.
+
+        Raises:
+            ConflictError: it is another Greylag's, or there is a record that is not its own;
+                nothing was done.
+            ClusterError: it cannot be made ours, or is gone.
+            StoreUnavailableError: it may be ours now; its record is not there.
+        """
+        found = await self._there(orphan)
+        if found is None:
+            raise _gone(orphan)
+        if found.instance not in {None, instance}:
+            raise ConflictError(
+                f"The environment of project {orphan.project_id!r} of user {orphan.user_id!r} "
+                f"belongs to another Greylag, {found.instance}.",
+                hint=f"--instance {found.instance} takes it over. Do so only if that one's records "
+                "are lost: a Greylag that runs loses all that it has of this user.",
+            )
+        project = self._remade(found)
+        try:
+            known = await self.store.get(orphan.user_id, orphan.project_id)
+        except ProjectNotFoundError:
+            known = None
+        if known is not None and known.id != project.id:
+            raise _has_record(orphan, "Delete that project first, which has no environment yet.")
+        # First the environment, then its record: cut off in between, it is an orphan of ours.
+        if found.instance is not None:
+            await self.cluster.take_over(found)
+        if known is None:
+            with suppress(ProjectExistsError):
+                await self.store.create(project)
 
     async def remove(self, orphan: Orphan) -> None:
         """Stop the environment, wait until nothing of it runs, delete it with its volume, and
@@ -76,11 +145,18 @@ class Orphans:
         just that moment can lose its volume, new and empty; its environment is made anew.
 
         Raises:
-            ConflictError: there is a record by now; nothing was done.
+            ConflictError: there is a record by now, or it is another Greylag's; nothing was done.
             LeaseLostError: this process slept so long that a worker has taken the removal over.
             ClusterError: it cannot be removed, or is not gone in time.
             StoreUnavailableError: nothing was done, or a worker goes on with it.
         """
+        there = await self._there(orphan)
+        if there is not None and there.instance is not None:
+            raise ConflictError(
+                f"The environment of project {orphan.project_id!r} of user {orphan.user_id!r} "
+                "belongs to another Greylag.",
+                hint="It is for that one to delete.",
+            )
         claim = await self._claimed(orphan)
         try:
             await self._bring_down(claim.project)
@@ -89,9 +165,34 @@ class Orphans:
         finally:
             await self.store.forget(claim)
 
-    def _orphan(self, ref: ProjectRef) -> Orphan:
-        names = self._names(ref)
-        return Orphan(ref.user_id, ref.project_id, names.namespace, names.deployment)
+    def _orphan(self, found: FoundEnvironment) -> Orphan:
+        ref, names = found.ref, self._names(found.ref)
+        return Orphan(
+            ref.user_id, ref.project_id, names.namespace, names.deployment, found.instance
+        )
+
+    async def _there(self, orphan: Orphan) -> FoundEnvironment | None:
+        return next((one for one in await self.cluster.found() if one.ref == orphan.ref), None)
+
+    def _remade(self, found: FoundEnvironment) -> Project:
+        """Return the record, due at once: a worker finds the environment as it is, and says so."""
+        now = self.clock.now()
+        template = {} if found.template == DEFAULT_TEMPLATE else {TEMPLATE_KEY: found.template}
+        return Project(
+            id=found.record_id or new_record_id(now),
+            user_id=found.ref.user_id,
+            project_id=found.ref.project_id,
+            name=found.name or found.ref.project_id,
+            names=found.names,
+            created_at=now,
+            updated_at=now,
+            metadata=template,
+            desired=Desired.ACTIVE if found.wanted else Desired.INACTIVE,
+            due_at=now,
+            deadline_at=now + timedelta(milliseconds=round(self.longest * 1000)),
+            # It has run out: the next claim has a number that the environment has not seen.
+            lease=Lease(self.worker, found.claim, now),
+        )
 
     def _names(self, ref: ProjectRef) -> EnvironmentNames:
         return environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)
@@ -121,10 +222,8 @@ class Orphans:
         try:
             return Claim((await self.store.create(project)).project)
         except ProjectExistsError as error:
-            raise ConflictError(
-                f"Project {orphan.project_id!r} of user {orphan.user_id!r} has a record by now.",
-                hint="It was created meanwhile, or another command removes it: list them again.",
-            ) from error
+            hint = "It was created meanwhile, or another command removes it: list them again."
+            raise _has_record(orphan, hint) from error
 
     async def _bring_down(self, project: Project) -> None:
         """Return when nothing is left of the environment."""
@@ -161,6 +260,21 @@ class Orphans:
             case action:
                 raise AssertionError(f"{action} is no step of a removal")
         return seen.error or _GOING
+
+
+def _has_record(orphan: Orphan, hint: str) -> ConflictError:
+    return ConflictError(
+        f"Project {orphan.project_id!r} of user {orphan.user_id!r} has a record by now.", hint=hint
+    )
+
+
+def _gone(orphan: Orphan) -> ClusterError:
+    return ClusterError(
+        f"The environment of project {orphan.project_id!r} of user {orphan.user_id!r} is gone.",
+        code="environment_gone",
+        hint="List the environments again.",
+        terminal=True,
+    )
 
 
 def _misplaced(orphan: Orphan) -> ClusterError:

@@ -165,6 +165,13 @@ class Projects:
         deadline = now + timedelta(seconds=self._timeout)
         return await self._store.want(ref.user_id, ref.project_id, desired, now, deadline)
 
+    async def refresh(self, principal: Principal, ref: ProjectRef) -> Project:
+        """Have a running environment that is outdated started anew once nobody is answered, and
+        return at once. One that is not outdated is left alone.
+        """
+        await self.user(principal, ref.user_id, _ACTIONS[Desired.ACTIVE])
+        return await self._store.refresh(ref.user_id, ref.project_id, self._clock.now())
+
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
         """Wait until what ``project`` wants is so; ``None`` means that the project is gone.
 

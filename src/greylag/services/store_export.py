@@ -8,7 +8,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from greylag.ports import Archive, Finding, StoredProject, StoreInUseError, StoreNotEmptyError
-from greylag.services.store_file import Contents, ExportWriter, read_export
+from greylag.services.store_file import Contents, ExportWriter, instance_of, read_export
 
 Tell = Callable[[str, int, int], None]
 """Hears of a step (one word), how many projects are done, and of how many about."""
@@ -45,7 +45,8 @@ async def export_store(
     """
     writer = ExportWriter()
     total = await archive.count()
-    await asyncio.to_thread(write, writer.header(now, archive.place, total))
+    header = writer.header(now, archive.place, total, await archive.instance())
+    await asyncio.to_thread(write, header)
     async for batch in archive.read():
         lines = []
         for one in batch:
@@ -66,7 +67,8 @@ async def import_store(
 ) -> Imported:
     """Put the projects of an export into a store, in place of all that is there.
 
-    They arrive without a lease and due, so that a worker looks at each. A store that an import has
+    They arrive without a lease and due, so that a worker looks at each. The store is then of the
+    Greylag that the export is of: what that has on a cluster is its own. A store that an import has
     left incomplete is filled anew.
 
     Args:
@@ -92,7 +94,8 @@ async def import_store(
         )
     found, left_out = Contents(), 0
     reading = read_export(file, lambda done, total: tell("importing", done, total))
-    async with archive.replacing() as fill:
+    instance = await asyncio.to_thread(instance_of, file)
+    async with archive.replacing(instance) as fill:
         while batch := await asyncio.to_thread(_next, reading):
             await fill([_arriving(stored, now) for stored in batch])
             for stored in batch:

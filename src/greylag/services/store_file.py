@@ -1,11 +1,13 @@
 r"""The file of an export: lines of JSON, a header first and a digest last.
 
-    {"greylag_export": 1, "at": "2026-01-02T03:04:05.678Z", "store": "...", "projects": 2}
+    {"greylag_export": 1, "at": "2026-01-02T03:04:05.678Z", "store": "...", "projects": 2,
+     "instance": "0123456789abcdef"}
     {"project": {...}, "claims": 7, "last_seq": 12, "events": [...], "keys": [...]}
     {"end": {"projects": 2, "events": 12, "keys": 0, "unreadable": 0}, "sha256": "..."}
 
 The header says how many projects there were when the export began, the last line how many are in
-the file; its digest is of all bytes before that line.
+the file; its digest is of all bytes before that line. ``instance`` is the id of the Greylag whose
+records they are; exports of before there were such ids lack it.
 """
 
 import hashlib
@@ -26,8 +28,10 @@ FORMAT = 1
 _FORMAT_KEY = "greylag_export"
 _LONGEST_LINE = 64 * 1024**2
 
-# Who works on a project now is no part of what is kept of it; ``last_seq`` stands beside the log.
-_KEPT = [field.name for field in fields(Project) if field.name not in {"lease", "last_seq"}]
+# Who works on a project now, and what is seen anew at each look, is no part of what is kept of it;
+# ``last_seq`` stands beside the log.
+_LEFT_OUT = {"lease", "outdated", "refresh", "last_seq"}
+_KEPT = [field.name for field in fields(Project) if field.name not in _LEFT_OUT]
 _MOMENTS = ("last_activated_at", "last_deactivated_at", "due_at", "deadline_at")
 
 
@@ -65,11 +69,10 @@ class ExportWriter:
         self.contents = Contents()
         self._digest = hashlib.sha256()
 
-    def header(self, at: datetime, store: str, projects: int) -> bytes:
+    def header(self, at: datetime, store: str, projects: int, instance: str | None) -> bytes:
         """Return the first line."""
-        return self._line(
-            {_FORMAT_KEY: FORMAT, "at": rfc3339(at), "store": store, "projects": projects}
-        )
+        said = {_FORMAT_KEY: FORMAT, "at": rfc3339(at), "store": store, "projects": projects}
+        return self._line(said | ({"instance": instance} if instance else {}))
 
     def project(self, stored: StoredProject) -> bytes:
         """Return the line of one project."""
@@ -139,6 +142,17 @@ def contents(file: BinaryIO, tell: Callable[[int, int], None]) -> Contents:
         except StopIteration as end:
             found: Contents = end.value
             return found
+
+
+def instance_of(file: BinaryIO) -> str | None:
+    """Return the id of the Greylag that an export is of, ``None`` where it names none; the file is
+    at its beginning, before and after. Raises ``ExportUnusableError``.
+    """
+    said = _parsed(_next_line(file, 1), 1)
+    file.seek(0)
+    _check_header(said)
+    instance = said.get("instance")
+    return instance if isinstance(instance, str) else None
 
 
 def _next_line(file: BinaryIO, number: int) -> bytes:

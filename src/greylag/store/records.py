@@ -76,6 +76,16 @@ def wanted(
     return replace(record, project=changed)
 
 
+def refreshed(record: ProjectRecord, now: datetime) -> ProjectRecord:
+    """Return the record with the wish that what runs gets the settings which it lacks, due now; the
+    same record when it lacks none or has the wish.
+    """
+    project = record.project
+    if project.outdated is None or project.refresh == project.outdated:
+        return record
+    return poked(replace(record, project=replace(project, refresh=project.outdated)), now)
+
+
 def claimed(
     record: ProjectRecord, worker: str, now: datetime, lease_seconds: float
 ) -> ProjectRecord:
@@ -95,16 +105,26 @@ def claim_order(
 
 
 def renewed(
-    record: ProjectRecord | None, claim: Claim, now: datetime, lease_seconds: float
+    record: ProjectRecord | None, claim: Claim, now: datetime, lease_seconds: float, above: int
 ) -> ProjectRecord:
-    """Return the record with the claim's lease extended.
+    """Return the record with the claim's lease extended, and its number raised if the environment
+    has seen ``above``.
 
     Raises:
         LeaseLostError: the claim does not hold it any more.
     """
+    # A claim that holds has the highest number that this store ever gave of the record: claims
+    # alone count it up, and each takes the lease away from the one before. A live worker of this
+    # store with a higher number so holds the lease itself, and ``held`` refuses us. A claim that
+    # holds although the environment has seen a higher number means that the store forgot numbers
+    # which it had given: it was put back from an older copy. As in an import, numbers then go on
+    # from one that no count comes to: a worker of before, which still has one from the forgotten
+    # time, can neither have the same number nor write under its own.
     record, lease = held(record, claim)
-    longer = replace(lease, until=lease_end(now, lease_seconds))
-    return replace(record, project=replace(record.project, lease=longer))
+    number = lease.number if above <= lease.number else max(above + 1, millis(now))
+    longer = replace(lease, number=number, until=lease_end(now, lease_seconds))
+    project = replace(record.project, lease=longer)
+    return replace(record, project=project, claims=max(record.claims, number))
 
 
 def poked(record: ProjectRecord, now: datetime) -> ProjectRecord:
@@ -134,6 +154,7 @@ def recorded(
         observed_generation=outcome.observed_generation,
         last_activated_at=outcome.last_activated_at,
         last_deactivated_at=outcome.last_deactivated_at,
+        outdated=outcome.outdated,
         due_at=now if again else outcome.due_at,
         lease=None if release else lease,
     )

@@ -160,6 +160,11 @@ class ProjectOut(Out):
     deployment: str = Field(examples=["notes-api"])
     service: str = Field(examples=["notes-svc"])
     ingress: str = Field(examples=["notes-ingress"])
+    outdated: bool = Field(
+        description="Whether what runs lacks settings that a new start would give it: the image, "
+        "keys, variables, limits.",
+        examples=[False],
+    )
     last_activated_at: Time | None = Field(examples=[_TIME])
     last_deactivated_at: Time | None = Field(examples=[None])
     created_at: Time = Field(examples=[_TIME])
@@ -188,6 +193,7 @@ class ProjectOut(Out):
             deployment=project.names.deployment,
             service=project.names.service,
             ingress=project.names.ingress,
+            outdated=project.outdated is not None,
             last_activated_at=maybe_rfc3339(project.last_activated_at),
             last_deactivated_at=maybe_rfc3339(project.last_deactivated_at),
             created_at=rfc3339(project.created_at),

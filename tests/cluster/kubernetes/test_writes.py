@@ -84,6 +84,25 @@ async def test_an_activation_of_what_is_as_it_was_prepared_writes_the_deployment
         assert deployment(server)["metadata"]["annotations"]["greylag.dev/claim"] == "2"
 
 
+@pytest.mark.parametrize(
+    ("options", "lacks"),
+    [
+        (OPTIONS, False),
+        (OPTIONS.model_copy(update={"image": "goose:2"}), True),
+        (OPTIONS.model_copy(update={"agent_key": (SecretStr("k" * 32),)}), True),
+        (OPTIONS.model_copy(update={"platform_namespace": "elsewhere"}), False),
+    ],
+)
+async def test_what_only_a_new_start_gives_is_told_from_the_rest(
+    options: Options, *, lacks: bool
+) -> None:
+    async with asleep(options) as (server, cluster):
+        lacking = cluster._applier.outdated(environment(2), deployment(server))
+        assert (lacking is not None) == lacks
+        await cluster.start(environment(2))
+        assert cluster._applier.outdated(environment(3), deployment(server)) is None
+
+
 async def test_starting_again_under_the_same_claim_asks_nothing_and_under_a_newer_one_stamps() -> (
     None
 ):

@@ -1,8 +1,9 @@
 """Environments as pods of a Kubernetes cluster: the adapter of ``ports.Cluster``."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -11,7 +12,14 @@ from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.cache import ProjectCache
 from greylag.cluster.kubernetes.diagnosis import container, wants_pod
 from greylag.cluster.kubernetes.failures import ApiError, translated
-from greylag.cluster.kubernetes.identity import SELECTOR, Object, project_selector
+from greylag.cluster.kubernetes.identity import (
+    NAME_ANNOTATION,
+    SELECTOR,
+    TEMPLATE_ANNOTATION,
+    Object,
+    noted,
+    project_selector,
+)
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, ServiceProxy
 from greylag.cluster.kubernetes.manifests import CONTAINER
@@ -20,9 +28,10 @@ from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.kubernetes.writes import (
     Applier,
-    FencedStep,
     FencedWrites,
+    Ownership,
     Remover,
+    fence_of,
     removal_stamp,
     stamp,
     start_mark,
@@ -30,9 +39,9 @@ from greylag.cluster.kubernetes.writes import (
 from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
-from greylag.domain.names import environment_names
-from greylag.domain.project import Environment, ProjectRef
-from greylag.ports import AgentAddress
+from greylag.domain.names import EnvironmentNames, environment_names
+from greylag.domain.project import DEFAULT_TEMPLATE, Environment, ProjectRef
+from greylag.ports import AgentAddress, FoundEnvironment
 
 WATCHED = (
     "Namespace",
@@ -64,7 +73,9 @@ class KubernetesCluster:
         api: the cluster's; it is closed with this.
         options: what environments are like.
         variables: agentd's environment variables, the model provider's key among them.
-        namespace_prefix: tells our environments from those of another Greylag on this cluster.
+        namespace_prefix: begins the names of our namespaces.
+        instance: gives the id by which our namespaces are told from those of another Greylag with
+            the same prefix; ``None``: nobody else's are there.
     """
 
     kind = "kubernetes"
@@ -76,6 +87,7 @@ class KubernetesCluster:
         variables: Mapping[str, str],
         *,
         namespace_prefix: str = "user-",
+        instance: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._api = api
         self._options = options
@@ -89,7 +101,8 @@ class KubernetesCluster:
         self._keys = AgentKeys(options.agent_key)
         self._locator = AgentLocator(api, options, self._keys, self._proxy)
         self._probe = AddressProbe.open()
-        self._applier = Applier(api, self._cache, options, self._keys, variables)
+        self._ownership = Ownership(api, self._cache, instance or _nobody_else)
+        self._applier = Applier(api, self._cache, self._ownership, options, self._keys, variables)
         self._observer = EnvironmentObserver(
             api,
             self._informers,
@@ -122,12 +135,22 @@ class KubernetesCluster:
             _log.info("kubernetes", version=version)
 
     async def observe(self, environment: Environment) -> Observation:
-        """Return how the environment stands, as the informers know it."""
+        """Return how the environment stands, as the informers know it. Where another Greylag has
+        its namespace there is none of ours.
+        """
         self._begin()
-        return await self._observer.observe(environment)
+        seen = await self._observer.observe(environment)
+        foreign = await self._ownership.other(environment.names.namespace)
+        if foreign is not None:
+            return Observation(Observed.ABSENT)
+        if seen.state is not Observed.READY:
+            return seen
+        deployment = self._observer.objects(environment).deployment
+        return replace(seen, outdated=self._applier.outdated(environment, deployment))
 
     async def prepare(self, environment: Environment) -> None:
         """Apply all objects with no pod; an environment that exists only gets the claim."""
+        environment = await self._ours(environment)
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             if found is None:
@@ -135,13 +158,14 @@ class KubernetesCluster:
                 return await self._applier.apply(environment, None, replicas=0, mark=mark)
             return await self._writes.stamped(environment, found)
 
-        await self._fenced(environment, step)
+        await self._writes.do(environment, step)
         await self._idle(environment)
 
     async def start(self, environment: Environment) -> None:
         """Apply all objects with one pod; a failed one gets a new pod."""
         self._begin()
         state = (await self._observer.latest(environment)).state
+        environment = await self._ours(environment)
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             if found is not None and wants_pod(found) and state is not Observed.FAILED:
@@ -156,10 +180,11 @@ class KubernetesCluster:
             mark = self._keys.mark(mark, running=found is not None and wants_pod(found))
             return await self._applier.apply(environment, found, replicas=1, mark=mark)
 
-        await self._fenced(environment, step)
+        await self._writes.do(environment, step)
 
     async def stop(self, environment: Environment) -> None:
         """Scale to no pod."""
+        environment = await self._ours(environment)
         self._locator.forget(environment)
 
         async def step(found: Object | None) -> dict[str, Any] | None:
@@ -168,10 +193,11 @@ class KubernetesCluster:
             patch = {"metadata": stamp(environment, found), "spec": {"replicas": 0}}
             return await self._writes.patched(environment, patch)
 
-        await self._fenced(environment, step)
+        await self._writes.do(environment, step)
 
     async def delete(self, environment: Environment) -> None:
         """Remove everything, the volume too; an environment that has a pod is refused."""
+        environment = await self._ours(environment)
         self._locator.forget(environment)
 
         async def step(found: Object | None) -> dict[str, Any] | None:
@@ -188,7 +214,7 @@ class KubernetesCluster:
             await self._remover.remove(environment, found)
             return None
 
-        await self._fenced(environment, step)
+        await self._writes.do(environment, step)
         self._writes.deleted(environment)
         self._observer.forget(environment)
 
@@ -223,7 +249,20 @@ class KubernetesCluster:
         """Return whose Deployments or volumes are in the cluster."""
         self._begin()
         await self._observer.fresh()
-        return [ref for ref, namespace in self._cache.refs() if self._is_ours(ref, namespace)]
+        places = [place for place in self._cache.refs() if self._is_named_for(*place)]
+        return [ref for ref, place in places if await self._ownership.other(place) is None]
+
+    async def found(self) -> Sequence[FoundEnvironment]:
+        """Return what Deployments and volumes tell, also in namespaces of another Greylag."""
+        self._begin()
+        await self._observer.fresh()
+        places = [place for place in self._cache.refs() if self._is_named_for(*place)]
+        return [self._told(ref, await self._ownership.other(place)) for ref, place in places]
+
+    async def take_over(self, found: FoundEnvironment) -> None:
+        """Put our id on the namespace, if it carries that of ``found``."""
+        with translated():
+            await self._ownership.take(found.names.namespace, frm=found.instance)
 
     async def close(self) -> None:
         """End the informers and close all connections; the environments go on."""
@@ -238,9 +277,26 @@ class KubernetesCluster:
         await self._probe.close()
         await self._api.close()
 
-    def _is_ours(self, ref: ProjectRef, namespace: str) -> bool:
-        names = environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)
-        return names.namespace == namespace
+    def _is_named_for(self, ref: ProjectRef, namespace: str) -> bool:
+        return self._names(ref).namespace == namespace
+
+    def _names(self, ref: ProjectRef) -> EnvironmentNames:
+        return environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)
+
+    def _told(self, ref: ProjectRef, instance: str | None) -> FoundEnvironment:
+        names = self._names(ref)
+        deployment = self._cache.find("Deployment", names.namespace, names.deployment)
+        fence = fence_of(deployment)
+        return FoundEnvironment(
+            ref=ref,
+            names=names,
+            record_id=fence.record_id if fence else None,
+            claim=fence.number if fence else 0,
+            name=str(noted(deployment, NAME_ANNOTATION) or ""),
+            template=noted(deployment, TEMPLATE_ANNOTATION) or DEFAULT_TEMPLATE,
+            wanted=deployment is not None and wants_pod(deployment),
+            instance=instance,
+        )
 
     def _begin(self) -> None:
         if self._watching is None and not self._closing.is_set():
@@ -253,10 +309,11 @@ class KubernetesCluster:
             _log.error("kubernetes_informers_died", exc_info=task.exception())
         self._unasked.close()
 
-    async def _fenced(self, environment: Environment, step: FencedStep) -> None:
+    async def _ours(self, environment: Environment) -> Environment:
+        """Return the environment with our id; ``ClusterError`` when it is another Greylag's."""
         self._begin()
         await self._observer.fresh()
-        await self._writes.do(environment, step)
+        return await self._ownership.checked(environment)
 
     async def _idle(self, environment: Environment) -> None:
         """Wait a moment for the cluster's controller to take a new environment up."""
@@ -269,6 +326,10 @@ class KubernetesCluster:
             if seen.state not in {Observed.STOPPING, Observed.STOPPED}:
                 return
             await self._observer.changed(environment, min(left, 0.2))
+
+
+async def _nobody_else() -> str:
+    return ""
 
 
 async def _log_lines(

@@ -20,6 +20,13 @@ FIELD_MANAGER = "greylag"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "greylag"
 PROJECT_LABEL = "greylag.dev/project"
+INSTANCE_LABEL = "greylag.dev/instance"
+"""Which Greylag's it is. What a namespace says counts for all that is in it."""
+SETTINGS_ANNOTATION = "greylag.dev/settings"
+"""A digest of the settings that the Deployment was applied with; see ``settings_digest``."""
+NAME_ANNOTATION = "greylag.dev/name"
+TEMPLATE_ANNOTATION = "greylag.dev/template"
+"""What a record says that is lost, as JSON: for `greylag orphans --adopt`."""
 USER_ID_ANNOTATION = "greylag.dev/user-id"
 PROJECT_ID_ANNOTATION = "greylag.dev/project-id"
 RECORD_ANNOTATION = "greylag.dev/record"
@@ -78,12 +85,17 @@ def project_selector(environment: Environment) -> str:
     return f"{PROJECT_LABEL}={project_slug(environment)}"
 
 
+def _owned(environment: Environment, marks: dict[str, str]) -> dict[str, str]:
+    """Return labels with the one that says which Greylag's the object is, where that is known."""
+    return marks | ({INSTANCE_LABEL: environment.instance} if environment.instance else {})
+
+
 def project_metadata(environment: Environment, name: str) -> dict[str, Any]:
     """Return ``metadata`` of an object that is this project's alone."""
     return {
         "name": name,
         "namespace": environment.names.namespace,
-        "labels": labels(environment),
+        "labels": _owned(environment, labels(environment)),
         "annotations": {
             USER_ID_ANNOTATION: environment.ref.user_id,
             PROJECT_ID_ANNOTATION: environment.ref.project_id,
@@ -96,7 +108,7 @@ def shared_metadata(environment: Environment, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "namespace": environment.names.namespace,
-        "labels": {MANAGED_BY_LABEL: MANAGED_BY},
+        "labels": _owned(environment, {MANAGED_BY_LABEL: MANAGED_BY}),
         "annotations": {USER_ID_ANNOTATION: environment.ref.user_id},
     }
 
@@ -109,6 +121,15 @@ def label_of(thing: Object | None, name: str) -> str | None:
 def annotation_of(thing: Object | None, name: str) -> str | None:
     """Return an annotation of an object, None when it has none of this name."""
     return _metadata(thing, "annotations").get(name)
+
+
+def noted(thing: Object | None, name: str) -> object:
+    """Return what an annotation says in JSON, None where it is not there or says nothing."""
+    try:
+        found: object = json.loads(annotation_of(thing, name) or "null")
+    except ValueError:
+        return None
+    return found
 
 
 def is_ours(thing: Object | None) -> bool:

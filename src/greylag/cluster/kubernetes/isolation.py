@@ -6,7 +6,12 @@ These say who may talk to environments, and whom they may talk to. Pure function
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from greylag.cluster.kubernetes.identity import MANAGED_BY, MANAGED_BY_LABEL, shared_metadata
+from greylag.cluster.kubernetes.identity import (
+    INSTANCE_LABEL,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    shared_metadata,
+)
 from greylag.cluster.kubernetes.options import Network, Options, Template, networks, within
 from greylag.domain.project import Environment
 
@@ -53,6 +58,8 @@ def _authorities(environment: Environment, options: Options) -> dict[str, Any]:
 def _namespace(environment: Environment) -> dict[str, Any]:
     metadata = shared_metadata(environment, environment.names.namespace)
     del metadata["namespace"]
+    # Whose it is decides about all that is in it, so that is written on its own: see ``Ownership``.
+    metadata["labels"].pop(INSTANCE_LABEL, None)
     for mode in ("enforce", "audit", "warn"):
         metadata["labels"][f"{_POD_SECURITY}/{mode}"] = "restricted"
         metadata["labels"][f"{_POD_SECURITY}/{mode}-version"] = "latest"

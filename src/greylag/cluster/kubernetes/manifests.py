@@ -7,13 +7,16 @@ user share is in `namespace`. `printed` shows both to people.
 import base64
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import yaml
 
 from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
+    NAME_ANNOTATION,
     RECORD_ANNOTATION,
+    TEMPLATE_ANNOTATION,
     config_name,
     labels,
     project_metadata,
@@ -53,6 +56,7 @@ _TEMPORARY_SIZE = "1Gi"
 _AUTHORITIES_FOLDER = "/etc/greylag"
 _AUTHORITIES_VOLUME = {"name": "authorities", "configMap": {"name": AUTHORITIES}}
 _AUTHORITIES_MOUNT = {"name": "authorities", "mountPath": _AUTHORITIES_FOLDER, "readOnly": True}
+_DIGEST_LENGTH = 16
 
 _NGINX = "nginx.ingress.kubernetes.io"
 # A stream is silent while the agent thinks, and lives as long as its turn.
@@ -109,6 +113,23 @@ def project_objects(
         _deployment(environment, options, template, replicas),
         *([ingress] if ingress else []),
     ]
+
+
+def settings_digest(
+    environment: Environment, options: Options, variables: Mapping[str, str], key: str
+) -> str:
+    """Return a short text that changes with what only a new start gives an environment: its pod,
+    its variables, the provider's key, and the ``key`` (named by its id) of its token.
+
+    It is salted with the record's id, lest environments tell which of them share a key. Raises as
+    ``project_objects``.
+    """
+    things = project_objects(environment, options, variables, token="", replicas=1)
+    kept = {thing["kind"]: thing.get("data") or thing["spec"] for thing in things}
+    kept["Deployment"] = kept["Deployment"]["template"]["spec"]
+    parts = [kept[kind] for kind in ("Secret", "ConfigMap", "Deployment")]
+    whole = json.dumps([environment.id, key, *parts], sort_keys=True)
+    return sha256(whole.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
 def printed(
@@ -274,6 +295,8 @@ def _deployment(
     metadata["annotations"] |= {
         RECORD_ANNOTATION: environment.fence.record_id,
         CLAIM_ANNOTATION: str(environment.fence.number),
+        NAME_ANNOTATION: json.dumps(environment.name),
+        TEMPLATE_ANNOTATION: json.dumps(environment.template),
     }
     return {
         "apiVersion": "apps/v1",
@@ -287,7 +310,7 @@ def _deployment(
             "selector": {"matchLabels": labels(environment)},
             "template": {
                 "metadata": {
-                    "labels": labels(environment),
+                    "labels": metadata["labels"],
                     "annotations": project_metadata(environment, "")["annotations"],
                 },
                 "spec": _pod(environment, options, template),
@@ -393,6 +416,7 @@ def _readable(thing: dict[str, Any]) -> dict[str, Any]:
         }
     if thing["kind"] == "Deployment":
         annotations = dict(thing["metadata"]["annotations"])
-        del annotations[RECORD_ANNOTATION], annotations[CLAIM_ANNOTATION]
+        for name in (RECORD_ANNOTATION, CLAIM_ANNOTATION, NAME_ANNOTATION, TEMPLATE_ANNOTATION):
+            del annotations[name]
         shown["metadata"] = {**thing["metadata"], "annotations": annotations}
     return shown

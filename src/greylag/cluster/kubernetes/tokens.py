@@ -47,6 +47,12 @@ class AgentKeys:
             return mark
         return f"{next(iter(self._keys))}.{_KEY_ID.sub('', mark, count=1)}"
 
+    @staticmethod
+    def named(mark: str | None) -> str:
+        """Return the id of the key that a mark names, empty where it names none."""
+        named = _KEY_ID.match(mark or "")
+        return named[1] if named else ""
+
     def token(self, record_id: str, mark: str | None) -> str | None:
         """Return the token of a start, None if its key is not among these or it has none."""
         named = _KEY_ID.match(mark or "")

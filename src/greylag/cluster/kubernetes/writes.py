@@ -1,5 +1,8 @@
 """Writing an environment under a claim, so that of two workers the newer one has its way.
 
+Before that it must be ours: `Ownership` tells our namespaces from those of another Greylag on the
+same cluster, of which nothing is changed.
+
 The Deployment carries the newest claim, and each step compares it: `FencedWrites` refuses a step
 under an older one, and one that was overtaken in between is refused by the API server, for it names
 the resourceVersion that it was decided on. `Applier` makes an environment's objects what they are
@@ -11,6 +14,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -32,12 +36,15 @@ from greylag.cluster.kubernetes.identity import (
     CLAIM_ANNOTATION,
     FINGERPRINT,
     GENERATION_ANNOTATION,
+    INSTANCE_LABEL,
     MANAGED_BY,
     MANAGED_BY_LABEL,
     MANIFEST_ANNOTATION,
+    NAME_ANNOTATION,
     PROJECT_LABEL,
     RECORD_ANNOTATION,
     REMOVING_ANNOTATION,
+    SETTINGS_ANNOTATION,
     START_ANNOTATION,
     UNSTABLE,
     Object,
@@ -55,10 +62,10 @@ from greylag.cluster.kubernetes.identity import (
 from greylag.cluster.kubernetes.immutable import fitted, unresized
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.isolation import shared_objects
-from greylag.cluster.kubernetes.manifests import project_objects
+from greylag.cluster.kubernetes.manifests import project_objects, settings_digest
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, random_token, token_of
-from greylag.domain.errors import ClusterError, LeaseLostError
+from greylag.domain.errors import ClusterError, OvertakenError
 from greylag.domain.project import Environment, Fence, ProjectRef
 
 READ_BACK_SECONDS = 3.0
@@ -95,7 +102,7 @@ class FencedWrites:
         The caches know afterwards what it wrote.
 
         Raises:
-            LeaseLostError: the environment has seen a newer claim.
+            OvertakenError: the environment has seen a newer claim.
             ClusterError: the cluster refused the step.
         """
         names = environment.names
@@ -136,7 +143,7 @@ class FencedWrites:
         newest = fence_of(deployment) or self._deleted.get(environment.ref)
         fence = environment.fence
         if newest and newest.record_id == fence.record_id and newest.number > fence.number:
-            raise LeaseLostError("Another worker has taken this project over.")
+            raise OvertakenError(newest.number)
 
     async def _read_back(self, written: Object) -> None:
         """Wait until the informers know what was written, so that the next look sees it."""
@@ -161,9 +168,15 @@ def stamp(environment: Environment, deployment: Object) -> dict[str, Any]:
     annotations = {
         RECORD_ANNOTATION: environment.fence.record_id,
         CLAIM_ANNOTATION: str(environment.fence.number),
+        NAME_ANNOTATION: json.dumps(environment.name),
     }
-    version = deployment["metadata"]["resourceVersion"]
-    return {"resourceVersion": version, "annotations": annotations}
+    stamped = {
+        "resourceVersion": deployment["metadata"]["resourceVersion"],
+        "annotations": annotations,
+    }
+    if environment.instance:
+        stamped["labels"] = {INSTANCE_LABEL: environment.instance}
+    return stamped
 
 
 def removal_stamp(environment: Environment, deployment: Object) -> dict[str, Any]:
@@ -184,18 +197,100 @@ def start_mark(deployment: Object | None) -> str:
     return annotation_of(deployment, START_ANNOTATION) or "1"
 
 
+class Ownership:
+    """Which namespaces are ours. What a namespace says counts for all that is in it.
+
+    It carries the id of the Greylag that first wrote in it, put there in one atomic step. One that
+    an earlier version made has none, and is ours once a project in our records leads to it.
+    """
+
+    def __init__(
+        self, api: Api, cache: ProjectCache, instance: Callable[[], Awaitable[str]]
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._ask = instance
+        self._own = ""
+
+    async def instance(self) -> str:
+        """Return our id. Raises ``StoreUnavailableError``."""
+        self._own = self._own or await self._ask()
+        return self._own
+
+    async def other(self, namespace: str) -> str | None:
+        """Return the id of the other Greylag whose namespace this is; ``None`` for all else."""
+        return await self._other(self._cache.find("Namespace", "", namespace))
+
+    async def checked(self, environment: Environment) -> Environment:
+        """Return the environment with our id, and with its namespace made ours if that is nobody's.
+
+        Raises:
+            ClusterError: it is another Greylag's (terminal), or nothing is known.
+            StoreUnavailableError: our id is not known.
+        """
+        name = environment.names.namespace
+        with translated():
+            await self._take(name, self._cache.find("Namespace", "", name), frm=None)
+        return replace(environment, instance=await self.instance())
+
+    async def take(self, name: str, *, frm: str | None) -> Object | None:
+        """Make a namespace ours that is nobody's, or the other Greylag's with the id ``frm``.
+
+        Returns it as it was, ``None`` where it is not there. Raises as ``checked``, but
+        ``ApiError``.
+        """
+        found = await self._api.read("Namespace", None, name)
+        await self._take(name, found, frm=frm)
+        return found
+
+    async def _take(self, name: str, known: Object | None, *, frm: str | None) -> None:
+        own = await self.instance()
+        while known is not None and own and is_ours(known):
+            owner = label_of(known, INSTANCE_LABEL)
+            if owner == own:
+                return
+            if owner not in {None, frm}:
+                raise foreign(name, str(owner))
+            version = known["metadata"]["resourceVersion"]
+            patch = {"metadata": {"resourceVersion": version, "labels": {INSTANCE_LABEL: own}}}
+            try:
+                known = await self._api.patch_merge("Namespace", None, name, patch)
+            except ApiError as error:
+                if error.status != _CONFLICT:
+                    raise
+                known = await self._api.read("Namespace", None, name)
+
+    async def _other(self, namespace: Object | None) -> str | None:
+        owner = label_of(namespace, INSTANCE_LABEL)
+        own = await self.instance()
+        return owner if own and owner != own else None
+
+
+def foreign(namespace: str, instance: str) -> ClusterError:
+    """Return the refusal of what another Greylag has in a namespace."""
+    return ClusterError(
+        f"The namespace {namespace} belongs to another Greylag on this cluster, {instance}.",
+        code="environment_foreign",
+        hint="Give one of the two another KUBE_NAMESPACE_PREFIX. If the records of that one are "
+        f"lost, `greylag orphans --adopt --instance {instance}` takes its environments over.",
+        terminal=True,
+    )
+
+
 class Applier:
     """Applies all objects of environments. Raises ``ApiError`` and ``ClusterError``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - each is a part of its own
         self,
         api: Api,
         cache: ProjectCache,
+        ownership: Ownership,
         options: Options,
         keys: AgentKeys,
         variables: Mapping[str, str],
     ) -> None:
         self._api = api
+        self._ownership = ownership
         self._keys = keys
         self._cache = cache
         self._options = options
@@ -232,6 +327,7 @@ class Applier:
         deployment["metadata"]["annotations"] |= {
             START_ANNOTATION: mark,
             GENERATION_ANNOTATION: str(environment.generation),
+            SETTINGS_ANNOTATION: self._settings(environment, mark),
         }
         deployment["spec"]["template"]["metadata"]["annotations"][START_ANNOTATION] = mark
         if found is not None:
@@ -252,6 +348,22 @@ class Applier:
         parts = (*shared_objects(environment, self._options), *things)
         await self._all([thing for thing in parts if thing["kind"] in _UNWATCHED], secret)
         return True
+
+    def outdated(self, environment: Environment, deployment: Object | None) -> str | None:
+        """Return the digest of the settings of now if the Deployment was applied with others.
+
+        Where a template does not exist any more nothing can be applied, so nothing is lacking.
+        """
+        mark = self._keys.mark(start_mark(deployment), running=False)
+        try:
+            now = self._settings(environment, mark)
+        except ClusterError:
+            return None
+        return None if annotation_of(deployment, SETTINGS_ANNOTATION) == now else now
+
+    def _settings(self, environment: Environment, mark: str) -> str:
+        key = self._keys.named(mark)
+        return settings_digest(environment, self._options, self._variables, key)
 
     async def _secret(
         self, environment: Environment, mark: str
@@ -277,6 +389,8 @@ class Applier:
         namespace, *rules = shared_objects(environment, self._options)
         await self._not_terminating(environment.names.namespace)
         await self._all([namespace])
+        if self._cache.find("Namespace", "", environment.names.namespace) is None:
+            await self._ownership.take(environment.names.namespace, frm=None)
         await self._all(rules)
 
     async def _not_terminating(self, name: str) -> None:
@@ -289,7 +403,7 @@ class Applier:
             if loop.time() >= give_up:
                 raise of_cause(terminating(known))
             await asyncio.sleep(_POLL_SECONDS)
-        other = await self._api.read("Namespace", None, name)
+        other = await self._ownership.take(name, frm=None)
         if other is not None and not is_ours(other):
             raise ClusterError(
                 f"The namespace {name} exists and is not Greylag's.",

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -25,8 +26,9 @@ from greylag.cluster.local.stopping import Supervisor, Threads
 from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterUnavailableError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed
+from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Environment, ProjectRef
-from greylag.ports import AgentAddress
+from greylag.ports import AgentAddress, FoundEnvironment
 
 _log = structlog.get_logger(__name__)
 # -I: no folder that it is started in, and no variable, adds to where modules are looked for.
@@ -98,9 +100,13 @@ class LocalCluster:
 
     async def observe(self, environment: Environment) -> Observation:
         """Return the environment's state. A stop or an end that nobody attends to is taken up."""
-        seen = await self._observer.observe(self._handle(environment))
+        handle = self._handle(environment)
+        seen = await self._observer.observe(handle)
         self._observed[environment.ref] = seen
-        return seen
+        if seen.state is not Observed.READY:
+            return seen
+        started, now = await self._threads.run(handle.folder.read_settings), self._spawner.settings
+        return replace(seen, outdated=None if started == now else now)
 
     async def prepare(self, environment: Environment) -> None:
         """Make the environment's folder and record."""
@@ -176,6 +182,14 @@ class LocalCluster:
         await self._empty_removed()
         return [record.ref for _, record in await self._recorded()]
 
+    async def found(self) -> Sequence[FoundEnvironment]:
+        """Return what the folders under the root tell. Nobody else's are there."""
+        recorded = await self._recorded()
+        return await self._threads.run(lambda: [_told(*one) for one in recorded])
+
+    async def take_over(self, found: FoundEnvironment) -> None:
+        """Do nothing: all that is there is ours."""
+
     async def close(self) -> None:
         """Let go of the environments, which go on; a stop under way is taken up by the next."""
         self._closing = True
@@ -195,7 +209,7 @@ class LocalCluster:
 
     def _handle(self, environment: Environment) -> LocalEnvironment:
         folder = Folder.of(self._root, environment.names)
-        return LocalEnvironment(folder, environment.ref, environment.fence)
+        return LocalEnvironment(folder, environment.ref, environment.fence, environment.name)
 
     async def _recorded(self) -> list[tuple[Folder, EnvironmentRecord]]:
         """Return all environments under the root, without those whose record cannot be read."""
@@ -207,6 +221,21 @@ def _programs(name: str) -> list[Path]:
     beside = Path(sys.executable).parent
     found = [shutil.which(name, path=beside), shutil.which(name)]
     return [path for one in found if one for path in (Path(one), Path(one).resolve())]
+
+
+def _told(folder: Folder, record: EnvironmentRecord) -> FoundEnvironment:
+    fence = folder.newest_fence()
+    slug = folder.deployment.removesuffix("-api")
+    return FoundEnvironment(
+        ref=record.ref,
+        names=EnvironmentNames(
+            folder.namespace, folder.deployment, f"{slug}-svc", f"{slug}-ingress"
+        ),
+        record_id=fence.record_id if fence else None,
+        claim=fence.number if fence else 0,
+        name=folder.read_name(),
+        wanted=record.phase is Phase.RUNNING,
+    )
 
 
 def _readable(root: Path) -> list[tuple[Folder, EnvironmentRecord]]:

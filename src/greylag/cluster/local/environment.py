@@ -14,8 +14,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
+from greylag import __version__
 from greylag.cluster.local import launch
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.logfile import rotate
@@ -39,6 +41,7 @@ _KILL_SECONDS = 3.0
 _KILL_POLL_SECONDS = 0.02
 _NO_GRACE = 0.0  # a stop that began at the epoch
 _LAST_PORT = 65535
+_DIGEST_LENGTH = 16
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 _RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
 
@@ -62,13 +65,17 @@ class LocalEnvironment:
         folder: where it lies.
         ref: whose it is.
         fence: the claim that it is worked on under; ``None`` for what needs no claim.
+        name: the project's.
     """
 
-    def __init__(self, folder: Folder, ref: ProjectRef, fence: Fence | None = None) -> None:
+    def __init__(
+        self, folder: Folder, ref: ProjectRef, fence: Fence | None = None, name: str = ""
+    ) -> None:
         self.folder = folder
         self.path = folder.path
         self.ref = ref
         self._fence = fence
+        self._name = name
 
     def look(self) -> EnvironmentState:
         """Return what can be seen of it now."""
@@ -198,6 +205,7 @@ class LocalEnvironment:
                 ref=self.ref, mark=secrets.token_hex(16), token=secrets.token_urlsafe(32)
             )
             self.folder.write(record)
+        self.folder.note_name(self._name)
         return record
 
     def _ran(self, process: ProcessId) -> EnvironmentRecord | None:
@@ -241,6 +249,12 @@ class Spawner:
     sandbox: Sandbox
     limits: ProcessLimits
 
+    @property
+    def settings(self) -> str:
+        """A digest of what only a new start gives an environment: variables, and this version."""
+        whole = json.dumps([__version__, dict(self.extra)], sort_keys=True)
+        return sha256(whole.encode()).hexdigest()[:_DIGEST_LENGTH]
+
     def spawn(self, folder: Folder, record: EnvironmentRecord) -> EnvironmentRecord:
         """Start the process, write and return the record that tells of it. The caller holds the
         environment's lock and has made sure that nothing of it is alive.
@@ -250,6 +264,7 @@ class Spawner:
             OSError: the system starts no more processes, or the disk is full.
         """
         rotate(folder.log)
+        folder.note_settings(self.settings)
         if self.sandbox.bwrap is not None:
             folder.seccomp.write_bytes(seccomp_filter() or b"")
         for_child, ours = os.pipe()

@@ -21,7 +21,7 @@ from typing import Self
 
 from greylag.cluster.local.processes import ProcessId
 from greylag.cluster.local.removal import REMOVED
-from greylag.domain.errors import ClusterError, ClusterUnavailableError, LeaseLostError
+from greylag.domain.errors import ClusterError, ClusterUnavailableError, OvertakenError
 from greylag.domain.names import MAX_LABEL_LENGTH, EnvironmentNames
 from greylag.domain.project import Fence, ProjectRef
 
@@ -31,6 +31,7 @@ _STATE = "state"
 _LISTENING = "listening.json"
 _LISTENING_BYTES = 4096
 _LOCKS = ".locks"
+_NAME, _SETTINGS = "name", "settings"
 _LOCK_SECONDS = 10.0
 _FENCE_BYTES = 4096
 _LOCK_POLL_SECONDS = 0.01
@@ -164,6 +165,39 @@ class Folder:
             os.fsync(descriptor)
         staged.replace(self.path / _RECORD)
 
+    def note_name(self, name: str) -> None:
+        """Write the project's name, for whoever finds the environment without its record."""
+        if name and name != self.read_name():
+            self._note(_NAME, name)
+
+    def read_name(self) -> str:
+        """Return the project's name, empty where it was never written."""
+        return self._noted(_NAME)
+
+    def note_settings(self, digest: str) -> None:
+        """Write with which settings the environment is started."""
+        self._note(_SETTINGS, digest)
+
+    def read_settings(self) -> str:
+        """Return with which settings it was started, empty where that was never written."""
+        return self._noted(_SETTINGS)
+
+    def _note(self, kind: str, text: str) -> None:
+        (self.path / kind).write_text(text, "utf-8", "backslashreplace")
+
+    def _noted(self, kind: str) -> str:
+        try:
+            return (self.path / kind).read_text("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def newest_fence(self) -> Fence | None:
+        """Return the newest claim that the environment has seen."""
+        try:
+            return Fence(**json.loads(self._lock_path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
     def read_listening(self) -> bytes:
         """Return the beginning of ``listening``.
 
@@ -258,7 +292,7 @@ def _raise_fence(descriptor: int, fence: Fence) -> None:
     except (ValueError, TypeError):
         newest = None  # a new lock, or one whose writer was killed half-way
     if newest is not None and newest.record_id == fence.record_id and newest.number > fence.number:
-        raise LeaseLostError("Another worker has taken this project over.")
+        raise OvertakenError(newest.number)
     if newest != fence:
         kept = {"record_id": fence.record_id, "number": fence.number}
         os.truncate(descriptor, 0)

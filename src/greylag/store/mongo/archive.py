@@ -111,13 +111,19 @@ class MongoArchive:
             raw = await self._projects.find_one({"lease.until": {"$gt": now}})
         return None if raw is None else ProjectRef(str(raw["user_id"]), str(raw["project_id"]))
 
+    async def instance(self) -> str | None:
+        """Return this Greylag's id, if any process has asked for it yet; see the port."""
+        with asking(_SECONDS):
+            found = await self._database[indexes.INSTANCE].find_one({"_id": "instance"})
+        return None if found is None else str(found["id"])
+
     async def incomplete(self) -> bool:
         """Tell whether an import has not ended; see the port."""
         with asking(_SECONDS):
             return await indexes.is_incomplete(self._database)
 
     @asynccontextmanager
-    async def replacing(self) -> AsyncIterator[Fill]:
+    async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
         """Mark the store as incomplete, empty it, and take the mark away at the end."""
         marks = self._database[indexes.INCOMPLETE]
         mark = _MARK | {"source": "an import", "run": secrets.token_hex(8)}
@@ -126,6 +132,10 @@ class MongoArchive:
             for name in (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS):
                 await repeated(partial(self._database[name].delete_many, {}))
             await indexes.ensure(self._database)
+            if instance is not None:
+                await self._database[indexes.INSTANCE].replace_one(
+                    {"_id": "instance"}, {"id": instance}, upsert=True
+                )
         yield self._fill
         with asking(_SECONDS):
             if not (await marks.delete_one(mark)).deleted_count:

@@ -1,6 +1,7 @@
 """The reconciler's half of the MongoDB store: claims, what they may write, what wakes projects."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -8,7 +9,7 @@ import structlog
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from greylag.domain.project import Project, ProjectRef, Status
+from greylag.domain.project import Project, ProjectRef, Status, new_instance_id
 from greylag.ports import Claim, Duty, Outcome
 from greylag.store import records
 from greylag.store.mongo import indexes
@@ -58,12 +59,14 @@ class ReconcilerMethods(StoreParts):
             )
         return None if first is None else first["claimable_at"]
 
-    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+    async def renew(
+        self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
+    ) -> Claim:
         """Extend a lease; see the port."""
         with self._asking():
             project = await self._change(
                 {"_id": id_of(claim.project.id)},
-                lambda record: records.renewed(record, claim, now, lease_seconds),
+                lambda record: records.renewed(record, claim, now, lease_seconds, above),
                 fence=_fence(claim),
                 quiet=True,
             )
@@ -139,6 +142,19 @@ class ReconcilerMethods(StoreParts):
         await self.ping()
         with self._asking(LONG_SECONDS):
             return await self._to_its_end(work())
+
+    async def instance(self) -> str:
+        """Return this Greylag's id; see the port. The first to ask makes it."""
+        those, key = self._database[indexes.INSTANCE], {"_id": "instance"}
+        attempts = WriteAttempts(self._seconds)
+        with self._asking():
+            while (found := await those.find_one(key)) is None:
+                # Of several first ones one makes it.
+                with suppress(DuplicateKeyError):
+                    await those.insert_one(key | {"id": new_instance_id()})
+                    continue
+                await attempts.pause()
+        return str(found["id"])
 
     async def take_duty(
         self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float

@@ -66,6 +66,8 @@ def to_document(record: ProjectRecord) -> Document:
         "claims": record.claims,
         "last_seq": project.last_seq,
         "woken": record.woken,
+        "outdated": project.outdated,
+        "refresh": project.refresh,
     }
     if record.claimable_at is not None:
         document["claimable_at"] = record.claimable_at
@@ -177,6 +179,8 @@ def _record(raw: Mapping[str, Any]) -> ProjectRecord:
         due_at=raw.get("due_at"),
         deadline_at=raw.get("deadline_at"),
         last_seq=raw.get("last_seq", 0),
+        outdated=raw.get("outdated"),
+        refresh=raw.get("refresh"),
         lease=Lease(**raw["lease"]) if raw.get("lease") else None,
     )
     return ProjectRecord(project, raw.get("claims", 0), bool(raw.get("woken", False)))

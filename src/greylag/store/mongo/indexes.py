@@ -28,6 +28,7 @@ CHANGES = "greylag_changes"
 PINGS = "greylag_pings"
 DUTIES = "greylag_duties"
 REVOCATIONS = "greylag_revocations"
+INSTANCE = "greylag_instance"
 INCOMPLETE = "greylag_copying"
 """Holds a document while the store is incomplete; an earlier Greylag's copies left one, too."""
 

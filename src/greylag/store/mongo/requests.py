@@ -101,6 +101,14 @@ class RequestMethods(StoreParts):
                 lambda record: records.wanted(_there(record, ref), desired, now, deadline),
             )
 
+    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+        """Write that it is to be started anew; see the port."""
+        ref = ProjectRef(owner, project_id)
+        with self._asking():
+            return await self._change(
+                of_owner(ref), lambda record: records.refreshed(_there(record, ref), now)
+            )
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
         ref = ProjectRef(owner, project_id)

@@ -90,12 +90,16 @@ class SqliteArchive:
 
         return await self._thread.run(work)
 
+    async def instance(self) -> str | None:
+        """Return this Greylag's id; see the port."""
+        return await self._thread.run(tables.instance)
+
     async def incomplete(self) -> bool:
         """Tell whether an earlier Greylag's copy was cut off; an import is one transaction."""
         return await self._thread.run(schema.is_incomplete)
 
     @asynccontextmanager
-    async def replacing(self) -> AsyncIterator[Fill]:
+    async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
         """Put other projects in place of all, in one transaction; see the port."""
 
         async def fill(projects: Sequence[StoredProject]) -> None:
@@ -103,7 +107,7 @@ class SqliteArchive:
 
         await self._thread.run(lambda sql: sql.execute("BEGIN IMMEDIATE"))
         try:
-            await self._thread.run(_clear)
+            await self._thread.run(lambda sql: _clear(sql, instance))
             yield fill
             await self._thread.run(lambda sql: sql.execute("COMMIT"))
         finally:
@@ -184,9 +188,11 @@ def _stored(sql: sqlite3.Connection, row: sqlite3.Row) -> StoredProject | Findin
     return stored
 
 
-def _clear(sql: sqlite3.Connection) -> None:
+def _clear(sql: sqlite3.Connection, instance: str | None) -> None:
     for table in ("projects", "events", "idempotency_keys"):
         sql.execute(f"DELETE FROM {table}")  # noqa: S608 - the names above
+    if instance is not None:
+        sql.execute("UPDATE instance SET id = ?", (instance,))
     sql.execute("DROP TABLE IF EXISTS copying")
     # Whoever listens looks at all anew.
     sql.execute("INSERT INTO changes (source, user_id, project_id) VALUES ('import', NULL, NULL)")

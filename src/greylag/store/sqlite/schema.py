@@ -123,7 +123,19 @@ _REVOCATIONS = (
     "CREATE TABLE revocations (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID",
 )
 
-MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS)
+# By what this Greylag is told from another on the same cluster.
+_INSTANCE = (
+    "CREATE TABLE instance (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
+    "INSERT INTO instance (one, id) VALUES (1, lower(hex(randomblob(8))))",
+)
+
+# Which settings what runs lacks, and with which it is to be started anew.
+_SETTINGS = (
+    "ALTER TABLE projects ADD COLUMN outdated TEXT",
+    "ALTER TABLE projects ADD COLUMN refresh TEXT",
+)
+
+MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS)
 
 
 def migrate(sql: sqlite3.Connection) -> None:

@@ -223,6 +223,15 @@ class SqliteStore:
 
         return await self._write(work)
 
+    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+        """Write that it is to be started anew; see the port."""
+
+        def work(write: Write) -> Project:
+            before = tables.find(write.sql, ProjectRef(owner, project_id))
+            return write.keep(records.refreshed(before, now), before)
+
+        return await self._write(work)
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
         ref = ProjectRef(owner, project_id)
@@ -245,12 +254,14 @@ class SqliteStore:
         """Return when the next claim can succeed; see the port."""
         return await self._read(tables.next_due)
 
-    async def renew(self, claim: Claim, now: datetime, lease_seconds: float) -> Claim:
+    async def renew(
+        self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
+    ) -> Claim:
         """Extend a lease; see the port."""
 
         def work(write: Write) -> Claim:
             before = tables.by_id(write.sql, claim.project.id)
-            record = records.renewed(before, claim, now, lease_seconds)
+            record = records.renewed(before, claim, now, lease_seconds, above)
             tables.update(write.sql, record)
             return Claim(record.project)
 
@@ -298,6 +309,10 @@ class SqliteStore:
             return count
 
         return await self._write(work)
+
+    async def instance(self) -> str:
+        """Return this Greylag's id; see the port."""
+        return await self._read(tables.instance)
 
     async def take_duty(
         self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float

@@ -28,6 +28,7 @@ _CHANGING = (
     *("last_activated_at", "last_deactivated_at"),
     *("desired", "generation", "observed_generation", "attempts", "due_at", "deadline_at"),
     *("lease_worker", "lease_number", "lease_until", "claims", "last_seq", "woken"),
+    *("outdated", "refresh"),
 )
 _COLUMNS = _FIXED + _CHANGING
 _REMEMBERED = 2_000
@@ -73,6 +74,8 @@ def to_row(record: ProjectRecord) -> dict[str, Any]:
         "claims": record.claims,
         "last_seq": project.last_seq,
         "woken": record.woken,
+        "outdated": project.outdated,
+        "refresh": project.refresh,
     }
 
 
@@ -105,6 +108,8 @@ def from_row(row: sqlite3.Row | dict[str, Any]) -> ProjectRecord:
         due_at=_maybe_moment(row["due_at"]),
         deadline_at=_maybe_moment(row["deadline_at"]),
         last_seq=row["last_seq"],
+        outdated=row["outdated"],
+        refresh=row["refresh"],
         lease=_lease(row),
     )
     return ProjectRecord(project, row["claims"], bool(row["woken"]))
@@ -308,6 +313,12 @@ def poke_unsettled(sql: sqlite3.Connection, now: datetime) -> int:
 def ping(sql: sqlite3.Connection) -> None:
     """Write something: a disk may be readable and full."""
     sql.execute("UPDATE pings SET count = count + 1")
+
+
+def instance(sql: sqlite3.Connection) -> str:
+    """Return this Greylag's id."""
+    found: str = sql.execute("SELECT id FROM instance").fetchone()[0]
+    return found
 
 
 # The order of claims, found by a few steps on indexes.

@@ -200,6 +200,20 @@ async def deactivate_project(
     return await _reach(call, Desired.INACTIVE, prefer, response)
 
 
+@router.post(
+    f"{PROJECT}/refresh",
+    operation_id="refresh_project",
+    summary="Start an outdated environment anew",
+    responses=problems(404),
+)
+async def refresh_project(call: ProjectCallDep) -> ProjectOut:
+    """Answers at once. What runs and is `outdated` is started anew with the settings of now, once
+    no turn is going on; its files and conversations are kept. One that is not outdated, or sleeps,
+    stays as it is: it gets them when it is next activated. Done when `outdated` is false again.
+    """
+    return ProjectOut.of(await call.use_cases.projects.refresh(*call.at))
+
+
 @router.delete(
     PROJECT,
     operation_id="delete_project",
