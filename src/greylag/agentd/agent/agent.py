@@ -6,7 +6,6 @@ prompts.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -326,7 +325,7 @@ class Agent:
             return str(error)
 
     async def _live(self, relay_url: str) -> str:
-        environment = agent_environment(self._setup, os.environ, relay_url, self._relay.token)
+        environment = agent_environment(self._setup, relay_url, self._relay.token)
         process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
         life = self._life = AgentLife(process, self._setup, self._command.kind)
         try:

@@ -34,21 +34,19 @@ def harmless_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in environ.items() if k in _INHERITED or k.startswith("LC_")}
 
 
-def agent_environment(
-    setup: AgentSetup, environ: Mapping[str, str], relay_url: str, relay_token: str
-) -> dict[str, str]:
+def agent_environment(setup: AgentSetup, relay_url: str, relay_token: str) -> dict[str, str]:
     """Build the agent's environment from nothing, so that no secret of ours reaches its tools.
+
+    PATH and the like are those of execd, which may be in another image.
 
     Args:
         setup: the folders, the model and the settings.
-        environ: our own environment, of which only ``harmless_variables`` are taken.
         relay_url: base URL of the model relay, as the agent reaches it.
         relay_token: the token that the relay asks for; good for model calls only.
     """
     model = {"GOOSE_MODEL": setup.model} if setup.model is not None else {}
     named = {"GREYLAG_ENVIRONMENT": setup.environment_id} if setup.environment_id else {}
     return {
-        **harmless_variables(environ),
         **setup.settings,
         **model,
         **named,
