@@ -14,7 +14,7 @@ from tests.e2e.product import PATIENCE, Product, product, text_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-AGENT = ("-c", "agent", "--")
+AGENT = ("-c", "execd", "--")
 
 
 @asynccontextmanager
@@ -154,7 +154,7 @@ async def test_an_environment_has_no_more_rights_than_it_needs(tmp_path: Path) -
         await up.project("demo")
         namespace = f"{prefix}me"
         pod = objects(namespace, "pods")[0]
-        assert probe(namespace, pod, "os.getuid(), os.getgid()") == "(1000, 1000)"
+        assert probe(namespace, pod, "os.getuid(), os.getgid()") == "(10001, 10002)"
         assert probe(namespace, pod, "rises()") == "PermissionError"
         for path in ("/etc/motd", "/usr/bin/x", "/x", "/opt/x"):
             assert probe(namespace, pod, f"writes({path!r})") == "OSError", path

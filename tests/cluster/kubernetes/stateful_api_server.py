@@ -59,6 +59,8 @@ class StatefulServer:
         """Answer one request."""
         if request.path == "/readyz":
             return web.Response(text="ok")
+        if request.path == "/version":
+            return web.json_response({"gitVersion": "v1.35.4"})
         parts = request.path.strip("/").split("/")
         rest = parts[2:] if parts[0] == "api" else parts[3:]
         namespace = rest[1] if rest[0] == "namespaces" and len(rest) > 2 else ""

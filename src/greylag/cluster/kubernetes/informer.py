@@ -51,7 +51,15 @@ _SPEC: Mapping[str, tuple[str, ...]] = {
     ),
 }
 _STATUS: Mapping[str, tuple[str, ...]] = {
-    "Pod": ("phase", "reason", "message", "podIP", "conditions", "containerStatuses"),
+    "Pod": (
+        "phase",
+        "reason",
+        "message",
+        "podIP",
+        "conditions",
+        "initContainerStatuses",
+        "containerStatuses",
+    ),
 }
 
 _log = structlog.get_logger(__name__)

@@ -16,6 +16,7 @@ from greylag.cluster.kubernetes.failures import (
     unschedulable,
 )
 from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object, annotation_of
+from greylag.cluster.kubernetes.manifests import AGENTD
 
 PULL_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
@@ -25,6 +26,7 @@ CRASHES_THAT_TELL = 3
 _CREATE_REASONS = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 )
+_USUAL_WAITS = frozenset({"", "ContainerCreating", "PodInitializing"})
 _MOUNT_REASONS = frozenset({"FailedMount", "FailedAttachVolume"})
 
 
@@ -80,10 +82,12 @@ class EnvironmentObjects:
         return self.wanted and self.pod is not None and self.failed_itself
 
     @property
-    def crashed(self) -> str | None:
-        """The name of the pod whose container ends again and again, ``None`` when none does."""
+    def crashed(self) -> tuple[str, str] | None:
+        """The names of the pod and of its container that ends again and again, if one does."""
         pod = self.pod
-        return pod["metadata"]["name"] if pod is not None and _crashes(pod) else None
+        if pod is None or not _crashes(pod):
+            return None
+        return pod["metadata"]["name"], container(pod).get("name", AGENTD)
 
     @property
     def waits(self) -> bool:
@@ -119,10 +123,25 @@ def wants_pod(deployment: Object) -> bool:
 
 
 def container(pod: Object) -> Object:
-    """Return the status of a pod's container, empty before it has one."""
+    """Return the status of the container that a pod waits for, else of agentd's; maybe empty."""
+    held = [one for one in _containers(pod) if _waits_for(one) not in _USUAL_WAITS]
+    return held[0] if held else agentd_container(pod)
+
+
+def agentd_container(pod: Object) -> Object:
+    """Return the status of a pod's container with agentd, empty before it has one."""
     statuses = pod.get("status", {}).get("containerStatuses") or [{}]
-    first: Object = statuses[0]
-    return first
+    return next((one for one in statuses if one.get("name") == AGENTD), statuses[0])
+
+
+def _containers(pod: Object) -> list[Object]:
+    status = pod.get("status", {})
+    kinds = ("initContainerStatuses", "containerStatuses")
+    return [one for kind in kinds for one in status.get(kind) or ()]
+
+
+def _waits_for(status: Object) -> str:
+    return str((status.get("state", {}).get("waiting") or {}).get("reason", ""))
 
 
 def lives(pod: Object) -> bool:
@@ -200,7 +219,7 @@ def _why_not_running(pod: Object, events: Sequence[Object], last_words: str) -> 
     if reason in PULL_REASONS:
         return _why_no_image(pod, events, reason, words)
     if _crashes(pod):
-        return crash_loop(_last_end(pod).get("exitCode"), last_words)
+        return crash_loop(_ended(container(pod)).get("exitCode"), last_words)
     if reason in _CREATE_REASONS:
         return cause("container_not_created", reason=reason, words=quoted(words))
     if reason == "ContainerCreating" and (event := last(events, _MOUNT_REASONS)):
@@ -216,12 +235,12 @@ def _why_no_image(pod: Object, events: Sequence[Object], reason: str, words: str
     pulled = last(events, {"Failed"})
     # The back-off's own words only say that it backs off; the Event before it says why.
     said = f"{words} {pulled.get('message', '') if pulled else ''}"
-    name = pod["spec"]["containers"][0]["image"]
+    name = container(pod).get("image") or pod["spec"]["containers"][0]["image"]
     return no_image(name, reason, said, secret_missing=missing)
 
 
 def _why_not_ready(pod: Object, events: Sequence[Object]) -> Cause | None:
-    if _last_end(pod).get("reason") == "OOMKilled":
+    if any(_ended(one).get("reason") == "OOMKilled" for one in _containers(pod)):
         return cause("out_of_memory")
     unhealthy = last(events, {"Unhealthy"})
     return None if unhealthy is None else cause("probe_failing", words=_message(unhealthy))
@@ -232,7 +251,7 @@ def _message(event: Object) -> str:
     return quoted(event.get("message", ""))
 
 
-def _last_end(pod: Object) -> Object:
-    """Return how the container ended last, empty when it never did."""
-    ended: Object = container(pod).get("lastState", {}).get("terminated") or {}
+def _ended(status: Object) -> Object:
+    """Return how a container ended last, empty when it never did."""
+    ended: Object = status.get("lastState", {}).get("terminated") or {}
     return ended

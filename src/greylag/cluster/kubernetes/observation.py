@@ -196,8 +196,8 @@ class EnvironmentObserver:
         self, environment: Environment, found: EnvironmentObjects
     ) -> EnvironmentObjects:
         whole = replace(found, events=await self._events(environment, found))
-        if (pod := whole.crashed) is not None:
-            words = await self._last_words(environment.names.namespace, pod)
+        if (crashed := whole.crashed) is not None:
+            words = await self._last_words(environment.names.namespace, *crashed)
             whole = replace(whole, last_words=words)
         return whole
 
@@ -214,11 +214,11 @@ class EnvironmentObserver:
             found += page.items
         return sorted(found, key=_when)
 
-    async def _last_words(self, namespace: str, pod: str) -> str:
+    async def _last_words(self, namespace: str, pod: str, container: str) -> str:
         said = b""
         try:
             async with self._api.stream_log(
-                namespace, pod, tail=_LAST_LINES, previous=True
+                namespace, pod, container=container, tail=_LAST_LINES, previous=True
             ) as chunks:
                 async for chunk in chunks:
                     said = (said + chunk)[-4 * _LONGEST_WORDS :]

@@ -14,7 +14,7 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
-from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.cache import ProjectCache, key_of
 from greylag.cluster.kubernetes.failures import (
     ApiError,
@@ -47,7 +47,7 @@ from greylag.cluster.kubernetes.identity import (
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.informer import Informers
-from greylag.cluster.kubernetes.manifests import project_objects
+from greylag.cluster.kubernetes.manifests import has_pod_limits, project_objects
 from greylag.cluster.kubernetes.namespace import shared_objects
 from greylag.cluster.kubernetes.objects import is_removed
 from greylag.cluster.kubernetes.options import Options
@@ -207,6 +207,9 @@ class Applier:
         """
         await self._ready_namespace(environment)
         secret, token = await self._secret(environment, mark)
+        if self._options.shared_cpu is None:
+            shared = has_pod_limits(await server_version(self._api))
+            self._options = self._options.model_copy(update={"shared_cpu": shared})
         things = project_objects(
             environment, self._options, self._variables, token=token, replicas=replicas
         )
