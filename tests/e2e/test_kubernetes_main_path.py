@@ -125,7 +125,7 @@ async def test_an_environment_reaches_nobody_it_should_not(tmp_path: Path) -> No
             other = _json(theirs, "pods", "{.items[0].status.podIP}")
             service = _json(theirs, "services", "{.items[0].spec.clusterIP}")
             api = kubectl("get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}").stdout
-            node = kubectl("get", "nodes", "-o", "jsonpath={.items[0].status.addresses[0].address}")
+            node = _json(theirs, "pods", "{.items[0].status.hostIP}")
             outside = _json(theirs, "services", "{.items[0].status.loadBalancer.ingress[0].ip}")
             pod = objects(hers, "pods")[0]
             targets: Mapping[str, tuple[str, int]] = {
@@ -133,8 +133,8 @@ async def test_an_environment_reaches_nobody_it_should_not(tmp_path: Path) -> No
                 "Service of another user": (service, 3001),
                 "load balancer of another user": (outside, 3001),
                 "API server": (api, 443),
-                "API server on its node": (node.stdout, 6443),
-                "kubelet": (node.stdout, 10250),
+                "API server on its node": (node, 6443),
+                "kubelet": (node, 10250),
                 "metadata": ("169.254.169.254", 80),
                 "store of Greylag": ("10.90.0.1", port),
             }

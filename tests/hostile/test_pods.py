@@ -102,7 +102,6 @@ async def known(namespace: str, store_port: int) -> dict[str, str]:
     services = {one["metadata"]["name"]: one for one in await read(namespace, "services")}
     (other,) = await read(namespace, "pods", "greylag.dev/project=other")
     (api,) = await read("default", "services", "component=apiserver")
-    node = (await read("", "nodes"))[0]["status"]["addresses"][0]["address"]
     facts = {
         "agentd_port": 3001,
         "python": "python3",
@@ -117,7 +116,7 @@ async def known(namespace: str, store_port: int) -> dict[str, str]:
         "other_service": services["other-svc"]["spec"]["clusterIP"],
         "other_balancer": services["other-svc"]["status"]["loadBalancer"]["ingress"][0]["ip"],
         "api": api["spec"]["clusterIP"],
-        "node": node,
+        "node": other["status"]["hostIP"],
         "platform": PLATFORM,
         "store_port": store_port,
     }
