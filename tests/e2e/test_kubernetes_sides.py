@@ -73,6 +73,12 @@ async def test_an_environment_of_the_version_before_starts_with_all_that_it_had(
         )
         assert "first" in cloned
         assert "mine" in await tool(up, path, "cat ~/.mine && rm ~/.mine && echo gone")
+        # agentd ends its turns itself: execd waits for it, though both are told to end at once.
+        begun = await up.first(path, "tool_request", "[[tool sleep 600]]")
+        for verb in ("deactivate", "activate"):
+            assert (await up.call("POST", f"{path}/{verb}"))[0] == 200
+        rest = await up.rest_of(path, str(begun.id).rpartition("-")[0])
+        assert rest[-1].content["stop_reason"] == "cancelled", rest
 
 
 def _lived_in(namespace: str, made: dict[str, Any]) -> str:
