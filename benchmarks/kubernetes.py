@@ -2,11 +2,13 @@
 
 Interleaved, with the image present. Ours is the request to activate, from its sending to its
 answer; kubectl's are its two commands, started one after the other as a script does. Both begin
-when no pod is left of the run before.
+when no pod is left of the run before. At last the memory of the pod's containers at rest, as the
+kubelet tells it.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import sys
@@ -29,6 +31,7 @@ PATIENCE = 120
 WARM_UP = 2
 OURS, THEIRS = "POST .../activate", "kubectl scale, kubectl wait"
 _FOREVER = "3600"
+_REST_SECONDS = 20  # the kubelet looks every ten
 
 Run = Callable[[], Awaitable[None]]
 
@@ -48,6 +51,19 @@ class Kubectl:
         )
         assert await process.wait() == 0, f"kubectl {' '.join(arguments)} failed"
 
+    async def memory(self) -> dict[str, float]:
+        """Return the megabytes that each container of the namespace's pods uses."""
+        nodes = json.loads(real_cluster.kubectl("get", "nodes", "-o", "json").stdout)["items"]
+        found: dict[str, float] = {}
+        for node in nodes:
+            path = f"/api/v1/nodes/{node['metadata']['name']}/proxy/stats/summary"
+            told = await asyncio.to_thread(real_cluster.kubectl, "get", "--raw", path)
+            for pod in json.loads(told.stdout)["pods"]:
+                if pod["podRef"]["namespace"] == self._namespace:
+                    for one in pod["containers"]:
+                        found[one["name"]] = one["memory"]["workingSetBytes"] / 1e6
+        return found
+
 
 def main() -> int:
     """Measure and print; without a cluster say so."""
@@ -63,15 +79,19 @@ def main() -> int:
     settings["PATH"] = real_cluster.cluster_environment().get("PATH", os.environ["PATH"])
     prefix = settings["KUBE_NAMESPACE_PREFIX"]
     try:
-        took = asyncio.run(measure(settings, f"{prefix}{USER}", given.runs))
+        took, memory = asyncio.run(measure(settings, f"{prefix}{USER}", given.runs))
     finally:
         real_cluster.remove_namespaces(prefix)
     show(took)
+    parts = ", ".join(f"{name} {used:.0f} MB" for name, used in memory.items())
+    console.print(f"At rest: {sum(memory.values()):.0f} MB ({parts})")
     return 0
 
 
-async def measure(settings: dict[str, str], namespace: str, runs: int) -> dict[str, list[float]]:
-    """Return the seconds of each run."""
+async def measure(
+    settings: dict[str, str], namespace: str, runs: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return the seconds of each run, and the megabytes of each container at rest."""
     kubectl = Kubectl(namespace)
     deployment = f"deployment/{PROJECT}-api"
     timeout = f"--timeout={PATIENCE}s"
@@ -117,9 +137,13 @@ async def measure(settings: dict[str, str], namespace: str, runs: int) -> dict[s
                     if number >= WARM_UP:
                         took[name].append(time.perf_counter() - began)
                     await end()
+            await ours()
+            await asyncio.sleep(_REST_SECONDS)
+            memory = await kubectl.memory()
+            await our_end()
             async with http.delete(PATH) as answer:
                 assert answer.ok, await answer.text()
-            return took
+            return took, memory
 
 
 def show(took: dict[str, list[float]]) -> None:

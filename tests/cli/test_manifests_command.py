@@ -57,8 +57,11 @@ def test_settings_and_options_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     deployment = documents["Deployment"]
     assert deployment["metadata"]["namespace"] == "team-alice"
     assert deployment["spec"]["replicas"] == 0
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
-    assert container["resources"]["limits"]["memory"] == "4Gi"
+    limits = [
+        container["resources"]["limits"]["memory"]
+        for container in deployment["spec"]["template"]["spec"]["containers"]
+    ]
+    assert limits == ["256Mi", "3840Mi"]
     assert documents["Ingress"]["metadata"]["name"] == "search-ingress"
 
 

@@ -83,6 +83,13 @@ def image(name: str = ENVIRONMENTS) -> str:
     return f"{name}:{__version__}"
 
 
+def load(archive: Path) -> None:
+    """Give the tests' own cluster an image."""
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _cluster("load", str(archive))
+
+
 def build_image(name: str) -> Path:
     """Build the image ``name`` of ``images/``; quick when nothing of it has changed.
 

@@ -221,6 +221,9 @@ ESCAPES: dict[tuple[str, str], Callable[[Confined], Object]] = {
     ),
     (NODE, "a pod on the host's network"): _of_pod(lambda pod: pod.update(hostNetwork=True)),
     (NODE, "a pod among the host's processes"): _of_pod(lambda pod: pod.update(hostPID=True)),
+    (NODE, "a pod whose containers see each other"): _of_pod(
+        lambda pod: pod.update(shareProcessNamespace=True)
+    ),
     (NODE, "a pod with the host's files"): _of_pod(lambda pod: pod["volumes"].append(ROOT)),
     (NODE, "a pod with an account's token"): _of_pod(
         lambda pod: pod.update(automountServiceAccountToken=True)

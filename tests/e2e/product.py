@@ -119,9 +119,10 @@ class Product:
             raw = await answer.read()
             return answer.status, json.loads(raw) if raw else None
 
-    async def project(self, project_id: str, *, active: bool = True) -> str:
+    async def project(self, project_id: str, *, active: bool = True, **more: object) -> str:
         """Create a project (and activate it) and return its path."""
-        status, made = await self.call("POST", PROJECTS, {"name": "X", "project_id": project_id})
+        about = {"name": "X", "project_id": project_id, **more}
+        status, made = await self.call("POST", PROJECTS, about)
         assert status == 201, made
         path = f"{PROJECTS}/{project_id}"
         if active:

@@ -60,12 +60,12 @@ async def test_what_is_edited_by_hand_is_set_right_and_costs_no_pod(tmp_path: Pa
             note = ("annotate", "-n", namespace, "service/demo-svc", "example.com/note=mine")
             assert (await asyncio.to_thread(kubectl, *note)).returncode == 0
             where = (await _object(namespace, "deployment/demo-api"))["metadata"]["generation"]
-            image = ("set", "image", "-n", namespace, "deployment/demo-api", "agent=other:1")
+            image = ("set", "image", "-n", namespace, "deployment/demo-api", "agentd=other:1")
             assert (await asyncio.to_thread(kubectl, *image)).returncode == 0
             async with asyncio.timeout(PATIENCE):
                 while True:
                     now = await _object(namespace, "deployment/demo-api")
-                    (container,) = now["spec"]["template"]["spec"]["containers"]
+                    container, _ = now["spec"]["template"]["spec"]["containers"]
                     moved = now["metadata"]["generation"] > where
                     if moved and container["image"] == settings["ACR_IMAGE"]:
                         break

@@ -14,7 +14,7 @@ from tests.e2e.product import PATIENCE, Product, product, text_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-AGENT = ("-c", "agent", "--")
+AGENT = ("-c", "execd", "--")
 
 
 @asynccontextmanager
@@ -125,7 +125,7 @@ async def test_an_environment_reaches_nobody_it_should_not(tmp_path: Path) -> No
             other = _json(theirs, "pods", "{.items[0].status.podIP}")
             service = _json(theirs, "services", "{.items[0].spec.clusterIP}")
             api = kubectl("get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}").stdout
-            node = kubectl("get", "nodes", "-o", "jsonpath={.items[0].status.addresses[0].address}")
+            node = _json(theirs, "pods", "{.items[0].status.hostIP}")
             outside = _json(theirs, "services", "{.items[0].status.loadBalancer.ingress[0].ip}")
             pod = objects(hers, "pods")[0]
             targets: Mapping[str, tuple[str, int]] = {
@@ -133,8 +133,8 @@ async def test_an_environment_reaches_nobody_it_should_not(tmp_path: Path) -> No
                 "Service of another user": (service, 3001),
                 "load balancer of another user": (outside, 3001),
                 "API server": (api, 443),
-                "API server on its node": (node.stdout, 6443),
-                "kubelet": (node.stdout, 10250),
+                "API server on its node": (node, 6443),
+                "kubelet": (node, 10250),
                 "metadata": ("169.254.169.254", 80),
                 "store of Greylag": ("10.90.0.1", port),
             }
@@ -154,7 +154,7 @@ async def test_an_environment_has_no_more_rights_than_it_needs(tmp_path: Path) -
         await up.project("demo")
         namespace = f"{prefix}me"
         pod = objects(namespace, "pods")[0]
-        assert probe(namespace, pod, "os.getuid(), os.getgid()") == "(1000, 1000)"
+        assert probe(namespace, pod, "os.getuid(), os.getgid()") == "(10001, 10002)"
         assert probe(namespace, pod, "rises()") == "PermissionError"
         for path in ("/etc/motd", "/usr/bin/x", "/x", "/opt/x"):
             assert probe(namespace, pod, f"writes({path!r})") == "OSError", path

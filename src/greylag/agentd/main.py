@@ -65,7 +65,7 @@ def run(settings: AgentdSettings) -> int:
     try:
         settings.check()
         command = _agent_command(settings)
-        volume.prepare()
+        volume.prepare(whole=settings.execd_socket is None)
         lock = volume.claim()
         os.chdir(volume.state)  # for a socket's path, which must be short
         listener = _listen(settings)

@@ -39,14 +39,17 @@ class Volume:
         self.listening = self.state / "listening.json"
         self.execd_socket = self.state / "execd.sock"
 
-    def prepare(self) -> None:
+    def prepare(self, *, whole: bool = True) -> None:
         """Make all folders, private to this user.
+
+        Args:
+            whole: whether the other side's are there too, which in a container they are not.
 
         Raises:
             AgentdConfigError: one of them cannot be made or written.
         """
-        folders = (self.root, self.workspace, self.home, self.tmp, self.state, self.journals)
-        for folder in folders:
+        theirs = (self.root, self.workspace, self.home, self.tmp) if whole else ()
+        for folder in (*theirs, self.state, self.journals):
             try:
                 folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
             except OSError as error:

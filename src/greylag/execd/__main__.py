@@ -1,27 +1,41 @@
 """``python -m greylag.execd``: serve on a socket that was inherited, or on a path.
 
 ``--fd N`` takes a listening unix socket as descriptor N: agentd made it where nobody else can
-reach it. ``--socket PATH`` makes one, for a container beside agentd's. On SIGTERM, and when stdin
-ends in ``--fd`` mode (agentd is gone), all that runs is killed and the program ends. With
-``--processes N`` there are never more than N processes; the system counts them for each user in
-each user namespace, so that is for a sandbox which has one of its own.
+reach it. On SIGTERM, and when stdin ends (agentd is gone), all that runs is killed and the program
+ends.
+
+``--socket PATH --client UID`` makes a socket for an agentd in another container, of this user: what
+execd runs is of execd's own, and gets no answer. Both are told to end at the same time, so after a
+SIGTERM it serves on until agentd has let go, some seconds have passed, or a second one has come.
+When something else lies at the path, where tools may write, it ends, to be started again. What lies
+in the folders of ``--own`` is made this user's first (``ownership``).
+
+With ``--processes N`` there are never more than N processes; the system counts them for each user
+in each user namespace, so that is for a sandbox which has one of its own.
 """
 
 import argparse
 import asyncio
 import os
 import resource
+import secrets
 import signal
 import socket
 import threading
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from greylag.execd.ownership import take_over
 from greylag.execd.processes import guard_memory
 from greylag.execd.server import ExecServer
 
 _SHARED = 0o660
 _THREADS = 8
+_LOOK_SECONDS = 2.0
+_PATIENCE_SECONDS = 6.0  # longer than agentd takes to end
 
 
 def main() -> None:
@@ -30,6 +44,8 @@ def main() -> None:
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--fd", type=int, help="a listening unix socket that was inherited")
     way.add_argument("--socket", type=Path, help="where to listen")
+    parser.add_argument("--client", type=int, help="the only user who may connect to it")
+    parser.add_argument("--own", type=Path, nargs="*", default=[], help="folders to take over")
     parser.add_argument("--processes", type=int, help="most processes of this user here")
     given = parser.parse_args()
     guard_memory()
@@ -37,22 +53,41 @@ def main() -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
         most = given.processes if hard == resource.RLIM_INFINITY else min(given.processes, hard)
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
-    listener = _inherited(given.fd) if given.fd is not None else _bound(given.socket)
-    asyncio.run(_serve(listener, tied=given.fd is not None))
+    os.environ.pop("PWD", None)  # of a shell that the sandbox was started by
+    server = ExecServer(given.client, os.environ)
+    if given.fd is not None:
+        asyncio.run(_serve(server, socket.socket(fileno=given.fd), _stdin_end(), patience=0))
+        return
+    for folder in given.own:
+        take_over(folder)
+    listener = _bound(given.socket)
+    asyncio.run(_serve(server, listener, _replaced(given.socket), patience=_PATIENCE_SECONDS))
 
 
-async def _serve(listener: socket.socket, *, tied: bool) -> None:
+async def _serve(
+    server: ExecServer,
+    listener: socket.socket,
+    lost: Coroutine[Any, Any, None],
+    *,
+    patience: float,
+) -> None:
+    """Serve until a signal, and for ``patience`` seconds to who is connected, or until ``lost``."""
     loop = asyncio.get_running_loop()
     loop.set_default_executor(_standing_threads())
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
-    serving = asyncio.create_task(ExecServer().serve(listener), name="serve")
+    serving = asyncio.create_task(server.serve(listener), name="serve")
     ended = asyncio.create_task(over.wait(), name="signal")
-    waits = {serving, ended}
-    if tied:
-        waits.add(asyncio.create_task(_stdin_end(), name="stdin"))
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    losing = asyncio.create_task(lost, name="lost")
+    await asyncio.wait({serving, ended, losing}, return_when=asyncio.FIRST_COMPLETED)
+    waits = {serving, ended, losing}
+    if over.is_set():
+        over.clear()
+        left = asyncio.create_task(server.alone(), name="alone")
+        again = asyncio.create_task(over.wait(), name="second signal")
+        await asyncio.wait({left, again}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        waits |= {left, again}
     for task in waits:
         task.cancel()
     await asyncio.gather(*waits, return_exceptions=True)
@@ -76,12 +111,25 @@ async def _stdin_end() -> None:
     await reader.read()
 
 
-def _inherited(descriptor: int) -> socket.socket:
-    return socket.socket(fileno=descriptor)
+async def _replaced(path: Path) -> None:
+    """Return once something else lies at ``path``, or nothing."""
+    ours = _identity(path)
+    while ours is not None and _identity(path) == ours:  # noqa: ASYNC110 - files have no event
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _bound(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        # Whatever a tool has left there, a folder too.
+        path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     path.chmod(_SHARED)  # agentd is of another user, and of this group

@@ -8,8 +8,9 @@ is answered by a JSON frame: ``{"ok": true, ...}`` or ``{"ok": false, "code", "m
 operation    request                                     after the answer
 ===========  ==========================================  =========================================
 hello        -                                           (answer: ``pid``, ``python``)
-run          ``argv``, ``env``, ``cwd``, ``group``,      frames both ways until ``EXIT``; when the
-             ``terminal`` (``[rows, columns]`` or null)  connection ends, all of it is killed
+run          ``argv``, ``env`` (over execd's own),       frames both ways until ``EXIT``; when the
+             ``cwd``, ``group``, ``terminal``            connection ends, all of it is killed
+             (``[rows, columns]`` or null)
 end          ``group``, ``environ``, ``since``           (answer: ``left``, pids that live on)
 listen       -                                           (answer: ``port``), ``ACCEPTED`` frames
 accept       ``number``                                  raw bytes both ways

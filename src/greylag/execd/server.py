@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +37,26 @@ _LOOK_SECONDS = 0.2
 _QUIET_SECONDS = 1.0
 _MOST_WAITING = 64
 _REQUEST_SECONDS = 10.0
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7)
 
 
 class ExecServer:
-    """Serves agentd, and whoever else can reach the socket: nothing here guards anything."""
+    """Serves agentd.
 
-    def __init__(self) -> None:
+    Args:
+        client: the user id of whoever may connect; ``None``: all who can reach the socket.
+        environ: what a process gets beside the variables that it is started with.
+    """
+
+    def __init__(self, client: int | None = None, environ: Mapping[str, str] | None = None) -> None:
+        self._client = client
+        self._environ = dict(environ or {})
+        self._clients: set[Writer] = set()
+        self._alone = asyncio.Event()
+        self._alone.set()
         self._runs = 0
         self._owned: set[int] = set()
-        self._waiting: dict[int, tuple[Reader, Writer]] = {}
+        self._waiting: dict[int, tuple[Reader, Writer, Writer]] = {}
         self._accepted = 0
         self._operations: dict[str, Callable[[dict[str, Any], Reader, Writer], Awaitable[None]]] = {
             "hello": self._hello,
@@ -61,9 +72,17 @@ class ExecServer:
         """Answer until cancelled; then nothing that was begun lives on."""
         processes.adopt_orphans()
         server = await asyncio.start_unix_server(self._answer, sock=listener)
-        async with server, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._reap(), name="reap")
-            await server.serve_forever()
+        async with server:
+            try:
+                await self._reap()
+            finally:
+                # From Python 3.12 on a server waits for its clients' connections to end.
+                for client in self._clients:
+                    client.transport.abort()
+
+    async def alone(self) -> None:
+        """Return as soon as nobody is connected."""
+        await self._alone.wait()
 
     async def _reap(self) -> None:
         while True:
@@ -71,6 +90,19 @@ class ExecServer:
             processes.reap(self._owned)
 
     async def _answer(self, reader: Reader, writer: Writer) -> None:
+        if self._client not in {None, _user_of(writer)}:
+            writer.transport.abort()
+            return
+        self._clients.add(writer)
+        self._alone.clear()
+        try:
+            await self._do(reader, writer)
+        finally:
+            self._clients.discard(writer)
+            if not self._clients:
+                self._alone.set()
+
+    async def _do(self, reader: Reader, writer: Writer) -> None:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 request = await _request(reader)
@@ -98,28 +130,32 @@ class ExecServer:
         await _agree(writer, left=left)
 
     async def _run(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
+        group, started = _text(request, "group"), None
         self._runs += 1
         try:
-            await self._run_one(request, reader, writer)
-        finally:
-            self._runs -= 1
-
-    async def _run_one(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
-        group = _text(request, "group")
-        started = await _started(request, group)
-        pid = started.process.pid
-        self._owned.add(pid)
-        try:
-            await _agree(writer, pid=pid)
+            started = await _started(request, group, self._environ)
+            self._owned.add(started.process.pid)
+            await _agree(writer, pid=started.process.pid)
             await _attend(started, reader, writer)
         finally:
-            root = pid if started.process.returncode is None else None
-            await to_its_end(processes.end_group, group, root, lambda: self._runs <= 1)
-            await started.process.wait()
-            self._owned.discard(pid)
-            started.close()
-            if self._runs <= 1:  # else what begins just now is not known as owned yet
-                processes.reap(self._owned)
+            self._runs -= 1
+            if started is not None:
+                await self._end_run(started, group)
+
+    async def _end_run(self, started: "_Started", group: str) -> None:
+        if self._is_idle():
+            processes.end_all()  # at once: none of them may take the port of an agentd that died
+        process = started.process
+        root = process.pid if process.returncode is None else None
+        await to_its_end(processes.end_group, group, root, self._is_idle)
+        await process.wait()
+        self._owned.discard(process.pid)
+        started.close()
+        if self._is_idle():  # else what begins just now is not known as owned yet
+            processes.reap(self._owned)
+
+    def _is_idle(self) -> bool:
+        return not self._runs
 
     async def _listen(self, _request: dict[str, Any], reader: Reader, writer: Writer) -> None:
         async def accepted(near_reader: Reader, near_writer: Writer) -> None:
@@ -127,20 +163,26 @@ class ExecServer:
                 near_writer.transport.abort()
                 return
             self._accepted += 1
-            self._waiting[self._accepted] = near_reader, near_writer
+            self._waiting[self._accepted] = near_reader, near_writer, writer
             writer.write(json_frame(FrameKind.ACCEPTED, {"number": self._accepted}))
 
         server = await asyncio.start_server(accepted, "127.0.0.1", 0)
-        async with server:
+        try:
             await _agree(writer, port=server.sockets[0].getsockname()[1])
             await reader.read()  # nothing comes but its end
+        finally:
+            server.close()
+            for number, (_, near_writer, asker) in list(self._waiting.items()):
+                if asker is writer:
+                    del self._waiting[number]
+                    near_writer.transport.abort()
 
     async def _accept(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
         near = self._waiting.pop(int(request.get("number") or 0), None)
         if near is None:
             raise RefusedError("not_waiting", "No such connection waits.")
         await _agree(writer)
-        await _joined(near, (reader, writer))
+        await _joined(near[:2], (reader, writer))
 
     async def _connect(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
         try:
@@ -193,11 +235,11 @@ class _Started:
             self._terminal = None
 
 
-async def _started(request: dict[str, Any], group: str) -> _Started:
+async def _started(request: dict[str, Any], group: str, environ: Mapping[str, str]) -> _Started:
     argv = request.get("argv")
     if not isinstance(argv, list) or not argv or not all(isinstance(one, str) for one in argv):
         raise RefusedError("invalid_request", "argv is not a list of texts.")
-    env = {**_texts(request, "env"), GROUP: group}
+    env = {**environ, **_texts(request, "env"), GROUP: group}
     size = request.get("terminal")
     ours, theirs = (None, None) if size is None else _terminal(size)
     pipe = asyncio.subprocess.PIPE if theirs is None else theirs
@@ -310,6 +352,15 @@ async def _joined(one: tuple[Reader, Writer], other: tuple[Reader, Writer]) -> N
     with suppress(OSError):
         one[1].close()
         await one[1].wait_closed()
+
+
+def _user_of(writer: Writer) -> int:
+    """Return the user id of the process at the other end."""
+    made = writer.get_extra_info("socket").getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+    )
+    _, user, _ = _CREDENTIALS.unpack(made)
+    return int(user)
 
 
 async def _request(reader: Reader) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.process import AgentProcess, agent_environment
+from greylag.agentd.agent.process import AgentProcess, agent_environment, harmless_variables
 from greylag.agentd.agent.types import AgentCommand, AgentSetup, AgentUnavailableError, find_agent
 from greylag.agentd.execution import Execution
 
@@ -55,7 +55,8 @@ def test_without_goose_the_scripted_agent_is_taken(
 def test_the_environment_is_built_from_nothing(tmp_path: Path) -> None:
     setup = AgentSetup(tmp_path, tmp_path / "h", tmp_path / "t", settings={"GOOSE_MODE": "auto"})
     ours = {"PATH": "/bin", "LC_ALL": "C", "LANG": "C", "SECRET": "x", "OPENAI_API_KEY": "y"}
-    env = agent_environment(setup, ours, "http://127.0.0.1:1", "token")
+    built = agent_environment(setup, ours, "http://127.0.0.1:1", "token")
+    env = {**harmless_variables(ours), **built}
     assert {"PATH": "/bin", "LC_ALL": "C", "LANG": "C", "GOOSE_MODE": "auto"}.items() <= env.items()
     assert env["OPENAI_API_KEY"] == "token"
     assert env["HOME"] == str(tmp_path / "h")

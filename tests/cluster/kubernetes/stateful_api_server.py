@@ -15,6 +15,7 @@ from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.credentials import Token
 
 BY_PLURAL = {kind.plural: name for name, kind in KINDS.items()}
+_FIXED = {"/readyz": {}, "/version": {"gitVersion": "v1.35.4"}}
 Things = dict[tuple[str, str, str], dict[str, Any]]
 
 
@@ -68,8 +69,8 @@ class StatefulServer:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
-        if request.path == "/readyz":
-            return web.Response(text="ok")
+        if request.path in _FIXED:
+            return web.json_response(_FIXED[request.path])
         if self.answers is not None:
             code, reason, words = self.answers
             said = {"code": code, "reason": reason, "message": words}

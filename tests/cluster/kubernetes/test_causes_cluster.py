@@ -60,7 +60,7 @@ STUCK: dict[str, dict[str, Any]] = {
     "quota_exceeded": {"quota_cpu_requests": "100m"},
     "unschedulable": template(cpu_request="900", cpu_limit="900"),
     "volume_not_bound": {"storage_class": "no-such-class"},
-    "probe_failing": template(memory_request="8Mi", cpu_limit="20m", cpu_request="10m"),
+    "probe_failing": {"goose": "/no/such/program"},
 }
 FINAL = frozenset({"image_not_found", "pull_secret_missing", "quota_exceeded"})
 
@@ -81,13 +81,14 @@ async def test_a_stuck_environment_says_why(code: str) -> None:
 
 
 async def test_an_environment_that_crashes_tells_its_last_words() -> None:
-    async with open_kubernetes(goose="/no/such/program") as cluster:
+    wrong = template(environment={"GREYLAG_MODEL_URL": "nowhere"})
+    async with open_kubernetes(goose="scripted", **wrong) as cluster:
         project = named_for(cluster, make_project())
         await cluster.start(project.environment)
         seen = await told(cluster, project, "crash_loop")
         assert seen.state is Observed.FAILED
         assert seen.error is not None
-        assert "/no/such/program" in seen.error.message
+        assert "GREYLAG_MODEL_URL" in seen.error.message
 
 
 async def test_a_failed_environment_starts_anew_when_what_stopped_it_is_mended() -> None:

@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 
 from greylag.cluster.kubernetes.identity import ref_of
 from greylag.cluster.kubernetes.isolation import shared_objects
-from greylag.cluster.kubernetes.manifests import TOKEN_KEY, ingress_url, project_objects
-from greylag.cluster.kubernetes.options import Options, Template, Toleration, within
+from greylag.cluster.kubernetes.manifests import (
+    TOKEN_KEY,
+    has_pod_limits,
+    ingress_url,
+    project_objects,
+)
+from greylag.cluster.kubernetes.options import Options, Template, Toleration, halves, within
 from greylag.domain.errors import ClusterError, ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import Lease, Project, ProjectRef
@@ -53,6 +58,7 @@ FULL = Options(
     egress_cidrs=("0.0.0.0/0", "::/0"),
     cluster_cidrs=("10.91.0.0/16", "10.92.0.0/16", "10.90.0.2/32"),
     pod_cidrs=("10.91.0.0/16",),
+    shared_cpu=True,
     runtime_class="gvisor",
     node_selector={"pool": "agents"},
     tolerations=(Toleration(key="agents", operator="Exists", effect="NoSchedule"),),
@@ -392,9 +398,55 @@ def test_the_quota_has_room_for_the_largest_template() -> None:
 def test_what_is_written_outside_of_the_volume_is_bounded() -> None:
     pod = one("Deployment", objects(made(), PLAIN))["spec"]["template"]["spec"]
 
-    for each in pod["containers"]:
-        assert each["resources"]["requests"]["ephemeral-storage"] == "64Mi"
-        assert each["resources"]["limits"]["ephemeral-storage"] == "2Gi"
+    both = [each["resources"] for each in pod["containers"]]
+    assert [each["requests"]["ephemeral-storage"] for each in both] == ["32Mi", "32Mi"]
+    assert [each["limits"]["ephemeral-storage"] for each in both] == ["256Mi", "1792Mi"]
+    folders = [one["emptyDir"] for one in pod["volumes"] if "emptyDir" in one]
+    assert all("sizeLimit" in one for one in folders)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "most", "parts"),
+    [
+        ("1Gi", "256Mi", ("256Mi", "768Mi")),
+        ("300Mi", "256Mi", ("150Mi", "150Mi")),
+        ("1G", "128Mi", ("128Mi", "825Mi")),
+        ("0.5", "500m", ("250m", "250m")),
+        ("4", "500m", ("500m", "3500m")),
+    ],
+)
+def test_two_containers_have_no_more_than_the_template_says(
+    quantity: str, most: str, parts: tuple[str, str]
+) -> None:
+    assert halves(quantity, most) == parts
+
+
+def test_what_is_secret_is_in_agentd_s_container_alone() -> None:
+    pod = one("Deployment", objects(made(metadata={"template": "large"}), FULL))["spec"]["template"]
+    agentd, execd = pod["spec"]["containers"]
+    (tools,) = pod["spec"]["initContainers"]
+    assert (agentd["name"], execd["name"]) == ("agentd", "execd")
+    assert all("secretRef" not in str(each) and "envFrom" not in each for each in (execd, tools))
+    assert (agentd["image"], execd["image"], tools["image"]) == (
+        *("registry.example/goose-api-server:1", "registry.example/large:2"),
+        "registry.example/goose-api-server:1",
+    )
+    users = {each["securityContext"]["runAsUser"] for each in (agentd, execd)}
+    assert users == {10001, 10002}
+    mounts = {
+        each["name"]: {one.get("subPath") for one in each["volumeMounts"] if one["name"] == "data"}
+        for each in (agentd, execd, tools)
+    }
+    assert mounts == {"agentd": {"state"}, "execd": {"workspace", "home", "tmp"}, "tools": set()}
+    assert "shareProcessNamespace" not in pod["spec"]
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("v1.35.4", True), ("v1.34.0-gke.12", True), ("v1.33.9", False), ("unknown", False)],
+)
+def test_limits_of_whole_pods_are_asked_for_where_they_are(version: str, *, expected: bool) -> None:
+    assert has_pod_limits(version) is expected
 
 
 def test_user_namespaces_are_asked_for_by_a_setting() -> None:
@@ -403,6 +455,8 @@ def test_user_namespaces_are_asked_for_by_a_setting() -> None:
     for options, told in ((PLAIN, None), (apart, False)):
         pod = one("Deployment", objects(made(), options))["spec"]["template"]["spec"]
         assert pod.get("hostUsers") is told
+        # Where the system counts processes for each pod by itself, there is a most of them.
+        assert ("--processes" in pod["containers"][1]["command"]) is (told is False)
 
 
 def test_urls_follow_the_routing() -> None:

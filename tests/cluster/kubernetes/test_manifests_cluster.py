@@ -12,7 +12,7 @@ import pytest
 from greylag.cluster.kubernetes.identity import FIELD_MANAGER
 from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import project_objects
-from greylag.cluster.kubernetes.options import Options, Toleration
+from greylag.cluster.kubernetes.options import Options, Template, Toleration
 from greylag.domain.names import environment_names
 from greylag.domain.project import Project
 
@@ -23,7 +23,10 @@ VARIABLES = {"GREYLAG_MODEL_KEY": "a-key"}
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SHAPES = {
     "plain": Options(
-        image="goose-api-server:1", platform_namespace="greylag", service_type="LoadBalancer"
+        image="goose-api-server:1",
+        platform_namespace="greylag",
+        service_type="LoadBalancer",
+        shared_cpu=True,
     ),
     "hosts": Options(
         image="goose-api-server:1",
@@ -39,6 +42,7 @@ SHAPES = {
         node_selector={"pool": "agents"},
         tolerations=(Toleration(key="agents", operator="Exists", effect="NoSchedule"),),
         image_pull_secret="registry",
+        templates={"default": Template(image="theirs:1")},
     ),
     "paths": Options(
         image="goose-api-server:1",
@@ -98,7 +102,7 @@ def test_the_namespace_would_warn_of_a_pod_that_is_not_restricted(
 ) -> None:
     own = project_objects(project.environment, SHAPES["plain"], {}, token="a-token", replicas=1)
     deployment = next(each for each in own if each["kind"] == "Deployment")
-    del deployment["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+    del deployment["spec"]["template"]["spec"]["containers"][1]["securityContext"]
 
     done = apply(kubectl, [deployment], "--dry-run=server")
 

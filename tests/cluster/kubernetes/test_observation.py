@@ -402,7 +402,7 @@ def test_a_crash_loop_tells_the_last_words() -> None:
     found = EnvironmentObjects(
         deployment(), [stuck], last_words="GREYLAG_MODEL_URL must be an address."
     )
-    assert found.crashed == ("demo-api-1", "agent")
+    assert found.crashed == ("demo-api-1", "agentd")
     error = observed(found).error
     assert error is not None
     assert "exit code 3" in error.message
@@ -417,6 +417,28 @@ def test_what_the_scheduler_says_of_each_pod_is_not_repeated() -> None:
     error = observed(EnvironmentObjects(deployment(), [pod(unscheduled=words)])).error
     assert error is not None
     assert error.message.endswith("2 node(s) had untolerated taint(s).")
+
+
+@pytest.mark.parametrize("kind", ["initContainerStatuses", "containerStatuses"])
+def test_a_container_that_holds_the_others_up_is_told_of(kind: str) -> None:
+    held = pod(running=True)
+    held["status"]["containerStatuses"][0]["name"] = "agentd"
+    waiting = {"reason": "ImagePullBackOff", "message": "not found"}
+    other = {"name": "execd", "image": "of-the-user:1", "state": {"waiting": waiting}}
+    held["status"].setdefault(kind, []).append(other)
+    error = observed(EnvironmentObjects(deployment(), [held])).error
+    assert error is not None
+    assert (error.code, "of-the-user:1" in error.message) == ("image_not_found", True)
+
+
+def test_the_side_of_the_tools_may_run_out_of_memory() -> None:
+    held = pod(running=True)
+    ended = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    other = {"name": "execd", "state": {"running": {}}, "lastState": ended}
+    held["status"]["containerStatuses"].append(other)
+    error = observed(EnvironmentObjects(deployment(), [held])).error
+    assert error is not None
+    assert error.code == "out_of_memory"
 
 
 def test_what_lacks_is_named_once_each() -> None:

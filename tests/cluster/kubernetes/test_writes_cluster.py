@@ -49,8 +49,10 @@ async def test_an_activation_asks_for_six_things_and_writes_five(options: dict[s
         await first.prepare(project.environment)
         api = RecordingApi.open(first._api.connection)
         api.asked = []
+        # With what the first has learned of the cluster, for which each asks once.
+        known = first._applier._options
         second = KubernetesCluster(
-            api, first._options, first._variables, namespace_prefix=first.namespace_prefix
+            api, known, first._variables, namespace_prefix=first.namespace_prefix
         )
         try:
             await reaches(second, project, Observed.STOPPED)

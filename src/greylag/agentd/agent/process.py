@@ -48,16 +48,17 @@ def agent_environment(
 ) -> dict[str, str]:
     """Build the agent's environment from nothing, so that no secret of ours reaches its tools.
 
+    PATH and the like are those of execd, which may be in another image.
+
     Args:
         setup: the folders, the model and the settings.
-        environ: our own environment, of which only ``harmless_variables`` are taken.
+        environ: our own environment, of which only ``tools_way_out`` is taken.
         relay_url: base URL of the model relay, as the agent reaches it.
         relay_token: the token that the relay asks for; good for model calls only.
     """
     model = {"GOOSE_MODEL": setup.model} if setup.model is not None else {}
     named = {"GREYLAG_ENVIRONMENT": setup.environment_id} if setup.environment_id else {}
     return {
-        **harmless_variables(environ),
         **setup.settings,
         **model,
         **named,

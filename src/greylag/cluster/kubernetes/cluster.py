@@ -22,7 +22,7 @@ from greylag.cluster.kubernetes.identity import (
 )
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, ServiceProxy
-from greylag.cluster.kubernetes.manifests import CONTAINER
+from greylag.cluster.kubernetes.manifests import AGENTD
 from greylag.cluster.kubernetes.observation import EnvironmentObserver
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys
@@ -367,7 +367,7 @@ async def _of_pod(
     rest = b""
     try:
         async with api.stream_log(
-            meta["namespace"], meta["name"], container=CONTAINER, follow=follow, tail=tail
+            meta["namespace"], meta["name"], container=AGENTD, follow=follow, tail=tail
         ) as chunks:
             async for chunk in chunks:
                 *whole, rest = (rest + chunk).split(b"\n")
@@ -390,4 +390,4 @@ async def _newest(api: Api, environment: Environment) -> dict[str, Any] | None:
 
 
 def _run_of(pod: dict[str, Any]) -> tuple[str, int]:
-    return pod["metadata"]["uid"], int(container(pod, CONTAINER).get("restartCount", 0))
+    return pod["metadata"]["uid"], int(container(pod, AGENTD).get("restartCount", 0))

@@ -151,8 +151,9 @@ class EnvironmentObjects:
     def _is_added(self, name: str) -> bool:
         """Tell whether a container is one that we did not ask for."""
         deployment = self.deployment or {}
-        ours = deployment.get("spec", {}).get("template", {}).get("spec", {}).get("containers")
-        return bool(ours) and all(one["name"] != name for one in ours or ())
+        pod = deployment.get("spec", {}).get("template", {}).get("spec", {})
+        ours = [*(pod.get("initContainers") or ()), *(pod.get("containers") or ())]
+        return bool(ours) and all(one["name"] != name for one in ours)
 
 
 def wants_pod(deployment: Object) -> bool:
@@ -302,7 +303,9 @@ def _why_no_image(pod: Object, status: Object, events: Sequence[Object]) -> Caus
     pulled = last(events, {"Failed"})
     # The back-off's own words only say that it backs off; the Event before it says why.
     said = f"{words} {pulled.get('message', '') if pulled else ''}"
-    images = {one["name"]: one["image"] for one in pod["spec"]["containers"]}
+    spec = pod["spec"]
+    ours = [*(spec.get("initContainers") or ()), *spec["containers"]]
+    images = {one["name"]: one["image"] for one in ours}
     name = images.get(status["name"]) or status.get("image", "")
     return no_image(name, reason, said, secret_missing=missing)
 

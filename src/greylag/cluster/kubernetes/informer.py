@@ -394,7 +394,12 @@ def trim(kind: str, thing: Object) -> dict[str, Any]:
 
 
 def _containers(spec: Object) -> dict[str, Any]:
-    return {"containers": [_some(one, ("name", "image")) for one in spec.get("containers") or ()]}
+    kinds = ("containers", "initContainers")
+    return {
+        kind: [_some(one, ("name", "image")) for one in spec[kind]]
+        for kind in kinds
+        if spec.get(kind)
+    }
 
 
 def _some(of: Object, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ user share is in `namespace`. `printed` shows both to people.
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -31,7 +32,7 @@ from greylag.cluster.kubernetes.isolation import (
     SERVICE_ACCOUNT,
     shared_objects,
 )
-from greylag.cluster.kubernetes.options import Options, Template
+from greylag.cluster.kubernetes.options import Options, Template, halves
 from greylag.domain.names import label
 from greylag.domain.project import Environment
 
@@ -39,10 +40,10 @@ TOKEN_KEY = "GREYLAG_AGENT_TOKEN"  # noqa: S105 - the variable's name
 MODEL_KEY = "GREYLAG_MODEL_KEY"
 _SECRET = (MODEL_KEY, "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 
-CONTAINER = "agent"
+AGENTD, EXECD = "agentd", "execd"
 PORT_NAME = "http"
 FOLDER = "/environment"
-"""Where the volume is mounted; the image names the same folder."""
+"""Where the parts of the volume are mounted; the image names the same folder."""
 
 HEALTH_PATH = "/api/v1/health"
 """Answers 200 without a token once a message would be answered, else 503."""
@@ -50,13 +51,21 @@ HEALTH_PATH = "/api/v1/health"
 ALIVE_PATH = "/"
 """Answers 200 without a token as long as agentd runs."""
 
-_USER = 1000
 _GRACE_SECONDS = 20
 _TEMPORARY_SIZE = "1Gi"
 _AUTHORITIES_FOLDER = "/etc/greylag"
 _AUTHORITIES_VOLUME = {"name": "authorities", "configMap": {"name": AUTHORITIES}}
 _AUTHORITIES_MOUNT = {"name": "authorities", "mountPath": _AUTHORITIES_FOLDER, "readOnly": True}
 _DIGEST_LENGTH = 16
+_SOCKET_FOLDER = "/run/greylag"
+_SOCKET = f"{_SOCKET_FOLDER}/execd"
+_SOCKET_SIZE = "1Mi"
+_TOOLS = "/opt/greylag"  # execd and goose, where the image has them
+_TOOLS_VOLUME = {"name": "tools", "emptyDir": {"sizeLimit": "1Gi"}}
+_TOOLS_MOUNT = {"name": "tools", "mountPath": _TOOLS, "readOnly": True}
+_MOST_PROCESSES = "2048"
+_THEIRS = ("workspace", "home", "tmp")  # of the volume, for execd alone
+_POD_LIMITS_SINCE = 34  # before, an API server may refuse what it does not know
 
 _NGINX = "nginx.ingress.kubernetes.io"
 # A stream is silent while the agent thinks, and lives as long as its turn.
@@ -132,6 +141,12 @@ def settings_digest(
     return sha256(whole.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
+def has_pod_limits(version: str) -> bool:
+    """Tell whether Kubernetes of this version (``v1.34.1``) has limits of whole pods."""
+    known = re.match(r"v1\.(\d+)", version)
+    return known is not None and int(known.group(1)) >= _POD_LIMITS_SINCE
+
+
 def printed(
     environment: Environment, options: Options, variables: Mapping[str, str], *, replicas: int
 ) -> str:
@@ -185,6 +200,7 @@ def _config(
         "GOOSE_API_HOST": "0.0.0.0",  # noqa: S104 - the pod's own address, behind policy and token
         "GOOSE_API_PORT": str(options.agent_port),
         "GREYLAG_AGENT_FOLDER": FOLDER,
+        "GREYLAG_EXECD_SOCKET": _SOCKET,
         "GREYLAG_ENVIRONMENT": f"{environment.names.namespace}/{project_slug(environment)}",
         "GREYLAG_LOG_FORMAT": "json",
     }
@@ -196,7 +212,7 @@ def _config(
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": project_metadata(environment, config_name(environment)),
-        "data": {**variables, **fixed},
+        "data": {"GREYLAG_GOOSE": f"{_TOOLS}/bin/goose", **variables, **fixed},
     }
 
 
@@ -320,6 +336,11 @@ def _deployment(
 
 
 def _pod(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
+    """Return the pod: agentd, which is trusted, and execd, where the agent and its tools run.
+
+    They share the network, the folder of one socket, and a group; all that either of them has of
+    the volume is out of the other's sight.
+    """
     chosen: dict[str, Any] = {
         "runtimeClassName": options.runtime_class,
         "priorityClassName": options.priority_class,
@@ -328,6 +349,14 @@ def _pod(environment: Environment, options: Options, template: Template) -> dict
     }
     if options.image_pull_secret:
         chosen["imagePullSecrets"] = [{"name": options.image_pull_secret}]
+    if options.shared_cpu:
+        chosen["resources"] = {
+            "requests": {"cpu": template.cpu_request},
+            "limits": {"cpu": template.cpu_limit},
+        }
+    if template.image:
+        chosen["initContainers"] = [_copying(options, template)]
+    group = options.user + 1
     return {
         "serviceAccountName": SERVICE_ACCOUNT,
         "automountServiceAccountToken": False,
@@ -335,54 +364,49 @@ def _pod(environment: Environment, options: Options, template: Template) -> dict
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": options.user,
+            "runAsGroup": group,
+            # Of no earlier version: what a volume holds is made this group's before the start.
+            "fsGroup": group,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **{name: value for name, value in chosen.items() if value},
         **({} if options.host_users else {"hostUsers": False}),
-        "containers": [_container(environment, options, template)],
-        "volumes": [
-            {
-                "name": "data",
-                "persistentVolumeClaim": {"claimName": volume_claim_name(environment)},
-            },
-            # agentd has its own folder for temporary files; scripts that tools run name /tmp.
-            {"name": "tmp", "emptyDir": {"sizeLimit": _TEMPORARY_SIZE}},
-            *([_AUTHORITIES_VOLUME] if options.authorities else []),
+        "containers": [
+            _agentd(environment, options, template),
+            _execd(options, template),
         ],
+        "volumes": _volumes(environment, options, template),
     }
 
 
-def _container(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
+def _volumes(
+    environment: Environment, options: Options, template: Template
+) -> list[dict[str, Any]]:
+    claim = {"claimName": volume_claim_name(environment)}
+    return [
+        {"name": "data", "persistentVolumeClaim": claim},
+        {"name": "socket", "emptyDir": {"medium": "Memory", "sizeLimit": _SOCKET_SIZE}},
+        # Tools have their own folder for temporary files; scripts that they run name /tmp.
+        {"name": "tmp", "emptyDir": {"sizeLimit": _TEMPORARY_SIZE}},
+        *([_TOOLS_VOLUME] if template.image else []),
+        *([_AUTHORITIES_VOLUME] if options.authorities else []),
+    ]
+
+
+def _agentd(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
     return {
-        "name": CONTAINER,
-        "image": template.image or options.image,
+        "name": AGENTD,
+        "image": options.image,
         "imagePullPolicy": options.image_pull_policy,
         "envFrom": [
             {"configMapRef": {"name": config_name(environment)}},
             {"secretRef": {"name": secret_name(environment)}},
         ],
         "ports": [{"name": PORT_NAME, "containerPort": options.agent_port, "protocol": "TCP"}],
-        "resources": {
-            "requests": {
-                "cpu": template.cpu_request,
-                "memory": template.memory_request,
-                "ephemeral-storage": EPHEMERAL_REQUEST,
-            },
-            "limits": {
-                "cpu": template.cpu_limit,
-                "memory": template.memory_limit,
-                "ephemeral-storage": template.ephemeral_storage,
-            },
-        },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "resources": _resources(options, template)[0],
+        "securityContext": _restricted(options.user + 1),
         # A period of a second, as activation waits for it. No startup probe: readiness would be
         # asked only after it, and agentd itself answers within a second, whatever goose does.
         "readinessProbe": _probe(HEALTH_PATH, period=1, failures=3),
@@ -390,10 +414,95 @@ def _container(environment: Environment, options: Options, template: Template) -
         # that it is about to save, so only an agentd that does not answer at all is restarted.
         "livenessProbe": _probe(ALIVE_PATH, period=10, failures=6),
         "volumeMounts": [
-            {"name": "data", "mountPath": FOLDER},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
+            {"name": "data", "mountPath": f"{FOLDER}/state", "subPath": "state"},
+            {"name": "socket", "mountPath": _SOCKET_FOLDER, "readOnly": True},
             *([_AUTHORITIES_MOUNT] if options.authorities else []),
         ],
+    }
+
+
+def _execd(options: Options, template: Template) -> dict[str, Any]:
+    command = [f"{_TOOLS}/bin/python3", "-I", "-S", f"{_TOOLS}/execd"]
+    command += ["--socket", _SOCKET, "--client", str(options.user + 1)]
+    if not options.host_users:
+        # The system counts them for each user in each user namespace: without one of its own, all
+        # environments of a node together.
+        command += ["--processes", _MOST_PROCESSES]
+    command += ["--own", *(f"{FOLDER}/{one}" for one in _THEIRS)]
+    return {
+        "name": EXECD,
+        "image": template.image or options.image,
+        "imagePullPolicy": options.image_pull_policy,
+        "command": command,
+        "workingDir": "/",
+        # git trusts no folder of another owner, and those of the volume are root's.
+        "env": [
+            {"name": "GIT_CONFIG_COUNT", "value": "1"},
+            {"name": "GIT_CONFIG_KEY_0", "value": "safe.directory"},
+            {"name": "GIT_CONFIG_VALUE_0", "value": "*"},
+        ],
+        "resources": _resources(options, template)[1],
+        "securityContext": _restricted(options.user),
+        "volumeMounts": [
+            *({"name": "data", "mountPath": f"{FOLDER}/{one}", "subPath": one} for one in _THEIRS),
+            {"name": "socket", "mountPath": _SOCKET_FOLDER},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
+            *([_TOOLS_MOUNT] if template.image else []),
+            *([_AUTHORITIES_MOUNT] if options.authorities else []),
+        ],
+    }
+
+
+def _copying(options: Options, template: Template) -> dict[str, Any]:
+    """Return what puts execd and goose beside an image that has neither."""
+    return {
+        "name": "tools",
+        "image": options.image,
+        "imagePullPolicy": options.image_pull_policy,
+        "command": ["cp", "-RL", f"{_TOOLS}/.", "/tools"],
+        "resources": {
+            "requests": _resources(options, template)[1]["requests"],
+            "limits": {  # all of it, as nothing else runs meanwhile
+                "cpu": template.cpu_limit,
+                "memory": template.memory_limit,
+                "ephemeral-storage": template.ephemeral_storage,
+            },
+        },
+        "securityContext": _restricted(options.user),
+        "volumeMounts": [{"name": "tools", "mountPath": "/tools"}],
+    }
+
+
+def _resources(options: Options, template: Template) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what agentd has of the template's requests and limits, and what execd has."""
+    asked = {
+        "cpu": halves(template.cpu_request, "100m"),
+        "memory": halves(template.memory_request, "128Mi"),
+        "ephemeral-storage": halves(EPHEMERAL_REQUEST, EPHEMERAL_REQUEST),
+    }
+    most = {
+        "cpu": halves(template.cpu_limit, "500m"),
+        "memory": halves(template.memory_limit, "256Mi"),
+        "ephemeral-storage": halves(template.ephemeral_storage, "256Mi"),
+    }
+    if options.shared_cpu:
+        most["cpu"] = (template.cpu_limit, template.cpu_limit)
+    agentd, execd = (
+        {
+            "requests": {name: pair[side] for name, pair in asked.items()},
+            "limits": {name: pair[side] for name, pair in most.items()},
+        }
+        for side in (0, 1)
+    )
+    return agentd, execd
+
+
+def _restricted(user: int) -> dict[str, Any]:
+    return {
+        "runAsUser": user,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
     }
 
 

@@ -127,13 +127,14 @@ class Template(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: str | None = None
-    """None: that of the options."""
+    """Where the agent and its tools run, without Greylag's secrets; None: that of the options."""
     cpu_request: Quantity = "250m"
     memory_request: Quantity = "512Mi"
     cpu_limit: Quantity = "500m"
     memory_limit: Quantity = "1Gi"
     ephemeral_storage: Quantity = "2Gi"
-    """Most that it may write outside of its volume: temporary files and logs."""
+    """Most that it may write outside of its volume: temporary files and logs. This and the four
+    before are for agentd and execd together."""
     volume_size: Quantity | None = None
     """None: that of the options."""
     environment: Mapping[str, str] = Field(default_factory=dict)
@@ -180,7 +181,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     image: str = Field("", validation_alias="ACR_IMAGE")
-    """Of an environment, unless its template names another."""
+    """Of environments; the side of the agent may have another, by its template."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secret: str | None = None
     """Name of a Secret in the user's namespace."""
@@ -261,6 +262,11 @@ class Options(BaseModel):
     """None: as many as load balancers, whose Services take one each."""
     quota_objects: int | None = Field(None, ge=1)
     """Of Secrets, of ConfigMaps, of Services and so on; None: two for each volume, and ten more."""
+    user: int = Field(10001, ge=1, le=2**31 - 2)
+    """Uid of the agent and its tools; the next one is agentd's, and the group of all files."""
+    shared_cpu: bool | None = None
+    """Whether the CPU limit is one of the whole pod; else each of its containers has a half. None:
+    where the cluster has such limits, from Kubernetes 1.34 on."""
     host_users: bool = True
     """False: root in a pod would be nobody on its node, where the cluster has user namespaces."""
     runtime_class: str | None = None
@@ -430,6 +436,14 @@ def load_connection_options() -> ConnectionOptions:
     if given.kubeconfig or not usual.is_file():
         return given
     return given.model_copy(update={"kubeconfig": str(usual)})
+
+
+def halves(text: str, most: str) -> tuple[str, str]:
+    """Split a quantity, in the unit of ``most``: a half, but at most that, and the rest."""
+    unit = most.lstrip("0123456789")
+    whole = int(quantity(text) / _UNITS[unit])
+    part = min(whole // 2, int(most.removesuffix(unit)))
+    return f"{part}{unit}", f"{whole - part}{unit}"
 
 
 def networks(cidrs: Sequence[str]) -> tuple[Network, ...]:

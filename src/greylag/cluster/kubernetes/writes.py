@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.cache import ProjectCache, key_of
 from greylag.cluster.kubernetes.diagnosis import is_removed
 from greylag.cluster.kubernetes.failures import (
@@ -62,7 +62,7 @@ from greylag.cluster.kubernetes.identity import (
 from greylag.cluster.kubernetes.immutable import fitted, unresized
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.isolation import shared_objects
-from greylag.cluster.kubernetes.manifests import project_objects, settings_digest
+from greylag.cluster.kubernetes.manifests import has_pod_limits, project_objects, settings_digest
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, random_token, token_of
 from greylag.domain.errors import ClusterError, OvertakenError
@@ -293,7 +293,8 @@ class Applier:
         self._ownership = ownership
         self._keys = keys
         self._cache = cache
-        self._options = options
+        # As they were given: what is learned of the cluster meanwhile makes nothing outdated.
+        self._configured = self._options = options
         self._variables = variables
 
     async def apply(
@@ -317,6 +318,9 @@ class Applier:
             if found is not None:
                 # Whatever runs of it still demands the token that was lost.
                 mark = f"{environment.generation}.{environment.fence.number}"
+        if self._options.shared_cpu is None:
+            shared = has_pod_limits(await server_version(self._api))
+            self._options = self._options.model_copy(update={"shared_cpu": shared})
         things = project_objects(
             environment, self._options, self._variables, token=token, replicas=replicas
         )
@@ -363,7 +367,7 @@ class Applier:
 
     def _settings(self, environment: Environment, mark: str) -> str:
         key = self._keys.named(mark)
-        return settings_digest(environment, self._options, self._variables, key)
+        return settings_digest(environment, self._configured, self._variables, key)
 
     async def _secret(
         self, environment: Environment, mark: str
