@@ -20,9 +20,9 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
 )
 from greylag.domain.lifecycle import Observed, Verb
-from greylag.domain.project import Desired, Lease, Project, ProjectRef, new_record_id
+from greylag.domain.project import Desired, Lease, Orphan, Project, ProjectRef, new_record_id
 from greylag.ports import Clock
-from greylag.services.orphans import PAUSE_SECONDS, Orphan, Orphans
+from greylag.services.orphans import PAUSE_SECONDS, Orphans
 
 PATIENCE = 10
 LOST = Orphan("ada", "lost", "user-ada", "lost-api")

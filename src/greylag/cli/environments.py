@@ -20,7 +20,7 @@ from greylag.domain.errors import ErrorInfo, GreylagError
 
 if TYPE_CHECKING:
     from greylag.config import Settings
-    from greylag.services.orphans import Orphan
+    from greylag.domain.project import Orphan
 
 _WORDS = {"delete": ("Deleting", "deleted"), "adopt": ("Adopting", "adopted")}
 COLUMNS = ("USER", "PROJECT", "NAMESPACE", "DEPLOYMENT", "OTHER GREYLAG")

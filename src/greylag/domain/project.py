@@ -190,3 +190,22 @@ class NewEvent:
     code: str
     message: str
     hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An environment without a record: whose it says it is, and where it is by these settings.
+
+    ``instance`` is the id of the other Greylag that it belongs to, ``None`` where it is ours.
+    """
+
+    user_id: str
+    project_id: str
+    namespace: str
+    deployment: str
+    instance: str | None = None
+
+    @property
+    def ref(self) -> ProjectRef:
+        """The project that it was made for."""
+        return ProjectRef(self.user_id, self.project_id)

@@ -24,6 +24,7 @@ from greylag.domain.project import (
     TEMPLATE_KEY,
     Desired,
     Lease,
+    Orphan,
     Project,
     ProjectRef,
     Status,
@@ -40,25 +41,6 @@ _GOING = ErrorInfo(
     "It is still being removed.",
     "What was asked of the cluster may end by itself; list the environments again later.",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """An environment without a record: whose it says it is, and where it is by these settings.
-
-    ``instance`` is the id of the other Greylag that it belongs to, ``None`` where it is ours.
-    """
-
-    user_id: str
-    project_id: str
-    namespace: str
-    deployment: str
-    instance: str | None = None
-
-    @property
-    def ref(self) -> ProjectRef:
-        """The project that it was made for."""
-        return ProjectRef(self.user_id, self.project_id)
 
 
 @dataclass(frozen=True, slots=True)

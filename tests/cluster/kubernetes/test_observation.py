@@ -13,6 +13,10 @@ IMAGE = "registry.test/goose:1"
 
 CLAIM = {"metadata": {"name": "demo-data", "uid": "c"}}
 
+OURS = {
+    "containers": [{"name": "agentd", "image": IMAGE}, {"name": "execd", "image": "of-the-user:1"}]
+}
+
 
 def deployment(replicas: int = 1, *, seen: int = 1, failure: str | None = None) -> dict[str, Any]:
     conditions = []
@@ -29,7 +33,7 @@ def deployment(replicas: int = 1, *, seen: int = 1, failure: str | None = None) 
         "metadata": {"name": "demo-api", "generation": 1},
         "spec": {
             "replicas": replicas,
-            "template": {"spec": {"containers": [{"name": "agent", "image": IMAGE}]}},
+            "template": {"spec": OURS},
         },
         "status": {"observedGeneration": seen, "conditions": conditions},
     }
@@ -61,7 +65,7 @@ def pod(
     return {
         "metadata": metadata,
         "spec": {
-            "containers": [{"name": "agent", "image": IMAGE}],
+            **OURS,
             "nodeName": None if unscheduled else node,
         },
         "status": {
@@ -69,7 +73,7 @@ def pod(
             "conditions": [scheduled, {"type": "Ready", "status": str(ready)}],
             "containerStatuses": [
                 {
-                    "name": "agent",
+                    "name": "agentd",
                     "ready": ready,
                     "state": state,
                     "restartCount": restarts,
