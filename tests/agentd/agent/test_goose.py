@@ -8,8 +8,10 @@ from typing import Any
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from greylag.agentd.agent.agent import Agent
+from greylag.agentd.agent.extensions import CONFIGURED
 from greylag.agentd.agent.types import (
     AgentCommand,
     AgentDiedError,
@@ -43,6 +45,34 @@ def goose_pid(agent: Agent) -> int:
 async def test_a_ready_agent_tells_its_version(agent: Agent) -> None:
     assert (agent.state.kind, agent.state.status) == ("goose", "ready")
     assert agent.state.version == "1.52.0"
+
+
+async def test_a_fresh_goose_starts_once_with_nothing_stored_for_it(
+    start_agent: StartAgent, goose_command: AgentCommand
+) -> None:
+    with capture_logs() as logs:
+        agent = await start_agent(goose_command, model="m", settings={"GOOSE_MODE": "auto"})
+    assert [one for one in logs if one["event"] == "agent_ended"] == []
+    listed = (await agent.call("_goose/unstable/config/extensions/list", {}))["extensions"]
+    assert [one["configKey"] for one in listed if one["enabled"]] == ["developer"]
+
+
+async def test_extensions_are_seen_and_removed_while_goose_cannot_start(
+    start_agent: StartAgent, goose_command: AgentCommand
+) -> None:
+    agent = await start_agent(goose_command)
+    server = {"name": "x", "command": "sleep", "args": ["9999"], "env": []}
+    extension = {"type": "mcp", "server": server, "envKeys": [], "description": "", "timeout": 1}
+    added = {"extension": extension, "enabled": True}
+    agent._ready.clear()
+    with pytest.raises(AgentUnavailableError):
+        await agent.new_session("x")
+    await agent.call(f"{CONFIGURED}/add", added)
+    keys = {one["configKey"] for one in (await agent.call(f"{CONFIGURED}/list", {}))["extensions"]}
+    assert "x" in keys
+    await agent.call(f"{CONFIGURED}/remove", {"configKey": "x"})
+    left = {one["configKey"] for one in (await agent.call(f"{CONFIGURED}/list", {}))["extensions"]}
+    assert left == keys - {"x"}
 
 
 async def test_text_and_thinking_arrive_in_order(

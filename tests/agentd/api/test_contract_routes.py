@@ -272,7 +272,7 @@ async def test_extensions_are_added_switched_and_removed(tmp_path: Path) -> None
         body = {"name": "My Tool", "type": "stdio", "cmd": "npx", "args": ["-y", "x"]}
         status, _ = await api.json("POST", "/api/v1/extensions", {**body, "envs": {"A": "b"}})
         assert status == 201
-        method, params = agent.calls[-1]
+        method, params = agent.calls[-2]
         assert method == f"{EXTENSIONS}/add"
         assert params["extension"]["server"]["env"] == [{"name": "A", "value": "b"}]
         one = "/api/v1/extensions/My%20Tool"
@@ -297,9 +297,12 @@ async def test_extensions_are_added_switched_and_removed(tmp_path: Path) -> None
             assert (await api.json("POST", "/api/v1/extensions", wrong))[0] == 400, wrong
         body = {"name": "h", "type": "streamable_http", "uri": "u", "display_name": "", "args": []}
         assert (await api.json("POST", "/api/v1/extensions", body | {"envs": {"T": "v"}}))[0] == 201
-        (_, secret), (_, added) = agent.calls[-2:]
+        (_, secret), (_, added), _ = agent.calls[-3:]
         assert secret == {"key": "T", "value": "v", "isSecret": True}
         assert added["extension"]["envKeys"] == ["T"]
+        _, off = await api.json("POST", "/api/v1/extensions", {**body, "enabled": False})
+        assert (off["enabled"], off["state"]) == (False, None)
+        assert agent.calls[-1][1]["enabled"] is False
 
 
 TURN_BODIES = ("sessions/s/messages", "sessions/s/send", "sessions/s/stream", "turns")

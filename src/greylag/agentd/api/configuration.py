@@ -41,13 +41,21 @@ class ExtensionRoutes:
         return answer(agent_api.ExtensionList(extensions, len(extensions)))
 
     async def add(self, request: Request) -> Response:
-        """Add an extension."""
+        """Add an extension, and tell how it fared when it was tried."""
         body = await read_object(request, _EXTENSION_BODY, *EXTENSION_MEMBERS)
-        await self._extensions.add(extension_definition(body))
+        definition = extension_definition(body)
+        state = await self._extensions.add(definition)
         words = "Extension created successfully"
-        return JSONResponse(
-            {"message": words, "name": body["name"], "enabled": True}, status_code=201
-        )
+        if state is not None and state.status == "failed":
+            words = f"Extension created, but it does not work: {state.detail}"
+        made = {
+            "message": words,
+            "name": body["name"],
+            "enabled": definition.enabled,
+            "state": state and state.status,
+            "state_detail": state and state.detail,
+        }
+        return JSONResponse(made, status_code=201)
 
     async def toggle(self, request: Request) -> Response:
         """Switch an extension on or off."""
