@@ -196,6 +196,17 @@ async def test_a_broken_extension_is_named_and_holds_back_nobody(tmp_path: Path)
             assert (await api.json("DELETE", path))[0] == 204
 
 
+async def test_a_removed_workspace_is_there_again_for_the_next_message(tmp_path: Path) -> None:
+    async with agentd(tmp_path, GOOSE_MODE="auto") as api:
+        session = await api.session()
+        for message in ('[[tool rm -rf "$PWD" "$TMPDIR"]]', "[[tool pwd > here]]"):
+            for one in (session, None):
+                events = await api.events(await api.turn(message, one))
+                assert events[-1]["content"]["stop_reason"] == "end_turn", events
+        assert (tmp_path / "workspace/here").read_text().strip() == str(tmp_path / "workspace")
+        assert (await api.json("POST", "/api/v1/sessions"))[0] == 201
+
+
 async def test_no_secret_is_in_any_file_of_the_environment(tmp_path: Path) -> None:
     async with agentd(
         tmp_path, GREYLAG_MODEL_URL="http://127.0.0.1:9", GREYLAG_MODEL_KEY="sk-very-secret"

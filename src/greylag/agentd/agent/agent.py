@@ -15,7 +15,7 @@ import structlog
 
 from greylag.agentd.agent.acp import AcpPeer, MessageHandler
 from greylag.agentd.agent.extensions import CONFIGURED, ExtensionStarter, new_session
-from greylag.agentd.agent.process import AgentProcess, agent_environment
+from greylag.agentd.agent.process import AgentProcess, agent_environment, make_folders
 from greylag.agentd.agent.prompt import CANCELLED, AgentTurn
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
@@ -253,6 +253,7 @@ class Agent:
         """Make a session and return the agent's id for it."""
         async with _patience():
             peer = self._living().peer
+            await make_folders(self._execution, self._setup)
             if self._command.kind == "goose":
                 return await self._extensions.open(peer, self._setup, title)
             session, _ = await new_session(peer, self._setup, title)
@@ -272,6 +273,7 @@ class Agent:
         )
         self._turns[agent_session_id] = turn
         try:
+            await make_folders(self._execution, self._setup)
             for words in await self._extensions.settled(agent_session_id):
                 await self._tell(agent_session_id, words)
         except BaseException:
@@ -378,6 +380,7 @@ class Agent:
 
     async def _live(self, relay_url: str) -> str:
         environment = agent_environment(self._setup, os.environ, relay_url, self._relay.token)
+        await make_folders(self._execution, self._setup)
         process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
         life = self._life = AgentLife(process, self._setup, self._command.kind)
         try:
