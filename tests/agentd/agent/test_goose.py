@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -284,3 +285,34 @@ async def test_a_goose_that_ignores_cancel_is_started_again(
 async def test_an_archived_session_frees_no_id_for_the_next(agent: Agent, session: str) -> None:
     await agent.forget_session(session)
     assert await agent.new_session("Next") != session
+
+
+@pytest.mark.parametrize("ending", ["cancel", "delete"])
+async def test_what_a_subagent_started_ends_with_its_turn_and_with_its_session(
+    *,
+    ending: str,
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    make_sink: Any,
+    tmp_path: Path,
+    wait_for_process: Wait,
+    count_processes: Count,
+) -> None:
+    agent = await start_agent(goose_command, settings={"GOOSE_MODE": "auto"})
+    await agent.call(f"{CONFIGURED}/set-enabled", {"configKey": "summon", "enabled": True})
+    session, other = await agent.new_session("one"), await agent.new_session("other")
+    await agent.prompt(other, "[[tool setsid sleep 98761 >/dev/null 2>&1 &]]", make_sink())
+    # The brackets are written so that the directive is the subagent's, not this turn's.
+    tool = "setsid sh -c 'sleep 98762; touch done'"
+    tool += "" if ending == "cancel" else " >/dev/null 2>&1 &"
+    words = f'[[call delegate {{"instructions": "[[tool {tool}\\u005d\\u005d"}}]]'
+    asking = asyncio.create_task(agent.prompt(session, words, make_sink()))
+    await wait_for_process("98762")
+    if ending == "cancel":
+        await agent.cancel(session)
+        assert (await asking).stop_reason == "cancelled"
+    else:
+        await asking
+        await agent.forget_session(session)
+    assert (count_processes("98762"), count_processes("98761")) == (0, 1)
+    assert not (tmp_path / "workspace/done").exists()

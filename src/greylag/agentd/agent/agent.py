@@ -7,6 +7,7 @@ prompts.
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -51,6 +52,8 @@ _INITIALIZE = {
     "clientInfo": {"name": "greylag", "version": "1"},
 }
 
+_SUBAGENT = re.compile(r"subagent:(\d{8}_\d{1,9})")
+_MOST_SUBAGENTS = 1000
 _START_SECONDS = 60.0
 _CALL_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 1.0
@@ -221,6 +224,7 @@ class Agent:
         self._life: AgentLife | None = None
         self._turns: dict[str, AgentTurn] = {}
         self._extensions = ExtensionStarter()
+        self._subagents: dict[str, set[str]] = {}
 
     @property
     def state(self) -> AgentState:
@@ -268,10 +272,11 @@ class Agent:
             life.peer,
             agent_session_id,
             sink,
-            stop_model=lambda: self._relay.stop_turn(agent_session_id),
+            stop_model=lambda: self._stop_model(agent_session_id),
             give_up=life.process.request_kill,
         )
         self._turns[agent_session_id] = turn
+        self._subagents.setdefault(agent_session_id, set())
         try:
             await make_folders(self._execution, self._setup)
             for words in await self._extensions.settled(agent_session_id):
@@ -286,7 +291,9 @@ class Agent:
         finally:
             del self._turns[agent_session_id]
             if turn.cancelled:
-                await life.process.kill_tools(agent_session_id, began)
+                self._stop_model(agent_session_id)  # of a subagent that was told of since
+                for one in self._family(agent_session_id):
+                    await life.process.kill_tools(one, began)
 
     async def cancel(self, agent_session_id: str) -> None:
         """Ask the session's prompt to end, and return at once; without a prompt, do nothing."""
@@ -296,8 +303,12 @@ class Agent:
 
     async def forget_session(self, agent_session_id: str) -> None:
         """Put a session away in the agent (its id is never used again)."""
-        self._relay.forget(agent_session_id)
         self._extensions.close(agent_session_id)
+        for one in self._family(agent_session_id):
+            self._relay.forget(one)
+            if self._life is not None:
+                await self._life.process.kill_tools(one, 0.0)
+        self._subagents.pop(agent_session_id, None)
         # Not deleted: goose gives the id of a deleted session to the next one.
         await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
 
@@ -330,6 +341,7 @@ class Agent:
         turn = self._turns.get(str(params.get("sessionId")))
         update = params.get("update")
         if method in _UPDATES and turn is not None and isinstance(update, dict):
+            self._note_subagent(str(params["sessionId"]), update)
             await turn.deliver(update)
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
@@ -345,6 +357,25 @@ class Agent:
             await peer.respond(request_id, CANCELLED)
         else:
             turn.ask(request_id, params)
+
+    def _note_subagent(self, session: str, update: dict[str, Any]) -> None:
+        """Keep which subagent works for a session; it has a session of its own in goose."""
+        meta = update.get("_meta")
+        told = meta.get("toolNotification") if isinstance(meta, dict) else None
+        about = told.get("params") if isinstance(told, dict) else None
+        logger = about.get("logger") if isinstance(about, dict) else None
+        found = _SUBAGENT.fullmatch(logger) if isinstance(logger, str) else None
+        known = self._subagents[session]
+        # Any extension can say such a thing: a session of our own is nobody's subagent.
+        if found is not None and found[1] not in self._subagents and len(known) < _MOST_SUBAGENTS:
+            known.add(found[1])
+
+    def _family(self, session: str) -> list[str]:
+        return [session, *self._subagents.get(session, ())]
+
+    def _stop_model(self, session: str) -> None:
+        for one in self._family(session):
+            self._relay.stop_turn(one)
 
     async def _tell(self, agent_session_id: str, words: str) -> None:
         """Tell a session's turn what is waited for, as the agent itself would."""
