@@ -13,6 +13,7 @@ from tests.agentd.client import Client
 from greylag.agentd.agent.types import (
     AgentState,
     AgentUnavailableError,
+    ExtensionState,
     ModelFailure,
     PromptResult,
     TurnSink,
@@ -67,6 +68,7 @@ class AgentDouble:
     failures: dict[str, ModelFailure] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     titles: list[str] = field(default_factory=list)
+    extensions: dict[str, ExtensionState] = field(default_factory=dict)
     waits: list[float] = field(default_factory=list)
 
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - as the port has it
@@ -91,6 +93,15 @@ class AgentDouble:
 
     async def forget_session(self, agent_session_id: str) -> None:
         self.forgotten.append(agent_session_id)
+
+    async def try_extension(self, entry: dict[str, Any]) -> ExtensionState:
+        return self.extensions.setdefault(entry["configKey"], ExtensionState("ready", "It works."))
+
+    def extension_state(self, key: str) -> ExtensionState | None:
+        return self.extensions.get(key)
+
+    def forget_extension(self, key: str) -> None:
+        self.extensions.pop(key, None)
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         self.calls.append((method, params))

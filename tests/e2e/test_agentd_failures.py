@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,55 @@ async def test_extensions_and_settings_reach_the_real_goose(tmp_path: Path) -> N
         assert changed[0] == 200
         config = (tmp_path / "home/.config/goose/config.yaml").read_text()
         assert "GOOSE_MAX_TURNS: 7" in config
+
+
+HUNG: dict[str, Any] = {
+    "cmd": sys.executable,
+    "args": ["-c", "import time; time.sleep(9999)"],
+    "timeout": 1,
+}
+CRASHED: dict[str, Any] = {"cmd": "sh", "args": ["-c", "echo missing API key >&2; exit 1"]}
+MISSING: dict[str, Any] = {"cmd": "no-such-program"}
+BROKEN = {
+    "hung": (HUNG, "did not finish its handshake within 1 seconds"),
+    "crashed": (CRASHED, "missing API key"),
+    "missing": (MISSING, "No such file or directory"),
+}
+
+
+async def test_a_broken_extension_is_named_and_holds_back_nobody(tmp_path: Path) -> None:
+    async with agentd(tmp_path, GREYLAG_MODEL="m", GOOSE_MODE="auto") as api:
+        for name, (server, words) in BROKEN.items():
+            body = {"name": name, "type": "stdio", **server}
+            status, made = await api.json("POST", "/api/v1/extensions", body)
+            assert (status, made["state"]) == (201, "failed")
+            assert words in made["state_detail"]
+            assert words in made["message"]
+            assert (await extension(api, name))["state_detail"] == made["state_detail"]
+        events = await api.events(await api.turn("[[text all the same]]"))
+        told = [one["content"]["message"] for one in events if one["type"] == "status"]
+        for name, (_, words) in BROKEN.items():
+            assert any(f"'{name}'" in one and words in one for one in told), told
+        assert events[-1]["content"]["stop_reason"] == "end_turn"
+    async with agentd(tmp_path, GREYLAG_MODEL="m", GOOSE_MODE="auto") as api:
+        events = await api.events(await api.turn("[[text and after a start]]"))
+        assert events[-1]["content"]["stop_reason"] == "end_turn"
+        for name in BROKEN:
+            path = f"/api/v1/extensions/{name}"
+            assert (await api.json("PUT", f"{path}/toggle", {"enabled": False}))[0] == 200
+            assert (await extension(api, name))["state"] is None
+            assert (await api.json("DELETE", path))[0] == 204
+
+
+async def test_a_removed_workspace_is_there_again_for_the_next_message(tmp_path: Path) -> None:
+    async with agentd(tmp_path, GOOSE_MODE="auto") as api:
+        session = await api.session()
+        for message in ('[[tool rm -rf "$PWD" "$TMPDIR"]]', "[[tool pwd > here]]"):
+            for one in (session, None):
+                events = await api.events(await api.turn(message, one))
+                assert events[-1]["content"]["stop_reason"] == "end_turn", events
+        assert (tmp_path / "workspace/here").read_text().strip() == str(tmp_path / "workspace")
+        assert (await api.json("POST", "/api/v1/sessions"))[0] == 201
 
 
 async def test_no_secret_is_in_any_file_of_the_environment(tmp_path: Path) -> None:

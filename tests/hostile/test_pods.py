@@ -21,9 +21,11 @@ ATTACKS = (*COMMON, *IN_POD)
 AT_ONCE = 8
 PLATFORM = "10.90.0.1"  # where pods find the machine that runs the tests
 SITE = "/usr/local/lib/python3.13/dist-packages"
+# The key lies in the environments; it is the scripted model that answers all the same.
+SCRIPTED = {"GREYLAG_MODEL_URL": ""}
 SHAPES = {
-    "default": {"cpu_limit": "2", "environment": {"GOOSE_MODE": "auto"}},
-    "asking": {"environment": {"GOOSE_MODE": "approve"}},
+    "default": {"cpu_limit": "2", "environment": {"GOOSE_MODE": "auto", **SCRIPTED}},
+    "asking": {"environment": {"GOOSE_MODE": "approve", **SCRIPTED}},
 }
 
 pytestmark = [
@@ -79,7 +81,9 @@ async def read(namespace: str, kind: str, selector: str = "") -> list[dict[str, 
 async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
     """Give a Greylag with two environments, one of which asks before it runs a tool."""
     settings = real_cluster.settings(
-        GREYLAG_MODEL_KEY=KEY, GREYLAG_KUBE_TEMPLATES=json.dumps(SHAPES)
+        GREYLAG_MODEL_KEY=KEY,
+        GREYLAG_MODEL_URL="http://127.0.0.1:9/v1",
+        GREYLAG_KUBE_TEMPLATES=json.dumps(SHAPES),
     )
     del settings["GOOSE_MODE"]
     namespace = f"{settings['KUBE_NAMESPACE_PREFIX']}me"

@@ -200,6 +200,23 @@ async def test_no_log_line_holds_the_token_and_each_has_the_request_id(
     assert "path=/api/users/{user}/projects/{project}" in out
 
 
+async def test_no_json_body_of_any_request_takes_unknown_members(running: Site) -> None:
+    async with running.http.get("/openapi.json") as answer:
+        document = await answer.json()
+    bodies = [
+        content["schema"]
+        for path in document["paths"].values()
+        for operation in path.values()
+        for media, content in operation.get("requestBody", {}).get("content", {}).items()
+        if media == "application/json"
+    ]
+    assert bodies
+    for schema in bodies:
+        name = schema.get("$ref", "").rpartition("/")[2]
+        found = document["components"]["schemas"][name] if name else schema
+        assert found["additionalProperties"] is False, found
+
+
 async def test_the_openapi_document_is_complete(running: Site) -> None:
     async with running.http.get("/openapi.json") as answer:
         document = json.loads(await answer.text())

@@ -1,15 +1,41 @@
 """Extensions: the older contract's words for what goose keeps in its configuration."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from greylag.agentd.agent.types import AgentError, AgentPort
+from greylag.agentd.agent.types import AgentError, AgentPort, ExtensionState
 from greylag.agentd.problems import RequestError, agent_failed, not_found
 from greylag.common.agent_api import AgentExtension
 
 _PREFIX = "_goose/unstable/config/extensions"
 _NO_EXTENSIONS = "The scripted agent has no extensions; install goose for them."
 _DEFAULT_TIMEOUT = 300
+_OF_ALL = frozenset({"name", "type", "enabled", "description", "timeout", "bundled"})
+_OF_SERVERS = _OF_ALL | {"envs", "env_keys", "available_tools"}
+_KEPT = {
+    "builtin": _OF_ALL | {"display_name"},
+    "stdio": _OF_SERVERS | {"cmd", "args"},
+    "streamable_http": _OF_SERVERS | {"uri", "headers"},
+}
+EXTENSION_MEMBERS = ("python_code", *sorted(frozenset[str]().union(*_KEPT.values())))
+"""What the older contract's body may hold; each kind keeps its own part and refuses the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionDefinition:
+    """An extension as goose takes it.
+
+    Attributes:
+        extension: goose's own shape.
+        enabled: whether new sessions are to have it.
+        secrets: variables that goose has no place for in it; it finds them among its secrets.
+    """
+
+    extension: dict[str, Any]
+    enabled: bool
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class ExtensionService:
@@ -24,37 +50,60 @@ class ExtensionService:
 
     async def all(self) -> list[AgentExtension]:
         """Return all extensions, sorted by name; none when the agent has no such thing."""
-        return [extension for extension, _ in await self._keyed()]
+        return [extension for extension, _, _ in await self._keyed()]
 
-    async def _keyed(self) -> list[tuple[AgentExtension, str]]:
-        """Return all extensions, sorted by name, each with goose's own key for it."""
+    async def _keyed(self) -> list[tuple[AgentExtension, str, dict[str, Any]]]:
+        """Return all extensions, sorted by name, each with goose's own key and entry for it."""
         try:
             result = await self._agent.call(f"{_PREFIX}/list", {})
         except AgentError as error:
             if error.unknown_method:
                 return []
             raise agent_failed(error, _NO_EXTENSIONS) from error
-        return sorted(map(_extension, result["extensions"]), key=lambda each: each[0].name)
+        found = [self._shown(entry) for entry in result["extensions"]]
+        return sorted(found, key=lambda each: each[0].name)
 
-    async def _find(self, name: str) -> tuple[AgentExtension, str]:
-        """Return the extension of that name (or of that key of goose's), and its key."""
-        for extension, key in await self._keyed():
-            if name in {extension.name, key}:
-                return extension, key
+    def _shown(self, entry: dict[str, Any]) -> tuple[AgentExtension, str, dict[str, Any]]:
+        extension, key = _extension(entry)
+        state = self._agent.extension_state(key)
+        if not extension.enabled or state is None:
+            return extension, key, entry
+        return replace(extension, state=state.status, state_detail=state.detail), key, entry
+
+    async def _find(self, name: str) -> tuple[AgentExtension, str, dict[str, Any]]:
+        """Return the extension of that name (or of that key of goose's), its key and entry."""
+        for found in await self._keyed():
+            if name in {found[0].name, found[1]}:
+                return found
         raise not_found("extension", name)
 
-    async def add(self, definition: dict[str, Any]) -> None:
-        """Add an extension, or replace the one of the same name, and enable it.
+    async def add(self, definition: ExtensionDefinition) -> ExtensionState | None:
+        """Add an extension, or replace the one of the same name; try it if it is enabled.
 
-        Args:
-            definition: goose's own shape, from ``extension_definition``.
+        Returns:
+            How the trial went, or goes so far, None without one; what failed is kept all the same.
         """
-        await self._change("add", {"extension": definition, "enabled": True})
+        for key, value in definition.secrets.items():
+            secret = {"key": key, "value": value, "isSecret": True}
+            await self._call("_goose/unstable/config/upsert", secret)
+        extension = definition.extension
+        await self._change("add", {"extension": extension, "enabled": definition.enabled})
+        if not definition.enabled:
+            return None
+        return await self._try(extension.get("name") or extension["server"]["name"])
+
+    async def _try(self, name: str) -> ExtensionState:
+        try:
+            _, key, entry = await self._find(name)
+            return await self._agent.try_extension({**entry, "configKey": key})
+        except (RequestError, AgentError) as error:
+            return ExtensionState("starting", f"It will be tried later: {error}")
 
     async def enable(self, name: str, *, enabled: bool) -> str:
         """Switch an extension on or off; return its name."""
-        extension, key = await self._find(name)
+        extension, key, _ = await self._find(name)
         await self._change("set-enabled", {"configKey": key, "enabled": enabled})
+        self._agent.forget_extension(key)
         return extension.name
 
     async def remove(self, name: str) -> None:
@@ -63,15 +112,19 @@ class ExtensionService:
         Raises:
             RequestError: extension_enabled.
         """
-        extension, key = await self._find(name)
+        extension, key, _ = await self._find(name)
         if extension.enabled:
             reason = "Cannot remove enabled extension. Disable it first."
             raise RequestError("extension_enabled", reason, "Extension is enabled")
         await self._change("remove", {"configKey": key})
+        self._agent.forget_extension(key)
 
     async def _change(self, action: str, params: dict[str, Any]) -> None:
+        await self._call(f"{_PREFIX}/{action}", params)
+
+    async def _call(self, method: str, params: dict[str, Any]) -> None:
         try:
-            await self._agent.call(f"{_PREFIX}/{action}", params)
+            await self._agent.call(method, params)
         except AgentError as error:
             raise agent_failed(error, _NO_EXTENSIONS) from error
 
@@ -93,47 +146,63 @@ def _extension(entry: dict[str, Any]) -> tuple[AgentExtension, str]:
         cmd=server.get("command"),
         args=list(server.get("args") or []),
         uri=server.get("url"),
-        bundled=None,
+        bundled=extension.get("bundled"),
         description=extension.get("description"),
         env_keys=list(extension.get("envKeys") or []),
     )
     return shown, str(entry.get("configKey") or re.sub(r"\s+", "", name).lower())
 
 
-def extension_definition(body: dict[str, Any]) -> dict[str, Any]:
+def extension_definition(body: dict[str, Any]) -> ExtensionDefinition:
     """Return goose's description of the extension that the older contract describes in ``body``.
 
     Raises:
-        RequestError: extension_invalid when something is missing or of the wrong kind.
+        RequestError: extension_invalid when something is missing, of the wrong kind, or nothing
+            that goose keeps for this type.
     """
     name = _needed(body, "name")
     kind = _needed(body, "type")
-    common = {"description": _text(body, "description") or name, "timeout": _timeout(body)}
+    common: dict[str, Any] = {
+        "description": _text(body, "description") or name,
+        "timeout": _timeout(body),
+        **({"bundled": True} if _flag(body, "bundled", default=False) else {}),
+    }
+    lost = [each for each, value in body.items() if value and each not in _KEPT.get(kind, body)]
+    if lost:
+        raise _wrong(f"goose keeps no {lost[0]} for the type {kind}: leave it out.")
+    enabled = _flag(body, "enabled", default=True)
+    secrets: dict[str, str] = {}
     match kind:
         case "builtin":
             shown = _text(body, "display_name")
             display = {} if shown is None else {"display_name": shown}
-            return {"type": "builtin", "name": name, **common, **display}
+            own: dict[str, Any] = {"type": "builtin", "name": name, **common, **display}
+            return ExtensionDefinition(own, enabled)
         case "stdio":
             server: dict[str, Any] = {
                 "name": name,
                 "command": _needed(body, "cmd"),
                 "args": _texts(body, "args"),
-                "env": _pairs(body, "envs"),
+                "env": _named(_pairs(body, "envs")),
             }
         case "streamable_http":
             server = {
                 "type": "http",
                 "name": name,
                 "url": _needed(body, "uri"),
-                "headers": _pairs(body, "headers"),
+                "headers": _named(_pairs(body, "headers")),
             }
+            secrets = _pairs(body, "envs")
         case _:
             former = {"sse", "frontend", "inline_python"}
             reason = "is no longer supported by goose" if kind in former else "is not known"
             advice = "use builtin, stdio or streamable_http"
             raise _wrong(f"The type {kind[:50]!r} {reason}: {advice}.", "Invalid extension type")
-    return {"type": "mcp", "server": server, "envKeys": _texts(body, "env_keys"), **common}
+    keys = list(dict.fromkeys([*_texts(body, "env_keys"), *secrets]))
+    if tools := _texts(body, "available_tools"):
+        common["available_tools"] = tools
+    own = {"type": "mcp", "server": server, "envKeys": keys, **common}
+    return ExtensionDefinition(own, enabled, secrets)
 
 
 def _needed(body: dict[str, Any], name: str) -> str:
@@ -159,12 +228,25 @@ def _texts(body: dict[str, Any], name: str) -> list[str]:
     return values
 
 
-def _pairs(body: dict[str, Any], name: str) -> list[dict[str, str]]:
+def _pairs(body: dict[str, Any], name: str) -> dict[str, str]:
     values = body.get(name) or {}
     pairs = isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
     if not pairs:
         raise _wrong(f"{name} must be an object of texts.")
-    return [{"name": key, "value": value} for key, value in values.items()]
+    return values
+
+
+def _named(pairs: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"name": key, "value": value} for key, value in pairs.items()]
+
+
+def _flag(body: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise _wrong(f"{name} must be true or false.")
+    return value
 
 
 def _timeout(body: dict[str, Any]) -> int:

@@ -149,6 +149,8 @@ class AgentExtension:
     bundled: bool | None
     description: str | None
     env_keys: Annotated[list[str], Doc("The names of its secret variables.")]
+    state: Annotated[str | None, Doc("starting, ready, failed; null: not started yet.")] = None
+    state_detail: Annotated[str | None, Doc("The same in words, with its last ones.")] = None
 
 
 @dataclass(frozen=True, slots=True)

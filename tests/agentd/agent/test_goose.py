@@ -4,12 +4,15 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from greylag.agentd.agent.agent import Agent
+from greylag.agentd.agent.extensions import CONFIGURED
 from greylag.agentd.agent.types import (
     AgentCommand,
     AgentDiedError,
@@ -43,6 +46,34 @@ def goose_pid(agent: Agent) -> int:
 async def test_a_ready_agent_tells_its_version(agent: Agent) -> None:
     assert (agent.state.kind, agent.state.status) == ("goose", "ready")
     assert agent.state.version == "1.52.0"
+
+
+async def test_a_fresh_goose_starts_once_with_nothing_stored_for_it(
+    start_agent: StartAgent, goose_command: AgentCommand
+) -> None:
+    with capture_logs() as logs:
+        agent = await start_agent(goose_command, model="m", settings={"GOOSE_MODE": "auto"})
+    assert [one for one in logs if one["event"] == "agent_ended"] == []
+    listed = (await agent.call("_goose/unstable/config/extensions/list", {}))["extensions"]
+    assert [one["configKey"] for one in listed if one["enabled"]] == ["developer"]
+
+
+async def test_extensions_are_seen_and_removed_while_goose_cannot_start(
+    start_agent: StartAgent, goose_command: AgentCommand
+) -> None:
+    agent = await start_agent(goose_command)
+    server = {"name": "x", "command": "sleep", "args": ["9999"], "env": []}
+    extension = {"type": "mcp", "server": server, "envKeys": [], "description": "", "timeout": 1}
+    added = {"extension": extension, "enabled": True}
+    agent._ready.clear()
+    with pytest.raises(AgentUnavailableError):
+        await agent.new_session("x")
+    await agent.call(f"{CONFIGURED}/add", added)
+    keys = {one["configKey"] for one in (await agent.call(f"{CONFIGURED}/list", {}))["extensions"]}
+    assert "x" in keys
+    await agent.call(f"{CONFIGURED}/remove", {"configKey": "x"})
+    left = {one["configKey"] for one in (await agent.call(f"{CONFIGURED}/list", {}))["extensions"]}
+    assert left == keys - {"x"}
 
 
 async def test_text_and_thinking_arrive_in_order(
@@ -254,3 +285,34 @@ async def test_a_goose_that_ignores_cancel_is_started_again(
 async def test_an_archived_session_frees_no_id_for_the_next(agent: Agent, session: str) -> None:
     await agent.forget_session(session)
     assert await agent.new_session("Next") != session
+
+
+@pytest.mark.parametrize("ending", ["cancel", "delete"])
+async def test_what_a_subagent_started_ends_with_its_turn_and_with_its_session(
+    *,
+    ending: str,
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    make_sink: Any,
+    tmp_path: Path,
+    wait_for_process: Wait,
+    count_processes: Count,
+) -> None:
+    agent = await start_agent(goose_command, settings={"GOOSE_MODE": "auto"})
+    await agent.call(f"{CONFIGURED}/set-enabled", {"configKey": "summon", "enabled": True})
+    session, other = await agent.new_session("one"), await agent.new_session("other")
+    await agent.prompt(other, "[[tool setsid sleep 98761 >/dev/null 2>&1 &]]", make_sink())
+    # The brackets are written so that the directive is the subagent's, not this turn's.
+    tool = "setsid sh -c 'sleep 98762; touch done'"
+    tool += "" if ending == "cancel" else " >/dev/null 2>&1 &"
+    words = f'[[call delegate {{"instructions": "[[tool {tool}\\u005d\\u005d"}}]]'
+    asking = asyncio.create_task(agent.prompt(session, words, make_sink()))
+    await wait_for_process("98762")
+    if ending == "cancel":
+        await agent.cancel(session)
+        assert (await asking).stop_reason == "cancelled"
+    else:
+        await asking
+        await agent.forget_session(session)
+    assert (count_processes("98762"), count_processes("98761")) == (0, 1)
+    assert not (tmp_path / "workspace/done").exists()

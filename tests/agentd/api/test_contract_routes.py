@@ -273,7 +273,7 @@ async def test_extensions_are_added_switched_and_removed(tmp_path: Path) -> None
         body = {"name": "My Tool", "type": "stdio", "cmd": "npx", "args": ["-y", "x"]}
         status, _ = await api.json("POST", "/api/v1/extensions", {**body, "envs": {"A": "b"}})
         assert status == 201
-        method, params = agent.calls[-1]
+        method, params = agent.calls[-2]
         assert method == f"{EXTENSIONS}/add"
         assert params["extension"]["server"]["env"] == [{"name": "A", "value": "b"}]
         one = "/api/v1/extensions/My%20Tool"
@@ -293,8 +293,60 @@ async def test_extensions_are_added_switched_and_removed(tmp_path: Path) -> None
             {"name": "x", "type": "stdio", "cmd": "a", "args": [1]},
             {"name": "x", "type": "streamable_http"},
             {"name": "x", "type": "builtin", "timeout": "soon"},
+            {"name": "x", "type": "builtin", "bundled": "yes"},
         ]:
             assert (await api.json("POST", "/api/v1/extensions", wrong))[0] == 400, wrong
+        body = {"name": "h", "type": "streamable_http", "uri": "u", "display_name": "", "args": []}
+        assert (await api.json("POST", "/api/v1/extensions", body | {"envs": {"T": "v"}}))[0] == 201
+        (_, secret), (_, added), _ = agent.calls[-3:]
+        assert secret == {"key": "T", "value": "v", "isSecret": True}
+        assert added["extension"]["envKeys"] == ["T"]
+        _, off = await api.json("POST", "/api/v1/extensions", {**body, "enabled": False})
+        assert (off["enabled"], off["state"]) == (False, None)
+        assert agent.calls[-1][1]["enabled"] is False
+
+
+TURN_BODIES = ("sessions/s/messages", "sessions/s/send", "sessions/s/stream", "turns")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        *[("POST", path, {"message": "m"}) for path in TURN_BODIES],
+        ("POST", "turns/t/confirmations/c", {"decision": "allow_once"}),
+        ("POST", "extensions", {"name": "x", "type": "builtin"}),
+        ("PUT", "extensions/x/toggle", {"enabled": True}),
+        ("PUT", "settings/GOOSE_MODE", {"value": "auto"}),
+        ("PUT", "settings", {"settings": {}}),
+        ("POST", "files/folder", {"path": "a"}),
+        ("POST", "files/move", {"source": "a", "target": "b"}),
+    ],
+)
+async def test_no_member_of_a_body_is_dropped_without_a_word(
+    method: str, path: str, body: dict[str, Any], tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as api:
+        status, error = await api.json(method, f"/api/v1/{path}", {**body, "surprise": None})
+        assert (status, error["code"]) == (400, "invalid_request")
+        assert "'surprise'" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        {"type": "stdio", "cmd": "c", "display_name": "Shown"},
+        {"type": "stdio", "cmd": "c", "uri": "u"},
+        {"type": "streamable_http", "uri": "u", "python_code": "1"},
+        {"type": "builtin", "envs": {"A": "b"}},
+    ],
+)
+async def test_what_goose_cannot_keep_of_an_extension_is_refused_by_name(
+    lost: dict[str, Any], tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as api:
+        status, error = await api.json("POST", "/api/v1/extensions", {"name": "x", **lost})
+        assert (status, error["code"]) == (400, "extension_invalid")
+        assert f"no {list(lost)[-1]} " in error["message"]
 
 
 async def test_extensions_without_goose_say_so(tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ prompts.
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
 
 from greylag.agentd.agent.acp import AcpPeer, MessageHandler
-from greylag.agentd.agent.process import AgentProcess, agent_environment
+from greylag.agentd.agent.extensions import CONFIGURED, ExtensionStarter, new_session
+from greylag.agentd.agent.process import AgentProcess, agent_environment, make_folders
 from greylag.agentd.agent.prompt import CANCELLED, AgentTurn
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
@@ -26,6 +28,7 @@ from greylag.agentd.agent.types import (
     AgentSetup,
     AgentState,
     AgentUnavailableError,
+    ExtensionState,
     ModelFailure,
     PromptResult,
     TurnSink,
@@ -36,6 +39,7 @@ from greylag.common.backoff import backoff
 from greylag.common.process_start import process_clock
 
 _PROTOCOL_VERSION = 1
+_CONFIGURATION = "_goose/unstable/config/"
 _PREPARED = "GREYLAG_PREPARED"
 _TOOLS_ON = "developer"
 _INVALID_PARAMS = -32602
@@ -48,6 +52,8 @@ _INITIALIZE = {
     "clientInfo": {"name": "greylag", "version": "1"},
 }
 
+_SUBAGENT = re.compile(r"subagent:(\d{8}_\d{1,9})")
+_MOST_SUBAGENTS = 1000
 _START_SECONDS = 60.0
 _CALL_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 1.0
@@ -74,18 +80,11 @@ async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
         await _store_defaults(peer, setup.defaults)
         await _limit_extensions(peer)
     # goose's own health check says yes when nothing works; only a session that was made is proof.
-    session = await new_session(peer, setup, "Readiness")
+    # It has no extensions: what is the matter with one must hold back nobody.
+    session, _ = await new_session(peer, setup, "Readiness")
     await peer.request("session/delete", {"sessionId": session})
     info = answer.get("agentInfo") or {}
     return str(info.get("version", "unknown"))
-
-
-async def new_session(peer: AcpPeer, setup: AgentSetup, title: str) -> str:
-    """Make a session and return the agent's id for it; it fails as ``make_ready`` does."""
-    # With a title given, goose makes no extra model calls to find one.
-    params = {"cwd": str(setup.workspace), "mcpServers": [], "_meta": {"sessionTitle": title}}
-    answer = await peer.request("session/new", params)
-    return str(answer["sessionId"])
 
 
 async def _store_defaults(peer: AcpPeer, defaults: Mapping[str, str]) -> None:
@@ -102,11 +101,12 @@ async def _limit_extensions(peer: AcpPeer) -> None:
     """
     if await _read(peer, _PREPARED) is not None:
         return
-    listed = await peer.request("_goose/unstable/config/extensions/list", {})
+    listed = await peer.request(f"{CONFIGURED}/list", {})
     for entry in listed["extensions"]:
         if entry["enabled"] and entry["configKey"] != _TOOLS_ON:
-            params = {"configKey": entry["configKey"], "enabled": False}
-            await peer.request("_goose/unstable/config/extensions/set-enabled", params)
+            # Added, not set: in a fresh HOME goose lists what its configuration does not hold.
+            params = {"extension": entry["extension"], "enabled": False}
+            await peer.request(f"{CONFIGURED}/add", params)
     params = {"key": _PREPARED, "value": "1"}
     await peer.request("_goose/unstable/config/upsert", params)
 
@@ -177,7 +177,7 @@ class AgentLife:
             async with asyncio.timeout(_START_SECONDS):
                 version = await make_ready(self.peer, self._setup, self._kind)
         except AgentRefusedError as error:
-            self._say(f"The agent could not start: {error.message} ({error.data}).")
+            self._say(f"The agent could not start: {error.words}.")
         except TimeoutError:
             self._say(f"The agent did not start within {_START_SECONDS:g} seconds.")
         except AgentError as error:
@@ -223,6 +223,8 @@ class Agent:
         self._ready = asyncio.Event()
         self._life: AgentLife | None = None
         self._turns: dict[str, AgentTurn] = {}
+        self._extensions = ExtensionStarter()
+        self._subagents: dict[str, set[str]] = {}
 
     @property
     def state(self) -> AgentState:
@@ -254,7 +256,12 @@ class Agent:
     async def new_session(self, title: str) -> str:
         """Make a session and return the agent's id for it."""
         async with _patience():
-            return await new_session(self._living().peer, self._setup, title)
+            peer = self._living().peer
+            await make_folders(self._execution, self._setup)
+            if self._command.kind == "goose":
+                return await self._extensions.open(peer, self._setup, title)
+            session, _ = await new_session(peer, self._setup, title)
+            return session
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it."""
@@ -265,10 +272,18 @@ class Agent:
             life.peer,
             agent_session_id,
             sink,
-            stop_model=lambda: self._relay.stop_turn(agent_session_id),
+            stop_model=lambda: self._stop_model(agent_session_id),
             give_up=life.process.request_kill,
         )
         self._turns[agent_session_id] = turn
+        self._subagents.setdefault(agent_session_id, set())
+        try:
+            await make_folders(self._execution, self._setup)
+            for words in await self._extensions.settled(agent_session_id):
+                await self._tell(agent_session_id, words)
+        except BaseException:
+            del self._turns[agent_session_id]
+            raise
         self._relay.begin_turn(agent_session_id)
         began = process_clock()
         try:
@@ -276,7 +291,9 @@ class Agent:
         finally:
             del self._turns[agent_session_id]
             if turn.cancelled:
-                await life.process.kill_tools(agent_session_id, began)
+                self._stop_model(agent_session_id)  # of a subagent that was told of since
+                for one in self._family(agent_session_id):
+                    await life.process.kill_tools(one, began)
 
     async def cancel(self, agent_session_id: str) -> None:
         """Ask the session's prompt to end, and return at once; without a prompt, do nothing."""
@@ -286,14 +303,34 @@ class Agent:
 
     async def forget_session(self, agent_session_id: str) -> None:
         """Put a session away in the agent (its id is never used again)."""
-        self._relay.forget(agent_session_id)
+        self._extensions.close(agent_session_id)
+        for one in self._family(agent_session_id):
+            self._relay.forget(one)
+            if self._life is not None:
+                await self._life.process.kill_tools(one, 0.0)
+        self._subagents.pop(agent_session_id, None)
         # Not deleted: goose gives the id of a deleted session to the next one.
         await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call any method of the agent (as ``_goose/unstable/config/read``)."""
         async with _patience():
-            return await self._living().peer.request(method, params)
+            if self._ready.is_set() or not method.startswith(_CONFIGURATION):
+                return await self._living().peer.request(method, params)
+            async with self._another() as peer:
+                return await peer.request(method, params)
+
+    async def try_extension(self, entry: dict[str, Any]) -> ExtensionState:
+        """Start an extension of goose's list once; return how that went after some seconds."""
+        return await self._extensions.attempt(self._living().peer, self._setup, entry)
+
+    def extension_state(self, key: str) -> ExtensionState | None:
+        """Return how an extension has fared, None when it was not started yet."""
+        return self._extensions.state(key)
+
+    def forget_extension(self, key: str) -> None:
+        """Forget how an extension has fared."""
+        self._extensions.forget(key)
 
     def model_failure(self, agent_session_id: str) -> ModelFailure | None:
         """Return why the session's last model call failed, None when it did not."""
@@ -304,6 +341,7 @@ class Agent:
         turn = self._turns.get(str(params.get("sessionId")))
         update = params.get("update")
         if method in _UPDATES and turn is not None and isinstance(update, dict):
+            self._note_subagent(str(params["sessionId"]), update)
             await turn.deliver(update)
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
@@ -320,12 +358,46 @@ class Agent:
         else:
             turn.ask(request_id, params)
 
+    def _note_subagent(self, session: str, update: dict[str, Any]) -> None:
+        """Keep which subagent works for a session; it has a session of its own in goose."""
+        meta = update.get("_meta")
+        told = meta.get("toolNotification") if isinstance(meta, dict) else None
+        about = told.get("params") if isinstance(told, dict) else None
+        logger = about.get("logger") if isinstance(about, dict) else None
+        found = _SUBAGENT.fullmatch(logger) if isinstance(logger, str) else None
+        known = self._subagents[session]
+        # Any extension can say such a thing: a session of our own is nobody's subagent.
+        if found is not None and found[1] not in self._subagents and len(known) < _MOST_SUBAGENTS:
+            known.add(found[1])
+
+    def _family(self, session: str) -> list[str]:
+        return [session, *self._subagents.get(session, ())]
+
+    def _stop_model(self, session: str) -> None:
+        for one in self._family(session):
+            self._relay.stop_turn(one)
+
     async def _tell(self, agent_session_id: str, words: str) -> None:
         """Tell a session's turn what is waited for, as the agent itself would."""
         turn = self._turns.get(agent_session_id)
         if turn is not None:
             status = {"type": "notice", "message": words}
             await turn.deliver({"sessionUpdate": "status_message", "status": status})
+
+    @asynccontextmanager
+    async def _another(self) -> AsyncIterator[AcpPeer]:
+        """Run a process of the agent's for its configuration alone, while none is ready."""
+        environment = agent_environment(self._setup, os.environ, "http://127.0.0.1:9", "none")
+        process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
+        peer = AcpPeer(*process.streams)
+        async with AsyncExitStack() as ending:
+            ending.push_async_callback(process.kill)
+            for name, work in (("read", peer.run(self)), ("stderr", process.watch_stderr())):
+                task = asyncio.create_task(work, name=f"agent-configuration-{name}")
+                ending.push_async_callback(asyncio.wait, {task})
+                ending.callback(task.cancel)
+            await peer.request("initialize", dict(_INITIALIZE))
+            yield peer
 
     async def _live_once(self) -> str:
         """Run one agent process from start to end, and say in a sentence why it ended."""
@@ -339,12 +411,14 @@ class Agent:
 
     async def _live(self, relay_url: str) -> str:
         environment = agent_environment(self._setup, os.environ, relay_url, self._relay.token)
+        await make_folders(self._execution, self._setup)
         process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
         life = self._life = AgentLife(process, self._setup, self._command.kind)
         try:
             return await life.run(self, self._on_ready, self._on_end)
         finally:
             self._life = None
+            await self._extensions.end()
 
     def _on_end(self) -> None:
         self._ready.clear()

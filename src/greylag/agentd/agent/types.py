@@ -1,5 +1,6 @@
 """The agent as the rest of agentd sees it: which program it is, what it is given, what it does."""
 
+import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -11,10 +12,12 @@ from greylag.common.agent_api import Decision
 
 AgentKind = Literal["goose", "scripted"]
 AgentReadiness = Literal["starting", "ready", "failed"]
+ExtensionStatus = Literal["starting", "ready", "failed"]
 Settlement = Decision | Literal["cancelled"]
 """How a question whether a tool may run is settled: by the user, or with its turn."""
 
 SCRIPTED = "scripted"
+_MOST_WORDS = 500
 METHOD_NOT_FOUND = -32601
 MODEL_RETRIES = (1.0, 2.0, 4.0)
 """Seconds to hold back the first, second and third failure of a model call that may pass."""
@@ -55,6 +58,14 @@ class AgentRefusedError(AgentError):
         self.message = message
         self.data = data
         self.unknown_method = code == METHOD_NOT_FOUND
+
+    @property
+    def words(self) -> str:
+        """The agent's message with its details, on one line of bounded length."""
+        details = self.data if isinstance(self.data, str) else json.dumps(self.data)
+        whole = self.message if self.data is None else f"{self.message}: {details}"
+        line = " ".join(whole.split())
+        return "".join(one for one in line if one.isprintable())[:_MOST_WORDS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +192,21 @@ class AgentState:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtensionState:
+    """How an extension has fared when it was started last.
+
+    Attributes:
+        status: ``starting``, ``ready`` or ``failed``.
+        detail: one plain sentence, with the server's last words when it failed.
+        hung: whether it runs on without having finished its handshake.
+    """
+
+    status: ExtensionStatus
+    detail: str
+    hung: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PermissionRequest:
     """The agent asks whether it may run one tool call, once.
 
@@ -280,4 +306,18 @@ class AgentPort(Protocol):
         """Let the agent put a session away."""
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """Call one of goose's own methods (``_goose/unstable/...``) and return its result."""
+        """Call one of goose's own methods (``_goose/unstable/...``) and return its result.
+
+        What reads and changes its configuration works while no agent is ready, too.
+        """
+
+    async def try_extension(self, entry: dict[str, Any]) -> ExtensionState:
+        """Start an extension of goose's list once; return how that went after some seconds."""
+        ...
+
+    def extension_state(self, key: str) -> ExtensionState | None:
+        """Return how an extension has fared, None when it was not started yet."""
+        ...
+
+    def forget_extension(self, key: str) -> None:
+        """Forget how an extension has fared: it is switched off, or gone."""

@@ -7,7 +7,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from greylag.agentd.api.requests import answer, read_object, relayed
-from greylag.agentd.extensions import ExtensionService, extension_definition
+from greylag.agentd.extensions import (
+    EXTENSION_MEMBERS,
+    ExtensionService,
+    extension_definition,
+)
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.settings import SettingsService
 from greylag.common import agent_api
@@ -37,17 +41,25 @@ class ExtensionRoutes:
         return answer(agent_api.ExtensionList(extensions, len(extensions)))
 
     async def add(self, request: Request) -> Response:
-        """Add an extension."""
-        body = await read_object(request, _EXTENSION_BODY)
-        await self._extensions.add(extension_definition(body))
+        """Add an extension, and tell how it fared when it was tried."""
+        body = await read_object(request, _EXTENSION_BODY, *EXTENSION_MEMBERS)
+        definition = extension_definition(body)
+        state = await self._extensions.add(definition)
         words = "Extension created successfully"
-        return JSONResponse(
-            {"message": words, "name": body["name"], "enabled": True}, status_code=201
-        )
+        if state is not None and state.status == "failed":
+            words = f"Extension created, but it does not work: {state.detail}"
+        made = {
+            "message": words,
+            "name": body["name"],
+            "enabled": definition.enabled,
+            "state": state and state.status,
+            "state_detail": state and state.detail,
+        }
+        return JSONResponse(made, status_code=201)
 
     async def toggle(self, request: Request) -> Response:
         """Switch an extension on or off."""
-        enabled = (await read_object(request, _EXTENSION_BODY)).get("enabled")
+        enabled = (await read_object(request, _EXTENSION_BODY, "enabled")).get("enabled")
         if not isinstance(enabled, bool):
             raise invalid("enabled must be true or false.")
         name = await self._extensions.enable(request.path_params["name"], enabled=enabled)
@@ -84,7 +96,7 @@ class SettingRoutes:
         return answer(await self._settings.get(request.path_params["key"]))
 
     async def _change(self, request: Request) -> Response:
-        body = await read_object(request, _SETTINGS_BODY)
+        body = await read_object(request, _SETTINGS_BODY, "value")
         if "value" not in body:
             raise invalid("The body must have a value.")
         changed = await self._changed(request.path_params["key"], body["value"])
@@ -92,7 +104,7 @@ class SettingRoutes:
 
     async def change_many(self, request: Request) -> Response:
         """Give several settings values; each one succeeds or fails by itself."""
-        values = (await read_object(request, _SETTINGS_BODY)).get("settings")
+        values = (await read_object(request, _SETTINGS_BODY, "settings")).get("settings")
         if not isinstance(values, dict):
             raise invalid("settings must be an object of keys and values.")
         results = [await self._result(key, value) for key, value in values.items()]

@@ -94,11 +94,11 @@ class FileRoutes:
         return match.strip().strip('"') or "none"
 
     async def _make_folder(self, request: Request) -> Response:
-        body = await read_object(request, _SMALL_BODY)
+        body = await read_object(request, _SMALL_BODY, "path")
         return answer(await self._files.make_folder(_member(body, "path")), 201)
 
     async def _move(self, request: Request) -> Response:
-        body = await read_object(request, _SMALL_BODY)
+        body = await read_object(request, _SMALL_BODY, "source", "target", "replace")
         replace = body.get("replace", False)
         if not isinstance(replace, bool):
             raise invalid("replace must be true or false.")

@@ -19,6 +19,7 @@ from greylag.common.typed import parse_json
 _ESCAPED = 6
 _AROUND = 64 * 1024
 _MESSAGE_ID = 200
+_MEMBERS = ("message", "message_id", "session_id")
 
 
 class Message(NamedTuple):
@@ -35,7 +36,7 @@ async def read_message(request: Request, limit: int) -> Message:
     Raises:
         RequestError: invalid_request or too_large.
     """
-    body = await read_object(request, limit * _ESCAPED + _AROUND)
+    body = await read_object(request, limit * _ESCAPED + _AROUND, *_MEMBERS)
     words = text(body, "message")
     if words is None or not words.strip():
         raise invalid("message must be text, and not empty.")

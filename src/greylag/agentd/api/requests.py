@@ -82,15 +82,16 @@ def answer(shape: Any, status: int = 200) -> JSONResponse:
     return JSONResponse(asdict(shape), status_code=status)
 
 
-async def read_object(request: Request, limit: int) -> dict[str, Any]:
+async def read_object(request: Request, limit: int, *members: str) -> dict[str, Any]:
     """Return the request's body, a JSON object.
 
     Args:
         request: the request.
         limit: most bytes that the body may have.
+        members: the names that it may hold; another is refused, and so never dropped.
 
     Raises:
-        RequestError: too_large, or invalid_request for anything but a JSON object.
+        RequestError: too_large, or invalid_request for anything but such a JSON object.
     """
     body = bytearray()
     async for chunk in request.stream():
@@ -103,6 +104,9 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
         raise invalid("The body must be JSON.") from error
     if not isinstance(value, dict):
         raise invalid("The body must be a JSON object.")
+    if unknown := [name for name in value if name not in members]:
+        takes = f"it takes {', '.join(members)}" if members else "it takes no members"
+        raise invalid(f"The body holds {unknown[0][:100]!r}, which is not known: {takes}.")
     return value
 
 

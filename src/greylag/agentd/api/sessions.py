@@ -215,7 +215,7 @@ class TurnRoutes:
 
     async def confirm(self, request: Request) -> Response:
         """Answer a tool confirmation."""
-        decision = (await read_object(request, _SMALL_BODY)).get("decision")
+        decision = (await read_object(request, _SMALL_BODY, "decision")).get("decision")
         if decision not in {"allow_once", "reject_once"}:
             raise invalid("decision must be allow_once or reject_once.")
         turn_id = request.path_params["turn"]

@@ -145,7 +145,10 @@ def _extra(operation: Operation[Any]) -> dict[str, Any]:
     extra: dict[str, Any] = {"parameters": inside}
     if operation.body is not None:
         file = operation.body is bytes
-        schema = _FILE if file else TypeAdapter(operation.body).json_schema()
+        schema = _FILE
+        if not file:
+            # agentd refuses a member that it does not know.
+            schema = TypeAdapter(operation.body).json_schema() | {"additionalProperties": False}
         content = {agent_api.BYTES if file else agent_api.JSON: {"schema": schema}}
         extra["requestBody"] = {"required": True, "content": content}
     return extra

@@ -1,0 +1,210 @@
+"""The extensions of the agent's sessions: each starts by itself, within its own time.
+
+goose starts all that is enabled inside session/new, and waits for a server's handshake without an
+end: one that never finishes would hold back every session. So a session is made with what lives in
+goose itself; each server is added by a call of its own, in the background, and how that went is
+kept.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from greylag.agentd.agent.acp import AcpPeer
+from greylag.agentd.agent.types import (
+    AgentError,
+    AgentRefusedError,
+    AgentSetup,
+    ExtensionState,
+)
+
+CONFIGURED = "_goose/unstable/config/extensions"
+_OF_SESSION = "_goose/unstable/session/extensions"
+_DEFAULT_SECONDS = 300
+_TRIAL_SECONDS = 8.0
+_KNOWN_SECONDS = 20.0
+_NEW_SECONDS = 5.0
+"""How long a creation waits for its trial; a turn for what has started before, and for others."""
+
+_log = structlog.get_logger(__name__)
+
+Entry = dict[str, Any]
+"""One of goose's list: ``extension``, ``enabled`` and ``configKey``."""
+
+
+async def new_session(
+    peer: AcpPeer, setup: AgentSetup, title: str, inside: Sequence[Entry] = ()
+) -> tuple[str, dict[str, str]]:
+    """Make a session that has no extensions but those ``inside`` goose itself.
+
+    Returns:
+        The agent's id for it, and why extensions did not start, by name.
+
+    Raises:
+        AgentRefusedError: the agent answered with an error.
+        AgentDiedError: it ended meanwhile.
+    """
+    wanted = [{name: one["extension"][name] for name in ("type", "name")} for one in inside]
+    # With a title given, goose makes no extra model calls to find one.
+    meta = {"sessionTitle": title, "enabledExtensions": wanted}
+    params = {"cwd": str(setup.workspace), "mcpServers": [], "_meta": meta}
+    answer = await peer.request("session/new", params)
+    session = str(answer["sessionId"])
+    results = (answer.get("_meta") or {}).get("extensionResults") or []
+    names = {one["name"] for one in wanted}
+    for extra in (one for one in results if one["success"] and one["name"] not in names):
+        # goose puts one in by itself when none is wanted.
+        params = {"sessionId": session, "extensionKey": extra["name"]}
+        await peer.request(f"{_OF_SESSION}/remove", params)
+    return session, {one["name"]: str(one.get("error")) for one in results if not one["success"]}
+
+
+def is_server(entry: Entry) -> bool:
+    """Tell whether an extension is a server of its own, and not a part of goose."""
+    return bool(entry["extension"].get("type") == "mcp")
+
+
+class ExtensionStarter:
+    """Starts extensions for sessions, and knows how each has fared last.
+
+    One that did not finish its handshake is not started again until it is changed, or the agent
+    is: goose never ends such a server.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[str, ExtensionState] = {}
+        self._starts: dict[str, dict[str, asyncio.Task[None]]] = {}
+        self._trials: set[asyncio.Task[None]] = set()
+        self._told: dict[str, set[str]] = {}
+
+    def state(self, key: str) -> ExtensionState | None:
+        """Return how an extension has fared, None when it was not started yet."""
+        return self._states.get(key)
+
+    def forget(self, key: str) -> None:
+        """Forget how an extension has fared: it is another now, or gone."""
+        self._states.pop(key, None)
+
+    async def open(self, peer: AcpPeer, setup: AgentSetup, title: str) -> str:
+        """Make a session with all that is enabled; servers are still starting on return."""
+        listed = await peer.request(f"{CONFIGURED}/list", {})
+        entries = [one for one in listed["extensions"] if one["enabled"]]
+        session = await self._inside(peer, setup, title, entries)
+        self._starts[session] = {
+            one["configKey"]: asyncio.create_task(
+                self._start(peer, session, one), name=f"extension {one['configKey']}"
+            )
+            for one in entries
+            if is_server(one) and not self._is_hung(one["configKey"])
+        }
+        self._told[session] = {one["configKey"] for one in entries}
+        return session
+
+    async def attempt(self, peer: AcpPeer, setup: AgentSetup, entry: Entry) -> ExtensionState:
+        """Start an extension once in a session of its own, and tell how that went so far."""
+        key = entry["configKey"]
+        self.forget(key)
+        self._states[key] = ExtensionState("starting", "It is starting.")
+        trial = asyncio.create_task(self._attempt(peer, setup, entry), name=f"try extension {key}")
+        self._trials.add(trial)
+        trial.add_done_callback(self._trials.discard)
+        await asyncio.wait({trial}, timeout=_TRIAL_SECONDS)
+        return self._states.get(key) or ExtensionState("failed", "It was removed meanwhile.")
+
+    async def settled(self, session: str) -> list[str]:
+        """Wait a moment for a session's extensions; return what to tell of those that failed.
+
+        Each is told of once in a session.
+        """
+        starts = self._starts.pop(session, {})
+        known = {task for key, task in starts.items() if self._has_status(key, "ready")}
+        new = {task for key, task in starts.items() if key not in self._states}
+        for tasks, seconds in ((new, _NEW_SECONDS), (known, _KNOWN_SECONDS)):
+            if tasks:
+                await asyncio.wait(tasks, timeout=seconds)
+        left = {key: task for key, task in starts.items() if not task.done()}
+        if left:
+            self._starts[session] = left
+        untold = self._told.get(session, set())
+        failed = {key for key in untold if self._has_status(key, "failed")}
+        untold -= failed
+        return [
+            f"The extension {key!r} does not work: {self._states[key].detail}"
+            for key in sorted(failed)
+        ]
+
+    def close(self, session: str) -> None:
+        """Start no more for a session that is gone."""
+        self._told.pop(session, None)
+        for task in self._starts.pop(session, {}).values():
+            task.cancel()
+
+    async def end(self) -> None:
+        """Stop all starts, as the agent has ended; a new one may fare better."""
+        tasks = {
+            *self._trials,
+            *(one for starts in self._starts.values() for one in starts.values()),
+        }
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._starts.clear()
+        self._states.clear()
+
+    def _has_status(self, key: str, status: str) -> bool:
+        state = self._states.get(key)
+        return state is not None and state.status == status
+
+    def _is_hung(self, key: str) -> bool:
+        state = self._states.get(key)
+        return state is not None and state.hung
+
+    async def _inside(
+        self, peer: AcpPeer, setup: AgentSetup, title: str, entries: Sequence[Entry]
+    ) -> str:
+        inside = [one for one in entries if not is_server(one)]
+        session, failed = await new_session(peer, setup, title, inside)
+        for one in inside:
+            reason = failed.get(one["extension"]["name"])
+            self._note(one["configKey"], reason)
+        return session
+
+    async def _attempt(self, peer: AcpPeer, setup: AgentSetup, entry: Entry) -> None:
+        try:
+            session = await self._inside(peer, setup, "Trial of an extension", [entry])
+            try:
+                if is_server(entry):
+                    await self._start(peer, session, entry)
+            finally:
+                await peer.request("session/delete", {"sessionId": session})
+        except AgentRefusedError as error:
+            self._note(entry["configKey"], error.words)
+        except AgentError as error:
+            _log.info("extension_start_interrupted", error=str(error))
+
+    async def _start(self, peer: AcpPeer, session: str, entry: Entry) -> None:
+        key, extension = entry["configKey"], entry["extension"]
+        seconds = float(extension.get("timeout") or _DEFAULT_SECONDS)
+        params = {"sessionId": session, "extension": extension}
+        try:
+            async with asyncio.timeout(seconds):
+                await peer.request(f"{_OF_SESSION}/add", params)
+        except TimeoutError:
+            words = f"It did not finish its handshake within {seconds:g} seconds."
+            self._note(key, words, hung=True)
+        except AgentRefusedError as error:
+            self._note(key, error.words)
+        except AgentError as error:
+            _log.info("extension_start_interrupted", key=key, error=str(error))
+        else:
+            self._note(key, None)
+
+    def _note(self, key: str, failure: str | None, *, hung: bool = False) -> None:
+        if failure is None:
+            self._states[key] = ExtensionState("ready", "It works.")
+            return
+        self._states[key] = ExtensionState("failed", failure, hung=hung)
+        _log.warning("extension_failed", key=key, reason=failure)
