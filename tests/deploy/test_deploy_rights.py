@@ -137,7 +137,7 @@ def access(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Access]:
 @asynccontextmanager
 async def _opened(access: Access, who: str, **options: Any) -> AsyncIterator[KubernetesCluster]:
     small = Template(memory_request="16Mi", cpu_request="10m", cpu_limit="2")
-    crashing = small.model_copy(update={"environment": {"GREYLAG_GOOSE": "/no/such/program"}})
+    crashing = small.model_copy(update={"environment": {"GREYLAG_MODEL_URL": "nowhere"}})
     templates = {"default": small, "crashing": crashing}
     usual: dict[str, Any] = {"goose": "scripted", "templates": templates, "agent_key": (KEY,)}
     kubeconfig = access.kubeconfig(who)

@@ -8,7 +8,7 @@ import sys
 import uuid
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,8 @@ class Agentd(Client):
         left = self.others()
         await self.stop(signal.SIGKILL)
         for each in left:
-            each.kill()
+            with suppress(psutil.NoSuchProcess):  # execd ends them as well
+                each.kill()
         await asyncio.to_thread(psutil.wait_procs, left, timeout=15)
 
     async def stop(self, number: int = signal.SIGTERM) -> int:

@@ -51,7 +51,7 @@ def manifests(user: str, project: str, template: str | None, *, stopped: bool) -
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class OrphanWish:
     """What is to be done with which orphans: ``verb`` is none for listing them."""
 
     verb: Literal["delete", "adopt"] | None
@@ -114,7 +114,7 @@ def orphans(  # noqa: PLR0913 - as many as the command has options
     if instance and not adopt:
         raise click.UsageError("--instance is for --adopt only.")
     verb: Literal["delete", "adopt"] | None = "delete" if delete else "adopt" if adopt else None
-    wish = Wish(verb, instance, user, project, yes)
+    wish = OrphanWish(verb, instance, user, project, yes)
     from greylag.common.logs import configure_logging
     from greylag.config import load_settings
 
@@ -127,7 +127,7 @@ def orphans(  # noqa: PLR0913 - as many as the command has options
         raise error_of_settings(error) from error
 
 
-async def _run(settings: "Settings", output: Output, wish: Wish) -> Exit:
+async def _run(settings: "Settings", output: Output, wish: OrphanWish) -> Exit:
     from greylag.wiring import assembled_orphans
 
     async with assembled_orphans(settings) as use_case:
@@ -176,7 +176,7 @@ def _list(output: Output, place: str, rows: list[dict[str, Any]], *, ends: bool)
         output.line(f"Every environment has a record in {place}.")
 
 
-def _say_what_is_left(output: Output, left: "list[Orphan]", wish: Wish) -> None:
+def _say_what_is_left(output: Output, left: "list[Orphan]", wish: OrphanWish) -> None:
     for instance in sorted({str(one.instance) for one in left}):
         count = sum(one.instance == instance for one in left)
         what = "1 environment belongs" if count == 1 else f"{count} environments belong"
@@ -185,7 +185,7 @@ def _say_what_is_left(output: Output, left: "list[Orphan]", wish: Wish) -> None:
             output.note(f"hint: If its records are lost, add --instance {instance}.", "")
 
 
-def _question(place: str, count: int, wish: Wish) -> str:
+def _question(place: str, count: int, wish: OrphanWish) -> str:
     what = "this environment" if count == 1 else f"these {count} environments"
     if wish.verb == "delete":
         return f"Delete {what}, of which {place} has no record, and all files in it?"

@@ -11,8 +11,8 @@ from tests.cluster.real_cluster import kubectl, open_kubernetes
 from tests.contract.cluster_adapters import named_for
 from tests.contract.store_adapters import make_project
 
-from greylag.cluster.kubernetes import manifests
-from greylag.cluster.kubernetes.identity import labels
+from greylag.cluster.kubernetes import identity, manifests
+from greylag.cluster.kubernetes.identity import labels as own_labels
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Environment
 
@@ -37,7 +37,7 @@ TOLD = frozenset({"smaller", "larger", "other class"})
 
 
 def _older_at_first(environment: Environment) -> dict[str, str]:
-    own = labels(environment)
+    own = own_labels(environment)
     return own if environment.generation > 1 else {**own, "older": "label"}
 
 
@@ -66,7 +66,8 @@ async def _goes_on(change: str) -> None:
 async def test_environments_go_on_with_what_cannot_be_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(manifests, "labels", _older_at_first)
+    for module in (manifests, identity):
+        monkeypatch.setattr(module, "labels", _older_at_first)
     async with asyncio.TaskGroup() as group:
         for change in CHANGES:
             group.create_task(_goes_on(change), name=change)

@@ -229,6 +229,10 @@ def test_a_refusal_is_final_and_told_at_once(code: str, refused: dict[str, Any])
 
 
 PASSING = [
+    (
+        "pod_cpu_exceeded",
+        deployment(failure="must be greater than or equal to aggregate container requests of 6m"),
+    ),
     ("webhook_unavailable", deployment(failure="failed calling webhook a.test: timeout")),
     ("namespace_terminating", deployment(failure="namespace x is being terminated")),
     ("container_not_created", deployment(failure="something else")),

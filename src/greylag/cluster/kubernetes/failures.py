@@ -393,6 +393,10 @@ CAUSES: Mapping[str, tuple[str, str]] = {
         "The container {name}, which the cluster added to the environment, {what}",
         "Ask whoever runs what adds it (an admission webhook), or exempt the users' namespaces.",
     ),
+    "pod_cpu_exceeded": (
+        "What the cluster adds to the environment asks for more CPU than its pod has: {words}",
+        "Set GREYLAG_KUBE_SHARED_CPU=false: each container then has a limit of its own.",
+    ),
     "container_not_created": (
         "The environment's container could not be made ({reason}): {words}",
         "`greylag manifests` shows what was asked for; activating again applies it anew.",
@@ -449,6 +453,7 @@ _LOST = frozenset({"part_deleted", "volume_deleted"})
 # The first mark that is found decides, so the special ones stand before "is forbidden".
 _REFUSALS = {
     "being terminated": "namespace_terminating",
+    "aggregate container requests": "pod_cpu_exceeded",
     "exceeded quota": "quota_exceeded",
     "violates podsecurity": "pod_security_refused",
     "failed calling webhook": "webhook_unavailable",

@@ -154,7 +154,8 @@ class Console {
     const handlers = {
       opened: () => {
         this.#say("");
-        view.forgetWaking();
+        // A message that is sent again tells it again; a turn that is gone on with does not.
+        if (stream.turnId === null) view.forgetWaking();
       },
       lost: () => this.#say("The connection was lost. Trying again..."),
       waking: (content) => view.waking(content),
