@@ -14,7 +14,7 @@ setup: ## Put everything that running needs into .venv
 
 # Most of the time tests wait for programs, so more of them run at once than there are cores.
 test: setup-dev lint typecheck ## Set up, check and test everything
-	@$(BIN)/pytest -n 4 --dist worksteal $(TEST_ARGS)
+	@$(BIN)/pytest -n 6 --dist worksteal $(TEST_ARGS)
 
 setup-dev:
 	@tools/setup.sh dev
