@@ -35,6 +35,12 @@ async def person(proxy: DroppingProxy) -> AsyncIterator[Person]:
         yield one
 
 
+CHANGED_AND_A_WHILE = """() => {
+  document.dispatchEvent(new Event("greylag:changed"));
+  return new Promise((done) => setTimeout(done, 500));
+}"""
+
+
 async def test_a_message_wakes_the_environment_and_is_answered(
     running: Site, person: Person
 ) -> None:
@@ -45,6 +51,9 @@ async def test_a_message_wakes_the_environment_and_is_answered(
     assert "Notes is inactive: waking its environment." in answer
     assert answer.endswith("You said: Hello there")
     await expect(person.page.locator("#project-header .badge")).to_have_text("Active")
+    # The header may tell of it when the turn is over already: what was shown stays.
+    await person.page.evaluate(CHANGED_AND_A_WHILE)
+    assert "Notes is inactive: waking its environment." in await person.answer()
     await expect(person.page.locator("#log")).to_contain_text("The environment is active.")
     await expect(person.page.locator(".session-link")).to_contain_text("2 messages")
     assert "session=" in person.page.url

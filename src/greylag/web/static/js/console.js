@@ -19,6 +19,7 @@ class Console {
   #text;
   #stream = null; // the turn that is under way
   #stopWanted = false;
+  #sessions = null; // the list of them, while it is fetched
   #leaving = new AbortController();
 
   constructor(root) {
@@ -98,6 +99,7 @@ class Console {
     if (!active || this.#stream || this.#conversation.dataset.asleep !== "true") return;
     this.#conversation.dataset.asleep = "false";
     const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : location.search;
+    await this.#sessions; // htmx drops a request that meets another one under way
     await htmx.ajax("GET", `${this.page}/conversation${query}`, { target: "#conversation", swap: "outerHTML" });
     await this.#showSessions();
     if (!this.#stream) this.#readPage();
@@ -190,6 +192,7 @@ class Console {
   /** A first message has made its session: from now on this page is that session's. */
   #adopt(session) {
     this.#conversation.dataset.session = session;
+    this.#conversation.dataset.asleep = "false"; // nothing was said in it before
     this.#form.elements.session.value = session;
     history.replaceState(null, "", `${this.page}?session=${encodeURIComponent(session)}`);
     this.#showSessions();
@@ -251,7 +254,8 @@ class Console {
 
   async #showSessions() {
     const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : "?session=new";
-    await htmx.ajax("GET", `${this.page}/sessions${query}`, { target: "#sessions", swap: "morph" });
+    this.#sessions = htmx.ajax("GET", `${this.page}/sessions${query}`, { target: "#sessions", swap: "morph" });
+    await this.#sessions;
   }
 
   #say(words) {
