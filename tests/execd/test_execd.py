@@ -397,3 +397,14 @@ async def test_work_that_ends_processes_is_done_however_often_it_is_cancelled() 
         with pytest.raises(asyncio.CancelledError):
             await task
     assert done.is_set()
+
+
+async def test_folders_are_made_where_they_are_not(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    async with execution(tmp_path) as client:
+        for _ in range(2):
+            await client.make_folders((tmp_path / "a/b", tmp_path / "c"))
+        assert (tmp_path / "a/b").is_dir()
+        assert (tmp_path / "c").is_dir()
+        with pytest.raises(ExecutionRefusedError, match="file/d: Not a directory"):
+            await client.make_folders((tmp_path / "file/d",))

@@ -265,6 +265,11 @@ class Execution:
         async with self.exchange("end", group=group, environ=dict(environ), since=since):
             return
 
+    async def make_folders(self, paths: Sequence[Path]) -> None:
+        """Make folders where they are not, and those on the way to them."""
+        async with self.exchange("folders", paths=[str(one) for one in paths]):
+            return
+
     @asynccontextmanager
     async def listening(self, host: str, port: int) -> AsyncIterator[int]:
         """Let the untrusted side reach one port of ours; yield the port by which it does.

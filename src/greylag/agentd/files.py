@@ -75,7 +75,7 @@ class WorkspaceFiles:
             entries = said["entries"]
             if not isinstance(entries, list) or len(entries) > most:
                 raise ProtocolError("a page is no page")
-            below = _joined(_parent(path), _last(path))
+            below = "/".join(_parts(path))
             following = said["next"]
             return FileList(
                 _entry(said["entry"], _parent(path)),
@@ -273,10 +273,6 @@ def _parts(path: str) -> list[str]:
 
 def _parent(path: str) -> str:
     return "/".join(_parts(path)[:-1])
-
-
-def _last(path: str) -> str:
-    return (_parts(path) or [""])[-1]
 
 
 def _joined(parent: str, name: str) -> str:

@@ -44,9 +44,10 @@ from greylag.execd.protocol import (
     Reader,
     RefusedError,
     Writer,
+    agree,
     frame,
-    json_frame,
     read_frame,
+    text_in,
 )
 
 _READ_AT_ONCE = 1024 * 1024
@@ -62,33 +63,22 @@ async def answer(request: dict[str, Any], reader: Reader, writer: Writer) -> Non
     """Do what a request asks.
 
     Raises:
-        RefusedError: it cannot be done; nothing but the refusal has been sent.
+        RefusedError: it cannot be done.
     """
-    verb = _VERBS.get(_text(request, "verb"))
+    verb = _VERBS.get(text_in(request, "verb"))
     if verb is None:
         raise RefusedError("unknown_operation", "There is no such verb.")
-    await verb(Workspace(_text(request, "root")), request, reader, writer)
+    await verb(Workspace(text_in(request, "root")), request, reader, writer)
 
 
-async def _agree(writer: Writer) -> None:
-    writer.write(json_frame(FrameKind.JSON, {"ok": True}))
-    await writer.drain()
-
-
-async def _done(writer: Writer, **facts: Any) -> None:
-    writer.write(json_frame(FrameKind.JSON, {"ok": True, **facts}))
-    await writer.drain()
-
-
-def _quick(
+def _with_facts(
     work: Callable[[Workspace, dict[str, Any]], dict[str, Any]],
 ) -> Callable[[Workspace, dict[str, Any], Reader, Writer], Any]:
-    """Return what answers with what ``work`` gives at once."""
+    """Return what answers with the facts that ``work`` gives."""
 
     async def do(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
-        facts = await asyncio.to_thread(work, files, request)
-        await _agree(writer)
-        await _done(writer, **facts)
+        await agree(writer)  # the work may take longer than an answer is waited for
+        await agree(writer, **await asyncio.to_thread(work, files, request))
 
     return do
 
@@ -117,16 +107,16 @@ def _remove(files: Workspace, request: dict[str, Any]) -> dict[str, Any]:
 
 async def _read(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
     left = _number(request, "length")
-    opening = files.reading(_path(request), _text(request, "tag"))
+    opening = files.reading(_path(request), text_in(request, "tag"))
     file = await asyncio.to_thread(opening.__enter__)
     try:
-        await _agree(writer)
+        await agree(writer)
         file.seek(_number(request, "start"))
         while left > 0 and (data := await asyncio.to_thread(file.read, min(left, _READ_AT_ONCE))):
             left -= len(data)
             await _send(writer, data)
         if left == 0:
-            await _done(writer)
+            await agree(writer)
     finally:
         opening.__exit__(None, None, None)
 
@@ -143,7 +133,7 @@ async def _write(files: Workspace, request: dict[str, Any], reader: Reader, writ
     writing = files.writing(path, tag if isinstance(tag, str) else None)
     file, made = await asyncio.to_thread(writing.__enter__)
     try:
-        await _agree(writer)
+        await agree(writer)
         async for data in _input(reader):
             with refusing(path):
                 await asyncio.to_thread(_write_all, file, data)
@@ -152,7 +142,7 @@ async def _write(files: Workspace, request: dict[str, Any], reader: Reader, writ
         await asyncio.to_thread(_leave, writing, error)
         raise
     await asyncio.to_thread(writing.__exit__, None, None, None)
-    await _done(writer, entry=made[0])
+    await agree(writer, entry=made[0])
 
 
 def _leave(writing: Any, error: BaseException) -> None:
@@ -204,12 +194,12 @@ async def _archive(files: Workspace, request: dict[str, Any], _: Reader, writer:
     pack = _format(request, {"tar.gz": _tar, "zip": _zip})
     path = _path(request)
     await asyncio.to_thread(files.entry, path)
-    await _agree(writer)
+    await agree(writer)
     with io.BufferedWriter(_Outlet(writer), _READ_AT_ONCE) as out:
         async with _LONG:
             await asyncio.to_thread(pack, files, path, out)
             await asyncio.to_thread(out.flush)
-    await _done(writer)
+    await agree(writer)
 
 
 def _tar(files: Workspace, path: str, out: BinaryIO) -> None:
@@ -323,14 +313,14 @@ async def _unpack(
 ) -> None:
     unpack = _format(request, {"tar.gz": _tar_members, "zip": _zip_members})
     path = _path(request)
-    with refusing(path), tempfile.TemporaryFile(dir=_text(request, "root")) as spool:
-        await _agree(writer)
+    with refusing(path), tempfile.TemporaryFile(dir=text_in(request, "root")) as spool:
+        await agree(writer)
         async for data in _input(reader):
             await asyncio.to_thread(spool.write, data)
         spool.seek(0)
         async with _LONG:
             made, left_out = await asyncio.to_thread(_extract, files, path, unpack(spool))
-    await _done(writer, files=made, left_out=left_out)
+    await agree(writer, files=made, left_out=left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,23 +397,16 @@ def _zip_members(spool: IO[bytes]) -> Iterator[_Member | str]:
 
 
 async def _search(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
-    path, text = _path(request), _text(request, "text")
+    path, text = _path(request), text_in(request, "text")
     most = _number(request, "most")
     await asyncio.to_thread(files.entry, path)
-    await _agree(writer)
+    await agree(writer)
     async with _LONG:
         matches, whole = await asyncio.to_thread(search, files, path, text, most)
-    await _done(writer, matches=matches, whole=whole)
+    await agree(writer, matches=matches, whole=whole)
 
 
 # What a request says.
-
-
-def _text(request: dict[str, Any], name: str) -> str:
-    value = request.get(name)
-    if not isinstance(value, str) or not value:
-        raise RefusedError("invalid_request", f"{name} is not a text.")
-    return value
 
 
 def _path(request: dict[str, Any], name: str = "path") -> str:
@@ -441,20 +424,20 @@ def _number(request: dict[str, Any], name: str) -> int:
 
 
 def _format(request: dict[str, Any], known: dict[str, T]) -> T:
-    found = known.get(_text(request, "format"))
+    found = known.get(text_in(request, "format"))
     if found is None:
         raise RefusedError("invalid_request", "format is one of tar.gz and zip.")
     return found
 
 
 _VERBS = {
-    "show": _quick(_show),
-    "page": _quick(_page),
+    "show": _with_facts(_show),
+    "page": _with_facts(_page),
     "read": _read,
     "write": _write,
-    "folder": _quick(_folder),
-    "move": _quick(_move),
-    "remove": _quick(_remove),
+    "folder": _with_facts(_folder),
+    "move": _with_facts(_move),
+    "remove": _with_facts(_remove),
     "archive": _archive,
     "unpack": _unpack,
     "search": _search,

@@ -26,7 +26,7 @@ def take_over(root: Path) -> None:
     if not any(True for _ in _of_others(root)):
         return
     copies: dict[int, Path] = {}
-    for folder, _, _ in os.walk(root, topdown=False, onerror=_told):
+    for folder, _, _ in os.walk(root, topdown=False, onerror=_report):
         _put_back(Path(folder))
         for path, found in list(_of_others(Path(folder))):
             try:
@@ -35,7 +35,7 @@ def take_over(root: Path) -> None:
                 else:
                     _take_file(path, found, copies)
             except OSError as error:
-                _told(error)
+                _report(error)
 
 
 def _of_others(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -47,7 +47,7 @@ def _of_others(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 if found.st_uid != os.geteuid() and kind in {stat.S_IFREG, stat.S_IFDIR}:
                     yield Path(entry), found
     except OSError as error:
-        _told(error)
+        _report(error)
 
 
 def _take_file(path: Path, found: os.stat_result, copies: dict[int, Path]) -> None:
@@ -89,5 +89,5 @@ def _finish(draft: Path, found: os.stat_result) -> None:
     os.utime(draft, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def _told(error: OSError) -> None:
+def _report(error: OSError) -> None:
     sys.stderr.write(f"execd: not taken over: {error}\n")

@@ -15,6 +15,7 @@ end          ``group``, ``environ``, ``since``           (answer: ``left``, pids
 listen       -                                           (answer: ``port``), ``ACCEPTED`` frames
 accept       ``number``                                  raw bytes both ways
 connect      ``port``                                    raw bytes both ways
+folders      ``paths``                                   -
 files        ``verb``, ``root``, and what it takes       as ``greylag.execd.file_server`` says
 ===========  ==========================================  =========================================
 
@@ -124,6 +125,24 @@ def read_object(body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ProtocolError("a frame is no JSON object")
     return found
+
+
+async def agree(writer: Writer, **facts: Any) -> None:
+    """Send an answer that says that something is done, or begun, with these facts."""
+    writer.write(json_frame(FrameKind.JSON, {"ok": True, **facts}))
+    await writer.drain()
+
+
+def text_in(request: dict[str, Any], name: str) -> str:
+    """Return a member of a request, a text that is not empty.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    value = request.get(name)
+    if not isinstance(value, str) or not value:
+        raise RefusedError("invalid_request", f"{name} is not a text.")
+    return value
 
 
 async def pipe(source: Reader, target: Writer) -> None:

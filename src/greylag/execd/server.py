@@ -22,11 +22,13 @@ from greylag.execd.protocol import (
     Reader,
     RefusedError,
     Writer,
+    agree,
     frame,
     json_frame,
     pipe,
     read_frame,
     read_object,
+    text_in,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class ExecServer:
             "listen": self._listen,
             "accept": self._accept,
             "connect": self._connect,
+            "folders": _folders,
             "files": file_server.answer,
         }
 
@@ -119,23 +122,23 @@ class ExecServer:
                 await writer.wait_closed()
 
     async def _hello(self, _request: dict[str, Any], _reader: Reader, writer: Writer) -> None:
-        await _agree(writer, pid=os.getpid(), python=platform.python_version())
+        await agree(writer, pid=os.getpid(), python=platform.python_version())
 
     async def _end(self, request: dict[str, Any], _reader: Reader, writer: Writer) -> None:
-        wanted = {**_texts(request, "environ"), GROUP: _text(request, "group")}
+        wanted = {**_texts(request, "environ"), GROUP: text_in(request, "group")}
         since = request.get("since")
         if not isinstance(since, int | float):
             raise RefusedError("invalid_request", "since is not a number.")
         left = await asyncio.to_thread(processes.end_matching, wanted, since)
-        await _agree(writer, left=left)
+        await agree(writer, left=left)
 
     async def _run(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
-        group, started = _text(request, "group"), None
+        group, started = text_in(request, "group"), None
         self._runs += 1
         try:
             started = await _started(request, group, self._environ)
             self._owned.add(started.process.pid)
-            await _agree(writer, pid=started.process.pid)
+            await agree(writer, pid=started.process.pid)
             await _attend(started, reader, writer)
         finally:
             self._runs -= 1
@@ -168,7 +171,7 @@ class ExecServer:
 
         server = await asyncio.start_server(accepted, "127.0.0.1", 0)
         try:
-            await _agree(writer, port=server.sockets[0].getsockname()[1])
+            await agree(writer, port=server.sockets[0].getsockname()[1])
             await reader.read()  # nothing comes but its end
         finally:
             server.close()
@@ -181,7 +184,7 @@ class ExecServer:
         near = self._waiting.pop(int(request.get("number") or 0), None)
         if near is None:
             raise RefusedError("not_waiting", "No such connection waits.")
-        await _agree(writer)
+        await agree(writer)
         await _joined(near[:2], (reader, writer))
 
     async def _connect(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
@@ -189,7 +192,7 @@ class ExecServer:
             near = await asyncio.open_connection("127.0.0.1", int(request.get("port") or 0))
         except (OSError, OverflowError) as error:
             raise RefusedError("not_listening", f"Nothing listens there: {error}.") from error
-        await _agree(writer)
+        await agree(writer)
         await _joined(near, (reader, writer))
 
 
@@ -249,7 +252,7 @@ async def _started(request: dict[str, Any], group: str, environ: Mapping[str, st
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
-            cwd=_text(request, "cwd"),
+            cwd=text_in(request, "cwd"),
             env=env,
             start_new_session=True,
             preexec_fn=None if theirs is None else _take_terminal,
@@ -323,6 +326,19 @@ async def _take_input(started: _Started, reader: Reader) -> None:
                 raise ProtocolError(f"{kind.name} has no place here")
 
 
+async def _folders(request: dict[str, Any], _reader: Reader, writer: Writer) -> None:
+    paths = request.get("paths")
+    if not isinstance(paths, list) or not all(isinstance(one, str) for one in paths):
+        raise RefusedError("invalid_request", "paths is not a list of texts.")
+    for path in paths:
+        try:
+            await asyncio.to_thread(os.makedirs, path, exist_ok=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RefusedError("not_made", f"{path}: {reason}.") from error
+    await agree(writer)
+
+
 async def _unknown(_request: dict[str, Any], _reader: Reader, _writer: Writer) -> None:
     raise RefusedError("unknown_operation", "There is no such operation.")
 
@@ -371,18 +387,6 @@ async def _request(reader: Reader) -> dict[str, Any]:
     if request.get("version") != VERSION:
         raise RefusedError("version", f"This execd speaks version {VERSION} of the protocol.")
     return request
-
-
-async def _agree(writer: Writer, **facts: Any) -> None:
-    writer.write(json_frame(FrameKind.JSON, {"ok": True, **facts}))
-    await writer.drain()
-
-
-def _text(request: dict[str, Any], name: str) -> str:
-    value = request.get(name)
-    if not isinstance(value, str) or not value:
-        raise RefusedError("invalid_request", f"{name} is not a text.")
-    return value
 
 
 def _texts(request: dict[str, Any], name: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import stat
 import tarfile
+import threading
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.agentd.doubles import Api, serving
 
+from greylag.agentd import execution
 from greylag.execd.files import Workspace, parts_of, shown
 from greylag.execd.protocol import RefusedError
 from greylag.execd.server import ExecServer
@@ -325,6 +327,25 @@ async def test_a_deep_tree_is_listed_by_path_and_deleted(tmp_path: Path) -> None
             assert "LEFT-OUT.txt" in archive.namelist()
         assert (await ask(api, "DELETE", "?path=d&recursive=true"))[0] == 204
         assert os.listdir(there(tmp_path)) == []  # noqa: PTH208 - names
+
+
+async def test_a_deletion_may_take_longer_than_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers_within, longer = 0.3, threading.Event()
+    remove = Workspace.remove
+
+    def slow(self: Workspace, path: str, *, recursive: bool) -> None:
+        longer.wait(3 * answers_within)
+        remove(self, path, recursive=recursive)
+
+    monkeypatch.setattr(execution, "_ANSWER_SECONDS", answers_within)
+    monkeypatch.setattr(Workspace, "remove", slow)
+    async with site(tmp_path) as api:
+        (there(tmp_path) / "f").touch()
+        assert (await ask(api, "DELETE", "?path=f"))[0] == 204
+        status, refused = await api.json("DELETE", f"{ROOT}?path=f")
+        assert (status, refused["code"]) == (404, "file_not_found")
 
 
 async def test_a_file_that_replaces_another_must_say_so(tmp_path: Path) -> None:

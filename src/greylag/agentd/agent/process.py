@@ -2,13 +2,11 @@
 
 import asyncio
 import math
-import os
 import secrets
 import signal
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 import structlog
 
@@ -99,21 +97,10 @@ async def make_folders(execution: Execution, setup: AgentSetup) -> None:
     Raises:
         AgentUnavailableError: they cannot be made; the message says why.
     """
-    folders = [str(one) for one in (setup.workspace, setup.home, setup.tmp)]
-    argv = ("mkdir", "-p", "--", *folders)
-    path = {"PATH": os.environ.get("PATH", os.defpath)}
     try:
-        process = await execution.run(argv, env=path, cwd=Path("/"), group=secrets.token_hex(8))
-        try:
-            said = await process.stderr.read(_STDERR_READ)
-            code = await process.wait()
-        finally:
-            await process.end()
+        await execution.make_folders((setup.workspace, setup.home, setup.tmp))
     except ExecutionError as error:
         raise AgentUnavailableError(f"The agent's folders cannot be made: {error}") from error
-    if code != 0:
-        words = " ".join(said.decode("utf-8", "replace").split())[:_STDERR_WIDTH]
-        raise AgentUnavailableError(f"The agent's folders cannot be made: {words}")
 
 
 class AgentProcess:
