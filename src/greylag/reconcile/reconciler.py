@@ -121,9 +121,15 @@ class Reconciler:
         """Bring the project to where it can rest. A fault in one project stops no other."""
         ref = claim.project.ref
         work = _Pass(
-            *(claim, self._store, self._cluster, self._agents), self._clock, self._pace, self._rng
+            claim=claim,
+            store=self._store,
+            cluster=self._cluster,
+            agents=self._agents,
+            clock=self._clock,
+            pace=self._pace,
+            rng=self._rng,
+            warnings=self._warnings,
         )
-        work.warnings = self._warnings
         with structlog.contextvars.bound_contextvars(
             user_id=ref.user_id, project_id=ref.project_id, claim=claim.number
         ):

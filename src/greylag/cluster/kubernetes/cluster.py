@@ -246,18 +246,15 @@ class KubernetesCluster:
             yield lines
 
     async def inventory(self) -> Sequence[ProjectRef]:
-        """Return whose Deployments or volumes are in the cluster."""
-        self._begin()
-        await self._observer.fresh()
-        places = [place for place in self._cache.refs() if self._is_named_for(*place)]
-        return [ref for ref, place in places if await self._ownership.other(place) is None]
+        """Return whose Deployments and volumes there are in namespaces named for them, of ours."""
+        return [one.ref for one in await self.found() if one.instance is None]
 
     async def found(self) -> Sequence[FoundEnvironment]:
         """Return what Deployments and volumes tell, also in namespaces of another Greylag."""
         self._begin()
         await self._observer.fresh()
         places = [place for place in self._cache.refs() if self._is_named_for(*place)]
-        return [self._told(ref, await self._ownership.other(place)) for ref, place in places]
+        return [self._described(ref, await self._ownership.other(place)) for ref, place in places]
 
     async def take_over(self, found: FoundEnvironment) -> None:
         """Put our id on the namespace, if it carries that of ``found``."""
@@ -283,7 +280,7 @@ class KubernetesCluster:
     def _names(self, ref: ProjectRef) -> EnvironmentNames:
         return environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)
 
-    def _told(self, ref: ProjectRef, instance: str | None) -> FoundEnvironment:
+    def _described(self, ref: ProjectRef, instance: str | None) -> FoundEnvironment:
         names = self._names(ref)
         deployment = self._cache.find("Deployment", names.namespace, names.deployment)
         fence = fence_of(deployment)

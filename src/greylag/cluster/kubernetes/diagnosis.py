@@ -151,9 +151,8 @@ class EnvironmentObjects:
     def _is_added(self, name: str) -> bool:
         """Tell whether a container is one that we did not ask for."""
         deployment = self.deployment or {}
-        pod = deployment.get("spec", {}).get("template", {}).get("spec", {})
-        ours = [*(pod.get("initContainers") or ()), *(pod.get("containers") or ())]
-        return bool(ours) and all(one["name"] != name for one in ours)
+        ours = _images(deployment.get("spec", {}).get("template", {}).get("spec", {}))
+        return bool(ours) and name not in ours
 
 
 def wants_pod(deployment: Object) -> bool:
@@ -303,11 +302,14 @@ def _why_no_image(pod: Object, status: Object, events: Sequence[Object]) -> Caus
     pulled = last(events, {"Failed"})
     # The back-off's own words only say that it backs off; the Event before it says why.
     said = f"{words} {pulled.get('message', '') if pulled else ''}"
-    spec = pod["spec"]
-    ours = [*(spec.get("initContainers") or ()), *spec["containers"]]
-    images = {one["name"]: one["image"] for one in ours}
-    name = images.get(status["name"]) or status.get("image", "")
+    name = _images(pod["spec"]).get(status["name"]) or status.get("image", "")
     return no_image(name, reason, said, secret_missing=missing)
+
+
+def _images(spec: Object) -> dict[str, str]:
+    """Return the images of a pod's containers by name, those before the others first."""
+    kinds = ("initContainers", "containers")
+    return {one["name"]: one["image"] for kind in kinds for one in spec.get(kind) or ()}
 
 
 def _why_not_ready(pod: Object, events: Sequence[Object]) -> Cause | None:
