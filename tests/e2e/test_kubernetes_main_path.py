@@ -3,30 +3,16 @@
 import asyncio
 import socket
 import textwrap
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.cluster import real_cluster
 from tests.cluster.real_cluster import kubectl
-from tests.e2e.product import PATIENCE, Product, product, text_of
+from tests.e2e.on_cluster import greylag
+from tests.e2e.product import PATIENCE, Product, text_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 AGENT = ("-c", "execd", "--")
-
-
-@asynccontextmanager
-async def greylag(folder: Path, **changed: str) -> AsyncIterator[tuple[Product, str]]:
-    """Run `greylag up` on the cluster; yield it and its namespaces' prefix."""
-    settings = real_cluster.settings(**changed)
-    prefix = settings["KUBE_NAMESPACE_PREFIX"]
-    try:
-        async with product(folder, **settings) as up:
-            yield up, prefix
-    finally:
-        real_cluster.remove_namespaces(prefix)
 
 
 def objects(namespace: str, kinds: str) -> list[str]:
@@ -51,6 +37,14 @@ async def test_the_main_path_on_a_real_cluster(tmp_path: Path) -> None:
         result = next(event.content for event in woken if event.type == "tool_response")
         assert result["result"]["Ok"][0]["text"].startswith("kept")
         assert text_of(woken) == "still there"
+        content = f"{path}/files/content?path=kept.txt"
+        async with up.http.get(content) as answer:
+            assert await answer.read() == b"kept\n"
+        async with up.http.put(content, data=b"from outside\n") as answer:
+            assert answer.status == 200
+        said = await up.say(path, "[[tool cat kept.txt]]")
+        result = next(event.content for event in said if event.type == "tool_response")
+        assert result["result"]["Ok"][0]["text"].startswith("from outside")
         async with up.http.get(f"{path}/logs") as answer:
             assert answer.status == 200
             assert await answer.read()
@@ -128,7 +122,7 @@ async def test_an_environment_reaches_nobody_it_should_not(tmp_path: Path) -> No
             node = _json(theirs, "pods", "{.items[0].status.hostIP}")
             outside = _json(theirs, "services", "{.items[0].status.loadBalancer.ingress[0].ip}")
             pod = objects(hers, "pods")[0]
-            targets: Mapping[str, tuple[str, int]] = {
+            targets: dict[str, tuple[str, int]] = {
                 "pod of another user": (other, 3001),
                 "Service of another user": (service, 3001),
                 "load balancer of another user": (outside, 3001),

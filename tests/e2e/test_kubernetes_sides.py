@@ -12,15 +12,14 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cluster import real_cluster
 from tests.cluster.real_cluster import kubectl
-from tests.e2e.product import Product, product, text_of
+from tests.e2e.on_cluster import greylag
+from tests.e2e.product import Product, text_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -28,18 +27,6 @@ FOREIGN = "greylag-test-foreign:1"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 PROGRAMS = ("sh", "cat", "git", "ls", "mkdir", "uname")
 OLD_USER = 1000
-
-
-@asynccontextmanager
-async def greylag(folder: Path, **changed: str) -> AsyncIterator[tuple[Product, str]]:
-    """Run `greylag up` on the cluster; yield it and the namespace of its user."""
-    settings = real_cluster.settings(**changed)
-    prefix = settings["KUBE_NAMESPACE_PREFIX"]
-    try:
-        async with product(folder, **settings) as up:
-            yield up, f"{prefix}me"
-    finally:
-        real_cluster.remove_namespaces(prefix)
 
 
 async def tool(up: Product, path: str, command: str, **more: str) -> str:
@@ -53,7 +40,8 @@ async def tool(up: Product, path: str, command: str, **more: str) -> str:
 async def test_an_environment_of_the_version_before_starts_with_all_that_it_had(
     tmp_path: Path,
 ) -> None:
-    async with greylag(tmp_path) as (up, namespace):
+    async with greylag(tmp_path) as (up, prefix):
+        namespace = f"{prefix}me"
         path = await up.project("demo", active=False)
         assert await up.settled(path) == "inactive"
         (made,) = json.loads(_get(namespace, "deployments", "-o", "json"))["items"]

@@ -482,7 +482,7 @@ class ApiClient:
     async def file(self, place: ProjectPlace, path: str) -> FileEntry:
         """Return what is at a path of the workspace."""
         found = await self._get((*place.path, "files"), {"path": path, "limit": "1"})
-        return self._http.shaped(FileEntry, [found["entry"]])[0]
+        return self._file(found["entry"])
 
     async def folder(self, place: ProjectPlace, path: str) -> AsyncIterator[FileEntry]:
         """Yield what a folder of the workspace holds, by name, page by page."""
@@ -510,12 +510,12 @@ class ApiClient:
         where = (*place.path, "files", "content")
         request = Request("PUT", where, {"path": path}, content=content)
         written = await self._http.call(request, LONGEST_WAIT)
-        return self._http.shaped(FileEntry, [written])[0]
+        return self._file(written)
 
     async def make_folder(self, place: ProjectPlace, path: str) -> FileEntry:
         """Make a folder in the workspace."""
         made = await self._post((*place.path, "files", "folder"), {"path": path})
-        return self._http.shaped(FileEntry, [made])[0]
+        return self._file(made)
 
     async def move_file(
         self, place: ProjectPlace, source: str, target: str, *, replace: bool
@@ -523,7 +523,7 @@ class ApiClient:
         """Give a file of the workspace another path."""
         body = {"source": source, "target": target, "replace": replace}
         moved = await self._post((*place.path, "files", "move"), body)
-        return self._http.shaped(FileEntry, [moved])[0]
+        return self._file(moved)
 
     async def delete_file(self, place: ProjectPlace, path: str, *, recursive: bool) -> None:
         """Delete a file or folder of the workspace."""
@@ -535,6 +535,9 @@ class ApiClient:
         query = {"q": text, "path": path, "limit": "500"}
         found: dict[str, Any] = await self._get((*place.path, "files", "search"), query)
         return found
+
+    def _file(self, given: Any) -> FileEntry:
+        return self._http.shaped(FileEntry, [given])[0]
 
     async def _get(self, path: tuple[str, ...], query: Mapping[str, str] | None = None) -> Any:
         return await self._http.call(Request("GET", path, query or {}))

@@ -22,13 +22,14 @@ from greylag.cli.errors import CliError, ServerUnreachableError
 from greylag.cli.output import confirm, moment
 from greylag.common.agent_api import FileEntry
 from greylag.common.clock import parse_rfc3339
+from greylag.execd.files import parts_of, shown
+from greylag.execd.protocol import RefusedError
 
 COLUMNS = ("MODE", "SIZE", "MODIFIED", "NAME")
 STREAM = "-"
 _AT_ONCE = 1024 * 1024
 _TRIES = 4
 _SAME_SECONDS = 0.002  # times are told in milliseconds
-_ESCAPE = re.compile(r"\\(\\|x[0-9a-fA-F]{2})")
 _REMOTE = re.compile(r"([^/:]+):(.*)", re.DOTALL)
 
 
@@ -350,21 +351,16 @@ def _of_kind(entry: FileEntry, kind: str) -> FileEntry:
 
 def _below(folder: Path, name: str) -> Path:
     """Return a path here for a name there, which must be one name and lead nowhere else."""
-    plain = _ESCAPE.sub(_byte, name)
-    if plain in {"", ".", ".."} or "/" in plain or "\0" in plain or os.sep in plain:
-        raise CliError("The workspace names a file as no file can be named here.")
-    return folder / plain
-
-
-def _byte(match: re.Match[str]) -> str:
-    said = match.group(1)
-    return "\\" if said == "\\" else chr(0xDC00 + int(said[1:], 16))
+    try:
+        (plain,) = parts_of("" if "/" in name else name)
+    except (RefusedError, ValueError) as error:
+        raise CliError("The workspace names a file as no file can be named here.") from error
+    return folder / os.fsdecode(plain)
 
 
 def _said(name: str) -> str:
     """Return a name of this machine as the API has it."""
-    text = name.replace("\\", "\\\\")
-    return "".join(f"\\x{ord(c) & 0xFF:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+    return shown(os.fsencode(name))
 
 
 def _joined(folder: str, name: str) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from tests.cluster import real_cluster
-from tests.e2e.product import PATIENCE, PROJECTS, Product, product
+from tests.e2e.on_cluster import greylag
+from tests.e2e.product import PATIENCE, PROJECTS, Product
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -99,16 +100,11 @@ async def _is_lost_and_comes_back(up: Product, namespace: str, project: str) -> 
 
 
 async def test_each_loss_is_told_as_what_it_is_and_mended(tmp_path: Path) -> None:
-    settings = real_cluster.settings(
-        GREYLAG_KUBE_TEMPLATES=json.dumps({"default": SMALL}), GREYLAG_KUBE_QUOTA_CPU_LIMITS="16"
-    )
-    prefix = settings["KUBE_NAMESPACE_PREFIX"]
-    try:
-        async with product(tmp_path, **settings) as up:
-            await asyncio.gather(*(up.project(project) for project in LOSSES))
-            async with asyncio.TaskGroup() as group:
-                for project in LOSSES:
-                    lost = _is_lost_and_comes_back(up, f"{prefix}me", project)
-                    group.create_task(lost, name=project)
-    finally:
-        real_cluster.remove_namespaces(prefix)
+    shapes = json.dumps({"default": SMALL})
+    limits = {"GREYLAG_KUBE_TEMPLATES": shapes, "GREYLAG_KUBE_QUOTA_CPU_LIMITS": "16"}
+    async with greylag(tmp_path, **limits) as (up, prefix):
+        await asyncio.gather(*(up.project(project) for project in LOSSES))
+        async with asyncio.TaskGroup() as group:
+            for project in LOSSES:
+                lost = _is_lost_and_comes_back(up, f"{prefix}me", project)
+                group.create_task(lost, name=project)
