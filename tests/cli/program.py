@@ -91,15 +91,17 @@ async def start(*words: str, env: Mapping[str, str]) -> Process:
     )
 
 
-async def run(*words: str, env: Mapping[str, str], stdin: bytes = b"") -> Done:
+async def run(
+    *words: str, env: Mapping[str, str], stdin: bytes = b"", patience: float = PATIENCE
+) -> Done:
     """Run the program with pipes to its end."""
     process = await start(*words, env=env)
-    return await finish(process, stdin)
+    return await finish(process, stdin, patience)
 
 
-async def finish(process: Process, stdin: bytes = b"") -> Done:
-    """Give a started program its input and wait for its end."""
-    async with asyncio.timeout(PATIENCE):
+async def finish(process: Process, stdin: bytes = b"", patience: float = PATIENCE) -> Done:
+    """Give a started program its input and wait for its end, so many seconds at most."""
+    async with asyncio.timeout(patience):
         out, err = await process.communicate(stdin)
     return Done(process.returncode or 0, out.decode(), err.decode())
 

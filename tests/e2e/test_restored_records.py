@@ -69,7 +69,8 @@ async def test_changed_settings_reach_what_runs_by_a_rollout(up: Product) -> Non
     await up.until(path, outdated=True)
     shown = await run("projects", "show", "kept", env=up.env)
     assert "greylag rollout" in shown.out
-    done = await run("rollout", "--json", env=up.env)
+    # A pod may take all of its grace period to end.
+    done = await run("rollout", "--json", env=up.env, patience=120)
     assert (done.code, done.document) == (
         0,
         {
