@@ -51,7 +51,7 @@ judges: ## Install what judges the manifests (needs Go); tests then run it: test
 	build/judges/checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
 	ln -sf ../checkov/bin/checkov build/judges/bin/checkov
 
-css: ## Build the dashboard's style sheet (needs Node)
+css: ## Build the dashboard's style sheet and scripts (needs Node)
 	npm ci --prefix frontend --no-progress
 	npm run --prefix frontend build
 
