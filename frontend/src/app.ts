@@ -3,6 +3,7 @@ import htmx from "htmx.org/dist/htmx.esm.js";
 import { Idiomorph } from "idiomorph/dist/idiomorph.esm.js";
 import { startConsole } from "./console";
 import { startDialog } from "./dialog";
+import { startFiles } from "./files_pane";
 import { startLive } from "./live";
 import { startPanes } from "./panes";
 import { startTimes } from "./times";
@@ -45,7 +46,7 @@ function startForms(): void {
     const target = event.target as Element;
     target.closest("[data-dismiss]")?.parentElement?.remove();
     for (const menu of document.querySelectorAll<HTMLDetailsElement>("details.menu[open]")) {
-      if (!menu.contains(target)) menu.open = false;
+      if (!menu.contains(target) || target.closest(".menu-body :is(a, button)")) menu.open = false;
     }
   });
   document.addEventListener("keydown", (event) => {
@@ -94,4 +95,5 @@ startDialog();
 startTimes();
 startLive();
 startConsole();
+startFiles();
 startPanes();

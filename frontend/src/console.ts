@@ -266,6 +266,7 @@ class Console {
     this.#conversation.removeAttribute("aria-busy");
     this.#button("stop").hidden = true;
     this.#button("send").disabled = false;
+    document.dispatchEvent(new Event("greylag:turn-ended"));
     if (document.activeElement === document.body) this.#text.focus({ preventScroll: true });
     await this.#showSessions();
   }

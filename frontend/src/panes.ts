@@ -1,6 +1,7 @@
 // The parts of a project's page: the conversation beside one of the panes, or on a narrow page one of them all.
 const NARROW = matchMedia("(max-width: 900px)");
-const SIDE_KEY = "greylag-side";
+const WIDTH_KEY = "greylag-side";
+const PANE_KEY = "greylag-pane";
 
 /** Called when a pane is shown, with its name. */
 const watchers = new Map<string, () => void>();
@@ -17,8 +18,9 @@ export function showPane(name: string): void {
   if (!panes || !tab) return;
   panes.dataset.shown = name;
   // Beside the conversation there is always a pane.
-  const side = name === "chat" ? (panes.dataset.side ?? nameOf(tabs().at(1))) : name;
+  const side = name === "chat" ? (panes.dataset.side ?? lastPane()) : name;
   panes.dataset.side = side;
+  keep(PANE_KEY, side);
   for (const one of tabs()) {
     const selected = nameOf(one) === (NARROW.matches ? name : side);
     one.setAttribute("aria-selected", String(selected));
@@ -59,6 +61,12 @@ function tabs(): HTMLElement[] {
   return [...document.querySelectorAll<HTMLElement>("#tabs [role=tab]")];
 }
 
+/** Return the pane that was beside the conversation last, on whatever page; the first if there was none. */
+function lastPane(): string {
+  const last = kept(PANE_KEY);
+  return document.getElementById(`pane-${last}`) && last ? last : nameOf(tabs().at(1));
+}
+
 function nameOf(tab: Element | undefined): string {
   return tab?.id.replace("tab-", "") ?? "";
 }
@@ -72,10 +80,10 @@ function startSplitter(): void {
     const side = Math.round(Math.min(most, Math.max(least, percent)));
     splitter.ariaValueNow = String(side);
     panes.style.setProperty("--side", `${side}%`);
-    keepSide(side);
+    keep(WIDTH_KEY, String(side));
   };
-  const kept = keptSide();
-  if (kept) set(kept);
+  const width = Number(kept(WIDTH_KEY));
+  if (width) set(width);
   splitter.addEventListener("pointerdown", (event) => splitter.setPointerCapture(event.pointerId));
   splitter.addEventListener("pointermove", (event) => {
     if (!splitter.hasPointerCapture(event.pointerId)) return;
@@ -88,18 +96,20 @@ function startSplitter(): void {
   });
 }
 
-function keptSide(): number {
+// Storage may be forbidden; what is chosen then lasts until the next page.
+
+function kept(key: string): string | null {
   try {
-    return Number(localStorage.getItem(SIDE_KEY));
+    return localStorage.getItem(key);
   } catch {
-    return 0; // storage may be forbidden
+    return null;
   }
 }
 
-function keepSide(side: number): void {
+function keep(key: string, value: string): void {
   try {
-    localStorage.setItem(SIDE_KEY, String(side));
+    localStorage.setItem(key, value);
   } catch {
-    // It then lasts until the next page.
+    // See above.
   }
 }

@@ -3,6 +3,7 @@ import { diffLines } from "diff";
 import { useEffect, useState } from "preact/hooks";
 import { CopyButton } from "./code_block";
 import { type StepWords, wordsOf } from "./step_words";
+import { openFile } from "./files_pane";
 import { TerminalText } from "./terminal_text";
 import { counted, visible } from "./text";
 import { type Step, dataOf } from "./turn_model";
@@ -38,6 +39,9 @@ function StepRow({ step, decide }: { step: Step; decide: Decide }) {
       <div class="step-body">
         <Wanted step={step} words={words} />
         {step.output && <pre class="terminal" tabIndex={0} dir="ltr" aria-label="Output"><TerminalText text={step.output} /></pre>}
+        {words.change && step.state === "done" && (
+          <button type="button" class="btn-text" onClick={() => openFile(words.object)}>Open the file</button>
+        )}
         {step.files.map((file, index) => <ResultFile key={index} part={file} />)}
       </div>
     </details>

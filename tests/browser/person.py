@@ -7,10 +7,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from playwright.async_api import Page, async_playwright
 from tests.harness import TOKEN
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+AXE = Path(__file__).parents[2] / "build" / "judges" / "node_modules" / "axe-core" / "axe.min.js"
+needs_axe = pytest.mark.skipif(
+    not AXE.exists(), reason="THE PAGES WERE NOT JUDGED: run tools/setup.sh dev where npm is"
+)
 PATIENCE_MS = 60_000
 _ARGUMENTS = (
     "--no-sandbox",
@@ -54,6 +59,17 @@ class Person:
     async def answer(self) -> str:
         """Return the words of the newest answer, as they stand in the page."""
         return await self.page.locator(".turn").last.locator(".answer").inner_text()
+
+    async def judged(self) -> None:
+        """Fail if axe finds anything wrong in the page, or if it is wider than its window."""
+        await self.page.evaluate(AXE.read_text())
+        found = await self.page.evaluate(
+            "async () => (await axe.run()).violations.map(one => "
+            "[one.id, one.nodes.map(node => [node.html.slice(0, 200), node.failureSummary])])"
+        )
+        assert found == [], found
+        wide = "document.documentElement.scrollWidth - innerWidth"
+        assert await self.page.evaluate(wide) <= 0
 
     async def picture(self, name: str) -> None:
         """Keep a screenshot as test output."""

@@ -198,6 +198,7 @@ async def test_sessions_are_chosen_begun_and_deleted(running: Site, person: Pers
     await person.open_project(await running.project(active=True))
     await person.say("First")
     await person.answered()
+    await person.page.get_by_role("tab", name="Sessions").click()
     await person.page.click("text=New session")
     await expect(person.page.locator(".turn")).to_have_count(0)
     await person.say("Second")

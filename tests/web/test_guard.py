@@ -35,6 +35,9 @@ async def test_a_foreign_host_is_refused_so_that_no_name_can_be_rebound(
 ) -> None:
     async with running.http.get(ADA, headers={"host": host}) as answer:
         assert answer.status in {400, 403}
+    async with running.http.get("/", headers={"host": host, "accept": "text/html"}) as page:
+        assert page.status in {400, 403}
+        assert page.content_type != "application/problem+json"
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:9"])

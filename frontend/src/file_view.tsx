@@ -1,0 +1,156 @@
+// One file of the workspace: text in colours, a picture, or what there is to save; text can be edited.
+import type { ComponentChild } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import { useHighlighted } from "./code_block";
+import { Draft } from "./drafts";
+import { Refused, wordsOf } from "./sse";
+import { visible } from "./text";
+import { type Content, type Entry, type Workspace, folderOf, sized } from "./workspace";
+
+const MOST_SHOWN = 1_000_000;
+const MOST_PICTURE = 8_000_000;
+const PICTURES: Record<string, string> = { png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", gif: "image/gif", webp: "image/webp" };
+const LANGUAGES: Record<string, string> = {
+  c: "c", cc: "cpp", cpp: "cpp", css: "css", diff: "diff", go: "go", h: "c", hpp: "cpp", htm: "xml", html: "xml", ini: "ini",
+  java: "java", js: "javascript", json: "json", jsx: "javascript", md: "markdown", mjs: "javascript", patch: "diff", py: "python",
+  rb: "ruby", rs: "rust", sh: "bash", sql: "sql", svg: "xml", toml: "ini", ts: "typescript", tsx: "typescript", xml: "xml",
+  yaml: "yaml", yml: "yaml",
+};
+
+interface Shown extends Content {
+  entry: Entry;
+  text: string | null; // of what is text
+  picture: string | null;
+}
+
+interface FileViewProps {
+  workspace: Workspace;
+  path: string;
+  onClose: () => void;
+  onFolder: (path: string) => void;
+}
+
+/** Shows the file at `path`; a folder or a link to one is shown as the folder. */
+export function FileView({ workspace, path, onClose, onFolder }: FileViewProps) {
+  const [shown, setShown] = useState<Shown | null>(null);
+  const [said, say] = useState("");
+  const [editing, setEditing] = useState(false);
+  const load = async () => {
+    say("");
+    try {
+      const { entry } = await workspace.list(path);
+      if (entry.kind === "folder") return onFolder(path);
+      setShown(await read(workspace, entry));
+    } catch (error) {
+      say(wordsOf(error));
+    }
+  };
+  useEffect(() => void load(), [workspace, path]);
+  const isWhole = shown !== null && shown.entry.size <= MOST_SHOWN;
+  const name = path.split("/").at(-1) ?? "";
+  return (
+    <div class="files">
+      <div class="files-tools">
+        <button type="button" class="btn btn-small" onClick={onClose}>&#8592; Files</button>
+        {shown?.text != null && isWhole && !editing && <button type="button" class="btn btn-small" onClick={() => setEditing(true)}>Edit</button>}
+        <a class="btn btn-small" href={workspace.contentUrl(path)} download={name}>Download</a>
+      </div>
+      <p class="file-name"><bdi>{visible(path)}</bdi> {shown && <span class="quiet">{sized(shown.entry.size)}</span>}</p>
+      <p class="files-status" role="status">{visible(said)}</p>
+      {shown && editing && <Editor workspace={workspace} shown={shown} onDone={() => { setEditing(false); void load(); }} />}
+      {shown && !editing && <Body shown={shown} isWhole={isWhole} />}
+      {!shown && !said && <p class="files-empty">Loading...</p>}
+      {!shown && said && <p class="files-empty"><button type="button" class="btn btn-small" onClick={() => onFolder(folderOf(path))}>Show its folder</button></p>}
+    </div>
+  );
+}
+
+function Body({ shown, isWhole }: { shown: Shown; isWhole: boolean }) {
+  const extension = extensionOf(shown.entry.name);
+  const coloured = useHighlighted(shown.text ?? "", LANGUAGES[extension] ?? "", shown.text !== null);
+  if (shown.picture) return <img class="result-image" alt={visible(shown.entry.name)} src={shown.picture} />;
+  if (shown.text === null) return <p class="files-empty">This is no text. Download it to open it.</p>;
+  if (shown.text === "") return <p class="files-empty">It is empty.</p>;
+  return (
+    <>
+      <Lines>{coloured ?? visible(shown.text)}</Lines>
+      {!isWhole && <p class="files-empty">This is its beginning. Download it to see all.</p>}
+    </>
+  );
+}
+
+function Lines({ children }: { children: ComponentChild }) {
+  return <pre class="code file-text" tabIndex={0} dir="ltr" aria-label="Content"><code>{children}</code></pre>;
+}
+
+function Editor({ workspace, shown, onDone }: { workspace: Workspace; shown: Shown; onDone: () => void }) {
+  const draft = new Draft(`${workspace.contentUrl(shown.entry.path)}`);
+  const [text, setText] = useState(draft.read() || (shown.text ?? ""));
+  const [problem, setProblem] = useState("");
+  const [changed, setChanged] = useState(false);
+  const type = (typed: string) => {
+    setText(typed);
+    draft.keep(typed === shown.text ? "" : typed);
+  };
+  const leave = () => {
+    draft.keep("");
+    onDone();
+  };
+  const save = async (etag: string | null) => {
+    setProblem("");
+    try {
+      await workspace.write(shown.entry.path, text, etag);
+      leave();
+    } catch (error) {
+      setProblem(wordsOf(error));
+      setChanged(error instanceof Refused && (error.status === 409 || error.status === 412));
+    }
+  };
+  const onKeyDown = (event: KeyboardEvent) => {
+    if (event.key !== "s" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    void save(shown.etag);
+  };
+  return (
+    <>
+      <textarea class="input mono file-editor" aria-label={`Content of ${visible(shown.entry.name)}`} spellcheck={false} value={text}
+        onInput={(event) => type(event.currentTarget.value)} onKeyDown={onKeyDown} />
+      {problem && <p class="problem" role="alert">{visible(problem)}</p>}
+      <div class="files-tools">
+        <button type="button" class="btn btn-small btn-primary" onClick={() => save(shown.etag)}>Save</button>
+        {changed && <button type="button" class="btn btn-small btn-danger" onClick={() => save(null)}>Overwrite it</button>}
+        <button type="button" class="btn btn-small" onClick={leave}>Discard</button>
+      </div>
+    </>
+  );
+}
+
+async function read(workspace: Workspace, entry: Entry): Promise<Shown> {
+  const kind = PICTURES[extensionOf(entry.name)];
+  const content = await workspace.read(entry, kind ? MOST_PICTURE : MOST_SHOWN);
+  if (kind && entry.size <= MOST_PICTURE) return { ...content, entry, text: null, picture: await asAddress(content.blob, kind) };
+  return { ...content, entry, text: textOf(await content.blob.arrayBuffer(), entry.size > MOST_SHOWN), picture: null };
+}
+
+/** Return what the bytes say in UTF-8, null when they are no text; `cut`: the last character may be a part. */
+function textOf(bytes: ArrayBuffer, cut: boolean): string | null {
+  try {
+    const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes, { stream: cut });
+    return text.includes("\0") ? null : text;
+  } catch {
+    return null;
+  }
+}
+
+function asAddress(blob: Blob, kind: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(String(reader.result));
+    reader.onerror = () => reject(reader.error ?? new Error("The picture cannot be read."));
+    reader.readAsDataURL(new Blob([blob], { type: kind }));
+  });
+}
+
+function extensionOf(name: string): string {
+  return name.includes(".") ? (name.split(".").at(-1)?.toLowerCase() ?? "") : "";
+}

@@ -1,0 +1,331 @@
+// The pane of the workspace's files: folders page by page, one open file, uploads, search.
+import { type JSX, render } from "preact";
+import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { FileView } from "./file_view";
+import { showPane, whenShown } from "./panes";
+import { type Problem, Refused, wordsOf } from "./sse";
+import { ago } from "./times";
+import { counted, visible } from "./text";
+import { type Entry, type Listing, type Match, type Upload, Workspace, chosen, dropped, folderOf, isArchive, pathIn, sized } from "./workspace";
+
+const SEARCH_WAIT_MS = 250;
+
+/** Bring the pane to life, on a page that has one. */
+export function startFiles(): void {
+  const place = document.getElementById("files");
+  const api = document.querySelector<HTMLElement>("[data-console]")?.dataset.api;
+  if (!place || !api) return;
+  const workspace = new Workspace(api);
+  let news = 0;
+  const refresh = () => render(<FilesPane workspace={workspace} news={(news += 1)} />, place);
+  const isOpen = () => !place.closest<HTMLElement>(".pane")!.hidden;
+  whenShown("files", refresh);
+  document.addEventListener("greylag:changed", () => isOpen() && refresh());
+  document.addEventListener("greylag:turn-ended", () => isOpen() && refresh());
+}
+
+/** Show a file in the pane, by what the agent calls it: its path, which may begin with the workspace's. */
+export function openFile(path: string): void {
+  showPane("files");
+  document.dispatchEvent(new CustomEvent("greylag:open-file", { detail: path.replace(/^\/(.*\/)?workspace\//, "").replace(/^\.\//, "") }));
+}
+
+/** `news` changes when what is shown may not be true any more. */
+function FilesPane({ workspace, news }: { workspace: Workspace; news: number }) {
+  const [folder, setFolder] = useState("");
+  const [open, setOpen] = useState<string | null>(null);
+  const [said, say] = useState("");
+  const [again, setAgain] = useState(0);
+  const attempt = useCallback(async (action: () => Promise<unknown>) => {
+    say("");
+    try {
+      await action();
+    } catch (error) {
+      say(wordsOf(error));
+    }
+    setAgain((count) => count + 1);
+  }, []);
+  useEffect(() => {
+    const show = (event: Event) => setOpen((event as CustomEvent<string>).detail);
+    document.addEventListener("greylag:open-file", show);
+    return () => document.removeEventListener("greylag:open-file", show);
+  }, []);
+  const upload = (uploads: Upload[]) =>
+    attempt(async () => {
+      for (const [index, { path, file }] of uploads.entries()) {
+        await send(workspace.contentUrl(path), file, (share) => say(`Uploading ${index + 1} of ${uploads.length}, ${share} %`));
+      }
+    });
+  const unpack = (archive: File) =>
+    attempt(async () => {
+      say(`Unpacking ${archive.name}`);
+      const { files, left_out } = await workspace.unpack(folder, archive);
+      say(`${counted(files, "file")} unpacked.${left_out.length ? ` Left out: ${left_out.join(", ")}` : ""}`);
+    });
+  if (open !== null) {
+    return <FileView workspace={workspace} path={open} onClose={() => setOpen(null)} onFolder={(path) => { setOpen(null); setFolder(path); }} />;
+  }
+  return (
+    <DropZone onDrop={(transfer) => void dropped(transfer, folder).then(upload)}>
+      <Toolbar workspace={workspace} folder={folder} attempt={attempt} onUpload={upload} onUnpack={unpack} />
+      <p class="files-status" role="status">{visible(said)}</p>
+      <Search workspace={workspace} onOpen={setOpen}>
+        <Path folder={folder} onOpen={setFolder} />
+        <Folder workspace={workspace} folder={folder} news={news + again} attempt={attempt}
+          onFolder={setFolder} onFile={setOpen} />
+      </Search>
+    </DropZone>
+  );
+}
+
+type Attempt = (action: () => Promise<unknown>) => Promise<void>;
+
+function DropZone({ onDrop, children }: { onDrop: (transfer: DataTransfer) => void; children: JSX.Element[] }) {
+  const [over, setOver] = useState(false);
+  const take = (event: DragEvent) => {
+    event.preventDefault();
+    setOver(false);
+    if (event.dataTransfer) onDrop(event.dataTransfer);
+  };
+  const hover = (event: DragEvent) => {
+    event.preventDefault();
+    setOver(true);
+  };
+  return <div class={over ? "files files-over" : "files"} onDragOver={hover} onDragLeave={() => setOver(false)} onDrop={take}>{children}</div>;
+}
+
+interface ToolbarProps {
+  workspace: Workspace;
+  folder: string;
+  attempt: Attempt;
+  onUpload: (uploads: Upload[]) => void;
+  onUnpack: (archive: File) => void;
+}
+
+function Toolbar({ workspace, folder, attempt, onUpload, onUnpack }: ToolbarProps) {
+  const [naming, setNaming] = useState(false);
+  const make = (name: string) => {
+    setNaming(false);
+    if (name) void attempt(() => workspace.makeFolder(pathIn(folder, name)));
+  };
+  return (
+    <div class="files-tools">
+      <Picker label="Upload files" onPick={(files) => onUpload(chosen(files, folder))} />
+      <details class="menu">
+        <summary class="btn btn-small btn-quiet" aria-label="More for this folder">&#8943;</summary>
+        <div class="menu-body">
+          <Picker label="Upload a folder" folder onPick={(files) => onUpload(chosen(files, folder))} />
+          <Picker label="Upload and unpack an archive" accept=".zip,.gz,.tgz" onPick={([archive]) => archive && onUnpack(archive)} />
+          <button type="button" class="menu-item" onClick={() => setNaming(true)}>New folder</button>
+          <a class="menu-item" href={workspace.archiveUrl(folder)} download={`${folder.split("/").at(-1) || "workspace"}.zip`}>Download as an archive</a>
+        </div>
+      </details>
+      {naming && <NameForm label="Name of the new folder" value="" onDone={make} />}
+    </div>
+  );
+}
+
+interface PickerProps {
+  label: string;
+  folder?: boolean;
+  accept?: string;
+  onPick: (files: FileList) => void;
+}
+
+function Picker({ label, folder = false, accept = "", onPick }: PickerProps) {
+  const input = useRef<HTMLInputElement>(null);
+  const pick = () => {
+    const files = input.current?.files;
+    if (files?.length) onPick(files);
+    if (input.current) input.current.value = "";
+  };
+  useEffect(() => { if (input.current) input.current.webkitdirectory = folder; }, [folder]);
+  return (
+    <>
+      <button type="button" class={folder || accept ? "menu-item" : "btn btn-small"} onClick={() => input.current?.click()}>{label}</button>
+      <input ref={input} type="file" hidden multiple={!accept} accept={accept} aria-label={label} onChange={pick} />
+    </>
+  );
+}
+
+function NameForm({ label, value, onDone }: { label: string; value: string; onDone: (name: string) => void }) {
+  const input = useRef<HTMLInputElement>(null);
+  useEffect(() => input.current?.select(), []);
+  const done = (event: Event) => {
+    event.preventDefault();
+    onDone(input.current?.value.trim() ?? "");
+  };
+  return (
+    <form class="name-form" onSubmit={done} onKeyDown={(event) => event.key === "Escape" && onDone("")}>
+      <input ref={input} class="input mono" aria-label={label} defaultValue={value} placeholder={label} required />
+      <button class="btn btn-small btn-primary">OK</button>
+      <button type="button" class="btn btn-small" onClick={() => onDone("")}>Cancel</button>
+    </form>
+  );
+}
+
+function Path({ folder, onOpen }: { folder: string; onOpen: (folder: string) => void }) {
+  const parts = folder ? folder.split("/") : [];
+  return (
+    <nav class="files-path" aria-label="Folder">
+      <button type="button" class="btn-text" onClick={() => onOpen("")}>workspace</button>
+      {parts.map((part, index) => (
+        <span key={index}>/<button type="button" class="btn-text" onClick={() => onOpen(parts.slice(0, index + 1).join("/"))}>{visible(part)}</button></span>
+      ))}
+    </nav>
+  );
+}
+
+interface FolderProps {
+  workspace: Workspace;
+  folder: string;
+  news: number;
+  attempt: Attempt;
+  onFolder: (path: string) => void;
+  onFile: (path: string) => void;
+}
+
+function Folder({ workspace, folder, news, attempt, onFolder, onFile }: FolderProps) {
+  const [listing, setListing] = useState<Listing | null>(null);
+  const [error, setError] = useState("");
+  useEffect(() => {
+    let current = true;
+    workspace.list(folder).then(
+      (found) => { if (current) { setListing(found); setError(""); } },
+      (failure) => { if (current) { setListing(null); setError(wordsOf(failure)); } },
+    );
+    return () => { current = false; };
+  }, [workspace, folder, news]);
+  if (error) return <p class="files-empty">{visible(error)}</p>;
+  if (!listing) return <p class="files-empty">Loading...</p>;
+  if (listing.entries.length === 0) return <p class="files-empty">Nothing is here yet. Drop files or folders to upload them.</p>;
+  const more = async () => {
+    const next = await workspace.list(folder, listing.next ?? "");
+    setListing({ ...next, entries: [...listing.entries, ...next.entries] });
+  };
+  return (
+    <>
+      <ul class="files-list">
+        {listing.entries.map((entry) => (
+          <Row key={entry.path} workspace={workspace} entry={entry} attempt={attempt} onFolder={onFolder} onFile={onFile} />
+        ))}
+      </ul>
+      {listing.next && <button type="button" class="btn btn-small" onClick={() => void more().catch((failure) => setError(wordsOf(failure)))}>Show more</button>}
+    </>
+  );
+}
+
+interface RowProps extends Omit<FolderProps, "folder" | "news"> {
+  entry: Entry;
+}
+
+function Row({ workspace, entry, attempt, onFolder, onFile }: RowProps) {
+  const [moving, setMoving] = useState(false);
+  const name = visible(entry.name);
+  const move = (target: string) => {
+    setMoving(false);
+    if (target && target !== entry.path) void attempt(() => workspace.move(entry.path, target));
+  };
+  const remove = () => {
+    if (confirm(`Delete ${name}${entry.kind === "folder" ? " and all that is in it" : ""}?`)) void attempt(() => workspace.remove(entry));
+  };
+  const unpack = () =>
+    attempt(async () => {
+      const { blob } = await workspace.read(entry, entry.size);
+      await workspace.unpack(folderOf(entry.path), new File([blob], entry.name));
+    });
+  if (moving) return <li><NameForm label="New path" value={entry.path} onDone={move} /></li>;
+  const open = () => (entry.kind === "folder" ? onFolder(entry.path) : onFile(entry.path));
+  return (
+    <li class="files-row">
+      <button type="button" class={`files-name files-${entry.kind}`} onClick={open} dir="auto">{name}{entry.kind === "link" && ` \u2192 ${visible(entry.target ?? "")}`}</button>
+      <span class="files-facts">{entry.kind === "file" && sized(entry.size)}</span>
+      <span class="files-facts files-when" title={entry.modified}>{ago(new Date(entry.modified))}</span>
+      <details class="menu">
+        <summary class="btn btn-small btn-quiet btn-icon" aria-label={`More for ${name}`}>&#8943;</summary>
+        <div class="menu-body">
+          {entry.kind === "file" && <a class="menu-item" href={workspace.contentUrl(entry.path)} download={entry.name}>Download</a>}
+          {entry.kind === "folder" && <a class="menu-item" href={workspace.archiveUrl(entry.path)} download={`${entry.name}.zip`}>Download as an archive</a>}
+          {entry.kind === "file" && isArchive(entry.name) && <button type="button" class="menu-item" onClick={() => void unpack()}>Unpack here</button>}
+          <button type="button" class="menu-item" onClick={() => setMoving(true)}>Rename or move</button>
+          <button type="button" class="menu-item btn-danger-text" onClick={remove}>Delete</button>
+        </div>
+      </details>
+    </li>
+  );
+}
+
+interface SearchProps {
+  workspace: Workspace;
+  onOpen: (path: string) => void;
+  children: JSX.Element[];
+}
+
+/** Shows what a search finds; `children` while nothing is searched for. */
+function Search({ workspace, onOpen, children }: SearchProps) {
+  const [text, setText] = useState("");
+  const [found, setFound] = useState<{ matches: Match[]; whole: boolean } | string | null>(null);
+  useEffect(() => {
+    let current = true;
+    setFound(null);
+    const timer = setTimeout(() => {
+      if (!text.trim()) return;
+      workspace.search(text.trim()).then(
+        (matches) => current && setFound(matches),
+        (failure) => current && setFound(wordsOf(failure)),
+      );
+    }, SEARCH_WAIT_MS);
+    return () => {
+      current = false;
+      clearTimeout(timer);
+    };
+  }, [workspace, text]);
+  return (
+    <>
+      <input class="input files-search" type="search" placeholder="Search names and contents" aria-label="Search files" value={text}
+        onInput={(event) => setText(event.currentTarget.value)} />
+      {!text.trim() ? children : <Matches found={found} onOpen={onOpen} />}
+    </>
+  );
+}
+
+function Matches({ found, onOpen }: { found: { matches: Match[]; whole: boolean } | string | null; onOpen: (path: string) => void }) {
+  if (found === null) return <p class="files-empty" role="status">Searching...</p>;
+  if (typeof found === "string") return <p class="files-empty" role="status">{visible(found)}</p>;
+  return (
+    <>
+      <p class="files-status" role="status">{counted(found.matches.length, "place")}{!found.whole && ", and more"}</p>
+      <ul class="files-list">
+        {found.matches.map((match, index) => (
+          <li key={index} class="files-match">
+            <button type="button" class="files-name" onClick={() => onOpen(match.path)}>{visible(match.path)}{match.line > 0 && `:${match.line}`}</button>
+            {match.line > 0 && <code>{visible(match.text)}</code>}
+          </li>
+        ))}
+      </ul>
+    </>
+  );
+}
+
+/** Send a file; unlike fetch this tells how much of it has gone. */
+function send(url: string, file: Blob, progress: (share: number) => void): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("PUT", url);
+    request.setRequestHeader("Content-Type", "application/octet-stream");
+    request.upload.onprogress = (event) => progress(event.total ? Math.floor((event.loaded / event.total) * 100) : 100);
+    request.onload = () => (request.status < 300 ? resolve() : reject(refusal(request)));
+    request.onerror = () => reject(new Error("The upload broke off."));
+    request.send(file);
+  });
+}
+
+function refusal(request: XMLHttpRequest): Refused {
+  let problem: Problem = {};
+  try {
+    problem = JSON.parse(request.responseText);
+  } catch {
+    // Something on the way answered in its own words.
+  }
+  return new Refused(request.status, problem);
+}

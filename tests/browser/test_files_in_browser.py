@@ -1,0 +1,231 @@
+"""The workspace's files on the page, over `greylag up` with the scripted agent."""
+
+import asyncio
+import io
+import zipfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Locator, expect
+from tests.browser.person import Person, at_browser, needs_axe
+from tests.browser.whole import Whole, up
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+HOSTILE = b"<script>document.title = 'owned'</script>"
+PIXEL = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole]:
+    async with up(tmp_path_factory.mktemp("files") / "data", GREYLAG_GOOSE="scripted") as one:
+        await one.project()
+        yield one
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browsing(whole: Whole) -> AsyncIterator[Person]:
+    async with at_browser(whole.address, token=whole.token) as one:
+        yield one
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def person(whole: Whole, browsing: Person) -> AsyncIterator[Person]:
+    """The person at the pane of files, in a workspace that holds what ``CONTENT`` says."""
+    api = "/api/users/me/projects/whole"
+    async with whole.http.get(f"{api}/files") as answer:
+        for entry in (await answer.json())["entries"]:
+            gone = {"path": entry["path"], "recursive": "true"}
+            async with whole.http.delete(f"{api}/files", params=gone) as deleted:
+                assert deleted.status == 204
+    for path, content in CONTENT.items():
+        where = {"path": path}
+        async with whole.http.put(f"{api}/files/content", params=where, data=content) as put:
+            assert put.status == 200, await put.text()
+    await browsing.page.set_viewport_size({"width": 1200, "height": 850})
+    await browsing.open_project(api)
+    await browsing.page.get_by_role("tab", name="Files").click()
+    await expect(browsing.page.locator(".files-list")).to_be_visible()
+    yield browsing
+
+
+CONTENT = {
+    "src/main.py": b"def main() -> int:\n    return 42\n",
+    "page.html": HOSTILE,
+    "pixel.gif": PIXEL,
+    "bytes.bin": b"\0\1\2\xff",
+    "notes.txt": "Grüße\n".encode(),
+}
+
+
+def row(person: Person, name: str) -> Locator:
+    return person.page.locator(".files-row", has=person.page.get_by_text(name, exact=True))
+
+
+async def menu(person: Person, name: str, action: str) -> None:
+    await row(person, name).locator("summary").click()
+    await row(person, name).get_by_text(action, exact=True).click()
+
+
+async def content(whole: Whole, path: str) -> bytes:
+    where = "/api/users/me/projects/whole/files/content"
+    async with whole.http.get(where, params={"path": path}) as answer:
+        assert answer.status == 200, await answer.text()
+        return await answer.read()
+
+
+async def test_folders_open_and_files_show_as_what_they_are(person: Person) -> None:
+    page, pane = person.page, person.page.locator("#files")
+    await person.picture("files-list")
+    await row(person, "src").get_by_role("button", name="src").click()
+    await row(person, "main.py").get_by_role("button").first.click()
+    await expect(pane.locator("pre .hljs-keyword").first).to_have_text("def")
+    await person.picture("files-text")
+    await page.get_by_role("button", name="Files").click()
+    await page.get_by_role("button", name="workspace").click()
+    for name, shown in (("page.html", "<script>"), ("bytes.bin", "This is no text")):
+        await row(person, name).get_by_role("button").first.click()
+        await expect(pane).to_contain_text(shown)
+        assert await pane.locator("script, iframe").count() == 0
+        await page.get_by_role("button", name="Files").click()
+    await row(person, "pixel.gif").get_by_role("button").first.click()
+    loaded = "one => one.decode().then(() => one.naturalWidth)"
+    assert await pane.locator("img").evaluate(loaded) == 1
+    assert "owned" not in await page.title()
+    async with page.expect_download() as download:
+        await pane.get_by_role("link", name="Download").click()
+    assert await asyncio.to_thread((await (await download.value).path()).read_bytes) == PIXEL
+
+
+async def test_text_is_edited_and_a_change_of_another_s_is_not_lost(
+    whole: Whole, person: Person
+) -> None:
+    page, editor = person.page, person.page.locator(".file-editor")
+    await row(person, "notes.txt").get_by_role("button").first.click()
+    await page.get_by_role("button", name="Edit", exact=True).click()
+    await editor.fill("Mine\n")
+    await page.keyboard.press("Control+s")
+    await expect(page.locator(".file-text")).to_have_text("Mine")
+    assert await content(whole, "notes.txt") == b"Mine\n"
+    await page.get_by_role("button", name="Edit", exact=True).click()
+    await editor.fill("Mine again\n")
+    where = {"path": "notes.txt"}
+    files = "/api/users/me/projects/whole/files/content"
+    async with whole.http.put(files, params=where, data=b"Theirs\n") as answer:
+        assert answer.status == 200
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.locator("#files").get_by_role("alert")).to_be_visible()
+    assert await content(whole, "notes.txt") == b"Theirs\n"
+    await page.get_by_role("button", name="Overwrite it").click()
+    await expect(page.locator(".file-text")).to_have_text("Mine again")
+    assert await content(whole, "notes.txt") == b"Mine again\n"
+
+
+async def test_files_folders_and_archives_are_uploaded(
+    whole: Whole, person: Person, tmp_path: Path
+) -> None:
+    page = person.page
+    (tmp_path / "tree" / "inner").mkdir(parents=True)
+    (tmp_path / "tree" / "a.txt").write_text("a")
+    (tmp_path / "tree" / "inner" / "b.txt").write_text("b")
+    await page.set_input_files("input[aria-label='Upload files']", tmp_path / "tree" / "a.txt")
+    await expect(row(person, "a.txt")).to_be_visible()
+    await page.set_input_files("input[aria-label='Upload a folder']", tmp_path / "tree")
+    await expect(row(person, "tree")).to_be_visible()
+    assert await content(whole, "tree/inner/b.txt") == b"b"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("packed/c.txt", "c")
+    given = {"name": "some.zip", "mimeType": "application/zip", "buffer": packed.getvalue()}
+    await page.set_input_files("input[aria-label='Upload and unpack an archive']", given)  # type: ignore[arg-type] # its own type of dict
+    await expect(row(person, "packed")).to_be_visible()
+    assert await content(whole, "packed/c.txt") == b"c"
+    await page.evaluate(_DROP)
+    await expect(row(person, "dropped.txt")).to_be_visible()
+    assert await content(whole, "dropped.txt") == b"dropped"
+
+
+async def test_folders_are_made_and_files_moved_deleted_and_packed(
+    whole: Whole, person: Person
+) -> None:
+    page = person.page
+    await page.get_by_label("More for this folder").click()
+    await page.get_by_role("button", name="New folder").click()
+    await page.get_by_label("Name of the new folder").fill("made")
+    await page.keyboard.press("Enter")
+    await expect(row(person, "made")).to_be_visible()
+    await menu(person, "notes.txt", "Rename or move")
+    await page.get_by_label("New path").fill("made/moved.txt")
+    await page.keyboard.press("Enter")
+    await expect(row(person, "notes.txt")).to_have_count(0)
+    assert await content(whole, "made/moved.txt") == "Grüße\n".encode()
+    async with page.expect_download() as download:
+        await menu(person, "made", "Download as an archive")
+    with zipfile.ZipFile(await (await download.value).path()) as archive:
+        assert "moved.txt" in "".join(archive.namelist())
+    page.once("dialog", lambda dialog: dialog.accept())
+    await menu(person, "made", "Delete")
+    await expect(row(person, "made")).to_have_count(0)
+
+
+async def test_names_and_lines_are_searched(person: Person) -> None:
+    await person.page.get_by_label("Search files").fill("return 42")
+    found = person.page.locator(".files-match")
+    await expect(found).to_contain_text("src/main.py:2")
+    await found.get_by_role("button").click()
+    await expect(person.page.locator("#files pre")).to_contain_text("return 42")
+
+
+async def test_a_large_folder_comes_in_pages(whole: Whole, person: Person) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number in range(250):
+            archive.writestr(f"many/{number:03d}", "")
+    where = "/api/users/me/projects/whole/files/archive?format=zip"
+    async with whole.http.post(where, data=packed.getvalue()) as answer:
+        assert answer.status == 200
+    await person.page.reload()
+    await person.page.get_by_role("tab", name="Files").click()
+    await row(person, "many").get_by_role("button", name="many").click()
+    await expect(person.page.locator(".files-row")).to_have_count(200)
+    await person.page.click("text=Show more")
+    await expect(person.page.locator(".files-row")).to_have_count(250)
+
+
+@needs_axe
+async def test_on_a_phone_one_part_at_a_time_fills_the_page(person: Person) -> None:
+    page = person.page
+    await page.set_viewport_size({"width": 390, "height": 844})
+    await page.get_by_role("tab", name="Chat").click()
+    await expect(page.locator("#message")).to_be_visible()
+    await expect(page.locator("#files")).to_be_hidden()
+    await page.keyboard.press("ArrowRight")
+    await expect(page.locator("#files")).to_be_visible()
+    await expect(page.locator("#message")).to_be_hidden()
+    await person.picture("files-phone")
+    for width in (320, 1920):
+        await page.set_viewport_size({"width": width, "height": 844})
+        await person.judged()
+    await row(person, "notes.txt").get_by_role("button").first.click()
+    await page.get_by_role("button", name="Edit", exact=True).click()
+    await person.judged()
+
+
+async def test_the_splitter_is_kept(person: Person) -> None:
+    page = person.page
+    await page.locator("#splitter").focus()
+    for _ in range(5):
+        await page.keyboard.press("ArrowLeft")
+    await expect(page.locator("#splitter")).to_have_attribute("aria-valuenow", "46")
+    await page.reload()
+    await expect(page.locator("#splitter")).to_have_attribute("aria-valuenow", "46")
+
+
+_DROP = """() => {
+  const given = new DataTransfer();
+  given.items.add(new File(["dropped"], "dropped.txt"));
+  const event = new DragEvent("drop", { dataTransfer: given, bubbles: true, cancelable: true });
+  document.querySelector(".files").dispatchEvent(event);
+}"""
