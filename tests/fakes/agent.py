@@ -203,6 +203,33 @@ def _list_settings(here: _Environment, _asked: AgentRequest) -> agent_api.Settin
     return agent_api.SettingList([replace(_SETTING, value=here.temperature)], 1)
 
 
+def _extension(name: str, kind: str, **more: Any) -> agent_api.AgentExtension:
+    return agent_api.AgentExtension(
+        name=name,
+        display_name=None,
+        type=kind,
+        extension_type=kind,
+        enabled=more.pop("enabled", True),
+        timeout=300,
+        cmd=None,
+        args=[],
+        uri=None,
+        bundled=None,
+        description=None,
+        env_keys=[],
+        **more,
+    )
+
+
+EXTENSIONS = agent_api.ExtensionList(
+    [
+        _extension("broken", "stdio", state="failed", state_detail="It said: missing API key"),
+        _extension("developer", "platform"),
+        _extension("memory", "builtin", enabled=False),
+    ],
+    3,
+)
+
 _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.LIST_SESSIONS.name: _list_sessions,
     agent_api.CREATE_SESSION.name: _create_session,
@@ -212,7 +239,7 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.EXPORT_SESSION.name: _export_session,
     agent_api.LIST_TURNS.name: _list_turns,
     agent_api.SHOW_TURN.name: _show_turn,
-    agent_api.LIST_EXTENSIONS.name: lambda _here, _asked: agent_api.ExtensionList([], 0),
+    agent_api.LIST_EXTENSIONS.name: lambda _here, _asked: EXTENSIONS,
     agent_api.LIST_SETTINGS.name: _list_settings,
     agent_api.SHOW_SETTING.name: _show_setting,
     agent_api.CHANGE_SETTING.name: _change_setting,

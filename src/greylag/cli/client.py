@@ -17,7 +17,7 @@ from yarl import URL
 
 from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
 from greylag.common import sse
-from greylag.common.agent_api import ChatMessage, Decision, FileEntry, Session
+from greylag.common.agent_api import AgentExtension, ChatMessage, Decision, FileEntry, Session
 from greylag.common.net import Proxy, is_loopback, proxy_for, proxy_variables
 from greylag.common.typed import T, parse_json, shaped
 
@@ -434,6 +434,11 @@ class ApiClient:
         """Return the conversations, newest first."""
         found = await self._get((*place.path, "sessions"))
         return self._http.shaped(Session, found["sessions"])
+
+    async def extensions(self, place: ProjectPlace) -> list[AgentExtension]:
+        """Return the agent's extensions, by name."""
+        found = await self._get((*place.path, "extensions"))
+        return self._http.shaped(AgentExtension, found["extensions"])
 
     async def messages(self, place: ProjectPlace, session_id: str) -> list[ChatMessage]:
         """Return a conversation's history, oldest first."""
