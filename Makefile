@@ -63,7 +63,7 @@ sbom: image greylag-image ## Write build/sbom: what the wheel and both images ar
 			--output cyclonedx-json=build/sbom/$$name.cdx.json oci-archive:build/$$name.tar || exit; \
 	done
 
-css: ## Build the dashboard's style sheet (needs Node)
+css: ## Build the dashboard's style sheet and scripts (needs Node)
 	npm ci --prefix frontend --no-progress
 	npm run --prefix frontend build
 

@@ -34,7 +34,7 @@ async def test_from_nothing_to_an_answer(whole: Whole) -> None:
         await person.say("run: echo $((6*7))")
         await person.page.get_by_role("button", name="Allow").click()
         await person.answered()
-        await expect(person.page.locator("pre.code")).to_have_text("42\n")
+        await expect(person.page.locator(".prose pre.code")).to_have_text("42\n")
         await expect(person.page.locator("#log")).to_contain_text("The agent is ready.")
         await person.picture("whole-answer")
 

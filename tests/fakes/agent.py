@@ -1,9 +1,10 @@
 """An agent in memory: the verified fake of the gateway.
 
-A message is answered with its own words. Three beginnings make it do more: ``run: `` asks for a
+A message is answered with its own words. Four beginnings make it do more: ``run: `` asks for a
 confirmation and then tells what it would have run (``run: pictures`` gives a picture and what only
 looks like one), ``wait: `` says nothing until the turn is cancelled, ``fail: `` ends with an error
-event. Of what is relayed all is answered; of settings it has one.
+event, ``events: `` gives a JSON list of types and contents. Of what is relayed all is answered; of
+settings it has one.
 """
 
 import asyncio
@@ -395,6 +396,10 @@ def _begin(run: _Run) -> None:
     if kind == "fail":
         run.add("error", message="Agent processing error", error=rest, code="model_failed")
         run.end("error")
+    elif kind == "events":
+        for told, content in json.loads(rest):
+            run.add(told, **content)
+        run.end("completed")
     elif kind == "run":
         run.confirmation = uuid.uuid4().hex
         asked = {"id": run.confirmation, "tool_name": "shell", "arguments": {"command": rest}}

@@ -88,10 +88,8 @@ class Guard:
             return _unauthorized(scope, error.info)
         except LimitExceededError as error:
             return errors.problem_response(error.info, headers={"retry-after": "60"})
-        except StoreUnavailableError as error:
+        except (ForbiddenError, StoreUnavailableError, TooLargeError) as error:
             return errors.page_or_problem(error_page, Request(scope), error.info)
-        except (ForbiddenError, TooLargeError) as error:
-            return errors.problem_response(error.info)
         return None
 
     def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
