@@ -47,6 +47,8 @@ greylag-image: ## Build build/greylag.tar, the image of web and worker, in the s
 
 judges: ## Install what judges the manifests (needs Go); tests then run it: tests/deploy/test_manifests_judged.py
 	GOBIN=$(CURDIR)/build/judges/bin go install github.com/zegl/kube-score/cmd/kube-score@v1.20.0
+	GOBIN=$(CURDIR)/build/judges/bin go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+	GOEXPERIMENT=jsonv2 GOBIN=$(CURDIR)/build/judges/bin go install github.com/aquasecurity/trivy/cmd/trivy@v0.74.0
 	python3 -m venv build/judges/checkov
 	build/judges/checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
 	ln -sf ../checkov/bin/checkov build/judges/bin/checkov
