@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import compile_path
-from starlette.websockets import WebSocket
 
 from greylag.common import logs
 from greylag.domain.errors import ErrorInfo, GreylagError, InvalidRequestError, TooLargeError
@@ -158,10 +157,7 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
     answer = partial(page_or_problem, error_page)
 
     async def on_greylag_error(asked: HTTPConnection, error: Exception) -> Response:
-        response = answer(asked, translated(error))
-        if isinstance(asked, WebSocket):  # the framework sends nothing itself
-            await asked.send_denial_response(response)
-        return response
+        return answer(asked, translated(error))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         errors = error.errors() if isinstance(error, RequestValidationError) else []
