@@ -86,24 +86,20 @@ async def test_who_leaves_leaves_nothing_open(running: Site) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    ("headers", "status", "code"),
-    [
-        ({"origin": "http://evil.example"}, 403, "forbidden"),
-        ({"origin": "null"}, 403, "forbidden"),
-        ({"origin": "http://127.0.0.1:1"}, 403, "forbidden"),
-        ({"origin": "http://localhost"}, 403, "forbidden"),
-        ({"host": "evil.example"}, 403, "forbidden"),
-        ({"sec_fetch_site": "cross-site"}, 403, "forbidden"),
-        ({"authorization": "Bearer wrong"}, 401, "unauthorized"),
-        ({"x": "y" * 70_000}, 431, "headers_too_large"),
-    ],
-)
-async def test_the_guard_stands_before_it(
-    headers: dict[str, str], status: int, code: str, running: Site
-) -> None:
+async def test_the_guard_stands_before_it(running: Site) -> None:
     path = await terminal(running)
-    assert await refusal(running, path, **headers) == (status, code)
+    foreign: list[dict[str, str]] = [
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:1"},
+        {"origin": "http://localhost"},
+        {"host": "evil.example"},
+        {"sec_fetch_site": "cross-site"},
+    ]
+    for headers in foreign:
+        assert await refusal(running, path, **headers) == (403, "forbidden"), headers
+    assert await refusal(running, path, authorization="Bearer wrong") == (401, "unauthorized")
+    assert await refusal(running, path, x="y" * 70_000) == (431, "headers_too_large")
     assert running.house.gateway.open_streams == 0
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import aiohttp
 from yarl import URL
 
-from greylag.common import agent_api, logs, sse
+from greylag.common import agent_api, logs, sockets, sse
 from greylag.common.agent_api import Decision, Operation, Socket, Turn
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import (
@@ -346,6 +346,8 @@ class HttpAgents:
             named = " ".join(parts.values())
             missing = MissingError(f"There is no {socket.name} {named}.")
             raise refusal(error.status, {}, missing) from error
+        except sockets.RedirectedError as error:
+            raise AgentFailedError(str(error)) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise AgentUnreachableError("The agent does not answer.") from error
         try:
@@ -460,19 +462,13 @@ class _AgentSocket:
 
 
 def _for_sockets(connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSession:
-    """Return a session for WebSockets; the library would follow a redirect of one by itself."""
-
-    async def refuse(*_: object) -> None:
-        raise AgentFailedError("The agent answered with a redirect, which is not followed.")
-
-    tracing = aiohttp.TraceConfig()
-    tracing.on_request_redirect.append(refuse)
+    """Return a session for WebSockets."""
     return aiohttp.ClientSession(
         connector=connector,
         connector_owner=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=_ANSWER_TIMEOUT,
-        trace_configs=[tracing],
+        trace_configs=[sockets.never_redirected()],
     )
 
 

@@ -2,12 +2,30 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
+import aiohttp
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 NORMAL, GOING_AWAY, WRONG, FAILED = 1000, 1001, 1008, 1011
 """Why a connection is closed (RFC 6455, section 7.4.1)."""
+
+
+class RedirectedError(aiohttp.ClientError):
+    """A server answered with a redirect to what asked for a WebSocket."""
+
+
+def never_redirected() -> aiohttp.TraceConfig:
+    """Return what a session is traced by that must follow no redirect: for WebSockets the library
+    knows no other way.
+    """
+
+    async def refuse(*_: object) -> NoReturn:
+        raise RedirectedError("The answer is a redirect, which is not followed.")
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_redirect.append(refuse)
+    return tracing
 
 
 class SocketClosedError(Exception):
