@@ -26,12 +26,14 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.frames import Frame
 
 from greylag.common.net import is_loopback
 
 _BACKLOG = 2048
 _LOOK_EACH_TICKS = 3  # uvicorn's tick is a tenth of a second
 _FEWEST_CONNECTIONS = 16
+_MOST_PARTS = 1024
 MOST_MESSAGE = 64 * 1024
 _OTHER_FILES = 64
 _ALL_ADDRESSES = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
@@ -157,6 +159,11 @@ _HEADERS_TOO_LARGE = _Refusal(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "headers_too_large",
     "The request has more or longer headers than are taken.",
+)
+_NO_HANDSHAKE = _Refusal(
+    HTTPStatus.BAD_REQUEST,
+    "malformed_request",
+    "A request for a WebSocket has no body, at most 128 headers, and lines of up to 8 KiB.",
 )
 _TOO_SLOW = _Refusal(
     HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "The request did not come in time."
@@ -436,6 +443,20 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
         """Forget the connection."""
         self._left()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; a request that the library can only drop is refused."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(_NO_HANDSHAKE.document(self.default_headers))
+            self.transport.close()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Take a further part of a message, of which there may be so many, empty ones too."""
+        if len(self.frames) < _MOST_PARTS:
+            super().handle_cont(event)
+        else:
+            self.transport.abort()
 
     def handle_ping(self) -> None:
         """Answer a ping, unless whoever sends them takes no answers: those would pile up."""
