@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     )
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
     legacy_api: bool = False
+    terminal: Literal["on", "off"] = "on"
 
     mongodb_uri: SecretStr | None = Field(None, validation_alias="MONGODB_URI")
     mongodb_db: str = Field("goose", validation_alias="MONGODB_DB")

@@ -93,7 +93,7 @@ def build(
         namespace_prefix=settings.namespace_prefix,
         activation_timeout=settings.activation_timeout,
     )
-    agents = Agents(projects, cluster, adapters.agents)
+    agents = Agents(projects, cluster, adapters.agents, terminal=settings.terminal == "on")
     pace = Pace(
         lease=settings.lease_seconds,
         resync=settings.resync_seconds,

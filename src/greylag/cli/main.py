@@ -50,6 +50,8 @@ VERBS = {
     "extensions": LazyVerb("chat:extensions", "List what extensions a project's agent has."),
     "files": LazyVerb("files:files", "List, read, write, search a workspace's files."),
     "cp": LazyVerb("files:cp", "Copy files and folders from and to a workspace."),
+    "shell": LazyVerb("terminal:shell", "Open a shell in a project's workspace."),
+    "exec": LazyVerb("terminal:exec_", "Run a command in a project's workspace."),
     "logs": LazyVerb("logs:logs", "Print what a project's environment says."),
     "events": LazyVerb("logs:events", "Print a project's activation log."),
     "manifests": LazyVerb(
