@@ -20,6 +20,7 @@ from greylag.cli.client import ApiClient, ServerSocket
 from greylag.cli.errors import CliError, ServerUnreachableError
 
 _IN, _OUT, _ERR = 0, 1, 2
+_STDERR = b"\x02"  # what begins a message of a command's stderr
 _AT_ONCE = 32 * 1024
 _SIGNALLED = 128
 _LOST = 255
@@ -142,7 +143,7 @@ async def _printing(socket: ServerSocket, *, marked: bool) -> int | None:
     while True:
         came = await socket.receive()
         if isinstance(came, bytes):
-            to = came[0] if marked else _OUT
+            to = _ERR if marked and came[:1] == _STDERR else _OUT
             await asyncio.to_thread(_print, to, came[1:] if marked else came)
         elif "exit" in came:
             code: int | None = came["exit"]
