@@ -263,6 +263,13 @@ class ForbiddenError(GreylagError):
     hint = "Open the address that `greylag up` printed, or name this host in GREYLAG_ALLOWED_HOSTS."
 
 
+class TerminalOffError(GreylagError):
+    """Terminals and commands are switched off."""
+
+    code = "terminal_off"
+    hint = "Whoever runs this Greylag can turn them on: GREYLAG_TERMINAL=on."
+
+
 class ConfigError(GreylagError):
     """A setting is missing or wrong; the sentence says which."""
 

@@ -51,6 +51,7 @@ FAILURE_WINDOW_SECONDS = 60.0
 _MAX_COUNTED = 10_000
 _PREFIX_BYTES = 8
 _BEARER = "bearer "
+_SECURE = frozenset({"https", "wss"})
 # A path of ours: never "//host" or "/\host", which a browser takes for another site.
 _OWN_PATH = re.compile(r"/(?:[!-.0-\[\]-~][!-\[\]-~]*)?")
 
@@ -253,7 +254,7 @@ def cookie_name(scope: Scope) -> str:
     """Return our cookie's name: behind TLS one that no plain page can set and, at the root of a
     host, no other host either. Browsers keep that promise only for cookies of a whole host.
     """
-    if scope["scheme"] != "https":
+    if scope["scheme"] not in _SECURE:
         return COOKIE
     return COOKIE_BELOW if root_path() else SECURE_COOKIE
 

@@ -9,6 +9,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import compile_path
 
@@ -24,6 +25,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 STATUS: Mapping[str, int] = {
     "unauthorized": 401,
     "forbidden": 403,
+    "terminal_off": 403,
     "not_found": 404,
     "user_not_found": 404,
     "project_not_found": 404,
@@ -122,13 +124,13 @@ def problem_response(
 
 def page_or_problem(
     error_page: ErrorPage,
-    request: Request,
+    request: HTTPConnection,
     error: ErrorInfo,
     status: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return the answer that tells ``error``: as a page to a browser that asked for one."""
-    if not wants_page(request):
+    if not isinstance(request, Request) or not wants_page(request):
         return problem_response(error, headers, status)
     response = error_page(request, problem_of(error, status or status_of(error)))
     response.headers.update({**_retry_after(error.code), **(headers or {})})
@@ -154,8 +156,8 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
 
     answer = partial(page_or_problem, error_page)
 
-    async def on_greylag_error(request: Request, error: Exception) -> Response:
-        return answer(request, translated(error))
+    async def on_greylag_error(asked: HTTPConnection, error: Exception) -> Response:
+        return answer(asked, translated(error))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         errors = error.errors() if isinstance(error, RequestValidationError) else []
