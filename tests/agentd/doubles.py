@@ -24,6 +24,7 @@ from greylag.agentd.execution import Execution
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.main import agent_setup, build_services, http_server
+from greylag.agentd.preview import Previews
 from greylag.agentd.records import Records
 from greylag.agentd.terminals import Terminals
 from greylag.agentd.volume import Volume
@@ -136,7 +137,8 @@ async def serving(
     execution = Execution(folder / "execd")
     files = WorkspaceFiles(execution, volume.workspace)
     terminals = Terminals(execution, agent_setup(settings, volume))
-    services = build_services(settings, agent, files, terminals, records, journals, tasks)
+    previews = Previews(execution)
+    services = build_services(settings, agent, files, terminals, previews, records, journals, tasks)
     await services.turns.recover()
     async with tasks:
         server = http_server(create_app(settings, services))
@@ -152,6 +154,7 @@ async def serving(
                 await services.turns.stop()
                 await services.turns.wait_all_ended(2)
                 await terminals.close()
+                await previews.close()
                 server.finish()
         await serve
     await records.aclose()

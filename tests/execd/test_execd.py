@@ -5,6 +5,7 @@ import os
 import secrets
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -264,9 +265,51 @@ async def test_a_port_inside_can_be_reached(tmp_path: Path) -> None:
         assert await reader.read() == b"in"
         writer.close()
         await writer.wait_closed()
-        with pytest.raises(ExecutionRefusedError):
-            await client.connect(1)
         await process.end()
+
+
+LISTENS = """
+import os, socket
+kept = []
+for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (socket.AF_INET, "")):
+    one = socket.socket(family)
+    one.bind((host, 0))
+    one.listen()
+    kept.append(one)
+    print(one.getsockname()[1], flush=True)
+os.close(1)
+while True:
+    taken, _ = one.accept()
+    taken.sendall(b"here")
+    taken.close()
+"""
+
+
+async def test_only_ports_of_its_own_processes_are_told_and_reached(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as foreign:
+        async with execution(tmp_path) as client:
+            script = 'setsid "$0" -c "$1" & sleep 600'  # an orphan counts as well
+            argv = ("/bin/sh", "-c", script, sys.executable, LISTENS)
+            process = await client.run(argv, env=ENV, cwd=tmp_path, group=GROUP_G)
+            said = b""
+            while said.count(b"\n") < 3:
+                said += await process.stdout.read(100)
+            mine = [int(one) for one in said.split()]
+            found = dict(await client.ports())
+            assert sorted(found) == sorted(mine)
+            assert all(name.startswith("python") for name in found.values())
+            for port in mine:
+                reader, writer = await client.connect(port)
+                if port == mine[-1]:
+                    assert await reader.read() == b"here"
+                writer.close()
+                await writer.wait_closed()
+            for other in (foreign.getsockname()[1], 1, 0, -1, 1 << 16):
+                with pytest.raises(ExecutionRefusedError) as refused:
+                    await client.connect(other)
+                assert refused.value.code == "not_listening"
+            await process.end()
+            assert await client.ports() == []
 
 
 @pytest.mark.parametrize(

@@ -167,11 +167,12 @@ def _show_turn(here: _Environment, asked: AgentRequest) -> Turn:
 
 
 def _start_terminal(here: _Environment, _asked: AgentRequest) -> agent_api.Terminal:
-    match here.sent:
-        case {"rows": int(rows), "columns": int(columns)} if 0 < min(rows, columns) <= 1000:
-            one = agent_api.Terminal(uuid.uuid4().hex, rows, columns, _now(), 0, False, None)  # noqa: FBT003 - in their order
-        case _:
-            raise InvalidRequestError("rows and columns must be whole numbers.")
+    sides = [here.sent.pop(name, None) for name in ("rows", "columns")]
+    allowed = [one for one in sides if not isinstance(one, bool) and one in range(1, 1001)]
+    if len(allowed) < len(sides) or here.sent:
+        raise InvalidRequestError("rows and columns must be whole numbers, and all there is.")
+    rows, columns = map(int, allowed)
+    one = agent_api.Terminal(uuid.uuid4().hex, rows, columns, _now(), 0, False, None)  # noqa: FBT003 - in their order
     here.terminals[one.terminal_id] = one
     return one
 
@@ -269,6 +270,9 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.LIST_TERMINALS.name: _list_terminals,
     agent_api.START_TERMINAL.name: _start_terminal,
     agent_api.END_TERMINAL.name: _end_terminal,
+    agent_api.LIST_PORTS.name: lambda _here, _asked: agent_api.PortList(
+        [agent_api.ListeningPort(5173, "node")]
+    ),
 }
 
 

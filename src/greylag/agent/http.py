@@ -351,7 +351,7 @@ class HttpAgents:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise AgentUnreachableError("The agent does not answer.") from error
         try:
-            yield _AgentSocket(opened)
+            yield sockets.Peer(opened, _socket_broken)
         finally:
             await opened.close()
 
@@ -430,35 +430,8 @@ class HttpAgents:
             response.close()
 
 
-class _AgentSocket:
-    """An open WebSocket to agentd."""
-
-    def __init__(self, opened: aiohttp.ClientWebSocketResponse) -> None:
-        self._opened = opened
-
-    @property
-    def close_code(self) -> int | None:
-        """Why it was closed."""
-        return self._opened.close_code
-
-    async def send(self, content: bytes | str) -> None:
-        """Send a message."""
-        try:
-            if isinstance(content, str):
-                await self._opened.send_str(content)
-            else:
-                await self._opened.send_bytes(content)
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise AgentUnreachableError("The connection to the agent broke.") from error
-
-    async def receive(self) -> bytes | str | None:
-        """Return the next message."""
-        came = await self._opened.receive()
-        if came.type is aiohttp.WSMsgType.ERROR:
-            raise AgentUnreachableError("The connection to the agent broke.") from came.data
-        known = {aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT}
-        content: bytes | str | None = came.data if came.type in known else None
-        return content
+def _socket_broken() -> GreylagError:
+    return AgentUnreachableError("The connection to the agent broke.")
 
 
 def _for_sockets(connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSession:

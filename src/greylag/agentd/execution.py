@@ -38,6 +38,8 @@ _STEADY_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
 _MOST_CONNECTIONS = 128
 _MOST_WORDS = 500
+_MOST_PORTS = 200
+_LONGEST_NAME = 64
 _FIRST_DESCRIPTOR = 10  # a shell before the sandbox can redirect those below
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
@@ -295,8 +297,26 @@ class Execution:
                     task.cancel()
                 await asyncio.wait(ending)
 
+    async def ports(self) -> list[tuple[int, str]]:
+        """Return the ports on which the untrusted side listens, each with a process's name."""
+        async with self.exchange("ports") as (facts, _, _):
+            said = facts.get("ports")
+        if not isinstance(said, list):
+            raise ExecutionError("execd told no ports.")
+        found = []
+        for one in said[:_MOST_PORTS]:
+            port, name = (one.get("port"), one.get("process")) if isinstance(one, dict) else (0, 0)
+            if type(port) is not int or not 0 < port < 1 << 16 or not isinstance(name, str):
+                raise ExecutionError("execd told a port that is none.")
+            found.append((port, name[:_LONGEST_NAME]))
+        return found
+
     async def connect(self, port: int) -> tuple[Reader, Writer]:
-        """Return a connection to a port of the untrusted side's loopback."""
+        """Return a connection to a port on which the untrusted side listens.
+
+        Raises:
+            ExecutionRefusedError: ``not_listening``.
+        """
         _, reader, writer = await self._ask("connect", port=port)
         return reader, writer
 

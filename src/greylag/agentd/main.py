@@ -29,6 +29,7 @@ from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.model.relay import demonstration, provider, tell_problem
+from greylag.agentd.preview import Previews
 from greylag.agentd.records import Records, StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingsService
@@ -113,9 +114,11 @@ async def _serve(
         setup = agent_setup(settings, volume)
         agent = Agent(command, setup, execution)
         files = WorkspaceFiles(execution, volume.workspace)
-        terminals = Terminals(execution, setup)
+        terminals, previews = Terminals(execution, setup), Previews(execution)
         tasks = asyncio.TaskGroup()
-        services = build_services(settings, agent, files, terminals, records, journals, tasks)
+        services = build_services(
+            settings, agent, files, terminals, previews, records, journals, tasks
+        )
         await services.turns.recover()
         async with tasks:
             # Before the agent: its socket is there as soon as the task has begun.
@@ -132,7 +135,9 @@ async def _serve(
                 await stop.wait()
             finally:
                 volume.withdraw()
-            await asyncio.gather(_end(services.turns, agent_task), terminals.close())
+            await asyncio.gather(
+                _end(services.turns, agent_task), terminals.close(), previews.close()
+            )
             execd_task.cancel()
             trying.cancel()
             server.finish()
@@ -195,6 +200,7 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
     agent: AgentPort,
     files: WorkspaceFiles,
     terminals: Terminals,
+    previews: Previews,
     records: Records,
     journals: Journals,
     tasks: asyncio.TaskGroup,
@@ -216,4 +222,5 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
         settings=SettingsService(agent, records.settings, fixed),
         files=files,
         terminals=terminals,
+        previews=previews,
     )

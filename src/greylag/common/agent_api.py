@@ -6,6 +6,7 @@ else; OpenAPI is made from it. An operation has the same path below agentd's ``/
 has no pydantic, builds its answers from what the platform describes.
 """
 
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -49,10 +50,11 @@ class Doc:
 
     text: str = ""
     example: Any = None
+    rules: Mapping[str, Any] | None = None
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         """Add this to the member's JSON schema; pydantic calls it by this name."""
-        schema = {**handler(core_schema), "description": self.text}
+        schema = {**handler(core_schema), "description": self.text, **(self.rules or {})}
         return schema if self.example is None else {**schema, "examples": [self.example]}
 
 
@@ -283,14 +285,15 @@ class FileMatches:
 
 
 _TERMINAL = "3f9c1e7ab2d4"
+_OF_SIZE = {"minimum": 1, "maximum": MOST_SIZE}
 
 
 @dataclass(frozen=True, slots=True)
 class TerminalSize:
     """How large a terminal is."""
 
-    rows: Annotated[int, Doc("1 to 1000.", 24)]
-    columns: Annotated[int, Doc("1 to 1000.", 80)]
+    rows: Annotated[int, Doc("How many.", 24, _OF_SIZE)]
+    columns: Annotated[int, Doc("How many.", 80, _OF_SIZE)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +316,21 @@ class TerminalList:
     """The terminals of an environment, oldest first."""
 
     terminals: list[Terminal]
+
+
+@dataclass(frozen=True, slots=True)
+class ListeningPort:
+    """A port of the environment on which one of its processes listens."""
+
+    port: Annotated[int, Doc("Its number.", 5173)]
+    process: Annotated[str, Doc("The process's name, as it says.", "node")]
+
+
+@dataclass(frozen=True, slots=True)
+class PortList:
+    """The ports on which the environment's processes listen, in order."""
+
+    ports: list[ListeningPort]
 
 
 # The operations.
@@ -711,6 +729,16 @@ END_TERMINAL = Operation(
     missing="terminal_not_found",
 )
 
+LIST_PORTS = Operation(
+    name="list_ports",
+    method="GET",
+    path="/ports",
+    summary="List the ports that are listened on",
+    text="What the environment's processes serve on its loopback, and can be previewed.",
+    tag="ports",
+    answer=PortList,
+)
+
 OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_SESSIONS,
     CREATE_SESSION,
@@ -737,6 +765,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_TERMINALS,
     START_TERMINAL,
     END_TERMINAL,
+    LIST_PORTS,
 )
 """All that the platform relays."""
 
@@ -759,6 +788,40 @@ class Socket:
         return tuple(part[1:-1] for part in self.path.split("/") if part.startswith("{"))
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardedRequest:
+    """A whole HTTP request on its way to what listens on a port of an environment.
+
+    Attributes:
+        method: as the client sent it.
+        target: path and query, still percent-encoded.
+        headers: those that pass, by lower-case name.
+        body: what comes of the body, if there is one.
+    """
+
+    method: str
+    target: str
+    headers: list[tuple[bytes, bytes]]
+    body: AsyncIterator[bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedAnswer:
+    """What was answered, on its way back."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: AsyncIterator[bytes]
+
+
+PREVIEW = "/preview"
+"""Below it, by its number, agentd hands on what is asked of a port."""
+PREVIEW_SOCKET = Socket("preview", PREVIEW + "/{port}")
+NOT_FORWARDED = "x-greylag-not-forwarded"
+"""A header of agentd's own answer to what it could not hand on."""
+FORWARDED_AUTHORIZATION = "x-greylag-forwarded-authorization"
+"""The header that carries a preview's Authorization: agentd wants one of its own."""
 TERMINAL_SOCKET = Socket("terminal", "/terminals/{terminal}")
 COMMAND_SOCKET = Socket("command", "/commands")
 SOCKETS = (TERMINAL_SOCKET, COMMAND_SOCKET)
+"""Those that a project's own path has."""

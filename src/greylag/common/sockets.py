@@ -1,8 +1,8 @@
 """WebSockets as agentd and the web both use them: messages both ways, until one side ends."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, NoReturn
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, Protocol
 
 import aiohttp
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -67,6 +67,97 @@ async def close(socket: WebSocket, code: int) -> None:
             await socket.close(code)
         except (WebSocketDisconnect, RuntimeError):
             return
+
+
+class Peer:
+    """The other end of a WebSocket that we have opened.
+
+    Args:
+        opened: the library's.
+        broken: makes the error for a connection that broke.
+    """
+
+    def __init__(
+        self, opened: aiohttp.ClientWebSocketResponse, broken: Callable[[], Exception]
+    ) -> None:
+        self._opened = opened
+        self._broken = broken
+
+    @property
+    def protocol(self) -> str | None:
+        """Which of the subprotocols that were offered was chosen."""
+        return self._opened.protocol
+
+    @property
+    def close_code(self) -> int | None:
+        """Why it was closed."""
+        return self._opened.close_code
+
+    async def send(self, content: bytes | str) -> None:
+        """Send a message; returns when there is room for more."""
+        try:
+            if isinstance(content, str):
+                await self._opened.send_str(content)
+            else:
+                await self._opened.send_bytes(content)
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise self._broken() from error
+
+    async def receive(self) -> bytes | str | None:
+        """Return the next message, None when it was closed."""
+        came = await self._opened.receive()
+        if came.type is aiohttp.WSMsgType.ERROR:
+            raise self._broken() from came.data
+        known = {aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT}
+        content: bytes | str | None = came.data if came.type in known else None
+        return content
+
+
+class OtherEnd(Protocol):
+    """What a client's WebSocket is joined to."""
+
+    async def send(self, content: bytes | str) -> None:
+        """Send a message."""
+
+    async def receive(self) -> bytes | str | None:
+        """Return the next message, None when it was closed."""
+
+    @property
+    def close_code(self) -> int | None:
+        """Why it was closed."""
+
+
+class OpenedSocket(OtherEnd, Protocol):
+    """The same, with what was agreed at its beginning."""
+
+    @property
+    def protocol(self) -> str | None:
+        """Which of the subprotocols that were offered was chosen."""
+
+
+async def join(client: WebSocket, other: OtherEnd) -> int:
+    """Carry messages both ways, each once the one before was taken; return how to end the client's.
+
+    What the other end raises comes out.
+
+    Raises:
+        SocketClosedError: the client has closed it.
+    """
+
+    async def towards_client() -> None:
+        while (message := await other.receive()) is not None:
+            await send(client, message)
+
+    async def towards_other() -> None:
+        while True:
+            await other.send(await received(client))
+
+    await until_one_ends(output=towards_client(), input=towards_other())
+    return GOING_AWAY if other.close_code in _UNSAID else other.close_code or GOING_AWAY
+
+
+_UNSAID = {None, 1005, 1006, 1015}
+"""What a code is that nobody sent: these may not be (RFC 6455, section 7.4.1)."""
 
 
 async def until_one_ends(**both: Coroutine[Any, Any, None]) -> None:

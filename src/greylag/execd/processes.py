@@ -113,6 +113,13 @@ def end_matching(wanted: Mapping[str, str], since: float) -> list[int]:
     return _kill_until_none(find)
 
 
+def descendants() -> list[int]:
+    """Return the pids of all that we have started and that lives: orphans have become ours."""
+    alive = list(_all())
+    parents = _parents(alive)
+    return [one.pid for one in alive if os.getpid() in _ancestors(one, parents)]
+
+
 def reap(owned: Collection[int]) -> None:
     """Take the exit status of adopted processes that have ended; ``owned`` ones are not touched."""
     if not _LINUX:

@@ -14,7 +14,9 @@ run          ``argv``, ``env`` (over execd's own),       frames both ways until 
 end          ``group``, ``environ``, ``since``           (answer: ``left``, pids that live on)
 listen       -                                           (answer: ``port``), ``ACCEPTED`` frames
 accept       ``number``                                  raw bytes both ways
-connect      ``port``                                    raw bytes both ways
+ports        -                                           (answer: ``ports``, each with ``port``
+                                                         and ``process``)
+connect      ``port``, one of these                      raw bytes both ways
 folders      ``paths``                                   -
 files        ``verb``, ``root``, and what it takes       as ``greylag.execd.file_server`` says
 ===========  ==========================================  =========================================

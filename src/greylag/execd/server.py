@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from greylag.execd import file_server, processes
+from greylag.execd import file_server, ports, processes
 from greylag.execd.protocol import (
     GROUP,
     MOST_DATA,
@@ -39,6 +39,7 @@ _REAP_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 _QUIET_SECONDS = 1.0
 _MOST_WAITING = 64
+_MOST_PORTS = 200
 _REQUEST_SECONDS = 10.0
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7)
@@ -70,6 +71,7 @@ class ExecServer:
             "accept": self._accept,
             "connect": self._connect,
             "folders": _folders,
+            "ports": _ports,
             "files": file_server.answer,
         }
 
@@ -190,10 +192,9 @@ class ExecServer:
         await _joined(near[:2], (reader, writer))
 
     async def _connect(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
-        try:
-            near = await asyncio.open_connection("127.0.0.1", int(request.get("port") or 0))
-        except (OSError, OverflowError) as error:
-            raise RefusedError("not_listening", f"Nothing listens there: {error}.") from error
+        port = request.get("port")
+        found = await asyncio.to_thread(ports.listener, port) if type(port) is int else None
+        near = await _connected(found)
         await agree(writer)
         await _joined(near, (reader, writer))
 
@@ -375,6 +376,21 @@ async def _folders(request: dict[str, Any], _reader: Reader, writer: Writer) -> 
             reason = getattr(error, "strerror", None) or str(error)
             raise RefusedError("not_made", f"{path}: {reason}.") from error
     await agree(writer)
+
+
+async def _ports(_request: dict[str, Any], _reader: Reader, writer: Writer) -> None:
+    found = (await asyncio.to_thread(ports.listeners))[:_MOST_PORTS]
+    await agree(writer, ports=[{"port": one.port, "process": one.process} for one in found])
+
+
+async def _connected(found: ports.Listener | None) -> tuple[Reader, Writer]:
+    reason = "none of the environment's processes"
+    for address, port in [(one, found.port) for one in found.addresses] if found else ():
+        try:
+            return await asyncio.open_connection(address, port)
+        except OSError as error:
+            reason = str(error)
+    raise RefusedError("not_listening", f"Nothing listens there: {reason}.")
 
 
 async def _unknown(_request: dict[str, Any], _reader: Reader, _writer: Writer) -> None:

@@ -19,6 +19,7 @@ from greylag.agentd.api.configuration import ExtensionRoutes, SettingRoutes
 from greylag.agentd.api.files import FileRoutes
 from greylag.agentd.api.guard import Auth, Prefix
 from greylag.agentd.api.messages import MessageRoutes
+from greylag.agentd.api.preview import PreviewRoutes
 from greylag.agentd.api.requests import refusal, refused
 from greylag.agentd.api.sessions import SessionRoutes, TurnRoutes
 from greylag.agentd.api.terminals import TerminalRoutes
@@ -26,6 +27,7 @@ from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.model.relay import model_object
+from greylag.agentd.preview import Previews
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import StorageError
 from greylag.agentd.sessions import SessionService
@@ -130,6 +132,7 @@ class Services:
     settings: SettingsService
     files: WorkspaceFiles
     terminals: Terminals
+    previews: Previews
 
 
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
@@ -147,6 +150,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *SettingRoutes(services.settings).routes(),
             *FileRoutes(services.files).routes(),
             *TerminalRoutes(services.terminals).routes(),
+            *PreviewRoutes(services.previews).routes(),
         ],
         middleware=[
             Middleware(Prefix, prefix=settings.path_prefix),

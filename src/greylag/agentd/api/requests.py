@@ -55,6 +55,7 @@ _STATUS = {
     "agent_refused": 500,
     "files_failed": 500,
     "internal": 500,
+    "not_answered": 502,
     "storage_failed": 500,
     "agent_unavailable": 503,
     "not_started": 503,

@@ -20,6 +20,7 @@ from greylag.common.typed import parse_json
 from greylag.execd.protocol import MOST_DATA
 
 _SMALL_BODY = 4096
+_SIDES = range(1, agent_api.MOST_SIZE + 1)
 _MOST_SIGNAL = 64
 _FIRST_MESSAGE_SECONDS = 30.0
 _STDOUT, _STDERR = b"\x01", b"\x02"
@@ -205,11 +206,14 @@ def _object(value: Any, *known: str) -> dict[str, Any]:
 
 
 def _size(value: dict[str, Any]) -> tuple[int, int]:
-    most = agent_api.MOST_SIZE
-    rows, columns = (value.get(one) for one in ("rows", "columns"))
-    if type(rows) is int and type(columns) is int and {rows, columns} <= set(range(1, most + 1)):
-        return rows, columns
-    raise invalid(f"rows and columns must be whole numbers from 1 to {most}.")
+    return _side(value.get("rows")), _side(value.get("columns"))
+
+
+def _side(value: object) -> int:
+    # 24.0 is a whole number as JSON Schema has it, and true is none.
+    if isinstance(value, int | float) and value is not True and value in _SIDES:
+        return int(value)
+    raise invalid(f"rows and columns must be whole numbers from 1 to {agent_api.MOST_SIZE}.")
 
 
 def _is_argument(value: object) -> bool:

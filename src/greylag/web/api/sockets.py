@@ -20,9 +20,6 @@ from greylag.ports import AgentSocket
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, RequestContext
 
-_GONE = {None, 1005, 1006}
-"""What a code is that the agent did not say itself: they may not be sent (RFC 6455, 7.4.1)."""
-
 _log = structlog.get_logger(__name__)
 router = APIRouter()
 
@@ -55,17 +52,8 @@ async def _audited(
 
 
 async def _relay(client: WebSocket, agent: AgentSocket) -> None:
-    async def towards_client() -> None:
-        while (message := await agent.receive()) is not None:
-            await sockets.send(client, message)
-
-    async def towards_agent() -> None:
-        while True:
-            await agent.send(await sockets.received(client))
-
     try:
-        await sockets.until_one_ends(output=towards_client(), input=towards_agent())
-        code = sockets.GOING_AWAY if agent.close_code in _GONE else agent.close_code
+        code = await sockets.join(client, agent)
     except sockets.SocketClosedError:
         return
     except GreylagError as error:
@@ -73,7 +61,7 @@ async def _relay(client: WebSocket, agent: AgentSocket) -> None:
         told = {"code": error.info.code, "message": error.info.message, "hint": error.info.hint}
         with suppress(sockets.SocketClosedError):
             await sockets.send(client, json.dumps({"error": told}))
-    await sockets.close(client, code or sockets.FAILED)
+    await sockets.close(client, code)
 
 
 for _socket in agent_api.SOCKETS:

@@ -1,0 +1,101 @@
+"""What listens on the environment's ports, over HTTP: by tunnels of execd, and nothing else.
+
+Whoever asks was let in by the platform; what answers is the agent's, and believed nothing.
+"""
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from greylag.agentd.execution import Execution, ExecutionError
+from greylag.agentd.problems import RequestError
+from greylag.common import agent_api, sockets
+from greylag.execd.protocol import Reader, Writer, pipe
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+
+_MOST_CONNECTIONS = 100
+
+
+class NotListeningError(aiohttp.ClientConnectionError):
+    """No process of the environment listens there; the message says what is known."""
+
+
+class Previews:
+    """The way to what the environment's processes serve.
+
+    Args:
+        execution: the way to execd.
+
+    Attributes:
+        http: speaks HTTP to ``http://localhost:<port>`` of the environment, whatever the host.
+    """
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self.http = aiohttp.ClientSession(
+            connector=_Tunnels(execution),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trace_configs=[sockets.never_redirected()],
+        )
+
+    async def ports(self) -> list[agent_api.ListeningPort]:
+        """Return what is listened on.
+
+        Raises:
+            RequestError: agent_unavailable.
+        """
+        try:
+            found = await self._execution.ports()
+        except ExecutionError as error:
+            raise RequestError("agent_unavailable", str(error)) from error
+        return [agent_api.ListeningPort(port, name) for port, name in found]
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self.http.close()
+
+
+class _Tunnels(aiohttp.BaseConnector):
+    """Connects by execd to a port of the other side's loopback."""
+
+    def __init__(self, execution: Execution) -> None:
+        super().__init__(limit=_MOST_CONNECTIONS)
+        self._execution = execution
+        self._tunnels: set[asyncio.Task[None]] = set()
+
+    async def _create_connection(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: object,  # noqa: ARG002 - the library's signature
+        timeout: object,  # noqa: ARG002, ASYNC109 - the same; execd has times of its own
+    ) -> "ResponseHandler":
+        try:
+            reader, writer = await self._execution.connect(req.url.port or 0)
+        except ExecutionError as error:
+            raise NotListeningError(str(error)) from error
+        ours, theirs = socket.socketpair()
+        tunnel = asyncio.create_task(_carry(theirs, reader, writer), name="tunnel")
+        self._tunnels.add(tunnel)
+        tunnel.add_done_callback(self._tunnels.discard)
+        _, protocol = await self._loop.create_connection(self._factory, sock=ours)
+        return protocol
+
+
+async def _carry(end: socket.socket, reader: Reader, writer: Writer) -> None:
+    """Carry bytes between a socket and execd until both ways have ended."""
+    near_reader, near_writer = await asyncio.open_connection(sock=end)
+    try:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(pipe(near_reader, writer), name="towards the port")
+            both.create_task(pipe(reader, near_writer), name="from the port")
+    finally:
+        for one in (near_writer, writer):
+            one.transport.abort()
+            with suppress(OSError):
+                await one.wait_closed()

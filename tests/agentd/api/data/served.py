@@ -1,0 +1,79 @@
+"""An application as an agent may make one; it prints its port, and answers what tests ask."""
+
+import asyncio
+import json
+
+from aiohttp import WSMsgType, web
+
+
+async def told(request: web.Request) -> web.StreamResponse:
+    """Tell what came, as JSON, with headers of the application's own."""
+    body = await request.read()
+    headers = [[name.lower(), value] for name, value in request.headers.items()]
+    about = {"method": request.method, "target": request.raw_path, "headers": headers}
+    response = web.Response(text=json.dumps(about | {"length": len(body)}))
+    response.headers.add("set-cookie", "one=1; Domain=localhost; Path=/")
+    response.headers.add("set-cookie", "greylag_preview=mine")
+    response.headers["content-security-policy"] = "default-src *"
+    response.headers["alt-svc"] = 'h3=":9"'
+    return response
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    """Say something at once, and more when asked to; break off when asked to."""
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b"data: begun\n\n")
+    if "break" in request.query:
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+    while True:
+        await response.write(b"data: on\n\n")
+        await asyncio.sleep(0.05)
+
+
+async def big(request: web.Request) -> web.StreamResponse:
+    """Answer 50 MB."""
+    response = web.StreamResponse(headers={"content-length": str(50_000_000)})
+    await response.prepare(request)
+    for _ in range(50):
+        await response.write(bytes(1_000_000))
+    return response
+
+
+async def echo(request: web.Request) -> web.StreamResponse:
+    """Echo messages of a WebSocket."""
+    socket = web.WebSocketResponse(protocols=["vite-hmr"], max_msg_size=0)
+    await socket.prepare(request)
+    async for message in socket:
+        if message.type is WSMsgType.TEXT:
+            await socket.send_str(message.data)
+        else:
+            await socket.send_bytes(message.data)
+        if message.data == "bye":
+            await socket.close(code=4321)
+    return socket
+
+
+async def away(_request: web.Request) -> web.StreamResponse:
+    """Lead away."""
+    raise web.HTTPFound("http://localhost:1/elsewhere")
+
+
+async def main() -> None:
+    """Serve on a free port."""
+    app = web.Application(client_max_size=0)
+    app.router.add_get("/stream", stream)
+    app.router.add_get("/big", big)
+    app.router.add_get("/socket", echo)
+    app.router.add_get("/away", away)
+    app.router.add_route("*", "/{rest:.*}", told)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+
+asyncio.run(main())

@@ -1,0 +1,117 @@
+"""What is asked of a port of the environment, over the real agentd, execd and an application."""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from tests.agentd.api.test_terminal_routes import connected, site, until
+from tests.agentd.doubles import Api
+from yarl import URL
+
+SERVED = Path(__file__).parent / "data" / "served.py"
+
+
+@asynccontextmanager
+async def application(folder: Path, **changes: Any) -> AsyncIterator[tuple[Api, int]]:
+    """Run agentd, execd, and the application in the environment; give its port."""
+    async with site(folder, **changes) as api, connected(api, "/api/v1/commands") as command:
+        await command.send_json({"run": {"argv": [sys.executable, str(SERVED)]}})
+        yield api, int((await until(command, b"\n")).replace(b"\1", b""))
+
+
+async def test_what_is_asked_comes_as_it_was_asked(tmp_path: Path) -> None:
+    async with application(tmp_path) as (api, port):
+        status, listed = await api.json("GET", "/api/v1/ports")
+        assert status == 200
+        assert {"port": port} in [{"port": one["port"]} for one in listed["ports"]]
+        preview = f"/api/v1/preview/{port}"
+        sent = {"x-greylag-forwarded-authorization": "Basic eDp5", "accept": "a/b", "x-own": "1"}
+        sent |= {"connection": "x-hop", "x-hop": "1"}
+        for method, target, length in (
+            ("GET", "/a%2Fb/../c?x=%20&y", 0),
+            ("POST", "//x", 70_000),
+            ("DELETE", "/", 0),
+            ("OPTIONS", "/", 0),
+        ):
+            url = URL(api.base + preview + target, encoded=True)
+            body = b"z" * length if length else None
+            async with api.http.request(method, url, headers=sent, data=body) as answer:
+                told = json.loads(await answer.read())
+                assert answer.status == 200
+            assert (told["method"], told["target"], told["length"]) == (method, target, length)
+            headers = dict(told["headers"])
+            assert headers["host"] == f"localhost:{port}"
+            assert (headers["authorization"], headers["x-own"]) == ("Basic eDp5", "1")
+            assert "x-hop" not in headers
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(10):
+                yield b"piece"
+
+        async with api.http.put(api.base + preview, data=pieces()) as answer:
+            assert json.loads(await answer.read())["length"] == 50
+        async with api.http.head(f"{api.base}{preview}/") as answer:
+            assert int(answer.headers["content-length"]) > 0
+
+
+async def test_an_answer_streams_and_ends_with_its_reader(tmp_path: Path) -> None:
+    async with application(tmp_path) as (api, port):
+        preview = f"{api.base}/api/v1/preview/{port}"
+        process = next(one for one in psutil.process_iter() if str(SERVED) in one.cmdline())
+
+        def streams() -> int:
+            found = process.net_connections("tcp")
+            return sum(one.status == psutil.CONN_ESTABLISHED for one in found)
+
+        async with api.http.get(f"{preview}/stream") as answer:
+            assert await answer.content.readline() == b"data: begun\n"
+            assert streams() == 1
+        async with asyncio.timeout(20):
+            while streams():  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.02)
+        with pytest.raises(aiohttp.ClientError):
+            async with api.http.get(f"{preview}/stream?break=1") as answer:
+                await answer.read()
+        async with api.http.get(f"{preview}/big") as answer:
+            assert len(await answer.read()) == 50_000_000
+        async with api.http.get(f"{preview}/away", allow_redirects=False) as answer:
+            assert answer.status == 302
+
+
+async def test_sockets_pass_with_their_subprotocol_and_end(tmp_path: Path) -> None:
+    async with application(tmp_path) as (api, port):
+        url = f"{api.base}/api/v1/preview/{port}/socket"
+        async with api.http.ws_connect(url, protocols=("other", "vite-hmr")) as opened:
+            assert opened.protocol == "vite-hmr"
+            for message in ("words", "x" * 50_000):
+                await opened.send_str(message)
+                assert await opened.receive_str() == message
+            await opened.send_bytes(b"\x00\xff")
+            assert await opened.receive_bytes() == b"\x00\xff"
+            await opened.send_str("bye")
+            assert await opened.receive_str() == "bye"
+            await opened.receive()
+            assert opened.close_code == 4321
+
+
+async def test_what_cannot_be_handed_on_is_told_by_agentd_itself(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as foreign:
+        async with site(tmp_path) as api:
+            own = int(api.base.rpartition(":")[2])
+            for port in (own, foreign.getsockname()[1], 1, 99_999):
+                async with api.http.get(f"{api.base}/api/v1/preview/{port}/") as answer:
+                    assert answer.status == 502
+                    assert answer.headers["x-greylag-not-forwarded"] == "not_answered"
+                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                    await api.http.ws_connect(f"{api.base}/api/v1/preview/{port}/")
+                assert refused.value.status == 502
+            async with api.http.get(f"{api.base}/api/v1/preview/x") as answer:
+                assert answer.status == 400
