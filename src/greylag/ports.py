@@ -3,7 +3,7 @@
 Each method says what holds before, after, and when it is called twice.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -52,6 +52,80 @@ class UserDirectory(Protocol):
         Raises:
             UserNotFoundError: there is none of this id.
         """
+
+
+# Who people are, by the word of an OpenID Connect provider.
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationRequest:
+    """One sign-in under way: what the provider is asked with, and its answer must match.
+
+    Attributes:
+        redirect_uri: where on this site the provider's answer comes to.
+        state: names the sign-in in the answer.
+        nonce: names it in the ID token.
+        verifier: shows that whoever redeems the code is who asked for it (PKCE).
+    """
+
+    redirect_uri: str
+    state: str
+    nonce: str = field(repr=False)
+    verifier: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderClaims:
+    """What the provider has said of a person who signed in, all of it verified.
+
+    ``id_token`` is that word as it was given, for the provider's own eyes when they sign out.
+    """
+
+    claims: Mapping[str, Any]
+    id_token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSignOut:
+    """Somebody has signed out at the provider: a person (``subject``), or one session of theirs."""
+
+    subject: str | None
+    session: str | None
+    token_id: str
+
+
+class IdentityProvider(Protocol):
+    """An OpenID Connect provider. Every method may raise ``IdentityProviderUnavailableError``; what
+    is wrong with a person's sign-in, or is not from this provider, is a ``SignInFailedError``.
+    """
+
+    issuer: str
+    name: str
+    """What people know it as."""
+
+    async def authorization_url(self, request: AuthorizationRequest) -> str:
+        """Return where the browser is to go to sign in."""
+
+    async def redeem(
+        self,
+        answer: Mapping[str, str],
+        request: AuthorizationRequest,
+        wanted: Collection[str],
+    ) -> ProviderClaims:
+        """Return who has signed in, by the answer that the browser brought back from there. It can
+        be redeemed once. The provider is asked for ``wanted`` claims where the ID token lacks them.
+        """
+
+    async def sign_out_url(self, back_to: str, id_token: str | None) -> str | None:
+        """Return where the browser is to go to sign out there too, and come back to ``back_to``;
+        ``None`` where the provider has no such page.
+        """
+
+    async def read_sign_out(self, logout_token: str) -> ProviderSignOut:
+        """Return whose sign-out the provider tells of (back-channel logout)."""
+
+    async def close(self) -> None:
+        """Close all connections."""
 
 
 # The way to the agent in an environment.
