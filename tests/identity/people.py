@@ -120,6 +120,8 @@ async def visitor(base: str | None = None) -> AsyncIterator[aiohttp.ClientSessio
 async def sign_in_at(http: aiohttp.ClientSession, address: str, login: str) -> URL:
     """Sign in at the provider, and return the address to which it then sends the browser.
 
+    Whoever has signed in there before is not asked again.
+
     ``login`` is empty for somebody who thinks better of it.
     """
     method, form, url = "GET", None, URL(address, encoded=True)

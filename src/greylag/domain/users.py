@@ -12,6 +12,26 @@ class User:
     display_name: str
 
 
+class Role(StrEnum):
+    """What somebody may do beyond their own projects."""
+
+    ADMIN = "admin"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who somebody is by the word of an identity provider."""
+
+    issuer: str
+    subject: str
+    name: str
+    email: str | None
+    groups: tuple[str, ...]
+    provider_subject: str
+    provider_session: str | None
+
+
 class Action(StrEnum):
     """What a principal may or may not do with what a user owns."""
 

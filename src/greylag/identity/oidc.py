@@ -25,7 +25,7 @@ from joserfc.jws import JWSRegistry
 from joserfc.jwt import ClaimsOption, JWTClaimsRegistry
 from yarl import URL
 
-from greylag.common.net import is_loopback, proxy_for
+from greylag.common.net import is_confidential, proxy_for
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import IdentityProviderUnavailableError, SignInFailedError
 from greylag.ports import AuthorizationRequest, Clock, ProviderClaims, ProviderSignOut
@@ -97,17 +97,6 @@ class _Metadata:
             self.end_session_endpoint,
         )
         return [one for one in named if one is not None]
-
-
-def is_safe(address: str) -> bool:
-    """Tell whether what is sent to ``address`` is read by nobody on the way."""
-    try:
-        url = URL(address)
-    except ValueError:
-        return False
-    return bool(url.host) and (
-        url.scheme == "https" or (url.scheme == "http" and is_loopback(url.host or ""))
-    )
 
 
 class OidcProvider:
@@ -216,7 +205,7 @@ class OidcProvider:
         except TypeError as error:
             raise self._unavailable(f"what it says of itself is incomplete: {error}") from error
         for address in metadata.addresses():
-            if not is_safe(address):
+            if not is_confidential(address):
                 raise self._unavailable(f"it names an address that is not https: {address!r:.100}")
         return metadata
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
+from greylag.web import oidc
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, platform, projects, relay
 from greylag.web.auth import Authenticator
@@ -77,6 +78,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     app.state.use_cases = use_cases
     app.state.streams = Streams(settings)
     app.state.authenticator = authenticator
+    app.state.states = oidc.States(settings.token) if settings.token else None
     app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
     for router in (
         platform.router,
@@ -85,6 +87,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         agent.turns_router,
         relay.router,
         sign_in,
+        oidc.router,
     ):
         app.include_router(router)
     for pages in (user_pages, project_pages, conversations):

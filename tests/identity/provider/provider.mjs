@@ -6,6 +6,8 @@ import { once } from "node:events";
 import { Provider } from "oidc-provider";
 import { SignJWT, UnsecuredJWT, decodeJwt, decodeProtectedHeader, exportJWK, exportSPKI, generateKeyPair } from "jose";
 
+console.info = console.error; // the standard output is for answers
+
 let issuer;
 let provider;
 let keys = [];
@@ -46,6 +48,8 @@ function account(login) {
 
 async function grant(ctx) {
   const { client, session } = ctx.oidc;
+  const known = session.grantIdFor(client.clientId);
+  if (known) return ctx.oidc.provider.Grant.find(known);
   const given = new ctx.oidc.provider.Grant({ clientId: client.clientId, accountId: session.accountId });
   given.addOIDCScope("openid profile email groups");
   await given.save();
@@ -64,6 +68,8 @@ function makeProvider() {
     interactions: { url: (_, one) => `/interaction/${one.uid}` },
     findAccount: (_, login) => (login in set.people ? account(login) : undefined),
     loadExistingGrant: grant,
+    // Without its guard against loopback, where the site is that is told of sign-outs.
+    fetch: (url, { dispatcher, ...options }) => fetch(url, options),
     ttl: { Interaction: 600, Session: 600, Grant: 600, AccessToken: 600, IdToken: 600 },
   });
   provider.use(async (ctx, next) => {

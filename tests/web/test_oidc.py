@@ -1,0 +1,286 @@
+"""Signing in by an identity provider, from the page to the page that was wanted, and out again."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+import pytest
+from itsdangerous import URLSafeTimedSerializer
+from pydantic import SecretStr
+from tests.harness import BEARER, TOKEN, served, settings
+from tests.identity.people import CLIENT, SECRET, Provider, needs_provider, sign_in_at
+from tests.services.house import House
+from tests.web.server import ADA, Site
+from yarl import URL
+
+from greylag.domain.users import Identity, Role
+from greylag.identity.oidc import OidcOptions, OidcProvider
+from greylag.services.sign_in import SignIn, SignInRules
+from greylag.web.app import create_app
+from greylag.web.auth import COOKIE, Signatures
+
+pytestmark = needs_provider
+
+
+@dataclass
+class FakePeople:
+    identities: list[tuple[Identity, Role | None]] = field(default_factory=list)
+    ended: list[tuple[str, str | None, str | None]] = field(default_factory=list)
+
+    async def sign_in(self, identity: Identity, *, role: Role | None, client: str) -> str:
+        assert client == "127.0.0.1"
+        self.identities.append((identity, role))
+        return Signatures(SecretStr(TOKEN)).cookie()
+
+    async def end_told(self, issuer: str, subject: str | None, session: str | None) -> None:
+        self.ended.append((issuer, subject, session))
+
+
+@dataclass(frozen=True, slots=True)
+class SignInSite(Site):
+    people: FakePeople
+    provider: Provider
+
+    @property
+    def base(self) -> str:
+        return str(self.http._base_url).rstrip("/")
+
+    async def get(self, path: str, **more: Any) -> tuple[int, str, Any]:
+        """Return status, text and headers of an answer to a browser that follows nothing."""
+        headers = {"accept": "text/html", **more}
+        async with self.http.get(path, headers=headers, allow_redirects=False) as answer:
+            return answer.status, await answer.text(), answer.headers
+
+    async def begin(self, wanted: str = "/") -> str:
+        """Begin to sign in, and return the provider's address."""
+        async with self.http.get(
+            "/auth/sign-in", params={"next": wanted}, allow_redirects=False
+        ) as answer:
+            assert answer.status == 303, await answer.text()
+            return answer.headers["location"]
+
+    async def come_back(self, login: str = "ada", wanted: str = "/") -> tuple[int, str, Any]:
+        """Sign in at the provider, and bring its answer here."""
+        url = await sign_in_at(self.http, await self.begin(wanted), login)
+        return await self.get(url.raw_path_qs)
+
+
+@asynccontextmanager
+async def signing_in(
+    provider: Provider, rules: SignInRules | None = None, **chosen: Any
+) -> AsyncIterator[SignInSite]:
+    """A web at which one signs in by the provider, and a browser at it."""
+    house, people = House(), FakePeople()
+    options = OidcOptions(
+        provider.issuer, "Ourselves", CLIENT, SECRET, scopes="openid profile email groups"
+    )
+    adapter = OidcProvider.open(options, house.clock)
+    service = SignIn(adapter, rules or SignInRules(), people, house.store, house.clock)
+    app = create_app(replace(house.use_cases, sign_in=service), settings(**chosen))
+    jar = aiohttp.CookieJar(unsafe=True)
+    try:
+        async with (
+            house.working(),
+            served(app) as port,
+            aiohttp.ClientSession(f"http://127.0.0.1:{port}", cookie_jar=jar) as http,
+        ):
+            provider.know(f"http://127.0.0.1:{port}")
+            yield SignInSite(house, http, port, people, provider)
+    finally:
+        await adapter.close()
+
+
+def onward(page: str) -> str | None:
+    found = re.search(r'http-equiv="refresh" content="0; url=([^"]*)"', page)
+    return found[1].replace("&amp;", "&") if found else None
+
+
+async def test_one_signs_in_and_comes_to_the_page_that_was_wanted(provider: Provider) -> None:
+    async with signing_in(provider) as site:
+        status, page, _ = await site.get("/sign-in?next=/users/ada?show=100")
+        assert (status, "Sign in with Ourselves" in page) == (200, True)
+        assert "<details" in page
+        status, page, headers = await site.come_back(wanted="/users/ada?show=100")
+        assert (status, onward(page)) == (200, "/users/ada?show=100")
+        assert headers["cache-control"] == "no-store"
+        assert (await site.get(ADA))[0] == 200
+        ((identity, role),) = site.people.identities
+        assert (identity.issuer, identity.subject, role) == (provider.issuer, "ada", None)
+        assert (identity.name, identity.email) == ("Ada Lovelace", "ada@example.org")
+
+
+async def test_cookies_are_bound_to_the_browser_and_sent_no_further_than_they_must(
+    provider: Provider,
+) -> None:
+    async with signing_in(provider, trusted_proxies="127.0.0.1") as site:
+        tls = {"x-forwarded-proto": "https"}
+        _, _, headers = await site.get("/auth/sign-in", **tls)
+        (cookie,) = headers.getall("set-cookie")
+        assert cookie.startswith("__Host-greylag_state_")
+        for word in ("HttpOnly", "Path=/;", "SameSite=lax", "Secure", "Max-Age=600"):
+            assert word in cookie
+        _, _, headers = await site.come_back()
+        kept = {one.partition("=")[0]: one for one in headers.getall("set-cookie")}
+        assert "SameSite=strict" in kept[COOKIE]
+        assert "SameSite=strict" in kept["greylag_id_token"]
+        assert "Path=/auth/sign-out;" in kept["greylag_id_token"]
+        assert {name for name, one in kept.items() if "Max-Age=0" in one} == {
+            name for name in kept if name.startswith("greylag_state_")
+        }
+
+
+async def test_a_state_counts_once_in_the_browser_that_began_on_any_web(
+    provider: Provider,
+) -> None:
+    async with signing_in(provider) as site:
+        # Two tabs of one browser.
+        first = await sign_in_at(site.http, await site.begin("/users/ada"), "ada")
+        second = await sign_in_at(site.http, await site.begin("/users"), "ada")
+        cookies = {name.key: name.value for name in site.http.cookie_jar}
+        assert onward((await site.get(second.raw_path_qs))[1]) == "/users"
+        async with (
+            aiohttp.ClientSession(site.base) as stranger,
+            stranger.get(first.raw_path_qs) as answer,
+        ):
+            assert (answer.status, COOKIE in answer.cookies) == (401, False)
+        assert onward((await site.get(first.raw_path_qs))[1]) == "/users/ada"
+        for replayed in (first, second):
+            site.http.cookie_jar.update_cookies(cookies)
+            status, page, headers = await site.get(replayed.raw_path_qs)
+            assert (status, onward(page)) == (401, None)
+            assert COOKIE not in str(headers.getall("set-cookie"))
+        assert len(site.people.identities) == 2
+
+
+async def test_a_state_runs_out_and_many_take_the_place_of_the_oldest(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with signing_in(provider) as site:
+        url = await sign_in_at(site.http, await site.begin(), "ada")
+        monkeypatch.setattr(URLSafeTimedSerializer, "loads", _ten_minutes_later())
+        assert (await site.get(url.raw_path_qs))[0] == 401
+        monkeypatch.undo()
+        for _ in range(20):
+            await site.begin()
+        held = [one for one in site.http.cookie_jar if one.key.startswith("greylag_state_")]
+        assert len(held) <= 9
+
+
+def _ten_minutes_later() -> Any:
+    loads = URLSafeTimedSerializer.loads
+
+    def later(self: Any, value: str, max_age: int, *, return_timestamp: bool) -> Any:
+        return loads(self, value, max_age - 601, return_timestamp=return_timestamp)
+
+    return later
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:x", "/" * 3000, ""],
+)
+async def test_one_never_goes_on_to_another_site(provider: Provider, wanted: str) -> None:
+    async with signing_in(provider) as site:
+        _, page, _ = await site.get(str(URL("/sign-in").with_query(next=wanted)))
+        assert 'href="/auth/sign-in?next=%2F"' in page.replace("next=/", "next=%2F")
+        assert onward((await site.come_back(wanted=wanted))[1]) == "/"
+
+
+async def test_who_thinks_better_of_it_or_is_refused_is_told(provider: Provider) -> None:
+    rules = SignInRules(allowed_groups=frozenset({"staff"}), admin_groups=frozenset({"admins"}))
+    async with signing_in(provider, rules) as site:
+        status, page, _ = await site.come_back(login="")
+        assert (status, "Ourselves says: no" in page) == (401, True)
+        site.http.cookie_jar.clear()
+        status, page, headers = await site.come_back(login="bob")
+        assert (status, "none of the groups" in page) == (403, True)
+        assert COOKIE not in str(headers.getall("set-cookie"))
+        site.http.cookie_jar.clear()
+        assert (await site.come_back(login="ada"))[0] == 200
+        assert [role for _, role in site.people.identities] == [Role.ADMIN]
+
+
+async def test_while_the_provider_is_down_tokens_and_sign_ins_go_on_working(
+    provider: Provider,
+) -> None:
+    async with signing_in(provider) as site:
+        provider.tell("down")
+        try:
+            status, page, _ = await site.get("/auth/sign-in")
+            assert (status, "Ourselves does not answer" in page) == (503, True)
+            assert "Sign in with Ourselves" in page
+            async with site.http.get(ADA, headers=BEARER) as answer:
+                assert answer.status == 200
+        finally:
+            provider.tell("up")
+        url = await sign_in_at(site.http, await site.begin(), "ada")
+        provider.tell("down")
+        try:
+            status, page, _ = await site.get(url.raw_path_qs)
+            assert (status, "Ourselves does not answer" in page) == (503, True)
+        finally:
+            provider.tell("up")
+        assert (await site.come_back())[0] == 200
+        provider.tell("down")
+        try:
+            assert (await site.get(ADA))[0] == 200
+        finally:
+            provider.tell("up")
+
+
+async def test_signing_out_leads_to_the_provider_and_back(provider: Provider) -> None:
+    async with signing_in(provider) as site:
+        await site.come_back()
+        async with site.http.post("/sign-out", allow_redirects=False) as answer:
+            assert answer.headers["location"] == "/auth/sign-out"
+        status, page, _ = await site.get("/auth/sign-out")
+        url = URL(onward(page) or "")
+        assert (status, str(url.origin())) == (200, provider.issuer)
+        assert url.query["post_logout_redirect_uri"] == f"{site.base}/sign-in"
+        ended = await _sign_out_at(site.http, url)
+        assert ended == f"{site.base}/sign-in"
+        assert [session is not None for *_, session in site.people.ended] == [True]
+        # Nobody is led there twice, or after the operator's token.
+        assert (await site.get("/auth/sign-out"))[2]["location"] == "/sign-in"
+
+
+async def _sign_out_at(http: aiohttp.ClientSession, url: URL) -> str:
+    """Sign out at the provider, and return where it leads then."""
+    async with http.get(url) as answer:
+        fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', await answer.text()))
+        action = re.search(r'action="([^"]*)"', await answer.text())
+    assert action is not None
+    async with http.post(
+        URL(action[1]), data={**fields, "logout": "yes"}, allow_redirects=False
+    ) as answer:
+        return answer.headers["location"]
+
+
+async def test_only_the_provider_ends_sessions_from_outside(provider: Provider) -> None:
+    async with signing_in(provider) as site:
+        _, _, headers = await site.come_back()
+        id_token = next(
+            one.partition("=")[2].partition(";")[0]
+            for one in headers.getall("set-cookie")
+            if one.startswith("greylag_id_token=")
+        )
+        for token in ("", "a.b.c", id_token):
+            async with site.http.post(
+                "/auth/back-channel-logout", data={"logout_token": token}
+            ) as answer:
+                assert (answer.status, answer.headers["cache-control"]) == (400, "no-store")
+                assert (await answer.json())["error"] == "invalid_request"
+        assert site.people.ended == []
+
+
+async def test_without_a_provider_there_is_no_such_path_and_no_such_button() -> None:
+    app = create_app(House().use_cases, settings())
+    async with served(app) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        for path in ("/auth/sign-in", "/auth/callback", "/auth/sign-out"):
+            async with http.get(path, allow_redirects=False) as answer:
+                assert answer.status == 404
+        async with http.get("/sign-in") as answer:
+            assert "Sign in with" not in await answer.text()
