@@ -223,7 +223,7 @@ def _open_provider(settings: Settings, clock: Clock) -> IdentityProvider | None:
     """Return the identity provider that the settings name; it is not asked anything yet."""
     if settings.oidc_issuer is None:
         return None
-    # Only where it is used: what verifies tokens takes a tenth of a second to import.
+    # Only where it is used: what verifies tokens takes a fifth of a second to import.
     from greylag.identity.oidc import OidcOptions, OidcProvider  # noqa: PLC0415
 
     if settings.oidc_client_id is None:

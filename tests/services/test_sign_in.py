@@ -92,6 +92,13 @@ def test_a_domain_is_all_that_follows_the_at(domain: str) -> None:
         only.admit("i", CLAIMS | {"email": f"ada@{domain}"})
 
 
+def test_at_google_a_domain_is_that_of_the_account() -> None:
+    google, only = "https://accounts.google.com", rules(allowed_domains="example.org")
+    with pytest.raises(SignInRefusedError, match="domain"):
+        only.admit(google, CLAIMS)
+    only.admit(google, CLAIMS | {"hd": "example.org"})
+
+
 @pytest.mark.parametrize(
     ("given", "groups", "role"),
     [

@@ -19,6 +19,7 @@ from greylag.services.people import People
 
 _log = structlog.get_logger(__name__)
 
+_GOOGLE = "https://accounts.google.com"
 _MAX_SUBJECT = 255
 """OpenID Connect Core 1.0, section 2."""
 
@@ -62,7 +63,7 @@ class SignInRules:
         """
         try:
             email = _verified_email(claims)
-            self._check_domain(email)
+            self._check_domain(_domain(issuer, claims, email))
             groups = self._groups(claims)
             role = self._role(groups)
             session = claims.get("sid")
@@ -96,8 +97,7 @@ class SignInRules:
                 return shown.strip()[:MAX_NAME_LENGTH]
         return str(claims["sub"])[:MAX_NAME_LENGTH]
 
-    def _check_domain(self, email: str | None) -> None:
-        domain = (email or "").rpartition("@")[2]
+    def _check_domain(self, domain: str) -> None:
         if self.allowed_domains and domain not in self.allowed_domains:
             raise SignInRefusedError(
                 "Only people whose verified email address is of a certain domain may sign in."
@@ -122,6 +122,15 @@ class SignInRules:
         if self.user_groups and self.user_groups.isdisjoint(groups):
             raise SignInRefusedError("You are in none of the groups whose members may sign in.")
         return Role.USER if self.admin_groups or self.user_groups else None
+
+
+def _domain(issuer: str, claims: Mapping[str, Any], email: str | None) -> str:
+    """Return whose person somebody is.
+
+    At Google anybody may have an account with an address of any domain; ``hd`` is the domain that
+    the account itself belongs to.
+    """
+    return str(claims.get("hd")) if issuer == _GOOGLE else (email or "").rpartition("@")[2]
 
 
 def _verified_email(claims: Mapping[str, Any]) -> str | None:
