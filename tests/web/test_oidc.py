@@ -19,6 +19,7 @@ from yarl import URL
 from greylag.domain.users import Identity, Role
 from greylag.identity.oidc import OidcOptions, OidcProvider
 from greylag.services.sign_in import SignIn, SignInRules
+from greylag.services.use_cases import UseCases
 from greylag.web.app import create_app
 from greylag.web.auth import COOKIE, Signatures
 
@@ -42,7 +43,8 @@ class FakePeople:
 @dataclass(frozen=True, slots=True)
 class SignInSite(Site):
     people: FakePeople
-    provider: Provider
+    use_cases: UseCases
+    root: str
 
     @property
     def base(self) -> str:
@@ -57,7 +59,7 @@ class SignInSite(Site):
     async def begin(self, wanted: str = "/") -> str:
         """Begin to sign in, and return the provider's address."""
         async with self.http.get(
-            "/auth/sign-in", params={"next": wanted}, allow_redirects=False
+            f"{self.root}/auth/sign-in", params={"next": wanted}, allow_redirects=False
         ) as answer:
             assert answer.status == 303, await answer.text()
             return answer.headers["location"]
@@ -79,7 +81,8 @@ async def signing_in(
     )
     adapter = OidcProvider.open(options, house.clock)
     service = SignIn(adapter, rules or SignInRules(), people, house.store, house.clock)
-    app = create_app(replace(house.use_cases, sign_in=service), settings(**chosen))
+    use_cases = replace(house.use_cases, sign_in=service)
+    app = create_app(use_cases, settings(**chosen))
     jar = aiohttp.CookieJar(unsafe=True)
     try:
         async with (
@@ -87,8 +90,8 @@ async def signing_in(
             served(app) as port,
             aiohttp.ClientSession(f"http://127.0.0.1:{port}", cookie_jar=jar) as http,
         ):
-            provider.know(f"http://127.0.0.1:{port}")
-            yield SignInSite(house, http, port, people, provider)
+            provider.know(f"http://127.0.0.1:{port}{chosen.get('root_path', '')}")
+            yield SignInSite(house, http, port, people, use_cases, chosen.get("root_path", ""))
     finally:
         await adapter.close()
 
@@ -112,21 +115,27 @@ async def test_one_signs_in_and_comes_to_the_page_that_was_wanted(provider: Prov
         assert (identity.name, identity.email) == ("Ada Lovelace", "ada@example.org")
 
 
+@pytest.mark.parametrize(
+    ("root", "prefix"), [("", "__Host-"), ("/tools/greylag", "__Secure-")], ids=["root", "below"]
+)
 async def test_cookies_are_bound_to_the_browser_and_sent_no_further_than_they_must(
-    provider: Provider,
+    provider: Provider, root: str, prefix: str
 ) -> None:
-    async with signing_in(provider, trusted_proxies="127.0.0.1") as site:
+    async with signing_in(provider, trusted_proxies="127.0.0.1", root_path=root) as site:
         tls = {"x-forwarded-proto": "https"}
         _, _, headers = await site.get("/auth/sign-in", **tls)
+        asked = URL(headers["location"]).query["redirect_uri"]
+        assert asked == f"https://127.0.0.1:{site.port}{root}/auth/callback"
         (cookie,) = headers.getall("set-cookie")
-        assert cookie.startswith("__Host-greylag_state_")
-        for word in ("HttpOnly", "Path=/;", "SameSite=lax", "Secure", "Max-Age=600"):
+        assert cookie.startswith(f"{prefix}greylag_state_")
+        for word in ("HttpOnly", f"Path={root or '/'};", "SameSite=lax", "Secure", "Max-Age=600"):
             assert word in cookie
-        _, _, headers = await site.come_back()
+        _, page, headers = await site.come_back()
+        assert onward(page) == f"{root}/"
         kept = {one.partition("=")[0]: one for one in headers.getall("set-cookie")}
         assert "SameSite=strict" in kept[COOKIE]
         assert "SameSite=strict" in kept["greylag_id_token"]
-        assert "Path=/auth/sign-out;" in kept["greylag_id_token"]
+        assert f"Path={root}/auth/sign-out;" in kept["greylag_id_token"]
         assert {name for name, one in kept.items() if "Max-Age=0" in one} == {
             name for name in kept if name.startswith("greylag_state_")
         }
@@ -136,11 +145,16 @@ async def test_a_state_counts_once_in_the_browser_that_began_on_any_web(
     provider: Provider,
 ) -> None:
     async with signing_in(provider) as site:
-        # Two tabs of one browser.
+        another = create_app(site.use_cases, settings())
+        # Two tabs of one browser, at two webs behind one address.
         first = await sign_in_at(site.http, await site.begin("/users/ada"), "ada")
         second = await sign_in_at(site.http, await site.begin("/users"), "ada")
         cookies = {name.key: name.value for name in site.http.cookie_jar}
-        assert onward((await site.get(second.raw_path_qs))[1]) == "/users"
+        async with served(another) as port:
+            status, page, _ = await site.get(
+                f"http://127.0.0.1:{port}{second.raw_path_qs}", host=f"127.0.0.1:{site.port}"
+            )
+        assert (status, onward(page)) == (200, "/users")
         async with (
             aiohttp.ClientSession(site.base) as stranger,
             stranger.get(first.raw_path_qs) as answer,
@@ -239,10 +253,16 @@ async def test_signing_out_leads_to_the_provider_and_back(provider: Provider) ->
         status, page, _ = await site.get("/auth/sign-out")
         url = URL(onward(page) or "")
         assert (status, str(url.origin())) == (200, provider.issuer)
+        assert url.query["id_token_hint"].count(".") == 2
         assert url.query["post_logout_redirect_uri"] == f"{site.base}/sign-in"
         ended = await _sign_out_at(site.http, url)
         assert ended == f"{site.base}/sign-in"
         assert [session is not None for *_, session in site.people.ended] == [True]
+        # A token that no cookie can hold is done without.
+        provider.tell("set", forge={"claims": {"long": "x" * 4000}})
+        await site.come_back()
+        _, page, _ = await site.get("/auth/sign-out")
+        assert "id_token_hint" not in URL(onward(page) or "").query
         # Nobody is led there twice, or after the operator's token.
         assert (await site.get("/auth/sign-out"))[2]["location"] == "/sign-in"
 

@@ -51,9 +51,11 @@ class SignInRules:
 
     @property
     def wanted(self) -> frozenset[str]:
-        """The claims that are looked at, so that it is known when one has to be asked for."""
+        """The claims that must be known, so that one which is lacking is asked for."""
+        by_email = self.allowed_domains or self.user_claim == "email"
+        email = {"email", "email_verified"} if by_email else set()
         groups = {self.groups_claim} if self.by_groups else set()
-        return frozenset({self.user_claim, self.name_claim, "email", "email_verified", *groups})
+        return frozenset({self.user_claim, self.name_claim} | email | groups)
 
     def admit(self, issuer: str, claims: Mapping[str, Any]) -> tuple[Identity, Role | None]:
         """Return who somebody is, and in which role, ``None`` where groups do not say it.

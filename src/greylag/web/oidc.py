@@ -57,6 +57,7 @@ _STATE_COOKIE = "greylag_state_"
 _MOST_UNDER_WAY = 8
 _TAG_LENGTH = 8
 _NOT_IN_A_TAG = re.compile(r"[^A-Za-z0-9_-]")
+_TOO_LONG = "-"
 _LONGEST_ID_TOKEN = 3800
 """Browsers keep no cookie of more than 4096 bytes, its name and what is said of it included."""
 
@@ -167,7 +168,8 @@ async def finish(request: Request, sign_in: SignInDep) -> Response:
         response = _onward(address(wanted))
         SIGN_IN_COOKIE.give(response, request.scope, signed_in.secret, COOKIE_SECONDS)
         # Kept by the browser, for the provider's eyes, when it signs out there, alone.
-        id_token = signed_in.id_token if len(signed_in.id_token) <= _LONGEST_ID_TOKEN else "-"
+        fits = len(signed_in.id_token) <= _LONGEST_ID_TOKEN
+        id_token = signed_in.id_token if fits else _TOO_LONG
         ID_TOKEN_COOKIE.give(response, request.scope, id_token, COOKIE_SECONDS)
     cookie.take_back(response, request.scope)
     return response
@@ -177,11 +179,11 @@ async def finish(request: Request, sign_in: SignInDep) -> Response:
 async def sign_out(request: Request, sign_in: SignInDep) -> Response:
     """Go on to the provider's own page to sign out, if the browser had signed in there."""
     kept = request.cookies.get(ID_TOKEN_COOKIE.name(request.scope))
-    back_to = _site(request) + SIGN_IN
-    url = await sign_in.sign_out_url(back_to, kept.strip("-")) if kept else None
-    if url is None:
-        return RedirectResponse(address(SIGN_IN), status_code=303)
-    response = _onward(url)
+    url = None
+    if kept is not None:
+        hint = None if kept == _TOO_LONG else kept
+        url = await sign_in.sign_out_url(_site(request) + SIGN_IN, hint)
+    response = _onward(url) if url else RedirectResponse(address(SIGN_IN), status_code=303)
     ID_TOKEN_COOKIE.take_back(response, request.scope)
     return response
 
