@@ -37,10 +37,17 @@ from greylag.config import (
     load_settings,
     oidc_secret,
 )
-from greylag.domain.errors import ConfigError
+from greylag.domain.errors import ConfigError, IdentityProviderUnavailableError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, NewEvent, ProjectRef
-from greylag.ports import AgentGateway, Clock, Cluster, IdentityProvider, ProjectStore
+from greylag.ports import (
+    AgentGateway,
+    AuthorizationRequest,
+    Clock,
+    Cluster,
+    IdentityProvider,
+    ProjectStore,
+)
 from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
 from greylag.services.agents import Agents
@@ -242,6 +249,24 @@ def _open_provider(settings: Settings, clock: Clock) -> IdentityProvider | None:
         proxies=proxy_variables(agent_environment(settings)),
     )
     return OidcProvider.open(options, clock)
+
+
+async def identity_provider_fault(settings: Settings) -> str | None:
+    """Ask the identity provider what it says of itself; return why it cannot be used, if so.
+
+    Raises:
+        ConfigError: settings cannot work.
+    """
+    provider = _open_provider(settings, SystemClock())
+    if provider is None:
+        return None
+    try:
+        await provider.authorization_url(AuthorizationRequest("", "", "", ""))
+    except IdentityProviderUnavailableError as error:
+        return error.reason
+    finally:
+        await provider.close()
+    return None
 
 
 def _sign_in_rules(settings: Settings) -> SignInRules:

@@ -192,15 +192,20 @@ def _ten_minutes_later() -> Any:
     return later
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:x", "/" * 3000, ""],
-)
-async def test_one_never_goes_on_to_another_site(provider: Provider, wanted: str) -> None:
+async def test_one_never_goes_on_to_another_site(provider: Provider) -> None:
+    away = (
+        "https://evil.example/",
+        "//evil.example",
+        "/\\evil.example",
+        "javascript:x",
+        "",
+        "/" * 3,
+    )
     async with signing_in(provider) as site:
-        _, page, _ = await site.get(str(URL("/sign-in").with_query(next=wanted)))
-        assert 'href="/auth/sign-in?next=%2F"' in page.replace("next=/", "next=%2F")
-        assert onward((await site.come_back(wanted=wanted))[1]) == "/"
+        for wanted in (*away, "/" + "x" * 3000):
+            _, page, _ = await site.get(str(URL("/sign-in").with_query(next=wanted)))
+            assert 'href="/auth/sign-in?next=%2F"' in page
+            assert onward((await site.come_back(wanted=wanted))[1]) == "/"
 
 
 async def test_who_thinks_better_of_it_or_is_refused_is_told(provider: Provider) -> None:

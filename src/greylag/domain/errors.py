@@ -278,10 +278,17 @@ class SignInRefusedError(GreylagError):
 
 
 class IdentityProviderUnavailableError(GreylagError):
-    """The identity provider did not answer as it must, so nobody can sign in there now."""
+    """The identity provider did not answer as it must, so nobody can sign in there now.
+
+    ``reason`` is for whoever runs Greylag: it names addresses, and may repeat what was answered.
+    """
 
     code = "identity_provider_unavailable"
     hint = "Try again shortly. Tokens, and whoever has signed in, go on working meanwhile."
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ConfigError(GreylagError):

@@ -344,9 +344,8 @@ def _check_access_token(access_token: str, claims: Mapping[str, Any], algorithm:
 
 
 def _unavailable(name: str, reason: str) -> IdentityProviderUnavailableError:
-    _log.warning("identity_provider_unavailable", reason=reason)
     return IdentityProviderUnavailableError(
-        f"{name} does not answer as it must, so nobody can sign in there now."
+        f"{name} does not answer as it must, so nobody can sign in there now.", reason
     )
 
 

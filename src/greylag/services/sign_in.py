@@ -1,6 +1,7 @@
 """Signing in by an identity provider: who may come in, as whom, and in which role."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -154,8 +155,19 @@ class SignedIn:
     id_token: str = field(repr=False)
 
 
+@contextmanager
+def _outages_logged() -> Iterator[None]:
+    try:
+        yield
+    except IdentityProviderUnavailableError as error:
+        _log.warning("identity_provider_unavailable", reason=error.reason)
+        raise
+
+
 class SignIn:
-    """The use cases of signing in and out by an identity provider."""
+    """The use cases of signing in and out by an identity provider. Each may raise
+    ``IdentityProviderUnavailableError``; one log line says why it cannot be asked.
+    """
 
     def __init__(
         self,
@@ -165,11 +177,17 @@ class SignIn:
         revocations: Revocations,
         clock: Clock,
     ) -> None:
-        self.provider = provider
+        self.name = provider.name
+        self._provider = provider
         self._rules = rules
         self._people = people
         self._revocations = revocations
         self._clock = clock
+
+    async def begin(self, request: AuthorizationRequest) -> str:
+        """Return where the browser is to go to sign in."""
+        with _outages_logged():
+            return await self._provider.authorization_url(request)
 
     async def finish(
         self, answer: Mapping[str, str], request: AuthorizationRequest, until: datetime, client: str
@@ -185,21 +203,22 @@ class SignIn:
         Raises:
             SignInFailedError: the answer is not to be believed, or was brought before.
             SignInRefusedError: the rules do not let them in.
-            IdentityProviderUnavailableError: the provider cannot be asked.
         """
         if not await self._revocations.revoke(f"state {request.state}", until, self._clock.now()):
             raise SignInFailedError("This sign-in has ended already.")
-        told = await self.provider.redeem(answer, request, self._rules.wanted)
-        identity, role = self._rules.admit(self.provider.issuer, told.claims)
+        with _outages_logged():
+            told = await self._provider.redeem(answer, request, self._rules.wanted)
+        identity, role = self._rules.admit(self._provider.issuer, told.claims)
         secret = await self._people.sign_in(identity, role=role, client=client)
         return SignedIn(secret, told.id_token)
 
     async def sign_out_url(self, back_to: str, id_token: str | None) -> str | None:
-        """Return where the browser is to sign out too, ``None`` where it cannot or need not."""
+        """Return where the browser is to go to sign out there too, ``None`` where it cannot."""
         try:
-            return await self.provider.sign_out_url(back_to, id_token)
+            with _outages_logged():
+                return await self._provider.sign_out_url(back_to, id_token)
         except IdentityProviderUnavailableError:
-            return None  # logged already; here they have signed out
+            return None  # here they have signed out, which is what they asked for
 
     async def end(self, logout_token: str) -> None:
         """End the sessions that the provider says have ended. Idempotent.
@@ -207,5 +226,6 @@ class SignIn:
         Raises:
             SignInFailedError: it is no such token of the provider.
         """
-        told = await self.provider.read_sign_out(logout_token)
-        await self._people.end_told(self.provider.issuer, told.subject, told.session)
+        with _outages_logged():
+            told = await self._provider.read_sign_out(logout_token)
+        await self._people.end_told(self._provider.issuer, told.subject, told.session)

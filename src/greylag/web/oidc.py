@@ -137,7 +137,7 @@ async def begin(
     states: States = request.app.state.states
     pending, value = states.new(_callback(request), own_path(wanted))
     try:
-        url = await sign_in.provider.authorization_url(pending.request)
+        url = await sign_in.begin(pending.request)
     except IdentityProviderUnavailableError as error:
         return sign_in_page(request, wanted, error)
     response = RedirectResponse(url, status_code=303)
