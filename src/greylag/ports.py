@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from greylag.common.agent_api import Decision, Operation, Turn
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
@@ -24,7 +24,7 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
-from greylag.domain.users import User
+from greylag.domain.users import ApiToken, Member, Session, User
 
 
 class Clock(Protocol):
@@ -41,7 +41,7 @@ class Clock(Protocol):
 
 
 class UserDirectory(Protocol):
-    """Who there is."""
+    """Who there is. Every method may raise ``StoreUnavailableError``."""
 
     def users(self) -> Sequence[User]:
         """Return all users, in the order they are to be shown."""
@@ -52,6 +52,35 @@ class UserDirectory(Protocol):
         Raises:
             UserNotFoundError: there is none of this id.
         """
+
+
+Kept = TypeVar("Kept", User, Session, ApiToken, Member)
+"""What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
+
+
+class PeopleStore(Protocol):
+    """Users, their sessions and tokens, and whom projects are shared with.
+
+    Every method may raise ``StoreUnavailableError``. What has an ``expires_at`` may be forgotten
+    after it.
+    """
+
+    async def find(self, kind: type[Kept], key: str) -> Kept | None:
+        """Return what is kept under ``key``."""
+
+    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+        """Return all of a kind that have this label (``None``: all), by their keys."""
+
+    async def put(self, one: User | Session | ApiToken | Member) -> bool:
+        """Write ``one`` over what was read as it, in one atomic step; its version grows by one.
+
+        Returns:
+            False, with nothing written, when what is kept under its key is of another version
+            (0: when anything is kept there).
+        """
+
+    async def remove(self, kind: type[Kept], key: str) -> bool:
+        """Remove what is kept under ``key``; return whether there was something."""
 
 
 # Who people are, by the word of an OpenID Connect provider.

@@ -18,6 +18,7 @@ from yarl import URL
 
 from greylag.domain.users import Identity, Role
 from greylag.identity.oidc import OidcOptions, OidcProvider
+from greylag.services.people import People
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.use_cases import UseCases
 from greylag.web.app import create_app
@@ -27,7 +28,7 @@ pytestmark = needs_provider
 
 
 @dataclass
-class FakePeople:
+class FakePeople(People):
     identities: list[tuple[Identity, Role | None]] = field(default_factory=list)
     ended: list[tuple[str, str | None, str | None]] = field(default_factory=list)
 
