@@ -43,10 +43,10 @@ class Clock(Protocol):
 class UserDirectory(Protocol):
     """Who there is. Every method may raise ``StoreUnavailableError``."""
 
-    def users(self) -> Sequence[User]:
+    async def users(self) -> Sequence[User]:
         """Return all users, in the order they are to be shown."""
 
-    def get(self, user_id: str) -> User:
+    async def get(self, user_id: str) -> User:
         """Return one user.
 
         Raises:
@@ -55,14 +55,15 @@ class UserDirectory(Protocol):
 
 
 Kept = TypeVar("Kept", User, Session, ApiToken, Member)
+AnyKept = User | Session | ApiToken | Member
 """What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
 
 
 class PeopleStore(Protocol):
     """Users, their sessions and tokens, and whom projects are shared with.
 
-    Every method may raise ``StoreUnavailableError``. What has an ``expires_at`` may be forgotten
-    after it.
+    Every method may raise ``StoreUnavailableError``. What has an ``expires_at`` before ``now`` may
+    be forgotten.
     """
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
@@ -71,7 +72,7 @@ class PeopleStore(Protocol):
     async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
         """Return all of a kind that have this label (``None``: all), by their keys."""
 
-    async def put(self, one: User | Session | ApiToken | Member) -> bool:
+    async def put(self, one: AnyKept, now: datetime) -> bool:
         """Write ``one`` over what was read as it, in one atomic step; its version grows by one.
 
         Returns:
@@ -496,7 +497,7 @@ class Revocations(Protocol):
         """Tell whether ``name`` is kept."""
 
 
-class ProjectStore(Revocations, Protocol):
+class ProjectStore(Revocations, PeopleStore, Protocol):
     """The records, their activation logs, and who works on which.
 
     Every method may raise ``StoreUnavailableError``; then nothing was changed, or, when a server

@@ -53,12 +53,12 @@ from greylag.reconcile.worker import Worker
 from greylag.services.agents import Agents
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
+from greylag.services.people import People
 from greylag.services.projects import Projects
-from greylag.services.sign_in import SignInRules
+from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
 from greylag.store.sqlite.archive import is_there
 from greylag.store.sqlite.store import SqliteStore
-from greylag.store.users import StaticUsers
 
 _log = structlog.get_logger(__name__)
 
@@ -102,9 +102,10 @@ def build(
         rng: spreads retries; None: a new one.
     """
     store, cluster, clock = adapters.store, adapters.cluster, adapters.clock
+    people = People(store, settings.user_list, clock)
     projects = Projects(
         store,
-        StaticUsers(settings.user_list),
+        people,
         clock,
         namespace_prefix=settings.namespace_prefix,
         activation_timeout=settings.activation_timeout,
@@ -115,6 +116,9 @@ def build(
         resync=settings.resync_seconds,
         activation_timeout=settings.activation_timeout,
     )
+    sign_in = None
+    if adapters.provider is not None:
+        sign_in = SignIn(adapters.provider, _sign_in_rules(settings), people, store, clock)
     rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
     worker = worker or _process_name()
     platform = _platform(settings, cluster)
@@ -135,6 +139,8 @@ def build(
             messages=Messages(projects, agents, adapters.agents),
             platform=platform,
             store=store,
+            people=people,
+            sign_in=sign_in,
         ),
         reconciler=reconciler,
         worker=Worker(store, cluster, clock, reconciler, concurrency=settings.worker_concurrency),

@@ -92,7 +92,7 @@ class People:
         check_id(user.id, "id")
         check_name(user.display_name, "display_name")
         made = replace(user, origin="admin", created_at=self._clock.now(), version=0)
-        if made.id in self._seeds or not await self._store.put(made):
+        if made.id in self._seeds or not await self._store.put(made, self._clock.now()):
             raise ConflictError(f"There is a user {made.id!r} already.", hint="Choose another id.")
         return replace(made, version=1)
 
@@ -105,7 +105,7 @@ class People:
         for _ in range(_ATTEMPTS):
             before = await self.get(user_id)
             after = replace(before, **changes)
-            if after == before or await self._store.put(after):
+            if after == before or await self._store.put(after, self._clock.now()):
                 return after
         raise _busy(user_id)
 
@@ -154,7 +154,7 @@ class People:
             return None
         if now - session.seen_at >= SEEN_EVERY:
             # Of two that see it at once one writes; the other's news is the same.
-            await self._store.put(replace(session, seen_at=now, address=client))
+            await self._store.put(replace(session, seen_at=now, address=client), now)
         via = f"session {session.key[:16]}"
         return Principal(user.display_name, user.id, session.role, via, address=client)
 
@@ -202,7 +202,7 @@ class People:
             user = replace(
                 before, identity=identity.key, email=email, groups=tuple(identity.groups)
             )
-            if user == before or await self._store.put(user):
+            if user == before or await self._store.put(user, self._clock.now()):
                 return user
         raise SignInRefusedError("Others signed in as you at the same time.", hint="Try again.")
 
@@ -247,7 +247,7 @@ class People:
                 identity.issuer, identity.provider_subject, identity.provider_session
             ),
         )
-        await self._store.put(session)
+        await self._store.put(session, now)
         _log.info("signed_in", user_id=user.id, role=role, session=session.key[:16])
         return secret
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from greylag.ports import ProjectStore
 from greylag.services.agents import Agents
 from greylag.services.messages import Messages
+from greylag.services.people import People
 from greylag.services.projects import Projects
 from greylag.services.sign_in import SignIn
 
@@ -59,6 +60,7 @@ class UseCases:
     messages: Messages
     platform: Platform
     store: ProjectStore
+    people: People
     sign_in: SignIn | None = None
 
     async def check_ready(self) -> None:
