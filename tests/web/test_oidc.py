@@ -1,49 +1,39 @@
 """Signing in by an identity provider, from the page to the page that was wanted, and out again."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
 import pytest
 from itsdangerous import URLSafeTimedSerializer
-from pydantic import SecretStr
-from tests.harness import BEARER, TOKEN, served, settings
-from tests.identity.people import CLIENT, SECRET, Provider, needs_provider, sign_in_at
+from tests.harness import BEARER, served, settings
+from tests.identity.people import (
+    CLIENT,
+    SECRET,
+    Provider,
+    needs_provider,
+    sign_in_at,
+    visitor,
+)
 from tests.services.house import House
-from tests.web.server import ADA, Site
+from tests.web.server import Site
 from yarl import URL
 
-from greylag.domain.users import Identity, Role
+from greylag.domain.users import Role, User
 from greylag.identity.oidc import OidcOptions, OidcProvider
-from greylag.services.people import People
-from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.use_cases import UseCases
 from greylag.web.app import create_app
-from greylag.web.auth import COOKIE, Signatures
+from greylag.web.auth import COOKIE
+from greylag.wiring import build
 
 pytestmark = needs_provider
 
 
-@dataclass
-class FakePeople(People):
-    identities: list[tuple[Identity, Role | None]] = field(default_factory=list)
-    ended: list[tuple[str, str | None, str | None]] = field(default_factory=list)
-
-    async def sign_in(self, identity: Identity, *, role: Role | None, client: str) -> str:
-        assert client == "127.0.0.1"
-        self.identities.append((identity, role))
-        return Signatures(SecretStr(TOKEN)).cookie()
-
-    async def end_told(self, issuer: str, subject: str | None, session: str | None) -> None:
-        self.ended.append((issuer, subject, session))
-
-
 @dataclass(frozen=True, slots=True)
 class SignInSite(Site):
-    people: FakePeople
     use_cases: UseCases
     root: str
 
@@ -56,6 +46,15 @@ class SignInSite(Site):
         headers = {"accept": "text/html", **more}
         async with self.http.get(path, headers=headers, allow_redirects=False) as answer:
             return answer.status, await answer.text(), answer.headers
+
+    async def who(self) -> Sequence[str] | int:
+        """Return the names of the users for whom the browser may act, else the refusal's status."""
+        status, told = await self.ask("GET", "/api/users")
+        return [user["display_name"] for user in told["users"]] if status == 200 else status
+
+    async def newcomers(self) -> Sequence[User]:
+        """Return the users who have signed in by the provider."""
+        return [user for user in await self.use_cases.people.users() if user.identity]
 
     async def begin(self, wanted: str = "/") -> str:
         """Begin to sign in, and return the provider's address."""
@@ -72,18 +71,15 @@ class SignInSite(Site):
 
 
 @asynccontextmanager
-async def signing_in(
-    provider: Provider, rules: SignInRules | None = None, **chosen: Any
-) -> AsyncIterator[SignInSite]:
+async def signing_in(provider: Provider, **chosen: Any) -> AsyncIterator[SignInSite]:
     """A web at which one signs in by the provider, and a browser at it."""
-    house, people = House(), FakePeople()
+    house, given = House(), settings(users="seed:Seed", **chosen)
     options = OidcOptions(
         provider.issuer, "Ourselves", CLIENT, SECRET, scopes="openid profile email groups"
     )
     adapter = OidcProvider.open(options, house.clock)
-    service = SignIn(adapter, rules or SignInRules(), people, house.store, house.clock)
-    use_cases = replace(house.use_cases, sign_in=service)
-    app = create_app(use_cases, settings(**chosen))
+    use_cases = build(given, replace(house._adapters, provider=adapter)).use_cases
+    app = create_app(use_cases, given)
     jar = aiohttp.CookieJar(unsafe=True)
     try:
         async with (
@@ -92,7 +88,7 @@ async def signing_in(
             aiohttp.ClientSession(f"http://127.0.0.1:{port}", cookie_jar=jar) as http,
         ):
             provider.know(f"http://127.0.0.1:{port}{chosen.get('root_path', '')}")
-            yield SignInSite(house, http, port, people, use_cases, chosen.get("root_path", ""))
+            yield SignInSite(house, http, port, use_cases, chosen.get("root_path", ""))
     finally:
         await adapter.close()
 
@@ -104,16 +100,23 @@ def onward(page: str) -> str | None:
 
 async def test_one_signs_in_and_comes_to_the_page_that_was_wanted(provider: Provider) -> None:
     async with signing_in(provider) as site:
-        status, page, _ = await site.get("/sign-in?next=/users/ada?show=100")
+        status, page, _ = await site.get("/sign-in?next=/users?user=ada")
         assert (status, "Sign in with Ourselves" in page) == (200, True)
         assert "<details" in page
-        status, page, headers = await site.come_back(wanted="/users/ada?show=100")
-        assert (status, onward(page)) == (200, "/users/ada?show=100")
+        status, page, headers = await site.come_back(wanted="/users?user=ada")
+        assert (status, onward(page)) == (200, "/users?user=ada")
         assert headers["cache-control"] == "no-store"
-        assert (await site.get(ADA))[0] == 200
-        ((identity, role),) = site.people.identities
-        assert (identity.issuer, identity.subject, role) == (provider.issuer, "ada", None)
-        assert (identity.name, identity.email) == ("Ada Lovelace", "ada@example.org")
+        assert await site.who() == ["Ada Lovelace"]
+        site.http.cookie_jar.clear()
+        await site.come_back(login="bob")
+        assert await site.who() == ["Bob"]
+        ada, bob = sorted(await site.newcomers(), key=lambda one: one.display_name)
+        assert (ada.identity, bob.identity) == (f"{provider.issuer} ada", f"{provider.issuer} bob")
+        assert (ada.email, bob.email) == ("ada@example.org", None)
+        # The same person is the same user.
+        site.http.cookie_jar.clear()
+        await site.come_back()
+        assert (await site.who(), len(await site.newcomers())) == (["Ada Lovelace"], 2)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,8 @@ async def test_a_state_counts_once_in_the_browser_that_began_on_any_web(
             status, page, headers = await site.get(replayed.raw_path_qs)
             assert (status, onward(page)) == (401, None)
             assert COOKIE not in str(headers.getall("set-cookie"))
-        assert len(site.people.identities) == 2
+        (ada,) = await site.newcomers()
+        assert len(await site.use_cases.people.sessions(ada.id)) == 2
 
 
 async def test_a_state_runs_out_and_many_take_the_place_of_the_oldest(
@@ -210,8 +214,8 @@ async def test_one_never_goes_on_to_another_site(provider: Provider) -> None:
 
 
 async def test_who_thinks_better_of_it_or_is_refused_is_told(provider: Provider) -> None:
-    rules = SignInRules(allowed_groups=frozenset({"staff"}), admin_groups=frozenset({"admins"}))
-    async with signing_in(provider, rules) as site:
+    groups = {"oidc_allowed_groups": "staff,others", "oidc_admin_groups": "admins"}
+    async with signing_in(provider, **groups) as site:
         status, page, _ = await site.come_back(login="")
         assert (status, "Ourselves says: no" in page) == (401, True)
         site.http.cookie_jar.clear()
@@ -220,7 +224,9 @@ async def test_who_thinks_better_of_it_or_is_refused_is_told(provider: Provider)
         assert COOKIE not in str(headers.getall("set-cookie"))
         site.http.cookie_jar.clear()
         assert (await site.come_back(login="ada"))[0] == 200
-        assert [role for _, role in site.people.identities] == [Role.ADMIN]
+        (ada,) = await site.newcomers()
+        (session,) = await site.use_cases.people.sessions(ada.id)
+        assert session.role is Role.ADMIN
 
 
 async def test_while_the_provider_is_down_tokens_and_sign_ins_go_on_working(
@@ -232,7 +238,7 @@ async def test_while_the_provider_is_down_tokens_and_sign_ins_go_on_working(
             status, page, _ = await site.get("/auth/sign-in")
             assert (status, "Ourselves does not answer" in page) == (503, True)
             assert "Sign in with Ourselves" in page
-            async with site.http.get(ADA, headers=BEARER) as answer:
+            async with site.http.get("/api/users", headers=BEARER) as answer:
                 assert answer.status == 200
         finally:
             provider.tell("up")
@@ -246,7 +252,7 @@ async def test_while_the_provider_is_down_tokens_and_sign_ins_go_on_working(
         assert (await site.come_back())[0] == 200
         provider.tell("down")
         try:
-            assert (await site.get(ADA))[0] == 200
+            assert await site.who() == ["Ada Lovelace"]
         finally:
             provider.tell("up")
 
@@ -254,6 +260,7 @@ async def test_while_the_provider_is_down_tokens_and_sign_ins_go_on_working(
 async def test_signing_out_leads_to_the_provider_and_back(provider: Provider) -> None:
     async with signing_in(provider) as site:
         await site.come_back()
+        kept = next(one.value for one in site.http.cookie_jar if one.key == COOKIE)
         async with site.http.post("/sign-out", allow_redirects=False) as answer:
             assert answer.headers["location"] == "/auth/sign-out"
         status, page, _ = await site.get("/auth/sign-out")
@@ -263,7 +270,8 @@ async def test_signing_out_leads_to_the_provider_and_back(provider: Provider) ->
         assert url.query["post_logout_redirect_uri"] == f"{site.base}/sign-in"
         ended = await _sign_out_at(site.http, url)
         assert ended == f"{site.base}/sign-in"
-        assert [session is not None for *_, session in site.people.ended] == [True]
+        site.http.cookie_jar.update_cookies({COOKIE: kept})
+        assert await site.who() == 401
         # A token that no cookie can hold is done without.
         provider.tell("set", forge={"claims": {"long": "x" * 4000}})
         await site.come_back()
@@ -271,6 +279,25 @@ async def test_signing_out_leads_to_the_provider_and_back(provider: Provider) ->
         assert "id_token_hint" not in URL(onward(page) or "").query
         # Nobody is led there twice, or after the operator's token.
         assert (await site.get("/auth/sign-out"))[2]["location"] == "/sign-in"
+
+
+async def test_who_signs_out_at_the_provider_or_is_signed_out_there_is_out_here_too(
+    provider: Provider,
+) -> None:
+    async with signing_in(provider) as site, visitor(site.base) as elsewhere:
+        await site.come_back()
+        # Ada at another browser, and bob: neither is meant.
+        other = replace(site, http=elsewhere)
+        await other.come_back()
+        async with visitor(site.base) as third:
+            bob = replace(site, http=third)
+            await bob.come_back(login="bob")
+            await _sign_out_at(site.http, URL(f"{provider.issuer}/session/end"))
+            assert [await one.who() for one in (site, other, bob)] == [
+                401,
+                ["Ada Lovelace"],
+                ["Bob"],
+            ]
 
 
 async def _sign_out_at(http: aiohttp.ClientSession, url: URL) -> str:
@@ -299,7 +326,7 @@ async def test_only_the_provider_ends_sessions_from_outside(provider: Provider) 
             ) as answer:
                 assert (answer.status, answer.headers["cache-control"]) == (400, "no-store")
                 assert (await answer.json())["error"] == "invalid_request"
-        assert site.people.ended == []
+        assert await site.who() == ["Ada Lovelace"]
 
 
 async def test_without_a_provider_there_is_no_such_path_and_no_such_button() -> None:

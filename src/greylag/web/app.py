@@ -61,7 +61,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     Raises:
         ConfigError: there is no token and sign-in is not turned off.
     """
-    authenticator = Authenticator(settings, use_cases.store)
+    authenticator = Authenticator(settings, use_cases.store, use_cases.people)
     app = FastAPI(
         title="Greylag",
         version=__version__,

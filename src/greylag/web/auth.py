@@ -35,6 +35,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.users import OPERATOR, Principal
 from greylag.ports import Revocations
+from greylag.services.people import SESSION_PREFIX, People
 from greylag.web import errors
 from greylag.web.addresses import address, root_path
 from greylag.web.dashboard.pages import respond
@@ -150,12 +151,13 @@ class Authenticator:
         ConfigError: there is no token, and nobody has said that none is wanted.
     """
 
-    def __init__(self, settings: Settings, revocations: Revocations) -> None:
+    def __init__(self, settings: Settings, revocations: Revocations, people: People) -> None:
         if settings.token is None and settings.auth != "none":
             raise ConfigError("There is no token that says who may come in: set GREYLAG_TOKEN.")
         self._token = settings.token
         self._signatures = Signatures(settings.token) if settings.token else None
         self._revocations = revocations
+        self._people = people
         self._wrong = WrongTokens()
 
     @property
@@ -175,16 +177,19 @@ class Authenticator:
             return OPERATOR
         if (given := Headers(scope=scope).get("authorization")) is not None:
             return self._of_bearer(given, scope)
-        if await self.is_signed_in(scope):
-            return OPERATOR
+        if (found := await self.signed_in(scope)) is not None:
+            return found
         raise UnauthorizedError("The request does not say who it comes from.")
 
-    async def is_signed_in(self, scope: Scope) -> bool:
-        """Tell whether a cookie names a sign-in that has not ended."""
+    async def signed_in(self, scope: Scope) -> Principal | None:
+        """Return whom a cookie names whose sign-in has not ended, ``None`` where none does."""
         for one in self._sign_ins(scope):
             if not await self._revocations.is_revoked(one.name):
-                return True
-        return False
+                return OPERATOR
+        for secret in _sessions(scope):
+            if (found := await self._people.by_session(secret, client_of(scope))) is not None:
+                return found
+        return None
 
     async def sign_in(self, given: str, scope: Scope) -> str:
         """Return a new cookie's value for the right token, or for a link that nobody has used.
@@ -207,6 +212,8 @@ class Authenticator:
         """End the sign-in that the browser has, for every process; nothing if it has none."""
         for one in self._sign_ins(scope):
             await self._revocations.revoke(one.name, one.until, datetime.now(UTC))
+        for secret in _sessions(scope):
+            await self._people.end_session(secret)
 
     def _of_bearer(self, header: str, scope: Scope) -> Principal:
         if header[: len(_BEARER)].lower() != _BEARER:
@@ -291,6 +298,11 @@ class Cookie:
 SIGN_IN_COOKIE = Cookie(COOKIE)
 
 
+def _sessions(scope: Scope) -> list[str]:
+    """Return the secrets of sessions that the browser has."""
+    return [value for value in _cookies(scope) if value.startswith(SESSION_PREFIX)]
+
+
 def _cookies(scope: Scope) -> list[str]:
     """Return every value of our cookie: another port of this host may have set one too."""
     found = []
@@ -340,7 +352,7 @@ async def sign_in(
         cookie = await authenticator.sign_in(token.strip(), request.scope)
     except (UnauthorizedError, LimitExceededError) as error:
         # Whoever opens a used link again in the same browser is there already.
-        if await authenticator.is_signed_in(request.scope):
+        if await authenticator.signed_in(request.scope) is not None:
             return response
         return sign_in_page(request, wanted, error, by_token=True)
     if authenticator.needed:
