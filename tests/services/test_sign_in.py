@@ -57,6 +57,7 @@ def test_what_somebody_is_called(claims: dict[str, Any], name: str) -> None:
         ("a@b.c", [True], False),
         ("abc", True, False),
         (7, True, False),
+        ("\ud800@b.c", True, False),
         (None, True, False),
     ],
 )
@@ -73,10 +74,12 @@ def test_an_address_counts_only_where_the_provider_vouches_for_it(
                 needing.admit("i", claims)
 
 
-@pytest.mark.parametrize("value", [None, "", 7, ["a"], "x" * 256])
-def test_a_user_claim_that_names_nobody_lets_nobody_in(value: Any) -> None:
+@pytest.mark.parametrize("value", [None, "", 7, ["a"], "x" * 256, "\ud800", "a\u0000"])
+def test_a_claim_that_names_nobody_lets_nobody_in(value: Any) -> None:
     with pytest.raises(SignInRefusedError, match="who you are"):
         rules(user_claim="employee").admit("i", CLAIMS | {"employee": value})
+    with pytest.raises(SignInRefusedError, match="does not tell"):
+        rules(user_claim="email").admit("i", CLAIMS | {"sub": value})
 
 
 def test_another_claim_names_the_person_and_the_provider_s_own_name_is_kept() -> None:
@@ -107,6 +110,7 @@ def test_at_google_a_domain_is_that_of_the_account() -> None:
         ({"allowed_groups": "staff guests"}, "guests", None),
         ({"allowed_groups": "staff"}, ["Staff"], "refused"),
         ({"allowed_groups": "staff"}, None, "refused"),
+        ({"allowed_groups": "\ud800"}, ["\ud800"], "refused"),
         ({"allowed_groups": "staff"}, {"staff": 1}, "refused"),
         ({"admin_groups": "admins"}, ["admins"], Role.ADMIN),
         ({"admin_groups": "admins"}, [], Role.USER),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 import structlog
 
@@ -77,7 +77,7 @@ class SignInRules:
                 email=email,
                 groups=groups,
                 provider_subject=str(claims["sub"]),
-                provider_session=session if isinstance(session, str) else None,
+                provider_session=session if _is_text(session) else None,
             )
         except SignInRefusedError as error:
             _log.warning("sign_in_refused", subject=str(claims.get("sub")), reason=str(error))
@@ -86,7 +86,8 @@ class SignInRules:
 
     def _subject(self, claims: Mapping[str, Any], email: str | None) -> str:
         found = email if self.user_claim == "email" else claims.get(self.user_claim)
-        if not isinstance(found, str) or not 0 < len(found) <= _MAX_SUBJECT:
+        sub = claims["sub"]
+        if not (_is_text(found) and _is_text(sub) and max(len(found), len(sub)) <= _MAX_SUBJECT):
             of_email = "a verified email address" if self.user_claim == "email" else "who you are"
             raise SignInRefusedError(f"The identity provider does not tell {of_email}.")
         return found
@@ -115,7 +116,7 @@ class SignInRules:
                 hint="Its administrator can have it tell those of this application only.",
             )
         listed = told if isinstance(told, list) else [told]
-        return tuple(one for one in listed if isinstance(one, str))
+        return tuple(one for one in listed if _is_text(one))
 
     def _role(self, groups: tuple[str, ...]) -> Role | None:
         if self.allowed_groups and self.allowed_groups.isdisjoint(groups):
@@ -140,9 +141,14 @@ def _verified_email(claims: Mapping[str, Any]) -> str | None:
     """Return the email address, in small letters, if the provider vouches for it."""
     email, verified = claims.get("email"), claims.get("email_verified")
     # Some providers write the boolean as text.
-    if (verified is True or verified == "true") and isinstance(email, str) and "@" in email:
+    if (verified is True or verified == "true") and _is_text(email) and "@" in email:
         return email.lower()
     return None
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Tell whether a claim is a text that can be shown and kept: JSON may hold half a character."""
+    return isinstance(value, str) and value != "" and value.isprintable()
 
 
 @dataclass(frozen=True, slots=True)
