@@ -110,7 +110,7 @@ async function obey({ op, ...given }) {
     server.closeAllConnections();
     await once(server, "close");
   }
-  if (op === "up") {
+  if (op === "up" && !server.listening) {
     server.listen(new URL(issuer).port, "127.0.0.1");
     await once(server, "listening");
   }
