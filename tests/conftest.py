@@ -1,8 +1,10 @@
 """What holds for every test."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
+from tests.identity.people import Provider, running_provider
 
 CLUSTER_SECONDS = 420
 
@@ -17,3 +19,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(CLUSTER_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[Provider]:
+    """Give an OpenID Connect provider; a test tells it first whom it knows (``know``)."""
+    with running_provider() as one:
+        yield one

@@ -15,7 +15,7 @@ from greylag.cluster.kubernetes.options import (
     load_options,
 )
 from greylag.common.settings import variable_of
-from greylag.config import Settings, agent_environment, authorities, load_settings
+from greylag.config import Settings, agent_environment, authorities, load_settings, oidc_secret
 from greylag.domain.errors import ConfigError
 from greylag.wiring import assembled_web
 
@@ -107,6 +107,19 @@ VALUES = {
     "GREYLAG_MODEL_URL": "https://model.test",
     "GREYLAG_MONGODB_CONNECTIONS": "7",
     "GREYLAG_MONGODB_TIMEOUT": "7",
+    "GREYLAG_OIDC_ADMIN_GROUPS": "admins",
+    "GREYLAG_OIDC_ALLOWED_DOMAINS": "example.org",
+    "GREYLAG_OIDC_ALLOWED_GROUPS": "staff",
+    "GREYLAG_OIDC_CLIENT_ID": "greylag",
+    "GREYLAG_OIDC_CLIENT_SECRET": "a-secret",
+    "GREYLAG_OIDC_CLIENT_SECRET_FILE": "/some/secret",
+    "GREYLAG_OIDC_GROUPS_CLAIM": "roles",
+    "GREYLAG_OIDC_ISSUER": "https://login.test",
+    "GREYLAG_OIDC_NAME": "Ourselves",
+    "GREYLAG_OIDC_NAME_CLAIM": "nickname",
+    "GREYLAG_OIDC_SCOPES": "openid groups",
+    "GREYLAG_OIDC_USER_CLAIM": "email",
+    "GREYLAG_OIDC_USER_GROUPS": "staff",
     "GREYLAG_PORT": "8000",
     "GREYLAG_RESYNC_SECONDS": "7",
     "GREYLAG_ROOT_PATH": "/tools/greylag",
@@ -237,3 +250,37 @@ def test_a_proxy_that_is_none_for_http_is_named_without_its_password(
     with pytest.raises(ConfigError, match="ALL_PROXY: must be an http or https") as refused:
         load_settings()
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"ISSUER": "http://login.test"}, "GREYLAG_OIDC_ISSUER: must be the provider's own"),
+        ({"ISSUER": "https://login.test/?a=b"}, "GREYLAG_OIDC_ISSUER: must be the provider's own"),
+        ({"ISSUER": "https://a@login.test"}, "GREYLAG_OIDC_ISSUER: must be the provider's own"),
+        ({"ISSUER": "https://login.test"}, "GREYLAG_OIDC_CLIENT_ID does not say"),
+        ({"SCOPES": "profile"}, "GREYLAG_OIDC_SCOPES: must hold openid"),
+        ({"CLIENT_SECRET": "a", "CLIENT_SECRET_FILE": "secret"}, "are both set"),
+        ({"CLIENT_SECRET_FILE": "nowhere"}, "nowhere cannot be read"),
+        ({"CLIENT_SECRET_FILE": "empty"}, "empty is empty"),
+    ],
+    ids=str,
+)
+async def test_a_provider_that_cannot_work_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: dict[str, str], sentence: str
+) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "secret").write_text("of the file\n")
+    if "CLIENT_SECRET_FILE" in given:
+        given = {"ISSUER": "https://login.test", "CLIENT_ID": "greylag", **given}
+    for name, value in given.items():
+        monkeypatch.setenv(f"GREYLAG_OIDC_{name}", value)
+    assert sentence in await _refusal()
+
+
+def test_the_provider_s_secret_may_stand_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("of the file\n")
+    monkeypatch.setenv("GREYLAG_OIDC_CLIENT_SECRET_FILE", "secret")
+    assert oidc_secret(load_settings()) == "of the file"

@@ -61,20 +61,21 @@ install_test_programs() {
     say "MISSING:$missing. The tests that need it will be skipped, and say so."
 }
 
-# What judges the OpenAPI document; kept until its lock changes.
-install_judges() {
-    wanted=$(cat tools/judges/package-lock.json | cksum)
-    stamp=build/judges/.setup
+# What tests need from npm: `install_from_npm FOLDER NAME WHAT` puts it into build/NAME, where it is kept until its
+# lock changes.
+install_from_npm() {
+    wanted=$(cat "$1/package-lock.json" | cksum)
+    stamp=build/$2/.setup
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         return
     fi
-    mkdir -p build/judges
-    cp .npmrc tools/judges/package.json tools/judges/package-lock.json build/judges/
-    if command -v npm >/dev/null 2>&1 && npm ci --prefix build/judges --ignore-scripts \
+    mkdir -p "build/$2"
+    cp .npmrc "$1/package.json" "$1/package-lock.json" "build/$2/"
+    if command -v npm >/dev/null 2>&1 && npm ci --prefix "build/$2" --ignore-scripts \
         --loglevel=error --no-audit --no-fund --no-progress >/dev/null; then
         printf '%s\n' "$wanted" >"$stamp"
     else
-        say "MISSING: redocly and spectral, from npm. The tests that need them will be skipped."
+        say "MISSING: $3, from npm. The tests that need it will be skipped."
     fi
 }
 
@@ -82,6 +83,7 @@ install_python_packages
 .venv/bin/python tools/install_goose.py
 if [ "$kind" = dev ]; then
     install_test_programs
-    install_judges
+    install_from_npm tools/judges judges "redocly and spectral, which judge the OpenAPI document"
+    install_from_npm tests/identity/provider provider "an OpenID Connect provider"
 fi
 say "done"

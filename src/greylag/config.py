@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from greylag.common.net import Proxy, is_loopback
+from greylag.common.net import Proxy, is_confidential, is_loopback
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, check_name
@@ -26,7 +26,7 @@ _USUAL_AUTHORITIES = (
 DEFAULT_USERS = (User("me", "Me"),)
 _LEAST_MEMORY = 512 * 1024 * 1024
 OWN_PATHS = frozenset(
-    {"api", "healthz", "openapi.json", "readyz", "sign-in", "sign-out", "static", "users"}
+    {"api", "auth", "healthz", "openapi.json", "readyz", "sign-in", "sign-out", "static", "users"}
 )
 """What the paths of the web begin with. Below a root path that begins so, some mean two things."""
 _ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)*")
@@ -56,6 +56,20 @@ class Settings(BaseSettings):
     users_file: Path | None = None
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    oidc_issuer: str | None = None
+    oidc_name: str | None = Field(None, max_length=60)
+    oidc_client_id: str | None = None
+    oidc_client_secret: SecretStr | None = None
+    oidc_client_secret_file: Path | None = None
+    oidc_scopes: str = "openid profile email"
+    oidc_user_claim: str = Field("sub", min_length=1)
+    oidc_name_claim: str = Field("name", min_length=1)
+    oidc_groups_claim: str = Field("groups", min_length=1)
+    oidc_allowed_groups: str = ""
+    oidc_allowed_domains: str = ""
+    oidc_admin_groups: str = ""
+    oidc_user_groups: str = ""
 
     namespace_prefix: str = Field("user-", validation_alias="KUBE_NAMESPACE_PREFIX")
     goose: str | None = None
@@ -131,8 +145,32 @@ class Settings(BaseSettings):
             raise ValueError(f"must not begin with /{first}, which is a path of Greylag's own")
         return path
 
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer_is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and (
+            not is_confidential(value) or not value.isprintable() or set(value) & set("?#@ ")
+        ):
+            raise ValueError(
+                "must be the provider's own address, as https://login.example.org; http is taken on"
+                " loopback only"
+            )
+        return value
+
+    @field_validator("oidc_scopes")
+    @classmethod
+    def _scopes_hold_openid(cls, value: str) -> str:
+        if "openid" not in value.split():
+            raise ValueError("must hold openid")
+        return value
+
     @field_validator(
         "goose",
+        "oidc_issuer",
+        "oidc_name",
+        "oidc_client_id",
+        "oidc_client_secret",
+        "oidc_client_secret_file",
         "model_url",
         "model_key",
         "model",
@@ -171,6 +209,10 @@ class Settings(BaseSettings):
             raise ValueError("GREYLAG_TOKEN must have at least 16 characters")
         if self.auth == "none" and self.token is not None:
             raise ValueError("GREYLAG_AUTH=none and GREYLAG_TOKEN contradict each other: unset one")
+        if self.auth == "none" and self.oidc_issuer is not None:
+            raise ValueError(
+                "GREYLAG_AUTH=none and GREYLAG_OIDC_ISSUER contradict each other: unset one"
+            )
         if not is_loopback(self.host) and self.token is None:
             raise ValueError(
                 f"binding to {self.host}, which others can reach, needs GREYLAG_TOKEN to be set"
@@ -272,6 +314,26 @@ def authorities(settings: Settings) -> str:
     files = [chosen or ("The system's file of authorities", found)]
     files.append(("GREYLAG_CA_FILE", settings.ca_file))
     return "\n".join(_certificates(name, path) for name, path in files if path)
+
+
+def oidc_secret(settings: Settings) -> str | None:
+    """Return the secret that the identity provider knows us by, ``None`` for a public client.
+
+    Raises:
+        ConfigError: it is given twice, or its file cannot be read or is empty.
+    """
+    given, path = settings.oidc_client_secret, settings.oidc_client_secret_file
+    if path is None:
+        return None if given is None else given.get_secret_value()
+    if given is not None:
+        raise ConfigError("GREYLAG_OIDC_CLIENT_SECRET and ..._SECRET_FILE are both set: unset one.")
+    try:
+        secret = path.read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"GREYLAG_OIDC_CLIENT_SECRET_FILE: {path} cannot be read.") from error
+    if not secret:
+        raise ConfigError(f"GREYLAG_OIDC_CLIENT_SECRET_FILE: {path} is empty.")
+    return secret
 
 
 def _certificates(name: str, path: Path) -> str:

@@ -3,12 +3,12 @@
 Each method says what holds before, after, and when it is called twice.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from greylag.common.agent_api import Decision, Operation, Socket, Turn
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
@@ -24,7 +24,7 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
-from greylag.domain.users import User
+from greylag.domain.users import ApiToken, Member, Session, User
 
 
 class Clock(Protocol):
@@ -41,17 +41,121 @@ class Clock(Protocol):
 
 
 class UserDirectory(Protocol):
-    """Who there is."""
+    """Who there is. Every method may raise ``StoreUnavailableError``."""
 
-    def users(self) -> Sequence[User]:
+    async def users(self) -> Sequence[User]:
         """Return all users, in the order they are to be shown."""
 
-    def get(self, user_id: str) -> User:
+    async def get(self, user_id: str) -> User:
         """Return one user.
 
         Raises:
             UserNotFoundError: there is none of this id.
         """
+
+
+Kept = TypeVar("Kept", User, Session, ApiToken, Member)
+AnyKept = User | Session | ApiToken | Member
+"""What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
+
+
+class PeopleStore(Protocol):
+    """Users, their sessions and tokens, and whom projects are shared with.
+
+    Every method may raise ``StoreUnavailableError``. What has an ``expires_at`` before ``now`` may
+    be forgotten.
+    """
+
+    async def find(self, kind: type[Kept], key: str) -> Kept | None:
+        """Return what is kept under ``key``."""
+
+    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+        """Return all of a kind that have this label (``None``: all), by their keys."""
+
+    async def put(self, one: AnyKept, now: datetime) -> bool:
+        """Write ``one`` over what was read as it, in one atomic step; its version grows by one.
+
+        Returns:
+            False, with nothing written, when what is kept under its key is of another version
+            (0: when anything is kept there).
+        """
+
+    async def remove(self, kind: type[Kept], key: str) -> bool:
+        """Remove what is kept under ``key``; return whether there was something."""
+
+
+# Who people are, by the word of an OpenID Connect provider.
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationRequest:
+    """One sign-in under way: what the provider is asked with, and its answer must match.
+
+    Attributes:
+        redirect_uri: where on this site the provider's answer comes to.
+        state: names the sign-in in the answer.
+        nonce: names it in the ID token.
+        verifier: shows that whoever redeems the code is who asked for it (PKCE).
+    """
+
+    redirect_uri: str
+    state: str
+    nonce: str = field(repr=False)
+    verifier: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderClaims:
+    """What the provider has said of a person who signed in, all of it verified.
+
+    ``id_token`` is that word as it was given, for the provider's own eyes when they sign out.
+    """
+
+    claims: Mapping[str, Any]
+    id_token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSignOut:
+    """Somebody has signed out at the provider: a person (``subject``), or one session of theirs."""
+
+    subject: str | None
+    session: str | None
+    token_id: str
+
+
+class IdentityProvider(Protocol):
+    """An OpenID Connect provider. Every method may raise ``IdentityProviderUnavailableError``; what
+    is wrong with a person's sign-in, or is not from this provider, is a ``SignInFailedError``.
+    """
+
+    issuer: str
+    name: str
+    """What people know it as."""
+
+    async def authorization_url(self, request: AuthorizationRequest) -> str:
+        """Return where the browser is to go to sign in."""
+
+    async def redeem(
+        self,
+        answer: Mapping[str, str],
+        request: AuthorizationRequest,
+        wanted: Collection[str],
+    ) -> ProviderClaims:
+        """Return who has signed in, by the answer that the browser brought back from there. It can
+        be redeemed once. The provider is asked for ``wanted`` claims where the ID token lacks them.
+        """
+
+    async def sign_out_url(self, back_to: str, id_token: str | None) -> str | None:
+        """Return where the browser is to go to sign out there too, and come back to ``back_to``;
+        ``None`` where the provider has no such page.
+        """
+
+    async def read_sign_out(self, logout_token: str) -> ProviderSignOut:
+        """Return whose sign-out the provider tells of (back-channel logout)."""
+
+    async def close(self) -> None:
+        """Close all connections."""
 
 
 # The way to the agent in an environment.
@@ -429,7 +533,7 @@ class Revocations(Protocol):
         """Tell whether ``name`` is kept."""
 
 
-class ProjectStore(Revocations, Protocol):
+class ProjectStore(Revocations, PeopleStore, Protocol):
     """The records, their activation logs, and who works on which.
 
     Every method may raise ``StoreUnavailableError``; then nothing was changed, or, when a server

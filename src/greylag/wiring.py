@@ -29,21 +29,36 @@ from greylag.cluster.local.cluster import LocalCluster
 from greylag.cluster.local.sandbox import choose_sandbox, half_the_memory, start_folder
 from greylag.common.agent_api import LEGACY_API
 from greylag.common.clock import SystemClock
-from greylag.config import Settings, agent_environment, authorities, load_settings
-from greylag.domain.errors import ConfigError
+from greylag.common.net import proxy_variables
+from greylag.config import (
+    Settings,
+    agent_environment,
+    authorities,
+    load_settings,
+    oidc_secret,
+)
+from greylag.domain.errors import ConfigError, IdentityProviderUnavailableError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, NewEvent, ProjectRef
-from greylag.ports import AgentGateway, Clock, Cluster, ProjectStore
+from greylag.ports import (
+    AgentGateway,
+    AuthorizationRequest,
+    Clock,
+    Cluster,
+    IdentityProvider,
+    ProjectStore,
+)
 from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
 from greylag.services.agents import Agents
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
+from greylag.services.people import People
 from greylag.services.projects import Projects
+from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
 from greylag.store.sqlite.archive import is_there
 from greylag.store.sqlite.store import SqliteStore
-from greylag.store.users import StaticUsers
 
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +74,7 @@ class Adapters:
     cluster: Cluster
     agents: AgentGateway
     clock: Clock = field(default_factory=SystemClock)
+    provider: IdentityProvider | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +102,10 @@ def build(
         rng: spreads retries; None: a new one.
     """
     store, cluster, clock = adapters.store, adapters.cluster, adapters.clock
+    people = People(store, settings.user_list, clock)
     projects = Projects(
         store,
-        StaticUsers(settings.user_list),
+        people,
         clock,
         namespace_prefix=settings.namespace_prefix,
         activation_timeout=settings.activation_timeout,
@@ -99,6 +116,9 @@ def build(
         resync=settings.resync_seconds,
         activation_timeout=settings.activation_timeout,
     )
+    sign_in = None
+    if adapters.provider is not None:
+        sign_in = SignIn(adapters.provider, _sign_in_rules(settings), people, store, clock)
     rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
     worker = worker or _process_name()
     platform = _platform(settings, cluster)
@@ -119,6 +139,8 @@ def build(
             messages=Messages(projects, agents, adapters.agents),
             platform=platform,
             store=store,
+            people=people,
+            sign_in=sign_in,
         ),
         reconciler=reconciler,
         worker=Worker(store, cluster, clock, reconciler, concurrency=settings.worker_concurrency),
@@ -203,7 +225,70 @@ async def _opened(
         opened.push_async_callback(cluster.close)
         agents = HttpAgents.open()
         opened.push_async_callback(agents.close)
-        yield Adapters(store, cluster, agents)
+        clock = SystemClock()
+        provider = _open_provider(settings, clock)
+        if provider is not None:
+            opened.push_async_callback(provider.close)
+        yield Adapters(store, cluster, agents, clock, provider)
+
+
+def _open_provider(settings: Settings, clock: Clock) -> IdentityProvider | None:
+    """Return the identity provider that the settings name; it is not asked anything yet."""
+    if settings.oidc_issuer is None:
+        return None
+    # Only where it is used: what verifies tokens takes a fifth of a second to import.
+    from greylag.identity.oidc import OidcOptions, OidcProvider  # noqa: PLC0415
+
+    if settings.oidc_client_id is None:
+        raise ConfigError(
+            "GREYLAG_OIDC_ISSUER is set, but GREYLAG_OIDC_CLIENT_ID does not say what Greylag is "
+            "called there.",
+            hint="Register Greylag at the identity provider: docs/sign-in.md tells how.",
+        )
+    options = OidcOptions(
+        issuer=settings.oidc_issuer,
+        name=settings.oidc_name or urlsplit(settings.oidc_issuer).hostname or "",
+        client_id=settings.oidc_client_id,
+        client_secret=oidc_secret(settings),
+        scopes=settings.oidc_scopes,
+        authorities=authorities(settings),
+        proxies=proxy_variables(agent_environment(settings)),
+    )
+    return OidcProvider.open(options, clock)
+
+
+async def identity_provider_fault(settings: Settings) -> str | None:
+    """Ask the identity provider what it says of itself; return why it cannot be used, if so.
+
+    Raises:
+        ConfigError: settings cannot work.
+    """
+    provider = _open_provider(settings, SystemClock())
+    if provider is None:
+        return None
+    try:
+        await provider.authorization_url(AuthorizationRequest("", "", "", ""))
+    except IdentityProviderUnavailableError as error:
+        return error.reason
+    finally:
+        await provider.close()
+    return None
+
+
+def _sign_in_rules(settings: Settings) -> SignInRules:
+    return SignInRules(
+        user_claim=settings.oidc_user_claim,
+        name_claim=settings.oidc_name_claim,
+        groups_claim=settings.oidc_groups_claim,
+        allowed_groups=_listed(settings.oidc_allowed_groups),
+        allowed_domains=_listed(settings.oidc_allowed_domains.lower().replace("@", "")),
+        admin_groups=_listed(settings.oidc_admin_groups),
+        user_groups=_listed(settings.oidc_user_groups),
+    )
+
+
+def _listed(names: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in names.split(",")) - {""}
 
 
 async def _open_cluster(settings: Settings, store: ProjectStore) -> Cluster:

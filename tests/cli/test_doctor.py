@@ -6,6 +6,7 @@ import pytest
 from tests.cli.program import Cli, call
 from tests.cli.stack import NOTICE, Stack, running_stack
 from tests.harness import settings
+from tests.identity.people import Provider, needs_provider
 
 
 def verdicts(document: dict[str, object]) -> dict[str, str]:
@@ -116,3 +117,18 @@ async def test_a_pipe_gets_one_line_of_tabs_for_each_check() -> None:
     rows = [line.split("\t") for line in done.out.splitlines()]
     assert rows[0] == ["check", "verdict", "found", "advice"]
     assert {len(row) for row in rows} == {4}
+
+
+@needs_provider
+async def test_an_identity_provider_is_asked_what_it_says_of_itself(
+    provider: Provider, tmp_path: Path
+) -> None:
+    plain = {"GREYLAG_DATA": str(tmp_path), "GREYLAG_OIDC_CLIENT_ID": "greylag"}
+    for issuer, verdict, words in (
+        (provider.issuer, "ok", "says how to sign in"),
+        (f"{provider.issuer}/", "fail", "calls itself"),
+        ("http://127.0.0.1:1", "fail", "Cannot connect"),
+    ):
+        done = await call("doctor", "--json", env=plain | {"GREYLAG_OIDC_ISSUER": issuer})
+        assert verdicts(done.document)["identity provider"] == verdict
+        assert words in done.out

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from greylag.domain.errors import (
     IdempotencyConflictError,
@@ -15,6 +16,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.project import Desired, Event, Project, ProjectRef, new_instance_id
 from greylag.ports import (
+    AnyKept,
     Claim,
     Created,
     Duty,
@@ -22,6 +24,7 @@ from greylag.ports import (
     Fill,
     Finding,
     IdempotencyKey,
+    Kept,
     Outcome,
     PageQuery,
     ProjectPage,
@@ -29,7 +32,7 @@ from greylag.ports import (
     StoredProject,
     Subscription,
 )
-from greylag.store import records
+from greylag.store import people, records
 from greylag.store.changes import ChangeHub
 from greylag.store.records import DutyRecord, ProjectRecord
 
@@ -50,6 +53,8 @@ class _Tables:
     keys: dict[tuple[str, str], _Key] = field(default_factory=dict)
     duties: dict[str, DutyRecord] = field(default_factory=dict)
     revoked: dict[str, datetime] = field(default_factory=dict)
+    people: dict[tuple[type[AnyKept], str], dict[str, Any]] = field(default_factory=dict)
+    labels: dict[tuple[type[AnyKept], str], Sequence[str]] = field(default_factory=dict)
     instance: str = field(default_factory=new_instance_id)
 
 
@@ -207,6 +212,35 @@ class MemoryStore:
         """Tell whether a name is kept; see the port."""
         return name in self._open().revoked
 
+    async def find(self, kind: type[Kept], key: str) -> Kept | None:
+        """Return what is kept under ``key``; see the port."""
+        body = self._open().people.get((kind, key))
+        return None if body is None else people.from_body(kind, body)
+
+    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+        """Return all that have this label; see the port."""
+        tables = self._open()
+        return [
+            people.from_body(kind, body)
+            for (of, key), body in sorted(tables.people.items(), key=lambda item: item[0][1])
+            if of is kind and (label is None or label in tables.labels[of, key])
+        ]
+
+    async def put(self, one: AnyKept, now: datetime) -> bool:
+        """Write one; see the port."""
+        del now
+        tables, place = self._open(), (type(one), one.key)
+        if tables.people.get(place, {}).get("version", 0) != one.version:
+            return False
+        tables.people[place] = people.to_body(one)
+        tables.labels[place] = list(one.labels)
+        return True
+
+    async def remove(self, kind: type[Kept], key: str) -> bool:
+        """Remove one; see the port."""
+        self._open().labels.pop((kind, key), None)
+        return self._open().people.pop((kind, key), None) is not None
+
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""
         return self._hub.subscribe(ref)
@@ -234,7 +268,12 @@ class MemoryStore:
     async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
         """Put other projects in place of all, in one step; see the port."""
         old = self._open()
-        new = _Tables(duties=old.duties, instance=instance or old.instance)
+        new = _Tables(
+            duties=old.duties,
+            people=old.people,
+            labels=old.labels,
+            instance=instance or old.instance,
+        )
 
         async def fill(projects: Sequence[StoredProject]) -> None:
             for stored in projects:

@@ -8,8 +8,9 @@ from tests.web.server import site
 
 from greylag.config import OWN_PATHS, load_settings
 from greylag.domain.errors import ConfigError
+from greylag.web import oidc
 from greylag.web.addresses import STATIC
-from greylag.web.auth import COOKIE, COOKIE_BELOW, SIGN_IN, SIGN_OUT
+from greylag.web.auth import COOKIE, SIGN_IN, SIGN_OUT
 from greylag.web.dashboard.pages import USER_PAGE
 
 ROOT = "/tools/greylag"
@@ -33,7 +34,7 @@ def test_a_root_path_that_begins_as_a_path_of_ours_is_refused(own: str) -> None:
 async def test_the_first_parts_of_all_our_paths_are_known() -> None:
     async with site() as one, one.http.get("/openapi.json") as answer:
         told = [path.split("/")[1] for path in (await answer.json())["paths"]]
-    pages = (USER_PAGE, SIGN_IN, SIGN_OUT, STATIC, "/openapi.json")
+    pages = (USER_PAGE, SIGN_IN, SIGN_OUT, *oidc.PATHS, STATIC, "/openapi.json")
     assert {*told, *(path.split("/")[1] for path in pages)} == OWN_PATHS
 
 
@@ -50,7 +51,7 @@ async def test_every_link_and_cookie_is_below_it(sent_below: str) -> None:
         async with http.get(sent_below + "/users/ada", headers={"hx-request": "true"}) as answer:
             assert answer.headers["hx-redirect"] == f"{ROOT}/sign-in"
         value = ""
-        for headers, name in (({}, COOKIE), ({"x-forwarded-proto": "https"}, COOKIE_BELOW)):
+        for headers, name in (({}, COOKIE), ({"x-forwarded-proto": "https"}, f"__Secure-{COOKIE}")):
             async with http.post(
                 sent_below + "/sign-in",
                 data={"token": TOKEN, "next": "/users/ada"},
@@ -61,7 +62,7 @@ async def test_every_link_and_cookie_is_below_it(sent_below: str) -> None:
                 cookie = answer.cookies[name]
             value = cookie.value
             assert (cookie["path"], bool(cookie["secure"])) == (ROOT, bool(headers))
-        named = {"cookie": f"{COOKIE_BELOW}={value}", "x-forwarded-proto": "https", **page}
+        named = {"cookie": f"__Secure-{COOKIE}={value}", "x-forwarded-proto": "https", **page}
         async with http.post(
             sent_below + "/users/ada/new-project",
             data={"name": "N", "project_id": "n"},

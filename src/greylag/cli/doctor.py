@@ -111,6 +111,8 @@ def _machine(*, answered: bool) -> Iterator[Check]:
             yield mongo
         if mongo is None or mongo.verdict == "ok":
             yield from _store(settings)
+        if settings.oidc_issuer:
+            yield _identity_provider(settings)
         if settings.model_url or settings.model_key or not answered:
             yield _model(settings)
 
@@ -205,6 +207,21 @@ def _takes_files(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _identity_provider(settings: Settings) -> Check:
+    """Ask the provider of this shell's settings what it says of itself, from this machine."""
+    from greylag.wiring import identity_provider_fault
+
+    name = "identity provider"
+    try:
+        fault = asyncio.run(identity_provider_fault(settings))
+    except ConfigError as error:
+        return Check(name, "fail", error.info.message, error.info.hint)
+    if fault is not None:
+        detail = f"{settings.oidc_issuer} cannot be used: {fault}."
+        return Check(name, "fail", detail, "Check GREYLAG_OIDC_ISSUER; see `docs/sign-in.md`.")
+    return Check(name, "ok", f"{settings.oidc_issuer} says how to sign in there.")
 
 
 def _model(settings: Settings) -> Check:

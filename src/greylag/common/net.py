@@ -42,6 +42,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_confidential(address: str) -> bool:
+    """Tell whether nobody on the way reads what is sent to an address: https, or this machine."""
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname
+    except ValueError:
+        return False
+    return bool(host) and (
+        parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host or ""))
+    )
+
+
 def end_to_end(headers: Mapping[str, str], without: Iterable[str] = ()) -> list[tuple[str, str]]:
     """Return the headers that a relay passes on.
 

@@ -270,6 +270,34 @@ class TerminalOffError(GreylagError):
     hint = "Whoever runs this Greylag can turn them on: GREYLAG_TERMINAL=on."
 
 
+class SignInFailedError(GreylagError):
+    """A sign-in at the identity provider came to nothing, or its answer is not to be believed."""
+
+    code = "sign_in_failed"
+    hint = "Begin again from the sign-in page."
+
+
+class SignInRefusedError(GreylagError):
+    """Who has signed in at the identity provider may not come in here."""
+
+    code = "sign_in_refused"
+    hint = "Ask whoever runs this Greylag to let you in; docs/sign-in.md tells how."
+
+
+class IdentityProviderUnavailableError(GreylagError):
+    """The identity provider did not answer as it must, so nobody can sign in there now.
+
+    ``reason`` is for whoever runs Greylag: it names addresses, and may repeat what was answered.
+    """
+
+    code = "identity_provider_unavailable"
+    hint = "Try again shortly. Tokens, and whoever has signed in, go on working meanwhile."
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ConfigError(GreylagError):
     """A setting is missing or wrong; the sentence says which."""
 

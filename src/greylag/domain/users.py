@@ -1,15 +1,208 @@
-"""Who uses Greylag, who asks, and what can be asked of a user's projects."""
+"""Who uses Greylag: users, how they sign in, their tokens, whom they share with, and who asks."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
+from typing import Literal
+
+
+class Role(StrEnum):
+    """What somebody may do beyond their own projects."""
+
+    ADMIN = "admin"
+    USER = "user"
+
+
+class MemberRole(StrEnum):
+    """What somebody may do with a project that was shared with them."""
+
+    EDITOR = "editor"
+    VIEWER = "viewer"
+
+
+class Scope(StrEnum):
+    """What a token may be used for, at most as far as its user may."""
+
+    PROJECTS_READ = "projects:read"
+    PROJECTS_WRITE = "projects:write"
+    MESSAGES = "messages"
+    FILES = "files"
+    ADMIN = "admin"
+
+
+class SignUp(StrEnum):
+    """Who becomes a user by signing in.
+
+    ``AUTO``: whoever the provider lets in. ``INVITED``: those whom an administrator has entered
+    with their email address. ``CLOSED``: nobody; only those who have signed in before come in.
+    """
+
+    AUTO = "auto"
+    INVITED = "invited"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who somebody is by the word of an identity provider, which has been checked already.
+
+    Attributes:
+        issuer: the provider.
+        subject: who it is, for good, by the claim that the settings name.
+        name: what to call them.
+        email: only one that the provider vouches for, in small letters.
+        groups: what they are in.
+        provider_subject: its own id for them (``sub``), by which it tells of their sign-out.
+        provider_session: its own id for their session (``sid``).
+    """
+
+    issuer: str
+    subject: str
+    name: str
+    email: str | None
+    groups: tuple[str, ...]
+    provider_subject: str
+    provider_session: str | None
+
+    @property
+    def key(self) -> str:
+        """What a user who signs in so is found by."""
+        return f"{self.issuer} {self.subject}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a user may have; ``None``: as much as they like."""
+
+    projects: int | None = None
+    active: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody who owns projects."""
+    """Somebody, or with ``service`` something, that owns projects.
+
+    Attributes:
+        id: names namespaces and never changes.
+        display_name: what people call them.
+        role: of their own; an administrator by groups is one as long as the groups say so.
+        disabled: comes in by no session and no token, and nothing of theirs runs.
+        service: a service account: nobody signs in as it; it has tokens.
+        origin: the settings, an administrator, or their own first sign-in.
+        email: by which an invited user is recognized at their first sign-in.
+        identity: ``Identity.key`` of how they sign in, once they have.
+        groups: as the provider told at the last sign-in.
+        version: how often it was written; 0 for one that is not in the store.
+    """
 
     id: str
     display_name: str
+    role: Role = Role.USER
+    disabled: bool = False
+    service: bool = False
+    origin: Literal["settings", "admin", "sign_in"] = "settings"
+    email: str | None = None
+    identity: str | None = None
+    groups: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    created_at: datetime | None = None
+    version: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its key in the store."""
+        return self.id
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What else it is found by."""
+        found = [f"identity {self.identity}"] if self.identity else []
+        return [*found, f"email {self.email}"] if self.email else found
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A browser that somebody has signed in with. ``key`` is the hash of its secret.
+
+    Attributes:
+        seen_at: when it last asked for something, to the minute.
+        expires_at: when it ends at the latest; it ends earlier when it is not used.
+        address: where it last came from.
+        provider: by which of its names the provider may end it.
+    """
+
+    key: str
+    user_id: str
+    role: Role
+    created_at: datetime
+    seen_at: datetime
+    expires_at: datetime
+    address: str
+    provider: tuple[str, ...] = ()
+    version: int = 0
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What else it is found by."""
+        return [f"user {self.user_id}", *self.provider]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiToken:
+    """A token for programs. ``key`` is its hash; the token itself is kept nowhere.
+
+    Attributes:
+        id: what people call it by.
+        projects: the ids of its user's projects that it is for; ``None``: all.
+        used_at: when it was last used, to the minute, and from where.
+    """
+
+    key: str
+    id: str
+    user_id: str
+    name: str
+    scopes: tuple[Scope, ...]
+    projects: tuple[str, ...] | None
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None = None
+    address: str | None = None
+    version: int = 0
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What else it is found by."""
+        return [f"user {self.user_id}", f"id {self.id}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A project that is shared with somebody.
+
+    ``record_id`` is the project's own: another one of the same name later is not shared.
+    """
+
+    owner: str
+    project_id: str
+    record_id: str
+    user_id: str
+    role: MemberRole
+    version: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its key in the store: no id holds a slash."""
+        return f"{self.owner}/{self.project_id}/{self.user_id}"
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What else it is found by."""
+        return [
+            f"project {self.owner}/{self.project_id}",
+            f"owner {self.owner}",
+            f"user {self.user_id}",
+        ]
 
 
 class Action(StrEnum):
@@ -31,15 +224,29 @@ class Action(StrEnum):
 class Principal:
     """Who makes a request. Every use case takes one; ``services/access.py`` decides by it.
 
-    The operator may act for every user; a principal with a ``user_id`` for that user alone.
+    The operator has no ``user_id`` and may act for every user.
+
+    Attributes:
+        name: for logs.
+        user_id: the user who asks.
+        role: theirs; of the operator, administrator.
+        via: the session or token that it comes by: ``session ID``, ``token ID``, or ``""``.
+        scopes: what a token may be used for; ``None``: all that its user may.
+        projects: the ids of its user's projects that a token is for; ``None``: all.
+        address: where the request comes from.
     """
 
     name: str
     user_id: str | None = None
+    role: Role = Role.USER
+    via: str = ""
+    scopes: frozenset[Scope] | None = None
+    projects: frozenset[str] | None = None
+    address: str = field(default="", compare=False)
 
     def may_act_for(self, user_id: str) -> bool:
         """Tell whether this principal may see and change what ``user_id`` owns."""
         return self.user_id is None or self.user_id == user_id
 
 
-OPERATOR = Principal("operator")
+OPERATOR = Principal("operator", role=Role.ADMIN)

@@ -76,7 +76,7 @@ class Projects:
 
     async def users(self, principal: Principal) -> Sequence[User]:
         """Return the users whose projects the principal may see."""
-        known = self._directory.users()
+        known = await self._directory.users()
         return [user for user in known if await is_allowed(principal, user, Action.PROJECTS_READ)]
 
     async def user(
@@ -86,7 +86,7 @@ class Projects:
 
         Every use case that serves a request comes through here before it does anything.
         """
-        user = self._directory.get(user_id)
+        user = await self._directory.get(user_id)
         await authorize(principal, user, action)
         return user
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from greylag.ports import ProjectStore
 from greylag.services.agents import Agents
 from greylag.services.messages import Messages
+from greylag.services.people import People
 from greylag.services.projects import Projects
+from greylag.services.sign_in import SignIn
 
 DEMONSTRATION = (
     "This is a demonstration: no model provider is set, so a built-in script answers. Set"
@@ -48,13 +50,18 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class UseCases:
-    """What a web or another front may ask of Greylag."""
+    """What a web or another front may ask of Greylag.
+
+    ``sign_in`` is ``None`` where nobody signs in by an identity provider.
+    """
 
     projects: Projects
     agents: Agents
     messages: Messages
     platform: Platform
     store: ProjectStore
+    people: People
+    sign_in: SignIn | None = None
 
     async def check_ready(self) -> None:
         """Return when requests can be served, else raise what is wrong."""

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
+from greylag.web import oidc
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, platform, projects, relay, sockets
 from greylag.web.auth import Authenticator
@@ -61,7 +62,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     Raises:
         ConfigError: there is no token and sign-in is not turned off.
     """
-    authenticator = Authenticator(settings, use_cases.store)
+    authenticator = Authenticator(settings, use_cases.store, use_cases.people)
     app = FastAPI(
         title="Greylag",
         version=__version__,
@@ -78,6 +79,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     app.state.use_cases = use_cases
     app.state.streams = Streams(settings)
     app.state.authenticator = authenticator
+    app.state.states = oidc.States(settings.token) if settings.token else None
     app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
     for router in (
         platform.router,
@@ -87,6 +89,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         relay.router,
         sockets.router,
         sign_in,
+        oidc.router,
     ):
         app.include_router(router)
     for pages in (user_pages, project_pages, conversations):

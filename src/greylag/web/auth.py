@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 import structlog
 from fastapi import APIRouter, Depends, Form, Query, Request
@@ -35,20 +35,21 @@ from greylag.domain.errors import (
 )
 from greylag.domain.users import OPERATOR, Principal
 from greylag.ports import Revocations
+from greylag.services.people import SESSION_PREFIX, People
 from greylag.web import errors
 from greylag.web.addresses import address, root_path
 from greylag.web.dashboard.pages import respond
 
 SIGN_IN = "/sign-in"
 SIGN_OUT = "/sign-out"
+SIGN_OUT_AT_PROVIDER = "/auth/sign-out"
 COOKIE = "greylag_sign_in"
-SECURE_COOKIE = f"__Host-{COOKIE}"
-COOKIE_BELOW = f"__Secure-{COOKIE}"
 COOKIE_SECONDS = 30 * 24 * 3600
 LINK_SECONDS = 24 * 3600
 MAX_FAILURES = 20
 FAILURE_WINDOW_SECONDS = 60.0
 _MAX_COUNTED = 10_000
+_LONGEST_PATH = 2000
 _PREFIX_BYTES = 8
 _BEARER = "bearer "
 _SECURE = frozenset({"https", "wss"})
@@ -151,12 +152,13 @@ class Authenticator:
         ConfigError: there is no token, and nobody has said that none is wanted.
     """
 
-    def __init__(self, settings: Settings, revocations: Revocations) -> None:
+    def __init__(self, settings: Settings, revocations: Revocations, people: People) -> None:
         if settings.token is None and settings.auth != "none":
             raise ConfigError("There is no token that says who may come in: set GREYLAG_TOKEN.")
         self._token = settings.token
         self._signatures = Signatures(settings.token) if settings.token else None
         self._revocations = revocations
+        self._people = people
         self._wrong = WrongTokens()
 
     @property
@@ -176,16 +178,19 @@ class Authenticator:
             return OPERATOR
         if (given := Headers(scope=scope).get("authorization")) is not None:
             return self._of_bearer(given, scope)
-        if await self.is_signed_in(scope):
-            return OPERATOR
+        if (found := await self.signed_in(scope)) is not None:
+            return found
         raise UnauthorizedError("The request does not say who it comes from.")
 
-    async def is_signed_in(self, scope: Scope) -> bool:
-        """Tell whether a cookie names a sign-in that has not ended."""
+    async def signed_in(self, scope: Scope) -> Principal | None:
+        """Return whom a cookie names whose sign-in has not ended, ``None`` where none does."""
         for one in self._sign_ins(scope):
             if not await self._revocations.is_revoked(one.name):
-                return True
-        return False
+                return OPERATOR
+        for secret in _sessions(scope):
+            if (found := await self._people.by_session(secret, client_of(scope))) is not None:
+                return found
+        return None
 
     async def sign_in(self, given: str, scope: Scope) -> str:
         """Return a new cookie's value for the right token, or for a link that nobody has used.
@@ -208,6 +213,8 @@ class Authenticator:
         """End the sign-in that the browser has, for every process; nothing if it has none."""
         for one in self._sign_ins(scope):
             await self._revocations.revoke(one.name, one.until, datetime.now(UTC))
+        for secret in _sessions(scope):
+            await self._people.end_session(secret)
 
     def _of_bearer(self, header: str, scope: Scope) -> Principal:
         if header[: len(_BEARER)].lower() != _BEARER:
@@ -250,13 +257,51 @@ def client_of(scope: Scope) -> str:
     return str(ipaddress.ip_network((int(address), 64), strict=False))
 
 
-def cookie_name(scope: Scope) -> str:
-    """Return our cookie's name: behind TLS one that no plain page can set and, at the root of a
-    host, no other host either. Browsers keep that promise only for cookies of a whole host.
+@dataclass(frozen=True, slots=True)
+class Cookie:
+    """A cookie of ours, which no script can read.
+
+    Attributes:
+        plain: its name, without what is put before it behind TLS.
+        below: the path to which alone it is sent; "": to all.
+        same_site: whether it is sent when another site leads here (lax) or not.
     """
-    if scope["scheme"] not in _SECURE:
-        return COOKIE
-    return COOKIE_BELOW if root_path() else SECURE_COOKIE
+
+    plain: str
+    below: str = ""
+    same_site: Literal["strict", "lax"] = "strict"
+
+    def name(self, scope: Scope) -> str:
+        """Return its name: behind TLS one that no plain page can set and, at the root of a host, no
+        other host either. Browsers keep that promise only for cookies of a whole host.
+        """
+        if scope["scheme"] not in _SECURE:
+            return self.plain
+        return f"__Secure-{self.plain}" if root_path() or self.below else f"__Host-{self.plain}"
+
+    def give(self, response: Response, scope: Scope, value: str, seconds: int) -> None:
+        """Have the browser keep it, with ``value``, for so long."""
+        response.set_cookie(
+            self.name(scope),
+            value,
+            max_age=seconds,
+            path=root_path() + self.below or "/",
+            httponly=True,
+            samesite=self.same_site,
+            secure=scope["scheme"] in _SECURE,
+        )
+
+    def take_back(self, response: Response, scope: Scope) -> None:
+        """Have the browser forget it."""
+        self.give(response, scope, "", 0)
+
+
+SIGN_IN_COOKIE = Cookie(COOKIE)
+
+
+def _sessions(scope: Scope) -> list[str]:
+    """Return the secrets of sessions that the browser has."""
+    return [value for value in _cookies(scope) if value.startswith(SESSION_PREFIX)]
 
 
 def _cookies(scope: Scope) -> list[str]:
@@ -265,7 +310,7 @@ def _cookies(scope: Scope) -> list[str]:
     for header in Headers(scope=scope).getlist("cookie"):
         for part in header.split(";"):
             name, _, value = part.strip().partition("=")
-            if name == cookie_name(scope):
+            if name == SIGN_IN_COOKIE.name(scope):
                 found.append(value.strip('"'))
     return found
 
@@ -285,12 +330,14 @@ _AuthenticatorDep = Annotated[Authenticator, Depends(_authenticator)]
 
 @router.get(SIGN_IN)
 async def show_sign_in(
-    authenticator: _AuthenticatorDep, wanted: Annotated[str, Query(alias="next")] = "/"
+    request: Request,
+    authenticator: _AuthenticatorDep,
+    wanted: Annotated[str, Query(alias="next")] = "/",
 ) -> Response:
     """Show the form, unless nobody has to sign in."""
     if not authenticator.needed:
         return RedirectResponse(address("/"), status_code=303)
-    return _sign_in_page(wanted)
+    return sign_in_page(request, wanted)
 
 
 @router.post(SIGN_IN)
@@ -301,45 +348,49 @@ async def sign_in(
     wanted: Annotated[str, Form(alias="next")] = "/",
 ) -> Response:
     """Give a new cookie for the right token, and lead to the page that was wanted."""
-    response = RedirectResponse(address(_own(wanted)), status_code=303)
+    response = RedirectResponse(address(own_path(wanted)), status_code=303)
     try:
         cookie = await authenticator.sign_in(token.strip(), request.scope)
     except (UnauthorizedError, LimitExceededError) as error:
         # Whoever opens a used link again in the same browser is there already.
-        if await authenticator.is_signed_in(request.scope):
+        if await authenticator.signed_in(request.scope) is not None:
             return response
-        return _sign_in_page(wanted, error)
+        return sign_in_page(request, wanted, error, by_token=True)
     if authenticator.needed:
-        _set_cookie(response, request.scope, cookie, COOKIE_SECONDS)
+        SIGN_IN_COOKIE.give(response, request.scope, cookie, COOKIE_SECONDS)
     return response
 
 
 @router.post(SIGN_OUT)
 async def sign_out(request: Request, authenticator: _AuthenticatorDep) -> Response:
-    """End the sign-in on the server, and take the cookie back."""
+    """End the sign-in on the server, and take the cookie back; then at the provider, if any."""
     await authenticator.sign_out(request.scope)
-    response = RedirectResponse(address(SIGN_IN), status_code=303)
-    _set_cookie(response, request.scope, "", 0)
+    after = SIGN_IN if request.app.state.use_cases.sign_in is None else SIGN_OUT_AT_PROVIDER
+    response = RedirectResponse(address(after), status_code=303)
+    SIGN_IN_COOKIE.take_back(response, request.scope)
     return response
 
 
-def _set_cookie(response: Response, scope: Scope, value: str, seconds: int) -> None:
-    response.set_cookie(
-        cookie_name(scope),
-        value,
-        max_age=seconds,
-        path=root_path() or "/",
-        httponly=True,
-        samesite="strict",
-        secure=scope["scheme"] == "https",
+def sign_in_page(
+    request: Request,
+    wanted: str,
+    error: GreylagError | None = None,
+    *,
+    by_token: bool = False,
+) -> Response:
+    """Return the page to sign in at, with what went wrong; ``by_token``: with the form open."""
+    service = request.app.state.use_cases.sign_in
+    known = error.info if error else None
+    return respond(
+        "sign_in.html",
+        status=errors.status_of(known) if known else 200,
+        next=own_path(wanted),
+        error=known,
+        provider=service and service.name,
+        by_token=by_token,
     )
 
 
-def _sign_in_page(wanted: str, error: GreylagError | None = None) -> Response:
-    known = error.info if error else None
-    status = errors.status_of(known) if known else 200
-    return respond("sign_in.html", status=status, next=_own(wanted), error=known)
-
-
-def _own(wanted: str) -> str:
-    return wanted if _OWN_PATH.fullmatch(wanted) else "/"
+def own_path(wanted: str) -> str:
+    """Return a path of this site: the one that was wanted, or that of its first page."""
+    return wanted if len(wanted) <= _LONGEST_PATH and _OWN_PATH.fullmatch(wanted) else "/"

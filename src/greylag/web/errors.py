@@ -24,8 +24,10 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 STATUS: Mapping[str, int] = {
     "unauthorized": 401,
+    "sign_in_failed": 401,
     "forbidden": 403,
     "terminal_off": 403,
+    "sign_in_refused": 403,
     "not_found": 404,
     "user_not_found": 404,
     "project_not_found": 404,
@@ -65,6 +67,7 @@ STATUS: Mapping[str, int] = {
     "endpoint_unreachable": 503,
     "environment_drifted": 503,
     "evicted": 503,
+    "identity_provider_unavailable": 503,
     "no_address": 503,
     "node_lost": 503,
     "node_not_ready": 503,

@@ -29,6 +29,14 @@ PINGS = "greylag_pings"
 DUTIES = "greylag_duties"
 REVOCATIONS = "greylag_revocations"
 INSTANCE = "greylag_instance"
+PEOPLE = {
+    "users": "users",
+    "sessions": "greylag_sessions",
+    "tokens": "greylag_tokens",
+    "members": "greylag_members",
+}
+"""The collection of each kind of ``greylag.store.people``."""
+
 INCOMPLETE = "greylag_copying"
 """Holds a document while the store is incomplete; an earlier Greylag's copies left one, too."""
 
@@ -66,7 +74,12 @@ _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
     ],
     REVOCATIONS: [([("until", 1)], {"expireAfterSeconds": 0})],
     CHANGES: [([("at", 1)], {"expireAfterSeconds": CHANGES_KEPT_SECONDS})],
+    **{name: [([("labels", 1)], {})] for name in PEOPLE.values()},
 }
+
+
+for _name in ("sessions", "tokens"):
+    _WANTED[PEOPLE[_name]].append(([("purge_at", 1)], {"expireAfterSeconds": 0}))
 
 
 async def is_incomplete(database: Database) -> bool:

@@ -135,7 +135,31 @@ _SETTINGS = (
     "ALTER TABLE projects ADD COLUMN refresh TEXT",
 )
 
-MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS)
+# Users, their sessions and tokens, and whom projects are shared with; by what they are found.
+_PEOPLE = (
+    """
+    CREATE TABLE people (
+      kind TEXT NOT NULL,
+      key TEXT NOT NULL,
+      version INTEGER NOT NULL,
+      body TEXT NOT NULL,
+      expires_at INTEGER,
+      PRIMARY KEY (kind, key)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX people_by_expiry ON people (expires_at) WHERE expires_at IS NOT NULL",
+    """
+    CREATE TABLE people_labels (
+      kind TEXT NOT NULL,
+      label TEXT NOT NULL,
+      key TEXT NOT NULL,
+      PRIMARY KEY (kind, label, key)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX people_labels_by_key ON people_labels (kind, key)",
+)
+
+MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS, _PEOPLE)
 
 
 def migrate(sql: sqlite3.Connection) -> None:

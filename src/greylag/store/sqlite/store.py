@@ -20,11 +20,13 @@ from greylag.common.sqlite import SqlThread, transaction
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, Event, Project, ProjectRef
 from greylag.ports import (
+    AnyKept,
     Claim,
     Created,
     Duty,
     Edit,
     IdempotencyKey,
+    Kept,
     Outcome,
     PageQuery,
     ProjectPage,
@@ -33,7 +35,7 @@ from greylag.ports import (
 from greylag.store import records
 from greylag.store.changes import ChangeHub
 from greylag.store.records import ProjectRecord
-from greylag.store.sqlite import schema, tables
+from greylag.store.sqlite import people, schema, tables
 from greylag.store.sqlite.schema import translated
 
 _KEPT = 10_000
@@ -333,6 +335,22 @@ class SqliteStore:
     async def is_revoked(self, name: str) -> bool:
         """Tell whether a name is kept; see the port."""
         return await self._read(lambda sql: tables.is_revoked(sql, name))
+
+    async def find(self, kind: type[Kept], key: str) -> Kept | None:
+        """Return what is kept under ``key``; see the port."""
+        return await self._read(lambda sql: people.find(sql, kind, key))
+
+    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+        """Return all that have this label; see the port."""
+        return await self._read(lambda sql: people.labelled(sql, kind, label))
+
+    async def put(self, one: AnyKept, now: datetime) -> bool:
+        """Write one; see the port."""
+        return await self._write(lambda write: people.put(write.sql, one, now))
+
+    async def remove(self, kind: type[Kept], key: str) -> bool:
+        """Remove one; see the port."""
+        return await self._write(lambda write: people.remove(write.sql, kind, key))
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""

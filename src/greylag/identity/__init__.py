@@ -1,0 +1,1 @@
+"""Who people are, by the word of an identity provider."""

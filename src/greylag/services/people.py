@@ -1,0 +1,281 @@
+"""Who there is, and who has signed in: users of the settings and of the store, and sessions.
+
+A user of the settings is in the store once something of theirs is changed; then the store's word
+counts. What ends a session or disables a user counts for every process within a second: what was
+read is held for half of one at most.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from greylag.domain.errors import (
+    ConflictError,
+    InvalidRequestError,
+    SignInRefusedError,
+    UserNotFoundError,
+)
+from greylag.domain.names import check_id, check_name, slug
+from greylag.domain.users import Identity, Limits, Principal, Role, Session, SignUp, User
+from greylag.ports import Clock, PeopleStore
+
+SESSION_PREFIX = "gls_"
+SEEN_EVERY = timedelta(minutes=1)
+_ATTEMPTS = 5
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignInLimits:
+    """Who becomes a user by signing in, and how long a sign-in lasts."""
+
+    sign_up: SignUp = SignUp.AUTO
+    idle: timedelta = timedelta(days=7)
+    longest: timedelta = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class UserEdit:
+    """What an administrator changes of a user; ``None`` leaves it as it is."""
+
+    display_name: str | None = None
+    role: Role | None = None
+    disabled: bool | None = None
+    email: str | None = None
+    limits: Limits | None = None
+
+
+class People:
+    """The users, and the sessions of those who have signed in.
+
+    It asks nobody whether they may: ``services/access.py`` does, before.
+    """
+
+    def __init__(
+        self,
+        store: PeopleStore,
+        seeds: Sequence[User],
+        clock: Clock,
+        limits: SignInLimits | None = None,
+    ) -> None:
+        self._store = store
+        self._seeds = {user.id: user for user in seeds}
+        self._clock = clock
+        self._limits = limits or SignInLimits()
+
+    # Users; with these two it implements ``greylag.ports.UserDirectory``.
+
+    async def users(self) -> Sequence[User]:
+        """Return all users: those of the settings in their order, then the others by their ids."""
+        kept = {user.id: user for user in await self._store.labelled(User)}
+        return list((self._seeds | kept).values())
+
+    async def get(self, user_id: str) -> User:
+        """Return one user; see the port."""
+        found = await self._store.find(User, user_id) or self._seeds.get(user_id)
+        if found is None:
+            raise no_such_user(user_id)
+        return found
+
+    async def make(self, user: User) -> User:
+        """Add a user, as an administrator has entered them.
+
+        Raises:
+            InvalidRequestError: the id or the name can be none.
+            ConflictError: there is one of this id.
+        """
+        check_id(user.id, "id")
+        check_name(user.display_name, "display_name")
+        made = replace(user, origin="admin", created_at=self._clock.now(), version=0)
+        if made.id in self._seeds or not await self._store.put(made, self._clock.now()):
+            raise ConflictError(f"There is a user {made.id!r} already.", hint="Choose another id.")
+        return replace(made, version=1)
+
+    async def edit(self, user_id: str, edit: UserEdit) -> User:
+        """Change a user. One who is disabled comes in no more, by no session and no token."""
+        if edit.display_name is not None:
+            check_name(edit.display_name, "display_name")
+        given = {name: getattr(edit, name) for name in UserEdit.__slots__}
+        changes = {name: value for name, value in given.items() if value is not None}
+        for _ in range(_ATTEMPTS):
+            before = await self.get(user_id)
+            after = replace(before, **changes)
+            if after == before or await self._store.put(after, self._clock.now()):
+                return after
+        raise _busy(user_id)
+
+    async def remove(self, user_id: str) -> None:
+        """Remove a user with their sessions; tokens and shares are the caller's to remove before.
+
+        Raises:
+            InvalidRequestError: the settings name them.
+        """
+        if user_id in self._seeds:
+            raise InvalidRequestError(
+                f"The settings name the user {user_id!r}.",
+                hint="Take them out of GREYLAG_USERS or GREYLAG_USERS_FILE, or disable them.",
+            )
+        await self.edit(user_id, UserEdit(disabled=True))
+        await self.end_sessions(user_id)
+        await self._store.remove(User, user_id)
+
+    # Signing in by an identity provider, and the sessions that this makes.
+
+    async def sign_in(self, identity: Identity, *, role: Role | None, client: str) -> str:
+        """Sign somebody in, and return the secret of their new session, which their browser keeps.
+
+        They are found by how they signed in before, else by the email address that an administrator
+        has entered for them, else made, where the settings let people sign up by themselves.
+
+        Args:
+            identity: who it is; the provider's word has been checked.
+            role: what their groups say; ``None`` where groups do not say it, then their own counts.
+            client: the address that they come from.
+
+        Raises:
+            SignInRefusedError: they are no user and become none, or are disabled.
+        """
+        user = await self._entered(identity)
+        return await self._begin(user, role or user.role, identity, client)
+
+    async def by_session(self, secret: str, client: str) -> Principal | None:
+        """Return who comes by a session's secret; ``None`` when there is none such any more."""
+        session = await self._store.find(Session, digest(secret))
+        now = self._clock.now()
+        if session is None or not self._is_going_on(session, now):
+            return None
+        user = await self._active(session.user_id)
+        if user is None:
+            return None
+        if now - session.seen_at >= SEEN_EVERY:
+            # Of two that see it at once one writes; the other's news is the same.
+            await self._store.put(replace(session, seen_at=now, address=client), now)
+        via = f"session {session.key[:16]}"
+        return Principal(user.display_name, user.id, session.role, via, address=client)
+
+    async def sessions(self, user_id: str) -> Sequence[Session]:
+        """Return a user's sessions that go on, the newest first."""
+        now = self._clock.now()
+        found = await self._store.labelled(Session, f"user {user_id}")
+        going_on = [one for one in found if self._is_going_on(one, now)]
+        return sorted(going_on, key=lambda one: one.created_at, reverse=True)
+
+    async def end_session(self, secret: str) -> None:
+        """End the session of this secret, for every process. Idempotent."""
+        await self._store.remove(Session, digest(secret))
+
+    async def end_sessions(self, user_id: str, begins: str = "") -> int:
+        """End a user's sessions whose id begins so, by default all; return how many."""
+        found = await self._store.labelled(Session, f"user {user_id}")
+        ended = [one for one in found if one.key.startswith(begins)]
+        for one in ended:
+            await self._store.remove(Session, one.key)
+        return len(ended)
+
+    async def end_told(self, issuer: str, subject: str | None, session: str | None) -> None:
+        """End sessions by what the provider knows them by (back-channel logout). Idempotent.
+
+        Args:
+            issuer: the provider.
+            subject: whose; ``None`` where it does not say.
+            session: which one; ``None``: all of this subject's.
+        """
+        names = _provider_names(issuer, subject, session)
+        for one in await self._store.labelled(Session, names[-1]) if names else ():
+            if set(names) <= set(one.provider):
+                await self._store.remove(Session, one.key)
+
+    async def _entered(self, identity: Identity) -> User:
+        """Return the user whom this is, as the provider tells of them now."""
+        for _ in range(_ATTEMPTS):
+            before = await self._known(identity) or self._newcomer(identity)
+            if before.disabled:
+                raise SignInRefusedError(
+                    "This account is disabled.", hint="Ask an administrator of this Greylag."
+                )
+            email = identity.email or before.email
+            user = replace(
+                before, identity=identity.key, email=email, groups=tuple(identity.groups)
+            )
+            if user == before or await self._store.put(user, self._clock.now()):
+                return user
+        raise SignInRefusedError("Others signed in as you at the same time.", hint="Try again.")
+
+    async def _known(self, identity: Identity) -> User | None:
+        found = await self._store.labelled(User, f"identity {identity.key}")
+        if found:
+            return found[0]
+        if identity.email is None:
+            return None
+        invited = [user for user in await self.users() if user.email == identity.email]
+        # Somebody who has signed in otherwise is never taken over by an address.
+        free = [user for user in invited if user.identity is None and not user.service]
+        return free[0] if free else None
+
+    def _newcomer(self, identity: Identity) -> User:
+        if self._limits.sign_up is not SignUp.AUTO:
+            raise SignInRefusedError(
+                "You are not a user of this Greylag.",
+                hint="Ask an administrator to enter you with your email address.",
+            )
+        # Made of the identity, so that of two first sign-ins at once only one makes a user.
+        tail = hashlib.sha256(identity.key.encode()).hexdigest()[:10]
+        return User(
+            f"{slug(identity.name, 20)}-{tail}",
+            identity.name,
+            origin="sign_in",
+            created_at=self._clock.now(),
+        )
+
+    async def _begin(self, user: User, role: Role, identity: Identity, client: str) -> str:
+        secret = SESSION_PREFIX + secrets.token_urlsafe(32)
+        now = self._clock.now()
+        session = Session(
+            key=digest(secret),
+            user_id=user.id,
+            role=role,
+            created_at=now,
+            seen_at=now,
+            expires_at=now + self._limits.longest,
+            address=client,
+            provider=_provider_names(
+                identity.issuer, identity.provider_subject, identity.provider_session
+            ),
+        )
+        await self._store.put(session, now)
+        _log.info("signed_in", user_id=user.id, role=role, session=session.key[:16])
+        return secret
+
+    def _is_going_on(self, session: Session, now: datetime) -> bool:
+        return now < min(session.expires_at, session.seen_at + self._limits.idle)
+
+    async def _active(self, user_id: str) -> User | None:
+        try:
+            user = await self.get(user_id)
+        except UserNotFoundError:
+            return None
+        return None if user.disabled else user
+
+
+def no_such_user(user_id: str) -> UserNotFoundError:
+    """Return the error that tells that there is none, and that a stranger must not tell from it."""
+    return UserNotFoundError(f"There is no user {user_id!r}.")
+
+
+def digest(secret: str) -> str:
+    """Return what is kept of a secret of 256 bits, by which it is found."""
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
+
+
+def _provider_names(issuer: str, subject: str | None, session: str | None) -> tuple[str, ...]:
+    names = [f"subject {issuer} {subject}"] if subject else []
+    return (*names, f"session {issuer} {session}") if session else tuple(names)
+
+
+def _busy(user_id: str) -> ConflictError:
+    return ConflictError(f"Others changed the user {user_id!r} again and again.")

@@ -1,0 +1,99 @@
+"""What all stores share of people: what is written of each, and what was read a moment ago."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import cache
+from typing import Any, cast
+
+from pydantic import TypeAdapter
+
+from greylag.domain.users import ApiToken, Member, Session, User
+from greylag.ports import AnyKept, Clock, Kept, PeopleStore
+
+NAMES: Mapping[type[AnyKept], str] = {
+    User: "users",
+    Session: "sessions",
+    ApiToken: "tokens",
+    Member: "members",
+}
+"""What each kind is called in a store."""
+
+RECENT_SECONDS = 0.5
+_MOST_RECENT = 20_000
+
+
+@cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast("type[Any]", kind))
+
+
+def to_body(one: AnyKept) -> dict[str, Any]:
+    """Return all of ``one`` as JSON has it, in its next version."""
+    body: dict[str, Any] = _adapter(cast("Hashable", type(one))).dump_python(
+        replace(one, version=one.version + 1), mode="json"
+    )
+    return body
+
+
+def from_body(kind: type[Kept], body: Mapping[str, Any]) -> Kept:
+    """Return what ``to_body`` has written; members that this version does not know are left out."""
+    found: Kept = _adapter(cast("Hashable", kind)).validate_python(dict(body))
+    return found
+
+
+def from_text(kind: type[Kept], body: str) -> Kept:
+    """Return the same from JSON."""
+    found: Kept = _adapter(cast("Hashable", kind)).validate_json(body)
+    return found
+
+
+def expires_at(one: AnyKept) -> datetime | None:
+    """Return when it may be forgotten."""
+    return one.expires_at if isinstance(one, Session | ApiToken) else None
+
+
+class RecentPeople:
+    """Implements ``greylag.ports.PeopleStore`` over another one, and reads nothing twice within
+    half a second: so a request costs no question to the store, and what another process has
+    changed still counts within a second.
+    """
+
+    def __init__(self, store: PeopleStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._found: dict[tuple[type[AnyKept], str], tuple[float, Any]] = {}
+
+    async def find(self, kind: type[Kept], key: str) -> Kept | None:
+        """Return what is kept under ``key``; see the port. That there is nothing is not kept."""
+        now = self._clock.monotonic()
+        until, found = self._found.get((kind, key), (now, None))
+        if now < until:
+            recent: Kept | None = found
+            return recent
+        read = await self._store.find(kind, key)
+        if read is None:
+            self._found.pop((kind, key), None)
+            return None
+        if len(self._found) >= _MOST_RECENT:
+            self._found.clear()
+        self._found[kind, key] = now + RECENT_SECONDS, read
+        return read
+
+    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+        """Return all that have this label; see the port."""
+        return await self._store.labelled(kind, label)
+
+    async def put(self, one: AnyKept, now: datetime) -> bool:
+        """Write one; see the port."""
+        try:
+            return await self._store.put(one, now)
+        finally:
+            self._found.pop((type(one), one.key), None)
+
+    async def remove(self, kind: type[Kept], key: str) -> bool:
+        """Remove one; see the port."""
+        try:
+            return await self._store.remove(kind, key)
+        finally:
+            self._found.pop((kind, key), None)

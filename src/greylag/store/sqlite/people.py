@@ -1,0 +1,82 @@
+"""Users, sessions, tokens and members in SQLite: rows with all of each as JSON, and their labels.
+
+Each function is a few statements, called inside a transaction, in the thread of its connection.
+"""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+
+from greylag.ports import AnyKept, Kept
+from greylag.store.people import NAMES, expires_at, from_text, to_body
+from greylag.store.records import millis
+
+_HAS_RUN_OUT = "SELECT kind, key FROM people WHERE expires_at < ?"
+_OF_LABEL = (
+    "SELECT body FROM people JOIN people_labels USING (kind, key) "
+    "WHERE kind = ? AND label = ? ORDER BY key"
+)
+
+
+def find(sql: sqlite3.Connection, kind: type[Kept], key: str) -> Kept | None:
+    """Return what is kept under ``key``; see the port."""
+    row = sql.execute(
+        "SELECT body FROM people WHERE kind = ? AND key = ?", (NAMES[kind], key)
+    ).fetchone()
+    return None if row is None else from_text(kind, row["body"])
+
+
+def labelled(sql: sqlite3.Connection, kind: type[Kept], label: str | None) -> Sequence[Kept]:
+    """Return all that have this label; see the port."""
+    if label is None:
+        found = sql.execute("SELECT body FROM people WHERE kind = ? ORDER BY key", (NAMES[kind],))
+    else:
+        found = sql.execute(_OF_LABEL, (NAMES[kind], label))
+    return [from_text(kind, row["body"]) for row in found]
+
+
+def put(sql: sqlite3.Connection, one: AnyKept, now: datetime) -> bool:
+    """Write one; see the port."""
+    for gone in sql.execute(_HAS_RUN_OUT, (millis(now),)).fetchall():
+        _delete(sql, *gone)
+    kind, until = NAMES[type(one)], expires_at(one)
+    values = {
+        "kind": kind,
+        "key": one.key,
+        "before": one.version,
+        # ASCII only, so that any text can be kept.
+        "body": json.dumps(to_body(one), separators=(",", ":")),
+        "until": None if until is None else millis(until),
+    }
+    if one.version:
+        written = sql.execute(
+            "UPDATE people SET version = version + 1, body = :body, expires_at = :until "
+            "WHERE kind = :kind AND key = :key AND version = :before",
+            values,
+        )
+    else:
+        written = sql.execute(
+            "INSERT OR IGNORE INTO people (kind, key, version, body, expires_at) "
+            "VALUES (:kind, :key, 1, :body, :until)",
+            values,
+        )
+    if not written.rowcount:
+        return False
+    sql.execute("DELETE FROM people_labels WHERE kind = ? AND key = ?", (kind, one.key))
+    sql.executemany(
+        "INSERT INTO people_labels (kind, label, key) VALUES (?, ?, ?)",
+        ((kind, label, one.key) for label in set(one.labels)),
+    )
+    return True
+
+
+def remove(sql: sqlite3.Connection, kind: type[Kept], key: str) -> bool:
+    """Remove one; see the port."""
+    return _delete(sql, NAMES[kind], key)
+
+
+def _delete(sql: sqlite3.Connection, kind: str, key: str) -> bool:
+    sql.execute("DELETE FROM people_labels WHERE kind = ? AND key = ?", (kind, key))
+    gone = sql.execute("DELETE FROM people WHERE kind = ? AND key = ?", (kind, key))
+    return gone.rowcount > 0

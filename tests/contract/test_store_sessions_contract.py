@@ -1,0 +1,74 @@
+"""Signing in, coming back and being signed out, over every store."""
+
+import asyncio
+from dataclasses import replace
+
+from greylag.common.clock import SystemClock
+from greylag.domain.users import Identity, Role, Session, User
+from greylag.ports import ProjectStore
+from greylag.services.people import People
+
+ADA = Identity("https://idp", "ada", "Ada \u03a9 \U0001f600", "a@b.c", ("staff",), "sub-1", "s1")
+SEEDS = [User("seed", "Seed", email="a@b.c")]
+
+
+def people(store: ProjectStore, seeds: list[User] | None = None) -> People:
+    return People(store, seeds or [], SystemClock())
+
+
+async def test_a_session_is_found_by_its_secret_and_ended_for_every_process(
+    store: ProjectStore,
+) -> None:
+    one, another = people(store), people(store)
+    secret = await one.sign_in(ADA, role=Role.ADMIN, client="10.0.0.1")
+    found = await another.by_session(secret, "10.0.0.2")
+    assert found is not None
+    assert (found.role, (await another.get(found.user_id or "")).display_name) == (
+        Role.ADMIN,
+        ADA.name,
+    )
+    assert await another.by_session(f"{secret}x", "10.0.0.2") is None
+    await another.end_session(secret)
+    assert await one.by_session(secret, "10.0.0.1") is None
+
+
+async def test_people_who_sign_in_at_once_are_one_user_with_a_session_each(
+    store: ProjectStore,
+) -> None:
+    one = people(store)
+    secrets = await asyncio.gather(
+        *(one.sign_in(ADA, role=None, client="10.0.0.1") for _ in range(3))
+    )
+    (user,) = await one.users()
+    assert (user.identity, user.groups) == (ADA.key, ("staff",))
+    assert len({*secrets}) == len(await one.sessions(user.id)) == 3
+
+
+async def test_somebody_whom_the_settings_name_is_recognized_by_their_address(
+    store: ProjectStore,
+) -> None:
+    one = people(store, SEEDS)
+    await one.sign_in(ADA, role=None, client="10.0.0.1")
+    (user,) = await one.users()
+    assert (user.id, user.identity) == ("seed", ADA.key)
+
+
+async def test_the_provider_ends_a_session_or_all_of_a_person(store: ProjectStore) -> None:
+    one = people(store)
+    given = [ADA, replace(ADA, provider_session="s2"), replace(ADA, provider_session=None)]
+    secrets = [await one.sign_in(each, role=None, client="") for each in given]
+
+    async def going_on() -> list[bool]:
+        return [await one.by_session(secret, "") is not None for secret in secrets]
+
+    await one.end_told("https://other", "sub-1", "s1")
+    await one.end_told("https://idp", "sub-2", "s1")
+    await one.end_told("https://idp", None, None)
+    assert await going_on() == [True, True, True]
+    await one.end_told("https://idp", "sub-1", "s1")
+    assert await going_on() == [False, True, True]
+    await one.end_told("https://idp", None, "s2")
+    assert await going_on() == [False, False, True]
+    await one.end_told("https://idp", "sub-1", None)
+    assert await going_on() == [False, False, False]
+    assert await store.labelled(Session) == []
