@@ -4,9 +4,14 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from tests.identity.people import Provider, running_provider
 
 CLUSTER_SECONDS = 420
+
+# No test depends on how quick the machine is.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Started in the background of a script, this process may have inherited an ignored SIGINT, and
 # programs that tests start would inherit it too; Ctrl-C tests need the ordinary state.

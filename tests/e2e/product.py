@@ -68,7 +68,9 @@ class Product:
         self._start_folder = start_folder
         self._marks: set[str] = set()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-        self.http = aiohttp.ClientSession(self.address, timeout=timeout)
+        # A kept connection may be closed by the server just when a request is on its way.
+        afresh = aiohttp.TCPConnector(force_close=True)
+        self.http = aiohttp.ClientSession(self.address, timeout=timeout, connector=afresh)
 
     async def start(self, verb: str = "up") -> None:
         """Run `greylag <verb>` and wait until it says that it is ready."""
