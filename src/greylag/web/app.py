@@ -44,6 +44,7 @@ _TAGS = [
     {"name": "turns", "description": "A message and all that answers it."},
     {"name": "files", "description": "The workspace's files and folders."},
     {"name": "terminals", "description": "Shells of the workspace; a WebSocket attaches to one."},
+    {"name": "ports", "description": "What listens in an environment, and previews of it."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
 _UNUSED = ("HTTPValidationError", "ValidationError")
