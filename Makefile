@@ -4,7 +4,7 @@ BIN := .venv/bin
 UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(DATA))
 TEST_ARGS ?=
 
-.PHONY: up setup test setup-dev lint typecheck format bench lock image greylag-image judges css clean
+.PHONY: up setup test setup-dev lint typecheck format bench lock image greylag-image judges sbom css clean
 
 up: setup ## Set up and run Greylag; prints its address
 	@$(BIN)/greylag up $(UP_ARGS)
@@ -47,11 +47,25 @@ greylag-image: ## Build build/greylag.tar, the image of web and worker, in the s
 
 judges: ## Install what judges the manifests (needs Go); tests then run it: tests/deploy/test_manifests_judged.py
 	GOBIN=$(CURDIR)/build/judges/bin go install github.com/zegl/kube-score/cmd/kube-score@v1.20.0
+	GOBIN=$(CURDIR)/build/judges/bin go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+	GOEXPERIMENT=jsonv2 GOBIN=$(CURDIR)/build/judges/bin go install github.com/aquasecurity/trivy/cmd/trivy@v0.74.0
 	python3 -m venv build/judges/checkov
 	build/judges/checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
 	ln -sf ../checkov/bin/checkov build/judges/bin/checkov
 
-css: ## Build the dashboard's style sheet (needs Node)
+sbom: image greylag-image ## Write build/sbom: what the wheel and both images are made of, as CycloneDX (needs Go)
+	GOBIN=$(CURDIR)/build/judges/bin go install github.com/anchore/syft/cmd/syft@v1.57.1
+	python3 -m venv build/judges/cyclonedx
+	build/judges/cyclonedx/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	@mkdir -p build/sbom
+	build/judges/cyclonedx/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+		--output-reproducible --output-file build/sbom/wheel.cdx.json requirements/runtime.lock
+	@for name in goose-api-server greylag; do \
+		SYFT_CHECK_FOR_APP_UPDATE=false build/judges/bin/syft scan --quiet --select-catalogers=-file \
+			--output cyclonedx-json=build/sbom/$$name.cdx.json oci-archive:build/$$name.tar || exit; \
+	done
+
+css: ## Build the dashboard's style sheet and scripts (needs Node)
 	npm ci --prefix frontend --no-progress
 	npm run --prefix frontend build
 

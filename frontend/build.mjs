@@ -1,55 +1,72 @@
-// Makes src/greylag/web/static: the style sheet, and the scripts of others with their licences.
+// Makes src/greylag/web/static: the style sheet and the scripts, with the licences of what is in them.
 // With --check it writes nothing and fails when the files are not what it would make.
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, sep } from "node:path";
 import { fileURLToPath } from "node:url";
+import { build } from "esbuild";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const modules = join(here, "node_modules");
 const target = join(here, "..", "src", "greylag", "web", "static");
+const packages = "node_modules/";
 
-const vendored = [
-  ["htmx.org/dist/htmx.min.js", "htmx.min.js"],
-  ["htmx.org/LICENSE", "htmx.LICENSE"],
-  ["idiomorph/dist/idiomorph.min.js", "idiomorph.min.js"],
-  ["idiomorph/LICENSE", "idiomorph.LICENSE"],
-];
+function run(program, ...given) {
+  execFileSync(process.execPath, [join(modules, program), ...given], { cwd: here, stdio: ["ignore", "pipe", "inherit"] });
+}
 
 function styleSheet() {
   const folder = mkdtempSync(join(tmpdir(), "greylag-css-"));
   try {
     const made = join(folder, "app.css");
-    const tailwind = join(modules, "@tailwindcss", "cli", "dist", "index.mjs");
-    const command = [tailwind, "-i", join(here, "app.css"), "-o", made, "--minify"];
-    execFileSync(process.execPath, command, { cwd: here, stdio: ["ignore", "ignore", "inherit"] });
+    run("@tailwindcss/cli/dist/index.mjs", "-i", join(here, "app.css"), "-o", made, "--minify");
     return readFileSync(made);
   } finally {
     rmSync(folder, { recursive: true });
   }
 }
 
-function version(name) {
-  return JSON.parse(readFileSync(join(modules, name, "package.json"), "utf8")).version;
+/** Return the scripts by name, and the licences of the packages that are in them. */
+async function scripts() {
+  const common = {
+    absWorkingDir: here, bundle: true, write: false, metafile: true, minify: true, charset: "utf8", target: "es2022",
+    outdir: join(target, "js"), legalComments: "none",
+  };
+  const pages = { entryPoints: ["src/app.ts", "src/sign_in.ts"], format: "esm", splitting: true, chunkNames: "[name]-[hash]" };
+  const head = { entryPoints: ["src/theme.ts"], format: "iife" };
+  const results = await Promise.all([build({ ...common, ...pages }), build({ ...common, ...head })]);
+  const files = results.flatMap(({ outputFiles }) => outputFiles);
+  const inputs = results.flatMap(({ metafile }) => Object.keys(metafile.inputs));
+  return [...files.map(({ path, contents }) => [path.slice(target.length + 1), Buffer.from(contents)]), ["js/LICENSES", licences(inputs)]];
 }
 
-function allFiles() {
-  const files = new Map([["app.css", styleSheet()]]);
-  for (const [from, to] of vendored) files.set(join("vendor", to), readFileSync(join(modules, from)));
-  const versions = ["htmx.org", "idiomorph"].map((name) => `${name} ${version(name)}\n`).join("");
-  files.set(join("vendor", "VERSIONS"), Buffer.from(versions));
-  return files;
+function licences(inputs) {
+  const names = inputs.filter((input) => input.startsWith(packages)).map((input) => {
+    const parts = input.slice(packages.length).split("/");
+    return parts[0].startsWith("@") ? parts.slice(0, 2).join("/") : parts[0];
+  });
+  const texts = [...new Set(names)].sort().map((name) => {
+    const { version, license } = JSON.parse(readFileSync(join(modules, name, "package.json"), "utf8"));
+    const file = readdirSync(join(modules, name)).find((one) => /^licen[cs]e/i.test(one));
+    const text = file ? readFileSync(join(modules, name, file), "utf8").trim() : `Licensed under ${license}.`;
+    return `${name} ${version}\n\n${text}\n`;
+  });
+  return Buffer.from(texts.join(`\n${"-".repeat(79)}\n\n`));
+}
+
+function present() {
+  return readdirSync(join(target, "js")).map((name) => join("js", name));
 }
 
 function differing(files) {
   const same = (name) => existsSync(join(target, name)) && readFileSync(join(target, name)).equals(files.get(name));
-  const known = new Set([...files.keys()]);
-  const strangers = readdirSync(join(target, "vendor")).map((name) => join("vendor", name)).filter((name) => !known.has(name));
+  const strangers = present().filter((name) => !files.has(name.replaceAll(sep, "/")));
   return [...[...files.keys()].filter((name) => !same(name)), ...strangers];
 }
 
-const files = allFiles();
+run("typescript/bin/tsc", "--project", here);
+const files = new Map([["app.css", styleSheet()], ...(await scripts())]);
 if (process.argv.includes("--check")) {
   const wrong = differing(files);
   if (wrong.length > 0) {
@@ -58,7 +75,8 @@ if (process.argv.includes("--check")) {
   }
   console.log(`${files.size} files are what the build makes`);
 } else {
-  mkdirSync(join(target, "vendor"), { recursive: true });
+  rmSync(join(target, "js"), { recursive: true, force: true });
+  mkdirSync(join(target, "js"));
   for (const [name, content] of files) writeFileSync(join(target, name), content);
   console.log(`${files.size} files written`);
 }

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from greylag.common.net import Proxy, is_confidential, is_loopback
@@ -24,6 +24,7 @@ _USUAL_AUTHORITIES = (
     Path("/etc/ssl/cert.pem"),
 )
 DEFAULT_USERS = (User("me", "Me"),)
+_LEAST_MEMORY = 512 * 1024 * 1024
 OWN_PATHS = frozenset(
     {"api", "auth", "healthz", "openapi.json", "readyz", "sign-in", "sign-out", "static", "users"}
 )
@@ -85,11 +86,13 @@ class Settings(BaseSettings):
     requests_ca_bundle: Path | None = Field(None, validation_alias="REQUESTS_CA_BUNDLE")
     sandbox: Literal["auto", "bubblewrap", "none"] = "auto"
     sandbox_network: Literal["auto", "strict"] = "auto"
+    sandbox_memory: Literal["auto", "none"] | ByteSize = "auto"
     goose_mode: Literal["auto", "approve", "smart_approve", "chat"] | None = Field(
         None, validation_alias="GOOSE_MODE"
     )
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
     legacy_api: bool = False
+    terminal: Literal["on", "off"] = "on"
 
     mongodb_uri: SecretStr | None = Field(None, validation_alias="MONGODB_URI")
     mongodb_db: str = Field("goose", validation_alias="MONGODB_DB")
@@ -119,6 +122,13 @@ class Settings(BaseSettings):
         plain = value.replace("-", "a")
         if len(value) > 30 or not (value[:1].isalpha() and plain.isalnum() and value.islower()):  # noqa: PLR2004 - leaves 33 of 63 characters to the user's label
             raise ValueError("must begin a DNS label: a-z, 0-9, -, a letter first, 30 at most")
+        return value
+
+    @field_validator("sandbox_memory")
+    @classmethod
+    def _goose_fits(cls, value: str | ByteSize) -> str | ByteSize:
+        if isinstance(value, ByteSize) and value < _LEAST_MEMORY:
+            raise ValueError("must be at least 512MiB, auto or none")
         return value
 
     @field_validator("root_path")

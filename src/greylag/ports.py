@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
-from greylag.common.agent_api import Decision, Operation, Turn
+from greylag.common.agent_api import Decision, Operation, Socket, Turn
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
 from greylag.domain.names import EnvironmentNames
@@ -172,7 +172,7 @@ class AgentAddress:
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
     """What answers in an environment; ``demonstration`` says so when no real model is set, ``busy``
-    that a turn is going on.
+    that a turn is going on, or that somebody is at a terminal.
     """
 
     agent: str
@@ -210,6 +210,28 @@ class AgentAnswer:
     body: AsyncIterator[bytes]
 
 
+class AgentSocket(Protocol):
+    """An open WebSocket to an agent; its messages pass as they are, bytes or text."""
+
+    async def send(self, content: bytes | str) -> None:
+        """Send a message; returns when there is room for more.
+
+        Raises:
+            AgentUnreachableError: the connection broke.
+        """
+
+    async def receive(self) -> bytes | str | None:
+        """Return the next message, ``None`` when the agent has closed the connection.
+
+        Raises:
+            AgentUnreachableError: it broke, or what came is larger than is taken.
+        """
+
+    @property
+    def close_code(self) -> int | None:
+        """Why the agent closed it (RFC 6455)."""
+
+
 class AgentGateway(Protocol):
     """The way to the agent in an environment.
 
@@ -232,6 +254,20 @@ class AgentGateway(Protocol):
             GreylagError: on entering: what the agent's refusal means, such as ``MissingError``.
             TooLargeError: on entering: the body has more bytes than the operation takes.
             AgentFailedError: on reading: the answer's body goes past its limit.
+        """
+
+    def socket(
+        self, at: AgentAddress, socket: Socket, parts: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[AgentSocket]:
+        """Open a WebSocket of the agent's; leaving closes it.
+
+        Args:
+            at: where the agent is.
+            socket: which one.
+            parts: what stands in its path.
+
+        Raises:
+            GreylagError: on entering: as ``relay``.
         """
 
     async def start_turn(

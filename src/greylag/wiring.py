@@ -26,7 +26,7 @@ from greylag.cluster.kubernetes.options import (
     load_options,
 )
 from greylag.cluster.local.cluster import LocalCluster
-from greylag.cluster.local.sandbox import choose_sandbox, start_folder
+from greylag.cluster.local.sandbox import choose_sandbox, half_the_memory, start_folder
 from greylag.common.agent_api import LEGACY_API
 from greylag.common.clock import SystemClock
 from greylag.common.net import proxy_variables
@@ -110,7 +110,7 @@ def build(
         namespace_prefix=settings.namespace_prefix,
         activation_timeout=settings.activation_timeout,
     )
-    agents = Agents(projects, cluster, adapters.agents)
+    agents = Agents(projects, cluster, adapters.agents, terminal=settings.terminal == "on")
     pace = Pace(
         lease=settings.lease_seconds,
         resync=settings.resync_seconds,
@@ -310,6 +310,7 @@ async def _open_cluster(settings: Settings, store: ProjectStore) -> Cluster:
             goose=settings.goose,
             sandbox=settings.sandbox,
             network=settings.sandbox_network,
+            memory=_memory(settings),
             hidden=(settings.data.absolute(),),
         )
     # Only where it is used: reading a kubeconfig needs libraries that take time to import.
@@ -339,6 +340,13 @@ async def _open_cluster(settings: Settings, store: ProjectStore) -> Cluster:
         await cluster.close()
         raise
     return cluster
+
+
+def _memory(settings: Settings) -> int | None:
+    """Return most bytes of memory that a process of an agent may have on this machine."""
+    if isinstance(settings.sandbox_memory, int):
+        return settings.sandbox_memory
+    return half_the_memory() if settings.sandbox_memory == "auto" else None
 
 
 def _kubernetes_options(settings: Settings) -> tuple[Options, ConnectionOptions] | None:

@@ -23,8 +23,9 @@ from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import Execution
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
-from greylag.agentd.main import build_services, http_server
+from greylag.agentd.main import agent_setup, build_services, http_server
 from greylag.agentd.records import Records
+from greylag.agentd.terminals import Terminals
 from greylag.agentd.volume import Volume
 from greylag.common.server import listen
 
@@ -132,8 +133,10 @@ async def serving(
     journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
     listener = listen(settings.host, settings.port)
     tasks = asyncio.TaskGroup()
-    files = WorkspaceFiles(Execution(folder / "execd"), volume.workspace)
-    services = build_services(settings, agent, files, records, journals, tasks)
+    execution = Execution(folder / "execd")
+    files = WorkspaceFiles(execution, volume.workspace)
+    terminals = Terminals(execution, agent_setup(settings, volume))
+    services = build_services(settings, agent, files, terminals, records, journals, tasks)
     await services.turns.recover()
     async with tasks:
         server = http_server(create_app(settings, services))
@@ -148,6 +151,7 @@ async def serving(
             finally:
                 await services.turns.stop()
                 await services.turns.wait_all_ended(2)
+                await terminals.close()
                 server.finish()
         await serve
     await records.aclose()

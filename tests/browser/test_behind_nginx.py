@@ -30,6 +30,7 @@ daemon off; master_process off; pid {folder}/pid; error_log stderr;
 events {{}}
 http {{
   access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  map $http_upgrade $connection_upgrade {{ default upgrade; "" close; }}
   fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   server {{
     listen 127.0.0.1:{port};
@@ -39,6 +40,8 @@ http {{
       proxy_set_header Host $http_host;
       proxy_set_header X-Forwarded-For $remote_addr;
       proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection $connection_upgrade;
       proxy_read_timeout 1h;
     }}
   }}
@@ -122,6 +125,8 @@ async def _the_command_line_finds_its_way(base: str, data: Path) -> None:
     assert new.code == 0, new.err
     said = await run("chat", "one", "hello", env=environment)
     assert (said.code, bool(said.out)) == (0, True), said.err
+    ran = await run("exec", "one", "--", "cat", env=environment, stdin=b"through")
+    assert (ran.code, ran.out) == (0, "through"), ran.err
     assert (await call("projects", "delete", "one", "--yes", env=environment)).code == 0
 
 

@@ -71,7 +71,7 @@ async def test_a_tool_runs_only_when_it_is_allowed(running: Site, person: Person
     await person.page.get_by_role("button", name="Allow").click()
     await person.answered()
     assert "It ran." in await person.answer()
-    await expect(person.page.locator(".fold").last).to_contain_text("shell")
+    await expect(person.page.locator(".step").last).to_contain_text("Ran ls")
 
 
 async def test_a_tool_s_picture_is_shown_and_what_may_run_is_only_to_be_saved(
@@ -81,14 +81,14 @@ async def test_a_tool_s_picture_is_shown_and_what_may_run_is_only_to_be_saved(
     await person.say("run: pictures")
     await person.page.get_by_role("button", name="Allow").click()
     await person.answered()
-    await person.page.locator(".fold summary").last.click()
-    pictures = person.page.locator(".fold img")
+    await person.page.locator(".step summary").last.click()
+    pictures = person.page.locator(".step img")
     await expect(pictures).to_have_count(1)
     assert await pictures.evaluate("one => one.decode().then(() => one.naturalWidth)") == 1
-    links = person.page.locator(".fold a[download]")
+    links = person.page.locator(".step a[download]")
     kinds = await links.evaluate_all("all => all.map(one => one.getAttribute('download'))")
     assert len(kinds) >= 2
-    assert await person.page.locator(".fold svg, .fold iframe, .fold object").count() == 0
+    assert await person.page.locator(".step svg, .step iframe, .step object").count() == 0
     assert "owned" not in await person.page.title()
 
 
@@ -130,10 +130,11 @@ async def test_a_dropped_connection_goes_on_by_itself(
         proxy.drop()
         await expect(person.page.locator("#console-status")).to_contain_text("Trying again")
         await expect(person.page.locator("#console-status")).to_have_text("")
+    assert await person.page.locator(".ask").count() == 1
     await person.page.get_by_role("button", name="Allow").click()
     await person.answered()
     assert (await person.answer()).count("It ran.") == 1
-    assert await person.page.locator(".ask").count() == 1
+    assert await person.page.locator(".step").count() == 1
 
 
 async def test_a_message_that_met_a_dropped_connection_is_one_turn() -> None:
@@ -142,12 +143,12 @@ async def test_a_message_that_met_a_dropped_connection_is_one_turn() -> None:
         async with at_browser(way.address) as waiting:
             await waiting.open_project(path)
             await waiting.say("Only once")
-            await expect(waiting.page.locator(".steps")).to_contain_text("waking")
+            await expect(waiting.page.locator(".waking")).to_contain_text("waking")
             way.drop()
             await expect(waiting.page.locator("#console-status")).to_contain_text("Trying again")
             await expect(waiting.page.locator("#console-status")).to_have_text("")
             await waiting.page.reload()
-            await expect(waiting.page.locator(".steps")).to_contain_text("waking")
+            await expect(waiting.page.locator(".waking")).to_contain_text("waking")
             slow.house.cluster.advance(ProjectRef("ada", "notes"))
             await waiting.answered()
             assert (await waiting.answer()).count("You said: Only once") == 1

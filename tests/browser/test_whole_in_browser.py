@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import expect
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import at_browser
-from tests.browser.whole import Whole, has_goose, up
+from tests.browser.whole import Whole, has_goose, kill_environments, up
 
 pytestmark = [
     pytest.mark.goose,
@@ -34,7 +34,7 @@ async def test_from_nothing_to_an_answer(whole: Whole) -> None:
         await person.say("run: echo $((6*7))")
         await person.page.get_by_role("button", name="Allow").click()
         await person.answered()
-        await expect(person.page.locator("pre.code")).to_have_text("42\n")
+        await expect(person.page.locator(".prose pre.code")).to_have_text("42\n")
         await expect(person.page.locator("#log")).to_contain_text("The agent is ready.")
         await person.picture("whole-answer")
 
@@ -117,3 +117,19 @@ async def test_a_turn_is_stopped_in_its_answer(whole: Whole) -> None:
         await person.answered()
         await expect(person.page.locator(".turn-end")).to_have_text("Stopped.")
         await expect(person.page.locator(".prose")).not_to_contain_text("4999")
+
+
+async def test_an_environment_that_is_killed_in_a_turn_is_waited_for(
+    whole: Whole, tmp_path: Path
+) -> None:
+    path = await whole.project()
+    async with at_browser(whole.address, token=whole.token) as person:
+        await person.open_project(path)
+        await person.say("[[delay ms=20]] [[chunks n=5000 size=5]]")
+        await expect(person.page.locator(".prose")).to_contain_text("0010")
+        kill_environments(tmp_path / "data")
+        await person.answered()
+        assert "The agent restarted while it answered." in await person.answer()
+        await person.say("[[text here again]]")
+        await person.answered()
+        assert "here again" in await person.answer()

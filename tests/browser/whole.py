@@ -15,6 +15,8 @@ import aiohttp
 from yarl import URL
 
 from greylag.agentd.agent.types import find_agent
+from greylag.cluster.local.folders import Folder
+from greylag.cluster.local.processes import marked, send
 
 READY_SECONDS = 30
 END_SECONDS = 30
@@ -48,6 +50,13 @@ class Whole:
 def has_goose() -> bool:
     """Tell whether the real goose is installed here."""
     return find_agent(None, os.environ).kind == "goose"
+
+
+def kill_environments(data: Path) -> None:
+    """Kill every process of every environment of a Greylag on this machine."""
+    for folder in Folder.all(data / "environments"):
+        if record := folder.read():
+            send(marked(record.mark), signal.SIGKILL)
 
 
 @asynccontextmanager

@@ -5,11 +5,13 @@ import itertools
 import json
 import re
 import signal
+from dataclasses import asdict
 
 import pytest
 from tests.cli.program import Cli, finish, on_terminal, run, start
 from tests.cli.proxy import CuttingProxy
 from tests.cli.stack import Stack
+from tests.fakes.agent import EXTENSIONS
 
 from greylag.cli.chat import TurnStream
 from greylag.cli.chat_view import TextView
@@ -59,6 +61,19 @@ async def test_a_session_is_gone_on_with(cli: Cli, program: Cli, project: str) -
     assert [one["session_id"] for one in listed.document["sessions"]] == [session]
     assert (await cli("sessions", project, session, "--delete", "--yes")).code == 0
     assert (await cli("sessions", project, "--json")).document == {"sessions": []}
+
+
+async def test_extensions_are_listed_with_how_each_stands(cli: Cli, project: str) -> None:
+    await cli("activate", project)
+    listed = await cli("extensions", project)
+    assert [line.split()[:3] for line in listed.out.splitlines()[1:]] == [
+        ["broken", "stdio", "failed"],
+        ["developer", "platform", "not"],
+        ["memory", "builtin", "off"],
+    ]
+    assert "It said: missing API key" in listed.out
+    read = await cli("extensions", project, "--json")
+    assert read.document["extensions"] == [asdict(one) for one in EXTENSIONS.extensions]
 
 
 async def test_the_newest_session_or_the_beginning_of_an_id_will_do(

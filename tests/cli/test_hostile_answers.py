@@ -33,6 +33,7 @@ COMMANDS = [
     ("chat", "demo", "fail: it fails"),
     ("sessions", "demo"),
     ("sessions", "demo", "SESSION"),
+    ("extensions", "demo"),
     ("events", "demo"),
     ("logs", "demo"),
     ("doctor",),

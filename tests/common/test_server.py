@@ -16,7 +16,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from greylag.common.server import HttpServer, Limits, addresses_of, listen
 
@@ -103,6 +104,11 @@ async def test_it_says_when_it_serves_and_lets_open_answers_end() -> None:
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n"
 PUT = b"PUT /read HTTP/1.1\r\nhost: a\r\n"
+UPGRADE = (
+    b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+SOCKET = b"GET /socket HTTP/1.1\r\nhost: a\r\n" + UPGRADE
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -123,6 +129,7 @@ class Bounded:
             Route("/ignore", self._hello, methods=["PUT"]),
             Route("/wait", self._wait),
             Route("/flood", self._flood),
+            WebSocketRoute("/socket", self._echo),
         ]
         self.server = HttpServer(Starlette(routes=routes), ends_within=1, limits=self.limits)
         self._open = AsyncExitStack()
@@ -146,6 +153,14 @@ class Bounded:
             yield b"ended"
 
         return StreamingResponse(words())
+
+    async def _echo(self, socket: WebSocket) -> None:
+        await socket.accept()
+        try:
+            while True:
+                await socket.send_bytes(await socket.receive_bytes())
+        except WebSocketDisconnect:
+            self.left.set()
 
     async def _flood(self, _: Request) -> StreamingResponse:
         async def blocks() -> AsyncIterator[bytes]:
@@ -396,3 +411,63 @@ async def test_one_client_address_has_so_many_connections(*, proxied: bool) -> N
             writer.close()
             if answer.startswith(b"HTTP/1.1 200"):
                 break
+
+
+# WebSockets.
+
+
+@pytest.mark.skipif(OWN is None, reason="this machine has loopback only: it is NOT tested")
+async def test_a_websocket_is_counted_until_it_ends() -> None:
+    assert OWN is not None
+    async with bounded(Limits(per_address=3), host="") as one:
+        held = [await one.ask(SOCKET + b"\r\n", OWN) for _ in range(3)]
+        for reader, _ in held:
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        reader, writer = await one.ask(SOCKET + b"\r\n", OWN)
+        assert await refused(reader) == (429, "too_many_connections")
+        writer.close()
+        held[0][1].close()
+        await one.heard(2)
+        reader, _ = await one.ask(SOCKET + b"\r\n", OWN)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (SOCKET + b"content-length: 5\r\n\r\nhello", (400, "malformed_request")),
+        (SOCKET + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n", (400, "malformed_request")),
+        (SOCKET + b"cookie: " + b"x" * 9000 + b"\r\n\r\n", (400, "malformed_request")),
+        (SOCKET + b"".join(b"a: b\r\n" for _ in range(150)) + b"\r\n", (400, "malformed_request")),
+        (b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n" + SOCKET + b"\r\n", (429, "too_many_requests")),
+    ],
+)
+async def test_a_handshake_that_is_none_ends_its_connection(
+    sent: bytes, told: tuple[int, str]
+) -> None:
+    async with bounded() as one:
+        reader, _ = await one.ask(sent)
+        assert await refused(reader) == told
+        one.pass_time(6)
+        await one.heard(0)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        b"\x89\xfd" + bytes(4) + bytes(125),  # pings, whose answers nobody reads
+        b"\x00\x80" + bytes(4),  # parts of a message, all of them empty
+    ],
+)
+async def test_frames_that_cost_the_server_more_than_the_client_are_cut_off(frames: bytes) -> None:
+    async with bounded() as one:
+        reader, writer = await one.ask(SOCKET + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\x02\x80" + bytes(4) if frames[0] == 0 else b"")
+        cut = False
+        while not cut:
+            writer.write(frames * 5000)
+            try:
+                await writer.drain()
+            except ConnectionError:
+                cut = True

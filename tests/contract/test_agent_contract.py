@@ -18,6 +18,7 @@ from greylag.domain.errors import (
     ConfirmationSettledError,
     ConflictError,
     InvalidRequestError,
+    MissingError,
     SessionBusyError,
     SessionNotFoundError,
     TurnNotFoundError,
@@ -240,3 +241,36 @@ async def _first(agent: Agent, turn_id: str, kind: str) -> Any:
                 if event.get("type") == kind:
                     return event["content"]
     raise AssertionError(f"no {kind} came")
+
+
+async def _size() -> AsyncIterator[bytes]:
+    yield json.dumps({"rows": 24, "columns": 80}).encode()
+
+
+async def test_a_terminal_is_started_attached_to_and_ended(agent: Agent) -> None:
+    asked = AgentRequest(agent_api.START_TERMINAL, {}, body=_size())
+    async with agent.gateway.relay(agent.at, asked) as answer:
+        one = json.loads(b"".join([chunk async for chunk in answer.body]))["terminal_id"]
+    listed = await _ask(agent, agent_api.LIST_TERMINALS)
+    assert [each["terminal_id"] for each in listed["terminals"]] == [one]
+    socket = agent_api.TERMINAL_SOCKET
+    async with agent.gateway.socket(agent.at, socket, {"terminal": one}) as opened:
+        first = await opened.receive()
+        assert isinstance(first, str)
+        assert set(json.loads(first)["attached"]) == {"rows", "columns", "replay"}
+        await opened.send(b"exit")
+        said = b""
+        while b"exit" not in said:
+            came = await opened.receive()
+            assert isinstance(came, bytes)
+            said += came
+    assert await _ask(agent, agent_api.END_TERMINAL, terminal=one) is None
+    for wrong, error in ((one, MissingError), ("..", InvalidRequestError)):
+        with pytest.raises(error):
+            async with agent.gateway.socket(agent.at, socket, {"terminal": wrong}):
+                pass
+        with pytest.raises(error):
+            await _ask(agent, agent_api.END_TERMINAL, terminal=wrong)
+    with pytest.raises(AgentUnreachableError):
+        async with agent.gateway.socket(agent.nobody, agent_api.COMMAND_SOCKET, {}):
+            pass

@@ -50,7 +50,7 @@ async def test_a_prepared_environment_is_stopped_and_listed(
 ) -> None:
     await cluster.prepare(project.environment)
     await cluster.prepare(project.environment)
-    assert await state(cluster, project) is Observed.STOPPED
+    await reaches(cluster, project, Observed.STOPPED)
     assert list(await cluster.inventory()) == [project.ref]
 
 
@@ -147,12 +147,12 @@ async def test_a_deleted_environment_is_absent_and_can_be_made_anew(
     cluster: Cluster, project: Project
 ) -> None:
     await cluster.prepare(project.environment)
-    await cluster.delete(project.environment)
+    await accepted(cluster.delete, project)
     await cluster.delete(project.environment)
     assert await state(cluster, project) is Observed.ABSENT
     assert list(await cluster.inventory()) == []
     await accepted(cluster.prepare, project)
-    assert await state(cluster, project) is Observed.STOPPED
+    await reaches(cluster, project, Observed.STOPPED)
 
 
 async def test_what_does_not_run_cannot_be_reached(cluster: Cluster, project: Project) -> None:
@@ -169,7 +169,7 @@ async def test_projects_of_two_users_with_one_id_are_two_environments(cluster: C
     await cluster.prepare(hers.environment)
     assert await state(cluster, his) is Observed.ABSENT
     await cluster.prepare(his.environment)
-    await cluster.delete(hers.environment)
+    await accepted(cluster.delete, hers)
     assert list(await cluster.inventory()) == [his.ref]
 
 
@@ -240,7 +240,7 @@ async def test_a_verb_under_an_older_claim_does_nothing(cluster: Cluster, projec
         with pytest.raises(LeaseLostError):
             await verb(under(6).environment)
     await reaches(cluster, project, Observed.STOPPED)
-    await cluster.delete(under(8).environment)
+    await accepted(cluster.delete, under(8))
     await reaches(cluster, project, Observed.ABSENT)
     with pytest.raises(LeaseLostError):
         await cluster.start(under(7).environment)

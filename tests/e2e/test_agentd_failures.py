@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from tests.agentd.conftest import serve
 from tests.e2e.agentd_process import Agentd, agentd
 
 from greylag.agentd.agent.types import find_agent
@@ -194,6 +196,47 @@ async def test_a_broken_extension_is_named_and_holds_back_nobody(tmp_path: Path)
             assert (await api.json("PUT", f"{path}/toggle", {"enabled": False}))[0] == 200
             assert (await extension(api, name))["state"] is None
             assert (await api.json("DELETE", path))[0] == 204
+
+
+async def _mcp(request: web.Request) -> web.Response:
+    """Answer as an MCP server over streamable HTTP with one tool; at `/hung` never."""
+    if request.path == "/hung":
+        await asyncio.Event().wait()
+    asked = await request.json() if request.method == "POST" else {}
+    results: dict[str, dict[str, Any]] = {
+        "initialize": {
+            "protocolVersion": asked.get("params", {}).get("protocolVersion"),
+            "capabilities": {"tools": {}},
+            "serverInfo": {"name": "live", "version": "1"},
+        },
+        "tools/list": {"tools": [{"name": "ping", "inputSchema": {"type": "object"}}]},
+        "tools/call": {"content": [{"type": "text", "text": f"pong {request.headers['x-key']}"}]},
+    }
+    result = results.get(asked.get("method", ""))
+    if result is None:
+        return web.Response(status=202 if asked else 405)
+    return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "result": result})
+
+
+async def test_an_extension_over_http_is_called_and_one_that_hangs_is_named(tmp_path: Path) -> None:
+    app = web.Application()
+    app.router.add_route("*", "/{any}", _mcp)
+    async with serve(app) as address, agentd(tmp_path, GOOSE_MODE="auto") as api:
+        for name, timeout, state in (("live", 20, "ready"), ("hung", 1, "failed")):
+            body = {
+                "name": name,
+                "type": "streamable_http",
+                "uri": f"{address}/{name}",
+                "headers": {"x-key": "of-mine"},
+                "timeout": timeout,
+            }
+            status, made = await api.json("POST", "/api/v1/extensions", body)
+            assert (status, made["state"]) == (201, state), made
+        events = await api.events(await api.turn("[[call live__ping {}]] [[text done]]"))
+        (told,) = [one["content"]["result"] for one in events if one["type"] == "tool_response"]
+        assert told["Ok"][0]["text"] == "pong of-mine"
+        assert any("'hung'" in str(one) for one in events if one["type"] == "status")
+        assert events[-1]["content"]["stop_reason"] == "end_turn"
 
 
 async def test_a_removed_workspace_is_there_again_for_the_next_message(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 from tests.browser.dropping import DroppingProxy
+from tests.cli.program import finish, start
 from tests.e2e.product import (
     PATIENCE,
     Event,
@@ -72,6 +73,9 @@ async def test_a_turn_whose_environment_is_killed_is_told_to_its_end_without_any
         path = await up.project("demo")
         began = await up.first(path, "message", "[[delay ms=20]] [[chunks n=2000 size=5]]")
         turn, last = str(began.id).rpartition("-")[0], began.id
+        chat = await start("chat", "demo", "[[delay ms=20]] [[chunks n=2000 size=5]]", env=up.env)
+        assert chat.stdout is not None
+        await chat.stdout.readuntil(b"0010")
         send(up.processes(), signal.SIGKILL)
         refused: set[int] = set()
         found: list[Event] = []
@@ -88,6 +92,10 @@ async def test_a_turn_whose_environment_is_killed_is_told_to_its_end_without_any
         told = [event.content["message"] for event in found if event.id is None]
         assert any("being started" in words for words in told)
         assert [event.type for event in found[-2:]] == ["error", "complete"]
+        # The command line, in a session of its own, has waited for it too.
+        talk = await finish(chat)
+        assert talk.code == 1
+        assert "The agent restarted while it answered." in talk.err
 
 
 async def _until_dropped(  # noqa: PLR0917 - one loop's state

@@ -122,8 +122,8 @@ async def test_an_agent_s_tools_find_the_token_nowhere(tmp_path: Path) -> None:
         assert environments
         assert not [one for one in environments if token.encode() in one.read_bytes()]
         # The same agent, asking the web that it can reach, is nobody.
-        ask = f"curl -s -o /dev/null -w '%{{http_code}}' {up.address}{PROJECTS}"
+        ask = f"curl -s -o /dev/null -w 'code=%{{http_code}}' {up.address}{PROJECTS}"
         events = await up.say(path, f"[[tool {ask} || echo none]]")
         (told,) = [str(event.content) for event in events if event.type == "tool_response"]
-        assert "401" in told or "none" in told
-        assert "200" not in told
+        assert "code=401" in told or "none" in told
+        assert "code=200" not in told

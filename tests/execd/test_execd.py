@@ -181,6 +181,28 @@ async def test_what_an_older_process_starts_through_one_that_tells_nothing_is_le
         await process.end()
 
 
+async def test_what_is_pasted_into_a_terminal_waits_for_its_program(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        script = "stty raw -echo; echo ready; read -r _; head -c 300000 | wc -c; stty sane"
+        process = await shell(client, script, tmp_path, terminal=(24, 80))
+        assert b"ready" in await process.stdout.read(100)
+        process.write(b"x" * 150_000)  # far more than a terminal holds, and nobody reads yet
+        sleeping = await asyncio.gather(
+            *(shell(client, "sleep 600", tmp_path, terminal=(24, 80)) for _ in range(8))
+        )
+        for one in sleeping:
+            one.write(b"line\n" * 50_000)  # nor ever: execd still has its threads for others
+        await client.make_folders([tmp_path / "made"])
+        process.write(b"\n" + b"y" * 300_000)
+        counted = b""
+        while b"300000" not in counted:
+            counted += await process.stdout.read(100)
+        await asyncio.gather(process.end(), *(one.end() for one in sleeping))
+        async with asyncio.timeout(20):
+            while any(birth(one.pid) is not None for one in sleeping):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+
+
 async def test_a_terminal_has_a_size_and_signals(tmp_path: Path) -> None:
     async with execution(tmp_path) as client:
         process = await shell(

@@ -1,9 +1,10 @@
 """An agent in memory: the verified fake of the gateway.
 
-A message is answered with its own words. Three beginnings make it do more: ``run: `` asks for a
+A message is answered with its own words. Four beginnings make it do more: ``run: `` asks for a
 confirmation and then tells what it would have run (``run: pictures`` gives a picture and what only
 looks like one), ``wait: `` says nothing until the turn is cancelled, ``fail: `` ends with an error
-event. Of what is relayed all is answered; of settings it has one.
+event, ``events: `` gives a JSON list of types and contents. Of what is relayed all is answered; of
+settings it has one.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from greylag.common.agent_api import (
     History,
     Session,
     SessionList,
+    Socket,
     Turn,
     TurnList,
 )
@@ -42,7 +44,7 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentSocket, AgentStatus
 
 
 @dataclass
@@ -80,6 +82,7 @@ class _Environment:
     temperature: str | float | None = 0.7
     sent: Any = field(default_factory=dict)
     files: Files = field(default_factory=dict)
+    terminals: dict[str, agent_api.Terminal] = field(default_factory=dict)
 
     def session(self, session_id: str) -> Session:
         path_segment(session_id, "session")
@@ -163,6 +166,25 @@ def _show_turn(here: _Environment, asked: AgentRequest) -> Turn:
     return here.run(asked.parts["turn"]).turn
 
 
+def _start_terminal(here: _Environment, _asked: AgentRequest) -> agent_api.Terminal:
+    match here.sent:
+        case {"rows": int(rows), "columns": int(columns)} if 0 < min(rows, columns) <= 1000:
+            one = agent_api.Terminal(uuid.uuid4().hex, rows, columns, _now(), 0, False, None)  # noqa: FBT003 - in their order
+        case _:
+            raise InvalidRequestError("rows and columns must be whole numbers.")
+    here.terminals[one.terminal_id] = one
+    return one
+
+
+def _list_terminals(here: _Environment, _asked: AgentRequest) -> agent_api.TerminalList:
+    return agent_api.TerminalList(list(here.terminals.values()))
+
+
+def _end_terminal(here: _Environment, asked: AgentRequest) -> None:
+    if here.terminals.pop(path_segment(asked.parts["terminal"], "terminal"), None) is None:
+        raise MissingError("There is no such terminal.")
+
+
 _SETTING = agent_api.AgentSetting(
     key="GOOSE_TEMPERATURE",
     value=0.7,
@@ -203,6 +225,33 @@ def _list_settings(here: _Environment, _asked: AgentRequest) -> agent_api.Settin
     return agent_api.SettingList([replace(_SETTING, value=here.temperature)], 1)
 
 
+def _extension(name: str, kind: str, **more: Any) -> agent_api.AgentExtension:
+    return agent_api.AgentExtension(
+        name=name,
+        display_name=None,
+        type=kind,
+        extension_type=kind,
+        enabled=more.pop("enabled", True),
+        timeout=300,
+        cmd=None,
+        args=[],
+        uri=None,
+        bundled=None,
+        description=None,
+        env_keys=[],
+        **more,
+    )
+
+
+EXTENSIONS = agent_api.ExtensionList(
+    [
+        _extension("broken", "stdio", state="failed", state_detail="It said: missing API key"),
+        _extension("developer", "platform"),
+        _extension("memory", "builtin", enabled=False),
+    ],
+    3,
+)
+
 _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.LIST_SESSIONS.name: _list_sessions,
     agent_api.CREATE_SESSION.name: _create_session,
@@ -212,11 +261,14 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.EXPORT_SESSION.name: _export_session,
     agent_api.LIST_TURNS.name: _list_turns,
     agent_api.SHOW_TURN.name: _show_turn,
-    agent_api.LIST_EXTENSIONS.name: lambda _here, _asked: agent_api.ExtensionList([], 0),
+    agent_api.LIST_EXTENSIONS.name: lambda _here, _asked: EXTENSIONS,
     agent_api.LIST_SETTINGS.name: _list_settings,
     agent_api.SHOW_SETTING.name: _show_setting,
     agent_api.CHANGE_SETTING.name: _change_setting,
     agent_api.RESET_SETTING.name: _reset_setting,
+    agent_api.LIST_TERMINALS.name: _list_terminals,
+    agent_api.START_TERMINAL.name: _start_terminal,
+    agent_api.END_TERMINAL.name: _end_terminal,
 }
 
 
@@ -317,6 +369,23 @@ class MemoryAgents:
         finally:
             self.open_streams -= 1
 
+    @asynccontextmanager
+    async def socket(
+        self, at: AgentAddress, socket: Socket, parts: Mapping[str, str]
+    ) -> AsyncIterator[AgentSocket]:
+        """Open a WebSocket: a terminal says what is typed, until that is ``exit``."""
+        here = self._at(at)
+        assert socket in agent_api.SOCKETS
+        for name, value in parts.items():
+            path_segment(value, name)
+            if value not in here.terminals:
+                raise MissingError(f"There is no {name} {value}.")
+        self.open_streams += 1
+        try:
+            yield _Echo()
+        finally:
+            self.open_streams -= 1
+
     async def cancel_turn(self, at: AgentAddress, turn_id: str) -> Turn:
         """Ask the turn to end."""
         run = self._at(at).run(turn_id)
@@ -348,6 +417,25 @@ class MemoryAgents:
         return self._environments.setdefault(at.url, _Environment())
 
 
+class _Echo:
+    """A terminal that says what is typed."""
+
+    def __init__(self) -> None:
+        self.close_code: int | None = None
+        self._said: asyncio.Queue[bytes | str | None] = asyncio.Queue()
+        self._said.put_nowait(json.dumps({"attached": {"rows": 24, "columns": 80, "replay": 0}}))
+
+    async def send(self, content: bytes | str) -> None:
+        self._said.put_nowait(content)
+        if content == b"exit":
+            self._said.put_nowait(json.dumps({"exit": 0}))
+            self.close_code = 1000
+            self._said.put_nowait(None)
+
+    async def receive(self) -> bytes | str | None:
+        return await self._said.get()
+
+
 _SVG = b"<svg xmlns='http://www.w3.org/2000/svg' onload=\"document.title='owned'\"/>"
 _PICTURES = [
     {"type": "image", "data": base64.b64encode(content).decode(), "mimeType": kind}
@@ -368,6 +456,10 @@ def _begin(run: _Run) -> None:
     if kind == "fail":
         run.add("error", message="Agent processing error", error=rest, code="model_failed")
         run.end("error")
+    elif kind == "events":
+        for told, content in json.loads(rest):
+            run.add(told, **content)
+        run.end("completed")
     elif kind == "run":
         run.confirmation = uuid.uuid4().hex
         asked = {"id": run.confirmation, "tool_name": "shell", "arguments": {"command": rest}}

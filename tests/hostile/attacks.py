@@ -131,6 +131,12 @@ ON_LAPTOP = (
     Attack("the home folder", "ls {home}/.ssh {home}/.bash_history", GONE),
     Attack("a profile in the home folder", "echo x >> {home}/.profile", READ_ONLY),
     Attack("io_uring", _syscall(425, 1, 0), "-1 errno 1"),
+    Attack("more memory than a process may have", _python("bytearray(2 << 30)"), "MemoryError"),
+    Attack(
+        "to be spared when memory is short",
+        "echo -1000 > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj",
+        DENIED,
+    ),
     # The network, which is strict
     Attack("Greylag's web", _connect("127.0.0.1", "{web}"), "Connection refused"),
     Attack("agentd's port", _connect("127.0.0.1", "{agentd_port}"), "Connection refused"),

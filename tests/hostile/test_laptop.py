@@ -127,7 +127,11 @@ async def provider() -> AsyncIterator[str]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def strict(provider: str) -> AsyncIterator[Target]:
     """Give a Greylag whose environments have no network and whose tools need no confirmation."""
-    settings = {"GREYLAG_SANDBOX_NETWORK": "strict", "GOOSE_MODE": "auto"}
+    settings = {
+        "GREYLAG_SANDBOX_NETWORK": "strict",
+        "GREYLAG_SANDBOX_MEMORY": "1GiB",
+        "GOOSE_MODE": "auto",
+    }
     async with target(provider, **settings) as one:
         yield one
 

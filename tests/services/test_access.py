@@ -7,10 +7,11 @@ import pytest
 from structlog.testing import capture_logs
 from tests.services.house import House
 
+from greylag.common.agent_api import COMMAND_SOCKET, LIST_TERMINALS
 from greylag.domain.errors import ForbiddenError
 from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR, Action, Principal
-from greylag.ports import Edit, PageQuery
+from greylag.ports import AgentRequest, Edit, PageQuery
 from greylag.services.messages import NewMessage
 from greylag.services.projects import NewProject
 from greylag.services.use_cases import UseCases
@@ -40,6 +41,8 @@ CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
     (lambda of: of.agents.cancel_turn(*AT, "t"), Action.AGENT_WRITE),
     (lambda of: of.agents.confirm(*AT, "t", "c", decision="allow_once"), Action.AGENT_WRITE),
     (lambda of: of.agents.logs(*AT, follow=False, tail=1), Action.LOGS_READ),
+    (lambda of: of.agents.socket(*AT, COMMAND_SOCKET, {}), Action.TERMINAL_USE),
+    (lambda of: of.agents.relay(*AT, AgentRequest(LIST_TERMINALS, {})), Action.TERMINAL_USE),
     (send, Action.MESSAGES_SEND),
 ]
 

@@ -12,7 +12,7 @@ NODE = shutil.which("node")
 
 @pytest.mark.skipif(
     NODE is None or not (FRONTEND / "node_modules").is_dir(),
-    reason="THE STYLE SHEET WAS NOT CHECKED: run `npm ci` in frontend/ first",
+    reason="THE PAGES' FILES WERE NOT CHECKED: run `npm ci` in frontend/ first",
 )
 def test_the_committed_files_are_what_the_build_makes() -> None:
     checked = subprocess.run(  # noqa: S603 - a fixed program and a script of ours

@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 import aiohttp
 from yarl import URL
 
-from greylag.common import agent_api, logs, sse
-from greylag.common.agent_api import Decision, Operation, Turn
+from greylag.common import agent_api, logs, sockets, sse
+from greylag.common.agent_api import Decision, Operation, Socket, Turn
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import (
     AgentFailedError,
@@ -37,7 +37,7 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentSocket, AgentStatus
 
 # agentd's refusals as errors of ours.
 
@@ -53,6 +53,7 @@ _BY_CODE: Mapping[str, Callable[[str], GreylagError]] = {
     "unknown_event": InvalidRequestError,
     "invalid_request": InvalidRequestError,
     "limit_exceeded": LimitExceededError,
+    "terminal_not_found": MissingError,
 }
 _BY_STATUS: Mapping[int, Callable[[str], GreylagError]] = {
     400: InvalidRequestError,
@@ -247,6 +248,8 @@ def _check_answer(response: aiohttp.ClientResponse, operation: Operation[Any]) -
 
 # The gateway.
 
+_HEARTBEAT_SECONDS = 30.0
+_MOST_MESSAGE = 2 * 64 * 1024
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 
@@ -274,6 +277,7 @@ class HttpAgents:
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._http = session
+        self._sockets = _for_sockets(session.connector)
 
     @classmethod
     def open(cls) -> Self:
@@ -289,6 +293,7 @@ class HttpAgents:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._sockets.close()
         await self._http.close()
 
     async def status(self, at: AgentAddress) -> AgentStatus:
@@ -301,7 +306,8 @@ class HttpAgents:
                 version=agent["version"] or "",
                 model=model["kind"],
                 demonstration=model["demonstration"],
-                busy=bool(body["active_sessions"]),
+                # An older agentd has no terminals.
+                busy=bool(body["active_sessions"] or body.get("watched_terminals")),
             )
 
     @asynccontextmanager
@@ -322,6 +328,32 @@ class HttpAgents:
             _check_answer(response, operation)
             body = _incoming(response, operation.answer_limit)
             yield AgentAnswer(response.status, _answer_headers(response, operation), body)
+
+    @asynccontextmanager
+    async def socket(
+        self, at: AgentAddress, socket: Socket, parts: Mapping[str, str]
+    ) -> AsyncIterator[AgentSocket]:
+        """Open a WebSocket of the agent's."""
+        path = socket.path.format_map({name: path_segment(parts[name], name) for name in parts})
+        try:
+            opened = await self._sockets.ws_connect(
+                URL(f"{at.url}{agent_api.ROOT}{path}", encoded=True),
+                headers=_own_headers(at),
+                heartbeat=_HEARTBEAT_SECONDS,
+                max_msg_size=_MOST_MESSAGE,
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            named = " ".join(parts.values())
+            missing = MissingError(f"There is no {socket.name} {named}.")
+            raise refusal(error.status, {}, missing) from error
+        except sockets.RedirectedError as error:
+            raise AgentFailedError(str(error)) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise AgentUnreachableError("The agent does not answer.") from error
+        try:
+            yield _AgentSocket(opened)
+        finally:
+            await opened.close()
 
     async def start_turn(
         self, at: AgentAddress, session_id: str | None, message: str, message_id: str
@@ -396,6 +428,48 @@ class HttpAgents:
         finally:
             # Not released: what is left of an answer must stop now, not be read to its end.
             response.close()
+
+
+class _AgentSocket:
+    """An open WebSocket to agentd."""
+
+    def __init__(self, opened: aiohttp.ClientWebSocketResponse) -> None:
+        self._opened = opened
+
+    @property
+    def close_code(self) -> int | None:
+        """Why it was closed."""
+        return self._opened.close_code
+
+    async def send(self, content: bytes | str) -> None:
+        """Send a message."""
+        try:
+            if isinstance(content, str):
+                await self._opened.send_str(content)
+            else:
+                await self._opened.send_bytes(content)
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise AgentUnreachableError("The connection to the agent broke.") from error
+
+    async def receive(self) -> bytes | str | None:
+        """Return the next message."""
+        came = await self._opened.receive()
+        if came.type is aiohttp.WSMsgType.ERROR:
+            raise AgentUnreachableError("The connection to the agent broke.") from came.data
+        known = {aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT}
+        content: bytes | str | None = came.data if came.type in known else None
+        return content
+
+
+def _for_sockets(connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSession:
+    """Return a session for WebSockets."""
+    return aiohttp.ClientSession(
+        connector=connector,
+        connector_owner=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=_ANSWER_TIMEOUT,
+        trace_configs=[sockets.never_redirected()],
+    )
 
 
 @contextmanager

@@ -156,7 +156,10 @@ class RemoteProcess:
     async def end(self) -> None:
         """Kill it with all that it started; return when they are gone."""
         with suppress(OSError, RuntimeError):  # RuntimeError: uvloop, on a closed connection
-            self._writer.write_eof()
+            if self._writer.transport.get_write_buffer_size():
+                self._writer.transport.abort()  # its end would wait for what nobody reads
+            else:
+                self._writer.write_eof()
         if not self._pumping.done():
             await self._finish()
         self._pumping.cancel()

@@ -32,6 +32,7 @@ from greylag.agentd.model.relay import demonstration, provider, tell_problem
 from greylag.agentd.records import Records, StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingsService
+from greylag.agentd.terminals import Terminals
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.agentd.turns.running import TurnPolicy
 from greylag.agentd.volume import Volume
@@ -109,10 +110,12 @@ async def _serve(
     async with aclosing(await Records.open(volume.database)) as records:
         socket_path = settings.execd_socket or volume.execd_socket.relative_to(volume.state)
         execution = Execution(socket_path)
-        agent = Agent(command, _setup(settings, volume), execution)
+        setup = agent_setup(settings, volume)
+        agent = Agent(command, setup, execution)
         files = WorkspaceFiles(execution, volume.workspace)
+        terminals = Terminals(execution, setup)
         tasks = asyncio.TaskGroup()
-        services = build_services(settings, agent, files, records, journals, tasks)
+        services = build_services(settings, agent, files, terminals, records, journals, tasks)
         await services.turns.recover()
         async with tasks:
             # Before the agent: its socket is there as soon as the task has begun.
@@ -129,7 +132,7 @@ async def _serve(
                 await stop.wait()
             finally:
                 volume.withdraw()
-            await _end(services.turns, agent_task)
+            await asyncio.gather(_end(services.turns, agent_task), terminals.close())
             execd_task.cancel()
             trying.cancel()
             server.finish()
@@ -170,7 +173,8 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-def _setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
+def agent_setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
+    """Return what the agent is given."""
     pinned = (setting for setting in GOOSE_SETTINGS.values() if setting.pinned)
     return AgentSetup(
         workspace=volume.workspace,
@@ -190,6 +194,7 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
     settings: AgentdSettings,
     agent: AgentPort,
     files: WorkspaceFiles,
+    terminals: Terminals,
     records: Records,
     journals: Journals,
     tasks: asyncio.TaskGroup,
@@ -210,4 +215,5 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
         extensions=ExtensionService(agent),
         settings=SettingsService(agent, records.settings, fixed),
         files=files,
+        terminals=terminals,
     )

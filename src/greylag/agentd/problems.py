@@ -23,7 +23,9 @@ class RequestError(Exception):
         self.details = details
 
 
-def not_found(kind: Literal["session", "turn", "setting", "extension"], name: str) -> RequestError:
+def not_found(
+    kind: Literal["session", "turn", "setting", "extension", "terminal"], name: str
+) -> RequestError:
     """Return the error for what is not there (or was deleted)."""
     return RequestError(f"{kind}_not_found", f"There is no {kind} {name[:100]!r}.")
 

@@ -1,4 +1,4 @@
-"""`greylag chat` and `greylag sessions`: talking to a project's agent, and what was said before.
+"""`greylag chat`, `sessions` and `extensions`: talking to a project's agent, and what it has.
 
 A ``Chat`` sends one message after the other in one session. Each one's turn comes over a
 ``TurnStream``, whatever happens to the connection meanwhile; what the agent asks on the way is
@@ -47,7 +47,7 @@ from greylag.cli.output import (
     somebody_is_there,
     visible,
 )
-from greylag.common.agent_api import Decision
+from greylag.common.agent_api import AgentExtension, Decision
 
 PROMPT = "you> "
 # Far above what a server takes; it only guards this machine's memory.
@@ -549,3 +549,33 @@ def _tell_deleted(output: Output, session: str) -> None:
         output.document({"session_id": session, "deleted": True})
     else:
         output.note(f"Session {session} is deleted.")
+
+
+@click.command(short_help="List the extensions of a project's agent.")
+@click.argument("project")
+@api_options
+@with_client
+async def extensions(access: Access, api: ApiClient, *, project: str) -> None:
+    """List what extensions the agent of PROJECT has, and how each stands: started or why not.
+
+    The project must be active. One that fails holds nobody back; its last words are shown here.
+
+    Example: greylag extensions search
+    """
+    found = await api.extensions(await access.place(api, project))
+    if access.output.json:
+        access.output.document({"extensions": [asdict(one) for one in found]})
+        return
+    rows = [(one.name, one.type, _standing(one), one.state_detail or "") for one in found]
+    access.output.table(
+        ("EXTENSION", "TYPE", "STATE", "DETAIL"),
+        rows,
+        prose=("DETAIL",),
+        empty="The agent has no extensions.",
+    )
+
+
+def _standing(extension: AgentExtension) -> str:
+    if not extension.enabled:
+        return "off"
+    return extension.state or "not started"

@@ -7,7 +7,7 @@ Every call may raise a ``ServerRefusedError`` (the platform said no) or a ``Serv
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NotRequired, Self, TypedDict
 from urllib.parse import quote
 
@@ -17,7 +17,7 @@ from yarl import URL
 
 from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
 from greylag.common import sse
-from greylag.common.agent_api import ChatMessage, Decision, FileEntry, Session
+from greylag.common.agent_api import AgentExtension, ChatMessage, Decision, FileEntry, Session
 from greylag.common.net import Proxy, is_loopback, proxy_for, proxy_variables
 from greylag.common.typed import T, parse_json, shaped
 
@@ -25,6 +25,15 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
 # The server sends a heartbeat every 15 s (300 s at most); a stream silent for longer is dead.
 SILENCE_SECONDS = 320.0
+HEARTBEAT_SECONDS = 30.0
+MOST_MESSAGE = 1024 * 1024
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "Z3JleWxhZyBzaGVsbCAuLg==",
+}
+"""What a request has that asks for a WebSocket."""
 MAX_PROBLEM_BYTES = 64 * 1024
 PAGE_LENGTH = "200"
 # The server caps a wait at an hour, and answers a little after it ends.
@@ -186,6 +195,46 @@ class Content:
     chunks: AsyncIterator[bytes]
 
 
+class ServerSocket:
+    """An open WebSocket: bytes, and text that is JSON objects."""
+
+    def __init__(self, opened: aiohttp.ClientWebSocketResponse, http: "Http") -> None:
+        self._opened = opened
+        self._http = http
+
+    async def send(self, content: bytes | Mapping[str, Any]) -> None:
+        """Send a message."""
+        with self._http.translated():
+            if isinstance(content, bytes):
+                await self._opened.send_bytes(content)
+            else:
+                await self._opened.send_json(content)
+
+    async def receive(self) -> bytes | dict[str, Any]:
+        """Return the next message.
+
+        Raises:
+            ServerRefusedError: it tells an error.
+            ServerUnreachableError: there is none any more.
+        """
+        came = await self._opened.receive()
+        with self._http.translated():
+            if came.type is aiohttp.WSMsgType.BINARY:
+                data: bytes = came.data
+                return data
+            if came.type is not aiohttp.WSMsgType.TEXT:
+                raise aiohttp.ClientConnectionError
+        try:
+            found: dict[str, Any] = dict(parse_json(came.data.encode()))
+            told = found.get("error")
+            if told is None:
+                return found
+            problem = Problem(0, str(told["code"]), str(told["message"]), str(told["hint"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._http.stranger() from error
+        raise refusal(problem)
+
+
 class Http:
     """One server, over kept connections. Use it as a context manager.
 
@@ -206,14 +255,26 @@ class Http:
             self._proxy = None if local else proxy_for(self._server, proxy_variables(os.environ))
         except ValueError as error:
             raise click.UsageError(f"A proxy that the environment names {error}.") from error
-        self._open = aiohttp.ClientSession(
-            headers=self._headers, proxy=None if self._proxy is None else self._proxy.url
-        )
+        self._open = self._session()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._open is not None:
             await self._open.close()
+
+    def _session(self, tracing: list[aiohttp.TraceConfig] | None = None) -> aiohttp.ClientSession:
+        proxy = None if self._proxy is None else self._proxy.url
+        return aiohttp.ClientSession(
+            headers=self._headers,
+            proxy=proxy,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            trace_configs=tracing,
+        )
+
+    def _url(self, request: Request) -> URL:
+        parts = "".join("/" + quote(part, safe="") for part in request.path)
+        address = URL(f"{self._server}{request.root}{parts}", encoded=True)
+        return address.with_query(request.query)
 
     async def call(self, request: Request, within: float = ANSWER_SECONDS) -> Any:
         """Send a request and return its answer's JSON (``None`` when it has none).
@@ -222,14 +283,14 @@ class Http:
         """
         response = await self._send(request, within)
         async with response:
-            with self._translated():
+            with self.translated():
                 raw = await response.read()
         if not raw:
             return None
         try:
             return parse_json(raw)
         except ValueError as error:
-            raise self._stranger() from error
+            raise self.stranger() from error
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -247,6 +308,35 @@ class Http:
             response.close()
 
     @asynccontextmanager
+    async def socket(self, path: tuple[str, ...]) -> AsyncIterator[ServerSocket]:
+        """Open a WebSocket; leaving closes it."""
+        from greylag.common.sockets import never_redirected
+
+        request = Request("GET", path)
+        proxy_auth = {} if self._proxy is None else self._proxy.auth_header()
+        secure = self._server.startswith("https")
+        tracing = never_redirected()
+        async with self._session([tracing]) as session:
+            try:
+                with self.translated():
+                    opened = await session.ws_connect(
+                        self._url(request),
+                        headers={} if secure else proxy_auth,
+                        proxy_headers=proxy_auth if secure else None,
+                        heartbeat=HEARTBEAT_SECONDS,
+                        max_msg_size=MOST_MESSAGE,
+                    )
+            except ServerUnreachableError as error:
+                if isinstance(error.__cause__, aiohttp.WSServerHandshakeError):
+                    # The library does not tell what the refusal says.
+                    (await self._send(replace(request, headers=UPGRADE), ANSWER_SECONDS)).close()
+                raise
+            try:
+                yield ServerSocket(opened, self)
+            finally:
+                await opened.close()
+
+    @asynccontextmanager
     async def events(self, request: Request) -> AsyncIterator[AsyncIterator[StreamEvent]]:
         """Open a stream of server-sent events."""
         async with self.stream(request) as chunks:
@@ -257,19 +347,18 @@ class Http:
         try:
             return [shaped(kind, one) for one in given]
         except TypeError as error:
-            raise self._stranger() from error
+            raise self.stranger() from error
 
     async def _send(self, request: Request, within: float) -> aiohttp.ClientResponse:
         if self._open is None:
             raise RuntimeError("Http must be entered before it is used")
-        parts = "".join("/" + quote(part, safe="") for part in request.path)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=within)
         secure = self._server.startswith("https")
         proxy_auth = {} if self._proxy is None else self._proxy.auth_header()
-        with self._translated():
+        with self.translated():
             response = await self._open.request(
                 request.method,
-                URL(f"{self._server}{request.root}{parts}", encoded=True).with_query(request.query),
+                self._url(request),
                 json=request.body,
                 data=request.content,
                 headers={**request.headers, **({} if secure else proxy_auth)},
@@ -284,7 +373,7 @@ class Http:
 
     async def _problem(self, response: aiohttp.ClientResponse) -> CliError:
         async with response:
-            with self._translated():
+            with self.translated():
                 raw = await response.content.read(MAX_PROBLEM_BYTES)
         try:
             found = parse_json(raw)
@@ -296,12 +385,12 @@ class Http:
                 request_id=str(found.get("request_id") or ""),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
-            return self._stranger(f" (HTTP {response.status})")
+            return self.stranger(f" (HTTP {response.status})")
         return refusal(problem)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         while True:
-            with self._translated():
+            with self.translated():
                 chunk = await response.content.readany()
             if not chunk:
                 return
@@ -320,17 +409,18 @@ class Http:
                 if frame is not None:
                     yield frame
         except sse.FrameTooLargeError as error:
-            raise self._stranger() from error
+            raise self.stranger() from error
 
     def _event(self, frame: sse.Frame) -> StreamEvent:
         try:
             data = parse_json(frame.data)
             return StreamEvent(frame.id, str(data["type"]), dict(data["content"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise self._stranger() from error
+            raise self.stranger() from error
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
+        """Turn what goes wrong with a connection into errors of ours."""
         try:
             yield
         except aiohttp.ClientConnectorError as error:
@@ -350,7 +440,8 @@ class Http:
                 connected=True,
             ) from error
 
-    def _stranger(self, more: str = "") -> ServerUnreachableError:
+    def stranger(self, more: str = "") -> ServerUnreachableError:
+        """Return the error for an answer that is none of Greylag's."""
         return ServerUnreachableError(
             f"{self._server} answers, but not as Greylag does{more}.",
             "Check the address: --server or GREYLAG_SERVER.",
@@ -434,6 +525,11 @@ class ApiClient:
         """Return the conversations, newest first."""
         found = await self._get((*place.path, "sessions"))
         return self._http.shaped(Session, found["sessions"])
+
+    async def extensions(self, place: ProjectPlace) -> list[AgentExtension]:
+        """Return the agent's extensions, by name."""
+        found = await self._get((*place.path, "extensions"))
+        return self._http.shaped(AgentExtension, found["extensions"])
 
     async def messages(self, place: ProjectPlace, session_id: str) -> list[ChatMessage]:
         """Return a conversation's history, oldest first."""
@@ -535,6 +631,27 @@ class ApiClient:
         query = {"q": text, "path": path, "limit": "500"}
         found: dict[str, Any] = await self._get((*place.path, "files", "search"), query)
         return found
+
+    async def terminals(self, place: ProjectPlace) -> list[dict[str, Any]]:
+        """Return the terminals, oldest first."""
+        found: list[dict[str, Any]] = (await self._get((*place.path, "terminals")))["terminals"]
+        return found
+
+    async def start_terminal(self, place: ProjectPlace, rows: int, columns: int) -> dict[str, Any]:
+        """Start a shell."""
+        size = {"rows": rows, "columns": columns}
+        made: dict[str, Any] = await self._post((*place.path, "terminals"), size)
+        return made
+
+    def terminal(
+        self, place: ProjectPlace, terminal_id: str
+    ) -> AbstractAsyncContextManager[ServerSocket]:
+        """Attach to a terminal."""
+        return self._http.socket((*place.path, "terminals", terminal_id))
+
+    def command(self, place: ProjectPlace) -> AbstractAsyncContextManager[ServerSocket]:
+        """Open what runs one command, which its first message names."""
+        return self._http.socket((*place.path, "commands"))
 
     def _file(self, given: Any) -> FileEntry:
         return self._http.shaped(FileEntry, [given])[0]

@@ -47,8 +47,11 @@ VERBS = {
     "deactivate": LazyVerb("projects:deactivate", "Stop a project's environment."),
     "chat": LazyVerb("chat:chat", "Talk to a project's agent."),
     "sessions": LazyVerb("chat:sessions", "List, read or delete conversations."),
+    "extensions": LazyVerb("chat:extensions", "List what extensions a project's agent has."),
     "files": LazyVerb("files:files", "List, read, write, search a workspace's files."),
     "cp": LazyVerb("files:cp", "Copy files and folders from and to a workspace."),
+    "shell": LazyVerb("terminal:shell", "Open a shell in a project's workspace."),
+    "exec": LazyVerb("terminal:exec_", "Run a command in a project's workspace."),
     "logs": LazyVerb("logs:logs", "Print what a project's environment says."),
     "events": LazyVerb("logs:events", "Print a project's activation log."),
     "manifests": LazyVerb(

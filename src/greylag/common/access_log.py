@@ -8,7 +8,11 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag.common import logs
-from greylag.common.net import request_id_of
+from greylag.common.net import ASKED, request_id_of
+
+STARTS = frozenset({"http.response.start", "websocket.http.response.start"})
+"""What begins an answer; a WebSocket that is refused has one, too."""
+_SWITCHED = 101
 
 _log = structlog.get_logger(__name__)
 
@@ -40,7 +44,9 @@ class Exchange:
 
     async def answer(self, message: Message) -> None:
         """Send a part of the answer, its head with the request's id."""
-        if message["type"] == "http.response.start":
+        if message["type"] == "websocket.accept":
+            self.status = _SWITCHED
+        if message["type"] in STARTS:
             self.status = message["status"]
             head = (b"x-request-id", self.request_id.encode())
             message["headers"] = [*message.get("headers", ()), head]
@@ -54,7 +60,7 @@ class Exchange:
             more["cross_site"] = True
         write = _log.debug if self.scope["path"] in quiet else _log.info
         ms = round((time.monotonic() - self.started) * 1000, 1)
-        method = self.scope["method"]
+        method = self.scope.get("method", "GET")
         write("request", method=method, path=path, status=self.status, ms=ms, **more)
 
 
@@ -72,7 +78,7 @@ class AccessLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request with its id."""
-        if scope["type"] != "http":
+        if scope["type"] not in ASKED:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, send)

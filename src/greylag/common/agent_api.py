@@ -34,6 +34,8 @@ MOST_MATCHES = 500
 MOST_CONTENT = 64 * 1024 * MEBIBYTE
 LONGEST_TRANSFER = 4 * 3600.0
 """How many bytes a file may have to pass, and in how many seconds it must."""
+MOST_SIZE = 1000
+"""How many rows or columns a terminal may have."""
 
 Decision = Literal["allow_once", "reject_once"]
 """What a user says to the agent's question whether a tool may run."""
@@ -280,6 +282,39 @@ class FileMatches:
     whole: Annotated[bool, Doc("Whether this is all; else there was too much, or no time.")]
 
 
+_TERMINAL = "3f9c1e7ab2d4"
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalSize:
+    """How large a terminal is."""
+
+    rows: Annotated[int, Doc("1 to 1000.", 24)]
+    columns: Annotated[int, Doc("1 to 1000.", 80)]
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """A shell of the workspace on a terminal, which outlives who looks at it."""
+
+    terminal_id: Annotated[str, Doc("Its id.", _TERMINAL)]
+    rows: Annotated[int, Doc("How many it has now.", 24)]
+    columns: Annotated[int, Doc("How many it has now.", 80)]
+    started_at: _Time
+    attached: Annotated[int, Doc("How many connections look at it.", 1)]
+    ended: Annotated[bool, Doc("Whether its shell has ended.", example=False)]
+    exit_code: Annotated[
+        int | None, Doc("The shell's, negative for a signal; null while it runs, or if unknown.")
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalList:
+    """The terminals of an environment, oldest first."""
+
+    terminals: list[Terminal]
+
+
 # The operations.
 
 
@@ -292,9 +327,15 @@ class Parameter:
     schema: dict[str, Any]
 
 
+TERMINALS = "terminals"
+"""The tag of all that runs what a person types."""
+
 IN_PATHS = {
     "key": Parameter("key", "A setting's name.", {"type": "string", "examples": ["GOOSE_MODE"]}),
     "session": Parameter("session", "A session's id.", {"type": "string", "examples": [_SESSION]}),
+    "terminal": Parameter(
+        "terminal", "A terminal's id.", {"type": "string", "examples": [_TERMINAL]}
+    ),
     "turn": Parameter("turn", "A turn's id.", {"type": "string", "examples": [_TURN]}),
 }
 
@@ -637,6 +678,39 @@ SEARCH_FILES = Operation(
     silence=60,
 )
 
+LIST_TERMINALS = Operation(
+    name="list_terminals",
+    method="GET",
+    path="/terminals",
+    summary="List the terminals",
+    text="Those that run, and the last that have ended, oldest first.",
+    tag=TERMINALS,
+    answer=TerminalList,
+)
+START_TERMINAL = Operation(
+    name="start_terminal",
+    method="POST",
+    path="/terminals",
+    summary="Start a terminal",
+    text="A shell in the workspace. It ends by itself, by DELETE, or with the environment; a "
+    "WebSocket to `terminals/{terminal}` attaches to it.",
+    tag=TERMINALS,
+    answer=Terminal,
+    status=201,
+    body=TerminalSize,
+)
+END_TERMINAL = Operation(
+    name="end_terminal",
+    method="DELETE",
+    path="/terminals/{terminal}",
+    summary="End a terminal",
+    text="Its shell is killed with all that it started, and the terminal is forgotten.",
+    tag=TERMINALS,
+    answer=NoneType,
+    status=204,
+    missing="terminal_not_found",
+)
+
 OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_SESSIONS,
     CREATE_SESSION,
@@ -660,5 +734,31 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     READ_ARCHIVE,
     UNPACK_ARCHIVE,
     SEARCH_FILES,
+    LIST_TERMINALS,
+    START_TERMINAL,
+    END_TERMINAL,
 )
 """All that the platform relays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A WebSocket of agentd's that the platform relays, message by message (`docs/terminal.md`).
+
+    Attributes:
+        name: what log lines call it.
+        path: as an operation's.
+    """
+
+    name: str
+    path: str
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the parts of the path that the client gives."""
+        return tuple(part[1:-1] for part in self.path.split("/") if part.startswith("{"))
+
+
+TERMINAL_SOCKET = Socket("terminal", "/terminals/{terminal}")
+COMMAND_SOCKET = Socket("command", "/commands")
+SOCKETS = (TERMINAL_SOCKET, COMMAND_SOCKET)

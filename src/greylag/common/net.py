@@ -26,6 +26,9 @@ HOP_BY_HOP = frozenset(
 )
 """Header names about one connection, which are never passed on (RFC 9110, section 7.6.1)."""
 
+ASKED = frozenset({"http", "websocket"})
+"""The types of ASGI scopes in which somebody asks for something."""
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 

@@ -15,20 +15,26 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.frames import Frame
 
 from greylag.common.net import is_loopback
 
 _BACKLOG = 2048
 _LOOK_EACH_TICKS = 3  # uvicorn's tick is a tenth of a second
 _FEWEST_CONNECTIONS = 16
+_MOST_PARTS = 1024
+MOST_MESSAGE = 64 * 1024
 _OTHER_FILES = 64
 _ALL_ADDRESSES = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
 
@@ -109,6 +115,7 @@ class Limits:
             Loopback and ``proxies`` speak for many clients, and have none.
         proxies: addresses of proxies.
         pipelined: requests sent ahead on one connection.
+        message_bytes: of one message of a WebSocket.
     """
 
     header_bytes: int = 65_536
@@ -121,6 +128,7 @@ class Limits:
     per_address: int | None = None
     proxies: frozenset[str] = frozenset()
     pipelined: int = 16
+    message_bytes: int = MOST_MESSAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +159,11 @@ _HEADERS_TOO_LARGE = _Refusal(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "headers_too_large",
     "The request has more or longer headers than are taken.",
+)
+_NO_HANDSHAKE = _Refusal(
+    HTTPStatus.BAD_REQUEST,
+    "malformed_request",
+    "A request for a WebSocket has no body, at most 128 headers, and lines of up to 8 KiB.",
 )
 _TOO_SLOW = _Refusal(
     HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "The request did not come in time."
@@ -271,13 +284,24 @@ class _LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            return  # answered as if it had not been asked for
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            return  # any other is answered as if it had not been asked for
         except httptools.HttpParserError as error:
             cause = error.__context__
             self._refuse(cause.refusal if isinstance(cause, _RefusedRequestError) else _MALFORMED)
             return
         if self._unparsed > self.server_state.limits.header_bytes:
             self._refuse(_HEADERS_TOO_LARGE)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection on; nothing may be answered on it besides."""
+        if self._running is not None and not self._running.response_complete:
+            self._refuse(_TOO_MANY_AHEAD)
+            return
+        left = partial(self.server_state.leave, self)
+        self.ws_protocol_class = partial(_LimitedWebSocket, left)  # type: ignore[assignment]  # called only
+        super().handle_websocket_upgrade()
 
     def on_message_begin(self) -> None:
         """Begin to count a request's headers."""
@@ -404,6 +428,44 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._ends_at = self.loop.time() + state.limits.drain_seconds
 
 
+class _LimitedWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's protocol for WebSockets, counted as the connection that it came by.
+
+    It reads no message before the last one was taken, sends none before there is room, and closes
+    when a ping is not answered within 40 seconds.
+    """
+
+    def __init__(self, left: Callable[[], None], **given: Any) -> None:
+        super().__init__(**given)
+        self._left = left
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._left()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; a request that the library can only drop is refused."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(_NO_HANDSHAKE.document(self.default_headers))
+            self.transport.close()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Take a further part of a message, of which there may be so many, empty ones too."""
+        if len(self.frames) < _MOST_PARTS:
+            super().handle_cont(event)
+        else:
+            self.transport.abort()
+
+    def handle_ping(self) -> None:
+        """Answer a ping, unless whoever sends them takes no answers: those would pile up."""
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.transport.abort()
+
+
 def _counted_as(client: tuple[str, int] | None, limits: Limits) -> str | None:
     """Return what a client's connections are counted by; ``None``: they are not."""
     if client is None or client[0] in limits.proxies or is_loopback(client[0]):
@@ -443,11 +505,14 @@ class HttpServer(uvicorn.Server):
         signals: Sequence[signal.Signals] = (),
         started: Callable[[], None] | None = None,
     ) -> None:
+        limits = limits or Limits()
         super().__init__(
             uvicorn.Config(
                 app,
                 http=_LimitedProtocol,
-                ws="none",
+                ws=WebSocketsSansIOProtocol,
+                ws_max_size=limits.message_bytes,
+                ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -458,7 +523,7 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=ends_within,
             )
         )
-        self._connections = _Connections(limits or Limits())
+        self._connections = _Connections(limits)
         self.server_state = self._connections
         self._signals = signals
         self._announce_started = started

@@ -291,6 +291,13 @@ class IdentityProviderUnavailableError(GreylagError):
         self.reason = reason
 
 
+class TerminalOffError(GreylagError):
+    """Terminals and commands are switched off."""
+
+    code = "terminal_off"
+    hint = "Whoever runs this Greylag can turn them on: GREYLAG_TERMINAL=on."
+
+
 class ConfigError(GreylagError):
     """A setting is missing or wrong; the sentence says which."""
 

@@ -217,6 +217,7 @@ class Action(StrEnum):
     AGENT_READ = "agent.read"
     AGENT_WRITE = "agent.write"
     LOGS_READ = "logs.read"
+    TERMINAL_USE = "terminal.use"
 
 
 @dataclass(frozen=True, slots=True)

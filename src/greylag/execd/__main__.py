@@ -10,6 +10,9 @@ SIGTERM it serves on until agentd has let go, some seconds have passed, or a sec
 When something else lies at the path, where tools may write, it ends, to be started again. What lies
 in the folders of ``--own`` is made this user's first (``ownership``).
 
+With ``--memory N`` each process has at most N bytes of its own (``RLIMIT_DATA``), and when the
+machine has none left the system ends one of these before it ends others of its user.
+
 With ``--processes N`` there are never more than N processes; the system counts them for each user
 in each user namespace, so that is for a sandbox which has one of its own.
 """
@@ -35,6 +38,7 @@ from greylag.execd.server import ExecServer
 _SHARED = 0o660
 _THREADS = 8
 _LOOK_SECONDS = 2.0
+_ENDED_FIRST = "500"  # of 1000: proc(5), oom_score_adj
 _PATIENCE_SECONDS = 6.0  # longer than agentd takes to end
 
 
@@ -47,12 +51,14 @@ def main() -> None:
     parser.add_argument("--client", type=int, help="the only user who may connect to it")
     parser.add_argument("--own", type=Path, nargs="*", default=[], help="folders to take over")
     parser.add_argument("--processes", type=int, help="most processes of this user here")
+    parser.add_argument("--memory", type=int, help="most bytes of one process")
     given = parser.parse_args()
+    if given.memory is not None:
+        Path("/proc/self/oom_score_adj").write_text(_ENDED_FIRST)  # closed to us once guarded
+        _limit(resource.RLIMIT_DATA, given.memory)
     guard_memory()
     if given.processes is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-        most = given.processes if hard == resource.RLIM_INFINITY else min(given.processes, hard)
-        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+        _limit(resource.RLIMIT_NPROC, given.processes)
     os.environ.pop("PWD", None)  # of a shell that the sandbox was started by
     server = ExecServer(given.client, os.environ)
     if given.fd is not None:
@@ -62,6 +68,12 @@ def main() -> None:
         take_over(folder)
     listener = _bound(given.socket)
     asyncio.run(_serve(server, listener, _replaced(given.socket), patience=_PATIENCE_SECONDS))
+
+
+def _limit(kind: int, most: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (value, value))
 
 
 async def _serve(

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import platform
+import select
 import signal
 import socket
 import struct
@@ -32,13 +33,14 @@ from greylag.execd.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Coroutine
 
 _REAP_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 _QUIET_SECONDS = 1.0
 _MOST_WAITING = 64
 _REQUEST_SECONDS = 10.0
+_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7)
 
 
@@ -203,6 +205,7 @@ class _Started:
         self.process = process
         self.spoke = 0.0
         self._terminal = terminal
+        self._keys: Writer | None = None
 
     def resize(self, rows: int, columns: int) -> None:
         if self._terminal is not None:
@@ -222,17 +225,20 @@ class _Started:
         return [(FrameKind.STDOUT, reader)]
 
     async def write(self, data: bytes) -> None:
-        if self._terminal is not None:
-            await asyncio.to_thread(os.write, self._terminal, data)
-        elif self.process.stdin is not None:
-            self.process.stdin.write(data)
-            await self.process.stdin.drain()
+        if self._terminal is not None and self._keys is None:
+            self._keys = await _writer_to(os.dup(self._terminal))
+        target = self._keys or self.process.stdin
+        if target is not None:
+            target.write(data)
+            await target.drain()
 
     def end_input(self) -> None:
         if self.process.stdin is not None:
             self.process.stdin.close()
 
     def close(self) -> None:
+        if self._keys is not None:
+            self._keys.transport.abort()
         if self._terminal is not None:
             os.close(self._terminal)
             self._terminal = None
@@ -269,13 +275,23 @@ async def _started(request: dict[str, Any], group: str, environ: Mapping[str, st
     return _Started(process, ours)
 
 
+async def _writer_to(terminal: int) -> Writer:
+    """Return a writer that waits for room: a program that reads nothing takes little."""
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()),
+        os.fdopen(terminal, "wb", buffering=0),
+    )
+    return asyncio.StreamWriter(transport, protocol, None, loop)
+
+
 async def _attend(started: _Started, reader: Reader, writer: Writer) -> None:
     """Carry what is said both ways until the process has ended or the connection does."""
     outputs = [
         asyncio.create_task(_carry(kind, output, writer, started), name=f"carry {kind.name}")
         for kind, output in await started.outputs()
     ]
-    inputs = asyncio.create_task(_take_input(started, reader), name="input")
+    inputs = asyncio.create_task(_take_input(started, reader, _hung_up(writer)), name="input")
     exited = asyncio.create_task(_exited(started, outputs, writer), name="exit")
     try:
         await asyncio.wait({inputs, exited}, return_when=asyncio.FIRST_COMPLETED)
@@ -308,13 +324,14 @@ async def _carry(kind: FrameKind, output: Reader, writer: Writer, started: _Star
             started.spoke = asyncio.get_running_loop().time()
 
 
-async def _take_input(started: _Started, reader: Reader) -> None:
+async def _take_input(started: _Started, reader: Reader, hung_up: Callable[[], object]) -> None:
     while (came := await read_frame(reader)) is not None:
         kind, body = came
         match kind:
             case FrameKind.STDIN:
                 with suppress(OSError):  # it reads no more; its end will be told
-                    await started.write(body)
+                    if not await _while_asked(started.write(body), hung_up):
+                        return
             case FrameKind.STDIN_END:
                 started.end_input()
             case FrameKind.RESIZE:
@@ -324,6 +341,27 @@ async def _take_input(started: _Started, reader: Reader) -> None:
                     started.process.send_signal(_signal(read_object(body)))
             case _:
                 raise ProtocolError(f"{kind.name} has no place here")
+
+
+async def _while_asked(work: "Coroutine[Any, Any, None]", hung_up: Callable[[], object]) -> bool:
+    """Do the work, as long as somebody waits for it; return whether it was done."""
+    doing = asyncio.create_task(work, name="write")
+    try:
+        while not doing.done():
+            await asyncio.wait({doing}, timeout=_LOOK_SECONDS)
+            if not doing.done() and hung_up():
+                return False
+        await doing
+    finally:
+        doing.cancel()
+    return True
+
+
+def _hung_up(writer: Writer) -> Callable[[], object]:
+    """Return what tells whether agentd has closed a connection, though much of it is unread."""
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket").fileno(), _HANG_UP)
+    return lambda: poll.poll(0)
 
 
 async def _folders(request: dict[str, Any], _reader: Reader, writer: Writer) -> None:

@@ -1,11 +1,17 @@
 """What runs in a project's environment: its agent's API and turns, and its log."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from greylag.common import sse
-from greylag.common.agent_api import Decision, Turn
-from greylag.domain.errors import AgentUnreachableError, ClusterError, NotActiveError
+from greylag.common.agent_api import TERMINALS, Decision, Operation, Socket, Turn
+from greylag.domain.errors import (
+    AgentUnreachableError,
+    ClusterError,
+    NotActiveError,
+    TerminalOffError,
+)
 from greylag.domain.project import Desired, Event, Project, ProjectRef, Status
 from greylag.domain.users import Action, Principal
 from greylag.ports import (
@@ -13,6 +19,7 @@ from greylag.ports import (
     AgentAnswer,
     AgentGateway,
     AgentRequest,
+    AgentSocket,
     AgentStatus,
     Cluster,
 )
@@ -25,19 +32,25 @@ class Agents:
     """The use cases of what runs in an environment.
 
     Each fails as ``Projects`` does for a wrong user or project, as its method of ``AgentGateway``
-    does, and by ``NotActiveError`` when the environment does not run.
+    does, and by ``NotActiveError`` when the environment does not run. ``terminal`` tells whether
+    people may run things there themselves.
     """
 
-    def __init__(self, projects: Projects, cluster: Cluster, gateway: AgentGateway) -> None:
+    def __init__(
+        self, projects: Projects, cluster: Cluster, gateway: AgentGateway, *, terminal: bool = True
+    ) -> None:
         self._projects = projects
         self._cluster = cluster
         self._gateway = gateway
+        self._terminal = terminal
 
     async def address(
         self, principal: Principal, ref: ProjectRef, action: Action = Action.AGENT_READ
     ) -> AgentAddress:
         """Return where the project's agent answers a principal who may do ``action`` with it."""
         project = await self._projects.get(principal, ref, action)
+        if action is Action.TERMINAL_USE and not self._terminal:
+            raise TerminalOffError("Terminals and commands are switched off here.")
         return await self.reach(project)
 
     async def reach(self, project: Project) -> AgentAddress:
@@ -79,10 +92,15 @@ class Agents:
         self, principal: Principal, ref: ProjectRef, request: AgentRequest
     ) -> AbstractAsyncContextManager[AgentAnswer]:
         """Return the agent's answer to an operation of its API, to be opened."""
-        reads = request.operation.method == "GET"
-        action = Action.AGENT_READ if reads else Action.AGENT_WRITE
-        at = await self.address(principal, ref, action)
+        at = await self.address(principal, ref, _action(request.operation))
         return self._gateway.relay(at, request)
+
+    async def socket(
+        self, principal: Principal, ref: ProjectRef, socket: Socket, parts: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[AgentSocket]:
+        """Return a WebSocket of the agent's, to be opened."""
+        at = await self.address(principal, ref, Action.TERMINAL_USE)
+        return self._gateway.socket(at, socket, parts)
 
     async def stream_turn(
         self, principal: Principal, ref: ProjectRef, turn_id: str, after: str | None
@@ -136,6 +154,12 @@ class Agents:
         """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes."""
         project = await self._projects.get(principal, ref, Action.LOGS_READ)
         return self._cluster.logs(project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES))
+
+
+def _action(operation: Operation[Any]) -> Action:
+    if operation.tag == TERMINALS:
+        return Action.TERMINAL_USE
+    return Action.AGENT_READ if operation.method == "GET" else Action.AGENT_WRITE
 
 
 def _why(project: Project) -> str:

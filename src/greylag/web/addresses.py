@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from greylag.common.net import below
+from greylag.common.net import ASKED, below
 from greylag.domain.project import ProjectRef
 
 STATIC = "/static"
@@ -41,7 +41,7 @@ class RootPath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         _root.set(self._root_path)
-        if scope["type"] == "http" and self._root_path:
+        if scope["type"] in ASKED and self._root_path:
             scope = below(scope, self._root_path)
         await self._app(scope, receive, send)
 

@@ -16,7 +16,7 @@ from greylag.config import Settings
 from greylag.services.use_cases import UseCases
 from greylag.web import oidc
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import agent, platform, projects, relay
+from greylag.web.api import agent, platform, projects, relay, sockets
 from greylag.web.auth import Authenticator
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import conversations
@@ -43,6 +43,7 @@ _TAGS = [
     {"name": "sessions", "description": "The conversations with a project's agent."},
     {"name": "turns", "description": "A message and all that answers it."},
     {"name": "files", "description": "The workspace's files and folders."},
+    {"name": "terminals", "description": "Shells of the workspace; a WebSocket attaches to one."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
 _UNUSED = ("HTTPValidationError", "ValidationError")
@@ -86,6 +87,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         agent.router,
         agent.turns_router,
         relay.router,
+        sockets.router,
         sign_in,
         oidc.router,
     ):

@@ -52,6 +52,7 @@ _MAX_COUNTED = 10_000
 _LONGEST_PATH = 2000
 _PREFIX_BYTES = 8
 _BEARER = "bearer "
+_SECURE = frozenset({"https", "wss"})
 # A path of ours: never "//host" or "/\host", which a browser takes for another site.
 _OWN_PATH = re.compile(r"/(?:[!-.0-\[\]-~][!-\[\]-~]*)?")
 
@@ -274,7 +275,7 @@ class Cookie:
         """Return its name: behind TLS one that no plain page can set and, at the root of a host, no
         other host either. Browsers keep that promise only for cookies of a whole host.
         """
-        if scope["scheme"] != "https":
+        if scope["scheme"] not in _SECURE:
             return self.plain
         return f"__Secure-{self.plain}" if root_path() or self.below else f"__Host-{self.plain}"
 

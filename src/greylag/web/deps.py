@@ -8,7 +8,8 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, Header, Path, Request
+from fastapi import Depends, Header, Path
+from starlette.requests import HTTPConnection
 
 from greylag.common.agent_api import Parameter
 from greylag.domain.errors import UnauthorizedError
@@ -57,7 +58,7 @@ class RequestContext:
         return self.principal, self.ref
 
 
-async def _use_cases(request: Request) -> UseCases:
+async def _use_cases(request: HTTPConnection) -> UseCases:
     found: UseCases = request.app.state.use_cases
     return found
 
@@ -87,7 +88,7 @@ _ProjectId = Annotated[
 ]
 
 
-async def _call(request: Request, use_cases: UseCasesDep) -> RequestContext:
+async def _call(request: HTTPConnection, use_cases: UseCasesDep) -> RequestContext:
     principal = exchange_of(request.scope).principal
     if principal is None:
         raise UnauthorizedError("The request does not say who it comes from.")

@@ -9,6 +9,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import compile_path
 
@@ -26,6 +27,7 @@ STATUS: Mapping[str, int] = {
     "sign_in_failed": 401,
     "forbidden": 403,
     "sign_in_refused": 403,
+    "terminal_off": 403,
     "not_found": 404,
     "user_not_found": 404,
     "project_not_found": 404,
@@ -125,13 +127,13 @@ def problem_response(
 
 def page_or_problem(
     error_page: ErrorPage,
-    request: Request,
+    request: HTTPConnection,
     error: ErrorInfo,
     status: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return the answer that tells ``error``: as a page to a browser that asked for one."""
-    if not wants_page(request):
+    if not isinstance(request, Request) or not wants_page(request):
         return problem_response(error, headers, status)
     response = error_page(request, problem_of(error, status or status_of(error)))
     response.headers.update({**_retry_after(error.code), **(headers or {})})
@@ -157,8 +159,8 @@ def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
 
     answer = partial(page_or_problem, error_page)
 
-    async def on_greylag_error(request: Request, error: Exception) -> Response:
-        return answer(request, translated(error))
+    async def on_greylag_error(asked: HTTPConnection, error: Exception) -> Response:
+        return answer(asked, translated(error))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         errors = error.errors() if isinstance(error, RequestValidationError) else []

@@ -6,11 +6,11 @@ from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from greylag.common.net import is_loopback
+from greylag.common.net import ASKED, is_loopback
 from greylag.config import Settings
 from greylag.domain.errors import (
     ErrorInfo,
@@ -63,9 +63,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request or pass it on."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        elif scope["type"] != "http":
+        if scope["type"] not in ASKED:
             await self._app(scope, receive, send)
         elif refusal := await self._refusal(scope):
             await refusal(scope, receive, send)
@@ -74,6 +72,8 @@ class Guard:
             await self._app(scope, receive if limit is None else _Limited(receive, limit), send)
 
     def _limit(self, scope: Scope) -> int | None:
+        if scope["type"] == "websocket":
+            return None  # the server bounds each message
         takes_file = self._takes_file(scope["method"], scope["path"])
         return None if takes_file else self._body_limit
 
@@ -88,10 +88,9 @@ class Guard:
             return _unauthorized(scope, error.info)
         except LimitExceededError as error:
             return errors.problem_response(error.info, headers={"retry-after": "60"})
-        except StoreUnavailableError as error:
-            return errors.page_or_problem(error_page, Request(scope), error.info)
-        except (ForbiddenError, TooLargeError) as error:
-            return errors.problem_response(error.info)
+        except (ForbiddenError, StoreUnavailableError, TooLargeError) as error:
+            asked = Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
+            return errors.page_or_problem(error_page, asked, error.info)
         return None
 
     def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -132,7 +131,7 @@ def _unauthorized(scope: Scope, error: ErrorInfo) -> Response:
     """Send a browser that asked for a page to sign in; tell everyone else."""
     given = Headers(scope=scope)
     accepted = ",".join(given.getlist("accept"))
-    asks_for_page = scope["method"] == "GET" and "text/html" in accepted
+    asks_for_page = scope.get("method") == "GET" and "text/html" in accepted
     if asks_for_page and not scope["path"].startswith("/api"):
         wanted = urlencode({"next": scope["path"]})
         return RedirectResponse(address(f"{SIGN_IN}?{wanted}"), status_code=303)
@@ -165,7 +164,8 @@ class AllowedHosts:
         host = _only(headers, "host")
         if host is None or not self._allows(host):
             raise ForbiddenError(f"Greylag does not answer to the host {_shown(host)}.")
-        unsafe = scope["method"] not in SAFE_METHODS
+        # What comes over a WebSocket acts, and no browser asks before it opens one to another site.
+        unsafe = scope.get("method") not in SAFE_METHODS
         origin = _only(headers, "origin")
         if origin is not None:
             self._check_origin(origin, host, unsafe=unsafe)

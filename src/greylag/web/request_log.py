@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from greylag.common.access_log import Exchange
+from greylag.common.access_log import STARTS, Exchange
+from greylag.common.net import ASKED
 from greylag.domain.users import Principal
 from greylag.web import errors
 
@@ -63,7 +64,7 @@ class RequestLogger:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ASKED:
             await self._app(scope, receive, send)
             return
         scope[_KEY] = exchange = WebExchange(scope, send)
@@ -72,7 +73,7 @@ class RequestLogger:
             added.append((b"strict-transport-security", self._hsts))
 
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in STARTS:
                 message["headers"] = _with_cache_rule([*message.get("headers", ()), *added])
             await exchange.answer(message)
 
@@ -80,7 +81,7 @@ class RequestLogger:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 - logged with its stack, and answered
             known = errors.unexpected(error)
-            if exchange.status is None:
+            if exchange.status is None:  # of a WebSocket that is open the server closes
                 answer = errors.problem_response(known)
                 await answer(scope, receive, send_with_headers)
         finally:

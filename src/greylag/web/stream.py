@@ -6,8 +6,13 @@ one, so a slow client slows its own upstream and nobody else.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -48,14 +53,24 @@ class Streams:
     async def _counted(
         self, ref: ProjectRef, opening: Opening
     ) -> AsyncIterator[AsyncIterator[bytes]]:
+        with self.place(ref):
+            async with opening as runs, closing(runs):
+                yield runs
+
+    @contextmanager
+    def place(self, ref: ProjectRef) -> Iterator[None]:
+        """Count what is open for a project until the block ends.
+
+        Raises:
+            LimitExceededError: there is as much as may be.
+        """
         if self._open[ref] >= self._limit:
             raise LimitExceededError(
                 f"Project {ref.project_id} already has {self._limit} open streams."
             )
         self._open[ref] += 1
         try:
-            async with opening as runs, closing(runs):
-                yield runs
+            yield
         finally:
             self._open[ref] -= 1
             if not self._open[ref]:

@@ -58,7 +58,8 @@ needs_bubblewrap = pytest.mark.skipif(
 
 def test_without_a_sandbox_the_command_is_as_it_was(tmp_path: Path) -> None:
     assert Sandbox().command(["agentd", "x"], [tmp_path]) == ["agentd", "x"]
-    assert Sandbox().execd(tmp_path, tmp_path) is None
+    assert Sandbox().execd(tmp_path, tmp_path)[1:] == ["-I", "-m", "greylag.execd"]
+    assert Sandbox(memory=77).execd(tmp_path, tmp_path)[-2:] == ["--memory", "77"]
     assert "not isolated from each other" in Sandbox().notice
 
 

@@ -21,6 +21,7 @@ from greylag.agentd.api.guard import Auth, Prefix
 from greylag.agentd.api.messages import MessageRoutes
 from greylag.agentd.api.requests import refusal, refused
 from greylag.agentd.api.sessions import SessionRoutes, TurnRoutes
+from greylag.agentd.api.terminals import TerminalRoutes
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
@@ -29,6 +30,7 @@ from greylag.agentd.problems import RequestError
 from greylag.agentd.records import StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService
+from greylag.agentd.terminals import Terminals
 from greylag.agentd.turns.engine import ActivityEntry, TurnEngine
 from greylag.common.access_log import AccessLog
 
@@ -36,10 +38,17 @@ from greylag.common.access_log import AccessLog
 class HealthRoutes:
     """Handlers for health and status."""
 
-    def __init__(self, settings: AgentdSettings, agent: AgentPort, turns: TurnEngine) -> None:
+    def __init__(
+        self,
+        settings: AgentdSettings,
+        agent: AgentPort,
+        turns: TurnEngine,
+        terminals: Terminals,
+    ) -> None:
         self._settings = settings
         self._agent = agent
         self._turns = turns
+        self._terminals = terminals
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -80,6 +89,7 @@ class HealthRoutes:
             {
                 "overall_status": overall,
                 "active_sessions": busy,
+                "watched_terminals": sum(one.is_watched for one in self._terminals.all()),
                 "total_processed": self._turns.activity.total_processed,
                 "uptime_seconds": self._turns.activity.uptime_seconds,
                 "sessions": [_entry(entry) for entry in recent],
@@ -119,6 +129,7 @@ class Services:
     extensions: ExtensionService
     settings: SettingsService
     files: WorkspaceFiles
+    terminals: Terminals
 
 
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
@@ -128,13 +139,14 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
     cors = Middleware(CORSMiddleware, allow_origins=every, allow_methods=every, allow_headers=every)
     return Starlette(
         routes=[
-            *HealthRoutes(settings, services.agent, services.turns).routes(),
+            *HealthRoutes(settings, services.agent, services.turns, services.terminals).routes(),
             *SessionRoutes(services.sessions, services.turns).routes(),
             *MessageRoutes(services.turns, limit).routes(),
             *TurnRoutes(services.sessions, services.turns, limit).routes(),
             *ExtensionRoutes(services.extensions).routes(),
             *SettingRoutes(services.settings).routes(),
             *FileRoutes(services.files).routes(),
+            *TerminalRoutes(services.terminals).routes(),
         ],
         middleware=[
             Middleware(Prefix, prefix=settings.path_prefix),

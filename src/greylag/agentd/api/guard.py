@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from greylag.agentd.config import Secret
-from greylag.common.net import below, is_loopback
+from greylag.common.net import ASKED, below, is_loopback
 
 _OPEN_PATHS = frozenset({"/", "/api/v1/health"})
 _IN_QUERY = "token"
@@ -38,9 +38,10 @@ class Auth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 or 403."""
-        if scope["type"] == "http" and self._legacy:
+        asked = scope["type"] in ASKED
+        if asked and self._legacy:
             scope = _with_usual_token(scope)
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        refusal = self._refusal(scope) if asked else None
         await (refusal or self._app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
@@ -48,7 +49,7 @@ class Auth:
             if _local(Headers(scope=scope)):
                 return None
             return _refused(403, "Forbidden", "Without a token only this machine may connect.")
-        if scope["path"] in _OPEN_PATHS and scope["method"] in {"GET", "HEAD"}:
+        if scope["path"] in _OPEN_PATHS and scope.get("method") in {"GET", "HEAD"}:
             return None
         expected = self._token.value.encode()
         if any(hmac.compare_digest(token, expected) for token in _tokens(Headers(scope=scope))):
@@ -111,6 +112,6 @@ class Prefix:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
-        if scope["type"] == "http" and self._prefix is not None:
+        if scope["type"] in ASKED and self._prefix is not None:
             scope = below(scope, self._prefix)
         await self._app(scope, receive, send)

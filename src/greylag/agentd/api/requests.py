@@ -36,6 +36,7 @@ _STATUS = {
     "confirmation_not_found": 404,
     "setting_not_found": 404,
     "extension_not_found": 404,
+    "terminal_not_found": 404,
     "session_busy": 409,
     "message_id_conflict": 409,
     "confirmation_settled": 409,
@@ -50,11 +51,13 @@ _STATUS = {
     "file_changed": 412,
     "too_large": 413,
     "range_not_satisfiable": 416,
+    "limit_exceeded": 429,
     "agent_refused": 500,
     "files_failed": 500,
     "internal": 500,
     "storage_failed": 500,
     "agent_unavailable": 503,
+    "not_started": 503,
 }
 
 

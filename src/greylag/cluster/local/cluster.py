@@ -73,6 +73,7 @@ class LocalCluster:
         goose: str | None = None,
         sandbox: SandboxChoice = "auto",
         network: SandboxNetwork = "auto",
+        memory: int | None = None,
         hidden: Sequence[Path] = (),
         shown: Sequence[Path] = (),
         limits: ProcessLimits | None = None,
@@ -84,6 +85,7 @@ class LocalCluster:
             hidden=(self._root, *start_folder(), *hidden),
             needed=[*_programs(goose or "goose"), *shown],
             network=network,
+            memory=memory,
         )
         extra = {**(model or {}), **({"GREYLAG_GOOSE": goose} if goose else {})}
         self._spawner = Spawner(

@@ -318,10 +318,9 @@ class Spawner:
 
     def _environ(self, folder: Folder, record: EnvironmentRecord) -> dict[str, str]:
         """Return the process's environment variables, from scratch: ours may hold secrets."""
-        execd = self.sandbox.execd(folder.volume, folder.seccomp)
         return {
             **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-            **({} if execd is None else {"GREYLAG_EXECD": json.dumps(execd)}),
+            "GREYLAG_EXECD": json.dumps(self.sandbox.execd(folder.volume, folder.seccomp)),
             "HOME": str(folder.path),  # agentd's; the agent's is in the volume
             "GOOSE_API_HOST": "127.0.0.1",
             "GOOSE_API_PORT": "0",

@@ -85,12 +85,14 @@ class Sandbox:
         hidden: folders and files that are out of sight.
         needed: what stays readable in hidden folders, beside Python and Greylag.
         network: ``strict`` gives a network of its own, in which nothing is but itself.
+        memory: most bytes that one process of the untrusted side may have, in bubblewrap or not.
     """
 
     bwrap: str | None = None
     hidden: Sequence[Path] = field(default=())
     needed: Sequence[Path] = field(default=())
     network: SandboxNetwork = "auto"
+    memory: int | None = None
 
     @property
     def notice(self) -> str:
@@ -100,18 +102,19 @@ class Sandbox:
         strict = self.network == "strict"
         return _BOXED_NOTICE.format(network=_STRICT_NETWORK if strict else _SHARED_NETWORK)
 
-    def execd(self, volume: Path, seccomp: Path) -> list[str] | None:
-        """Return what runs execd for an environment; ``None`` when there is no sandbox.
+    def execd(self, volume: Path, seccomp: Path) -> list[str]:
+        """Return what runs execd for an environment.
 
         Args:
             volume: the environment's; its folders that are ``WRITABLE`` must exist by then.
             seccomp: the file that holds ``seccomp_filter()``, if there is one for this machine.
         """
-        if self.bwrap is None:
-            return None
-        counted = _kernel() >= _COUNTS_BY_NAMESPACE
-        limits = ("--processes", str(_MOST_PROCESSES)) if counted else ()
-        return self.command([*_EXECD, *limits], [volume / name for name in WRITABLE], seccomp)
+        argv = [*_EXECD]
+        if self.memory is not None:
+            argv += ["--memory", str(self.memory)]
+        if self.bwrap is not None and _kernel() >= _COUNTS_BY_NAMESPACE:
+            argv += ["--processes", str(_MOST_PROCESSES)]
+        return self.command(argv, [volume / name for name in WRITABLE], seccomp)
 
     def command(
         self, argv: Sequence[str], writable: Sequence[Path], seccomp: Path | None = None
@@ -166,6 +169,7 @@ def choose_sandbox(
     hidden: Sequence[Path],
     needed: Sequence[Path],
     network: SandboxNetwork = "auto",
+    memory: int | None = None,
 ) -> Sandbox:
     """Return the sandbox for ``choice``; ``auto`` takes bubblewrap when it works here.
 
@@ -179,7 +183,7 @@ def choose_sandbox(
     if found is None:
         fault: str | None = f"bwrap is not {'wanted' if choice == 'none' else 'installed'}"
     else:
-        sandbox = Sandbox(found, tuple(hidden), tuple(needed), network)
+        sandbox = Sandbox(found, tuple(hidden), tuple(needed), network, memory)
         fault = _probe(sandbox)
         if fault is None:
             return sandbox
@@ -190,7 +194,12 @@ def choose_sandbox(
             "GREYLAG_SANDBOX_NETWORK=strict needs bubblewrap, which does not work or is turned "
             f"off: {fault}."
         )
-    return Sandbox()
+    return Sandbox(memory=memory)
+
+
+def half_the_memory() -> int:
+    """Return half of this machine's memory, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def start_folder() -> tuple[Path, ...]:

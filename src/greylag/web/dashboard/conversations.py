@@ -41,6 +41,7 @@ TURNS_SHOWN = 30
 SESSIONS_SHOWN = 500
 _PATIENCE_SECONDS = 4.0
 _MOST_PAGES = 16
+_MOST_SHOWN = 10_000
 
 router = APIRouter(include_in_schema=False)
 
@@ -82,11 +83,14 @@ async def list_sessions(call: ProjectCallDep, session: str | None = None) -> Res
 
 
 @router.get(PROJECT_PAGE + "/conversation")
-async def show_conversation(call: ProjectCallDep, session: str | None = None) -> Response:
-    """Show one session's messages alone."""
-    view, shown = await _look(call, session)
+async def show_conversation(
+    call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
+) -> Response:
+    """Show one session's last ``turns`` turns alone."""
+    limit = bounded(turns)
+    view, shown = await _look(call, session, limit)
     return respond(
-        "fragments/conversation.html", project=view, conversation=shown, turns_shown=TURNS_SHOWN
+        "fragments/conversation.html", project=view, conversation=shown, turns_shown=limit
     )
 
 
@@ -113,10 +117,12 @@ async def delete_session(request: Request, call: ProjectCallDep, session: str) -
     return lead(request, project_url(call.ref))
 
 
-async def _look(call: RequestContext, session: str | None) -> tuple[ProjectView, ConversationView]:
+async def _look(
+    call: RequestContext, session: str | None, limit: int = TURNS_SHOWN
+) -> tuple[ProjectView, ConversationView]:
     project = await call.use_cases.projects.get(*call.at)
     view = project_view(project)
-    return view, await read_conversation(call, view, session, TURNS_SHOWN)
+    return view, await read_conversation(call, view, session, limit)
 
 
 async def _start(call: RequestContext, new: NewMessage) -> str | None:
@@ -146,6 +152,11 @@ def _turn_session(frame: sse.Frame | None) -> str | None:
 
 
 # What the page shows of a session.
+
+
+def bounded(turns: int) -> int:
+    """Return how many turns are shown to who asks for ``turns``."""
+    return max(1, min(turns, _MOST_SHOWN))
 
 
 async def read_conversation(

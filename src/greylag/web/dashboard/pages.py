@@ -114,7 +114,6 @@ class ProjectView:
     moving: bool
     deleting: bool
     endpoint: str | None
-    endpoint_is_link: bool
     error: ErrorInfo | None
     can_activate: bool
     can_deactivate: bool
@@ -145,7 +144,6 @@ def project_view(project: Project) -> ProjectView:
         moving=deleting or not project.settled,
         deleting=deleting,
         endpoint=_elsewhere(project.endpoint),
-        endpoint_is_link=(project.endpoint or "").startswith(("http://", "https://")),
         error=project.error,
         can_activate=not deleting and (failed or not wants_active),
         can_deactivate=not deleting and (wants_active or project.status is Status.ACTIVE),

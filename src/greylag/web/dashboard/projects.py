@@ -13,7 +13,7 @@ from greylag.domain.project import Desired, Event, Project
 from greylag.domain.users import User
 from greylag.ports import Edit
 from greylag.web.addresses import project_url, user_url
-from greylag.web.dashboard.conversations import TURNS_SHOWN, read_conversation
+from greylag.web.dashboard.conversations import TURNS_SHOWN, bounded, read_conversation
 from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
     Back,
@@ -33,7 +33,6 @@ from greylag.web.dashboard.pages import (
 from greylag.web.deps import ProjectCallDep, RequestContext
 from greylag.web.stream import closing
 
-MOST_SHOWN = 10_000
 MAX_SEQ = 2**53 - 1
 """Whole numbers up to here are exact in every browser."""
 RECHECK_SECONDS = 60.0
@@ -49,7 +48,7 @@ async def show_project(
     owner, project = await _found(call)
     events = await call.use_cases.projects.events(project)
     view = project_view(project)
-    limit = max(1, min(turns, MOST_SHOWN))
+    limit = bounded(turns)
     return respond(
         "project.html",
         site=call.site,

@@ -52,13 +52,6 @@ async def home(request: Request, call: CallDep) -> Response:
     return see(user_url(last if last in known else known[0]))
 
 
-@router.get("/users")
-async def choose_user(call: CallDep, user: str = "") -> Response:
-    """Lead to the user who was chosen."""
-    chosen = await call.use_cases.projects.user(call.principal, user)
-    return see(user_url(chosen.id))
-
-
 @router.get(USER_PAGE)
 async def list_projects(request: Request, call: UserCallDep) -> Response:
     """Show a user's projects; htmx gets the list alone."""

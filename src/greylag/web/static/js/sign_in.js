@@ -1,15 +1,1 @@
-// Signs in by the link that `greylag up` prints. What the link holds stands in its fragment, which no
-// server, log or Referer sees; it is sent as the form sends a token, and leaves the address bar.
-function useLink() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (!given) return;
-  history.replaceState(null, "", location.pathname + location.search);
-  const form = document.getElementById("sign-in");
-  const { token } = form.elements;
-  token.type = "hidden"; // nothing that a browser should offer to remember
-  token.value = given;
-  form.submit();
-}
-
-addEventListener("hashchange", useLink);
-useLink();
+function a(){let e=new URLSearchParams(location.hash.slice(1)).get("token");if(!e)return;history.replaceState(null,"",location.pathname+location.search);let n=document.getElementById("sign-in"),t=n.elements.namedItem("token");t.type="hidden",t.value=e,n.submit()}addEventListener("hashchange",a);a();

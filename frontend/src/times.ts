@@ -1,8 +1,9 @@
 // Keeps "3 minutes ago" true. The exact time stands in the title; machines read the attribute.
-const STEPS = [["year", 31536000], ["month", 2592000], ["day", 86400], ["hour", 3600], ["minute", 60]];
+const STEPS: [string, number][] = [["year", 31536000], ["month", 2592000], ["day", 86400], ["hour", 3600], ["minute", 60]];
 const REFRESH_MS = 20_000;
 
-function ago(moment) {
+/** Return how long ago `moment` was, in words. */
+export function ago(moment: Date): string {
   const seconds = (Date.now() - moment.getTime()) / 1000;
   for (const [word, length] of STEPS) {
     const count = Math.floor(seconds / length);
@@ -12,9 +13,9 @@ function ago(moment) {
 }
 
 /** Refresh all times of the page now and then. */
-export function startTimes() {
+export function startTimes(): void {
   setInterval(() => {
-    for (const time of document.querySelectorAll("time[datetime]")) {
+    for (const time of document.querySelectorAll<HTMLTimeElement>("time[datetime]")) {
       const words = ago(new Date(time.dateTime));
       if (time.textContent !== words) time.textContent = words;
     }

@@ -1,27 +1,46 @@
 // Follows one turn to its end, through dropped connections: every event once, in order.
-import { Backoff, Refused, ask, frames, post } from "./sse.js";
+import { Backoff, Refused, type StreamEvent, ask, frames, post } from "./sse";
 
 const PATIENCE_MS = 60_000; // with a server that answers, but not well; a network that is away is waited for
 
+export type Decision = "allow_once" | "reject_once";
+
+/** A message on its way: its id makes it the same turn however often it is sent. */
+export interface Pending {
+  message: string;
+  messageId: string;
+  session: string | null;
+}
+
+/** What a turn's follower is told. */
+export interface Handlers {
+  opened(): void;
+  lost(): void;
+  waking(content: Record<string, any>): void;
+  event(type: string, content: Record<string, any>): void;
+}
+
+type Fate = "goes on" | "ended" | "broken";
+
 /** A message on its way and the turn that answers it; `turnId` is known after the first event. */
 export class TurnStream {
-  #api;
+  #api: string;
   #last = -1;
+  readonly pending: Pending;
+  turnId: string | null;
 
-  constructor(api, { message = "", messageId = "", session = null, turnId = null }) {
+  constructor(api: string, pending: Partial<Pending>, turnId: string | null = null) {
     this.#api = api;
-    this.message = message;
-    this.messageId = messageId;
-    this.session = session;
+    this.pending = { message: "", messageId: "", session: null, ...pending };
     this.turnId = turnId;
   }
 
   /** Call `handlers` for what happens, until the turn's `complete` event. Throws Refused when the
-   * server says no: `event(type, content)`, `waking(content)`, `opened(fromStart)`, `lost()`.
+   * server says no.
    */
-  async follow(handlers, signal) {
+  async follow(handlers: Handlers, signal: AbortSignal): Promise<void> {
     const backoff = new Backoff();
-    let refusedSince = null;
+    let refusedSince: number | null = null;
     for (;;) {
       try {
         const response = await this.#open(signal);
@@ -46,26 +65,26 @@ export class TurnStream {
     }
   }
 
-  cancel() {
+  cancel(): Promise<Response> {
     return post(`${this.#api}/turns/${this.turnId}/cancel`);
   }
 
-  confirm(id, decision) {
+  confirm(id: string, decision: Decision): Promise<Response> {
     return post(`${this.#api}/turns/${this.turnId}/confirmations/${encodeURIComponent(id)}`, { decision });
   }
 
   /** Before the turn is known the message is sent again: its id makes it the same turn. */
-  #open(signal) {
+  #open(signal: AbortSignal): Promise<Response> {
     if (this.turnId === null) {
-      const body = { message: this.message, message_id: this.messageId };
-      if (this.session) body.session_id = this.session;
+      const { message, messageId, session } = this.pending;
+      const body = { message, message_id: messageId, ...(session ? { session_id: session } : {}) };
       return post(`${this.#api}/messages`, body, { signal });
     }
-    const headers = this.#last < 0 ? {} : { "Last-Event-ID": `${this.turnId}-${this.#last}` };
+    const headers: Record<string, string> = this.#last < 0 ? {} : { "Last-Event-ID": `${this.turnId}-${this.#last}` };
     return ask(`${this.#api}/turns/${this.turnId}/events`, { signal, headers });
   }
 
-  #take(id, { type, content }, handlers) {
+  #take(id: string | null, { type, content }: StreamEvent, handlers: Handlers): Fate {
     if (id === null) return this.#takeUnnumbered(type, content, handlers);
     const number = Number(id.slice(id.lastIndexOf("-") + 1));
     if (number <= this.#last) return "goes on";
@@ -78,7 +97,7 @@ export class TurnStream {
   /** Events without an id are the platform's own, not the turn's. Of a turn that is known they tell
    * that the way to it broke.
    */
-  #takeUnnumbered(type, content, handlers) {
+  #takeUnnumbered(type: string, content: Record<string, any>, handlers: Handlers): Fate {
     if (type === "status") handlers.waking(content);
     else if (this.turnId !== null && (type === "error" || type === "complete")) return "broken";
     else handlers.event(type, content);

@@ -1,0 +1,48 @@
+// Code in an answer, with its language, a button that copies it, and its colours once it is whole.
+import { useEffect, useState } from "preact/hooks";
+import type { ComponentChild } from "preact";
+import { visible } from "./text";
+
+const MOST_HIGHLIGHTED = 60_000;
+
+/** Text that copies itself. */
+export function CopyButton({ text }: { text: string }) {
+  const [copied, setCopied] = useState(false);
+  const copy = async () => {
+    await navigator.clipboard?.writeText(text);
+    setCopied(true);
+    setTimeout(() => setCopied(false), 2000);
+  };
+  // Pages over plain HTTP of another machine have no clipboard.
+  if (!navigator.clipboard) return null;
+  return <button type="button" class="btn-text" onClick={copy}>{copied ? "Copied" : "Copy"}</button>;
+}
+
+/** Return `text` coloured as `language`, plain text until the highlighter is there. */
+export function useHighlighted(text: string, language: string, wanted: boolean): ComponentChild {
+  const [coloured, setColoured] = useState<ComponentChild>(null);
+  useEffect(() => {
+    let current = true;
+    setColoured(null);
+    if (wanted && language && text.length <= MOST_HIGHLIGHTED) {
+      void import("./highlight").then(({ highlight }) => current && setColoured(highlight(visible(text), language)));
+    }
+    return () => { current = false; };
+  }, [text, language, wanted]);
+  return coloured;
+}
+
+/** `parts` make up the code; all but the last stay as they are. */
+export function CodeBlock({ language, parts, closed }: { language: string; parts: string[]; closed: boolean }) {
+  const name = language.trim().split(/\s+/)[0]?.toLowerCase() ?? "";
+  const text = closed ? parts.join("") : "";
+  const coloured = useHighlighted(text, name, closed);
+  return (
+    <figure class="code-block">
+      <figcaption>{visible(name) || "text"}{closed && <CopyButton text={text} />}</figcaption>
+      <pre class="code" tabIndex={0} dir="ltr"><code>
+        {coloured ?? parts.map((part, index) => <span key={index}>{visible(part)}</span>)}
+      </code></pre>
+    </figure>
+  );
+}

@@ -1,0 +1,105 @@
+// The parts of a project's page: the conversation beside one of the panes, or on a narrow page one of them all.
+const NARROW = matchMedia("(max-width: 900px)");
+const SIDE_KEY = "greylag-side";
+
+/** Called when a pane is shown, with its name. */
+const watchers = new Map<string, () => void>();
+
+/** Call `shown` whenever the pane `name` is brought up. */
+export function whenShown(name: string, shown: () => void): void {
+  watchers.set(name, shown);
+}
+
+/** Show a part of the page by its name. */
+export function showPane(name: string): void {
+  const panes = document.getElementById("panes");
+  const tab = document.getElementById(`tab-${name}`);
+  if (!panes || !tab) return;
+  panes.dataset.shown = name;
+  // Beside the conversation there is always a pane.
+  const side = name === "chat" ? (panes.dataset.side ?? nameOf(tabs().at(1))) : name;
+  panes.dataset.side = side;
+  for (const one of tabs()) {
+    const selected = nameOf(one) === (NARROW.matches ? name : side);
+    one.setAttribute("aria-selected", String(selected));
+    one.tabIndex = selected ? 0 : -1;
+  }
+  for (const pane of document.querySelectorAll<HTMLElement>(".pane")) pane.hidden = pane.id !== `pane-${side}`;
+  if (name !== "chat" || !NARROW.matches) watchers.get(side)?.();
+}
+
+/** Bring the tabs and the splitter to life, on a page that has them. */
+export function startPanes(): void {
+  const list = document.getElementById("tabs");
+  if (!list) return;
+  list.addEventListener("click", (event) => {
+    const tab = (event.target as Element).closest("[role=tab]");
+    if (tab) showPane(nameOf(tab));
+  });
+  list.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const all = tabs().filter((tab) => tab.offsetParent !== null);
+    const next = step && all.at((all.indexOf(event.target as HTMLElement) + step) % all.length);
+    if (!next) return;
+    showPane(nameOf(next));
+    next.focus();
+  });
+  addEventListener("keydown", (event) => {
+    const tab = event.altKey && !event.ctrlKey ? tabs().filter((one) => nameOf(one) !== "chat")[Number(event.key) - 1] : undefined;
+    if (!tab) return;
+    event.preventDefault();
+    showPane(nameOf(tab));
+  });
+  NARROW.addEventListener("change", () => showPane(document.getElementById("panes")!.dataset.shown!));
+  startSplitter();
+  showPane("chat");
+}
+
+function tabs(): HTMLElement[] {
+  return [...document.querySelectorAll<HTMLElement>("#tabs [role=tab]")];
+}
+
+function nameOf(tab: Element | undefined): string {
+  return tab?.id.replace("tab-", "") ?? "";
+}
+
+function startSplitter(): void {
+  const splitter = document.getElementById("splitter")!;
+  const panes = document.getElementById("panes")!;
+  const least = Number(splitter.ariaValueMin);
+  const most = Number(splitter.ariaValueMax);
+  const set = (percent: number) => {
+    const side = Math.round(Math.min(most, Math.max(least, percent)));
+    splitter.ariaValueNow = String(side);
+    panes.style.setProperty("--side", `${side}%`);
+    keepSide(side);
+  };
+  const kept = keptSide();
+  if (kept) set(kept);
+  splitter.addEventListener("pointerdown", (event) => splitter.setPointerCapture(event.pointerId));
+  splitter.addEventListener("pointermove", (event) => {
+    if (!splitter.hasPointerCapture(event.pointerId)) return;
+    const { right, width } = panes.getBoundingClientRect();
+    set(((right - event.clientX) / width) * 100);
+  });
+  splitter.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: 2, ArrowRight: -2 }[event.key];
+    if (step) set(Number(splitter.ariaValueNow) + step);
+  });
+}
+
+function keptSide(): number {
+  try {
+    return Number(localStorage.getItem(SIDE_KEY));
+  } catch {
+    return 0; // storage may be forbidden
+  }
+}
+
+function keepSide(side: number): void {
+  try {
+    localStorage.setItem(SIDE_KEY, String(side));
+  } catch {
+    // It then lasts until the next page.
+  }
+}

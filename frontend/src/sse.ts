@@ -1,0 +1,120 @@
+// Requests to the API, and server-sent events over fetch: unlike EventSource it can POST, tells why a
+// request was refused, and lets us decide when to try again.
+
+const FIRST_WAIT_MS = 400;
+const LONGEST_WAIT_MS = 10_000;
+
+/** A problem document, or what stands for one. */
+export interface Problem {
+  detail?: string;
+  hint?: string;
+  code?: string;
+}
+
+/** One event of a stream. */
+export interface StreamEvent {
+  type: string;
+  content: Record<string, any>;
+}
+
+/** One frame of a stream: an event with its id, if it has one. */
+export interface Frame {
+  id: string | null;
+  data: StreamEvent;
+}
+
+/** A request that was answered with an error. */
+export class Refused extends Error {
+  constructor(readonly status: number, readonly problem: Problem) {
+    super(problem.detail || `The server answered ${status}.`);
+  }
+
+  /** Whether the same request may succeed a little later, without anybody doing anything. */
+  get passing(): boolean {
+    return this.status === 502 || this.status === 503 || this.status === 504;
+  }
+}
+
+/** Return in words what went wrong, for a person. */
+export function wordsOf(error: unknown): string {
+  if (!(error instanceof Refused)) return "The server cannot be reached. Try again.";
+  return [error.message, error.problem.hint].filter(Boolean).join(" ");
+}
+
+/** Fetch `url`; an answer that is no success becomes a Refused. */
+export async function ask(url: string, options: RequestInit = {}): Promise<Response> {
+  const headers = { Accept: "application/json, text/event-stream", ...(options.headers as Record<string, string>) };
+  const response = await fetch(url, { ...options, headers, redirect: "manual" });
+  if (response.type === "opaqueredirect" || response.status === 401) {
+    // The sign-in has ended; the page itself leads to the sign-in page and back.
+    location.reload();
+  }
+  if (response.ok) return response;
+  throw new Refused(response.status, await response.json().catch(() => ({})));
+}
+
+/** Send JSON and return the response. */
+export function post(url: string, body: unknown = {}, options: RequestInit = {}): Promise<Response> {
+  const headers = { "Content-Type": "application/json" };
+  return ask(url, { ...options, method: "POST", headers, body: JSON.stringify(body) });
+}
+
+/** Yield every frame of a response (WHATWG HTML, 9.2.6). */
+export async function* frames(response: Response): AsyncGenerator<Frame> {
+  if (!response.body) return;
+  // The cast: the types of streams differ in what buffers they take.
+  const reader = response.body.pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const parts = (rest + value).split(/\r?\n\r?\n/);
+      rest = parts.pop() ?? "";
+      for (const part of parts) {
+        const frame = parse(part);
+        if (frame) yield frame;
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // it may have broken already: that is why we are here
+  }
+}
+
+function parse(text: string): Frame | null {
+  let id: string | null = null;
+  const data: string[] = [];
+  for (const line of text.split(/\r?\n/)) {
+    const colon = line.indexOf(":");
+    const name = colon < 0 ? line : line.slice(0, colon);
+    const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
+    if (name === "data") data.push(value);
+    else if (name === "id") id = value;
+  }
+  return data.length ? { id, data: JSON.parse(data.join("\n")) } : null;
+}
+
+/** Waits between tries: longer each time, never in step with others, and over at once when the network returns. */
+export class Backoff {
+  #wait = FIRST_WAIT_MS;
+
+  reset(): void {
+    this.#wait = FIRST_WAIT_MS;
+  }
+
+  async pause(signal: AbortSignal): Promise<void> {
+    const wait = this.#wait * (0.5 + Math.random());
+    this.#wait = Math.min(this.#wait * 2, LONGEST_WAIT_MS);
+    await new Promise<void>((resolve) => {
+      const over = () => {
+        clearTimeout(timer);
+        removeEventListener("online", over);
+        signal.removeEventListener("abort", over);
+        resolve();
+      };
+      const timer = setTimeout(over, wait);
+      addEventListener("online", over);
+      signal.addEventListener("abort", over);
+    });
+  }
+}

@@ -1,0 +1,143 @@
+// One tool call as a row that opens: what it did in words, how it stands, and what it printed.
+import { diffLines } from "diff";
+import { useEffect, useState } from "preact/hooks";
+import { CopyButton } from "./code_block";
+import { type StepWords, wordsOf } from "./step_words";
+import { TerminalText } from "./terminal_text";
+import { counted, visible } from "./text";
+import { type Step, dataOf } from "./turn_model";
+import type { Decision } from "./turn_stream";
+
+const SHOWABLE = new Set(["image/png", "image/jpeg", "image/gif", "image/webp"]);
+
+export type Decide = (confirmation: string, decision: Decision) => Promise<boolean>;
+
+/** Steps that follow one another: three or more that are over fold into one row. */
+export function StepGroup({ steps, over, decide }: { steps: Step[]; over: boolean; decide: Decide }) {
+  const rows = steps.map((step) => <StepRow key={step.id} step={step} decide={decide} />);
+  if (steps.length < 3 || !over || steps.some((step) => step.state === "asks" || step.state === "running")) return <>{rows}</>;
+  const seconds = steps.reduce((sum, step) => sum + (step.seconds ?? 0), 0);
+  const unlike = steps.filter((step) => step.state !== "done").length;
+  return (
+    <details class="step step-group">
+      <summary>
+        <span class="step-title">{counted(steps.length, "step")}{unlike > 0 && `, ${unlike} not done`}</span>
+        <span class="step-state">{lasted(seconds)}</span>
+      </summary>
+      <div class="step-rows">{rows}</div>
+    </details>
+  );
+}
+
+function StepRow({ step, decide }: { step: Step; decide: Decide }) {
+  const words = wordsOf(step);
+  if (step.state === "asks") return <Question step={step} words={words} decide={decide} />;
+  return (
+    <details class={`step step-${step.state}`}>
+      <summary><Title words={words} /><State step={step} /></summary>
+      <div class="step-body">
+        <Wanted step={step} words={words} />
+        {step.output && <pre class="terminal" tabIndex={0} dir="ltr" aria-label="Output"><TerminalText text={step.output} /></pre>}
+        {step.files.map((file, index) => <ResultFile key={index} part={file} />)}
+      </div>
+    </details>
+  );
+}
+
+function Title({ words }: { words: StepWords }) {
+  return (
+    <span class="step-title">
+      {words.verb} {words.object && <code>{visible(words.object)}</code>}
+      {words.more && <span class="step-more"> {words.more}</span>}
+    </span>
+  );
+}
+
+function State({ step }: { step: Step }) {
+  if (step.state === "running") return <span class="step-state working"><Running since={step.began} /></span>;
+  const words: Record<string, string> = {
+    done: step.exitCode ? `exit ${step.exitCode}` : "",
+    failed: step.exitCode === null ? "failed" : `exit ${step.exitCode}`,
+    declined: "declined",
+    stopped: "stopped",
+  };
+  return <span class="step-state">{[words[step.state], lasted(step.seconds ?? 0)].filter(Boolean).join(", ")}</span>;
+}
+
+function Running({ since }: { since: number }) {
+  const [now, setNow] = useState(Date.now() / 1000);
+  useEffect(() => {
+    const timer = setInterval(() => setNow(Date.now() / 1000), 1000);
+    return () => clearInterval(timer);
+  }, []);
+  return <>{lasted(now - since) || "running"}</>;
+}
+
+/** What the call was given: a command, a change, else its arguments. */
+function Wanted({ step, words }: { step: Step; words: StepWords }) {
+  if (words.command !== null) {
+    return (
+      <div class="step-command">
+        <pre class="code" tabIndex={0} dir="ltr"><code>{visible(words.command)}</code></pre>
+        <CopyButton text={words.command} />
+      </div>
+    );
+  }
+  if (words.change) return <Change {...words.change} />;
+  return <pre class="code" tabIndex={0} dir="ltr"><code>{visible(JSON.stringify(step.arguments, null, 2))}</code></pre>;
+}
+
+function Change({ before, after }: { before: string; after: string }) {
+  const lines = diffLines(before, after).flatMap((part) => {
+    const sign = part.added ? "+" : part.removed ? "\u2212" : " ";
+    return part.value.replace(/\n$/, "").split("\n").map((text) => ({ sign, text }));
+  });
+  const kinds: Record<string, string> = { "+": "diff-added", "\u2212": "diff-removed" };
+  return (
+    <pre class="code diff" tabIndex={0} dir="ltr" aria-label="Change">
+      {lines.map(({ sign, text }, index) => <span key={index} class={kinds[sign]}>{sign} {visible(text)}{"\n"}</span>)}
+    </pre>
+  );
+}
+
+function Question({ step, words, decide }: { step: Step; words: StepWords; decide: Decide }) {
+  const [sent, setSent] = useState(false);
+  const answer = async (decision: Decision) => {
+    setSent(true);
+    if (!(await decide(step.confirmation ?? "", decision))) setSent(false);
+  };
+  const onKeyDown = (event: KeyboardEvent) => {
+    if (event.key === "Escape" && !sent) void answer("reject_once");
+  };
+  return (
+    <div class="ask" role="group" aria-label="The agent asks" onKeyDown={onKeyDown}>
+      <p class="ask-question"><Title words={words} />?</p>
+      <Wanted step={step} words={words} />
+      <div class="ask-actions">
+        <button type="button" class="btn btn-primary" disabled={sent} onClick={() => answer("allow_once")}>Allow</button>
+        <button type="button" class="btn" disabled={sent} onClick={() => answer("reject_once")}>Decline</button>
+      </div>
+    </div>
+  );
+}
+
+/** A picture is shown, of kinds that hold nothing but a picture; everything else is for saving. */
+function ResultFile({ part }: { part: Record<string, any> }) {
+  const data = dataOf(part) ?? "";
+  const kind = String(part.mimeType ?? part.resource?.mimeType ?? "application/octet-stream");
+  if (SHOWABLE.has(kind)) {
+    return <img class="result-image" alt={`A picture from the tool (${kind})`} src={`data:${kind};base64,${data}`} />;
+  }
+  const size = Math.floor((data.length * 3) / 4);
+  return (
+    <a download="result" href={`data:application/octet-stream;base64,${data}`}>
+      Save what the tool gave ({visible(kind)}, {size} bytes)
+    </a>
+  );
+}
+
+function lasted(seconds: number): string {
+  const whole = Math.floor(seconds);
+  if (whole < 1) return "";
+  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
+}

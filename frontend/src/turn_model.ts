@@ -1,0 +1,228 @@
+// What a turn's events add up to: words, thoughts, steps, notes and problems, in their order.
+import { MarkdownStream } from "./markdown";
+import type { Problem } from "./sse";
+import { textOr } from "./text";
+
+const PIECE = 4096;
+const MOST_TEXT = 400_000; // of what one tool prints
+
+export type StepState = "running" | "asks" | "done" | "failed" | "declined" | "stopped";
+
+/** A tool call, from its request to its result. */
+export interface Step {
+  kind: "step";
+  id: string;
+  tool: string;
+  arguments: Record<string, unknown>;
+  state: StepState;
+  confirmation: string | null;
+  output: string;
+  files: Record<string, unknown>[];
+  exitCode: number | null;
+  began: number;
+  seconds: number | null;
+}
+
+/** Words of the answer; `pending` is what has come and is not shown yet. */
+export interface Words {
+  kind: "words";
+  stream: MarkdownStream;
+  pending: string;
+  ended: boolean;
+  finished: boolean;
+}
+
+export type Item =
+  | Step
+  | Words
+  | { kind: "thought"; text: string }
+  | { kind: "note"; text: string }
+  | { kind: "problem"; problem: Problem };
+
+type Content = Record<string, any>;
+
+/** One turn's answer so far. Types of events that are not known are passed over. */
+export class TurnModel {
+  items: Item[] = [];
+  waking: string[] = [];
+  ended = false;
+
+  /** Forget the answer, before its events are told from the first on. */
+  clear(): void {
+    this.items = [];
+    this.waking = [];
+    this.ended = false;
+  }
+
+  apply(type: string, content: Content): void {
+    const take = this.#takes[type];
+    if (!take) return;
+    if (type !== "message" && type !== "tool_notification") this.#endWords();
+    take(content);
+  }
+
+  fail(problem: Problem): void {
+    this.#endWords();
+    this.items.push({ kind: "problem", problem });
+  }
+
+  /** No more will come: what is still open was stopped. */
+  end(): void {
+    this.#endWords();
+    this.ended = true;
+    for (const step of this.#steps) if (step.state === "running" || step.state === "asks") settle(step, "stopped");
+  }
+
+  /** Show more of what has come, within `until`; tell whether there is still more. */
+  advance(until: number): boolean {
+    for (const item of this.items) {
+      if (item.kind !== "words" || item.finished) continue;
+      while (item.pending && performance.now() < until) {
+        const cut = cutAt(item.pending);
+        item.stream.write(item.pending.slice(0, cut));
+        item.pending = item.pending.slice(cut);
+      }
+      if (item.pending) return true;
+      if (!item.ended) continue;
+      item.stream.end();
+      item.finished = true;
+    }
+    return false;
+  }
+
+  readonly #takes: Record<string, (content: Content) => void> = {
+    message: (content) => this.#say(content),
+    thinking: (content) => this.#think(textOr(content.message)),
+    tool_request: (content) => this.#request(content),
+    tool_notification: (content) => this.#print(content),
+    tool_response: (content) => this.#respond(content),
+    tool_confirmation: (content) => this.#ask(content),
+    status: (content) => this.#status(content),
+    context_exceeded: (content) => this.#note(textOr(content.message, "The session has grown too long for the model.")),
+    history_update: () => this.#note("The agent has shortened its memory of this session."),
+    error: (content) =>
+      this.fail({ detail: textOr(content.error) || textOr(content.message), hint: textOr(content.hint), code: textOr(content.code) }),
+  };
+
+  get #steps(): Step[] {
+    return this.items.filter((item) => item.kind === "step");
+  }
+
+  #endWords(): void {
+    const last = this.items.at(-1);
+    if (last?.kind === "words") last.ended = true;
+  }
+
+  #say(content: Content): void {
+    if (content.role && String(content.role).toLowerCase() !== "assistant") return;
+    const last = this.items.at(-1);
+    const text = textOr(content.content);
+    if (last?.kind === "words" && !last.ended) last.pending += text;
+    else this.items.push({ kind: "words", stream: new MarkdownStream(), pending: text, ended: false, finished: false });
+  }
+
+  #think(text: string): void {
+    const last = this.items.at(-1);
+    if (last?.kind === "thought") last.text += text;
+    else this.items.push({ kind: "thought", text });
+  }
+
+  #note(text: string): void {
+    if (text) this.items.push({ kind: "note", text });
+  }
+
+  #request(content: Content): Step {
+    const given = typeof content.arguments === "object" && content.arguments ? content.arguments : {};
+    const step: Step = {
+      kind: "step", id: textOr(content.id), tool: textOr(content.tool_name, "tool"), arguments: given, state: "running",
+      confirmation: null, output: "", files: [], exitCode: null, began: secondsOf(content), seconds: null,
+    };
+    this.items.push(step);
+    return step;
+  }
+
+  #print(content: Content): void {
+    const step = this.#steps.find((one) => one.id === content.tool_call_id);
+    const chunks: unknown = content.params?.chunks;
+    if (!step || !Array.isArray(chunks) || step.output.length > MOST_TEXT) return;
+    step.output += chunks.map((chunk) => textOr(chunk?.output)).join("");
+  }
+
+  #respond(content: Content): void {
+    const step = this.#steps.find((one) => one.id === content.id) ?? this.#request(content);
+    step.seconds = Math.max(0, secondsOf(content) - step.began);
+    // What a declined call is answered with is meant for the model.
+    if (step.state === "declined" || step.state === "stopped") return;
+    settle(step, content.is_error ? "failed" : "done");
+    const { text, files, exitCode } = resultOf(content.result ?? {});
+    step.files = files;
+    step.exitCode = exitCode;
+    // The result tells again what was printed meanwhile: the longer of the two is the whole.
+    if (text.length > step.output.trimEnd().length) step.output = text.slice(0, MOST_TEXT);
+  }
+
+  #ask(content: Content): void {
+    const open = this.#steps.filter((one) => one.state === "running");
+    const known = open.find((one) => one.id === content.tool_call_id) ?? open.find((one) => one.tool === content.tool_name);
+    const step = known ?? this.#request(content);
+    step.state = "asks";
+    step.confirmation = textOr(content.id);
+    step.arguments = Object.keys(content.arguments ?? {}).length ? content.arguments : step.arguments;
+  }
+
+  #status(content: Content): void {
+    if (!content.confirmation_id || !content.decision) {
+      this.#note([textOr(content.message), textOr(content.hint)].filter(Boolean).join(" "));
+      return;
+    }
+    const step = this.#steps.find((one) => one.confirmation === content.confirmation_id);
+    const states: Record<string, StepState> = { allow_once: "running", reject_once: "declined" };
+    if (step?.state === "asks") settle(step, states[content.decision] ?? "stopped");
+  }
+}
+
+function settle(step: Step, state: StepState): void {
+  step.state = state;
+}
+
+function secondsOf(content: Content): number {
+  return typeof content.timestamp === "number" ? content.timestamp : Date.now() / 1000;
+}
+
+interface Result {
+  text: string;
+  files: Record<string, unknown>[];
+  exitCode: number | null;
+}
+
+function resultOf(result: Content): Result {
+  if ("Err" in result) return withExitCode(textOr(result.Err) || JSON.stringify(result.Err));
+  if (!Array.isArray(result.Ok)) return withExitCode(textOr(result.Ok));
+  const parts = result.Ok.filter((part: unknown) => part !== null && typeof part === "object") as Content[];
+  const texts = parts.filter((part) => dataOf(part) === null).map(partText);
+  if ("data" in result) texts.push(JSON.stringify(result.data, null, 2));
+  return { ...withExitCode(texts.join("\n")), files: parts.filter((part) => dataOf(part) !== null) };
+}
+
+function withExitCode(text: string): Result {
+  const found = /\n*Command exited with code (\d+)\s*$/.exec(text);
+  return { text: found ? text.slice(0, found.index) : text, files: [], exitCode: found ? Number(found[1]) : null };
+}
+
+function partText(part: Content): string {
+  const text: unknown = part.text ?? part.resource?.text;
+  return typeof text === "string" ? text : JSON.stringify(part, null, 2);
+}
+
+/** Return the base64 that a part of a result holds, null when it is text. */
+export function dataOf(part: Content): string | null {
+  const data = part.data ?? part.resource?.blob;
+  return typeof data === "string" ? data : null;
+}
+
+function cutAt(text: string): number {
+  if (text.length <= PIECE) return text.length;
+  const code = text.charCodeAt(PIECE - 1);
+  const splitsAPair = code >= 0xd800 && code < 0xdc00;
+  return splitsAPair ? PIECE + 1 : PIECE;
+}

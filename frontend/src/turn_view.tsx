@@ -1,0 +1,157 @@
+// One turn in the page: the message, and below it what the agent says, thinks, does and asks.
+import { render } from "preact";
+import { type Decide, StepGroup } from "./step_view";
+import { type Item, type Step, TurnModel } from "./turn_model";
+import { visible } from "./text";
+import type { Problem } from "./sse";
+
+const BUDGET_MS = 7; // of a frame, for what has come
+
+/** Shows a turn's answer in its article; what has come is shown once per frame, a bounded amount each. */
+export class TurnView {
+  readonly model = new TurnModel();
+  readonly article: HTMLElement;
+  #answer: HTMLElement;
+  #end: HTMLElement;
+  #decide: Decide;
+  #scheduled = false;
+  #shown: (() => void)[] = [];
+
+  /** `article` is a turn that the server rendered; `decide` answers a confirmation. */
+  constructor(article: HTMLElement, decide: Decide) {
+    this.article = article;
+    this.#answer = article.querySelector<HTMLElement>(".answer")!;
+    this.#end = article.querySelector<HTMLElement>(".turn-end")!;
+    this.#decide = decide;
+  }
+
+  static create(message: string, decide: Decide): TurnView {
+    const article = document.createElement("article");
+    article.className = "turn";
+    article.innerHTML = '<div class="said" dir="auto"></div><div class="answer"></div><p class="turn-end quiet"></p>';
+    article.querySelector(".said")!.textContent = visible(message);
+    return new TurnView(article, decide);
+  }
+
+  /** Show an answer that is whole. */
+  static async format(article: HTMLElement, text: string): Promise<void> {
+    const view = new TurnView(article, async () => false);
+    view.apply("message", { content: text });
+    view.model.end();
+    await view.painted();
+  }
+
+  apply(type: string, content: Record<string, any>): void {
+    this.model.apply(type, content);
+    this.#schedule();
+  }
+
+  /** Show what is done to wake the environment. */
+  waking(words: string): void {
+    this.model.waking.push(words);
+    this.#schedule();
+  }
+
+  /** A repeated request tells it again from the start. */
+  forgetWaking(): void {
+    this.model.waking = [];
+  }
+
+  /** Take away what is shown of the answer, before its events are shown from the first on. */
+  clear(): void {
+    this.model.clear();
+    this.#schedule();
+  }
+
+  fail(problem: Problem): void {
+    this.model.fail(problem);
+    this.#schedule();
+  }
+
+  working(words: string): void {
+    this.#end.textContent = words;
+    this.#end.classList.toggle("working", words !== "");
+  }
+
+  /** Whether the agent waits for an answer. */
+  get asks(): boolean {
+    return this.model.items.some((item) => item.kind === "step" && item.state === "asks");
+  }
+
+  /** Resolves when all is shown; `words` say how the turn ended, when that is worth words. */
+  async finish(words: string): Promise<void> {
+    this.model.end();
+    await this.painted();
+    this.working("");
+    this.#end.textContent = words;
+  }
+
+  /** Resolves when all that has come stands in the page. */
+  painted(): Promise<void> {
+    this.#schedule();
+    return new Promise((resolve) => this.#shown.push(resolve));
+  }
+
+  #schedule(): void {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    // A hidden page gets no frames, and its streams go on all the same.
+    if (document.visibilityState === "hidden") setTimeout(() => this.#work(), 50);
+    else requestAnimationFrame(() => this.#work());
+  }
+
+  #work(): void {
+    this.#scheduled = false;
+    const more = this.model.advance(performance.now() + BUDGET_MS);
+    render(<Answer model={this.model} decide={this.#decide} />, this.#answer);
+    if (more) return this.#schedule();
+    for (const resolve of this.#shown.splice(0)) resolve();
+  }
+}
+
+function Answer({ model, decide }: { model: TurnModel; decide: Decide }) {
+  return (
+    <>
+      {model.waking.length > 0 && <div class="waking">{model.waking.map((words, index) => <p key={index}>{visible(words)}</p>)}</div>}
+      {grouped(model.items).map((group, index, all) => {
+        const over = model.ended || index < all.length - 1;
+        if (Array.isArray(group)) return <StepGroup key={index} steps={group} over={over} decide={decide} />;
+        return <Piece key={index} item={group} />;
+      })}
+    </>
+  );
+}
+
+function grouped(items: Item[]): (Step[] | Exclude<Item, Step>)[] {
+  const groups: (Step[] | Exclude<Item, Step>)[] = [];
+  for (const item of items) {
+    const last = groups.at(-1);
+    if (item.kind !== "step") groups.push(item);
+    else if (Array.isArray(last)) last.push(item);
+    else groups.push([item]);
+  }
+  return groups;
+}
+
+function Piece({ item }: { item: Exclude<Item, Step> }) {
+  switch (item.kind) {
+    case "words":
+      return <div class="prose" dir="auto">{item.stream.blocks}</div>;
+    case "thought":
+      return <details class="step"><summary><span class="step-title">Thinking</span></summary><p class="thought">{visible(item.text)}</p></details>;
+    case "note":
+      return <p class="note">{visible(item.text)}</p>;
+    case "problem":
+      return <ProblemBox problem={item.problem} />;
+  }
+}
+
+function ProblemBox({ problem }: { problem: Problem }) {
+  return (
+    <div class="problem" role="group" aria-label="Error">
+      <p class="problem-message">{visible(problem.detail || "The request failed.")}</p>
+      {problem.hint && <p class="problem-hint">{visible(problem.hint)}</p>}
+      {problem.code && <p class="problem-code">{visible(problem.code)}</p>}
+    </div>
+  );
+}

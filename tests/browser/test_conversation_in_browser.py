@@ -1,0 +1,340 @@
+"""How a conversation reads and scrolls, in a real browser; one site and one browser for all."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import expect
+from tests.browser.person import Person, at_browser
+from tests.web.server import Site, site
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+AXE = Path(__file__).parents[2] / "build" / "judges" / "node_modules" / "axe-core" / "axe.min.js"
+FROM_END = "one => one.scrollHeight - one.clientHeight - one.scrollTop"
+PARAGRAPHS = "".join(f"Paragraph {n} of many words to read.\n\n" for n in range(1500))
+SCREEN_AT_200_PERCENT = {"width": 640, "height": 400}
+MARKDOWN = """\
+# One
+
+| a | b |
+|:--|--:|
+| 1 | 2 |
+
+*so* **strong** ~~gone~~ and [a link](https://example.test/x "T") or <https://example.test/y>
+
+> quoted
+
+---
+
+- [x] done
+- [ ] to do
+  - below
+
+~~~py
+first = 1
+~~~
+
+````
+```
+````
+
+![a cat](https://example.test/cat.png) [later][1]
+
+[1]: https://example.test/later
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running() -> AsyncIterator[Site]:
+    async with site() as one:
+        yield one
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browsing(running: Site) -> AsyncIterator[Person]:
+    async with at_browser(f"http://127.0.0.1:{running.port}") as one:
+        yield one
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def person(
+    running: Site, browsing: Person, request: pytest.FixtureRequest
+) -> AsyncIterator[Person]:
+    """The person at an awake project of the test's own."""
+    name = "".join(one if one.isalnum() else "-" for one in request.node.name)[:40]
+    await browsing.page.set_viewport_size({"width": 1200, "height": 850})
+    await browsing.open_project(await running.project(name, active=True))
+    yield browsing
+
+
+async def told(person: Person, *events: tuple[str, dict[str, Any]]) -> None:
+    """Have a turn of these events."""
+    await person.say(f"events: {json.dumps(events)}")
+    await person.answered()
+
+
+def words(text: str, size: int = 400) -> list[tuple[str, dict[str, Any]]]:
+    return [("message", {"content": text[at : at + size]}) for at in range(0, len(text), size)]
+
+
+def shell(command: str, *outputs: str, result: str = "", **more: Any) -> list[Any]:
+    """Return the events of a call of the shell tool."""
+    call = {"id": "c1", "tool_name": "shell", "arguments": {"command": command}}
+    printed = [
+        ("tool_notification", {"tool_call_id": "c1", "params": {"chunks": [{"output": one}]}})
+        for one in outputs
+    ]
+    given = {"Err": result} if more.get("is_error") else {"Ok": [{"type": "text", "text": result}]}
+    return [
+        ("tool_request", call),
+        *printed,
+        ("tool_response", {"id": "c1", "result": given, "is_error": False, **more}),
+    ]
+
+
+async def test_the_view_follows_what_grows_until_the_person_leaves_the_end(person: Person) -> None:
+    scroller = person.page.locator("#scroller")
+    await told(person, *words(PARAGRAPHS))
+    assert await scroller.evaluate(FROM_END) <= 8
+    await person.page.set_viewport_size({"width": 1000, "height": 600})
+    await expect(person.page.locator("#to-end")).to_be_hidden()
+    assert await scroller.evaluate(FROM_END) <= 8
+    await person.page.reload()
+    await expect(person.page.locator(".prose")).to_contain_text("Paragraph 1499")
+    await person.page.wait_for_function(f"({FROM_END})(document.getElementById('scroller')) <= 8")
+    await scroller.hover()
+    await person.page.mouse.wheel(0, -2000)
+    await expect(person.page.locator("#to-end")).to_be_visible()
+    left = await scroller.evaluate("one => one.scrollTop")
+    await person.page.locator("#conversation").evaluate("one => one.append('more')")
+    assert await scroller.evaluate("one => one.scrollTop") == left
+    await person.say("Back to the end")
+    await person.answered()
+    await expect(person.page.locator(".said").last).to_be_in_viewport()
+    assert await scroller.evaluate(FROM_END) <= 8
+
+
+async def test_a_refusal_is_in_sight_and_gives_the_words_back(
+    running: Site, person: Person
+) -> None:
+    await told(person, *words(PARAGRAPHS[:8000]))
+    await person.page.locator("#scroller").hover()
+    await person.page.mouse.wheel(0, -2000)
+    await person.page.route("**/messages", lambda route: route.fulfill(status=409, json={}))
+    await person.say("Refused")
+    await expect(person.page.locator(".answer .problem").last).to_be_in_viewport()
+    await expect(person.page.locator("#message")).to_have_value("Refused")
+    await expect(person.page.locator("#console-status")).to_have_text("")
+    await person.page.unroute("**/messages")
+    await person.page.reload()
+    await expect(person.page.locator("#message")).to_have_value("Refused")
+
+
+async def test_answers_are_whole_markdown(person: Person) -> None:
+    await told(person, *words(MARKDOWN, 7))
+    prose = person.page.locator(".prose")
+    for found, text in {
+        "h3.heading-1": "One",
+        "th.text-left": "a",
+        "td.text-right": "2",
+        "em": "so",
+        "strong": "strong",
+        "s": "gone",
+        "blockquote": "quoted",
+        "li li": "below",
+        "figcaption >> nth=0": "pyCopy",
+        "pre >> nth=0": "first = 1",
+        "pre >> nth=1": "```",
+        "a[href='https://example.test/cat.png']": "Picture: a cat",
+        "a[href='https://example.test/later']": "later",
+        "a[href='https://example.test/y']": "https://example.test/y",
+    }.items():
+        await expect(prose.locator(found)).to_have_text(text)
+    await expect(prose.locator("hr")).to_have_count(1)
+    await expect(prose.get_by_role("checkbox", checked=True)).to_have_count(1)
+    await expect(prose.get_by_role("checkbox", checked=False)).to_have_count(1)
+    await expect(prose.locator("pre .hljs-number")).to_have_text("1")
+    await expect(prose).not_to_contain_text("~~")
+    await person.picture("conversation-markdown")
+
+
+async def test_long_blocks_keep_every_word_and_line(person: Person) -> None:
+    numbers = " ".join(f"{n:04d}" for n in range(4000))
+    items = "\n".join(f"{n}. item {n}" for n in range(1, 901))
+    code = "\n".join(f"line {n}" for n in range(2000))
+    await told(person, *words(f"{numbers}\n\n{items}\n\n```\n{code}\n```\n\nend"))
+    prose = person.page.locator(".prose")
+    text = await prose.locator(".block:has(> p)").all_text_contents()
+    assert " ".join(text).split() == [*numbers.split(), "end"]
+    assert len(text) > 2
+    starts = "all => all.map(one => [one.start, one.children.length])"
+    lists = await prose.locator("ol").evaluate_all(starts)
+    assert [start for start, _ in lists] == [
+        1 + sum(count for _, count in lists[:at]) for at in range(len(lists))
+    ]
+    assert sum(count for _, count in lists) == 900
+    assert (await prose.locator("pre").text_content() or "").split("\n") == [*code.split("\n"), ""]
+
+
+async def test_a_step_says_what_was_done_and_shows_its_output_once_in_colours(
+    person: Person,
+) -> None:
+    command = "find . -name '*.pyc' " + "| xargs-with-a-very-long-name" * 20
+    output = "\x1b[31mred\x1b[0m plain\n"
+    await told(person, *shell(command, output, result="\x1b[31mred\x1b[0m plain"))
+    step = person.page.locator(".step")
+    title = step.locator(".step-title")
+    await expect(title).to_contain_text("Ran find . -name")
+    size = await step.bounding_box()
+    assert size is not None
+    assert size["height"] < 40
+    await step.locator("summary").click()
+    shown = step.locator(".terminal")
+    assert await shown.inner_text() == "red plain\n"
+    await expect(shown.locator(".ansi-red")).to_have_text("red")
+    assert (await step.inner_text()).count("plain") == 1
+    await told(person, *shell("false", result="no\n\nCommand exited with code 3", is_error=True))
+    await expect(person.page.locator(".step-state").last).to_have_text("exit 3")
+    changed = {"path": "src/a.py", "before": "a\nb\n", "after": "a\nc\nd\n"}
+    edit = {"id": "c2", "tool_name": "developer__edit", "arguments": changed}
+    done = {"id": "c2", "result": {"Ok": []}, "is_error": False}
+    await told(person, ("tool_request", edit), ("tool_response", done))
+    await expect(person.page.locator(".step-title").last).to_have_text("Edited src/a.py +2 \u22121")
+    await person.page.locator(".step summary").last.click()
+    await expect(person.page.locator(".diff-added").first).to_have_text("+ c")
+    await person.picture("conversation-steps")
+
+
+async def test_steps_fold_and_a_declined_one_says_so(person: Person) -> None:
+    await told(person, *(event for n in range(3) for event in _numbered(shell("true"), n)))
+    await expect(person.page.locator(".step-group > summary")).to_contain_text("3 steps")
+    await person.say("run: rm -rf /")
+    await person.page.get_by_role("button", name="Decline").click()
+    await person.answered()
+    for _ in range(2):
+        step = person.page.locator(".step").last
+        await expect(step.locator(".step-title")).to_have_text("Run rm -rf /")
+        await expect(step.locator(".step-state")).to_have_text("declined")
+        await expect(step).not_to_contain_text("Err")
+        await person.page.reload()
+
+
+async def test_a_draft_is_kept_for_each_session_whatever_happens(
+    running: Site, person: Person
+) -> None:
+    await person.say("First")
+    await person.answered()
+    await person.page.fill("#message", "half a thought")
+    await person.page.click("text=New session")
+    await expect(person.page.locator("#message")).to_have_value("")
+    await person.page.fill("#message", "for a new one")
+    await person.page.locator(".session-link").first.click()
+    await expect(person.page.locator("#message")).to_have_value("half a thought")
+    await person.page.click("text=New session")
+    await expect(person.page.locator("#message")).to_have_value("for a new one")
+
+
+async def test_a_dialog_keeps_what_was_typed_however_it_closes(person: Person) -> None:
+    await person.page.goto("/users/ada")
+    dialog = person.page.locator("#dialog")
+    for close in ("outside", "Escape"):
+        await person.page.click("#new-project")
+        await expect(dialog).to_be_visible()
+        if close == "outside":
+            await person.page.fill("#field-name", "Half a name")
+            await person.page.mouse.click(5, 400)
+            await expect(dialog).to_be_visible()
+        await person.page.keyboard.press("Escape")
+        await expect(dialog).to_be_hidden()
+    await person.page.click("#new-project")
+    await expect(person.page.locator("#field-name")).to_have_value("Half a name")
+    await person.page.click("#dialog >> text=Cancel")
+    await person.page.click("#new-project")
+    await expect(person.page.locator("#field-name")).to_have_value("")
+
+
+async def test_what_is_said_of_stopping_ends_with_it(person: Person) -> None:
+    await person.say("wait: for ever")
+    await person.page.get_by_role("button", name="Stop").click()
+    await person.answered()
+    await expect(person.page.locator("#console-status")).to_have_text("")
+
+
+async def test_the_conversation_is_seen_at_twice_the_size(person: Person) -> None:
+    await told(person, *words(PARAGRAPHS[:3000]))
+    await person.page.set_viewport_size(SCREEN_AT_200_PERCENT)  # type: ignore[arg-type] # its own type of dict
+    size = await person.page.locator("#scroller").bounding_box()
+    assert size is not None
+    assert size["height"] > 200
+    await expect(person.page.locator("#message")).to_be_in_viewport()
+    await person.picture("conversation-zoomed")
+
+
+async def test_earlier_messages_come_above_what_is_seen(running: Site, person: Person) -> None:
+    for number in range(33):
+        address = person.page.url.partition("?")[0].replace("/users/", "/api/users/", 1)
+        body: dict[str, Any] = {"message": f"Message {number}"}
+        if number:
+            _, listed = await running.ask("GET", f"{address}/sessions")
+            body["session_id"] = listed["sessions"][0]["session_id"]
+        async with running.http.post(f"{address}/messages", json=body) as answer:
+            await answer.read()
+    await person.page.reload()
+    first = person.page.locator(".said", has_text="Message 3").first
+    await expect(person.page.locator(".turn-end button")).to_have_count(29)
+    await person.page.locator("#scroller").hover()
+    await person.page.mouse.wheel(0, -100_000)
+    await expect(first).to_be_in_viewport()
+    before = await first.bounding_box()
+    await person.page.get_by_role("link", name="Show earlier").evaluate("one => one.click()")
+    await expect(person.page.locator(".said").first).to_have_text("Message 0")
+    await expect(person.page.locator(".turn-end button")).to_have_count(32)
+    after = await first.bounding_box()
+    assert before is not None
+    assert after is not None
+    assert abs(before["y"] - after["y"]) < 2
+
+
+@pytest.mark.skipif(
+    not AXE.exists(), reason="THE PAGES WERE NOT JUDGED: run tools/setup.sh dev where npm is"
+)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_axe_finds_nothing_wrong(person: Person, theme: str) -> None:
+    await person.page.evaluate(f"localStorage.setItem('greylag-theme', '{theme}')")
+    await person.page.reload()
+    await told(person, *words(MARKDOWN), *shell("ls", "\x1b[32mgreen\x1b[0m"))
+    await person.page.locator(".step summary").click()
+    await person.say("run: ls")
+    await person.page.get_by_role("button", name="Allow").wait_for()
+    for width in (320, 1200, 1920):
+        await person.page.set_viewport_size({"width": width, "height": 800})
+        for menu in await person.page.locator("details.menu:not([open]) > summary").all():
+            await menu.evaluate("one => { one.parentElement.open = true; }")
+        await _no_violation(person)
+        wide = "document.documentElement.scrollWidth - innerWidth"
+        assert await person.page.evaluate(wide) <= 0
+    await person.picture(f"conversation-{theme}")
+    await person.page.goto("/users/ada")
+    await _no_violation(person)
+    await person.page.click("#new-project")
+    await _no_violation(person)
+    await person.page.evaluate("localStorage.removeItem('greylag-theme')")
+
+
+async def _no_violation(person: Person) -> None:
+    await person.page.evaluate(AXE.read_text())
+    found = await person.page.evaluate(
+        "async () => (await axe.run()).violations.map(one => "
+        "[one.id, one.nodes.map(node => [node.html.slice(0, 200), node.failureSummary])])"
+    )
+    assert found == []
+
+
+def _numbered(events: list[Any], number: int) -> list[Any]:
+    text = json.dumps(events).replace("c1", f"c1-{number}")
+    made: list[Any] = json.loads(text)
+    return made
