@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     hsts_seconds: int = Field(0, ge=0, le=63_072_000)
     users: str = ""
     users_file: Path | None = None
+    sign_up: Literal["auto", "invited", "closed"] = "auto"
+    session_idle_hours: float = Field(168.0, gt=0, le=8760)
+    session_days: float = Field(30.0, gt=0, le=365)
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -251,7 +254,14 @@ def _user_from_pair(pair: str) -> User:
 def _users_from_file(path: Path) -> tuple[User, ...]:
     try:
         entries = json.loads(path.read_text("utf-8"))
-        users = [User(entry["id"], entry.get("display_name") or entry["id"]) for entry in entries]
+        users = [
+            User(
+                entry["id"],
+                entry.get("display_name") or entry["id"],
+                email=(entry.get("email") or "").lower() or None,
+            )
+            for entry in entries
+        ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f'GREYLAG_USERS_FILE: {path} is not a readable JSON list of {{"id", "display_name"}}.'

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,6 +41,7 @@ from greylag.config import (
 from greylag.domain.errors import ConfigError, IdentityProviderUnavailableError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, NewEvent, ProjectRef
+from greylag.domain.users import SignUp
 from greylag.ports import (
     AgentGateway,
     AuthorizationRequest,
@@ -50,13 +52,16 @@ from greylag.ports import (
 )
 from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
+from greylag.services.access import Gate
+from greylag.services.accounts import Accounts
 from greylag.services.agents import Agents
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
-from greylag.services.people import People
+from greylag.services.people import People, SignInLimits
 from greylag.services.projects import Projects
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
+from greylag.store.people import RecentPeople
 from greylag.store.sqlite.archive import is_there
 from greylag.store.sqlite.store import SqliteStore
 
@@ -102,10 +107,12 @@ def build(
         rng: spreads retries; None: a new one.
     """
     store, cluster, clock = adapters.store, adapters.cluster, adapters.clock
-    people = People(store, settings.user_list, clock)
+    recent = RecentPeople(store, clock)
+    people = People(recent, settings.user_list, clock, _sign_in_limits(settings))
+    gate = Gate(recent, people, store, clock)
     projects = Projects(
         store,
-        people,
+        gate,
         clock,
         namespace_prefix=settings.namespace_prefix,
         activation_timeout=settings.activation_timeout,
@@ -140,6 +147,8 @@ def build(
             platform=platform,
             store=store,
             people=people,
+            accounts=Accounts(people, gate, projects, recent),
+            gate=gate,
             sign_in=sign_in,
         ),
         reconciler=reconciler,
@@ -273,6 +282,14 @@ async def identity_provider_fault(settings: Settings) -> str | None:
     finally:
         await provider.close()
     return None
+
+
+def _sign_in_limits(settings: Settings) -> SignInLimits:
+    return SignInLimits(
+        sign_up=SignUp(settings.sign_up),
+        idle=timedelta(hours=settings.session_idle_hours),
+        longest=timedelta(days=settings.session_days),
+    )
 
 
 def _sign_in_rules(settings: Settings) -> SignInRules:

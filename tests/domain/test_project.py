@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from greylag.domain.errors import ClusterError, ConfigError, GreylagError
 from greylag.domain.names import environment_names
 from greylag.domain.project import Project, ProjectRef, new_record_id
-from greylag.domain.users import OPERATOR, Principal
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 PROJECT = Project(
@@ -37,14 +36,6 @@ def test_record_ids_have_the_form_of_object_ids_sort_by_time_and_do_not_repeat()
     assert len(set(ids)) == 1000
     assert all(len(each) == 24 and int(each, 16) >> 64 == NOW.timestamp() for each in ids)
     assert max(ids) < new_record_id(datetime(2025, 1, 1, 0, 0, 1, tzinfo=UTC))
-
-
-def test_the_operator_acts_for_everybody_and_a_user_for_themselves() -> None:
-    assert OPERATOR.may_act_for("ada")
-    ada = Principal("Ada", user_id="ada")
-    assert ada.may_act_for("ada")
-    assert not ada.may_act_for("Ada")
-    assert not ada.may_act_for("bob")
 
 
 def test_no_two_errors_share_a_code_and_each_says_what_to_do() -> None:

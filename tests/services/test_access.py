@@ -1,6 +1,8 @@
-"""Every use case that serves a request asks first whether it may, and for the right action."""
+"""Who may do what: every use case asks first, and the one table decides."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +10,30 @@ from structlog.testing import capture_logs
 from tests.services.house import House
 
 from greylag.common.agent_api import COMMAND_SOCKET, LIST_TERMINALS
-from greylag.domain.errors import ForbiddenError
+from greylag.domain.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidRequestError,
+    LimitExceededError,
+    ProjectNotFoundError,
+    UserNotFoundError,
+)
 from greylag.domain.project import Desired, ProjectRef
-from greylag.domain.users import OPERATOR, Action, Principal
+from greylag.domain.users import (
+    OPERATOR,
+    Action,
+    Limits,
+    MemberRole,
+    Principal,
+    Role,
+    Scope,
+    User,
+)
 from greylag.ports import AgentRequest, Edit, PageQuery
+from greylag.services import access
+from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.messages import NewMessage
+from greylag.services.people import UserEdit
 from greylag.services.projects import NewProject
 from greylag.services.use_cases import UseCases
 
@@ -27,8 +48,8 @@ async def send(of: UseCases) -> None:
 
 
 CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
-    (lambda of: of.projects.user(*WHO), Action.PROJECTS_READ),
-    (lambda of: of.projects.page(*WHO, PageQuery()), Action.PROJECTS_READ),
+    (lambda of: of.projects.user(*WHO), Action.PROJECTS_LIST),
+    (lambda of: of.projects.page(*WHO, PageQuery()), Action.PROJECTS_LIST),
     (lambda of: of.projects.get(*AT), Action.PROJECTS_READ),
     (lambda of: of.projects.follow(*AT, 0), Action.PROJECTS_READ),
     (lambda of: of.projects.create(*WHO, NewProject("New")), Action.PROJECTS_WRITE),
@@ -43,6 +64,14 @@ CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
     (lambda of: of.agents.logs(*AT, follow=False, tail=1), Action.LOGS_READ),
     (lambda of: of.agents.socket(*AT, COMMAND_SOCKET, {}), Action.TERMINAL_USE),
     (lambda of: of.agents.relay(*AT, AgentRequest(LIST_TERMINALS, {})), Action.TERMINAL_USE),
+    (lambda of: of.gate.members(*AT), Action.MEMBERS_READ),
+    (lambda of: of.gate.share(*AT, "ada", MemberRole.EDITOR), Action.MEMBERS_WRITE),
+    (lambda of: of.gate.unshare(*AT, "ada"), Action.MEMBERS_WRITE),
+    (lambda of: of.accounts.show(*WHO), Action.ACCOUNT_READ),
+    (lambda of: of.accounts.sessions(*WHO), Action.ACCOUNT_READ),
+    (lambda of: of.accounts.end_session(*WHO, "0" * 16), Action.ACCOUNT_WRITE),
+    (lambda of: of.accounts.edit(*WHO, UserEdit(disabled=True)), Action.USERS_WRITE),
+    (lambda of: of.accounts.remove(*WHO), Action.USERS_WRITE),
     (send, Action.MESSAGES_SEND),
 ]
 
@@ -54,9 +83,11 @@ async def test_who_may_not_is_refused_before_anything_is_looked_at(
 ) -> None:
     house = House()
     made = await house.use_cases.projects.create(OPERATOR, "ada", NewProject("Demo", project_id))
-    with capture_logs() as lines, pytest.raises(ForbiddenError) as refused:
+    with capture_logs() as lines, pytest.raises(UserNotFoundError) as refused:
         await ask(house.use_cases)
-    assert refused.value.info.code == "forbidden"
+    with pytest.raises(UserNotFoundError) as missing:
+        await house.use_cases.projects.get(ZOE, ProjectRef("nobody", "demo"))
+    assert refused.value.info.message == missing.value.info.message.replace("nobody", "ada")
     assert lines == [
         {
             "event": "action_refused",
@@ -67,3 +98,133 @@ async def test_who_may_not_is_refused_before_anything_is_looked_at(
         }
     ]
     assert await house.use_cases.projects.get(OPERATOR, made.project.ref) == made.project
+
+
+REF = ProjectRef("ada", "demo")
+ROOT = Path(__file__).parents[2]
+WHO_IS = {
+    Standing.OWNER: Principal("ada", "ada"),
+    Standing.ADMIN: Principal("boss", "boss", role=Role.ADMIN),
+    Standing.EDITOR: ZOE,
+    Standing.VIEWER: ZOE,
+}
+
+
+async def shared(role: MemberRole = MemberRole.VIEWER) -> House:
+    house = House()
+    await house.use_cases.projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+    await house.use_cases.gate.share(WHO_IS[Standing.OWNER], REF, "Zo\u00eb", role)
+    return house
+
+
+def test_the_documentation_holds_the_table_by_which_it_is_decided() -> None:
+    assert set(RULES) == set(Action)
+    assert access.table() in (ROOT / "docs" / "people.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("standing", Standing)
+async def test_the_gate_keeps_to_the_table(standing: Standing) -> None:
+    house = await shared(MemberRole.EDITOR if standing is Standing.EDITOR else MemberRole.VIEWER)
+    who = WHO_IS[standing]
+    for action, (standings, scope) in RULES.items():
+        for asker in (who, replace(who, scopes=frozenset({scope, Scope.ADMIN}))):
+            allowed = standing in standings
+            if standing is Standing.ADMIN and action in WITH_REASON:
+                with pytest.raises(ForbiddenError, match="reason"):
+                    await house.use_cases.gate.authorize(asker, action, REF)
+                allowed = True
+            asks = replace(asker, reason="asked to by Ada")
+            if allowed:
+                assert (await house.use_cases.gate.authorize(asks, action, REF)).id == "ada"
+            else:
+                with pytest.raises(ForbiddenError):
+                    await house.use_cases.gate.authorize(asks, action, REF)
+        if standing is not Standing.ADMIN:
+            lacking = replace(who, scopes=frozenset(Scope) - {scope})
+            with pytest.raises(ForbiddenError):
+                await house.use_cases.gate.authorize(lacking, action, REF)
+
+
+async def test_what_is_shared_is_listed_and_nothing_beside_it_and_ends_with_the_project() -> None:
+    house = await shared()
+    projects, gate = house.use_cases.projects, house.use_cases.gate
+    await projects.create(OPERATOR, "ada", NewProject("Other", "other"))
+    assert [user.id for user in await projects.users(ZOE)] == ["Zo\u00eb", "ada"]
+    page = await projects.page(ZOE, "ada", PageQuery())
+    assert [one.project_id for one in page.projects] == ["demo"]
+    with pytest.raises(UserNotFoundError):
+        await projects.get(ZOE, ProjectRef("ada", "other"))
+    assert [(one.user_id, one.role) for one in await gate.members(ZOE, REF)] == [
+        ("Zo\u00eb", "viewer")
+    ]
+    async with house.working():
+        gone = await projects.want(OPERATOR, REF, Desired.DELETED)
+        await projects.settled(gone)
+        await projects.create(OPERATOR, "ada", NewProject("Another", "demo"))
+        with pytest.raises(UserNotFoundError):
+            await projects.get(ZOE, REF)
+        assert await gate.members(OPERATOR, REF) == []
+
+
+async def test_a_share_is_changed_and_taken_back_at_once_and_whoever_has_it_may_leave() -> None:
+    house = await shared()
+    gate, ada = house.use_cases.gate, WHO_IS[Standing.OWNER]
+    with pytest.raises(ForbiddenError):
+        await gate.authorize(ZOE, Action.MESSAGES_SEND, REF)
+    await gate.share(ada, REF, "Zo\u00eb", MemberRole.EDITOR)
+    await gate.authorize(ZOE, Action.MESSAGES_SEND, REF)
+    with pytest.raises(ForbiddenError):
+        await gate.share(ZOE, REF, "Zo\u00eb", MemberRole.EDITOR)
+    await gate.unshare(ZOE, REF, "Zo\u00eb")
+    with pytest.raises(UserNotFoundError):
+        await gate.authorize(ZOE, Action.PROJECTS_READ, REF)
+    with pytest.raises(InvalidRequestError):
+        await gate.share(ada, REF, "ada", MemberRole.EDITOR)
+    with pytest.raises(UserNotFoundError):
+        await gate.share(ada, REF, "nobody", MemberRole.EDITOR)
+
+
+async def test_a_token_for_some_projects_sees_those_alone() -> None:
+    house = await shared()
+    projects = house.use_cases.projects
+    await projects.create(OPERATOR, "ada", NewProject("Other", "other"))
+    token = Principal("ada", "ada", projects=frozenset({"demo", "gone"}))
+    page = await projects.page(token, "ada", PageQuery())
+    assert [one.project_id for one in page.projects] == ["demo"]
+    with pytest.raises(ProjectNotFoundError):
+        await projects.get(token, ProjectRef("ada", "other"))
+    with pytest.raises(ForbiddenError):
+        await projects.create(token, "ada", NewProject("New"))
+
+
+async def test_a_user_is_made_limited_disabled_and_removed() -> None:
+    house = House()
+    projects, accounts = house.use_cases.projects, house.use_cases.accounts
+    boss = WHO_IS[Standing.ADMIN]
+    with pytest.raises(ForbiddenError):
+        await accounts.make(ZOE, User("eve", "Eve"))
+    await accounts.make(boss, User("eve", "Eve", limits=Limits(projects=2, active=1)))
+    with pytest.raises(ConflictError):
+        await accounts.make(boss, User("ada", "Twin"))
+    eve = Principal("eve", "eve")
+    refs = [(await projects.create(eve, "eve", NewProject("P", name))).project.ref for name in "ab"]
+    with pytest.raises(LimitExceededError):
+        await projects.create(eve, "eve", NewProject("P", "c"))
+    await projects.want(eve, refs[0], Desired.ACTIVE)
+    await projects.want(eve, refs[0], Desired.ACTIVE)
+    with pytest.raises(LimitExceededError):
+        await projects.want(eve, refs[1], Desired.ACTIVE)
+    with pytest.raises(ConflictError):
+        await accounts.remove(boss, "eve")
+    await accounts.edit(boss, "eve", UserEdit(disabled=True))
+    assert (await projects.get(boss, refs[0])).desired is Desired.INACTIVE
+    with pytest.raises(ForbiddenError):
+        await projects.want(boss, refs[0], Desired.ACTIVE)
+    async with house.working():
+        for ref in refs:
+            await projects.settled(await projects.want(boss, ref, Desired.DELETED))
+        await accounts.remove(boss, "eve")
+        with pytest.raises(UserNotFoundError):
+            await accounts.show(boss, "eve")
+        with pytest.raises(InvalidRequestError):
+            await accounts.remove(boss, "ada")

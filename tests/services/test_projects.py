@@ -8,7 +8,6 @@ from tests.services.house import REF, House
 
 from greylag.domain.errors import (
     ClusterError,
-    ForbiddenError,
     IdempotencyConflictError,
     InvalidRequestError,
     ProjectDeletingError,
@@ -31,9 +30,9 @@ async def test_a_principal_bound_to_a_user_reaches_only_that_user() -> None:
     created = await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
     assert [user.id for user in await projects.users(zoe)] == ["Zoë"]
     assert [user.id for user in await projects.users(OPERATOR)] == ["ada", "Zoë"]
-    with pytest.raises(ForbiddenError):
+    with pytest.raises(UserNotFoundError):
         await projects.get(zoe, created.project.ref)
-    with pytest.raises(ForbiddenError):
+    with pytest.raises(UserNotFoundError):
         await projects.want(zoe, REF, Desired.DELETED)
     with pytest.raises(ProjectNotFoundError):
         await projects.get(OPERATOR, ProjectRef("Zoë", "demo"))

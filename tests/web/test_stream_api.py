@@ -154,7 +154,11 @@ async def test_a_silent_stream_has_heartbeats() -> None:
 @asynccontextmanager
 async def relaying(opening: Any) -> AsyncIterator[int]:
     """Serve one stream by the relay alone."""
-    streams = Streams(settings(heartbeat_seconds=15))
+
+    async def allow(*_: object) -> None:
+        return
+
+    streams = Streams(settings(heartbeat_seconds=15), allow)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await streams.events(REF, opening())(scope, receive, send)

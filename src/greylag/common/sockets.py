@@ -135,10 +135,10 @@ class OpenedSocket(OtherEnd, Protocol):
         """Which of the subprotocols that were offered was chosen."""
 
 
-async def join(client: WebSocket, other: OtherEnd) -> int:
+async def join(client: WebSocket, other: OtherEnd, **beside: Coroutine[Any, Any, None]) -> int:
     """Carry messages both ways, each once the one before was taken; return how to end the client's.
 
-    What the other end raises comes out.
+    What the other end raises comes out, and so does what ``beside`` raises, which runs meanwhile.
 
     Raises:
         SocketClosedError: the client has closed it.
@@ -152,7 +152,7 @@ async def join(client: WebSocket, other: OtherEnd) -> int:
         while True:
             await other.send(await received(client))
 
-    await until_one_ends(output=towards_client(), input=towards_other())
+    await until_one_ends(output=towards_client(), input=towards_other(), **beside)
     return GOING_AWAY if other.close_code in _UNSAID else other.close_code or GOING_AWAY
 
 

@@ -126,6 +126,7 @@ class Session:
     """A browser that somebody has signed in with. ``key`` is the hash of its secret.
 
     Attributes:
+        role: by the groups of the user; ``None`` where groups do not say it.
         seen_at: when it last asked for something, to the minute.
         expires_at: when it ends at the latest; it ends earlier when it is not used.
         address: where it last came from.
@@ -134,13 +135,18 @@ class Session:
 
     key: str
     user_id: str
-    role: Role
+    role: Role | None
     created_at: datetime
     seen_at: datetime
     expires_at: datetime
     address: str
     provider: tuple[str, ...] = ()
     version: int = 0
+
+    @property
+    def id(self) -> str:
+        """What people call it by: enough of its key to tell it from others."""
+        return self.key[:16]
 
     @property
     def labels(self) -> Sequence[str]:
@@ -208,6 +214,7 @@ class Member:
 class Action(StrEnum):
     """What a principal may or may not do with what a user owns."""
 
+    PROJECTS_LIST = "projects.list"
     PROJECTS_READ = "projects.read"
     PROJECTS_WRITE = "projects.write"
     PROJECTS_DELETE = "projects.delete"
@@ -216,8 +223,15 @@ class Action(StrEnum):
     MESSAGES_SEND = "messages.send"
     AGENT_READ = "agent.read"
     AGENT_WRITE = "agent.write"
+    FILES_READ = "files.read"
+    FILES_WRITE = "files.write"
     LOGS_READ = "logs.read"
     TERMINAL_USE = "terminal.use"
+    MEMBERS_READ = "members.read"
+    MEMBERS_WRITE = "members.write"
+    ACCOUNT_READ = "account.read"
+    ACCOUNT_WRITE = "account.write"
+    USERS_WRITE = "users.write"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +248,7 @@ class Principal:
         scopes: what a token may be used for; ``None``: all that its user may.
         projects: the ids of its user's projects that a token is for; ``None``: all.
         address: where the request comes from.
+        reason: why an administrator looks at what is another's.
     """
 
     name: str
@@ -243,10 +258,12 @@ class Principal:
     scopes: frozenset[Scope] | None = None
     projects: frozenset[str] | None = None
     address: str = field(default="", compare=False)
+    reason: str = field(default="", compare=False)
 
-    def may_act_for(self, user_id: str) -> bool:
-        """Tell whether this principal may see and change what ``user_id`` owns."""
-        return self.user_id is None or self.user_id == user_id
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may administrate: a token may only with the scope for it."""
+        return self.role is Role.ADMIN and (self.scopes is None or Scope.ADMIN in self.scopes)
 
 
 OPERATOR = Principal("operator", role=Role.ADMIN)

@@ -159,7 +159,10 @@ class Agents:
 def _action(operation: Operation[Any]) -> Action:
     if operation.tag == TERMINALS:
         return Action.TERMINAL_USE
-    return Action.AGENT_READ if operation.method == "GET" else Action.AGENT_WRITE
+    reads = operation.method == "GET"
+    if operation.tag == "files":
+        return Action.FILES_READ if reads else Action.FILES_WRITE
+    return Action.AGENT_READ if reads else Action.AGENT_WRITE
 
 
 def _why(project: Project) -> str:

@@ -141,7 +141,7 @@ class People:
             SignInRefusedError: they are no user and become none, or are disabled.
         """
         user = await self._entered(identity)
-        return await self._begin(user, role or user.role, identity, client)
+        return await self._begin(user, role, identity, client)
 
     async def by_session(self, secret: str, client: str) -> Principal | None:
         """Return who comes by a session's secret; ``None`` when there is none such any more."""
@@ -155,8 +155,8 @@ class People:
         if now - session.seen_at >= SEEN_EVERY:
             # Of two that see it at once one writes; the other's news is the same.
             await self._store.put(replace(session, seen_at=now, address=client), now)
-        via = f"session {session.key[:16]}"
-        return Principal(user.display_name, user.id, session.role, via, address=client)
+        via = f"session {session.id}"
+        return Principal(user.display_name, user.id, session.role or user.role, via, address=client)
 
     async def sessions(self, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""
@@ -232,7 +232,7 @@ class People:
             created_at=self._clock.now(),
         )
 
-    async def _begin(self, user: User, role: Role, identity: Identity, client: str) -> str:
+    async def _begin(self, user: User, role: Role | None, identity: Identity, client: str) -> str:
         secret = SESSION_PREFIX + secrets.token_urlsafe(32)
         now = self._clock.now()
         session = Session(
@@ -248,7 +248,7 @@ class People:
             ),
         )
         await self._store.put(session, now)
-        _log.info("signed_in", user_id=user.id, role=role, session=session.key[:16])
+        _log.info("signed_in", user_id=user.id, role=role or user.role, session=session.id)
         return secret
 
     def _is_going_on(self, session: Session, now: datetime) -> bool:

@@ -11,7 +11,9 @@ from typing import Any
 from greylag.domain.errors import (
     ClusterError,
     InvalidRequestError,
+    LimitExceededError,
     ProjectNotFoundError,
+    UserNotFoundError,
     WaitTimeoutError,
 )
 from greylag.domain.names import check_id, check_name, environment_names, new_project_id
@@ -26,13 +28,13 @@ from greylag.ports import (
     ProjectPage,
     ProjectStore,
     Subscription,
-    UserDirectory,
 )
-from greylag.services.access import authorize, is_allowed
+from greylag.services.access import Gate
 
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
 EVENTS_AT_ONCE = 100
+_AT_ONCE = 200
 FOLLOW_RECHECK_SECONDS = 300.0
 
 _ACTIONS = {
@@ -54,52 +56,58 @@ class NewProject:
 class Projects:
     """The use cases of projects. Each takes the principal who asks, and authorizes first.
 
-    Each raises ``UserNotFoundError`` for a user who does not exist, ``ForbiddenError`` for what the
-    principal may not do there, ``ProjectNotFoundError`` for a project that this user does not have,
-    and ``StoreUnavailableError``.
+    Each raises ``UserNotFoundError`` for a user who does not exist or is a stranger's,
+    ``ForbiddenError`` for what the principal may not do there, ``ProjectNotFoundError`` for a
+    project that this user does not have, and ``StoreUnavailableError``.
     """
 
     def __init__(
         self,
         store: ProjectStore,
-        directory: UserDirectory,
+        gate: Gate,
         clock: Clock,
         *,
         namespace_prefix: str,
         activation_timeout: float,
     ) -> None:
         self._store = store
-        self._directory = directory
+        self._gate = gate
         self._clock = clock
         self._prefix = namespace_prefix
         self._timeout = activation_timeout
 
     async def users(self, principal: Principal) -> Sequence[User]:
-        """Return the users whose projects the principal may see."""
-        known = await self._directory.users()
-        return [user for user in known if await is_allowed(principal, user, Action.PROJECTS_READ)]
+        """Return the users of whose projects the principal may see any."""
+        return await self._gate.visible(principal)
 
     async def user(
-        self, principal: Principal, user_id: str, action: Action = Action.PROJECTS_READ
+        self, principal: Principal, user_id: str, action: Action = Action.PROJECTS_LIST
     ) -> User:
-        """Return one user, for whom the principal may do ``action``.
-
-        Every use case that serves a request comes through here before it does anything.
-        """
-        user = await self._directory.get(user_id)
-        await authorize(principal, user, action)
-        return user
+        """Return one user, for whom the principal may do ``action``."""
+        return await self._gate.authorize(principal, action, user_id)
 
     async def page(self, principal: Principal, user_id: str, query: PageQuery) -> ProjectPage:
-        """Return one page of a user's projects, newest first."""
+        """Return one page of what the principal may see of a user's projects, newest first."""
         owner = await self.user(principal, user_id)
-        return await self._store.page(owner.id, query)
+        only = await self._gate.only(principal, owner.id)
+        if only is None:
+            return await self._store.page(owner.id, query)
+        found = [await self._found(principal, ProjectRef(owner.id, each)) for each in sorted(only)]
+        shown = [one for one in found if one and query.status in {None, one.status}]
+        # There are as many as were shared or named one by one: they fit on one page.
+        return ProjectPage(sorted(shown, key=lambda one: (one.created_at, one.id), reverse=True))
+
+    async def _found(self, principal: Principal, ref: ProjectRef) -> Project | None:
+        try:
+            return await self.get(principal, ref)
+        except (ProjectNotFoundError, UserNotFoundError):
+            return None
 
     async def get(
         self, principal: Principal, ref: ProjectRef, action: Action = Action.PROJECTS_READ
     ) -> Project:
         """Return one project, with which the principal may do ``action``."""
-        await self.user(principal, ref.user_id, action)
+        await self._gate.authorize(principal, action, ref)
         return await self._store.get(ref.user_id, ref.project_id)
 
     async def create(
@@ -115,10 +123,13 @@ class Projects:
             ProjectExistsError: the user has a project of this id.
             IdempotencyConflictError: the key came with something else before.
         """
-        owner = (await self.user(principal, user_id, Action.PROJECTS_WRITE)).id
+        user = await self.user(principal, user_id, Action.PROJECTS_WRITE)
+        owner = user.id
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
+        if user.limits.projects is not None:
+            _check_room(user, len(await self._all(owner)), user.limits.projects, "projects")
         now = self._clock.now()
         project = Project(
             id=new_record_id(now),
@@ -139,7 +150,7 @@ class Projects:
         Raises:
             InvalidRequestError: it cannot be a name, or metadata.
         """
-        await self.user(principal, ref.user_id, Action.PROJECTS_WRITE)
+        await self._gate.authorize(principal, Action.PROJECTS_WRITE, ref)
         if edit.name is not None:
             check_name(edit.name)
         if edit.metadata is not None:
@@ -160,7 +171,9 @@ class Projects:
         Raises:
             ProjectDeletingError: it is being deleted, and something else is wanted.
         """
-        await self.user(principal, ref.user_id, action or _ACTIONS[desired])
+        owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
+        if desired is Desired.ACTIVE and owner.limits.active is not None:
+            await self._check_active(owner, ref)
         now = self._clock.now()
         deadline = now + timedelta(seconds=self._timeout)
         return await self._store.want(ref.user_id, ref.project_id, desired, now, deadline)
@@ -169,7 +182,7 @@ class Projects:
         """Have a running environment that is outdated started anew once nobody is answered, and
         return at once. One that is not outdated is left alone.
         """
-        await self.user(principal, ref.user_id, _ACTIONS[Desired.ACTIVE])
+        await self._gate.authorize(principal, _ACTIONS[Desired.ACTIVE], ref)
         return await self._store.refresh(ref.user_id, ref.project_id, self._clock.now())
 
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
@@ -244,8 +257,40 @@ class Projects:
         """Yield the log's events after number ``after``, then each as it comes, until the project
         is gone. The first look raises what is wrong with the request.
         """
-        await self.user(principal, ref.user_id)
+        await self._gate.authorize(principal, Action.PROJECTS_READ, ref)
         return self._following(ref, await self._events(ref, after), after)
+
+    async def sleep_all(self, user_id: str) -> None:
+        """Want every environment of a user inactive. The caller has asked whether it may."""
+        now = self._clock.now()
+        for project in await self._all(user_id):
+            if project.desired is Desired.ACTIVE:
+                await self._store.want(
+                    user_id,
+                    project.project_id,
+                    Desired.INACTIVE,
+                    now,
+                    now + timedelta(seconds=self._timeout),
+                )
+
+    async def has_any(self, user_id: str) -> bool:
+        """Tell whether a user has a project."""
+        return bool((await self._store.page(user_id, PageQuery(limit=1))).projects)
+
+    async def _all(self, user_id: str) -> list[Project]:
+        found: list[Project] = []
+        cursor = None
+        while True:
+            page = await self._store.page(user_id, PageQuery(limit=_AT_ONCE, cursor=cursor))
+            found += page.projects
+            cursor = page.cursor
+            if cursor is None:
+                return found
+
+    async def _check_active(self, owner: User, ref: ProjectRef) -> None:
+        active = [one for one in await self._all(owner.id) if one.desired is Desired.ACTIVE]
+        if all(one.ref != ref for one in active):
+            _check_room(owner, len(active), owner.limits.active, "active environments")
 
     async def _following(
         self, ref: ProjectRef, events: Sequence[Event], after: int
@@ -261,6 +306,14 @@ class Projects:
                     events = await self._events(ref, after)
                 except ProjectNotFoundError:
                     return
+
+
+def _check_room(owner: User, there: int, limit: int | None, what: str) -> None:
+    if limit is not None and there >= limit:
+        raise LimitExceededError(
+            f"The user {owner.id} may have {limit} {what}, and has {there}.",
+            hint="Take one away first, or ask an administrator for more.",
+        )
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:

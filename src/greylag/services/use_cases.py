@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from greylag.ports import ProjectStore
+from greylag.services.access import Gate
+from greylag.services.accounts import Accounts
 from greylag.services.agents import Agents
 from greylag.services.messages import Messages
 from greylag.services.people import People
@@ -61,6 +63,8 @@ class UseCases:
     platform: Platform
     store: ProjectStore
     people: People
+    accounts: Accounts
+    gate: Gate
     sign_in: SignIn | None = None
 
     async def check_ready(self) -> None:

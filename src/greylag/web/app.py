@@ -13,10 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag import __version__
 from greylag.config import Settings
+from greylag.domain.project import ProjectRef
+from greylag.domain.users import Action
 from greylag.services.use_cases import UseCases
 from greylag.web import oidc
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import agent, platform, projects, relay, sockets
+from greylag.web.api import agent, people, platform, projects, relay, sockets
 from greylag.web.auth import Authenticator
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import conversations
@@ -78,12 +80,22 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         servers=[{"url": settings.root_path or "/"}],
     )
     app.state.use_cases = use_cases
-    app.state.streams = Streams(settings)
+
+    async def recheck(scope: Scope, ref: ProjectRef, action: Action | None) -> None:
+        principal = await authenticator.principal(scope)
+        what = ref if ref.project_id else ref.user_id
+        if action is None:
+            await use_cases.gate.see(principal, what)
+        else:
+            await use_cases.gate.authorize(principal, action, what)
+
+    app.state.streams = Streams(settings, recheck)
     app.state.authenticator = authenticator
     app.state.states = oidc.States(settings.token) if settings.token else None
     app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
     for router in (
         platform.router,
+        people.router,
         projects.router,
         agent.router,
         agent.turns_router,

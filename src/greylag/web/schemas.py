@@ -12,6 +12,7 @@ from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
+from greylag.domain.users import MemberRole, Role, User
 from greylag.services.messages import MESSAGE_ID_FORM
 
 MAX_DEPTH = 32
@@ -133,6 +134,127 @@ class UsersOut(Out):
     """All users whom the caller may act for."""
 
     users: list[UserOut]
+
+
+class MeOut(Out):
+    """Who asks."""
+
+    id: str | None = Field(description="The user; null for the operator.", examples=["ann"])
+    display_name: str = Field(examples=["Ann"])
+    email: str | None
+    role: Role
+    groups: list[str] = Field(description="As the identity provider told at the last sign-in.")
+    via: str = Field(description="The session or token that is used.", examples=["session 1f…"])
+
+
+class LimitsOut(Out):
+    """How much a user may have; null: as much as they like."""
+
+    projects: int | None = Field(None, ge=0, le=_INT64 - 1)
+    active: int | None = Field(None, ge=0, le=_INT64 - 1, description="Active environments.")
+
+
+class LimitsIn(In, LimitsOut):
+    """How much a user may have; null: as much as they like."""
+
+
+class AccountOut(UserOut):
+    """A user with all that administrators see."""
+
+    role: Role
+    disabled: bool
+    service: bool = Field(description="A service account: nobody signs in as it.")
+    origin: Literal["settings", "admin", "sign_in"] = Field(description="How they became a user.")
+    email: str | None
+    groups: list[str]
+    limits: LimitsOut
+    created_at: Time | None
+
+    @classmethod
+    def of(cls, user: User) -> Self:
+        """Return ``user`` as it is shown."""
+        return cls(
+            id=user.id,
+            display_name=user.display_name,
+            role=user.role,
+            disabled=user.disabled,
+            service=user.service,
+            origin=user.origin,
+            email=user.email,
+            groups=list(user.groups),
+            limits=LimitsOut.model_validate(user.limits),
+            created_at=maybe_rfc3339(user.created_at),
+        )
+
+
+Email = Annotated[Text, Field(max_length=320, json_schema_extra={"pattern": "@"})]
+_Name = Annotated[
+    Text,
+    Field(min_length=1, max_length=MAX_NAME_LENGTH, json_schema_extra={"pattern": NAME_FORM}),
+]
+
+
+class NewUserIn(In):
+    """A user to add."""
+
+    id: Text = Field(
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": ID_FORM},
+        description="Names their namespace, and never changes.",
+        examples=["ann"],
+    )
+    display_name: _Name = Field(examples=["Ann"])
+    role: Role = Role.USER
+    email: Email | None = Field(None, description="By which they are known when they sign in.")
+    service: bool = Field(default=False, description="A service account, which has tokens only.")
+    limits: LimitsIn = LimitsIn()
+
+
+class UserEditIn(In):
+    """What to change of a user; what is left out stays as it is."""
+
+    display_name: _Name | None = None
+    role: Role | None = None
+    disabled: bool | None = None
+    email: Email | None = None
+    limits: LimitsIn | None = None
+
+
+class SessionOut(Out):
+    """A browser that somebody has signed in with."""
+
+    id: str
+    created_at: Time
+    seen_at: Time = Field(description="To the minute.")
+    expires_at: Time
+    address: str = Field(description="Where it last came from.")
+    current: bool = Field(description="Whether this request comes by it.")
+
+
+class SessionsOut(Out):
+    """A user's sessions, the newest first."""
+
+    sessions: list[SessionOut]
+
+
+class MemberIn(In):
+    """How a project is shared."""
+
+    role: MemberRole
+
+
+class MemberOut(Out):
+    """Whom a project is shared with."""
+
+    id: str = Field(validation_alias="user_id", description="The user's id.", examples=["bob"])
+    role: MemberRole
+
+
+class MembersOut(Out):
+    """All whom a project is shared with."""
+
+    members: list[MemberOut]
 
 
 class ErrorOut(Out):

@@ -4,6 +4,7 @@ A refusal before one is open is an HTTP answer. Past that it is a last message, 
 ends with a code that says whether coming back helps (`docs/terminal.md`).
 """
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -15,7 +16,13 @@ from fastapi import APIRouter, WebSocket
 
 from greylag.common import agent_api, sockets
 from greylag.common.agent_api import Socket
-from greylag.domain.errors import GreylagError
+from greylag.domain.errors import (
+    ForbiddenError,
+    GreylagError,
+    UnauthorizedError,
+    UserNotFoundError,
+)
+from greylag.domain.users import OPERATOR, Action
 from greylag.ports import AgentSocket
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, RequestContext
@@ -32,7 +39,7 @@ def _handler(socket: Socket) -> Callable[..., Coroutine[Any, Any, None]]:
             async with opening as agent:
                 await client.accept()
                 async with _audited(socket, call, parts):
-                    await _relay(client, agent)
+                    await _relay(client, agent, call)
 
     return relay
 
@@ -51,13 +58,19 @@ async def _audited(
         _log.info(f"{socket.name}_closed", **about, seconds=round(time.monotonic() - began, 1))
 
 
-async def _relay(client: WebSocket, agent: AgentSocket) -> None:
+async def _relay(client: WebSocket, agent: AgentSocket, call: RequestContext) -> None:
+    async def refused() -> None:
+        if call.principal == OPERATOR:
+            await asyncio.Event().wait()
+        raise await call.streams.until_refused(client.scope, call.ref, Action.TERMINAL_USE)
+
     try:
-        code = await sockets.join(client, agent)
+        code = await sockets.join(client, agent, guard=refused())
     except sockets.SocketClosedError:
         return
     except GreylagError as error:
-        code = sockets.FAILED
+        refusals = (UnauthorizedError, ForbiddenError, UserNotFoundError)
+        code = sockets.WRONG if isinstance(error, refusals) else sockets.FAILED
         told = {"code": error.info.code, "message": error.info.message, "hint": error.info.hint}
         with suppress(sockets.SocketClosedError):
             await sockets.send(client, json.dumps({"error": told}))

@@ -1,0 +1,188 @@
+"""Who asks, users and their sessions, and whom projects are shared with."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+
+from greylag.common.agent_api import Parameter
+from greylag.common.clock import rfc3339
+from greylag.domain.names import ID_FORM
+from greylag.domain.users import Limits, Session, User
+from greylag.services.people import UserEdit
+from greylag.web.addresses import address
+from greylag.web.api.projects import PROJECT
+from greylag.web.deps import CallDep, ProjectCallDep, UserCallDep, path_id, problems
+from greylag.web.schemas import (
+    AccountOut,
+    MemberIn,
+    MemberOut,
+    MembersOut,
+    MeOut,
+    NewUserIn,
+    SessionOut,
+    SessionsOut,
+    UserEditIn,
+)
+
+USER = "/api/users/{user}"
+MEMBERS = f"{PROJECT}/members"
+SESSION_FORM = r"^[0-9a-f]{16}$"
+
+router = APIRouter(tags=["users"])
+
+_MemberId = Annotated[
+    str, path_id(Parameter("member", "A user's id, percent-encoded.", {}), ID_FORM)
+]
+_SessionId = Annotated[str, path_id(Parameter("login", "A session's id.", {}), SESSION_FORM)]
+
+
+@router.get(
+    "/api/me",
+    operation_id="show_me",
+    summary="Who asks",
+    tags=["platform"],
+    responses=problems(),
+)
+async def show_me(call: CallDep) -> MeOut:
+    """The user, and what the request comes by."""
+    user = await call.use_cases.accounts.me(call.principal)
+    return MeOut(
+        id=call.principal.user_id,
+        display_name=user.display_name if user else call.principal.name,
+        email=user.email if user else None,
+        role=call.principal.role,
+        groups=list(user.groups) if user else [],
+        via=call.principal.via,
+    )
+
+
+@router.post(
+    "/api/users",
+    operation_id="make_user",
+    summary="Add a user",
+    status_code=201,
+    responses={**problems(409, 413), 201: {"description": "Added."}},
+)
+async def make_user(call: CallDep, body: NewUserIn, response: Response) -> AccountOut:
+    """For administrators. With an email address, they are known by it when they first sign in."""
+    given = body.model_dump(exclude={"limits"})
+    email = body.email.lower() if body.email else None
+    new = User(**{**given, "email": email}, limits=Limits(**body.limits.model_dump()))
+    made = await call.use_cases.accounts.make(call.principal, new)
+    response.headers["location"] = address(f"/api/users/{made.id}")
+    return AccountOut.of(made)
+
+
+@router.get(USER, operation_id="show_user", summary="Read a user", responses=problems(404))
+async def show_user(call: UserCallDep) -> AccountOut:
+    """For administrators, and for the user."""
+    return AccountOut.of(await call.use_cases.accounts.show(call.principal, call.user_id))
+
+
+@router.patch(
+    USER,
+    operation_id="edit_user",
+    summary="Change, disable or enable a user",
+    responses=problems(404, 409, 413),
+)
+async def edit_user(call: UserCallDep, body: UserEditIn) -> AccountOut:
+    """For administrators. One who is disabled comes in by no session and no token, within a second
+    everywhere, and what runs of theirs is stopped.
+    """
+    edit = UserEdit(
+        display_name=body.display_name,
+        role=body.role,
+        disabled=body.disabled,
+        email=body.email.lower() if body.email else None,
+        limits=Limits(**body.limits.model_dump()) if body.limits else None,
+    )
+    return AccountOut.of(await call.use_cases.accounts.edit(call.principal, call.user_id, edit))
+
+
+@router.delete(
+    USER,
+    operation_id="remove_user",
+    summary="Remove a user who has no projects",
+    status_code=204,
+    responses={**problems(404, 409), 204: {"description": "Removed, with sessions and tokens."}},
+)
+async def remove_user(call: UserCallDep) -> None:
+    """For administrators."""
+    await call.use_cases.accounts.remove(call.principal, call.user_id)
+
+
+@router.get(
+    f"{USER}/logins",
+    operation_id="list_logins",
+    summary="List the browsers that a user has signed in with",
+    responses=problems(404),
+)
+async def list_logins(call: UserCallDep) -> SessionsOut:
+    """For the user, and for administrators."""
+    found = await call.use_cases.accounts.sessions(call.principal, call.user_id)
+    return SessionsOut(sessions=[_session(one, call.principal.via) for one in found])
+
+
+@router.delete(
+    f"{USER}/logins/{{login}}",
+    operation_id="end_login",
+    summary="Sign a browser out",
+    status_code=204,
+    responses={**problems(404), 204: {"description": "It has ended, everywhere."}},
+)
+async def end_login(call: UserCallDep, login: _SessionId) -> None:
+    """For the user, and for administrators."""
+    await call.use_cases.accounts.end_session(call.principal, call.user_id, login)
+
+
+def _session(one: Session, via: str) -> SessionOut:
+    return SessionOut(
+        id=one.id,
+        created_at=rfc3339(one.created_at),
+        seen_at=rfc3339(one.seen_at),
+        expires_at=rfc3339(one.expires_at),
+        address=one.address,
+        current=via == f"session {one.id}",
+    )
+
+
+@router.get(
+    MEMBERS,
+    operation_id="list_members",
+    summary="List whom a project is shared with",
+    tags=["projects"],
+    responses=problems(404),
+)
+async def list_members(call: ProjectCallDep) -> MembersOut:
+    """For all who may see the project."""
+    found = await call.use_cases.gate.members(*call.at)
+    return MembersOut(members=[MemberOut.model_validate(asdict(one)) for one in found])
+
+
+@router.put(
+    f"{MEMBERS}/{{member}}",
+    operation_id="share_project",
+    summary="Share a project with a user",
+    tags=["projects"],
+    responses=problems(404, 409, 413),
+)
+async def share_project(call: ProjectCallDep, member: _MemberId, body: MemberIn) -> MemberOut:
+    """In this role from now on, effective at once. An `editor` talks to the agent, changes files
+    and activates; a `viewer` reads and follows live.
+    """
+    one = await call.use_cases.gate.share(*call.at, member, body.role)
+    return MemberOut.model_validate(asdict(one))
+
+
+@router.delete(
+    f"{MEMBERS}/{{member}}",
+    operation_id="unshare_project",
+    summary="Take a project back from a user",
+    tags=["projects"],
+    status_code=204,
+    responses={**problems(404), 204: {"description": "They see nothing of it any more."}},
+)
+async def unshare_project(call: ProjectCallDep, member: _MemberId) -> None:
+    """Effective within a second, for streams that run too. Whom it is shared with may leave."""
+    await call.use_cases.gate.unshare(*call.at, member)

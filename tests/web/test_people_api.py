@@ -1,0 +1,198 @@
+"""Roles over HTTP: every route is behind the gate, and what ends counts for streams that run."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from http.cookies import SimpleCookie
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.web.server import Site, site
+
+from greylag.common.agent_api import SOCKETS
+from greylag.domain.errors import ConflictError
+from greylag.domain.project import ProjectRef
+from greylag.domain.users import OPERATOR, Action, Identity, MemberRole, Principal, Role, User
+from greylag.services.access import RULES, WITH_REASON, Gate, Standing
+from greylag.services.projects import NewProject
+from greylag.web.api.projects import PROJECT
+from greylag.web.auth import COOKIE
+
+REF = ProjectRef("ada", "notes")
+OPEN = {"health", "ready", "show_platform", "show_me", "list_users", "make_user"}
+"""Operations that are about no user: two for probes, four that see to themselves."""
+NAMES = {"user": "ada", "project": "notes", "login": "0" * 16, "member": "ada", "token": "0" * 16}
+BODIES: dict[str, Any] = {
+    "create_project": {"name": "New"},
+    "send_message": {"message": "hello"},
+    "answer_confirmation": {"decision": "allow_once"},
+    "share_project": {"role": "viewer"},
+}
+
+
+async def signed_in(running: Site, name: str, role: Role = Role.USER) -> dict[str, str]:
+    """Return what the browser of somebody sends who has just signed in; their id is the name."""
+    identity = Identity("https://idp", name, name, f"{name}@x.y", (), name, None)
+    people = running.house.use_cases.people
+    if name not in [user.id for user in await people.users()]:
+        await people.make(User(name, name.title(), email=identity.email))
+    secret = await people.sign_in(identity, role=role, client="127.0.0.1")
+    cookie: SimpleCookie = SimpleCookie({COOKIE: secret})
+    return {"cookie": cookie.output(header="").strip()}
+
+
+class WatchedGate:
+    """Lets nothing happen: what the gate allows ends in a conflict."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._authorize = gate.authorize
+        self.asked: list[Action] = []
+        gate.authorize = self.authorize  # type: ignore[method-assign]
+
+    async def authorize(self, principal: Principal, action: Action, what: Any) -> User:
+        self.asked.append(action)
+        await self._authorize(principal, action, what)
+        raise ConflictError("The gate allows it.")
+
+
+@asynccontextmanager
+async def people_at_work() -> AsyncIterator[tuple[Site, dict[str, dict[str, str]]]]:
+    async with site(signed_in=False) as running:
+        of = running.house.use_cases
+        who = {
+            "stranger": await signed_in(running, "stranger"),
+            "editor": await signed_in(running, "editor"),
+            "viewer": await signed_in(running, "viewer"),
+            "admin": await signed_in(running, "boss", Role.ADMIN),
+        }
+        await of.projects.create(OPERATOR, "ada", NewProject("Notes", "notes"))
+        await of.gate.share(OPERATOR, REF, "editor", MemberRole.EDITOR)
+        await of.gate.share(OPERATOR, REF, "viewer", MemberRole.VIEWER)
+        yield running, who
+
+
+def operations(document: Any) -> Iterator[tuple[str, str, str]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield operation["operationId"], method.upper(), path
+
+
+def filled(path: str, **names: str) -> str:
+    parts = [
+        (NAMES | names).get(part[1:-1], "x") if part.startswith("{") else part
+        for part in path.split("/")
+    ]
+    return "/".join(parts)
+
+
+async def test_every_route_asks_the_gate_and_answers_each_role_as_the_table_says() -> None:
+    async with people_at_work() as (running, who):
+        _, document = await running.ask("GET", "/openapi.json", headers=who["admin"])
+        gate = WatchedGate(running.house.use_cases.gate)
+        for name, method, path in operations(document):
+            if name in OPEN:
+                continue
+            for role, headers in who.items():
+                gate.asked.clear()
+                sent = {"json": BODIES.get(name, {})} if method in {"POST", "PUT", "PATCH"} else {}
+                status, told = await running.ask(method, filled(path), headers=headers, **sent)
+                (action,) = gate.asked or (None,)
+                assert action is not None, f"{name} asks nobody"
+                assert status == wanted(role, action, path), (name, role, action, told)
+                if role == "stranger":
+                    _, other = await running.ask(
+                        method, filled(path, user="nobody"), headers=headers, **sent
+                    )
+                    assert other["detail"] == told["detail"].replace("ada", "nobody")
+                    assert (other["code"], other["hint"]) == (told["code"], told["hint"])
+
+
+def wanted(role: str, action: Action, path: str) -> int:
+    """Return the status by which the watched gate tells what the table says."""
+    if role == "stranger":
+        return 404
+    is_project = path.startswith(PROJECT)
+    standing = Standing.VIEWER if role == "editor" and not is_project else Standing(role)
+    if standing is Standing.ADMIN and action in WITH_REASON:
+        return 403
+    return 409 if standing in RULES[action][0] else 403
+
+
+@pytest.mark.parametrize("socket", SOCKETS, ids=lambda one: one.name)
+async def test_every_websocket_asks_the_gate(socket: Any) -> None:
+    async with people_at_work() as (running, who):
+        gate = WatchedGate(running.house.use_cases.gate)
+        statuses = {}
+        for role, headers in who.items():
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await running.http.ws_connect(filled(PROJECT + socket.path), headers=headers)
+            statuses[role] = refused.value.status
+        assert statuses == {"stranger": 404, "editor": 409, "viewer": 403, "admin": 403}
+        assert gate.asked == [Action.TERMINAL_USE] * 4
+
+
+async def test_what_is_about_no_user_is_answered_by_who_asks() -> None:
+    async with people_at_work() as (running, who):
+        ask = running.ask
+        assert (await ask("GET", "/api/me"))[0] == 401
+        _, me = await ask("GET", "/api/me", headers=who["admin"])
+        assert (me["id"], me["role"], me["via"][:8]) == ("boss", "admin", "session ")
+        _, seen = await ask("GET", "/api/users", headers=who["stranger"])
+        assert seen == {"users": [{"id": "stranger", "display_name": "Stranger"}]}
+        _, seen = await ask("GET", "/api/users", headers=who["viewer"])
+        assert [user["id"] for user in seen["users"]] == ["viewer", "ada"]
+        new = {"id": "eve", "display_name": "Eve", "email": "Eve@X.Y", "limits": {"projects": 1}}
+        assert (await ask("POST", "/api/users", json=new, headers=who["viewer"]))[0] == 403
+        status, made = await ask("POST", "/api/users", json=new, headers=who["admin"])
+        assert (status, made["email"], made["limits"]) == (
+            201,
+            "eve@x.y",
+            {"projects": 1, "active": None},
+        )
+        _, edited = await ask(
+            "PATCH", "/api/users/eve", json={"role": "admin"}, headers=who["admin"]
+        )
+        assert (edited["role"], edited["display_name"]) == ("admin", "Eve")
+        assert (await ask("DELETE", "/api/users/eve", headers=who["admin"]))[0] == 204
+
+
+async def test_sessions_are_listed_and_ended_by_their_user_and_an_administrator() -> None:
+    async with people_at_work() as (running, who):
+        another = await signed_in(running, "viewer")
+        _, listed = await running.ask("GET", "/api/users/viewer/logins", headers=another)
+        ids = {one["current"]: one["id"] for one in listed["sessions"]}
+        assert len(listed["sessions"]) == 2
+        path = f"/api/users/viewer/logins/{ids[False]}"
+        assert (await running.ask("DELETE", path, headers=who["editor"]))[0] == 404
+        assert (await running.ask("DELETE", path, headers=who["admin"]))[0] == 204
+        assert (await running.ask("GET", "/api/me", headers=who["viewer"]))[0] == 401
+        assert (await running.ask("GET", "/api/me", headers=another))[0] == 200
+
+
+@pytest.mark.parametrize("how", ["unshare", "disable", "end"])
+async def test_who_may_not_see_it_any_more_loses_a_running_stream_within_a_second(
+    how: str,
+) -> None:
+    async with people_at_work() as (running, who):
+        path = "/api/users/ada/projects/notes/events"
+        async with running.http.get(path, headers=who["viewer"]) as answer:
+            assert answer.status == 200
+            boss, ask = who["admin"], running.ask
+            match how:
+                case "unshare":
+                    member = "/api/users/ada/projects/notes/members/viewer"
+                    assert (await ask("DELETE", member, headers=boss))[0] == 204
+                case "disable":
+                    body = {"disabled": True}
+                    status, _ = await ask("PATCH", "/api/users/viewer", json=body, headers=boss)
+                    assert status == 200
+                case _:
+                    await running.house.use_cases.people.end_sessions("viewer")
+            began = time.monotonic()
+            async with asyncio.timeout(30):
+                rest = await answer.text()
+            # A second on a quiet machine; what is measured here is that it ends by itself.
+            assert time.monotonic() - began < 15
+            assert '"type":"complete"' in rest.replace(" ", "")
