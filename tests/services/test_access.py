@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 from tests.services.house import House
 
-from greylag.common.agent_api import COMMAND_SOCKET, LIST_TERMINALS
+from greylag.common.agent_api import COMMAND_SOCKET, LIST_TERMINALS, ForwardedRequest
 from greylag.domain.errors import ForbiddenError
 from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR, Action, Principal
@@ -18,6 +18,7 @@ from greylag.services.use_cases import UseCases
 
 ZOE = Principal("zoe", "Zoë")
 WHO = (ZOE, "ada")
+ASKED = ForwardedRequest("GET", "/", [])
 AT = (ZOE, ProjectRef("ada", "demo"))
 
 
@@ -43,6 +44,8 @@ CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
     (lambda of: of.agents.logs(*AT, follow=False, tail=1), Action.LOGS_READ),
     (lambda of: of.agents.socket(*AT, COMMAND_SOCKET, {}), Action.TERMINAL_USE),
     (lambda of: of.agents.relay(*AT, AgentRequest(LIST_TERMINALS, {})), Action.TERMINAL_USE),
+    (lambda of: of.agents.forward(*AT, 1, ASKED), Action.PREVIEW_USE),
+    (lambda of: of.agents.forward_socket(*AT, 1, ASKED, ()), Action.PREVIEW_USE),
     (send, Action.MESSAGES_SEND),
 ]
 

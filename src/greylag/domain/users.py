@@ -25,6 +25,7 @@ class Action(StrEnum):
     AGENT_WRITE = "agent.write"
     LOGS_READ = "logs.read"
     TERMINAL_USE = "terminal.use"
+    PREVIEW_USE = "preview.use"
 
 
 @dataclass(frozen=True, slots=True)
