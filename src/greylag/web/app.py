@@ -99,7 +99,11 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     install_error_handlers(app, error_page)
     _complete_openapi(app, signed_in=authenticator.needed)
     guarded = Guard(app, settings, authenticator, relay.takes_file)
-    logged = RequestLogger(Compression(guarded), hsts_seconds=settings.hsts_seconds)
+    logged = RequestLogger(
+        Compression(guarded),
+        hsts_seconds=settings.hsts_seconds,
+        preview_domain=settings.preview_domain,
+    )
     site = RootPath(logged, settings.root_path)
     shown = PreviewSite(site, app.state.preview_links, use_cases, app.state.streams)
     return behind(settings.trusted_proxies, shown)

@@ -38,6 +38,7 @@ from greylag.domain.users import Principal
 from greylag.ports import Revocations
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
+from greylag.web.addresses import LOCAL
 from greylag.web.stream import Streams
 
 OPEN = "/.greylag/open"
@@ -45,7 +46,6 @@ OPEN = "/.greylag/open"
 TICKET_SECONDS = 300
 COOKIE_SECONDS = 12 * 3600
 LONGEST_SHARE = 30 * 24 * 3600
-LOCAL = "localhost"
 _COOKIE = "greylag_preview"
 _SECURE_COOKIE = f"__Host-{_COOKIE}"
 _LONGEST_LABEL = 63
