@@ -160,9 +160,9 @@ async def test_the_application_is_told_nothing_of_ours_and_can_say_nothing_for_o
     assert away.headers["location"] == "http://localhost:1/elsewhere"
 
 
-@pytest.mark.parametrize(
-    ("method", "headers", "status"),
-    [
+async def test_other_sites_may_lead_here_and_do_nothing(shown: Shown) -> None:
+    home, jar = await shown.opened()
+    other: list[tuple[str, dict[str, str], int]] = [
         ("POST", {"origin": "http://evil.example"}, 403),
         ("POST", {"origin": "null"}, 403),
         ("POST", {"sec_fetch_site": "same-site", "sec_fetch_mode": "navigate"}, 403),
@@ -170,13 +170,40 @@ async def test_the_application_is_told_nothing_of_ours_and_can_say_nothing_for_o
         ("GET", {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}, 200),
         ("GET", {"sec_fetch_site": "same-origin", "sec_fetch_mode": "cors"}, 200),
         ("TRACE", {}, 422),
-    ],
-)
-async def test_other_sites_may_lead_here_and_do_nothing(
-    method: str, headers: dict[str, str], status: int, shown: Shown
-) -> None:
+    ]
+    for method, headers, status in other:
+        assert (await shown.ask(home, method, jar, **headers))[0] == status, headers
+
+
+async def test_what_looks_like_two_requests_is_one_or_refused(shown: Shown) -> None:
     home, jar = await shown.opened()
-    assert (await shown.ask(home, method, jar, **headers))[0] == status
+    cookie = "; ".join(f"{name}={value}" for name, value in jar.items())
+    head = f"host: {home.authority}\r\ncookie: {cookie}\r\n"
+    inner = f"GET /inner HTTP/1.1\r\n{head}\r\n"
+
+    async def told(sent: str) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", shown.running.port)
+        writer.write(sent.encode())
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        writer.close()
+        return answer
+
+    post = f"POST /outer HTTP/1.1\r\n{head}connection: close\r\n"
+    chunked = "transfer-encoding: chunked\r\n"
+    for both in (f"content-length: 4\r\n{chunked}", f"{chunked}content-length: 4\r\n"):
+        answer = await told(f"{post}{both}\r\n0\r\n\r\n{inner}")
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b"inner" not in answer
+    answer = await told(f"{post}content-length: {len(inner)}\r\n\r\n{inner}")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b'"target": "/outer"' in answer
+    answer = await told(f"{post}{chunked}\r\n{len(inner):x}\r\n{inner}\r\n0\r\n\r\n")
+    assert f'"length": {len(inner)}'.encode() in answer
+    for odd in ("transfer-encoding: xchunked", "content-length: +4", "host: localhost", "a b: c"):
+        assert (await told(f"{post}{odd}\r\n\r\n"))[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 422"}
+    absolute = f"GET http://localhost:1/x HTTP/1.1\r\n{head}connection: close\r\n\r\n"
+    assert b'"target": "/x"' in await told(absolute)
 
 
 async def test_sockets_pass_from_the_preview_s_own_pages_alone(shown: Shown) -> None:
