@@ -126,6 +126,7 @@ VALUES = {
     "GREYLAG_PORT": "8000",
     "GREYLAG_RESYNC_SECONDS": "7",
     "GREYLAG_ROOT_PATH": "/tools/greylag",
+    "GREYLAG_PREVIEW_DOMAIN": "previews.test",
     "GREYLAG_SANDBOX": "none",
     "GREYLAG_SANDBOX_MEMORY": "4GiB",
     "GREYLAG_SANDBOX_NETWORK": "strict",

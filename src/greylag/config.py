@@ -96,6 +96,7 @@ class Settings(BaseSettings):
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
     legacy_api: bool = False
     terminal: Literal["on", "off"] = "on"
+    preview_domain: str = Field("", max_length=180, pattern=r"^([a-z0-9-]+(\.[a-z0-9-]+)+)?$")
 
     mongodb_uri: SecretStr | None = Field(None, validation_alias="MONGODB_URI")
     mongodb_db: str = Field("goose", validation_alias="MONGODB_DB")

@@ -10,7 +10,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
-from greylag.common.agent_api import Decision, Operation, Socket, Turn
+from greylag.common.agent_api import (
+    Decision,
+    ForwardedAnswer,
+    ForwardedRequest,
+    Operation,
+    Socket,
+    Turn,
+)
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
 from greylag.domain.names import EnvironmentNames
@@ -232,6 +239,14 @@ class AgentSocket(Protocol):
         """Why the agent closed it (RFC 6455)."""
 
 
+class ForwardedSocket(AgentSocket, Protocol):
+    """An open WebSocket to a port of an environment."""
+
+    @property
+    def protocol(self) -> str | None:
+        """The subprotocol that was chosen."""
+
+
 class AgentGateway(Protocol):
     """The way to the agent in an environment.
 
@@ -268,6 +283,22 @@ class AgentGateway(Protocol):
 
         Raises:
             GreylagError: on entering: as ``relay``.
+        """
+
+    def forward(
+        self, at: AgentAddress, port: int, request: ForwardedRequest
+    ) -> AbstractAsyncContextManager[ForwardedAnswer]:
+        """Hand a whole HTTP request on to a port of the environment, in constant memory.
+
+        Raises:
+            PortSilentError: on entering: nobody of the environment answers there.
+        """
+
+    def forward_socket(
+        self, at: AgentAddress, port: int, request: ForwardedRequest, protocols: Sequence[str]
+    ) -> AbstractAsyncContextManager[ForwardedSocket]:
+        """Open a WebSocket to a port of the environment, offering these subprotocols; it fails as
+        ``forward`` does.
         """
 
     async def start_turn(

@@ -23,6 +23,8 @@ from greylag.common import agent_api, sse
 from greylag.common.agent_api import (
     ChatMessage,
     Decision,
+    ForwardedAnswer,
+    ForwardedRequest,
     History,
     Session,
     SessionList,
@@ -44,7 +46,14 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentSocket, AgentStatus
+from greylag.ports import (
+    AgentAddress,
+    AgentAnswer,
+    AgentRequest,
+    AgentSocket,
+    AgentStatus,
+    ForwardedSocket,
+)
 
 
 @dataclass
@@ -390,6 +399,24 @@ class MemoryAgents:
         finally:
             self.open_streams -= 1
 
+    @asynccontextmanager
+    async def forward(
+        self, at: AgentAddress, port: int, request: ForwardedRequest
+    ) -> AsyncIterator[ForwardedAnswer]:
+        """Tell what was asked of a port."""
+        self._at(at)
+        about = {"method": request.method, "target": request.target, "port": port}
+        yield ForwardedAnswer(200, [], _once(json.dumps(about).encode()))
+
+    @asynccontextmanager
+    async def forward_socket(
+        self, at: AgentAddress, port: int, request: ForwardedRequest, protocols: Sequence[str]
+    ) -> AsyncIterator[ForwardedSocket]:
+        """Open a WebSocket to a port: it says what it is told."""
+        self._at(at)
+        assert (request.method, 0 < port < 65_536) == ("GET", True)
+        yield _Echo(next(iter(protocols), None))
+
     async def cancel_turn(self, at: AgentAddress, turn_id: str) -> Turn:
         """Ask the turn to end."""
         run = self._at(at).run(turn_id)
@@ -424,7 +451,8 @@ class MemoryAgents:
 class _Echo:
     """A terminal that says what is typed."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: str | None = None) -> None:
+        self.protocol = protocol
         self.close_code: int | None = None
         self._said: asyncio.Queue[bytes | str | None] = asyncio.Queue()
         self._said.put_nowait(json.dumps({"attached": {"rows": 24, "columns": 80, "replay": 0}}))

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 from tests.services.house import House
 
-from greylag.common.agent_api import COMMAND_SOCKET, LIST_TERMINALS
+from greylag.common.agent_api import COMMAND_SOCKET, LIST_TERMINALS, ForwardedRequest
 from greylag.domain.errors import (
     ConflictError,
     ForbiddenError,
@@ -39,6 +39,7 @@ from greylag.services.use_cases import UseCases
 
 ZOE = Principal("zoe", "Zoë")
 WHO = (ZOE, "ada")
+ASKED = ForwardedRequest("GET", "/", [])
 AT = (ZOE, ProjectRef("ada", "demo"))
 
 
@@ -72,6 +73,8 @@ CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
     (lambda of: of.accounts.end_session(*WHO, "0" * 16), Action.ACCOUNT_WRITE),
     (lambda of: of.accounts.edit(*WHO, UserEdit(disabled=True)), Action.USERS_WRITE),
     (lambda of: of.accounts.remove(*WHO), Action.USERS_WRITE),
+    (lambda of: of.agents.forward(*AT, 1, ASKED), Action.PREVIEW_USE),
+    (lambda of: of.agents.forward_socket(*AT, 1, ASKED, ()), Action.PREVIEW_USE),
     (send, Action.MESSAGES_SEND),
 ]
 

@@ -23,7 +23,14 @@ from greylag.web.auth import COOKIE
 REF = ProjectRef("ada", "notes")
 OPEN = {"health", "ready", "show_platform", "show_me", "list_users", "make_user"}
 """Operations that are about no user: two for probes, four that see to themselves."""
-NAMES = {"user": "ada", "project": "notes", "login": "0" * 16, "member": "ada", "token": "0" * 16}
+NAMES = {
+    "port": "8080",
+    "user": "ada",
+    "project": "notes",
+    "login": "0" * 16,
+    "member": "ada",
+    "token": "0" * 16,
+}
 BODIES: dict[str, Any] = {
     "create_project": {"name": "New"},
     "send_message": {"message": "hello"},

@@ -5,17 +5,24 @@ end, and of its headers only those about content pass.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import urlencode
 
 import aiohttp
 from yarl import URL
 
-from greylag.common import agent_api, logs, sockets, sse
-from greylag.common.agent_api import Decision, Operation, Socket, Turn
+from greylag.common import agent_api, forwarding, logs, sockets, sse
+from greylag.common.agent_api import (
+    Decision,
+    ForwardedAnswer,
+    ForwardedRequest,
+    Operation,
+    Socket,
+    Turn,
+)
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import (
     AgentFailedError,
@@ -27,6 +34,7 @@ from greylag.domain.errors import (
     InvalidRequestError,
     LimitExceededError,
     MissingError,
+    PortSilentError,
     PreconditionFailedError,
     RangeNotSatisfiableError,
     SessionBusyError,
@@ -37,7 +45,14 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentSocket, AgentStatus
+from greylag.ports import (
+    AgentAddress,
+    AgentAnswer,
+    AgentRequest,
+    AgentSocket,
+    AgentStatus,
+    ForwardedSocket,
+)
 
 # agentd's refusals as errors of ours.
 
@@ -355,6 +370,29 @@ class HttpAgents:
         finally:
             await opened.close()
 
+    @asynccontextmanager
+    async def forward(
+        self, at: AgentAddress, port: int, request: ForwardedRequest
+    ) -> AsyncIterator[ForwardedAnswer]:
+        """Hand a request on to a port of the environment."""
+        asked = replace(request, headers=_forwarded_headers(at, request))
+        with _port_answers():
+            async with forwarding.asked(self._http, _port_url(at, port), asked) as answer:
+                if agent_api.NOT_FORWARDED in (name.decode() for name, _ in answer.headers):
+                    raise PortSilentError(f"Nothing answers on port {port}.")
+                yield answer
+
+    @asynccontextmanager
+    async def forward_socket(
+        self, at: AgentAddress, port: int, request: ForwardedRequest, protocols: Sequence[str]
+    ) -> AsyncIterator[ForwardedSocket]:
+        """Open a WebSocket to a port of the environment."""
+        url = _port_url(at, port) + request.target
+        headers = _forwarded_headers(at, request)
+        with _port_answers():
+            async with forwarding.socket_opened(self._sockets, url, headers, protocols) as opened:
+                yield opened
+
     async def start_turn(
         self, at: AgentAddress, session_id: str | None, message: str, message_id: str
     ) -> Turn:
@@ -428,6 +466,27 @@ class HttpAgents:
         finally:
             # Not released: what is left of an answer must stop now, not be read to its end.
             response.close()
+
+
+def _port_url(at: AgentAddress, port: int) -> str:
+    return f"{at.url}{agent_api.ROOT}{agent_api.PREVIEW}/{port}"
+
+
+def _forwarded_headers(at: AgentAddress, request: ForwardedRequest) -> list[tuple[bytes, bytes]]:
+    """Return a preview's headers: its own Authorization under another name, beside ours."""
+    theirs = agent_api.FORWARDED_AUTHORIZATION.encode()
+    renamed = [
+        (theirs if name == b"authorization" else name, value) for name, value in request.headers
+    ]
+    return [*renamed, (b"authorization", f"Bearer {at.token}".encode())]
+
+
+@contextmanager
+def _port_answers() -> Iterator[None]:
+    try:
+        yield
+    except forwarding.UnansweredError as error:
+        raise PortSilentError("What is to be shown does not answer.") from error
 
 
 def _socket_broken() -> GreylagError:

@@ -816,7 +816,6 @@ class ForwardedAnswer:
 
 PREVIEW = "/preview"
 """Below it, by its number, agentd hands on what is asked of a port."""
-PREVIEW_SOCKET = Socket("preview", PREVIEW + "/{port}")
 NOT_FORWARDED = "x-greylag-not-forwarded"
 """A header of agentd's own answer to what it could not hand on."""
 FORWARDED_AUTHORIZATION = "x-greylag-forwarded-authorization"

@@ -153,7 +153,9 @@ async def asked(
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise UnansweredError(str(error) or type(error).__name__) from error
     try:
-        headers = end_to_end(response.raw_headers, b"date")  # each server says its own
+        # Each server says its own date, and how long an answer is that came in chunks is not known.
+        chunked = {b"content-length"} if "transfer-encoding" in response.headers else set()
+        headers = end_to_end(response.raw_headers, b"date", *chunked)
         yield ForwardedAnswer(response.status, headers, _chunks(response))
     finally:
         response.close()

@@ -298,6 +298,20 @@ class IdentityProviderUnavailableError(GreylagError):
         self.reason = reason
 
 
+class PreviewOffError(GreylagError):
+    """A preview has no origin of its own here."""
+
+    code = "preview_off"
+    hint = "Open the site at localhost, or set GREYLAG_PREVIEW_DOMAIN to a wildcard domain."
+
+
+class PortSilentError(GreylagError):
+    """What is to be previewed does not answer."""
+
+    code = "port_silent"
+    hint = "List the project's ports; what serves there may be starting, or has ended."
+
+
 class ConfigError(GreylagError):
     """A setting is missing or wrong; the sentence says which."""
 

@@ -227,6 +227,7 @@ class Action(StrEnum):
     FILES_WRITE = "files.write"
     LOGS_READ = "logs.read"
     TERMINAL_USE = "terminal.use"
+    PREVIEW_USE = "preview.use"
     MEMBERS_READ = "members.read"
     MEMBERS_WRITE = "members.write"
     ACCOUNT_READ = "account.read"

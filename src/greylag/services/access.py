@@ -58,6 +58,7 @@ RULES: Mapping[Action, tuple[frozenset[Standing], Scope]] = {
     Action.FILES_READ: (_ALL, Scope.FILES),
     Action.FILES_WRITE: (_AT_WORK, Scope.FILES),
     Action.TERMINAL_USE: (_AT_WORK, Scope.FILES),
+    Action.PREVIEW_USE: (_AT_WORK, Scope.FILES),
     Action.ACCOUNT_READ: (_OWNERS, Scope.ADMIN),
     Action.ACCOUNT_WRITE: (_OWNERS, Scope.ADMIN),
     Action.USERS_WRITE: (_ADMINS, Scope.ADMIN),

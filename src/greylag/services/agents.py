@@ -1,11 +1,19 @@
 """What runs in a project's environment: its agent's API and turns, and its log."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from greylag.common import sse
-from greylag.common.agent_api import TERMINALS, Decision, Operation, Socket, Turn
+from greylag.common.agent_api import (
+    TERMINALS,
+    Decision,
+    ForwardedAnswer,
+    ForwardedRequest,
+    Operation,
+    Socket,
+    Turn,
+)
 from greylag.domain.errors import (
     AgentUnreachableError,
     ClusterError,
@@ -22,6 +30,7 @@ from greylag.ports import (
     AgentSocket,
     AgentStatus,
     Cluster,
+    ForwardedSocket,
 )
 from greylag.services.projects import Projects
 
@@ -101,6 +110,25 @@ class Agents:
         """Return a WebSocket of the agent's, to be opened."""
         at = await self.address(principal, ref, Action.TERMINAL_USE)
         return self._gateway.socket(at, socket, parts)
+
+    async def forward(
+        self, principal: Principal, ref: ProjectRef, port: int, request: ForwardedRequest
+    ) -> AbstractAsyncContextManager[ForwardedAnswer]:
+        """Return what a port of the environment answers, to be opened."""
+        at = await self.address(principal, ref, Action.PREVIEW_USE)
+        return self._gateway.forward(at, port, request)
+
+    async def forward_socket(
+        self,
+        principal: Principal,
+        ref: ProjectRef,
+        port: int,
+        request: ForwardedRequest,
+        protocols: Sequence[str],
+    ) -> AbstractAsyncContextManager[ForwardedSocket]:
+        """Return a WebSocket to a port of the environment, to be opened."""
+        at = await self.address(principal, ref, Action.PREVIEW_USE)
+        return self._gateway.forward_socket(at, port, request, protocols)
 
     async def stream_turn(
         self, principal: Principal, ref: ProjectRef, turn_id: str, after: str | None

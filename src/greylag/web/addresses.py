@@ -21,6 +21,8 @@ from greylag.common.net import ASKED, below
 from greylag.domain.project import ProjectRef
 
 STATIC = "/static"
+LOCAL = "localhost"
+"""The name below which previews have theirs where no domain is set: browsers find it here."""
 _FOLDER = Path(__file__).parent / "static"
 _VERSION_DIGITS = 16
 _VERSION = re.compile(rf"[0-9a-f]{{{_VERSION_DIGITS}}}")

@@ -18,7 +18,7 @@ from greylag.domain.users import Action
 from greylag.services.use_cases import UseCases
 from greylag.web import oidc
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import agent, people, platform, projects, relay, sockets
+from greylag.web.api import agent, people, platform, previews, projects, relay, sockets
 from greylag.web.auth import Authenticator
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import conversations
@@ -28,6 +28,7 @@ from greylag.web.dashboard.pages import error_page
 from greylag.web.deps import Site
 from greylag.web.errors import install_error_handlers
 from greylag.web.guard import Guard
+from greylag.web.preview import PreviewLinks, PreviewSite
 from greylag.web.request_log import RequestLogger
 from greylag.web.schemas import ProblemDocument
 from greylag.web.stream import Streams
@@ -46,7 +47,7 @@ _TAGS = [
     {"name": "turns", "description": "A message and all that answers it."},
     {"name": "files", "description": "The workspace's files and folders."},
     {"name": "terminals", "description": "Shells of the workspace; a WebSocket attaches to one."},
-    {"name": "ports", "description": "What listens in an environment, and previews of it."},
+    {"name": "ports", "description": "What the environment serves, and links that show it."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
 _UNUSED = ("HTTPValidationError", "ValidationError")
@@ -92,6 +93,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     app.state.streams = Streams(settings, recheck)
     app.state.authenticator = authenticator
     app.state.states = oidc.States(settings.token) if settings.token else None
+    app.state.preview_links = PreviewLinks(settings, use_cases.store)
     app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
     for router in (
         platform.router,
@@ -101,6 +103,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         agent.turns_router,
         relay.router,
         sockets.router,
+        previews.router,
         sign_in,
         oidc.router,
     ):
@@ -111,8 +114,14 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     install_error_handlers(app, error_page)
     _complete_openapi(app, signed_in=authenticator.needed)
     guarded = Guard(app, settings, authenticator, relay.takes_file)
-    logged = RequestLogger(Compression(guarded), hsts_seconds=settings.hsts_seconds)
-    return behind(settings.trusted_proxies, RootPath(logged, settings.root_path))
+    logged = RequestLogger(
+        Compression(guarded),
+        hsts_seconds=settings.hsts_seconds,
+        preview_domain=settings.preview_domain,
+    )
+    site = RootPath(logged, settings.root_path)
+    shown = PreviewSite(site, app.state.preview_links, use_cases, app.state.streams)
+    return behind(settings.trusted_proxies, shown)
 
 
 class Compression:

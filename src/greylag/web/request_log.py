@@ -8,16 +8,18 @@ from greylag.common.access_log import STARTS, Exchange
 from greylag.common.net import ASKED
 from greylag.domain.users import Principal
 from greylag.web import errors
+from greylag.web.addresses import LOCAL
 
 _QUIET = frozenset({"/healthz", "/readyz"})
 
+_POLICY = b"content-security-policy"
 _CONTENT_POLICY = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    b"connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; "
-    b"frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'; frame-src http://*.{previews}:* https://*.{previews}:*"
 )
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
-    (b"content-security-policy", _CONTENT_POLICY),
+    (_POLICY, _CONTENT_POLICY.format(previews=LOCAL).encode()),
     (b"x-content-type-options", b"nosniff"),
     # Not no-referrer: under that policy a browser sends `Origin: null` with our own forms too, and
     # the guard could not tell them from another site's.
@@ -58,8 +60,10 @@ class RequestLogger:
     has).
     """
 
-    def __init__(self, app: ASGIApp, *, hsts_seconds: int = 0) -> None:
+    def __init__(self, app: ASGIApp, *, hsts_seconds: int = 0, preview_domain: str = "") -> None:
         self._app = app
+        policy = _CONTENT_POLICY.format(previews=preview_domain or LOCAL).encode()
+        self._headers = {**dict(SECURITY_HEADERS), _POLICY: policy}
         self._hsts = f"max-age={hsts_seconds}".encode() if hsts_seconds else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +72,7 @@ class RequestLogger:
             await self._app(scope, receive, send)
             return
         scope[_KEY] = exchange = WebExchange(scope, send)
-        added = list(SECURITY_HEADERS)
+        added = list(self._headers.items())
         if self._hsts is not None and scope["scheme"] == "https":
             added.append((b"strict-transport-security", self._hsts))
 

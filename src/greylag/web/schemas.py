@@ -406,6 +406,28 @@ class AgentOut(Out):
     demonstration: str | None
 
 
+class PreviewIn(In):
+    """How what a port serves is to be opened."""
+
+    path: Text = Field(
+        "/",
+        description="Where the link leads.",
+        max_length=1000,
+        pattern=r"^/(?:[!-.0-\[\]-~][!-\[\]-~]*)?$",
+        examples=["/"],
+    )
+    share_seconds: int | None = Field(
+        None, ge=60, le=2_592_000, description="Any browser may open it, for so long."
+    )
+
+
+class PreviewOut(BaseModel):
+    """A link that opens a preview."""
+
+    url: str
+    expires_at: str
+
+
 class MessageIn(In):
     """A message to the agent."""
 
