@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from greylag.execd import file_server, processes
+from greylag.execd import file_server, processes, snapshots
 from greylag.execd.protocol import (
     GROUP,
     MOST_DATA,
@@ -69,6 +69,7 @@ class ExecServer:
             "connect": self._connect,
             "folders": _folders,
             "files": file_server.answer,
+            "snapshots": snapshots.answer,
         }
 
     async def serve(self, listener: socket.socket) -> None:
