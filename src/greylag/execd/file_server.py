@@ -53,8 +53,8 @@ from greylag.execd.protocol import (
 READ_AT_ONCE = 1024 * 1024
 _MOST_NAMED = 100
 _LEFT_OUT = "LEFT-OUT.txt"
-LONG = asyncio.Semaphore(3)
-"""Long work takes a thread each; as many must stay free for ending processes."""
+# Long work takes a thread each; as many must stay free for ending processes.
+_LONG = asyncio.Semaphore(3)
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ async def content_in(reader: Reader) -> AsyncIterator[bytes]:
 # Archives.
 
 
-class Outlet(io.RawIOBase):
+class _Outlet(io.RawIOBase):
     """A file that a thread writes, and that goes out on the loop's connection."""
 
     def __init__(self, writer: Writer) -> None:
@@ -190,15 +190,25 @@ class Outlet(io.RawIOBase):
         return len(whole)
 
 
+async def write_out(writer: Writer, work: Callable[..., None], *args: Any) -> None:
+    """Send what ``work`` writes, in a thread, into the file that it is given last."""
+    outlet = _Outlet(writer)
+
+    def write() -> None:
+        # Closed in the thread, also after an error: on the loop it would wait for the loop.
+        with io.BufferedWriter(outlet, READ_AT_ONCE) as out:
+            work(*args, out)
+
+    async with _LONG:
+        await asyncio.to_thread(write)
+
+
 async def _archive(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
     pack = _format(request, {"tar.gz": _tar, "zip": _zip})
     path = _path(request)
     await asyncio.to_thread(files.entry, path)
     await agree(writer)
-    with io.BufferedWriter(Outlet(writer), READ_AT_ONCE) as out:
-        async with LONG:
-            await asyncio.to_thread(pack, files, path, out)
-            await asyncio.to_thread(out.flush)
+    await write_out(writer, pack, files, path)
     await agree(writer)
 
 
@@ -318,7 +328,7 @@ async def _unpack(
         async for data in content_in(reader):
             await asyncio.to_thread(spool.write, data)
         spool.seek(0)
-        async with LONG:
+        async with _LONG:
             made, left_out = await asyncio.to_thread(_extract, files, path, unpack(spool))
     await agree(writer, files=made, left_out=left_out)
 
@@ -401,7 +411,7 @@ async def _search(files: Workspace, request: dict[str, Any], _: Reader, writer: 
     most = _number(request, "most")
     await asyncio.to_thread(files.entry, path)
     await agree(writer)
-    async with LONG:
+    async with _LONG:
         matches, whole = await asyncio.to_thread(search, files, path, text, most)
     await agree(writer, matches=matches, whole=whole)
 

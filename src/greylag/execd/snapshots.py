@@ -24,7 +24,6 @@ them. A repository begins anew: neither the rules above it count in it, nor any 
 """
 
 import asyncio
-import io
 import json
 import os
 import re
@@ -37,14 +36,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from greylag.execd.file_server import (
-    LONG,
-    READ_AT_ONCE,
-    Outlet,
-    content_in,
-    leave,
-    write_all,
-)
+from greylag.execd.file_server import READ_AT_ONCE, content_in, leave, write_all, write_out
 from greylag.execd.files import (
     FILE,
     FOLDER,
@@ -123,16 +115,13 @@ async def answer(request: dict[str, Any], reader: Reader, writer: Writer) -> Non
 async def _list(files: Workspace, writer: Writer) -> None:
     await agree(writer)
     began = time.time_ns()
-    with io.BufferedWriter(Outlet(writer), READ_AT_ONCE) as out:
-        async with LONG:
-            await asyncio.to_thread(_write_records, files, out)
+    await write_out(writer, _write_records, files)
     await agree(writer, began=began)
 
 
 def _write_records(files: Workspace, out: BinaryIO) -> None:
     for record in records(files):
         out.write(record)
-    out.flush()
 
 
 # Rules of .gitignore files.
@@ -366,9 +355,7 @@ async def _contents(files: Workspace, request: dict[str, Any], writer: Writer) -
     if not isinstance(wanted, list):
         raise RefusedError("invalid_request", "wanted is no list.")
     await agree(writer)
-    with io.BufferedWriter(Outlet(writer), READ_AT_ONCE) as out:
-        async with LONG:
-            await asyncio.to_thread(_write_contents, files, wanted, out)
+    await write_out(writer, _write_contents, files, wanted)
     await agree(writer)
 
 
@@ -388,7 +375,6 @@ def _write_contents(files: Workspace, wanted: Sequence[Any], out: BinaryIO) -> N
         except RefusedError as error:
             how = UNREADABLE if error.code == "file_denied" else CHANGED
             out.write(FILE_HEAD.pack(how, 0))
-    out.flush()
 
 
 # Steps of an undo. Each may be done again.

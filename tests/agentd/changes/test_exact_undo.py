@@ -18,17 +18,16 @@ from tests.agentd.changes.rig import look, rig
 from greylag.agentd.problems import RequestError
 from greylag.execd import files, snapshots
 
-NAMES = st.sampled_from([b"a", b"b", b"c.txt", b"\xff\\x", b".git", "né\n".encode()])
-PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
+PATHS = st.sampled_from(
+    [b"a", b"a/b", b"a/b/c", b"a/b/d", b"e", b"e/\xff\\x", b".git/f", "né\n".encode()]
+)
 CONTENTS = st.sampled_from([b"", b"one\n", b"two\n", b"\0\1", b"z" * 70_000])
 MODES = st.sampled_from([0o644, 0o755, 0o600, 0o400, 0o4755])
 FOLDER_MODES = st.sampled_from([0o755, 0o700, 0o500, 0o1777])
 EDITS = st.one_of(
-    st.tuples(st.just("write"), PATHS, CONTENTS),
-    st.tuples(st.just("write"), PATHS, CONTENTS),
+    st.tuples(st.just("write"), PATHS, st.tuples(CONTENTS, MODES)),
     st.tuples(st.just("folder"), PATHS, FOLDER_MODES),
     st.tuples(st.just("link"), PATHS, st.sampled_from([b"a", b"/etc", b"../x\xfe"])),
-    st.tuples(st.just("mode"), PATHS, MODES),
     st.tuples(st.just("folder_mode"), PATHS, FOLDER_MODES),
     st.tuples(st.just("delete"), PATHS, st.none()),
     st.tuples(st.just("rename"), PATHS, PATHS),
@@ -80,15 +79,16 @@ def edit(root: Path, what: str, path: bytes, value: Any) -> None:
             case "write":
                 os.makedirs(os.path.dirname(where), exist_ok=True)
                 with open(where, "wb") as file:
-                    file.write(value)
+                    file.write(value[0])
+                os.chmod(where, value[1])
             case "folder":
                 os.makedirs(where)
                 os.chmod(where, value)
             case "link":
                 os.makedirs(os.path.dirname(where), exist_ok=True)
                 os.symlink(value, where)
-            case "mode" | "folder_mode":
-                if not os.path.islink(where) and os.path.isdir(where) == (what == "folder_mode"):
+            case "folder_mode":
+                if not os.path.islink(where) and os.path.isdir(where):
                     os.chmod(where, value)
             case "delete":
                 if os.path.isdir(where) and not os.path.islink(where):
@@ -132,8 +132,8 @@ async def undone(folder: Path, first: Edits, then: Edits, kills: list[int]) -> N
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    first=st.lists(EDITS, max_size=12),
-    then=st.lists(EDITS, min_size=1, max_size=12),
+    first=st.lists(EDITS, min_size=6, max_size=12),
+    then=st.lists(EDITS, min_size=3, max_size=8),
     kills=st.lists(st.integers(0, 40), max_size=3),
 )
 def test_an_undo_brings_back_every_byte_and_mode(first: Edits, then: Edits, kills: list[int]) -> None:
