@@ -19,6 +19,9 @@ from greylag.agentd.agent.types import (
     TurnSink,
 )
 from greylag.agentd.api.app import Services, create_app
+from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.service import ChangeService
+from greylag.agentd.changes.store import SnapshotStore
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import Execution
 from greylag.agentd.files import WorkspaceFiles
@@ -132,8 +135,11 @@ async def serving(
     journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
     listener = listen(settings.host, settings.port)
     tasks = asyncio.TaskGroup()
-    files = WorkspaceFiles(Execution(folder / "execd"), volume.workspace)
-    services = build_services(settings, agent, files, records, journals, tasks)
+    execution = Execution(folder / "execd")
+    store = SnapshotStore(volume.snapshots, settings.snapshot_limit)
+    kept = ChangeService(store, Capture(execution, volume.workspace, store))
+    files = WorkspaceFiles(execution, volume.workspace, kept.touched)
+    services = build_services(settings, agent, files, records, journals, tasks, kept)
     await services.turns.recover()
     async with tasks:
         server = http_server(create_app(settings, services))
@@ -148,6 +154,8 @@ async def serving(
             finally:
                 await services.turns.stop()
                 await services.turns.wait_all_ended(2)
+                await kept.stop()
                 server.finish()
         await serve
     await records.aclose()
+    await store.aclose()

@@ -96,6 +96,7 @@ def plain(path: str) -> bytes:
     Raises:
         ValueError: it is not as ``shown`` writes it.
     """
+
     def byte(match: re.Match[str]) -> str:
         said = match.group(1)
         if said is None:

@@ -120,8 +120,7 @@ async def _list(files: Workspace, writer: Writer) -> None:
 
 
 def _write_records(files: Workspace, out: BinaryIO) -> None:
-    for record in records(files):
-        out.write(record)
+    out.writelines(records(files))
 
 
 # Rules of .gitignore files.
@@ -478,9 +477,7 @@ def _link(files: Workspace, path: str, target: str) -> None:
                 raise
 
 
-async def _write(
-    files: Workspace, path: str, tag: str | None, mode: int, reader: Reader
-) -> None:
+async def _write(files: Workspace, path: str, tag: str | None, mode: int, reader: Reader) -> None:
     content = content_in(reader)
     try:
         writing = files.writing(path, tag)

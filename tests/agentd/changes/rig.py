@@ -15,6 +15,7 @@ from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import MOST_FILE, SnapshotStore
 from greylag.agentd.execution import Execution
 from greylag.common.agent_api import Changes, Undone, UndoWish
+from greylag.execd.files import PART
 from greylag.execd.server import ExecServer
 
 LIMIT = 64 * 1024 * 1024
@@ -86,6 +87,8 @@ def look(root: Path) -> Look:
     found: Look = {}
     for folder, folders, files in os.walk(os.fsencode(root)):
         for name in (*folders, *files):
+            if PART.fullmatch(name):  # of a killed writer: nobody is told of it, and it is swept
+                continue
             path = os.path.join(folder, name)
             about = os.lstat(path)
             what: Any = None

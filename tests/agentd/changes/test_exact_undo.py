@@ -4,9 +4,8 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +115,8 @@ async def undone(folder: Path, first: Edits, then: Edits, kills: list[int]) -> N
 
         async def to_its_end(span: str) -> str:
             for steps in [*kills, None]:
-                with killed_after(steps):
-                    with suppress(RequestError):
-                        return (await made.undo(span)).undo_id
+                with killed_after(steps), suppress(RequestError):
+                    return (await made.undo(span)).undo_id
                 await made.again()
             raise AssertionError("it was not undone")
 
@@ -136,7 +134,9 @@ async def undone(folder: Path, first: Edits, then: Edits, kills: list[int]) -> N
     then=st.lists(EDITS, min_size=3, max_size=8),
     kills=st.lists(st.integers(0, 40), max_size=3),
 )
-def test_an_undo_brings_back_every_byte_and_mode(first: Edits, then: Edits, kills: list[int]) -> None:
+def test_an_undo_brings_back_every_byte_and_mode(
+    first: Edits, then: Edits, kills: list[int]
+) -> None:
     old = os.umask(0o022)
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -15,12 +15,14 @@ from starlette.routing import Route
 
 from greylag import __version__
 from greylag.agentd.agent.types import AgentPort
+from greylag.agentd.api.changes import ChangeRoutes
 from greylag.agentd.api.configuration import ExtensionRoutes, SettingRoutes
 from greylag.agentd.api.files import FileRoutes
 from greylag.agentd.api.guard import Auth, Prefix
 from greylag.agentd.api.messages import MessageRoutes
 from greylag.agentd.api.requests import refusal, refused
 from greylag.agentd.api.sessions import SessionRoutes, TurnRoutes
+from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
@@ -119,6 +121,7 @@ class Services:
     extensions: ExtensionService
     settings: SettingsService
     files: WorkspaceFiles
+    changes: ChangeService
 
 
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
@@ -135,6 +138,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *ExtensionRoutes(services.extensions).routes(),
             *SettingRoutes(services.settings).routes(),
             *FileRoutes(services.files).routes(),
+            *ChangeRoutes(services.changes, services.turns).routes(),
         ],
         middleware=[
             Middleware(Prefix, prefix=settings.path_prefix),

@@ -280,9 +280,7 @@ class ChangeService:
             except (SnapshotError, RequestError) as error:
                 return error
 
-    async def _settled(
-        self, work: Awaitable[T | SnapshotError | RequestError], name: str
-    ) -> T:
+    async def _settled(self, work: Awaitable[T | SnapshotError | RequestError], name: str) -> T:
         """Do work in a task of its own, so that it ends whoever waits for it; raise what it says."""
         found = await asyncio.shield(self._start(work, name))
         if isinstance(found, SnapshotError):

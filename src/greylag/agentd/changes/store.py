@@ -238,9 +238,7 @@ class SnapshotStore:
                 room -= self._settle(plan, _below(path, name), seen, before.get(name), room)
         return plan
 
-    def _settle(
-        self, plan: Plan, path: str, seen: Seen, before: Seen | None, room: int
-    ) -> int:
+    def _settle(self, plan: Plan, path: str, seen: Seen, before: Seen | None, room: int) -> int:
         """Find a file's content or have it read; return how much it takes up."""
         if seen.kind != "f" or seen.status is None:
             return 0
