@@ -737,9 +737,10 @@ TURN_CHANGES = Operation(
     method="GET",
     path="/turns/{turn}/changes",
     summary="List what a turn changed",
-    text="The files that differ between the states of the workspace before and after it, with what "
-    "is left out. What another turn changed meanwhile is among them, marked as shared. An undo's id "
-    "may stand for a turn's. 409 `turn_running` while it runs, 410 `snapshot_gone` when its states are no longer kept.",
+    text="The files that differ between the states of the workspace before and after it, with "
+    "what is left out. What another turn changed meanwhile is among them, marked as shared. An "
+    "undo's id may stand for a turn's. 409 `turn_running` while it runs, 410 `snapshot_gone` when "
+    "its states are not kept (any longer).",
     tag="changes",
     answer=Changes,
     missing="turn_not_found",

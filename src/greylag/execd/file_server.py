@@ -146,6 +146,7 @@ async def _write(files: Workspace, request: dict[str, Any], reader: Reader, writ
 
 
 def leave(writing: Any, error: BaseException) -> None:
+    """Leave the block that writes a file by an error, which takes its beginnings away."""
     try:
         writing.__exit__(type(error), error, error.__traceback__)
     except BaseException as again:  # what came is raised by the caller already
@@ -154,6 +155,7 @@ def leave(writing: Any, error: BaseException) -> None:
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:
+    """Write all of ``data``, in as many steps as it takes."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]

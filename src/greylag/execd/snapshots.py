@@ -452,13 +452,13 @@ def _make_folder(files: Workspace, path: str) -> None:
 
 
 def _set_mode(files: Workspace, path: str, mode: int) -> None:
-    """Set a file's or folder's rights, also of one that may not be opened; never a link's target."""
+    """Set a file's or folder's rights, also where it may not be opened; never a link's target."""
     with refusing(path), files.at(path, follow=False) as place:
         entry = place.open(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if stat.S_ISLNK(os.fstat(entry).st_mode):
                 raise RefusedError("file_changed", f"It is a link by now: {path}")
-            os.chmod(f"/proc/self/fd/{entry}", mode)
+            os.chmod(f"/proc/self/fd/{entry}", mode)  # noqa: PTH101 - of the descriptor
         finally:
             os.close(entry)
 

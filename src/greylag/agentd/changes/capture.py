@@ -8,7 +8,7 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +89,8 @@ class Capture:
         records, began = await self._list()
         if listed is not None:
             listed.set()
-        plan = await self._store.plan(records, lambda record: entries_of(record, began))
+        with _understood():
+            plan = await self._store.plan(records, lambda record: entries_of(record, began))
         for batch in _batches(plan):
             await self._read(batch)
         return await self._store.commit(plan, time.time())
@@ -161,21 +162,28 @@ class Capture:
 
     @asynccontextmanager
     async def _asked(self, verb: str, **about: Any) -> AsyncIterator[tuple[Reader, Writer]]:
-        try:
+        with _understood():
             asking = self._execution.exchange("snapshots", verb=verb, root=self._root, **about)
             async with asking as (_, reader, writer):
                 yield reader, writer
-        except (
-            ExecutionError,
-            ProtocolError,
-            OSError,
-            TimeoutError,
-            KeyError,
-            TypeError,
-            ValueError,
-            struct.error,
-        ) as error:
-            raise SnapshotError(f"The workspace's state cannot be told: {error}") from error
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Turn all that execd can do wrong into an error that says so."""
+    try:
+        yield
+    except (
+        ExecutionError,
+        ProtocolError,
+        OSError,
+        TimeoutError,
+        KeyError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise SnapshotError(f"The workspace's state cannot be told: {error}") from error
 
 
 class _Stream:

@@ -1,4 +1,4 @@
-"""What differs between states of the workspace, and what an undo puts back; nothing is changed here.
+"""What differs between states of the workspace, and what an undo puts back; it changes nothing.
 
 An undo of a span puts the paths back that it changed. A path is kept as it is, with the reason,
 when it may be somebody else's work that would be taken away.
@@ -116,7 +116,7 @@ def undo_of(sql: sqlite3.Connection, extent: Extent, now: str) -> Undo:
     """Decide what an undo puts back, when the workspace's tree is ``now``."""
     undo, state = Undo(), State(sql, now)
     since = differences(sql, extent.after, now)
-    for path, (before, after) in differences(sql, extent.before, extent.after).items():
+    for path, (before, _) in differences(sql, extent.before, extent.after).items():
         if extent.only is not None and not _asked_for(path, extent.only, before):
             continue
         present = state.kept(path)
@@ -190,9 +190,9 @@ def steps_of(sql: sqlite3.Connection, now: str, wanted: Mapping[str, Entry | Non
         is_now, then = state.kept(path), state.at(path)
         if path and is_now is not None and is_now.kind == "d" and is_now.mode & _OWN != _OWN:
             opened.append(Step("mode", path, {"mode": is_now.mode | _OWN}))
-        if path and then is not None and then.kind == "d":
-            if path in wanted or then.mode & _OWN != _OWN:
-                closed.append(Step("mode", path, {"mode": then.mode}))
+        is_folder = path and then is not None and then.kind == "d"
+        if is_folder and then is not None and (path in wanted or then.mode & _OWN != _OWN):
+            closed.append(Step("mode", path, {"mode": then.mode}))
     removed, made = [], []
     for path in sorted(wanted):
         one, other = state.kept(path), wanted[path]

@@ -164,11 +164,11 @@ class ChangeService:
             return "", undos
         names = ", ".join(paths[:_MOST_NAMED])
         more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
-        return (
+        note = (
             "Note from the platform: the user has undone changes that were made to the workspace. "
-            f"These are as they were before, so read them again: {names}{more}.",
-            undos,
+            f"These are as they were before, so read them again: {names}{more}."
         )
+        return note, undos
 
     async def told(self, undos: list[Span]) -> None:
         """Remember that the agent was told of undos."""
@@ -281,7 +281,7 @@ class ChangeService:
                 return error
 
     async def _settled(self, work: Awaitable[T | SnapshotError | RequestError], name: str) -> T:
-        """Do work in a task of its own, so that it ends whoever waits for it; raise what it says."""
+        """Do work in a task of its own, to its end whoever waits for it; raise what it says."""
         found = await asyncio.shield(self._start(work, name))
         if isinstance(found, SnapshotError):
             raise _failed(found) from found

@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from greylag.agentd.changes.plan import among, differences
 from greylag.agentd.changes.store import Snapshot, snapshot_at
@@ -131,7 +132,7 @@ def _shared(
         (before.number, after.number),
     ).fetchall()
     found: set[str] = set()
-    for one, other in zip(states, states[1:], strict=False):
+    for one, other in pairwise(states):
         others = sql.execute(
             "SELECT 1 FROM spans WHERE span_id <> ? AND coalesce(before, began) <= ? "
             "AND coalesce(after, ?) >= ?",

@@ -247,11 +247,11 @@ class SnapshotStore:
             seen.kind, seen.settled = "x", size > self._file_limit
             seen.content = "too_large" if seen.settled else "no_room"
             return 0
-        if before is not None and before.settled and before.kind == "f":
-            if (before.mode, before.status) == (seen.mode, seen.status):
-                seen.content = before.content
-                return size
-        plan.wanted[path] = seen
+        known = before is not None and before.settled and before.kind == "f"
+        if known and before is not None and before.status == seen.status:
+            seen.content = before.content
+        else:
+            plan.wanted[path] = seen
         return size
 
     def _make_room(self, sql: sqlite3.Connection) -> None:
@@ -307,7 +307,7 @@ def _drop_oldest(sql: sqlite3.Connection) -> bool:
     ]
     if not old:
         return False
-    border = old[len(old) // 2]
+    border = old[(len(old) - 1) // 2]
     sql.execute("DELETE FROM snapshots WHERE number <= ?", (border,))
     sql.execute("DELETE FROM spans WHERE after <= ? AND told = 1", (border,))
     sql.execute("DELETE FROM touched WHERE span_id NOT IN (SELECT span_id FROM spans)")
