@@ -49,6 +49,9 @@ VERBS = {
     "sessions": LazyVerb("chat:sessions", "List, read or delete conversations."),
     "files": LazyVerb("files:files", "List, read, write, search a workspace's files."),
     "cp": LazyVerb("files:cp", "Copy files and folders from and to a workspace."),
+    "changes": LazyVerb("changes:changes", "List what a turn changed in the workspace."),
+    "diff": LazyVerb("changes:diff", "Print what a turn changed in a file."),
+    "undo": LazyVerb("changes:undo", "Bring back what a turn changed."),
     "logs": LazyVerb("logs:logs", "Print what a project's environment says."),
     "events": LazyVerb("logs:events", "Print a project's activation log."),
     "manifests": LazyVerb(
