@@ -128,7 +128,7 @@ async def undone(folder: Path, first: Edits, then: Edits, kills: list[int]) -> N
             assert look(made.root) == after
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     first=st.lists(EDITS, min_size=6, max_size=12),
     then=st.lists(EDITS, min_size=3, max_size=8),
