@@ -412,7 +412,8 @@ async def test_a_turn_is_undone_over_http_and_the_next_message_tells_the_agent(
         for body in ({"override": 1}, {"paths": "made"}, {"other": True}):
             assert (await api.json("POST", f"{one}/undo", body))[0] == 400
         status, undone = await api.json("POST", f"{one}/undo", {})
-        assert (status, {kept["reason"] for kept in undone["kept"]}) == (200, {"changed_by_others"})
+        kept = {one["path"]: one["reason"] for one in undone["kept"]}
+        assert (status, kept) == (200, {"by": "not_empty", "by/hand": "changed_by_others"})
         assert [path.name for path in there(tmp_path).iterdir()] == ["by"]
         _, again = await api.json("POST", f"{one}/undo", {})
         assert again["changes"]["total"] == 0
