@@ -58,60 +58,71 @@ class Rounds:
                 began = time.perf_counter()
                 echo.write(b"x\n")
                 await echo.drain()
-                await echo.stdout.read()
+                await echo.stdout.read(10)
                 self.seconds.append(time.perf_counter() - began)
                 await asyncio.sleep(0.005)
         finally:
             await echo.end()
 
 
-async def measured(files: int, total: int) -> list[tuple[str, float, float]]:
-    """Return what was done, its seconds, and the longest round of the echo meanwhile."""
-    found: list[tuple[str, float, float]] = []
-    with tempfile.TemporaryDirectory() as place:
-        folder, root = Path(place), Path(place) / "workspace"
-        fill(root, files, total)
-        await asyncio.sleep(1.1)  # what changed just now is read again
-        execution = Execution(folder / "execd")
-        command = (sys.executable, "-I", "-m", "greylag.execd")
-        execd = asyncio.create_task(ExecdProcess(command, folder / "execd", os.environ).run())
-        while not await _answers(execution):
-            await asyncio.sleep(0.05)
-        store = SnapshotStore(folder / "snapshots.db", LIMIT)
-        capture = Capture(execution, root, store)
-        service = ChangeService(store, capture)
+class Measured:
+    """The table's rows: what was done, its seconds, and the longest echo meanwhile."""
 
-        async def timed(name: str, times: int, change: bool) -> None:  # noqa: FBT001 - read aloud below
-            took = []
-            rounds = Rounds(execution)
-            echoing = asyncio.create_task(rounds.run())
-            await asyncio.sleep(0.2)
-            for number in range(times):
-                if change:
-                    _change(root, number)
-                began = time.perf_counter()
-                await capture.take()
-                took.append(time.perf_counter() - began)
-            echoing.cancel()
-            await asyncio.wait({echoing})
-            found.append((name, statistics.median(took), max(rounds.seconds)))
+    def __init__(self, root: Path, execution: Execution, capture: Capture) -> None:
+        self.rows: list[tuple[str, float, float]] = []
+        self._root = root
+        self._execution = execution
+        self._capture = capture
 
-        await timed("first state", 1, change=False)
-        await timed("nothing changed", 5, change=False)
-        await timed("10 files changed", 5, change=True)
+    async def states(self, name: str, times: int, *, change: bool) -> None:
+        """Keep the state some times, perhaps after changes."""
+        took = []
+        rounds = Rounds(self._execution)
+        echoing = asyncio.create_task(rounds.run(), name="echo")
+        await asyncio.sleep(0.5)
+        for number in range(times):
+            if change:
+                _change(self._root, number)
+            began = time.perf_counter()
+            await self._capture.take()
+            took.append(time.perf_counter() - began)
+        echoing.cancel()
+        await asyncio.wait({echoing})
+        self.rows.append((name, statistics.median(took), max(rounds.seconds)))
+
+    async def undo(self, service: ChangeService) -> None:
+        """Undo a turn that changed 10 files."""
         await service.begin("t", "s")
-        _change(root, 99)
+        _change(self._root, 99)
         await service.end("t")
         began = time.perf_counter()
         undone = await service.undo("t", UndoWish())
-        found.append((f"undo of {undone.changes.total} files", time.perf_counter() - began, 0.0))
-        size = sum(path.stat().st_size for path in folder.glob("snapshots.db*"))
-        found.append((f"kept: {size / 1024**2:.0f} MiB", 0.0, 0.0))
-        await service.stop()
-        await store.aclose()
-        execd.cancel()
-        await asyncio.wait({execd})
-    return found
+        words = f"undo of {undone.changes.total} files"
+        self.rows.append((words, time.perf_counter() - began, 0.0))
+
+
+async def measured(folder: Path) -> list[tuple[str, float, float]]:
+    """Return the table's rows for the workspace in a folder."""
+    execution = Execution(folder / "execd")
+    command = (sys.executable, "-I", "-m", "greylag.execd")
+    running = ExecdProcess(command, folder / "execd", os.environ).run()
+    execd = asyncio.create_task(running, name="execd")
+    while not await _answers(execution):  # noqa: ASYNC110 - nobody tells us of its start
+        await asyncio.sleep(0.05)
+    store = SnapshotStore(folder / "snapshots.db", LIMIT)
+    root = folder / "workspace"
+    capture = Capture(execution, root, store)
+    service = ChangeService(store, capture)
+    found = Measured(root, execution, capture)
+    await found.states("first state", 1, change=False)
+    await found.states("nothing changed", 5, change=False)
+    await found.states("10 files changed", 5, change=True)
+    await found.undo(service)
+    await service.stop()
+    await store.aclose()
+    execd.cancel()
+    await asyncio.wait({execd})
+    return found.rows
 
 
 def _change(root: Path, number: int) -> None:
@@ -134,8 +145,14 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=10**9)
     given = parser.parse_args()
     table = Table("state", "seconds", "longest echo, ms")
-    for name, seconds, longest in asyncio.run(measured(given.files, given.bytes)):
-        table.add_row(name, f"{seconds:.2f}", f"{longest * 1000:.0f}")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        fill(folder / "workspace", given.files, given.bytes)
+        time.sleep(1.1)  # what changed just now would be read again
+        for name, seconds, longest in asyncio.run(measured(folder)):
+            table.add_row(name, f"{seconds:.2f}", f"{longest * 1000:.0f}")
+        kept = (folder / "snapshots.db").stat().st_size
+        table.add_row(f"kept: {kept / 1024**2:.0f} MiB", "", "")
     Console().print(table)
 
 
