@@ -94,6 +94,7 @@ class Settings(BaseSettings):
         None, validation_alias="GOOSE_MODE"
     )
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
+    snapshot_limit: int = Field(2 * 1024**3, ge=1024**2)
     legacy_api: bool = False
     terminal: Literal["on", "off"] = "on"
     preview_domain: str = Field("", max_length=180, pattern=r"^([a-z0-9-]+(\.[a-z0-9-]+)+)?$")
@@ -295,6 +296,7 @@ def agent_environment(settings: Settings) -> dict[str, str]:
         "NO_PROXY": settings.no_proxy,
         "GOOSE_MODE": settings.goose_mode,
         "GREYLAG_CONFIRMATION_TIMEOUT": str(settings.confirmation_timeout),
+        "GREYLAG_SNAPSHOT_LIMIT": str(settings.snapshot_limit),
         "GREYLAG_LEGACY_API": "1" if settings.legacy_api else None,
     }
     plain = {

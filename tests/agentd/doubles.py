@@ -19,6 +19,9 @@ from greylag.agentd.agent.types import (
     TurnSink,
 )
 from greylag.agentd.api.app import Services, create_app
+from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.service import ChangeService
+from greylag.agentd.changes.store import SnapshotStore
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import Execution
 from greylag.agentd.files import WorkspaceFiles
@@ -135,10 +138,14 @@ async def serving(
     listener = listen(settings.host, settings.port)
     tasks = asyncio.TaskGroup()
     execution = Execution(folder / "execd")
-    files = WorkspaceFiles(execution, volume.workspace)
+    store = SnapshotStore(volume.snapshots, settings.snapshot_limit)
+    kept = ChangeService(store, Capture(execution, volume.workspace, store))
+    files = WorkspaceFiles(execution, volume.workspace, kept.touched)
     terminals = Terminals(execution, agent_setup(settings, volume))
     previews = Previews(execution)
-    services = build_services(settings, agent, files, terminals, previews, records, journals, tasks)
+    services = build_services(
+        settings, agent, files, terminals, previews, records, journals, tasks, kept
+    )
     await services.turns.recover()
     async with tasks:
         server = http_server(create_app(settings, services))
@@ -155,6 +162,8 @@ async def serving(
                 await services.turns.wait_all_ended(2)
                 await terminals.close()
                 await previews.close()
+                await kept.stop()
                 server.finish()
         await serve
     await records.aclose()
+    await store.aclose()

@@ -110,3 +110,30 @@ async def _watched(up: Product) -> AsyncIterator[list[int]]:
 def _digest(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+async def test_what_a_turn_changed_is_shown_and_undone_and_the_agent_is_told(
+    tmp_path: Path,
+) -> None:
+    async with product(tmp_path, GOOSE_MODE="auto") as up:
+        path = await up.project("demo")
+        await up.say(path, "[[tool printf 'one\\ntwo\\n' > f; mkdir -m 700 keep]]")
+        second = await up.say(
+            path, "[[tool printf 'one\\n2\\n' > f; rmdir keep; mkdir node_modules]]"
+        )
+        shown = await run("changes", "demo", "--json", env=up.env)
+        told = {one["path"]: one["change"] for one in shown.document["changes"]}
+        assert told == {"f": "modified", "keep": "deleted"}, shown.err
+        assert shown.document["left_out"] == [{"path": "node_modules", "reason": "build"}]
+        compared = await run("diff", "demo", "f", env=up.env)
+        assert compared.out.endswith("@@ -1,2 +1,2 @@\n one\n-two\n+2\n"), compared.err
+        turn = next(event.content["turn_id"] for event in second if event.type == "turn")
+        undone = await run("undo", "demo", turn, "--yes", "--json", env=up.env)
+        assert undone.document["kept"] == [], undone.err
+        events = await up.say(path, "[[tool cat f; stat -c %a keep]]")
+        (said,) = [event.content for event in events if event.type == "tool_response"]
+        assert said["result"]["Ok"][0]["text"].splitlines()[:3] == ["one", "two", "700"]
+        status, problem = await up.call("GET", f"{path}/turns/nothing/changes")
+        assert (status, problem["code"]) == (404, "turn_not_found")
+        again = await run("undo", "demo", undone.document["undo_id"], "--yes", env=up.env)
+        assert "modified\t+1 -1\t600\tf" in again.out, again.err

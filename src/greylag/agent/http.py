@@ -39,10 +39,12 @@ from greylag.domain.errors import (
     RangeNotSatisfiableError,
     SessionBusyError,
     SessionNotFoundError,
+    SnapshotGoneError,
     StreamCutError,
     TooLargeError,
     TurnNotFoundError,
     TurnOverError,
+    TurnRunningError,
 )
 from greylag.domain.names import path_segment
 from greylag.ports import (
@@ -60,6 +62,8 @@ _BY_CODE: Mapping[str, Callable[[str], GreylagError]] = {
     "session_not_found": SessionNotFoundError,
     "session_busy": SessionBusyError,
     "turn_not_found": TurnNotFoundError,
+    "turn_running": TurnRunningError,
+    "snapshot_gone": SnapshotGoneError,
     "message_id_conflict": ConflictError,
     "confirmation_not_found": ConfirmationNotFoundError,
     "confirmation_settled": ConfirmationSettledError,

@@ -61,6 +61,7 @@ class AgentdSettings:
         confirmation_timeout: seconds that a tool confirmation waits before it is declined.
         turn_journal_limit: most bytes that one turn may write to its journal.
         journal_limit: most bytes for all journals; the oldest ended turns go first.
+        snapshot_limit: most bytes for the workspace's states; the oldest go first.
         message_limit: most bytes (UTF-8) of one message.
         environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant.
         path_prefix: what a proxy in front routes by and passes on; None for nothing.
@@ -86,6 +87,7 @@ class AgentdSettings:
     confirmation_timeout: float = 600.0
     turn_journal_limit: int = 64 * _MIB
     journal_limit: int = 1024 * _MIB
+    snapshot_limit: int = 2048 * _MIB
     message_limit: int = _MIB
     environment_id: str | None = None
     path_prefix: str | None = None
@@ -117,6 +119,7 @@ class AgentdSettings:
             "confirmation_timeout": read("GREYLAG_CONFIRMATION_TIMEOUT", _seconds),
             "turn_journal_limit": read("GREYLAG_TURN_JOURNAL_LIMIT", _integer),
             "journal_limit": read("GREYLAG_JOURNAL_LIMIT", _integer),
+            "snapshot_limit": read("GREYLAG_SNAPSHOT_LIMIT", _integer),
             "message_limit": read("GREYLAG_MESSAGE_LIMIT", _integer),
             "environment_id": read("GREYLAG_ENVIRONMENT", _text),
             "path_prefix": read("GREYLAG_PATH_PREFIX", _text),

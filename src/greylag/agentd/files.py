@@ -3,7 +3,7 @@
 import asyncio
 import mimetypes
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,14 @@ _MOST_TEXT = 16 * 1024
 _LAST_MOMENT = 253_402_300_799.0  # of the year 9999
 
 
+Touched = Callable[..., Awaitable[None]]
+"""Is told the paths that a person is about to change."""
+
+
+async def _untold(*_paths: str) -> None:
+    """Tell nobody."""
+
+
 class WorkspaceFiles:
     """What may be done with the files of the workspace.
 
@@ -58,7 +66,8 @@ class WorkspaceFiles:
     execd does not answer as it must.
     """
 
-    def __init__(self, execution: Execution, root: Path) -> None:
+    def __init__(self, execution: Execution, root: Path, touched: Touched = _untold) -> None:
+        self._touched = touched
         self._execution = execution
         self._root = str(root)
 
@@ -85,18 +94,21 @@ class WorkspaceFiles:
 
     async def make_folder(self, path: str) -> FileEntry:
         """Make a folder, and those on the way."""
+        await self._touched(_clean(path))
         said = await self._ask("folder", path=path)
         with _understood():
             return _entry(said["entry"], _parent(path))
 
     async def move(self, source: str, target: str, *, replace: bool) -> FileEntry:
         """Give something another path."""
+        await self._touched(_clean(source), _clean(target))
         said = await self._ask("move", source=source, target=target, replace=replace)
         with _understood():
             return _entry(said["entry"], _parent(target))
 
     async def remove(self, path: str, *, recursive: bool) -> None:
         """Delete something; a folder that holds something only if ``recursive``."""
+        await self._touched(_clean(path))
         await self._ask("remove", _LONG_SECONDS, path=path, recursive=recursive)
 
     async def search(self, path: str, text: str, most: int) -> FileMatches:
@@ -126,6 +138,7 @@ class WorkspaceFiles:
 
     async def write(self, path: str, tag: str | None, content: AsyncIterator[bytes]) -> FileEntry:
         """Give a file its content; ``tag`` is what its own must be still, "" that of no file."""
+        await self._touched(_clean(path))
         async with self._asked("write", path=path, tag=tag) as (reader, writer):
             said = await _given(reader, writer, content)
             with _understood():
@@ -133,6 +146,7 @@ class WorkspaceFiles:
 
     async def unpack(self, path: str, form: str, content: AsyncIterator[bytes]) -> Unpacked:
         """Put an archive's files into a folder."""
+        await self._touched(_clean(path))
         async with self._asked("unpack", path=path, format=form) as (reader, writer):
             said = await _given(reader, writer, content)
             with _understood():
@@ -269,6 +283,10 @@ def _whole(said: Any) -> int:
 
 def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in {"", "."}]
+
+
+def _clean(path: str) -> str:
+    return "/".join(_parts(path))
 
 
 def _parent(path: str) -> str:

@@ -23,6 +23,9 @@ from greylag.agentd.agent.types import (
     name_agent,
 )
 from greylag.agentd.api.app import Services, create_app
+from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.service import ChangeService
+from greylag.agentd.changes.store import SnapshotStore
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
 from greylag.agentd.extensions import ExtensionService
@@ -108,16 +111,18 @@ async def _serve(
     stop = _stop_signal()
     journals = Journals(volume.journals, settings.turn_journal_limit, settings.journal_limit)
     journals.reserve.release()  # to start on a full disk too; the first turn takes it up again
-    async with aclosing(await Records.open(volume.database)) as records:
+    store = SnapshotStore(volume.snapshots, settings.snapshot_limit)
+    async with aclosing(store), aclosing(await Records.open(volume.database)) as records:
         socket_path = settings.execd_socket or volume.execd_socket.relative_to(volume.state)
         execution = Execution(socket_path)
         setup = agent_setup(settings, volume)
         agent = Agent(command, setup, execution)
-        files = WorkspaceFiles(execution, volume.workspace)
+        changes = ChangeService(store, Capture(execution, volume.workspace, store))
+        files = WorkspaceFiles(execution, volume.workspace, changes.touched)
         terminals, previews = Terminals(execution, setup), Previews(execution)
         tasks = asyncio.TaskGroup()
         services = build_services(
-            settings, agent, files, terminals, previews, records, journals, tasks
+            settings, agent, files, terminals, previews, records, journals, tasks, changes
         )
         await services.turns.recover()
         async with tasks:
@@ -125,6 +130,7 @@ async def _serve(
             execd_task = tasks.create_task(_run_execd(settings, socket_path), name="execd")
             trying = tasks.create_task(tell_problem(settings), name="model-provider")
             agent_task = tasks.create_task(agent.run(), name="agent")
+            recovering = tasks.create_task(changes.recover(), name="recovery of changes")
             server = http_server(create_app(settings, services))
             server_task = tasks.create_task(server.serve([listener]), name="http server")
             volume.announce(listener.getsockname()[1], datetime.now(UTC).isoformat())
@@ -138,6 +144,8 @@ async def _serve(
             await asyncio.gather(
                 _end(services.turns, agent_task), terminals.close(), previews.close()
             )
+            recovering.cancel()
+            await changes.stop()
             execd_task.cancel()
             trying.cancel()
             server.finish()
@@ -204,13 +212,14 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
     records: Records,
     journals: Journals,
     tasks: asyncio.TaskGroup,
+    changes: ChangeService,
 ) -> Services:
     """Put together what the routes call; nothing is started by it."""
     policy = TurnPolicy(
         confirmation_timeout=settings.confirmation_timeout,
         demonstration=lambda: demonstration(settings, agent.state.kind),
     )
-    turns = TurnEngine(agent, records, journals, tasks, policy)
+    turns = TurnEngine(agent, records, journals, tasks, policy, changes)
     fixed = dict(settings.goose_settings)
     if settings.model is not None:
         fixed[_MODEL] = settings.model
@@ -223,4 +232,5 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
         files=files,
         terminals=terminals,
         previews=previews,
+        changes=changes,
     )

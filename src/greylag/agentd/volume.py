@@ -24,6 +24,7 @@ class Volume:
         state: what agentd keeps for itself.
         journals: the turns' journals.
         database: the records' file.
+        snapshots: the file of the workspace's states.
         listening: the file that says where agentd listens.
         execd_socket: where agentd speaks with its execd.
     """
@@ -36,6 +37,7 @@ class Volume:
         self.state = root / "state"
         self.journals = self.state / "turns"
         self.database = self.state / "agentd.db"
+        self.snapshots = self.state / "snapshots.db"
         self.listening = self.state / "listening.json"
         self.execd_socket = self.state / "execd.sock"
 

@@ -17,7 +17,15 @@ from yarl import URL
 
 from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
 from greylag.common import sse
-from greylag.common.agent_api import AgentExtension, ChatMessage, Decision, FileEntry, Session
+from greylag.common.agent_api import (
+    AgentExtension,
+    ChatMessage,
+    Decision,
+    FileChange,
+    FileEntry,
+    Session,
+    Turn,
+)
 from greylag.common.net import Proxy, is_loopback, proxy_for, proxy_variables
 from greylag.common.typed import T, parse_json, shaped
 
@@ -652,6 +660,35 @@ class ApiClient:
     def command(self, place: ProjectPlace) -> AbstractAsyncContextManager[ServerSocket]:
         """Open what runs one command, which its first message names."""
         return self._http.socket((*place.path, "commands"))
+
+    async def turns(self, place: ProjectPlace, session_id: str) -> list[str]:
+        """Return the ids of a session's newest turns, newest first."""
+        found = await self._get((*place.path, "sessions", session_id, "turns"), {"limit": "1"})
+        return [turn.turn_id for turn in self._http.shaped(Turn, found["turns"])]
+
+    async def turn_changes(self, place: ProjectPlace, turn_id: str) -> dict[str, Any]:
+        """Return what a turn changed."""
+        found: dict[str, Any] = await self._get((*place.path, "turns", turn_id, "changes"))
+        return found
+
+    async def turn_diff(self, place: ProjectPlace, turn_id: str, path: str) -> dict[str, Any]:
+        """Return what a turn changed in a file."""
+        where = (*place.path, "turns", turn_id, "diff")
+        found: dict[str, Any] = await self._get(where, {"path": path})
+        return found
+
+    async def undo_turn(
+        self, place: ProjectPlace, turn_id: str, paths: list[str] | None, *, override: bool
+    ) -> dict[str, Any]:
+        """Bring back what a turn changed."""
+        body = {"override": override, "paths": paths}
+        request = Request("POST", (*place.path, "turns", turn_id, "undo"), {}, body)
+        done: dict[str, Any] = await self._http.call(request, LONGEST_WAIT)
+        return done
+
+    def changes(self, given: Any) -> list[FileChange]:
+        """Return changes as the server tells them."""
+        return self._http.shaped(FileChange, given)
 
     def _file(self, given: Any) -> FileEntry:
         return self._http.shaped(FileEntry, [given])[0]

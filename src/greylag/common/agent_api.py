@@ -333,6 +333,100 @@ class PortList:
     ports: list[ListeningPort]
 
 
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """A file, link or folder that differs between two states of the workspace.
+
+    A folder is told of when it is empty or its rights changed.
+    """
+
+    path: Annotated[str, Doc(_PATH, "src/main.py")]
+    change: Annotated[str, Doc("added, modified, deleted or renamed.", "modified")]
+    kind: Annotated[str, Doc("file, folder or link.", "file")]
+    old_path: Annotated[str | None, Doc("Of what was renamed: its path before.")] = None
+    old_mode: Annotated[str | None, Doc("Its rights before, in octal digits.", "644")] = None
+    mode: Annotated[str | None, Doc("Its rights after.", "644")] = None
+    binary: Annotated[bool, Doc("Whether it is no text.")] = False
+    added_lines: Annotated[int | None, Doc("null where none were counted.", 3)] = None
+    deleted_lines: Annotated[int | None, Doc("null where none were counted.", 1)] = None
+    shared: Annotated[bool, Doc("Whether it may be the work of somebody else meanwhile.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What is not kept, and so neither compared nor put back."""
+
+    path: Annotated[str, Doc(_PATH, "node_modules")]
+    reason: Annotated[
+        str,
+        Doc(
+            "build (made again by tools), ignored (by .gitignore), too_large, no_room, unreadable, "
+            "special (a socket, a pipe, ...), too_deep, changed (while it was read).",
+            "build",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What differs between two states of the workspace, by path."""
+
+    from_snapshot: Annotated[int, Doc("The number of the earlier state.", 4)]
+    to_snapshot: Annotated[int, Doc("The number of the later state.", 5)]
+    changes: list[FileChange]
+    total: Annotated[int, Doc("How many there are, also of those that the list has no room for.")]
+    added_lines: Annotated[int, Doc("Of all whose lines were counted.", 48)]
+    deleted_lines: int
+    left_out: Annotated[list[LeftOut], Doc("The first of what is not kept, by path.")]
+    left_out_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileDiff:
+    """What differs in one file."""
+
+    change: FileChange
+    diff: Annotated[str, Doc("Unified, three lines around each change; empty for no text.")]
+    whole: Annotated[bool, Doc("Whether this is all; else it was too long.")]
+
+
+@dataclass(frozen=True, slots=True)
+class UndoWish:
+    """What is to be undone, and how far."""
+
+    override: Annotated[
+        bool, Doc("Whether what others changed since, or meanwhile, is taken away too.")
+    ] = False
+    paths: Annotated[
+        list[str] | None, Doc("Only these, with what is below them; null: all.", ["src/main.py"])
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What an undo left as it is."""
+
+    path: Annotated[str, Doc(_PATH, "notes.txt")]
+    reason: Annotated[
+        str,
+        Doc(
+            "changed_since (after the turn), changed_by_others (while it ran), left_out (its "
+            "content is not kept), not_empty, folder_gone, or why the system refused.",
+            "changed_since",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """What an undo did."""
+
+    undo_id: Annotated[str, Doc("Takes the place of a turn's id, to undo the undo too.", _TURN)]
+    changes: Changes
+    kept: Annotated[list[Kept], Doc("The first of what was left as it is, by path.")]
+    kept_total: int
+
+
 # The operations.
 
 
@@ -738,6 +832,65 @@ LIST_PORTS = Operation(
     tag="ports",
     answer=PortList,
 )
+_LONG_COMPARISON = 600.0
+TURN_CHANGES = Operation(
+    name="turn_changes",
+    method="GET",
+    path="/turns/{turn}/changes",
+    summary="List what a turn changed",
+    text="The files that differ between the states of the workspace before and after it, with "
+    "what is left out. What another turn changed meanwhile is among them, marked as shared. An "
+    "undo's id may stand for a turn's. 409 `turn_running` while it runs, 410 `snapshot_gone` when "
+    "its states are not kept (any longer).",
+    tag="changes",
+    answer=Changes,
+    missing="turn_not_found",
+    silence=_LONG_COMPARISON,
+)
+TURN_DIFF = Operation(
+    name="turn_diff",
+    method="GET",
+    path="/turns/{turn}/diff",
+    summary="Read what a turn changed in a file",
+    text="A unified diff of one path of the turn's changes.",
+    tag="changes",
+    answer=FileDiff,
+    missing="turn_not_found",
+    query=(Parameter("path", _PATH, {"type": "string", "examples": ["src/main.py"]}),),
+    silence=_LONG_COMPARISON,
+)
+UNDO_TURN = Operation(
+    name="undo_turn",
+    method="POST",
+    path="/turns/{turn}/undo",
+    summary="Undo what a turn changed",
+    text="Every file that the turn changed is as before it, but for those that somebody else "
+    "changed since or meanwhile: they stay, and are named, unless `override` is true. The present "
+    "state is kept first, so that the undo can be undone, by its own id. The agent is told with "
+    "the session's next message.",
+    tag="changes",
+    answer=Undone,
+    missing="turn_not_found",
+    body=UndoWish,
+    body_limit=MEBIBYTE,
+    seconds=LONGEST_TRANSFER,
+    silence=LONGEST_TRANSFER,
+)
+_STATE = "A state's number, or a turn's id: the state before it, and after it for `to`."
+LIST_CHANGES = Operation(
+    name="list_changes",
+    method="GET",
+    path="/changes",
+    summary="List what changed between two states",
+    text="The files that differ between two states of the workspace that are kept.",
+    tag="changes",
+    answer=Changes,
+    query=(
+        Parameter("from", f"{_STATE} By default the oldest.", {"type": "string"}),
+        Parameter("to", f"{_STATE} By default as it is now.", {"type": "string"}),
+    ),
+    silence=_LONG_COMPARISON,
+)
 
 OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_SESSIONS,
@@ -766,6 +919,10 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     START_TERMINAL,
     END_TERMINAL,
     LIST_PORTS,
+    TURN_CHANGES,
+    TURN_DIFF,
+    UNDO_TURN,
+    LIST_CHANGES,
 )
 """All that the platform relays."""
 

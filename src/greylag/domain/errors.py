@@ -211,6 +211,20 @@ class TurnNotFoundError(GreylagError):
     hint = "List the session's turns; the journals of old turns are removed when space runs short."
 
 
+class TurnRunningError(GreylagError):
+    """What is asked for is known only when the turn has ended."""
+
+    code = "turn_running"
+    hint = "Wait for the turn's end, or cancel it."
+
+
+class SnapshotGoneError(GreylagError):
+    """A state of the workspace is no longer kept, or never was."""
+
+    code = "snapshot_gone"
+    hint = "The oldest go first when GREYLAG_SNAPSHOT_LIMIT is reached; a larger one keeps more."
+
+
 class TurnOverError(GreylagError):
     """All of the turn's events have been read: no failure, and nothing more to come."""
 

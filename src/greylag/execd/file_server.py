@@ -50,7 +50,7 @@ from greylag.execd.protocol import (
     text_in,
 )
 
-_READ_AT_ONCE = 1024 * 1024
+READ_AT_ONCE = 1024 * 1024
 _MOST_NAMED = 100
 _LEFT_OUT = "LEFT-OUT.txt"
 # Long work takes a thread each; as many must stay free for ending processes.
@@ -112,7 +112,7 @@ async def _read(files: Workspace, request: dict[str, Any], _: Reader, writer: Wr
     try:
         await agree(writer)
         file.seek(_number(request, "start"))
-        while left > 0 and (data := await asyncio.to_thread(file.read, min(left, _READ_AT_ONCE))):
+        while left > 0 and (data := await asyncio.to_thread(file.read, min(left, READ_AT_ONCE))):
             left -= len(data)
             await _send(writer, data)
         if left == 0:
@@ -134,18 +134,19 @@ async def _write(files: Workspace, request: dict[str, Any], reader: Reader, writ
     file, made = await asyncio.to_thread(writing.__enter__)
     try:
         await agree(writer)
-        async for data in _input(reader):
+        async for data in content_in(reader):
             with refusing(path):
-                await asyncio.to_thread(_write_all, file, data)
+                await asyncio.to_thread(write_all, file, data)
     except BaseException as error:
         # It goes back through the block, which takes the beginnings of the file away.
-        await asyncio.to_thread(_leave, writing, error)
+        await asyncio.to_thread(leave, writing, error)
         raise
     await asyncio.to_thread(writing.__exit__, None, None, None)
     await agree(writer, entry=made[0])
 
 
-def _leave(writing: Any, error: BaseException) -> None:
+def leave(writing: Any, error: BaseException) -> None:
+    """Leave the block that writes a file by an error, which takes its beginnings away."""
     try:
         writing.__exit__(type(error), error, error.__traceback__)
     except BaseException as again:  # what came is raised by the caller already
@@ -153,13 +154,14 @@ def _leave(writing: Any, error: BaseException) -> None:
             raise
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
+def write_all(file: BinaryIO, data: bytes) -> None:
+    """Write all of ``data``, in as many steps as it takes."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
 
 
-async def _input(reader: Reader) -> AsyncIterator[bytes]:
+async def content_in(reader: Reader) -> AsyncIterator[bytes]:
     """Yield what agentd sends, to its proper end."""
     while (came := await read_frame(reader)) is not None:
         kind, body = came
@@ -190,15 +192,25 @@ class _Outlet(io.RawIOBase):
         return len(whole)
 
 
+async def write_out(writer: Writer, work: Callable[..., None], *args: Any) -> None:
+    """Send what ``work`` writes, in a thread, into the file that it is given last."""
+    outlet = _Outlet(writer)
+
+    def write() -> None:
+        # Closed in the thread, also after an error: on the loop it would wait for the loop.
+        with io.BufferedWriter(outlet, READ_AT_ONCE) as out:
+            work(*args, out)
+
+    async with _LONG:
+        await asyncio.to_thread(write)
+
+
 async def _archive(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
     pack = _format(request, {"tar.gz": _tar, "zip": _zip})
     path = _path(request)
     await asyncio.to_thread(files.entry, path)
     await agree(writer)
-    with io.BufferedWriter(_Outlet(writer), _READ_AT_ONCE) as out:
-        async with _LONG:
-            await asyncio.to_thread(pack, files, path, out)
-            await asyncio.to_thread(out.flush)
+    await write_out(writer, pack, files, path)
     await agree(writer)
 
 
@@ -250,7 +262,7 @@ def _zip(files: Workspace, path: str, out: BinaryIO) -> None:
                         closing(_Exactly(place, about.st_size)) as file,
                         archive.open(one, "w", force_zip64=True) as target,
                     ):
-                        while data := file.read(_READ_AT_ONCE):
+                        while data := file.read(READ_AT_ONCE):
                             target.write(data)
                 elif stat.S_ISLNK(about.st_mode):
                     archive.writestr(one, _linkname(place).encode("utf-8", "surrogateescape"))
@@ -277,7 +289,7 @@ class _Exactly(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         wanted = self._left if size < 0 else min(size, self._left)
-        data = self._file.read(wanted) or bytes(min(wanted, _READ_AT_ONCE))
+        data = self._file.read(wanted) or bytes(min(wanted, READ_AT_ONCE))
         self._left -= len(data)
         return data
 
@@ -315,7 +327,7 @@ async def _unpack(
     path = _path(request)
     with refusing(path), tempfile.TemporaryFile(dir=text_in(request, "root")) as spool:
         await agree(writer)
-        async for data in _input(reader):
+        async for data in content_in(reader):
             await asyncio.to_thread(spool.write, data)
         spool.seek(0)
         async with _LONG:
@@ -363,8 +375,8 @@ def _put(files: Workspace, path: str, member: _Member) -> None:
         files.folder(where)
     else:
         with files.writing(where, mode=member.mode & 0o777 | 0o600, durable=False) as (file, _):
-            while data := member.content.read(_READ_AT_ONCE):
-                _write_all(file, data)
+            while data := member.content.read(READ_AT_ONCE):
+                write_all(file, data)
 
 
 def _tar_members(spool: IO[bytes]) -> Iterator[_Member | str]:

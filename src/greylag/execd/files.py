@@ -30,14 +30,14 @@ _MOST_LINKS = 40
 _MOST_NAME = 255
 _MOST_PAGE = 512 * 1024  # bytes of names, well within a frame
 _MOST_TARGET = 1024
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """How a file is opened to be read: no link, and no waiting for the other end of a pipe."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_PART = re.compile(rb"\.greylag-[0-9a-f]{16}\.part")
+PART = re.compile(rb"\.greylag-[0-9a-f]{16}\.part")
 _PART_SECONDS = 3600.0
 _ESCAPE = re.compile(r"\\(\\|x[0-9a-fA-F]{2})?")
-_HERE = b"."
+HERE = b"."
 
 _CODES = {
     errno.ENOENT: ("file_not_found", "It is not there"),
@@ -81,7 +81,7 @@ def parts_of(path: str) -> list[bytes]:
     if len(path) > MOST_PATH:
         raise RefusedError("invalid_path", "The path is too long.")
     try:
-        names = _plain(path).split(b"/")
+        names = plain(path).split(b"/")
     except (ValueError, UnicodeEncodeError) as error:
         raise RefusedError("invalid_path", "The path is not written as paths are here.") from error
     parts = [name for name in names if name not in {b"", b"."}]
@@ -90,7 +90,13 @@ def parts_of(path: str) -> list[bytes]:
     return parts
 
 
-def _plain(path: str) -> bytes:
+def plain(path: str) -> bytes:
+    """Return a name or path, or where a link leads, as the system has it.
+
+    Raises:
+        ValueError: it is not as ``shown`` writes it.
+    """
+
     def byte(match: re.Match[str]) -> str:
         said = match.group(1)
         if said is None:
@@ -143,8 +149,8 @@ class Workspace:
             RefusedError: it cannot be found, or leads out of the workspace.
             OSError: the system refused.
         """
-        todo, held, links = deque(parts_of(path)), [os.open(self._root, _FOLDER)], 0
-        name = _HERE
+        todo, held, links = deque(parts_of(path)), [os.open(self._root, FOLDER)], 0
+        name = HERE
         try:
             while todo:
                 part = todo.popleft()
@@ -191,7 +197,7 @@ class Workspace:
             about = _entry(place)
             if about["kind"] != "folder":
                 return {"entry": about, "entries": [], "next": None}
-            folder = place.open(_FOLDER)
+            folder = place.open(FOLDER)
             try:
                 entries, more = _page(folder, start, most)
             finally:
@@ -210,7 +216,7 @@ class Workspace:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise RefusedError("not_a_file", f"It is no plain file: {path}")
-            if _tag(about) != tag:
+            if tag_of(about) != tag:
                 raise RefusedError("file_changed", f"It changed meanwhile: {path}")
             yield file
 
@@ -231,7 +237,7 @@ class Workspace:
         """
         made: list[Any] = []
         with refusing(path), self.at(path, make=True) as place:
-            if place.name == _HERE:
+            if place.name == HERE:
                 raise RefusedError("not_a_file", "The workspace itself is no file.")
             kept = _matching(place, tag, path)
             _sweep(place.folder)
@@ -249,7 +255,7 @@ class Workspace:
     def folder(self, path: str) -> dict[str, Any]:
         """Make a folder, and those on the way."""
         with refusing(path), self.at(path, make=True) as place:
-            if place.name != _HERE:
+            if place.name != HERE:
                 os.close(_entered(place.name, place.folder, make=True))
             return _entry(place)
 
@@ -260,7 +266,7 @@ class Workspace:
             self.at(source, follow=False) as old,
             self.at(target, follow=False, make=True) as new,
         ):
-            if _HERE in {old.name, new.name}:
+            if HERE in {old.name, new.name}:
                 raise RefusedError("invalid_path", "The workspace itself stays where it is.")
             if replace or not _linked(old, new):
                 if not replace and _is_there(new):
@@ -271,13 +277,13 @@ class Workspace:
     def remove(self, path: str, *, recursive: bool) -> None:
         """Delete something, the link where it is one."""
         with refusing(path), self.at(path, follow=False) as place:
-            if place.name == _HERE:
+            if place.name == HERE:
                 raise RefusedError("invalid_path", "The workspace itself stays.")
             if not stat.S_ISDIR(place.look().st_mode):
                 os.unlink(place.name, dir_fd=place.folder)
                 return
             if recursive:
-                folder = place.open(_FOLDER)
+                folder = place.open(FOLDER)
                 try:
                     _empty(folder)
                 finally:
@@ -314,7 +320,7 @@ def _target(part: bytes, folder: int) -> bytes | None:
 
 def _entered(part: bytes, folder: int, *, make: bool) -> int:
     try:
-        return os.open(part, _FOLDER, dir_fd=folder)
+        return os.open(part, FOLDER, dir_fd=folder)
     except FileNotFoundError:
         if not make:
             raise
@@ -324,10 +330,10 @@ def _entered(part: bytes, folder: int, *, make: bool) -> int:
         raise
     with suppress(FileExistsError):
         os.mkdir(part, dir_fd=folder)
-    return os.open(part, _FOLDER, dir_fd=folder)
+    return os.open(part, FOLDER, dir_fd=folder)
 
 
-def _tag(about: os.stat_result) -> str:
+def tag_of(about: os.stat_result) -> str:
     """Return what changes whenever a file does."""
     return f"{about.st_ino:x}-{about.st_size:x}-{about.st_mtime_ns:x}"
 
@@ -348,20 +354,20 @@ def _entry(place: Place) -> dict[str, Any]:
         with suppress(OSError):
             target = shown(os.readlink(place.name, dir_fd=place.folder))[:_MOST_TARGET]
     return {
-        "name": "" if place.name == _HERE else shown(place.name),
+        "name": "" if place.name == HERE else shown(place.name),
         "kind": kind,
         "size": about.st_size if kind == "file" else 0,
         "modified": about.st_mtime,
         "mode": stat.S_IMODE(about.st_mode),
         "target": target,
-        "tag": _tag(about),
+        "tag": tag_of(about),
     }
 
 
 def _page(folder: int, start: bytes, most: int) -> tuple[list[dict[str, Any]], bool]:
     with os.scandir(folder) as found:
         names = (os.fsencode(one.name) for one in found)
-        wanted = (name for name in names if name > start and not _PART.fullmatch(name))
+        wanted = (name for name in names if name > start and not PART.fullmatch(name))
         first = heapq.nsmallest(most + 1, wanted)
     entries, size = [], 0
     for name in first[:most]:
@@ -385,7 +391,7 @@ def _matching(place: Place, tag: str | None, path: str) -> int:
         return 0o666
     if not stat.S_ISREG(about.st_mode):
         raise RefusedError("not_a_file", f"It is no plain file: {path}")
-    if tag is not None and _tag(about) != tag:
+    if tag is not None and tag_of(about) != tag:
         raise RefusedError("file_changed", f"It is another by now: {path}")
     return stat.S_IMODE(about.st_mode) & 0o777
 
@@ -408,7 +414,7 @@ def _sweep(folder: int) -> None:
     """Delete what writers left in a folder who were killed long ago."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not _PART.fullmatch(os.fsencode(entry.name)):
+            if not PART.fullmatch(os.fsencode(entry.name)):
                 continue
             with suppress(OSError):
                 if entry.stat(follow_symlinks=False).st_mtime < time.time() - _PART_SECONDS:
@@ -452,7 +458,7 @@ def _empty(folder: int) -> None:
     while names := _some(folder):
         for name in names:
             try:
-                inner = os.open(name, _FOLDER, dir_fd=folder)
+                inner = os.open(name, FOLDER, dir_fd=folder)
             except NotADirectoryError:
                 os.unlink(name, dir_fd=folder)
                 continue
@@ -480,7 +486,7 @@ def _some(folder: int) -> list[bytes]:
 
 
 def _below(place: Place) -> Walk:
-    stack = [(b"", place.open(_FOLDER))]
+    stack = [(b"", place.open(FOLDER))]
     walks = [os.scandir(stack[0][1])]
     try:
         while walks:
@@ -491,13 +497,13 @@ def _below(place: Place) -> Walk:
                 os.close(stack.pop()[1])
                 continue
             one = Place(folder, os.fsencode(entry.name))
-            if _PART.fullmatch(one.name):
+            if PART.fullmatch(one.name):
                 continue
             with suppress(OSError):  # it has gone since, or shuts its owner out
                 about = one.look()
                 yield prefix + one.name, one, about
                 if stat.S_ISDIR(about.st_mode) and len(stack) < MOST_DEPTH:
-                    stack.append((prefix + one.name + b"/", one.open(_FOLDER)))
+                    stack.append((prefix + one.name + b"/", one.open(FOLDER)))
                     walks.append(os.scandir(stack[-1][1]))
     finally:
         for walked in walks:

@@ -19,6 +19,7 @@ ports        -                                           (answer: ``ports``, eac
 connect      ``port``, one of these                      raw bytes both ways
 folders      ``paths``                                   -
 files        ``verb``, ``root``, and what it takes       as ``greylag.execd.file_server`` says
+snapshots    ``verb``, ``root``, and what it takes       as ``greylag.execd.snapshots`` says
 ===========  ==========================================  =========================================
 
 A frame is its kind (one byte), the length of its body (four bytes, big-endian), and the body. What

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from greylag.execd import file_server, ports, processes
+from greylag.execd import file_server, ports, processes, snapshots
 from greylag.execd.protocol import (
     GROUP,
     MOST_DATA,
@@ -73,6 +73,7 @@ class ExecServer:
             "folders": _folders,
             "ports": _ports,
             "files": file_server.answer,
+            "snapshots": snapshots.answer,
         }
 
     async def serve(self, listener: socket.socket) -> None:

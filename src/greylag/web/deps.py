@@ -201,6 +201,7 @@ _PROBLEMS = {
         "The user, the project, or what the path names in it does not exist.",
     ),
     409: ("conflict", "The state of what is asked for does not allow it; the code says why."),
+    410: ("snapshot_gone", "It is no longer kept."),
     413: ("too_large", "The body is too large."),
     422: (
         "invalid_request",

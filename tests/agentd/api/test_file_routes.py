@@ -19,9 +19,10 @@ import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.agentd.doubles import Api, serving
+from tests.agentd.doubles import AgentDouble, Api, chunk, serving
 
 from greylag.agentd import execution
+from greylag.agentd.agent.types import PromptResult, TurnSink
 from greylag.execd.files import Workspace, parts_of, shown
 from greylag.execd.protocol import RefusedError
 from greylag.execd.server import ExecServer
@@ -30,13 +31,13 @@ ROOT = "/api/v1/files"
 
 
 @asynccontextmanager
-async def site(folder: Path) -> AsyncIterator[Api]:
+async def site(folder: Path, agent: AgentDouble | None = None) -> AsyncIterator[Api]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "execd"))
         listener.listen()
         execd = asyncio.create_task(ExecServer().serve(listener), name="execd")
         try:
-            async with serving(folder) as api:
+            async with serving(folder, agent) as api:
                 yield api
         finally:
             execd.cancel()
@@ -378,3 +379,55 @@ def test_a_file_that_shrinks_while_it_is_read_is_no_whole_file(tmp_path: Path) -
     tag = files.entry("f")["tag"]
     with files.reading("f", tag) as file:
         assert len(file.read()) == 100
+
+
+async def test_a_turn_is_undone_over_http_and_the_next_message_tells_the_agent(
+    tmp_path: Path,
+) -> None:
+    at_work, go_on = asyncio.Event(), asyncio.Event()
+
+    async def writes(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+        (there(tmp_path) / "made").write_text(text)
+        at_work.set()
+        await go_on.wait()
+        await sink.update(chunk("done"))
+        return PromptResult("end_turn", None)
+
+    agent = AgentDouble(writes)
+    async with site(tmp_path, agent) as api:
+        session = await api.session()
+        turn = await api.turn("hello", session)
+        one = f"/api/v1/turns/{turn}"
+        await at_work.wait()
+        status, running = await api.json("GET", f"{one}/changes")
+        assert (status, running["code"]) == (409, "turn_running")
+        await api.json("PUT", f"{ROOT}/content?path=by/hand", b"meanwhile")
+        go_on.set()
+        await api.events(turn)
+        _, found = await api.json("GET", f"{one}/changes")
+        told = {change["path"]: change["shared"] for change in found["changes"]}
+        assert told == {"made": False, "by/hand": True}
+        _, between = await api.json("GET", f"/api/v1/changes?from={turn}&to={turn}")
+        assert [change["path"] for change in between["changes"]] == ["by/hand", "made"]
+        for body in ({"override": 1}, {"paths": "made"}, {"other": True}):
+            assert (await api.json("POST", f"{one}/undo", body))[0] == 400
+        status, undone = await api.json("POST", f"{one}/undo", {})
+        kept = {one["path"]: one["reason"] for one in undone["kept"]}
+        assert (status, kept) == (200, {"by": "not_empty", "by/hand": "changed_by_others"})
+        assert [path.name for path in there(tmp_path).iterdir()] == ["by"]
+        _, again = await api.json("POST", f"{one}/undo", {})
+        assert again["changes"]["total"] == 0
+        await api.events(await api.turn("go on", session))
+        await api.events(await api.turn("and on", session))
+        texts = [text for _, text in agent.prompts]
+        assert texts[1].startswith("Note from the platform")
+        assert texts[1].endswith("read them again: made.\n\ngo on")
+        assert (texts[0], texts[2]) == ("hello", "and on")
+        _, history = await api.json("GET", f"/api/v1/sessions/{session}/messages")
+        assert [said["content"] for said in history["messages"]][::2] == [
+            "hello",
+            "go on",
+            "and on",
+        ]
+        status, missing = await api.json("GET", "/api/v1/turns/none/diff?path=made")
+        assert (status, missing["code"]) == (404, "turn_not_found")

@@ -4,6 +4,10 @@ from pathlib import Path
 import pytest
 from tests.agentd.doubles import AgentDouble
 
+from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.service import ChangeService
+from greylag.agentd.changes.store import SnapshotStore
+from greylag.agentd.execution import Execution
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import event_id
 from greylag.agentd.records import Records, TurnRecord
@@ -39,7 +43,9 @@ async def recovered(folder: Path, journal: bytes | None) -> TurnRecord:
     journals = Journals(folder, 1 << 20, 1 << 30)
     now = iter([1.0, 2.0])
     policy = TurnPolicy(60, lambda: None, lambda: next(now))
-    engine = TurnEngine(AgentDouble(), records, journals, asyncio.TaskGroup(), policy)
+    store = SnapshotStore(folder / "snapshots.db", 1 << 20)
+    changes = ChangeService(store, Capture(Execution(folder / "execd"), folder, store))
+    engine = TurnEngine(AgentDouble(), records, journals, asyncio.TaskGroup(), policy, changes)
     assert await engine.recover() == 1
     assert await engine.recover() == 0
     turn = await records.turns.get("t")

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from greylag import __version__
 from greylag.agentd.agent.types import AgentPort
+from greylag.agentd.api.changes import ChangeRoutes
 from greylag.agentd.api.configuration import ExtensionRoutes, SettingRoutes
 from greylag.agentd.api.files import FileRoutes
 from greylag.agentd.api.guard import Auth, Prefix
@@ -23,6 +24,7 @@ from greylag.agentd.api.preview import PreviewRoutes
 from greylag.agentd.api.requests import refusal, refused
 from greylag.agentd.api.sessions import SessionRoutes, TurnRoutes
 from greylag.agentd.api.terminals import TerminalRoutes
+from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
@@ -133,6 +135,7 @@ class Services:
     files: WorkspaceFiles
     terminals: Terminals
     previews: Previews
+    changes: ChangeService
 
 
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
@@ -151,6 +154,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *FileRoutes(services.files).routes(),
             *TerminalRoutes(services.terminals).routes(),
             *PreviewRoutes(services.previews).routes(),
+            *ChangeRoutes(services.changes, services.turns).routes(),
         ],
         middleware=[
             Middleware(Prefix, prefix=settings.path_prefix),

@@ -54,7 +54,7 @@ _KNOWN = _SPEAKING | _TOOLS | _FAULTS | _MANNERS
 _DIRECTIVE = re.compile(r"\[\[([a-z-]+)(?:\s+(.*?))?\]\]", re.DOTALL)
 _OPTION = re.compile(r"(\w+)=(\d+)")
 _WORD = re.compile(r"\S+\s*|\s+")
-_RUN = re.compile(r"\s*run:\s*(.+)", re.DOTALL | re.IGNORECASE)
+_RUN = re.compile(r"(?:\A|\n\n)\s*run:\s*(.+)", re.DOTALL | re.IGNORECASE)
 # goose appends this to the user's words. After a turn without an answer it puts the next message
 # behind it, into the same user message: only the last one is the script.
 _CONTEXT = re.compile(r"<turn-context>.*?</turn-context>", re.DOTALL)
@@ -150,7 +150,7 @@ def _script(text: str) -> list[Directive]:
     ]
     if found:
         return found
-    run = _RUN.match(text)
+    run = _RUN.search(text)  # a note of ours may stand before it
     if run:
         return [Directive("tool", run[1].strip())]
     return [Directive("delay", numbers={"ms": 25}), Directive("text", _demonstration(text))]

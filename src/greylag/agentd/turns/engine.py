@@ -21,6 +21,7 @@ from greylag.agentd.agent.types import (
     PromptResult,
     Settlement,
 )
+from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.journal.replay import JournalTail
@@ -103,6 +104,7 @@ class TurnEngine:
         journals: where events are kept.
         tasks: owner of the turns' tasks; when one dies of a defect, agentd dies with it.
         policy: what turns are held to.
+        changes: keeps the workspace's state before and after each turn.
 
     Attributes:
         records: the turns that there were.
@@ -110,15 +112,17 @@ class TurnEngine:
         activity: what ran of late.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - all that a turn touches
         self,
         agent: AgentPort,
         records: Records,
         journals: Journals,
         tasks: asyncio.TaskGroup,
         policy: TurnPolicy,
+        changes: ChangeService,
     ) -> None:
         self._agent = agent
+        self._changes = changes
         self._sessions = records.sessions
         self.records = records.turns
         self._journals = journals
@@ -296,12 +300,14 @@ class TurnEngine:
         result: PromptResult | None = None
         error: TurnError | None = None
         try:
+            await self._changes.begin(turn.record.turn_id, turn.record.session_id)
             result = await self._ask(turn, agent_session_id)
         except (AgentError, JournalError, StorageError) as failure:
             error = failure_of(failure)
         except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
             _log.exception("turn_failed")
             error = TurnError("internal", "agentd failed while it handled the answer.")
+        await self._changes.end(turn.record.turn_id)
         await self._end(turn, result, error)
         outcome = turn.summary.outcome()
         self.activity.end(entry, failed=outcome.status == "error")
@@ -325,11 +331,15 @@ class TurnEngine:
         return await self._prompt(turn, agent_session_id)
 
     async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
+        note, undos = await self._changes.notes(turn.record.session_id)
         # No await between the two: a cancel either finds the session's id, or is seen here.
         if turn.cancelled:
             return PromptResult("cancelled", None)
         turn.agent_session_id = agent_session_id
-        return await self._agent.prompt(agent_session_id, turn.record.message, turn)
+        message = f"{note}\n\n{turn.record.message}" if note else turn.record.message
+        result = await self._agent.prompt(agent_session_id, message, turn)
+        await self._changes.told(undos)
+        return result
 
     async def _cancel(self, turn: RunningTurn) -> None:
         turn.cancelled = True

@@ -155,7 +155,10 @@ def _extra(operation: Operation[Any]) -> dict[str, Any]:
 
 
 def _responses(operation: Operation[Any]) -> Responses:
-    refused = problems(404, 409, 502) if operation.body is None else problems(404, 409, 413, 502)
+    statuses = [404, 409, 502]
+    statuses += [413] if operation.body is not None else []
+    statuses += [410] if operation.tag == "changes" else []
+    refused = problems(*statuses)
     if operation.answer is NoneType:
         return {**refused, operation.status: {"description": "It is done."}}
     if operation.answer in {str, bytes}:

@@ -1,0 +1,70 @@
+"""What turns changed, over HTTP: lists, diffs, and undo."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from greylag.agentd.api.requests import answer, read_object, relayed
+from greylag.agentd.changes.service import ChangeService
+from greylag.agentd.problems import RequestError, invalid
+from greylag.agentd.turns.engine import TurnEngine
+from greylag.common import agent_api
+from greylag.common.agent_api import UndoWish
+
+
+class ChangeRoutes:
+    """Handlers for changes and undo; ``agent_api`` describes them."""
+
+    def __init__(self, changes: ChangeService, turns: TurnEngine) -> None:
+        self._changes = changes
+        self._turns = turns
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            relayed(agent_api.TURN_CHANGES, self._of_turn),
+            relayed(agent_api.TURN_DIFF, self._diff),
+            relayed(agent_api.UNDO_TURN, self._undo),
+            relayed(agent_api.LIST_CHANGES, self._between),
+        ]
+
+    async def _of_turn(self, request: Request) -> Response:
+        span_id = request.path_params["turn"]
+        try:
+            return answer(await self._changes.of_turn(span_id))
+        except RequestError as error:
+            raise await self._known(span_id, error) from error
+
+    async def _diff(self, request: Request) -> Response:
+        span_id, path = request.path_params["turn"], request.query_params.get("path", "")
+        try:
+            return answer(await self._changes.diff(span_id, path))
+        except RequestError as error:
+            raise await self._known(span_id, error) from error
+
+    async def _undo(self, request: Request) -> Response:
+        span_id = request.path_params["turn"]
+        body = await read_object(request, agent_api.UNDO_TURN.body_limit, "override", "paths")
+        override, paths = body.get("override", False), body.get("paths")
+        if not isinstance(override, bool):
+            raise invalid("override must be true or false.")
+        if paths is not None and not _are_paths(paths):
+            raise invalid("paths must be a list of texts.")
+        try:
+            return answer(await self._changes.undo(span_id, UndoWish(override, paths)))
+        except RequestError as error:
+            raise await self._known(span_id, error) from error
+
+    async def _between(self, request: Request) -> Response:
+        start, end = (request.query_params.get(name) or None for name in ("from", "to"))
+        return answer(await self._changes.between(start, end))
+
+    async def _known(self, span_id: str, error: RequestError) -> RequestError:
+        """Return what is to be told: of a turn that never was there is no state to be gone."""
+        if error.code == "snapshot_gone":
+            await self._turns.get(span_id)
+        return error
+
+
+def _are_paths(paths: object) -> bool:
+    return isinstance(paths, list) and all(isinstance(path, str) for path in paths)

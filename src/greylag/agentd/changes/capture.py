@@ -1,0 +1,338 @@
+"""The workspace's state, as execd tells it: listed, read, and brought back step by step.
+
+What execd says is another's word: lists, names and lengths are checked and bounded here, contents
+are given the digests that they have.
+"""
+
+import asyncio
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from greylag.agentd.changes.store import (
+    PIECE,
+    Folder,
+    Plan,
+    Seen,
+    Snapshot,
+    SnapshotError,
+    SnapshotStore,
+    Status,
+)
+from greylag.agentd.execution import Execution, ExecutionError, agreed
+from greylag.common.typed import parse_json
+from greylag.execd.files import parts_of, shown
+from greylag.execd.protocol import (
+    MOST_DATA,
+    FrameKind,
+    ProtocolError,
+    Reader,
+    RefusedError,
+    Writer,
+    frame,
+    json_frame,
+    read_frame,
+    read_object,
+)
+from greylag.execd.snapshots import FILE_HEAD, RECORD, SENT, UNREADABLE
+
+_MOST_LISTED = 64 * 1024 * 1024
+_MOST_FOLDERS = 200_000
+_LIST_SECONDS = 120.0
+_SILENCE_SECONDS = 60.0
+_STEP_SECONDS = 120.0
+_BATCH_FILES = 2000
+_BATCH_TEXT = 256 * 1024
+_BATCH_BYTES = 4 * PIECE
+_BATCH_PIECES = 1000
+_MOST_NUMBER = 1 << 63
+_STEP_OF_CLOCK = 1_000_000_000
+_MOST_NAME = 255
+_REASONS = frozenset({"build", "ignored", "special", "unreadable", "too_deep"})
+
+
+class Step(NamedTuple):
+    """One thing that brings back a part of a state; it may be done again.
+
+    Attributes:
+        do: remove, folder, link, file or mode.
+        path: where.
+        about: what else execd is told.
+        pieces: the digests of what a file is to hold.
+    """
+
+    do: str
+    path: str
+    about: Mapping[str, Any]
+    pieces: Sequence[str] = ()
+
+
+class Capture:
+    """Takes states of one workspace, and brings parts of them back.
+
+    Every method raises ``SnapshotError`` when execd does not answer as it must.
+    """
+
+    def __init__(self, execution: Execution, root: Path, store: SnapshotStore) -> None:
+        self._execution = execution
+        self._root = str(root)
+        self._store = store
+
+    async def take(self, listed: asyncio.Event | None = None) -> Snapshot:
+        """Keep the workspace's state; set ``listed`` when nothing later will count any more.
+
+        What changes after that and before it is read is left out, and told.
+        """
+        records, began = await self._list()
+        if listed is not None:
+            listed.set()
+        with _understood():
+            plan = await self._store.plan(records, lambda record: entries_of(record, began))
+        for batch in _batches(plan):
+            await self._read(batch)
+        return await self._store.commit(plan, time.time())
+
+    async def _list(self) -> tuple[Mapping[str, bytes], int]:
+        data = bytearray()
+        async with self._asked("list") as (reader, _), asyncio.timeout(_LIST_SECONDS):
+            while True:
+                kind, body = _there(await read_frame(reader))
+                if kind is FrameKind.JSON:
+                    break
+                if kind is not FrameKind.STDOUT:
+                    raise ProtocolError(f"{kind.name} has no place here")
+                data += body
+                if len(data) > _MOST_LISTED:
+                    raise SnapshotError("The workspace holds more files than a state can have.")
+            began = agreed((kind, body))["began"]
+            return await asyncio.to_thread(_records, data), _whole(began)
+
+    async def _read(self, batch: Mapping[str, Seen]) -> None:
+        """Read files' contents and keep them."""
+        wanted = [(path, *seen.status) for path, seen in batch.items() if seen.status is not None]
+        async with self._asked("contents", wanted=wanted) as (reader, _):
+            stream, keeping = _Stream(reader), _Keeping(self._store)
+            for seen in batch.values():
+                await self._read_one(stream, keeping, seen)
+            await keeping.flush()
+            agreed(_there(await stream.frame()))
+
+    async def _read_one(self, stream: "_Stream", keeping: "_Keeping", seen: Seen) -> None:
+        how, size = FILE_HEAD.unpack(await stream.exactly(FILE_HEAD.size))
+        if how != SENT:
+            _lose(seen, "unreadable" if how == UNREADABLE else "changed")
+            return
+        if seen.status is None or size != seen.status.size:
+            raise ProtocolError("a file has another length than it was said to have")
+        seen.content = []
+        while size > 0:
+            piece = await stream.exactly(min(size, PIECE))
+            size -= len(piece)
+            await keeping.add(seen.content, piece)
+        if await stream.exactly(1) != bytes([SENT]):
+            await keeping.flush()
+            _lose(seen, "changed")
+
+    async def restore(self, steps: Sequence[Step]) -> dict[str, str]:
+        """Take steps one after the other; return why some could not be taken, by path."""
+        refused: dict[str, str] = {}
+        async with self._asked("restore") as (reader, writer):
+            for step in steps:
+                about = {"do": step.do, "path": step.path, **step.about}
+                writer.write(json_frame(FrameKind.JSON, about))
+                if step.do == "file":
+                    await self._send(writer, step.pieces)
+                async with asyncio.timeout(_STEP_SECONDS):
+                    said = agreed(_there(await read_frame(reader)))
+                if said["code"] is not None:
+                    refused.setdefault(step.path, str(said["code"])[:100])
+        return refused
+
+    async def _send(self, writer: Writer, pieces: Sequence[str]) -> None:
+        for digest in pieces:
+            content = await self._store.read(digest)
+            for start in range(0, len(content), MOST_DATA):
+                writer.write(frame(FrameKind.STDIN, content[start : start + MOST_DATA]))
+                await writer.drain()
+        writer.write(frame(FrameKind.STDIN_END))
+        await writer.drain()
+
+    @asynccontextmanager
+    async def _asked(self, verb: str, **about: Any) -> AsyncIterator[tuple[Reader, Writer]]:
+        with _understood():
+            asking = self._execution.exchange("snapshots", verb=verb, root=self._root, **about)
+            async with asking as (_, reader, writer):
+                yield reader, writer
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Turn all that execd can do wrong into an error that says so."""
+    try:
+        yield
+    except (
+        ExecutionError,
+        ProtocolError,
+        OSError,
+        TimeoutError,
+        KeyError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise SnapshotError(f"The workspace's state cannot be told: {error}") from error
+
+
+class _Stream:
+    """Bytes that come in frames."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._data = bytearray()
+
+    async def exactly(self, length: int) -> bytes:
+        while len(self._data) < length:
+            kind, body = _there(await self.frame())
+            if kind is not FrameKind.STDOUT:
+                raise ProtocolError(f"{kind.name} has no place here")
+            self._data += body
+        found = bytes(self._data[:length])
+        del self._data[:length]
+        return found
+
+    async def frame(self) -> tuple[FrameKind, bytes] | None:
+        async with asyncio.timeout(_SILENCE_SECONDS):
+            return await read_frame(self._reader)
+
+
+class _Keeping:
+    """Keeps pieces many at a time; each one's digest is added to the list that it came with."""
+
+    def __init__(self, store: SnapshotStore) -> None:
+        self._store = store
+        self._pieces: list[tuple[list[str], bytes]] = []
+        self._size = 0
+
+    async def add(self, digests: list[str], piece: bytes) -> None:
+        self._pieces.append((digests, piece))
+        self._size += len(piece)
+        if self._size >= _BATCH_BYTES or len(self._pieces) >= _BATCH_PIECES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        kept = await self._store.keep([piece for _, piece in self._pieces])
+        for (digests, _), digest in zip(self._pieces, kept, strict=True):
+            digests.append(digest)
+        self._pieces, self._size = [], 0
+
+
+def _lose(seen: Seen, reason: str) -> None:
+    seen.kind, seen.content, seen.settled = "x", reason, False
+
+
+def _batches(plan: Plan) -> Iterator[dict[str, Seen]]:
+    batch: dict[str, Seen] = {}
+    size = 0
+    for path, seen in plan.wanted.items():
+        batch[path] = seen
+        size += 6 * len(path) + 100
+        if len(batch) >= _BATCH_FILES or size > _BATCH_TEXT:
+            yield batch
+            batch, size = {}, 0
+    if batch:
+        yield batch
+
+
+def _there(came: tuple[FrameKind, bytes] | None) -> tuple[FrameKind, bytes]:
+    if came is None:
+        raise ProtocolError("the connection ended too early")
+    if came[0] is FrameKind.JSON and read_object(came[1]).get("ok") is not True:
+        agreed(came)
+    return came
+
+
+# What a list must be.
+
+
+def _records(data: bytearray) -> dict[str, bytes]:
+    """Return the records of a list by their folders' paths, those above first."""
+    found: dict[str, bytes] = {}
+    place, view = 0, memoryview(data)
+    while place < len(data):
+        path_length, length = RECORD.unpack_from(data, place)
+        start = place + RECORD.size
+        place = start + path_length + length
+        if place > len(data) or len(found) >= _MOST_FOLDERS:
+            raise ProtocolError("a list is none")
+        path = str(view[start : start + path_length], "utf-8")
+        if path in found:
+            raise ProtocolError("a folder is told of twice")
+        found[path] = bytes(view[start + path_length : place])
+    if "" not in found:
+        raise ProtocolError("the workspace itself is not told of")
+    return found
+
+
+def entries_of(record: bytes, began: int) -> Folder:
+    """Return what a record says of a folder: its entries by name, or why it is left out.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    said = parse_json(record)
+    if isinstance(said, str):
+        return _reason(said)
+    if not isinstance(said, list):
+        raise ProtocolError("a record is none")
+    found: dict[str, Seen] = {}
+    for entry in said:
+        name, seen = _entry(entry, began)
+        if name in found:
+            raise ProtocolError("a name is told twice")
+        found[name] = seen
+    return found
+
+
+def _entry(said: Any, began: int) -> tuple[str, Seen]:
+    name, kind, *rest = said
+    _check_name(name)
+    match kind, rest:
+        case "f", [mode, *numbers]:
+            status = Status(*(_whole(number) for number in numbers))
+            # The clock of changes goes in steps: within one, another change would not show.
+            settled = status.changed < began - _STEP_OF_CLOCK
+            return name, Seen("f", _whole(mode) & 0o7777, None, status, settled)
+        case "d", [mode]:
+            return name, Seen("d", _whole(mode) & 0o7777)
+        case "l", [str(target)] if len(target) <= MOST_DATA:
+            return name, Seen("l", 0, target)
+        case "x", [str(reason)]:
+            return name, Seen("x", 0, _reason(reason))
+    raise ProtocolError("an entry is none")
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or "/" in name:
+        raise ProtocolError("a name is none")
+    plain_name = name.isascii() and name.isprintable() and "\\" not in name
+    if plain_name and 0 < len(name) <= _MOST_NAME and name not in {".", ".."}:
+        return
+    try:
+        (plain,) = parts_of(name)
+    except (RefusedError, ValueError) as error:
+        raise ProtocolError("a name is none") from error
+    if shown(plain) != name:
+        raise ProtocolError("a name is not written as names are")
+
+
+def _reason(said: str) -> str:
+    return said if said in _REASONS else "special"
+
+
+def _whole(said: Any) -> int:
+    if type(said) is not int or not 0 <= said < _MOST_NUMBER:
+        raise ProtocolError("a number is none")
+    return said

@@ -1,0 +1,266 @@
+"""What differs between states of the workspace, and what an undo puts back; it changes nothing.
+
+An undo of a span puts the paths back that it changed. A path is kept as it is, with the reason,
+when it may be somebody else's work that would be taken away.
+"""
+
+import sqlite3
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from greylag.agentd.changes.capture import Step
+from greylag.agentd.changes.store import Change, Entry, SnapshotError, read_tree, status_at
+
+_OWN = 0o700
+
+
+def differences(sql: sqlite3.Connection, old: str, new: str) -> dict[str, Change]:
+    """Return what each path was and is that differs between two trees; nothing of what is same.
+
+    What is left out in one of them does not count.
+    """
+    found: dict[str, Change] = {}
+    todo: list[tuple[str, str | None, str | None]] = [("", old, new)]
+    while todo:
+        path, one, other = todo.pop()
+        if one == other:
+            continue
+        before = {} if one is None else read_tree(sql, one)
+        after = {} if other is None else read_tree(sql, other)
+        for name in before.keys() | after.keys():
+            was, now = before.get(name), after.get(name)
+            where = f"{path}/{name}" if path else name
+            if "x" in {_kind(was), _kind(now)}:
+                continue
+            if (was and was.itself) != (now and now.itself):
+                found[where] = was, now
+            if "d" in {_kind(was), _kind(now)}:
+                todo.append((where, _tree_of(was), _tree_of(now)))
+    return found
+
+
+def _kind(entry: Entry | None) -> str:
+    return "" if entry is None else entry.kind
+
+
+def _tree_of(entry: Entry | None) -> str | None:
+    return entry.content if entry is not None and entry.kind == "d" else None
+
+
+class State:
+    """A state of the workspace, of which some paths are given otherwise.
+
+    Args:
+        sql: where it is kept.
+        root: its tree.
+    """
+
+    def __init__(self, sql: sqlite3.Connection, root: str) -> None:
+        self._sql = sql
+        self._root = root
+        self._trees: dict[str, Mapping[str, Entry]] = {}
+        self.given: dict[str, Entry | None] = {}
+
+    def kept(self, path: str) -> Entry | None:
+        """Return what is at a path in the state itself."""
+        if not path:
+            return Entry("d", _OWN, 0, self._root)
+        above, _, name = path.rpartition("/")
+        return self._tree(above).get(name)
+
+    def at(self, path: str) -> Entry | None:
+        """Return what is at a path."""
+        return self.given[path] if path in self.given else self.kept(path)
+
+    def holds(self, path: str) -> bool:
+        """Tell whether anything is below a path of the state."""
+        inside = (f"{path}/{name}" for name in self._tree(path))
+        return any(self.at(one) is not None for one in inside)
+
+    def _tree(self, path: str) -> Mapping[str, Entry]:
+        if path not in self._trees:
+            folder = self.kept(path)
+            tree = _tree_of(folder)
+            self._trees[path] = {} if tree is None else read_tree(self._sql, tree)
+        return self._trees[path]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What is to be undone.
+
+    Attributes:
+        before, after: the trees around it.
+        shared: the paths that somebody else may have changed in between.
+        override: whether what others did is taken away too.
+        only: the paths that are asked for, with what is below them; ``None``: all.
+    """
+
+    before: str
+    after: str
+    shared: Collection[str]
+    override: bool
+    only: Collection[str] | None
+
+
+@dataclass(slots=True)
+class Undo:
+    """What an undo is to put back, by path, and what it keeps as it is, with the reason."""
+
+    wanted: dict[str, Entry | None] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+def undo_of(sql: sqlite3.Connection, extent: Extent, now: str) -> Undo:
+    """Decide what an undo puts back, when the workspace's tree is ``now``."""
+    undo, state = Undo(), State(sql, now)
+    since = differences(sql, extent.after, now)
+    for path, (before, _) in differences(sql, extent.before, extent.after).items():
+        if extent.only is not None and not _asked_for(path, extent.only, before):
+            continue
+        present = state.kept(path)
+        if present is not None and present.kind == "x":
+            undo.kept[path] = "left_out"
+        elif (present and present.itself) == (before and before.itself):
+            continue
+        elif path in since and not extent.override:
+            undo.kept[path] = "changed_since"
+        elif path in extent.shared and not extent.override:
+            undo.kept[path] = "changed_by_others"
+        else:
+            undo.wanted[path] = before
+    _settle(undo, state)
+    return undo
+
+
+def among(path: str, paths: Collection[str]) -> bool:
+    """Tell whether a path is one of some, or below one."""
+    parts = path.split("/")
+    above = ("/".join(parts[:count]) for count in range(len(parts) + 1))
+    return any(one in paths for one in above)
+
+
+def _asked_for(path: str, paths: Collection[str], before: Entry | None) -> bool:
+    """Tell whether a path is to be undone, also as the folder of one that is."""
+    above = _kind(before) == "d" and any(one.startswith(f"{path}/") for one in paths)
+    return above or among(path, paths)
+
+
+def _settle(undo: Undo, state: State) -> None:
+    """Keep what would be without its folder, or would take the place of what is kept."""
+    state.given = undo.wanted
+    settled = False
+    while not settled:
+        settled = True
+        for path in sorted(undo.wanted, reverse=True):
+            wanted = undo.wanted[path]
+            above = state.at(path.rpartition("/")[0])
+            if wanted is not None and (above is None or above.kind != "d"):
+                reason = "folder_gone"
+            elif (wanted is None or wanted.kind != "d") and _kept_below(state, path):
+                reason = "not_empty"
+            else:
+                continue
+            undo.kept[path] = reason
+            del undo.wanted[path]
+            settled = False
+
+
+def _kept_below(state: State, path: str) -> bool:
+    present = state.kept(path)
+    return present is not None and present.kind == "d" and state.holds(path)
+
+
+# From what is wanted to steps.
+
+
+def steps_of(sql: sqlite3.Connection, now: str, wanted: Mapping[str, Entry | None]) -> list[Step]:
+    """Return what brings the present state, the newest one, to what is wanted of some paths.
+
+    Taken again after a part of them was, they do no harm: a file is replaced at once; what becomes
+    of another kind is gone in between; a folder that is worked in is open to its owner until the
+    last steps give it the rights that it is to have.
+    """
+    state = State(sql, now)
+    worked_in = {path.rpartition("/")[0] for path in wanted}
+    state.given = dict(wanted)
+    opened, closed = [], []
+    for path in sorted(worked_in | {path for path, entry in wanted.items() if _kind(entry) == "d"}):
+        is_now, then = state.kept(path), state.at(path)
+        if path and is_now is not None and is_now.kind == "d" and is_now.mode & _OWN != _OWN:
+            opened.append(Step("mode", path, {"mode": is_now.mode | _OWN}))
+        is_folder = path and then is not None and then.kind == "d"
+        if is_folder and then is not None and (path in wanted or then.mode & _OWN != _OWN):
+            closed.append(Step("mode", path, {"mode": then.mode}))
+    removed, made = [], []
+    for path in sorted(wanted):
+        one, other = state.kept(path), wanted[path]
+        replaced = one is not None and other is not None and one.kind == other.kind != "l"
+        tag = _tag(sql, path, one)
+        if one is not None and not replaced:
+            removed.append(Step("remove", path, {"tag": tag}))
+        if other is not None and not (replaced and other.kind == "d"):
+            made.append(_making(path, one, other, tag if replaced else ""))
+    return [*opened, *reversed(removed), *made, *reversed(closed)]
+
+
+def _making(path: str, present: Entry | None, wanted: Entry, tag: str | None) -> Step:
+    match wanted.kind:
+        case "d":
+            return Step("folder", path, {})
+        case "l":
+            return Step("link", path, {"target": wanted.content})
+    if present is not None and present.kind == "f" and present.content == wanted.content:
+        return Step("mode", path, {"mode": wanted.mode})
+    about: dict[str, Any] = {"tag": tag, "mode": wanted.mode}
+    return Step("file", path, about, wanted.content)
+
+
+def _tag(sql: sqlite3.Connection, path: str, present: Entry | None) -> str | None:
+    """Return the tag that a file has still when nobody changes it meanwhile."""
+    if present is None or present.kind != "f":
+        return None
+    status = status_at(sql, path)
+    if status is None:
+        raise SnapshotError("The state that was kept last does not tell of a file.")
+    return status.tag
+
+
+def rest_of(
+    sql: sqlite3.Connection, began: str, now: str, wanted: Mapping[str, Entry | None]
+) -> Undo:
+    """Decide what an undo that was cut short has still to put back.
+
+    Args:
+        sql: where the states are kept.
+        began: the tree as it was when the undo was begun.
+        now: the present tree.
+        wanted: what it was to put back.
+    """
+    undo, was, state = Undo(), State(sql, began), State(sql, now)
+    opened = {path.rpartition("/")[0] for path in wanted} - wanted.keys() - {""}
+    folders = {path: was.kept(path) for path in opened}
+    modes = {path: one for path, one in folders.items() if one is not None and one.kind == "d"}
+    for path, entry in {**wanted, **modes}.items():
+        present, first = state.kept(path), was.kept(path)
+        if (present and present.itself) == (entry and entry.itself):
+            continue
+        if _left_by_undo(present, first, entry):
+            undo.wanted[path] = entry
+        else:
+            undo.kept[path] = "changed_since"
+    _settle(undo, state)
+    return undo
+
+
+def _left_by_undo(present: Entry | None, first: Entry | None, wanted: Entry | None) -> bool:
+    """Tell whether an undo that was cut short can have left this."""
+    if (present and present.itself) == (first and first.itself):
+        return True
+    if present is None:
+        return first is not None and wanted is not None
+    if present.kind == "d":
+        modes = {one.mode | _OWN for one in (first, wanted) if one is not None and one.kind == "d"}
+        return present.mode in modes | {_OWN}
+    return wanted is not None and present.kind == wanted.kind and present.content == wanted.content

@@ -1,0 +1,157 @@
+"""Differences between two states as clients are told of them: renames, lines, diffs, in bounds."""
+
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from greylag.agentd.changes.lines import counts, is_binary, unified
+from greylag.agentd.changes.plan import differences
+from greylag.agentd.changes.spans import Ends
+from greylag.agentd.changes.store import PIECE, Change, Entry, read_object, read_tree
+from greylag.common.agent_api import Changes, FileChange, FileDiff, LeftOut
+
+_MOST_CHANGES = 2000
+_MOST_LIST_TEXT = 2 * PIECE
+_MOST_COUNTED = PIECE
+_MOST_DIFF = PIECE
+_COUNTING_SECONDS = 2.0
+_KINDS = {"f": "file", "d": "folder", "l": "link"}
+
+
+def report(sql: sqlite3.Connection, ends: Ends) -> Changes:
+    """Return what differs between two states."""
+    found = _told(sql, ends)
+    changes: list[FileChange] = []
+    room, until = _MOST_LIST_TEXT, time.monotonic() + _COUNTING_SECONDS
+    for path, (old_path, old, new) in sorted(found.items()):
+        room -= 6 * (len(path) + len(old_path or "")) + 300
+        if len(changes) == _MOST_CHANGES or room < 0:
+            break
+        change = _change(path, old_path, old, new, shared=path in ends.shared)
+        if time.monotonic() < until:
+            change = _counted(sql, change, old, new)
+        changes.append(change)
+    return Changes(
+        from_snapshot=ends.before.number,
+        to_snapshot=ends.after.number,
+        changes=changes,
+        total=len(found),
+        added_lines=sum(one.added_lines or 0 for one in changes),
+        deleted_lines=sum(one.deleted_lines or 0 for one in changes),
+        left_out=[LeftOut(path, reason) for path, reason in ends.after.left_out],
+        left_out_total=ends.after.left_out_count,
+    )
+
+
+def diff_of(sql: sqlite3.Connection, ends: Ends, path: str) -> FileDiff | None:
+    """Return what differs in one file, ``None`` when nothing does."""
+    found = _told(sql, ends).get(path)
+    if found is None:
+        return None
+    old_path, old, new = found
+    change = _change(path, old_path, old, new, shared=path in ends.shared)
+    change = _counted(sql, change, old, new)
+    texts = _texts(sql, old, new)
+    if texts is None or change.binary:
+        return FileDiff(change, "", whole=change.binary or change.kind != "file")
+    names = (f"a/{old_path or path}" if old else "/dev/null", f"b/{path}" if new else "/dev/null")
+    said: list[str] = []
+    room = _MOST_DIFF
+    for line in unified(*texts, *names):
+        room -= len(line)
+        if room < 0:
+            return FileDiff(change, "".join(said), whole=False)
+        said.append(line)
+    return FileDiff(change, "".join(said), whole=True)
+
+
+_Told = dict[str, tuple[str | None, Entry | None, Entry | None]]
+
+
+def _told(sql: sqlite3.Connection, ends: Ends) -> _Told:
+    """Return the changes that are told: path, path before a rename, what was and what is."""
+    found = differences(sql, ends.before.root, ends.after.root)
+    changes = {path: change for path, change in found.items() if _is_told(sql, change)}
+    told: _Told = {path: (None, *change) for path, change in changes.items()}
+    for path, old_path in _renames(changes).items():
+        told[path] = old_path, changes[old_path][0], changes[path][1]
+        del told[old_path]
+    return told
+
+
+def _is_told(sql: sqlite3.Connection, change: Change) -> bool:
+    """Tell whether a change is told by itself: a folder that came with what it holds is not."""
+    old, new = change
+    if old is not None and new is not None:
+        return old.kind != "d" or new.kind == "d" or not read_tree(sql, old.content)
+    entry = old or new
+    return entry is not None and (entry.kind != "d" or not read_tree(sql, entry.content))
+
+
+def _renames(changes: Mapping[str, Change]) -> dict[str, str]:
+    """Return which new files are old ones of the same content; of the same name, where it is so."""
+    gone: dict[tuple[str, ...], list[str]] = {}
+    for path, (old, new) in changes.items():
+        if old is not None and new is None and old.kind == "f" and old.size:
+            gone.setdefault(tuple(old.content), []).append(path)
+    found: dict[str, str] = {}
+    for path, (old, new) in sorted(changes.items()):
+        if old is None and new is not None and new.kind == "f" and new.size:
+            sources = gone.get(tuple(new.content), [])
+            name = path.rpartition("/")[2]
+            if sources:
+                found[path] = min(sources, key=lambda one: (one.rpartition("/")[2] != name, one))
+                sources.remove(found[path])
+    return found
+
+
+def _change(
+    path: str, old_path: str | None, old: Entry | None, new: Entry | None, *, shared: bool
+) -> FileChange:
+    what = "added" if old is None else "deleted" if new is None else "modified"
+    entry = new or old
+    return FileChange(
+        path=path,
+        change="renamed" if old_path is not None else what,
+        kind=_KINDS["f" if entry is None else entry.kind],
+        old_path=old_path,
+        old_mode=_mode(old),
+        mode=_mode(new),
+        shared=shared,
+    )
+
+
+def _mode(entry: Entry | None) -> str | None:
+    return None if entry is None or entry.kind == "l" else f"{entry.mode:03o}"
+
+
+def _counted(
+    sql: sqlite3.Connection, change: FileChange, old: Entry | None, new: Entry | None
+) -> FileChange:
+    """Return a change with its lines counted, or marked as no text, where it is not too large."""
+    if any(one is not None and one.kind == "f" and _begins_binary(sql, one) for one in (old, new)):
+        return replace(change, binary=True)
+    texts = _texts(sql, old, new)
+    if texts is None:
+        return change
+    came, went = counts(*texts)
+    return replace(change, added_lines=came, deleted_lines=went)
+
+
+def _begins_binary(sql: sqlite3.Connection, entry: Entry) -> bool:
+    return bool(entry.content) and is_binary(read_object(sql, entry.content[0]))
+
+
+def _texts(
+    sql: sqlite3.Connection, old: Entry | None, new: Entry | None
+) -> tuple[bytes, bytes] | None:
+    """Return the contents of files that are not too large to be compared."""
+    files = [one if one is not None and one.kind == "f" else None for one in (old, new)]
+    if files == [None, None] or any(one is not None and one.size > _MOST_COUNTED for one in files):
+        return None
+    one, other = (
+        b"" if file is None else b"".join(read_object(sql, piece) for piece in file.content)
+        for file in files
+    )
+    return one, other

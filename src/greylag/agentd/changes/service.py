@@ -1,0 +1,313 @@
+"""What turns changed: states kept around each, told as changes and diffs, and taken back.
+
+A turn and an undo are spans: each has the state before it and the one after it. Between two states
+that follow each other, whoever's span went on may have changed what differs. Where two did, what
+differs is shared, and no undo takes it away unasked.
+
+One task at a time lists the workspace, keeps its state or brings one back. An undo that was cut
+short, by whatever end of a process, is gone on with before anything else.
+"""
+
+import asyncio
+import sqlite3
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import structlog
+
+from greylag.agentd.changes import spans
+from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.plan import Extent, State, rest_of, steps_of, undo_of
+from greylag.agentd.changes.report import diff_of, report
+from greylag.agentd.changes.spans import Ends, Span
+from greylag.agentd.changes.store import Entry, Snapshot, SnapshotError, SnapshotStore
+from greylag.agentd.problems import RequestError
+from greylag.common.agent_api import Changes, FileDiff, Kept, Undone, UndoWish
+from greylag.common.backoff import backoff
+
+_LISTED_WITHIN = 30.0
+_READ_WITHIN = 5.0
+_END_WITHIN = 1.0
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 5.0
+_MOST_KEPT = 1000
+_MOST_NAMED = 20
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class ChangeService:
+    """Owns the states of one workspace.
+
+    Args:
+        store: where they are kept.
+        capture: how they are taken, and brought back.
+    """
+
+    def __init__(self, store: SnapshotStore, capture: Capture) -> None:
+        self._store = store
+        self._capture = capture
+        self._lock = asyncio.Lock()
+        self._running: set[str] = set()
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._recovered = False
+
+    async def recover(self) -> None:
+        """Go on with what an end of agentd cut short, as soon as execd answers."""
+        tried = 0
+        while not self._recovered:
+            try:
+                async with self._lock:
+                    await self._go_on()
+            except SnapshotError:
+                tried += 1
+                await asyncio.sleep(backoff(tried, _FIRST_PAUSE, _LONGEST_PAUSE))
+
+    async def stop(self) -> None:
+        """End what still goes on; the next start goes on with it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Around a turn.
+
+    async def begin(self, span_id: str, session_id: str) -> None:
+        """Keep the state before a turn; return as soon as the agent may change it."""
+        self._running.add(span_id)
+        listed = asyncio.Event()
+        task = self._start(self._begin(span_id, session_id, listed), f"state before {span_id}")
+        waiting = self._start(listed.wait(), "workspace listed")
+        await asyncio.wait({task, waiting}, timeout=_LISTED_WITHIN, return_when="FIRST_COMPLETED")
+        waiting.cancel()
+        await asyncio.wait({task}, timeout=_READ_WITHIN)
+
+    async def _begin(self, span_id: str, session_id: str, listed: asyncio.Event) -> None:
+        async with self._lock:
+            try:
+                newest = await self._store.run(spans.newest)
+                span = Span(span_id, session_id, newest)
+                await self._store.run(lambda sql: spans.add(sql, span))
+                await self._go_on()
+                before = await self._capture.take(listed)
+                await self._store.run(lambda sql: spans.set_before(sql, span_id, before.number))
+            except SnapshotError as error:
+                _log.warning("snapshot_failed", span_id=span_id, error=str(error))
+
+    async def end(self, span_id: str) -> None:
+        """Keep the state after a turn; return when it is kept, or a moment later."""
+        task = self._start(self._end(span_id), f"state after {span_id}")
+        self._ending[span_id] = task
+        self._running.discard(span_id)
+        await asyncio.wait({task}, timeout=_END_WITHIN)
+
+    async def _end(self, span_id: str) -> None:
+        try:
+            async with self._lock:
+                after = await self._capture.take()
+                await self._store.run(lambda sql: spans.set_after(sql, after.number, span_id))
+        except SnapshotError as error:
+            _log.warning("snapshot_failed", span_id=span_id, error=str(error))
+        finally:
+            del self._ending[span_id]
+
+    async def touched(self, *paths: str) -> None:
+        """Remember that a person changed paths, or what is below them, while turns run."""
+        running = set(self._running)
+        if running:
+            try:
+                await self._store.run(lambda sql: spans.touch(sql, running, paths))
+            except SnapshotError as error:
+                _log.warning("snapshot_failed", error=str(error))
+
+    # What is told.
+
+    async def of_turn(self, span_id: str) -> Changes:
+        """Return what a turn or an undo changed."""
+        ends = await self._ends(span_id)
+        return await self._read(lambda sql: report(sql, ends))
+
+    async def diff(self, span_id: str, path: str) -> FileDiff:
+        """Return what a turn or an undo changed in a file."""
+        ends = await self._ends(span_id)
+        found = await self._read(lambda sql: diff_of(sql, ends, path))
+        if found is None:
+            raise RequestError("file_not_found", f"The turn did not change this: {path[:200]}")
+        return found
+
+    async def between(self, start: str | None, end: str | None) -> Changes:
+        """Return what differs between two states, by default from the oldest one until now."""
+        if end is None:
+            await self._settled(self._alone(self._capture.take), "state now")
+        first = await self._read(lambda sql: spans.state(sql, start, after=False))
+        last = await self._read(lambda sql: spans.state(sql, end, after=True))
+        if first is None or last is None:
+            raise _gone()
+        ends = Ends(first, last)
+        return await self._read(lambda sql: report(sql, ends))
+
+    async def notes(self, session_id: str) -> tuple[str, list[Span]]:
+        """Return what a session's agent is to know of undos ("": nothing), and those that it tells.
+
+        Once it has been told, hand them to ``told``.
+        """
+        try:
+            undos = await self._store.run(lambda sql: spans.untold(sql, session_id))
+        except SnapshotError as error:
+            _log.warning("snapshot_failed", error=str(error))
+            undos = []
+        paths = list(dict.fromkeys(path for undo in undos for path in undo.paths))
+        if not paths:
+            return "", undos
+        names = ", ".join(paths[:_MOST_NAMED])
+        more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+        note = (
+            "Note from the platform: the user has undone changes that were made to the workspace. "
+            f"These are as they were before, so read them again: {names}{more}."
+        )
+        return note, undos
+
+    async def told(self, undos: list[Span]) -> None:
+        """Remember that the agent was told of undos."""
+        if undos:
+            try:
+                await self._store.run(lambda sql: spans.set_told(sql, undos))
+            except SnapshotError as error:
+                _log.warning("snapshot_failed", error=str(error))
+
+    # Undoing.
+
+    async def undo(self, span_id: str, wish: UndoWish) -> Undone:
+        """Put back what a turn, or an undo, changed.
+
+        It goes on to its end when the caller leaves.
+        """
+        ends = await self._ends(span_id)
+        return await self._settled(
+            self._alone(lambda: self._undo(span_id, ends, wish)), f"undo of {span_id}"
+        )
+
+    async def _undo(self, span_id: str, ends: Ends, wish: UndoWish) -> Undone:
+        only = None if wish.paths is None else frozenset(wish.paths)
+        extent = Extent(ends.before.root, ends.after.root, ends.shared, wish.override, only)
+        now = await self._capture.take()
+        undo = await self._store.run(lambda sql: undo_of(sql, extent, now.root))
+        undone = await self._store.run(lambda sql: spans.find(sql, span_id))
+        if undone is None:
+            raise SnapshotError("The turn's states are no longer kept.")
+        paths, session_id = sorted(undo.wanted), undone.session_id
+        one = Span(uuid.uuid4().hex, session_id, now.number, now.number, None, span_id, paths)
+        await self._store.run(lambda sql: spans.add(sql, one))
+        _log.info("undo_began", span_id=span_id, undo_id=one.span_id, paths=len(paths))
+        after, refused = await self._bring_back(one, now, undo.wanted)
+        kept = [Kept(path, reason) for path, reason in sorted((undo.kept | refused).items())]
+        changes = await self._store.run(lambda sql: report(sql, Ends(now, after)))
+        _log.info("undo_ended", undo_id=one.span_id, kept=len(kept))
+        return Undone(one.span_id, changes, kept[:_MOST_KEPT], len(kept))
+
+    async def _bring_back(
+        self, undo: Span, now: Snapshot, wanted: Mapping[str, Entry | None]
+    ) -> tuple[Snapshot, dict[str, str]]:
+        """Take all steps of an undo; return the state after it, and what could not be put back."""
+        steps = await self._store.run(lambda sql: steps_of(sql, now.root, wanted))
+        refused = await self._capture.restore(steps) if steps else {}
+        after = await self._capture.take() if steps else now
+        await self._store.run(lambda sql: spans.set_after(sql, after.number, undo.span_id))
+        return after, refused
+
+    async def _go_on(self) -> None:
+        """Give turns that an end of agentd cut their end, and take undos to theirs."""
+        for undo in await self._store.run(spans.left_undos):
+            await self._end_undo(undo)
+        if not self._recovered:
+            going_on = self._running | self._ending.keys()
+            left = {span.span_id for span in await self._store.run(spans.left_turns)} - going_on
+            if left:
+                after = (await self._capture.take()).number
+                await self._store.run(lambda sql: spans.set_after(sql, after, *left))
+            self._recovered = True
+
+    async def _end_undo(self, undo: Span) -> None:
+        def left(sql: sqlite3.Connection) -> tuple[Snapshot | None, Snapshot | None]:
+            began = spans.state(sql, undo.span_id, after=False)
+            return began, spans.state(sql, undo.undoes, after=False)
+
+        began, target = await self._store.run(left)
+        now = await self._capture.take()
+        wanted: Mapping[str, Entry | None] = {}
+        if began is not None and target is not None:
+            first, goal = began.root, target.root
+
+            def rest(sql: sqlite3.Connection) -> Mapping[str, Entry | None]:
+                state = State(sql, goal)
+                whole = {path: state.kept(path) for path in undo.paths}
+                return rest_of(sql, first, now.root, whole).wanted
+
+            wanted = await self._store.run(rest)
+        await self._bring_back(undo, now, wanted)
+        _log.warning("undo_ended_after_restart", undo_id=undo.span_id)
+
+    # How things are done.
+
+    async def _ends(self, span_id: str) -> Ends:
+        """Return the states around a span.
+
+        Raises:
+            RequestError: turn_running, snapshot_gone, agent_unavailable.
+        """
+        if span_id in self._running:
+            raise RequestError("turn_running", "The turn has not ended yet.")
+        if span_id in self._ending:
+            await asyncio.wait({self._ending[span_id]})
+        if not self._recovered:
+            await self._settled(self._alone(self._nothing), "recovery")
+        found = await self._read(lambda sql: spans.ends(sql, span_id))
+        if found is None:
+            raise _gone()
+        return found
+
+    async def _nothing(self) -> None:
+        """Do nothing but what comes before anything else."""
+
+    async def _alone(self, work: Callable[[], Awaitable[T]]) -> T | SnapshotError | RequestError:
+        async with self._lock:
+            try:
+                await self._go_on()
+                return await work()
+            except (SnapshotError, RequestError) as error:
+                return error
+
+    async def _settled(self, work: Awaitable[T | SnapshotError | RequestError], name: str) -> T:
+        """Do work in a task of its own, to its end whoever waits for it; raise what it says."""
+        found = await asyncio.shield(self._start(work, name))
+        if isinstance(found, SnapshotError):
+            raise _failed(found) from found
+        if isinstance(found, RequestError):
+            raise found
+        return found
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self._store.run(work)
+        except SnapshotError as error:
+            raise _failed(error) from error
+
+    def _start(self, work: Awaitable[T], name: str) -> asyncio.Task[T]:
+        async def run() -> T:
+            return await work
+
+        task = asyncio.create_task(run(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _failed(error: SnapshotError) -> RequestError:
+    return RequestError("agent_unavailable", str(error))
+
+
+def _gone() -> RequestError:
+    return RequestError("snapshot_gone", "What the workspace was then is not kept (any longer).")

@@ -1,0 +1,162 @@
+"""Turns and undos as spans between two states, and what in them may be somebody else's work."""
+
+import json
+import sqlite3
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from greylag.agentd.changes.plan import among, differences
+from greylag.agentd.changes.store import Snapshot, snapshot_at
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A turn, or an undo.
+
+    Attributes:
+        span_id: the turn's id, or the undo's.
+        session_id: of the turn, also of the turn that was undone.
+        began: the number of a state that is not newer than its beginning.
+        before, after: the numbers of the states around it, as far as they are known.
+        undoes: the span that an undo takes back.
+        paths: what an undo puts back.
+    """
+
+    span_id: str
+    session_id: str
+    began: int
+    before: int | None = None
+    after: int | None = None
+    undoes: str | None = None
+    paths: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Two states, and the paths that somebody else may have changed in between."""
+
+    before: Snapshot
+    after: Snapshot
+    shared: Collection[str] = frozenset()
+
+
+def add(sql: sqlite3.Connection, span: Span) -> None:
+    """Write a span; one that is there stays."""
+    undo = span.undoes is not None
+    row = (span.span_id, span.session_id, span.began, span.before, span.after, span.undoes)
+    sql.execute(
+        "INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (*row, json.dumps(span.paths) if undo else None, int(not undo)),
+    )
+
+
+def newest(sql: sqlite3.Connection) -> int:
+    """Return the number of the newest state, 0 when there is none."""
+    return int(sql.execute("SELECT coalesce(max(number), 0) FROM snapshots").fetchone()[0])
+
+
+def set_before(sql: sqlite3.Connection, span_id: str, number: int) -> None:
+    """Say which state was before a span."""
+    sql.execute("UPDATE spans SET before = ? WHERE span_id = ?", (number, span_id))
+
+
+def set_after(sql: sqlite3.Connection, number: int, *span_ids: str) -> None:
+    """Say which state was after spans, which have ended then."""
+    rows = [(number, span_id) for span_id in span_ids]
+    sql.executemany("UPDATE spans SET after = ? WHERE span_id = ?", rows)
+
+
+def find(sql: sqlite3.Connection, span_id: str) -> Span | None:
+    """Return a span, ``None`` when it is not known (any more)."""
+    return next(iter(_select(sql, "span_id = ?", span_id)), None)
+
+
+def left_turns(sql: sqlite3.Connection) -> list[Span]:
+    """Return the turns that have no end yet."""
+    return _select(sql, "undoes IS NULL AND after IS NULL")
+
+
+def left_undos(sql: sqlite3.Connection) -> list[Span]:
+    """Return the undos that have no end yet, the first one first."""
+    return _select(sql, "undoes IS NOT NULL AND after IS NULL ORDER BY rowid")
+
+
+def untold(sql: sqlite3.Connection, session_id: str) -> list[Span]:
+    """Return the undos of which a session's agent was not told yet."""
+    return _select(sql, "session_id = ? AND told = 0 AND after IS NOT NULL", session_id)
+
+
+def set_told(sql: sqlite3.Connection, undos: Sequence[Span]) -> None:
+    """Say that the agent was told of undos."""
+    sql.executemany("UPDATE spans SET told = 1 WHERE span_id = ?", [(u.span_id,) for u in undos])
+
+
+def touch(sql: sqlite3.Connection, span_ids: Collection[str], paths: Collection[str]) -> None:
+    """Remember that a person changed paths while spans went on."""
+    rows = [(span_id, path) for span_id in span_ids for path in paths]
+    sql.executemany("INSERT OR IGNORE INTO touched VALUES (?, ?)", rows)
+
+
+def state(sql: sqlite3.Connection, name: str | None, *, after: bool) -> Snapshot | None:
+    """Return a state by its number, or the one before or after a span.
+
+    Without a name it is the newest one (``after``) or the oldest.
+    """
+    if name is None:
+        return snapshot_at(sql, f"ORDER BY number {'DESC' if after else 'ASC'}")
+    span = find(sql, name)
+    if span is not None:
+        return _numbered(sql, span.after if after else span.before)
+    number = int(name) if name.isascii() and name.isdigit() and len(name) < 19 else None  # noqa: PLR2004 - digits of 64 bits
+    return _numbered(sql, number)
+
+
+def ends(sql: sqlite3.Connection, span_id: str) -> Ends | None:
+    """Return the states around a span, ``None`` when they are not (any longer) kept."""
+    span = find(sql, span_id)
+    if span is None:
+        return None
+    before, after = _numbered(sql, span.before), _numbered(sql, span.after)
+    if before is None or after is None:
+        return None
+    return Ends(before, after, _shared(sql, span_id, before, after))
+
+
+def _shared(
+    sql: sqlite3.Connection, span_id: str, before: Snapshot, after: Snapshot
+) -> frozenset[str]:
+    """Return what changed while another span went on too, or was changed by a person meanwhile."""
+    states = sql.execute(
+        "SELECT number, root FROM snapshots WHERE number BETWEEN ? AND ? ORDER BY number",
+        (before.number, after.number),
+    ).fetchall()
+    found: set[str] = set()
+    for one, other in pairwise(states):
+        others = sql.execute(
+            "SELECT 1 FROM spans WHERE span_id <> ? AND coalesce(before, began) <= ? "
+            "AND coalesce(after, ?) >= ?",
+            (span_id, one["number"], other["number"], other["number"]),
+        ).fetchone()
+        if others is not None:
+            found |= differences(sql, one["root"], other["root"]).keys()
+    rows = sql.execute("SELECT path FROM touched WHERE span_id = ?", (span_id,))
+    touched = {row["path"] for row in rows}
+    if touched:
+        changed = differences(sql, before.root, after.root)
+        found |= {path for path in changed if among(path, touched)}
+    return frozenset(found)
+
+
+def _numbered(sql: sqlite3.Connection, number: int | None) -> Snapshot | None:
+    return None if number is None else snapshot_at(sql, "WHERE number = ?", number)
+
+
+def _select(sql: sqlite3.Connection, where: str, *values: str) -> list[Span]:
+    # ``where`` is always written in this module; what comes from outside is bound as a value.
+    rows = sql.execute(
+        "SELECT span_id, session_id, began, before, after, undoes, paths FROM spans "  # noqa: S608 - see above
+        f"WHERE {where}",
+        values,
+    )
+    return [Span(**{**dict(row), "paths": json.loads(row["paths"] or "[]")}) for row in rows]

@@ -1,0 +1,127 @@
+"""`greylag changes`, `diff` and `undo`: what turns changed in a workspace, and taking it back."""
+
+from typing import Any
+
+import click
+
+from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.client import ApiClient, ProjectPlace
+from greylag.cli.errors import CliError
+from greylag.cli.output import confirm
+from greylag.common.agent_api import FileChange
+
+COLUMNS = ("CHANGE", "LINES", "MODE", "PATH")
+
+
+@click.command()
+@click.argument("project")
+@click.argument("turn", required=False)
+@api_options
+@with_client
+async def changes(access: Access, api: ApiClient, *, project: str, turn: str | None) -> None:
+    """List the files that a turn (by default the newest) changed, and what is not kept."""
+    place = await access.place(api, project)
+    found = await api.turn_changes(place, await _turn(api, place, turn))
+    if access.output.json:
+        access.output.document(found)
+        return
+    _show(access, api, found)
+
+
+@click.command()
+@click.argument("project")
+@click.argument("path")
+@click.argument("turn", required=False)
+@api_options
+@with_client
+async def diff(
+    access: Access, api: ApiClient, *, project: str, path: str, turn: str | None
+) -> None:
+    """Print what a turn (by default the newest) changed in a file, as a unified diff."""
+    place = await access.place(api, project)
+    found = await api.turn_diff(place, await _turn(api, place, turn), path)
+    if access.output.json:
+        access.output.document(found)
+        return
+    for line in str(found["diff"]).splitlines():
+        access.output.line(line)
+    if not found["diff"] or not found["whole"]:
+        (change,) = api.changes([found["change"]])
+        about = "It is no text." if change.binary else "There are no lines to compare."
+        access.output.note("There is more than this." if found["diff"] else about)
+
+
+@click.command()
+@click.argument("project")
+@click.argument("turn", required=False)
+@click.option("--path", "paths", multiple=True, help="Only this, with all below it; repeatable.")
+@click.option("--override", is_flag=True, help="Take away what others changed since, too.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@api_options
+@with_client
+async def undo(  # noqa: PLR0913 - one argument per option
+    access: Access,
+    api: ApiClient,
+    *,
+    project: str,
+    turn: str | None,
+    paths: tuple[str, ...],
+    override: bool,
+    yes: bool,
+) -> None:
+    """Bring back what a turn (by default the newest), or an undo, changed in the workspace.
+
+    What others changed since, or meanwhile, stays and is named. The undo itself can be undone, by
+    the id that is printed.
+    """
+    place = await access.place(api, project)
+    turn_id = await _turn(api, place, turn)
+    await confirm(f"Undo what turn {turn_id} changed in {project}?", yes=yes)
+    done = await api.undo_turn(place, turn_id, list(paths) or None, override=override)
+    if access.output.json:
+        access.output.document(done)
+        return
+    _show(access, api, done["changes"])
+    for kept in done["kept"]:
+        access.output.note(f"Kept as it is: {kept['path']} ({kept['reason']}).")
+    access.output.note(f"To take this back: greylag undo {project} {done['undo_id']}")
+
+
+def _show(access: Access, api: ApiClient, found: dict[str, Any]) -> None:
+    rows = [
+        (one.change, _lines(one), one.mode or "-", _path(one))
+        for one in api.changes(found["changes"])
+    ]
+    access.output.table(COLUMNS, rows, prose=("PATH",), empty="No file changed.")
+    if found["total"] > len(rows):
+        access.output.note(f"{found['total'] - len(rows)} more changed.")
+    for one in found["left_out"]:
+        access.output.note(f"Not kept: {one['path']} ({one['reason']}).")
+    if found["left_out_total"] > len(found["left_out"]):
+        access.output.note(f"{found['left_out_total'] - len(found['left_out'])} more are not kept.")
+
+
+def _lines(change: FileChange) -> str:
+    if change.binary:
+        return "binary"
+    if change.added_lines is None:
+        return "-"
+    return f"+{change.added_lines} -{change.deleted_lines}"
+
+
+def _path(change: FileChange) -> str:
+    name = change.path + ("/" if change.kind == "folder" else "")
+    name = f"{change.old_path} -> {name}" if change.old_path else name
+    return f"{name} (others worked on it too)" if change.shared else name
+
+
+async def _turn(api: ApiClient, place: ProjectPlace, turn: str | None) -> str:
+    """Return a turn's id, by default the project's newest turn's."""
+    if turn is not None:
+        return turn
+    found = await api.sessions(place)
+    newest = max(found, key=lambda session: session.updated_at, default=None)
+    turns = [] if newest is None else await api.turns(place, newest.session_id)
+    if not turns:
+        raise CliError(f"{place.project_id} has no turn yet.", "Send a message by `greylag chat`.")
+    return turns[0]

@@ -1,0 +1,199 @@
+"""What turns change: what is told, what is left out, whose work an undo leaves alone."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.agentd.changes.rig import look, rig
+
+from greylag.agentd.problems import RequestError
+from greylag.execd import snapshots
+
+
+async def test_changes_are_told_with_renames_lines_and_what_is_left_out(tmp_path: Path) -> None:
+    async with rig(tmp_path, file_limit=10_000) as made:
+        root = made.root
+        (root / "a.py").write_text("one\ntwo\nthree\n")
+        (root / "old.txt").write_text("content\n")
+        (root / "gone").write_text("x\ny\n")
+        (root / ".gitignore").write_text("*.log\n!kept.log\n/dist/\n")
+        (root / "plain").mkdir()
+        async with made.turn("t"):
+            (root / "a.py").write_text("one\n2\nthree\nfour\n")
+            (root / "sub").mkdir()
+            (root / "old.txt").rename(root / "sub/new.txt")
+            (root / "gone").unlink()
+            (root / "pic").write_bytes(b"\0\1")
+            (root / "big").write_bytes(b"x" * 10_001)
+            (root / "node_modules/x").mkdir(parents=True)
+            (root / "a.log").write_text("ignored")
+            (root / "kept.log").write_text("kept\n")
+            (root / "dist").mkdir()
+            (root / "empty").mkdir()
+            (root / "plain").chmod(0o700)
+            (root / "link").symlink_to("a.py")
+        found = await made.service.of_turn("t")
+        told = {one.path: (one.change, one.added_lines, one.deleted_lines) for one in found.changes}
+        assert told == {
+            "a.py": ("modified", 2, 1),
+            "empty": ("added", None, None),
+            "gone": ("deleted", 0, 2),
+            "kept.log": ("added", 1, 0),
+            "link": ("added", None, None),
+            "pic": ("added", None, None),
+            "plain": ("modified", None, None),
+            "sub/new.txt": ("renamed", 0, 0),
+        }
+        assert (found.total, found.added_lines, found.deleted_lines) == (8, 3, 3)
+        assert {one.path: one.reason for one in found.left_out} == {
+            "a.log": "ignored",
+            "big": "too_large",
+            "dist": "ignored",
+            "node_modules": "build",
+        }
+        diff = await made.service.diff("t", "a.py")
+        assert diff.diff == (
+            "--- a/a.py\n+++ b/a.py\n@@ -1,3 +1,4 @@\n one\n-two\n+2\n three\n+four\n"
+        )
+        assert (await made.service.diff("t", "pic")).change.binary
+        with pytest.raises(RequestError, match="did not change"):
+            await made.service.diff("t", "plain/x")
+
+
+async def test_an_undo_leaves_what_others_did_and_says_so(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        root = made.root
+        for name in ("mine", "theirs", "person", "uploaded"):
+            (root / name).write_text("before\n")
+        await made.service.begin("a", "one")
+        (root / "mine").write_text("a\n")
+        (root / "made").mkdir()
+        (root / "made/by-a").write_text("a\n")
+        await made.service.begin("b", "two")  # both sessions are at work now
+        (root / "theirs").write_text("b\n")
+        await made.service.end("a")
+        await made.service.touched("uploaded")
+        (root / "uploaded").write_text("by hand\n")
+        (root / "person").write_text("b\n")
+        await made.service.end("b")
+        (root / "person").write_text("by hand\n")
+        (root / "made/by-hand").write_text("by hand\n")
+        shared = {one.path for one in (await made.service.of_turn("a")).changes if one.shared}
+        assert shared == {"theirs"}
+
+        undone = await made.undo("a")
+        assert {one.path: one.reason for one in undone.kept} == {
+            "theirs": "changed_by_others",
+            "made": "not_empty",
+        }
+        assert (root / "mine").read_text() == "before\n"
+        assert [path.name for path in (root / "made").iterdir()] == ["by-hand"]
+        assert (root / "theirs").read_text() == "b\n"
+
+        undone = await made.undo("b")
+        assert {one.path: one.reason for one in undone.kept} == {
+            "theirs": "changed_by_others",
+            "uploaded": "changed_by_others",
+            "person": "changed_since",
+        }
+        present = look(root)
+        forced = await made.undo("b", override=True, paths=["person", "theirs"])
+        assert forced.kept == []
+        assert (root / "person").read_text() == (root / "theirs").read_text() == "before\n"
+        assert (root / "uploaded").read_text() == "by hand\n"
+        await made.undo(forced.undo_id)
+        assert look(root) == present
+
+
+async def test_nested_repositories_come_back_with_branches_and_index(tmp_path: Path) -> None:
+    program = shutil.which("git")
+    if program is None:
+        pytest.skip("GIT IS NOT INSTALLED")
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    def git(*words: str) -> str:
+        at = str(tmp_path / "workspace/lib/inner")
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.test", "-c", "core.hooksPath=")
+        done = subprocess.run(  # noqa: S603 - git, on the test's own words
+            [program or "git", "-C", at, *who, *words], check=True, capture_output=True, env=env
+        )
+        return done.stdout.decode()
+
+    async with rig(tmp_path) as made:
+        inner = made.root / "lib/inner"
+        inner.mkdir(parents=True)
+        (made.root / ".gitignore").write_text("*.txt\nbuild\n")
+        git("init", "-q", "-b", "main")
+        (inner / "f.txt").write_text("one\n")
+        git("add", "f.txt")
+        git("commit", "-qm", "one")
+        (inner / "f.txt").write_text("staged\n")
+        git("add", "f.txt")
+        before, status = look(made.root), git("status", "--porcelain=v2", "--branch")
+        async with made.turn("t"):
+            git("commit", "-qm", "two")
+            git("checkout", "-qb", "build")
+            (inner / "f.txt").unlink()
+        assert (await made.undo("t")).kept == []
+        assert look(made.root) == before
+        assert git("status", "--porcelain=v2", "--branch") == status
+
+
+async def test_the_oldest_states_go_first_and_say_so(tmp_path: Path) -> None:
+    async with rig(tmp_path, limit=600_000) as made:
+        for number in range(8):
+            async with made.turn(f"t{number}"):
+                (made.root / "f").write_bytes(os.urandom(200_000))
+        with pytest.raises(RequestError) as gone:
+            await made.service.of_turn("t0")
+        assert gone.value.code == "snapshot_gone"
+        assert await made.changed("t7") == {"f": "modified"}
+        assert (tmp_path / "snapshots.db").stat().st_size < 2_000_000
+        async with made.turn("large"):
+            (made.root / "g").write_bytes(os.urandom(200_000))
+        told = (await made.service.of_turn("large")).left_out
+        assert [(one.path, one.reason) for one in told] == [("g", "no_room")]
+
+
+async def test_a_turn_that_was_cut_ends_with_the_next_start(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await made.service.begin("t", "s")
+        with pytest.raises(RequestError) as running:
+            await made.service.of_turn("t")
+        assert running.value.code == "turn_running"
+        (made.root / "f").write_text("x")
+        await made.again()
+        await made.service.recover()
+        assert await made.changed("t") == {"f": "added"}
+        undone = await made.undo("t")
+        note, undos = await made.service.notes("s")
+        assert ("f" in note, [one.span_id for one in undos]) == (True, [undone.undo_id])
+        await made.service.told(undos)
+        assert await made.service.notes("s") == ("", [])
+        assert (await made.service.between("t", "t")).total == 1
+        assert (await made.service.between(None, None)).total == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\0\0\0\0\0\0\0\2{}",
+        b"\0\0\0\0\0\0\0\x09[[1,2,3]]",
+        b'\0\0\0\0\0\0\0\x0f[["..","d",1]] ',
+        b'\0\0\0\0\0\0\0\x0f[["a/b","d",1]]',
+        b"\0\0\0\xff\xff\xff\xff\xff",
+    ],
+)
+async def test_a_list_that_is_none_is_refused(answer: bytes, tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(snapshots, "records", lambda _: iter([answer]))
+            with pytest.raises(RequestError) as refused:
+                await made.service.between(None, None)
+        assert refused.value.code == "agent_unavailable"
+        async with asyncio.timeout(20):
+            assert (await made.service.between(None, None)).total == 0
