@@ -64,7 +64,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     Raises:
         ConfigError: there is no token and sign-in is not turned off.
     """
-    authenticator = Authenticator(settings, use_cases.store, use_cases.people)
+    authenticator = Authenticator(settings, use_cases)
     app = FastAPI(
         title="Greylag",
         version=__version__,
