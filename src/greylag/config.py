@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     users_file: Path | None = None
     sign_up: Literal["auto", "invited", "closed"] = "auto"
     session_idle_hours: float = Field(168.0, gt=0, le=8760)
+    token_days: float = Field(365.0, gt=0, le=3650)
     session_days: float = Field(30.0, gt=0, le=365)
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -60,6 +60,7 @@ from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
 from greylag.services.projects import Projects
 from greylag.services.sign_in import SignIn, SignInRules
+from greylag.services.tokens import Tokens
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
 from greylag.store.people import RecentPeople
 from greylag.store.sqlite.archive import is_there
@@ -149,6 +150,7 @@ def build(
             people=people,
             accounts=Accounts(people, gate, projects, recent),
             gate=gate,
+            tokens=Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days)),
             sign_in=sign_in,
         ),
         reconciler=reconciler,

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.harness import BEARER
 from tests.web.server import Site, site
 
 from greylag.common.agent_api import SOCKETS
@@ -21,16 +22,11 @@ from greylag.web.api.projects import PROJECT
 from greylag.web.auth import COOKIE
 
 REF = ProjectRef("ada", "notes")
-OPEN = {"health", "ready", "show_platform", "show_me", "list_users", "make_user"}
-"""Operations that are about no user: two for probes, four that see to themselves."""
-NAMES = {
-    "port": "8080",
-    "user": "ada",
-    "project": "notes",
-    "login": "0" * 16,
-    "member": "ada",
-    "token": "0" * 16,
+OPEN = {"health", "ready", "show_platform", "show_me", "list_users", "make_user"} | {
+    *("make_token", "list_tokens", "revoke_token")
 }
+"""Operations whose paths name no user: two are for probes, the others have tests of their own."""
+NAMES = {"port": "8080", "user": "ada", "project": "notes", "login": "0" * 16, "member": "ada"}
 BODIES: dict[str, Any] = {
     "create_project": {"name": "New"},
     "send_message": {"message": "hello"},
@@ -203,3 +199,59 @@ async def test_who_may_not_see_it_any_more_loses_a_running_stream_within_a_secon
             # A second on a quiet machine; what is measured here is that it ends by itself.
             assert time.monotonic() - began < 15
             assert '"type":"complete"' in rest.replace(" ", "")
+
+
+async def test_a_token_comes_in_as_its_user_as_far_as_its_scopes_go_until_it_is_revoked() -> None:
+    async with people_at_work() as (running, who):
+        ask, viewer, editor = running.ask, who["viewer"], who["editor"]
+        new = {"name": "nightly", "scopes": ["projects:read"], "expires_in_days": 7}
+        status, made = await ask("POST", "/api/tokens", json=new, headers=viewer)
+        assert (status, made["user_id"], made["token"][:4]) == (201, "viewer", "glg_")
+        bearer = {"authorization": f"Bearer {made['token']}"}
+        _, me = await ask("GET", "/api/me", headers=bearer)
+        assert (me["id"], me["via"]) == ("viewer", f"token {made['id']}")
+        path = "/api/users/ada/projects/notes"
+        assert (await ask("GET", path, headers=bearer))[0] == 200
+        assert (await ask("GET", f"{path}/sessions", headers=bearer))[0] == 403
+        assert (await ask("GET", "/api/tokens", headers=bearer))[0] == 403
+        assert (await ask("POST", "/api/tokens", json=new, headers=bearer))[0] == 403
+        _, listed = await ask("GET", "/api/tokens", headers=viewer)
+        (kept,) = listed["tokens"]
+        assert kept["address"] == "127.0.0.1"
+        assert kept["used_at"]
+        assert "token" not in kept
+        # Another's is as one that there is not.
+        other = f"/api/tokens/{made['id']}"
+        status, refused = await ask("DELETE", other, headers=editor)
+        assert (status, refused["code"]) == (404, "not_found")
+        assert (await ask("GET", "/api/tokens?user=viewer", headers=editor))[0] == 404
+        async with running.http.get(f"{path}/events", headers=bearer) as stream:
+            assert (await ask("DELETE", other, headers=viewer))[0] == 204
+            async with asyncio.timeout(30):
+                assert "does not count any more" in await stream.text()
+        assert (await ask("GET", "/api/me", headers=bearer))[0] == 401
+
+
+async def test_service_accounts_have_tokens_of_administrators_and_people_have_their_own() -> None:
+    async with people_at_work() as (running, who):
+        ask, boss = running.ask, who["admin"]
+        robot = {"id": "robot", "display_name": "Robot", "service": True}
+        assert (await ask("POST", "/api/users", json=robot, headers=boss))[0] == 201
+        new = {"name": "ci", "scopes": ["projects:write", "projects:read"], "user": "robot"}
+        status, made = await ask("POST", "/api/tokens", json=new, headers=boss)
+        assert status == 201
+        bearer = {"authorization": f"Bearer {made['token']}"}
+        body = {"name": "Built", "project_id": "built"}
+        path = "/api/users/robot/projects"
+        assert (await ask("POST", path, json=body, headers=bearer))[0] == 201
+        for headers, user, status in (
+            (boss, "ada", 403),
+            (who["viewer"], "robot", 404),
+            (BEARER, None, 422),
+            (BEARER, "ada", 201),
+        ):
+            asked: dict[str, Any] = {**new, "user": user}
+            assert (await ask("POST", "/api/tokens", json=asked, headers=headers))[0] == status
+        # A token may end itself.
+        assert (await ask("DELETE", f"/api/tokens/{made['id']}", headers=bearer))[0] == 204
+        assert (await ask("GET", path, headers=bearer))[0] == 401

@@ -40,7 +40,7 @@ class Access:
         return ApiClient(self.server, self.token)
 
     async def user_id(self, api: ApiClient) -> str:
-        """Return the user to act for: the one given, else the only one there is."""
+        """Return the user to act for: the one given, else the only one, else ourselves."""
         if self.user is not None:
             if not _can_be_id(self.user):
                 raise click.UsageError("--user: this cannot be a user's id.")
@@ -48,6 +48,9 @@ class Access:
         users = [user["id"] for user in await api.users()]
         if len(users) == 1:
             return users[0]
+        # Others share with us, or we administrate: without a word it is for ourselves.
+        if (own := (await api.me())["id"]) is not None:
+            return str(own)
         names = ", ".join(users) or "none"
         raise click.UsageError(f"Say which user, with --user or GREYLAG_USER. There are: {names}.")
 

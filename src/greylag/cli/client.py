@@ -479,6 +479,27 @@ class ApiClient:
         """Return when the server can serve requests, else raise what is wrong."""
         await self._http.call(Request("GET", ("readyz",), root=""))
 
+    async def me(self) -> dict[str, Any]:
+        """Return who the server takes us for."""
+        found: dict[str, Any] = await self._get(("me",))
+        return found
+
+    async def tokens(self, user_id: str | None) -> list[dict[str, Any]]:
+        """Return a user's tokens (``None``: our own), the newest first."""
+        found: list[dict[str, Any]] = (
+            await self._get(("tokens",), {"user": user_id} if user_id else {})
+        )["tokens"]
+        return found
+
+    async def make_token(self, new: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a token; it is in the answer, this once."""
+        made: dict[str, Any] = await self._post(("tokens",), new)
+        return made
+
+    async def revoke_token(self, token_id: str) -> None:
+        """End a token."""
+        await self._http.call(Request("DELETE", ("tokens", token_id)))
+
     async def users(self) -> list[UserJson]:
         """Return the users."""
         found: list[UserJson] = (await self._get(("users",)))["users"]

@@ -53,6 +53,23 @@ def ensure_token(folder: Path) -> str:
     return made
 
 
+def write_token(path: Path, token: str) -> None:
+    """Keep a token in a file that nobody else can read, in place of the one that was there.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = _written_beside(path, token)
+        beside.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"The token cannot be kept in {path}: {error.strerror}.",
+            hint="Give your account write access to the folder, or set GREYLAG_TOKEN.",
+        ) from error
+
+
 def read_token(path: Path, *, private: bool = False, follow: bool = False) -> str | None:
     """Return the token that the file holds, ``None`` when there is no file.
 
@@ -91,18 +108,28 @@ def read_token(path: Path, *, private: bool = False, follow: bool = False) -> st
 
 
 def _make(path: Path) -> None:
-    beside = path.with_name(f".{NAME}.{secrets.token_hex(8)}")
-    number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    beside = _written_beside(path, secrets.token_urlsafe(_RANDOM_BYTES))
     try:
-        with os.fdopen(number, "wb") as file:
-            file.write(secrets.token_urlsafe(_RANDOM_BYTES).encode("ascii") + b"\n")
-            file.flush()
-            os.fsync(number)
         # Unlike a rename, it never takes the place of one that another program has made meanwhile.
         with suppress(FileExistsError):
             os.link(beside, path)
     finally:
         beside.unlink()
+
+
+def _written_beside(path: Path, token: str) -> Path:
+    """Return a new file in the same folder that holds a token, whole and private."""
+    beside = path.with_name(f".{NAME}.{secrets.token_hex(8)}")
+    number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(token.encode("ascii") + b"\n")
+            file.flush()
+            os.fsync(number)
+    except BaseException:
+        beside.unlink()
+        raise
+    return beside
 
 
 def _unusable(path: Path, reason: str, hint: str = "") -> ConfigError:

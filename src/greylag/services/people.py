@@ -82,6 +82,14 @@ class People:
             raise no_such_user(user_id)
         return found
 
+    async def active(self, user_id: str) -> User | None:
+        """Return a user who may come in; ``None`` when there is none such, or they are disabled."""
+        try:
+            user = await self.get(user_id)
+        except UserNotFoundError:
+            return None
+        return None if user.disabled else user
+
     async def make(self, user: User) -> User:
         """Add a user, as an administrator has entered them.
 
@@ -149,7 +157,7 @@ class People:
         now = self._clock.now()
         if session is None or not self._is_going_on(session, now):
             return None
-        user = await self._active(session.user_id)
+        user = await self.active(session.user_id)
         if user is None:
             return None
         if now - session.seen_at >= SEEN_EVERY:
@@ -253,13 +261,6 @@ class People:
 
     def _is_going_on(self, session: Session, now: datetime) -> bool:
         return now < min(session.expires_at, session.seen_at + self._limits.idle)
-
-    async def _active(self, user_id: str) -> User | None:
-        try:
-            user = await self.get(user_id)
-        except UserNotFoundError:
-            return None
-        return None if user.disabled else user
 
 
 def no_such_user(user_id: str) -> UserNotFoundError:

@@ -10,6 +10,7 @@ from greylag.services.messages import Messages
 from greylag.services.people import People
 from greylag.services.projects import Projects
 from greylag.services.sign_in import SignIn
+from greylag.services.tokens import Tokens
 
 DEMONSTRATION = (
     "This is a demonstration: no model provider is set, so a built-in script answers. Set"
@@ -65,6 +66,7 @@ class UseCases:
     people: People
     accounts: Accounts
     gate: Gate
+    tokens: Tokens
     sign_in: SignIn | None = None
 
     async def check_ready(self) -> None:

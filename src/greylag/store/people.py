@@ -65,20 +65,16 @@ class RecentPeople:
         self._found: dict[tuple[type[AnyKept], str], tuple[float, Any]] = {}
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
-        """Return what is kept under ``key``; see the port. That there is nothing is not kept."""
+        """Return what is kept under ``key``; see the port."""
         now = self._clock.monotonic()
         until, found = self._found.get((kind, key), (now, None))
-        if now < until:
-            recent: Kept | None = found
-            return recent
-        read = await self._store.find(kind, key)
-        if read is None:
-            self._found.pop((kind, key), None)
-            return None
-        if len(self._found) >= _MOST_RECENT:
-            self._found.clear()
-        self._found[kind, key] = now + RECENT_SECONDS, read
-        return read
+        if now >= until:
+            found = await self._store.find(kind, key)
+            if len(self._found) >= _MOST_RECENT:
+                self._found.clear()
+            self._found[kind, key] = now + RECENT_SECONDS, found
+        recent: Kept | None = found
+        return recent
 
     async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
         """Return all that have this label; see the port."""

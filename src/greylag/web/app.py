@@ -46,6 +46,7 @@ _TAGS = [
     {"name": "sessions", "description": "The conversations with a project's agent."},
     {"name": "turns", "description": "A message and all that answers it."},
     {"name": "files", "description": "The workspace's files and folders."},
+    {"name": "changes", "description": "What turns changed in the workspace, and undo."},
     {"name": "terminals", "description": "Shells of the workspace; a WebSocket attaches to one."},
     {"name": "ports", "description": "What the environment serves, and links that show it."},
     {"name": "settings", "description": "What the agent is set up with."},
@@ -66,7 +67,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     Raises:
         ConfigError: there is no token and sign-in is not turned off.
     """
-    authenticator = Authenticator(settings, use_cases.store, use_cases.people)
+    authenticator = Authenticator(settings, use_cases)
     app = FastAPI(
         title="Greylag",
         version=__version__,

@@ -34,8 +34,8 @@ from greylag.domain.errors import (
     UnauthorizedError,
 )
 from greylag.domain.users import OPERATOR, Principal
-from greylag.ports import Revocations
-from greylag.services.people import SESSION_PREFIX, People
+from greylag.services.people import SESSION_PREFIX
+from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import address, root_path
 from greylag.web.dashboard.pages import respond
@@ -152,13 +152,14 @@ class Authenticator:
         ConfigError: there is no token, and nobody has said that none is wanted.
     """
 
-    def __init__(self, settings: Settings, revocations: Revocations, people: People) -> None:
+    def __init__(self, settings: Settings, use_cases: UseCases) -> None:
         if settings.token is None and settings.auth != "none":
             raise ConfigError("There is no token that says who may come in: set GREYLAG_TOKEN.")
         self._token = settings.token
         self._signatures = Signatures(settings.token) if settings.token else None
-        self._revocations = revocations
-        self._people = people
+        self._revocations = use_cases.store
+        self._people = use_cases.people
+        self._tokens = use_cases.tokens
         self._wrong = WrongTokens()
 
     @property
@@ -177,7 +178,7 @@ class Authenticator:
         if not self.needed:
             return OPERATOR
         if (given := Headers(scope=scope).get("authorization")) is not None:
-            return self._of_bearer(given, scope)
+            return await self._of_bearer(given, scope)
         if (found := await self.signed_in(scope)) is not None:
             return found
         raise UnauthorizedError("The request does not say who it comes from.")
@@ -216,14 +217,18 @@ class Authenticator:
         for secret in _sessions(scope):
             await self._people.end_session(secret)
 
-    def _of_bearer(self, header: str, scope: Scope) -> Principal:
+    async def _of_bearer(self, header: str, scope: Scope) -> Principal:
         if header[: len(_BEARER)].lower() != _BEARER:
             raise UnauthorizedError("The Authorization header is not of the form `Bearer TOKEN`.")
         token = header[len(_BEARER) :].strip().encode("latin-1")
-        if not self._is_right(token):
-            self._wrong.count(client_of(scope), token)
-            raise UnauthorizedError("The token is not the right one.")
-        return OPERATOR
+        if self._is_right(token):
+            return OPERATOR
+        client = client_of(scope)
+        found = await self._tokens.principal(token.decode("latin-1"), client)
+        if found is None:
+            self._wrong.count(client, token)
+            raise UnauthorizedError("The token is not the right one, or does not count any more.")
+        return found
 
     def _is_right(self, token: bytes) -> bool:
         wanted = self._token.get_secret_value().encode() if self._token else b""

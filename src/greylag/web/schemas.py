@@ -12,7 +12,7 @@ from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
-from greylag.domain.users import MemberRole, Role, User
+from greylag.domain.users import ApiToken, MemberRole, Role, Scope, User
 from greylag.services.messages import MESSAGE_ID_FORM
 
 MAX_DEPTH = 32
@@ -236,6 +236,60 @@ class SessionsOut(Out):
     """A user's sessions, the newest first."""
 
     sessions: list[SessionOut]
+
+
+class NewTokenIn(In):
+    """A token to make."""
+
+    name: _Name = Field(description="What it is for.", examples=["nightly"])
+    scopes: list[Scope] = Field(min_length=1, examples=[["projects:read", "messages"]])
+    projects: list[Text] | None = Field(
+        None, description="The ids of the user's projects that it is for; left out: all."
+    )
+    expires_in_days: float = Field(90, gt=0, le=3650, examples=[90])
+    user: Text | None = Field(None, description="Whose; left out: of who asks.")
+
+
+class TokenOut(Out):
+    """What is kept of a token."""
+
+    id: str = Field(examples=["0f1e2d3c4b5a6978"])
+    user_id: str
+    name: str
+    scopes: list[Scope]
+    projects: list[str] | None
+    created_at: Time
+    expires_at: Time
+    used_at: Time | None = Field(description="To the minute.")
+    address: str | None = Field(description="From where it was used last.")
+
+    @classmethod
+    def of(cls, kept: ApiToken, **more: Any) -> Self:
+        """Return what is kept of a token as it is shown."""
+        return cls(
+            id=kept.id,
+            user_id=kept.user_id,
+            name=kept.name,
+            scopes=list(kept.scopes),
+            projects=None if kept.projects is None else list(kept.projects),
+            created_at=rfc3339(kept.created_at),
+            expires_at=rfc3339(kept.expires_at),
+            used_at=maybe_rfc3339(kept.used_at),
+            address=kept.address,
+            **more,
+        )
+
+
+class NewTokenOut(TokenOut):
+    """A token that was made."""
+
+    token: str = Field(description="The token itself, which is never shown again.")
+
+
+class TokensOut(Out):
+    """A user's tokens, the newest first."""
+
+    tokens: list[TokenOut]
 
 
 class MemberIn(In):

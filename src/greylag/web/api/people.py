@@ -1,15 +1,16 @@
-"""Who asks, users and their sessions, and whom projects are shared with."""
+"""Who asks, users with their sessions and tokens, and whom projects are shared with."""
 
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
 from greylag.common.agent_api import Parameter
 from greylag.common.clock import rfc3339
-from greylag.domain.names import ID_FORM
+from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.users import Limits, Session, User
 from greylag.services.people import UserEdit
+from greylag.services.tokens import NewToken
 from greylag.web.addresses import address
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import CallDep, ProjectCallDep, UserCallDep, path_id, problems
@@ -19,22 +20,28 @@ from greylag.web.schemas import (
     MemberOut,
     MembersOut,
     MeOut,
+    NewTokenIn,
+    NewTokenOut,
     NewUserIn,
     SessionOut,
     SessionsOut,
+    TokenOut,
+    TokensOut,
     UserEditIn,
 )
 
 USER = "/api/users/{user}"
 MEMBERS = f"{PROJECT}/members"
-SESSION_FORM = r"^[0-9a-f]{16}$"
+_HEX_ID = r"^[0-9a-f]{16}$"
 
 router = APIRouter(tags=["users"])
 
 _MemberId = Annotated[
     str, path_id(Parameter("member", "A user's id, percent-encoded.", {}), ID_FORM)
 ]
-_SessionId = Annotated[str, path_id(Parameter("login", "A session's id.", {}), SESSION_FORM)]
+_SessionId = Annotated[str, path_id(Parameter("login", "A session's id.", {}), _HEX_ID)]
+
+_TokenId = Annotated[str, path_id(Parameter("token", "A token's id.", {}), _HEX_ID)]
 
 
 @router.get(
@@ -145,6 +152,57 @@ def _session(one: Session, via: str) -> SessionOut:
         address=one.address,
         current=via == f"session {one.id}",
     )
+
+
+@router.post(
+    "/api/tokens",
+    operation_id="make_token",
+    summary="Make a token for programs",
+    status_code=201,
+    responses={**problems(404, 413), 201: {"description": "Made. It is shown this once."}},
+)
+async def make_token(call: CallDep, body: NewTokenIn) -> NewTokenOut:
+    """It may do what its user may and its scopes name, no more; so each program has one of its own.
+    Administrators make those of service accounts.
+    """
+    new = NewToken(
+        body.name,
+        frozenset(body.scopes),
+        body.expires_in_days,
+        body.user,
+        None if body.projects is None else frozenset(body.projects),
+    )
+    text, token = await call.use_cases.tokens.make(call.principal, new)
+    return NewTokenOut.of(token, token=text)
+
+
+@router.get(
+    "/api/tokens",
+    operation_id="list_tokens",
+    summary="List a user's tokens",
+    responses=problems(404),
+)
+async def list_tokens(
+    call: CallDep,
+    user: Annotated[
+        str | None, Query(min_length=1, max_length=MAX_ID_LENGTH, description="Whose; your own.")
+    ] = None,
+) -> TokensOut:
+    """Those that count, the newest first; no token itself."""
+    found = await call.use_cases.tokens.listed(call.principal, user)
+    return TokensOut(tokens=[TokenOut.of(one) for one in found])
+
+
+@router.delete(
+    "/api/tokens/{token}",
+    operation_id="revoke_token",
+    summary="Revoke a token",
+    status_code=204,
+    responses={**problems(404), 204: {"description": "It counts no more, within a second."}},
+)
+async def revoke_token(call: CallDep, token: _TokenId) -> None:
+    """For its user, for administrators, and for the token itself."""
+    await call.use_cases.tokens.revoke(call.principal, token)
 
 
 @router.get(

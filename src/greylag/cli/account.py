@@ -1,0 +1,182 @@
+"""`greylag whoami`, `login`, `logout` and `tokens`: by what the command line comes in."""
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+import click
+
+from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.client import ApiClient
+from greylag.cli.errors import ServerRefusedError, StartError
+from greylag.cli.output import confirm, moment
+from greylag.common.token_file import own_token_file, read_token, write_token
+from greylag.domain.errors import ConfigError
+
+SCOPES = ("projects:read", "projects:write", "messages", "files", "admin")
+COLUMNS = ("ID", "NAME", "SCOPES", "PROJECTS", "EXPIRES", "LAST USED", "FROM")
+
+
+@click.command()
+@api_options
+@with_client
+async def whoami(access: Access, api: ApiClient) -> None:
+    """Say who the server takes you for, and by what."""
+    _show_me(access, await api.me())
+
+
+@click.command(short_help="Keep a token for the commands to come.")
+@click.option("--token", "by_token", is_flag=True, help="Read the token from standard input.")
+@api_options
+def login(access: Access, *, by_token: bool) -> None:
+    """Keep a token in ~/.config/greylag/token, which only you can read, once the server takes it.
+
+    It is asked for, or with --token read from standard input: on the command line others on this
+    machine could see it.
+
+    Example: greylag login --token < token.txt
+    """
+    if by_token or not sys.stdin.isatty():
+        token = sys.stdin.readline().strip()
+    else:
+        token = click.prompt("Token", hide_input=True, err=True).strip()
+    if not (token.isascii() and token.isprintable() and token):
+        raise click.UsageError("The token must be one line of printable ASCII characters.")
+
+    async def ask() -> dict[str, Any]:
+        async with ApiClient(access.server, token) as api:
+            return await api.me()
+
+    me = asyncio.run(ask())
+    path = own_token_file(os.environ)
+    try:
+        write_token(path, token)
+    except ConfigError as error:
+        raise StartError(error.info.message, error.info.hint) from error
+    access.output.note(f"The token is kept in {path}.")
+    if access.token not in {None, token}:
+        access.output.note("GREYLAG_TOKEN or the data folder's token is taken before it.")
+    _show_me(access, me)
+
+
+@click.command(short_help="Forget the kept token, and revoke it.")
+@api_options
+def logout(access: Access) -> None:
+    """Revoke the token that `greylag login` keeps, if it is one of your tokens, and forget it."""
+    path = own_token_file(os.environ)
+    try:
+        token = read_token(path, follow=True)
+    except ConfigError as error:
+        raise StartError(error.info.message, error.info.hint) from error
+    if token is None:
+        access.output.note(f"No token is kept in {path}.")
+        return
+    try:
+        asyncio.run(_revoke_itself(access.server, token))
+    except ServerRefusedError as error:
+        if error.problem.code != "unauthorized":
+            raise
+    path.unlink(missing_ok=True)
+    access.output.note(f"The token in {path} is forgotten.")
+
+
+async def _revoke_itself(server: str, token: str) -> None:
+    async with ApiClient(server, token) as api:
+        kind, _, token_id = (await api.me())["via"].partition(" ")
+        if kind == "token":
+            await api.revoke_token(token_id)
+
+
+def _show_me(access: Access, me: dict[str, Any]) -> None:
+    if access.output.json:
+        access.output.document(me)
+        return
+    access.output.fields(
+        {
+            "user": me["id"] or "the operator",
+            "name": me["display_name"],
+            "email": me["email"],
+            "role": me["role"],
+            "via": me["via"] or "the operator's token",
+        }
+    )
+
+
+@click.group()
+def tokens() -> None:
+    """List, create and revoke tokens for programs."""
+
+
+@tokens.command("list")
+@api_options
+@with_client
+async def list_tokens(access: Access, api: ApiClient) -> None:
+    """List your tokens, or with --user a user's."""
+    found = await api.tokens(access.user)
+    if access.output.json:
+        access.output.document({"tokens": found})
+        return
+    rows = [
+        (
+            one["id"],
+            one["name"],
+            " ".join(one["scopes"]),
+            " ".join(one["projects"] or ()) or "-",
+            moment(one["expires_at"]),
+            moment(one["used_at"]),
+            one["address"] or "-",
+        )
+        for one in found
+    ]
+    access.output.table(COLUMNS, rows, prose=("NAME",), empty="There are no tokens.")
+
+
+@tokens.command("create")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES))
+@click.option("--project", "projects", multiple=True, metavar="ID", help="Only for this project.")
+@click.option("--days", default=90.0, type=click.FloatRange(0, min_open=True), show_default=True)
+@api_options
+@with_client
+async def create_token(  # noqa: PLR0913 - one for each option
+    access: Access,
+    api: ApiClient,
+    *,
+    name: str,
+    scopes: tuple[str, ...],
+    projects: tuple[str, ...],
+    days: float,
+) -> None:
+    """Make a token and print it, this once; with --user for a service account.
+
+    Example: greylag tokens create nightly --scope projects:read --scope messages --days 30
+    """
+    body = {
+        "name": name,
+        "scopes": list(scopes),
+        "projects": list(projects) or None,
+        "expires_in_days": days,
+        "user": access.user,
+    }
+    made = await api.make_token(body)
+    if access.output.json:
+        access.output.document(made)
+        return
+    access.output.note(f"Token {made['id']}, until {moment(made['expires_at'])}; shown this once:")
+    access.output.line(made["token"])
+
+
+@tokens.command("revoke")
+@click.argument("token_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@api_options
+@with_client
+async def revoke_token(access: Access, api: ApiClient, *, token_id: str, yes: bool) -> None:
+    """End a token: what uses it comes in no more."""
+    await confirm(f"Revoke token {token_id}?", yes=yes)
+    await api.revoke_token(token_id)
+    if access.output.json:
+        access.output.document({"id": token_id, "revoked": True})
+    else:
+        access.output.note(f"Token {token_id} is revoked.")

@@ -1,0 +1,186 @@
+"""API tokens: what programs come by, each with a user's rights or less.
+
+A token is ``glg_``, 43 characters of 256 random bits, and 6 of a checksum over them, so that who
+looks for leaked ones finds no other text, and a mistyped one costs no question to the store. Only
+its hash is kept.
+"""
+
+import re
+import secrets
+import string
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from greylag.domain.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    MissingError,
+    UserNotFoundError,
+)
+from greylag.domain.names import check_name
+from greylag.domain.users import Action, ApiToken, Principal, Scope, User
+from greylag.ports import Clock, PeopleStore
+from greylag.services.access import Gate
+from greylag.services.people import SEEN_EVERY, People, digest
+
+PREFIX = "glg_"
+FORM = re.compile(r"glg_([0-9A-Za-z]{43})([0-9A-Za-z]{6})")
+ID_LENGTH = 16
+MAX_PROJECTS = 100
+_DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+
+
+def new_token() -> str:
+    """Return a new token."""
+    body = _base62(secrets.randbits(256), 43)
+    return f"{PREFIX}{body}{_checksum(body)}"
+
+
+def is_token(text: str) -> bool:
+    """Tell whether a text is of the form that all tokens have, its checksum too."""
+    found = FORM.fullmatch(text)
+    return found is not None and _checksum(found[1]) == found[2]
+
+
+def _checksum(body: str) -> str:
+    return _base62(zlib.crc32(body.encode()), 6)
+
+
+def _base62(number: int, length: int) -> str:
+    digits = []
+    for _ in range(length):
+        number, rest = divmod(number, 62)
+        digits.append(_DIGITS[rest])
+    return "".join(reversed(digits))
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """What a client asks for. ``user_id``: whose, by default of who asks; ``projects``: the ids of
+    those that it is for, ``None``: all.
+    """
+
+    name: str
+    scopes: frozenset[Scope]
+    expires_in_days: float
+    user_id: str | None = None
+    projects: frozenset[str] | None = None
+
+
+class Tokens:
+    """The use cases of tokens. Each takes the principal, and authorizes first."""
+
+    def __init__(
+        self, store: PeopleStore, people: People, gate: Gate, clock: Clock, *, longest: timedelta
+    ) -> None:
+        self._store = store
+        self._people = people
+        self._gate = gate
+        self._clock = clock
+        self._longest = longest
+
+    async def make(self, principal: Principal, new: NewToken) -> tuple[str, ApiToken]:
+        """Make a token, and return it, which is never shown again, and what is kept of it.
+
+        Raises:
+            InvalidRequestError: the name, the scopes or the time can be none.
+            ForbiddenError: it would be somebody else's, or could do more than who asks.
+        """
+        check_name(new.name)
+        user = await self._owner(principal, new.user_id, Action.ACCOUNT_WRITE)
+        self._check(principal, user, new)
+        text, now = new_token(), self._clock.now()
+        token = ApiToken(
+            key=digest(text),
+            id=secrets.token_hex(ID_LENGTH // 2),
+            user_id=user.id,
+            name=new.name,
+            scopes=tuple(sorted(new.scopes)),
+            projects=None if new.projects is None else tuple(sorted(new.projects)),
+            created_at=now,
+            expires_at=now + timedelta(days=new.expires_in_days),
+        )
+        await self._store.put(token, now)
+        return text, token
+
+    async def listed(self, principal: Principal, user_id: str | None) -> Sequence[ApiToken]:
+        """Return a user's tokens that count, the newest first."""
+        user = await self._owner(principal, user_id, Action.ACCOUNT_READ)
+        now = self._clock.now()
+        found = await self._store.labelled(ApiToken, f"user {user.id}")
+        counting = [one for one in found if one.expires_at > now]
+        return sorted(counting, key=lambda one: one.created_at, reverse=True)
+
+    async def revoke(self, principal: Principal, token_id: str) -> None:
+        """End a token, for every process within a second. Each may end itself.
+
+        Raises:
+            MissingError: there is none of this id, or it is another's.
+        """
+        found = await self._store.labelled(ApiToken, f"id {token_id}")
+        missing = MissingError(f"There is no token {token_id!r}.")
+        if not found:
+            raise missing
+        if principal.via != f"token {token_id}":
+            try:
+                await self._gate.authorize(principal, Action.ACCOUNT_WRITE, found[0].user_id)
+            except UserNotFoundError:
+                raise missing from None
+        await self._store.remove(ApiToken, found[0].key)
+
+    async def principal(self, text: str, client: str) -> Principal | None:
+        """Return who comes by a token from an address; ``None`` when it does not count."""
+        if not is_token(text):
+            return None
+        token = await self._store.find(ApiToken, digest(text))
+        now = self._clock.now()
+        if token is None or now >= token.expires_at:
+            return None
+        user = await self._people.active(token.user_id)
+        if user is None:
+            return None
+        if token.used_at is None or now - token.used_at >= SEEN_EVERY:
+            # Of two that see it at once one writes; the other's news is the same.
+            await self._store.put(replace(token, used_at=now, address=client), now)
+        return Principal(
+            user.display_name,
+            user.id,
+            user.role,
+            f"token {token.id}",
+            frozenset(token.scopes),
+            None if token.projects is None else frozenset(token.projects),
+            address=client,
+        )
+
+    async def _owner(self, principal: Principal, user_id: str | None, action: Action) -> User:
+        wanted = user_id or principal.user_id
+        if wanted is None:
+            raise InvalidRequestError(
+                "The operator has no tokens: say which user's.", hint="Name a user in `user`."
+            )
+        return await self._gate.authorize(principal, action, wanted)
+
+    def _check(self, principal: Principal, user: User, new: NewToken) -> None:
+        if not new.scopes or not 0 < new.expires_in_days <= self._longest / timedelta(days=1):
+            raise InvalidRequestError(
+                f"A token needs a scope, and lasts {self._longest.days} days at most."
+            )
+        if new.projects is not None and not 1 <= len(new.projects) <= MAX_PROJECTS:
+            raise InvalidRequestError(f"projects must name 1 to {MAX_PROJECTS} projects.")
+        others = principal.user_id not in {None, user.id}
+        if others and not user.service:
+            raise ForbiddenError(
+                "An administrator makes tokens of service accounts, not of people.",
+                hint="Make a service account: POST /api/users with `service`.",
+            )
+        beyond = new.scopes - (principal.scopes if principal.scopes is not None else new.scopes)
+        narrower = principal.projects is not None and not (
+            new.projects is not None and new.projects <= principal.projects
+        )
+        if beyond or narrower:
+            raise ForbiddenError(
+                "A token makes none that may do more than itself.",
+                hint="Sign in, or use a token that may do all this.",
+            )

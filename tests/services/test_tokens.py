@@ -1,0 +1,113 @@
+"""The form of tokens, how long they count, and what a check of one costs the store."""
+
+import re
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from tests.clocks import FakeClock
+from tests.fakes.store import MemoryStore
+
+from greylag.domain.errors import ForbiddenError, InvalidRequestError
+from greylag.domain.users import OPERATOR, ApiToken, Principal, Scope, User
+from greylag.ports import AnyKept, Kept
+from greylag.services.access import Gate
+from greylag.services.people import People, UserEdit
+from greylag.services.tokens import NewToken, Tokens, is_token, new_token
+from greylag.store.people import RecentPeople
+
+ADA = Principal("Ada", "ada")
+NEW = NewToken("nightly", frozenset({Scope.PROJECTS_READ, Scope.FILES}), 30)
+ROOT = Path(__file__).parents[2]
+
+
+class CountingStore(MemoryStore):
+    """Counts what is read and written of people."""
+
+    reads = writes = 0
+
+    async def find(self, kind: type[Kept], key: str) -> Kept | None:
+        self.reads += 1
+        return await super().find(kind, key)
+
+    async def put(self, one: AnyKept, now: datetime) -> bool:
+        self.writes += 1
+        return await super().put(one, now)
+
+
+def made(clock: FakeClock) -> tuple[CountingStore, People, Tokens]:
+    store = CountingStore()
+    recent = RecentPeople(store, clock)
+    people = People(recent, [User("ada", "Ada"), User("bob", "Bob")], clock)
+    gate = Gate(recent, people, store, clock)
+    return store, people, Tokens(recent, people, gate, clock, longest=timedelta(days=90))
+
+
+def test_tokens_have_one_form_that_the_documentation_tells_and_no_other_text_has() -> None:
+    text = (ROOT / "docs" / "people.md").read_text("utf-8")
+    (pattern,) = re.findall(r"`(glg_\S+)`", text)
+    tokens = {new_token() for _ in range(100)}
+    assert len(tokens) == 100
+    for token in tokens:
+        assert is_token(token)
+        assert re.fullmatch(pattern, token)
+        swapped = token[:10] + token[11] + token[10] + token[12:]
+        assert swapped == token or not is_token(swapped)
+        assert not is_token(token[:-1])
+        assert not is_token(f"{token}0")
+
+
+async def test_a_token_counts_until_it_runs_out_and_while_its_user_does() -> None:
+    clock = FakeClock()
+    _, people, tokens = made(clock)
+    text, kept = await tokens.make(ADA, NEW)
+    found = await tokens.principal(text, "10.0.0.1")
+    assert found is not None
+    assert (found.user_id, found.scopes, found.via) == ("ada", NEW.scopes, f"token {kept.id}")
+    assert await tokens.principal(new_token(), "10.0.0.1") is None
+    await people.edit("ada", UserEdit(disabled=True))
+    assert await tokens.principal(text, "10.0.0.1") is None
+    await people.edit("ada", UserEdit(disabled=False))
+    assert await tokens.principal(text, "10.0.0.1") is not None
+    clock.advance(30 * 86_400)
+    assert await tokens.principal(text, "10.0.0.1") is None
+    assert await tokens.listed(ADA, None) == []
+
+
+async def test_what_is_used_often_is_written_once_a_minute_and_read_twice_a_second() -> None:
+    clock = FakeClock()
+    store, _, tokens = made(clock)
+    text, kept = await tokens.make(ADA, NEW)
+    store.reads = store.writes = 0
+    for _ in range(100):
+        assert await tokens.principal(text, "10.0.0.1") is not None
+        clock.advance(0.01)
+    assert store.writes == 1
+    # Twice a second the token and its user, and the token again after it was written.
+    assert store.reads <= 2 * 2 + 1
+    clock.advance(60)
+    await tokens.principal(text, "10.0.0.2")
+    (listed,) = await tokens.listed(ADA, None)
+    assert (listed.id, listed.address) == (kept.id, "10.0.0.2")
+    assert text not in str(store._tables.people)
+
+
+@pytest.mark.parametrize(
+    ("asker", "new", "error"),
+    [
+        (ADA, replace(NEW, expires_in_days=91), InvalidRequestError),
+        (ADA, replace(NEW, scopes=frozenset()), InvalidRequestError),
+        (ADA, replace(NEW, projects=frozenset()), InvalidRequestError),
+        (OPERATOR, NEW, InvalidRequestError),
+        (replace(ADA, scopes=frozenset({Scope.ADMIN})), NEW, ForbiddenError),
+        (replace(ADA, projects=frozenset({"a"})), NEW, ForbiddenError),
+    ],
+)
+async def test_no_token_is_made_that_may_do_more_than_who_asks(
+    asker: Principal, new: NewToken, error: type[Exception]
+) -> None:
+    store, _, tokens = made(FakeClock())
+    with pytest.raises(error):
+        await tokens.make(asker, new)
+    assert await store.labelled(ApiToken) == []
