@@ -90,6 +90,7 @@ async def test_the_same_message_id_is_one_turn_however_often_it_is_sent(tmp_path
         assert len({turn["session_id"] for _, turn in answers}) == 1
         _, sessions = await api.json("GET", "/api/v1/sessions")
         assert sessions["total"] == 1
+        await api.until(answers[0][1]["turn_id"], "complete")
         assert len(api.agent.prompts) == 1
         session = answers[0][1]["session_id"]
         same = await api.turn("hello", session, message_id="m1")
