@@ -23,6 +23,7 @@ from tests.agentd.doubles import AgentDouble, Api, chunk, serving
 
 from greylag.agentd import execution
 from greylag.agentd.agent.types import PromptResult, TurnSink
+from greylag.execd import file_server
 from greylag.execd.files import Workspace, parts_of, shown
 from greylag.execd.protocol import RefusedError
 from greylag.execd.server import ExecServer
@@ -431,3 +432,20 @@ async def test_a_turn_is_undone_over_http_and_the_next_message_tells_the_agent(
         ]
         status, missing = await api.json("GET", "/api/v1/turns/none/diff?path=made")
         assert (status, missing["code"]) == (404, "turn_not_found")
+
+
+async def test_an_archive_that_cannot_be_read_to_its_end_stops_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise FileNotFoundError("gone meanwhile")
+
+    async with site(tmp_path) as api:
+        (there(tmp_path) / "f").write_text("x")
+        (there(tmp_path) / "g").symlink_to("f")
+        monkeypatch.setattr(file_server, "_Exactly", gone)
+        monkeypatch.setattr(file_server, "_linkname", gone)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await ask(api, "GET", "/archive?format=zip")
+        async with asyncio.timeout(20):
+            assert len((await listed(api, ""))["entries"]) == 2
