@@ -6,6 +6,7 @@ import { startDialog } from "./dialog";
 import { startFiles } from "./files_pane";
 import { startLive } from "./live";
 import { startPanes } from "./panes";
+import { startTerminals } from "./terminal_pane";
 import { startTimes } from "./times";
 
 // Our own form of idiomorph's extension: theirs takes every other swap for an inline one too.
@@ -96,4 +97,5 @@ startTimes();
 startLive();
 startConsole();
 startFiles();
+startTerminals();
 startPanes();

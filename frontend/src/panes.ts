@@ -47,6 +47,12 @@ export function startPanes(): void {
     next.focus();
   });
   addEventListener("keydown", (event) => {
+    if (event.altKey && !event.ctrlKey && event.key === "0") {
+      event.preventDefault();
+      showPane("chat");
+      document.getElementById("message")?.focus();
+      return;
+    }
     const tab = event.altKey && !event.ctrlKey ? tabs().filter((one) => nameOf(one) !== "chat")[Number(event.key) - 1] : undefined;
     if (!tab) return;
     event.preventDefault();

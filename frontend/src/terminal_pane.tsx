@@ -1,0 +1,98 @@
+// The pane of terminals: those of the environment, one of them shown, and what stands in their way.
+import { render } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { whenShown } from "./panes";
+import { Refused, ask, post, wordsOf } from "./sse";
+import type { Screen } from "./terminal_screen";
+import { visible } from "./text";
+
+interface Shell {
+  terminal_id: string;
+  ended: boolean;
+}
+
+/** Bring the pane to life, on a page that has one. */
+export function startTerminals(): void {
+  const place = document.getElementById("terminals");
+  const api = document.querySelector<HTMLElement>("[data-console]")?.dataset.api;
+  if (!place || !api) return;
+  const refresh = () => render(<TerminalPane api={api} status={document.getElementById("project-header")?.dataset.status ?? ""} />, place);
+  whenShown("terminal", refresh);
+  document.addEventListener("greylag:changed", () => place.hasChildNodes() && refresh());
+}
+
+function TerminalPane({ api, status }: { api: string; status: string }) {
+  const [error, setError] = useState("");
+  const attempt = (action: () => Promise<unknown>) => {
+    setError("");
+    // What is switched off is told in one sentence; its hint is for another person.
+    action().catch((failure) => setError(failure instanceof Refused && failure.problem.code === "terminal_off" ? failure.message : wordsOf(failure)));
+  };
+  return (
+    <div class="terminals">
+      {error && <p class="terminal-said" role="alert">{visible(error)}</p>}
+      {status === "active" ? <Shells list={`${api}/terminals`} attempt={attempt} />
+        : status === "inactive" || status === "failed" ? (
+          <div class="files-empty">
+            <p class="mb-3">The project sleeps. Its terminals open when it is awake.</p>
+            <button type="button" class="btn btn-primary" onClick={() => attempt(() => post(`${api}/activate`))}>Activate it</button>
+          </div>
+        ) : <p class="files-empty" role="status">The project is not ready yet.</p>}
+    </div>
+  );
+}
+
+function Shells({ list, attempt }: { list: string; attempt: (action: () => Promise<unknown>) => void }) {
+  const [shells, setShells] = useState<Shell[] | null>(null);
+  const [chosen, choose] = useState<string | null>(null);
+  const load = async () => setShells((await (await ask(list)).json()).terminals);
+  useEffect(() => attempt(load), [list]);
+  if (shells === null) return null;
+  const shown = shells.find((one) => one.terminal_id === chosen) ?? shells.at(-1);
+  const start = () => attempt(async () => {
+    const made: Shell = await (await post(list, { rows: 24, columns: 80 })).json();
+    choose(made.terminal_id);
+    await load();
+  });
+  const end = (id: string) => attempt(async () => {
+    await ask(`${list}/${encodeURIComponent(id)}`, { method: "DELETE" });
+    await load();
+  });
+  return (
+    <>
+      <div class="files-tools" role="group" aria-label="Terminals">
+        {shells.map((one, index) => (
+          <button key={one.terminal_id} type="button" class="btn btn-small" aria-pressed={one === shown} onClick={() => choose(one.terminal_id)}>Terminal {index + 1}</button>
+        ))}
+        <button type="button" class="btn btn-small btn-quiet" onClick={start}>New terminal</button>
+        {shown && <button type="button" class="btn btn-small btn-quiet ml-auto" onClick={() => end(shown.terminal_id)}>End it</button>}
+      </div>
+      {shown ? <View key={shown.terminal_id} list={list} id={shown.terminal_id} ended={shown.ended} /> : <p class="files-empty">No terminal is open.</p>}
+      {shown && <p class="terminal-hint"><kbd>Tab</kbd> goes to the shell. <kbd>Alt</kbd>+<kbd>0</kbd> leaves it for the message.</p>}
+    </>
+  );
+}
+
+function View({ list, id, ended }: { list: string; id: string; ended: boolean }) {
+  const place = useRef<HTMLDivElement>(null);
+  const [said, say] = useState("Loading...");
+  useEffect(() => {
+    let current = true;
+    let screen: Screen | null = null;
+    void import("./terminal_screen").then((module) => {
+      if (!current || !place.current) return;
+      screen = new module.Screen(place.current, list, id, ended, say);
+      screen.focus();
+    });
+    return () => {
+      current = false;
+      screen?.dispose();
+    };
+  }, [list, id]);
+  return (
+    <>
+      <p class="terminal-said" role="status">{visible(said)}</p>
+      <div class="terminal-screen" ref={place} />
+    </>
+  );
+}
