@@ -40,7 +40,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class TerminalOutput:
     """A piece of what a terminal said; ``skipped`` bytes before it are lost to this reader."""
 
     data: bytes
@@ -90,7 +90,7 @@ class TerminalReader:
         self.position = terminal.scrollback.first_line()
         self.replay = terminal.scrollback.end - self.position
 
-    async def read(self) -> Output | None:
+    async def read(self) -> TerminalOutput | None:
         """Return what comes next, as soon as there is some; None once all is read and it ended."""
         kept = self._terminal.scrollback
         await self._terminal.until(lambda: self.position < kept.end or self._terminal.ended)
@@ -98,7 +98,7 @@ class TerminalReader:
         data = kept.read(self.position + skipped, MOST_DATA)
         self.position += skipped + len(data)
         self._terminal.wake()
-        return Output(data, skipped) if data else None
+        return TerminalOutput(data, skipped) if data else None
 
 
 class RunningTerminal:

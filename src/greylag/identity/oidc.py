@@ -108,8 +108,8 @@ class OidcProvider:
         self._options = options
         self._http = http
         self._clock = clock
-        self._metadata = _Kept(clock, self._ask_metadata)
-        self._keys = _Kept(clock, self._ask_keys)
+        self._metadata = _CachedDocument(clock, self._ask_metadata)
+        self._keys = _CachedDocument(clock, self._ask_keys)
 
     @classmethod
     def open(cls, options: OidcOptions, clock: Clock) -> Self:
@@ -349,7 +349,7 @@ def _unavailable(name: str, reason: str) -> IdentityProviderUnavailableError:
     )
 
 
-class _Kept(Generic[T]):
+class _CachedDocument(Generic[T]):
     """A document of the provider's. All who need it while it is asked for share one answer."""
 
     def __init__(self, clock: Clock, ask: Callable[[], Coroutine[Any, Any, T]]) -> None:

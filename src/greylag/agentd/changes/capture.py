@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from greylag.agentd.changes.store import (
     PIECE,
+    FileStatus,
     Folder,
     Plan,
     Seen,
     Snapshot,
     SnapshotError,
     SnapshotStore,
-    Status,
 )
 from greylag.agentd.execution import Execution, ExecutionError, agreed
 from greylag.common.typed import parse_json
@@ -54,7 +54,7 @@ _MOST_NAME = 255
 _REASONS = frozenset({"build", "ignored", "special", "unreadable", "too_deep"})
 
 
-class Step(NamedTuple):
+class RestoreStep(NamedTuple):
     """One thing that brings back a part of a state; it may be done again.
 
     Attributes:
@@ -114,13 +114,13 @@ class Capture:
         """Read files' contents and keep them."""
         wanted = [(path, *seen.status) for path, seen in batch.items() if seen.status is not None]
         async with self._asked("contents", wanted=wanted) as (reader, _):
-            stream, keeping = _Stream(reader), _Keeping(self._store)
+            stream, keeping = _ContentStream(reader), _Keeping(self._store)
             for seen in batch.values():
                 await self._read_one(stream, keeping, seen)
             await keeping.flush()
             agreed(_there(await stream.frame()))
 
-    async def _read_one(self, stream: "_Stream", keeping: "_Keeping", seen: Seen) -> None:
+    async def _read_one(self, stream: "_ContentStream", keeping: "_Keeping", seen: Seen) -> None:
         how, size = FILE_HEAD.unpack(await stream.exactly(FILE_HEAD.size))
         if how != SENT:
             _lose(seen, "unreadable" if how == UNREADABLE else "changed")
@@ -136,7 +136,7 @@ class Capture:
             await keeping.flush()
             _lose(seen, "changed")
 
-    async def restore(self, steps: Sequence[Step]) -> dict[str, str]:
+    async def restore(self, steps: Sequence[RestoreStep]) -> dict[str, str]:
         """Take steps one after the other; return why some could not be taken, by path."""
         refused: dict[str, str] = {}
         async with self._asked("restore") as (reader, writer):
@@ -186,7 +186,7 @@ def _understood() -> Iterator[None]:
         raise SnapshotError(f"The workspace's state cannot be told: {error}") from error
 
 
-class _Stream:
+class _ContentStream:
     """Bytes that come in frames."""
 
     def __init__(self, reader: Reader) -> None:
@@ -301,7 +301,7 @@ def _entry(said: Any, began: int) -> tuple[str, Seen]:
     _check_name(name)
     match kind, rest:
         case "f", [mode, *numbers]:
-            status = Status(*(_whole(number) for number in numbers))
+            status = FileStatus(*(_whole(number) for number in numbers))
             # The clock of changes goes in steps: within one, another change would not show.
             settled = status.changed < began - _STEP_OF_CLOCK
             return name, Seen("f", _whole(mode) & 0o7777, None, status, settled)

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from greylag.agentd.changes.capture import Step
-from greylag.agentd.changes.store import Change, Entry, SnapshotError, read_tree, status_at
+from greylag.agentd.changes.capture import RestoreStep
+from greylag.agentd.changes.store import Change, SnapshotError, TreeEntry, read_tree, status_at
 
 _OWN = 0o700
 
@@ -40,11 +40,11 @@ def differences(sql: sqlite3.Connection, old: str, new: str) -> dict[str, Change
     return found
 
 
-def _kind(entry: Entry | None) -> str:
+def _kind(entry: TreeEntry | None) -> str:
     return "" if entry is None else entry.kind
 
 
-def _tree_of(entry: Entry | None) -> str | None:
+def _tree_of(entry: TreeEntry | None) -> str | None:
     return entry.content if entry is not None and entry.kind == "d" else None
 
 
@@ -59,17 +59,17 @@ class State:
     def __init__(self, sql: sqlite3.Connection, root: str) -> None:
         self._sql = sql
         self._root = root
-        self._trees: dict[str, Mapping[str, Entry]] = {}
-        self.given: dict[str, Entry | None] = {}
+        self._trees: dict[str, Mapping[str, TreeEntry]] = {}
+        self.given: dict[str, TreeEntry | None] = {}
 
-    def kept(self, path: str) -> Entry | None:
+    def kept(self, path: str) -> TreeEntry | None:
         """Return what is at a path in the state itself."""
         if not path:
-            return Entry("d", _OWN, 0, self._root)
+            return TreeEntry("d", _OWN, 0, self._root)
         above, _, name = path.rpartition("/")
         return self._tree(above).get(name)
 
-    def at(self, path: str) -> Entry | None:
+    def at(self, path: str) -> TreeEntry | None:
         """Return what is at a path."""
         return self.given[path] if path in self.given else self.kept(path)
 
@@ -78,7 +78,7 @@ class State:
         inside = (f"{path}/{name}" for name in self._tree(path))
         return any(self.at(one) is not None for one in inside)
 
-    def _tree(self, path: str) -> Mapping[str, Entry]:
+    def _tree(self, path: str) -> Mapping[str, TreeEntry]:
         if path not in self._trees:
             folder = self.kept(path)
             tree = _tree_of(folder)
@@ -108,7 +108,7 @@ class Extent:
 class Undo:
     """What an undo is to put back, by path, and what it keeps as it is, with the reason."""
 
-    wanted: dict[str, Entry | None] = field(default_factory=dict)
+    wanted: dict[str, TreeEntry | None] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
 
 
@@ -141,7 +141,7 @@ def among(path: str, paths: Collection[str]) -> bool:
     return any(one in paths for one in above)
 
 
-def _asked_for(path: str, paths: Collection[str], before: Entry | None) -> bool:
+def _asked_for(path: str, paths: Collection[str], before: TreeEntry | None) -> bool:
     """Tell whether a path is to be undone, also as the folder of one that is."""
     above = _kind(before) == "d" and any(one.startswith(f"{path}/") for one in paths)
     return above or among(path, paths)
@@ -175,7 +175,9 @@ def _kept_below(state: State, path: str) -> bool:
 # From what is wanted to steps.
 
 
-def steps_of(sql: sqlite3.Connection, now: str, wanted: Mapping[str, Entry | None]) -> list[Step]:
+def steps_of(
+    sql: sqlite3.Connection, now: str, wanted: Mapping[str, TreeEntry | None]
+) -> list[RestoreStep]:
     """Return what brings the present state, the newest one, to what is wanted of some paths.
 
     Taken again after a part of them was, they do no harm: a file is replaced at once; what becomes
@@ -189,35 +191,37 @@ def steps_of(sql: sqlite3.Connection, now: str, wanted: Mapping[str, Entry | Non
     for path in sorted(worked_in | {path for path, entry in wanted.items() if _kind(entry) == "d"}):
         is_now, then = state.kept(path), state.at(path)
         if path and is_now is not None and is_now.kind == "d" and is_now.mode & _OWN != _OWN:
-            opened.append(Step("mode", path, {"mode": is_now.mode | _OWN}))
+            opened.append(RestoreStep("mode", path, {"mode": is_now.mode | _OWN}))
         is_folder = path and then is not None and then.kind == "d"
         if is_folder and then is not None and (path in wanted or then.mode & _OWN != _OWN):
-            closed.append(Step("mode", path, {"mode": then.mode}))
+            closed.append(RestoreStep("mode", path, {"mode": then.mode}))
     removed, made = [], []
     for path in sorted(wanted):
         one, other = state.kept(path), wanted[path]
         replaced = one is not None and other is not None and one.kind == other.kind != "l"
         tag = _tag(sql, path, one)
         if one is not None and not replaced:
-            removed.append(Step("remove", path, {"tag": tag}))
+            removed.append(RestoreStep("remove", path, {"tag": tag}))
         if other is not None and not (replaced and other.kind == "d"):
             made.append(_making(path, one, other, tag if replaced else ""))
     return [*opened, *reversed(removed), *made, *reversed(closed)]
 
 
-def _making(path: str, present: Entry | None, wanted: Entry, tag: str | None) -> Step:
+def _making(
+    path: str, present: TreeEntry | None, wanted: TreeEntry, tag: str | None
+) -> RestoreStep:
     match wanted.kind:
         case "d":
-            return Step("folder", path, {})
+            return RestoreStep("folder", path, {})
         case "l":
-            return Step("link", path, {"target": wanted.content})
+            return RestoreStep("link", path, {"target": wanted.content})
     if present is not None and present.kind == "f" and present.content == wanted.content:
-        return Step("mode", path, {"mode": wanted.mode})
+        return RestoreStep("mode", path, {"mode": wanted.mode})
     about: dict[str, Any] = {"tag": tag, "mode": wanted.mode}
-    return Step("file", path, about, wanted.content)
+    return RestoreStep("file", path, about, wanted.content)
 
 
-def _tag(sql: sqlite3.Connection, path: str, present: Entry | None) -> str | None:
+def _tag(sql: sqlite3.Connection, path: str, present: TreeEntry | None) -> str | None:
     """Return the tag that a file has still when nobody changes it meanwhile."""
     if present is None or present.kind != "f":
         return None
@@ -228,7 +232,7 @@ def _tag(sql: sqlite3.Connection, path: str, present: Entry | None) -> str | Non
 
 
 def rest_of(
-    sql: sqlite3.Connection, began: str, now: str, wanted: Mapping[str, Entry | None]
+    sql: sqlite3.Connection, began: str, now: str, wanted: Mapping[str, TreeEntry | None]
 ) -> Undo:
     """Decide what an undo that was cut short has still to put back.
 
@@ -254,7 +258,9 @@ def rest_of(
     return undo
 
 
-def _left_by_undo(present: Entry | None, first: Entry | None, wanted: Entry | None) -> bool:
+def _left_by_undo(
+    present: TreeEntry | None, first: TreeEntry | None, wanted: TreeEntry | None
+) -> bool:
     """Tell whether an undo that was cut short can have left this."""
     if (present and present.itself) == (first and first.itself):
         return True

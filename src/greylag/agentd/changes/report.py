@@ -8,7 +8,7 @@ from dataclasses import replace
 from greylag.agentd.changes.lines import counts, is_binary, unified
 from greylag.agentd.changes.plan import differences
 from greylag.agentd.changes.spans import Ends
-from greylag.agentd.changes.store import PIECE, Change, Entry, read_object, read_tree
+from greylag.agentd.changes.store import PIECE, Change, TreeEntry, read_object, read_tree
 from greylag.common.agent_api import Changes, FileChange, FileDiff, LeftOut
 
 _MOST_CHANGES = 2000
@@ -66,7 +66,7 @@ def diff_of(sql: sqlite3.Connection, ends: Ends, path: str) -> FileDiff | None:
     return FileDiff(change, "".join(said), whole=True)
 
 
-_Told = dict[str, tuple[str | None, Entry | None, Entry | None]]
+_Told = dict[str, tuple[str | None, TreeEntry | None, TreeEntry | None]]
 
 
 def _told(sql: sqlite3.Connection, ends: Ends) -> _Told:
@@ -107,7 +107,7 @@ def _renames(changes: Mapping[str, Change]) -> dict[str, str]:
 
 
 def _change(
-    path: str, old_path: str | None, old: Entry | None, new: Entry | None, *, shared: bool
+    path: str, old_path: str | None, old: TreeEntry | None, new: TreeEntry | None, *, shared: bool
 ) -> FileChange:
     what = "added" if old is None else "deleted" if new is None else "modified"
     entry = new or old
@@ -122,12 +122,12 @@ def _change(
     )
 
 
-def _mode(entry: Entry | None) -> str | None:
+def _mode(entry: TreeEntry | None) -> str | None:
     return None if entry is None or entry.kind == "l" else f"{entry.mode:03o}"
 
 
 def _counted(
-    sql: sqlite3.Connection, change: FileChange, old: Entry | None, new: Entry | None
+    sql: sqlite3.Connection, change: FileChange, old: TreeEntry | None, new: TreeEntry | None
 ) -> FileChange:
     """Return a change with its lines counted, or marked as no text, where it is not too large."""
     if any(one is not None and one.kind == "f" and _begins_binary(sql, one) for one in (old, new)):
@@ -139,12 +139,12 @@ def _counted(
     return replace(change, added_lines=came, deleted_lines=went)
 
 
-def _begins_binary(sql: sqlite3.Connection, entry: Entry) -> bool:
+def _begins_binary(sql: sqlite3.Connection, entry: TreeEntry) -> bool:
     return bool(entry.content) and is_binary(read_object(sql, entry.content[0]))
 
 
 def _texts(
-    sql: sqlite3.Connection, old: Entry | None, new: Entry | None
+    sql: sqlite3.Connection, old: TreeEntry | None, new: TreeEntry | None
 ) -> tuple[bytes, bytes] | None:
     """Return the contents of files that are not too large to be compared."""
     files = [one if one is not None and one.kind == "f" else None for one in (old, new)]

@@ -21,7 +21,7 @@ from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.plan import Extent, State, rest_of, steps_of, undo_of
 from greylag.agentd.changes.report import diff_of, report
 from greylag.agentd.changes.spans import Ends, Span
-from greylag.agentd.changes.store import Entry, Snapshot, SnapshotError, SnapshotStore
+from greylag.agentd.changes.store import Snapshot, SnapshotError, SnapshotStore, TreeEntry
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import Changes, FileDiff, Kept, Undone, UndoWish
 from greylag.common.backoff import backoff
@@ -209,7 +209,7 @@ class ChangeService:
         return Undone(one.span_id, changes, kept[:_MOST_KEPT], len(kept))
 
     async def _bring_back(
-        self, undo: Span, now: Snapshot, wanted: Mapping[str, Entry | None]
+        self, undo: Span, now: Snapshot, wanted: Mapping[str, TreeEntry | None]
     ) -> tuple[Snapshot, dict[str, str]]:
         """Take all steps of an undo; return the state after it, and what could not be put back."""
         steps = await self._store.run(lambda sql: steps_of(sql, now.root, wanted))
@@ -237,11 +237,11 @@ class ChangeService:
 
         began, target = await self._store.run(left)
         now = await self._capture.take()
-        wanted: Mapping[str, Entry | None] = {}
+        wanted: Mapping[str, TreeEntry | None] = {}
         if began is not None and target is not None:
             first, goal = began.root, target.root
 
-            def rest(sql: sqlite3.Connection) -> Mapping[str, Entry | None]:
+            def rest(sql: sqlite3.Connection) -> Mapping[str, TreeEntry | None]:
                 state = State(sql, goal)
                 whole = {path: state.kept(path) for path in undo.paths}
                 return rest_of(sql, first, now.root, whole).wanted

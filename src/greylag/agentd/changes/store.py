@@ -60,7 +60,7 @@ class SnapshotError(Exception):
     """The workspace's state cannot be kept or read; the message says why."""
 
 
-class Entry(NamedTuple):
+class TreeEntry(NamedTuple):
     """What a tree says of a name.
 
     Attributes:
@@ -82,8 +82,8 @@ class Entry(NamedTuple):
         return (self.kind, self.mode) if self.kind == "d" else self
 
 
-Tree = Mapping[str, Entry]
-Change = tuple[Entry | None, Entry | None]
+Tree = Mapping[str, TreeEntry]
+Change = tuple[TreeEntry | None, TreeEntry | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Snapshot:
     left_out_count: int
 
 
-class Status(NamedTuple):
+class FileStatus(NamedTuple):
     """A file as it was listed."""
 
     size: int
@@ -122,7 +122,7 @@ class Seen:
     """An entry of a folder as it was listed, with its content once that is known.
 
     Attributes:
-        kind, mode, content: as of an ``Entry``; of a folder the content is not told here.
+        kind, mode, content: as of an ``TreeEntry``; of a folder the content is not told here.
         status: of a file.
         settled: whether it is as it was as long as it is listed the same.
     """
@@ -130,7 +130,7 @@ class Seen:
     kind: str
     mode: int = 0
     content: Any = None
-    status: Status | None = None
+    status: FileStatus | None = None
     settled: bool = True
 
 
@@ -366,10 +366,10 @@ def read_object(sql: sqlite3.Connection, digest: str) -> bytes:
     return bytes(content)
 
 
-def read_tree(sql: sqlite3.Connection, digest: str) -> dict[str, Entry]:
+def read_tree(sql: sqlite3.Connection, digest: str) -> dict[str, TreeEntry]:
     """Return what a folder held, by name."""
     rows = json.loads(read_object(sql, digest))
-    return {name: Entry(kind, mode, size, content) for name, kind, mode, size, content in rows}
+    return {name: TreeEntry(kind, mode, size, content) for name, kind, mode, size, content in rows}
 
 
 # What was seen.
@@ -378,12 +378,12 @@ def read_tree(sql: sqlite3.Connection, digest: str) -> dict[str, Entry]:
 def _seen(sql: sqlite3.Connection, path: str) -> dict[str, Seen]:
     (text,) = sql.execute("SELECT entries FROM seen WHERE path = ?", (path,)).fetchone()
     return {
-        name: Seen(kind, mode, content, None if status is None else Status(*status), settled)
+        name: Seen(kind, mode, content, None if status is None else FileStatus(*status), settled)
         for name, kind, mode, content, status, settled in json.loads(text)
     }
 
 
-def status_at(sql: sqlite3.Connection, path: str) -> Status | None:
+def status_at(sql: sqlite3.Connection, path: str) -> FileStatus | None:
     """Return what the status of a file was when the newest state was taken."""
     above, _, name = path.rpartition("/")
     row = sql.execute("SELECT 1 FROM seen WHERE path = ?", (above,)).fetchone()
