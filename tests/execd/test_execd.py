@@ -222,6 +222,9 @@ async def test_a_terminal_has_a_size_and_signals(tmp_path: Path) -> None:
             await asyncio.wait({ended}, timeout=0.2)
         assert ended.result() != 0
         await process.end()
+        process.resize(24, 80)  # who watched it may not know yet
+        process.write(b"\n")
+        process.end_input()
 
 
 async def test_what_cannot_be_started_is_refused_with_a_reason(tmp_path: Path) -> None:

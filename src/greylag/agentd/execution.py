@@ -124,7 +124,7 @@ class RemoteProcess:
     def write(self, data: bytes) -> None:
         """Send to its stdin; `drain` waits for room."""
         for start in range(0, len(data), MOST_DATA):
-            self._writer.write(frame(FrameKind.STDIN, data[start : start + MOST_DATA]))
+            self._send(frame(FrameKind.STDIN, data[start : start + MOST_DATA]))
 
     async def drain(self) -> None:
         """Wait until more may be written.
@@ -136,16 +136,20 @@ class RemoteProcess:
 
     def end_input(self) -> None:
         """Close its stdin."""
-        self._writer.write(frame(FrameKind.STDIN_END))
+        self._send(frame(FrameKind.STDIN_END))
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of its terminal."""
-        self._writer.write(json_frame(FrameKind.RESIZE, {"size": [rows, columns]}))
+        self._send(json_frame(FrameKind.RESIZE, {"size": [rows, columns]}))
 
     def send_signal(self, number: int) -> None:
         """Signal the process itself, if it runs still."""
-        with suppress(OSError, RuntimeError):  # RuntimeError: it is being ended already
-            self._writer.write(json_frame(FrameKind.KILL, {"signal": number}))
+        self._send(json_frame(FrameKind.KILL, {"signal": number}))
+
+    def _send(self, data: bytes) -> None:
+        """Send; what comes after its end is for nobody."""
+        with suppress(OSError, RuntimeError):  # RuntimeError: uvloop, on a closed connection
+            self._writer.write(data)
 
     async def wait(self) -> int:
         """Return its exit code, negative for a signal.
