@@ -175,10 +175,14 @@ class SnapshotStore:
         self._limit = limit
         self._file_limit = file_limit
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``work`` in the file's thread, inside one transaction, and return its result."""
+    async def run(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+        """Run ``work`` in the file's thread, inside one transaction, and return its result.
+
+        What is not ``durable`` may be lost with the machine until something is that comes later.
+        """
 
         def transacted(sql: sqlite3.Connection) -> T:
+            sql.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             with transaction(sql, "BEGIN"):
                 return work(sql)
 
@@ -206,7 +210,7 @@ class SnapshotStore:
 
     async def keep(self, pieces: Sequence[bytes]) -> list[str]:
         """Keep contents; return their digests."""
-        return await self.run(lambda sql: [_keep(sql, piece) for piece in pieces])
+        return await self.run(lambda sql: [_keep(sql, piece) for piece in pieces], durable=False)
 
     async def read(self, digest: str) -> bytes:
         """Return a content that is kept."""
