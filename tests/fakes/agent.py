@@ -186,6 +186,31 @@ def _start_terminal(here: _Environment, _asked: AgentRequest) -> agent_api.Termi
     return one
 
 
+_CHANGE = agent_api.FileChange("src/main.py", "modified", "file", added_lines=3, deleted_lines=1)
+_CHANGES = agent_api.Changes(4, 5, [_CHANGE], 1, 3, 1, [], 0)
+
+
+def _turn_changes(here: _Environment, asked: AgentRequest) -> agent_api.Changes:
+    here.run(asked.parts["turn"])
+    return _CHANGES
+
+
+def _turn_diff(here: _Environment, asked: AgentRequest) -> agent_api.FileDiff:
+    here.run(asked.parts["turn"])
+    if asked.query.get("path") != _CHANGE.path:
+        raise MissingError("The turn did not change this.")
+    return agent_api.FileDiff(_CHANGE, "@@ -1 +1,3 @@\n", whole=True)
+
+
+def _undo_turn(here: _Environment, asked: AgentRequest) -> agent_api.Undone:
+    here.run(asked.parts["turn"])
+    override, paths = here.sent.pop("override", False), here.sent.pop("paths", None)
+    texts = paths is None or (isinstance(paths, list) and all(isinstance(p, str) for p in paths))
+    if not isinstance(override, bool) or not texts or here.sent:
+        raise InvalidRequestError("This is no wish to undo.")
+    return agent_api.Undone("0" * 32, _CHANGES, [], 0)
+
+
 def _list_terminals(here: _Environment, _asked: AgentRequest) -> agent_api.TerminalList:
     return agent_api.TerminalList(list(here.terminals.values()))
 
@@ -276,6 +301,10 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.SHOW_SETTING.name: _show_setting,
     agent_api.CHANGE_SETTING.name: _change_setting,
     agent_api.RESET_SETTING.name: _reset_setting,
+    agent_api.TURN_CHANGES.name: _turn_changes,
+    agent_api.TURN_DIFF.name: _turn_diff,
+    agent_api.UNDO_TURN.name: _undo_turn,
+    agent_api.LIST_CHANGES.name: lambda _here, _asked: _CHANGES,
     agent_api.LIST_TERMINALS.name: _list_terminals,
     agent_api.START_TERMINAL.name: _start_terminal,
     agent_api.END_TERMINAL.name: _end_terminal,

@@ -150,8 +150,10 @@ class MeOut(Out):
 class LimitsOut(Out):
     """How much a user may have; null: as much as they like."""
 
-    projects: int | None = Field(None, ge=0, le=_INT64 - 1)
-    active: int | None = Field(None, ge=0, le=_INT64 - 1, description="Active environments.")
+    projects: int | None = Field(None, ge=0, le=_INT64 - 1, strict=True)
+    active: int | None = Field(
+        None, ge=0, le=_INT64 - 1, strict=True, description="Active environments."
+    )
 
 
 class LimitsIn(In, LimitsOut):
@@ -471,7 +473,7 @@ class PreviewIn(In):
         examples=["/"],
     )
     share_seconds: int | None = Field(
-        None, ge=60, le=2_592_000, description="Any browser may open it, for so long."
+        None, ge=60, le=2_592_000, strict=True, description="Any browser may open it, for so long."
     )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Response
 
@@ -77,7 +78,7 @@ async def make_user(call: CallDep, body: NewUserIn, response: Response) -> Accou
     email = body.email.lower() if body.email else None
     new = User(**{**given, "email": email}, limits=Limits(**body.limits.model_dump()))
     made = await call.use_cases.accounts.make(call.principal, new)
-    response.headers["location"] = address(f"/api/users/{made.id}")
+    response.headers["location"] = address(f"/api/users/{quote(made.id, safe='')}")
     return AccountOut.of(made)
 
 
