@@ -24,7 +24,7 @@ from tests.web.server import settings as web_settings
 
 from greylag.web.app import create_app
 
-EXAMPLES = 20
+EXAMPLES = 40
 # Streams that last as long as their project does: tested elsewhere, and here only where it is gone.
 ENDLESS = ("/events", "/logs")
 OF_THE_AGENT = ("/sessions", "/turns", "/agent", "/extensions", "/settings")
