@@ -24,10 +24,12 @@ from greylag.execd.protocol import (
     Reader,
     Writer,
     frame,
+    frames,
     json_frame,
     pipe,
     read_frame,
     read_object,
+    send_data,
 )
 
 _MOST_HELD = 4 * MOST_DATA
@@ -123,8 +125,8 @@ class RemoteProcess:
 
     def write(self, data: bytes) -> None:
         """Send to its stdin; `drain` waits for room."""
-        for start in range(0, len(data), MOST_DATA):
-            self._send(frame(FrameKind.STDIN, data[start : start + MOST_DATA]))
+        for one in frames(FrameKind.STDIN, data):
+            self._send(one)
 
     async def drain(self) -> None:
         """Wait until more may be written.
@@ -458,6 +460,25 @@ async def _last_words(process: asyncio.subprocess.Process) -> str:
     while process.stderr is not None and (data := await process.stderr.read(_MOST_WORDS)):
         said = (said + data)[-_MOST_WORDS:]
     return said.decode("utf-8", "replace").strip()
+
+
+async def send_content(writer: Writer, content: AsyncIterator[bytes]) -> None:
+    """Send content to its end, in constant memory."""
+    async for data in content:
+        await send_data(writer, FrameKind.STDIN, data)
+    writer.write(frame(FrameKind.STDIN_END))
+    await writer.drain()
+
+
+def whole_number(said: Any, below: int) -> int:
+    """Return a whole number that execd says, at least 0 and less than ``below``.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    if type(said) is not int or not 0 <= said < below:
+        raise ProtocolError("a number is none")
+    return said
 
 
 def agreed(came: tuple[FrameKind, bytes] | None) -> Mapping[str, Any]:

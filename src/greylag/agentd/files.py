@@ -13,17 +13,17 @@ from greylag.agentd.execution import (
     ExecutionError,
     ExecutionRefusedError,
     agreed,
+    send_content,
+    whole_number,
 )
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import FileEntry, FileList, FileMatch, FileMatches, Unpacked
 from greylag.common.clock import rfc3339
 from greylag.execd.protocol import (
-    MOST_DATA,
     FrameKind,
     ProtocolError,
     Reader,
     Writer,
-    frame,
     read_frame,
 )
 
@@ -184,7 +184,7 @@ async def _given(
     reader: Reader, writer: Writer, content: AsyncIterator[bytes]
 ) -> Mapping[str, Any]:
     """Send content and return what came of it; a refusal meanwhile ends the sending."""
-    sending = asyncio.create_task(_send(writer, content), name="content to execd")
+    sending = asyncio.create_task(send_content(writer, content), name="content to execd")
     telling = asyncio.create_task(_facts(reader, _LONG_SECONDS), name="answer of execd")
     try:
         await asyncio.wait({sending, telling}, return_when=asyncio.FIRST_COMPLETED)
@@ -195,15 +195,6 @@ async def _given(
         for task in (sending, telling):
             task.cancel()
         await asyncio.wait({sending, telling})
-
-
-async def _send(writer: Writer, content: AsyncIterator[bytes]) -> None:
-    async for data in content:
-        for start in range(0, len(data), MOST_DATA):
-            writer.write(frame(FrameKind.STDIN, data[start : start + MOST_DATA]))
-            await writer.drain()
-    writer.write(frame(FrameKind.STDIN_END))
-    await writer.drain()
 
 
 async def _content(reader: Reader, length: int | None) -> AsyncIterator[bytes]:
@@ -276,9 +267,7 @@ def _text(said: Any) -> str:
 
 
 def _whole(said: Any) -> int:
-    if type(said) is not int or not 0 <= said < 1 << 62:
-        raise ProtocolError("a number is none")
-    return said
+    return whole_number(said, 1 << 62)
 
 
 def _parts(path: str) -> list[str]:

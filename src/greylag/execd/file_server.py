@@ -38,15 +38,14 @@ from typing import IO, Any, BinaryIO, TypeVar
 from greylag.execd.file_search import search
 from greylag.execd.files import FILE, MOST_DEPTH, MOST_PATH, Place, Workspace, refusing, shown
 from greylag.execd.protocol import (
-    MOST_DATA,
     FrameKind,
     ProtocolError,
     Reader,
     RefusedError,
     Writer,
     agree,
-    frame,
     read_frame,
+    send_data,
     text_in,
 )
 
@@ -114,17 +113,11 @@ async def _read(files: Workspace, request: dict[str, Any], _: Reader, writer: Wr
         file.seek(_number(request, "start"))
         while left > 0 and (data := await asyncio.to_thread(file.read, min(left, READ_AT_ONCE))):
             left -= len(data)
-            await _send(writer, data)
+            await send_data(writer, FrameKind.STDOUT, data)
         if left == 0:
             await agree(writer)
     finally:
         opening.__exit__(None, None, None)
-
-
-async def _send(writer: Writer, data: bytes) -> None:
-    for start in range(0, len(data), MOST_DATA):
-        writer.write(frame(FrameKind.STDOUT, data[start : start + MOST_DATA]))
-        await writer.drain()
 
 
 async def _write(files: Workspace, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
@@ -188,7 +181,8 @@ class _Outlet(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         whole = bytes(data)
-        asyncio.run_coroutine_threadsafe(_send(self._writer, whole), self._loop).result()
+        sending = send_data(self._writer, FrameKind.STDOUT, whole)
+        asyncio.run_coroutine_threadsafe(sending, self._loop).result()
         return len(whole)
 
 

@@ -29,6 +29,7 @@ comes from execd is another's word: agentd bounds every length before it reads.
 import asyncio
 import json
 import struct
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any
 
@@ -76,6 +77,19 @@ _DATA = frozenset({FrameKind.STDIN, FrameKind.STDOUT, FrameKind.STDERR})
 def frame(kind: FrameKind, body: bytes = b"") -> bytes:
     """Return a frame as it is sent."""
     return _HEADER.pack(kind, len(body)) + body
+
+
+def frames(kind: FrameKind, data: bytes) -> Iterator[bytes]:
+    """Yield data of any length in frames that the other side takes."""
+    for start in range(0, len(data), MOST_DATA):
+        yield frame(kind, data[start : start + MOST_DATA])
+
+
+async def send_data(writer: Writer, kind: FrameKind, data: bytes) -> None:
+    """Send data of any length, each frame once there is room for it."""
+    for one in frames(kind, data):
+        writer.write(one)
+        await writer.drain()
 
 
 def json_frame(kind: FrameKind, content: dict[str, Any]) -> bytes:

@@ -22,7 +22,13 @@ from greylag.agentd.changes.store import (
     SnapshotError,
     SnapshotStore,
 )
-from greylag.agentd.execution import Execution, ExecutionError, agreed
+from greylag.agentd.execution import (
+    Execution,
+    ExecutionError,
+    agreed,
+    send_content,
+    whole_number,
+)
 from greylag.common.typed import parse_json
 from greylag.execd.files import parts_of, shown
 from greylag.execd.protocol import (
@@ -32,7 +38,6 @@ from greylag.execd.protocol import (
     Reader,
     RefusedError,
     Writer,
-    frame,
     json_frame,
     read_frame,
     read_object,
@@ -144,21 +149,16 @@ class Capture:
                 about = {"do": step.do, "path": step.path, **step.about}
                 writer.write(json_frame(FrameKind.JSON, about))
                 if step.do == "file":
-                    await self._send(writer, step.pieces)
+                    await send_content(writer, self._content(step.pieces))
                 async with asyncio.timeout(_STEP_SECONDS):
                     said = agreed(_there(await read_frame(reader)))
                 if said["code"] is not None:
                     refused.setdefault(step.path, str(said["code"])[:100])
         return refused
 
-    async def _send(self, writer: Writer, pieces: Sequence[str]) -> None:
+    async def _content(self, pieces: Sequence[str]) -> AsyncIterator[bytes]:
         for digest in pieces:
-            content = await self._store.read(digest)
-            for start in range(0, len(content), MOST_DATA):
-                writer.write(frame(FrameKind.STDIN, content[start : start + MOST_DATA]))
-                await writer.drain()
-        writer.write(frame(FrameKind.STDIN_END))
-        await writer.drain()
+            yield await self._store.read(digest)
 
     @asynccontextmanager
     async def _asked(self, verb: str, **about: Any) -> AsyncIterator[tuple[Reader, Writer]]:
@@ -333,6 +333,4 @@ def _reason(said: str) -> str:
 
 
 def _whole(said: Any) -> int:
-    if type(said) is not int or not 0 <= said < _MOST_NUMBER:
-        raise ProtocolError("a number is none")
-    return said
+    return whole_number(said, _MOST_NUMBER)
