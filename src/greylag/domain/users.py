@@ -79,6 +79,26 @@ class Limits:
     active: int | None = None
 
 
+def of_identity(key: str) -> str:
+    """Return the label of the user who signs in by this ``Identity.key``."""
+    return f"identity {key}"
+
+
+def of_user(user_id: str) -> str:
+    """Return the label of what is a user's, or is shared with them."""
+    return f"user {user_id}"
+
+
+def of_project(owner: str, project_id: str) -> str:
+    """Return the label of what is about a project."""
+    return f"project {owner}/{project_id}"
+
+
+def member_key(owner: str, project_id: str, user_id: str) -> str:
+    """Return the key of a project's being shared with a user: no id holds a slash."""
+    return f"{owner}/{project_id}/{user_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class User:
     """Somebody, or with ``service`` something, that owns projects.
@@ -117,8 +137,7 @@ class User:
     @property
     def labels(self) -> Sequence[str]:
         """What else it is found by."""
-        found = [f"identity {self.identity}"] if self.identity else []
-        return [*found, f"email {self.email}"] if self.email else found
+        return [of_identity(self.identity)] if self.identity else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +170,7 @@ class Session:
     @property
     def labels(self) -> Sequence[str]:
         """What else it is found by."""
-        return [f"user {self.user_id}", *self.provider]
+        return [of_user(self.user_id), *self.provider]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +198,7 @@ class ApiToken:
     @property
     def labels(self) -> Sequence[str]:
         """What else it is found by."""
-        return [f"user {self.user_id}", f"id {self.id}"]
+        return [of_user(self.user_id), f"id {self.id}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,17 +217,13 @@ class Member:
 
     @property
     def key(self) -> str:
-        """Its key in the store: no id holds a slash."""
-        return f"{self.owner}/{self.project_id}/{self.user_id}"
+        """Its key in the store."""
+        return member_key(self.owner, self.project_id, self.user_id)
 
     @property
     def labels(self) -> Sequence[str]:
         """What else it is found by."""
-        return [
-            f"project {self.owner}/{self.project_id}",
-            f"owner {self.owner}",
-            f"user {self.user_id}",
-        ]
+        return [of_project(self.owner, self.project_id), of_user(self.user_id)]
 
 
 class Action(StrEnum):

@@ -6,6 +6,7 @@ there were no such user or project. ``docs/people.md`` holds the table below as 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 
 import structlog
@@ -18,7 +19,17 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
 )
 from greylag.domain.project import ProjectRef
-from greylag.domain.users import Action, Member, MemberRole, Principal, Scope, User
+from greylag.domain.users import (
+    Action,
+    Member,
+    MemberRole,
+    Principal,
+    Scope,
+    User,
+    member_key,
+    of_project,
+    of_user,
+)
 from greylag.ports import Clock, PeopleStore, ProjectStore, UserDirectory
 from greylag.services.people import no_such_user
 
@@ -116,7 +127,7 @@ class Gate:
             ProjectNotFoundError: a token is not for this project.
             ForbiddenError: the principal may know of it and may not do this; one log line says so.
         """
-        owner = what.user_id if isinstance(what, ProjectRef) else what
+        owner = _owner(what)
         standing = await self._standing(principal, what)
         if standing is None:
             _log.warning("action_refused", principal=principal.name, action=action, user_id=owner)
@@ -132,7 +143,7 @@ class Gate:
     async def see(self, principal: Principal, what: str | ProjectRef) -> None:
         """Return when the principal may know of a user or a project; raises as ``authorize``."""
         if await self._standing(principal, what) is None:
-            raise no_such_user(what.user_id if isinstance(what, ProjectRef) else what)
+            raise no_such_user(_owner(what))
 
     async def visible(self, principal: Principal) -> Sequence[User]:
         """Return the users of whose projects the principal may see any, in the directory's order;
@@ -141,7 +152,7 @@ class Gate:
         users = await self._directory.users()
         if principal.is_admin or principal.user_id is None:
             return users
-        shared = await self._people.labelled(Member, f"user {principal.user_id}")
+        shared = await self._people.labelled(Member, of_user(principal.user_id))
         owners = {one.owner for one in shared} if principal.projects is None else set()
         mine = [user for user in users if user.id == principal.user_id]
         return mine + [user for user in users if user.id in owners and user not in mine]
@@ -154,15 +165,14 @@ class Gate:
             return principal.projects
         if principal.user_id is None or principal.is_admin:
             return None
-        shared = await self._people.labelled(Member, f"user {principal.user_id}")
+        shared = await self._people.labelled(Member, of_user(principal.user_id))
         return frozenset(one.project_id for one in shared if one.owner == owner)
 
     async def members(self, principal: Principal, ref: ProjectRef) -> Sequence[Member]:
         """Return whom a project is shared with."""
         await self.authorize(principal, Action.MEMBERS_READ, ref)
         project = await self._projects.get(ref.user_id, ref.project_id)
-        label = f"project {ref.user_id}/{ref.project_id}"
-        found = await self._people.labelled(Member, label)
+        found = await self._people.labelled(Member, of_project(ref.user_id, ref.project_id))
         return [one for one in found if one.record_id == project.id]
 
     async def share(
@@ -179,11 +189,10 @@ class Gate:
         if user_id == ref.user_id:
             raise InvalidRequestError("A project is not shared with its own owner.")
         await self._directory.get(user_id)
+        new = Member(ref.user_id, ref.project_id, project.id, user_id, role)
         for _ in range(_ATTEMPTS):
-            wanted = Member(ref.user_id, ref.project_id, project.id, user_id, role)
-            before = await self._people.find(Member, wanted.key)
-            version = before.version if before is not None else 0
-            wanted = Member(ref.user_id, ref.project_id, project.id, user_id, role, version)
+            before = await self._people.find(Member, new.key)
+            wanted = new if before is None else replace(new, version=before.version)
             if wanted == before or await self._people.put(wanted, self._clock.now()):
                 return wanted
         raise ConflictError("Others changed this member again and again.")
@@ -197,19 +206,19 @@ class Gate:
         leaves = user_id == principal.user_id
         action = Action.MEMBERS_READ if leaves else Action.MEMBERS_WRITE
         await self.authorize(principal, action, ref)
-        key = f"{ref.user_id}/{ref.project_id}/{user_id}"
+        key = member_key(ref.user_id, ref.project_id, user_id)
         if not await self._people.remove(Member, key):
             raise MissingError(f"The project is not shared with {user_id!r}.")
 
     async def _standing(self, principal: Principal, what: str | ProjectRef) -> Standing | None:
-        owner = what.user_id if isinstance(what, ProjectRef) else what
-        if principal.user_id in {None, owner}:
+        owner = _owner(what)
+        if principal.user_id is None or principal.user_id == owner:
             return Standing.OWNER
         if principal.is_admin:
             return Standing.ADMIN
         if not isinstance(what, ProjectRef):
             return Standing.VIEWER if await self.only(principal, owner) else None
-        key = f"{owner}/{what.project_id}/{principal.user_id}"
+        key = member_key(owner, what.project_id, principal.user_id)
         member = await self._people.find(Member, key)
         if member is None or principal.projects is not None:
             return None
@@ -222,7 +231,7 @@ class Gate:
     def _check(
         self, principal: Principal, action: Action, what: str | ProjectRef, standing: Standing
     ) -> None:
-        owner = what.user_id if isinstance(what, ProjectRef) else what
+        owner = _owner(what)
         standings, scope = RULES[action]
         if principal.projects is not None:
             if isinstance(what, ProjectRef) and what.project_id not in principal.projects:
@@ -231,8 +240,8 @@ class Gate:
                 raise _refused(principal, action, owner, "This token is for some projects only.")
         if principal.scopes is not None and scope not in principal.scopes:
             raise _refused(principal, action, owner, f"This token lacks the scope {scope}.")
-        if action in _ADMIN_ACTIONS and principal.is_admin:
-            return
+        if standings == _ADMINS and principal.is_admin:
+            return  # who may be the owner too
         if standing is Standing.ADMIN and action in WITH_REASON:
             if principal.reason:
                 _log.warning(
@@ -250,7 +259,8 @@ class Gate:
             raise _refused(principal, action, owner, words)
 
 
-_ADMIN_ACTIONS = frozenset({Action.USERS_WRITE})
+def _owner(what: str | ProjectRef) -> str:
+    return what.user_id if isinstance(what, ProjectRef) else what
 
 
 def _refused(

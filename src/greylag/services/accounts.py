@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from greylag.domain.errors import ConflictError, ForbiddenError, MissingError
-from greylag.domain.users import Action, ApiToken, Member, Principal, Session, User
+from greylag.domain.users import Action, ApiToken, Member, Principal, Session, User, of_user
 from greylag.ports import PeopleStore
 from greylag.services.access import Gate
 from greylag.services.people import People, UserEdit
@@ -64,7 +64,7 @@ class Accounts:
                 f"The user {user_id!r} has projects.",
                 hint="Export or delete them first, or disable the user instead.",
             )
-        label = f"user {user_id}"
+        label = of_user(user_id)
         for token in await self._store.labelled(ApiToken, label):
             await self._store.remove(ApiToken, token.key)
         for member in await self._store.labelled(Member, label):

@@ -20,7 +20,17 @@ from greylag.domain.errors import (
     UserNotFoundError,
 )
 from greylag.domain.names import check_id, check_name, slug
-from greylag.domain.users import Identity, Limits, Principal, Role, Session, SignUp, User
+from greylag.domain.users import (
+    Identity,
+    Limits,
+    Principal,
+    Role,
+    Session,
+    SignUp,
+    User,
+    of_identity,
+    of_user,
+)
 from greylag.ports import Clock, PeopleStore
 
 SESSION_PREFIX = "gls_"
@@ -169,7 +179,7 @@ class People:
     async def sessions(self, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""
         now = self._clock.now()
-        found = await self._store.labelled(Session, f"user {user_id}")
+        found = await self._store.labelled(Session, of_user(user_id))
         going_on = [one for one in found if self._is_going_on(one, now)]
         return sorted(going_on, key=lambda one: one.created_at, reverse=True)
 
@@ -179,7 +189,7 @@ class People:
 
     async def end_sessions(self, user_id: str, begins: str = "") -> int:
         """End a user's sessions whose id begins so, by default all; return how many."""
-        found = await self._store.labelled(Session, f"user {user_id}")
+        found = await self._store.labelled(Session, of_user(user_id))
         ended = [one for one in found if one.key.startswith(begins)]
         for one in ended:
             await self._store.remove(Session, one.key)
@@ -215,7 +225,7 @@ class People:
         raise SignInRefusedError("Others signed in as you at the same time.", hint="Try again.")
 
     async def _known(self, identity: Identity) -> User | None:
-        found = await self._store.labelled(User, f"identity {identity.key}")
+        found = await self._store.labelled(User, of_identity(identity.key))
         if found:
             return found[0]
         if identity.email is None:

@@ -20,7 +20,7 @@ from greylag.domain.errors import (
     UserNotFoundError,
 )
 from greylag.domain.names import check_name
-from greylag.domain.users import Action, ApiToken, Principal, Scope, User
+from greylag.domain.users import Action, ApiToken, Principal, Scope, User, of_user
 from greylag.ports import Clock, PeopleStore
 from greylag.services.access import Gate
 from greylag.services.people import SEEN_EVERY, People, digest
@@ -109,7 +109,7 @@ class Tokens:
         """Return a user's tokens that count, the newest first."""
         user = await self._owner(principal, user_id, Action.ACCOUNT_READ)
         now = self._clock.now()
-        found = await self._store.labelled(ApiToken, f"user {user.id}")
+        found = await self._store.labelled(ApiToken, of_user(user.id))
         counting = [one for one in found if one.expires_at > now]
         return sorted(counting, key=lambda one: one.created_at, reverse=True)
 
