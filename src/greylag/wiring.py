@@ -108,6 +108,31 @@ def build(
         rng: spreads retries; None: a new one.
     """
     store, cluster, clock = adapters.store, adapters.cluster, adapters.clock
+    platform = _platform(settings, cluster)
+    worker = worker or _process_name()
+    reconciler = Reconciler(
+        store,
+        cluster,
+        adapters.agents,
+        clock,
+        Pace(
+            lease=settings.lease_seconds,
+            resync=settings.resync_seconds,
+            activation_timeout=settings.activation_timeout,
+        ),
+        worker=worker,
+        rng=rng or random.Random(),  # noqa: S311 - spreads retries, guards nothing
+        warnings=lambda: _warnings(platform.model),
+    )
+    return Application(
+        use_cases=_use_cases(settings, adapters, platform),
+        reconciler=reconciler,
+        worker=Worker(store, cluster, clock, reconciler, concurrency=settings.worker_concurrency),
+    )
+
+
+def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> UseCases:
+    store, clock = adapters.store, adapters.clock
     recent = RecentPeople(store, clock)
     people = People(recent, settings.user_list, clock, _sign_in_limits(settings))
     gate = Gate(recent, people, store, clock)
@@ -118,43 +143,21 @@ def build(
         namespace_prefix=settings.namespace_prefix,
         activation_timeout=settings.activation_timeout,
     )
-    agents = Agents(projects, cluster, adapters.agents, terminal=settings.terminal == "on")
-    pace = Pace(
-        lease=settings.lease_seconds,
-        resync=settings.resync_seconds,
-        activation_timeout=settings.activation_timeout,
-    )
+    agents = Agents(projects, adapters.cluster, adapters.agents, terminal=settings.terminal == "on")
     sign_in = None
     if adapters.provider is not None:
         sign_in = SignIn(adapters.provider, _sign_in_rules(settings), people, store, clock)
-    rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
-    worker = worker or _process_name()
-    platform = _platform(settings, cluster)
-    reconciler = Reconciler(
-        store,
-        cluster,
-        adapters.agents,
-        clock,
-        pace,
-        worker=worker,
-        rng=rng,
-        warnings=lambda: _warnings(platform.model),
-    )
-    return Application(
-        use_cases=UseCases(
-            projects=projects,
-            agents=agents,
-            messages=Messages(projects, agents, adapters.agents),
-            platform=platform,
-            store=store,
-            people=people,
-            accounts=Accounts(people, gate, projects, recent),
-            gate=gate,
-            tokens=Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days)),
-            sign_in=sign_in,
-        ),
-        reconciler=reconciler,
-        worker=Worker(store, cluster, clock, reconciler, concurrency=settings.worker_concurrency),
+    return UseCases(
+        projects=projects,
+        agents=agents,
+        messages=Messages(projects, agents, adapters.agents),
+        platform=platform,
+        store=store,
+        people=people,
+        accounts=Accounts(people, gate, projects, recent),
+        gate=gate,
+        tokens=Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days)),
+        sign_in=sign_in,
     )
 
 

@@ -15,6 +15,7 @@ from greylag import __version__
 from greylag.config import Settings
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action
+from greylag.services.access import Gate
 from greylag.services.use_cases import UseCases
 from greylag.web import oidc
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
@@ -31,7 +32,7 @@ from greylag.web.guard import Guard
 from greylag.web.preview import PreviewLinks, PreviewSite
 from greylag.web.request_log import RequestLogger
 from greylag.web.schemas import ProblemDocument
-from greylag.web.stream import Streams
+from greylag.web.stream import Recheck, Streams
 
 _DESCRIPTION = """\
 Isolated environments, each with a Goose agent, one per project.
@@ -51,6 +52,21 @@ _TAGS = [
     {"name": "ports", "description": "What the environment serves, and links that show it."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
+_ROUTERS = (
+    platform.router,
+    people.router,
+    projects.router,
+    agent.router,
+    agent.turns_router,
+    relay.router,
+    sockets.router,
+    previews.router,
+    sign_in,
+    oidc.router,
+    user_pages.router,
+    project_pages.router,
+    conversations.router,
+)
 _UNUSED = ("HTTPValidationError", "ValidationError")
 _OPEN = ("/healthz", "/readyz")
 MIN_BYTES = 1024
@@ -82,38 +98,36 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         servers=[{"url": settings.root_path or "/"}],
     )
     app.state.use_cases = use_cases
+    app.state.streams = Streams(settings, _recheck(authenticator, use_cases.gate))
+    app.state.authenticator = authenticator
+    app.state.states = oidc.States(settings.token) if settings.token else None
+    app.state.preview_links = PreviewLinks(settings, use_cases.store)
+    app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.mount(STATIC, VersionedFiles())
+    install_error_handlers(app, error_page)
+    _complete_openapi(app, signed_in=authenticator.needed)
+    return _layered(app, settings, authenticator)
+
+
+def _recheck(authenticator: Authenticator, gate: Gate) -> Recheck:
+    """Return what asks again, while a stream runs, whether whoever opened it may still see it."""
 
     async def recheck(scope: Scope, ref: ProjectRef, action: Action | None) -> None:
         principal = await authenticator.principal(scope)
         what = ref if ref.project_id else ref.user_id
         if action is None:
-            await use_cases.gate.see(principal, what)
+            await gate.see(principal, what)
         else:
-            await use_cases.gate.authorize(principal, action, what)
+            await gate.authorize(principal, action, what)
 
-    app.state.streams = Streams(settings, recheck)
-    app.state.authenticator = authenticator
-    app.state.states = oidc.States(settings.token) if settings.token else None
-    app.state.preview_links = PreviewLinks(settings, use_cases.store)
-    app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
-    for router in (
-        platform.router,
-        people.router,
-        projects.router,
-        agent.router,
-        agent.turns_router,
-        relay.router,
-        sockets.router,
-        previews.router,
-        sign_in,
-        oidc.router,
-    ):
-        app.include_router(router)
-    for pages in (user_pages, project_pages, conversations):
-        app.include_router(pages.router)
-    app.mount(STATIC, VersionedFiles())
-    install_error_handlers(app, error_page)
-    _complete_openapi(app, signed_in=authenticator.needed)
+    return recheck
+
+
+def _layered(app: FastAPI, settings: Settings, authenticator: Authenticator) -> ASGIApp:
+    """Put around the application what each request passes first."""
+    state = app.state
     guarded = Guard(app, settings, authenticator, relay.takes_file)
     logged = RequestLogger(
         Compression(guarded),
@@ -121,7 +135,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         preview_domain=settings.preview_domain,
     )
     site = RootPath(logged, settings.root_path)
-    shown = PreviewSite(site, app.state.preview_links, use_cases, app.state.streams)
+    shown = PreviewSite(site, state.preview_links, state.use_cases, state.streams)
     return behind(settings.trusted_proxies, shown)
 
 

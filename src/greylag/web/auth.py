@@ -245,7 +245,7 @@ class Authenticator:
     def _sign_ins(self, scope: Scope) -> list[Signed]:
         if self._signatures is None:
             return []
-        read = [self._signatures.read_cookie(value) for value in _cookies(scope)]
+        read = [self._signatures.read_cookie(value) for value in _sign_in_cookies(scope)]
         return [one for one in read if one is not None]
 
 
@@ -306,18 +306,23 @@ SIGN_IN_COOKIE = Cookie(COOKIE)
 
 def _sessions(scope: Scope) -> list[str]:
     """Return the secrets of sessions that the browser has."""
-    return [value for value in _cookies(scope) if value.startswith(SESSION_PREFIX)]
+    return [value for value in _sign_in_cookies(scope) if value.startswith(SESSION_PREFIX)]
 
 
-def _cookies(scope: Scope) -> list[str]:
+def cookies(scope: Scope) -> list[tuple[str, str]]:
+    """Return name and value of every cookie that came, as they came."""
+    parts = [
+        part.strip().partition("=")
+        for header in Headers(scope=scope).getlist("cookie")
+        for part in header.split(";")
+    ]
+    return [(name, value) for name, _, value in parts if name]
+
+
+def _sign_in_cookies(scope: Scope) -> list[str]:
     """Return every value of our cookie: another port of this host may have set one too."""
-    found = []
-    for header in Headers(scope=scope).getlist("cookie"):
-        for part in header.split(";"):
-            name, _, value = part.strip().partition("=")
-            if name == SIGN_IN_COOKIE.name(scope):
-                found.append(value.strip('"'))
-    return found
+    ours = SIGN_IN_COOKIE.name(scope)
+    return [value.strip('"') for name, value in cookies(scope) if name == ours]
 
 
 # The page where a browser gives the token or its link, and gets the cookie for it.

@@ -39,6 +39,7 @@ from greylag.ports import Revocations
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import LOCAL
+from greylag.web.auth import cookies
 from greylag.web.stream import Streams
 
 OPEN = "/.greylag/open"
@@ -280,7 +281,7 @@ class PreviewSite:
         return response
 
     def _allowed(self, label: str, scope: Scope) -> Preview:
-        for name, value in _cookies(scope):
+        for name, value in cookies(scope):
             preview = self._links.read_cookie(value, label) if name in _NAMES else None
             if preview is not None:
                 return preview
@@ -293,15 +294,6 @@ _PRIVATE = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
 
 def _cookie_name(scope: Scope) -> str:
     return _SECURE_COOKIE if scope["scheme"] == "https" else _COOKIE
-
-
-def _cookies(scope: Scope) -> list[tuple[str, str]]:
-    parts = [
-        part.strip().partition("=")
-        for header in Headers(scope=scope).getlist("cookie")
-        for part in header.split(";")
-    ]
-    return [(name, value) for name, _, value in parts if name]
 
 
 def _own_origin(scope: Scope) -> str:
@@ -329,7 +321,7 @@ def _request_headers(scope: Scope, preview: Preview) -> forwarding.Headers:
     """Return what the application is told: its own host as it knows it, and none of ours."""
     passed = forwarding.end_to_end(scope["headers"], *_OUR_REQUEST, *forwarding.HANDSHAKE)
     headers = Headers(scope=scope)
-    kept = "; ".join(f"{name}={value}" for name, value in _cookies(scope) if name not in _NAMES)
+    kept = "; ".join(f"{name}={value}" for name, value in cookies(scope) if name not in _NAMES)
     own = _own_origin(scope)
     scheme, _, host = own.partition("://")
     more = {"cookie": kept, "x-forwarded-host": host, "x-forwarded-proto": scheme}
