@@ -187,10 +187,10 @@ class People:
         """End the session of this secret, for every process. Idempotent."""
         await self._store.remove(Session, digest(secret))
 
-    async def end_sessions(self, user_id: str, begins: str = "") -> int:
-        """End a user's sessions whose id begins so, by default all; return how many."""
+    async def end_sessions(self, user_id: str, session_id: str | None = None) -> int:
+        """End a user's session of this id, by default all of theirs; return how many."""
         found = await self._store.labelled(Session, of_user(user_id))
-        ended = [one for one in found if one.key.startswith(begins)]
+        ended = [one for one in found if session_id in {None, one.id}]
         for one in ended:
             await self._store.remove(Session, one.key)
         return len(ended)
