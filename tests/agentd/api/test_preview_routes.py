@@ -65,13 +65,12 @@ async def test_what_is_asked_comes_as_it_was_asked(tmp_path: Path) -> None:
 async def test_an_answer_streams_and_ends_with_its_reader(tmp_path: Path) -> None:
     async with application(tmp_path) as (api, port):
         preview = f"{api.base}/api/v1/preview/{port}"
-        # The same program may run for another test at the same time.
-        process = next(
+        # Of this test's own: the same program may run for another at the same time.
+        (process,) = [
             one
-            for one in psutil.process_iter()
-            if str(SERVED) in one.cmdline()
-            and port in {each.laddr.port for each in one.net_connections("tcp")}
-        )
+            for one in psutil.Process().children(recursive=True)
+            if str(SERVED) in one.as_dict(["cmdline"], ad_value=())["cmdline"]
+        ]
 
         def streams() -> int:
             found = process.net_connections("tcp")
