@@ -221,10 +221,8 @@ class AgentSocket(Protocol):
     """An open WebSocket to an agent; its messages pass as they are, bytes or text."""
 
     async def send(self, content: bytes | str) -> None:
-        """Send a message; returns when there is room for more.
-
-        Raises:
-            AgentUnreachableError: the connection broke.
+        """Send a message; returns when there is room for more. What comes after the agent's end
+        is for nobody: ``receive`` tells of that.
         """
 
     async def receive(self) -> bytes | str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, NoReturn, Protocol
 
 import aiohttp
@@ -94,14 +95,16 @@ class Peer:
         return self._opened.close_code
 
     async def send(self, content: bytes | str) -> None:
-        """Send a message; returns when there is room for more."""
-        try:
+        """Send a message; returns when there is room for more.
+
+        What comes after the other end has gone is for nobody: ``receive`` tells that, after all
+        that it said before.
+        """
+        with suppress(aiohttp.ClientError, ConnectionError):
             if isinstance(content, str):
                 await self._opened.send_str(content)
             else:
                 await self._opened.send_bytes(content)
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise self._broken() from error
 
     async def receive(self) -> bytes | str | None:
         """Return the next message, None when it was closed."""
