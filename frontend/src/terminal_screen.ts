@@ -33,8 +33,8 @@ export class Screen {
     this.#terminal.open(place);
     // The class is another thing's here: the output of a step.
     this.#terminal.element?.classList.remove("terminal");
-    this.#terminal.onData((text) => this.#send(new TextEncoder().encode(text)));
-    this.#terminal.onBinary((text) => this.#send(Uint8Array.from(text, (one) => one.charCodeAt(0))));
+    this.#terminal.onData((text) => this.#isAnswer(text) || this.#send(new TextEncoder().encode(text)));
+    this.#terminal.onBinary((text) => this.#muted || this.#send(Uint8Array.from(text, (one) => one.charCodeAt(0))));
     this.#terminal.onResize(() => this.#sayLength());
     this.#watch();
     void this.#stayAttached();
@@ -137,8 +137,13 @@ export class Screen {
     if (!this.over && this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify({ resize: { rows, columns } }));
   }
 
+  /** What a program asked before is answered by escape sequences; what a person types meanwhile is not lost. */
+  #isAnswer(text: string): boolean {
+    return this.#muted && text.startsWith("\x1b");
+  }
+
   #send(bytes: Uint8Array<ArrayBuffer>): void {
-    if (this.#muted || this.#socket?.readyState !== WebSocket.OPEN) return;
+    if (this.#socket?.readyState !== WebSocket.OPEN) return;
     for (let at = 0; at < bytes.length; at += MOST_BYTES) this.#socket.send(bytes.subarray(at, at + MOST_BYTES));
   }
 }
