@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page, async_playwright, expect
 from tests.harness import TOKEN
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -17,6 +17,7 @@ needs_axe = pytest.mark.skipif(
     not AXE.exists(), reason="THE PAGES WERE NOT JUDGED: run tools/setup.sh dev where npm is"
 )
 PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 _ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -34,12 +35,13 @@ def chromium() -> str | None:
     return named or shutil.which("chromium") or shutil.which("google-chrome")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Person:
     """A page that is open at a site, and what its browser had to complain of."""
 
     page: Page
     complaints: list[str] = field(default_factory=list)
+    cuts_sockets: bool = False  # a test that does has the browser note it
 
     async def open_project(self, path: str) -> None:
         """Open a project's page, as its API path names it."""
@@ -110,7 +112,11 @@ async def at_browser(
             yield person
         finally:
             await browser.close()
-        assert person.complaints == []
+        wrong = [one for one in person.complaints if not (person.cuts_sockets and _CUT in one)]
+        assert wrong == [], wrong
+
+
+_CUT = "WebSocket connection to"
 
 
 def _listen(person: Person) -> None:

@@ -65,6 +65,7 @@ async def test_a_shell_survives_a_reload_and_tells_its_exit_code(person: Person)
 
 
 async def test_a_project_that_sleeps_is_woken_from_the_pane(whole: Whole, person: Person) -> None:
+    person.cuts_sockets = True  # a terminal was open
     async with whole.http.post(f"{API}/deactivate") as answer:
         assert answer.status == 200
     await person.page.get_by_role("button", name="Activate it").click()
