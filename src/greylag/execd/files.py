@@ -230,7 +230,8 @@ class Workspace:
             path: where; folders on the way are made.
             tag: what the file's tag must be still; "" when there must be none, ``None`` for any.
             mode: its rights; by default those that it has already.
-            durable: whether it is on the disk when the block ends.
+            durable: whether it is on the disk when the block ends. One of very many files need
+                not be, nor does its folder get searched for what killed writers have left.
 
         Yields:
             the file, and a list that holds its entry afterwards.
@@ -240,7 +241,8 @@ class Workspace:
             if place.name == HERE:
                 raise RefusedError("not_a_file", "The workspace itself is no file.")
             kept = _matching(place, tag, path)
-            _sweep(place.folder)
+            if durable:
+                _sweep(place.folder)
             part = f".greylag-{secrets.token_hex(8)}.part".encode()
             with _temporary(Place(place.folder, part), kept if mode is None else mode) as file:
                 yield file, made

@@ -197,3 +197,17 @@ async def test_a_list_that_is_none_is_refused(answer: bytes, tmp_path: Path) -> 
         assert refused.value.code == "agent_unavailable"
         async with asyncio.timeout(20):
             assert (await made.service.between(None, None)).total == 0
+
+
+async def test_an_undo_of_a_folder_reads_what_was_seen_of_it_once(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        for text in ("one", "two"):
+            async with made.turn(text):
+                for number in range(50):
+                    (made.root / str(number)).write_text(text)
+        asked: list[str] = []
+        await made.store.run(lambda sql: sql.set_trace_callback(asked.append))
+        undone = await made.undo("two")
+        assert len(undone.changes.changes) == 50
+        reads = [one for one in asked if one.startswith("SELECT entries FROM seen")]
+        assert len(reads) < 10, reads

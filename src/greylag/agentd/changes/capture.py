@@ -63,7 +63,7 @@ class RestoreStep(NamedTuple):
     """One thing that brings back a part of a state; it may be done again.
 
     Attributes:
-        do: remove, folder, link, file or mode.
+        do: remove, folder, link, file, mode; sync: wait until all is on the disk.
         path: where.
         about: what else execd is told.
         pieces: the digests of what a file is to hold.
@@ -142,10 +142,13 @@ class Capture:
             _lose(seen, "changed")
 
     async def restore(self, steps: Sequence[RestoreStep]) -> dict[str, str]:
-        """Take steps one after the other; return why some could not be taken, by path."""
+        """Take steps one after the other; return why some could not be taken, by path.
+
+        All that they wrote is on the disk then.
+        """
         refused: dict[str, str] = {}
         async with self._asked("restore") as (reader, writer):
-            for step in steps:
+            for step in (*steps, RestoreStep("sync", ".", {}, [])):
                 about = {"do": step.do, "path": step.path, **step.about}
                 writer.write(json_frame(FrameKind.JSON, about))
                 if step.do == "file":

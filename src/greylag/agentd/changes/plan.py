@@ -5,12 +5,20 @@ when it may be somebody else's work that would be taken away.
 """
 
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from greylag.agentd.changes.capture import RestoreStep
-from greylag.agentd.changes.store import Change, SnapshotError, TreeEntry, read_tree, status_at
+from greylag.agentd.changes.store import (
+    Change,
+    FileStatus,
+    SnapshotError,
+    TreeEntry,
+    read_tree,
+    statuses_in,
+)
 
 _OWN = 0o700
 
@@ -196,10 +204,11 @@ def steps_of(
         if is_folder and then is not None and (path in wanted or then.mode & _OWN != _OWN):
             closed.append(RestoreStep("mode", path, {"mode": then.mode}))
     removed, made = [], []
+    statuses = cache(lambda folder: statuses_in(sql, folder))
     for path in sorted(wanted):
         one, other = state.kept(path), wanted[path]
         replaced = one is not None and other is not None and one.kind == other.kind != "l"
-        tag = _tag(sql, path, one)
+        tag = _tag(path, one, statuses)
         if one is not None and not replaced:
             removed.append(RestoreStep("remove", path, {"tag": tag}))
         if other is not None and not (replaced and other.kind == "d"):
@@ -221,11 +230,14 @@ def _making(
     return RestoreStep("file", path, about, wanted.content)
 
 
-def _tag(sql: sqlite3.Connection, path: str, present: TreeEntry | None) -> str | None:
+def _tag(
+    path: str, present: TreeEntry | None, statuses: Callable[[str], Mapping[str, FileStatus]]
+) -> str | None:
     """Return the tag that a file has still when nobody changes it meanwhile."""
     if present is None or present.kind != "f":
         return None
-    status = status_at(sql, path)
+    folder, _, name = path.rpartition("/")
+    status = statuses(folder).get(name)
     if status is None:
         raise SnapshotError("The state that was kept last does not tell of a file.")
     return status.tag

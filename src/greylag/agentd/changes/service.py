@@ -57,12 +57,12 @@ class ChangeService:
         self._recovered = False
 
     async def recover(self) -> None:
-        """Go on with what an end of agentd cut short, as soon as execd answers."""
+        """Go on with what an end of agentd or execd cut short, as soon as execd answers."""
         tried = 0
-        while not self._recovered:
+        while True:
             try:
                 async with self._lock:
-                    await self._go_on()
+                    return await self._go_on()
             except SnapshotError:
                 tried += 1
                 await asyncio.sleep(backoff(tried, _FIRST_PAUSE, _LONGEST_PAUSE))
@@ -202,7 +202,11 @@ class ChangeService:
         one = Span(uuid.uuid4().hex, session_id, now.number, now.number, None, span_id, paths)
         await self._store.run(lambda sql: spans.add(sql, one))
         _log.info("undo_began", span_id=span_id, undo_id=one.span_id, paths=len(paths))
-        after, refused = await self._bring_back(one, now, undo.wanted)
+        try:
+            after, refused = await self._bring_back(one, now, undo.wanted)
+        except SnapshotError as error:
+            self._start(self.recover(), f"rest of {one.span_id}")
+            raise SnapshotError(f"{error} The undo goes on by itself.") from error
         kept = [Kept(path, reason) for path, reason in sorted((undo.kept | refused).items())]
         changes = await self._store.run(lambda sql: report(sql, Ends(now, after)))
         _log.info("undo_ended", undo_id=one.span_id, kept=len(kept))

@@ -387,12 +387,12 @@ def _seen(sql: sqlite3.Connection, path: str) -> dict[str, Seen]:
     }
 
 
-def status_at(sql: sqlite3.Connection, path: str) -> FileStatus | None:
-    """Return what the status of a file was when the newest state was taken."""
-    above, _, name = path.rpartition("/")
-    row = sql.execute("SELECT 1 FROM seen WHERE path = ?", (above,)).fetchone()
-    seen = None if row is None else _seen(sql, above).get(name)
-    return None if seen is None else seen.status
+def statuses_in(sql: sqlite3.Connection, path: str) -> dict[str, FileStatus]:
+    """Return what the status of each file of a folder was when the newest state was taken."""
+    if sql.execute("SELECT 1 FROM seen WHERE path = ?", (path,)).fetchone() is None:
+        return {}
+    seen = _seen(sql, path)
+    return {name: one.status for name, one in seen.items() if one.status is not None}
 
 
 def _below(path: str, name: str) -> str:
