@@ -156,11 +156,16 @@ async def join(client: WebSocket, other: OtherEnd, **beside: Coroutine[Any, Any,
             await other.send(await received(client))
 
     await until_one_ends(output=towards_client(), input=towards_other(), **beside)
-    return GOING_AWAY if other.close_code in _UNSAID else other.close_code or GOING_AWAY
+    return code_after(other.close_code)
 
 
-_UNSAID = {None, 1005, 1006, 1015}
+_UNSAID = {1005, 1006, 1015}
 """What a code is that nobody sent: these may not be (RFC 6455, section 7.4.1)."""
+
+
+def code_after(code: int | None) -> int:
+    """Return how to end a connection whose other end was closed with this code, or with none."""
+    return GOING_AWAY if code is None or code in _UNSAID else code
 
 
 async def until_one_ends(**both: Coroutine[Any, Any, None]) -> None:

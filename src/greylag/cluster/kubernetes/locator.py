@@ -9,6 +9,7 @@ for a platform that no network leads into the cluster.
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote
@@ -32,6 +33,8 @@ from greylag.cluster.kubernetes.identity import (
 from greylag.cluster.kubernetes.manifests import HEALTH_PATH, PORT_NAME, ingress_url
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
+from greylag.common import sockets
+from greylag.common.forwarding import HANDSHAKE, HEARTBEAT_SECONDS, MOST_MESSAGE
 from greylag.common.net import end_to_end
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Environment
@@ -48,6 +51,7 @@ PROXY_CONNECT_SECONDS = 5.0
 _OK = 200
 _HTTP = web.AppKey("http", aiohttp.ClientSession)
 _OURS = frozenset({"authorization", "content-length", "host"})
+_HANDSHAKE = frozenset(name.decode() for name in HANDSHAKE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +259,7 @@ class ServiceProxy:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=PROXY_CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            trace_configs=[sockets.never_redirected()],
         )
         app = web.Application(client_max_size=0)
         app[_HTTP] = self._http
@@ -267,20 +272,42 @@ class ServiceProxy:
         self._address, self._runner = f"http://127.0.0.1:{port}", runner
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:
-        http: aiohttp.ClientSession = request.app[_HTTP]
+        relay = self._relay_socket if _wants_socket(request) else self._relay_request
         try:
-            async with http.request(
-                request.method,
-                self._target(request),
-                headers=await self._headers(request),
-                data=request.content if request.can_read_body else None,
-                allow_redirects=False,
-                proxy=self._connection.proxy,
-                server_hostname=self._connection.server_name,
-            ) as answer:
-                return await _passed_on(request, answer)
+            return await relay(request, request.app[_HTTP])
+        except aiohttp.WSServerHandshakeError as error:
+            return web.Response(status=error.status)
         except (aiohttp.ClientConnectionError, ClusterUnavailableError, OSError) as error:
             raise web.HTTPBadGateway(text="The API server cannot be reached.") from error
+
+    async def _relay_request(
+        self, request: web.Request, http: aiohttp.ClientSession
+    ) -> web.StreamResponse:
+        async with http.request(
+            request.method,
+            self._target(request),
+            headers=await self._headers(request),
+            data=request.content if request.can_read_body else None,
+            allow_redirects=False,
+            proxy=self._connection.proxy,
+            server_hostname=self._connection.server_name,
+        ) as answer:
+            return await _passed_on(request, answer)
+
+    async def _relay_socket(
+        self, request: web.Request, http: aiohttp.ClientSession
+    ) -> web.StreamResponse:
+        offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
+        async with http.ws_connect(
+            self._target(request),
+            protocols=[one.strip() for one in offered if one.strip()],
+            headers=await self._headers(request),
+            max_msg_size=MOST_MESSAGE,
+            heartbeat=HEARTBEAT_SECONDS,
+            proxy=self._connection.proxy,
+            server_hostname=self._connection.server_name,
+        ) as agent:
+            return await _joined(request, agent)
 
     def _target(self, request: web.Request) -> URL:
         names = request.match_info
@@ -294,7 +321,7 @@ class ServiceProxy:
         )
 
     async def _headers(self, request: web.Request) -> Mapping[str, str]:
-        headers = dict(end_to_end(request.headers, without=_OURS))
+        headers = dict(end_to_end(request.headers, without=_OURS | _HANDSHAKE))
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             headers[TOKEN_HEADER] = token.strip()
@@ -317,3 +344,35 @@ async def _passed_on(request: web.Request, answer: aiohttp.ClientResponse) -> we
         return response
     await response.write_eof()
     return response
+
+
+def _wants_socket(request: web.Request) -> bool:
+    return request.headers.get("Upgrade", "").lower() == "websocket"
+
+
+async def _joined(
+    request: web.Request, agent: aiohttp.ClientWebSocketResponse
+) -> web.WebSocketResponse:
+    """Accept the platform's WebSocket and carry messages both ways until one side ends."""
+    chosen = () if agent.protocol is None else (agent.protocol,)
+    ours = web.WebSocketResponse(protocols=chosen, max_msg_size=MOST_MESSAGE, compress=False)
+    await ours.prepare(request)
+    await sockets.until_one_ends(output=_carried(agent, ours), input=_carried(ours, agent))
+    await ours.close(code=sockets.code_after(agent.close_code))
+    return ours
+
+
+_Socket = aiohttp.ClientWebSocketResponse | web.WebSocketResponse
+
+
+async def _carried(source: _Socket, target: _Socket) -> None:
+    """Carry what one end says, each message once the one before was taken, until it says no more.
+
+    What comes for an end that has gone is for nobody: its last words still pass the other way.
+    """
+    async for message in source:
+        with suppress(aiohttp.ClientError, ConnectionError):
+            if message.type is aiohttp.WSMsgType.TEXT:
+                await target.send_str(message.data)
+            elif message.type is aiohttp.WSMsgType.BINARY:
+                await target.send_bytes(message.data)
