@@ -128,7 +128,7 @@ def _recheck(authenticator: Authenticator, gate: Gate) -> Recheck:
 def _layered(app: FastAPI, settings: Settings, authenticator: Authenticator) -> ASGIApp:
     """Put around the application what each request passes first."""
     state = app.state
-    guarded = Guard(app, settings, authenticator, relay.takes_file)
+    guarded = Guard(app, settings, authenticator, relay.takes_file, state.use_cases.audit)
     logged = RequestLogger(
         Compression(guarded),
         hsts_seconds=settings.hsts_seconds,

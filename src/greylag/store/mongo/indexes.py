@@ -29,6 +29,8 @@ PINGS = "greylag_pings"
 DUTIES = "greylag_duties"
 REVOCATIONS = "greylag_revocations"
 INSTANCE = "greylag_instance"
+AUDIT = "greylag_audit"
+AUDIT_BOUNDS = "greylag_audit_bounds"
 PEOPLE = {
     "users": "users",
     "sessions": "greylag_sessions",
@@ -73,6 +75,7 @@ _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
         ([("purge_at", 1)], {"expireAfterSeconds": 0}),
     ],
     REVOCATIONS: [([("until", 1)], {"expireAfterSeconds": 0})],
+    AUDIT: [([(name, 1), ("_id", 1)], {}) for name in ("at", "actor.user", "object")],
     CHANGES: [([("at", 1)], {"expireAfterSeconds": CHANGES_KEPT_SECONDS})],
     **{name: [([("labels", 1)], {})] for name in PEOPLE.values()},
 }
