@@ -470,10 +470,10 @@ def _out(record: ProjectRecord) -> Project:
 
 def _matches(one: Mapping[str, Any], asked: AuditFilter) -> bool:
     return (
-        asked.user in {None, one["actor"]["user"]}
-        and asked.action in {None, one["action"]}
-        and asked.result in {None, one["result"]}
-        and (asked.object is None or f"{one['object']}/".startswith(f"{asked.object}/"))
+        asked.user in {None, one.get("actor", {}).get("user")}
+        and asked.action in {None, one.get("action")}
+        and asked.result in {None, one.get("result")}
+        and (asked.object is None or f"{one.get('object')}/".startswith(f"{asked.object}/"))
         and (asked.since is None or one["at"] >= rfc3339(asked.since))
         and (asked.until is None or one["at"] < rfc3339(asked.until))
     )
