@@ -21,6 +21,7 @@ from greylag.domain.errors import ProjectExistsError
 from greylag.domain.project import Desired
 from greylag.domain.users import User
 from greylag.ports import AuditFilter, Edit, IdempotencyKey, ProjectStore
+from greylag.store.mongo.store import MongoStore
 
 ALL = AuditFilter()
 ADA = Actor("Ada Ω", "user", "ada", "session 1", "10.0.0.1")
@@ -146,3 +147,24 @@ async def test_without_transactions_an_entry_comes_before_the_change_and_one_aft
             await store.put(User("ada", "Ada"), T0, audit=event())
         results = [one["result"] for one in await checked(store)]
         assert results == ["begun", "done", "begun", "unchanged"]
+
+
+@pytest.mark.parametrize("transactions", [True, False])
+async def test_two_processes_on_one_server_make_one_chain(*, transactions: bool) -> None:
+    server = mongo_servers.uri()
+    async with mongo_servers.database(server) as name:
+        stores = [await MongoStore.open(server, name) for _ in range(2)]
+        for one in stores:
+            one._audit._transactions = transactions
+
+        async def work(number: int) -> bool:
+            user = User(f"u{number // 2}", "U")
+            return await stores[number % 2].put(user, T0, audit=event(object=user.id))
+
+        wrote = await asyncio.gather(*(work(number) for number in range(16)))
+        told = await checked(stores[0])
+        done = sorted(one["object"] for one in told if one["result"] == "done")
+        assert done == [f"u{number}" for number in range(8)]
+        assert wrote.count(True) == 8
+        for one in stores:
+            await one.close()
