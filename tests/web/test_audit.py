@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import aiohttp
 from tests.harness import BEARER, TOKEN
 from tests.web.server import Site, site
 from tests.web.test_people_api import NAMES, REF, operations, people_at_work, signed_in
@@ -217,7 +216,6 @@ async def page(running: Site, path: str, headers: dict[str, str]) -> tuple[int, 
 
 async def read_lines(running: Site, headers: dict[str, str]) -> list[Any]:
     asked = {**headers, "accept": LINES}
-    answer: aiohttp.ClientResponse
     async with running.http.get("/api/audit", headers=asked) as answer:
         assert answer.content_type == LINES
         return [json.loads(line) for line in (await answer.text()).splitlines()]
