@@ -35,6 +35,7 @@ class TickingClock(FakeClock):
         self._ticks: asyncio.Queue[float] = asyncio.Queue()
 
     async def sleep(self, seconds: float) -> None:
+        del seconds
         self._asleep.set()
         self.advance(await self._ticks.get())
 

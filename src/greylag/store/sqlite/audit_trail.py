@@ -30,8 +30,10 @@ _TERMS = {
     "until": "at < :until",
     "before": "number < :before",
     "after": "number > :after",
-    # What is below it has a slash next, and "0" is what follows "/".
-    "object": "(object = :object OR object > :object || '/' AND object < :object || '0')",
+    # What is below it has a slash next, and "0" is what follows "/". Objects are many, and each has
+    # few entries: so they are looked up first.
+    "object": "number IN (SELECT number FROM audit WHERE object = :object UNION ALL "
+    "SELECT number FROM audit WHERE object > :object || '/' AND object < :object || '0')",
 }
 _KEEP = "INSERT OR REPLACE INTO audit_bounds (place, number, hash) VALUES (?, ?, ?)"
 

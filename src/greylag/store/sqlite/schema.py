@@ -172,9 +172,10 @@ _AUDIT = (
       result TEXT NOT NULL
     )
     """,
-    "CREATE INDEX audit_by_time ON audit (at)",
-    "CREATE INDEX audit_by_actor ON audit (actor)",
-    "CREATE INDEX audit_by_object ON audit (object)",
+    *(
+        f"CREATE INDEX audit_by_{column} ON audit ({column})"
+        for column in ("at", "actor", "action", "object", "result")
+    ),
     """
     CREATE TABLE audit_bounds (
       place TEXT PRIMARY KEY,
