@@ -70,10 +70,12 @@ async def test_a_flood_from_everywhere_fills_little_too() -> None:
     audit = Audit(store, clock)
     for number in range(1000):
         await audit.refused(anonymous(f"10.0.{number}"), "request", "/", "unauthorized")
+    await audit.refused(SYSTEM, "known", "told all the same", "forbidden")
     await audit.flush()
     found = await told(store)
-    assert len(found) == MOST_OF_ALL + 1
-    assert sum(count for _, _, count in found) == 1000
+    assert len(found) == MOST_OF_ALL + 2
+    assert sum(count for _, _, count in found) == 1001
+    assert ("told all the same", "refused", 1) in found
 
 
 async def test_what_was_counted_is_told_each_minute_and_what_is_old_goes() -> None:
@@ -94,6 +96,9 @@ async def test_what_was_counted_is_told_each_minute_and_what_is_old_goes() -> No
 async def test_what_cannot_be_told_is_not_begun() -> None:
     store = Broken()
     audit, done = Audit(store, FakeClock()), False
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError):
+            await audit.repeatedly(audit.event(SYSTEM, "files.read", "x", reason="why"))
     with pytest.raises(StoreUnavailableError):
         async with audit.doing(SYSTEM, "files.write", "x"):
             done = True

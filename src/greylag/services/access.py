@@ -144,7 +144,7 @@ class Gate:
         if refusal is not None:
             raise await self.refused(principal, action, what, refusal)
         if standing is Standing.ADMIN and action in WITH_REASON:
-            await self.audit.seldom(
+            await self.audit.repeatedly(
                 self.audit.event(principal, action, name_of(what), reason=principal.reason)
             )
         return user

@@ -83,39 +83,46 @@ def _plain(value: Any) -> Any:
 
 
 class Repeats:
-    """Events of the present minute that cost whoever causes them nothing, counted in bounds."""
+    """Events of the present minute, of which equal ones are one entry and a number."""
 
     def __init__(self) -> None:
         self._counted: dict[str, AuditEvent] = {}
         self._of_one: Counter[Actor] = Counter()
 
+    def count(self, event: AuditEvent) -> bool:
+        """Count an event that is equal to one that was added; return whether there is one."""
+        key = _key(event)
+        known = self._counted.get(key)
+        if known is not None:
+            self._counted[key] = replace(known, count=known.count + 1, request_id="")
+        return known is not None
+
+    def add(self, event: AuditEvent) -> None:
+        """Add an event that has its entry."""
+        self._of_one[event.actor] += 1
+        self._counted[_key(event)] = replace(event, count=0)
+
     def admit(self, event: AuditEvent) -> bool:
-        """Tell whether an event is to be an entry at once; else it is counted."""
-        if self._count(event):
+        """Add an event that is to have an entry, unless there is one, or no room for it: then count
+        it, among those for which there was no room.
+        """
+        if self.count(event):
             return False
         if len(self._counted) >= MOST_OF_ALL:
             event = _summary(event, _EVERYBODY)
         elif self._of_one[event.actor] >= MOST_OF_ONE:
             event = _summary(event, event.actor)
         else:
-            self._of_one[event.actor] += 1
-            self._counted[_key(event)] = replace(event, count=0)
+            self.add(event)
             return True
-        if not self._count(event):
+        if not self.count(event):
             self._counted[_key(event)] = event
         return False
 
     def take(self, now: datetime) -> list[AuditEvent]:
-        """Return what was counted, and begin anew."""
+        """Return what was counted beside the entries that there are, and begin anew."""
         counted, self._counted, self._of_one = self._counted, {}, Counter()
         return [replace(event, at=now) for event in counted.values() if event.count]
-
-    def _count(self, event: AuditEvent) -> bool:
-        key = _key(event)
-        known = self._counted.get(key)
-        if known is not None:
-            self._counted[key] = replace(known, count=known.count + 1, request_id="")
-        return known is not None
 
 
 def _key(event: AuditEvent) -> str:
@@ -133,7 +140,9 @@ class Audit:
     def __init__(self, store: AuditStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._repeats = Repeats()
+        self._refusals = Repeats()
+        self._strangers = Repeats()
+        self._done = Repeats()
         self._until = 0.0
 
     def event(self, who: Principal | Actor, action: str, on: str, **changed: Any) -> AuditEvent:
@@ -177,20 +186,36 @@ class Audit:
         refusal = event_of(
             who, self._clock.now(), action, on, result=Result.REFUSED, code=code, **changed
         )
-        await self.seldom(refusal)
+        # Strangers are any number, and may crowd out no one but strangers.
+        known = refusal.actor.kind != "anonymous"
+        await self._renew()
+        if (self._refusals if known else self._strangers).admit(refusal):
+            await self._tell(refusal)
 
-    async def seldom(self, event: AuditEvent) -> None:
-        """Tell of what may happen as often as somebody likes, in bounds."""
-        if self._clock.monotonic() >= self._until:
-            await self.flush()
-        if self._repeats.admit(event):
-            await self._tell(event)
+    async def repeatedly(self, event: AuditEvent) -> None:
+        """Tell of what is done again and again: equal ones of a minute are one entry at once, and
+        one with the number of the others.
+
+        Raises:
+            StoreUnavailableError: it could not be told, so it must not be done.
+        """
+        await self._renew()
+        if not self._done.count(event):
+            await self._store.append_audit(event)
+            self._done.add(event)
 
     async def flush(self) -> None:
         """Tell what was counted until now."""
         self._until = self._clock.monotonic() + WINDOW_SECONDS
-        for event in self._repeats.take(self._clock.now()):
-            await self._tell(event)
+        now = self._clock.now()
+        for repeats in (self._refusals, self._strangers, self._done):
+            for event in repeats.take(now):
+                await self._tell(event)
+
+    async def _renew(self) -> None:
+        """Tell what was counted in a minute that is over."""
+        if self._clock.monotonic() >= self._until:
+            await self.flush()
 
     async def run(self, keep: timedelta) -> None:
         """Tell each minute what was counted, and remove what is older than ``keep``; until

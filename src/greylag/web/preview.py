@@ -260,7 +260,7 @@ class PreviewSite:
         ref = ProjectRef(preview.user, preview.project)
         who = replace(anonymous(client_of(scope)), user=preview.by)
         on = f"{name_of(ref)}/ports/{preview.port}"
-        await self._audit.seldom(self._audit.event(who, Change.PREVIEW_OPEN, on))
+        await self._audit.repeatedly(self._audit.event(who, Change.PREVIEW_OPEN, on))
         value, seconds = self._links.cookie(preview)
         _log.info(
             "preview_opened",
