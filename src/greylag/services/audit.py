@@ -173,9 +173,10 @@ class Audit:
         try:
             yield
         except GreylagError as error:
-            await self._tell(replace(event, result=Result.FAILED, code=error.info.code))
+            failed = replace(event, result=Result.FAILED, code=error.info.code)
+            await self._tell(replace(failed, at=self._clock.now()))
             raise
-        await self._tell(event)
+        await self._tell(replace(event, at=self._clock.now()))
 
     async def refused(
         self, who: Principal | Actor, action: str, on: str, code: str, **changed: Any

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeGuard
 
@@ -215,22 +215,22 @@ class SignIn:
             SignInFailedError: the answer is not to be believed, or was brought before.
             SignInRefusedError: the rules do not let them in.
         """
+        who = anonymous(client)
         try:
-            return await self._finished(answer, request, until, client)
+            await self._use(request.state, until)
+            with _outages_logged():
+                told = await self._provider.redeem(answer, request, self._rules.wanted)
+            who = replace(who, name=str(told.claims["sub"])[:_MAX_SUBJECT])
+            identity, role = self._rules.admit(self._provider.issuer, told.claims)
+            secret = await self._people.sign_in(identity, role=role, client=client)
         except (SignInFailedError, SignInRefusedError) as error:
-            await self._audit.refused(anonymous(client), Change.SESSION_START, "", error.info.code)
+            await self._audit.refused(who, Change.SESSION_START, "", error.info.code)
             raise
-
-    async def _finished(
-        self, answer: Mapping[str, str], request: AuthorizationRequest, until: datetime, client: str
-    ) -> SignedIn:
-        if not await self._revocations.revoke(f"state {request.state}", until, self._clock.now()):
-            raise SignInFailedError("This sign-in has ended already.")
-        with _outages_logged():
-            told = await self._provider.redeem(answer, request, self._rules.wanted)
-        identity, role = self._rules.admit(self._provider.issuer, told.claims)
-        secret = await self._people.sign_in(identity, role=role, client=client)
         return SignedIn(secret, told.id_token)
+
+    async def _use(self, state: str, until: datetime) -> None:
+        if not await self._revocations.revoke(f"state {state}", until, self._clock.now()):
+            raise SignInFailedError("This sign-in has ended already.")
 
     async def sign_out_url(self, back_to: str, id_token: str | None) -> str | None:
         """Return where the browser is to go to sign out there too, ``None`` where it cannot."""

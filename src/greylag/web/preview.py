@@ -258,9 +258,9 @@ class PreviewSite:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("ticket", [""])
         preview = await self._links.use(given[0], label)
         ref = ProjectRef(preview.user, preview.project)
-        who = replace(anonymous(client_of(scope)), user=preview.by)
-        on = f"{name_of(ref)}/ports/{preview.port}"
-        await self._audit.repeatedly(self._audit.event(who, Change.PREVIEW_OPEN, on))
+        who, on = anonymous(client_of(scope)), f"{name_of(ref)}/ports/{preview.port}"
+        opened = self._audit.event(who, Change.PREVIEW_OPEN, on, link_of=preview.by)
+        await self._audit.repeatedly(opened)
         value, seconds = self._links.cookie(preview)
         _log.info(
             "preview_opened",
