@@ -4,10 +4,13 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
+from aiohttp import WSServerHandshakeError
 from tests.harness import BEARER, TOKEN
 from tests.web.server import Site, site
 from tests.web.test_people_api import NAMES, REF, operations, people_at_work, signed_in
 
+from greylag.common.agent_api import SOCKETS
 from greylag.domain.audit import SYSTEM, ChainCheck, Link
 from greylag.domain.users import Role
 from greylag.ports import AuditFilter
@@ -153,6 +156,27 @@ async def test_sign_ins_their_ends_and_reads_with_a_reason_are_told() -> None:
         ]
         (read,) = await entries(running, action="agent.read")
         assert read["changed"] == {"reason": "a support case"}
+
+
+async def test_each_websocket_leaves_an_entry_when_it_is_opened_or_refused() -> None:
+    async with people_at_work() as (running, who):
+        path = "/api/users/ada/projects/notes"
+        await running.ask("POST", f"{path}/activate", headers=BEARER)
+        body = {"rows": 24, "columns": 80}
+        _, made = await running.ask("POST", f"{path}/terminals", json=body, headers=BEARER)
+        for socket in SOCKETS:
+            place = socket.path.format(terminal=made["terminal_id"])
+            with pytest.raises(WSServerHandshakeError):
+                await running.http.ws_connect(f"{path}{place}", headers=who["viewer"])
+            async with running.http.ws_connect(f"{path}{place}", headers=BEARER):
+                pass
+            told = await entries(running, object=f"project/ada/notes{place}")
+            assert [one["result"] for one in told] == ["begun", "done"]
+            assert told[0]["changed"] == {"operation": f"open_{socket.name}"}
+        refused = await entries(running, result="refused")
+        assert [(one["actor"]["user"], one["action"]) for one in refused] == [
+            ("viewer", "terminal.use")
+        ]
 
 
 async def test_administrators_read_it_in_pages_and_as_lines() -> None:
