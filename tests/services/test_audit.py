@@ -19,8 +19,10 @@ class Broken(MemoryStore):
     """Takes no entry of these results."""
 
     refused = frozenset(Result)
+    asked = 0
 
     async def append_audit(self, event: AuditEvent) -> AuditEntry:
+        self.asked += 1
         if event.result in self.refused:
             raise StoreUnavailableError("The store is away.")
         return await super().append_audit(event)
@@ -121,6 +123,19 @@ async def test_how_it_ended_is_told_the_log_if_the_store_is_away() -> None:
         ("audit_lost", "y"),
         ("audit_lost", "z"),
     ]
+
+
+async def test_a_store_that_is_away_is_asked_once_for_all_that_was_counted() -> None:
+    store = Broken()
+    audit = Audit(store, FakeClock())
+    with capture_logs() as logs:
+        for _, number in product(range(2), range(3)):
+            await audit.refused(SYSTEM, "a", str(number), "forbidden")
+        assert len(logs) == 3
+        store.asked = 0
+        await audit.flush()
+    assert store.asked == 1
+    assert [one["entry"]["object"] for one in logs[3:]] == ["0", "1", "2"]
 
 
 def test_values_are_what_every_store_can_hold() -> None:

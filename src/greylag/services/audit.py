@@ -209,13 +209,16 @@ class Audit:
         """Tell what was counted until now."""
         self._until = self._clock.monotonic() + WINDOW_SECONDS
         now = self._clock.now()
-        for repeats in (self._refusals, self._strangers, self._done):
-            for event in repeats.take(now):
-                await self._tell(event)
+        kinds = (self._refusals, self._strangers, self._done)
+        counted = [event for repeats in kinds for event in repeats.take(now)]
+        while counted and await self._tell(counted[0]):
+            del counted[0]
+        for event in counted[1:]:  # each would wait in vain for a store that is away
+            _log.error("audit_lost", entry=_unnumbered(event))
 
     async def _renew(self) -> None:
-        """Tell what was counted in a minute that is over."""
-        if self._clock.monotonic() >= self._until:
+        """Tell what was counted, where ``run`` does not."""
+        if self._clock.monotonic() >= self._until + WINDOW_SECONDS:
             await self.flush()
 
     async def run(self, keep: timedelta) -> None:
@@ -238,13 +241,19 @@ class Audit:
             if gone:
                 _log.info("audit_trimmed", entries=gone)
 
-    async def _tell(self, event: AuditEvent) -> None:
-        """Tell of what has happened already, the log if the store cannot be told."""
+    async def _tell(self, event: AuditEvent) -> bool:
+        """Tell of what has happened already, the log if the store cannot be told; return which."""
         try:
             await self._store.append_audit(event)
         except StoreUnavailableError as error:
-            told = to_json(AuditEntry(0, event, "", ""))
-            _log.error("audit_lost", entry=told, error=str(error))
+            _log.error("audit_lost", entry=_unnumbered(event), error=str(error))
+            return False
+        return True
+
+
+def _unnumbered(event: AuditEvent) -> Mapping[str, Any]:
+    """Return what an entry would say, for the log."""
+    return to_json(AuditEntry(0, event, "", ""))
 
 
 @dataclass(frozen=True, slots=True)
