@@ -1,11 +1,14 @@
 """What is told at the start of settings that cannot work, and of a model provider."""
 
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.harness import Harness, settings
 
+from greylag.domain.audit import SYSTEM, ChainCheck
 from greylag.domain.errors import ConfigError
 from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR
@@ -45,3 +48,32 @@ async def test_the_log_of_an_activation_tells_what_is_wrong_with_the_model_provi
         wanted = await projects.want(OPERATOR, ProjectRef("me", "demo"), Desired.ACTIVE)
         told = [event.code async for event in projects.progress(wanted)]
     assert told[-2:] == ["model_provider_problem", "active"]
+
+
+async def test_the_audit_trail_is_copied_and_a_minutes_refusals_are_told_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = settings(data=tmp_path, cluster="local", goose="scripted", audit_copy="stdout")
+    async with assembled(given) as greylag:
+        audit = greylag.use_cases.audit
+        await greylag.use_cases.projects.create(OPERATOR, "me", NewProject("Demo"))
+        for _ in range(3):
+            await audit.refused(SYSTEM, "test", "x", "forbidden")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    copied = [json.loads(line) for line in lines]
+    assert [one["count"] for one in copied] == [1, 1, 2]
+    check = ChainCheck()
+    check.follow(copied)
+
+
+async def test_a_place_that_takes_no_copy_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    nowhere = settings(data=tmp_path, cluster="local", audit_copy="syslog://greylag.invalid:514")
+    with pytest.raises(ConfigError, match="GREYLAG_AUDIT_COPY"):
+        async with assembled(nowhere):
+            pass

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from greylag.domain.errors import ConflictError, ForbiddenError, MissingError
+from greylag.domain.audit import Change, name_of
+from greylag.domain.errors import ConflictError, MissingError
+from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, ApiToken, Member, Principal, Session, User, of_user
 from greylag.ports import PeopleStore
 from greylag.services.access import Gate
@@ -31,11 +33,8 @@ class Accounts:
 
     async def make(self, principal: Principal, user: User) -> User:
         """Add a user; fails as ``People.make`` does besides."""
-        if not principal.is_admin:
-            raise ForbiddenError(
-                "Only an administrator adds users.", hint="Ask an administrator of this Greylag."
-            )
-        return await self._people.make(user)
+        await self._gate.administrate(principal, Action.USERS_WRITE)
+        return await self._people.make(user, by=principal)
 
     async def edit(self, principal: Principal, user_id: str, edit: UserEdit) -> User:
         """Change a user. One who is disabled comes in no more, and what runs of theirs is stopped.
@@ -46,9 +45,9 @@ class Accounts:
         await self._gate.authorize(principal, Action.USERS_WRITE, user_id)
         if edit.disabled and user_id == principal.user_id:
             raise ConflictError("You cannot disable yourself.", hint="Another administrator can.")
-        changed = await self._people.edit(user_id, edit)
+        changed = await self._people.edit(user_id, edit, by=principal)
         if changed.disabled:
-            await self._projects.sleep_all(user_id)
+            await self._projects.sleep_all(principal, user_id)
         return changed
 
     async def remove(self, principal: Principal, user_id: str) -> None:
@@ -64,12 +63,15 @@ class Accounts:
                 f"The user {user_id!r} has projects.",
                 hint="Export or delete them first, or disable the user instead.",
             )
-        label = of_user(user_id)
+        label, event = of_user(user_id), self._gate.audit.event
         for token in await self._store.labelled(ApiToken, label):
-            await self._store.remove(ApiToken, token.key)
+            told = event(principal, Change.TOKEN_REVOKE, name_of(user_id), token=token.id)
+            await self._store.remove(ApiToken, token.key, audit=told)
         for member in await self._store.labelled(Member, label):
-            await self._store.remove(Member, member.key)
-        await self._people.remove(user_id)
+            on = name_of(ProjectRef(member.owner, member.project_id))
+            told = event(principal, Change.MEMBER_REMOVE, on, member=user_id)
+            await self._store.remove(Member, member.key, audit=told)
+        await self._people.remove(user_id, by=principal)
 
     async def sessions(self, principal: Principal, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""
@@ -83,5 +85,5 @@ class Accounts:
             MissingError: there is none of this id.
         """
         await self._gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
-        if not await self._people.end_sessions(user_id, session):
+        if not await self._people.end_sessions(user_id, session, by=principal):
             raise MissingError(f"The user has no session {session!r}.")

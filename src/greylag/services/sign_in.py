@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeGuard
 
 import structlog
 
+from greylag.domain.audit import Change, anonymous
 from greylag.domain.errors import (
     IdentityProviderUnavailableError,
     SignInFailedError,
@@ -16,6 +17,7 @@ from greylag.domain.errors import (
 from greylag.domain.names import MAX_NAME_LENGTH
 from greylag.domain.users import Identity, Role
 from greylag.ports import AuthorizationRequest, Clock, IdentityProvider, Revocations
+from greylag.services.audit import Audit
 from greylag.services.people import People
 
 _log = structlog.get_logger(__name__)
@@ -175,19 +177,22 @@ class SignIn:
     ``IdentityProviderUnavailableError``; one log line says why it cannot be asked.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that it works with
         self,
         provider: IdentityProvider,
         rules: SignInRules,
         people: People,
         revocations: Revocations,
         clock: Clock,
+        *,
+        audit: Audit,
     ) -> None:
         self.name = provider.name
         self._provider = provider
         self._rules = rules
         self._people = people
         self._revocations = revocations
+        self._audit = audit
         self._clock = clock
 
     async def begin(self, request: AuthorizationRequest) -> str:
@@ -210,13 +215,22 @@ class SignIn:
             SignInFailedError: the answer is not to be believed, or was brought before.
             SignInRefusedError: the rules do not let them in.
         """
-        if not await self._revocations.revoke(f"state {request.state}", until, self._clock.now()):
-            raise SignInFailedError("This sign-in has ended already.")
-        with _outages_logged():
-            told = await self._provider.redeem(answer, request, self._rules.wanted)
-        identity, role = self._rules.admit(self._provider.issuer, told.claims)
-        secret = await self._people.sign_in(identity, role=role, client=client)
+        who = anonymous(client)
+        try:
+            await self._use(request.state, until)
+            with _outages_logged():
+                told = await self._provider.redeem(answer, request, self._rules.wanted)
+            who = replace(who, name=str(told.claims["sub"])[:_MAX_SUBJECT])
+            identity, role = self._rules.admit(self._provider.issuer, told.claims)
+            secret = await self._people.sign_in(identity, role=role, client=client)
+        except (SignInFailedError, SignInRefusedError) as error:
+            await self._audit.refused(who, Change.SESSION_START, "", error.info.code)
+            raise
         return SignedIn(secret, told.id_token)
+
+    async def _use(self, state: str, until: datetime) -> None:
+        if not await self._revocations.revoke(f"state {state}", until, self._clock.now()):
+            raise SignInFailedError("This sign-in has ended already.")
 
     async def sign_out_url(self, back_to: str, id_token: str | None) -> str | None:
         """Return where the browser is to go to sign out there too, ``None`` where it cannot."""

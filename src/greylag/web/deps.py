@@ -29,10 +29,17 @@ REASON_HEADER = "x-greylag-reason"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every page says of this installation; ``sign_out`` when there is a sign-in to end."""
+    """What every page says of this installation, and to whom.
+
+    Attributes:
+        platform: the installation.
+        sign_out: whether there is a sign-in to end.
+        admin: whether an administrator looks at it.
+    """
 
     platform: Platform
     sign_out: bool
+    admin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +106,8 @@ async def _call(request: HTTPConnection, use_cases: UseCasesDep) -> RequestConte
     if reason and principal.is_admin:
         principal = replace(principal, reason=reason[:MAX_REASON_LENGTH])
     state = request.app.state
-    return RequestContext(principal, use_cases, state.streams, state.site)
+    site = replace(state.site, admin=principal.is_admin)
+    return RequestContext(principal, use_cases, state.streams, site)
 
 
 CallDep = Annotated[RequestContext, Depends(_call)]
