@@ -263,6 +263,7 @@ class Principal:
         via: the session or token that it comes by: ``session ID``, ``token ID``, or ``""``.
         scopes: what a token may be used for; ``None``: all that its user may.
         projects: the ids of its user's projects that a token is for; ``None``: all.
+        sign_in: the same, by its key in the store: ``session KEY``, ``token KEY``, or ``""``.
         address: where the request comes from.
         reason: why an administrator looks at what is another's.
     """
@@ -273,6 +274,7 @@ class Principal:
     via: str = ""
     scopes: frozenset[Scope] | None = None
     projects: frozenset[str] | None = None
+    sign_in: str = field(default="", compare=False, repr=False)
     address: str = field(default="", compare=False)
     reason: str = field(default="", compare=False)
 

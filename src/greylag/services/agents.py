@@ -101,7 +101,7 @@ class Agents:
         self, principal: Principal, ref: ProjectRef, request: AgentRequest
     ) -> AbstractAsyncContextManager[AgentAnswer]:
         """Return the agent's answer to an operation of its API, to be opened."""
-        at = await self.address(principal, ref, _action(request.operation))
+        at = await self.address(principal, ref, action_of(request.operation))
         return self._gateway.relay(at, request)
 
     async def socket(
@@ -184,7 +184,8 @@ class Agents:
         return self._cluster.logs(project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES))
 
 
-def _action(operation: Operation[Any]) -> Action:
+def action_of(operation: Operation[Any]) -> Action:
+    """Return what somebody does who asks the agent for this."""
     if operation.tag == TERMINALS:
         return Action.TERMINAL_USE
     reads = operation.method == "GET"

@@ -13,11 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag import __version__
 from greylag.config import Settings
-from greylag.domain.project import ProjectRef
-from greylag.domain.users import Action
-from greylag.services.access import Gate
 from greylag.services.use_cases import UseCases
 from greylag.web import oidc
+from greylag.web.access_watch import AccessWatch
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, people, platform, previews, projects, relay, sockets
 from greylag.web.auth import Authenticator
@@ -32,7 +30,7 @@ from greylag.web.guard import Guard
 from greylag.web.preview import PreviewLinks, PreviewSite
 from greylag.web.request_log import RequestLogger
 from greylag.web.schemas import ProblemDocument
-from greylag.web.stream import Recheck, Streams
+from greylag.web.stream import Streams
 
 _DESCRIPTION = """\
 Isolated environments, each with a Goose agent, one per project.
@@ -98,7 +96,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         servers=[{"url": settings.root_path or "/"}],
     )
     app.state.use_cases = use_cases
-    app.state.streams = Streams(settings, _recheck(authenticator, use_cases.gate))
+    app.state.streams = Streams(settings, AccessWatch(authenticator, use_cases.gate))
     app.state.authenticator = authenticator
     app.state.states = oidc.States(settings.token) if settings.token else None
     app.state.preview_links = PreviewLinks(settings, use_cases.store)
@@ -111,20 +109,6 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     return _layered(app, settings, authenticator)
 
 
-def _recheck(authenticator: Authenticator, gate: Gate) -> Recheck:
-    """Return what asks again, while a stream runs, whether whoever opened it may still see it."""
-
-    async def recheck(scope: Scope, ref: ProjectRef, action: Action | None) -> None:
-        principal = await authenticator.principal(scope)
-        what = ref if ref.project_id else ref.user_id
-        if action is None:
-            await gate.see(principal, what)
-        else:
-            await gate.authorize(principal, action, what)
-
-    return recheck
-
-
 def _layered(app: FastAPI, settings: Settings, authenticator: Authenticator) -> ASGIApp:
     """Put around the application what each request passes first."""
     state = app.state
@@ -135,7 +119,7 @@ def _layered(app: FastAPI, settings: Settings, authenticator: Authenticator) -> 
         preview_domain=settings.preview_domain,
     )
     site = RootPath(logged, settings.root_path)
-    shown = PreviewSite(site, state.preview_links, state.use_cases, state.streams)
+    shown = PreviewSite(site, state.preview_links, state.use_cases, state.streams, authenticator)
     return behind(settings.trusted_proxies, shown)
 
 
