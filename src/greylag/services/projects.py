@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from greylag.services.access import Gate
 
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
+KEY_FORM = r"^[!-~]([ -~]*[!-~])?$"
+"""What an Idempotency-Key is like: printable ASCII, as headers carry it."""
 EVENTS_AT_ONCE = 100
 _AT_ONCE = 200
 FOLLOW_RECHECK_SECONDS = 300.0
@@ -339,9 +342,9 @@ def idempotency_key(key: str | None, new: NewProject) -> IdempotencyKey | None:
     """
     if key is None:
         return None
-    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():
+    if len(key) > MAX_KEY_LENGTH or not re.fullmatch(KEY_FORM, key):
         raise InvalidRequestError(
-            f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} printable characters."
+            f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable characters of ASCII."
         )
     content = json.dumps([new.name, new.project_id, new.metadata or {}], sort_keys=True)
     return IdempotencyKey(key, hashlib.sha256(content.encode()).hexdigest())

@@ -11,7 +11,7 @@ from greylag.domain.errors import ConflictError, ProjectNotFoundError, WaitTimeo
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action
 from greylag.ports import CURSOR_FORM, Edit, PageQuery
-from greylag.services.projects import MAX_KEY_LENGTH, NewProject
+from greylag.services.projects import KEY_FORM, MAX_KEY_LENGTH, NewProject
 from greylag.web.addresses import address, project_path
 from greylag.web.deps import (
     Prefer,
@@ -93,6 +93,7 @@ async def create_project(
         Header(
             min_length=1,
             max_length=MAX_KEY_LENGTH,
+            pattern=KEY_FORM,
             description="Made by the client: with the same key nothing is created twice.",
         ),
     ] = None,
