@@ -763,9 +763,18 @@ class Finding:
     hint: str
 
 
-Fill = Callable[[Sequence[StoredProject]], Awaitable[None]]
-"""Puts projects into a store that is being replaced. One takes the place of an earlier one with the
-same user and project id."""
+@dataclass(frozen=True, slots=True)
+class StoredPerson:
+    """A user, a token or a member as a store keeps it: of which kind, and all of it as JSON."""
+
+    kind: str
+    body: Mapping[str, Any]
+
+
+Stored = StoredProject | StoredPerson
+Fill = Callable[[Sequence[Stored]], Awaitable[None]]
+"""Puts records into a store that is being replaced. A project takes the place of an earlier one
+with the same user and project id."""
 
 
 class Archive(Protocol):
@@ -783,7 +792,13 @@ class Archive(Protocol):
         """
 
     async def count(self) -> int:
-        """Return how many records there are, readable or not."""
+        """Return how many projects there are, readable or not."""
+
+    def people(self) -> AsyncIterator[Sequence[StoredPerson | Finding]]:
+        """Yield all users, tokens and members, some at a time, as ``read`` does projects."""
+
+    async def count_people(self) -> int:
+        """Return how many of these there are."""
 
     async def at_work(self, now: datetime) -> ProjectRef | None:
         """Return a project whose lease has not run out at ``now``, if there is one."""
@@ -794,9 +809,12 @@ class Archive(Protocol):
     async def incomplete(self) -> bool:
         """Tell whether an import into this store was begun and has not ended."""
 
-    def replacing(self, instance: str | None = None) -> AbstractAsyncContextManager[Fill]:
+    def replacing(
+        self, instance: str | None = None, *, people: bool = False
+    ) -> AbstractAsyncContextManager[Fill]:
         """Empty the store, and fill it inside the ``with`` block; on leaving it is whole, and of
-        the Greylag with this id (``None``: the same as before).
+        the Greylag with this id (``None``: the same as before). Users, tokens and members stay as
+        they are unless ``people`` come too; then sessions end as well.
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
         on it until it has been replaced.
