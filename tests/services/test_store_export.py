@@ -236,7 +236,8 @@ async def test_users_tokens_and_members_go_with_the_projects_and_sessions_do_not
     async with target.store() as store:
         assert await store.labelled(User, "identity https://idp ada")
         assert await store.labelled(Member, "user bob")
-    assert (await exported(target)).splitlines()[1:4] == file.splitlines()[1:4]
+    again = (await exported(target)).splitlines()
+    assert sorted(again[1:4]) == sorted(file.splitlines()[1:4])
 
 
 async def test_keys_that_have_expired_stay_behind(sites: Sites) -> None:
