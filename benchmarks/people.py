@@ -1,4 +1,5 @@
-"""What people cost: a token's check, streams that are looked at again, and how soon they end.
+"""What people cost: sign-ins, a token's check, streams that are looked at again, and how soon they
+end.
 
 Everything runs through `greylag serve` over SQLite: one process for costs, three for endings.
 """
@@ -12,15 +13,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 from benchmarks.support import bearer, console, cpu_seconds, program
 from rich.table import Table
+from yarl import URL
 
 PROJECT = "/api/users/owner/projects/shared"
 STREAMS = 2_000
 PEOPLE = 200
+TOKENS = 2_000
 REPLICAS = 3
 REST_SECONDS = 10.0
 ROUND_SECONDS = 2.0
@@ -30,6 +34,36 @@ LIMITS = {
     "GREYLAG_CONNECTIONS_PER_ADDRESS": "10000",
 }
 Headers = dict[str, str]
+
+_PROVIDER = """
+import json, secrets, socket, time, uvicorn
+from joserfc import jwt
+from joserfc.jwk import RSAKey
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+listener = socket.socket(); listener.bind(("127.0.0.1", 0))
+issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
+key = RSAKey.generate_key(2048, {"kid": "one"})
+async def said(request):
+    path = request.url.path
+    if path == "/keys":
+        return JSONResponse({"keys": [key.as_dict(private=False)]})
+    if path != "/token":
+        ends = {name: f"{issuer}/{end}" for name, end in (("authorization_endpoint", "authorize"),
+            ("token_endpoint", "token"), ("jwks_uri", "keys"))}
+        return JSONResponse({"issuer": issuer, **ends})
+    now, form = int(time.time()), await request.form()
+    claims = {"iss": issuer, "aud": "greylag", "sub": secrets.token_hex(1), "iat": now,
+        "exp": now + 300, "nonce": form["code"], "name": "Somebody"}
+    token = jwt.encode({"alg": "RS256", "kid": "one"}, claims, key)
+    return JSONResponse({"access_token": "x", "token_type": "Bearer", "id_token": token})
+app = Starlette(routes=[Route("/{path:path}", said, methods=["GET", "POST"])])
+print(issuer, flush=True)
+config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+uvicorn.Server(config).run([listener])
+"""
+"""A provider of identities: 256 people, and the code of a sign-in is its nonce."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +75,14 @@ class Replica:
 
 
 @asynccontextmanager
-async def replicas(data: Path, count: int) -> AsyncIterator[list[Replica]]:
+async def replicas(data: Path, count: int, issuer: str) -> AsyncIterator[list[Replica]]:
     """Run so many web processes over one store."""
+    env = {**LIMITS, "GREYLAG_OIDC_ISSUER": issuer, "GREYLAG_OIDC_CLIENT_ID": "greylag"}
     command = (sys.executable, "-m", "greylag", "serve", "--port", "0", "--data", str(data))
     async with AsyncExitStack() as running:
         found = []
         for _ in range(count):
-            process, line = await running.enter_async_context(program(*command, env=LIMITS))
+            process, line = await running.enter_async_context(program(*command, env=env))
             found.append(Replica(process.pid, line.rpartition(" ")[2]))
         yield found
 
@@ -111,7 +146,10 @@ async def site(count: int) -> AsyncIterator[Site]:
     """Run a site of so many replicas, with a project that is to be shared."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        async with replicas(data, count) as found:
+        async with (
+            program(sys.executable, "-c", _PROVIDER) as (_, issuer),
+            replicas(data, count, issuer) as found,
+        ):
             one = Site(found, bearer(data))
             try:
                 await one.ask("POST", "/api/users", {"id": "owner", "display_name": "Owner"})
@@ -124,28 +162,67 @@ async def site(count: int) -> AsyncIterator[Site]:
 
 async def cost_of_checks(one: Site, rounds: int) -> list[tuple[str, str]]:
     """Return what a user's token costs more than the operator's, which is in the settings."""
-    kinds = {"operator": one.operator, "user": await one.token("owner")}
+    kinds = {
+        "operator": [one.operator],
+        "same": [await one.token("owner")],
+        "others": [await one.token("owner") for _ in range(TOKENS)],
+    }
     spent: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(rounds):
-        for name, headers in kinds.items():
-            spent[name].append(await _cpu_per_request(one, headers))
-    operator, user = (min(figures) for figures in spent.values())
+        for name, who in kinds.items():
+            spent[name].append(await _cpu_each(one, partial(_asked, one, who)))
+    operator, same, others = (min(figures) for figures in spent.values())
     return [
         ("CPU of a request by the operator's token", f"{operator * 1000:.2f} ms"),
-        ("more by a user's token", f"{(user - operator) * 1000:.2f} ms"),
-        ("requests by users' tokens a second, one core", f"{1 / user:.0f}"),
+        ("more by a user's token", f"{(same - operator) * 1000:.2f} ms"),
+        (
+            "more by one that is not used twice in half a second",
+            f"{(others - operator) * 1000:.2f} ms",
+        ),
+        ("requests by users' tokens a second, one core", f"{1 / same:.0f}, {1 / others:.0f}"),
     ]
 
 
-async def _cpu_per_request(one: Site, headers: Headers) -> float:
-    replica = one.replicas[0]
-    before, end, count = cpu_seconds(replica.pid), time.monotonic() + ROUND_SECONDS, 0
+async def _asked(one: Site, who: Sequence[Headers], number: int) -> None:
+    url, headers = one.replicas[0].address + PROJECT, who[number % len(who)]
+    async with one.http.get(url, headers=headers) as answer:
+        assert answer.status == 200, answer.status  # noqa: PLR2004 - OK
+        await answer.read()
+
+
+async def _cpu_each(one: Site, work: Callable[[int], Awaitable[None]]) -> float:
+    """Return the CPU seconds of the first replica for one piece of work of many."""
+    pid, end, count = one.replicas[0].pid, time.monotonic() + ROUND_SECONDS, 0
+    before = cpu_seconds(pid)
     while time.monotonic() < end:
-        async with one.http.get(replica.address + PROJECT, headers=headers) as answer:
-            assert answer.status == 200, answer.status  # noqa: PLR2004 - OK
-            await answer.read()
+        await work(count)
         count += 1
-    return (cpu_seconds(replica.pid) - before) / count
+    return (cpu_seconds(pid) - before) / count
+
+
+async def cost_of_sign_ins(one: Site, rounds: int) -> list[tuple[str, str]]:
+    """Return what signing in at the provider costs us: both requests of a browser, all checks, the
+    code's exchange and a new session.
+    """
+    address = one.replicas[0].address
+
+    async def sign_in(_: int) -> None:
+        async with aiohttp.ClientSession(
+            connector=one.http.connector,
+            connector_owner=False,
+            cookie_jar=aiohttp.CookieJar(unsafe=True),
+        ) as browser:
+            async with browser.get(f"{address}/auth/sign-in", allow_redirects=False) as answer:
+                asked = URL(answer.headers["location"]).query
+            back = {"code": asked["nonce"], "state": asked["state"]}
+            url = URL(f"{address}/auth/callback").with_query(back)
+            async with browser.get(url, allow_redirects=False) as answer:
+                assert answer.status in {200, 303}, await answer.text()
+            async with browser.get(f"{address}/api/me") as answer:
+                assert answer.status == 200, answer.status  # noqa: PLR2004 - OK
+
+    best = min([await _cpu_each(one, sign_in) for _ in range(rounds)])
+    return [("CPU of a sign-in", f"{best * 1000:.1f} ms, {1 / best:.0f} a second on one core")]
 
 
 async def cost_of_streams(one: Site) -> list[tuple[str, str]]:
@@ -218,6 +295,7 @@ async def main() -> None:
     given = parser.parse_args()
     async with site(1) as one:
         rows = await cost_of_checks(one, given.rounds)
+        rows += await cost_of_sign_ins(one, given.rounds)
         rows += await cost_of_streams(one)
     async with site(REPLICAS) as three:
         rows += await endings(three, given.rounds)
