@@ -142,6 +142,7 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         clock,
         namespace_prefix=settings.namespace_prefix,
         activation_timeout=settings.activation_timeout,
+        limits=settings.default_limits,
     )
     agents = Agents(projects, adapters.cluster, adapters.agents, terminal=settings.terminal == "on")
     sign_in = None

@@ -1,6 +1,6 @@
 """Who uses Greylag: users, how they sign in, their tokens, whom they share with, and who asks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -73,7 +73,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a user may have; ``None``: as much as they like."""
+    """How much a user may have; ``None``: what ``DefaultLimits`` say, else as much as they like."""
 
     projects: int | None = None
     active: int | None = None
@@ -224,6 +224,35 @@ class Member:
     def labels(self) -> Sequence[str]:
         """What else it is found by."""
         return [of_project(self.owner, self.project_id), of_user(self.user_id)]
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultLimits:
+    """How much users may have of whom nobody has said it: what their groups may, else everybody.
+
+    Attributes:
+        everybody: what holds for users of whose groups none says anything.
+        groups: what each group says, by the names of ``Limits``; ``None`` for no limit.
+    """
+
+    everybody: Limits = Limits()
+    groups: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
+
+    def of(self, user: User) -> Limits:
+        """Return what holds for a user: of several groups the most."""
+        return Limits(projects=self._one(user, "projects"), active=self._one(user, "active"))
+
+    def _one(self, user: User, name: str) -> int | None:
+        own: int | None = getattr(user.limits, name)
+        if own is not None:
+            return own
+        said = [self.groups[one] for one in user.groups if one in self.groups]
+        named = [limits[name] for limits in said if name in limits]
+        if not named:
+            everybody: int | None = getattr(self.everybody, name)
+            return everybody
+        numbers = [one for one in named if one is not None]
+        return max(numbers) if len(numbers) == len(named) else None
 
 
 class Action(StrEnum):

@@ -19,7 +19,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.names import check_id, check_name, environment_names, new_project_id
 from greylag.domain.project import Desired, Event, Project, ProjectRef, Status, new_record_id
-from greylag.domain.users import Action, Principal, User
+from greylag.domain.users import Action, DefaultLimits, Principal, User
 from greylag.ports import (
     Clock,
     Created,
@@ -64,7 +64,7 @@ class Projects:
     project that this user does not have, and ``StoreUnavailableError``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works on, and what the settings say
         self,
         store: ProjectStore,
         gate: Gate,
@@ -72,12 +72,14 @@ class Projects:
         *,
         namespace_prefix: str,
         activation_timeout: float,
+        limits: DefaultLimits,
     ) -> None:
         self._store = store
         self._gate = gate
         self._clock = clock
         self._prefix = namespace_prefix
         self._timeout = activation_timeout
+        self._limits = limits
 
     async def users(self, principal: Principal) -> Sequence[User]:
         """Return the users of whose projects the principal may see any."""
@@ -131,8 +133,8 @@ class Projects:
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
-        if user.limits.projects is not None:
-            _check_room(user, len(await self._all(owner)), user.limits.projects, "projects")
+        if (most := self._limits.of(user).projects) is not None:
+            _check_room(user, len(await self._all(owner)), most, "projects")
         now = self._clock.now()
         project = Project(
             id=new_record_id(now),
@@ -175,8 +177,8 @@ class Projects:
             ProjectDeletingError: it is being deleted, and something else is wanted.
         """
         owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
-        if desired is Desired.ACTIVE and owner.limits.active is not None:
-            await self._check_active(owner, ref)
+        if desired is Desired.ACTIVE and (most := self._limits.of(owner).active) is not None:
+            await self._check_active(owner, ref, most)
         now = self._clock.now()
         deadline = now + timedelta(seconds=self._timeout)
         return await self._store.want(ref.user_id, ref.project_id, desired, now, deadline)
@@ -290,10 +292,10 @@ class Projects:
             if cursor is None:
                 return found
 
-    async def _check_active(self, owner: User, ref: ProjectRef) -> None:
+    async def _check_active(self, owner: User, ref: ProjectRef, most: int) -> None:
         active = [one for one in await self._all(owner.id) if one.desired is Desired.ACTIVE]
         if all(one.ref != ref for one in active):
-            _check_room(owner, len(active), owner.limits.active, "active environments")
+            _check_room(owner, len(active), most, "active environments")
 
     async def _following(
         self, ref: ProjectRef, events: Sequence[Event], after: int
@@ -311,8 +313,8 @@ class Projects:
                     return
 
 
-def _check_room(owner: User, there: int, limit: int | None, what: str) -> None:
-    if limit is not None and there >= limit:
+def _check_room(owner: User, there: int, limit: int, what: str) -> None:
+    if there >= limit:
         raise LimitExceededError(
             f"The user {owner.id} may have {limit} {what}, and has {there}.",
             hint="Take one away first, or ask an administrator for more.",
