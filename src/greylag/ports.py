@@ -31,7 +31,7 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
-from greylag.domain.users import ApiToken, Member, Session, User
+from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, User
 
 
 class Clock(Protocol):
@@ -61,8 +61,8 @@ class UserDirectory(Protocol):
         """
 
 
-Kept = TypeVar("Kept", User, Session, ApiToken, Member)
-AnyKept = User | Session | ApiToken | Member
+Kept = TypeVar("Kept", User, Session, ApiToken, Member, DeviceLogin)
+AnyKept = User | Session | ApiToken | Member | DeviceLogin
 """What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
 
 

@@ -55,6 +55,7 @@ from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.agents import Agents
+from greylag.services.device_login import TOKEN_DAYS, DeviceLogins
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
@@ -148,6 +149,8 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
     sign_in = None
     if adapters.provider is not None:
         sign_in = SignIn(adapters.provider, _sign_in_rules(settings), people, store, clock)
+    tokens = Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days))
+    login_days = min(TOKEN_DAYS, settings.token_days)
     return UseCases(
         projects=projects,
         agents=agents,
@@ -157,7 +160,8 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         people=people,
         accounts=Accounts(people, gate, projects, recent),
         gate=gate,
-        tokens=Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days)),
+        tokens=tokens,
+        device_logins=DeviceLogins(recent, people, tokens, clock, token_days=login_days),
         sign_in=sign_in,
     )
 

@@ -29,7 +29,9 @@ EXAMPLES = 40
 ENDLESS = ("/events", "/logs")
 OF_THE_AGENT = ("/sessions", "/turns", "/agent", "/extensions", "/settings")
 OF_THE_WORKSPACE = ("/files", "/changes", "/diff", "/undo")
-OF_PEOPLE = frozenset({"/api/users", "/api/tokens"})
+OF_PEOPLE = frozenset(
+    {"/api/users", "/api/tokens", "/api/device-logins", "/api/device-logins/token"}
+)
 REPLACED = (ParameterLocation.PATH, ParameterLocation.HEADER)
 
 

@@ -201,6 +201,38 @@ class ApiToken:
         return [of_user(self.user_id), f"id {self.id}"]
 
 
+def of_code(code: str) -> str:
+    """Return the label of the program that shows a code."""
+    return f"code {code}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLogin:
+    """A program without a browser that waits to be let in. ``key`` is the hash of its secret.
+
+    Attributes:
+        code: what it shows, for a person to confirm.
+        name: how it calls itself.
+        scopes: what it would like to do.
+        address: where it is.
+        user_id: as whom it is let in; ``None``: nobody has answered.
+    """
+
+    key: str
+    code: str
+    name: str
+    scopes: tuple[Scope, ...]
+    address: str
+    expires_at: datetime
+    user_id: str | None = None
+    version: int = 0
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What else it is found by."""
+        return [of_code(self.code)]
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A project that is shared with somebody.

@@ -6,6 +6,7 @@ from greylag.ports import ProjectStore
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.agents import Agents
+from greylag.services.device_login import DeviceLogins
 from greylag.services.messages import Messages
 from greylag.services.people import People
 from greylag.services.projects import Projects
@@ -67,6 +68,7 @@ class UseCases:
     accounts: Accounts
     gate: Gate
     tokens: Tokens
+    device_logins: DeviceLogins
     sign_in: SignIn | None = None
 
     async def check_ready(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
-from greylag.domain.users import ApiToken, Member, Session, User
+from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, User
 from greylag.ports import AnyKept, Clock, Finding, Kept, PeopleStore, StoredPerson
 
 NAMES: Mapping[type[AnyKept], str] = {
@@ -17,11 +17,12 @@ NAMES: Mapping[type[AnyKept], str] = {
     Session: "sessions",
     ApiToken: "tokens",
     Member: "members",
+    DeviceLogin: "device_logins",
 }
 """What each kind is called in a store."""
 
 EXPORTED: Mapping[str, type[AnyKept]] = {
-    name: kind for kind, name in NAMES.items() if kind is not Session
+    name: kind for kind, name in NAMES.items() if kind not in {Session, DeviceLogin}
 }
 """The kinds that an export holds: who has signed in does so again."""
 
@@ -56,7 +57,7 @@ def from_text(kind: type[Kept], body: str) -> Kept:
 
 def expires_at(one: AnyKept) -> datetime | None:
     """Return when it may be forgotten."""
-    return one.expires_at if isinstance(one, Session | ApiToken) else None
+    return one.expires_at if isinstance(one, Session | ApiToken | DeviceLogin) else None
 
 
 def to_stored(name: str, key: str, body: Mapping[str, Any] | str) -> StoredPerson | Finding:

@@ -14,11 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
-from greylag.web import oidc
+from greylag.web import device, oidc
 from greylag.web.access_watch import AccessWatch
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, people, platform, previews, projects, relay, sockets
-from greylag.web.auth import Authenticator
+from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import conversations
 from greylag.web.dashboard import projects as project_pages
@@ -61,12 +61,14 @@ _ROUTERS = (
     previews.router,
     sign_in,
     oidc.router,
+    device.router,
+    device.page_router,
     user_pages.router,
     project_pages.router,
     conversations.router,
 )
 _UNUSED = ("HTTPValidationError", "ValidationError")
-_OPEN = ("/healthz", "/readyz")
+_OPEN = ("/healthz", "/readyz", *device.PATHS)
 MIN_BYTES = 1024
 _AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain", "application/octet-stream")
 # JSON of lists is mostly repetition: the quickest level leaves a tenth of it.
@@ -98,6 +100,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     app.state.use_cases = use_cases
     app.state.streams = Streams(settings, AccessWatch(authenticator, use_cases.gate))
     app.state.authenticator = authenticator
+    app.state.device_attempts = WrongTokens()
     app.state.states = oidc.States(settings.token) if settings.token else None
     app.state.preview_links = PreviewLinks(settings, use_cases.store)
     app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
@@ -196,7 +199,8 @@ def _completed(document: dict[str, Any], *, signed_in: bool) -> dict[str, Any]:
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
         for path in _OPEN:
-            document["paths"][path]["get"]["security"] = []
+            for operation in document["paths"][path].values():
+                operation["security"] = []
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):

@@ -79,16 +79,17 @@ class WrongTokens:
         """
         # A beginning may be that of a mistyped right one: nothing of it is kept.
         beginning = hashlib.sha256(token[:_PREFIX_BYTES]).hexdigest()
-        if self._is_beyond(client):
+        if self.is_beyond(client):
             raise LimitExceededError(
                 "Too many wrong tokens came from this address.", hint="Try again in a minute."
             )
-        if self._is_beyond(beginning):
+        if self.is_beyond(beginning):
             raise LimitExceededError(
                 "Too many wrong tokens began like this one.", hint="Try again in a minute."
             )
 
-    def _is_beyond(self, key: str) -> bool:
+    def is_beyond(self, key: str) -> bool:
+        """Count one try of ``key``, and tell whether there were 20 within the last minute."""
         now = self._monotonic()
         times = self._failures.pop(key, None) or deque(maxlen=MAX_FAILURES)
         beyond = len(times) == MAX_FAILURES and now - times[0] < FAILURE_WINDOW_SECONDS
