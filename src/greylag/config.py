@@ -34,7 +34,10 @@ _USUAL_AUTHORITIES = (
 DEFAULT_USERS = (User("me", "Me"),)
 _LEAST_MEMORY = 512 * 1024 * 1024
 OWN_PATHS = frozenset(
-    {"api", "auth", "healthz", "openapi.json", "readyz", "sign-in", "sign-out", "static", "users"}
+    {
+        *("api", "auth", "device", "healthz", "openapi.json", "readyz"),
+        *("sign-in", "sign-out", "static", "users"),
+    }
 )
 """What the paths of the web begin with. Below a root path that begins so, some mean two things."""
 _ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)*")
