@@ -10,6 +10,7 @@ BENCHMARKS = (
     ("benchmarks.first_chunk",),
     ("benchmarks.relay",),
     ("benchmarks.api",),
+    ("benchmarks.people",),
     ("benchmarks.store", "--projects", "100000", "--users", "1000"),
     ("benchmarks.worker",),
     ("benchmarks.kubernetes",),

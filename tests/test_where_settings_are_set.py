@@ -103,6 +103,7 @@ VALUES = {
     "GREYLAG_AUDIT_DAYS": "30.0",
     "GREYLAG_AUDIT_COPY": "stdout",
     "GREYLAG_SESSION_DAYS": "7.0",
+    "GREYLAG_USER_LIMITS": '{"default": {"projects": 3}, "groups": {"staff": {"active": null}}}',
     "GREYLAG_SESSION_IDLE_HOURS": "7.0",
     "GREYLAG_LEASE_SECONDS": "7",
     "GREYLAG_LEGACY_API": "true",

@@ -8,7 +8,15 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    Field,
+    Json,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from greylag.common.audit_copy import COPY_FORM
@@ -16,7 +24,7 @@ from greylag.common.net import Proxy, is_confidential, is_loopback
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, check_name
-from greylag.domain.users import User
+from greylag.domain.users import DefaultLimits, Limits, User
 
 DEFAULT_PORT = 8700
 _USUAL_AUTHORITIES = (
@@ -28,20 +36,26 @@ DEFAULT_USERS = (User("me", "Me"),)
 _LEAST_MEMORY = 512 * 1024 * 1024
 OWN_PATHS = frozenset(
     {
-        "api",
-        "audit",
-        "auth",
-        "healthz",
-        "openapi.json",
-        "readyz",
-        "sign-in",
-        "sign-out",
-        "static",
-        "users",
+        *("api", "audit", "auth", "device", "healthz", "openapi.json", "readyz"),
+        *("sign-in", "sign-out", "static", "users"),
     }
 )
 """What the paths of the web begin with. Below a root path that begins so, some mean two things."""
 _ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)*")
+
+
+class GivenLimits(BaseModel, extra="forbid"):
+    """What a group may have, or everybody; null: as much as they like."""
+
+    projects: int | None = Field(None, ge=0)
+    active: int | None = Field(None, ge=0)
+
+
+class UserLimits(BaseModel, extra="forbid"):
+    """What users may have of whom no administrator has said it."""
+
+    default: GivenLimits = GivenLimits()
+    groups: dict[str, GivenLimits] = {}
 
 
 class Settings(BaseSettings):
@@ -66,6 +80,7 @@ class Settings(BaseSettings):
     hsts_seconds: int = Field(0, ge=0, le=63_072_000)
     users: str = ""
     users_file: Path | None = None
+    user_limits: Json[UserLimits] = Field("{}")  # type: ignore[assignment] # it is read as any other
     sign_up: Literal["auto", "invited", "closed"] = "auto"
     session_idle_hours: float = Field(168.0, gt=0, le=8760)
     token_days: float = Field(365.0, gt=0, le=3650)
@@ -150,6 +165,11 @@ class Settings(BaseSettings):
         if isinstance(value, ByteSize) and value < _LEAST_MEMORY:
             raise ValueError("must be at least 512MiB, auto or none")
         return value
+
+    @field_validator("user_limits", mode="before")
+    @classmethod
+    def _empty_limits_are_none(cls, value: object) -> object:
+        return value or "{}"
 
     @field_validator("root_path")
     @classmethod
@@ -238,6 +258,13 @@ class Settings(BaseSettings):
                 f"binding to {self.host}, which others can reach, needs GREYLAG_TOKEN to be set"
             )
         return self
+
+    @property
+    def default_limits(self) -> DefaultLimits:
+        """How much users may have of whom no administrator has said it."""
+        given = self.user_limits
+        groups = {name: one.model_dump(exclude_unset=True) for name, one in given.groups.items()}
+        return DefaultLimits(Limits(**given.default.model_dump()), groups)
 
     @cached_property
     def user_list(self) -> tuple[User, ...]:

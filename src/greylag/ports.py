@@ -32,7 +32,7 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
-from greylag.domain.users import ApiToken, Member, Session, User
+from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, User
 
 
 class Clock(Protocol):
@@ -62,8 +62,8 @@ class UserDirectory(Protocol):
         """
 
 
-Kept = TypeVar("Kept", User, Session, ApiToken, Member)
-AnyKept = User | Session | ApiToken | Member
+Kept = TypeVar("Kept", User, Session, ApiToken, Member, DeviceLogin)
+AnyKept = User | Session | ApiToken | Member | DeviceLogin
 """What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
 
 
@@ -848,9 +848,18 @@ class Finding:
     hint: str
 
 
-Fill = Callable[[Sequence[StoredProject]], Awaitable[None]]
-"""Puts projects into a store that is being replaced. One takes the place of an earlier one with the
-same user and project id."""
+@dataclass(frozen=True, slots=True)
+class StoredPerson:
+    """A user, a token or a member as a store keeps it: of which kind, and all of it as JSON."""
+
+    kind: str
+    body: Mapping[str, Any]
+
+
+Stored = StoredProject | StoredPerson
+Fill = Callable[[Sequence[Stored]], Awaitable[None]]
+"""Puts records into a store that is being replaced. A project takes the place of an earlier one
+with the same user and project id."""
 
 
 class Archive(Protocol):
@@ -868,7 +877,13 @@ class Archive(Protocol):
         """
 
     async def count(self) -> int:
-        """Return how many records there are, readable or not."""
+        """Return how many projects there are, readable or not."""
+
+    def people(self) -> AsyncIterator[Sequence[StoredPerson | Finding]]:
+        """Yield all users, tokens and members, some at a time, as ``read`` does projects."""
+
+    async def count_people(self) -> int:
+        """Return how many of these there are."""
 
     async def at_work(self, now: datetime) -> ProjectRef | None:
         """Return a project whose lease has not run out at ``now``, if there is one."""
@@ -879,9 +894,12 @@ class Archive(Protocol):
     async def incomplete(self) -> bool:
         """Tell whether an import into this store was begun and has not ended."""
 
-    def replacing(self, instance: str | None = None) -> AbstractAsyncContextManager[Fill]:
+    def replacing(
+        self, instance: str | None = None, *, people: bool = False
+    ) -> AbstractAsyncContextManager[Fill]:
         """Empty the store, and fill it inside the ``with`` block; on leaving it is whole, and of
-        the Greylag with this id (``None``: the same as before).
+        the Greylag with this id (``None``: the same as before). Users, tokens and members stay as
+        they are unless ``people`` come too; then sessions end as well.
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
         on it until it has been replaced.

@@ -58,6 +58,7 @@ from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.agents import Agents
 from greylag.services.audit import AuditReader
+from greylag.services.device_login import TOKEN_DAYS, DeviceLogins
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
@@ -145,12 +146,15 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         clock,
         namespace_prefix=settings.namespace_prefix,
         activation_timeout=settings.activation_timeout,
+        limits=settings.default_limits,
     )
     agents = Agents(projects, adapters.cluster, adapters.agents, terminal=settings.terminal == "on")
     sign_in = None
     if adapters.provider is not None:
         rules = _sign_in_rules(settings)
         sign_in = SignIn(adapters.provider, rules, people, store, clock, audit=gate.audit)
+    tokens = Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days))
+    login_days = min(TOKEN_DAYS, settings.token_days)
     return UseCases(
         projects=projects,
         agents=agents,
@@ -161,7 +165,8 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         accounts=Accounts(people, gate, projects, recent),
         gate=gate,
         audit_reader=AuditReader(store, gate),
-        tokens=Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days)),
+        tokens=tokens,
+        device_logins=DeviceLogins(recent, people, tokens, clock, token_days=login_days),
         sign_in=sign_in,
     )
 

@@ -83,6 +83,7 @@ async def test_an_import_says_what_the_store_holds(sites: Sites, backup: Path, k
         "events": 6,
         "keys": 2,
         "unreadable": 0,
+        "people": 0,
         "left_out": 0,
     }
     assert names(await target.holds()) == ["one", "two"]

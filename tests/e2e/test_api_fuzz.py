@@ -29,17 +29,21 @@ EXAMPLES = 40
 ENDLESS = ("/events", "/logs")
 OF_THE_AGENT = ("/sessions", "/turns", "/agent", "/extensions", "/settings")
 OF_THE_WORKSPACE = ("/files", "/changes", "/diff", "/undo")
-OF_PEOPLE = frozenset({"/api/users", "/api/tokens"})
+OF_PEOPLE = frozenset(
+    {"/api/users", "/api/tokens", "/api/device-logins", "/api/device-logins/token"}
+)
 REPLACED = (ParameterLocation.PATH, ParameterLocation.HEADER)
 
 
-class _Server(threading.Thread):
-    """The web over memory adapters on a loop of its own, as schemathesis blocks."""
+class Server(threading.Thread):
+    """The web over memory adapters on a loop of its own, as schemathesis blocks; within a block
+    that is given its address.
+    """
 
     def __init__(self) -> None:
         super().__init__(name="web")
-        self.ready = threading.Event()
-        self.port = 0
+        self._ready = threading.Event()
+        self._port = 0
         self._loop = asyncio.new_event_loop()
         self._over = asyncio.Event()
 
@@ -50,25 +54,27 @@ class _Server(threading.Thread):
     async def _serve(self) -> None:
         house = House(activation_timeout=0.5)
         app = create_app(house.use_cases, web_settings())
-        async with house.working(), served(app) as self.port:
-            self.ready.set()
+        async with house.working(), served(app) as self._port:
+            self._ready.set()
             await self._over.wait()
 
-    def stop(self) -> None:
+    def __enter__(self) -> str:
+        self.start()
+        assert self._ready.wait(30), "the server did not start"
+        return f"http://127.0.0.1:{self._port}"
+
+    def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
         self.join()
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    server = _Server()
-    server.start()
-    assert server.ready.wait(30), "the server did not start"
-    yield f"http://127.0.0.1:{server.port}"
-    server.stop()
+    with Server() as found:
+        yield found
 
 
-def _document() -> dict[str, Any]:
+def document() -> dict[str, Any]:
     """Return the OpenAPI document that the web serves."""
     app = create_app(House().use_cases, web_settings())
     headers = {"host": "127.0.0.1", **BEARER}
@@ -77,7 +83,7 @@ def _document() -> dict[str, Any]:
 
 
 # What changes a user would take the user away from all other cases; it has tests of its own.
-schema = schemathesis.openapi.from_dict(_document()).exclude(
+schema = schemathesis.openapi.from_dict(document()).exclude(
     path="/api/users/{user}", method=["PATCH", "DELETE"]
 )
 

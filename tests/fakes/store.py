@@ -40,7 +40,9 @@ from greylag.ports import (
     Outcome,
     PageQuery,
     ProjectPage,
+    Stored,
     StoredKey,
+    StoredPerson,
     StoredProject,
     Subscription,
 )
@@ -348,6 +350,20 @@ class MemoryStore:
         """Return how many records there are; see the port."""
         return len(self._open().records)
 
+    async def people(self) -> AsyncIterator[Sequence[StoredPerson | Finding]]:
+        """Yield users, tokens and members; see the port."""
+        found = [
+            people.to_stored(people.NAMES[kind], key, body)
+            for (kind, key), body in self._open().people.items()
+            if kind in people.EXPORTED.values()
+        ]
+        if found:
+            yield found
+
+    async def count_people(self) -> int:
+        """Return how many of them there are; see the port."""
+        return sum(kind in people.EXPORTED.values() for kind, _ in self._open().people)
+
     async def at_work(self, now: datetime) -> ProjectRef | None:
         """Return a project under a lease; see the port."""
         projects = (record.project for record in self._open().records.values())
@@ -358,20 +374,25 @@ class MemoryStore:
         return False
 
     @asynccontextmanager
-    async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
-        """Put other projects in place of all, in one step; see the port."""
+    async def replacing(
+        self, instance: str | None = None, *, people: bool = False
+    ) -> AsyncIterator[Fill]:
+        """Put others in place of all, in one step; see the port."""
         old = self._open()
         new = _Tables(
             duties=old.duties,
-            people=old.people,
-            labels=old.labels,
+            people={} if people else old.people,
+            labels={} if people else old.labels,
             audit=old.audit,
             audit_bounds=old.audit_bounds,
             instance=instance or old.instance,
         )
 
-        async def fill(projects: Sequence[StoredProject]) -> None:
-            for stored in projects:
+        async def fill(stored_records: Sequence[Stored]) -> None:
+            for stored in stored_records:
+                if isinstance(stored, StoredPerson):
+                    _keep_person(new, stored)
+                    continue
                 ref = stored.project.ref
                 if ref in new.records:
                     new.keys = {name: key for name, key in new.keys.items() if key.ref != ref}
@@ -461,6 +482,12 @@ class MemoryStore:
         record = replace(record, project=replace(record.project, metadata=kept))
         self._tables.records[record.project.ref] = record
         return _out(record)
+
+
+def _keep_person(tables: _Tables, stored: StoredPerson) -> None:
+    one = people.from_stored(stored)
+    tables.people[type(one), one.key] = people.to_body(one)
+    tables.labels[type(one), one.key] = list(one.labels)
 
 
 def _out(record: ProjectRecord) -> Project:

@@ -1,16 +1,21 @@
 """Who may do what: every use case asks first, and the one table decides."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from tests.contract.store_adapters import at
+from tests.harness import Harness, settings
 from tests.services.house import House
 
 from greylag.common.agent_api import COMMAND_SOCKET, LIST_TERMINALS, ForwardedRequest
+from greylag.config import load_settings
 from greylag.domain.errors import (
+    ConfigError,
     ConflictError,
     ForbiddenError,
     InvalidRequestError,
@@ -198,6 +203,50 @@ async def test_a_token_for_some_projects_sees_those_alone() -> None:
         await projects.get(token, ProjectRef("ada", "other"))
     with pytest.raises(ForbiddenError):
         await projects.create(token, "ada", NewProject("New"))
+
+
+@pytest.mark.parametrize(
+    ("groups", "own", "projects", "active"),
+    [
+        ((), Limits(), 2, None),
+        (("others",), Limits(), 2, None),
+        (("staff",), Limits(), 1, None),
+        (("staff", "research"), Limits(), 5, 0),
+        (("staff", "research", "makers"), Limits(), None, 0),
+        (("staff", "makers"), Limits(projects=4, active=7), 4, 7),
+    ],
+)
+async def test_limits_are_the_user_s_own_else_the_most_of_the_groups_else_everybody_s(
+    groups: tuple[str, ...], own: Limits, projects: int | None, active: int | None
+) -> None:
+    given = (
+        '{"default": {"projects": 2}, "groups": {"staff": {"projects": 1},'
+        ' "research": {"projects": 5, "active": 0}, "makers": {"projects": null}}}'
+    )
+    house = Harness(settings(users="eve:Eve", user_limits=given))
+    eve = User("eve", "Eve", groups=groups, limits=own)
+    assert house.settings.default_limits.of(eve) == Limits(projects, active)
+    await house.store.put(eve, at(0))
+    made = 0
+    with suppress(LimitExceededError):
+        while made < 6:
+            await house.use_cases.projects.create(OPERATOR, "eve", NewProject("P", f"p{made}"))
+            made += 1
+    assert made == (6 if projects is None else projects)
+    if active == 0:
+        with pytest.raises(LimitExceededError):
+            await house.use_cases.projects.want(OPERATOR, ProjectRef("eve", "p0"), Desired.ACTIVE)
+
+
+@pytest.mark.parametrize(
+    "given", ["{", "[]", '{"default": {"projects": -1}}', '{"groups": {"a": {"more": 1}}}']
+)
+def test_limits_that_cannot_be_read_are_told_of_at_the_start(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREYLAG_USER_LIMITS", given)
+    with pytest.raises(ConfigError, match="GREYLAG_USER_LIMITS"):
+        load_settings()
 
 
 async def test_a_user_is_made_limited_disabled_and_removed() -> None:

@@ -22,10 +22,22 @@ from tests.store.sites import KINDS, KilledError, Site, Sites, sites_in
 from tests.store.stored_projects import STORED, changed, leased, make_stored
 
 from greylag.domain.project import NewEvent
+from greylag.domain.users import (
+    ApiToken,
+    Limits,
+    Member,
+    MemberRole,
+    Role,
+    Scope,
+    Session,
+    User,
+)
 from greylag.ports import (
+    AnyKept,
     Archive,
     Fill,
     Finding,
+    Stored,
     StoredProject,
     StoreIncompleteError,
     StoreInUseError,
@@ -170,6 +182,64 @@ async def test_what_was_imported_is_of_the_same_greylag(
         assert await store.instance() == instance
 
 
+ADA = User(
+    "ada",
+    "Ada Ω",
+    Role.ADMIN,
+    disabled=True,
+    email="a@x.y",
+    identity="https://idp ada",
+    groups=("staff",),
+    limits=Limits(projects=3),
+    created_at=at(1),
+)
+TOKEN = ApiToken(
+    "d" * 64, "0" * 16, "ada", "ci", (Scope.FILES,), ("demo",), at(1), at(10_000), at(2), "::1"
+)
+MEMBER = Member("ada", "demo", "record", "bob", MemberRole.EDITOR)
+SESSION = Session("e" * 64, "ada", None, at(1), at(1), at(10_000), "::1")
+
+
+async def kept(site: Site) -> list[AnyKept]:
+    async with site.store() as store:
+        return [
+            *await store.labelled(User),
+            *await store.labelled(ApiToken),
+            *await store.labelled(Member),
+            *await store.labelled(Session),
+        ]
+
+
+async def keep(site: Site, *people: AnyKept) -> None:
+    async with site.store() as store:
+        for one in people:
+            assert await store.put(one, at(0))
+
+
+@pytest.mark.parametrize("kinds", [("sqlite", "mongo"), ("mongo", "memory"), ("memory", "sqlite")])
+async def test_users_tokens_and_members_go_with_the_projects_and_sessions_do_not(
+    sites: Sites, kinds: tuple[str, str]
+) -> None:
+    source, target = [await sites.filled(kind, [make_stored()]) for kind in kinds]
+    without = await exported(source)
+    await keep(source, ADA, TOKEN, MEMBER, SESSION)
+    await keep(target, User("old", "Old"), replace(SESSION, user_id="old"))
+    file = await exported(source)
+    assert contents(io.BytesIO(file), nobody).people == 3
+    with pytest.raises(StoreNotEmptyError, match=r"1 projects and 1 users, tokens and members\."):
+        await imported(target, file)
+    before = await kept(target)
+    await imported(target, without, replacing=True)
+    assert await kept(target) == before
+    assert (await imported(target, file, replacing=True)).contents.people == 3
+    assert await kept(target) == [replace(one, version=1) for one in (ADA, TOKEN, MEMBER)]
+    async with target.store() as store:
+        assert await store.labelled(User, "identity https://idp ada")
+        assert await store.labelled(Member, "user bob")
+    again = (await exported(target)).splitlines()
+    assert sorted(again[1:4]) == sorted(file.splitlines()[1:4])
+
+
 async def test_keys_that_have_expired_stay_behind(sites: Sites) -> None:
     stored = make_stored()
     old = replace(stored.keys[0], key="old", expires_at=NOW)
@@ -252,6 +322,7 @@ async def test_an_export_of_a_store_at_work_has_each_project_at_one_moment(
         for _ in range(3):
             file = io.BytesIO(await exported(source))
             for stored in read_export(file):
+                assert isinstance(stored, StoredProject)
                 seqs = [event.seq for event in stored.events]
                 assert stored.project.last_seq == stored.project.attempts
                 assert seqs == list(range(1, stored.project.last_seq + 1))[-500:]
@@ -305,7 +376,7 @@ def test_a_file_that_was_altered_anywhere_is_refused(file: bytes) -> None:
         (b"[1]\n", "Line 1"),
         (b'{"greylag_export": true}\n', "no export of Greylag"),
         (b"\x1f\x8b\x08\n", "Line 1"),
-        (b'{"greylag_export": 2, "projects": 0}\n', "has version 2"),
+        (b'{"greylag_export": 3, "projects": 0}\n', "has version 3"),
     ],
 )
 def test_what_is_no_export_of_this_greylag_is_refused(file: bytes, words: str) -> None:
@@ -376,11 +447,13 @@ class Killed:
         return getattr(self._archive, name)
 
     @asynccontextmanager
-    async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
-        async with self._archive.replacing(instance) as fill:
+    async def replacing(
+        self, instance: str | None = None, *, people: bool = False
+    ) -> AsyncIterator[Fill]:
+        async with self._archive.replacing(instance, people=people) as fill:
 
-            async def some(projects: Sequence[StoredProject]) -> None:
-                await fill(projects[: self._after])
+            async def some(records: Sequence[Stored]) -> None:
+                await fill(records[: self._after])
                 raise KilledError
 
             yield some

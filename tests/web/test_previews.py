@@ -36,10 +36,12 @@ class Shown:
     path: str
     port: int
 
-    async def link(self, port: int | None = None, **body: Any) -> URL:
-        """Make a link to the preview."""
+    async def link(
+        self, port: int | None = None, by: dict[str, str] | None = None, **body: Any
+    ) -> URL:
+        """Make a link to the preview; ``by``: the headers of who does so."""
         where = f"{self.path}/ports/{port or self.port}/preview"
-        status, made = await self.running.ask("POST", where, json=body)
+        status, made = await self.running.ask("POST", where, json=body, headers=by)
         assert status == 201, made
         return URL(made["url"], encoded=True)
 
@@ -62,9 +64,11 @@ class Shown:
             jar |= {one.key: one.value for one in answer.cookies.values()}
         return answer.status, answer, body
 
-    async def opened(self, **body: Any) -> tuple[URL, dict[str, str]]:
+    async def opened(
+        self, by: dict[str, str] | None = None, **body: Any
+    ) -> tuple[URL, dict[str, str]]:
         """Open a new link; return the preview's own address, and the browser's cookies."""
-        link, jar = await self.link(**body), dict[str, str]()
+        link, jar = await self.link(by=by, **body), dict[str, str]()
         status, answer, _ = await self.ask(link, jar=jar)
         assert (status, answer.headers["location"]) == (303, body.get("path", "/"))
         return link.with_path("/").with_query(None), jar
@@ -220,6 +224,45 @@ async def test_sockets_pass_from_the_preview_s_own_pages_alone(shown: Shown) -> 
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await http.ws_connect(url, headers={**headers, **wrong})
             assert refused.value.status == status
+
+
+async def test_a_preview_ends_with_the_sign_in_or_the_share_that_it_was_opened_by(
+    shown: Shown,
+) -> None:
+    running, member = shown.running, f"{shown.path}/members/eve"
+    assert (await running.ask("POST", "/api/users", json={"id": "eve", "display_name": "E"}))[0]
+    assert (await running.ask("PUT", member, json={"role": "editor"}))[0] == 200
+    new = {"name": "x", "scopes": ["files"], "expires_in_days": 1, "user": "eve"}
+    _, made = await running.ask("POST", "/api/tokens", json=new)
+    eve = {"authorization": f"Bearer {made['token']}"}
+    home, private = await shown.opened(by=eve)
+    _, shared = await shown.opened(by=eve, share_seconds=3600)
+
+    def asked(path: str, jar: dict[str, str]) -> dict[str, Any]:
+        cookie = "; ".join(f"{name}={value}" for name, value in jar.items())
+        headers = {"host": home.authority, "cookie": cookie}
+        return {"url": home.with_path(path).with_host("127.0.0.1"), "headers": headers}
+
+    async with (
+        asyncio.timeout(60),
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
+        http.ws_connect(**asked("/socket", shared)) as shared_socket,
+    ):
+        async with (
+            http.ws_connect(**asked("/socket", private)) as socket,
+            http.get(**asked("/stream", private)) as stream,
+        ):
+            assert (await running.ask("DELETE", f"/api/tokens/{made['id']}"))[0] == 204
+            assert (await socket.receive()).type is aiohttp.WSMsgType.CLOSE
+            assert socket.close_code == 1008
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await stream.read()
+        assert (await shown.ask(home, jar=private))[0] == 401
+        await shared_socket.send_str("words")
+        assert await shared_socket.receive_str() == "words"
+        assert (await running.ask("DELETE", member))[0] == 204
+        assert (await shared_socket.receive()).type is aiohttp.WSMsgType.CLOSE
+        assert (await shown.ask(home, jar=shared))[0] == 404
 
 
 async def test_a_port_that_is_no_application_s_is_not_shown(shown: Shown) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import psutil
 import pytest
 from starlette.types import Receive, Scope, Send
+from tests.services.house import House
 from tests.web.server import Site, served, settings, site
 
 from greylag.common import sse
 from greylag.domain.errors import AgentUnreachableError, StreamCutError
 from greylag.domain.project import ProjectRef
+from greylag.web.access_watch import AccessWatch
+from greylag.web.auth import Authenticator
 from greylag.web.request_log import RequestLogger
 from greylag.web.stream import Streams
 
@@ -155,10 +158,8 @@ async def test_a_silent_stream_has_heartbeats() -> None:
 async def relaying(opening: Any) -> AsyncIterator[int]:
     """Serve one stream by the relay alone."""
 
-    async def allow(*_: object) -> None:
-        return
-
-    streams = Streams(settings(heartbeat_seconds=15), allow)
+    chosen, of = settings(heartbeat_seconds=15), House().use_cases
+    streams = Streams(chosen, AccessWatch(Authenticator(chosen, of), of.gate))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await streams.events(REF, opening())(scope, receive, send)

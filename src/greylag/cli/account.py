@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import socket
 import sys
+import webbrowser
 from typing import Any
+from urllib.parse import urlencode
 
 import click
 
@@ -26,21 +29,31 @@ async def whoami(access: Access, api: ApiClient) -> None:
     _show_me(access, await api.me())
 
 
-@click.command(short_help="Keep a token for the commands to come.")
-@click.option("--token", "by_token", is_flag=True, help="Read the token from standard input.")
+@click.command(short_help="Sign in, and keep a token for the commands to come.")
+@click.option("--token", "by_token", is_flag=True, help="Read a token from standard input.")
+@click.option("--admin", is_flag=True, help="Ask for the scope `admin` too.")
 @api_options
-def login(access: Access, *, by_token: bool) -> None:
-    """Keep a token in ~/.config/greylag/token, which only you can read, once the server takes it.
+def login(access: Access, *, by_token: bool, admin: bool) -> None:
+    """Keep a token in ~/.config/greylag/token, which only you can read.
 
-    It is asked for, or with --token read from standard input: on the command line others on this
-    machine could see it.
+    The server says a code and an address: open that in any browser, on this machine or another,
+    sign in and confirm the code. Where nobody signs in by an identity provider, the token is
+    asked for; with --token it is read from standard input, since on the command line others on
+    this machine could see it.
 
-    Example: greylag login --token < token.txt
-    """
+    \b
+    Examples:
+      greylag login
+      greylag login --token < token.txt
+    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
     if by_token or not sys.stdin.isatty():
         token = sys.stdin.readline().strip()
     else:
-        token = click.prompt("Token", hide_input=True, err=True).strip()
+        scopes = SCOPES if admin else SCOPES[:-1]
+        token = asyncio.run(_by_code(access, scopes)) or click.prompt(
+            "Token", hide_input=True, err=True
+        )
+        token = token.strip()
     if not (token.isascii() and token.isprintable() and token):
         raise click.UsageError("The token must be one line of printable ASCII characters.")
 
@@ -58,6 +71,32 @@ def login(access: Access, *, by_token: bool) -> None:
     if access.token not in {None, token}:
         access.output.note("GREYLAG_TOKEN or the data folder's token is taken before it.")
     _show_me(access, me)
+
+
+async def _by_code(access: Access, scopes: tuple[str, ...]) -> str | None:
+    """Return the token that a person has confirmed; ``None`` where no code is to be had."""
+    name = f"greylag login on {socket.gethostname()}"[:100]
+    async with ApiClient(access.server, None) as api:
+        try:
+            begun = await api.begin_device_login(name, scopes)
+        except ServerRefusedError as error:
+            if error.problem.code in {"not_found", "unauthorized"}:  # an earlier Greylag's is 401
+                return None
+            raise
+        url = str(begun["url"])
+        access.output.note(f"Open {url} and confirm the code {begun['code']}")
+        # The server's word: a browser is sent nowhere but to a site.
+        if _has_browser() and url.startswith(("http://", "https://")):
+            address = f"{url}?{urlencode({'code': begun['code']})}"
+            await asyncio.to_thread(webbrowser.open, address)
+        while True:
+            await asyncio.sleep(min(max(begun["interval"], 1), 60))
+            if (made := await api.redeem_device_login(begun["secret"])) is not None:
+                return str(made["token"])
+
+
+def _has_browser() -> bool:
+    return sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
 
 
 @click.command(short_help="Forget the kept token, and revoke it.")

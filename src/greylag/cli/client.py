@@ -512,6 +512,19 @@ class ApiClient:
         async with self._http.stream(asked) as chunks:
             yield _lines(chunks)
 
+    async def begin_device_login(self, name: str, scopes: tuple[str, ...]) -> dict[str, Any]:
+        """Ask to be let in by a code that a person confirms."""
+        body = {"name": name, "scopes": list(scopes)}
+        begun: dict[str, Any] = await self._post(("device-logins",), body)
+        return begun
+
+    async def redeem_device_login(self, secret: str) -> dict[str, Any] | None:
+        """Return the token of such a login, ``None`` while nobody has answered."""
+        made: dict[str, Any] | None = await self._post(
+            ("device-logins", "token"), {"secret": secret}
+        )
+        return made
+
     async def users(self) -> list[UserJson]:
         """Return the users."""
         found: list[UserJson] = (await self._get(("users",)))["users"]

@@ -138,10 +138,10 @@ class OpenedSocket(OtherEnd, Protocol):
         """Which of the subprotocols that were offered was chosen."""
 
 
-async def join(client: WebSocket, other: OtherEnd, **beside: Coroutine[Any, Any, None]) -> int:
+async def join(client: WebSocket, other: OtherEnd) -> int:
     """Carry messages both ways, each once the one before was taken; return how to end the client's.
 
-    What the other end raises comes out, and so does what ``beside`` raises, which runs meanwhile.
+    What the other end raises comes out.
 
     Raises:
         SocketClosedError: the client has closed it.
@@ -155,7 +155,7 @@ async def join(client: WebSocket, other: OtherEnd, **beside: Coroutine[Any, Any,
         while True:
             await other.send(await received(client))
 
-    await until_one_ends(output=towards_client(), input=towards_other(), **beside)
+    await until_one_ends(output=towards_client(), input=towards_other())
     return code_after(other.close_code)
 
 

@@ -34,6 +34,7 @@ class Change(StrEnum):
     USER_REMOVE = "users.remove"
     SESSION_START = "sessions.start"
     SESSION_END = "sessions.end"
+    LOGIN_ANSWER = "logins.answer"
     TOKEN_CREATE = "tokens.create"  # noqa: S105 - what is done, no token
     TOKEN_REVOKE = "tokens.revoke"  # noqa: S105 - the same
 

@@ -1,6 +1,6 @@
 """Who uses Greylag: users, how they sign in, their tokens, whom they share with, and who asks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -73,7 +73,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a user may have; ``None``: as much as they like."""
+    """How much a user may have; ``None``: what ``DefaultLimits`` say, else as much as they like."""
 
     projects: int | None = None
     active: int | None = None
@@ -201,6 +201,38 @@ class ApiToken:
         return [of_user(self.user_id), f"id {self.id}"]
 
 
+def of_code(code: str) -> str:
+    """Return the label of the program that shows a code."""
+    return f"code {code}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLogin:
+    """A program without a browser that waits to be let in. ``key`` is the hash of its secret.
+
+    Attributes:
+        code: what it shows, for a person to confirm.
+        name: how it calls itself.
+        scopes: what it would like to do.
+        address: where it is.
+        user_id: as whom it is let in; ``None``: nobody has answered.
+    """
+
+    key: str
+    code: str
+    name: str
+    scopes: tuple[Scope, ...]
+    address: str
+    expires_at: datetime
+    user_id: str | None = None
+    version: int = 0
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What else it is found by."""
+        return [of_code(self.code)]
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A project that is shared with somebody.
@@ -224,6 +256,35 @@ class Member:
     def labels(self) -> Sequence[str]:
         """What else it is found by."""
         return [of_project(self.owner, self.project_id), of_user(self.user_id)]
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultLimits:
+    """How much users may have of whom nobody has said it: what their groups may, else everybody.
+
+    Attributes:
+        everybody: what holds for users of whose groups none says anything.
+        groups: what each group says, by the names of ``Limits``; ``None`` for no limit.
+    """
+
+    everybody: Limits = Limits()
+    groups: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
+
+    def of(self, user: User) -> Limits:
+        """Return what holds for a user: of several groups the most."""
+        return Limits(projects=self._one(user, "projects"), active=self._one(user, "active"))
+
+    def _one(self, user: User, name: str) -> int | None:
+        own: int | None = getattr(user.limits, name)
+        if own is not None:
+            return own
+        said = [self.groups[one] for one in user.groups if one in self.groups]
+        named = [limits[name] for limits in said if name in limits]
+        if not named:
+            everybody: int | None = getattr(self.everybody, name)
+            return everybody
+        numbers = [one for one in named if one is not None]
+        return max(numbers) if len(numbers) == len(named) else None
 
 
 class Action(StrEnum):
@@ -264,6 +325,7 @@ class Principal:
         via: the session or token that it comes by: ``session ID``, ``token ID``, or ``""``.
         scopes: what a token may be used for; ``None``: all that its user may.
         projects: the ids of its user's projects that a token is for; ``None``: all.
+        sign_in: the same, by its key in the store: ``session KEY``, ``token KEY``, or ``""``.
         address: where the request comes from.
         reason: why an administrator looks at what is another's.
     """
@@ -274,6 +336,7 @@ class Principal:
     via: str = ""
     scopes: frozenset[Scope] | None = None
     projects: frozenset[str] | None = None
+    sign_in: str = field(default="", compare=False, repr=False)
     address: str = field(default="", compare=False)
     reason: str = field(default="", compare=False)
 

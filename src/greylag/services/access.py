@@ -171,11 +171,29 @@ class Gate:
         await self.audit.refused(principal, action, name, error.info.code)
         return error
 
-    async def see(self, principal: Principal, what: str | ProjectRef) -> None:
-        """Return when the principal may know of a user or a project; raises as ``authorize``."""
-        if await self._standing(principal, what) is None:
-            error = no_such_user(_owner(what))
-            raise await self.refused(principal, Action.PROJECTS_READ, what, error)
+    @staticmethod
+    def is_lasting(principal: Principal, owner: str) -> bool:
+        """Tell whether nothing but the principal's own end takes from them what they may do with
+        what is an owner's.
+        """
+        return principal.user_id in {None, owner}
+
+    async def check_again(
+        self, principal: Principal, action: Action | None, what: str | ProjectRef
+    ) -> None:
+        """Return when the principal, who was allowed it, may still do ``action`` (``None``: know of
+        the user or project). A reason that was given counts on.
+
+        Raises:
+            UserNotFoundError: they have nothing to do with it any more.
+            ForbiddenError: they have, but may not do this any more.
+        """
+        standing = await self._standing(principal, what)
+        if standing is None:
+            raise no_such_user(_owner(what))
+        with_reason = standing is Standing.ADMIN and action in WITH_REASON
+        if action is not None and standing not in RULES[action][0] and not with_reason:
+            raise ForbiddenError(f"As {standing} of this you may not do {action} any more.")
 
     async def visible(self, principal: Principal) -> Sequence[User]:
         """Return the users of whose projects the principal may see any, in the directory's order;

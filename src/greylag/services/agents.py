@@ -104,7 +104,7 @@ class Agents:
         self, principal: Principal, ref: ProjectRef, request: AgentRequest
     ) -> AbstractAsyncContextManager[AgentAnswer]:
         """Return the agent's answer to an operation of its API, to be opened."""
-        action = _action(request.operation)
+        action = action_of(request.operation)
         at = await self.address(principal, ref, action)
         answer = self._gateway.relay(at, request)
         if request.operation.method == "GET":
@@ -228,7 +228,8 @@ def _object(ref: ProjectRef, request: AgentRequest) -> str:
     return f"{name_of(ref)}{place}/{path}".rstrip("/")
 
 
-def _action(operation: Operation[Any]) -> Action:
+def action_of(operation: Operation[Any]) -> Action:
+    """Return what somebody does who asks the agent for this."""
     if operation.tag == TERMINALS:
         return Action.TERMINAL_USE
     reads = operation.method == "GET"

@@ -171,18 +171,27 @@ class People:
 
     async def by_session(self, secret: str, client: str) -> Principal | None:
         """Return who comes by a session's secret; ``None`` when there is none such any more."""
-        session = await self._store.find(Session, digest(secret))
+        session = await self.session(digest(secret))
+        user = None if session is None else await self.active(session.user_id)
+        if session is None or user is None:
+            return None
         now = self._clock.now()
-        if session is None or not self._is_going_on(session, now):
-            return None
-        user = await self.active(session.user_id)
-        if user is None:
-            return None
         if now - session.seen_at >= SEEN_EVERY:
             # Of two that see it at once one writes; the other's news is the same.
             await self._store.put(replace(session, seen_at=now, address=client), now)
-        via = f"session {session.id}"
-        return Principal(user.display_name, user.id, session.role or user.role, via, address=client)
+        return Principal(
+            user.display_name,
+            user.id,
+            session.role or user.role,
+            f"session {session.id}",
+            sign_in=f"session {session.key}",
+            address=client,
+        )
+
+    async def session(self, key: str) -> Session | None:
+        """Return the session of this key, if it goes on."""
+        session = await self._store.find(Session, key)
+        return session if session and self._is_going_on(session, self._clock.now()) else None
 
     async def sessions(self, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""

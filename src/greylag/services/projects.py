@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.names import check_id, check_name, environment_names, new_project_id
 from greylag.domain.project import Desired, Event, Project, ProjectRef, Status, new_record_id
-from greylag.domain.users import Action, Principal, User
+from greylag.domain.users import Action, DefaultLimits, Principal, User
 from greylag.ports import (
     Clock,
     Created,
@@ -34,6 +35,8 @@ from greylag.services.access import Gate
 
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
+KEY_FORM = r"^[!-~]([ -~]*[!-~])?$"
+"""What an Idempotency-Key is like: printable ASCII, as headers carry it."""
 EVENTS_AT_ONCE = 100
 _AT_ONCE = 200
 FOLLOW_RECHECK_SECONDS = 300.0
@@ -62,7 +65,7 @@ class Projects:
     project that this user does not have, and ``StoreUnavailableError``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works on, and what the settings say
         self,
         store: ProjectStore,
         gate: Gate,
@@ -70,6 +73,7 @@ class Projects:
         *,
         namespace_prefix: str,
         activation_timeout: float,
+        limits: DefaultLimits,
     ) -> None:
         self._store = store
         self._gate = gate
@@ -77,6 +81,7 @@ class Projects:
         self._clock = clock
         self._prefix = namespace_prefix
         self._timeout = activation_timeout
+        self._limits = limits
 
     async def users(self, principal: Principal) -> Sequence[User]:
         """Return the users of whose projects the principal may see any."""
@@ -130,8 +135,8 @@ class Projects:
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
-        if user.limits.projects is not None:
-            _check_room(user, len(await self._all(owner)), user.limits.projects, "projects")
+        if (most := self._limits.of(user).projects) is not None:
+            _check_room(user, len(await self._all(owner)), most, "projects")
         now = self._clock.now()
         project = Project(
             id=new_record_id(now),
@@ -184,8 +189,8 @@ class Projects:
             ProjectDeletingError: it is being deleted, and something else is wanted.
         """
         owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
-        if desired is Desired.ACTIVE and owner.limits.active is not None:
-            await self._check_active(owner, ref)
+        if desired is Desired.ACTIVE and (most := self._limits.of(owner).active) is not None:
+            await self._check_active(owner, ref, most)
         return await self._want(principal, ref, desired)
 
     async def refresh(self, principal: Principal, ref: ProjectRef) -> Project:
@@ -304,10 +309,10 @@ class Projects:
             if cursor is None:
                 return found
 
-    async def _check_active(self, owner: User, ref: ProjectRef) -> None:
+    async def _check_active(self, owner: User, ref: ProjectRef, most: int) -> None:
         active = [one for one in await self._all(owner.id) if one.desired is Desired.ACTIVE]
         if all(one.ref != ref for one in active):
-            _check_room(owner, len(active), owner.limits.active, "active environments")
+            _check_room(owner, len(active), most, "active environments")
 
     async def _following(
         self, ref: ProjectRef, events: Sequence[Event], after: int
@@ -325,8 +330,8 @@ class Projects:
                     return
 
 
-def _check_room(owner: User, there: int, limit: int | None, what: str) -> None:
-    if limit is not None and there >= limit:
+def _check_room(owner: User, there: int, limit: int, what: str) -> None:
+    if there >= limit:
         raise LimitExceededError(
             f"The user {owner.id} may have {limit} {what}, and has {there}.",
             hint="Take one away first, or ask an administrator for more.",
@@ -356,9 +361,9 @@ def idempotency_key(key: str | None, new: NewProject) -> IdempotencyKey | None:
     """
     if key is None:
         return None
-    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():
+    if len(key) > MAX_KEY_LENGTH or not re.fullmatch(KEY_FORM, key):
         raise InvalidRequestError(
-            f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} printable characters."
+            f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable characters of ASCII."
         )
     content = json.dumps([new.name, new.project_id, new.metadata or {}], sort_keys=True)
     return IdempotencyKey(key, hashlib.sha256(content.encode()).hexdigest())

@@ -36,6 +36,8 @@ async def check_store(archive: Archive, now: datetime) -> StoreReport:
         count += len(batch)
         for one in batch:
             found += [one] if isinstance(one, Finding) else stuck(one.project, now)
+    async for people in archive.people():
+        found += [one for one in people if isinstance(one, Finding)]
     return StoreReport(count, found)
 
 

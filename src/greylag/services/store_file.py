@@ -2,12 +2,15 @@ r"""The file of an export: lines of JSON, a header first and a digest last.
 
     {"greylag_export": 1, "at": "2026-01-02T03:04:05.678Z", "store": "...", "projects": 2,
      "instance": "0123456789abcdef"}
+    {"users": {...}}
     {"project": {...}, "claims": 7, "last_seq": 12, "events": [...], "keys": [...]}
     {"end": {"projects": 2, "events": 12, "keys": 0, "unreadable": 0}, "sha256": "..."}
 
 The header says how many projects there were when the export began, the last line how many are in
 the file; its digest is of all bytes before that line. ``instance`` is the id of the Greylag whose
-records they are; exports of before there were such ids lack it.
+records they are; exports of before there were such ids lack it. An export with ``people`` in its
+header, of form 2, holds users, ``tokens`` (their hashes) and ``members`` too, each in a line of its
+own before the projects.
 """
 
 import hashlib
@@ -22,9 +25,11 @@ from greylag.common.typed import check_types
 from greylag.domain.errors import ErrorInfo, GreylagError
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Project, Status
-from greylag.ports import StoredKey, StoredProject
+from greylag.ports import Stored, StoredKey, StoredPerson, StoredProject
 
-FORMAT = 1
+FORMAT = 2
+_WITHOUT_PEOPLE = 1
+_PEOPLE = frozenset({"users", "tokens", "members"})
 _FORMAT_KEY = "greylag_export"
 _LONGEST_LINE = 64 * 1024**2
 
@@ -50,9 +55,13 @@ class Contents:
     events: int = 0
     keys: int = 0
     unreadable: int = 0
+    people: int = 0
 
-    def add(self, stored: StoredProject) -> None:
-        """Count one project."""
+    def add(self, stored: Stored) -> None:
+        """Count one record."""
+        if isinstance(stored, StoredPerson):
+            self.people += 1
+            return
         self.projects += 1
         self.events += len(stored.events)
         self.keys += len(stored.keys)
@@ -69,14 +78,20 @@ class ExportWriter:
         self.contents = Contents()
         self._digest = hashlib.sha256()
 
-    def header(self, at: datetime, store: str, projects: int, instance: str | None) -> bytes:
+    def header(
+        self, at: datetime, store: str, projects: int, instance: str | None, people: int = 0
+    ) -> bytes:
         """Return the first line."""
-        said = {_FORMAT_KEY: FORMAT, "at": rfc3339(at), "store": store, "projects": projects}
-        return self._line(said | ({"instance": instance} if instance else {}))
+        version = FORMAT if people else _WITHOUT_PEOPLE
+        said = {_FORMAT_KEY: version, "at": rfc3339(at), "store": store, "projects": projects}
+        named = {"instance": instance, "people": people}
+        return self._line(said | {name: value for name, value in named.items() if value})
 
-    def project(self, stored: StoredProject) -> bytes:
-        """Return the line of one project."""
+    def record(self, stored: Stored) -> bytes:
+        """Return the line of one record."""
         self.contents.add(stored)
+        if isinstance(stored, StoredPerson):
+            return self._line({stored.kind: dict(stored.body)})
         said: dict[str, Any] = {
             "project": {name: getattr(stored.project, name) for name in _KEPT},
             "claims": stored.claims,
@@ -88,7 +103,10 @@ class ExportWriter:
 
     def end(self) -> bytes:
         """Return the last line."""
-        return self._line({"end": asdict(self.contents), "sha256": self._digest.hexdigest()})
+        said = asdict(self.contents)
+        if not self.contents.people:
+            del said["people"]  # which earlier versions do not know
+        return self._line({"end": said, "sha256": self._digest.hexdigest()})
 
     def _line(self, said: dict[str, Any]) -> bytes:
         # ASCII only, so that any text can be kept, with unpaired surrogates too.
@@ -99,8 +117,8 @@ class ExportWriter:
 
 def read_export(
     file: BinaryIO, tell: Callable[[int, int], None] = lambda _done, _total: None
-) -> Generator[StoredProject, None, Contents]:
-    """Yield the projects of an export, checked one by one; it is whole when the last has come.
+) -> Generator[Stored, None, Contents]:
+    """Yield the records of an export, checked one by one; it is whole when the last has come.
 
     Args:
         file: the file, at its beginning.
@@ -117,7 +135,7 @@ def read_export(
     total = _check_header(_parsed(first, 1))
     digest.update(first)
     while True:
-        number = found.projects + 2
+        number = found.projects + found.people + 2
         line = _next_line(file, number)
         said = _parsed(line, number)
         if "end" in said:
@@ -144,15 +162,15 @@ def contents(file: BinaryIO, tell: Callable[[int, int], None]) -> Contents:
             return found
 
 
-def instance_of(file: BinaryIO) -> str | None:
-    """Return the id of the Greylag that an export is of, ``None`` where it names none; the file is
-    at its beginning, before and after. Raises ``ExportUnusableError``.
+def origin_of(file: BinaryIO) -> tuple[str | None, bool]:
+    """Return the id of the Greylag that an export is of, ``None`` where it names none, and whether
+    it holds people; the file is at its beginning, before and after. Raises ``ExportUnusableError``.
     """
     said = _parsed(_next_line(file, 1), 1)
     file.seek(0)
     _check_header(said)
     instance = said.get("instance")
-    return instance if isinstance(instance, str) else None
+    return instance if isinstance(instance, str) else None, bool(said.get("people"))
 
 
 def _next_line(file: BinaryIO, number: int) -> bytes:
@@ -200,9 +218,9 @@ def _check_end(said: Mapping[str, Any], found: Contents, digest: str) -> None:
         raise ExportUnusableError("The export was altered: it does not hold what it says.")
 
 
-def _checked(said: Mapping[str, Any], number: int) -> StoredProject:
+def _checked(said: Mapping[str, Any], number: int) -> Stored:
     try:
-        stored = _stored(said)
+        stored = _person(said) if _PEOPLE & said.keys() else _project(said)
         check_types(stored)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"
@@ -214,7 +232,12 @@ def _unreadable(number: int, why: str) -> str:
     return f"Line {number} of the export cannot be read ({why})."
 
 
-def _stored(said: Mapping[str, Any]) -> StoredProject:
+def _person(said: Mapping[str, Any]) -> StoredPerson:
+    ((kind, body),) = said.items()
+    return StoredPerson(kind, body)
+
+
+def _project(said: Mapping[str, Any]) -> StoredProject:
     project = said["project"]
     known = {
         "names": EnvironmentNames(**project["names"]),

@@ -149,13 +149,11 @@ class Tokens:
         """Return who comes by a token from an address; ``None`` when it does not count."""
         if not is_token(text):
             return None
-        token = await self._store.find(ApiToken, digest(text))
+        token = await self.find(digest(text))
+        user = None if token is None else await self._people.active(token.user_id)
+        if token is None or user is None:
+            return None
         now = self._clock.now()
-        if token is None or now >= token.expires_at:
-            return None
-        user = await self._people.active(token.user_id)
-        if user is None:
-            return None
         if token.used_at is None or now - token.used_at >= SEEN_EVERY:
             # Of two that see it at once one writes; the other's news is the same.
             await self._store.put(replace(token, used_at=now, address=client), now)
@@ -166,8 +164,14 @@ class Tokens:
             f"token {token.id}",
             frozenset(token.scopes),
             None if token.projects is None else frozenset(token.projects),
+            sign_in=f"token {token.key}",
             address=client,
         )
+
+    async def find(self, key: str) -> ApiToken | None:
+        """Return the token of this key, if it counts."""
+        token = await self._store.find(ApiToken, key)
+        return token if token and self._clock.now() < token.expires_at else None
 
     async def _owner(self, principal: Principal, user_id: str | None, action: Action) -> User:
         wanted = user_id or principal.user_id

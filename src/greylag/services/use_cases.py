@@ -7,6 +7,7 @@ from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.agents import Agents
 from greylag.services.audit import Audit, AuditReader
+from greylag.services.device_login import DeviceLogins
 from greylag.services.messages import Messages
 from greylag.services.people import People
 from greylag.services.projects import Projects
@@ -69,6 +70,7 @@ class UseCases:
     gate: Gate
     tokens: Tokens
     audit_reader: AuditReader
+    device_logins: DeviceLogins
     sign_in: SignIn | None = None
 
     @property

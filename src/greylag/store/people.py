@@ -1,5 +1,6 @@
 """What all stores share of people: what is written of each, and what was read a moment ago."""
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -9,16 +10,22 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 
 from greylag.domain.audit import AuditEvent
-from greylag.domain.users import ApiToken, Member, Session, User
-from greylag.ports import AnyKept, Clock, Kept, PeopleStore
+from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, User
+from greylag.ports import AnyKept, Clock, Finding, Kept, PeopleStore, StoredPerson
 
 NAMES: Mapping[type[AnyKept], str] = {
     User: "users",
     Session: "sessions",
     ApiToken: "tokens",
     Member: "members",
+    DeviceLogin: "device_logins",
 }
 """What each kind is called in a store."""
+
+EXPORTED: Mapping[str, type[AnyKept]] = {
+    name: kind for kind, name in NAMES.items() if kind not in {Session, DeviceLogin}
+}
+"""The kinds that an export holds: who has signed in does so again."""
 
 RECENT_SECONDS = 0.5
 _MOST_RECENT = 20_000
@@ -51,7 +58,30 @@ def from_text(kind: type[Kept], body: str) -> Kept:
 
 def expires_at(one: AnyKept) -> datetime | None:
     """Return when it may be forgotten."""
-    return one.expires_at if isinstance(one, Session | ApiToken) else None
+    return one.expires_at if isinstance(one, Session | ApiToken | DeviceLogin) else None
+
+
+def to_stored(name: str, key: str, body: Mapping[str, Any] | str) -> StoredPerson | Finding:
+    """Return what an export holds of something that is kept, or what is wrong with it."""
+    try:
+        one = _exported(name, json.loads(body) if isinstance(body, str) else body)
+    except ValueError as error:
+        return Finding(
+            f"{name} {key}",
+            f"The record {key!r} of {name} cannot be read ({type(error).__name__}: {error}).",
+            "Correct what the sentence names, or remove the record; no export holds it until then.",
+        )
+    return StoredPerson(name, to_body(one))
+
+
+def from_stored(stored: StoredPerson) -> AnyKept:
+    """Return what an export holds, as it is first written."""
+    return replace(_exported(stored.kind, stored.body), version=0)
+
+
+def _exported(name: str, body: Mapping[str, Any]) -> AnyKept:
+    # Any of its kinds: the type variable stands for one of them.
+    return from_body(cast("type[User]", EXPORTED[name]), body)
 
 
 class RecentPeople:

@@ -13,14 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag import __version__
 from greylag.config import Settings
-from greylag.domain.project import ProjectRef
-from greylag.domain.users import Action
-from greylag.services.access import Gate
 from greylag.services.use_cases import UseCases
-from greylag.web import oidc
+from greylag.web import device, oidc
+from greylag.web.access_watch import AccessWatch
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, audit, people, platform, previews, projects, relay, sockets
-from greylag.web.auth import Authenticator
+from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import audit as audit_page
 from greylag.web.dashboard import conversations
@@ -33,7 +31,7 @@ from greylag.web.guard import Guard
 from greylag.web.preview import PreviewLinks, PreviewSite
 from greylag.web.request_log import RequestLogger
 from greylag.web.schemas import ProblemDocument
-from greylag.web.stream import Recheck, Streams
+from greylag.web.stream import Streams
 
 _DESCRIPTION = """\
 Isolated environments, each with a Goose agent, one per project.
@@ -67,12 +65,14 @@ _ROUTERS = (
     sign_in,
     oidc.router,
     audit_page.router,
+    device.router,
+    device.page_router,
     user_pages.router,
     project_pages.router,
     conversations.router,
 )
 _UNUSED = ("HTTPValidationError", "ValidationError")
-_OPEN = ("/healthz", "/readyz")
+_OPEN = ("/healthz", "/readyz", *device.PATHS)
 MIN_BYTES = 1024
 _AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain", "application/octet-stream")
 # JSON of lists is mostly repetition: the quickest level leaves a tenth of it.
@@ -102,8 +102,9 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         servers=[{"url": settings.root_path or "/"}],
     )
     app.state.use_cases = use_cases
-    app.state.streams = Streams(settings, _recheck(authenticator, use_cases.gate))
+    app.state.streams = Streams(settings, AccessWatch(authenticator, use_cases.gate))
     app.state.authenticator = authenticator
+    app.state.device_attempts = WrongTokens()
     app.state.states = oidc.States(settings.token) if settings.token else None
     app.state.preview_links = PreviewLinks(settings, use_cases.store)
     app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
@@ -113,20 +114,6 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     install_error_handlers(app, error_page)
     _complete_openapi(app, signed_in=authenticator.needed)
     return _layered(app, settings, authenticator)
-
-
-def _recheck(authenticator: Authenticator, gate: Gate) -> Recheck:
-    """Return what asks again, while a stream runs, whether whoever opened it may still see it."""
-
-    async def recheck(scope: Scope, ref: ProjectRef, action: Action | None) -> None:
-        principal = await authenticator.principal(scope)
-        what = ref if ref.project_id else ref.user_id
-        if action is None:
-            await gate.see(principal, what)
-        else:
-            await gate.authorize(principal, action, what)
-
-    return recheck
 
 
 def _layered(app: FastAPI, settings: Settings, authenticator: Authenticator) -> ASGIApp:
@@ -139,7 +126,7 @@ def _layered(app: FastAPI, settings: Settings, authenticator: Authenticator) -> 
         preview_domain=settings.preview_domain,
     )
     site = RootPath(logged, settings.root_path)
-    shown = PreviewSite(site, state.preview_links, state.use_cases, state.streams)
+    shown = PreviewSite(site, state.preview_links, state.use_cases, state.streams, authenticator)
     return behind(settings.trusted_proxies, shown)
 
 
@@ -216,7 +203,8 @@ def _completed(document: dict[str, Any], *, signed_in: bool) -> dict[str, Any]:
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
         for path in _OPEN:
-            document["paths"][path]["get"]["security"] = []
+            for operation in document["paths"][path].values():
+                operation["security"] = []
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):

@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
@@ -80,16 +80,17 @@ class WrongTokens:
         """
         # A beginning may be that of a mistyped right one: nothing of it is kept.
         beginning = hashlib.sha256(token[:_PREFIX_BYTES]).hexdigest()
-        if self._is_beyond(client):
+        if self.is_beyond(client):
             raise LimitExceededError(
                 "Too many wrong tokens came from this address.", hint="Try again in a minute."
             )
-        if self._is_beyond(beginning):
+        if self.is_beyond(beginning):
             raise LimitExceededError(
                 "Too many wrong tokens began like this one.", hint="Try again in a minute."
             )
 
-    def _is_beyond(self, key: str) -> bool:
+    def is_beyond(self, key: str) -> bool:
+        """Count one try of ``key``, and tell whether there were 20 within the last minute."""
         now = self._monotonic()
         times = self._failures.pop(key, None) or deque(maxlen=MAX_FAILURES)
         beyond = len(times) == MAX_FAILURES and now - times[0] < FAILURE_WINDOW_SECONDS
@@ -185,6 +186,41 @@ class Authenticator:
             return found
         raise UnauthorizedError("The request does not say who it comes from.")
 
+    def ending(self, scope: Scope, principal: Principal) -> Hashable | None:
+        """Return what tells the sign-in that ``principal`` came in by from others; ``None`` for one
+        that no one can end while this process lives.
+        """
+        given = Headers(scope=scope).get("authorization")
+        if principal == OPERATOR and (given is not None or not self.needed):
+            return None
+        return given or tuple(_sign_in_cookies(scope))
+
+    async def again(self, scope: Scope, before: Principal) -> Principal:
+        """Return who asks now, by what ``before`` came in by. Nothing is counted as a guess.
+
+        Raises:
+            UnauthorizedError: it does not count any more.
+            StoreUnavailableError: it cannot be told.
+        """
+        if (given := Headers(scope=scope).get("authorization")) is None:
+            found = await self.signed_in(scope)
+        else:
+            found = await self._tokens.principal(_token_in(given), client_of(scope))
+        if found is None or (found.user_id, found.via) != (before.user_id, before.via):
+            raise UnauthorizedError("The token or sign-in does not count any more.")
+        return found
+
+    async def goes_on(self, user_id: str, sign_in: str) -> bool:
+        """Tell whether a user may come in, and a ``Principal.sign_in`` of theirs ("": any) has not
+        ended.
+        """
+        if await self._people.active(user_id) is None:
+            return False
+        kind, _, key = sign_in.partition(" ")
+        if kind == "session":
+            return await self._people.session(key) is not None
+        return kind != "token" or await self._tokens.find(key) is not None
+
     async def signed_in(self, scope: Scope) -> Principal | None:
         """Return whom a cookie names whose sign-in has not ended, ``None`` where none does."""
         for one in self._sign_ins(scope):
@@ -227,13 +263,12 @@ class Authenticator:
             await self._people.end_session(secret, client_of(scope))
 
     async def _of_bearer(self, header: str, scope: Scope) -> Principal:
-        if header[: len(_BEARER)].lower() != _BEARER:
-            raise UnauthorizedError("The Authorization header is not of the form `Bearer TOKEN`.")
-        token = header[len(_BEARER) :].strip().encode("latin-1")
+        text = _token_in(header)
+        token = text.encode("latin-1")
         if self._is_right(token):
             return _operator(scope)
         client = client_of(scope)
-        found = await self._tokens.principal(token.decode("latin-1"), client)
+        found = await self._tokens.principal(text, client)
         if found is None:
             self._wrong.count(client, token)
             raise UnauthorizedError("The token is not the right one, or does not count any more.")
@@ -260,6 +295,12 @@ class Authenticator:
 
 def _operator(scope: Scope) -> Principal:
     return replace(OPERATOR, address=client_of(scope))
+
+
+def _token_in(header: str) -> str:
+    if header[: len(_BEARER)].lower() != _BEARER:
+        raise UnauthorizedError("The Authorization header is not of the form `Bearer TOKEN`.")
+    return header[len(_BEARER) :].strip()
 
 
 def client_of(scope: Scope) -> str:

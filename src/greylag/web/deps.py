@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -10,12 +11,13 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Header, Path
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from greylag.common.agent_api import Parameter
 from greylag.domain.errors import UnauthorizedError
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.project import ProjectRef
-from greylag.domain.users import Principal
+from greylag.domain.users import Action, Principal
 from greylag.services.access import MAX_REASON_LENGTH
 from greylag.services.use_cases import Platform, UseCases
 from greylag.web.errors import PROBLEM_MEDIA_TYPE
@@ -54,6 +56,7 @@ class RequestContext:
     use_cases: UseCases
     streams: Streams
     site: Site
+    scope: Scope
     user_id: str = ""
     project_id: str = ""
 
@@ -66,6 +69,10 @@ class RequestContext:
     def at(self) -> tuple[Principal, ProjectRef]:
         """Who asks, and for which project, as the use cases of a project take them first."""
         return self.principal, self.ref
+
+    def while_allowed(self, action: Action) -> AbstractAsyncContextManager[None]:
+        """Return a block that ends, by an error, once ``action`` is not allowed any more."""
+        return self.streams.access.during(self.scope, self.ref, action)
 
 
 async def _use_cases(request: HTTPConnection) -> UseCases:
@@ -107,7 +114,7 @@ async def _call(request: HTTPConnection, use_cases: UseCasesDep) -> RequestConte
         principal = replace(principal, reason=reason[:MAX_REASON_LENGTH])
     state = request.app.state
     site = replace(state.site, admin=principal.is_admin)
-    return RequestContext(principal, use_cases, state.streams, site)
+    return RequestContext(principal, use_cases, state.streams, site, request.scope)
 
 
 CallDep = Annotated[RequestContext, Depends(_call)]

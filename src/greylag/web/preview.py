@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import parse_qs, urlencode
 
 import structlog
@@ -20,9 +21,9 @@ from itsdangerous import BadData, URLSafeSerializer
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketState
 
-from greylag.common import forwarding
+from greylag.common import forwarding, sockets
 from greylag.common.agent_api import FORWARDED_AUTHORIZATION, ForwardedAnswer, ForwardedRequest
 from greylag.common.net import ASKED, is_loopback
 from greylag.config import Settings
@@ -35,12 +36,12 @@ from greylag.domain.errors import (
     UnauthorizedError,
 )
 from greylag.domain.project import ProjectRef
-from greylag.domain.users import Principal
+from greylag.domain.users import Action, Principal
 from greylag.ports import Revocations
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import LOCAL
-from greylag.web.auth import client_of, cookies
+from greylag.web.auth import Authenticator, client_of, cookies
 from greylag.web.stream import Streams
 
 OPEN = "/.greylag/open"
@@ -86,6 +87,7 @@ class Preview:
         id: tells it from others of its kind.
         path: where a ticket leads.
         by: the user who made it, with whose rights it ends; ``None``: the operator.
+        sign_in: theirs, with which one that is not shared ends, as ``Principal.sign_in`` has it.
     """
 
     user: str
@@ -96,6 +98,17 @@ class Preview:
     id: str
     path: str = "/"
     by: str | None = None
+    sign_in: str = ""
+
+    @property
+    def ref(self) -> ProjectRef:
+        """The project."""
+        return ProjectRef(self.user, self.project)
+
+    @property
+    def maker(self) -> Principal:
+        """With whose rights it is shown."""
+        return Principal("preview", self.by)
 
     @property
     def label(self) -> str:
@@ -170,13 +183,20 @@ class PreviewLinks:
 
 
 def new_preview(
-    ref: ProjectRef, port: int, path: str, share_seconds: int | None, by: str | None
+    principal: Principal, ref: ProjectRef, port: int, path: str, share_seconds: int | None
 ) -> Preview:
     """Return what a new ticket is to be good for."""
-    until = _now() + (share_seconds or TICKET_SECONDS)
     shared = share_seconds is not None
     return Preview(
-        ref.user_id, ref.project_id, port, until, shared, secrets.token_urlsafe(12), path, by
+        ref.user_id,
+        ref.project_id,
+        port,
+        _now() + (share_seconds or TICKET_SECONDS),
+        shared,
+        secrets.token_urlsafe(12),
+        path,
+        by=principal.user_id,
+        sign_in="" if shared else principal.sign_in,
     )
 
 
@@ -202,13 +222,20 @@ class PreviewSite:
     """ASGI layer that answers requests to hosts of previews, and passes all others on."""
 
     def __init__(
-        self, site: ASGIApp, links: PreviewLinks, use_cases: UseCases, streams: Streams
+        self,
+        site: ASGIApp,
+        links: PreviewLinks,
+        use_cases: UseCases,
+        streams: Streams,
+        authenticator: Authenticator,
     ) -> None:
         self._site = site
         self._links = links
         self._agents = use_cases.agents
         self._audit = use_cases.audit
+        self._gate = use_cases.gate
         self._streams = streams
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -228,30 +255,61 @@ class PreviewSite:
         if scope["type"] == "http" and scope["path"] == OPEN:
             await (await self._opened(label, scope))(scope, receive, send)
             return
-        preview = self._allowed(label, scope)
+        preview = self._read_cookie(label, scope)
         _check_origin(scope)
-        who = Principal("preview", preview.by)
-        ref = ProjectRef(preview.user, preview.project)
-        raw, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
-        target = f"{raw}?{query}" if query else raw
-        headers = _request_headers(scope, preview)
+        await self._check(preview)
         if scope["type"] == "websocket":
-            asked, offered = ForwardedRequest("GET", target, headers), scope["subprotocols"]
-            opening = await self._agents.forward_socket(who, ref, preview.port, asked, offered)
-            with self._streams.place(ref):
-                await forwarding.hand_on(WebSocket(scope, receive, send), opening)
-            return
-        if scope["method"] not in forwarding.METHODS:
+            await self._join(preview, WebSocket(scope, receive, send))
+        elif scope["method"] in forwarding.METHODS:
+            await self._hand_on(preview, scope, receive, send)
+        else:
             raise InvalidRequestError("This method is not handed on.")
+
+    async def _check(self, preview: Preview) -> None:
+        """Raise why a preview may not be shown now: who opened it may not see it any more."""
+        by = preview.by
+        if by is not None and not await self._authenticator.goes_on(by, preview.sign_in):
+            raise UnauthorizedError("Who opened this preview has signed out.", hint=_HINT)
+        await self._gate.check_again(preview.maker, Action.PREVIEW_USE, preview.ref)
+
+    def _while_allowed(self, preview: Preview) -> AbstractAsyncContextManager[None]:
+        key = ("preview", preview.by, preview.sign_in, preview.ref)
+        return self._streams.access.until_refused(key, partial(self._check, preview))
+
+    async def _join(self, preview: Preview, client: WebSocket) -> None:
+        scope = client.scope
+        asked = ForwardedRequest("GET", _target(scope), _request_headers(scope, preview))
+        opening = await self._agents.forward_socket(
+            preview.maker, preview.ref, preview.port, asked, scope["subprotocols"]
+        )
+        try:
+            with self._streams.place(preview.ref):
+                async with self._while_allowed(preview):
+                    await forwarding.hand_on(client, opening)
+        except GreylagError:
+            if client.application_state is WebSocketState.CONNECTING:
+                raise
+            await sockets.close(client, sockets.WRONG)
+
+    async def _hand_on(self, preview: Preview, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
 
         @asynccontextmanager
         async def opening_of(request: ForwardedRequest) -> AsyncIterator[ForwardedAnswer]:
+            nonlocal begun
             asking: AbstractAsyncContextManager[ForwardedAnswer]
-            asking = await self._agents.forward(who, ref, preview.port, request)
+            asking = await self._agents.forward(preview.maker, preview.ref, preview.port, request)
             async with asking as answer:
+                begun = True
                 yield replace(answer, headers=_answer_headers(answer, preview))
 
-        await forwarding.forward(scope, receive, send, target, headers, opening_of)
+        headers = _request_headers(scope, preview)
+        try:
+            async with self._while_allowed(preview):
+                await forwarding.forward(scope, receive, send, _target(scope), headers, opening_of)
+        except GreylagError:
+            if not begun:
+                raise
 
     async def _opened(self, label: str, scope: Scope) -> Response:
         """Exchange a ticket for a cookie of this host."""
@@ -286,7 +344,7 @@ class PreviewSite:
             response.headers["set-cookie"] += "; Partitioned"
         return response
 
-    def _allowed(self, label: str, scope: Scope) -> Preview:
+    def _read_cookie(self, label: str, scope: Scope) -> Preview:
         for name, value in cookies(scope):
             preview = self._links.read_cookie(value, label) if name in _NAMES else None
             if preview is not None:
@@ -300,6 +358,11 @@ _PRIVATE = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
 
 def _cookie_name(scope: Scope) -> str:
     return _SECURE_COOKIE if scope["scheme"] == "https" else _COOKIE
+
+
+def _target(scope: Scope) -> str:
+    path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path
 
 
 def _own_origin(scope: Scope) -> str:

@@ -289,6 +289,29 @@ class NewTokenOut(TokenOut):
     token: str = Field(description="The token itself, which is never shown again.")
 
 
+class DeviceLoginIn(In):
+    """A program that asks to be let in."""
+
+    name: _Name = Field(description="How it calls itself.", examples=["greylag on laptop"])
+    scopes: list[Scope] = Field(min_length=1, examples=[["projects:read", "messages"]])
+
+
+class DeviceLoginOut(Out):
+    """A login that waits for a person."""
+
+    secret: str = Field(description="The program's own, by which it asks for the token.")
+    code: str = Field(description="What the person is to confirm.", examples=["BCDF-GHJK"])
+    url: str = Field(description="Where they do so.")
+    interval: int = Field(description="Ask again after so many seconds.")
+    expires_in: int = Field(description="Seconds until it is over.")
+
+
+class DeviceSecretIn(In):
+    """The program that asks for its token."""
+
+    secret: Text = Field(min_length=1, max_length=200, description="As it was given.")
+
+
 class TokensOut(Out):
     """A user's tokens, the newest first."""
 

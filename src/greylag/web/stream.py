@@ -9,9 +9,7 @@ from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
-    Coroutine,
     Iterator,
 )
 from contextlib import (
@@ -21,7 +19,7 @@ from contextlib import (
     suppress,
 )
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -30,35 +28,29 @@ from greylag.common import sse
 from greylag.config import Settings
 from greylag.domain.errors import (
     ErrorInfo,
-    ForbiddenError,
-    GreylagError,
     LimitExceededError,
     StreamCutError,
     TurnOverError,
-    UnauthorizedError,
-    UserNotFoundError,
 )
 from greylag.domain.project import ProjectRef
-from greylag.domain.users import OPERATOR, Action
 from greylag.web import errors
+from greylag.web.access_watch import AccessWatch
 from greylag.web.request_log import exchange_of
 
 Opening = AbstractAsyncContextManager[AsyncIterator[bytes]]
 """A stream that is not open yet. Entering raises what is an HTTP error; the iterator gives runs of
 bytes that may be sent as they are; leaving closes the upstream.
 """
-Recheck = Callable[[Scope, ProjectRef, Action | None], Awaitable[None]]
-"""Raises what a request would now be refused by, to do this with the project (``None``: see it)."""
-Refused = Callable[[Scope], Awaitable[GreylagError]]
-RECHECK_SECONDS = 0.3
+Allowed = Callable[[Scope], AbstractAsyncContextManager[None]]
+"""Makes a block that whoever asks may be in as long as they may have the stream."""
 _T = TypeVar("_T")
 
 
 class Streams:
     """Makes the streams of one web process, and counts those that are open for each project."""
 
-    def __init__(self, settings: Settings, recheck: Recheck) -> None:
-        self._recheck = recheck
+    def __init__(self, settings: Settings, access: AccessWatch) -> None:
+        self.access = access
         self._limit = settings.streams_per_project
         self._heartbeat_seconds = settings.heartbeat_seconds
         self._longest = settings.stream_seconds
@@ -66,30 +58,13 @@ class Streams:
 
     def events(self, ref: ProjectRef, opening: Opening) -> Response:
         """Return the answer that relays whole SSE frames, with heartbeats when none come."""
-        opened, check = self._counted(ref, opening), partial(self.until_refused, ref=ref)
-        return EventRelay(opened, check, self._heartbeat_seconds, self._longest)
+        opened, allowed = self._counted(ref, opening), partial(self.access.during, ref=ref)
+        return EventRelay(opened, allowed, self._heartbeat_seconds, self._longest)
 
     def text(self, ref: ProjectRef, opening: Opening) -> Response:
         """Return the answer that relays plain text."""
-        opened, check = self._counted(ref, opening), partial(self.until_refused, ref=ref)
-        return TextRelay(opened, check, None, None)
-
-    async def until_refused(
-        self, scope: Scope, ref: ProjectRef, action: Action | None = None
-    ) -> GreylagError:
-        """Return why whoever asks for ``action`` may not do it any more, once that is so: they have
-        signed out, are disabled, or what they see is not shared with them any more.
-        """
-        while True:
-            await asyncio.sleep(RECHECK_SECONDS)
-            try:
-                await self._recheck(scope, ref, action)
-            except (UnauthorizedError, ForbiddenError, UserNotFoundError) as error:
-                return error
-            except GreylagError:
-                # That it cannot be told is no refusal, and of a project that is gone the stream
-                # itself tells.
-                continue
+        opened, allowed = self._counted(ref, opening), partial(self.access.during, ref=ref)
+        return TextRelay(opened, allowed, None, None)
 
     @asynccontextmanager
     async def _counted(
@@ -130,15 +105,14 @@ class Relay(Response):
     def __init__(
         self,
         opening: Opening,
-        refused: Refused,
+        allowed: Allowed,
         heartbeat_seconds: float | None,
         longest: float | None,
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._opening = opening
-        self._refused = refused
-        self._refusal: GreylagError | None = None
+        self._allowed = allowed
         self._heartbeat_seconds = heartbeat_seconds
         self._longest = longest
         self._begun = False
@@ -162,11 +136,7 @@ class Relay(Response):
                 relaying = tasks.create_task(
                     self._relay(scope, receive, send), name=f"relay {exchange.request_id}"
                 )
-                guarding = tasks.create_task(
-                    self._guard(scope, relaying), name=f"guard {exchange.request_id}"
-                )
                 await relaying
-                guarding.cancel()
                 watching.cancel()
         except* _ClientLeftError:
             exchange.client_left = True
@@ -174,7 +144,8 @@ class Relay(Response):
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         last = b""
         try:
-            await self._until_refused(self._pump(send, exchange_of(scope).send))
+            async with self._allowed(scope):
+                await self._pump(send, exchange_of(scope).send)
         except Exception as error:  # noqa: BLE001 - the client is told, and a fault is logged
             known = errors.translated(error)
             if isinstance(error, TurnOverError):
@@ -190,21 +161,6 @@ class Relay(Response):
                 last = self.failure(known)
         self._ending = True
         await exchange_of(scope).send(_body(last, more=False))
-
-    async def _guard(self, scope: Scope, relaying: asyncio.Task[None]) -> None:
-        if exchange_of(scope).principal == OPERATOR:
-            return  # the token counts as long as the process lives
-        self._refusal = await self._refused(scope)
-        relaying.cancel()
-
-    async def _until_refused(self, pump: Coroutine[Any, Any, None]) -> None:
-        try:
-            await pump
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._refusal is None or task is None or task.uncancel():
-                raise
-            raise self._refusal from None
 
     async def _pump(self, send: Send, put: Send) -> None:
         async with self._opening as opened, closing(_cut(opened, self._longest)) as runs:

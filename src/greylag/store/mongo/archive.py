@@ -16,7 +16,15 @@ from pymongo.errors import BulkWriteError
 
 from greylag.common.typed import check_types
 from greylag.domain.project import ProjectRef
-from greylag.ports import Fill, Finding, StoredKey, StoredProject, StoreInUseError
+from greylag.ports import (
+    Fill,
+    Finding,
+    Stored,
+    StoredKey,
+    StoredPerson,
+    StoredProject,
+    StoreInUseError,
+)
 from greylag.store.mongo import connection, indexes
 from greylag.store.mongo.connection import (
     Client,
@@ -39,6 +47,8 @@ from greylag.store.mongo.documents import (
     to_event,
     unpack,
 )
+from greylag.store.mongo.people import document_of
+from greylag.store.people import EXPORTED, from_stored, to_stored
 from greylag.store.records import LOG_LENGTH, ProjectRecord, unreadable
 
 _SECONDS = 60.0
@@ -105,6 +115,25 @@ class MongoArchive:
         with asking(_SECONDS):
             return await self._projects.count_documents({})
 
+    async def people(self) -> AsyncIterator[Sequence[StoredPerson | Finding]]:
+        """Yield users, tokens and members; see the port."""
+        for name in EXPORTED:
+            collection = self._database[indexes.PEOPLE[name]]
+            async with collection.find({}, sort=[("_id", 1)], batch_size=_AT_ONCE) as cursor:
+                while True:
+                    with asking(_SECONDS):
+                        batch = await cursor.to_list(_AT_ONCE)
+                    if not batch:
+                        break
+                    yield [to_stored(name, str(raw["_id"]), raw) for raw in batch]
+
+    async def count_people(self) -> int:
+        """Return how many of them there are; see the port."""
+        with asking(_SECONDS):
+            return sum(
+                [await self._database[indexes.PEOPLE[n]].count_documents({}) for n in EXPORTED]
+            )
+
     async def at_work(self, now: datetime) -> ProjectRef | None:
         """Return a project under a lease; see the port."""
         with asking(_SECONDS):
@@ -123,13 +152,16 @@ class MongoArchive:
             return await indexes.is_incomplete(self._database)
 
     @asynccontextmanager
-    async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
+    async def replacing(
+        self, instance: str | None = None, *, people: bool = False
+    ) -> AsyncIterator[Fill]:
         """Mark the store as incomplete, empty it, and take the mark away at the end."""
         marks = self._database[indexes.INCOMPLETE]
         mark = _MARK | {"source": "an import", "run": secrets.token_hex(8)}
         with asking(_SECONDS):
             await marks.replace_one(_MARK, mark, upsert=True)
-            for name in (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS):
+            of_people = indexes.PEOPLE.values() if people else ()
+            for name in (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS, *of_people):
                 await repeated(partial(self._database[name].delete_many, {}))
             await indexes.ensure(self._database)
             if instance is not None:
@@ -163,12 +195,20 @@ class MongoArchive:
             stored_project(raw, older.get(raw["_id"], []), keys.get(raw["_id"], [])) for raw in raws
         ]
 
-    async def _fill(self, projects: Sequence[StoredProject]) -> None:
+    async def _fill(self, records: Sequence[Stored]) -> None:
+        projects = [one for one in records if isinstance(one, StoredProject)]
         documents = [project_document(stored) for stored in projects]
         keys = [key_document(stored.project.id, key) for stored in projects for key in stored.keys]
         with asking(_SECONDS):
             await _insert(self._projects, documents, "user_id", "project_id")
             await _insert(self._database[indexes.KEYS], keys)
+            for name, collection in indexes.PEOPLE.items():
+                people = [
+                    document_of(from_stored(one))
+                    for one in records
+                    if isinstance(one, StoredPerson) and one.kind == name
+                ]
+                await _insert(self._database[collection], people)
 
 
 async def _insert(collection: Collection, documents: list[Document], *unique: str) -> None:

@@ -36,6 +36,7 @@ PEOPLE = {
     "sessions": "greylag_sessions",
     "tokens": "greylag_tokens",
     "members": "greylag_members",
+    "device_logins": "greylag_device_logins",
 }
 """The collection of each kind of ``greylag.store.people``."""
 
@@ -82,7 +83,7 @@ _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
 }
 
 
-for _name in ("sessions", "tokens"):
+for _name in ("sessions", "tokens", "device_logins"):
     _WANTED[PEOPLE[_name]].append(([("purge_at", 1)], {"expireAfterSeconds": 0}))
 
 

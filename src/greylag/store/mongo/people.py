@@ -39,10 +39,7 @@ class PeopleMethods(StoreParts):
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port. The server forgets what has run out."""
         del now
-        collection, until = self._people(type(one)), expires_at(one)
-        document = to_body(one) | {"_id": one.key, "labels": list(one.labels)}
-        if until is not None:
-            document["purge_at"] = until
+        collection, document = self._people(type(one)), document_of(one)
 
         async def write(session: AsyncClientSession | None) -> bool:
             if one.version:
@@ -96,3 +93,10 @@ class PeopleMethods(StoreParts):
 
     def _people(self, kind: type[AnyKept]) -> Collection:
         return self._database[PEOPLE[NAMES[kind]]]
+
+
+def document_of(one: AnyKept) -> "Document":
+    """Return what is written of one."""
+    document = to_body(one) | {"_id": one.key, "labels": list(one.labels)}
+    until = expires_at(one)
+    return document if until is None else document | {"purge_at": until}

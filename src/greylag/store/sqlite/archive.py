@@ -4,19 +4,26 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from greylag.common.sqlite import SqlThread, transaction, version_of
 from greylag.common.typed import check_types
 from greylag.domain.errors import ConfigError
 from greylag.domain.project import ProjectRef
-from greylag.ports import Fill, Finding, StoredKey, StoredProject
+from greylag.ports import Fill, Finding, Stored, StoredKey, StoredPerson, StoredProject
+from greylag.store.people import EXPORTED, from_stored, to_stored
 from greylag.store.records import ProjectRecord, from_millis, millis, unreadable
+from greylag.store.sqlite import people as rows_of_people
 from greylag.store.sqlite import schema, tables
 
 _AT_ONCE = 50
 _DAMAGES_NAMED = 20
+_NOTHING_HAS_RUN_OUT = datetime.fromtimestamp(0, UTC)
+_EXPORTED = f"FROM people WHERE kind IN ({', '.join('?' * len(EXPORTED))})"
+_PEOPLE_AFTER = (
+    f"SELECT kind, key, body {_EXPORTED} AND (kind, key) > (?, ?) ORDER BY kind, key LIMIT ?"
+)
 
 
 def is_there(path: Path) -> bool:
@@ -78,6 +85,26 @@ class SqliteArchive:
         """Return how many records there are; see the port."""
         return await self._thread.run(_count)
 
+    async def people(self) -> AsyncIterator[Sequence[StoredPerson | Finding]]:
+        """Yield users, tokens and members; see the port."""
+        after = ("", "")
+
+        def work(sql: sqlite3.Connection) -> list[sqlite3.Row]:
+            return sql.execute(_PEOPLE_AFTER, (*EXPORTED, *after, _AT_ONCE)).fetchall()
+
+        while batch := await self._thread.run(work):
+            after = batch[-1]["kind"], batch[-1]["key"]
+            yield [to_stored(row["kind"], row["key"], row["body"]) for row in batch]
+
+    async def count_people(self) -> int:
+        """Return how many of them there are; see the port."""
+
+        def work(sql: sqlite3.Connection) -> int:
+            found: int = sql.execute(f"SELECT count(*) {_EXPORTED}", (*EXPORTED,)).fetchone()[0]
+            return found
+
+        return await self._thread.run(work)
+
     async def at_work(self, now: datetime) -> ProjectRef | None:
         """Return a project under a lease; see the port."""
 
@@ -99,15 +126,17 @@ class SqliteArchive:
         return await self._thread.run(schema.is_incomplete)
 
     @asynccontextmanager
-    async def replacing(self, instance: str | None = None) -> AsyncIterator[Fill]:
-        """Put other projects in place of all, in one transaction; see the port."""
+    async def replacing(
+        self, instance: str | None = None, *, people: bool = False
+    ) -> AsyncIterator[Fill]:
+        """Put others in place of all, in one transaction; see the port."""
 
-        async def fill(projects: Sequence[StoredProject]) -> None:
-            await self._thread.run(lambda sql: _put(sql, projects))
+        async def fill(records: Sequence[Stored]) -> None:
+            await self._thread.run(lambda sql: _put(sql, records))
 
         await self._thread.run(lambda sql: sql.execute("BEGIN IMMEDIATE"))
         try:
-            await self._thread.run(lambda sql: _clear(sql, instance))
+            await self._thread.run(lambda sql: _clear(sql, instance, people=people))
             yield fill
             await self._thread.run(lambda sql: sql.execute("COMMIT"))
         finally:
@@ -188,8 +217,9 @@ def _stored(sql: sqlite3.Connection, row: sqlite3.Row) -> StoredProject | Findin
     return stored
 
 
-def _clear(sql: sqlite3.Connection, instance: str | None) -> None:
-    for table in ("projects", "events", "idempotency_keys"):
+def _clear(sql: sqlite3.Connection, instance: str | None, *, people: bool) -> None:
+    tables_of_people = ("people", "people_labels") if people else ()
+    for table in ("projects", "events", "idempotency_keys", *tables_of_people):
         sql.execute(f"DELETE FROM {table}")  # noqa: S608 - the names above
     if instance is not None:
         sql.execute("UPDATE instance SET id = ?", (instance,))
@@ -198,12 +228,15 @@ def _clear(sql: sqlite3.Connection, instance: str | None) -> None:
     sql.execute("INSERT INTO changes (source, user_id, project_id) VALUES ('import', NULL, NULL)")
 
 
-def _put(sql: sqlite3.Connection, projects: Sequence[StoredProject]) -> None:
-    for stored in projects:
-        _put_one(sql, stored)
+def _put(sql: sqlite3.Connection, records: Sequence[Stored]) -> None:
+    for stored in records:
+        if isinstance(stored, StoredProject):
+            _put_project(sql, stored)
+        else:
+            rows_of_people.put(sql, from_stored(stored), _NOTHING_HAS_RUN_OUT)
 
 
-def _put_one(sql: sqlite3.Connection, stored: StoredProject) -> None:
+def _put_project(sql: sqlite3.Connection, stored: StoredProject) -> None:
     project = stored.project
     twins = sql.execute(
         "SELECT id FROM projects WHERE id = ? OR user_id = ? AND project_id = ?",

@@ -34,8 +34,7 @@ async def open_preview(
     """
     await call.use_cases.projects.get(*call.at, Action.PREVIEW_USE)
     links: PreviewLinks = request.app.state.preview_links
-    by = call.principal.user_id
-    preview = new_preview(call.ref, port, body.path, body.share_seconds, by)
+    preview = new_preview(*call.at, port, body.path, body.share_seconds)
     url = links.link(preview, request.url.scheme, request.headers["host"])
     audit, on = call.use_cases.audit, f"{name_of(call.ref)}/ports/{port}"
     shared = body.share_seconds

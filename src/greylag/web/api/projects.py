@@ -9,8 +9,9 @@ from greylag.common import sse
 from greylag.common.clock import rfc3339
 from greylag.domain.errors import ConflictError, ProjectNotFoundError, WaitTimeoutError
 from greylag.domain.project import Desired, Event, Project, Status
+from greylag.domain.users import Action
 from greylag.ports import CURSOR_FORM, Edit, PageQuery
-from greylag.services.projects import MAX_KEY_LENGTH, NewProject, Projects
+from greylag.services.projects import KEY_FORM, MAX_KEY_LENGTH, NewProject
 from greylag.web.addresses import address, project_path
 from greylag.web.deps import (
     Prefer,
@@ -92,6 +93,7 @@ async def create_project(
         Header(
             min_length=1,
             max_length=MAX_KEY_LENGTH,
+            pattern=KEY_FORM,
             description="Made by the client: with the same key nothing is created twice.",
         ),
     ] = None,
@@ -227,7 +229,7 @@ async def delete_project(call: ProjectCallDep, prefer: PreferDep) -> Response:
     projects = call.use_cases.projects
     asked = await projects.want(*call.at, Desired.DELETED)
     headers = _applied(prefer)
-    if await _wait(projects, asked, prefer) is None:
+    if await _wait(call, asked, prefer) is None:
         return Response(status_code=204, headers=headers)
     shown = ProjectOut.of(asked).model_dump_json()
     return Response(shown, status_code=202, headers=headers, media_type="application/json")
@@ -238,7 +240,7 @@ async def _reach(
 ) -> ProjectOut:
     projects = call.use_cases.projects
     asked = await projects.want(*call.at, desired)
-    reached = await _wait(projects, asked, prefer)
+    reached = await _wait(call, asked, prefer)
     if reached is None:
         raise ProjectNotFoundError("The project was deleted meanwhile.")
     response.headers.update(_applied(prefer))
@@ -249,14 +251,15 @@ async def _reach(
     return ProjectOut.of(reached)
 
 
-async def _wait(projects: Projects, asked: Project, prefer: Prefer) -> Project | None:
+async def _wait(call: RequestContext, asked: Project, prefer: Prefer) -> Project | None:
     """Return the project once it is as asked (``None``: gone), or, for a client that does not want
     to wait (any longer), as it was when it asked.
     """
     if prefer.respond_async and prefer.wait is None:
         return asked
     try:
-        return await projects.settled(asked, prefer.wait)
+        async with call.while_allowed(Action.PROJECTS_READ):
+            return await call.use_cases.projects.settled(asked, prefer.wait)
     except WaitTimeoutError:
         if prefer.respond_async:
             return asked

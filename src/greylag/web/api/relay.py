@@ -27,6 +27,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.names import MAX_ID_LENGTH, SEGMENT_FORM
 from greylag.ports import AgentAnswer, AgentRequest
+from greylag.services.agents import action_of
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, RequestContext, Responses, problems
 
@@ -66,21 +67,32 @@ class RelayedAnswer(Response):
     """A response that hands on what the agent answers.
 
     An error before the answer's head is a problem document. Past it, the connection just ends
-    before the body does, so that no client takes a part for the whole.
+    before the body does, so that no client takes a part for the whole. So it does once who asked is
+    not ``allowed`` it any more.
     """
 
-    def __init__(self, opening: AbstractAsyncContextManager[AgentAnswer]) -> None:
+    def __init__(
+        self,
+        opening: AbstractAsyncContextManager[AgentAnswer],
+        allowed: AbstractAsyncContextManager[None],
+    ) -> None:
         super().__init__()
         self._opening = opening
+        self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay until the answer ends or the client leaves."""
-        async with self._opening as answer:
-            response = StreamingResponse(answer.body, answer.status, answer.headers)
-            try:
-                await response(scope, receive, send)
-            except GreylagError as error:
-                _log.warning("relay_cut", code=error.info.code, error=error.info.message)
+        begun = False
+        try:
+            async with self._allowed, self._opening as answer:
+                begun = True
+                await StreamingResponse(answer.body, answer.status, answer.headers)(
+                    scope, receive, send
+                )
+        except GreylagError as error:
+            if not begun:
+                raise
+            _log.warning("relay_cut", code=error.info.code, error=error.info.message)
 
 
 def _handler(
@@ -94,7 +106,8 @@ def _handler(
             dict(request.headers),
             _body(request) if operation.body is not None else None,
         )
-        return RelayedAnswer(await call.use_cases.agents.relay(*call.at, asked))
+        opening = await call.use_cases.agents.relay(*call.at, asked)
+        return RelayedAnswer(opening, call.while_allowed(action_of(operation)))
 
     return relay
 

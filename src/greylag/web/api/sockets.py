@@ -4,7 +4,6 @@ A refusal before one is open is an HTTP answer. Past that it is a last message, 
 ends with a code that says whether coming back helps (`docs/terminal.md`).
 """
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -16,14 +15,10 @@ from fastapi import APIRouter, WebSocket
 
 from greylag.common import agent_api, sockets
 from greylag.common.agent_api import Socket
-from greylag.domain.errors import (
-    ForbiddenError,
-    GreylagError,
-    UnauthorizedError,
-    UserNotFoundError,
-)
-from greylag.domain.users import OPERATOR, Action
+from greylag.domain.errors import GreylagError
+from greylag.domain.users import Action
 from greylag.ports import AgentSocket
+from greylag.web.access_watch import REFUSALS
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, RequestContext
 
@@ -59,18 +54,13 @@ async def _audited(
 
 
 async def _relay(client: WebSocket, agent: AgentSocket, call: RequestContext) -> None:
-    async def refused() -> None:
-        if call.principal == OPERATOR:
-            await asyncio.Event().wait()
-        raise await call.streams.until_refused(client.scope, call.ref, Action.TERMINAL_USE)
-
     try:
-        code = await sockets.join(client, agent, guard=refused())
+        async with call.while_allowed(Action.TERMINAL_USE):
+            code = await sockets.join(client, agent)
     except sockets.SocketClosedError:
         return
     except GreylagError as error:
-        refusals = (UnauthorizedError, ForbiddenError, UserNotFoundError)
-        code = sockets.WRONG if isinstance(error, refusals) else sockets.FAILED
+        code = sockets.WRONG if isinstance(error, REFUSALS) else sockets.FAILED
         told = {"code": error.info.code, "message": error.info.message, "hint": error.info.hint}
         with suppress(sockets.SocketClosedError):
             await sockets.send(client, json.dumps({"error": told}))

@@ -1,0 +1,131 @@
+"""Letting in a program that has no browser: what it asks, and the page where a person confirms."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Query, Request, Response
+
+from greylag.domain.errors import GreylagError, LimitExceededError, MissingError
+from greylag.services.device_login import LASTS, DeviceLogins, NewLogin
+from greylag.web import errors
+from greylag.web.addresses import address
+from greylag.web.auth import WrongTokens, client_of
+from greylag.web.dashboard.pages import respond
+from greylag.web.deps import CallDep, UseCasesDep, problems
+from greylag.web.schemas import DeviceLoginIn, DeviceLoginOut, DeviceSecretIn, NewTokenOut
+
+BEGIN = "/api/device-logins"
+REDEEM = "/api/device-logins/token"
+PAGE = "/device"
+PATHS = frozenset({BEGIN, REDEEM})
+"""Open to whoever has not signed in."""
+INTERVAL_SECONDS = 3
+
+router = APIRouter(tags=["platform"])
+page_router = APIRouter(include_in_schema=False)
+
+
+def _bound(request: Request, what: str) -> None:
+    """Raise ``LimitExceededError`` when ``what`` was done too often within a minute."""
+    attempts: WrongTokens = request.app.state.device_attempts
+    if attempts.is_beyond(what):
+        raise LimitExceededError("Too many logins were tried.", hint="Try again in a minute.")
+
+
+@router.post(
+    BEGIN,
+    operation_id="begin_device_login",
+    summary="Ask to be let in without a browser",
+    status_code=201,
+    responses={**problems(404, 413), 201: {"description": "Begun."}},
+)
+async def begin_device_login(
+    request: Request, use_cases: UseCasesDep, body: DeviceLoginIn
+) -> DeviceLoginOut:
+    """Open to all. Show the person `code` and `url`, and ask for the token with `secret`."""
+    client = client_of(request.scope)
+    _bound(request, f"begin {client}")
+    if use_cases.sign_in is None:
+        raise MissingError(
+            "Nobody signs in by an identity provider here.", hint="Use a token instead."
+        )
+    new = NewLogin(body.name, frozenset(body.scopes))
+    secret, login = await use_cases.device_logins.begin(new, client)
+    return DeviceLoginOut(
+        secret=secret,
+        code=login.code,
+        url=f"{request.url.scheme}://{request.headers['host']}{address(PAGE)}",
+        interval=INTERVAL_SECONDS,
+        expires_in=int(LASTS.total_seconds()),
+    )
+
+
+@router.post(
+    REDEEM,
+    operation_id="redeem_device_login",
+    summary="Get the token once a person has confirmed",
+    status_code=200,
+    response_model=NewTokenOut,
+    responses={
+        **problems(404, 413),
+        202: {"description": "Nobody has answered yet: ask again in `interval` seconds."},
+    },
+)
+async def redeem_device_login(
+    request: Request, use_cases: UseCasesDep, body: DeviceSecretIn
+) -> NewTokenOut | Response:
+    """Open to all. The token is given once; 404 when it was turned away or its time is over."""
+    try:
+        found = await use_cases.device_logins.redeem(body.secret)
+    except MissingError:
+        _bound(request, f"redeem {client_of(request.scope)}")
+        raise
+    if found is None:
+        return Response(status_code=202)
+    text, token = found
+    return NewTokenOut.of(token, token=text)
+
+
+# The page.
+
+_Code = Annotated[str, Query(max_length=20)]
+
+
+@page_router.get(PAGE)
+async def ask_for_code(request: Request, call: CallDep, code: _Code = "") -> Response:
+    """Ask for the code that a program shows, then whether to let it in."""
+    if not code.strip():
+        return respond("device.html", site=call.site, login=None, error=None, done=None)
+    try:
+        _bound(request, f"code {call.principal.user_id}")
+        login = await _logins(call).waiting(code)
+    except GreylagError as error:
+        return _failed(call, error)
+    return respond("device.html", site=call.site, login=login, error=None, done=None)
+
+
+@page_router.post(PAGE)
+async def answer_program(
+    request: Request,
+    call: CallDep,
+    code: Annotated[str, Form(max_length=20)] = "",
+    answer: Annotated[str, Form(max_length=20)] = "",
+) -> Response:
+    """Let the program in, or turn it away."""
+    try:
+        _bound(request, f"code {call.principal.user_id}")
+        await _logins(call).answer(call.principal, code, allow=answer == "allow")
+    except GreylagError as error:
+        return _failed(call, error)
+    done = "It is let in." if answer == "allow" else "It is turned away."
+    return respond("device.html", site=call.site, login=None, error=None, done=done)
+
+
+def _logins(call: CallDep) -> DeviceLogins:
+    return call.use_cases.device_logins
+
+
+def _failed(call: CallDep, error: GreylagError) -> Response:
+    status = errors.status_of(error.info)
+    return respond(
+        "device.html", status=status, site=call.site, login=None, error=error.info, done=None
+    )
