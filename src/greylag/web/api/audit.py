@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from greylag.common.clock import parse_rfc3339
 from greylag.domain.audit import Result
 from greylag.domain.errors import GreylagError
 from greylag.ports import AuditFilter, NumberedEntry
@@ -24,6 +25,8 @@ _LONGEST = 1000
 router = APIRouter(tags=["audit"])
 _log = structlog.get_logger(__name__)
 
+# Pydantic by itself takes numbers for moments, too.
+_Moment = Annotated[AwareDatetime, BeforeValidator(parse_rfc3339)]
 _Text = Annotated[str | None, Query(min_length=1, max_length=_LONGEST)]
 
 
@@ -35,8 +38,8 @@ async def _filter(  # noqa: PLR0913 - one for each member of the query
         _Text, Query(description="What was done with this, or with what is below it.")
     ] = None,
     result: Annotated[Result | None, Query(description="What came of it.")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Not before.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Before.")] = None,
+    since: Annotated[_Moment | None, Query(description="Not before.")] = None,
+    until: Annotated[_Moment | None, Query(description="Before.")] = None,
 ) -> AuditFilter:
     return AuditFilter(user, action, object, result, since, until)
 
