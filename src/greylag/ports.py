@@ -31,7 +31,7 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
-from greylag.domain.users import ApiToken, Member, Session, User
+from greylag.domain.users import ApiToken, Member, Session, Share, User
 
 
 class Clock(Protocol):
@@ -61,13 +61,13 @@ class UserDirectory(Protocol):
         """
 
 
-Kept = TypeVar("Kept", User, Session, ApiToken, Member)
-AnyKept = User | Session | ApiToken | Member
+Kept = TypeVar("Kept", User, Session, ApiToken, Member, Share)
+AnyKept = User | Session | ApiToken | Member | Share
 """What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
 
 
 class PeopleStore(Protocol):
-    """Users, their sessions and tokens, and whom projects are shared with.
+    """Users, their sessions and tokens, and whom projects and previews are shared with.
 
     Every method may raise ``StoreUnavailableError``. What has an ``expires_at`` before ``now`` may
     be forgotten.

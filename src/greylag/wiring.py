@@ -59,6 +59,7 @@ from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
 from greylag.services.projects import Projects
+from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.tokens import Tokens
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
@@ -157,6 +158,7 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         accounts=Accounts(people, gate, projects, recent),
         gate=gate,
         tokens=Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days)),
+        shares=Shares(recent, projects, people, clock),
         sign_in=sign_in,
     )
 

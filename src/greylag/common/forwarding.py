@@ -6,8 +6,9 @@ parsed. What is about one connection is never passed on.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import aiohttp
 from starlette.types import Receive, Scope, Send
@@ -19,6 +20,7 @@ from greylag.common.agent_api import ForwardedAnswer, ForwardedRequest
 from greylag.common.net import HOP_BY_HOP
 
 Headers = list[tuple[bytes, bytes]]
+Allowed = Callable[[], Coroutine[Any, Any, None]]
 Opening = Callable[[ForwardedRequest], AbstractAsyncContextManager[ForwardedAnswer]]
 
 CONNECT_SECONDS = 10.0
@@ -42,6 +44,11 @@ _PATIENCE = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 _DEFAULTS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
+async def for_ever() -> None:
+    """Let an answer go on until it ends by itself."""
+    await asyncio.Event().wait()
+
+
 class UnansweredError(Exception):
     """Nobody answers what was handed on, or not as HTTP has it; the message says why."""
 
@@ -63,7 +70,13 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], *without: bytes) -> Heade
 
 
 async def forward(  # noqa: PLR0913, PLR0917 - an ASGI call, and where it goes
-    scope: Scope, receive: Receive, send: Send, target: str, headers: Headers, opening: Opening
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    target: str,
+    headers: Headers,
+    opening: Opening,
+    allowed: Allowed = for_ever,
 ) -> None:
     """Answer a request with what ``opening`` says to it, until that ends or the client leaves.
 
@@ -77,6 +90,7 @@ async def forward(  # noqa: PLR0913, PLR0917 - an ASGI call, and where it goes
         target: path and query as they are sent on.
         headers: the same.
         opening: hands the request on.
+        allowed: returns once there is to be no more of the answer.
     """
     length = dict(scope["headers"]).get(b"content-length")
     body = None
@@ -89,7 +103,9 @@ async def forward(  # noqa: PLR0913, PLR0917 - an ASGI call, and where it goes
     chunks = None if body is None else body.chunks()
     async with opening(ForwardedRequest(scope["method"], target, sent, chunks)) as answer:
         whole = None if body is None else body.whole
-        await sockets.until_one_ends(answer=_answer(answer, send), left=_left(receive, whole))
+        await sockets.until_one_ends(
+            answer=_answer(answer, send), left=_left(receive, whole), allowed=allowed()
+        )
 
 
 async def _answer(answer: ForwardedAnswer, send: Send) -> None:
@@ -188,13 +204,18 @@ async def socket_opened(
 
 
 async def hand_on(
-    client: WebSocket, opening: AbstractAsyncContextManager[sockets.OpenedSocket]
+    client: WebSocket,
+    opening: AbstractAsyncContextManager[sockets.OpenedSocket],
+    allowed: Allowed = for_ever,
 ) -> None:
-    """Join a client's WebSocket to another; the subprotocol is what the other end chose."""
+    """Join a client's WebSocket to another; the subprotocol is what the other end chose.
+
+    It ends once ``allowed`` has returned.
+    """
     async with opening as other:
         await client.accept(other.protocol)
         try:
-            code = await sockets.join(client, other)
+            code = await sockets.join(client, other, allowed=allowed())
         except sockets.SocketClosedError:
             return
         except BrokenOffError:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
-from greylag.domain.users import ApiToken, Member, Session, User
+from greylag.domain.users import ApiToken, Member, Session, Share, User
 from greylag.ports import AnyKept, Clock, Kept, PeopleStore
 
 NAMES: Mapping[type[AnyKept], str] = {
@@ -16,6 +16,7 @@ NAMES: Mapping[type[AnyKept], str] = {
     Session: "sessions",
     ApiToken: "tokens",
     Member: "members",
+    Share: "shares",
 }
 """What each kind is called in a store."""
 
@@ -50,7 +51,7 @@ def from_text(kind: type[Kept], body: str) -> Kept:
 
 def expires_at(one: AnyKept) -> datetime | None:
     """Return when it may be forgotten."""
-    return one.expires_at if isinstance(one, Session | ApiToken) else None
+    return one.expires_at if isinstance(one, Session | ApiToken | Share) else None
 
 
 class RecentPeople:

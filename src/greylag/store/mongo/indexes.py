@@ -34,6 +34,7 @@ PEOPLE = {
     "sessions": "greylag_sessions",
     "tokens": "greylag_tokens",
     "members": "greylag_members",
+    "shares": "greylag_shares",
 }
 """The collection of each kind of ``greylag.store.people``."""
 
@@ -78,7 +79,7 @@ _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
 }
 
 
-for _name in ("sessions", "tokens"):
+for _name in ("sessions", "tokens", "shares"):
     _WANTED[PEOPLE[_name]].append(([("purge_at", 1)], {"expireAfterSeconds": 0}))
 
 
