@@ -31,7 +31,7 @@ function styleSheet() {
 async function scripts() {
   const common = {
     absWorkingDir: here, bundle: true, write: false, metafile: true, minify: true, charset: "utf8", target: "es2022",
-    outdir: join(target, "js"), legalComments: "none", loader: { ".css": "text" },
+    outdir: join(target, "js"), legalComments: "none", loader: { ".css": "text" }, jsx: "automatic", jsxImportSource: "preact",
   };
   const pages = { entryPoints: ["src/app.ts", "src/sign_in.ts"], format: "esm", splitting: true, chunkNames: "[name]-[hash]", plugins: [sharing] };
   const head = { entryPoints: ["src/theme.ts"], format: "iife" };

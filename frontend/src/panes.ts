@@ -37,7 +37,9 @@ export function showPane(name: string): void {
     one.tabIndex = selected ? 0 : -1;
   }
   for (const pane of document.querySelectorAll<HTMLElement>(".pane")) pane.hidden = pane.id !== `pane-${side}`;
-  if (name !== "chat" || !NARROW.matches) watchers.get(side)?.();
+  if (name === "chat" && NARROW.matches) return;
+  watchers.get(side)?.();
+  document.dispatchEvent(new Event("greylag:shown"));
 }
 
 /** Bring the tabs and the splitter to life, on a page that has them. */
