@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,19 @@ async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole
         yield one
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def person(whole: Whole) -> AsyncIterator[Person]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browsing(whole: Whole) -> AsyncIterator[Person]:
     async with at_browser(whole.address, token=whole.token) as one:
         one.meets_hostile_pages = True
         await one.page.emulate_media(reduced_motion="reduce")
-        await one.open_project(API)
         yield one
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def person(browsing: Person) -> Person:
+    await browsing.page.set_viewport_size({"width": 1200, "height": 850})
+    await browsing.open_project(API)
+    return browsing
 
 
 @asynccontextmanager
@@ -78,10 +84,14 @@ async def tried(place: Any) -> dict[str, str]:
     return found
 
 
-async def looks(person: Person, name: str) -> None:
-    """Judge and keep the page in both colours and all widths."""
+WIDTHS = ((False, 1200), (True, 390))
+ALL_WIDTHS = (*WIDTHS, (True, 1920), (False, 320))
+
+
+async def looks(person: Person, name: str, widths: Sequence[tuple[bool, int]] = WIDTHS) -> None:
+    """Judge and keep the page in both colours, dark or not, and widths."""
     page = person.page
-    for dark, width in ((False, 1200), (True, 1200), (False, 390), (True, 320), (False, 1920)):
+    for dark, width in widths:
         await page.emulate_media(color_scheme="dark" if dark else "light")
         await page.set_viewport_size({"width": width, "height": 844})
         if width < 900:
@@ -173,7 +183,7 @@ async def test_a_link_is_shared_and_ended(whole: Whole, person: Person) -> None:
         await expect(shown).to_contain_text("Nothing of this project is shared")
         await shown.get_by_role("button", name="1 hour").click()
         link = await shown.locator(".preview-share input").input_value()
-        await looks(person, "shared")
+        await looks(person, "shared", ALL_WIDTHS)
         await guest.page.goto(link)
         await expect(guest.page.locator("#news")).to_have_text("hot reload works")
         await shown.get_by_role("button", name="End").click()
