@@ -378,6 +378,39 @@ async def test_no_path_leads_out_of_what_is_shown(files: Shown, tmp_path: Path) 
         assert asked[0] == 422, path
 
 
+async def test_members_preview_as_far_as_their_role_goes_and_no_longer(files: Shown) -> None:
+    made = {"name": "t", "scopes": ["files"], "expires_in_days": 1, "user": "Zo\u00eb"}
+    token = (await files.running.ask("POST", "/api/tokens", json=made))[1]["token"]
+    zoe = {"authorization": f"Bearer {token}"}
+    member = f"{files.path}/members/Zo%C3%AB"
+
+    async def role(name: str) -> None:
+        assert (await files.running.ask("PUT", member, json={"role": name}))[0] == 200
+
+    async def ask(under: str, **body: Any) -> tuple[int, Any]:
+        where = f"{files.path}/{under}"
+        return await files.running.ask("POST", where, json=body, headers=zoe)
+
+    await role("viewer")
+    port = f"ports/{files.port}/preview"
+    for under, body in ((port, {}), ("files/preview", {"path": "lib.js", "share_seconds": 60})):
+        assert (await ask(under, **body))[0] == 403
+    assert (await files.running.ask("GET", f"{files.path}/shares", headers=zoe))[0] == 403
+    links, jars = [], [dict[str, str](), dict[str, str]()]
+    links.append(URL((await ask("files/preview", path="lib.js"))[1]["url"], encoded=True))
+    await role("editor")
+    links.append(URL((await ask(port, share_seconds=60))[1]["url"], encoded=True))
+    for link, jar in zip(links, jars, strict=True):
+        assert (await files.ask(link, jar=jar))[0] == 303
+    file, shared = links[0].with_path("/lib.js"), links[1].with_path("/")
+    for name, statuses in (("editor", [200, 200]), ("viewer", [200, 403])):
+        await role(name)
+        found = [(await files.ask(u, jar=j))[0] for u, j in zip((file, shared), jars, strict=True)]
+        assert found == statuses
+    assert (await files.running.ask("DELETE", member))[0] == 204
+    assert (await files.ask(file, jar=jars[0]))[0] == 404
+
+
 async def test_a_tab_is_led_to_a_preview_and_a_page_may_frame_no_other_origin(
     shown: Shown,
 ) -> None:
