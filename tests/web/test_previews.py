@@ -407,7 +407,11 @@ async def test_members_preview_as_far_as_their_role_goes_and_no_longer(files: Sh
         await role(name)
         found = [(await files.ask(u, jar=j))[0] for u, j in zip((file, shared), jars, strict=True)]
         assert found == statuses
-    assert (await files.running.ask("DELETE", member))[0] == 204
+    await role("editor")
+    async with _socket(files, shared, jars[1]) as opened:
+        assert (await files.running.ask("DELETE", member))[0] == 204
+        async with asyncio.timeout(20):
+            assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSE
     assert (await files.ask(file, jar=jars[0]))[0] == 404
 
 

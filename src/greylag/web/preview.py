@@ -39,6 +39,7 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
     TooLargeError,
     UnauthorizedError,
+    UserNotFoundError,
 )
 from greylag.domain.users import Action, Principal
 from greylag.execd.files import shown as shown_path
@@ -205,7 +206,7 @@ class PreviewSite:
             await asyncio.sleep(RECHECK_SECONDS)
             try:
                 await self._check(preview)
-            except (UnauthorizedError, ForbiddenError, MissingError, ProjectNotFoundError):
+            except (UnauthorizedError, ForbiddenError, UserNotFoundError, ProjectNotFoundError):
                 return
             except GreylagError:
                 continue  # that it cannot be told is no refusal
