@@ -196,8 +196,8 @@ function Opened({ api, page, target, opened, open, attempt }: OpenedProps) {
     <>
       <div class="files-tools">
         {target.port !== null && <PathForm target={target} open={open} />}
-        <button type="button" class="btn btn-small" onClick={() => open({ ...target })}>Reload</button>
-        <a class="btn btn-small" href={where + new URLSearchParams({ path: target.path })} target="_blank" rel="noopener noreferrer">Open in a new tab</a>
+        <button type="button" class="btn btn-small" title="Reload" aria-label="Reload" onClick={() => open({ ...target })}><span aria-hidden="true">&#8635;</span></button>
+        <a class="btn btn-small" title="Open in a new tab" aria-label="Open in a new tab" href={where + new URLSearchParams({ path: target.path })} target="_blank" rel="noopener noreferrer"><span aria-hidden="true">&#8599;</span></a>
       </div>
       <Shares api={api} target={target} attempt={attempt} />
       {link && (canBeFramed(link.url)
