@@ -102,6 +102,34 @@ async def looks(person: Person, name: str, widths: Sequence[tuple[bool, int]] = 
     await page.set_viewport_size({"width": 1200, "height": 850})
 
 
+async def test_an_html_file_is_shown_without_a_server_with_what_it_names(
+    whole: Whole, person: Person
+) -> None:
+    page = person.page
+    await page.get_by_role("tab", name="Files").click()
+    for name in ("site", "page.html"):
+        await page.locator(".files-name", has_text=name).click()
+    await page.get_by_role("button", name="Preview", exact=True).click()
+    inside = page.frame_locator("iframe.preview-frame")
+    own = f"http://files--whole--me.localhost:{whole.port}"
+    await expect(inside.locator("#said")).to_have_text(f"{own} no cookie refused")
+    await expect(inside.locator("h1")).to_have_css("color", "rgb(0, 128, 0)")
+    assert await inside.locator("img").evaluate("one => one.naturalWidth") == 40
+    await looks(person, "file")
+    changed = HOSTILE.replace(b"Written", b"Written again")
+    where = {"path": "site/page.html"}
+    async with whole.http.put(f"{API}/files/content", params=where, data=changed) as put:
+        assert put.status == 200
+    await page.get_by_role("button", name="Reload").click()
+    await expect(inside.locator("h1")).to_have_text("Written again by an agent")
+    async with page.expect_popup() as tab:
+        await page.get_by_role("link", name="Open in a new tab").click()
+    opened = await tab.value
+    await expect(opened.locator("h1")).to_have_text("Written again by an agent")
+    assert opened.url == f"{own}/site/page.html"
+
+
+# After it, so that the browser has a cookie of the files, too, when an application asks for them.
 async def test_a_server_appears_is_shown_in_a_frame_and_can_do_nothing_here(
     whole: Whole, person: Person
 ) -> None:
@@ -146,33 +174,6 @@ async def _framed_elsewhere(page: Page, whole: Whole, port: int) -> str:
     address = framed.url
     await other.close()
     return address
-
-
-async def test_an_html_file_is_shown_without_a_server_with_what_it_names(
-    whole: Whole, person: Person
-) -> None:
-    page = person.page
-    await page.get_by_role("tab", name="Files").click()
-    for name in ("site", "page.html"):
-        await page.locator(".files-name", has_text=name).click()
-    await page.get_by_role("button", name="Preview", exact=True).click()
-    inside = page.frame_locator("iframe.preview-frame")
-    own = f"http://files--whole--me.localhost:{whole.port}"
-    await expect(inside.locator("#said")).to_have_text(f"{own} no cookie refused")
-    await expect(inside.locator("h1")).to_have_css("color", "rgb(0, 128, 0)")
-    assert await inside.locator("img").evaluate("one => one.naturalWidth") == 40
-    await looks(person, "file")
-    changed = HOSTILE.replace(b"Written", b"Written again")
-    where = {"path": "site/page.html"}
-    async with whole.http.put(f"{API}/files/content", params=where, data=changed) as put:
-        assert put.status == 200
-    await page.get_by_role("button", name="Reload").click()
-    await expect(inside.locator("h1")).to_have_text("Written again by an agent")
-    async with page.expect_popup() as tab:
-        await page.get_by_role("link", name="Open in a new tab").click()
-    opened = await tab.value
-    await expect(opened.locator("h1")).to_have_text("Written again by an agent")
-    assert opened.url == f"{own}/site/page.html"
 
 
 async def test_a_link_is_shared_and_ended(whole: Whole, person: Person) -> None:
