@@ -31,14 +31,38 @@ function styleSheet() {
 async function scripts() {
   const common = {
     absWorkingDir: here, bundle: true, write: false, metafile: true, minify: true, charset: "utf8", target: "es2022",
-    outdir: join(target, "js"), legalComments: "none", loader: { ".css": "text" },
+    outdir: join(target, "js"), legalComments: "none", loader: { ".css": "text" }, jsx: "automatic", jsxImportSource: "preact",
   };
-  const pages = { entryPoints: ["src/app.ts", "src/sign_in.ts"], format: "esm", splitting: true, chunkNames: "[name]-[hash]" };
+  const pages = { entryPoints: ["src/app.ts", "src/sign_in.ts"], format: "esm", splitting: true, chunkNames: "[name]-[hash]", plugins: [sharing] };
   const head = { entryPoints: ["src/theme.ts"], format: "iife" };
   const results = await Promise.all([build({ ...common, ...pages }), build({ ...common, ...head })]);
   const files = results.flatMap(({ outputFiles }) => outputFiles);
   const inputs = results.flatMap(({ metafile }) => Object.keys(metafile.inputs));
-  return [...files.map(({ path, contents }) => [path.slice(target.length + 1), Buffer.from(contents)]), ["js/LICENSES", licences(inputs)]];
+  const named = files.map(({ path, text }) => [path.slice(target.length + 1), text]);
+  return [...joined(named).map(([name, text]) => [name, Buffer.from(text)]), ["js/LICENSES", licences(inputs)]];
+}
+
+// What is loaded later imports the page's script, so that the bundler puts all that they share into one file.
+const sharing = {
+  name: "sharing",
+  setup({ onResolve, onLoad, resolve }) {
+    onResolve({ filter: /^\.\// }, async ({ path, kind, resolveDir, pluginData }) => {
+      if (kind !== "dynamic-import" || pluginData === sharing) return null;
+      return { ...(await resolve(path, { kind, resolveDir, pluginData: sharing })), pluginData: "later" };
+    });
+    onLoad({ filter: /\.tsx?$/ }, ({ path, pluginData }) => {
+      if (pluginData !== "later") return null;
+      return { contents: `import "./app";\n${readFileSync(path, "utf8")}`, loader: path.endsWith("x") ? "tsx" : "ts" };
+    });
+  },
+};
+
+/** Return the scripts with that file in the place of the one that only imports it: a page then asks for one. */
+function joined(scripts) {
+  const [, shared] = new Map(scripts).get("js/app.js").match(/^import"\.\/(chunk-\w+\.js)";\s*$/);
+  return scripts.filter(([name]) => name !== "js/app.js").map(([name, text]) => [
+    name === `js/${shared}` ? "js/app.js" : name, text.replaceAll(`"./${shared}"`, '"./app.js"'),
+  ]);
 }
 
 function licences(inputs) {

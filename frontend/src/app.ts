@@ -6,6 +6,7 @@ import { startDialog } from "./dialog";
 import { startFiles } from "./files_pane";
 import { startLive } from "./live";
 import { startPanes } from "./panes";
+import { startPreview } from "./preview_pane";
 import { startTerminals } from "./terminal_pane";
 import { startTimes } from "./times";
 
@@ -98,4 +99,5 @@ startLive();
 startConsole();
 startFiles();
 startTerminals();
+startPreview();
 startPanes();

@@ -3,6 +3,7 @@ import type { ComponentChild } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { useHighlighted } from "./code_block";
 import { Draft } from "./drafts";
+import { previewFile } from "./preview_pane";
 import { Refused, wordsOf } from "./sse";
 import { visible } from "./text";
 import { type Content, type Entry, type Workspace, folderOf, sized } from "./workspace";
@@ -10,6 +11,7 @@ import { type Content, type Entry, type Workspace, folderOf, sized } from "./wor
 const MOST_SHOWN = 1_000_000;
 const MOST_PICTURE = 8_000_000;
 const PICTURES: Record<string, string> = { png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", gif: "image/gif", webp: "image/webp" };
+const SHOWN_BY_BROWSERS = /\.(html?|xhtml|svg)$/i;
 const LANGUAGES: Record<string, string> = {
   c: "c", cc: "cpp", cpp: "cpp", css: "css", diff: "diff", go: "go", h: "c", hpp: "cpp", htm: "xml", html: "xml", ini: "ini",
   java: "java", js: "javascript", json: "json", jsx: "javascript", md: "markdown", mjs: "javascript", patch: "diff", py: "python",
@@ -53,6 +55,7 @@ export function FileView({ workspace, path, onClose, onFolder }: FileViewProps) 
       <div class="files-tools">
         <button type="button" class="btn btn-small" onClick={onClose}>&#8592; Files</button>
         {shown?.text != null && isWhole && !editing && <button type="button" class="btn btn-small" onClick={() => setEditing(true)}>Edit</button>}
+        {SHOWN_BY_BROWSERS.test(name) && !editing && <button type="button" class="btn btn-small" onClick={() => previewFile(path)}>Preview</button>}
         <a class="btn btn-small" href={workspace.contentUrl(path)} download={name}>Download</a>
       </div>
       <p class="file-name"><bdi>{visible(path)}</bdi> {shown && <span class="quiet">{sized(shown.entry.size)}</span>}</p>

@@ -2,7 +2,7 @@
 import { type JSX, render } from "preact";
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { FileView } from "./file_view";
-import { showPane, whenShown } from "./panes";
+import { isShown, projectStatus, showPane, whenShown } from "./panes";
 import { type Problem, Refused, wordsOf } from "./sse";
 import { ago } from "./times";
 import { counted, visible } from "./text";
@@ -17,11 +17,14 @@ export function startFiles(): void {
   if (!place || !api) return;
   const workspace = new Workspace(api);
   let news = 0;
-  const refresh = () => render(<FilesPane workspace={workspace} news={(news += 1)} />, place);
-  const isOpen = () => !place.closest<HTMLElement>(".pane")!.hidden;
+  let status = "";
+  const refresh = () => {
+    status = projectStatus();
+    render(<FilesPane workspace={workspace} news={(news += 1)} />, place);
+  };
   whenShown("files", refresh);
-  document.addEventListener("greylag:changed", () => isOpen() && refresh());
-  document.addEventListener("greylag:turn-ended", () => isOpen() && refresh());
+  document.addEventListener("greylag:changed", () => isShown("files") && status !== projectStatus() && refresh());
+  document.addEventListener("greylag:turn-ended", () => isShown("files") && refresh());
 }
 
 /** Show a file in the pane, by what the agent calls it: its path, which may begin with the workspace's. */

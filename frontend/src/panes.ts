@@ -3,12 +3,22 @@ const NARROW = matchMedia("(max-width: 900px)");
 const WIDTH_KEY = "greylag-side";
 const PANE_KEY = "greylag-pane";
 
-/** Called when a pane is shown, with its name. */
+/** Called when a pane is shown, by its name. */
 const watchers = new Map<string, () => void>();
 
 /** Call `shown` whenever the pane `name` is brought up. */
 export function whenShown(name: string, shown: () => void): void {
   watchers.set(name, shown);
+}
+
+/** Tell whether the pane `name` is on the page now. */
+export function isShown(name: string): boolean {
+  return Boolean(document.getElementById(`pane-${name}`)?.offsetParent);
+}
+
+/** Return how the project stands, as the page's header has it. */
+export function projectStatus(): string {
+  return document.getElementById("project-header")?.dataset.status ?? "";
 }
 
 /** Show a part of the page by its name. */
@@ -27,7 +37,9 @@ export function showPane(name: string): void {
     one.tabIndex = selected ? 0 : -1;
   }
   for (const pane of document.querySelectorAll<HTMLElement>(".pane")) pane.hidden = pane.id !== `pane-${side}`;
-  if (name !== "chat" || !NARROW.matches) watchers.get(side)?.();
+  if (name === "chat" && NARROW.matches) return;
+  watchers.get(side)?.();
+  document.dispatchEvent(new Event("greylag:shown"));
 }
 
 /** Bring the tabs and the splitter to life, on a page that has them. */

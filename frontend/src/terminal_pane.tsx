@@ -1,7 +1,7 @@
 // The pane of terminals: those of the environment, one of them shown, and what stands in their way.
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { whenShown } from "./panes";
+import { projectStatus, whenShown } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
 import type { Screen } from "./terminal_screen";
 import { visible } from "./text";
@@ -16,7 +16,7 @@ export function startTerminals(): void {
   const place = document.getElementById("terminals");
   const api = document.querySelector<HTMLElement>("[data-console]")?.dataset.api;
   if (!place || !api) return;
-  const refresh = () => render(<TerminalPane api={api} status={document.getElementById("project-header")?.dataset.status ?? ""} />, place);
+  const refresh = () => render(<TerminalPane api={api} status={projectStatus()} />, place);
   whenShown("terminal", refresh);
   document.addEventListener("greylag:changed", () => place.hasChildNodes() && refresh());
 }

@@ -32,7 +32,7 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
-from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, User
+from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, Share, User
 
 
 class Clock(Protocol):
@@ -62,13 +62,13 @@ class UserDirectory(Protocol):
         """
 
 
-Kept = TypeVar("Kept", User, Session, ApiToken, Member, DeviceLogin)
-AnyKept = User | Session | ApiToken | Member | DeviceLogin
+Kept = TypeVar("Kept", User, Session, ApiToken, Member, DeviceLogin, Share)
+AnyKept = User | Session | ApiToken | Member | DeviceLogin | Share
 """What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
 
 
 class PeopleStore(Protocol):
-    """Users, their sessions and tokens, and whom projects are shared with.
+    """Users, their sessions and tokens, and whom projects and previews are shared with.
 
     Every method may raise ``StoreUnavailableError``. What has an ``expires_at`` before ``now`` may
     be forgotten.

@@ -63,6 +63,7 @@ from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
 from greylag.services.projects import Projects
+from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.tokens import Tokens
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
@@ -166,6 +167,7 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         gate=gate,
         audit_reader=AuditReader(store, gate),
         tokens=tokens,
+        shares=Shares(recent, projects, clock),
         device_logins=DeviceLogins(recent, people, tokens, clock, token_days=login_days),
         sign_in=sign_in,
     )

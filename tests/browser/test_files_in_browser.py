@@ -194,6 +194,23 @@ async def test_a_large_folder_comes_in_pages(whole: Whole, person: Person) -> No
     await expect(person.page.locator(".files-row")).to_have_count(250)
 
 
+async def test_the_page_is_six_requests_and_light(person: Person) -> None:
+    page, asked, sizes = person.page, list[str](), list[float]()
+    browser = await page.context.new_cdp_session(page)
+    await browser.send("Network.enable")
+    await browser.send("Network.setCacheDisabled", {"cacheDisabled": True})
+    browser.on("Network.requestWillBeSent", lambda sent: asked.append(sent["request"]["url"]))
+    browser.on("Network.dataReceived", lambda came: sizes.append(came["encodedDataLength"]))
+    await page.add_init_script(
+        "document.addEventListener('greylag:changed', () => { window.told = true; })"
+    )
+    await page.reload()
+    await page.wait_for_function("window.told")  # what a change makes the page ask has been asked
+    await expect(page.locator(".files-list")).to_be_visible()
+    assert len([one for one in asked if not one.startswith("data:")]) <= 6, asked
+    assert 50_000 < sum(sizes) <= 250_000
+
+
 @needs_axe
 async def test_on_a_phone_one_part_at_a_time_fills_the_page(person: Person) -> None:
     page = person.page

@@ -2,13 +2,15 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 
 from greylag.common.clock import SystemClock
-from greylag.domain.users import Identity, Role, Session, User
+from greylag.domain.users import Identity, Role, Session, Share, User, of_project
 from greylag.ports import ProjectStore
 from greylag.services.people import People
 
 ADA = Identity("https://idp", "ada", "Ada \u03a9 \U0001f600", "a@b.c", ("staff",), "sub-1", "s1")
+SECOND = timedelta(seconds=1)
 SEEDS = [User("seed", "Seed", email="a@b.c")]
 
 
@@ -72,3 +74,21 @@ async def test_the_provider_ends_a_session_or_all_of_a_person(store: ProjectStor
     await one.end_told("https://idp", "sub-1", None)
     assert await going_on() == [False, False, False]
     assert await store.labelled(Session) == []
+
+
+async def test_a_share_is_found_by_its_project_until_it_is_ended_or_has_run_out(
+    store: ProjectStore,
+) -> None:
+    now = SystemClock().now()
+    short = Share("a", "ada", "n", "1", None, "/x", "http://h:1", None, now, now + SECOND)
+    long = replace(short, key="b", port=80, by="ada", expires_at=now + timedelta(days=1))
+    for one in (short, long, replace(long, key="c", project_id="m")):
+        assert await store.put(one, now)
+    of_n = of_project("ada", "n")
+    assert await store.labelled(Share, of_n) == [replace(one, version=1) for one in (short, long)]
+    assert await store.find(Share, "b") == replace(long, version=1)
+    assert await store.remove(Share, "b")
+    assert not await store.remove(Share, "b")
+    # Each store forgets in its own time what has run out; another is found as before.
+    await store.put(replace(long, key="d"), now + timedelta(hours=1))
+    assert "d" in [one.key for one in await store.labelled(Share, of_n)]

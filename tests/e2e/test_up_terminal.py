@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from tests.cli.program import on_terminal, run, start
 from tests.e2e.product import Product, product
+from yarl import URL
 
 pytestmark = pytest.mark.slow
 SCRIPTED = {"GREYLAG_GOOSE": "scripted", "GREYLAG_MODEL_KEY": "the-key-of-the-provider"}
@@ -70,11 +71,69 @@ async def a_command_is_as_if_it_ran_here(up: Product) -> None:
         assert await terminal.end() == 0
 
 
+async def opened(link: str) -> tuple[int, bytes]:
+    """Open a link as a browser that finds the name here; return what it led to."""
+    url = URL(link, encoded=True)
+    headers = {"host": url.authority}
+    jar = aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(headers=headers, cookie_jar=jar) as http:
+        here = url.with_host("127.0.0.1")
+        async with http.get(here, allow_redirects=False) as first:
+            if first.status != 303:
+                return first.status, b""
+            where = here.join(URL(first.headers["location"], encoded=True))
+        cookies = {name: one.value for name, one in first.cookies.items()}
+        async with http.get(where, cookies=cookies) as answer:
+            return answer.status, await answer.read()
+
+
+async def previews_are_opened_shared_and_ended(up: Product) -> None:
+    """What is served is found, a link to it and to a file made, opened, shared and ended."""
+    page = b"<!doctype html>page"
+    put = await run("files", "put", "demo", "-", "a b/page.html", env=up.env, stdin=page)
+    assert put.code == 0, put.err
+    argv = ["python3", "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    serving = await start("exec", "demo", "--", *argv, env=up.env)
+    assert serving.stdout is not None
+    said = await serving.stdout.readline()
+    port = int(said.split(b"port ")[1].split()[0])
+    found = await run("ports", "demo", "--json", env=up.env)
+    assert port in [one["port"] for one in found.document["ports"]]
+
+    listing = await run("preview", "demo", str(port), env=up.env)
+    status, content = await opened(listing.out.strip())
+    assert (status, b"a%20b" in content) == (200, True), listing.err
+    file = await run("preview", "demo", "a b/page.html", "--open", env={**up.env, **_BROWSER})
+    link, told = file.out.split()
+    assert link == told
+    assert await opened(link) == (200, page)
+    assert await opened(link) == (401, b"")
+    shared = await run(
+        "preview", "demo", str(port), "--path", "/a%20b/", "--share", "1h", env=up.env
+    )
+    (link,) = shared.out.split()
+    for _ in range(2):
+        assert b"page.html" in (await opened(link))[1]
+    (share,) = (await run("shares", "demo", "--json", env=up.env)).document["shares"]
+    assert (share["port"], share["path"], share["url"]) == (port, "/a%20b/", link)
+    ended = await run("shares", "demo", "--end", share["share"], env=up.env)
+    assert (ended.code, ended.err.strip()) == (0, "It opens nothing any more.")
+    assert await opened(link) == (401, b"")
+    for words in (("--share", "soon"), ("--share", "0h"), ("--path", "/x", "a.html")):
+        assert (await run("preview", "demo", "80", *words, env=up.env)).code == 2
+    serving.terminate()
+    await serving.communicate()
+
+
+_BROWSER = {"BROWSER": "echo %s"}
+
+
 async def test_a_shell_and_commands_from_the_command_line_and_a_page(tmp_path: Path) -> None:
     async with product(tmp_path, **SCRIPTED) as up:
         path = await up.project("demo")
         await shell_survives_its_connections(up, path)
         await a_command_is_as_if_it_ran_here(up)
+        await previews_are_opened_shared_and_ended(up)
         process = await start("exec", "demo", "--", "sh", "-c", "echo on; sleep 600", env=up.env)
         assert process.stdout is not None
         assert await process.stdout.readline() == b"on\n"

@@ -155,7 +155,7 @@ async def test_the_command_line_waits_for_a_person(tmp_path: Path) -> None:
             await terminal.until("is kept in")
             await terminal.until("ann")
             assert await terminal.end() == 0
-        told = await running.house.store.audit_entries(AuditFilter(user="ada"), 2)
+        told = await running.house.store.audit_entries(AuditFilter(user="ann"), 2)
         assert {entry["action"] for _, entry in told} == {"logins.answer", "tokens.create"}
         token = (tmp_path / "greylag" / "token").read_text().strip()
         bearer = {"authorization": f"Bearer {token}"}

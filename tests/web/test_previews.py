@@ -23,7 +23,7 @@ from greylag.agentd.config import Secret
 from greylag.ports import AgentAddress
 from greylag.services.agents import Agents
 from greylag.web.app import create_app
-from greylag.web.preview import Preview
+from greylag.web.preview_links import Preview
 
 AGENT_TOKEN = "a-token-of-this-agent"
 
@@ -132,8 +132,31 @@ async def test_a_shared_link_opens_any_browser_until_it_runs_out(
         assert (status, answer.headers["location"]) == (303, "/docs?x=1")
     home = link.with_path("/").with_query(None)
     assert (await shown.ask(home, jar=jars[1]))[0] == 200
+    shares = f"{shown.path}/shares"
+    _, listed = await shown.running.ask("GET", shares)
+    (share,) = listed["shares"]
+    assert share["url"] == str(link)
+    assert (share["port"], share["path"]) == (shown.port, "/docs?x=1")
+    other = await shown.link(share_seconds=60)
+    ended: dict[str, str] = {}
+    await shown.ask(other, jar=ended)
+    async with _socket(shown, home, ended) as opened:
+        _, listed = await shown.running.ask("GET", shares)
+        assert len(listed["shares"]) == 2
+        name = listed["shares"][0]["share"]
+        assert (await shown.running.ask("DELETE", f"{shares}/{name}"))[0] == 204
+        assert (await shown.running.ask("DELETE", f"{shares}/{name}"))[0] == 404
+        async with asyncio.timeout(20):
+            assert (
+                await opened.receive()
+            ).type is aiohttp.WSMsgType.CLOSE  # what was open ends too
+    _, told = await shown.running.ask("GET", "/api/audit?action=previews.end")
+    assert [one["object"].rpartition("/")[2] for one in told["entries"]] == [str(shown.port)]
+    assert (await shown.ask(other))[0] == 401
+    assert (await shown.ask(home, jar=ended))[0] == 401
+    assert (await shown.ask(home, jar=jars[1]))[0] == 200
     later = int(asyncio.get_running_loop().time()) + 10**10
-    monkeypatch.setattr("greylag.web.preview._now", lambda: later)
+    monkeypatch.setattr("greylag.web.preview_links._now", lambda: later)
     assert (await shown.ask(link))[0] == 401
     assert (await shown.ask(home, jar=jars[1]))[0] == 401
 
@@ -210,6 +233,23 @@ async def test_what_looks_like_two_requests_is_one_or_refused(shown: Shown) -> N
     assert b'"target": "/x"' in await told(absolute)
 
 
+def _socket(shown: Shown, home: URL, jar: dict[str, str]) -> Any:
+    """Open the application's WebSocket, as a page of the preview does."""
+    cookie = "; ".join(f"{name}={value}" for name, value in jar.items())
+    headers = {"host": home.authority, "cookie": cookie, "origin": str(home.origin())}
+    where = home.with_path("/socket").with_host("127.0.0.1")
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        async with (
+            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
+            http.ws_connect(where, headers=headers) as socket,
+        ):
+            yield socket
+
+    return opened()
+
+
 async def test_sockets_pass_from_the_preview_s_own_pages_alone(shown: Shown) -> None:
     home, jar = await shown.opened()
     url = home.with_path("/socket").with_host("127.0.0.1")
@@ -273,10 +313,171 @@ async def test_a_port_that_is_no_application_s_is_not_shown(shown: Shown) -> Non
         assert (status, b"answers on port" in body) == (502, True)
 
 
-async def test_in_a_frame_the_cookie_is_of_that_page_alone(shown: Shown) -> None:
-    _, answer, _ = await shown.ask(await shown.link(), sec_fetch_dest="iframe")
+async def test_in_a_frame_cookies_are_of_that_page_alone(shown: Shown) -> None:
+    link, jar = await shown.link(), dict[str, str]()
+    _, answer, _ = await shown.ask(link, jar=jar, sec_fetch_dest="iframe")
     said = answer.headers["set-cookie"].lower()
     assert all(word in said for word in ("partitioned", "secure", "samesite=none"))
+    framing = f"frame-ancestors 'self' http://localhost:{shown.running.port}"
+    assert answer.headers["content-security-policy"] == framing
+    _, answer, _ = await shown.ask(link.with_path("/").with_query(None), jar=jar)
+    its_own = ["one=1; Path=/; Secure; SameSite=None; Partitioned"]
+    assert answer.headers.getall("set-cookie") == its_own
+    assert answer.headers.getall("content-security-policy") == ["default-src *", framing]
+
+
+HTML = b"<!doctype html><script src=../lib.js></script>"
+FILES = {
+    "site/index.html": HTML,
+    "site/a b/\u00fc\\x.html": HTML,
+    "site/style.css": b"p {}",
+    "site/notes.md": b"# Notes",
+    "site/.env": b"SECRET=1",
+    "lib.js": b"1",
+    "data.bin": b"0123456789",
+}
+
+
+@pytest.fixture
+async def files(shown: Shown) -> Shown:
+    for path, content in FILES.items():
+        where = {"path": path.replace("\\", "\\\\")}
+        put = await shown.running.ask(
+            "PUT", f"{shown.path}/files/content", params=where, data=content
+        )
+        assert put[0] == 200, put
+    return shown
+
+
+async def _file(shown: Shown, path: str, **body: Any) -> tuple[URL, dict[str, str], str]:
+    """Open a file's link; return the origin, the browser's cookies, and where it led."""
+    given = {"path": path, **body}
+    status, made = await shown.running.ask("POST", f"{shown.path}/files/preview", json=given)
+    assert status == 201, made
+    link, jar = URL(made["url"], encoded=True), dict[str, str]()
+    status, answer, _ = await shown.ask(link, jar=jar)
+    assert status == 303
+    return link.origin(), jar, answer.headers["location"]
+
+
+async def test_files_are_shown_as_what_they_are_at_an_origin_of_their_own(files: Shown) -> None:
+    own, jar, where = await _file(files, "site/a b/\u00fc\\\\x.html")
+    assert own.authority == f"files--notes--ada.localhost:{files.running.port}"
+    assert where == "/site/a%20b/%C3%BC%5Cx.html"
+
+    async def ask(path: str, method: str = "GET", **headers: str) -> tuple[int, Any, bytes]:
+        return await files.ask(URL(str(own) + path, encoded=True), method, jar, **headers)
+
+    status, answer, body = await ask(where)
+    assert (status, body) == (200, HTML)
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "content-disposition" not in answer.headers
+    for path, kind in (
+        ("/site/style.css?v=1", "text/css; charset=utf-8"),
+        ("/site/notes.md", "text/plain; charset=utf-8"),
+        ("/lib.js", "text/javascript; charset=utf-8"),
+        ("/data.bin", "application/octet-stream"),
+        ("/site/", "text/html; charset=utf-8"),
+    ):
+        status, answer, _ = await ask(path)
+        assert (status, answer.headers["content-type"]) == (200, kind)
+    status, answer, body = await ask("/data.bin", range="bytes=2-4")
+    assert (status, body) == (206, b"234")
+    status, answer, _ = await ask("/data.bin", "HEAD")
+    assert (status, answer.headers["content-length"]) == (200, "10")
+    status, answer, _ = await ask("//site")
+    assert (status, answer.headers["location"]) == (307, "/site/")
+    status, _, _ = await ask("/data.bin", if_none_match=answer.headers.get("etag", "*"))
+    assert status == 304
+    for method in ("POST", "PUT", "DELETE"):
+        assert (await ask("/data.bin", method))[0] == 422
+    assert (await files.ask(own.with_path("/lib.js")))[0] == 401
+    port = own.with_host(f"{files.port}--notes--ada.localhost")
+    assert (await files.ask(port, jar=jar))[0] == 401
+
+
+async def test_no_path_leads_out_of_what_is_shown(files: Shown, tmp_path: Path) -> None:
+    (secret := tmp_path / "outside.txt").write_text("outside")
+    (site,) = await asyncio.to_thread(lambda: list(tmp_path.rglob("site")))
+    (site / "out.txt").symlink_to(secret)
+    odd = ["/../outside.txt", "/%2e%2e/outside.txt", "/..%2foutside.txt", "/site/out.txt"]
+    odd += ["/%00", "/site%2findex.html", "//etc/passwd", f"/{'a' * 5000}", "/none", "/none/"]
+    odd += ["/%5C..%5Coutside.txt", "/site/index.html/"]
+    own, jar, _ = await _file(files, "site/index.html")
+    shared, theirs, _ = await _file(files, "site/index.html", share_seconds=60)
+    allowed = {"/site/", "/site/a%20b/%C3%BC%5Cx.html", "/site/style.css"}
+    for path in [*odd, "/lib.js", "/", "/site/../lib.js", "/site/.env", "/.git/config", *allowed]:
+        for jar_of, within in (
+            (jar, path in {*allowed, "/lib.js", "/site/.env"}),
+            (theirs, path in allowed),
+        ):
+            status, _, body = await files.ask(URL(str(own) + path, encoded=True), jar=jar_of)
+            assert (status == 200) == within, (path, status)
+            assert status in {200, 404, 409, 422}, (path, status)
+            assert b"outside\n" not in body
+    assert shared == own
+    for path in ("../x", "", "/", "a/../../b", "\\x41", "\\q", "a\0b"):
+        given = {"path": path}
+        asked = await files.running.ask("POST", f"{files.path}/files/preview", json=given)
+        assert asked[0] == 422, path
+
+
+async def test_members_preview_as_far_as_their_role_goes_and_no_longer(files: Shown) -> None:
+    made = {"name": "t", "scopes": ["files"], "expires_in_days": 1, "user": "Zo\u00eb"}
+    token = (await files.running.ask("POST", "/api/tokens", json=made))[1]["token"]
+    zoe = {"authorization": f"Bearer {token}"}
+    member = f"{files.path}/members/Zo%C3%AB"
+
+    async def role(name: str) -> None:
+        assert (await files.running.ask("PUT", member, json={"role": name}))[0] == 200
+
+    async def ask(under: str, **body: Any) -> tuple[int, Any]:
+        where = f"{files.path}/{under}"
+        return await files.running.ask("POST", where, json=body, headers=zoe)
+
+    await role("viewer")
+    port = f"ports/{files.port}/preview"
+    for under, body in ((port, {}), ("files/preview", {"path": "lib.js", "share_seconds": 60})):
+        assert (await ask(under, **body))[0] == 403
+    assert (await files.running.ask("GET", f"{files.path}/shares", headers=zoe))[0] == 403
+    links, jars = [], [dict[str, str](), dict[str, str]()]
+    links.append(URL((await ask("files/preview", path="lib.js"))[1]["url"], encoded=True))
+    await role("editor")
+    links.append(URL((await ask(port, share_seconds=60))[1]["url"], encoded=True))
+    for link, jar in zip(links, jars, strict=True):
+        assert (await files.ask(link, jar=jar))[0] == 303
+    file, shared = links[0].with_path("/lib.js"), links[1].with_path("/")
+    for name, statuses in (("editor", [200, 200]), ("viewer", [200, 403])):
+        await role(name)
+        found = [(await files.ask(u, jar=j))[0] for u, j in zip((file, shared), jars, strict=True)]
+        assert found == statuses
+    await role("editor")
+    async with _socket(files, shared, jars[1]) as opened:
+        assert (await files.running.ask("DELETE", member))[0] == 204
+        async with asyncio.timeout(20):
+            assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSE
+    assert (await files.ask(file, jar=jars[0]))[0] == 404
+
+
+async def test_a_tab_is_led_to_a_preview_and_a_page_may_frame_no_other_origin(
+    shown: Shown,
+) -> None:
+    page = shown.path.removeprefix("/api")
+    for under, label in (
+        (f"preview/{shown.port}?path=/x", shown.port),
+        ("preview?path=a", "files"),
+    ):
+        async with shown.running.http.get(f"{page}/{under}", allow_redirects=False) as answer:
+            assert answer.status == 303
+            assert URL(answer.headers["location"]).host == f"{label}--notes--ada.localhost"
+    for under in ("preview/0", "preview/80?path=//x", "preview", "preview?path=.."):
+        async with shown.running.http.get(f"{page}/{under}", allow_redirects=False) as answer:
+            assert answer.status == 422
+    for path, frames in ((page, f"http://*.localhost:{shown.running.port}"), ("/users/ada", None)):
+        async with shown.running.http.get(path, headers={"accept": "text/html"}) as answer:
+            policy = answer.headers["content-security-policy"]
+        assert policy.partition("frame-src ")[2] == (frames or "")
 
 
 async def test_a_link_needs_a_name_that_leads_here() -> None:

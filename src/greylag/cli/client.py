@@ -707,6 +707,36 @@ class ApiClient:
         """Open what runs one command, which its first message names."""
         return self._http.socket((*place.path, "commands"))
 
+    async def ports(self, place: ProjectPlace) -> list[dict[str, Any]]:
+        """Return the ports that are listened on."""
+        found: list[dict[str, Any]] = (await self._get((*place.path, "ports")))["ports"]
+        return found
+
+    async def open_preview(
+        self, place: ProjectPlace, port: str, path: str, share_seconds: int | None
+    ) -> dict[str, Any]:
+        """Return a link to what a port serves."""
+        body = {"path": path, "share_seconds": share_seconds}
+        made: dict[str, Any] = await self._post((*place.path, "ports", port, "preview"), body)
+        return made
+
+    async def open_file(
+        self, place: ProjectPlace, path: str, share_seconds: int | None
+    ) -> dict[str, Any]:
+        """Return a link to a file."""
+        body = {"path": path, "share_seconds": share_seconds}
+        made: dict[str, Any] = await self._post((*place.path, "files", "preview"), body)
+        return made
+
+    async def shares(self, place: ProjectPlace) -> list[dict[str, Any]]:
+        """Return what anybody may open who has the link."""
+        found: list[dict[str, Any]] = (await self._get((*place.path, "shares")))["shares"]
+        return found
+
+    async def end_share(self, place: ProjectPlace, share: str) -> None:
+        """End a link."""
+        await self._http.call(Request("DELETE", (*place.path, "shares", share)))
+
     async def turns(self, place: ProjectPlace, session_id: str) -> list[str]:
         """Return the ids of a session's newest turns, newest first."""
         found = await self._get((*place.path, "sessions", session_id, "turns"), {"limit": "1"})

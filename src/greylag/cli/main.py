@@ -60,6 +60,9 @@ VERBS = {
     "undo": LazyVerb("changes:undo", "Bring back what a turn changed."),
     "shell": LazyVerb("terminal:shell", "Open a shell in a project's workspace."),
     "exec": LazyVerb("terminal:exec_", "Run a command in a project's workspace."),
+    "ports": LazyVerb("preview:ports", "List what a project's environment serves."),
+    "preview": LazyVerb("preview:preview", "Print a link to a port or a file of a project."),
+    "shares": LazyVerb("preview:shares", "List or end the links that anybody may open."),
     "logs": LazyVerb("logs:logs", "Print what a project's environment says."),
     "events": LazyVerb("logs:events", "Print a project's activation log."),
     "manifests": LazyVerb(

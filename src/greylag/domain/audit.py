@@ -27,6 +27,7 @@ class Change(StrEnum):
     ENVIRONMENT_REFRESH = "environment.refresh"
     PREVIEW_LINK = "previews.link"
     PREVIEW_OPEN = "previews.open"
+    PREVIEW_END = "previews.end"
     MEMBER_SET = "members.set"
     MEMBER_REMOVE = "members.remove"
     USER_CREATE = "users.create"

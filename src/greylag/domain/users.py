@@ -287,6 +287,37 @@ class DefaultLimits:
         return max(numbers) if len(numbers) == len(named) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A link that opens a preview for anybody who has it. ``key`` names it in the link.
+
+    ``record_id`` is the project's own, as a member's.
+
+    Attributes:
+        port: what is shown; ``None``: files of the workspace.
+        path: where the link leads, as an address's path.
+        origin: where whoever made it reached us.
+        by: the user with whose rights it is good; ``None``: the operator.
+    """
+
+    key: str
+    owner: str
+    project_id: str
+    record_id: str
+    port: int | None
+    path: str
+    origin: str
+    by: str | None
+    created_at: datetime
+    expires_at: datetime
+    version: int = 0
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What else it is found by."""
+        return [of_project(self.owner, self.project_id)]
+
+
 class Action(StrEnum):
     """What a principal may or may not do with what a user owns."""
 

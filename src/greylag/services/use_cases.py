@@ -11,6 +11,7 @@ from greylag.services.device_login import DeviceLogins
 from greylag.services.messages import Messages
 from greylag.services.people import People
 from greylag.services.projects import Projects
+from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn
 from greylag.services.tokens import Tokens
 
@@ -71,6 +72,7 @@ class UseCases:
     tokens: Tokens
     audit_reader: AuditReader
     device_logins: DeviceLogins
+    shares: Shares
     sign_in: SignIn | None = None
 
     @property

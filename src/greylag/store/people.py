@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 
 from greylag.domain.audit import AuditEvent
-from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, User
+from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, Share, User
 from greylag.ports import AnyKept, Clock, Finding, Kept, PeopleStore, StoredPerson
 
 NAMES: Mapping[type[AnyKept], str] = {
@@ -19,6 +19,7 @@ NAMES: Mapping[type[AnyKept], str] = {
     ApiToken: "tokens",
     Member: "members",
     DeviceLogin: "device_logins",
+    Share: "shares",
 }
 """What each kind is called in a store."""
 
@@ -58,7 +59,7 @@ def from_text(kind: type[Kept], body: str) -> Kept:
 
 def expires_at(one: AnyKept) -> datetime | None:
     """Return when it may be forgotten."""
-    return one.expires_at if isinstance(one, Session | ApiToken | DeviceLogin) else None
+    return one.expires_at if isinstance(one, Session | ApiToken | DeviceLogin | Share) else None
 
 
 def to_stored(name: str, key: str, body: Mapping[str, Any] | str) -> StoredPerson | Finding:

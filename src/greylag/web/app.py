@@ -28,7 +28,8 @@ from greylag.web.dashboard.pages import error_page
 from greylag.web.deps import Site
 from greylag.web.errors import install_error_handlers
 from greylag.web.guard import Guard
-from greylag.web.preview import PreviewLinks, PreviewSite
+from greylag.web.preview import PreviewSite
+from greylag.web.preview_links import PreviewLinks
 from greylag.web.request_log import RequestLogger
 from greylag.web.schemas import ProblemDocument
 from greylag.web.stream import Streams
@@ -62,6 +63,7 @@ _ROUTERS = (
     relay.router,
     sockets.router,
     previews.router,
+    previews.pages,
     sign_in,
     oidc.router,
     audit_page.router,
@@ -120,11 +122,7 @@ def _layered(app: FastAPI, settings: Settings, authenticator: Authenticator) -> 
     """Put around the application what each request passes first."""
     state = app.state
     guarded = Guard(app, settings, authenticator, relay.takes_file, state.use_cases.audit)
-    logged = RequestLogger(
-        Compression(guarded),
-        hsts_seconds=settings.hsts_seconds,
-        preview_domain=settings.preview_domain,
-    )
+    logged = RequestLogger(Compression(guarded), hsts_seconds=settings.hsts_seconds)
     site = RootPath(logged, settings.root_path)
     shown = PreviewSite(site, state.preview_links, state.use_cases, state.streams, authenticator)
     return behind(settings.trusted_proxies, shown)

@@ -1,4 +1,4 @@
-"""Previews: what an environment's ports serve, each at an origin of its own.
+"""Previews: what an environment's ports serve, and its files, each at an origin of its own.
 
 An application that an agent made must never act as the dashboard: it gets a host of its own, so
 that no browser shares a cookie, a page or a right between the two. It is told by its Host before
@@ -6,55 +6,66 @@ any other layer, and lives on a cookie of that host alone, for which a link with
 exchanged. The dashboard's cookie and token count nothing here, and nothing of ours is handed on.
 """
 
-import hashlib
-import re
-import secrets
+import mimetypes
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from functools import partial
-from urllib.parse import parse_qs, urlencode
+from typing import Any
+from urllib.parse import parse_qs, unquote_to_bytes
 
 import structlog
-from itsdangerous import BadData, URLSafeSerializer
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
-from greylag.common import forwarding, sockets
-from greylag.common.agent_api import FORWARDED_AUTHORIZATION, ForwardedAnswer, ForwardedRequest
-from greylag.common.net import ASKED, is_loopback
-from greylag.config import Settings
-from greylag.domain.audit import Change, anonymous, name_of
+from greylag.common import agent_api, forwarding, sockets
+from greylag.common.agent_api import (
+    FORWARDED_AUTHORIZATION,
+    ForwardedAnswer,
+    ForwardedRequest,
+    Operation,
+)
+from greylag.common.net import ASKED
+from greylag.domain.audit import Change, anonymous
 from greylag.domain.errors import (
+    ConflictError,
     ForbiddenError,
     GreylagError,
     InvalidRequestError,
-    PreviewOffError,
+    MissingError,
+    TooLargeError,
     UnauthorizedError,
 )
-from greylag.domain.project import ProjectRef
-from greylag.domain.users import Action, Principal
-from greylag.ports import Revocations
+from greylag.domain.users import Action
+from greylag.execd.files import shown as shown_path
+from greylag.ports import AgentAnswer, AgentRequest
+from greylag.services.shares import shown_by
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
-from greylag.web.addresses import LOCAL
+from greylag.web.api.relay import RelayedAnswer, read_whole
 from greylag.web.auth import Authenticator, client_of, cookies
+from greylag.web.preview_links import HINT, OPEN, Preview, PreviewLinks, file_address
 from greylag.web.stream import Streams
 
-OPEN = "/.greylag/open"
-"""The path of a preview's host that a link leads to."""
-TICKET_SECONDS = 300
-COOKIE_SECONDS = 12 * 3600
-LONGEST_SHARE = 30 * 24 * 3600
 _COOKIE = "greylag_preview"
 _SECURE_COOKIE = f"__Host-{_COOKIE}"
-_LONGEST_LABEL = 63
-_PLAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-_LABEL = re.compile(r"\d{1,5}--[a-z0-9-]+")
 _FRAMES = frozenset({"iframe", "frame"})
+_READS = frozenset({"GET", "HEAD"})
+_POLICY = b"content-security-policy"
+_MOST_FILE = 256 * agent_api.MEBIBYTE
+_TYPES = mimetypes.MimeTypes()  # Python's own, whatever the machine has
+for _ending, _media in (
+    (".avif", "image/avif"),
+    (".js", "text/javascript"),
+    (".md", "text/plain"),  # shown, not saved
+    (".mjs", "text/javascript"),
+    (".webp", "image/webp"),
+):
+    _TYPES.add_type(_media, _ending)
+_TEXTS = frozenset({"application/json", "image/svg+xml"})
 _OUR_REQUEST = (
     b"cookie",
     b"forwarded",
@@ -69,153 +80,10 @@ _OUR_REQUEST = (
 _NEVER_ANSWERED = frozenset(
     {b"alt-svc", b"set-cookie", b"strict-transport-security", b"x-request-id"}
 )
-_HINT = "Open it from the project's page again: each link opens one browser, for some hours."
+
+_NO_STORE = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What a ticket or a cookie is good for, and until when (Unix seconds).
-
-    Attributes:
-        user: whose project.
-        project: which one.
-        port: the port.
-        until: when it runs out.
-        shared: whether more than one browser may use it.
-        id: tells it from others of its kind.
-        path: where a ticket leads.
-        by: the user who made it, with whose rights it ends; ``None``: the operator.
-        sign_in: theirs, with which one that is not shared ends, as ``Principal.sign_in`` has it.
-    """
-
-    user: str
-    project: str
-    port: int
-    until: int
-    shared: bool
-    id: str
-    path: str = "/"
-    by: str | None = None
-    sign_in: str = ""
-
-    @property
-    def ref(self) -> ProjectRef:
-        """The project."""
-        return ProjectRef(self.user, self.project)
-
-    @property
-    def maker(self) -> Principal:
-        """With whose rights it is shown."""
-        return Principal("preview", self.by)
-
-    @property
-    def label(self) -> str:
-        """The first part of its host's name; ids that no host can have are digested."""
-        plain = f"{self.port}--{self.project}--{self.user}"
-        named = all(_PLAIN.fullmatch(one) and "--" not in one for one in (self.project, self.user))
-        if named and len(plain) <= _LONGEST_LABEL:
-            return plain
-        digest = hashlib.sha256(f"{self.user}\0{self.project}".encode()).hexdigest()[:24]
-        return f"{self.port}--{digest}"
-
-
-class PreviewLinks:
-    """Makes and reads the links and cookies of previews.
-
-    Args:
-        settings: the token that they are signed by, and the domain.
-        revocations: where tickets are kept that were used.
-    """
-
-    def __init__(self, settings: Settings, revocations: Revocations) -> None:
-        token = settings.token.get_secret_value() if settings.token else secrets.token_hex()
-        key = hashlib.sha256(b"greylag preview\0" + token.encode()).digest()
-        self._tickets, self._cookies = _signer(key, "ticket"), _signer(key, "cookie")
-        self._revocations = revocations
-        self._domain = settings.preview_domain
-
-    def label_of(self, host: str) -> str | None:
-        """Return the first part of a preview's host, ``None`` for a host that is none's."""
-        label, _, domain = host.lower().partition(":")[0].partition(".")
-        known = domain == (self._domain or LOCAL)
-        return label if known and _LABEL.fullmatch(label) else None
-
-    def link(self, preview: Preview, scheme: str, host: str) -> str:
-        """Return a link that opens a preview, for whoever reached us at ``host`` by ``scheme``.
-
-        Raises:
-            PreviewOffError: no name below that host would lead here.
-        """
-        name, _, port = host.partition(":")
-        if not self._domain and not is_loopback(name):
-            raise PreviewOffError(f"Previews have no address below {name[:100]!r}.")
-        where = f"{preview.label}.{self._domain or LOCAL}" + (f":{port}" if port else "")
-        ticket = urlencode({"ticket": self._tickets.dumps(asdict(preview))})
-        return f"{scheme}://{where}{OPEN}?{ticket}"
-
-    async def use(self, ticket: str, label: str) -> Preview:
-        """Return what a ticket is good for; one that is not shared is used up by it.
-
-        Raises:
-            UnauthorizedError: it is not good, or not any more.
-        """
-        preview = _read(self._tickets, ticket, label)
-        if preview is not None and not preview.shared:
-            until = datetime.fromtimestamp(preview.until, UTC)
-            name = f"preview {preview.id}"
-            if not await self._revocations.revoke(name, until, datetime.now(UTC)):
-                preview = None
-        if preview is None:
-            raise UnauthorizedError("This link was used, or has run out.", hint=_HINT)
-        return preview
-
-    def cookie(self, preview: Preview) -> tuple[str, int]:
-        """Return the value of a cookie for a ticket that was used, and how long it is good."""
-        now = _now()
-        until = preview.until if preview.shared else now + COOKIE_SECONDS
-        return self._cookies.dumps(asdict(replace(preview, until=until))), until - now
-
-    def read_cookie(self, value: str, label: str) -> Preview | None:
-        """Return what a cookie is good for at this host."""
-        return _read(self._cookies, value, label)
-
-
-def new_preview(
-    principal: Principal, ref: ProjectRef, port: int, path: str, share_seconds: int | None
-) -> Preview:
-    """Return what a new ticket is to be good for."""
-    shared = share_seconds is not None
-    return Preview(
-        ref.user_id,
-        ref.project_id,
-        port,
-        _now() + (share_seconds or TICKET_SECONDS),
-        shared,
-        secrets.token_urlsafe(12),
-        path,
-        by=principal.user_id,
-        sign_in="" if shared else principal.sign_in,
-    )
-
-
-def _signer(key: bytes, kind: str) -> URLSafeSerializer:
-    return URLSafeSerializer(
-        key, salt=f"greylag.preview.{kind}", signer_kwargs={"digest_method": hashlib.sha256}
-    )
-
-
-def _read(signed: URLSafeSerializer, value: str, label: str) -> Preview | None:
-    try:
-        preview = Preview(**signed.loads(value))
-    except (BadData, TypeError):
-        return None
-    return preview if preview.label == label and preview.until > _now() else None
-
-
-def _now() -> int:
-    return int(datetime.now(UTC).timestamp())
 
 
 class PreviewSite:
@@ -234,6 +102,7 @@ class PreviewSite:
         self._agents = use_cases.agents
         self._audit = use_cases.audit
         self._gate = use_cases.gate
+        self._shares = use_cases.shares
         self._streams = streams
         self._authenticator = authenticator
 
@@ -258,10 +127,12 @@ class PreviewSite:
         preview = self._read_cookie(label, scope)
         _check_origin(scope)
         await self._check(preview)
-        if scope["type"] == "websocket":
-            await self._join(preview, WebSocket(scope, receive, send))
+        if preview.port is None:
+            await self._show(preview, scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._join(preview, preview.port, WebSocket(scope, receive, send))
         elif scope["method"] in forwarding.METHODS:
-            await self._hand_on(preview, scope, receive, send)
+            await self._hand_on(preview, preview.port, scope, receive, send)
         else:
             raise InvalidRequestError("This method is not handed on.")
 
@@ -269,18 +140,25 @@ class PreviewSite:
         """Raise why a preview may not be shown now: who opened it may not see it any more."""
         by = preview.by
         if by is not None and not await self._authenticator.goes_on(by, preview.sign_in):
-            raise UnauthorizedError("Who opened this preview has signed out.", hint=_HINT)
-        await self._gate.check_again(preview.maker, Action.PREVIEW_USE, preview.ref)
+            raise UnauthorizedError("Who opened this preview has signed out.", hint=HINT)
+        if preview.until <= time.time():
+            raise UnauthorizedError("This link has run out.", hint=HINT)
+        reads = preview.port is None and not preview.shared
+        action = Action.FILES_READ if reads else Action.PREVIEW_USE
+        await self._gate.check_again(preview.maker, action, preview.ref)
+        if preview.shared:
+            await self._shares.check(preview.maker, preview.ref, preview.id)
 
     def _while_allowed(self, preview: Preview) -> AbstractAsyncContextManager[None]:
-        key = ("preview", preview.by, preview.sign_in, preview.ref)
-        return self._streams.access.until_refused(key, partial(self._check, preview))
+        return self._streams.access.until_refused(
+            replace(preview, path=""), partial(self._check, preview)
+        )
 
-    async def _join(self, preview: Preview, client: WebSocket) -> None:
+    async def _join(self, preview: Preview, port: int, client: WebSocket) -> None:
         scope = client.scope
         asked = ForwardedRequest("GET", _target(scope), _request_headers(scope, preview))
         opening = await self._agents.forward_socket(
-            preview.maker, preview.ref, preview.port, asked, scope["subprotocols"]
+            preview.maker, preview.ref, port, asked, scope["subprotocols"]
         )
         try:
             with self._streams.place(preview.ref):
@@ -291,14 +169,16 @@ class PreviewSite:
                 raise
             await sockets.close(client, sockets.WRONG)
 
-    async def _hand_on(self, preview: Preview, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _hand_on(
+        self, preview: Preview, port: int, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         begun = False
 
         @asynccontextmanager
         async def opening_of(request: ForwardedRequest) -> AsyncIterator[ForwardedAnswer]:
             nonlocal begun
             asking: AbstractAsyncContextManager[ForwardedAnswer]
-            asking = await self._agents.forward(preview.maker, preview.ref, preview.port, request)
+            asking = await self._agents.forward(preview.maker, preview.ref, port, request)
             async with asking as answer:
                 begun = True
                 yield replace(answer, headers=_answer_headers(answer, preview))
@@ -311,15 +191,50 @@ class PreviewSite:
             if not begun:
                 raise
 
+    async def _show(self, preview: Preview, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a file of the workspace; of a folder, its index.html."""
+        if scope["type"] != "http" or scope["method"] not in _READS:
+            raise InvalidRequestError("Files are read, and nothing else.")
+        path = _workspace_path(scope["raw_path"], preview)
+        opening = await self._asked(preview, agent_api.READ_FILE, scope, path=path)
+
+        @asynccontextmanager
+        async def shown() -> AsyncIterator[AgentAnswer]:
+            async with opening as answer:
+                if int(answer.headers.get("content-length", "0")) > _MOST_FILE:
+                    raise TooLargeError(f"More than {_MOST_FILE} bytes are not shown: download it.")
+                body = answer.body if scope["method"] == "GET" else _nothing()
+                yield AgentAnswer(answer.status, _file_headers(answer, path, preview), body)
+
+        try:
+            await RelayedAnswer(shown(), self._while_allowed(preview))(scope, receive, send)
+        except ConflictError:
+            listing = await self._asked(preview, agent_api.LIST_FILES, scope, path=path, limit="1")
+            listed = await read_whole(listing, agent_api.LIST_FILES)
+            if listed.entry.kind != "folder":
+                raise
+            # Relative links lead below a folder only from an address that ends in a slash.
+            where = f"{file_address(path)}/"
+            await RedirectResponse(where, 307, _NO_STORE)(scope, receive, send)
+
+    async def _asked(
+        self, preview: Preview, operation: Operation[Any], scope: Scope, **query: str
+    ) -> AbstractAsyncContextManager[AgentAnswer]:
+        asked = AgentRequest(operation, query=query, headers=dict(Headers(scope=scope)))
+        return await self._agents.relay(preview.maker, preview.ref, asked)
+
     async def _opened(self, label: str, scope: Scope) -> Response:
         """Exchange a ticket for a cookie of this host."""
         given = parse_qs(scope["query_string"].decode("latin-1")).get("ticket", [""])
         preview = await self._links.use(given[0], label)
-        ref = ProjectRef(preview.user, preview.project)
-        who, on = anonymous(client_of(scope)), f"{name_of(ref)}/ports/{preview.port}"
+        await self._check(preview)
+        who, on = anonymous(client_of(scope)), shown_by(preview.ref, preview.port)
         opened = self._audit.event(who, Change.PREVIEW_OPEN, on, link_of=preview.by)
         await self._audit.repeatedly(opened)
-        value, seconds = self._links.cookie(preview)
+        # In a frame of the dashboard's it is another site's cookie, which browsers keep apart by
+        # the page around it; loopback counts as secure there.
+        framed = Headers(scope=scope).get("sec-fetch-dest", "") in _FRAMES
+        value, seconds = self._links.cookie(preview, framed=framed)
         _log.info(
             "preview_opened",
             user_id=preview.user,
@@ -327,11 +242,9 @@ class PreviewSite:
             port=preview.port,
             shared=preview.shared,
         )
-        response = RedirectResponse(preview.path, status_code=303, headers=_PRIVATE)
+        headers = {**_NO_STORE, _POLICY.decode(): _framed_by(preview).decode()}
+        response = RedirectResponse(preview.path, status_code=303, headers=headers)
         secure = scope["scheme"] == "https"
-        # In a frame of the dashboard's it is another site's cookie, which browsers keep apart by
-        # the page around it; loopback counts as secure there.
-        framed = Headers(scope=scope).get("sec-fetch-dest", "") in _FRAMES
         response.set_cookie(
             _cookie_name(scope),
             value,
@@ -349,11 +262,10 @@ class PreviewSite:
             preview = self._links.read_cookie(value, label) if name in _NAMES else None
             if preview is not None:
                 return preview
-        raise UnauthorizedError("This preview is private.", hint=_HINT)
+        raise UnauthorizedError("This preview is private.", hint=HINT)
 
 
 _NAMES = frozenset({_COOKIE, _SECURE_COOKIE})
-_PRIVATE = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
 
 
 def _cookie_name(scope: Scope) -> str:
@@ -376,7 +288,7 @@ def _check_origin(scope: Scope) -> None:
     It may lead here, by a link or in a frame; its scripts and forms may do nothing.
     """
     headers = Headers(scope=scope)
-    reads = scope.get("method") in {"GET", "HEAD"}
+    reads = scope.get("method") in _READS
     site = headers.get("sec-fetch-site", "none")
     leads = reads and headers.get("sec-fetch-mode") == "navigate"
     if site not in {"none", "same-origin"} and not leads:
@@ -404,6 +316,7 @@ def _request_headers(scope: Scope, preview: Preview) -> forwarding.Headers:
 def _answer_headers(answer: ForwardedAnswer, preview: Preview) -> forwarding.Headers:
     """Return what the browser is told: nothing that reaches beyond this host, or our cookie."""
     kept = [one for one in answer.headers if one[0] not in _NEVER_ANSWERED | {b"location"}]
+    kept.append((_POLICY, _framed_by(preview)))
     own = f"http://localhost:{preview.port}".encode()
     for name, value in answer.headers:
         if name == b"location":
@@ -413,18 +326,70 @@ def _answer_headers(answer: ForwardedAnswer, preview: Preview) -> forwarding.Hea
             name == b"set-cookie"
             and value.partition(b"=")[0].strip().decode("latin-1") not in _NAMES
         ):
-            kept.append((name, _host_only(value)))
+            kept.append((name, _own_cookie(value, framed=preview.framed)))
     return kept
 
 
-def _host_only(cookie: bytes) -> bytes:
-    parts = cookie.split(b";")
-    return b";".join(part for part in parts if part.partition(b"=")[0].strip().lower() != b"domain")
+def _own_cookie(cookie: bytes, *, framed: bool) -> bytes:
+    """Return an application's cookie for its host alone; in a frame as browsers keep it there."""
+    dropped = {b"domain", b"samesite", b"secure", b"partitioned"} if framed else {b"domain"}
+    pair, *rest = cookie.split(b";")
+    kept = [pair, *(one for one in rest if one.partition(b"=")[0].strip().lower() not in dropped)]
+    return b";".join(kept) + (b"; Secure; SameSite=None; Partitioned" if framed else b"")
+
+
+def _framed_by(preview: Preview) -> bytes:
+    """Return the policy by which the dashboard, and nobody else's page, may show it in a frame."""
+    return f"frame-ancestors 'self' {preview.origin}".rstrip().encode("latin-1")
+
+
+def _workspace_path(raw: bytes, preview: Preview) -> str:
+    """Return what an address's path names in the workspace, as the agent's API writes paths.
+
+    Raises:
+        MissingError: it is none, or not of what was shared.
+    """
+    parts = _parts(raw)
+    shared = _parts(preview.path.encode())[:-1] if preview.shared else []
+    hidden = preview.shared and any(one.startswith(b".") for one in parts[len(shared) :])
+    if b".." in parts or any(b"/" in one for one in parts) or hidden:
+        raise MissingError("There is no such file.", hint="")
+    if parts[: len(shared)] != shared:
+        raise MissingError("This file is not shared.", hint="")
+    if raw.endswith(b"/"):
+        parts.append(b"index.html")
+    return shown_path(b"/".join(parts))
+
+
+def _parts(raw: bytes) -> list[bytes]:
+    """Return the names that an address's path is made of."""
+    found = (unquote_to_bytes(one) for one in raw.partition(b"?")[0].split(b"/"))
+    return [one for one in found if one not in {b"", b"."}]
+
+
+def _file_headers(answer: AgentAnswer, path: str, preview: Preview) -> dict[str, str]:
+    """Return a file's headers: its type is what its name says, and browsers guess no other."""
+    media, packed = _TYPES.guess_type(path, strict=False)
+    known = "application/octet-stream" if media is None or packed else media
+    text = known.startswith("text/") or known in _TEXTS
+    return {
+        **{name: value for name, value in answer.headers.items() if name != "content-disposition"},
+        **_NO_STORE,
+        "cache-control": "no-cache",
+        "content-type": f"{known}; charset=utf-8" if text else known,
+        "x-content-type-options": "nosniff",
+        _POLICY.decode(): _framed_by(preview).decode("latin-1"),
+    }
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    """Yield no content: who asks for the head of an answer gets no more."""
+    yield b""
 
 
 def _told(error: GreylagError) -> Response:
     """Return the answer to a person who sees a preview's host."""
     status = errors.status_of(error.info)
-    headers = {**_PRIVATE, "content-security-policy": "default-src 'none'"}
+    headers = {**_NO_STORE, "content-security-policy": "default-src 'none'"}
     words = f"{error.info.message} {error.info.hint}".strip()
     return PlainTextResponse(f"{words}\n", status, {**headers, "x-content-type-options": "nosniff"})

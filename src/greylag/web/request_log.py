@@ -1,5 +1,6 @@
 """The outermost layer: a request's id, the headers of every answer, and one log line for each."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -8,18 +9,18 @@ from greylag.common.access_log import STARTS, Exchange
 from greylag.common.net import ASKED
 from greylag.domain.users import Principal
 from greylag.web import errors
-from greylag.web.addresses import LOCAL
 
 _QUIET = frozenset({"/healthz", "/readyz"})
 
-_POLICY = b"content-security-policy"
-_CONTENT_POLICY = (
+POLICY = "content-security-policy"
+CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'; frame-src http://*.{previews}:* https://*.{previews}:*"
+    "frame-ancestors 'none'"
 )
+"""What a page may load and do; one that shows previews adds their origins to it."""
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
-    (_POLICY, _CONTENT_POLICY.format(previews=LOCAL).encode()),
+    (POLICY.encode(), CONTENT_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     # Not no-referrer: under that policy a browser sends `Origin: null` with our own forms too, and
     # the guard could not tell them from another site's.
@@ -29,6 +30,8 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 )
 
+_Header = tuple[bytes, bytes]
+_NOT_KEPT = (b"cache-control", b"no-store")
 _KEY = "greylag.exchange"
 
 
@@ -60,10 +63,8 @@ class RequestLogger:
     has).
     """
 
-    def __init__(self, app: ASGIApp, *, hsts_seconds: int = 0, preview_domain: str = "") -> None:
+    def __init__(self, app: ASGIApp, *, hsts_seconds: int = 0) -> None:
         self._app = app
-        policy = _CONTENT_POLICY.format(previews=preview_domain or LOCAL).encode()
-        self._headers = {**dict(SECURITY_HEADERS), _POLICY: policy}
         self._hsts = f"max-age={hsts_seconds}".encode() if hsts_seconds else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,13 +73,13 @@ class RequestLogger:
             await self._app(scope, receive, send)
             return
         scope[_KEY] = exchange = WebExchange(scope, send)
-        added = list(self._headers.items())
+        added = list(SECURITY_HEADERS)
         if self._hsts is not None and scope["scheme"] == "https":
             added.append((b"strict-transport-security", self._hsts))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] in STARTS:
-                message["headers"] = _with_cache_rule([*message.get("headers", ()), *added])
+                message["headers"] = _completed(message.get("headers", ()), added)
             await exchange.answer(message)
 
         try:
@@ -94,8 +95,8 @@ class RequestLogger:
             exchange.write_line(path, _QUIET)
 
 
-def _with_cache_rule(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Forbid keeping an answer that does not say itself how it may be kept."""
-    if not any(name == b"cache-control" for name, _ in headers):
-        headers.append((b"cache-control", b"no-store"))
-    return headers
+def _completed(headers: Iterable[_Header], added: Iterable[_Header]) -> list[_Header]:
+    """Return an answer's headers with those that it lacks: it may be kept only if it says so."""
+    said = list(headers)
+    names = {name for name, _ in said}
+    return said + [one for one in (*added, _NOT_KEPT) if one[0] not in names]

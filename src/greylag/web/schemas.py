@@ -529,6 +529,11 @@ class AgentOut(Out):
     demonstration: str | None
 
 
+_SHARE_SECONDS = Field(
+    None, ge=60, le=2_592_000, strict=True, description="Any browser may open it, for so long."
+)
+
+
 class PreviewIn(In):
     """How what a port serves is to be opened."""
 
@@ -539,16 +544,45 @@ class PreviewIn(In):
         pattern=r"^/(?:[!-.0-\[\]-~][!-\[\]-~]*)?$",
         examples=["/"],
     )
-    share_seconds: int | None = Field(
-        None, ge=60, le=2_592_000, strict=True, description="Any browser may open it, for so long."
+    share_seconds: int | None = _SHARE_SECONDS
+
+
+class FilePreviewIn(In):
+    """Which file of the workspace is to be opened, and how."""
+
+    path: Text = Field(
+        description="Below the workspace, as the list of files has it.",
+        min_length=1,
+        max_length=4000,
+        examples=["docs/index.html"],
     )
+    share_seconds: int | None = _SHARE_SECONDS
 
 
 class PreviewOut(BaseModel):
-    """A link that opens a preview."""
+    """A link that opens a preview; ``share`` names it where any browser may use it."""
 
     url: str
     expires_at: str
+    share: str | None = None
+
+
+class ShareOut(BaseModel):
+    """A link by which anybody may open a preview."""
+
+    share: str = Field(description="Its name, by which it is ended.")
+    port: int | None = Field(description="What it shows; null: files of the workspace.")
+    path: str = Field(description="Where it leads.", examples=["/"])
+    by: str | None = Field(description="Who made it; null: the operator.")
+    created_at: str
+    expires_at: str
+    url: str
+
+
+class SharesOut(BaseModel):
+    """What is shared of a project, the newest first."""
+
+    shares: list[ShareOut]
 
 
 class MessageIn(In):

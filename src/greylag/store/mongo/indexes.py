@@ -37,6 +37,7 @@ PEOPLE = {
     "tokens": "greylag_tokens",
     "members": "greylag_members",
     "device_logins": "greylag_device_logins",
+    "shares": "greylag_shares",
 }
 """The collection of each kind of ``greylag.store.people``."""
 
@@ -83,7 +84,7 @@ _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
 }
 
 
-for _name in ("sessions", "tokens", "device_logins"):
+for _name in ("sessions", "tokens", "device_logins", "shares"):
     _WANTED[PEOPLE[_name]].append(([("purge_at", 1)], {"expireAfterSeconds": 0}))
 
 

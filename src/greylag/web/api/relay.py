@@ -51,6 +51,13 @@ async def ask(
         GreylagError: as the relay does; ``AgentFailedError`` for an answer of another shape.
     """
     opening = await call.use_cases.agents.relay(*call.at, AgentRequest(operation, parts, query))
+    return await read_whole(opening, operation)
+
+
+async def read_whole(
+    opening: AbstractAsyncContextManager[AgentAnswer], operation: Operation[T]
+) -> T:
+    """Return an answer that was asked for, as ``ask`` does."""
     body = bytearray()
     async with opening as answer:
         async for chunk in answer.body:

@@ -21,7 +21,7 @@ from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ErrorInfo, InvalidRequestError
 from greylag.domain.project import Desired, Project, Status
-from greylag.web.addresses import address, project_path, static_url, user_url
+from greylag.web.addresses import address, inline_url, project_path, static_url, user_url
 from greylag.web.schemas import ProblemDocument, check_metadata
 
 USER_PAGE = "/users/{user}"
@@ -237,7 +237,9 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(visible=visible, moment=moment, parsed_moment=parsed_moment)
-    environment.globals.update(address=address, static_url=static_url, user_url=user_url)
+    environment.globals.update(
+        address=address, inline_url=inline_url, static_url=static_url, user_url=user_url
+    )
     return environment
 
 

@@ -31,6 +31,8 @@ from greylag.web.dashboard.pages import (
     see,
 )
 from greylag.web.deps import ProjectCallDep, RequestContext
+from greylag.web.preview_links import PreviewLinks, origin_of
+from greylag.web.request_log import POLICY
 from greylag.web.stream import closing
 
 MAX_SEQ = 2**53 - 1
@@ -42,14 +44,14 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(PROJECT_PAGE)
 async def show_project(
-    call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
+    request: Request, call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
 ) -> Response:
     """Show a project with its log, and a session with its last ``turns`` turns."""
     owner, project = await _found(call)
     events = await call.use_cases.projects.events(project)
     view = project_view(project)
     limit = bounded(turns)
-    return respond(
+    response = respond(
         "project.html",
         site=call.site,
         user=owner,
@@ -59,6 +61,9 @@ async def show_project(
         conversation=await read_conversation(call, view, session, limit),
         turns_shown=limit,
     )
+    links: PreviewLinks = request.app.state.preview_links
+    response.headers[POLICY] = links.content_policy(origin_of(request))
+    return response
 
 
 @router.get(PROJECT_PAGE + "/live")

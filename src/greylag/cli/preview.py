@@ -1,0 +1,122 @@
+"""`greylag ports`, `preview` and `shares`: what an environment serves, and links that show it."""
+
+import asyncio
+import re
+import webbrowser
+
+import click
+
+from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.client import ApiClient
+from greylag.cli.output import moment
+
+_TIME = re.compile(r"([1-9]\d{0,6})([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+
+
+class _Duration(click.ParamType[int]):
+    """A time such as 30m, 1h or 7d, in seconds."""
+
+    name = "time"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return its seconds."""
+        found = _TIME.fullmatch(value)
+        if found is None:
+            self.fail(f"{value!r} is no time such as 30m, 1h or 7d.", param, ctx)
+        return int(found[1]) * _SECONDS[found[2]]
+
+
+@click.command()
+@click.argument("project")
+@api_options
+@with_client
+async def ports(access: Access, api: ApiClient, *, project: str) -> None:
+    """List the ports on which a project's environment listens."""
+    found = await api.ports(await access.place(api, project))
+    if access.output.json:
+        access.output.document({"ports": found})
+        return
+    rows = [(str(one["port"]), one["process"]) for one in found]
+    access.output.table(("PORT", "PROCESS"), rows, prose=("PROCESS",), empty="Nothing is served.")
+
+
+@click.command()
+@click.argument("project")
+@click.argument("target", metavar="PORT|FILE")
+@click.option("--path", metavar="PATH", help="Where at the port, by default /.")
+@click.option("--share", type=_Duration(), metavar="TIME", help="For anybody, for 1h or 7d.")
+@click.option("--open", "opens", is_flag=True, help="Open it in this machine's browser.")
+@api_options
+@with_client
+async def preview(  # noqa: PLR0913 - one argument per option
+    access: Access,
+    api: ApiClient,
+    *,
+    project: str,
+    target: str,
+    path: str | None,
+    share: int | None,
+    opens: bool,
+) -> None:
+    """Print a link that shows what a port of a project serves, or a file of its workspace.
+
+    The link opens one browser, once, within five minutes; with --share any browser, as long as it
+    says. A file whose name is a number is written ./8000.
+    """
+    place = await access.place(api, project)
+    if target.isdecimal():
+        made = await api.open_preview(place, target, path or "/", share)
+    elif path is not None:
+        raise click.UsageError("--path: a file has none but its own.")
+    else:
+        made = await api.open_file(place, target, share)
+    if access.output.json:
+        access.output.document(made)
+    else:
+        access.output.line(made["url"])
+        until = moment(made["expires_at"])
+        once = f"It opens one browser, once, until {until}."
+        often = f"It opens any browser until {until}; `greylag shares {project} --end "
+        access.output.note(once if share is None else f"{often}{made['share']}` ends it.")
+    if opens:
+        await _open(access, made["url"])
+
+
+async def _open(access: Access, url: str) -> None:
+    """Open a link in this machine's browser: a server's word leads to no file or program here."""
+    web = url.startswith(("http://", "https://"))
+    if not web or not await asyncio.to_thread(webbrowser.open, url):
+        access.output.note("No browser was found here: open the link yourself.")
+
+
+@click.command()
+@click.argument("project")
+@click.option("--end", "ended", metavar="SHARE", help="End this one.")
+@api_options
+@with_client
+async def shares(access: Access, api: ApiClient, *, project: str, ended: str | None) -> None:
+    """List the links that show something of a project to anybody, or end one."""
+    place = await access.place(api, project)
+    if ended is not None:
+        await api.end_share(place, ended)
+        if access.output.json:
+            access.output.document({"share": ended, "ended": True})
+        else:
+            access.output.note("It opens nothing any more.")
+        return
+    found = await api.shares(place)
+    if access.output.json:
+        access.output.document({"shares": found})
+        return
+    rows = [
+        (
+            one["share"],
+            "files" if one["port"] is None else str(one["port"]),
+            moment(one["expires_at"]),
+            one["path"],
+        )
+        for one in found
+    ]
+    columns = ("SHARE", "PORT", "UNTIL", "PATH")
+    access.output.table(columns, rows, prose=("PATH",), empty="Nothing is shared.")
