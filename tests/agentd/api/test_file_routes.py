@@ -430,7 +430,9 @@ async def test_a_turn_is_undone_over_http_and_the_next_message_tells_the_agent(
         await api.events(await api.turn("go on", session))
         await api.events(await api.turn("and on", session))
         first, second, third = (text for _, text in agent.prompts)
-        assert re.fullmatch(r"Note from the platform.* them again: made\.\n\ngo on", second, re.S)
+        assert re.fullmatch(
+            r"Note from the platform.* them again: made\.\n\ngo on", second, re.DOTALL
+        )
         assert (first, third) == ("hello", "and on")
         _, history = await api.json("GET", f"/api/v1/sessions/{session}/messages")
         assert [said["content"] for said in history["messages"]][::2] == [
