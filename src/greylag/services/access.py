@@ -140,6 +140,12 @@ class Gate:
             )
         return user
 
+    async def may(self, principal: Principal, action: Action, what: str | ProjectRef) -> bool:
+        """Tell whether a principal's standing lets them do it, so that a page offers no more."""
+        standings, scope = RULES[action]
+        granted = principal.scopes is None or scope in principal.scopes
+        return granted and await self._standing(principal, what) in standings
+
     async def see(self, principal: Principal, what: str | ProjectRef) -> None:
         """Return when the principal may know of a user or a project; raises as ``authorize``."""
         if await self._standing(principal, what) is None:
