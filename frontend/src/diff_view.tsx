@@ -20,9 +20,9 @@ export function DiffRows({ rows, label }: { rows: Row[]; label: string }) {
   );
 }
 
-/** "+48 −2" */
+/** "+48 −2", without what is none. */
 export function LineCounts({ added, deleted }: { added: number; deleted: number }) {
-  return <><span class="count-added">+{added}</span> <span class="count-deleted">&minus;{deleted}</span></>;
+  return <>{added > 0 && <span class="count-added">+{added}</span>} {deleted > 0 && <span class="count-deleted">&minus;{deleted}</span>}</>;
 }
 
 function Line({ row: { kind, line, pieces } }: { row: Row }) {

@@ -27,18 +27,20 @@ export function showTurnEnd(article: HTMLElement, ends: TurnEnds): void {
     article.append(place);
   }
   const known: TurnChanges | null = JSON.parse(changes ?? "null");
-  render(<TurnEnd ends={ends} turn={turn} failed={turnStatus === "error"} known={known} ask={changes === "null"} />, place);
+  const answered = article.querySelector(".prose") !== null;
+  render(<TurnEnd ends={ends} turn={turn} answered={answered} failed={turnStatus === "error"} known={known} ask={changes === "null"} />, place);
 }
 
 interface TurnEndProps {
   ends: TurnEnds;
   turn: string;
+  answered: boolean;
   failed: boolean;
   known: TurnChanges | null;
   ask: boolean; // what it changed was not known at its end
 }
 
-function TurnEnd({ ends, turn, failed, known, ask }: TurnEndProps) {
+function TurnEnd({ ends, turn, answered, failed, known, ask }: TurnEndProps) {
   const [changes, setChanges] = useState(known);
   const [said, say] = useState("");
   const { log, mayWrite } = ends;
@@ -67,7 +69,7 @@ function TurnEnd({ ends, turn, failed, known, ask }: TurnEndProps) {
             {mayWrite && <UndoButton log={log} turn={turn} changes={changes} />}
           </>
         )}
-        <button type="button" class="btn-text" onClick={() => attempt(async () => { await copyAnswer(log, turn); say("Copied."); })}>Copy</button>
+        {answered && <button type="button" class="btn-text" onClick={() => attempt(async () => { await copyAnswer(log, turn); say("Copied."); })}>Copy</button>}
         {mayWrite && failed && <button type="button" class="btn-text" onClick={() => attempt(async () => ends.send(await message()))}>Retry</button>}
         {mayWrite && <button type="button" class="btn-text" onClick={() => attempt(async () => ends.edit(await message()))}>Edit and resend</button>}
       </div>

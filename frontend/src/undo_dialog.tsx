@@ -67,8 +67,8 @@ function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
       {plan && <What undone={undone} total={plan.changes.total} />}
       {plan && kept.length > 0 && (
         <div>
-          <p>{counted(kept.length, "file")} of it changed by other hands, too: {reasonsOf(kept.map((change) => ({ path: change.path, reason: keptAs(change, plan.after) })), kept.length)}.</p>
-          <label class="undo-override"><input type="checkbox" checked={override} onChange={(event) => setOverride(event.currentTarget.checked)} /> Take that away, too; else it stays as it is</label>
+          <p>Others changed {kept.length} of its files, too. {override ? "With the rest comes back" : "As it is stays"}: {reasonsOf(kept.map((change) => ({ path: change.path, reason: keptAs(change, plan.after) })), kept.length)}.</p>
+          <label class="undo-override"><input type="checkbox" checked={override} onChange={(event) => setOverride(event.currentTarget.checked)} /> Take away what others changed, too</label>
         </div>
       )}
       {plan && plan.changes.left_out_total > 0 && <p class="help">What is not kept stays: {reasonsOf(plan.changes.left_out, plan.changes.left_out_total, 3)}.</p>}
@@ -85,7 +85,7 @@ function What({ undone, total }: { undone: FileChange[]; total: number }) {
   if (undone.length === 0) return <p>{total ? "Nothing of it can be undone without taking away others' work." : "It changed no file."}</p>;
   return (
     <div>
-      <p>{undone.length === 1 ? "This is" : `These ${undone.length} are`} as before then. An undo can itself be undone.</p>
+      <p>{counted(undone.length, "file")} {undone.length === 1 ? "is" : "are"} brought back. That can itself be undone.</p>
       <ul class="undo-files" tabIndex={0} aria-label="What is undone">
         {undone.slice(0, MOST_NAMED).map((change) => <li key={change.path}><bdi>{visible(change.path)}</bdi> <span class="quiet">{fateOf(change)}</span></li>)}
         {undone.length > MOST_NAMED && <li class="quiet">and {undone.length - MOST_NAMED} more</li>}
@@ -96,10 +96,10 @@ function What({ undone, total }: { undone: FileChange[]; total: number }) {
 
 function fateOf({ change, old_path }: FileChange): string {
   switch (change) {
-    case "added": return "goes";
+    case "added": return "is removed";
     case "deleted": return "comes back";
     case "renamed": return `is ${visible(old_path ?? "")} again`;
-    case "modified": return "as it was";
+    case "modified": return "is as it was";
   }
 }
 

@@ -192,6 +192,11 @@ async def test_a_large_difference_is_shown_in_part_and_saved_whole(
     async with page.expect_download() as download:
         await pane.get_by_role("button", name="Save diff").click()
     await (await download.value).save_as(tmp_path / "saved")
+    gone = {"status": 410, "code": "snapshot_gone", "detail": "It is gone."}
+    await page.route("**/undo", lambda route: route.fulfill(status=410, json=gone))
+    await undo(person, pane)
+    await expect(page.get_by_role("dialog")).to_contain_text("is not kept any longer")
+    await page.keyboard.press("Escape")
     assert (tmp_path / "saved").read_text().endswith("+30000\n")
     await pane.get_by_role("button", name="Open in Files").click()
     await expect(page.locator("#files pre")).to_contain_text("29999")
