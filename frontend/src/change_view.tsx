@@ -2,8 +2,8 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { type ChangeLog, type Changes, type FileChange, type FileDiff, refusalOf } from "./changes";
 import { CopyButton } from "./code_block";
-import { DiffRows, LineCounts, isCut } from "./diff_view";
-import { rowsOfDiff } from "./differences";
+import { DiffRows, LineCounts } from "./diff_view";
+import { ofDiff } from "./differences";
 import { openFile } from "./files_pane";
 import { visible } from "./text";
 import type { Workspace } from "./workspace";
@@ -61,12 +61,13 @@ function Body({ log, workspace, changes, change }: Omit<ChangeViewProps, "open">
 }
 
 function Difference({ change, diff, whole }: FileDiff) {
-  const rows = useMemo(() => rowsOfDiff(diff), [diff]);
+  const difference = useMemo(() => ofDiff(diff), [diff]);
   if (!diff) return <p class="help">{emptyWords(change, whole)}</p>;
   return (
     <>
-      <DiffRows rows={rows} label={`Difference in ${visible(change.path)}`} />
-      {(isCut(rows) || !whole) && <p class="help">It is shown in part. {whole ? "Save the diff to see all of it." : "It is too long to be compared whole."}</p>}
+      <DiffRows difference={difference} label={`Difference in ${visible(change.path)}`} />
+      {difference.cut && whole && <p class="help">It is shown in part. Save the diff to see all of it.</p>}
+      {!whole && <p class="help">It is shown in part: it is too long to be compared whole.</p>}
     </>
   );
 }

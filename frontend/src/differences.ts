@@ -1,9 +1,11 @@
 // What differs between two texts, as rows to show: lines with their numbers, and in them the words.
 import { type ChangeObject, diffLines, diffWordsWithSpace } from "diff";
 
+const MOST_ROWS = 1500;
+const LONGEST_LINE = 2000;
 const MOST_WORDS = 6000; // characters of lines that are compared word by word
 const LEAST_ALIKE = 0.3; // below that, marks would be everywhere
-const WORDS_MS = 200; // for all words of a difference
+const WORDS_MS = 100; // for all words of a difference
 
 /** A line, or what is between lines that are shown (`gap`); of `pieces` the marked ones differ. */
 export interface Row {
@@ -12,8 +14,14 @@ export interface Row {
   pieces: { text: string; marked: boolean }[];
 }
 
-/** Return the rows of a unified diff, which may end anywhere. */
-export function rowsOfDiff(diff: string): Row[] {
+/** What a page shows of a difference; `cut`: not all of it. */
+export interface Difference {
+  rows: Row[];
+  cut: boolean;
+}
+
+/** Return what is shown of a unified diff, which may end anywhere. */
+export function ofDiff(diff: string): Difference {
   const rows: Row[] = [];
   let before = 0;
   let after = 0;
@@ -32,17 +40,29 @@ export function rowsOfDiff(diff: string): Row[] {
       before += 1;
     }
   }
-  return markWords(rows);
+  return shownOf(rows);
 }
 
-/** Return the rows of two texts, with all that is the same in both. */
-export function rowsOfTexts(before: string, after: string): Row[] {
+/** Return what is shown of two texts, with what is the same in both. */
+export function ofTexts(before: string, after: string): Difference {
   const rows: Row[] = [];
   for (const part of diffLines(before, after)) {
     const kind = part.added ? "added" : part.removed ? "removed" : "same";
     rows.push(...part.value.replace(/\n$/, "").split("\n").map((text) => row(kind, null, text)));
   }
-  return markWords(rows);
+  return shownOf(rows);
+}
+
+function shownOf(all: Row[]): Difference {
+  const rows = all.slice(0, MOST_ROWS);
+  let cut = rows.length < all.length;
+  for (const { pieces: [piece] } of rows) {
+    if (!piece || piece.text.length <= LONGEST_LINE) continue;
+    piece.text = `${piece.text.slice(0, LONGEST_LINE)}\u2026`;
+    cut = true;
+  }
+  markWords(rows);
+  return { rows, cut };
 }
 
 function row(kind: Row["kind"], line: number | null, text: string): Row {
@@ -50,7 +70,7 @@ function row(kind: Row["kind"], line: number | null, text: string): Row {
 }
 
 /** Mark the words that differ where lines take the place of others. */
-function markWords(rows: Row[]): Row[] {
+function markWords(rows: Row[]): void {
   const until = performance.now() + WORDS_MS;
   let at = 0;
   while (at < rows.length && performance.now() < until) {
@@ -59,7 +79,6 @@ function markWords(rows: Row[]): Row[] {
     if (removed.length && added.length) markRun(removed, added);
     at += Math.max(1, removed.length + added.length);
   }
-  return rows;
 }
 
 function run(rows: Row[], from: number, kind: Row["kind"]): Row[] {

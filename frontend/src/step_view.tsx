@@ -2,7 +2,7 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { CopyButton } from "./code_block";
 import { DiffRows } from "./diff_view";
-import { rowsOfTexts } from "./differences";
+import { ofTexts } from "./differences";
 import { type StepWords, wordsOf } from "./step_words";
 import { openFile } from "./files_pane";
 import { TerminalText } from "./terminal_text";
@@ -93,8 +93,8 @@ function Wanted({ step, words }: { step: Step; words: StepWords }) {
 }
 
 function Change({ before, after }: { before: string; after: string }) {
-  const rows = useMemo(() => rowsOfTexts(before, after), [before, after]);
-  return <DiffRows rows={rows} label="Change" />;
+  const difference = useMemo(() => ofTexts(before, after), [before, after]);
+  return <DiffRows difference={difference} label="Change" />;
 }
 
 function Question({ step, words, decide }: { step: Step; words: StepWords; decide: Decide }) {

@@ -24,6 +24,7 @@ COMMAND = (
     "sed -i '12s/alpha/beta/' src/main.py; rm notes.txt; printf 'one\\ntwo\\n' >made.txt; "
     "printf '\\0' >bytes.bin; mkdir -p node_modules/x"
 )
+LEFT = "made.txt (changed afterwards), uploaded.txt (changed by somebody else meanwhile)"
 VIEWS = (("wide", False, 1920), ("dark", True, 1200), ("phone", False, 390), ("small", True, 320))
 
 
@@ -77,10 +78,12 @@ async def test_a_turn_is_reviewed_undone_and_brought_back(whole: Whole, person: 
     for path, held in BEFORE.items():
         await put(whole, path, held)
     await person.say(f"[[tool {COMMAND}]] [[text All done.]]")
+    await expect(page.get_by_role("button", name="Allow")).to_be_visible()
+    await put(whole, "uploaded.txt", b"Meanwhile\n")
     await page.get_by_role("button", name="Allow").click()
     await person.answered()
     for _ in "before and after a reload":
-        await expect(line).to_contain_text("4 files changed +3 \u22122")
+        await expect(line).to_contain_text("5 files changed +4 \u22122")
         await page.reload()
     await reviewed(person)
     await put(whole, "made.txt", b"By hand\n")
@@ -88,13 +91,13 @@ async def test_a_turn_is_reviewed_undone_and_brought_back(whole: Whole, person: 
     await page.get_by_role("tab", name="Files").click()
     await expect(page.locator("#files")).to_contain_text("bytes.bin")
     await undo(person, line)
-    words = "3 files brought back. Left as it is: made.txt (changed afterwards)."
+    words = f"3 files brought back. Left as it is: {LEFT}."
     await expect(line.get_by_role("status")).to_have_text(words)
     await expect(page.locator("#files")).not_to_contain_text("bytes.bin")
     assert {path: await content(whole, path) for path in BEFORE} == BEFORE
     assert await content(whole, "made.txt") == b"By hand\n"
     await page.reload()
-    await expect(line).to_contain_text("4 files changed +3 \u22122, 3 undone")
+    await expect(line).to_contain_text("5 files changed +4 \u22122, 3 undone")
     await page.keyboard.press("Alt+1")
     pane = page.locator("#changes")
     await undo(person, pane, "Undo the undo")
@@ -111,13 +114,14 @@ async def reviewed(person: Person) -> None:
     page, pane = person.page, person.page.locator("#changes")
     await page.locator(".turn-line").get_by_role("button", name="Review").click()
     await expect(page.locator("#pane-changes")).to_be_focused()
-    await expect(pane.locator(".changes-head")).to_contain_text("4 files changed +3 \u22122")
+    await expect(pane.locator(".changes-head")).to_contain_text("5 files changed +4 \u22122")
     await expect(pane.locator(".change > summary")).to_have_text(
         [
             "Aadded: bytes.binbinary",
             "Aadded: made.txt+2",
             "Ddeleted: notes.txt \u22121",
             "Mmodified: src/main.py+1 \u22121",
+            "Aadded: uploaded.txtothers, too+1",
         ]
     )
     await expect(pane).to_contain_text("node_modules (made again by tools)")
@@ -136,7 +140,7 @@ async def told_before_it_is_undone(person: Person) -> None:
     await expect(dialog.locator("li")).to_have_text(
         ["bytes.bin is removed", "notes.txt comes back", "src/main.py is as it was"]
     )
-    await expect(dialog).to_contain_text("made.txt (changed afterwards)")
+    await expect(dialog).to_contain_text(f"As it is stays: {LEFT}.")
     await judged(person, "undo")
     await page.keyboard.press("Escape")
     await expect(button).to_be_focused()
@@ -148,7 +152,7 @@ async def seen_by_a_viewer(person: Person) -> None:
     await page.reload()
     await expect(line.get_by_role("button")).to_have_text(["Review", "Copy"])
     await line.get_by_role("button", name="Review").click()
-    await expect(page.locator(".changes-head")).to_contain_text("4 files changed")
+    await expect(page.locator(".changes-head")).to_contain_text("5 files changed")
     await expect(page.locator("#changes").get_by_role("button", name="Undo")).to_have_count(0)
 
 

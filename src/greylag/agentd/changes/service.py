@@ -236,9 +236,10 @@ class ChangeService:
         await self._store.run(lambda sql: spans.add(sql, one))
         _log.info("undo_began", span_id=span_id, undo_id=one.span_id, paths=len(paths))
         after, refused = await self._bring_back(one, now, undo.wanted)
-        await self._count(one.span_id)
         kept = [Kept(path, reason) for path, reason in sorted((undo.kept | refused).items())]
         changes = await self._store.run(lambda sql: report(sql, Ends(now, after)))
+        totals = TurnChanges(changes.total, changes.added_lines, changes.deleted_lines)
+        await self._store.run(lambda sql: spans.set_totals(sql, one.span_id, totals))
         _log.info("undo_ended", undo_id=one.span_id, kept=len(kept))
         return Undone(one.span_id, changes, kept[:_MOST_KEPT], len(kept))
 
