@@ -16,7 +16,12 @@ export function startChanges(): void {
   let news = 0;
   const refresh = async () => {
     const turn = reviewed;
-    const { ChangesPane } = await import("./changes_list");
+    const loaded = await import("./changes_list").catch(() => null);
+    if (!loaded) {
+      place.textContent = "This cannot be loaded now. Choose Changes again when the server can be reached.";
+      return;
+    }
+    const { ChangesPane } = loaded;
     const status = document.getElementById("project-header")?.dataset.status ?? "";
     const session = document.getElementById("conversation")?.dataset.session ?? "";
     render(<ChangesPane {...given} status={status} session={session} reviewed={turn} news={(news += 1)} />, place);

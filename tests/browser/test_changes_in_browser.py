@@ -174,6 +174,10 @@ async def test_a_turn_that_changed_nothing_has_no_word_of_it_and_sleep_is_told(
     line = page.locator(".turn-line")
     await expect(line.get_by_role("button")).to_have_text(["Copy", "Edit and resend"])
     assert not [url for url in asked if "/changes" in url]
+    await page.route("**/changes_list*", lambda route: route.abort())
+    await page.keyboard.press("Alt+1")
+    await expect(page.locator("#changes")).to_contain_text("cannot be loaded now")
+    await page.unroute("**/changes_list*")
     await page.keyboard.press("Alt+1")
     await expect(page.locator("#changes")).to_contain_text("No turn of this session")
     async with whole.http.post(f"{API}/deactivate") as answer:
