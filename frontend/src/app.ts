@@ -1,6 +1,7 @@
 // What every page does. Pages work without it: links lead, forms are sent.
 import htmx from "htmx.org/dist/htmx.esm.js";
 import { Idiomorph } from "idiomorph/dist/idiomorph.esm.js";
+import { startChanges } from "./changes_pane";
 import { startConsole } from "./console";
 import { startDialog } from "./dialog";
 import { startFiles } from "./files_pane";
@@ -97,6 +98,7 @@ startDialog();
 startTimes();
 startLive();
 startConsole();
+startChanges();
 startFiles();
 startTerminals();
 startPreview();

@@ -6,7 +6,7 @@ import { visible } from "./text";
 const MOST_HIGHLIGHTED = 60_000;
 
 /** Text that copies itself. */
-export function CopyButton({ text }: { text: string }) {
+export function CopyButton({ text, label = "Copy" }: { text: string; label?: string }) {
   const [copied, setCopied] = useState(false);
   const copy = async () => {
     await navigator.clipboard?.writeText(text);
@@ -15,7 +15,7 @@ export function CopyButton({ text }: { text: string }) {
   };
   // Pages over plain HTTP of another machine have no clipboard.
   if (!navigator.clipboard) return null;
-  return <button type="button" class="btn-text" onClick={copy}>{copied ? "Copied" : "Copy"}</button>;
+  return <button type="button" class="btn-text" onClick={copy}>{copied ? "Copied" : label}</button>;
 }
 
 /** Return `text` coloured as `language`, plain text until the highlighter is there. */

@@ -1,8 +1,10 @@
 // The conversation of a project's page: its composer, its turns, and what is live around them.
 import htmx from "htmx.org/dist/htmx.esm.js";
+import { ChangeLog } from "./changes";
 import { Draft } from "./drafts";
 import { Scroller } from "./scroller";
 import { Refused, wordsOf } from "./sse";
+import { type TurnEnds, showTurnEnd } from "./turn_end";
 import { type Decision, type Handlers, type Pending, TurnStream } from "./turn_stream";
 import { TurnView } from "./turn_view";
 
@@ -23,6 +25,7 @@ class Console {
   #page: string;
   #stream: TurnStream | null = null; // the turn that is under way
   #stopWanted = false;
+  #ends: TurnEnds;
   #sessions: Promise<unknown> | null = null; // the list of them, while it is fetched
   #leaving = new AbortController();
 
@@ -33,6 +36,15 @@ class Console {
     this.#api = root.dataset.api!;
     this.#page = root.dataset.page!;
     const place = root.querySelector<HTMLElement>("#scroller")!;
+    this.#ends = {
+      log: new ChangeLog(this.#api),
+      mayWrite: root.dataset.writes === "true",
+      send: (message) => this.#sendAnew(message),
+      edit: (message) => {
+        this.#giveBack(message);
+        this.#text.focus();
+      },
+    };
     this.#scroller = new Scroller(place, place.querySelector<HTMLElement>("#scrolled")!, this.#button("to-end"));
   }
 
@@ -93,6 +105,7 @@ class Console {
       const text = article.querySelector("[data-markdown]")?.textContent;
       if (text) void TurnView.format(article, text);
       if (article.dataset.turn) this.#offerSteps(article);
+      showTurnEnd(article, this.#ends);
     }
   }
 
@@ -160,12 +173,22 @@ class Console {
   #submit(): void {
     const message = this.#text.value;
     if (!message.trim()) return;
-    if (this.#stream) return this.#say("The agent is still at work: wait for its answer, or stop it.");
-    this.#text.value = "";
-    this.#draft.keep("");
+    if (this.#sendAnew(message)) {
+      this.#text.value = "";
+      this.#draft.keep("");
+    }
+  }
+
+  /** Send a message as a turn of its own; tell whether that can be now. */
+  #sendAnew(message: string): boolean {
+    if (this.#stream) {
+      this.#say("The agent is still at work: wait for its answer, or stop it.");
+      return false;
+    }
     const pending = { message, messageId: newId(), session: this.#session };
     this.#keep(pending);
     this.#send(pending);
+    return true;
   }
 
   #send(pending: Pending): void {
@@ -256,6 +279,7 @@ class Console {
   async #over(stream: TurnStream, view: TurnView, words: string | null): Promise<void> {
     const wasCurrent = this.#stream === stream;
     if (words !== null) await view.finish(words);
+    showTurnEnd(view.article, this.#ends);
     if (!wasCurrent) return;
     if (words === null) view.working("");
     this.#say("");

@@ -2,6 +2,7 @@
 import type { ComponentChild } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { useHighlighted } from "./code_block";
+import { onUndone } from "./changes";
 import { Draft } from "./drafts";
 import { previewFile } from "./preview_pane";
 import { Refused, wordsOf } from "./sse";
@@ -48,6 +49,7 @@ export function FileView({ workspace, path, onClose, onFolder }: FileViewProps) 
     }
   };
   useEffect(() => void load(), [workspace, path]);
+  useEffect(() => onUndone(() => { if (!editing) void load(); }), [workspace, path, editing]);
   const isWhole = shown !== null && shown.entry.size <= MOST_SHOWN;
   const name = path.split("/").at(-1) ?? "";
   return (

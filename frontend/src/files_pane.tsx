@@ -1,6 +1,6 @@
 // The pane of the workspace's files: folders page by page, one open file, uploads, search.
 import { type JSX, render } from "preact";
-import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { FileView } from "./file_view";
 import { isShown, projectStatus, showPane, whenShown } from "./panes";
 import { type Problem, Refused, wordsOf } from "./sse";
@@ -25,6 +25,7 @@ export function startFiles(): void {
   whenShown("files", refresh);
   document.addEventListener("greylag:changed", () => isShown("files") && status !== projectStatus() && refresh());
   document.addEventListener("greylag:turn-ended", () => isShown("files") && refresh());
+  document.addEventListener("greylag:undone", () => isShown("files") && refresh());
 }
 
 /** Show a file in the pane, by what the agent calls it: its path, which may begin with the workspace's. */
@@ -48,7 +49,8 @@ function FilesPane({ workspace, news }: { workspace: Workspace; news: number }) 
     }
     setAgain((count) => count + 1);
   }, []);
-  useEffect(() => {
+  // Before the pane is painted: what opens a file has just brought the pane up.
+  useLayoutEffect(() => {
     const show = (event: Event) => setOpen((event as CustomEvent<string>).detail);
     document.addEventListener("greylag:open-file", show);
     return () => document.removeEventListener("greylag:open-file", show);

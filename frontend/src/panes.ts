@@ -79,10 +79,10 @@ function tabs(): HTMLElement[] {
   return [...document.querySelectorAll<HTMLElement>("#tabs [role=tab]")];
 }
 
-/** Return the pane that was beside the conversation last, on whatever page; the first if there was none. */
+/** Return the pane that was beside the conversation last, on whatever page; the files if there was none. */
 function lastPane(): string {
   const last = kept(PANE_KEY);
-  return document.getElementById(`pane-${last}`) && last ? last : nameOf(tabs().at(1));
+  return document.getElementById(`pane-${last}`) && last ? last : "files";
 }
 
 function nameOf(tab: Element | undefined): string {

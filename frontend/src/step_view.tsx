@@ -1,7 +1,8 @@
 // One tool call as a row that opens: what it did in words, how it stands, and what it printed.
-import { diffLines } from "diff";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { CopyButton } from "./code_block";
+import { DiffRows } from "./diff_view";
+import { ofTexts } from "./differences";
 import { type StepWords, wordsOf } from "./step_words";
 import { openFile } from "./files_pane";
 import { TerminalText } from "./terminal_text";
@@ -92,16 +93,8 @@ function Wanted({ step, words }: { step: Step; words: StepWords }) {
 }
 
 function Change({ before, after }: { before: string; after: string }) {
-  const lines = diffLines(before, after).flatMap((part) => {
-    const sign = part.added ? "+" : part.removed ? "\u2212" : " ";
-    return part.value.replace(/\n$/, "").split("\n").map((text) => ({ sign, text }));
-  });
-  const kinds: Record<string, string> = { "+": "diff-added", "\u2212": "diff-removed" };
-  return (
-    <pre class="code diff" tabIndex={0} dir="ltr" aria-label="Change">
-      {lines.map(({ sign, text }, index) => <span key={index} class={kinds[sign]}>{sign} {visible(text)}{"\n"}</span>)}
-    </pre>
-  );
+  const difference = useMemo(() => ofTexts(before, after), [before, after]);
+  return <DiffRows difference={difference} label="Change" />;
 }
 
 function Question({ step, words, decide }: { step: Step; words: StepWords; decide: Decide }) {

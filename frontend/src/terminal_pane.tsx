@@ -1,6 +1,7 @@
 // The pane of terminals: those of the environment, one of them shown, and what stands in their way.
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
+import { Asleep } from "./asleep";
 import { projectStatus, whenShown } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
 import type { Screen } from "./terminal_screen";
@@ -32,12 +33,7 @@ function TerminalPane({ api, status }: { api: string; status: string }) {
     <div class="terminals">
       {error && <p class="terminal-said" role="alert">{visible(error)}</p>}
       {status === "active" ? <Shells list={`${api}/terminals`} attempt={attempt} />
-        : status === "inactive" || status === "failed" ? (
-          <div class="files-empty">
-            <p class="mb-3">The project sleeps. Its terminals open when it is awake.</p>
-            <button type="button" class="btn btn-primary" onClick={() => attempt(() => post(`${api}/activate`))}>Activate it</button>
-          </div>
-        ) : <p class="files-empty" role="status">The project is not ready yet.</p>}
+        : <Asleep api={api} status={status} words="Its terminals open when it is awake." attempt={attempt} />}
     </div>
   );
 }

@@ -1,4 +1,5 @@
 // What a turn's events add up to: words, thoughts, steps, notes and problems, in their order.
+import type { TurnChanges } from "./changes";
 import { MarkdownStream } from "./markdown";
 import type { Problem } from "./sse";
 import { textOr } from "./text";
@@ -46,12 +47,16 @@ export class TurnModel {
   items: Item[] = [];
   waking: string[] = [];
   ended = false;
+  outcome: "completed" | "cancelled" | "error" = "completed";
+  changes: TurnChanges | null | undefined; // null: not known at its end; undefined: never told
 
   /** Forget the answer, before its events are told from the first on. */
   clear(): void {
     this.items = [];
     this.waking = [];
     this.ended = false;
+    this.outcome = "completed";
+    this.changes = undefined;
   }
 
   apply(type: string, content: Content): void {
@@ -63,6 +68,7 @@ export class TurnModel {
 
   fail(problem: Problem): void {
     this.#endWords();
+    this.outcome = "error";
     this.items.push({ kind: "problem", problem });
   }
 
@@ -100,6 +106,10 @@ export class TurnModel {
     status: (content) => this.#status(content),
     context_exceeded: (content) => this.#note(textOr(content.message, "The session has grown too long for the model.")),
     history_update: () => this.#note("The agent has shortened its memory of this session."),
+    complete: (content) => {
+      if (content.stop_reason === "cancelled" && this.outcome === "completed") this.outcome = "cancelled";
+      this.changes = content.changes;
+    },
     error: (content) =>
       this.fail({ detail: textOr(content.error) || textOr(content.message), hint: textOr(content.hint), code: textOr(content.code) }),
   };

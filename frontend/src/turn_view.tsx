@@ -84,6 +84,10 @@ export class TurnView {
     await this.painted();
     this.working("");
     this.#end.textContent = words;
+    const { outcome, changes } = this.model;
+    this.article.dataset.turnStatus = outcome;
+    // What the server has told of is newer: it knows of undos.
+    if (changes !== undefined) this.article.dataset.changes ??= JSON.stringify(changes);
   }
 
   /** Resolves when all that has come stands in the page. */

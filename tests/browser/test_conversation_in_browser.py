@@ -237,6 +237,31 @@ async def test_a_draft_is_kept_for_each_session_whatever_happens(
     await expect(person.page.locator("#message")).to_have_value("for a new one")
 
 
+async def test_a_turn_is_copied_tried_again_and_edited(person: Person) -> None:
+    page, line = person.page, person.page.locator(".turn-line").last
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await person.say("Some *words*")
+    await person.answered()
+    await line.get_by_role("button", name="Copy", exact=True).click()
+    await expect(line.get_by_role("status")).to_have_text("Copied.")
+    copied = await page.evaluate("navigator.clipboard.readText()")
+    assert "Some *words*" in copied
+    await told(person, ("complete", {"stop_reason": "end_turn", "changes": None}))
+    await expect(line).to_contain_text("1 file changed +3 \u22121")
+    await person.say("fail: it broke")
+    await person.answered()
+    await line.get_by_role("button", name="Retry").click()
+    await expect(page.locator(".said")).to_have_count(4)
+    await person.answered()
+    await expect(page.locator(".said").last).to_have_text("fail: it broke")
+    await expect(line.get_by_role("button")).to_have_text(["Retry", "Edit and resend"])
+    await page.reload()
+    await page.fill("#message", "and more")
+    await line.get_by_role("button", name="Edit and resend").click()
+    await expect(page.locator("#message")).to_have_value("fail: it broke\n\nand more")
+    await expect(page.locator("#message")).to_be_focused()
+
+
 async def test_a_dialog_keeps_what_was_typed_however_it_closes(person: Person) -> None:
     await person.page.goto("/users/ada")
     dialog = person.page.locator("#dialog")

@@ -218,9 +218,10 @@ async def test_on_a_phone_one_part_at_a_time_fills_the_page(person: Person) -> N
     await page.get_by_role("tab", name="Chat").click()
     await expect(page.locator("#message")).to_be_visible()
     await expect(page.locator("#files")).to_be_hidden()
-    await page.keyboard.press("ArrowRight")
-    await expect(page.locator("#files")).to_be_visible()
-    await expect(page.locator("#message")).to_be_hidden()
+    for part in ("#changes", "#files"):
+        await page.keyboard.press("ArrowRight")
+        await expect(page.locator(part)).to_be_visible()
+        await expect(page.locator("#message")).to_be_hidden()
     await person.picture("files-phone")
     for width in (320, 1920):
         await page.set_viewport_size({"width": width, "height": 844})

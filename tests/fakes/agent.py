@@ -197,6 +197,10 @@ def _turn_changes(here: _Environment, asked: AgentRequest) -> agent_api.Changes:
 
 def _turn_diff(here: _Environment, asked: AgentRequest) -> agent_api.FileDiff:
     here.run(asked.parts["turn"])
+    return _diff(here, asked)
+
+
+def _diff(_here: _Environment, asked: AgentRequest) -> agent_api.FileDiff:
     if asked.query.get("path") != _CHANGE.path:
         raise MissingError("The turn did not change this.")
     return agent_api.FileDiff(_CHANGE, "@@ -1 +1,3 @@\n", whole=True)
@@ -305,6 +309,7 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.TURN_DIFF.name: _turn_diff,
     agent_api.UNDO_TURN.name: _undo_turn,
     agent_api.LIST_CHANGES.name: lambda _here, _asked: _CHANGES,
+    agent_api.DIFF_CHANGES.name: _diff,
     agent_api.LIST_TERMINALS.name: _list_terminals,
     agent_api.START_TERMINAL.name: _start_terminal,
     agent_api.END_TERMINAL.name: _end_terminal,

@@ -155,8 +155,8 @@ async def test_the_command_line_waits_for_a_person(tmp_path: Path) -> None:
             await terminal.until("is kept in")
             await terminal.until("ann")
             assert await terminal.end() == 0
-        told = await running.house.store.audit_entries(AuditFilter(user="ann"), 2)
-        assert {entry["action"] for _, entry in told} == {"logins.answer", "tokens.create"}
+        told = await running.house.store.audit_entries(AuditFilter(user="ann"), 100)
+        assert {"logins.answer", "tokens.create"} <= {entry["action"] for _, entry in told}
         token = (tmp_path / "greylag" / "token").read_text().strip()
         bearer = {"authorization": f"Bearer {token}"}
         _, listed = await running.ask("GET", "/api/tokens", headers=ann)

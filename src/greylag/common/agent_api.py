@@ -112,6 +112,19 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnChanges:
+    """How much a turn changed in the workspace, and whether that was undone."""
+
+    files: Annotated[int, Doc("How many files, links and folders.", 3)]
+    added_lines: Annotated[int, Doc("Of all whose lines were counted.", 48)]
+    deleted_lines: int
+    undo_id: Annotated[
+        str | None, Doc("The undo that took it back, if that is not undone itself.")
+    ] = None
+    undone_files: Annotated[int, Doc("How many that undo brought back.")] = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A message and all that answers it."""
 
@@ -128,6 +141,9 @@ class Turn:
     error: Annotated[str | None, Doc("Why it failed, in words.")] = None
     error_code: Annotated[str | None, Doc("The same, for programs.")] = None
     shortened: Annotated[bool, Doc("Whether a list cut the texts to 1,000 characters.")] = False
+    changes: Annotated[
+        TurnChanges | None, Doc("null where it is not known (yet), or not kept any longer.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -891,6 +907,20 @@ LIST_CHANGES = Operation(
     ),
     silence=_LONG_COMPARISON,
 )
+DIFF_CHANGES = Operation(
+    name="diff_changes",
+    method="GET",
+    path="/changes/diff",
+    summary="Read what changed in a file between two states",
+    text="A unified diff of one path of the changes between two states that are kept.",
+    tag="changes",
+    answer=FileDiff,
+    query=(
+        *LIST_CHANGES.query,
+        Parameter("path", _PATH, {"type": "string", "examples": ["src/main.py"]}),
+    ),
+    silence=_LONG_COMPARISON,
+)
 
 OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_SESSIONS,
@@ -923,6 +953,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     TURN_DIFF,
     UNDO_TURN,
     LIST_CHANGES,
+    DIFF_CHANGES,
 )
 """All that the platform relays."""
 

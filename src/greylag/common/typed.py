@@ -38,18 +38,27 @@ def check_types(value: Any, path: str = "") -> None:
 
 
 def shaped(kind: type[T], members: Any) -> T:
-    """Return a dataclass made of a JSON object; members that it does not know are left out.
+    """Return a dataclass made of a JSON object, with those that it holds itself (not in lists);
+    members that it does not know are left out.
 
     Raises:
         TypeError: it is no object, or a member is missing or not of the type that is declared.
     """
     if not isinstance(members, Mapping):
         raise TypeError(f"{members!r:.80} is no object")
+    hints = _hints(cast("Hashable", kind))
     made = kind(
-        **{name: members[name] for name in _hints(cast("Hashable", kind)).keys() & members.keys()}
+        **{name: _made(hints[name], members[name]) for name in hints.keys() & members.keys()}
     )
     check_types(made)
     return made
+
+
+def _made(hint: Any, value: Any) -> Any:
+    kind = _choices(hint)[0]
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
+        return shaped(kind, value)
+    return value
 
 
 @cache
@@ -58,7 +67,7 @@ def _hints(kind: Hashable) -> dict[str, Any]:
 
 
 def _check(value: Any, hint: Any, name: str) -> None:
-    choices = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    choices = _choices(hint)
     if value is None and type(None) in choices:
         return
     kind = choices[0]
@@ -70,6 +79,11 @@ def _check(value: Any, hint: Any, name: str) -> None:
     elif get_origin(kind) is Sequence:
         for place, one in enumerate(value):
             _check(one, get_args(kind)[0], f"{name}[{place}]")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Return what a hint that may be None allows, else the hint alone."""
+    return get_args(hint) if type(None) in get_args(hint) else (hint,)
 
 
 def _is_a(value: Any, kind: Any) -> bool:

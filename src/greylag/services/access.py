@@ -149,6 +149,12 @@ class Gate:
             )
         return user
 
+    async def may(self, principal: Principal, action: Action, what: str | ProjectRef) -> bool:
+        """Tell whether a principal's standing lets them do it, so that a page offers no more."""
+        standings, scope = RULES[action]
+        granted = principal.scopes is None or scope in principal.scopes
+        return granted and await self._standing(principal, what) in standings
+
     async def administrate(self, principal: Principal, action: Action) -> None:
         """Return when ``principal`` may do ``action``, which is about no user of its own.
 

@@ -110,6 +110,10 @@ class Projects:
         except (ProjectNotFoundError, UserNotFoundError):
             return None
 
+    async def may(self, principal: Principal, ref: ProjectRef, action: Action) -> bool:
+        """Tell whether the principal may do ``action`` with a project."""
+        return await self._gate.may(principal, action, ref)
+
     async def get(
         self, principal: Principal, ref: ProjectRef, action: Action = Action.PROJECTS_READ
     ) -> Project:

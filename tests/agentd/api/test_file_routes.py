@@ -4,6 +4,7 @@ import asyncio
 import errno
 import io
 import os
+import re
 import shutil
 import socket
 import stat
@@ -383,6 +384,11 @@ def test_a_file_that_shrinks_while_it_is_read_is_no_whole_file(tmp_path: Path) -
         assert len(file.read()) == 100
 
 
+async def _totals(api: Api, session: str) -> list[Any]:
+    _, listed = await api.json("GET", f"/api/v1/sessions/{session}/turns")
+    return [turn["changes"] for turn in listed["turns"]]
+
+
 async def test_a_turn_is_undone_over_http_and_the_next_message_tells_the_agent(
     tmp_path: Path,
 ) -> None:
@@ -405,10 +411,11 @@ async def test_a_turn_is_undone_over_http_and_the_next_message_tells_the_agent(
         assert (status, running["code"]) == (409, "turn_running")
         await api.json("PUT", f"{ROOT}/content?path=by/hand", b"meanwhile")
         go_on.set()
-        await api.events(turn)
+        last = (await api.events(turn))[-1]
         _, found = await api.json("GET", f"{one}/changes")
         told = {change["path"]: change["shared"] for change in found["changes"]}
-        assert told == {"made": False, "by/hand": True}
+        totals = {"files": 2, "added_lines": 2, "deleted_lines": 0}
+        assert (told, last["content"]["changes"]) == ({"made": False, "by/hand": True}, totals)
         _, between = await api.json("GET", f"/api/v1/changes?from={turn}&to={turn}")
         assert [change["path"] for change in between["changes"]] == ["by/hand", "made"]
         for body in ({"override": 1}, {"paths": "made"}, {"other": True}):
@@ -417,14 +424,16 @@ async def test_a_turn_is_undone_over_http_and_the_next_message_tells_the_agent(
         kept = {one["path"]: one["reason"] for one in undone["kept"]}
         assert (status, kept) == (200, {"by": "not_empty", "by/hand": "changed_by_others"})
         assert [path.name for path in there(tmp_path).iterdir()] == ["by"]
+        holds = totals | {"undo_id": undone["undo_id"], "undone_files": 1}
         _, again = await api.json("POST", f"{one}/undo", {})
-        assert again["changes"]["total"] == 0
+        assert (again["changes"]["total"], await _totals(api, session)) == (0, [holds])
         await api.events(await api.turn("go on", session))
         await api.events(await api.turn("and on", session))
-        texts = [text for _, text in agent.prompts]
-        assert texts[1].startswith("Note from the platform")
-        assert texts[1].endswith("read them again: made.\n\ngo on")
-        assert (texts[0], texts[2]) == ("hello", "and on")
+        first, second, third = (text for _, text in agent.prompts)
+        assert re.fullmatch(
+            r"Note from the platform.* them again: made\.\n\ngo on", second, re.DOTALL
+        )
+        assert (first, third) == ("hello", "and on")
         _, history = await api.json("GET", f"/api/v1/sessions/{session}/messages")
         assert [said["content"] for said in history["messages"]][::2] == [
             "hello",

@@ -10,6 +10,7 @@ import pytest
 from tests.agentd.changes.rig import look, rig
 
 from greylag.agentd.problems import RequestError
+from greylag.common.agent_api import TurnChanges
 from greylag.execd import snapshots
 
 
@@ -54,12 +55,16 @@ async def test_changes_are_told_with_renames_lines_and_what_is_left_out(tmp_path
             "dist": "ignored",
             "node_modules": "build",
         }
+        totals = await made.service.totals(["t", "another"])
+        assert totals == {"t": TurnChanges(8, 3, 3)}
+        states = str(found.from_snapshot), str(found.to_snapshot)
         diff = await made.service.diff("t", "a.py")
+        assert diff == await made.service.diff_between(*states, "a.py")
         assert diff.diff == (
             "--- a/a.py\n+++ b/a.py\n@@ -1,3 +1,4 @@\n one\n-two\n+2\n three\n+four\n"
         )
         assert (await made.service.diff("t", "pic")).change.binary
-        with pytest.raises(RequestError, match="did not change"):
+        with pytest.raises(RequestError, match="Nothing changed"):
             await made.service.diff("t", "plain/x")
 
 
@@ -104,8 +109,12 @@ async def test_an_undo_leaves_what_others_did_and_says_so(tmp_path: Path) -> Non
         assert forced.kept == []
         assert (root / "person").read_text() == (root / "theirs").read_text() == "before\n"
         assert (root / "uploaded").read_text() == "by hand\n"
-        await made.undo(forced.undo_id)
+        again = await made.undo(forced.undo_id)
         assert look(root) == present
+        assert (await made.service.totals(["b"]))["b"].undo_id is None
+        last = await made.undo(again.undo_id)
+        told = (await made.service.totals(["b"]))["b"]
+        assert (told.undo_id, told.undone_files) == (last.undo_id, 2)
 
 
 async def test_nested_repositories_come_back_with_branches_and_index(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ class ChangeRoutes:
             relayed(agent_api.TURN_DIFF, self._diff),
             relayed(agent_api.UNDO_TURN, self._undo),
             relayed(agent_api.LIST_CHANGES, self._between),
+            relayed(agent_api.DIFF_CHANGES, self._diff_between),
         ]
 
     async def _of_turn(self, request: Request) -> Response:
@@ -56,14 +57,21 @@ class ChangeRoutes:
             raise await self._known(span_id, error) from error
 
     async def _between(self, request: Request) -> Response:
-        start, end = (request.query_params.get(name) or None for name in ("from", "to"))
-        return answer(await self._changes.between(start, end))
+        return answer(await self._changes.between(*_states(request)))
+
+    async def _diff_between(self, request: Request) -> Response:
+        path = request.query_params.get("path", "")
+        return answer(await self._changes.diff_between(*_states(request), path))
 
     async def _known(self, span_id: str, error: RequestError) -> RequestError:
         """Return what is to be told: of a turn that never was there is no state to be gone."""
         if error.code == "snapshot_gone":
             await self._turns.get(span_id)
         return error
+
+
+def _states(request: Request) -> tuple[str | None, str | None]:
+    return request.query_params.get("from") or None, request.query_params.get("to") or None
 
 
 def _are_paths(paths: object) -> bool:

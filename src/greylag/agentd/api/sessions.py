@@ -196,11 +196,15 @@ class TurnRoutes:
         limit = whole_number(request, "limit", default=agent_api.TURNS, most=agent_api.MOST_TURNS)
         session = await self._sessions.get(request.path_params["session"])
         turns = await self._turns.records.newest(session.session_id, limit)
+        changes = await self._turns.changes(*(turn.turn_id for turn in turns))
         shown = [_turn(turn, most_message=_LIST_TEXT, most_answer=_LIST_TEXT) for turn in turns]
-        return answer(agent_api.TurnList(shown))
+        told = [replace(turn, changes=changes.get(turn.turn_id)) for turn in shown]
+        return answer(agent_api.TurnList(told))
 
     async def _get(self, request: Request) -> Response:
-        return answer(_turn(await self._turns.get(request.path_params["turn"])))
+        turn = _turn(await self._turns.get(request.path_params["turn"]))
+        changes = await self._turns.changes(turn.turn_id)
+        return answer(replace(turn, changes=changes.get(turn.turn_id)))
 
     async def events(self, request: Request) -> Response:
         """Stream a turn's events from the one after Last-Event-ID on, until `complete`."""

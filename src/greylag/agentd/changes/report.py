@@ -9,21 +9,24 @@ from greylag.agentd.changes.lines import counts, is_binary, unified
 from greylag.agentd.changes.plan import differences
 from greylag.agentd.changes.spans import Ends
 from greylag.agentd.changes.store import PIECE, Change, TreeEntry, read_object, read_tree
-from greylag.common.agent_api import Changes, FileChange, FileDiff, LeftOut
+from greylag.common.agent_api import Changes, FileChange, FileDiff, LeftOut, TurnChanges
 
 _MOST_CHANGES = 2000
 _MOST_LIST_TEXT = 2 * PIECE
 _MOST_COUNTED = PIECE
 _MOST_DIFF = PIECE
 _COUNTING_SECONDS = 2.0
+_TOTALS_SECONDS = 0.5
 _KINDS = {"f": "file", "d": "folder", "l": "link"}
 
 
-def report(sql: sqlite3.Connection, ends: Ends) -> Changes:
-    """Return what differs between two states."""
+def report(
+    sql: sqlite3.Connection, ends: Ends, counting_seconds: float = _COUNTING_SECONDS
+) -> Changes:
+    """Return what differs between two states, lines counted as far as the time suffices."""
     found = _told(sql, ends)
     changes: list[FileChange] = []
-    room, until = _MOST_LIST_TEXT, time.monotonic() + _COUNTING_SECONDS
+    room, until = _MOST_LIST_TEXT, time.monotonic() + counting_seconds
     for path, (old_path, old, new) in sorted(found.items()):
         room -= 6 * (len(path) + len(old_path or "")) + 300
         if len(changes) == _MOST_CHANGES or room < 0:
@@ -42,6 +45,12 @@ def report(sql: sqlite3.Connection, ends: Ends) -> Changes:
         left_out=[LeftOut(path, reason) for path, reason in ends.after.left_out],
         left_out_total=ends.after.left_out_count,
     )
+
+
+def totals_of(sql: sqlite3.Connection, ends: Ends) -> TurnChanges:
+    """Return how much differs between two states."""
+    found = report(sql, ends, _TOTALS_SECONDS)
+    return TurnChanges(found.total, found.added_lines, found.deleted_lines)
 
 
 def diff_of(sql: sqlite3.Connection, ends: Ends, path: str) -> FileDiff | None:

@@ -11,7 +11,7 @@ short, by whatever end of a process, is gone on with before anything else.
 import asyncio
 import sqlite3
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
 import structlog
@@ -19,11 +19,11 @@ import structlog
 from greylag.agentd.changes import spans
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.plan import Extent, State, rest_of, steps_of, undo_of
-from greylag.agentd.changes.report import diff_of, report
+from greylag.agentd.changes.report import diff_of, report, totals_of
 from greylag.agentd.changes.spans import Ends, Span
 from greylag.agentd.changes.store import Snapshot, SnapshotError, SnapshotStore, TreeEntry
 from greylag.agentd.problems import RequestError
-from greylag.common.agent_api import Changes, FileDiff, Kept, Undone, UndoWish
+from greylag.common.agent_api import Changes, FileDiff, Kept, TurnChanges, Undone, UndoWish
 from greylag.common.backoff import backoff
 
 _LISTED_WITHIN = 30.0
@@ -52,7 +52,7 @@ class ChangeService:
         self._capture = capture
         self._lock = asyncio.Lock()
         self._running: set[str] = set()
-        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._ending: dict[str, asyncio.Task[TurnChanges | None]] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._recovered = False
 
@@ -97,22 +97,38 @@ class ChangeService:
             except SnapshotError as error:
                 _log.warning("snapshot_failed", span_id=span_id, error=str(error))
 
-    async def end(self, span_id: str) -> None:
-        """Keep the state after a turn; return when it is kept, or a moment later."""
+    async def end(self, span_id: str) -> TurnChanges | None:
+        """Keep the state after a turn; return how much changed, ``None`` if that takes longer."""
         task = self._start(self._end(span_id), f"state after {span_id}")
         self._ending[span_id] = task
         self._running.discard(span_id)
         await asyncio.wait({task}, timeout=_END_WITHIN)
+        return task.result() if task.done() else None
 
-    async def _end(self, span_id: str) -> None:
+    async def _end(self, span_id: str) -> TurnChanges | None:
         try:
             async with self._lock:
                 after = await self._capture.take()
                 await self._store.run(lambda sql: spans.set_after(sql, after.number, span_id))
+            return await self._count(span_id)
         except SnapshotError as error:
             _log.warning("snapshot_failed", span_id=span_id, error=str(error))
+            return None
         finally:
             del self._ending[span_id]
+
+    async def _count(self, span_id: str) -> TurnChanges | None:
+        """Remember how much a span changed, and return it; ``None`` if its states are gone."""
+
+        def count(sql: sqlite3.Connection) -> TurnChanges | None:
+            found = spans.ends(sql, span_id)
+            if found is None:
+                return None
+            totals = totals_of(sql, found)
+            spans.set_totals(sql, span_id, totals)
+            return totals
+
+        return await self._store.run(count)
 
     async def touched(self, *paths: str) -> None:
         """Remember that a person changed paths, or what is below them, while turns run."""
@@ -130,24 +146,41 @@ class ChangeService:
         ends = await self._ends(span_id)
         return await self._read(lambda sql: report(sql, ends))
 
+    async def totals(self, span_ids: Collection[str]) -> Mapping[str, TurnChanges]:
+        """Return how much turns changed, of those of which that is known."""
+        try:
+            return await self._store.run(lambda sql: spans.totals(sql, span_ids))
+        except SnapshotError as error:
+            _log.warning("snapshot_failed", error=str(error))
+            return {}
+
     async def diff(self, span_id: str, path: str) -> FileDiff:
         """Return what a turn or an undo changed in a file."""
-        ends = await self._ends(span_id)
-        found = await self._read(lambda sql: diff_of(sql, ends, path))
-        if found is None:
-            raise RequestError("file_not_found", f"The turn did not change this: {path[:200]}")
-        return found
+        return await self._diff(await self._ends(span_id), path)
 
     async def between(self, start: str | None, end: str | None) -> Changes:
         """Return what differs between two states, by default from the oldest one until now."""
+        ends = await self._states(start, end)
+        return await self._read(lambda sql: report(sql, ends))
+
+    async def diff_between(self, start: str | None, end: str | None, path: str) -> FileDiff:
+        """Return what differs in a file between two states."""
+        return await self._diff(await self._states(start, end), path)
+
+    async def _diff(self, ends: Ends, path: str) -> FileDiff:
+        found = await self._read(lambda sql: diff_of(sql, ends, path))
+        if found is None:
+            raise RequestError("file_not_found", f"Nothing changed there: {path[:200]}")
+        return found
+
+    async def _states(self, start: str | None, end: str | None) -> Ends:
         if end is None:
             await self._settled(self._alone(self._capture.take), "state now")
         first = await self._read(lambda sql: spans.state(sql, start, after=False))
         last = await self._read(lambda sql: spans.state(sql, end, after=True))
         if first is None or last is None:
             raise _gone()
-        ends = Ends(first, last)
-        return await self._read(lambda sql: report(sql, ends))
+        return Ends(first, last)
 
     async def notes(self, session_id: str) -> tuple[str, list[Span]]:
         """Return what a session's agent is to know of undos ("": nothing), and those that it tells.
@@ -209,6 +242,8 @@ class ChangeService:
             raise SnapshotError(f"{error} The undo goes on by itself.") from error
         kept = [Kept(path, reason) for path, reason in sorted((undo.kept | refused).items())]
         changes = await self._store.run(lambda sql: report(sql, Ends(now, after)))
+        totals = TurnChanges(changes.total, changes.added_lines, changes.deleted_lines)
+        await self._store.run(lambda sql: spans.set_totals(sql, one.span_id, totals))
         _log.info("undo_ended", undo_id=one.span_id, kept=len(kept))
         return Undone(one.span_id, changes, kept[:_MOST_KEPT], len(kept))
 
@@ -232,6 +267,8 @@ class ChangeService:
             if left:
                 after = (await self._capture.take()).number
                 await self._store.run(lambda sql: spans.set_after(sql, after, *left))
+                for span_id in left:
+                    await self._count(span_id)
             self._recovered = True
 
     async def _end_undo(self, undo: Span) -> None:
@@ -252,6 +289,7 @@ class ChangeService:
 
             wanted = await self._store.run(rest)
         await self._bring_back(undo, now, wanted)
+        await self._count(undo.span_id)
         _log.warning("undo_ended_after_restart", undo_id=undo.span_id)
 
     # How things are done.

@@ -3,11 +3,12 @@
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from greylag.agentd.changes.plan import among, differences
 from greylag.agentd.changes.store import Snapshot, snapshot_at
+from greylag.common.agent_api import TurnChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ def add(sql: sqlite3.Connection, span: Span) -> None:
     undo = span.undoes is not None
     row = (span.span_id, span.session_id, span.began, span.before, span.after, span.undoes)
     sql.execute(
-        "INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO spans (span_id, session_id, began, before, after, undoes, paths, "
+        "told) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (*row, json.dumps(span.paths) if undo else None, int(not undo)),
     )
 
@@ -65,6 +67,50 @@ def set_after(sql: sqlite3.Connection, number: int, *span_ids: str) -> None:
     """Say which state was after spans, which have ended then."""
     rows = [(number, span_id) for span_id in span_ids]
     sql.executemany("UPDATE spans SET after = ? WHERE span_id = ?", rows)
+
+
+def set_totals(sql: sqlite3.Connection, span_id: str, totals: TurnChanges) -> None:
+    """Say how much a span changed, so that it is told without another comparison."""
+    told = json.dumps([totals.files, totals.added_lines, totals.deleted_lines])
+    sql.execute("UPDATE spans SET totals = ? WHERE span_id = ?", (told, span_id))
+
+
+def totals(sql: sqlite3.Connection, span_ids: Collection[str]) -> dict[str, TurnChanges]:
+    """Return how much each span changed of which that is known, and the undo that holds of it."""
+    wanted = set(span_ids)
+    counted: dict[str, TurnChanges] = {}
+    undone = _Undone()
+    for row in sql.execute(
+        "SELECT span_id, undoes, paths, totals FROM spans WHERE totals IS NOT NULL ORDER BY rowid"
+    ):
+        if row["span_id"] in wanted or row["undoes"] is not None:
+            counted[row["span_id"]] = TurnChanges(*json.loads(row["totals"]))
+        if row["undoes"] is not None and row["paths"] != "[]":
+            undone.take(row["span_id"], row["undoes"])
+    found: dict[str, TurnChanges] = {}
+    for span_id in wanted & counted.keys():
+        undo = undone.of(span_id)
+        files = 0 if undo is None else counted[undo].files
+        found[span_id] = replace(counted[span_id], undo_id=undo, undone_files=files)
+    return found
+
+
+class _Undone:
+    """Which undo holds of what: each one settles anew how the span stands at its chain's begin."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, bool]] = {}
+        self._undo: dict[str, str | None] = {}
+
+    def take(self, undo: str, undoes: str) -> None:
+        """Take the next undo, in the order of time."""
+        first, undone = self._first.get(undoes, (undoes, False))
+        self._first[undo] = first, not undone
+        self._undo[first] = None if undone else undo
+
+    def of(self, span_id: str) -> str | None:
+        """Return the undo that holds of a turn."""
+        return self._undo.get(span_id)
 
 
 def find(sql: sqlite3.Connection, span_id: str) -> Span | None:

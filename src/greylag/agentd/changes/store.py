@@ -51,7 +51,7 @@ _FIRST = """
         span_id TEXT NOT NULL, path TEXT NOT NULL, PRIMARY KEY (span_id, path)
     ) STRICT
 """
-_MIGRATIONS = (_FIRST.split(";"),)
+_MIGRATIONS = (_FIRST.split(";"), ("ALTER TABLE spans ADD COLUMN totals TEXT",))
 
 T = TypeVar("T")
 

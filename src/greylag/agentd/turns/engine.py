@@ -7,7 +7,7 @@ its last, and a client that leaves changes nothing.
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,6 +38,7 @@ from greylag.agentd.records import (
 from greylag.agentd.turns.errors import RESTARTED, SESSION_UNKNOWN, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
 from greylag.agentd.turns.running import RunningTurn, TurnPolicy
+from greylag.common.agent_api import TurnChanges
 
 Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
 EndpointType = Literal["agent-streaming", "sync", "provider-streaming"]
@@ -180,6 +181,10 @@ class TurnEngine:
             raise not_found("turn", turn_id)
         return turn
 
+    async def changes(self, *turn_ids: str) -> Mapping[str, TurnChanges]:
+        """Return how much turns changed in the workspace, of those of which that is known."""
+        return await self._changes.totals(turn_ids)
+
     def tail(self, turn_id: str) -> JournalTail:
         """Open a turn's events for one reader, who must close it.
 
@@ -307,7 +312,7 @@ class TurnEngine:
         except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
             _log.exception("turn_failed")
             error = TurnError("internal", "agentd failed while it handled the answer.")
-        await self._changes.end(turn.record.turn_id)
+        turn.changes = await self._changes.end(turn.record.turn_id)
         await self._end(turn, result, error)
         outcome = turn.summary.outcome()
         self.activity.end(entry, failed=outcome.status == "error")

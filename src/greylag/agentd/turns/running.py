@@ -12,6 +12,7 @@ from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJ
 from greylag.agentd.records import TurnRecord
 from greylag.agentd.turns.errors import TurnError, with_provider_code
 from greylag.agentd.turns.events import Translator, TurnEvent, TurnSummary
+from greylag.common.agent_api import TurnChanges
 
 _ERROR_TEXT = 4000  # a provider may answer with a whole page
 _SETTLED: Mapping[Settlement, str] = {
@@ -54,6 +55,7 @@ class RunningTurn:
         agent_session_id: what the agent calls its session, once the agent has its message.
         cancelled: whether its end was asked for.
         ended: set when its last event is there to be read.
+        changes: how much it changed in the workspace; None while that is not known.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class RunningTurn:
         self.agent_session_id: str | None = None
         self.cancelled = False
         self.ended = asyncio.Event()
+        self.changes: TurnChanges | None = None
         self._policy = policy
         self._translator = Translator(record.session_id, policy.now)
         self._confirmations: dict[str, asyncio.Future[Settlement]] = {}
@@ -164,6 +167,7 @@ class RunningTurn:
             "storage": "file",
             "stop_reason": "error" if result is None else result.stop_reason,
             "usage": None if result is None else result.usage,
+            "changes": _told(self.changes),
         }
         self.emit(TurnEvent("complete", complete), last_words=True)
 
@@ -179,3 +183,11 @@ class RunningTurn:
             settled.set_exception(error)
         else:
             settled.set_result(decision)
+
+
+def _told(changes: TurnChanges | None) -> dict[str, int] | None:
+    """Return what the last event says of changes: no undo can be known of by then."""
+    if changes is None:
+        return None
+    names = ("files", "added_lines", "deleted_lines")
+    return {name: getattr(changes, name) for name in names}

@@ -3,8 +3,9 @@ scripts what the console does by the JSON API.
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -53,6 +54,12 @@ class AnsweredMessage:
     message: str
     answer: str
     turn: Turn | None
+
+    @property
+    def changes(self) -> str | None:
+        """What is known of the turn's changes, as the page's script reads it."""
+        known = None if self.turn is None else self.turn.changes
+        return None if known is None else json.dumps(asdict(known))
 
 
 @dataclass(frozen=True, slots=True)

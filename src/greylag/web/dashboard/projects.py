@@ -10,7 +10,7 @@ from starlette.responses import Response
 from greylag.common import sse
 from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project
-from greylag.domain.users import User
+from greylag.domain.users import Action, User
 from greylag.ports import Edit
 from greylag.web.addresses import project_url, user_url
 from greylag.web.dashboard.conversations import TURNS_SHOWN, bounded, read_conversation
@@ -56,6 +56,7 @@ async def show_project(
         site=call.site,
         user=owner,
         project=view,
+        writes=await call.use_cases.projects.may(*call.at, Action.FILES_WRITE),
         events=events,
         last_event=project.last_seq,
         conversation=await read_conversation(call, view, session, limit),

@@ -1,0 +1,156 @@
+// What turns changed in the workspace, as the API gives it.
+import { Refused, ask, post, wordsOf } from "./sse";
+import { counted, visible } from "./text";
+
+export interface FileChange {
+  path: string;
+  change: "added" | "modified" | "deleted" | "renamed";
+  kind: "file" | "folder" | "link";
+  old_path: string | null;
+  old_mode: string | null;
+  mode: string | null;
+  binary: boolean;
+  added_lines: number | null;
+  deleted_lines: number | null;
+  shared: boolean;
+}
+
+export interface Reason {
+  path: string;
+  reason: string;
+}
+
+export interface Changes {
+  from_snapshot: number;
+  to_snapshot: number;
+  changes: FileChange[];
+  total: number;
+  added_lines: number;
+  deleted_lines: number;
+  left_out: Reason[];
+  left_out_total: number;
+}
+
+export interface FileDiff {
+  change: FileChange;
+  diff: string;
+  whole: boolean;
+}
+
+export interface Undone {
+  undo_id: string;
+  changes: Changes;
+  kept: Reason[];
+  kept_total: number;
+}
+
+/** How much a turn changed; `undo_id` is the undo that holds of it. */
+export interface TurnChanges {
+  files: number;
+  added_lines: number;
+  deleted_lines: number;
+  undo_id?: string | null;
+  undone_files?: number;
+}
+
+export interface Turn {
+  turn_id: string;
+  message: string;
+  answer: string;
+  status: string;
+  started_at: string;
+  changes?: TurnChanges | null;
+}
+
+/** What is compared: a turn's (or an undo's) two states, or the state before a turn (`""`: the oldest) and now. */
+export type Span = { turn: string } | { since: string };
+
+/** The changes of one project's workspace. */
+export class ChangeLog {
+  #api: string;
+
+  /** `api` is the address of the project in the API. */
+  constructor(api: string) {
+    this.#api = api;
+  }
+
+  async turns(session: string): Promise<Turn[]> {
+    return (await (await ask(`${this.#api}/sessions/${encodeURIComponent(session)}/turns?limit=30`)).json()).turns;
+  }
+
+  async turn(id: string): Promise<Turn> {
+    return (await ask(`${this.#api}/turns/${id}`)).json();
+  }
+
+  async list(span: Span): Promise<Changes> {
+    if ("turn" in span) return (await ask(`${this.#api}/turns/${span.turn}/changes`)).json();
+    return (await ask(`${this.#api}/changes?${new URLSearchParams(span.since ? { from: span.since } : {})}`)).json();
+  }
+
+  /** Return what differs in one file of `changes`. */
+  async diff({ from_snapshot, to_snapshot }: Changes, path: string): Promise<FileDiff> {
+    const query = { from: String(from_snapshot), to: String(to_snapshot), path };
+    return (await ask(`${this.#api}/changes/diff?${new URLSearchParams(query)}`)).json();
+  }
+
+  /** Return the paths that changed after the states that `changes` compares. */
+  async changedAfter({ to_snapshot }: Changes): Promise<Set<string>> {
+    const { changes } = await this.list({ since: String(to_snapshot) });
+    return new Set(changes.flatMap(({ path, old_path }) => [path, old_path ?? path]));
+  }
+
+  async undo(id: string, override: boolean): Promise<Undone> {
+    return (await post(`${this.#api}/turns/${id}/undo`, { override })).json();
+  }
+}
+
+const REFUSALS: Record<string, string> = {
+  turn_running: "The agent is still at work on this turn. Stop it, or wait for its end.",
+  snapshot_gone: "What the workspace was then is not kept any longer, so this can be neither compared nor undone.",
+};
+
+/** Return in words why changes are not told, or not undone. */
+export function refusalOf(error: unknown): string {
+  return (error instanceof Refused && REFUSALS[error.problem.code ?? ""]) || wordsOf(error);
+}
+
+const REASONS: Record<string, string> = {
+  build: "made again by tools", ignored: "named in .gitignore", too_large: "too large", no_room: "no room for it",
+  unreadable: "cannot be read", special: "no file", too_deep: "too deep", changed: "changed while it was read",
+  changed_since: "changed afterwards", changed_by_others: "changed by somebody else meanwhile", left_out: "not kept",
+  not_empty: "holds what stays", folder_gone: "its folder is gone",
+};
+
+/** Return "notes.txt (changed afterwards)", for the first few of some paths. */
+export function reasonsOf(all: Reason[], total: number, most = 5): string {
+  const named = all.slice(0, most).map(({ path, reason }) => `${visible(path)} (${REASONS[reason] ?? visible(reason)})`);
+  return named.join(", ") + (total > named.length ? ` and ${total - named.length} more` : "");
+}
+
+/** Return in words what an undo did. */
+export function outcomeOf({ changes, kept, kept_total }: Undone): string {
+  const did = changes.total ? `${counted(changes.total, "file")} brought back.` : "Nothing was brought back.";
+  return kept_total ? `${did} Left as it is: ${reasonsOf(kept, kept_total)}.` : did;
+}
+
+/** An undo of a turn, or of the undo that held of it, has been done. */
+export interface UndoNews {
+  turn: string;
+  undone: Undone;
+  changes: Partial<TurnChanges>;
+}
+
+/** Tell all of the page of an undo; `again` when it brought the turn's changes back. */
+export function tellUndone(turn: string, undone: Undone, again: boolean): void {
+  const { undo_id, changes } = undone;
+  const standing = again ? { undo_id: null, undone_files: 0 } : { undo_id, undone_files: changes.total };
+  const detail: UndoNews = { turn, undone, changes: changes.total ? standing : {} };
+  document.dispatchEvent(new CustomEvent("greylag:undone", { detail }));
+}
+
+/** Call `take` for each undo on the page; returns how to stop. */
+export function onUndone(take: (news: UndoNews) => void): () => void {
+  const listener = (event: Event) => take((event as CustomEvent<UndoNews>).detail);
+  document.addEventListener("greylag:undone", listener);
+  return () => document.removeEventListener("greylag:undone", listener);
+}

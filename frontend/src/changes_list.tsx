@@ -1,0 +1,123 @@
+// What a turn, or all since one, changed in the workspace: chosen, listed, and opened file by file.
+import { useCallback, useEffect, useState } from "preact/hooks";
+import { Asleep } from "./asleep";
+import { ChangeView } from "./change_view";
+import { type ChangeLog, type Changes, type Span, type Turn, onUndone, outcomeOf, reasonsOf, refusalOf } from "./changes";
+import { LineCounts } from "./diff_view";
+import { counted, visible } from "./text";
+import { ago } from "./times";
+import { UndoButton } from "./turn_end";
+import type { Workspace } from "./workspace";
+
+const PAGE = 200;
+const BRIEF = 60;
+
+interface Given {
+  api: string;
+  log: ChangeLog;
+  workspace: Workspace;
+  mayWrite: boolean;
+}
+
+export interface PaneProps extends Given {
+  status: string;
+  session: string;
+  reviewed: string;
+  news: number; // changes when what is shown may not be true any more
+}
+
+export function ChangesPane({ status, ...props }: PaneProps) {
+  const [error, setError] = useState("");
+  const attempt = useCallback((action: () => Promise<unknown>) => {
+    setError("");
+    action().catch((failure) => setError(refusalOf(failure)));
+  }, []);
+  return (
+    <div class="changes">
+      {error && <p class="problem" role="alert">{visible(error)}</p>}
+      {status === "active"
+        ? <Review key={props.session} {...props} attempt={attempt} />
+        : <Asleep api={props.api} status={status} words="What its turns changed shows when it is awake." attempt={attempt} />}
+    </div>
+  );
+}
+
+interface ReviewProps extends Omit<PaneProps, "status"> {
+  attempt: (action: () => Promise<unknown>) => void;
+}
+
+/** Lets the person choose what is compared: the newest turn that changed something, until they do. */
+function Review({ log, workspace, mayWrite, session, reviewed, news, attempt }: ReviewProps) {
+  const [turns, setTurns] = useState<Turn[] | null>(null);
+  const [chosen, choose] = useState("");
+  useEffect(() => attempt(async () => setTurns(session ? await log.turns(session) : [])), [log, session, news]);
+  useEffect(() => { if (reviewed) choose(`turn ${reviewed}`); }, [reviewed, news]);
+  if (turns === null) return null;
+  const ended = turns.filter((turn) => turn.status !== "running" && turn.changes?.files !== 0);
+  const newest = ended.find((turn) => turn.changes) ?? ended[0];
+  const shown = chosen || (newest ? `turn ${newest.turn_id}` : "");
+  const [kind, id = ""] = shown.split(" ");
+  const turn = kind === "turn" ? turns.find((one) => one.turn_id === id) : undefined;
+  return (
+    <>
+      <label class="visually-hidden" for="changes-of">What is compared</label>
+      <select class="select changes-of" id="changes-of" value={shown} onChange={(event) => choose(event.currentTarget.value)}>
+        {!shown && <option value="">Choose what to compare</option>}
+        <optgroup label="What a turn changed">{ended.map((one) => <option key={one.turn_id} value={`turn ${one.turn_id}`}>{titleOf(one)}</option>)}</optgroup>
+        <optgroup label="All since before">
+          {ended.map((one) => <option key={one.turn_id} value={`since ${one.turn_id}`}>Since {titleOf(one)}</option>)}
+          <option value="since ">Since the oldest state that is kept</option>
+        </optgroup>
+      </select>
+      {!shown && <p class="files-empty">No turn of this session has changed a file yet.</p>}
+      {shown && <Comparison key={shown} log={log} workspace={workspace} news={news}
+        span={kind === "turn" ? { turn: id } : { since: id }} turn={mayWrite ? turn : undefined} />}
+    </>
+  );
+}
+
+function titleOf({ message, started_at }: Turn): string {
+  const line = visible(message.trim().split("\n")[0] ?? "");
+  return `${line.length > BRIEF ? `${line.slice(0, BRIEF)}\u2026` : line} \u00b7 ${ago(new Date(started_at))}`;
+}
+
+interface ComparisonProps {
+  log: ChangeLog;
+  workspace: Workspace;
+  span: Span;
+  turn: Turn | undefined; // that may be undone
+  news: number;
+}
+
+function Comparison({ log, workspace, span, turn, news }: ComparisonProps) {
+  const [found, setFound] = useState<Changes | string | null>(null);
+  const [said, say] = useState("");
+  const [shown, setShown] = useState(PAGE);
+  // A turn's states stay as they are: only what is compared with the present is looked at anew.
+  useEffect(() => {
+    let current = true;
+    log.list(span).then((changes) => current && setFound(changes), (error) => current && setFound(refusalOf(error)));
+    return () => { current = false; };
+  }, "turn" in span ? [] : [news]);
+  useEffect(() => onUndone((undo) => undo.turn === turn?.turn_id && say(outcomeOf(undo.undone))), [turn?.turn_id]);
+  if (found === null) return <p class="files-empty" role="status">Comparing...</p>;
+  if (typeof found === "string") return <p class="files-empty" role="alert">{visible(found)}</p>;
+  const undone = turn?.changes?.undo_id;
+  return (
+    <>
+      <div class="changes-head">
+        <p>{counted(found.total, "file")} changed <LineCounts added={found.added_lines} deleted={found.deleted_lines} />{undone && <span class="quiet"> &middot; undone</span>}</p>
+        {turn && found.total > 0 && <UndoButton log={log} turn={turn.turn_id} changes={turn.changes ?? { files: found.total, added_lines: 0, deleted_lines: 0 }} style="btn btn-small" />}
+      </div>
+      <p class="files-status" role="status">{visible(said)}</p>
+      <ul class="changes-list">
+        {found.changes.slice(0, shown).map((change) => (
+          <ChangeView key={change.path} log={log} workspace={workspace} changes={found} change={change} open={found.total === 1} />
+        ))}
+      </ul>
+      {found.changes.length > shown && <button type="button" class="btn btn-small" onClick={() => setShown(shown + PAGE)}>Show more</button>}
+      {found.changes.length <= shown && found.total > shown && <p class="help">{found.total - found.changes.length} more are not listed.</p>}
+      {found.left_out_total > 0 && <p class="help">Not kept, and so not compared: {reasonsOf(found.left_out, found.left_out_total)}.</p>}
+    </>
+  );
+}

@@ -1,0 +1,105 @@
+// The line below a turn that has ended: what it changed, and what one may do with it.
+import { render } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import { reviewTurn } from "./changes_pane";
+import { type ChangeLog, type TurnChanges, onUndone, outcomeOf, refusalOf } from "./changes";
+import { LineCounts } from "./diff_view";
+import { counted, visible } from "./text";
+
+/** What the lines of a conversation can do. */
+export interface TurnEnds {
+  log: ChangeLog;
+  mayWrite: boolean;
+  /** Send a message once more, as another turn. */
+  send(message: string): void;
+  /** Put a message into the composer. */
+  edit(message: string): void;
+}
+
+/** Show the line of the turn in `article`, whose data tell its id, how it ended, and what it changed. */
+export function showTurnEnd(article: HTMLElement, ends: TurnEnds): void {
+  const { turn, turnStatus, changes } = article.dataset;
+  if (!turn || turnStatus === "running") return;
+  let place = article.querySelector<HTMLElement>(".turn-line");
+  if (!place) {
+    place = document.createElement("div");
+    place.className = "turn-line";
+    article.append(place);
+  }
+  const known: TurnChanges | null = JSON.parse(changes ?? "null");
+  const answered = article.querySelector(".prose") !== null;
+  render(<TurnEnd ends={ends} turn={turn} answered={answered} failed={turnStatus === "error"} known={known} ask={changes === "null"} />, place);
+}
+
+interface TurnEndProps {
+  ends: TurnEnds;
+  turn: string;
+  answered: boolean;
+  failed: boolean;
+  known: TurnChanges | null;
+  ask: boolean; // what it changed was not known at its end
+}
+
+function TurnEnd({ ends, turn, answered, failed, known, ask }: TurnEndProps) {
+  const [changes, setChanges] = useState(known);
+  const [said, say] = useState("");
+  const { log, mayWrite } = ends;
+  useEffect(() => {
+    if (!ask) return;
+    const set = ({ total, added_lines, deleted_lines }: { total: number; added_lines: number; deleted_lines: number }) => setChanges({ files: total, added_lines, deleted_lines });
+    log.list({ turn }).then(set, () => {}); // what is not kept has no line
+  }, [log, turn, ask]);
+  useEffect(() => onUndone((news) => {
+    if (news.turn !== turn) return;
+    setChanges((now) => now && { ...now, ...news.changes });
+    say(outcomeOf(news.undone));
+  }), [turn]);
+  const attempt = (action: () => Promise<unknown>) => {
+    say("");
+    action().catch((error) => say(refusalOf(error)));
+  };
+  const message = async () => (await log.turn(turn)).message;
+  return (
+    <>
+      <div class="turn-actions" role="group" aria-label="This turn">
+        {changes !== null && changes.files > 0 && (
+          <>
+            <Summary changes={changes} />
+            <button type="button" class="btn-text" onClick={() => reviewTurn(turn)}>Review</button>
+            {mayWrite && <UndoButton log={log} turn={turn} changes={changes} />}
+          </>
+        )}
+        {answered && <button type="button" class="btn-text" onClick={() => attempt(async () => { await copyAnswer(log, turn); say("Copied."); })}>Copy</button>}
+        {mayWrite && failed && <button type="button" class="btn-text" onClick={() => attempt(async () => ends.send(await message()))}>Retry</button>}
+        {mayWrite && <button type="button" class="btn-text" onClick={() => attempt(async () => ends.edit(await message()))}>Edit and resend</button>}
+      </div>
+      <p class="turn-said" role="status">{visible(said)}</p>
+    </>
+  );
+}
+
+function Summary({ changes: { files, added_lines, deleted_lines, undo_id, undone_files = 0 } }: { changes: TurnChanges }) {
+  return (
+    <span class="turn-changes">
+      {counted(files, "file")} changed <LineCounts added={added_lines} deleted={deleted_lines} />
+      {undo_id && (undone_files < files ? `, ${undone_files} undone` : ", undone")}
+    </span>
+  );
+}
+
+/** Undoes a turn's changes, or the undo that holds of them. */
+export function UndoButton({ log, turn, changes, style = "btn-text" }: { log: ChangeLog; turn: string; changes: TurnChanges; style?: string }) {
+  const undo = changes.undo_id ?? null;
+  const ask = async () => (await import("./undo_dialog")).askUndo(log, turn, undo);
+  return (
+    <button type="button" class={style} aria-haspopup="dialog" onClick={ask}>
+      {undo === null ? "Undo" : "Undo the undo"}
+    </button>
+  );
+}
+
+/** Copy an answer as it was written; it is fetched, but the clipboard is asked for at once, while it may be. */
+async function copyAnswer(log: ChangeLog, turn: string): Promise<void> {
+  const text = log.turn(turn).then(({ answer }) => new Blob([answer], { type: "text/plain" }));
+  await navigator.clipboard.write([new ClipboardItem({ "text/plain": text })]);
+}

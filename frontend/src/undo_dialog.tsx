@@ -1,0 +1,110 @@
+// The dialog before an undo: what is brought back, and what of others' work stays as it is.
+import { render } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import { type ChangeLog, type Changes, type FileChange, type Undone, reasonsOf, refusalOf, tellUndone } from "./changes";
+import { counted, visible } from "./text";
+
+const MOST_NAMED = 100;
+
+/** Ask whether a turn's changes (or the `undo` that holds of them) shall be undone, do it, and tell the page. */
+export function askUndo(log: ChangeLog, turn: string, undo: string | null): void {
+  const dialog = document.createElement("dialog");
+  dialog.className = "dialog";
+  dialog.setAttribute("aria-labelledby", "undo-title");
+  document.body.append(dialog);
+  dialog.addEventListener("close", () => {
+    render(null, dialog);
+    dialog.remove();
+  });
+  const done = (undone: Undone | null) => {
+    dialog.close();
+    if (undone) tellUndone(turn, undone, undo !== null);
+  };
+  render(<UndoDialog log={log} span={undo ?? turn} again={undo !== null} onDone={done} />, dialog);
+  dialog.showModal();
+}
+
+interface Plan {
+  changes: Changes;
+  after: Set<string>; // what changed since
+}
+
+interface UndoDialogProps {
+  log: ChangeLog;
+  span: string;
+  again: boolean;
+  onDone: (undone: Undone | null) => void;
+}
+
+function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
+  const [plan, setPlan] = useState<Plan | null>(null);
+  const [error, setError] = useState("");
+  const [override, setOverride] = useState(false);
+  const [busy, setBusy] = useState(false);
+  useEffect(() => {
+    const look = async () => {
+      const changes = await log.list({ turn: span });
+      setPlan({ changes, after: await log.changedAfter(changes) });
+    };
+    look().catch((failure) => setError(refusalOf(failure)));
+  }, [log, span]);
+  const kept = plan?.changes.changes.filter((change) => keptAs(change, plan.after)) ?? [];
+  const undone = plan?.changes.changes.filter((change) => override || !kept.includes(change)) ?? [];
+  const undo = async () => {
+    setBusy(true);
+    setError("");
+    try {
+      onDone(await log.undo(span, override));
+    } catch (failure) {
+      setError(refusalOf(failure));
+      setBusy(false);
+    }
+  };
+  return (
+    <div class="form">
+      <h2 class="dialog-title" id="undo-title">{again ? "Undo the undo?" : "Undo what this turn changed?"}</h2>
+      {!plan && !error && <p class="quiet" role="status">Looking at what it changed...</p>}
+      {plan && <What undone={undone} total={plan.changes.total} />}
+      {plan && kept.length > 0 && (
+        <div>
+          <p>Others changed {kept.length} of its files, too. {override ? "With the rest comes back" : "As it is stays"}: {reasonsOf(kept.map((change) => ({ path: change.path, reason: keptAs(change, plan.after) })), kept.length)}.</p>
+          <label class="undo-override"><input type="checkbox" checked={override} onChange={(event) => setOverride(event.currentTarget.checked)} /> Take away what others changed, too</label>
+        </div>
+      )}
+      {plan && plan.changes.left_out_total > 0 && <p class="help">What is not kept stays: {reasonsOf(plan.changes.left_out, plan.changes.left_out_total, 3)}.</p>}
+      {error && <p class="problem" role="alert">{visible(error)}</p>}
+      <div class="form-actions">
+        <button type="button" class="btn" autoFocus onClick={() => onDone(null)}>Cancel</button>
+        <button type="button" class="btn btn-danger" disabled={busy || undone.length === 0} onClick={undo}>{busy ? "Undoing..." : "Undo"}</button>
+      </div>
+    </div>
+  );
+}
+
+function What({ undone, total }: { undone: FileChange[]; total: number }) {
+  if (undone.length === 0) return <p>{total ? "Nothing of it can be undone without taking away others' work." : "It changed no file."}</p>;
+  return (
+    <div>
+      <p>{counted(undone.length, "file")} {undone.length === 1 ? "is" : "are"} brought back. That can itself be undone.</p>
+      <ul class="undo-files" tabIndex={0} aria-label="What is undone">
+        {undone.slice(0, MOST_NAMED).map((change) => <li key={change.path}><bdi>{visible(change.path)}</bdi> <span class="quiet">{fateOf(change)}</span></li>)}
+        {undone.length > MOST_NAMED && <li class="quiet">and {undone.length - MOST_NAMED} more</li>}
+      </ul>
+    </div>
+  );
+}
+
+function fateOf({ change, old_path }: FileChange): string {
+  switch (change) {
+    case "added": return "is removed";
+    case "deleted": return "comes back";
+    case "renamed": return `is ${visible(old_path ?? "")} again`;
+    case "modified": return "is as it was";
+  }
+}
+
+/** Return why an undo keeps a change as it is, nothing when it does not. */
+function keptAs({ path, old_path, shared }: FileChange, after: Set<string>): string {
+  if (after.has(path) || (old_path !== null && after.has(old_path))) return "changed_since";
+  return shared ? "changed_by_others" : "";
+}
