@@ -154,7 +154,7 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         platform=platform,
         store=store,
         people=people,
-        accounts=Accounts(people, gate, projects, recent),
+        accounts=Accounts(people, gate, projects, recent, adapters.clock),
         gate=gate,
         tokens=Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days)),
         sign_in=sign_in,

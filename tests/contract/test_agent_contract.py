@@ -101,8 +101,11 @@ async def test_a_turn_streams_from_turn_to_complete_with_ids_and_can_be_replayed
     assert ended["ended_at"] is not None
 
 
-async def test_history_has_message_and_answer_in_order(agent: Agent) -> None:
-    turn = await agent.gateway.start_turn(agent.at, None, "hello", "m1")
+async def test_history_has_message_and_answer_in_order_and_whose_it_was(agent: Agent) -> None:
+    ann = "Ann \u03a9\r\nx: y " + "a" * agent_api.MOST_AUTHOR
+    turn = await agent.gateway.start_turn(agent.at, None, "hello", "m1", ann)
+    told = ann[: agent_api.MOST_AUTHOR]
+    assert turn.author == told
     events = [json.loads(frame.data) for frame in await _frames(agent, turn.turn_id)]
     answer = "".join(e["content"]["content"] for e in events if e["type"] == "message")
     history = await _ask(agent, agent_api.LIST_MESSAGES, session=turn.session_id)
@@ -112,6 +115,10 @@ async def test_history_has_message_and_answer_in_order(agent: Agent) -> None:
     ]
     assert [one["message_index"] for one in history["messages"]] == [0, 1]
     assert {one["turn_id"] for one in history["messages"]} == {turn.turn_id}
+    assert [one["author"] for one in history["messages"]] == [told, None]
+    assert events[0]["content"]["author"] == told
+    turns = await _ask(agent, agent_api.LIST_TURNS, session=turn.session_id)
+    assert turns["turns"][0]["author"] == told
     session = await _ask(agent, agent_api.SHOW_SESSION, session=turn.session_id)
     assert session["message_count"] == 2
     exported = await _ask(agent, agent_api.EXPORT_SESSION, session=turn.session_id)

@@ -21,6 +21,7 @@ from tests.fakes.files import FILE_ANSWERS, Files
 
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import (
+    MOST_AUTHOR,
     ChatMessage,
     Decision,
     ForwardedAnswer,
@@ -372,7 +373,12 @@ class MemoryAgents:
         yield AgentAnswer(operation.status, headers, _once(body))
 
     async def start_turn(
-        self, at: AgentAddress, session_id: str | None, message: str, message_id: str
+        self,
+        at: AgentAddress,
+        session_id: str | None,
+        message: str,
+        message_id: str,
+        author: str | None = None,
     ) -> Turn:
         """Give the agent a message."""
         here = self._at(at)
@@ -386,7 +392,15 @@ class MemoryAgents:
         session_id = here.session(session_id).session_id
         if any(run.turn.status == "running" for run in here.runs_of(session_id)):
             raise SessionBusyError(f"Session {session_id} works on another message.")
-        turn = Turn(uuid.uuid4().hex, session_id, message_id, "running", message, _now())
+        turn = Turn(
+            uuid.uuid4().hex,
+            session_id,
+            message_id,
+            "running",
+            message,
+            _now(),
+            author=author and author[:MOST_AUTHOR],
+        )
         here.runs[turn.turn_id] = run = _Run(turn)
         _begin(run)
         return run.turn
@@ -510,7 +524,8 @@ _PICTURES = [
 
 def _begin(run: _Run) -> None:
     turn = run.turn
-    run.add("turn", turn_id=turn.turn_id, message_id=turn.message_id, demonstration=None)
+    told = {"message_id": turn.message_id, "demonstration": None, "author": turn.author}
+    run.add("turn", turn_id=turn.turn_id, **told)
     kind, _, rest = turn.message.partition(": ")
     if kind == "wait":
         return
@@ -552,7 +567,8 @@ def _messages(runs: Sequence[_Run]) -> Iterator[ChatMessage]:
     for run in runs:
         for role, text in (("User", run.turn.message), ("Assistant", run.answer)):
             if text:
-                yield ChatMessage(role, text, None, index, run.turn.turn_id)
+                who = run.turn.author if role == "User" else None
+                yield ChatMessage(role, text, None, index, run.turn.turn_id, author=who)
                 index += 1
 
 

@@ -55,7 +55,7 @@ _FIRST = """
     ) STRICT;
     CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
-_MIGRATIONS = (_FIRST.split(";"),)
+_MIGRATIONS = (_FIRST.split(";"), ("ALTER TABLE turns ADD COLUMN author TEXT",))
 
 
 class StorageError(Exception):
@@ -85,7 +85,9 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """A message and what became of it. Times are Unix seconds; ``answer`` is whole at the end."""
+    """A message and what became of it. Times are Unix seconds; ``answer`` is whole at the end;
+    ``author`` is the name of whoever sent it, where the platform has told it.
+    """
 
     turn_id: str
     session_id: str
@@ -99,6 +101,7 @@ class TurnRecord:
     stop_reason: str | None = None
     started_at: float = 0.0
     ended_at: float | None = None
+    author: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +137,14 @@ def session_title(session_id: str) -> str:
     return f"Session {session_id[:8]}"
 
 
-def new_turn(session_id: str, message: str, message_id: str | None, now: float) -> TurnRecord:
+def new_turn(
+    session_id: str, message: str, message_id: str | None, now: float, author: str | None = None
+) -> TurnRecord:
     """Return the record of a turn that is to begin; a message without an id gets the turn's."""
     turn_id = uuid.uuid4().hex
-    return TurnRecord(turn_id, session_id, message_id or turn_id, message, started_at=now)
+    return TurnRecord(
+        turn_id, session_id, message_id or turn_id, message, started_at=now, author=author
+    )
 
 
 class Records:
@@ -281,9 +288,16 @@ class TurnRecords:
             if busy:
                 return StartedTurn("busy", busy[0])
             sql.execute(
-                "INSERT INTO turns (turn_id, session_id, message_id, message, status, started_at) "
-                "VALUES (?, ?, ?, ?, 'running', ?)",
-                (turn.turn_id, turn.session_id, turn.message_id, turn.message, turn.started_at),
+                "INSERT INTO turns (turn_id, session_id, message_id, message, status, started_at, "
+                "author) VALUES (?, ?, ?, ?, 'running', ?, ?)",
+                (
+                    turn.turn_id,
+                    turn.session_id,
+                    turn.message_id,
+                    turn.message,
+                    turn.started_at,
+                    turn.author,
+                ),
             )
             _touch(sql, turn.session_id, turn.started_at)
             return StartedTurn("new", turn, session["agent_session_id"])
@@ -367,7 +381,7 @@ def _turns(sql: sqlite3.Connection, rest: str, *values: str | int) -> list[TurnR
     # ``rest`` is always written in this module; what comes from outside is bound as a value.
     rows = sql.execute(
         "SELECT turn_id, session_id, message_id, message, status, answer, tool_calls_count, "  # noqa: S608 - see above
-        f"error, error_code, stop_reason, started_at, ended_at FROM turns {rest}",
+        f"error, error_code, stop_reason, started_at, ended_at, author FROM turns {rest}",
         values,
     )
     return [TurnRecord(*row) for row in rows]

@@ -35,6 +35,9 @@ MOST_MATCHES = 500
 MOST_CONTENT = 64 * 1024 * MEBIBYTE
 LONGEST_TRANSFER = 4 * 3600.0
 """How many bytes a file may have to pass, and in how many seconds it must."""
+AUTHOR_HEADER = "x-greylag-author"
+MOST_AUTHOR = 200
+"""What tells who sends a message, percent-encoded, and how long that name may be."""
 MOST_SIZE = 1000
 """How many rows or columns a terminal may have."""
 
@@ -100,6 +103,7 @@ class ChatMessage:
     message_index: Annotated[int, Doc("From 0, without a gap.", 0)]
     turn_id: Annotated[str | None, Doc("The turn that it is of.", _TURN)] = None
     shortened: Annotated[bool, Doc("Whether a page cut it, as it alone is longer.")] = False
+    author: Annotated[str | None, Doc("The user's name, where it is known.", "Ann")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ class Turn:
     error: Annotated[str | None, Doc("Why it failed, in words.")] = None
     error_code: Annotated[str | None, Doc("The same, for programs.")] = None
     shortened: Annotated[bool, Doc("Whether a list cut the texts to 1,000 characters.")] = False
+    author: Annotated[str | None, Doc("Whose message it is, where it is known.", "Ann")] = None
 
 
 @dataclass(frozen=True, slots=True)

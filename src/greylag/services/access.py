@@ -128,12 +128,12 @@ class Gate:
             ForbiddenError: the principal may know of it and may not do this; one log line says so.
         """
         owner = _owner(what)
-        standing = await self._standing(principal, what)
-        if standing is None:
+        found = await self._standings(principal, what)
+        if not found:
             _log.warning("action_refused", principal=principal.name, action=action, user_id=owner)
             raise no_such_user(owner)
         user = await self._directory.get(owner)
-        self._check(principal, action, what, standing)
+        self._check(principal, action, what, found)
         if user.disabled and action in _WHILE_DISABLED:
             raise ForbiddenError(
                 f"The user {owner} is disabled.", hint="An administrator can enable them again."
@@ -142,8 +142,16 @@ class Gate:
 
     async def see(self, principal: Principal, what: str | ProjectRef) -> None:
         """Return when the principal may know of a user or a project; raises as ``authorize``."""
-        if await self._standing(principal, what) is None:
+        if not await self._standings(principal, what):
             raise no_such_user(_owner(what))
+
+    async def is_foreign(self, principal: Principal, what: str | ProjectRef) -> bool:
+        """Tell whether the principal sees it as an administrator alone."""
+        return await self._standings(principal, what) == _ADMINS
+
+    async def may(self, principal: Principal, action: Action, ref: ProjectRef) -> bool:
+        """Tell whether a page is to offer an action, which asks ``authorize`` once it is done."""
+        return not RULES[action][0].isdisjoint(await self._standings(principal, ref))
 
     async def visible(self, principal: Principal) -> Sequence[User]:
         """Return the users of whose projects the principal may see any, in the directory's order;
@@ -210,26 +218,31 @@ class Gate:
         if not await self._people.remove(Member, key):
             raise MissingError(f"The project is not shared with {user_id!r}.")
 
-    async def _standing(self, principal: Principal, what: str | ProjectRef) -> Standing | None:
+    async def _standings(self, principal: Principal, what: str | ProjectRef) -> frozenset[Standing]:
+        """Return all that a principal is to it: an administrator may be its owner or a member."""
         owner = _owner(what)
+        admin = _ADMINS if principal.is_admin else frozenset[Standing]()
         if principal.user_id is None or principal.user_id == owner:
-            return Standing.OWNER
-        if principal.is_admin:
-            return Standing.ADMIN
+            return admin | {Standing.OWNER}
         if not isinstance(what, ProjectRef):
-            return Standing.VIEWER if await self.only(principal, owner) else None
+            sees = not admin and await self.only(principal, owner)
+            return frozenset({Standing.VIEWER}) if sees else admin
         key = member_key(owner, what.project_id, principal.user_id)
         member = await self._people.find(Member, key)
         if member is None or principal.projects is not None:
-            return None
+            return admin
         try:
             project = await self._projects.get(owner, what.project_id)
         except ProjectNotFoundError:
-            return None
-        return Standing(member.role) if project.id == member.record_id else None
+            return admin
+        return admin | {Standing(member.role)} if project.id == member.record_id else admin
 
     def _check(
-        self, principal: Principal, action: Action, what: str | ProjectRef, standing: Standing
+        self,
+        principal: Principal,
+        action: Action,
+        what: str | ProjectRef,
+        found: frozenset[Standing],
     ) -> None:
         owner = _owner(what)
         standings, scope = RULES[action]
@@ -240,23 +253,25 @@ class Gate:
                 raise _refused(principal, action, owner, "This token is for some projects only.")
         if principal.scopes is not None and scope not in principal.scopes:
             raise _refused(principal, action, owner, f"This token lacks the scope {scope}.")
-        if standings == _ADMINS and principal.is_admin:
-            return  # who may be the owner too
-        if standing is Standing.ADMIN and action in WITH_REASON:
-            if principal.reason:
-                _log.warning(
-                    "read_with_reason",
-                    principal=principal.name,
-                    action=action,
-                    user_id=owner,
-                    reason=principal.reason,
-                )
-                return
-            hint = "Say why in the header x-greylag-reason; it is logged."
-            raise _refused(principal, action, owner, "Only with a reason may you read this.", hint)
-        if standing not in standings:
+        if not found & standings:
+            (standing, *_) = (one for one in Standing if one in found)
             words = f"As {standing} of this you may not do {action}."
             raise _refused(principal, action, owner, words)
+        if found & standings == _ADMINS and action in WITH_REASON:
+            self._check_reason(principal, action, owner)
+
+    def _check_reason(self, principal: Principal, action: Action, owner: str) -> None:
+        reason = principal.reason_for(owner)
+        if not reason:
+            hint = "Say why in the header x-greylag-reason; it is logged."
+            raise _refused(principal, action, owner, "Only with a reason may you read this.", hint)
+        _log.warning(
+            "read_with_reason",
+            principal=principal.name,
+            action=action,
+            user_id=owner,
+            reason=reason,
+        )
 
 
 def _owner(what: str | ProjectRef) -> str:

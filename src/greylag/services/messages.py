@@ -58,26 +58,26 @@ class Messages:
         message_id = new.message_id or uuid.uuid4().hex
         if project.settled and project.status is Status.ACTIVE:
             at = await self._agents.reach(project)
-            turn = await self._start(at, new, message_id)
+            turn = await self._start(at, new, message_id, principal.name)
             async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
                 yield frames
             return
-        yield self._wake_and_answer(project, new, message_id)
+        yield self._wake_and_answer(project, new, message_id, principal.name)
 
     async def _wake_and_answer(
-        self, project: Project, new: NewMessage, message_id: str
+        self, project: Project, new: NewMessage, message_id: str, author: str
     ) -> AsyncIterator[bytes]:
         words = f"{project.name} is {project.status}: waking its environment."
         async for frame in self._agents.waking(project, words):
             yield frame
         at = await self._agents.awake(project)
-        turn = await self._start(at, new, message_id)
+        turn = await self._start(at, new, message_id, author)
         async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
             async for part in frames:
                 yield part
 
-    async def _start(self, at: AgentAddress, new: NewMessage, message_id: str) -> Turn:
-        return await self._gateway.start_turn(at, new.session_id, new.message, message_id)
+    async def _start(self, at: AgentAddress, new: NewMessage, message_id: str, author: str) -> Turn:
+        return await self._gateway.start_turn(at, new.session_id, new.message, message_id, author)
 
 
 def _check(new: NewMessage) -> None:

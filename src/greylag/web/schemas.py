@@ -189,7 +189,7 @@ class AccountOut(UserOut):
         )
 
 
-Email = Annotated[Text, Field(max_length=320, json_schema_extra={"pattern": "@"})]
+Email = Annotated[str, Field(max_length=320, pattern="@"), AfterValidator(check_text)]
 _Name = Annotated[
     Text,
     Field(min_length=1, max_length=MAX_NAME_LENGTH, json_schema_extra={"pattern": NAME_FORM}),
@@ -248,7 +248,13 @@ class NewTokenIn(In):
     projects: list[Text] | None = Field(
         None, description="The ids of the user's projects that it is for; left out: all."
     )
-    expires_in_days: float = Field(90, gt=0, le=3650, examples=[90])
+    expires_in_days: float | None = Field(
+        None,
+        gt=0,
+        le=3650,
+        examples=[90],
+        description="GREYLAG_TOKEN_DAYS at most; left out: 90, or as many as may be.",
+    )
     user: Text | None = Field(None, description="Whose; left out: of who asks.")
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, replace
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -156,7 +157,9 @@ def _session(session: SessionRecord) -> agent_api.Session:
 def _messages(turn: TurnRecord, index: int) -> Iterator[agent_api.ChatMessage]:
     """Yield what was said in a turn; ``index`` is that of its first message."""
     asked = int(turn.started_at)
-    yield agent_api.ChatMessage("User", turn.message, asked, index, turn.turn_id)
+    yield agent_api.ChatMessage(
+        "User", turn.message, asked, index, turn.turn_id, author=turn.author
+    )
     if turn.answer:
         ended = None if turn.ended_at is None else int(turn.ended_at)
         yield agent_api.ChatMessage("Assistant", turn.answer, ended, index + 1, turn.turn_id)
@@ -188,7 +191,9 @@ class TurnRoutes:
         Without a session_id, a session is made for it.
         """
         message = await read_message(request, self._message_limit)
-        started = await self._turns.start(message.session_id, message.text, message.message_id)
+        started = await self._turns.start(
+            message.session_id, message.text, message.message_id, author=_author(request)
+        )
         status = 201 if started.outcome == "new" else 200
         return answer(_turn(started.turn, most_answer=_LIST_TEXT), status)
 
@@ -228,6 +233,14 @@ class TurnRoutes:
                 reason = "This confirmation was settled differently before."
                 raise RequestError("confirmation_settled", reason)
         return JSONResponse({"confirmation_id": confirmation_id, "decision": decision})
+
+
+def _author(request: Request) -> str | None:
+    """Return who sends a message, as the platform tells it: in a header, as an agentd that does not
+    know of it takes no other member of a body.
+    """
+    name = unquote(request.headers.get(agent_api.AUTHOR_HEADER, ""))
+    return name[: agent_api.MOST_AUTHOR] or None
 
 
 def _turn(

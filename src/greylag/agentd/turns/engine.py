@@ -138,6 +138,7 @@ class TurnEngine:
         message: str,
         message_id: str | None = None,
         endpoint: EndpointType = "agent-streaming",
+        author: str | None = None,
     ) -> StartedTurn:
         """Start a turn, or return the one that this message already has.
 
@@ -146,6 +147,7 @@ class TurnEngine:
             message: the user's words.
             message_id: the client's own id of the message; the same id again is the same turn.
             endpoint: by which kind of route it came, for ``agent/status``.
+            author: the name of whoever sent it, where it is known.
 
         Returns:
             the turn's record; outcome ``new`` or ``known``.
@@ -166,7 +168,8 @@ class TurnEngine:
             await self._journals.hold_reserve()
         except OSError as error:
             raise storage_failed("The environment's disk has no room for a turn", error) from error
-        turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, self._policy.now())
+        now = self._policy.now()
+        turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, now, author)
         title = session_title(turn.session_id) if session_id is None else None
         started = _accepted(await self.records.start(turn, title), session_id)
         if started.outcome == "new":

@@ -80,6 +80,7 @@ class RunningTurn:
             "session_id": self.record.session_id,
             "message_id": self.record.message_id,
             "demonstration": demonstration,
+            "author": self.record.author,
         }
         self.emit(TurnEvent("turn", content), last_words=True)
 

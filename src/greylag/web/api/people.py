@@ -186,7 +186,12 @@ async def make_token(call: CallDep, body: NewTokenIn) -> NewTokenOut:
 async def list_tokens(
     call: CallDep,
     user: Annotated[
-        str | None, Query(min_length=1, max_length=MAX_ID_LENGTH, description="Whose; your own.")
+        str | None,
+        Query(
+            min_length=1,
+            max_length=MAX_ID_LENGTH,
+            description="Whose; left out: your own, and for the operator those of all users.",
+        ),
     ] = None,
 ) -> TokensOut:
     """Those that count, the newest first; no token itself."""
