@@ -79,6 +79,19 @@ function startRequests(): void {
   body.addEventListener("htmx:sendError", () => notice("The server cannot be reached. Try again when it is back."));
 }
 
+// What is shown once is copied by one press.
+function startCopying(): void {
+  document.addEventListener("click", async (event) => {
+    const button = (event.target as Element).closest<HTMLElement>("[data-copy]");
+    const field = button && document.getElementById(button.dataset.copy!);
+    if (!(field instanceof HTMLInputElement)) return;
+    field.select();
+    // Pages over plain HTTP of another machine have no clipboard: what is selected is copied by hand.
+    await navigator.clipboard?.writeText(field.value);
+    if (navigator.clipboard) button!.textContent = "Copied";
+  });
+}
+
 function notice(words: string): void {
   const notices = document.getElementById("notices")!;
   if (notices.textContent?.includes(words)) return;
@@ -92,6 +105,7 @@ function notice(words: string): void {
 startTheme();
 startForms();
 startRequests();
+startCopying();
 startDialog();
 startTimes();
 startLive();

@@ -170,7 +170,7 @@ class Console {
 
   #send(pending: Pending): void {
     const stream = new TurnStream(this.#api, pending);
-    const view = TurnView.create(pending.message, (id, decision) => this.#decide(stream, id, decision));
+    const view = TurnView.create(pending.message, (id, decision) => this.#decide(stream, id, decision), this.#root.dataset.author);
     this.#root.querySelector("#conversation-empty")?.remove();
     this.#conversation.append(view.article);
     this.#begin(stream, view);

@@ -22,7 +22,7 @@ from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, people, platform, previews, projects, relay, sockets
 from greylag.web.auth import Authenticator
 from greylag.web.auth import router as sign_in
-from greylag.web.dashboard import conversations
+from greylag.web.dashboard import accounts, conversations, directory, sharing
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
 from greylag.web.dashboard.pages import error_page
@@ -63,6 +63,9 @@ _ROUTERS = (
     previews.router,
     sign_in,
     oidc.router,
+    accounts.router,
+    directory.router,
+    sharing.router,
     user_pages.router,
     project_pages.router,
     conversations.router,

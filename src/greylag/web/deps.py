@@ -29,10 +29,11 @@ REASON_HEADER = "x-greylag-reason"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every page says of this installation; ``sign_out`` when there is a sign-in to end."""
+    """What every page says, and to whom; ``sign_out`` when there is a sign-in to end."""
 
     platform: Platform
     sign_out: bool
+    principal: Principal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ async def _call(request: HTTPConnection, use_cases: UseCasesDep) -> RequestConte
     if reason and principal.is_admin:
         principal = replace(principal, reason=reason[:MAX_REASON_LENGTH])
     state = request.app.state
-    return RequestContext(principal, use_cases, state.streams, state.site)
+    site = replace(state.site, principal=principal)
+    return RequestContext(principal, use_cases, state.streams, site)
 
 
 CallDep = Annotated[RequestContext, Depends(_call)]

@@ -53,12 +53,13 @@ class AnsweredMessage:
     message: str
     answer: str
     turn: Turn | None
+    author: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationView:
     """All that a page shows of an agent. ``selected`` is ``None`` before a session's first message;
-    ``error`` tells why the agent's part is missing.
+    ``error`` tells why the agent's part is missing; ``shared``: messages may be of several people.
     """
 
     sessions: Sequence[Session] = ()
@@ -67,6 +68,7 @@ class ConversationView:
     hidden: int = 0
     demonstration: str | None = None
     error: ErrorInfo | None = None
+    shared: bool = False
 
     @property
     def running(self) -> Turn | None:
@@ -167,11 +169,12 @@ async def read_conversation(
     A project that is not active has nothing to show yet; an agent that fails or takes longer than
     a page may is an ``error`` of the result, so that the rest of the page stands.
     """
+    shared = bool(await call.use_cases.gate.members(*call.at))
     if not project.is_active:
-        return ConversationView(selected=_chosen(wanted, ()))
+        return ConversationView(selected=_chosen(wanted, ()), shared=shared)
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            return await _read(call, wanted, shown)
+            return replace(await _read(call, wanted, shown), shared=shared)
     except GreylagError as error:
         return ConversationView(selected=_chosen(wanted, ()), error=error.info)
     except TimeoutError:
@@ -259,13 +262,16 @@ def pair(messages: Sequence[ChatMessage], turns: Sequence[Turn]) -> list[Answere
         asked = one.role.lower() == "user"
         if asked or not pairs or one.turn_id != last:
             said = (one.content, "") if asked else ("", one.content)
-            pairs.append(AnsweredMessage(*said, known.pop(one.turn_id or "", None)))
+            turn = known.pop(one.turn_id or "", None)
+            pairs.append(AnsweredMessage(*said, turn, one.author))
         else:
             joined = "\n\n".join(filter(None, (pairs[-1].answer, one.content)))
             pairs[-1] = replace(pairs[-1], answer=joined)
         last = one.turn_id
     running = [turn for turn in known.values() if turn.status == RUNNING]
-    return pairs + [AnsweredMessage(turn.message, "", turn) for turn in reversed(running)]
+    return pairs + [
+        AnsweredMessage(turn.message, "", turn, turn.author) for turn in reversed(running)
+    ]
 
 
 def _chosen(wanted: str | None, sessions: Sequence[Session]) -> str | None:

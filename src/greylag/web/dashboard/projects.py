@@ -10,10 +10,11 @@ from starlette.responses import Response
 from greylag.common import sse
 from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project
-from greylag.domain.users import User
+from greylag.domain.users import Action, User
 from greylag.ports import Edit
-from greylag.web.addresses import project_url, user_url
+from greylag.web.addresses import project_path, project_url, user_url
 from greylag.web.dashboard.conversations import TURNS_SHOWN, bounded, read_conversation
+from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
     Back,
@@ -42,9 +43,11 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(PROJECT_PAGE)
 async def show_project(
-    call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
+    request: Request, call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
 ) -> Response:
     """Show a project with its log, and a session with its last ``turns`` turns."""
+    if (asked := await look_needed(request, call, call.ref, project_path(call.ref))) is not None:
+        return asked
     owner, project = await _found(call)
     events = await call.use_cases.projects.events(project)
     view = project_view(project)
@@ -58,6 +61,7 @@ async def show_project(
         last_event=project.last_seq,
         conversation=await read_conversation(call, view, session, limit),
         turns_shown=limit,
+        may_send=await call.use_cases.gate.may(call.principal, Action.MESSAGES_SEND, call.ref),
     )
 
 

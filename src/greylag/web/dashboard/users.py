@@ -16,6 +16,7 @@ from greylag.domain.users import Action, User
 from greylag.ports import PageQuery
 from greylag.services.projects import NewProject
 from greylag.web.addresses import project_url, root_path, user_url
+from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
     USER_PAGE,
     ProjectForm,
@@ -32,6 +33,7 @@ from greylag.web.deps import CallDep, RequestContext, UserCallDep
 from greylag.web.stream import closing
 
 STEP = 50
+USERS_OFFERED = 20
 MOST = 500
 USER_COOKIE = "greylag_user"
 GATHER_SECONDS = 0.15
@@ -49,13 +51,22 @@ async def home(request: Request, call: CallDep) -> Response:
     if not known:
         raise ConfigError("There are no users.")
     last = unquote(request.cookies.get(USER_COOKIE, ""))
+    look, own = call.principal.look, call.principal.user_id
+    if look is not None:
+        last = look.user_id
+    elif call.principal.is_admin and own is not None:
+        last = own
     return see(user_url(last if last in known else known[0]))
 
 
 @router.get(USER_PAGE)
 async def list_projects(request: Request, call: UserCallDep) -> Response:
     """Show a user's projects; htmx gets the list alone."""
+    path = f"/users/{quote(call.user_id, safe='')}"
+    if (asked := await look_needed(request, call, call.user_id, path)) is not None:
+        return asked
     projects = call.use_cases.projects
+    users = await projects.users(call.principal)
     page = respond_to(
         request,
         "users.html",
@@ -63,7 +74,7 @@ async def list_projects(request: Request, call: UserCallDep) -> Response:
         oob=False,
         site=call.site,
         list=await read_list(call, parse_window(request.query_params)),
-        users=await projects.users(call.principal),
+        users=users[:USERS_OFFERED],
         user=await projects.user(call.principal, call.user_id),
         statuses=tuple(Status),
     )
