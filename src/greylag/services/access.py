@@ -263,7 +263,7 @@ class Gate:
     def _check_reason(self, principal: Principal, action: Action, owner: str) -> None:
         reason = principal.reason_for(owner)
         if not reason:
-            hint = "Say why in the header x-greylag-reason; it is logged."
+            hint = "Say why, on the page or in the header x-greylag-reason; it is logged."
             raise _refused(principal, action, owner, "Only with a reason may you read this.", hint)
         _log.warning(
             "read_with_reason",

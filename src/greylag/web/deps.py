@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import structlog
 from fastapi import Depends, Header, Path
@@ -29,11 +30,12 @@ REASON_HEADER = "x-greylag-reason"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every page says, and to whom; ``sign_out`` when there is a sign-in to end."""
+    """What every page says, to whom and where; ``sign_out`` when there is a sign-in to end."""
 
     platform: Platform
     sign_out: bool
     principal: Principal | None = None
+    path: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,8 @@ async def _call(request: HTTPConnection, use_cases: UseCasesDep) -> RequestConte
     if reason and principal.is_admin:
         principal = replace(principal, reason=reason[:MAX_REASON_LENGTH])
     state = request.app.state
-    site = replace(state.site, principal=principal)
+    path = quote(request.scope["path"])
+    site = replace(state.site, principal=principal, path=path)
     return RequestContext(principal, use_cases, state.streams, site)
 
 

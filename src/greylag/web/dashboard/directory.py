@@ -127,16 +127,16 @@ def _user_form(call: RequestContext, form: FormData, error: str | None = None) -
 
 
 async def look_needed(
-    request: Request, call: RequestContext, what: str | ProjectRef, path: str
+    request: Request, call: RequestContext, what: str | ProjectRef
 ) -> Response | None:
     """Return what leads an administrator to the form by which they switch to another user, where
-    they see ``what`` as such alone and have not switched; ``None``: they may go on to ``path``.
+    they see ``what`` as such alone and have not switched; ``None``: they may see the page.
     """
     look = call.principal.look
     looks = look is not None and look.user_id == call.user_id
     if looks or not await call.use_cases.gate.is_foreign(call.principal, what):
         return None
-    return lead(request, user_url(call.user_id, LOOK, next=path))
+    return lead(request, user_url(call.user_id, LOOK, next=call.site.path))
 
 
 @router.get(USER_PAGE + LOOK)

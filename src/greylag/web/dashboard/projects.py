@@ -12,7 +12,7 @@ from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project
 from greylag.domain.users import Action, User
 from greylag.ports import Edit
-from greylag.web.addresses import project_path, project_url, user_url
+from greylag.web.addresses import project_url, user_url
 from greylag.web.dashboard.conversations import TURNS_SHOWN, bounded, read_conversation
 from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
@@ -46,7 +46,7 @@ async def show_project(
     request: Request, call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
 ) -> Response:
     """Show a project with its log, and a session with its last ``turns`` turns."""
-    if (asked := await look_needed(request, call, call.ref, project_path(call.ref))) is not None:
+    if (asked := await look_needed(request, call, call.ref)) is not None:
         return asked
     owner, project = await _found(call)
     events = await call.use_cases.projects.events(project)

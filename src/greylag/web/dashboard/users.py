@@ -62,8 +62,7 @@ async def home(request: Request, call: CallDep) -> Response:
 @router.get(USER_PAGE)
 async def list_projects(request: Request, call: UserCallDep) -> Response:
     """Show a user's projects; htmx gets the list alone."""
-    path = f"/users/{quote(call.user_id, safe='')}"
-    if (asked := await look_needed(request, call, call.user_id, path)) is not None:
+    if (asked := await look_needed(request, call, call.user_id)) is not None:
         return asked
     projects = call.use_cases.projects
     users = await projects.users(call.principal)
