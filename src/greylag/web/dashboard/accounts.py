@@ -153,6 +153,8 @@ async def make_token(request: Request, call: UserCallDep) -> Response:
         "expires_in_days": form_field(form, "expires_in_days") or None,
         "user": call.user_id,
     }
+    if not given["scopes"]:
+        return await _token_form(call, form, "Choose what the token may do.")
     try:
         new = parsed(NewTokenIn, given).token()
         text, token = await call.use_cases.tokens.make(call.principal, new)
