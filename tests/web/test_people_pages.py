@@ -58,6 +58,11 @@ async def test_an_account_shows_who_one_is_and_ends_sessions_and_tokens(pages: P
     await pages.post("editor", f"{VIEWER}/sessions/end-others", 404)
     await pages.post("viewer", f"{VIEWER}/sessions/end-others")
     assert (await pages.running.ask("GET", "/api/me", headers=another))[0] == 401
+    form = {"name": "narrow", "scopes": "files", "all": "yes", "projects": "mine"}
+    await pages.post("viewer", f"{VIEWER}/new-token", 200, **form)
+    (narrow,) = await pages.running.house.use_cases.tokens.listed(OPERATOR, None)
+    assert narrow.projects == ("mine",)
+    await pages.post("viewer", f"{VIEWER}/tokens/{narrow.id}/revoke")
     form = {"name": "nightly", "scopes": "projects:read", "all": "yes", "expires_in_days": "999"}
     wrong = await pages.post("viewer", f"{VIEWER}/new-token", 422, **form)
     assert "A token lasts 365 days at most here." in wrong

@@ -146,10 +146,12 @@ async def new_token(call: UserCallDep) -> Response:
 async def make_token(request: Request, call: UserCallDep) -> Response:
     """Make a token and show it, this once; the form comes back with what is wrong in it."""
     form = await request.form()
+    # Whoever chose projects and left it at all of them wants no more than those.
+    projects = form.getlist("projects") or ([] if form_field(form, "all") == "no" else None)
     given: dict[str, Any] = {
         "name": form_field(form, "name"),
         "scopes": form.getlist("scopes"),
-        "projects": form.getlist("projects") if form_field(form, "all") != "yes" else None,
+        "projects": projects,
         "expires_in_days": form_field(form, "expires_in_days") or None,
         "user": call.user_id,
     }

@@ -153,7 +153,7 @@ async def begin_look(request: Request, call: UserCallDep) -> Response:
     form = await request.form()
     wanted = form_field(form, "next")
     try:
-        reason = form_field(form, "reason").strip()
+        reason = " ".join(form_field(form, "reason").split())
         await call.use_cases.accounts.look_at(call.principal, call.user_id, reason)
     except InvalidRequestError as error:
         return await _look_form(call, wanted, error)
