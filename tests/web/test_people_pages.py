@@ -145,6 +145,7 @@ async def test_an_administrator_switches_to_another_user_and_reads_only_with_a_r
     look = "/users/ada/look?next=%2Fusers%2Fada%2Fprojects%2Fnotes"
     assert await pages.get("admin", PAGE, 303) == look
     assert await pages.get("admin", "/users/ada", 303) == "/users/ada/look?next=%2Fusers%2Fada"
+    assert "/look?next=" in await pages.get("admin", f"{PAGE}/members", 303)
     await pages.get("viewer", look, 403)
     await pages.get("stranger", look, 404)
     assert "Look at the projects of" in await pages.get("admin", look)

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from greylag.domain.errors import ConflictError, InvalidRequestError, UserNotFoundError
 from greylag.domain.users import Action, MemberRole, User
 from greylag.web.addresses import address, project_url
+from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import PROJECT_PAGE, form_field, lead, project_view, respond, see
 from greylag.web.deps import ProjectCallDep, RequestContext
 
@@ -29,9 +30,9 @@ class MemberView:
 
 
 @router.get(MEMBERS_PAGE)
-async def show_members(call: ProjectCallDep) -> Response:
+async def show_members(request: Request, call: ProjectCallDep) -> Response:
     """Show the members, and to whoever may share the project a form."""
-    return await _page(call)
+    return await look_needed(request, call, call.ref) or await _page(call)
 
 
 @router.post(MEMBERS_PAGE)
