@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from greylag.domain.users import (
     Action,
     Identity,
     Limits,
+    Look,
     MemberRole,
     Principal,
     Role,
@@ -221,6 +223,10 @@ async def test_an_administrator_looks_at_anothers_with_a_reason_until_they_end_i
     with pytest.raises(ForbiddenError, match="reason"):
         await gate.authorize(await asks(secrets[1]), Action.AGENT_READ, REF)
     await accounts.end_look(await asks())
+    assert (await asks()).look is None
+    over = Look("ada", "Ada", "long ago", house.clock.now() - timedelta(seconds=1))
+    session = (await asks()).via.partition(" ")[2]
+    await people.keep_look((await asks()).user_id, session, over)
     assert (await asks()).look is None
     for who in (OPERATOR, Principal("boss", "boss", Role.ADMIN, "token 1f"), ZOE):
         with pytest.raises((InvalidRequestError, ForbiddenError)):
