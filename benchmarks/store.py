@@ -25,9 +25,10 @@ from rich.table import Table
 from tests.fakes.store import MemoryStore
 
 from greylag.common.sqlite import transaction
+from greylag.domain.audit import SYSTEM, AuditEvent
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Project, ProjectRef, Status, new_record_id
-from greylag.ports import Outcome, PageQuery, ProjectStore
+from greylag.ports import AuditFilter, Edit, Outcome, PageQuery, ProjectStore
 from greylag.store import records
 from greylag.store.sqlite import tables
 from greylag.store.sqlite.store import SqliteStore
@@ -128,6 +129,7 @@ def steps(store: ProjectStore, other: ProjectStore, given: Given) -> dict[str, S
     """Return what is measured, by name; each takes the number of the round."""
     users = given.users
     ref = ProjectRef(f"user-{1 % users}", "project-1")
+    place = (ref.user_id, ref.project_id)
 
     async def work(number: int) -> None:
         moment = NOW + timedelta(seconds=number)
@@ -146,6 +148,12 @@ def steps(store: ProjectStore, other: ProjectStore, given: Given) -> dict[str, S
     async def poke_all(number: int) -> None:
         assert await store.poke_unsettled(NOW + timedelta(hours=number)) > 0
 
+    async def rename(number: int, audit: AuditEvent | None = None) -> None:
+        await store.edit(*place, Edit(name=f"{number} {audit is None}"), NOW, audit=audit)
+
+    async def rename_audited(number: int) -> None:
+        await rename(number, AuditEvent(at=NOW, actor=SYSTEM, action="rename", object="x"))
+
     def wake(writer: ProjectStore) -> Step:
         async def heard(number: int) -> None:
             with store.subscribe(ref) as news:
@@ -161,6 +169,11 @@ def steps(store: ProjectStore, other: ProjectStore, given: Given) -> dict[str, S
         "next due": lambda _: store.next_due(),
         "claim, nothing due": idle,
         "create (durable)": lambda n: store.create(project(given.projects + n, users)),
+        "rename (durable)": rename,
+        "rename, with its audit entry": rename_audited,
+        "page of the audit trail (50)": lambda _: store.audit_entries(
+            AuditFilter(object="x"), 50, before=10**9
+        ),
         "claim + record (durable)": work,
         "claim, leases held": keep,
         "poke and hear of it": wake(store),

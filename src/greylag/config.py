@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from greylag.common.audit_copy import COPY_FORM
 from greylag.common.net import Proxy, is_confidential, is_loopback
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ConfigError, InvalidRequestError
@@ -26,7 +27,18 @@ _USUAL_AUTHORITIES = (
 DEFAULT_USERS = (User("me", "Me"),)
 _LEAST_MEMORY = 512 * 1024 * 1024
 OWN_PATHS = frozenset(
-    {"api", "auth", "healthz", "openapi.json", "readyz", "sign-in", "sign-out", "static", "users"}
+    {
+        "api",
+        "audit",
+        "auth",
+        "healthz",
+        "openapi.json",
+        "readyz",
+        "sign-in",
+        "sign-out",
+        "static",
+        "users",
+    }
 )
 """What the paths of the web begin with. Below a root path that begins so, some mean two things."""
 _ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)*")
@@ -58,6 +70,8 @@ class Settings(BaseSettings):
     session_idle_hours: float = Field(168.0, gt=0, le=8760)
     token_days: float = Field(365.0, gt=0, le=3650)
     session_days: float = Field(30.0, gt=0, le=365)
+    audit_days: float = Field(365.0, gt=0, le=36_500)
+    audit_copy: str = Field("", pattern=COPY_FORM)
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -18,6 +18,7 @@ from greylag.common.agent_api import (
     Socket,
     Turn,
 )
+from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
 from greylag.domain.names import EnvironmentNames
@@ -79,7 +80,7 @@ class PeopleStore(Protocol):
     async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
         """Return all of a kind that have this label (``None``: all), by their keys."""
 
-    async def put(self, one: AnyKept, now: datetime) -> bool:
+    async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write ``one`` over what was read as it, in one atomic step; its version grows by one.
 
         Returns:
@@ -87,7 +88,7 @@ class PeopleStore(Protocol):
             (0: when anything is kept there).
         """
 
-    async def remove(self, kind: type[Kept], key: str) -> bool:
+    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
         """Remove what is kept under ``key``; return whether there was something."""
 
 
@@ -556,7 +557,9 @@ class Revocations(Protocol):
     that were used. Every method may raise ``StoreUnavailableError``.
     """
 
-    async def revoke(self, name: str, until: datetime, now: datetime) -> bool:
+    async def revoke(
+        self, name: str, until: datetime, now: datetime, *, audit: AuditEvent | None = None
+    ) -> bool:
         """Keep ``name`` until then, for every process on this store, in one atomic step.
 
         Returns:
@@ -567,7 +570,66 @@ class Revocations(Protocol):
         """Tell whether ``name`` is kept."""
 
 
-class ProjectStore(Revocations, PeopleStore, Protocol):
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which entries of the audit trail; ``None``: all.
+
+    Attributes:
+        user: what this user did.
+        action: exactly this one.
+        object: what was done with this, or with what is below it.
+        result: what came of it.
+        since: not before.
+        until: before.
+    """
+
+    user: str | None = None
+    action: str | None = None
+    object: str | None = None
+    result: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+NumberedEntry = tuple[int, Mapping[str, Any]]
+"""An entry by the number under which it is kept, in JSON's terms, as it is now: somebody may have
+damaged it."""
+
+
+class AuditStore(Protocol):
+    """The audit trail, one chain for all processes on a store.
+
+    Every method may raise ``StoreUnavailableError``. Where a method of the other ports takes an
+    ``audit``, it is appended in the same atomic step as the change, and only if something was
+    changed. Where the store has no such step, an entry that says ``begun`` is durable before the
+    change, and another tells how it ended.
+    """
+
+    async def append_audit(self, event: AuditEvent) -> AuditEntry:
+        """Append an entry. It is durable, has a number that no other has, and follows the last."""
+
+    async def audit_entries(
+        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
+    ) -> Sequence[NumberedEntry]:
+        """Return entries, ``limit`` at most: with ``before`` those with lower numbers, the newest
+        first; else those above ``after``, the oldest first.
+        """
+
+    async def audit_bounds(self) -> AuditBounds:
+        """Return where the chain that is kept begins and ends."""
+
+    async def trim_audit(self, before: datetime) -> int:
+        """Remove the oldest entries, up to the first that is not from before then; return how many.
+        The chain begins after them from now on.
+        """
+
+    def on_audit(self, told: Callable[[AuditEntry], None]) -> None:
+        """Call ``told``, on the event loop, with each entry that this process appends from now on,
+        once it is durable.
+        """
+
+
+class ProjectStore(Revocations, PeopleStore, AuditStore, Protocol):
     """The records, their activation logs, and who works on which.
 
     Every method may raise ``StoreUnavailableError``; then nothing was changed, or, when a server
@@ -577,7 +639,13 @@ class ProjectStore(Revocations, PeopleStore, Protocol):
     changing nothing, once another claim was made.
     """
 
-    async def create(self, project: Project, key: IdempotencyKey | None = None) -> Created:
+    async def create(
+        self,
+        project: Project,
+        key: IdempotencyKey | None = None,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Created:
         """Insert ``project``. A second call with the same key and fingerprint returns the first's
         project.
 
@@ -596,15 +664,30 @@ class ProjectStore(Revocations, PeopleStore, Protocol):
             InvalidRequestError: the cursor is not one of ours.
         """
 
-    async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
+    async def edit(
+        self,
+        owner: str,
+        project_id: str,
+        edit: Edit,
+        now: datetime,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Project:
         """Change name or metadata and return the project. Idempotent.
 
         Raises:
             ProjectDeletingError: it is being deleted.
         """
 
-    async def want(
-        self, owner: str, project_id: str, desired: Desired, now: datetime, deadline: datetime
+    async def want(  # noqa: PLR0913 - what is wanted, until when, and for whom
+        self,
+        owner: str,
+        project_id: str,
+        desired: Desired,
+        now: datetime,
+        deadline: datetime,
+        *,
+        audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted and return the project.
 
@@ -616,7 +699,9 @@ class ProjectStore(Revocations, PeopleStore, Protocol):
             ProjectDeletingError: it is being deleted, and something else is wanted.
         """
 
-    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+    async def refresh(
+        self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
+    ) -> Project:
         """Write that an environment which is ``outdated`` is to be started anew with the settings
         that it lacks, and return the project. Nothing changes for one that is not. Idempotent.
         """

@@ -29,6 +29,7 @@ from greylag.cluster.kubernetes.options import (
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.cluster.local.sandbox import choose_sandbox, half_the_memory, start_folder
 from greylag.common.agent_api import LEGACY_API
+from greylag.common.audit_copy import AuditCopy
 from greylag.common.clock import SystemClock
 from greylag.common.net import proxy_variables
 from greylag.config import (
@@ -38,6 +39,7 @@ from greylag.config import (
     load_settings,
     oidc_secret,
 )
+from greylag.domain.audit import to_json
 from greylag.domain.errors import ConfigError, IdentityProviderUnavailableError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, NewEvent, ProjectRef
@@ -55,6 +57,7 @@ from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.agents import Agents
+from greylag.services.audit import AuditReader
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
@@ -146,7 +149,8 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
     agents = Agents(projects, adapters.cluster, adapters.agents, terminal=settings.terminal == "on")
     sign_in = None
     if adapters.provider is not None:
-        sign_in = SignIn(adapters.provider, _sign_in_rules(settings), people, store, clock)
+        rules = _sign_in_rules(settings)
+        sign_in = SignIn(adapters.provider, rules, people, store, clock, audit=gate.audit)
     return UseCases(
         projects=projects,
         agents=agents,
@@ -156,6 +160,7 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         people=people,
         accounts=Accounts(people, gate, projects, recent, adapters.clock),
         gate=gate,
+        audit_reader=AuditReader(store, gate),
         tokens=Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days)),
         sign_in=sign_in,
     )
@@ -176,14 +181,20 @@ async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterat
     _make_folder(settings)
     async with _opened(settings, patient=patient) as adapters:
         greylag = build(settings, adapters)
-        trying = asyncio.create_task(
-            _try_model(named, greylag.use_cases.platform.model), name="model-provider"
-        )
+        audit = greylag.use_cases.audit
+        beside = {
+            asyncio.create_task(
+                _try_model(named, greylag.use_cases.platform.model), name="model-provider"
+            ),
+            asyncio.create_task(audit.run(timedelta(days=settings.audit_days)), name="audit"),
+        }
         try:
             yield greylag
         finally:
-            trying.cancel()
-            await asyncio.wait({trying})
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
+            await audit.flush()
 
 
 @asynccontextmanager
@@ -197,7 +208,11 @@ async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
     """
     model_provider(settings)
     async with _opened(settings, prepare=False) as adapters:
-        yield build(settings, adapters).use_cases
+        use_cases = build(settings, adapters).use_cases
+        try:
+            yield use_cases
+        finally:
+            await use_cases.audit.flush()
 
 
 @asynccontextmanager
@@ -235,6 +250,10 @@ async def _opened(
     async with AsyncExitStack() as opened:
         store = await _open_store(settings, prepare=prepare, patient=patient)
         opened.push_async_callback(store.close)
+        if settings.audit_copy:
+            copy = _audit_copy(settings.audit_copy)
+            opened.callback(copy.close)
+            store.on_audit(lambda entry: copy.write(to_json(entry)))
         cluster = await _open_cluster(settings, store)
         opened.push_async_callback(cluster.close)
         agents = HttpAgents.open()
@@ -244,6 +263,14 @@ async def _opened(
         if provider is not None:
             opened.push_async_callback(provider.close)
         yield Adapters(store, cluster, agents, clock, provider)
+
+
+def _audit_copy(where: str) -> AuditCopy:
+    try:
+        return AuditCopy(where)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"GREYLAG_AUDIT_COPY: {where} takes nothing: {reason}.") from error
 
 
 def _open_provider(settings: Settings, clock: Clock) -> IdentityProvider | None:

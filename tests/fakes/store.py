@@ -3,12 +3,22 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
+from greylag.common.clock import rfc3339
+from greylag.domain.audit import (
+    AuditBounds,
+    AuditEntry,
+    AuditEvent,
+    Link,
+    chained,
+    to_json,
+)
 from greylag.domain.errors import (
     IdempotencyConflictError,
     ProjectExistsError,
@@ -17,6 +27,7 @@ from greylag.domain.errors import (
 from greylag.domain.project import Desired, Event, Project, ProjectRef, new_instance_id
 from greylag.ports import (
     AnyKept,
+    AuditFilter,
     Claim,
     Created,
     Duty,
@@ -25,6 +36,7 @@ from greylag.ports import (
     Finding,
     IdempotencyKey,
     Kept,
+    NumberedEntry,
     Outcome,
     PageQuery,
     ProjectPage,
@@ -55,6 +67,8 @@ class _Tables:
     revoked: dict[str, datetime] = field(default_factory=dict)
     people: dict[tuple[type[AnyKept], str], dict[str, Any]] = field(default_factory=dict)
     labels: dict[tuple[type[AnyKept], str], Sequence[str]] = field(default_factory=dict)
+    audit: list[dict[str, Any]] = field(default_factory=list)
+    audit_bounds: AuditBounds = field(default_factory=AuditBounds)
     instance: str = field(default_factory=new_instance_id)
 
 
@@ -71,8 +85,15 @@ class MemoryStore:
         self._tables = _Tables()
         self._hub = ChangeHub()
         self._closed = False
+        self._audit_told: list[Callable[[AuditEntry], None]] = []
 
-    async def create(self, project: Project, key: IdempotencyKey | None = None) -> Created:
+    async def create(
+        self,
+        project: Project,
+        key: IdempotencyKey | None = None,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Created:
         """Insert a project; see the port."""
         tables = self._open()
         earlier = self._created_before(project, key) if key else None
@@ -87,6 +108,7 @@ class MemoryStore:
                 key.fingerprint, project.ref, project.created_at + records.KEY_LIFETIME
             )
         tables.events[project.ref] = []
+        self._append(audit)
         return Created(self._put(records.new_record(project)), new=True)
 
     async def get(self, owner: str, project_id: str) -> Project:
@@ -106,22 +128,39 @@ class MemoryStore:
         found.sort(key=lambda record: records.position(record.project), reverse=True)
         return records.cut([_out(record) for record in found[: query.limit + 1]], query.limit)
 
-    async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
+    async def edit(
+        self,
+        owner: str,
+        project_id: str,
+        edit: Edit,
+        now: datetime,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Project:
         """Change name or metadata; see the port."""
         record = self._find(owner, project_id)
-        return self._put(records.edited(record, edit, now), since=record)
+        return self._put(records.edited(record, edit, now), since=record, audit=audit)
 
     async def want(
-        self, owner: str, project_id: str, desired: Desired, now: datetime, deadline: datetime
+        self,
+        owner: str,
+        project_id: str,
+        desired: Desired,
+        now: datetime,
+        deadline: datetime,
+        *,
+        audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
         record = self._find(owner, project_id)
-        return self._put(records.wanted(record, desired, now, deadline), since=record)
+        return self._put(records.wanted(record, desired, now, deadline), since=record, audit=audit)
 
-    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+    async def refresh(
+        self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
+    ) -> Project:
         """Write that it is to be started anew; see the port."""
         record = self._find(owner, project_id)
-        return self._put(records.refreshed(record, now), since=record)
+        return self._put(records.refreshed(record, now), since=record, audit=audit)
 
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
@@ -198,7 +237,9 @@ class MemoryStore:
         known = self._open().duties
         known[name] = records.finished(known.get(name, DutyRecord()), worker, now)
 
-    async def revoke(self, name: str, until: datetime, now: datetime) -> bool:
+    async def revoke(
+        self, name: str, until: datetime, now: datetime, *, audit: AuditEvent | None = None
+    ) -> bool:
         """Keep the name of what must not count any more; see the port."""
         known = self._open().revoked
         for old in [old for old, its_end in known.items() if its_end < now]:
@@ -206,6 +247,7 @@ class MemoryStore:
         if name in known:
             return False
         known[name] = until
+        self._append(audit)
         return True
 
     async def is_revoked(self, name: str) -> bool:
@@ -226,7 +268,7 @@ class MemoryStore:
             if of is kind and (label is None or label in tables.labels[of, key])
         ]
 
-    async def put(self, one: AnyKept, now: datetime) -> bool:
+    async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port."""
         del now
         tables, place = self._open(), (type(one), one.key)
@@ -234,12 +276,63 @@ class MemoryStore:
             return False
         tables.people[place] = people.to_body(one)
         tables.labels[place] = list(one.labels)
+        self._append(audit)
         return True
 
-    async def remove(self, kind: type[Kept], key: str) -> bool:
+    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
         """Remove one; see the port."""
         self._open().labels.pop((kind, key), None)
-        return self._open().people.pop((kind, key), None) is not None
+        if self._open().people.pop((kind, key), None) is None:
+            return False
+        self._append(audit)
+        return True
+
+    async def append_audit(self, event: AuditEvent) -> AuditEntry:
+        """Append an entry; see the port."""
+        entry = self._append(event)
+        assert entry is not None
+        return entry
+
+    def _append(self, event: AuditEvent | None) -> AuditEntry | None:
+        if event is None:
+            return None
+        tables = self._open()
+        entry = chained(event, tables.audit_bounds.end)
+        tables.audit.append(to_json(entry))
+        tables.audit_bounds = replace(tables.audit_bounds, end=entry.link)
+        for told in self._audit_told:
+            told(entry)
+        return entry
+
+    async def audit_entries(
+        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
+    ) -> Sequence[NumberedEntry]:
+        """Return entries; see the port."""
+        found = [
+            (one["number"], one)
+            for one in self._open().audit
+            if after < one["number"] and (before is None or one["number"] < before)
+            if _matches(one, asked)
+        ]
+        return found[:limit] if before is None else found[::-1][:limit]
+
+    async def audit_bounds(self) -> AuditBounds:
+        """Return where the chain begins and ends; see the port."""
+        return self._open().audit_bounds
+
+    async def trim_audit(self, before: datetime) -> int:
+        """Remove the oldest entries; see the port."""
+        tables = self._open()
+        old = list(takewhile(lambda one: one["at"] < rfc3339(before), tables.audit))
+        if old:
+            start = Link(old[-1]["number"], old[-1]["hash"])
+            tables.audit_bounds = replace(tables.audit_bounds, start=start)
+            del tables.audit[: len(old)]
+        return len(old)
+
+    def on_audit(self, told: Callable[[AuditEntry], None]) -> None:
+        """Tell of each entry; see the port."""
+        self._audit_told.append(told)
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""
@@ -272,6 +365,8 @@ class MemoryStore:
             duties=old.duties,
             people=old.people,
             labels=old.labels,
+            audit=old.audit,
+            audit_bounds=old.audit_bounds,
             instance=instance or old.instance,
         )
 
@@ -345,10 +440,17 @@ class MemoryStore:
             ],
         )
 
-    def _put(self, record: ProjectRecord, *, since: ProjectRecord | None = None) -> Project:
+    def _put(
+        self,
+        record: ProjectRecord,
+        *,
+        since: ProjectRecord | None = None,
+        audit: AuditEvent | None = None,
+    ) -> Project:
         """Keep ``record`` and tell of it, unless it is the one that was there (``since``)."""
         if record is since:
             return _out(record)
+        self._append(audit)
         project = self._keep(record)
         self._hub.signal(project.ref)
         return project
@@ -364,3 +466,14 @@ class MemoryStore:
 def _out(record: ProjectRecord) -> Project:
     """Return the project as a caller may have it: its metadata is a copy."""
     return replace(record.project, metadata=copy.deepcopy(record.project.metadata))
+
+
+def _matches(one: Mapping[str, Any], asked: AuditFilter) -> bool:
+    return (
+        asked.user in {None, one.get("actor", {}).get("user")}
+        and asked.action in {None, one.get("action")}
+        and asked.result in {None, one.get("result")}
+        and (asked.object is None or f"{one.get('object')}/".startswith(f"{asked.object}/"))
+        and (asked.since is None or one["at"] >= rfc3339(asked.since))
+        and (asked.until is None or one["at"] < rfc3339(asked.until))
+    )

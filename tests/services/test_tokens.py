@@ -9,6 +9,7 @@ import pytest
 from tests.clocks import FakeClock
 from tests.fakes.store import MemoryStore
 
+from greylag.domain.audit import AuditEvent
 from greylag.domain.errors import ForbiddenError, InvalidRequestError
 from greylag.domain.users import OPERATOR, ApiToken, Principal, Scope, User
 from greylag.ports import AnyKept, Kept
@@ -31,9 +32,9 @@ class CountingStore(MemoryStore):
         self.reads += 1
         return await super().find(kind, key)
 
-    async def put(self, one: AnyKept, now: datetime) -> bool:
+    async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         self.writes += 1
-        return await super().put(one, now)
+        return await super().put(one, now, audit=audit)
 
 
 def made(clock: FakeClock) -> tuple[CountingStore, People, Tokens]:

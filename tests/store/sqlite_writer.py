@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from greylag.domain.audit import SYSTEM, AuditEvent
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, NewEvent, Project, Status, new_record_id
 from greylag.ports import Claim, Outcome
@@ -38,14 +39,15 @@ async def work(file: Path, seed: int) -> None:
     tell("open")
     for count in range(1_000_000):
         name = f"{seed}-{count}"
-        await store.create(_project(name, now))
+        await store.create(_project(name, now), audit=_event("create", name, now))
         tell("create", name)
         if dice.random() < 0.2:
             tell("may delete", name)
             desired = Desired.DELETED
         else:
             desired = Desired.ACTIVE
-        wanted = await store.want("ada", name, desired, now, now)
+        told = _event("want", name, now)
+        wanted = await store.want("ada", name, desired, now, now, audit=told)
         tell("want", name, generation=wanted.generation)
         claim = await store.claim_due("w", now, 60)
         if claim is None:
@@ -77,6 +79,10 @@ def _project(name: str, now: datetime) -> Project:
         created_at=now,
         updated_at=now,
     )
+
+
+def _event(action: str, name: str, now: datetime) -> AuditEvent:
+    return AuditEvent(at=now, actor=SYSTEM, action=action, object=name)
 
 
 def main() -> None:

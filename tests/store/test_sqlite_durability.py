@@ -1,5 +1,6 @@
 """A process that writes is killed at random moments: nothing acknowledged is ever missing."""
 
+import asyncio
 import json
 import os
 import random
@@ -8,15 +9,18 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import greylag
+from greylag.domain.audit import SYSTEM, AuditEvent, ChainCheck, Link
 from greylag.ports import PageQuery
 from greylag.store.sqlite.store import SqliteStore
 
@@ -98,6 +102,7 @@ def check(file: Path, expected: Expected, names: set[str]) -> None:
     """Look with other eyes than the store's at what is in the file."""
     with closing(sqlite3.connect(file)) as sql:
         assert sql.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        check_audit(sql)
         for name in names:
             row = sql.execute(
                 "SELECT generation, lease_worker, (SELECT count(*) FROM events "
@@ -105,6 +110,24 @@ def check(file: Path, expected: Expected, names: set[str]) -> None:
                 (name,),
             ).fetchone()
             compare(expected.projects[name], row)
+
+
+def check_audit(sql: sqlite3.Connection) -> None:
+    """No change is without its entry, no entry without its change, and none is missing."""
+    if not sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'audit'").fetchone():
+        return
+    told = [json.loads(body) for (body,) in sql.execute("SELECT body FROM audit ORDER BY number")]
+    chain = ChainCheck()
+    chain.follow(told)
+    ends = sql.execute("SELECT number, hash FROM audit_bounds WHERE place = 'end'").fetchall()
+    assert [Link(*end) for end in ends] == [chain.last][: len(told)]
+    created = {one["object"] for one in told if one["action"] == "create"}
+    wanted = Counter(one["object"] for one in told if one["action"] == "want")
+    kept = dict(sql.execute("SELECT project_id, generation FROM projects").fetchall())
+    assert set(kept) <= created
+    # Only what was wanted gone may be gone.
+    assert created - set(kept) <= set(wanted)
+    assert {name: 1 + wanted[name] for name in kept} == kept
 
 
 def compare(project: Acknowledged, row: tuple[int, str | None, int] | None) -> None:
@@ -149,3 +172,19 @@ def test_a_kill_while_the_file_is_made_leaves_one_that_opens(
         assert any('"open"' in line for line in second)
         names = {expected.take(line) for line in (*first, *second)} - {""}
         check(file, expected, names)
+
+
+async def test_two_processes_append_to_one_audit_trail(nursery: Nursery, tmp_path: Path) -> None:
+    file = tmp_path / "greylag.db"
+    store = await SqliteStore.open(file)
+    living = asyncio.to_thread(live_and_die, nursery, file, 1, lines=60)
+    other = asyncio.create_task(living)
+    while not other.done():
+        event = AuditEvent(at=datetime.now(UTC), actor=SYSTEM, action="ours", object="")
+        await store.append_audit(event)
+    await other
+    await store.close()
+    with closing(sqlite3.connect(file)) as sql:
+        check_audit(sql)
+        mixed = sql.execute("SELECT count(DISTINCT action) FROM audit").fetchone()
+        assert mixed == (3,)

@@ -23,7 +23,7 @@ from greylag.web.auth import COOKIE
 
 REF = ProjectRef("ada", "notes")
 OPEN = {"health", "ready", "show_platform", "show_me", "list_users", "make_user"} | {
-    *("make_token", "list_tokens", "revoke_token")
+    *("make_token", "list_tokens", "revoke_token", "read_audit")
 }
 """Operations whose paths name no user: two are for probes, the others have tests of their own."""
 NAMES = {"port": "8080", "user": "ada", "project": "notes", "login": "0" * 16, "member": "ada"}

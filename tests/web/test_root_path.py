@@ -11,6 +11,7 @@ from greylag.domain.errors import ConfigError
 from greylag.web import oidc
 from greylag.web.addresses import STATIC
 from greylag.web.auth import COOKIE, SIGN_IN, SIGN_OUT
+from greylag.web.dashboard.audit import AUDIT_PAGE
 from greylag.web.dashboard.pages import USER_PAGE
 
 ROOT = "/tools/greylag"
@@ -34,7 +35,7 @@ def test_a_root_path_that_begins_as_a_path_of_ours_is_refused(own: str) -> None:
 async def test_the_first_parts_of_all_our_paths_are_known() -> None:
     async with site() as one, one.http.get("/openapi.json") as answer:
         told = [path.split("/")[1] for path in (await answer.json())["paths"]]
-    pages = (USER_PAGE, SIGN_IN, SIGN_OUT, *oidc.PATHS, STATIC, "/openapi.json")
+    pages = (USER_PAGE, AUDIT_PAGE, SIGN_IN, SIGN_OUT, *oidc.PATHS, STATIC, "/openapi.json")
     assert {*told, *(path.split("/")[1] for path in pages)} == OWN_PATHS
 
 

@@ -500,6 +500,18 @@ class ApiClient:
         """End a token."""
         await self._http.call(Request("DELETE", ("tokens", token_id)))
 
+    async def audit(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """Return a page of the audit trail."""
+        found: dict[str, Any] = await self._get(("audit",), query)
+        return found
+
+    @asynccontextmanager
+    async def audit_lines(self, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open the audit trail, the oldest first: each entry a line of JSON."""
+        asked = Request("GET", ("audit",), query, headers={"Accept": "application/jsonl"})
+        async with self._http.stream(asked) as chunks:
+            yield _lines(chunks)
+
     async def users(self) -> list[UserJson]:
         """Return the users."""
         found: list[UserJson] = (await self._get(("users",)))["users"]
@@ -724,3 +736,11 @@ class ApiClient:
         headers: Mapping[str, str] | None = None,
     ) -> Any:
         return await self._http.call(Request("POST", path, {}, body, headers or {}))
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line

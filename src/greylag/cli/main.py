@@ -45,6 +45,7 @@ VERBS = {
     "login": LazyVerb("account:login", "Keep a token for the commands to come."),
     "logout": LazyVerb("account:logout", "Forget the kept token, and revoke it."),
     "tokens": LazyVerb("account:tokens", "List, create and revoke tokens for programs."),
+    "audit": LazyVerb("audit:audit", "List, write out and check who did what."),
     "users": LazyVerb("projects:users", "List the users."),
     "projects": LazyVerb("projects:projects", "List, create, show, rename, delete projects."),
     "activate": LazyVerb("projects:activate", "Start a project's environment."),

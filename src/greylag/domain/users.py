@@ -267,6 +267,7 @@ class Action(StrEnum):
     ACCOUNT_READ = "account.read"
     ACCOUNT_WRITE = "account.write"
     USERS_WRITE = "users.write"
+    AUDIT_READ = "audit.read"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,11 @@ from enum import StrEnum
 
 import structlog
 
+from greylag.domain.audit import Change, name_of
 from greylag.domain.errors import (
     ConflictError,
     ForbiddenError,
+    GreylagError,
     InvalidRequestError,
     MissingError,
     ProjectNotFoundError,
@@ -31,6 +33,7 @@ from greylag.domain.users import (
     of_user,
 )
 from greylag.ports import Clock, PeopleStore, ProjectStore, UserDirectory
+from greylag.services.audit import Audit
 from greylag.services.people import no_such_user
 
 MAX_REASON_LENGTH = 500
@@ -73,11 +76,12 @@ RULES: Mapping[Action, tuple[frozenset[Standing], Scope]] = {
     Action.ACCOUNT_READ: (_OWNERS, Scope.ADMIN),
     Action.ACCOUNT_WRITE: (_OWNERS, Scope.ADMIN),
     Action.USERS_WRITE: (_ADMINS, Scope.ADMIN),
+    Action.AUDIT_READ: (_ADMINS, Scope.ADMIN),
 }
 """Whose standing lets them do it, and which scope a token needs besides."""
 
 WITH_REASON = frozenset({Action.AGENT_READ, Action.FILES_READ})
-"""What an administrator may do with another's project only by saying why, which is logged."""
+"""What an administrator may do with another's project only by saying why, which is audited."""
 
 _WHILE_DISABLED = frozenset(
     {Action.ENVIRONMENT_ACTIVATE, Action.MESSAGES_SEND, Action.PROJECTS_WRITE}
@@ -113,6 +117,7 @@ class Gate:
         self._directory = directory
         self._projects = projects
         self._clock = clock
+        self.audit = Audit(projects, clock)
 
     async def authorize(self, principal: Principal, action: Action, what: str | ProjectRef) -> User:
         """Return the owner when ``principal`` may do ``action``.
@@ -125,25 +130,53 @@ class Gate:
         Raises:
             UserNotFoundError: there is no such user, or the principal has nothing to do with them.
             ProjectNotFoundError: a token is not for this project.
-            ForbiddenError: the principal may know of it and may not do this; one log line says so.
+            ForbiddenError: the principal may know of it and may not do this.
         """
         owner = _owner(what)
         found = await self._standings(principal, what)
         if not found:
-            _log.warning("action_refused", principal=principal.name, action=action, user_id=owner)
-            raise no_such_user(owner)
+            raise await self.refused(principal, action, what, no_such_user(owner))
         user = await self._directory.get(owner)
-        self._check(principal, action, what, found)
-        if user.disabled and action in _WHILE_DISABLED:
-            raise ForbiddenError(
-                f"The user {owner} is disabled.", hint="An administrator can enable them again."
+        refusal = _refusal(principal, action, what, found)
+        if refusal is None and user.disabled and action in _WHILE_DISABLED:
+            hint = "An administrator can enable them again."
+            refusal = ForbiddenError(f"The user {owner} is disabled.", hint=hint)
+        if refusal is not None:
+            raise await self.refused(principal, action, what, refusal)
+        if _as_admin_alone(action, found):
+            reason = principal.reason_for(owner)
+            await self.audit.seldom(
+                self.audit.event(principal, action, name_of(what), reason=reason)
             )
         return user
+
+    async def administrate(self, principal: Principal, action: Action) -> None:
+        """Return when ``principal`` may do ``action``, which is about no user of its own.
+
+        Raises:
+            ForbiddenError: they may not.
+        """
+        scope = RULES[action][1]
+        if principal.projects is not None or not principal.is_admin:
+            hint = f"Ask an administrator of this Greylag; a token needs the scope {scope}."
+            error = ForbiddenError(f"Only an administrator may do {action}.", hint=hint)
+            raise await self.refused(principal, action, "", error)
+
+    async def refused(
+        self, principal: Principal, action: str, what: str | ProjectRef, error: GreylagError
+    ) -> GreylagError:
+        """Return ``error``, by which an action is refused, once the audit trail was told of it."""
+        name = name_of(what) if what else ""
+        about = {"principal": principal.name, "action": action, "user_id": _owner(what)}
+        _log.warning("action_refused", **about)
+        await self.audit.refused(principal, action, name, error.info.code)
+        return error
 
     async def see(self, principal: Principal, what: str | ProjectRef) -> None:
         """Return when the principal may know of a user or a project; raises as ``authorize``."""
         if not await self._standings(principal, what):
-            raise no_such_user(_owner(what))
+            error = no_such_user(_owner(what))
+            raise await self.refused(principal, Action.PROJECTS_READ, what, error)
 
     async def is_foreign(self, principal: Principal, what: str | ProjectRef) -> bool:
         """Tell whether the principal sees it as an administrator alone."""
@@ -201,7 +234,12 @@ class Gate:
         for _ in range(_ATTEMPTS):
             before = await self._people.find(Member, new.key)
             wanted = new if before is None else replace(new, version=before.version)
-            if wanted == before or await self._people.put(wanted, self._clock.now()):
+            if wanted == before:
+                return wanted
+            event = self.audit.event(
+                principal, Change.MEMBER_SET, name_of(ref), member=user_id, role=role
+            )
+            if await self._people.put(wanted, self._clock.now(), audit=event):
                 return wanted
         raise ConflictError("Others changed this member again and again.")
 
@@ -215,7 +253,8 @@ class Gate:
         action = Action.MEMBERS_READ if leaves else Action.MEMBERS_WRITE
         await self.authorize(principal, action, ref)
         key = member_key(ref.user_id, ref.project_id, user_id)
-        if not await self._people.remove(Member, key):
+        event = self.audit.event(principal, Change.MEMBER_REMOVE, name_of(ref), member=user_id)
+        if not await self._people.remove(Member, key, audit=event):
             raise MissingError(f"The project is not shared with {user_id!r}.")
 
     async def _standings(self, principal: Principal, what: str | ProjectRef) -> frozenset[Standing]:
@@ -237,49 +276,47 @@ class Gate:
             return admin
         return admin | {Standing(member.role)} if project.id == member.record_id else admin
 
-    def _check(
-        self,
-        principal: Principal,
-        action: Action,
-        what: str | ProjectRef,
-        found: frozenset[Standing],
-    ) -> None:
-        owner = _owner(what)
-        standings, scope = RULES[action]
-        if principal.projects is not None:
-            if isinstance(what, ProjectRef) and what.project_id not in principal.projects:
-                raise ProjectNotFoundError(f"User {owner!r} has no project {what.project_id!r}.")
-            if isinstance(what, str) and action is not Action.PROJECTS_LIST:
-                raise _refused(principal, action, owner, "This token is for some projects only.")
-        if principal.scopes is not None and scope not in principal.scopes:
-            raise _refused(principal, action, owner, f"This token lacks the scope {scope}.")
-        if not found & standings:
-            (standing, *_) = (one for one in Standing if one in found)
-            words = f"As {standing} of this you may not do {action}."
-            raise _refused(principal, action, owner, words)
-        if found & standings == _ADMINS and action in WITH_REASON:
-            self._check_reason(principal, action, owner)
-
-    def _check_reason(self, principal: Principal, action: Action, owner: str) -> None:
-        reason = principal.reason_for(owner)
-        if not reason:
-            hint = "Say why, on the page or in the header x-greylag-reason; it is logged."
-            raise _refused(principal, action, owner, "Only with a reason may you read this.", hint)
-        _log.warning(
-            "read_with_reason",
-            principal=principal.name,
-            action=action,
-            user_id=owner,
-            reason=reason,
-        )
-
 
 def _owner(what: str | ProjectRef) -> str:
     return what.user_id if isinstance(what, ProjectRef) else what
 
 
-def _refused(
-    principal: Principal, action: Action, owner: str, words: str, hint: str = ""
-) -> ForbiddenError:
-    _log.warning("action_refused", principal=principal.name, action=action, user_id=owner)
-    return ForbiddenError(words, hint=hint or "Ask the owner, or an administrator.")
+def _refusal(
+    principal: Principal, action: Action, what: str | ProjectRef, found: frozenset[Standing]
+) -> GreylagError | None:
+    """Return why somebody who is all this to it may not do ``action``; ``None``: they may."""
+    if (beyond := _beyond_token(principal, action, what)) is not None:
+        return beyond
+    if found.isdisjoint(RULES[action][0]):
+        (standing, *_) = (one for one in Standing if one in found)
+        return _forbidden(f"As {standing} of this you may not do {action}.")
+    if _as_admin_alone(action, found) and not principal.reason_for(_owner(what)):
+        hint = "Say why, on the page or in the header x-greylag-reason; it is audited."
+        return _forbidden("Only with a reason may you read this.", hint)
+    return None
+
+
+def _as_admin_alone(action: Action, found: frozenset[Standing]) -> bool:
+    """Tell whether it is by being an administrator alone that one reads what needs a reason."""
+    return action in WITH_REASON and found & RULES[action][0] == _ADMINS
+
+
+def _beyond_token(
+    principal: Principal, action: Action, what: str | ProjectRef
+) -> GreylagError | None:
+    """Return why the token that somebody comes by is not for this, if it is one and is not."""
+    _, scope = RULES[action]
+    if principal.projects is not None:
+        if isinstance(what, ProjectRef) and what.project_id not in principal.projects:
+            return ProjectNotFoundError(
+                f"User {what.user_id!r} has no project {what.project_id!r}."
+            )
+        if isinstance(what, str) and action is not Action.PROJECTS_LIST:
+            return _forbidden("This token is for some projects only.")
+    if principal.scopes is not None and scope not in principal.scopes:
+        return _forbidden(f"This token lacks the scope {scope}.")
+    return None
+
+
+def _forbidden(words: str, hint: str = "Ask the owner, or an administrator.") -> ForbiddenError:
+    return ForbiddenError(words, hint=hint)

@@ -3,14 +3,9 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
-import structlog
-
-from greylag.domain.errors import (
-    ConflictError,
-    ForbiddenError,
-    InvalidRequestError,
-    MissingError,
-)
+from greylag.domain.audit import Change, name_of
+from greylag.domain.errors import ConflictError, InvalidRequestError, MissingError
+from greylag.domain.project import ProjectRef
 from greylag.domain.users import (
     Action,
     ApiToken,
@@ -28,8 +23,6 @@ from greylag.services.projects import Projects
 
 LOOK = timedelta(hours=1)
 """How long an administrator looks at another's projects before they are asked again."""
-
-_log = structlog.get_logger(__name__)
 
 
 class Accounts:
@@ -60,19 +53,13 @@ class Accounts:
         Raises:
             ForbiddenError: whoever asks is none.
         """
-        if not principal.is_admin:
-            raise ForbiddenError(
-                "Only an administrator sees all users.", hint="Ask one of this Greylag."
-            )
+        await self._gate.administrate(principal, Action.USERS_WRITE)
         return await self._people.users()
 
     async def make(self, principal: Principal, user: User) -> User:
         """Add a user; fails as ``People.make`` does besides."""
-        if not principal.is_admin:
-            raise ForbiddenError(
-                "Only an administrator adds users.", hint="Ask an administrator of this Greylag."
-            )
-        return await self._people.make(user)
+        await self._gate.administrate(principal, Action.USERS_WRITE)
+        return await self._people.make(user, by=principal)
 
     async def edit(self, principal: Principal, user_id: str, edit: UserEdit) -> User:
         """Change a user. One who is disabled comes in no more, and what runs of theirs is stopped.
@@ -83,9 +70,9 @@ class Accounts:
         await self._gate.authorize(principal, Action.USERS_WRITE, user_id)
         if edit.disabled and user_id == principal.user_id:
             raise ConflictError("You cannot disable yourself.", hint="Another administrator can.")
-        changed = await self._people.edit(user_id, edit)
+        changed = await self._people.edit(user_id, edit, by=principal)
         if changed.disabled:
-            await self._projects.sleep_all(user_id)
+            await self._projects.sleep_all(principal, user_id)
         return changed
 
     async def remove(self, principal: Principal, user_id: str) -> None:
@@ -100,12 +87,15 @@ class Accounts:
                 f"The user {user_id!r} has projects.",
                 hint="Export or delete them first, or disable the user instead.",
             )
-        label = of_user(user_id)
+        label, event = of_user(user_id), self._gate.audit.event
         for token in await self._store.labelled(ApiToken, label):
-            await self._store.remove(ApiToken, token.key)
+            told = event(principal, Change.TOKEN_REVOKE, name_of(user_id), token=token.id)
+            await self._store.remove(ApiToken, token.key, audit=told)
         for member in await self._store.labelled(Member, label):
-            await self._store.remove(Member, member.key)
-        await self._people.remove(user_id)
+            on = name_of(ProjectRef(member.owner, member.project_id))
+            told = event(principal, Change.MEMBER_REMOVE, on, member=user_id)
+            await self._store.remove(Member, member.key, audit=told)
+        await self._people.remove(user_id, by=principal)
 
     async def sessions(self, principal: Principal, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""
@@ -119,13 +109,13 @@ class Accounts:
             MissingError: there is none of this id.
         """
         await self._gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
-        if not await self._people.end_sessions(user_id, session):
+        if not await self._people.end_sessions(user_id, session, by=principal):
             raise MissingError(f"The user has no session {session!r}.")
 
     async def end_other_sessions(self, principal: Principal, user_id: str) -> None:
         """End all of a user's sessions but the one that the principal comes by, if it is theirs."""
         await self._gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
-        await self._people.end_sessions(user_id, but=_session_id(principal))
+        await self._people.end_sessions(user_id, but=_session_id(principal), by=principal)
 
     async def look_at(self, principal: Principal, user_id: str, reason: str) -> None:
         """Have an administrator's browser look at another's projects, for an hour at most.
@@ -145,16 +135,19 @@ class Accounts:
         if len(reason) > MAX_REASON_LENGTH:
             raise InvalidRequestError(f"A reason has {MAX_REASON_LENGTH} characters at most.")
         look = Look(user_id, user.display_name, reason, self._clock.now() + LOOK)
-        await self._people.keep_look(principal.user_id, session, look)
-        _log.warning("look_began", principal=principal.name, user_id=user_id, reason=reason)
+        event = self._gate.audit.event(
+            principal, Change.LOOK_START, name_of(user_id), reason=reason
+        )
+        await self._people.keep_look(principal.user_id, session, look, event)
 
     async def end_look(self, principal: Principal) -> None:
         """End the look that the principal's session has, if it has one."""
         session = _session_id(principal)
         if principal.look is None or principal.user_id is None or session is None:
             return
-        await self._people.keep_look(principal.user_id, session, None)
-        _log.warning("look_ended", principal=principal.name, user_id=principal.look.user_id)
+        on = name_of(principal.look.user_id)
+        event = self._gate.audit.event(principal, Change.LOOK_END, on)
+        await self._people.keep_look(principal.user_id, session, None, event)
 
 
 def _session_id(principal: Principal) -> str | None:

@@ -1,8 +1,8 @@
 """What runs in a project's environment: its agent's API and turns, and its log."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 from greylag.common import sse
 from greylag.common.agent_api import (
@@ -14,6 +14,7 @@ from greylag.common.agent_api import (
     Socket,
     Turn,
 )
+from greylag.domain.audit import name_of
 from greylag.domain.errors import (
     AgentUnreachableError,
     ClusterError,
@@ -35,6 +36,7 @@ from greylag.ports import (
 from greylag.services.projects import Projects
 
 MAX_LOG_LINES = 10_000
+_T = TypeVar("_T")
 
 
 class Agents:
@@ -52,6 +54,7 @@ class Agents:
         self._cluster = cluster
         self._gateway = gateway
         self._terminal = terminal
+        self.audit = projects.audit
 
     async def address(
         self, principal: Principal, ref: ProjectRef, action: Action = Action.AGENT_READ
@@ -101,15 +104,28 @@ class Agents:
         self, principal: Principal, ref: ProjectRef, request: AgentRequest
     ) -> AbstractAsyncContextManager[AgentAnswer]:
         """Return the agent's answer to an operation of its API, to be opened."""
-        at = await self.address(principal, ref, _action(request.operation))
-        return self._gateway.relay(at, request)
+        action = _action(request.operation)
+        at = await self.address(principal, ref, action)
+        answer = self._gateway.relay(at, request)
+        if request.operation.method == "GET":
+            return answer
+        doing = self.audit.doing(
+            principal, action, _object(ref, request), operation=request.operation.name
+        )
+        return _opened(answer, doing)
 
     async def socket(
         self, principal: Principal, ref: ProjectRef, socket: Socket, parts: Mapping[str, str]
     ) -> AbstractAsyncContextManager[AgentSocket]:
         """Return a WebSocket of the agent's, to be opened."""
         at = await self.address(principal, ref, Action.TERMINAL_USE)
-        return self._gateway.socket(at, socket, parts)
+        doing = self.audit.doing(
+            principal,
+            Action.TERMINAL_USE,
+            name_of(ref) + socket.path.format(**parts),
+            operation=f"open_{socket.name}",
+        )
+        return _opened(self._gateway.socket(at, socket, parts), doing)
 
     async def forward(
         self, principal: Principal, ref: ProjectRef, port: int, request: ForwardedRequest
@@ -161,7 +177,9 @@ class Agents:
     async def cancel_turn(self, principal: Principal, ref: ProjectRef, turn_id: str) -> Turn:
         """Ask a turn to end."""
         at = await self.address(principal, ref, Action.AGENT_WRITE)
-        return await self._gateway.cancel_turn(at, turn_id)
+        on = f"{name_of(ref)}/turns/{turn_id}"
+        async with self.audit.doing(principal, Action.AGENT_WRITE, on, operation="cancel_turn"):
+            return await self._gateway.cancel_turn(at, turn_id)
 
     async def confirm(
         self,
@@ -174,7 +192,15 @@ class Agents:
     ) -> None:
         """Answer a turn's question whether a tool may run."""
         at = await self.address(principal, ref, Action.AGENT_WRITE)
-        await self._gateway.confirm(at, turn_id, confirmation_id, decision)
+        on = f"{name_of(ref)}/turns/{turn_id}/confirmations/{confirmation_id}"
+        async with self.audit.doing(
+            principal,
+            Action.AGENT_WRITE,
+            on,
+            operation="answer_confirmation",
+            decision=decision,
+        ):
+            await self._gateway.confirm(at, turn_id, confirmation_id, decision)
 
     async def logs(
         self, principal: Principal, ref: ProjectRef, *, follow: bool, tail: int
@@ -182,6 +208,24 @@ class Agents:
         """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes."""
         project = await self._projects.get(principal, ref, Action.LOGS_READ)
         return self._cluster.logs(project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES))
+
+
+@asynccontextmanager
+async def _opened(
+    opening: AbstractAsyncContextManager[_T], doing: AbstractAsyncContextManager[None]
+) -> AsyncIterator[_T]:
+    """Open something, which ``doing`` tells the audit trail of: that it begins, and how it went."""
+    async with AsyncExitStack() as stack:
+        async with doing:
+            opened = await stack.enter_async_context(opening)
+        yield opened
+
+
+def _object(ref: ProjectRef, request: AgentRequest) -> str:
+    """Return what an operation is done with, as the audit trail calls it."""
+    path = request.query.get("path", "").strip("/")
+    place = request.operation.path.format(**request.parts)
+    return f"{name_of(ref)}{place}/{path}".rstrip("/")
 
 
 def _action(operation: Operation[Any]) -> Action:

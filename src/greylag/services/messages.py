@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from greylag.common.agent_api import Turn
+from greylag.domain.audit import name_of
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.project import Desired, Project, ProjectRef, Status
 from greylag.domain.users import Action, Principal
@@ -55,29 +56,37 @@ class Messages:
         """
         _check(new)
         project = await self._projects.want(principal, ref, Desired.ACTIVE, Action.MESSAGES_SEND)
-        message_id = new.message_id or uuid.uuid4().hex
         if project.settled and project.status is Status.ACTIVE:
             at = await self._agents.reach(project)
-            turn = await self._start(at, new, message_id, principal.name)
+            turn = await self._start(principal, project, at, new)
             async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
                 yield frames
             return
-        yield self._wake_and_answer(project, new, message_id, principal.name)
+        yield self._wake_and_answer(principal, project, new)
 
     async def _wake_and_answer(
-        self, project: Project, new: NewMessage, message_id: str, author: str
+        self, principal: Principal, project: Project, new: NewMessage
     ) -> AsyncIterator[bytes]:
         words = f"{project.name} is {project.status}: waking its environment."
         async for frame in self._agents.waking(project, words):
             yield frame
         at = await self._agents.awake(project)
-        turn = await self._start(at, new, message_id, author)
+        turn = await self._start(principal, project, at, new)
         async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
             async for part in frames:
                 yield part
 
-    async def _start(self, at: AgentAddress, new: NewMessage, message_id: str, author: str) -> Turn:
-        return await self._gateway.start_turn(at, new.session_id, new.message, message_id, author)
+    async def _start(
+        self, principal: Principal, project: Project, at: AgentAddress, new: NewMessage
+    ) -> Turn:
+        message_id = new.message_id or uuid.uuid4().hex
+        on = f"{name_of(project.ref)}/sessions/{new.session_id or ''}"
+        async with self._agents.audit.doing(
+            principal, Action.MESSAGES_SEND, on, message_id=message_id
+        ):
+            return await self._gateway.start_turn(
+                at, new.session_id, new.message, message_id, principal.name
+            )
 
 
 def _check(new: NewMessage) -> None:

@@ -8,11 +8,13 @@ read is held for half of one at most.
 import hashlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 
+from greylag.domain.audit import SYSTEM, Actor, AuditEvent, Change, name_of
 from greylag.domain.errors import (
     ConflictError,
     MissingError,
@@ -33,7 +35,10 @@ from greylag.domain.users import (
     of_user,
 )
 from greylag.ports import Clock, PeopleStore
+from greylag.services.audit import event_of
 
+By = Principal | Actor
+"""Who does something, for the audit trail."""
 SESSION_PREFIX = "gls_"
 SEEN_EVERY = timedelta(minutes=1)
 _ATTEMPTS = 5
@@ -120,7 +125,7 @@ class People:
             return None
         return None if user.disabled else user
 
-    async def make(self, user: User) -> User:
+    async def make(self, user: User, *, by: By = SYSTEM) -> User:
         """Add a user, as an administrator has entered them.
 
         Raises:
@@ -129,12 +134,14 @@ class People:
         """
         check_id(user.id, "id")
         check_name(user.display_name, "display_name")
-        made = replace(user, origin="admin", created_at=self._clock.now(), version=0)
-        if made.id in self._seeds or not await self._store.put(made, self._clock.now()):
+        now = self._clock.now()
+        made = replace(user, origin="admin", created_at=now, version=0)
+        event = self._event(by, Change.USER_CREATE, made.id, **_shown(made))
+        if made.id in self._seeds or not await self._store.put(made, now, audit=event):
             raise ConflictError(f"There is a user {made.id!r} already.", hint="Choose another id.")
         return replace(made, version=1)
 
-    async def edit(self, user_id: str, edit: UserEdit) -> User:
+    async def edit(self, user_id: str, edit: UserEdit, *, by: By = SYSTEM) -> User:
         """Change a user. One who is disabled comes in no more, by no session and no token."""
         if edit.display_name is not None:
             check_name(edit.display_name, "display_name")
@@ -143,11 +150,11 @@ class People:
         for _ in range(_ATTEMPTS):
             before = await self.get(user_id)
             after = replace(before, **changes)
-            if after == before or await self._store.put(after, self._clock.now()):
+            if after == before or await self._written(after, by, before):
                 return after
         raise _busy(user_id)
 
-    async def remove(self, user_id: str) -> None:
+    async def remove(self, user_id: str, *, by: By = SYSTEM) -> None:
         """Remove a user with their sessions; tokens and shares are the caller's to remove before.
 
         Raises:
@@ -158,9 +165,10 @@ class People:
                 f"The settings name the user {user_id!r}.",
                 hint="Take them out of GREYLAG_USERS or GREYLAG_USERS_FILE, or disable them.",
             )
-        await self.edit(user_id, UserEdit(disabled=True))
-        await self.end_sessions(user_id)
-        await self._store.remove(User, user_id)
+        await self.edit(user_id, UserEdit(disabled=True), by=by)
+        await self.end_sessions(user_id, by=by)
+        event = self._event(by, Change.USER_REMOVE, user_id)
+        await self._store.remove(User, user_id, audit=event)
 
     # Signing in by an identity provider, and the sessions that this makes.
 
@@ -178,7 +186,7 @@ class People:
         Raises:
             SignInRefusedError: they are no user and become none, or are disabled.
         """
-        user = await self._entered(identity)
+        user = await self._entered(identity, client)
         return await self._begin(user, role, identity, client)
 
     async def by_session(self, secret: str, client: str) -> Principal | None:
@@ -204,7 +212,9 @@ class People:
         going_on = [one for one in found if self._is_going_on(one, now)]
         return sorted(going_on, key=lambda one: one.created_at, reverse=True)
 
-    async def keep_look(self, user_id: str, session_id: str, look: Look | None) -> None:
+    async def keep_look(
+        self, user_id: str, session_id: str, look: Look | None, event: AuditEvent | None = None
+    ) -> None:
         """Have a user's session of this id look at another's projects, ``None``: no more.
 
         Raises:
@@ -214,22 +224,30 @@ class People:
             found = [one for one in await self.sessions(user_id) if one.id == session_id]
             if not found:
                 raise MissingError(f"The user has no session {session_id!r}.")
-            if await self._store.put(replace(found[0], look=look), self._clock.now()):
+            if await self._store.put(replace(found[0], look=look), self._clock.now(), audit=event):
                 return
         raise _busy(user_id)
 
-    async def end_session(self, secret: str) -> None:
+    async def end_session(self, secret: str, client: str = "") -> None:
         """End the session of this secret, for every process. Idempotent."""
-        await self._store.remove(Session, digest(secret))
+        session = await self._store.find(Session, digest(secret))
+        if session is not None:
+            by = Actor("", "user", session.user_id, f"session {session.id}", client)
+            await self._end(session, by)
 
     async def end_sessions(
-        self, user_id: str, session_id: str | None = None, *, but: str | None = None
+        self,
+        user_id: str,
+        session_id: str | None = None,
+        *,
+        but: str | None = None,
+        by: By = SYSTEM,
     ) -> int:
         """End a user's session of this id, by default all ``but`` one; return how many."""
         found = await self._store.labelled(Session, of_user(user_id))
         ended = [one for one in found if session_id in {None, one.id} and one.id != but]
         for one in ended:
-            await self._store.remove(Session, one.key)
+            await self._end(one, by)
         return len(ended)
 
     async def end_told(self, issuer: str, subject: str | None, session: str | None) -> None:
@@ -243,9 +261,9 @@ class People:
         names = _provider_names(issuer, subject, session)
         for one in await self._store.labelled(Session, names[-1]) if names else ():
             if set(names) <= set(one.provider):
-                await self._store.remove(Session, one.key)
+                await self._end(one, Actor(issuer, "provider"))
 
-    async def _entered(self, identity: Identity) -> User:
+    async def _entered(self, identity: Identity, client: str) -> User:
         """Return the user whom this is, as the provider tells of them now."""
         for _ in range(_ATTEMPTS):
             before = await self._known(identity) or self._newcomer(identity)
@@ -257,7 +275,8 @@ class People:
             user = replace(
                 before, identity=identity.key, email=email, groups=tuple(identity.groups)
             )
-            if user == before or await self._store.put(user, self._clock.now()):
+            by = Actor(user.display_name, "user", user.id, address=client)
+            if user == before or await self._written(user, by, before):
                 return user
         raise SignInRefusedError("Others signed in as you at the same time.", hint="Try again.")
 
@@ -302,12 +321,44 @@ class People:
                 identity.issuer, identity.provider_subject, identity.provider_session
             ),
         )
-        await self._store.put(session, now)
+        by = Actor(user.display_name, "user", user.id, f"session {session.id}", client)
+        event = self._event(by, Change.SESSION_START, user.id, role=role or user.role)
+        await self._store.put(session, now, audit=event)
         _log.info("signed_in", user_id=user.id, role=role or user.role, session=session.id)
         return secret
 
+    async def _written(self, user: User, by: By, before: User) -> bool:
+        """Write a user over what was read as them; return whether nobody was faster."""
+        known, shown = _shown(before), _shown(user)
+        changed = {name: value for name, value in shown.items() if value != known[name]}
+        is_new = user.version == 0 and user.id not in self._seeds
+        change = Change.USER_CREATE if is_new else Change.USER_EDIT
+        event = self._event(by, change, user.id, **(shown if is_new else changed))
+        return await self._store.put(user, self._clock.now(), audit=event)
+
+    async def _end(self, session: Session, by: By) -> None:
+        event = self._event(by, Change.SESSION_END, session.user_id, session=session.id)
+        await self._store.remove(Session, session.key, audit=event)
+
+    def _event(self, by: By, change: Change, user_id: str, **changed: Any) -> AuditEvent:
+        return event_of(by, self._clock.now(), change, name_of(user_id), **changed)
+
     def _is_going_on(self, session: Session, now: datetime) -> bool:
         return now < min(session.expires_at, session.seen_at + self._limits.idle)
+
+
+def _shown(user: User) -> dict[str, Any]:
+    """Return what the audit trail tells of a user."""
+    return {
+        "name": user.display_name,
+        "role": user.role,
+        "disabled": user.disabled,
+        "service": user.service,
+        "email": user.email,
+        "identity": user.identity,
+        "groups": user.groups,
+        "limits": asdict(user.limits),
+    }
 
 
 def no_such_user(user_id: str) -> UserNotFoundError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from greylag.domain.audit import Change, name_of
 from greylag.domain.errors import (
     ClusterError,
     InvalidRequestError,
@@ -72,6 +73,7 @@ class Projects:
     ) -> None:
         self._store = store
         self._gate = gate
+        self.audit = gate.audit
         self._clock = clock
         self._prefix = namespace_prefix
         self._timeout = activation_timeout
@@ -142,7 +144,8 @@ class Projects:
             updated_at=now,
             due_at=now,
         )
-        return await self._store.create(project, idempotency_key(key, new))
+        event = self.audit.event(principal, Change.PROJECT_CREATE, name_of(project.ref), name=name)
+        return await self._store.create(project, idempotency_key(key, new), audit=event)
 
     async def edit(self, principal: Principal, ref: ProjectRef, edit: Edit) -> Project:
         """Rename a project or replace its metadata.
@@ -155,7 +158,16 @@ class Projects:
             check_name(edit.name)
         if edit.metadata is not None:
             check_metadata(edit.metadata)
-        return await self._store.edit(ref.user_id, ref.project_id, edit, self._clock.now())
+        event = self.audit.event(
+            principal,
+            Change.PROJECT_EDIT,
+            name_of(ref),
+            name=edit.name,
+            metadata=None if edit.metadata is None else sorted(edit.metadata),
+        )
+        return await self._store.edit(
+            ref.user_id, ref.project_id, edit, self._clock.now(), audit=event
+        )
 
     async def want(
         self,
@@ -174,16 +186,28 @@ class Projects:
         owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
         if desired is Desired.ACTIVE and owner.limits.active is not None:
             await self._check_active(owner, ref)
-        now = self._clock.now()
-        deadline = now + timedelta(seconds=self._timeout)
-        return await self._store.want(ref.user_id, ref.project_id, desired, now, deadline)
+        return await self._want(principal, ref, desired)
 
     async def refresh(self, principal: Principal, ref: ProjectRef) -> Project:
         """Have a running environment that is outdated started anew once nobody is answered, and
         return at once. One that is not outdated is left alone.
         """
         await self._gate.authorize(principal, _ACTIONS[Desired.ACTIVE], ref)
-        return await self._store.refresh(ref.user_id, ref.project_id, self._clock.now())
+        event = self.audit.event(principal, Change.ENVIRONMENT_REFRESH, name_of(ref))
+        return await self._store.refresh(
+            ref.user_id, ref.project_id, self._clock.now(), audit=event
+        )
+
+    async def _want(self, principal: Principal, ref: ProjectRef, desired: Desired) -> Project:
+        now = self._clock.now()
+        return await self._store.want(
+            ref.user_id,
+            ref.project_id,
+            desired,
+            now,
+            now + timedelta(seconds=self._timeout),
+            audit=self.audit.event(principal, _ACTIONS[desired], name_of(ref)),
+        )
 
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
         """Wait until what ``project`` wants is so; ``None`` means that the project is gone.
@@ -260,18 +284,11 @@ class Projects:
         await self._gate.authorize(principal, Action.PROJECTS_READ, ref)
         return self._following(ref, await self._events(ref, after), after)
 
-    async def sleep_all(self, user_id: str) -> None:
+    async def sleep_all(self, principal: Principal, user_id: str) -> None:
         """Want every environment of a user inactive. The caller has asked whether it may."""
-        now = self._clock.now()
         for project in await self._all(user_id):
             if project.desired is Desired.ACTIVE:
-                await self._store.want(
-                    user_id,
-                    project.project_id,
-                    Desired.INACTIVE,
-                    now,
-                    now + timedelta(seconds=self._timeout),
-                )
+                await self._want(principal, project.ref, Desired.INACTIVE)
 
     async def has_any(self, user_id: str) -> bool:
         """Tell whether a user has a project."""

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 import structlog
 
+from greylag.domain.audit import Change, anonymous
 from greylag.domain.errors import (
     IdentityProviderUnavailableError,
     SignInFailedError,
@@ -16,6 +17,7 @@ from greylag.domain.errors import (
 from greylag.domain.names import MAX_NAME_LENGTH
 from greylag.domain.users import Identity, Role
 from greylag.ports import AuthorizationRequest, Clock, IdentityProvider, Revocations
+from greylag.services.audit import Audit
 from greylag.services.people import People
 
 _log = structlog.get_logger(__name__)
@@ -175,19 +177,22 @@ class SignIn:
     ``IdentityProviderUnavailableError``; one log line says why it cannot be asked.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that it works with
         self,
         provider: IdentityProvider,
         rules: SignInRules,
         people: People,
         revocations: Revocations,
         clock: Clock,
+        *,
+        audit: Audit,
     ) -> None:
         self.name = provider.name
         self._provider = provider
         self._rules = rules
         self._people = people
         self._revocations = revocations
+        self._audit = audit
         self._clock = clock
 
     async def begin(self, request: AuthorizationRequest) -> str:
@@ -210,6 +215,15 @@ class SignIn:
             SignInFailedError: the answer is not to be believed, or was brought before.
             SignInRefusedError: the rules do not let them in.
         """
+        try:
+            return await self._finished(answer, request, until, client)
+        except (SignInFailedError, SignInRefusedError) as error:
+            await self._audit.refused(anonymous(client), Change.SESSION_START, "", error.info.code)
+            raise
+
+    async def _finished(
+        self, answer: Mapping[str, str], request: AuthorizationRequest, until: datetime, client: str
+    ) -> SignedIn:
         if not await self._revocations.revoke(f"state {request.state}", until, self._clock.now()):
             raise SignInFailedError("This sign-in has ended already.")
         with _outages_logged():

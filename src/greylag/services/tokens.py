@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from greylag.domain.audit import Change, name_of
 from greylag.domain.errors import (
     ForbiddenError,
     InvalidRequestError,
@@ -100,7 +101,9 @@ class Tokens:
         """
         check_name(new.name)
         user = await self._owner(principal, new.user_id, Action.ACCOUNT_WRITE)
-        self._check(principal, user, new)
+        self._check(new)
+        if (refusal := _refusal(principal, user, new)) is not None:
+            raise await self._gate.refused(principal, Change.TOKEN_CREATE, user.id, refusal)
         text, now = new_token(), self._clock.now()
         token = ApiToken(
             key=digest(text),
@@ -112,7 +115,17 @@ class Tokens:
             created_at=now,
             expires_at=now + timedelta(days=self._days(new)),
         )
-        await self._store.put(token, now)
+        event = self._gate.audit.event(
+            principal,
+            Change.TOKEN_CREATE,
+            name_of(user.id),
+            token=token.id,
+            name=token.name,
+            scopes=token.scopes,
+            projects=token.projects,
+            expires_at=token.expires_at,
+        )
+        await self._store.put(token, now, audit=event)
         return text, token
 
     async def listed(self, principal: Principal, user_id: str | None) -> Sequence[ApiToken]:
@@ -143,7 +156,9 @@ class Tokens:
                 await self._gate.authorize(principal, Action.ACCOUNT_WRITE, found[0].user_id)
             except UserNotFoundError:
                 raise missing from None
-        await self._store.remove(ApiToken, found[0].key)
+        on = name_of(found[0].user_id)
+        event = self._gate.audit.event(principal, Change.TOKEN_REVOKE, on, token=token_id)
+        await self._store.remove(ApiToken, found[0].key, audit=event)
 
     async def principal(self, text: str, client: str) -> Principal | None:
         """Return who comes by a token from an address; ``None`` when it does not count."""
@@ -181,7 +196,7 @@ class Tokens:
             )
         return await self._gate.authorize(principal, action, wanted)
 
-    def _check(self, principal: Principal, user: User, new: NewToken) -> None:
+    def _check(self, new: NewToken) -> None:
         if not new.scopes:
             raise InvalidRequestError("A token needs a scope.")
         if not 0 < self._days(new) <= self.longest_days:
@@ -191,18 +206,23 @@ class Tokens:
             )
         if new.projects is not None and not 1 <= len(new.projects) <= MAX_PROJECTS:
             raise InvalidRequestError(f"projects must name 1 to {MAX_PROJECTS} projects.")
-        others = principal.user_id not in {None, user.id}
-        if others and not user.service:
-            raise ForbiddenError(
-                "An administrator makes tokens of service accounts, not of people.",
-                hint="Make a service account: POST /api/users with `service`.",
-            )
-        beyond = new.scopes - (principal.scopes if principal.scopes is not None else new.scopes)
-        narrower = principal.projects is not None and not (
-            new.projects is not None and new.projects <= principal.projects
+
+
+def _refusal(principal: Principal, user: User, new: NewToken) -> ForbiddenError | None:
+    """Return why somebody may not make this token; ``None``: they may."""
+    others = principal.user_id not in {None, user.id}
+    if others and not user.service:
+        return ForbiddenError(
+            "An administrator makes tokens of service accounts, not of people.",
+            hint="Make a service account: POST /api/users with `service`.",
         )
-        if beyond or narrower:
-            raise ForbiddenError(
-                "A token makes none that may do more than itself.",
-                hint="Sign in, or use a token that may do all this.",
-            )
+    beyond = new.scopes - (principal.scopes if principal.scopes is not None else new.scopes)
+    narrower = principal.projects is not None and not (
+        new.projects is not None and new.projects <= principal.projects
+    )
+    if beyond or narrower:
+        return ForbiddenError(
+            "A token makes none that may do more than itself.",
+            hint="Sign in, or use a token that may do all this.",
+        )
+    return None

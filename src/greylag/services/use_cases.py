@@ -6,6 +6,7 @@ from greylag.ports import ProjectStore
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.agents import Agents
+from greylag.services.audit import Audit, AuditReader
 from greylag.services.messages import Messages
 from greylag.services.people import People
 from greylag.services.projects import Projects
@@ -67,7 +68,13 @@ class UseCases:
     accounts: Accounts
     gate: Gate
     tokens: Tokens
+    audit_reader: AuditReader
     sign_in: SignIn | None = None
+
+    @property
+    def audit(self) -> Audit:
+        """What the audit trail is told by."""
+        return self.gate.audit
 
     async def check_ready(self) -> None:
         """Return when requests can be served, else raise what is wrong."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
+from greylag.domain.audit import AuditEvent
 from greylag.domain.users import ApiToken, Member, Session, User
 from greylag.ports import AnyKept, Clock, Kept, PeopleStore
 
@@ -80,16 +81,16 @@ class RecentPeople:
         """Return all that have this label; see the port."""
         return await self._store.labelled(kind, label)
 
-    async def put(self, one: AnyKept, now: datetime) -> bool:
+    async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port."""
         try:
-            return await self._store.put(one, now)
+            return await self._store.put(one, now, audit=audit)
         finally:
             self._found.pop((type(one), one.key), None)
 
-    async def remove(self, kind: type[Kept], key: str) -> bool:
+    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
         """Remove one; see the port."""
         try:
-            return await self._store.remove(kind, key)
+            return await self._store.remove(kind, key, audit=audit)
         finally:
             self._found.pop((kind, key), None)

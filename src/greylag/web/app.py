@@ -19,10 +19,11 @@ from greylag.services.access import Gate
 from greylag.services.use_cases import UseCases
 from greylag.web import oidc
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import agent, people, platform, previews, projects, relay, sockets
+from greylag.web.api import agent, audit, people, platform, previews, projects, relay, sockets
 from greylag.web.auth import Authenticator
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import accounts, conversations, directory, sharing
+from greylag.web.dashboard import audit as audit_page
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
 from greylag.web.dashboard.pages import error_page
@@ -43,6 +44,7 @@ Every answer carries `x-request-id`. Every error is a problem document (RFC 9457
 _TAGS = [
     {"name": "platform", "description": "The installation and its health."},
     {"name": "users", "description": "Who owns projects."},
+    {"name": "audit", "description": "Who changed what, and whom what was refused."},
     {"name": "projects", "description": "Projects and the life of their environments."},
     {"name": "sessions", "description": "The conversations with a project's agent."},
     {"name": "turns", "description": "A message and all that answers it."},
@@ -55,6 +57,7 @@ _TAGS = [
 _ROUTERS = (
     platform.router,
     people.router,
+    audit.router,
     projects.router,
     agent.router,
     agent.turns_router,
@@ -66,6 +69,7 @@ _ROUTERS = (
     accounts.router,
     directory.router,
     sharing.router,
+    audit_page.router,
     user_pages.router,
     project_pages.router,
     conversations.router,
@@ -131,7 +135,7 @@ def _recheck(authenticator: Authenticator, gate: Gate) -> Recheck:
 def _layered(app: FastAPI, settings: Settings, authenticator: Authenticator) -> ASGIApp:
     """Put around the application what each request passes first."""
     state = app.state
-    guarded = Guard(app, settings, authenticator, relay.takes_file)
+    guarded = Guard(app, settings, authenticator, relay.takes_file, state.use_cases.audit)
     logged = RequestLogger(
         Compression(guarded),
         hsts_seconds=settings.hsts_seconds,

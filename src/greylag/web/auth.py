@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -27,6 +27,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
 from greylag.config import Settings
+from greylag.domain.audit import Change, anonymous
 from greylag.domain.errors import (
     ConfigError,
     GreylagError,
@@ -160,6 +161,7 @@ class Authenticator:
         self._revocations = use_cases.store
         self._people = use_cases.people
         self._tokens = use_cases.tokens
+        self._audit = use_cases.audit
         self._wrong = WrongTokens()
 
     @property
@@ -176,7 +178,7 @@ class Authenticator:
             StoreUnavailableError: it cannot be told whether a sign-in was ended.
         """
         if not self.needed:
-            return OPERATOR
+            return _operator(scope)
         if (given := Headers(scope=scope).get("authorization")) is not None:
             return await self._of_bearer(given, scope)
         if (found := await self.signed_in(scope)) is not None:
@@ -187,7 +189,7 @@ class Authenticator:
         """Return whom a cookie names whose sign-in has not ended, ``None`` where none does."""
         for one in self._sign_ins(scope):
             if not await self._revocations.is_revoked(one.name):
-                return OPERATOR
+                return _operator(scope)
         for secret in _sessions(scope):
             if (found := await self._people.by_session(secret, client_of(scope))) is not None:
                 return found
@@ -202,27 +204,34 @@ class Authenticator:
         if self._signatures is None:
             return ""
         if not self._is_right(token) and not await self._use_link(token):
-            self._wrong.count(client_of(scope), token)
+            try:
+                self._wrong.count(client_of(scope), token)
+            finally:
+                await self._audit.refused(
+                    anonymous(client_of(scope)), Change.SESSION_START, "", UnauthorizedError.code
+                )
             raise UnauthorizedError(
                 "This is not the token, or a link that has been used or is older than a day.",
                 hint="Each start of Greylag prints a new link.",
             )
         await self.sign_out(scope)
+        await self._audit.append(self._audit.event(_operator(scope), Change.SESSION_START, ""))
         return self._signatures.cookie()
 
     async def sign_out(self, scope: Scope) -> None:
         """End the sign-in that the browser has, for every process; nothing if it has none."""
         for one in self._sign_ins(scope):
-            await self._revocations.revoke(one.name, one.until, datetime.now(UTC))
+            ended = self._audit.event(_operator(scope), Change.SESSION_END, "")
+            await self._revocations.revoke(one.name, one.until, datetime.now(UTC), audit=ended)
         for secret in _sessions(scope):
-            await self._people.end_session(secret)
+            await self._people.end_session(secret, client_of(scope))
 
     async def _of_bearer(self, header: str, scope: Scope) -> Principal:
         if header[: len(_BEARER)].lower() != _BEARER:
             raise UnauthorizedError("The Authorization header is not of the form `Bearer TOKEN`.")
         token = header[len(_BEARER) :].strip().encode("latin-1")
         if self._is_right(token):
-            return OPERATOR
+            return _operator(scope)
         client = client_of(scope)
         found = await self._tokens.principal(token.decode("latin-1"), client)
         if found is None:
@@ -247,6 +256,10 @@ class Authenticator:
             return []
         read = [self._signatures.read_cookie(value) for value in _sign_in_cookies(scope)]
         return [one for one in read if one is not None]
+
+
+def _operator(scope: Scope) -> Principal:
+    return replace(OPERATOR, address=client_of(scope))
 
 
 def client_of(scope: Scope) -> str:

@@ -12,17 +12,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag.common.net import ASKED, is_loopback
 from greylag.config import Settings
+from greylag.domain.audit import Change, anonymous
 from greylag.domain.errors import (
     ErrorInfo,
     ForbiddenError,
+    GreylagError,
     LimitExceededError,
     StoreUnavailableError,
     TooLargeError,
     UnauthorizedError,
 )
+from greylag.services.audit import Audit
 from greylag.web import errors, oidc
 from greylag.web.addresses import STATIC, address
-from greylag.web.auth import SIGN_IN, SIGN_OUT, Authenticator
+from greylag.web.auth import SIGN_IN, SIGN_OUT, Authenticator, client_of
 from greylag.web.dashboard.pages import error_page
 from greylag.web.request_log import exchange_of
 
@@ -30,6 +33,7 @@ MAX_HEADER_BYTES = 65_536
 # Signing out twice is no error: the second time there is nobody to ask.
 _OPEN_PATHS = frozenset({SIGN_IN, SIGN_OUT, *oidc.PATHS, "/healthz", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_TO_SIGN_IN = 303
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 
@@ -53,6 +57,7 @@ class Guard:
         settings: Settings,
         authenticator: Authenticator,
         takes_file: Callable[[str, str], bool],
+        audit: Audit,
     ) -> None:
         self._app = app
         self._takes_file = takes_file
@@ -60,6 +65,7 @@ class Guard:
         self._header_limit = settings.header_limit
         self._body_limit = settings.body_limit
         self._authenticator = authenticator
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request or pass it on."""
@@ -85,13 +91,24 @@ class Guard:
                 exchange_of(scope).principal = await self._authenticator.principal(scope)
             _check_length(scope, self._limit(scope))
         except UnauthorizedError as error:
-            return _unauthorized(scope, error.info)
+            response = _unauthorized(scope, error.info)
+            if response.status_code != _TO_SIGN_IN:
+                await self._refused(scope, error)
+            return response
         except LimitExceededError as error:
+            await self._refused(scope, error)
             return errors.problem_response(error.info, headers={"retry-after": "60"})
         except (ForbiddenError, StoreUnavailableError, TooLargeError) as error:
+            if isinstance(error, ForbiddenError):
+                await self._refused(scope, error)
             asked = Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
             return errors.page_or_problem(error_page, asked, error.info)
         return None
+
+    async def _refused(self, scope: Scope, error: GreylagError) -> None:
+        """Tell the audit trail whom was refused to come in, and where to."""
+        who, on = anonymous(client_of(scope)), scope["path"]
+        await self._audit.refused(who, Change.REQUEST, on, error.info.code)
 
     def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         if len(headers) > self._header_limit:
@@ -134,7 +151,7 @@ def _unauthorized(scope: Scope, error: ErrorInfo) -> Response:
     asks_for_page = scope.get("method") == "GET" and "text/html" in accepted
     if asks_for_page and not scope["path"].startswith("/api"):
         wanted = urlencode({"next": scope["path"]})
-        return RedirectResponse(address(f"{SIGN_IN}?{wanted}"), status_code=303)
+        return RedirectResponse(address(f"{SIGN_IN}?{wanted}"), status_code=_TO_SIGN_IN)
     headers = {"www-authenticate": "Bearer"}
     if "hx-request" in given:
         headers["hx-redirect"] = address(SIGN_IN)

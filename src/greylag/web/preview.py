@@ -26,6 +26,7 @@ from greylag.common import forwarding
 from greylag.common.agent_api import FORWARDED_AUTHORIZATION, ForwardedAnswer, ForwardedRequest
 from greylag.common.net import ASKED, is_loopback
 from greylag.config import Settings
+from greylag.domain.audit import Change, anonymous, name_of
 from greylag.domain.errors import (
     ForbiddenError,
     GreylagError,
@@ -39,7 +40,7 @@ from greylag.ports import Revocations
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import LOCAL
-from greylag.web.auth import cookies
+from greylag.web.auth import client_of, cookies
 from greylag.web.stream import Streams
 
 OPEN = "/.greylag/open"
@@ -206,6 +207,7 @@ class PreviewSite:
         self._site = site
         self._links = links
         self._agents = use_cases.agents
+        self._audit = use_cases.audit
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -255,6 +257,10 @@ class PreviewSite:
         """Exchange a ticket for a cookie of this host."""
         given = parse_qs(scope["query_string"].decode("latin-1")).get("ticket", [""])
         preview = await self._links.use(given[0], label)
+        ref = ProjectRef(preview.user, preview.project)
+        who = replace(anonymous(client_of(scope)), user=preview.by)
+        on = f"{name_of(ref)}/ports/{preview.port}"
+        await self._audit.seldom(self._audit.event(who, Change.PREVIEW_OPEN, on))
         value, seconds = self._links.cookie(preview)
         _log.info(
             "preview_opened",

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
+from greylag.domain.audit import Result
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
 from greylag.domain.users import ApiToken, Limits, MemberRole, Role, Scope, User
@@ -340,6 +341,49 @@ class TokensOut(Out):
     """A user's tokens, the newest first."""
 
     tokens: list[TokenOut]
+
+
+class ActorOut(Out):
+    """Who did something."""
+
+    name: str
+    kind: Literal["operator", "user", "anonymous", "provider", "system"]
+    user: str | None = Field(description="The user's id, of a user.")
+    via: str = Field(description="`session ID` or `token ID`, or nothing.")
+    address: str = Field(description="Where the request came from; of IPv6 its network.")
+
+
+class AuditEntryOut(Out):
+    """Something that was changed or refused."""
+
+    number: int = Field(description="One more than that of the entry before.")
+    at: str
+    actor: ActorOut
+    action: str
+    object: str = Field(description="Such as `project/ada/notes` or `user/ada`.")
+    result: Result
+    code: str = Field(description="Of a refusal or failure, the error's.")
+    request_id: str
+    changed: dict[str, Any] = Field(description="What changed: names and new values.")
+    count: int = Field(description="How many equal ones it stands for.")
+    previous: str = Field(description="The hash of the entry before.")
+    hash: str = Field(description="SHA-256 of all other members as JSON, by their names.")
+
+
+class LinkOut(Out):
+    """A place of the chain."""
+
+    number: int
+    hash: str
+
+
+class AuditOut(Out):
+    """Entries of the audit trail, the newest first."""
+
+    entries: list[AuditEntryOut]
+    next_cursor: int | None
+    start: LinkOut = Field(description="After which the chain begins: earlier ones were trimmed.")
+    end: LinkOut = Field(description="The last entry.")
 
 
 class MemberIn(In):

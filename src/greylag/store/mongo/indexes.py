@@ -29,6 +29,8 @@ PINGS = "greylag_pings"
 DUTIES = "greylag_duties"
 REVOCATIONS = "greylag_revocations"
 INSTANCE = "greylag_instance"
+AUDIT = "greylag_audit"
+AUDIT_BOUNDS = "greylag_audit_bounds"
 PEOPLE = {
     "users": "users",
     "sessions": "greylag_sessions",
@@ -52,6 +54,7 @@ def _present(name: str) -> dict[str, Any]:
 
 
 _OWNER: Key = [("user_id", 1), ("project_id", 1)]
+_AUDIT_FOUND_BY = ("at", "actor.user", "action", "object", "result")
 _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
     PROJECTS: [
         (_OWNER, {"unique": True}),
@@ -73,6 +76,7 @@ _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
         ([("purge_at", 1)], {"expireAfterSeconds": 0}),
     ],
     REVOCATIONS: [([("until", 1)], {"expireAfterSeconds": 0})],
+    AUDIT: [([(name, 1), ("_id", 1)], {}) for name in _AUDIT_FOUND_BY],
     CHANGES: [([("at", 1)], {"expireAfterSeconds": CHANGES_KEPT_SECONDS})],
     **{name: [([("labels", 1)], {})] for name in PEOPLE.values()},
 }

@@ -1,12 +1,14 @@
-"""Users, sessions, tokens and members in MongoDB: a collection for each kind."""
+"""Users, sessions, tokens and members in MongoDB, a collection for each, and the audit trail."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
-from greylag.ports import AnyKept, Kept
+from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
+from greylag.ports import AnyKept, AuditFilter, Kept, NumberedEntry
 from greylag.store.mongo.connection import Collection
 from greylag.store.mongo.indexes import PEOPLE
 from greylag.store.mongo.writes import StoreParts
@@ -19,7 +21,7 @@ _AT_ONCE = 1000
 
 
 class PeopleMethods(StoreParts):
-    """The methods of ``greylag.ports.PeopleStore``."""
+    """The methods of ``greylag.ports.PeopleStore`` and ``AuditStore``."""
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
         """Return what is kept under ``key``; see the port."""
@@ -34,27 +36,63 @@ class PeopleMethods(StoreParts):
             found = self._people(kind).find(matching, sort=[("_id", 1)], batch_size=_AT_ONCE)
             return [from_body(kind, raw) for raw in await found.to_list()]
 
-    async def put(self, one: AnyKept, now: datetime) -> bool:
+    async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port. The server forgets what has run out."""
         del now
         collection, until = self._people(type(one)), expires_at(one)
         document = to_body(one) | {"_id": one.key, "labels": list(one.labels)}
         if until is not None:
             document["purge_at"] = until
-        with self._asking():
+
+        async def write(session: AsyncClientSession | None) -> bool:
             if one.version:
                 same = {"_id": one.key, "version": one.version}
-                return (await collection.replace_one(same, document)).matched_count > 0
-            try:
-                await collection.insert_one(document)
-            except DuplicateKeyError:
-                return False
+                done = await collection.replace_one(same, document, session=session)
+                return done.matched_count > 0
+            await collection.insert_one(document, session=session)
             return True
 
-    async def remove(self, kind: type[Kept], key: str) -> bool:
-        """Remove one; see the port."""
         with self._asking():
-            return (await self._people(kind).delete_one({"_id": key})).deleted_count > 0
+            try:
+                return await self._audit.recorded(audit, write)
+            except DuplicateKeyError:
+                return False
+
+    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
+        """Remove one; see the port."""
+
+        async def write(session: AsyncClientSession | None) -> bool:
+            done = await self._people(kind).delete_one({"_id": key}, session=session)
+            return done.deleted_count > 0
+
+        with self._asking():
+            return await self._audit.recorded(audit, write)
+
+    async def append_audit(self, event: AuditEvent) -> AuditEntry:
+        """Append an entry; see the port."""
+        with self._asking():
+            return await self._to_its_end(self._audit.append(event))
+
+    async def audit_entries(
+        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
+    ) -> Sequence[NumberedEntry]:
+        """Return entries; see the port."""
+        with self._asking():
+            return await self._audit.read(asked, limit, before, after)
+
+    async def audit_bounds(self) -> AuditBounds:
+        """Return where the chain begins and ends; see the port."""
+        with self._asking():
+            return await self._audit.bounds()
+
+    async def trim_audit(self, before: datetime) -> int:
+        """Remove the oldest entries; see the port."""
+        with self._asking():
+            return await self._audit.trim(before)
+
+    def on_audit(self, told: Callable[[AuditEntry], None]) -> None:
+        """Tell of each entry; see the port."""
+        self._audit.told.append(told)
 
     def _people(self, kind: type[AnyKept]) -> Collection:
         return self._database[PEOPLE[NAMES[kind]]]

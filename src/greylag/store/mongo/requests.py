@@ -1,13 +1,15 @@
 """The requests' half of the MongoDB store: creating, reading, and writing what is wanted."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import structlog
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
+from greylag.domain.audit import AuditEvent
 from greylag.domain.errors import IdempotencyConflictError, ProjectExistsError
 from greylag.domain.project import Desired, Event, Project, ProjectRef
 from greylag.ports import Created, Edit, IdempotencyKey, PageQuery, ProjectPage, StoredKey
@@ -32,19 +34,34 @@ _NEWEST_FIRST = [("created_at", -1), ("_id", -1)]
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Creation:
+    """A project's creation: the name of its news, how often it is tried, what is to be told."""
+
+    news: str
+    attempts: WriteAttempts
+    audit: AuditEvent | None
+
+
 class RequestMethods(StoreParts):
     """The methods of ``greylag.ports.ProjectStore`` that serve requests."""
 
-    async def create(self, project: Project, key: IdempotencyKey | None = None) -> Created:
+    async def create(
+        self,
+        project: Project,
+        key: IdempotencyKey | None = None,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Created:
         """Insert a project; see the port. Once a project is forgotten, so is its key."""
         news = self._own.name()
 
         async def work() -> Created:
-            attempts = WriteAttempts(self._seconds)
+            attempt = _Creation(news, WriteAttempts(self._seconds), audit)
             if key is None:
-                created = await self._insert(records.new_record(project), news, attempts)
+                created = await self._insert(records.new_record(project), attempt)
             else:
-                created = await self._create_once(project, key, news, attempts)
+                created = await self._create_once(project, key, attempt)
             if created.new:
                 await self._tell(news, created.project.id, created.project.ref)
             return created
@@ -82,16 +99,33 @@ class RequestMethods(StoreParts):
         more = len(found) > limit
         return ProjectPage(shown, records.encode(records.position(shown[-1])) if more else None)
 
-    async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
+    async def edit(
+        self,
+        owner: str,
+        project_id: str,
+        edit: Edit,
+        now: datetime,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Project:
         """Change name or metadata; see the port."""
         ref = ProjectRef(owner, project_id)
         with self._asking():
             return await self._change(
-                of_owner(ref), lambda record: records.edited(_there(record, ref), edit, now)
+                of_owner(ref),
+                lambda record: records.edited(_there(record, ref), edit, now),
+                audit=audit,
             )
 
-    async def want(
-        self, owner: str, project_id: str, desired: Desired, now: datetime, deadline: datetime
+    async def want(  # noqa: PLR0913 - see the port
+        self,
+        owner: str,
+        project_id: str,
+        desired: Desired,
+        now: datetime,
+        deadline: datetime,
+        *,
+        audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
         ref = ProjectRef(owner, project_id)
@@ -99,14 +133,19 @@ class RequestMethods(StoreParts):
             return await self._change(
                 of_owner(ref),
                 lambda record: records.wanted(_there(record, ref), desired, now, deadline),
+                audit=audit,
             )
 
-    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+    async def refresh(
+        self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
+    ) -> Project:
         """Write that it is to be started anew; see the port."""
         ref = ProjectRef(owner, project_id)
         with self._asking():
             return await self._change(
-                of_owner(ref), lambda record: records.refreshed(_there(record, ref), now)
+                of_owner(ref),
+                lambda record: records.refreshed(_there(record, ref), now),
+                audit=audit,
             )
 
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
@@ -118,15 +157,21 @@ class RequestMethods(StoreParts):
                 raise records.not_found(ref)
             return await self._log.read(raw, after, limit)
 
-    async def revoke(self, name: str, until: datetime, now: datetime) -> bool:
+    async def revoke(
+        self, name: str, until: datetime, now: datetime, *, audit: AuditEvent | None = None
+    ) -> bool:
         """Keep the name of what must not count any more; see the port. The server forgets it."""
         del now
+
+        async def write(session: AsyncClientSession | None) -> bool:
+            await self._revocations.insert_one({"_id": name, "until": until}, session=session)
+            return True
+
         with self._asking():
             try:
-                await self._revocations.insert_one({"_id": name, "until": until})
+                return await self._audit.recorded(audit, write)
             except DuplicateKeyError:
                 return False
-        return True
 
     async def is_revoked(self, name: str) -> bool:
         """Tell whether a name is kept; see the port."""
@@ -134,7 +179,7 @@ class RequestMethods(StoreParts):
             return await self._revocations.find_one({"_id": name}) is not None
 
     async def _create_once(
-        self, project: Project, key: IdempotencyKey, news: str, attempts: WriteAttempts
+        self, project: Project, key: IdempotencyKey, attempt: "_Creation"
     ) -> Created:
         """Create the project that ``key`` stands for, unless it is there.
 
@@ -143,14 +188,14 @@ class RequestMethods(StoreParts):
         way; it creates the project under that id, so that there can be only one.
         """
         record = records.new_record(project)
-        taken = await self._take_key(project, key, attempts)
+        taken = await self._take_key(project, key, attempt.attempts)
         if taken != id_of(project.id):
             earlier = await self._find({"_id": taken})
             if earlier is not None:
                 return Created(earlier.project, new=False)
             record = _finishing(record, str(taken))
         try:
-            return await self._insert(record, news, attempts)
+            return await self._insert(record, attempt)
         except ProjectExistsError:
             place = {"user_id": project.user_id, "key": key.key}
             await self._keys.delete_one({"_id": place, "record_id": taken})
@@ -183,12 +228,17 @@ class RequestMethods(StoreParts):
                     return wanted["record_id"]
             await attempts.pause()
 
-    async def _insert(self, record: ProjectRecord, news: str, attempts: WriteAttempts) -> Created:
-        document = to_document(record) | {"revision": 1, "news": news}
+    async def _insert(self, record: ProjectRecord, attempt: "_Creation") -> Created:
+        document = to_document(record) | {"revision": 1, "news": attempt.news}
         ref = record.project.ref
+
+        async def write(session: AsyncClientSession | None) -> bool:
+            await self._projects.insert_one(document, session=session)
+            return True
+
         while True:
             try:
-                await self._projects.insert_one(document)
+                await self._audit.recorded(attempt.audit, write)
             except DuplicateKeyError:
                 there = await self._find({"_id": document["_id"]}) or await self._find(
                     of_owner(ref)
@@ -202,7 +252,7 @@ class RequestMethods(StoreParts):
                 raise ProjectExistsError(
                     f"User {ref.user_id!r} already has a project {ref.project_id!r}."
                 )
-            await attempts.pause()
+            await attempt.attempts.pause()
 
     async def _find(self, query: Document) -> ProjectRecord | None:
         raw = await self._projects.find_one(query, WITHOUT_TAIL)

@@ -11,11 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from pymongo import ReplaceOne
+from pymongo.asynchronous.client_session import AsyncClientSession
 
+from greylag.domain.audit import AuditEvent
 from greylag.domain.errors import GreylagError, StoreUnavailableError
 from greylag.domain.project import Event, Project, ProjectRef
 from greylag.store.changes import ChangeHub
 from greylag.store.mongo import indexes
+from greylag.store.mongo.audit_trail import AuditTrail
 from greylag.store.mongo.changes import ChangeFollower, OwnChanges, StreamFollower
 from greylag.store.mongo.connection import (
     Client,
@@ -49,6 +52,7 @@ class StoreParts:
         self._keys = database[indexes.KEYS]
         self._revocations = database[indexes.REVOCATIONS]
         self._log = ActivationLog(database[indexes.EVENTS])
+        self._audit = AuditTrail(client, database, limits.operation)
         self._seconds = limits.operation
         self._hub = ChangeHub()
         self._own = OwnChanges(self._hub)
@@ -79,6 +83,7 @@ class StoreParts:
         *,
         fence: Mapping[str, Any] | None = None,
         quiet: bool = False,
+        audit: AuditEvent | None = None,
     ) -> Project:
         """Make of the record that ``query`` finds what ``change`` makes of it, and return it.
 
@@ -87,6 +92,7 @@ class StoreParts:
             change: may be called more than once, and refuses by raising.
             fence: what the document must match besides when it is written.
             quiet: nobody is told of it.
+            audit: what the audit trail is told of it.
         """
         attempts = WriteAttempts(self._seconds)
         while True:
@@ -95,7 +101,7 @@ class StoreParts:
             after = change(before)
             if raw is None or before is None or after is before:
                 return after.project
-            if await self._put(raw, before, after, fence=fence, quiet=quiet):
+            if await self._put(raw, before, after, fence=fence, quiet=quiet, audit=audit):
                 return after.project
             await attempts.pause()
 
@@ -108,6 +114,7 @@ class StoreParts:
         fence: Mapping[str, Any] | None = None,
         quiet: bool = False,
         more: Mapping[str, Any] | None = None,
+        audit: AuditEvent | None = None,
     ) -> bool:
         """Write ``after`` and the fields ``more`` over ``raw``, which was read as ``before``.
 
@@ -122,14 +129,18 @@ class StoreParts:
             changed["news"] = news
         unread = {"_id": raw["_id"], "revision": raw.get("revision"), **(fence or {})}
 
-        async def write() -> bool:
+        async def write(session: AsyncClientSession | None) -> bool:
             update["$set"] = changed
-            done = await self._projects.update_one(unread, update)
-            if done.matched_count and news is not None:
-                await self._tell(news, after.project.id, after.project.ref)
+            done = await self._projects.update_one(unread, update, session=session)
             return done.matched_count > 0
 
-        return await self._to_its_end(write())
+        async def work() -> bool:
+            written = await self._audit.recorded(audit, write)
+            if written and news is not None:
+                await self._tell(news, after.project.id, after.project.ref)
+            return written
+
+        return await self._to_its_end(work())
 
     async def _tell(self, news: str, record_id: str, ref: ProjectRef) -> None:
         """Tell of one project's write, here and to other processes."""

@@ -159,7 +159,33 @@ _PEOPLE = (
     "CREATE INDEX people_labels_by_key ON people_labels (kind, key)",
 )
 
-MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS, _PEOPLE)
+# The audit trail: each entry whole as JSON, with what it is found by; where it begins and ends.
+_AUDIT = (
+    """
+    CREATE TABLE audit (
+      number INTEGER PRIMARY KEY,
+      body TEXT NOT NULL,
+      at TEXT NOT NULL,
+      actor TEXT,
+      action TEXT NOT NULL,
+      object TEXT NOT NULL,
+      result TEXT NOT NULL
+    )
+    """,
+    *(
+        f"CREATE INDEX audit_by_{column} ON audit ({column})"
+        for column in ("at", "actor", "action", "object", "result")
+    ),
+    """
+    CREATE TABLE audit_bounds (
+      place TEXT PRIMARY KEY,
+      number INTEGER NOT NULL,
+      hash TEXT NOT NULL
+    ) WITHOUT ROWID
+    """,
+)
+
+MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS, _PEOPLE, _AUDIT)
 
 
 def migrate(sql: sqlite3.Connection) -> None:

@@ -17,16 +17,19 @@ from typing import TypeVar
 import structlog
 
 from greylag.common.sqlite import SqlThread, transaction
+from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, Event, Project, ProjectRef
 from greylag.ports import (
     AnyKept,
+    AuditFilter,
     Claim,
     Created,
     Duty,
     Edit,
     IdempotencyKey,
     Kept,
+    NumberedEntry,
     Outcome,
     PageQuery,
     ProjectPage,
@@ -35,7 +38,7 @@ from greylag.ports import (
 from greylag.store import records
 from greylag.store.changes import ChangeHub
 from greylag.store.records import ProjectRecord
-from greylag.store.sqlite import people, schema, tables
+from greylag.store.sqlite import audit_trail, people, schema, tables
 from greylag.store.sqlite.schema import translated
 
 _KEPT = 10_000
@@ -132,6 +135,13 @@ class Write:
     def __init__(self, sql: sqlite3.Connection) -> None:
         self.sql = sql
         self.changed: list[ProjectRef | None] = []
+        self.appended: list[AuditEntry] = []
+
+    def append(self, event: AuditEvent) -> AuditEntry:
+        """Append an entry to the audit trail."""
+        entry = audit_trail.append(self.sql, event)
+        self.appended.append(entry)
+        return entry
 
     def keep(self, record: ProjectRecord, before: ProjectRecord | None) -> Project:
         """Write ``record`` if it differs from ``before``, and tell of it; return its project."""
@@ -158,6 +168,7 @@ class SqliteStore:
         self._loop = asyncio.get_running_loop()
         self._follower = SqliteFollower(reader, self._hub, self._source, poll_seconds)
         self._following: asyncio.Task[None] | None = None
+        self._audit_told: list[Callable[[AuditEntry], None]] = []
 
     @classmethod
     async def open(cls, path: Path, *, poll_seconds: float = 0.1) -> "SqliteStore":
@@ -182,7 +193,13 @@ class SqliteStore:
             raise
         return store
 
-    async def create(self, project: Project, key: IdempotencyKey | None = None) -> Created:
+    async def create(
+        self,
+        project: Project,
+        key: IdempotencyKey | None = None,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Created:
         """Insert a project; see the port. Once a project is forgotten, so is its key."""
 
         def work(write: Write) -> Created:
@@ -194,7 +211,7 @@ class SqliteStore:
             write.changed.append(project.ref)
             return Created(tables.find(write.sql, project.ref).project, new=True)
 
-        return await self._write(work)
+        return await self._write(work, audit)
 
     async def get(self, owner: str, project_id: str) -> Project:
         """Return the project as it is now; see the port."""
@@ -205,17 +222,32 @@ class SqliteStore:
         """Return one page; see the port."""
         return await self._read(lambda sql: self._pages.get(sql, owner, query))
 
-    async def edit(self, owner: str, project_id: str, edit: Edit, now: datetime) -> Project:
+    async def edit(
+        self,
+        owner: str,
+        project_id: str,
+        edit: Edit,
+        now: datetime,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Project:
         """Change name or metadata; see the port."""
 
         def work(write: Write) -> Project:
             before = tables.find(write.sql, ProjectRef(owner, project_id))
             return write.keep(records.edited(before, edit, now), before)
 
-        return await self._write(work)
+        return await self._write(work, audit)
 
-    async def want(
-        self, owner: str, project_id: str, desired: Desired, now: datetime, deadline: datetime
+    async def want(  # noqa: PLR0913 - see the port
+        self,
+        owner: str,
+        project_id: str,
+        desired: Desired,
+        now: datetime,
+        deadline: datetime,
+        *,
+        audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
 
@@ -223,16 +255,18 @@ class SqliteStore:
             before = tables.find(write.sql, ProjectRef(owner, project_id))
             return write.keep(records.wanted(before, desired, now, deadline), before)
 
-        return await self._write(work)
+        return await self._write(work, audit)
 
-    async def refresh(self, owner: str, project_id: str, now: datetime) -> Project:
+    async def refresh(
+        self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
+    ) -> Project:
         """Write that it is to be started anew; see the port."""
 
         def work(write: Write) -> Project:
             before = tables.find(write.sql, ProjectRef(owner, project_id))
             return write.keep(records.refreshed(before, now), before)
 
-        return await self._write(work)
+        return await self._write(work, audit)
 
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
@@ -328,9 +362,11 @@ class SqliteStore:
         """Say that a duty is done; see the port."""
         await self._write(lambda write: tables.finish_duty(write.sql, name, worker, now))
 
-    async def revoke(self, name: str, until: datetime, now: datetime) -> bool:
+    async def revoke(
+        self, name: str, until: datetime, now: datetime, *, audit: AuditEvent | None = None
+    ) -> bool:
         """Keep the name of what must not count any more; see the port."""
-        return await self._write(lambda write: tables.revoke(write.sql, name, until, now))
+        return await self._write(lambda write: tables.revoke(write.sql, name, until, now), audit)
 
     async def is_revoked(self, name: str) -> bool:
         """Tell whether a name is kept; see the port."""
@@ -344,13 +380,35 @@ class SqliteStore:
         """Return all that have this label; see the port."""
         return await self._read(lambda sql: people.labelled(sql, kind, label))
 
-    async def put(self, one: AnyKept, now: datetime) -> bool:
+    async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port."""
-        return await self._write(lambda write: people.put(write.sql, one, now))
+        return await self._write(lambda write: people.put(write.sql, one, now), audit)
 
-    async def remove(self, kind: type[Kept], key: str) -> bool:
+    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
         """Remove one; see the port."""
-        return await self._write(lambda write: people.remove(write.sql, kind, key))
+        return await self._write(lambda write: people.remove(write.sql, kind, key), audit)
+
+    async def append_audit(self, event: AuditEvent) -> AuditEntry:
+        """Append an entry; see the port."""
+        return await self._write(lambda write: write.append(event))
+
+    async def audit_entries(
+        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
+    ) -> Sequence[NumberedEntry]:
+        """Return entries; see the port."""
+        return await self._read(lambda sql: audit_trail.read(sql, asked, limit, before, after))
+
+    async def audit_bounds(self) -> AuditBounds:
+        """Return where the chain begins and ends; see the port."""
+        return await self._read(audit_trail.bounds)
+
+    async def trim_audit(self, before: datetime) -> int:
+        """Remove the oldest entries; see the port."""
+        return await self._write(lambda write: audit_trail.trim(write.sql, before))
+
+    def on_audit(self, told: Callable[[AuditEntry], None]) -> None:
+        """Tell of each entry; see the port."""
+        self._audit_told.append(told)
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""
@@ -386,15 +444,22 @@ class SqliteStore:
 
         return await self._reader.run(run)
 
-    async def _write(self, work: Callable[[Write], T]) -> T:
+    async def _write(self, work: Callable[[Write], T], audit: AuditEvent | None = None) -> T:
+        """Do ``work`` in one transaction, with the entry of ``audit`` if it changes something."""
+
         def run(sql: sqlite3.Connection) -> T:
             write = Write(sql)
             with transaction(sql):
                 result = work(write)
+                if audit is not None and (write.changed or result is True):
+                    write.append(audit)
                 note(sql, self._source, write.changed)
             # From the thread, because the caller may be gone: a committed change is always told.
             for ref in write.changed:
                 self._loop.call_soon_threadsafe(self._hub.signal, ref)
+            for entry in write.appended:
+                for told in self._audit_told:
+                    self._loop.call_soon_threadsafe(told, entry)
             return result
 
         return await self._writer.run(run)

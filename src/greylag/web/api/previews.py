@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 
 from greylag.common.clock import rfc3339
+from greylag.domain.audit import Change, name_of
 from greylag.domain.users import Action
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, problems
@@ -36,4 +37,7 @@ async def open_preview(
     by = call.principal.user_id
     preview = new_preview(call.ref, port, body.path, body.share_seconds, by)
     url = links.link(preview, request.url.scheme, request.headers["host"])
+    audit, on = call.use_cases.audit, f"{name_of(call.ref)}/ports/{port}"
+    shared = body.share_seconds
+    await audit.append(audit.event(call.principal, Change.PREVIEW_LINK, on, share_seconds=shared))
     return PreviewOut(url=url, expires_at=rfc3339(datetime.fromtimestamp(preview.until, UTC)))

@@ -1,0 +1,190 @@
+"""`greylag audit`: who did what, listed, written out, and checked."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, TypeVar
+
+import click
+
+from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.client import ApiClient
+from greylag.cli.errors import CodedError
+from greylag.cli.output import moment
+from greylag.common.typed import parse_json
+from greylag.domain.audit import ChainBrokenError, ChainCheck, Link
+
+COLUMNS = ("NUMBER", "WHEN", "WHO", "ACTION", "OBJECT", "RESULT", "FROM")
+RESULTS = ("done", "begun", "refused", "failed", "unchanged")
+_MOST = 500
+_C = TypeVar("_C", bound=Callable[..., Any])
+
+
+def filters(command: _C) -> _C:
+    """Give a command the options that say which entries."""
+    for option in (
+        click.option("--until", metavar="TIME", help="Before, as 2026-11-26T12:00:00Z."),
+        click.option("--since", metavar="TIME", help="Not before."),
+        click.option("--result", type=click.Choice(RESULTS), help="What came of it."),
+        click.option("--object", metavar="PATH", help="As project/ada/notes, or below it."),
+        click.option("--action", metavar="NAME", help="As projects.edit."),
+        click.option("--by", "user", metavar="ID", help="What this user did."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def audit() -> None:
+    """Read and check the audit trail, as an administrator."""
+
+
+@audit.command("list")
+@filters
+@click.option("--limit", type=click.IntRange(1, _MOST), default=50, show_default=True)
+@api_options
+@with_client
+async def list_entries(
+    access: Access, api: ApiClient, /, *, limit: int, **asked: str | None
+) -> None:
+    """List the newest entries, the newest first.
+
+    Example: greylag audit list --object project/ada/notes --result refused
+    """
+    page = await api.audit({**_given(asked), "limit": str(limit)})
+    if access.output.json:
+        access.output.document(page)
+        return
+    rows = [
+        (
+            str(one["number"]),
+            moment(one["at"]),
+            one["actor"]["user"] or one["actor"]["kind"],
+            one["action"] or "-",
+            one["object"] or "-",
+            one["result"] + (f" x{one['count']}" if one["count"] > 1 else ""),
+            one["actor"]["address"] or "-",
+        )
+        for one in page["entries"]
+    ]
+    access.output.table(COLUMNS, rows, prose=("OBJECT",), empty="No entry matches.")
+
+
+@audit.command("export")
+@filters
+@api_options
+@with_client
+async def export_entries(access: Access, api: ApiClient, /, **asked: str | None) -> None:
+    """Write all entries to standard output, the oldest first, each a line of JSON.
+
+    Example: greylag audit export --since 2026-11-01T00:00:00Z > audit.jsonl
+    """
+    async with api.audit_lines(_given(asked)) as lines:
+        async for line in lines:
+            access.output.write(line.decode() + "\n")
+
+
+@audit.command("verify")
+@click.argument("file", type=click.File(encoding="utf-8"), required=False)
+@click.option(
+    "--known",
+    metavar="NUMBER:HASH",
+    callback=lambda _context, _option, value: _link(value),
+    help="An entry that you have noted: it must be there, unchanged.",
+)
+@api_options
+@with_client
+async def verify(
+    access: Access, api: ApiClient, *, file: TextIO | None, known: Link | None
+) -> None:
+    """Check that no entry is missing or was changed, and name the first that is.
+
+    It asks the server, or reads FILE, which `greylag audit export` wrote without a filter. Note
+    what it prints: with --known, a later check finds that all was written anew, too.
+    """
+    with _told():
+        if file is None:
+            check = await _verify_server(api, known)
+        else:
+            check = _verify_file(file, known)
+    last = f"{check.last.number}:{check.last.hash}"
+    if access.output.json:
+        access.output.document({"whole": True, "entries": check.count, "last": last})
+        return
+    access.output.note(f"The audit trail is whole: {check.count} entries. The last one is")
+    access.output.line(last)
+
+
+class KnownCheck(ChainCheck):
+    """A check that counts entries, and that meets ``known`` on its way."""
+
+    def __init__(self, start: Link, known: Link | None) -> None:
+        super().__init__(start)
+        self.count = 0
+        self._known = known if known is not None and known.number > start.number else None
+
+    def take(self, entry: Any) -> None:
+        """Check one more entry."""
+        self.follow([entry])
+        self.count += 1
+        if self._known is not None and self.last.number == self._known.number:
+            if self.last.hash != self._known.hash:
+                raise ChainBrokenError(f"The entry {self.last.number} was changed.")
+            self._known = None
+
+    def finish(self, end: Link) -> "KnownCheck":
+        """Check that the end is there."""
+        self.end(end if self._known is None else max(end, self._known, key=lambda x: x.number))
+        return self
+
+
+async def _verify_server(api: ApiClient, known: Link | None) -> KnownCheck:
+    while True:
+        page = await api.audit({"limit": "1"})
+        start, end = Link(**page["start"]), Link(**page["end"])
+        check = KnownCheck(start, known)
+        try:
+            async with api.audit_lines({}) as lines:
+                async for line in lines:
+                    check.take(parse_json(line))
+            return check.finish(end)
+        except ChainBrokenError:
+            # What was trimmed meanwhile is not missing.
+            if (await api.audit({"limit": "1"}))["start"] == page["start"]:
+                raise
+
+
+def _verify_file(file: TextIO, known: Link | None) -> KnownCheck:
+    check: KnownCheck | None = None
+    for line in file:
+        try:
+            entry = json.loads(line)
+            # A file may begin anywhere in the chain.
+            check = check or KnownCheck(Link(entry["number"] - 1, entry["previous"]), known)
+        except (ValueError, TypeError, KeyError) as error:
+            raise click.UsageError("FILE: a line of it is no entry.") from error
+        check.take(entry)
+    if check is None:
+        raise click.UsageError("FILE: it holds no entry.")
+    return check.finish(check.last)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except ChainBrokenError as error:
+        raise CodedError(error.info.message, error.info.hint, error.info.code) from error
+
+
+def _given(asked: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in asked.items() if value}
+
+
+def _link(value: str | None) -> Link | None:
+    if value is None:
+        return None
+    number, _, told = value.partition(":")
+    if not (number.isascii() and number.isdecimal()):
+        raise click.BadParameter("it is of the form NUMBER:HASH.")
+    return Link(int(number), told)

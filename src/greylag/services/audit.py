@@ -1,0 +1,269 @@
+"""What the audit trail is told, and who reads it.
+
+A change of the store is told in the same step as it is made: use cases give the store's method the
+event. What is done elsewhere, by an agent, is told before it is done and again when it has ended.
+Refusals cost whoever is refused nothing, so they are told in bounds: equal ones of a minute are one
+entry, with their number, and so are those beyond what one asker, or all together, may fill.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from greylag.common import logs
+from greylag.common.clock import rfc3339
+from greylag.domain.audit import Actor, AuditBounds, AuditEntry, AuditEvent, Result, to_json
+from greylag.domain.errors import GreylagError, StoreUnavailableError
+from greylag.domain.users import Action, Principal
+from greylag.ports import AuditFilter, AuditStore, Clock, NumberedEntry
+
+if TYPE_CHECKING:
+    from greylag.services.access import Gate
+
+WINDOW_SECONDS = 60.0
+MOST_OF_ONE = 20
+MOST_OF_ALL = 200
+TRIM_EVERY = timedelta(hours=1)
+EXPORT_AT_ONCE = 500
+_LONGEST = 1000
+_EVERYBODY = Actor("", "anonymous")
+
+_log = structlog.get_logger(__name__)
+
+
+def event_of(  # noqa: PLR0913 - all that an entry says, by name
+    who: Principal | Actor,
+    at: datetime,
+    action: str,
+    on: str,
+    *,
+    result: Result = Result.DONE,
+    code: str = "",
+    **changed: Any,
+) -> AuditEvent:
+    """Return what the trail is told of this request: who did what with ``on``, and what changed by
+    name and new value; a value that is ``None`` is left out.
+    """
+    return AuditEvent(
+        at=at,
+        actor=who if isinstance(who, Actor) else Actor.of(who),
+        action=str(action),
+        object=_plain(on),
+        result=result,
+        code=code,
+        request_id=logs.request_id.get(),
+        changed={name: _plain(value) for name, value in changed.items() if value is not None},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON and every store can have it, a text cut to what is worth keeping."""
+    match value:
+        case Enum():
+            plain = value.value
+        case str():
+            plain = value.encode(errors="replace").decode()[:_LONGEST]
+        case datetime():
+            plain = rfc3339(value)
+        case Mapping():
+            plain = {_plain(name): _plain(one) for name, one in value.items()}
+        case set() | frozenset():
+            plain = sorted(_plain(one) for one in value)
+        case Sequence():
+            plain = [_plain(one) for one in value]
+        case _:
+            plain = value
+    return plain
+
+
+class Repeats:
+    """Events of the present minute that cost whoever causes them nothing, counted in bounds."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, AuditEvent] = {}
+        self._of_one: Counter[Actor] = Counter()
+
+    def admit(self, event: AuditEvent) -> bool:
+        """Tell whether an event is to be an entry at once; else it is counted."""
+        if self._count(event):
+            return False
+        if len(self._counted) >= MOST_OF_ALL:
+            event = _summary(event, _EVERYBODY)
+        elif self._of_one[event.actor] >= MOST_OF_ONE:
+            event = _summary(event, event.actor)
+        else:
+            self._of_one[event.actor] += 1
+            self._counted[_key(event)] = replace(event, count=0)
+            return True
+        if not self._count(event):
+            self._counted[_key(event)] = event
+        return False
+
+    def take(self, now: datetime) -> list[AuditEvent]:
+        """Return what was counted, and begin anew."""
+        counted, self._counted, self._of_one = self._counted, {}, Counter()
+        return [replace(event, at=now) for event in counted.values() if event.count]
+
+    def _count(self, event: AuditEvent) -> bool:
+        key = _key(event)
+        known = self._counted.get(key)
+        if known is not None:
+            self._counted[key] = replace(known, count=known.count + 1, request_id="")
+        return known is not None
+
+
+def _key(event: AuditEvent) -> str:
+    """Return what equal events have in common."""
+    return repr((event.actor, event.action, event.object, event.result, event.code, event.changed))
+
+
+def _summary(event: AuditEvent, actor: Actor) -> AuditEvent:
+    return replace(event, actor=actor, action="", object="", code="", changed={}, request_id="")
+
+
+class Audit:
+    """Tells the audit trail what happens beside the store's own changes, and keeps it in bounds."""
+
+    def __init__(self, store: AuditStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._repeats = Repeats()
+        self._until = 0.0
+
+    def event(self, who: Principal | Actor, action: str, on: str, **changed: Any) -> AuditEvent:
+        """Return what the trail is told of a change; see ``event_of``."""
+        return event_of(who, self._clock.now(), action, on, **changed)
+
+    async def append(self, event: AuditEvent) -> None:
+        """Tell of something.
+
+        Raises:
+            StoreUnavailableError: it could not be told, so it must not be done.
+        """
+        await self._store.append_audit(event)
+
+    @asynccontextmanager
+    async def doing(
+        self, who: Principal | Actor, action: str, on: str, **changed: Any
+    ) -> AsyncIterator[None]:
+        """Tell that what the ``with`` block does has begun, then how it ended.
+
+        An end of Greylag's own, or of whoever asked, leaves the beginning alone.
+
+        Raises:
+            StoreUnavailableError: it could not be told, so it was not begun.
+        """
+        event = self.event(who, action, on, **changed)
+        await self._store.append_audit(replace(event, result=Result.BEGUN))
+        try:
+            yield
+        except GreylagError as error:
+            await self._tell(replace(event, result=Result.FAILED, code=error.info.code))
+            raise
+        await self._tell(event)
+
+    async def refused(
+        self, who: Principal | Actor, action: str, on: str, code: str, **changed: Any
+    ) -> None:
+        """Tell of a refusal, in bounds. The refusal holds whether or not it can be told; where it
+        cannot, the log is told.
+        """
+        refusal = event_of(
+            who, self._clock.now(), action, on, result=Result.REFUSED, code=code, **changed
+        )
+        await self.seldom(refusal)
+
+    async def seldom(self, event: AuditEvent) -> None:
+        """Tell of what may happen as often as somebody likes, in bounds."""
+        if self._clock.monotonic() >= self._until:
+            await self.flush()
+        if self._repeats.admit(event):
+            await self._tell(event)
+
+    async def flush(self) -> None:
+        """Tell what was counted until now."""
+        self._until = self._clock.monotonic() + WINDOW_SECONDS
+        for event in self._repeats.take(self._clock.now()):
+            await self._tell(event)
+
+    async def run(self, keep: timedelta) -> None:
+        """Tell each minute what was counted, and remove what is older than ``keep``; until
+        cancelled.
+        """
+        trimmed = datetime.min.replace(tzinfo=UTC)
+        while True:
+            await self._clock.sleep(WINDOW_SECONDS)
+            await self.flush()
+            now = self._clock.now()
+            if now - trimmed < TRIM_EVERY:
+                continue
+            try:
+                gone = await self._store.trim_audit(now - keep)
+            except StoreUnavailableError as error:
+                _log.warning("audit_not_trimmed", error=str(error))
+                continue
+            trimmed = now
+            if gone:
+                _log.info("audit_trimmed", entries=gone)
+
+    async def _tell(self, event: AuditEvent) -> None:
+        """Tell of what has happened already, the log if the store cannot be told."""
+        try:
+            await self._store.append_audit(event)
+        except StoreUnavailableError as error:
+            told = to_json(AuditEntry(0, event, "", ""))
+            _log.error("audit_lost", entry=told, error=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Entries, the newest first; ``cursor`` asks for older ones, if there are."""
+
+    entries: Sequence[NumberedEntry]
+    cursor: int | None
+    bounds: AuditBounds
+
+
+class AuditReader:
+    """Reads the audit trail, for administrators."""
+
+    def __init__(self, store: AuditStore, gate: "Gate") -> None:
+        self._store = store
+        self._gate = gate
+
+    async def page(
+        self, principal: Principal, asked: AuditFilter, limit: int, before: int | None
+    ) -> AuditPage:
+        """Return one page, of entries with numbers below ``before``."""
+        await self._gate.administrate(principal, Action.AUDIT_READ)
+        bounds = await self._store.audit_bounds()
+        before = bounds.end.number + 1 if before is None else before
+        found = await self._store.audit_entries(asked, limit + 1, before=before)
+        shown = found[:limit]
+        cursor = shown[-1][0] if len(found) > limit else None
+        return AuditPage(shown, cursor, bounds)
+
+    async def export(
+        self, principal: Principal, asked: AuditFilter
+    ) -> AsyncIterator[Sequence[NumberedEntry]]:
+        """Return all entries up to now, the oldest first, some at a time."""
+        await self._gate.administrate(principal, Action.AUDIT_READ)
+        return self._batches(asked, await self._store.audit_bounds())
+
+    async def _batches(
+        self, asked: AuditFilter, bounds: AuditBounds
+    ) -> AsyncIterator[Sequence[NumberedEntry]]:
+        after = bounds.start.number
+        while after < bounds.end.number:
+            batch = await self._store.audit_entries(asked, EXPORT_AT_ONCE, after=after)
+            kept = [one for one in batch if one[0] <= bounds.end.number]
+            if not kept:
+                return
+            yield kept
+            after = kept[-1][0]

@@ -1,0 +1,125 @@
+"""What is told beside the store's own changes: in bounds, before and after, never silently lost."""
+
+import asyncio
+from datetime import timedelta
+from itertools import product
+
+import pytest
+from structlog.testing import capture_logs
+from tests.clocks import FakeClock
+from tests.fakes.store import MemoryStore
+
+from greylag.domain.audit import SYSTEM, AuditEntry, AuditEvent, Result, anonymous
+from greylag.domain.errors import MissingError, StoreUnavailableError
+from greylag.ports import AuditFilter
+from greylag.services.audit import MOST_OF_ALL, MOST_OF_ONE, WINDOW_SECONDS, Audit, event_of
+
+
+class Broken(MemoryStore):
+    """Takes no entry of these results."""
+
+    refused = frozenset(Result)
+
+    async def append_audit(self, event: AuditEvent) -> AuditEntry:
+        if event.result in self.refused:
+            raise StoreUnavailableError("The store is away.")
+        return await super().append_audit(event)
+
+
+class TickingClock(FakeClock):
+    """Sleeps until it is told how long that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asleep = asyncio.Event()
+        self._ticks: asyncio.Queue[float] = asyncio.Queue()
+
+    async def sleep(self, seconds: float) -> None:
+        del seconds
+        self._asleep.set()
+        self.advance(await self._ticks.get())
+
+    async def tick(self, seconds: float) -> None:
+        """Let a sleep end, and return when whoever slept sleeps again."""
+        await self._asleep.wait()
+        self._asleep.clear()
+        await self._ticks.put(seconds)
+        await self._asleep.wait()
+
+
+async def told(store: MemoryStore) -> list[tuple[str, str, int]]:
+    found = await store.audit_entries(AuditFilter(), 10_000)
+    return [(one["object"], one["result"], one["count"]) for _, one in found]
+
+
+async def test_a_flood_of_refusals_of_one_fills_little_and_is_counted_to_the_last() -> None:
+    store, clock = MemoryStore(), FakeClock()
+    audit = Audit(store, clock)
+    for _, number in product(range(3), range(100)):
+        await audit.refused(anonymous("10.0.0.1"), "request", f"/{number}", "unauthorized")
+    await audit.refused(anonymous("10.0.0.2"), "request", "/", "unauthorized")
+    assert len(await told(store)) == MOST_OF_ONE + 1
+    await audit.flush()
+    counts = [count for _, _, count in await told(store)]
+    assert sum(counts) == 301
+    assert len(counts) == 2 * MOST_OF_ONE + 2
+
+
+async def test_a_flood_from_everywhere_fills_little_too() -> None:
+    store, clock = MemoryStore(), FakeClock()
+    audit = Audit(store, clock)
+    for number in range(1000):
+        await audit.refused(anonymous(f"10.0.{number}"), "request", "/", "unauthorized")
+    await audit.flush()
+    found = await told(store)
+    assert len(found) == MOST_OF_ALL + 1
+    assert sum(count for _, _, count in found) == 1000
+
+
+async def test_what_was_counted_is_told_each_minute_and_what_is_old_goes() -> None:
+    store, clock = MemoryStore(), TickingClock()
+    audit = Audit(store, clock)
+    await audit.append(audit.event(SYSTEM, "old", "first"))
+    for _ in range(5):
+        await audit.refused(SYSTEM, "a", "b", "forbidden")
+    running = asyncio.create_task(audit.run(timedelta(seconds=WINDOW_SECONDS)))
+    await clock.tick(WINDOW_SECONDS)
+    assert await told(store) == [("first", "done", 1), ("b", "refused", 1), ("b", "refused", 4)]
+    await clock.tick(3600)
+    assert await told(store) == []
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_what_cannot_be_told_is_not_begun() -> None:
+    store = Broken()
+    audit, done = Audit(store, FakeClock()), False
+    with pytest.raises(StoreUnavailableError):
+        async with audit.doing(SYSTEM, "files.write", "x"):
+            done = True
+    assert not done
+
+
+async def test_how_it_ended_is_told_the_log_if_the_store_is_away() -> None:
+    store = Broken()
+    audit = Audit(store, FakeClock())
+    store.refused = frozenset({Result.DONE, Result.REFUSED})
+    with pytest.raises(MissingError):
+        async with audit.doing(SYSTEM, "files.write", "x"):
+            raise MissingError("There is none.")
+    with capture_logs() as logs:
+        async with audit.doing(SYSTEM, "files.write", "y"):
+            pass
+        await audit.refused(SYSTEM, "a", "z", "forbidden")
+    assert await told(store) == [("x", "begun", 1), ("x", "failed", 1), ("y", "begun", 1)]
+    assert [(one["event"], one["entry"]["object"]) for one in logs] == [
+        ("audit_lost", "y"),
+        ("audit_lost", "z"),
+    ]
+
+
+def test_values_are_what_every_store_can_hold() -> None:
+    event = event_of(
+        SYSTEM, FakeClock().now(), "a", "x" * 5000 + "\ud800", names={"b", "a"}, none=None, n=[1]
+    )
+    assert (len(event.object), event.changed) == (1000, {"names": ["a", "b"], "n": [1]})
