@@ -54,6 +54,7 @@ from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
+from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
@@ -150,6 +151,7 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
     return UseCases(
         projects=projects,
         agents=agents,
+        activities=Activities(agents, adapters.agents),
         messages=Messages(projects, agents, adapters.agents),
         platform=platform,
         store=store,
@@ -184,6 +186,7 @@ async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterat
         finally:
             trying.cancel()
             await asyncio.wait({trying})
+            await greylag.use_cases.activities.close()
 
 
 @asynccontextmanager
@@ -197,7 +200,11 @@ async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
     """
     model_provider(settings)
     async with _opened(settings, prepare=False) as adapters:
-        yield build(settings, adapters).use_cases
+        use_cases = build(settings, adapters).use_cases
+        try:
+            yield use_cases
+        finally:
+            await use_cases.activities.close()
 
 
 @asynccontextmanager

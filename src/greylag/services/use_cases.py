@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from greylag.ports import ProjectStore
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
+from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.messages import Messages
 from greylag.services.people import People
@@ -60,6 +61,7 @@ class UseCases:
 
     projects: Projects
     agents: Agents
+    activities: Activities
     messages: Messages
     platform: Platform
     store: ProjectStore

@@ -1,0 +1,111 @@
+"""The rail beside every page, and what is live in it, in a real browser over memory adapters."""
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import expect
+from tests.browser.dropping import DroppingProxy
+from tests.browser.person import Person, at_browser
+from tests.web.server import ADA, Site, site
+
+NARROW = {"width": 390, "height": 800}
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Site]:
+    async with site() as one:
+        yield one
+
+
+@pytest.fixture
+async def proxy(running: Site) -> AsyncIterator[DroppingProxy]:
+    async with DroppingProxy(running.port).running() as one:
+        yield one
+
+
+@pytest.fixture
+async def person(proxy: DroppingProxy) -> AsyncIterator[Person]:
+    async with at_browser(proxy.address) as one:
+        yield one
+
+
+async def make(running: Site, count: int) -> None:
+    for number in range(count):
+        body = {"name": f"Project {number:03d}", "project_id": f"p{number}"}
+        assert (await running.ask("POST", ADA, json=body))[0] == 201
+
+
+async def say(running: Site, path: str, message: str, **more: str) -> None:
+    """Send a message as another tab or program would, and do not wait for its answer."""
+    body = {"message": message, **more}
+    async with running.http.post(f"{path}/messages", json=body) as answer:
+        await answer.content.readline()
+
+
+async def test_the_rail_leads_everywhere_and_is_as_wide_as_it_was_left(
+    running: Site, person: Person
+) -> None:
+    path = await running.project()
+    await make(running, 2)
+    page = person.page
+    await person.open_project(path)
+    rows = page.locator(".rail-row .rail-name")
+    await expect(rows).to_have_text(["Project 001", "Project 000", "Notes"])
+    await expect(page.locator(".rail-row[aria-current]")).to_contain_text("Notes")
+    size = await page.locator("#rail").bounding_box()
+    row_size = await page.locator(".rail-row").first.bounding_box()
+    assert size is not None
+    assert row_size is not None
+    assert (size["width"], row_size["height"]) == (248, 32)
+    await page.keyboard.press("/")
+    await page.keyboard.type("001")
+    await expect(page.locator(".rail-row:visible")).to_have_count(1)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("h1")).to_have_text("Project 001")
+    await page.locator("body").press("n")
+    await page.fill("#field-name", "By key")
+    await page.press("#field-name", "Enter")
+    await expect(page.locator("h1")).to_have_text("By key")
+    await page.get_by_role("button", name="Narrow rail").click()
+    await page.reload()
+    size = await page.locator("#rail").bounding_box()
+    assert size is not None
+    assert size["width"] == 48
+    await page.get_by_role("button", name="Narrow rail").click()
+    await page.set_viewport_size(NARROW)  # type: ignore[arg-type] # its own type of dict
+    await expect(page.locator("#rail")).to_be_hidden()
+    await page.locator("#project-header").get_by_role("button", name="Projects").click()
+    await expect(page.locator("#rail")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(page.locator("#rail")).to_be_hidden()
+    await expect(page.locator(".drawer-button")).to_be_focused()
+    await page.locator(".drawer-button").click()
+    await page.click("text=All projects")
+    await expect(page.locator(".project-row")).to_have_count(4)
+
+
+async def test_what_agents_do_is_seen_from_everywhere(running: Site, person: Person) -> None:
+    path = await running.project(active=True)
+    await make(running, 1)
+    page = person.page
+    await page.goto("/users/ada/projects/p0")
+    notes = page.locator(".rail-row", has_text="Notes")
+    for message, state, title in (
+        ("wait: a while", "working", "Project 000"),
+        ("run: ls", "asks", "(1) Project 000"),
+    ):
+        await say(running, path, message)
+        await expect(notes).to_have_attribute("data-state", state)
+        await expect(page).to_have_title(f"{title} \u00b7 Greylag")
+    await expect(notes).to_contain_text("needs you")
+    await expect(page.locator("#icon")).to_have_attribute("href", re.compile("mark-asks"))
+    await person.picture("rail-needs-you")
+    await page.goto("/users/ada")
+    await expect(page.locator(".project-row .badge-asks")).to_have_text("Needs you")
+    await page.locator(".filters").get_by_role("link", name="Needs you 1").click()
+    await expect(page.locator(".project-row")).to_have_count(1)
+    await page.locator(".project-row a").first.click()
+    await expect(page).to_have_title("Needs you: Notes \u00b7 Greylag")
+    await page.get_by_role("button", name="Allow").click()
+    await expect(notes).to_have_attribute("data-state", "working")
