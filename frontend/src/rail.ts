@@ -14,6 +14,7 @@ export function startRail(): void {
   startWidth(rail);
   startDrawer(rail);
   startSearch();
+  startPalette();
   addEventListener("keydown", (event) => pressed(event));
   document.addEventListener("greylag:turn", (event) => {
     turn = (event as CustomEvent<string>).detail;
@@ -60,6 +61,11 @@ function startDrawer(rail: HTMLElement): void {
     if (event.key !== "Escape" || !isOpen() || (event.target as Element).closest("details[open]")) return;
     closeDrawer();
   });
+  // What lies under it is not to be used unseen: going on there closes it.
+  document.addEventListener("focusin", (event) => {
+    const target = event.target as Element;
+    if (isOpen() && !rail.contains(target) && !target.closest("dialog")) delete document.documentElement.dataset.drawer;
+  });
   NARROW.addEventListener("change", closeDrawer);
 }
 
@@ -69,14 +75,12 @@ function isOpen(): boolean {
 
 function openDrawer(): void {
   document.documentElement.dataset.drawer = "";
-  document.querySelector<HTMLElement>(".site")!.inert = true;
   document.querySelector<HTMLElement>("#rail-toggle")!.focus();
 }
 
 function closeDrawer(): void {
   if (!isOpen()) return;
   delete document.documentElement.dataset.drawer;
-  document.querySelector<HTMLElement>(".site")!.inert = false;
   const buttons = [...document.querySelectorAll<HTMLElement>(".site [data-drawer]")];
   buttons.find((one) => one.offsetParent !== null)?.focus();
 }
@@ -118,6 +122,23 @@ function pressed(event: KeyboardEvent): void {
     document.getElementById("rail-new")!.click();
   } else return;
   event.preventDefault();
+}
+
+function startPalette(): void {
+  const open = () => void import("./palette").then(({ openPalette }) => openPalette());
+  const button = document.querySelector<HTMLButtonElement>("#palette-open")!;
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    closeDrawer();
+    open();
+  });
+  addEventListener("keydown", (event) => {
+    const asks = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey && event.key.toLowerCase() === "k";
+    // In a terminal the key is the shell's.
+    if (!asks || (event.target as Element).closest(".terminal-screen")) return;
+    event.preventDefault();
+    open();
+  });
 }
 
 function isTyping(target: Element): boolean {
