@@ -49,6 +49,7 @@ async function follow(stream: Live): Promise<void> {
         if (frame.data.type === "gone") return leave();
         if (frame.id !== null) stream.last = frame.id;
         if (frame.data.type === "html") show(frame.data.content.html);
+        if (frame.data.type === "order") order(frame.data.content.ids);
         if (frame.data.type === "turns") {
           document.dispatchEvent(new CustomEvent("greylag:turns", { detail: frame.data.content.turns }));
         }
@@ -97,6 +98,26 @@ function show(html: string): void {
   const log = document.getElementById("log");
   if (log) log.scrollTop = log.scrollHeight;
   document.dispatchEvent(new Event("greylag:changed"));
+}
+
+/** Put elements of one list into this order; what stands between them stays behind its predecessor. */
+function order(ids: string[]): void {
+  const rows = ids.map((id) => document.getElementById(id)).filter((row) => row !== null);
+  const list = rows[0]?.parentElement;
+  if (!list) return;
+  const focused = document.activeElement as HTMLElement | null;
+  const listed = new Set<Element>(rows);
+  const wanted = rows.flatMap((row) => {
+    const group: Element[] = [row];
+    for (let next = row.nextElementSibling; next && !listed.has(next); next = next.nextElementSibling) group.push(next);
+    return group;
+  });
+  let next = list.firstElementChild;
+  for (const one of wanted) {
+    if (one === next) next = next.nextElementSibling;
+    else list.insertBefore(one, next);
+  }
+  if (focused !== document.activeElement) focused?.focus({ preventScroll: true });
 }
 
 function leave(): void {

@@ -87,9 +87,12 @@ async def test_the_rail_leads_everywhere_and_is_as_wide_as_it_was_left(
 
 async def test_what_agents_do_is_seen_from_everywhere(running: Site, person: Person) -> None:
     path = await running.project(active=True)
-    await make(running, 1)
+    await make(running, 2)
     page = person.page
     await page.goto("/users/ada/projects/p0")
+    names = page.locator(".rail-row .rail-name")
+    await expect(names).to_have_text(["Project 001", "Project 000", "Notes"])
+    await page.locator(".rail-row").last.focus()
     notes = page.locator(".rail-row", has_text="Notes")
     for message, state, title in (
         ("wait: a while", "working", "Project 000"),
@@ -99,6 +102,9 @@ async def test_what_agents_do_is_seen_from_everywhere(running: Site, person: Per
         await expect(notes).to_have_attribute("data-state", state)
         await expect(page).to_have_title(f"{title} \u00b7 Greylag")
     await expect(notes).to_contain_text("needs you")
+    await expect(names).to_have_text(["Notes", "Project 001", "Project 000"])
+    await expect(notes).to_be_focused()
+    await expect(page.locator("li:has([aria-current]) + #rail-sessions")).to_be_visible()
     await expect(page.locator("#icon")).to_have_attribute("href", re.compile("mark-asks"))
     await person.picture("rail-needs-you")
     await page.goto("/users/ada")

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import Session
@@ -102,19 +103,17 @@ def project_rows(projects: Sequence[Project], watch: Watch) -> list[ProjectRow]:
 
 
 def _row(project: Project, activity: AgentActivity | None) -> ProjectRow:
-    state, asks = _state(project, activity), 0
-    words = STATES[state]
-    if state == "asks" and activity is not None:
-        asks = activity.count("asks")
+    view = project_view(project)
+    state = _state(project, view, activity)
+    asks = activity.count("asks") if activity is not None and state == "asks" else 0
     times = [project.created_at, project.last_activated_at, project.last_deactivated_at]
     if activity is not None and activity.last_at is not None:
         times.append(activity.last_at)
     at = moment(max(one for one in times if one is not None))
-    return ProjectRow(project_view(project), state, words, asks, at)
+    return ProjectRow(view, state, STATES[state], asks, at)
 
 
-def _state(project: Project, activity: AgentActivity | None) -> str:
-    view = project_view(project)
+def _state(project: Project, view: ProjectView, activity: AgentActivity | None) -> str:
     if project.status is Status.ERROR:
         return "failed"
     if view.moving:
@@ -181,11 +180,11 @@ async def read_sessions(call: RequestContext) -> list[Session]:
     return [one for one in listed if is_segment(one.session_id)]
 
 
-More = Callable[[Sequence[Project], Watch], str]
+More = Callable[[Sequence[Project], Watch], Sequence[bytes]]
 
 
-def _nothing(_projects: Sequence[Project], _watch: Watch) -> str:
-    return ""
+def _nothing(_projects: Sequence[Project], _watch: Watch) -> Sequence[bytes]:
+    return ()
 
 
 # The live side: what changes in the rail, and which turns of the open project stand how.
@@ -197,7 +196,7 @@ async def rail_frames(
     """Yield what differs from the rail of the digest ``known``, then what changes, until closed.
 
     Of the project that is ``shown`` there are its turns too, in frames of the type ``turns``.
-    ``more`` returns what else of the page has changed, at each look at the projects.
+    ``more`` returns frames for what else of the page has changed, at each look at the projects.
     """
     before: Rail | None = None
     turns: list[dict[str, str]] = []
@@ -220,10 +219,9 @@ async def rail_frames(
                     yield sse.encode({"type": "turns", "content": {"turns": turns}})
             shown = project_view(here) if here else shown
             rail = await _rail(call, projects, watch, shown, sessions)
-            html = "" if before is None and rail.digest == known else changed(before, rail)
-            html += more(projects, watch)
-            if html:
-                yield html_frame(html)
+            news_of_rail = [] if before is None and rail.digest == known else changed(before, rail)
+            for frame in [*news_of_rail, *more(projects, watch)]:
+                yield frame
             before = rail
             await _either(news, watch)
             await asyncio.sleep(GATHER_SECONDS)
@@ -255,20 +253,38 @@ async def _either(news: Subscription, watch: Watch) -> None:
     watch.news.clear()
 
 
-def changed(before: Rail | None, now: Rail) -> str:
-    """Return what replaces the pieces that differ: rows, the sessions, or the whole list."""
-    if before is None or _order(before) != _order(now):
-        return render("fragments/rail_projects.html", rail=now, oob=True)
-    pairs = zip(before.rows, now.rows, strict=True)
-    html = [
-        render("fragments/rail_row.html", row=row, rail=now, oob=True)
-        for old, row in pairs
-        if old != row
-    ]
+def changed(before: Rail | None, now: Rail) -> list[bytes]:
+    """Return frames for the pieces that differ: rows, the sessions, or the whole list."""
+    if before is None or before.total != now.total or not same_keys(before.rows, now.rows):
+        return [html_frame(render("fragments/rail_projects.html", rail=now, oob=True))]
+    frames = row_frames(before.rows, now.rows, "rail", "fragments/rail_row.html", rail=now)
     if before.sessions != now.sessions:
-        html.append(render("fragments/sessions.html", rail=now, oob=True))
-    return "".join(html)
+        frames.append(html_frame(render("fragments/sessions.html", rail=now, oob=True)))
+    return frames
 
 
-def _order(rail: Rail) -> tuple[object, ...]:
-    return tuple(row.project.key for row in rail.rows), rail.total
+def same_keys(before: Sequence[ProjectRow], now: Sequence[ProjectRow]) -> bool:
+    """Tell whether these are rows of the same projects, in whatever order."""
+    return {row.project.key for row in before} == {row.project.key for row in now}
+
+
+def row_frames(
+    before: Sequence[ProjectRow], now: Sequence[ProjectRow], name: str, template: str, **more: Any
+) -> list[bytes]:
+    """Return frames for the rows that differ, and for their order where that does.
+
+    Args:
+        before: the rows that the page has.
+        now: rows of the same projects.
+        name: what the ids of the rows' elements begin with.
+        template: a row's.
+        more: what it is given besides.
+    """
+    known = {row.project.key: row for row in before}
+    differ = [row for row in now if row != known[row.project.key]]
+    html = "".join(render(template, row=row, oob=True, **more) for row in differ)
+    frames = [html_frame(html)] if html else []
+    order = [f"{name}-{row.project.key}" for row in now]
+    if order != [f"{name}-{row.project.key}" for row in before]:
+        frames.append(sse.encode({"type": "order", "content": {"ids": order}}))
+    return frames

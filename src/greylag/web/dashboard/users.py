@@ -20,6 +20,7 @@ from greylag.web.dashboard.pages import (
     USER_PAGE,
     ProjectForm,
     form_page,
+    html_frame,
     lead,
     render,
     respond_to,
@@ -33,6 +34,7 @@ from greylag.web.dashboard.rail import (
     rail_frames,
     read_projects,
     read_rail,
+    row_frames,
 )
 from greylag.web.deps import CallDep, RequestContext, UserCallDep
 from greylag.web.stream import closing
@@ -251,21 +253,19 @@ class _ListChanges:
         self._window = window
         self._shown: ProjectList | None = None
 
-    def look(self, projects: Sequence[Project], watch: Watch) -> str:
-        """Return the rows that differ; the whole list where it is not made of the same ones."""
+    def look(self, projects: Sequence[Project], watch: Watch) -> list[bytes]:
+        """Return frames for the rows that differ; for the whole list where it is made of others."""
         before = self._shown
         now = make_list(self._user_id, self._window, project_rows(projects, watch))
         self._shown = now
         if before is None or _frame_of(before) != _frame_of(now):
-            return render("fragments/list.html", list=now, oob=True)
-        pairs = zip(before.rows, now.rows, strict=True)
-        return "".join(
-            render("fragments/project_row.html", row=after, oob=True)
-            for old, after in pairs
-            if old != after
-        )
+            return [html_frame(render("fragments/list.html", list=now, oob=True))]
+        frames = row_frames(before.rows, now.rows, "row", "fragments/project_row.html")
+        if before.states != now.states:
+            frames.append(html_frame(render("fragments/states.html", list=now, oob=True)))
+        return frames
 
 
 def _frame_of(shown: ProjectList) -> tuple[object, ...]:
-    keys = tuple(row.project.key for row in shown.rows)
-    return keys, shown.total, shown.states, shown.more_url
+    keys = frozenset(row.project.key for row in shown.rows)
+    return keys, shown.total, shown.more_url
