@@ -60,7 +60,7 @@ INSERT INTO confirmations VALUES ('c1', 't1', 'allow_once');
 INSERT INTO settings VALUES ('GOOSE_MODE', '"auto"');
 """
 FIRST = TurnRecord("t1", "s", "m1", "hello", "completed", "hi", 2, None, None, "end_turn", 1.0, 2.0)
-SESSION = SessionRecord("s", "20261123_1", "Session s", 1.0, 3.0, 3)
+SESSION = SessionRecord("s", "20261123_1", "hello", 1.0, 3.0, 3)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ class SessionRoutes:
             relayed(agent_api.CREATE_SESSION, self._create),
             relayed(agent_api.LIST_SESSIONS, self._list),
             relayed(agent_api.SHOW_SESSION, self._get),
+            relayed(agent_api.RENAME_SESSION, self._rename),
             relayed(agent_api.DELETE_SESSION, self._delete),
             relayed(agent_api.LIST_MESSAGES, self._messages),
             relayed(agent_api.EXPORT_SESSION, self._export),
@@ -60,6 +61,15 @@ class SessionRoutes:
         if session is None:
             return JSONResponse(_NOT_FOUND, status_code=404)
         return answer(_session(session))
+
+    async def _rename(self, request: Request) -> Response:
+        title = (await read_object(request, _SMALL_BODY, "title")).get("title")
+        if not isinstance(title, str) or len(title) > agent_api.MOST_TITLE:
+            raise invalid(f"title must be text of at most {agent_api.MOST_TITLE} characters.")
+        line = " ".join(title.split())
+        if not all(map(str.isprintable, line)):
+            raise invalid("title must be printable.")
+        return answer(_session(await self._sessions.rename(request.path_params["session"], line)))
 
     async def _delete(self, request: Request) -> Response:
         try:
@@ -151,6 +161,7 @@ def _session(session: SessionRecord) -> agent_api.Session:
         rfc3339(session.created_at),
         rfc3339(session.updated_at),
         session.message_count,
+        session.title,
     )
 
 
@@ -180,6 +191,7 @@ class TurnRoutes:
             Route("/api/v1/turns", self.start, methods=["POST"]),
             relayed(agent_api.LIST_TURNS, self._list),
             relayed(agent_api.SHOW_TURN, self._get),
+            relayed(agent_api.SHOW_ACTIVITY, self._activity),
             Route(f"{one}/events", self.events, methods=["GET"]),
             Route(f"{one}/cancel", self.cancel, methods=["POST"]),
             Route(f"{one}/confirmations/{{confirmation}}", self.confirm, methods=["POST"]),
@@ -206,6 +218,17 @@ class TurnRoutes:
 
     async def _get(self, request: Request) -> Response:
         return answer(_turn(await self._turns.get(request.path_params["turn"])))
+
+    async def _activity(self, request: Request) -> Response:
+        most = agent_api.MOST_WAIT
+        activity = self._turns.activity
+        await activity.changed(
+            request.query_params.get("since"),
+            whole_number(request, "wait", default=most, most=most),
+        )
+        last = activity.last_at
+        turns = [agent_api.TurnState(*one) for one in self._turns.states()]
+        return answer(agent_api.Activity(activity.revision, turns, maybe_rfc3339(last)))
 
     async def events(self, request: Request) -> Response:
         """Stream a turn's events from the one after Last-Event-ID on, until `complete`."""
