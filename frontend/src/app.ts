@@ -4,10 +4,13 @@ import { Idiomorph } from "idiomorph/dist/idiomorph.esm.js";
 import { startChanges } from "./changes_pane";
 import { startConsole } from "./console";
 import { startDialog } from "./dialog";
+import { keep } from "./kept";
 import { startFiles } from "./files_pane";
 import { startLive } from "./live";
+import { startNotices } from "./notices";
 import { startPanes } from "./panes";
 import { startPreview } from "./preview_pane";
+import { startRail } from "./rail";
 import { startTerminals } from "./terminal_pane";
 import { startTimes } from "./times";
 
@@ -33,11 +36,7 @@ function startTheme(): void {
   button.addEventListener("click", () => {
     root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
     show();
-    try {
-      localStorage.setItem("greylag-theme", root.dataset.theme);
-    } catch {
-      // Storage may be forbidden; the choice then lasts until the next page.
-    }
+    keep("greylag-theme", root.dataset.theme);
   });
 }
 
@@ -65,35 +64,24 @@ function stop(event: Event): void {
   event.stopPropagation();
 }
 
-function startRequests(): void {
-  const { body } = document;
-  // Errors then come as pieces of a page, not as documents for programs.
-  body.addEventListener("htmx:configRequest", (event) => {
-    (event as CustomEvent).detail.headers.Accept = "text/html";
+// What is shown once is copied by one press.
+function startCopying(): void {
+  document.addEventListener("click", async (event) => {
+    const button = (event.target as Element).closest<HTMLElement>("[data-copy]");
+    const field = button && document.getElementById(button.dataset.copy!);
+    if (!(field instanceof HTMLInputElement)) return;
+    field.select();
+    // Pages over plain HTTP of another machine have no clipboard: what is selected is copied by hand.
+    await navigator.clipboard?.writeText(field.value);
+    if (navigator.clipboard) button!.textContent = "Copied";
   });
-  body.addEventListener("htmx:beforeSwap", (event) => {
-    const { detail } = event as CustomEvent;
-    // A sign-in that has ended answers with the sign-in page.
-    if (new URL(detail.xhr.responseURL).pathname !== body.dataset.signIn) return;
-    detail.shouldSwap = false;
-    location.reload();
-  });
-  body.addEventListener("htmx:sendError", () => notice("The server cannot be reached. Try again when it is back."));
-}
-
-function notice(words: string): void {
-  const notices = document.getElementById("notices")!;
-  if (notices.textContent?.includes(words)) return;
-  const box = document.createElement("div");
-  box.className = "notice";
-  box.innerHTML = '<p></p><button class="btn btn-quiet btn-icon" type="button" data-dismiss aria-label="Dismiss">&times;</button>';
-  box.querySelector("p")!.textContent = words;
-  notices.append(box);
 }
 
 startTheme();
 startForms();
-startRequests();
+startNotices();
+startCopying();
+startRail();
 startDialog();
 startTimes();
 startLive();

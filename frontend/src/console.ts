@@ -3,17 +3,28 @@ import htmx from "htmx.org/dist/htmx.esm.js";
 import { ChangeLog } from "./changes";
 import { Draft } from "./drafts";
 import { Scroller } from "./scroller";
-import { Refused, wordsOf } from "./sse";
+import { Queue } from "./queue";
+import { Refused, ask, wordsOf } from "./sse";
+import { textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
 import { type Decision, type Handlers, type Pending, TurnStream } from "./turn_stream";
 import { TurnView } from "./turn_view";
 
+const BUSY_PAUSE_MS = 1000;
 const TOUCH = "(pointer: coarse)"; // there Enter is a new line
 
 /** Bring the console to life, on a page that has one. */
 export function startConsole(): void {
   const root = document.querySelector<HTMLElement>("[data-console]");
   if (root) new Console(root).start();
+}
+
+/** How a turn stands, as the live stream tells of it. */
+interface TurnState {
+  turn_id: string;
+  session_id: string;
+  message_id: string;
+  state: "working" | "asks" | "ended";
 }
 
 class Console {
@@ -26,7 +37,9 @@ class Console {
   #stream: TurnStream | null = null; // the turn that is under way
   #stopWanted = false;
   #ends: TurnEnds;
-  #sessions: Promise<unknown> | null = null; // the list of them, while it is fetched
+  #turns: TurnState[] = []; // those of the project that the live stream tells of
+  #coming = new Set<string>(); // turns of others that are about to be shown
+  #queue: Queue;
   #leaving = new AbortController();
 
   constructor(root: HTMLElement) {
@@ -45,6 +58,7 @@ class Console {
         this.#text.focus();
       },
     };
+    this.#queue = new Queue(this.#form, () => `${this.#page}?${this.#session ?? "new"}`, (words) => this.#giveBack(words));
     this.#scroller = new Scroller(place, place.querySelector<HTMLElement>("#scrolled")!, this.#button("to-end"));
   }
 
@@ -62,6 +76,10 @@ class Console {
     addEventListener("pagehide", () => this.#leaving.abort());
     addEventListener("pageshow", (event) => event.persisted && location.reload());
     document.addEventListener("greylag:changed", () => void this.#wakeUp());
+    document.addEventListener("greylag:turns", (event) => {
+      this.#turns = (event as CustomEvent<TurnState[]>).detail;
+      this.#showOthers();
+    });
     this.#text.value ||= this.#draft.read();
     // Until now the form is a plain one: Enter began a new line in it.
     this.#form.dataset.ready = "";
@@ -97,6 +115,9 @@ class Console {
     else if (newest) this.#dress([newest]);
     this.#offerEarlier();
     this.#sendPending();
+    this.#queue.show();
+    this.#sendQueued();
+    this.#showOthers();
     this.#scroller.follow();
   }
 
@@ -162,9 +183,7 @@ class Console {
     if (!active || this.#stream || this.#conversation.dataset.asleep !== "true") return;
     this.#conversation.dataset.asleep = "false";
     const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : location.search;
-    await this.#sessions; // htmx drops a request that meets another one under way
     await htmx.ajax("get", `${this.#page}/conversation${query}`, { target: "#conversation", swap: "outerHTML" });
-    await this.#showSessions();
     if (!this.#stream) this.#readPage();
   }
 
@@ -173,27 +192,32 @@ class Console {
   #submit(): void {
     const message = this.#text.value;
     if (!message.trim()) return;
-    if (this.#sendAnew(message)) {
-      this.#text.value = "";
-      this.#draft.keep("");
-    }
+    this.#text.value = "";
+    this.#draft.keep("");
+    this.#sendAnew(message);
   }
 
-  /** Send a message as a turn of its own; tell whether that can be now. */
-  #sendAnew(message: string): boolean {
-    if (this.#stream) {
-      this.#say("The agent is still at work: wait for its answer, or stop it.");
-      return false;
-    }
+  /** Send a message as a turn of its own, after the one that is under way. */
+  #sendAnew(message: string): void {
+    if (this.#stream) this.#queue.add(message);
+    else this.#sendNew(message);
+  }
+
+  #sendNew(message: string): void {
     const pending = { message, messageId: newId(), session: this.#session };
     this.#keep(pending);
     this.#send(pending);
-    return true;
+  }
+
+  #sendQueued(): void {
+    if (this.#stream) return;
+    const message = this.#queue.take();
+    if (message) this.#sendNew(message);
   }
 
   #send(pending: Pending): void {
     const stream = new TurnStream(this.#api, pending);
-    const view = TurnView.create(pending.message, (id, decision) => this.#decide(stream, id, decision));
+    const view = TurnView.create(pending.message, (id, decision) => this.#decide(stream, id, decision), this.#root.dataset.author);
     this.#root.querySelector("#conversation-empty")?.remove();
     this.#conversation.append(view.article);
     this.#begin(stream, view);
@@ -215,8 +239,13 @@ class Console {
     this.#stopWanted = false;
     this.#conversation.setAttribute("aria-busy", "true");
     this.#button("stop").hidden = false;
-    this.#button("send").disabled = true;
-    view.working("Working");
+    this.#tell(view);
+  }
+
+  /** Say what the turn is about, here and in the tab's title. */
+  #tell(view: TurnView): void {
+    view.working(view.asks ? "Waiting for your answer" : "Working");
+    document.dispatchEvent(new CustomEvent("greylag:turn", { detail: view.asks ? "asks" : "working" }));
   }
 
   async #follow(stream: TurnStream, view: TurnView, clear: boolean): Promise<void> {
@@ -236,12 +265,13 @@ class Console {
         if (type === "turn") this.#begun(stream, view, content);
         if (type === "complete" && content.stop_reason === "cancelled") ending = "Stopped.";
         view.apply(type, content);
-        if (this.#stream === stream) view.working(view.asks ? "Waiting for your answer" : "Working");
+        if (this.#stream === stream) this.#tell(view);
       },
     };
     try {
       await stream.follow(handlers, this.#leaving.signal);
     } catch (error) {
+      if (error instanceof Refused && error.problem.code === "session_busy") return this.#busy(stream, view);
       this.#refused(stream, view, error);
     }
     if (!this.#leaving.signal.aborted) await this.#over(stream, view, fresh ? null : ending);
@@ -261,13 +291,57 @@ class Console {
   /** A first message has made its session: from now on this page is that session's. */
   #adopt(session: string): void {
     const typed = this.#text.value;
+    const waiting = this.#queue.take();
     this.#draft.keep("");
     this.#conversation.dataset.session = session;
     this.#draft.keep(typed);
+    if (waiting) this.#queue.add(waiting);
     this.#conversation.dataset.asleep = "false"; // nothing was said in it before
     (this.#form.elements.namedItem("session") as HTMLInputElement).value = session;
     history.replaceState(null, "", `${this.#page}?session=${encodeURIComponent(session)}`);
-    void this.#showSessions();
+    document.dispatchEvent(new Event("greylag:session"));
+  }
+
+  /** Somebody else's turn came first: it is shown, and the message waits for its end. */
+  async #busy(stream: TurnStream, view: TurnView): Promise<void> {
+    view.article.remove();
+    this.#queue.add(stream.pending.message);
+    this.#keep(null);
+    this.#rest();
+    await this.#try(async () => {
+      const listed = await ask(`${this.#api}/sessions/${encodeURIComponent(this.#session!)}/turns?limit=1`);
+      const [newest] = (await listed.json()).turns;
+      if (newest?.status === "running") await this.#showOther({ ...newest, state: "working" });
+    });
+    setTimeout(() => this.#sendQueued(), this.#stream ? 0 : BUSY_PAUSE_MS);
+  }
+
+  /** Show turns of this session that began elsewhere, after those that are shown. */
+  #showOthers(): void {
+    if (this.#conversation.dataset.asleep === "true") return;
+    const ours = this.#turns.filter((turn) => turn.session_id === this.#session);
+    const newer = ours.slice(ours.findLastIndex((turn) => this.#shows(turn)) + 1);
+    for (const turn of newer) void this.#try(() => this.#showOther(turn));
+  }
+
+  #shows({ turn_id, message_id }: TurnState): boolean {
+    const known = `[data-turn="${CSS.escape(turn_id)}"], [data-message-id="${CSS.escape(message_id)}"]`;
+    return this.#coming.has(turn_id) || this.#stream?.pending.messageId === message_id || this.#conversation.querySelector(known) !== null;
+  }
+
+  async #showOther(turn: TurnState): Promise<void> {
+    if (this.#shows(turn)) return;
+    this.#coming.add(turn.turn_id);
+    const stream = new TurnStream(this.#api, { session: turn.session_id, messageId: turn.message_id }, turn.turn_id);
+    const session = this.#session;
+    const { message } = await (await ask(`${this.#api}/turns/${encodeURIComponent(turn.turn_id)}`)).json();
+    if (session !== this.#session) return;
+    const view = TurnView.create(textOr(message), (id, decision) => this.#decide(stream, id, decision));
+    view.article.dataset.turn = turn.turn_id;
+    this.#root.querySelector("#conversation-empty")?.remove();
+    this.#conversation.append(view.article);
+    if (turn.state !== "ended" && !this.#stream) this.#begin(stream, view);
+    void this.#follow(stream, view, false);
   }
 
   #refused(stream: TurnStream, view: TurnView, error: unknown): void {
@@ -286,13 +360,19 @@ class Console {
     // What did not become a turn comes back, before what was typed since.
     if (stream.turnId === null) this.#giveBack(stream.pending.message);
     this.#keep(null);
+    this.#rest();
+    document.dispatchEvent(new Event("greylag:turn-ended"));
+    if (document.activeElement === document.body) this.#text.focus({ preventScroll: true });
+    if (this.#stopWanted) this.#queue.giveBack();
+    else this.#sendQueued();
+  }
+
+  /** No turn is under way any more. */
+  #rest(): void {
     this.#stream = null;
     this.#conversation.removeAttribute("aria-busy");
     this.#button("stop").hidden = true;
-    this.#button("send").disabled = false;
-    document.dispatchEvent(new Event("greylag:turn-ended"));
-    if (document.activeElement === document.body) this.#text.focus({ preventScroll: true });
-    await this.#showSessions();
+    document.dispatchEvent(new CustomEvent("greylag:turn", { detail: "" }));
   }
 
   #giveBack(message: string): void {
@@ -303,8 +383,8 @@ class Console {
   async #stop(): Promise<void> {
     const stream = this.#stream;
     if (!stream) return;
+    this.#stopWanted = true;
     if (stream.turnId === null) {
-      this.#stopWanted = true;
       return this.#say("It is stopped as soon as the agent has the message.");
     }
     this.#say("Stopping...");
@@ -331,12 +411,6 @@ class Console {
   }
 
   // The page around it.
-
-  async #showSessions(): Promise<void> {
-    const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : "?session=new";
-    this.#sessions = htmx.ajax("get", `${this.#page}/sessions${query}`, { target: "#sessions", swap: "morph" as never });
-    await this.#sessions;
-  }
 
   #say(words: string): void {
     const place = this.#root.querySelector("#console-status")!;

@@ -3,6 +3,9 @@
 import htmx from "htmx.org/dist/htmx.esm.js";
 import { Backoff, Refused, ask, frames } from "./sse";
 
+const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
+const LOST_MS = 3_000; // one that was cut may be there again before anybody needs to know
+
 interface Live {
   url: string;
   leave: AbortController;
@@ -29,23 +32,65 @@ export function startLive(): void {
 async function follow(stream: Live): Promise<void> {
   const { signal } = stream.leave;
   const backoff = new Backoff();
+  let losing: ReturnType<typeof setTimeout> | undefined;
+  signal.addEventListener("abort", () => clearTimeout(losing));
   while (!signal.aborted) {
+    const silence = new Silence();
     try {
       const headers: Record<string, string> = stream.last === null ? {} : { "Last-Event-ID": stream.last };
-      const response = await ask(stream.url, { signal, headers });
-      for await (const frame of frames(response)) {
+      const response = await ask(stream.url, { signal: AbortSignal.any([signal, silence.signal]), headers });
+      clearTimeout(losing);
+      losing = undefined;
+      say("");
+      document.dispatchEvent(new Event("greylag:live"));
+      for await (const frame of frames(response, () => silence.heard())) {
         if (signal.aborted) return;
         backoff.reset();
         if (frame.data.type === "gone") return leave();
         if (frame.id !== null) stream.last = frame.id;
         if (frame.data.type === "html") show(frame.data.content.html);
+        if (frame.data.type === "order") order(frame.data.content.ids);
+        if (frame.data.type === "turns") {
+          document.dispatchEvent(new CustomEvent("greylag:turns", { detail: frame.data.content.turns }));
+        }
       }
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof Refused && error.status === 404) return leave();
+    } finally {
+      silence.over();
     }
+    losing ??= setTimeout(() => say("Not live: the connection is lost. Trying again..."), LOST_MS);
     await backoff.pause(signal);
   }
+}
+
+/** Ends a stream that says nothing: its connection is dead, and nobody else will tell. */
+class Silence {
+  #abort = new AbortController();
+  #timer = this.#start();
+
+  get signal(): AbortSignal {
+    return this.#abort.signal;
+  }
+
+  heard(): void {
+    this.over();
+    this.#timer = this.#start();
+  }
+
+  over(): void {
+    clearTimeout(this.#timer);
+  }
+
+  #start(): ReturnType<typeof setTimeout> {
+    return setTimeout(() => this.#abort.abort(), SILENCE_MS);
+  }
+}
+
+function say(words: string): void {
+  const place = document.getElementById("live-lost");
+  if (place && place.textContent !== words) place.textContent = words;
 }
 
 function show(html: string): void {
@@ -53,6 +98,26 @@ function show(html: string): void {
   const log = document.getElementById("log");
   if (log) log.scrollTop = log.scrollHeight;
   document.dispatchEvent(new Event("greylag:changed"));
+}
+
+/** Put elements of one list into this order; what stands between them stays behind its predecessor. */
+function order(ids: string[]): void {
+  const rows = ids.map((id) => document.getElementById(id)).filter((row) => row !== null);
+  const list = rows[0]?.parentElement;
+  if (!list) return;
+  const focused = document.activeElement as HTMLElement | null;
+  const listed = new Set<Element>(rows);
+  const wanted = rows.flatMap((row) => {
+    const group: Element[] = [row];
+    for (let next = row.nextElementSibling; next && !listed.has(next); next = next.nextElementSibling) group.push(next);
+    return group;
+  });
+  let next = list.firstElementChild;
+  for (const one of wanted) {
+    if (one === next) next = next.nextElementSibling;
+    else list.insertBefore(one, next);
+  }
+  if (focused !== document.activeElement) focused?.focus({ preventScroll: true });
 }
 
 function leave(): void {

@@ -1,4 +1,6 @@
 // The parts of a project's page: the conversation beside one of the panes, or on a narrow page one of them all.
+import { keep, kept } from "./kept";
+
 const NARROW = matchMedia("(max-width: 900px)");
 const WIDTH_KEY = "greylag-side";
 const PANE_KEY = "greylag-pane";
@@ -112,22 +114,4 @@ function startSplitter(): void {
     const step = { ArrowLeft: 2, ArrowRight: -2 }[event.key];
     if (step) set(Number(splitter.ariaValueNow) + step);
   });
-}
-
-// Storage may be forbidden; what is chosen then lasts until the next page.
-
-function kept(key: string): string | null {
-  try {
-    return localStorage.getItem(key);
-  } catch {
-    return null;
-  }
-}
-
-function keep(key: string, value: string): void {
-  try {
-    localStorage.setItem(key, value);
-  } catch {
-    // See above.
-  }
 }

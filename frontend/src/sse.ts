@@ -59,8 +59,8 @@ export function post(url: string, body: unknown = {}, options: RequestInit = {})
   return ask(url, { ...options, method: "POST", headers, body: JSON.stringify(body) });
 }
 
-/** Yield every frame of a response (WHATWG HTML, 9.2.6). */
-export async function* frames(response: Response): AsyncGenerator<Frame> {
+/** Yield every frame of a response (WHATWG HTML, 9.2.6); `heard` is called for all that comes. */
+export async function* frames(response: Response, heard: () => void = () => {}): AsyncGenerator<Frame> {
   if (!response.body) return;
   // The cast: the types of streams differ in what buffers they take.
   const reader = response.body.pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>).getReader();
@@ -69,6 +69,7 @@ export async function* frames(response: Response): AsyncGenerator<Frame> {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
+      heard();
       const parts = (rest + value).split(/\r?\n\r?\n/);
       rest = parts.pop() ?? "";
       for (const part of parts) {

@@ -12,11 +12,21 @@ export function ago(moment: Date): string {
   return "just now";
 }
 
+/** Return the same in a few characters. */
+export function agoShort(moment: Date): string {
+  const seconds = (Date.now() - moment.getTime()) / 1000;
+  for (const [word, length] of STEPS) {
+    const count = Math.floor(seconds / length);
+    if (count >= 1) return `${count}${word === "month" ? "mo" : word[0]}`;
+  }
+  return "now";
+}
+
 /** Refresh all times of the page now and then. */
 export function startTimes(): void {
   setInterval(() => {
     for (const time of document.querySelectorAll<HTMLTimeElement>("time[datetime]")) {
-      const words = ago(new Date(time.dateTime));
+      const words = ("short" in time.dataset ? agoShort : ago)(new Date(time.dateTime));
       if (time.textContent !== words) time.textContent = words;
     }
   }, REFRESH_MS);

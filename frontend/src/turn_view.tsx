@@ -25,11 +25,19 @@ export class TurnView {
     this.#decide = decide;
   }
 
-  static create(message: string, decide: Decide): TurnView {
+  /** A new turn; `author` is told where there may be several. */
+  static create(message: string, decide: Decide, author?: string): TurnView {
     const article = document.createElement("article");
     article.className = "turn";
     article.innerHTML = '<div class="said" dir="auto"></div><div class="answer"></div><p class="turn-end quiet"></p>';
     article.querySelector(".said")!.textContent = visible(message);
+    if (author) {
+      const by = document.createElement("p");
+      by.className = "said-by";
+      by.dir = "auto";
+      by.textContent = author;
+      article.prepend(by);
+    }
     return new TurnView(article, decide);
   }
 

@@ -301,10 +301,15 @@ class AgentGateway(Protocol):
         """
 
     async def start_turn(
-        self, at: AgentAddress, session_id: str | None, message: str, message_id: str
+        self,
+        at: AgentAddress,
+        session_id: str | None,
+        message: str,
+        message_id: str,
+        author: str | None = None,
     ) -> Turn:
         """Give the agent a message; without ``session_id`` in a new session. The same message id
-        again is the same turn.
+        again is the same turn. ``author`` is the name of whoever sends it, for people.
 
         Raises:
             SessionNotFoundError: there is no such session.

@@ -56,6 +56,7 @@ from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
+from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.audit import AuditReader
 from greylag.services.device_login import TOKEN_DAYS, DeviceLogins
@@ -159,11 +160,12 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
     return UseCases(
         projects=projects,
         agents=agents,
+        activities=Activities(agents, adapters.agents),
         messages=Messages(projects, agents, adapters.agents),
         platform=platform,
         store=store,
         people=people,
-        accounts=Accounts(people, gate, projects, recent),
+        accounts=Accounts(people, gate, projects, recent, adapters.clock),
         gate=gate,
         audit_reader=AuditReader(store, gate),
         tokens=tokens,
@@ -202,6 +204,7 @@ async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterat
                 task.cancel()
             await asyncio.wait(beside)
             await audit.flush()
+            await greylag.use_cases.activities.close()
 
 
 @asynccontextmanager
@@ -220,6 +223,7 @@ async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
             yield use_cases
         finally:
             await use_cases.audit.flush()
+            await use_cases.activities.close()
 
 
 @asynccontextmanager

@@ -55,8 +55,7 @@ class Person:
         await self.page.press("#message", "Enter")
 
     async def answered(self) -> None:
-        """Wait until the turn has ended and another message can be sent."""
-        await self.page.wait_for_selector("#send:not([disabled])")
+        """Wait until the turn has ended."""
         await self.page.wait_for_selector("#stop", state="hidden")
 
     async def answer(self) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import Person, at_browser
 from tests.web.server import ADA, Site, site
@@ -55,7 +55,7 @@ async def test_a_message_wakes_the_environment_and_is_answered(
     await person.page.evaluate(CHANGED_AND_A_WHILE)
     assert "Notes is inactive: waking its environment." in await person.answer()
     await expect(person.page.locator("#log")).to_contain_text("The environment is active.")
-    await expect(person.page.locator(".session-link")).to_contain_text("2 messages")
+    await expect(person.page.locator(".session-title")).to_have_text("Hello there")
     assert "session=" in person.page.url
 
 
@@ -198,7 +198,6 @@ async def test_sessions_are_chosen_begun_and_deleted(running: Site, person: Pers
     await person.open_project(await running.project(active=True))
     await person.say("First")
     await person.answered()
-    await person.page.get_by_role("tab", name="Sessions").click()
     await person.page.click("text=New session")
     await expect(person.page.locator(".turn")).to_have_count(0)
     await person.say("Second")
@@ -207,21 +206,52 @@ async def test_sessions_are_chosen_begun_and_deleted(running: Site, person: Pers
     await person.page.locator(".session-link").nth(1).click()
     await expect(person.page.locator(".said")).to_have_text("First")
     person.page.on("dialog", lambda dialog: dialog.accept())
-    await person.page.locator(".session").nth(1).get_by_role("button").click()
+    await person.page.get_by_role("button", name="Delete First").click()
     await expect(person.page.locator(".session")).to_have_count(1)
     await expect(person.page.locator(".said")).to_have_text("Second")
 
 
-async def test_a_refused_message_can_be_sent_again(running: Site, person: Person) -> None:
+async def test_a_message_that_meets_another_tab_s_turn_waits_for_its_end(
+    running: Site, person: Person
+) -> None:
     path = await running.project(active=True)
     await person.open_project(path)
     _, session = await running.ask("POST", f"{path}/sessions")
     await person.page.goto(f"{path.removeprefix('/api')}?session={session['session_id']}")
-    body = {"message": "wait: x", "session_id": session["session_id"]}
-    async with running.http.post(f"{path}/messages", json=body):
-        await person.say("Me too")
-        await expect(person.page.locator(".answer .problem")).to_contain_text("session_busy")
-        await expect(person.page.locator("#message")).to_have_value("Me too")
+    page, waits = person.page, person.page.locator(".queued")
+    body = {"message": "wait: x", "session_id": session["session_id"], "message_id": "theirs"}
+    await page.wait_for_selector("#composer[data-ready]")
+    # The page hears of it when it has sent its own message already.
+    await page.route("**/messages", lambda route: _after(running, path, body, route))
+    await person.say("Me too")
+    await expect(page.locator(".said")).to_have_text(["wait: x"])
+    await expect(waits).to_contain_text("Me too")
+    await page.unroute("**/messages")
+    await person.say("And me")
+    await expect(waits).to_contain_text("And me")
+    await page.reload()
+    await expect(waits).to_contain_text("And me")
+    _, listed = await running.ask("GET", f"{path}/sessions/{session['session_id']}/turns")
+    await running.ask("POST", f"{path}/turns/{listed['turns'][0]['turn_id']}/cancel")
+    await expect(page.locator(".said")).to_have_text(["wait: x", "Me too\n\nAnd me"])
+    await person.answered()
+    assert await person.answer() == "You said: Me too\n\nAnd me"
+    await expect(waits).to_be_hidden()
+    # A turn of another tab is there by itself, whether it has ended or not.
+    for message in ("From elsewhere", "run: ls"):
+        body = {"message": message, "session_id": session["session_id"]}
+        async with running.http.post(f"{path}/messages", json=body) as answer:
+            await answer.content.readline()
+        await expect(page.locator(".said").last).to_have_text(message)
+    await page.get_by_role("button", name="Allow").click()
+    await person.answered()
+    assert (await person.answer()).endswith("It ran.")
+
+
+async def _after(running: Site, path: str, body: dict[str, str], route: Route) -> None:
+    async with running.http.post(f"{path}/messages", json=body) as answer:
+        await answer.content.readline()
+    await route.continue_()
 
 
 @pytest.mark.parametrize(
@@ -234,7 +264,7 @@ async def test_pages_fit_and_are_pictured(running: Site, width: int, *, dark: bo
     base = f"http://127.0.0.1:{running.port}"
     async with at_browser(base, width=width, dark=dark) as person:
         await person.page.goto(f"{base}{ADA.removeprefix('/api').removesuffix('/projects')}")
-        await expect(person.page.locator(".card")).to_have_count(2)
+        await expect(person.page.locator(".project-row")).to_have_count(2)
         assert await _overflow(person) <= 0
         await person.picture(f"list-{looks}")
         await person.open_project(path)

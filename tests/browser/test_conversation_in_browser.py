@@ -227,7 +227,6 @@ async def test_a_draft_is_kept_for_each_session_whatever_happens(
     await person.say("First")
     await person.answered()
     await person.page.fill("#message", "half a thought")
-    await person.page.get_by_role("tab", name="Sessions").click()
     await person.page.click("text=New session")
     await expect(person.page.locator("#message")).to_have_value("")
     await person.page.fill("#message", "for a new one")

@@ -49,13 +49,13 @@ async def test_a_project_is_created_and_shown(running: Site, person: Person) -> 
     await person.page.press("#field-name", "Enter")
     await expect(person.page.locator("h1")).to_have_text("Garden <b>notes</b>")
     await person.page.click("text=All projects")
-    await expect(person.page.locator(".card h2")).to_have_text("Garden <b>notes</b>")
+    await expect(person.page.locator(".project-row h2")).to_have_text("Garden <b>notes</b>")
 
 
 async def test_a_card_changes_by_itself_and_keeps_the_focus(running: Site, person: Person) -> None:
     await running.project()
     await person.page.goto("/users/ada")
-    card = person.page.locator(".card")
+    card = person.page.locator(".project-row")
     await card.get_by_role("button", name="Activate").focus()
     await person.page.keyboard.press("Enter")
     await expect(card.locator(".badge")).to_have_text("Active")
@@ -67,14 +67,14 @@ async def test_a_card_changes_by_itself_and_keeps_the_focus(running: Site, perso
 async def test_changes_of_others_appear_without_a_reload(running: Site, person: Person) -> None:
     await person.page.goto("/users/ada")
     await running.project("notes")
-    await expect(person.page.locator(".card")).to_have_count(1)
+    await expect(person.page.locator(".project-row")).to_have_count(1)
     await running.ask("POST", f"{ADA}/notes/activate")
-    await expect(person.page.locator(".badge")).to_have_text("Active")
+    await expect(person.page.locator(".project-row .badge")).to_have_text("Active")
     running.house.cluster.end(NOTES, ErrorInfo("out_of_memory", "It ate too much."), terminal=True)
-    await expect(person.page.locator(".card .problem")).to_contain_text("It ate too much.")
+    await expect(person.page.locator(".project-row .problem")).to_contain_text("It ate too much.")
     await person.picture("list-error")
     await running.ask("DELETE", f"{ADA}/notes")
-    await expect(person.page.locator(".card")).to_have_count(0)
+    await expect(person.page.locator(".project-row")).to_have_count(0)
 
 
 async def test_an_open_dialog_stays_while_the_page_changes_under_it(
@@ -89,12 +89,12 @@ async def test_an_open_dialog_stays_while_the_page_changes_under_it(
     )
     await person.page.fill("#field-name", "Half a na")
     await running.ask("POST", f"{ADA}/notes/activate")
-    await expect(person.page.locator(".badge")).to_have_text("Active")
+    await expect(person.page.locator(".project-row .badge")).to_have_text("Active")
     await expect(person.page.locator("#field-name")).to_have_value("Half a na")
     await person.page.fill("#field-name", "A whole name")
     await person.page.get_by_role("button", name="Save").click()
     await expect(person.page.locator("dialog")).to_be_hidden()
-    await expect(person.page.locator(".card h2")).to_have_text("A whole name")
+    await expect(person.page.locator(".project-row h2")).to_have_text("A whole name")
 
 
 async def test_deleting_asks_first(running: Site, person: Person) -> None:
@@ -104,19 +104,19 @@ async def test_deleting_asks_first(running: Site, person: Person) -> None:
     await delete.click()
     await person.picture("dialog-delete")
     await person.page.keyboard.press("Escape")
-    await expect(person.page.locator(".card")).to_have_count(1)
+    await expect(person.page.locator(".project-row")).to_have_count(1)
     await delete.click()
     await person.page.get_by_role("button", name="Delete").click()
-    await expect(person.page.locator(".card")).to_have_count(0)
+    await expect(person.page.locator(".project-row")).to_have_count(0)
 
 
 async def test_more_projects_are_shown_when_asked_for(running: Site, person: Person) -> None:
     for number in range(53):
         await running.project(f"p{number}")
     await person.page.goto("/users/ada")
-    await expect(person.page.locator(".card")).to_have_count(50)
+    await expect(person.page.locator(".project-row")).to_have_count(50)
     await person.page.click("text=Show more")
-    await expect(person.page.locator(".card")).to_have_count(53)
+    await expect(person.page.locator(".project-row")).to_have_count(53)
     assert "show=100" in person.page.url
     await running.ask("POST", f"{ADA}/p0/activate")
     await expect(person.page.locator(".badge-active")).to_have_count(1)
@@ -143,8 +143,10 @@ async def test_everything_is_reached_by_keyboard(running: Site, person: Person) 
     reached = []
     for _ in range(12):
         await person.page.keyboard.press("Tab")
-        reached.append(await person.page.evaluate("document.activeElement.textContent.trim()"))
-    wanted = ["New project", "All", "Error", "Notes", "Activate", "Edit", "Delete"]
+        text = await person.page.evaluate("document.activeElement.textContent")
+        reached.append(" ".join(text.split()))
+    wanted = ["New project", "Search", "Last active", "All 1", "Inactive 1"]
+    wanted += ["Notes", "Activate", "Edit", "Delete"]
     assert [words for words in reached if words in wanted] == wanted
 
 
@@ -158,7 +160,7 @@ async def test_without_scripts_forms_and_links_do_it_all(running: Site) -> None:
         await person.page.click("#send")
         await expect(person.page.locator(".answer")).to_contain_text("You said: Hello")
         await person.page.locator("#project-header summary").click()
-        await person.page.click("text=Delete >> nth=0")
+        await person.page.click("#project-header >> text=Delete")
         await person.page.click("button:has-text('Delete')")
         await expect(person.page).to_have_url(f"http://127.0.0.1:{running.port}/users/ada")
 

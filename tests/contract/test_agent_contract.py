@@ -1,5 +1,6 @@
 """What every gateway promises, in memory and over HTTP with agentd and the real goose behind it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -49,11 +50,19 @@ async def test_sessions_are_made_listed_newest_first_and_deleted(agent: Agent) -
     ids = [second["session_id"], first["session_id"]]
     assert [one["session_id"] for one in listed["sessions"]] == ids
     assert await _ask(agent, agent_api.SHOW_SESSION, session=ids[1]) == first
-    assert first["message_count"] == 0
+    assert (first["message_count"], first["title"]) == (0, "")
+    for title in ("Search \u2603", ""):
+        named = await _ask(agent, agent_api.RENAME_SESSION, body={"title": title}, session=ids[0])
+        assert named == second | {"title": title}
+        assert (await _ask(agent, agent_api.LIST_SESSIONS))["sessions"][0] == named
+    with pytest.raises(InvalidRequestError):
+        await _ask(agent, agent_api.RENAME_SESSION, body={"title": "x" * 201}, session=ids[0])
     assert await _ask(agent, agent_api.DELETE_SESSION, session=ids[1]) is None
     for operation in OF_A_SESSION:
         with pytest.raises(SessionNotFoundError):
             await _ask(agent, operation, session=ids[1])
+    with pytest.raises(SessionNotFoundError):
+        await _ask(agent, agent_api.RENAME_SESSION, body={"title": "x"}, session=ids[1])
 
 
 @pytest.mark.parametrize(
@@ -101,8 +110,11 @@ async def test_a_turn_streams_from_turn_to_complete_with_ids_and_can_be_replayed
     assert ended["ended_at"] is not None
 
 
-async def test_history_has_message_and_answer_in_order(agent: Agent) -> None:
-    turn = await agent.gateway.start_turn(agent.at, None, "hello", "m1")
+async def test_history_has_message_and_answer_in_order_and_whose_it_was(agent: Agent) -> None:
+    ann = "Ann \u03a9\r\nx: y " + "a" * agent_api.MOST_AUTHOR
+    turn = await agent.gateway.start_turn(agent.at, None, "hello", "m1", ann)
+    told = ann[: agent_api.MOST_AUTHOR]
+    assert turn.author == told
     events = [json.loads(frame.data) for frame in await _frames(agent, turn.turn_id)]
     answer = "".join(e["content"]["content"] for e in events if e["type"] == "message")
     history = await _ask(agent, agent_api.LIST_MESSAGES, session=turn.session_id)
@@ -112,6 +124,10 @@ async def test_history_has_message_and_answer_in_order(agent: Agent) -> None:
     ]
     assert [one["message_index"] for one in history["messages"]] == [0, 1]
     assert {one["turn_id"] for one in history["messages"]} == {turn.turn_id}
+    assert [one["author"] for one in history["messages"]] == [told, None]
+    assert events[0]["content"]["author"] == told
+    turns = await _ask(agent, agent_api.LIST_TURNS, session=turn.session_id)
+    assert turns["turns"][0]["author"] == told
     session = await _ask(agent, agent_api.SHOW_SESSION, session=turn.session_id)
     assert session["message_count"] == 2
     exported = await _ask(agent, agent_api.EXPORT_SESSION, session=turn.session_id)
@@ -157,7 +173,19 @@ async def test_a_confirmation_is_answered_once_and_may_be_repeated(
 ) -> None:
     gateway, at = agent.gateway, agent.at
     turn = await gateway.start_turn(at, None, agent.asks, "m1")
+    before = await _ask(agent, agent_api.SHOW_ACTIVITY)
     asked = await _first(agent, turn.turn_id, "tool_confirmation")
+    doing = await _activity(agent, before, "asks")
+    (known,) = doing["turns"]
+    assert known | {"state": "asks"} == {
+        "turn_id": turn.turn_id,
+        "session_id": turn.session_id,
+        "message_id": "m1",
+        "state": "asks",
+    }
+    again = await _ask(agent, agent_api.SHOW_ACTIVITY, {"since": doing["revision"], "wait": "1"})
+    assert again == doing
+    news = asyncio.ensure_future(_ask(agent, agent_api.SHOW_ACTIVITY, {"since": doing["revision"]}))
     with pytest.raises(ConfirmationNotFoundError):
         await gateway.confirm(at, turn.turn_id, "nothing", decision)
     await gateway.confirm(at, turn.turn_id, asked["id"], decision)
@@ -168,6 +196,10 @@ async def test_a_confirmation_is_answered_once_and_may_be_repeated(
     response = await _first(agent, turn.turn_id, "tool_response")
     assert response["is_error"] is (decision == "reject_once")
     await _frames(agent, turn.turn_id)
+    assert (await news)["revision"] != doing["revision"]
+    assert (await _activity(agent, doing, "ended"))["last_at"] is not None
+    (session,) = (await _ask(agent, agent_api.LIST_SESSIONS))["sessions"]
+    assert agent.asks.startswith(session["title"].rstrip("\u2026"))
 
 
 async def test_what_is_not_there_is_told_apart(agent: Agent) -> None:
@@ -205,22 +237,34 @@ async def test_status_says_what_answers(agent: Agent) -> None:
 
 
 async def _ask(
-    agent: Agent, operation: Operation[Any], query: dict[str, str] | None = None, **parts: str
+    agent: Agent,
+    operation: Operation[Any],
+    query: dict[str, str] | None = None,
+    body: Any = None,
+    **parts: str,
 ) -> Any:
     """Return what an operation answers, once it is proven to be as the table describes it."""
-    request = AgentRequest(operation, parts, query or {})
+    sent = None if body is None else _once(json.dumps(body).encode())
+    request = AgentRequest(operation, parts, query or {}, body=sent)
     async with agent.gateway.relay(agent.at, request) as answer:
-        body = b"".join([chunk async for chunk in answer.body])
+        said = b"".join([chunk async for chunk in answer.body])
     assert answer.status == operation.status
     if operation.answer is type(None):
-        assert body == b""
+        assert said == b""
         return None
     assert answer.headers["content-type"] == operation.media
     if operation.answer is str:
-        return body.decode()
-    found = json.loads(body)
-    assert asdict(TypeAdapter(operation.answer).validate_json(body, strict=True)) == found
+        return said.decode()
+    found = json.loads(said)
+    assert asdict(TypeAdapter(operation.answer).validate_json(said, strict=True)) == found
     return found
+
+
+async def _activity(agent: Agent, known: dict[str, Any], state: str) -> Any:
+    """Return what the agent does, once its only turn stands so."""
+    while [one["state"] for one in known["turns"]] != [state]:
+        known = await _ask(agent, agent_api.SHOW_ACTIVITY, {"since": known["revision"]})
+    return known
 
 
 async def _frames(agent: Agent, turn_id: str, after: str | None = None) -> list[sse.Frame]:
@@ -243,12 +287,12 @@ async def _first(agent: Agent, turn_id: str, kind: str) -> Any:
     raise AssertionError(f"no {kind} came")
 
 
-async def _size() -> AsyncIterator[bytes]:
-    yield json.dumps({"rows": 24, "columns": 80}).encode()
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 async def test_a_terminal_is_started_attached_to_and_ended(agent: Agent) -> None:
-    asked = AgentRequest(agent_api.START_TERMINAL, {}, body=_size())
+    asked = AgentRequest(agent_api.START_TERMINAL, {}, body=_once(b'{"rows": 24, "columns": 80}'))
     async with agent.gateway.relay(agent.at, asked) as answer:
         one = json.loads(b"".join([chunk async for chunk in answer.body]))["terminal_id"]
     listed = await _ask(agent, agent_api.LIST_TERMINALS)

@@ -12,7 +12,7 @@ import base64
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,7 @@ from tests.fakes.files import FILE_ANSWERS, Files
 
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import (
+    MOST_AUTHOR,
     ChatMessage,
     Decision,
     ForwardedAnswer,
@@ -58,9 +59,10 @@ from greylag.ports import (
 
 @dataclass
 class _Run:
-    """A turn on its way: its frames so far, and what it waits for."""
+    """A turn on its way: its frames so far, what it waits for, and who hears of a change."""
 
     turn: Turn
+    touch: Callable[[], None]
     frames: list[bytes] = field(default_factory=list)
     answer: str = ""
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,6 +80,7 @@ class _Run:
         self.add("complete", message="Response complete", stop_reason=status)
 
     def _wake(self) -> None:
+        self.touch()
         self.news.set()
         self.news = asyncio.Event()
 
@@ -92,6 +95,17 @@ class _Environment:
     sent: Any = field(default_factory=dict)
     files: Files = field(default_factory=dict)
     terminals: dict[str, agent_api.Terminal] = field(default_factory=dict)
+    changes: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def revision(self) -> str:
+        return f"memory.{self.changes}"
+
+    def touch(self) -> None:
+        self.changes += 1
+        self.news.set()
+        self.news = asyncio.Event()
 
     def session(self, session_id: str) -> Session:
         path_segment(session_id, "session")
@@ -109,7 +123,9 @@ class _Environment:
         return [run for run in self.runs.values() if run.turn.session_id == session_id]
 
     def counted(self, session: Session) -> Session:
-        return replace(session, message_count=len(self.history(session).messages))
+        said = self.history(session).messages
+        title = session.title or (said[0].content[:80] if said else "")
+        return replace(session, message_count=len(said), title=title)
 
     def history(self, session: Session) -> History:
         said = list(_messages(self.runs_of(session.session_id)))
@@ -119,6 +135,7 @@ class _Environment:
         now = _now()
         session = Session(str(uuid.uuid4()), created_at=now, updated_at=now, message_count=0)
         self.sessions[session.session_id] = session
+        self.touch()
         return session
 
     def delete(self, session: Session) -> None:
@@ -127,6 +144,7 @@ class _Environment:
                 run.end("cancelled")
             del self.runs[run.turn.turn_id]
         del self.sessions[session.session_id]
+        self.touch()
 
 
 # What each relayed operation answers: a shape, text, or nothing.
@@ -143,6 +161,40 @@ def _create_session(here: _Environment, _asked: AgentRequest) -> Session:
 
 def _show_session(here: _Environment, asked: AgentRequest) -> Session:
     return here.counted(here.session(asked.parts["session"]))
+
+
+def _rename_session(here: _Environment, asked: AgentRequest) -> Session:
+    session = here.session(asked.parts["session"])
+    title = here.sent.pop("title", None)
+    if not isinstance(title, str) or len(title) > agent_api.MOST_TITLE or here.sent:
+        raise InvalidRequestError("title must be text, and all there is.")
+    here.sessions[session.session_id] = replace(session, title=title.strip())
+    here.touch()
+    return here.counted(here.sessions[session.session_id])
+
+
+async def _show_activity(here: _Environment, asked: AgentRequest) -> agent_api.Activity:
+    wait = asked.query.get("wait", str(agent_api.MOST_WAIT))
+    if not (wait.isascii() and wait.isdecimal() and 1 <= int(wait) <= agent_api.MOST_WAIT):
+        raise InvalidRequestError(f"wait must be from 1 to {agent_api.MOST_WAIT}.")
+    if asked.query.get("since") == here.revision:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(int(wait)):
+                await here.news.wait()
+    turns = [
+        agent_api.TurnState(
+            run.turn.turn_id, run.turn.session_id, run.turn.message_id, _state_of(run)
+        )
+        for run in here.runs.values()
+    ]
+    last = max((run.turn.ended_at or run.turn.started_at for run in here.runs.values()), default="")
+    return agent_api.Activity(here.revision, turns, last or None)
+
+
+def _state_of(run: _Run) -> str:
+    if run.turn.status != "running":
+        return "ended"
+    return "asks" if run.confirmation and run.decision is None else "working"
 
 
 def _delete_session(here: _Environment, asked: AgentRequest) -> None:
@@ -295,6 +347,7 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.LIST_SESSIONS.name: _list_sessions,
     agent_api.CREATE_SESSION.name: _create_session,
     agent_api.SHOW_SESSION.name: _show_session,
+    agent_api.RENAME_SESSION.name: _rename_session,
     agent_api.DELETE_SESSION.name: _delete_session,
     agent_api.LIST_MESSAGES.name: _list_messages,
     agent_api.EXPORT_SESSION.name: _export_session,
@@ -370,6 +423,8 @@ class MemoryAgents:
             here.sent = raw if operation.body is bytes else _sent(raw)
         if operation.name in FILE_ANSWERS:
             answer = FILE_ANSWERS[operation.name](here.files, request.query, here.sent)
+        elif operation is agent_api.SHOW_ACTIVITY:
+            answer = await _show_activity(here, request)
         else:
             answer = _ANSWERS[operation.name](here, request)
         body = _body(answer)
@@ -377,7 +432,12 @@ class MemoryAgents:
         yield AgentAnswer(operation.status, headers, _once(body))
 
     async def start_turn(
-        self, at: AgentAddress, session_id: str | None, message: str, message_id: str
+        self,
+        at: AgentAddress,
+        session_id: str | None,
+        message: str,
+        message_id: str,
+        author: str | None = None,
     ) -> Turn:
         """Give the agent a message."""
         here = self._at(at)
@@ -391,8 +451,16 @@ class MemoryAgents:
         session_id = here.session(session_id).session_id
         if any(run.turn.status == "running" for run in here.runs_of(session_id)):
             raise SessionBusyError(f"Session {session_id} works on another message.")
-        turn = Turn(uuid.uuid4().hex, session_id, message_id, "running", message, _now())
-        here.runs[turn.turn_id] = run = _Run(turn)
+        turn = Turn(
+            uuid.uuid4().hex,
+            session_id,
+            message_id,
+            "running",
+            message,
+            _now(),
+            author=author and author[:MOST_AUTHOR],
+        )
+        here.runs[turn.turn_id] = run = _Run(turn, here.touch)
         _begin(run)
         return run.turn
 
@@ -515,7 +583,8 @@ _PICTURES = [
 
 def _begin(run: _Run) -> None:
     turn = run.turn
-    run.add("turn", turn_id=turn.turn_id, message_id=turn.message_id, demonstration=None)
+    told = {"message_id": turn.message_id, "demonstration": None, "author": turn.author}
+    run.add("turn", turn_id=turn.turn_id, **told)
     kind, _, rest = turn.message.partition(": ")
     if kind == "wait":
         return
@@ -557,7 +626,8 @@ def _messages(runs: Sequence[_Run]) -> Iterator[ChatMessage]:
     for run in runs:
         for role, text in (("User", run.turn.message), ("Assistant", run.answer)):
             if text:
-                yield ChatMessage(role, text, None, index, run.turn.turn_id)
+                who = run.turn.author if role == "User" else None
+                yield ChatMessage(role, text, None, index, run.turn.turn_id, author=who)
                 index += 1
 
 

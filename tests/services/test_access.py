@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,16 @@ from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import (
     OPERATOR,
     Action,
+    Identity,
     Limits,
+    Look,
     MemberRole,
     Principal,
     Role,
     Scope,
     User,
 )
-from greylag.ports import AgentRequest, Edit, PageQuery
+from greylag.ports import AgentRequest, AuditFilter, Edit, PageQuery
 from greylag.services import access
 from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.messages import NewMessage
@@ -192,6 +195,55 @@ async def test_a_share_is_changed_and_taken_back_at_once_and_whoever_has_it_may_
         await gate.share(ada, REF, "nobody", MemberRole.EDITOR)
 
 
+async def test_an_administrator_with_whom_it_is_shared_may_do_what_its_members_may() -> None:
+    house = await shared()
+    gate, boss = house.use_cases.gate, WHO_IS[Standing.ADMIN]
+    await house.use_cases.people.make(User("boss", "Boss", Role.ADMIN))
+    assert await gate.is_foreign(boss, REF)
+    await gate.share(boss, REF, "boss", MemberRole.EDITOR)
+    for action in (Action.MESSAGES_SEND, Action.AGENT_READ, Action.PROJECTS_DELETE):
+        await gate.authorize(boss, action, REF)
+    assert not await gate.is_foreign(boss, REF)
+    assert await gate.may(boss, Action.MESSAGES_SEND, REF)
+    assert not await gate.may(ZOE, Action.MESSAGES_SEND, REF)
+
+
+async def test_an_administrator_looks_at_anothers_with_a_reason_until_they_end_it() -> None:
+    house = await shared()
+    people, accounts, gate = (getattr(house.use_cases, n) for n in ("people", "accounts", "gate"))
+    ann = Identity("https://idp", "ann", "Ann", None, (), "ann", None)
+    secrets = [await people.sign_in(ann, role=Role.ADMIN, client="") for _ in range(2)]
+
+    async def asks(secret: str = secrets[0]) -> Principal:
+        found: Principal = await people.by_session(secret, "")
+        return found
+
+    for reason in ("", "asked to by Ada"):
+        await accounts.look_at(await asks(), "ada", reason)
+        assert (await asks()).reason_for("ada") == reason
+    trail = [one for _, one in await house.store.audit_entries(AuditFilter(), 1000)]
+    looks = [one for one in trail if one["action"] == "looks.start"]
+    assert [one["changed"]["reason"] for one in looks] == ["", "asked to by Ada"]
+    await gate.authorize(await asks(), Action.AGENT_READ, REF)
+    assert (await asks()).reason_for("zoe") == ""
+    with pytest.raises(ForbiddenError, match="reason"):
+        await gate.authorize(await asks(secrets[1]), Action.AGENT_READ, REF)
+    await accounts.end_look(await asks())
+    assert (await asks()).look is None
+    over = Look("ada", "Ada", "long ago", house.clock.now() - timedelta(seconds=1))
+    session = (await asks()).via.partition(" ")[2]
+    await people.keep_look((await asks()).user_id, session, over)
+    assert (await asks()).look is None
+    for who in (OPERATOR, Principal("boss", "boss", Role.ADMIN, "token 1f"), ZOE):
+        with pytest.raises((InvalidRequestError, ForbiddenError)):
+            await accounts.look_at(who, "ada", "")
+    with pytest.raises(InvalidRequestError):
+        await accounts.look_at(await asks(), (await asks()).user_id, "")
+    await accounts.end_other_sessions(await asks(), (await asks()).user_id)
+    assert await people.by_session(secrets[1], "") is None
+    assert (await asks()).look is None
+
+
 async def test_a_token_for_some_projects_sees_those_alone() -> None:
     house = await shared()
     projects = house.use_cases.projects
@@ -278,5 +330,5 @@ async def test_a_user_is_made_limited_disabled_and_removed() -> None:
         await accounts.remove(boss, "eve")
         with pytest.raises(UserNotFoundError):
             await accounts.show(boss, "eve")
-        with pytest.raises(InvalidRequestError):
+        with pytest.raises(ConflictError, match="settings name"):
             await accounts.remove(boss, "ada")

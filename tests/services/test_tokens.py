@@ -42,7 +42,7 @@ def made(clock: FakeClock) -> tuple[CountingStore, People, Tokens]:
     recent = RecentPeople(store, clock)
     people = People(recent, [User("ada", "Ada"), User("bob", "Bob")], clock)
     gate = Gate(recent, people, store, clock)
-    return store, people, Tokens(recent, people, gate, clock, longest=timedelta(days=90))
+    return store, people, Tokens(recent, people, gate, clock, longest=timedelta(days=60))
 
 
 def test_tokens_have_one_form_that_the_documentation_tells_and_no_other_text_has() -> None:
@@ -74,6 +74,11 @@ async def test_a_token_counts_until_it_runs_out_and_while_its_user_does() -> Non
     clock.advance(30 * 86_400)
     assert await tokens.principal(text, "10.0.0.1") is None
     assert await tokens.listed(ADA, None) == []
+    _, short = await tokens.make(ADA, replace(NEW, expires_in_days=None))
+    assert short.expires_at - short.created_at == timedelta(days=60)
+    other, _ = await tokens.make(Principal("Bob", "bob"), NEW)
+    assert {one.user_id for one in await tokens.listed(OPERATOR, None)} == {"ada", "bob"}
+    assert other not in str(await tokens.listed(OPERATOR, None))
 
 
 async def test_what_is_used_often_is_written_once_a_minute_and_read_twice_a_second() -> None:
@@ -97,7 +102,7 @@ async def test_what_is_used_often_is_written_once_a_minute_and_read_twice_a_seco
 @pytest.mark.parametrize(
     ("asker", "new", "error"),
     [
-        (ADA, replace(NEW, expires_in_days=91), InvalidRequestError),
+        (ADA, replace(NEW, expires_in_days=61), InvalidRequestError),
         (ADA, replace(NEW, scopes=frozenset()), InvalidRequestError),
         (ADA, replace(NEW, projects=frozenset()), InvalidRequestError),
         (OPERATOR, NEW, InvalidRequestError),

@@ -220,8 +220,8 @@ async def test_the_page_shows_and_filters_it_for_administrators_alone() -> None:
         assert (await page(running, "/audit?since=2025-13-01", who["admin"]))[0] == 422
         _, export = await page(running, "/audit/export?action=members.set", who["admin"])
         assert [json.loads(line)["action"] for line in export.splitlines()] == ["members.set"] * 2
-        for name, linked in (("admin", True), ("viewer", False)):
-            _, html = await page(running, "/users/ada", who[name])
+        for name, user, linked in (("admin", "boss", True), ("viewer", "ada", False)):
+            _, html = await page(running, f"/users/{user}", who[name])
             assert ('href="/audit"' in html) == linked
         running.house.store._tables.audit[0] = {"number": 1}
         assert "damaged" in (await page(running, "/audit", who["admin"]))[1]

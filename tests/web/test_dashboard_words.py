@@ -8,7 +8,8 @@ from greylag.common.agent_api import ChatMessage, Turn
 from greylag.domain.errors import InvalidRequestError
 from greylag.web.dashboard.conversations import pair
 from greylag.web.dashboard.pages import ProjectForm, moment, parsed_moment, visible
-from greylag.web.dashboard.users import MOST, parse_window
+from greylag.web.dashboard.rail import MOST_READ
+from greylag.web.dashboard.users import parse_window
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -52,14 +53,16 @@ def test_the_same_state_at_another_time_looks_the_same() -> None:
     assert moment(at, NOW) == moment(at, NOW + timedelta(hours=1))
 
 
-@pytest.mark.parametrize("query", [{"status": "asleep"}, {"show": "0"}, {"show": "9" * 5000}])
+@pytest.mark.parametrize(
+    "query", [{"state": "idle"}, {"order": "size"}, {"show": "0"}, {"show": "9" * 5000}]
+)
 def test_a_list_that_cannot_be_is_refused(query: dict[str, str]) -> None:
     with pytest.raises(InvalidRequestError):
         parse_window(query)
 
 
 def test_the_longest_list_is_taken() -> None:
-    assert parse_window({"show": str(MOST), "status": ""}).show == MOST
+    assert parse_window({"show": str(MOST_READ), "state": ""}).show == MOST_READ
 
 
 @pytest.mark.parametrize("metadata", ["[1]", "{", '{"a": 1e999999}', "[" * 100_000, '"x"'])

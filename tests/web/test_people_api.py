@@ -157,6 +157,14 @@ async def test_what_is_about_no_user_is_answered_by_who_asks() -> None:
         assert [user["id"] for user in seen["users"]] == ["viewer", "ada"]
         new = {"id": "eve", "display_name": "Eve", "email": "Eve@X.Y", "limits": {"projects": 1}}
         assert (await ask("POST", "/api/users", json=new, headers=who["viewer"]))[0] == 403
+        wrong = {**new, "email": "eve.x.y"}
+        status, told = await ask("POST", "/api/users", json=wrong, headers=who["admin"])
+        assert (status, "email" in told["detail"]) == (422, True)
+        status, told = await ask("DELETE", "/api/users/ada", headers=who["admin"])
+        assert (status, told["code"]) == (409, "conflict")
+        long = {"name": "x", "scopes": ["files"], "expires_in_days": 3000}
+        status, told = await ask("POST", "/api/tokens", json=long, headers=who["viewer"])
+        assert (status, "365 days at most" in told["detail"]) == (422, True)
         status, made = await ask("POST", "/api/users", json=new, headers=who["admin"])
         assert (status, made["email"], made["limits"]) == (
             201,

@@ -9,13 +9,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from yarl import URL
 
 from greylag.common import agent_api, forwarding, logs, sockets, sse
 from greylag.common.agent_api import (
+    AUTHOR_HEADER,
+    MOST_AUTHOR,
     Decision,
     ForwardedAnswer,
     ForwardedRequest,
@@ -398,12 +400,18 @@ class HttpAgents:
                 yield opened
 
     async def start_turn(
-        self, at: AgentAddress, session_id: str | None, message: str, message_id: str
+        self,
+        at: AgentAddress,
+        session_id: str | None,
+        message: str,
+        message_id: str,
+        author: str | None = None,
     ) -> Turn:
         """Give the agent a message."""
         missing = SessionNotFoundError(f"There is no session {session_id}.")
         asked = {"session_id": session_id, "message": message, "message_id": message_id}
-        return _turn(await self._call(at, _Ask("POST", "/turns", missing, json=asked)))
+        headers = {} if author is None else {AUTHOR_HEADER: quote(author[:MOST_AUTHOR])}
+        return _turn(await self._call(at, _Ask("POST", "/turns", missing, headers, json=asked)))
 
     @asynccontextmanager
     async def stream_turn(

@@ -16,6 +16,8 @@ from typing import Literal, Self, TypeVar
 
 from greylag.common.sqlite import NewerFileError, SqlThread, migrate, transaction
 
+_HEADING = 80  # characters
+
 TurnStatus = Literal["running", "completed", "cancelled", "error"]
 
 _T = TypeVar("_T")
@@ -55,7 +57,7 @@ _FIRST = """
     ) STRICT;
     CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
-_MIGRATIONS = (_FIRST.split(";"),)
+_MIGRATIONS = (_FIRST.split(";"), ("ALTER TABLE turns ADD COLUMN author TEXT",))
 
 
 class StorageError(Exception):
@@ -69,7 +71,7 @@ class SessionRecord:
     Attributes:
         session_id: our own id, a UUID; never used twice.
         agent_session_id: the agent's id for it; None until the agent knows the session.
-        title: a name for people.
+        title: what it was called, else how its first message begins.
         created_at: when it was made.
         updated_at: when its last turn began or ended.
         message_count: user messages and answers so far.
@@ -85,7 +87,9 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """A message and what became of it. Times are Unix seconds; ``answer`` is whole at the end."""
+    """A message and what became of it. Times are Unix seconds; ``answer`` is whole at the end;
+    ``author`` is the name of whoever sent it, where the platform has told it.
+    """
 
     turn_id: str
     session_id: str
@@ -99,6 +103,7 @@ class TurnRecord:
     stop_reason: str | None = None
     started_at: float = 0.0
     ended_at: float | None = None
+    author: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +135,26 @@ class StartedTurn:
 
 
 def session_title(session_id: str) -> str:
-    """Return a session's title for goose, which would else ask the model for one."""
+    """Return a session's title for goose, which would else ask the model for one. A session that
+    was not named has it too, and is shown under the beginning of its first message.
+    """
     return f"Session {session_id[:8]}"
 
 
-def new_turn(session_id: str, message: str, message_id: str | None, now: float) -> TurnRecord:
+def _heading(text: str) -> str:
+    """Return the beginning of a text as one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _HEADING else f"{line[: _HEADING - 1].rstrip()}\u2026"
+
+
+def new_turn(
+    session_id: str, message: str, message_id: str | None, now: float, author: str | None = None
+) -> TurnRecord:
     """Return the record of a turn that is to begin; a message without an id gets the turn's."""
     turn_id = uuid.uuid4().hex
-    return TurnRecord(turn_id, session_id, message_id or turn_id, message, started_at=now)
+    return TurnRecord(
+        turn_id, session_id, message_id or turn_id, message, started_at=now, author=author
+    )
 
 
 class Records:
@@ -220,6 +237,12 @@ class SessionRecords:
         statement = "UPDATE sessions SET agent_session_id = ? WHERE session_id = ?"
         await self._records.execute(statement, agent_session_id, session_id)
 
+    async def rename(self, session_id: str, title: str) -> None:
+        """Call a session so; by an empty title, as its first message begins."""
+        statement = "UPDATE sessions SET title = ? WHERE session_id = ? AND deleted_at IS NULL"
+        named = title or session_title(session_id)
+        await self._records.execute(statement, named, session_id)
+
     async def delete(self, session_id: str, now: float) -> list[str]:
         """Bury a session and forget what was said in it; return the ids of its turns."""
 
@@ -239,13 +262,17 @@ class SessionRecords:
     async def _select(self, rest: str, *values: str) -> list[SessionRecord]:
         # ``rest`` is always written in this class; what comes from outside is bound as a value.
         rows = await self._records.execute(
-            "SELECT session_id, agent_session_id, title, created_at, updated_at, "  # noqa: S608 - see above
+            "SELECT session_id, agent_session_id, CASE "  # noqa: S608 - see above
+            "WHEN title <> 'Session ' || substr(session_id, 1, 8) THEN title "
+            "ELSE coalesce((SELECT substr(message, 1, 400) FROM turns "
+            "WHERE turns.session_id = sessions.session_id ORDER BY number LIMIT 1), '') END, "
+            "created_at, updated_at, "
             "(SELECT count(*) + coalesce(sum(answer <> ''), 0) FROM turns "
             "WHERE turns.session_id = sessions.session_id) AS message_count "
             f"FROM sessions WHERE deleted_at IS NULL {rest}",
             *values,
         )
-        return [SessionRecord(*row) for row in rows]
+        return [SessionRecord(row[0], row[1], _heading(row[2]), *row[3:]) for row in rows]
 
 
 class TurnRecords:
@@ -281,9 +308,16 @@ class TurnRecords:
             if busy:
                 return StartedTurn("busy", busy[0])
             sql.execute(
-                "INSERT INTO turns (turn_id, session_id, message_id, message, status, started_at) "
-                "VALUES (?, ?, ?, ?, 'running', ?)",
-                (turn.turn_id, turn.session_id, turn.message_id, turn.message, turn.started_at),
+                "INSERT INTO turns (turn_id, session_id, message_id, message, status, started_at, "
+                "author) VALUES (?, ?, ?, ?, 'running', ?, ?)",
+                (
+                    turn.turn_id,
+                    turn.session_id,
+                    turn.message_id,
+                    turn.message,
+                    turn.started_at,
+                    turn.author,
+                ),
             )
             _touch(sql, turn.session_id, turn.started_at)
             return StartedTurn("new", turn, session["agent_session_id"])
@@ -367,7 +401,7 @@ def _turns(sql: sqlite3.Connection, rest: str, *values: str | int) -> list[TurnR
     # ``rest`` is always written in this module; what comes from outside is bound as a value.
     rows = sql.execute(
         "SELECT turn_id, session_id, message_id, message, status, answer, tool_calls_count, "  # noqa: S608 - see above
-        f"error, error_code, stop_reason, started_at, ended_at FROM turns {rest}",
+        f"error, error_code, stop_reason, started_at, ended_at, author FROM turns {rest}",
         values,
     )
     return [TurnRecord(*row) for row in rows]

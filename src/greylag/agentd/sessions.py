@@ -14,7 +14,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SessionService:
-    """Makes, shows and deletes sessions; one that is not there is session_not_found.
+    """Makes, shows, names and deletes sessions; one that is not there is session_not_found.
 
     Args:
         agent: who has the other half of each session.
@@ -41,7 +41,8 @@ class SessionService:
         now = time.time()
         session = SessionRecord(session_id, agent_session_id, title, now, now, 0)
         await self._sessions.add(session)
-        return session
+        self._engine.activity.touch()
+        return await self.get(session_id)
 
     async def get(self, session_id: str) -> SessionRecord:
         """Return a session."""
@@ -53,6 +54,13 @@ class SessionService:
     async def all(self) -> list[SessionRecord]:
         """Return every session, newest first."""
         return await self._sessions.all()
+
+    async def rename(self, session_id: str, title: str) -> SessionRecord:
+        """Call a session so (empty: as its first message begins), and return it."""
+        await self.get(session_id)
+        await self._sessions.rename(session_id, title)
+        self._engine.activity.touch()
+        return await self.get(session_id)
 
     async def cancel(self, session_id: str) -> bool:
         """Ask the running turn of a session to end; False when none runs."""
@@ -69,6 +77,7 @@ class SessionService:
         await self.cancel(session_id)
         turn_ids = await self._sessions.delete(session_id, time.time())
         await self._engine.forget(turn_ids)
+        self._engine.activity.touch()
         if session.agent_session_id is None:
             return
         try:

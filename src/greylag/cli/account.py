@@ -18,7 +18,7 @@ from greylag.common.token_file import own_token_file, read_token, write_token
 from greylag.domain.errors import ConfigError
 
 SCOPES = ("projects:read", "projects:write", "messages", "files", "admin")
-COLUMNS = ("ID", "NAME", "SCOPES", "PROJECTS", "EXPIRES", "LAST USED", "FROM")
+COLUMNS = ("ID", "USER", "NAME", "SCOPES", "PROJECTS", "EXPIRES", "LAST USED", "FROM")
 
 
 @click.command()
@@ -151,7 +151,7 @@ def tokens() -> None:
 @api_options
 @with_client
 async def list_tokens(access: Access, api: ApiClient) -> None:
-    """List your tokens, or with --user a user's."""
+    """List your tokens, or with --user a user's; to the operator all users'."""
     found = await api.tokens(access.user)
     if access.output.json:
         access.output.document({"tokens": found})
@@ -159,6 +159,7 @@ async def list_tokens(access: Access, api: ApiClient) -> None:
     rows = [
         (
             one["id"],
+            one["user_id"],
             one["name"],
             " ".join(one["scopes"]),
             " ".join(one["projects"] or ()) or "-",
@@ -168,14 +169,18 @@ async def list_tokens(access: Access, api: ApiClient) -> None:
         )
         for one in found
     ]
-    access.output.table(COLUMNS, rows, prose=("NAME",), empty="There are no tokens.")
+    access.output.table(COLUMNS, rows, prose=("USER", "NAME"), empty="There are no tokens.")
 
 
 @tokens.command("create")
 @click.argument("name")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES))
 @click.option("--project", "projects", multiple=True, metavar="ID", help="Only for this project.")
-@click.option("--days", default=90.0, type=click.FloatRange(0, min_open=True), show_default=True)
+@click.option(
+    "--days",
+    type=click.FloatRange(0, min_open=True),
+    help="How long it counts.  [default: 90, or as long as may be]",
+)
 @api_options
 @with_client
 async def create_token(  # noqa: PLR0913 - one for each option
@@ -185,7 +190,7 @@ async def create_token(  # noqa: PLR0913 - one for each option
     name: str,
     scopes: tuple[str, ...],
     projects: tuple[str, ...],
-    days: float,
+    days: float | None,
 ) -> None:
     """Make a token and print it, this once; with --user for a service account.
 

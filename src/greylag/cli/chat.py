@@ -525,11 +525,14 @@ async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) ->
     if output.json:
         output.document({"sessions": [asdict(one) for one in found]})
         return
-    rows = [(one.session_id, moment(one.updated_at), str(one.message_count)) for one in found]
+    rows = [
+        (one.session_id, moment(one.updated_at), str(one.message_count), visible(one.title))
+        for one in found
+    ]
     output.table(
-        ("SESSION", "LAST MESSAGE", "MESSAGES"),
+        ("SESSION", "LAST MESSAGE", "MESSAGES", "TITLE"),
         rows,
-        prose=("LAST MESSAGE",),
+        prose=("LAST MESSAGE", "TITLE"),
         empty="No conversation yet: `greylag chat` begins one.",
     )
 

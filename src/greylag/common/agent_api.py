@@ -24,6 +24,8 @@ MOST_TURNS = 200
 MOST_MESSAGES = 400
 PAGE_CHARACTERS = 256 * 1024
 """How many messages one page of a history has at most, and how much text they have together."""
+MOST_TITLE = 200
+"""How many characters a session's title may have."""
 MOST_EVENT = 8 * MEBIBYTE
 """How many bytes an event of a turn has at most; every client takes as many."""
 BYTES = "application/octet-stream"
@@ -35,6 +37,11 @@ MOST_MATCHES = 500
 MOST_CONTENT = 64 * 1024 * MEBIBYTE
 LONGEST_TRANSFER = 4 * 3600.0
 """How many bytes a file may have to pass, and in how many seconds it must."""
+AUTHOR_HEADER = "x-greylag-author"
+MOST_AUTHOR = 200
+"""What tells who sends a message, percent-encoded, and how long that name may be."""
+MOST_WAIT = 25
+"""How many seconds a wait for what the agent does takes at most."""
 MOST_SIZE = 1000
 """How many rows or columns a terminal may have."""
 
@@ -80,6 +87,19 @@ class Session:
     created_at: _Time
     updated_at: _Time
     message_count: Annotated[int, Doc("How many messages and answers it has.", 2)]
+    title: Annotated[
+        str, Doc("What it was called, else how its first message begins; empty before that.", "Hi")
+    ] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionName:
+    """What a session is to be called."""
+
+    title: Annotated[
+        str,
+        Doc("Empty: as its first message begins again.", "Search", {"maxLength": MOST_TITLE}),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +120,7 @@ class ChatMessage:
     message_index: Annotated[int, Doc("From 0, without a gap.", 0)]
     turn_id: Annotated[str | None, Doc("The turn that it is of.", _TURN)] = None
     shortened: Annotated[bool, Doc("Whether a page cut it, as it alone is longer.")] = False
+    author: Annotated[str | None, Doc("The user's name, where it is known.", "Ann")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +165,7 @@ class Turn:
     changes: Annotated[
         TurnChanges | None, Doc("null where it is not known (yet), or not kept any longer.")
     ] = None
+    author: Annotated[str | None, Doc("Whose message it is, where it is known.", "Ann")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +173,27 @@ class TurnList:
     """The turns of a session, newest first."""
 
     turns: list[Turn]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnState:
+    """How one of the newest turns stands."""
+
+    turn_id: _TurnId
+    session_id: _SessionId
+    message_id: Annotated[str, Doc("The client's own id of the message.", "b3c1")]
+    state: Annotated[str, Doc("working, asks (a question waits for its answer) or ended.", "asks")]
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the agent does now."""
+
+    revision: Annotated[str, Doc("Changes with all that this tells of, and with the sessions.")]
+    turns: Annotated[list[TurnState], Doc("All that run, and those of late; oldest first.")]
+    last_at: Annotated[
+        str | None, Doc("RFC 3339, UTC: when a turn began or ended last; null: none since start.")
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,6 +589,17 @@ SHOW_SESSION = Operation(
     answer=Session,
     missing="session_not_found",
 )
+RENAME_SESSION = Operation(
+    name="rename_session",
+    method="PUT",
+    path="/sessions/{session}",
+    summary="Name a session",
+    text="Call the session as people are to see it listed.",
+    tag="sessions",
+    body=SessionName,
+    answer=Session,
+    missing="session_not_found",
+)
 DELETE_SESSION = Operation(
     name="delete_session",
     method="DELETE",
@@ -622,6 +676,25 @@ SHOW_TURN = Operation(
     missing="turn_not_found",
     # The answer is as long as the turn's journal may be, and each character six in JSON at most.
     answer_limit=512 * MEBIBYTE,
+)
+SHOW_ACTIVITY = Operation(
+    name="show_activity",
+    method="GET",
+    path="/activity",
+    summary="Read what the agent does",
+    text="Which turns run, and which wait for an answer. With `since` it is told once it is "
+    "another than the one of that revision, or after `wait` seconds.",
+    tag="turns",
+    answer=Activity,
+    query=(
+        Parameter("since", "The `revision` that is known.", {"type": "string"}),
+        Parameter(
+            "wait",
+            "How long to wait for another one, in seconds.",
+            {"type": "integer", "minimum": 1, "maximum": MOST_WAIT, "default": MOST_WAIT},
+        ),
+    ),
+    answer_limit=256 * 1024,
 )
 
 LIST_EXTENSIONS = Operation(
@@ -926,11 +999,13 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_SESSIONS,
     CREATE_SESSION,
     SHOW_SESSION,
+    RENAME_SESSION,
     DELETE_SESSION,
     LIST_MESSAGES,
     EXPORT_SESSION,
     LIST_TURNS,
     SHOW_TURN,
+    SHOW_ACTIVITY,
     LIST_EXTENSIONS,
     LIST_SETTINGS,
     SHOW_SETTING,

@@ -30,6 +30,8 @@ class Change(StrEnum):
     PREVIEW_END = "previews.end"
     MEMBER_SET = "members.set"
     MEMBER_REMOVE = "members.remove"
+    LOOK_START = "looks.start"
+    LOOK_END = "looks.end"
     USER_CREATE = "users.create"
     USER_EDIT = "users.edit"
     USER_REMOVE = "users.remove"

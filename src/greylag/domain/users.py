@@ -141,6 +141,23 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """An administrator's look at another's projects, which they have begun and may end.
+
+    Attributes:
+        user_id: whose.
+        name: theirs, for the page.
+        reason: why, if they read conversations and files too.
+        until: when it ends at the latest.
+    """
+
+    user_id: str
+    name: str
+    reason: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """A browser that somebody has signed in with. ``key`` is the hash of its secret.
 
@@ -150,6 +167,7 @@ class Session:
         expires_at: when it ends at the latest; it ends earlier when it is not used.
         address: where it last came from.
         provider: by which of its names the provider may end it.
+        look: whose projects the administrator looks at who has signed in.
     """
 
     key: str
@@ -160,6 +178,7 @@ class Session:
     expires_at: datetime
     address: str
     provider: tuple[str, ...] = ()
+    look: Look | None = None
     version: int = 0
 
     @property
@@ -359,6 +378,7 @@ class Principal:
         sign_in: the same, by its key in the store: ``session KEY``, ``token KEY``, or ``""``.
         address: where the request comes from.
         reason: why an administrator looks at what is another's.
+        look: at whose projects they look in their browser now.
     """
 
     name: str
@@ -370,6 +390,13 @@ class Principal:
     sign_in: str = field(default="", compare=False, repr=False)
     address: str = field(default="", compare=False)
     reason: str = field(default="", compare=False)
+    look: Look | None = field(default=None, compare=False)
+
+    def reason_for(self, user_id: str) -> str:
+        """Return why they read what is this user's; empty when they do not say."""
+        if self.reason or self.look is None or self.look.user_id != user_id:
+            return self.reason
+        return self.look.reason
 
     @property
     def is_admin(self) -> bool:

@@ -133,19 +133,20 @@ class Gate:
             ForbiddenError: the principal may know of it and may not do this.
         """
         owner = _owner(what)
-        standing = await self._standing(principal, what)
-        if standing is None:
+        found = await self._standings(principal, what)
+        if not found:
             raise await self.refused(principal, action, what, no_such_user(owner))
         user = await self._directory.get(owner)
-        refusal = _refusal(principal, action, what, standing)
+        refusal = _refusal(principal, action, what, found)
         if refusal is None and user.disabled and action in _WHILE_DISABLED:
             hint = "An administrator can enable them again."
             refusal = ForbiddenError(f"The user {owner} is disabled.", hint=hint)
         if refusal is not None:
             raise await self.refused(principal, action, what, refusal)
-        if standing is Standing.ADMIN and action in WITH_REASON:
+        if _as_admin_alone(action, found):
+            reason = principal.reason_for(owner)
             await self.audit.repeatedly(
-                self.audit.event(principal, action, name_of(what), reason=principal.reason)
+                self.audit.event(principal, action, name_of(what), reason=reason)
             )
         return user
 
@@ -153,7 +154,7 @@ class Gate:
         """Tell whether a principal's standing lets them do it, so that a page offers no more."""
         standings, scope = RULES[action]
         granted = principal.scopes is None or scope in principal.scopes
-        return granted and await self._standing(principal, what) in standings
+        return granted and not standings.isdisjoint(await self._standings(principal, what))
 
     async def administrate(self, principal: Principal, action: Action) -> None:
         """Return when ``principal`` may do ``action``, which is about no user of its own.
@@ -194,24 +195,30 @@ class Gate:
             UserNotFoundError: they have nothing to do with it any more.
             ForbiddenError: they have, but may not do this any more.
         """
-        standing = await self._standing(principal, what)
-        if standing is None:
+        standings = await self._standings(principal, what)
+        if not standings:
             raise no_such_user(_owner(what))
-        with_reason = standing is Standing.ADMIN and action in WITH_REASON
-        if action is not None and standing not in RULES[action][0] and not with_reason:
-            raise ForbiddenError(f"As {standing} of this you may not do {action} any more.")
+        with_reason = Standing.ADMIN in standings and action in WITH_REASON
+        if action is not None and not with_reason and RULES[action][0].isdisjoint(standings):
+            named = " and ".join(sorted(standings))
+            raise ForbiddenError(f"As {named} of this you may not do {action} any more.")
+
+    async def is_foreign(self, principal: Principal, what: str | ProjectRef) -> bool:
+        """Tell whether the principal sees it as an administrator alone."""
+        return await self._standings(principal, what) == _ADMINS
 
     async def visible(self, principal: Principal) -> Sequence[User]:
         """Return the users of whose projects the principal may see any, in the directory's order;
         the principal's own user first.
         """
         users = await self._directory.users()
-        if principal.is_admin or principal.user_id is None:
-            return users
-        shared = await self._people.labelled(Member, of_user(principal.user_id))
+        own = principal.user_id
+        if principal.is_admin or own is None:
+            return sorted(users, key=lambda user: user.id != own)
+        shared = await self._people.labelled(Member, of_user(own))
         owners = {one.owner for one in shared} if principal.projects is None else set()
-        mine = [user for user in users if user.id == principal.user_id]
-        return mine + [user for user in users if user.id in owners and user not in mine]
+        seen = [user for user in users if user.id == own or user.id in owners]
+        return sorted(seen, key=lambda user: user.id != own)
 
     async def only(self, principal: Principal, owner: str) -> frozenset[str] | None:
         """Return the ids of those of an owner's projects that the principal may see; ``None``: all
@@ -272,23 +279,24 @@ class Gate:
         if not await self._people.remove(Member, key, audit=event):
             raise MissingError(f"The project is not shared with {user_id!r}.")
 
-    async def _standing(self, principal: Principal, what: str | ProjectRef) -> Standing | None:
+    async def _standings(self, principal: Principal, what: str | ProjectRef) -> frozenset[Standing]:
+        """Return all that a principal is to it: an administrator may be its owner or a member."""
         owner = _owner(what)
+        admin = _ADMINS if principal.is_admin else frozenset[Standing]()
         if principal.user_id is None or principal.user_id == owner:
-            return Standing.OWNER
-        if principal.is_admin:
-            return Standing.ADMIN
+            return admin | {Standing.OWNER}
         if not isinstance(what, ProjectRef):
-            return Standing.VIEWER if await self.only(principal, owner) else None
+            sees = not admin and await self.only(principal, owner)
+            return frozenset({Standing.VIEWER}) if sees else admin
         key = member_key(owner, what.project_id, principal.user_id)
         member = await self._people.find(Member, key)
         if member is None or principal.projects is not None:
-            return None
+            return admin
         try:
             project = await self._projects.get(owner, what.project_id)
         except ProjectNotFoundError:
-            return None
-        return Standing(member.role) if project.id == member.record_id else None
+            return admin
+        return admin | {Standing(member.role)} if project.id == member.record_id else admin
 
 
 def _owner(what: str | ProjectRef) -> str:
@@ -296,21 +304,23 @@ def _owner(what: str | ProjectRef) -> str:
 
 
 def _refusal(
-    principal: Principal, action: Action, what: str | ProjectRef, standing: Standing
+    principal: Principal, action: Action, what: str | ProjectRef, found: frozenset[Standing]
 ) -> GreylagError | None:
-    """Return why somebody of this standing may not do ``action``; ``None``: they may."""
+    """Return why somebody who is all this to it may not do ``action``; ``None``: they may."""
     if (beyond := _beyond_token(principal, action, what)) is not None:
         return beyond
-    standings, _ = RULES[action]
-    if standings == _ADMINS and principal.is_admin:
-        return None  # who may be the owner too
-    if standing is Standing.ADMIN and action in WITH_REASON:
-        hint = "Say why in the header x-greylag-reason; it is audited."
-        words = "Only with a reason may you read this."
-        return None if principal.reason else _forbidden(words, hint)
-    if standing not in standings:
+    if found.isdisjoint(RULES[action][0]):
+        (standing, *_) = (one for one in Standing if one in found)
         return _forbidden(f"As {standing} of this you may not do {action}.")
+    if _as_admin_alone(action, found) and not principal.reason_for(_owner(what)):
+        hint = "Say why, on the page or in the header x-greylag-reason; it is audited."
+        return _forbidden("Only with a reason may you read this.", hint)
     return None
+
+
+def _as_admin_alone(action: Action, found: frozenset[Standing]) -> bool:
+    """Tell whether it is by being an administrator alone that one reads what needs a reason."""
+    return action in WITH_REASON and found & RULES[action][0] == _ADMINS
 
 
 def _beyond_token(

@@ -1,15 +1,28 @@
 """What people see and change of users: their own account, and as administrators those of all."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from greylag.domain.audit import Change, name_of
-from greylag.domain.errors import ConflictError, MissingError
+from greylag.domain.errors import ConflictError, InvalidRequestError, MissingError
 from greylag.domain.project import ProjectRef
-from greylag.domain.users import Action, ApiToken, Member, Principal, Session, User, of_user
-from greylag.ports import PeopleStore
-from greylag.services.access import Gate
+from greylag.domain.users import (
+    Action,
+    ApiToken,
+    Look,
+    Member,
+    Principal,
+    Session,
+    User,
+    of_user,
+)
+from greylag.ports import Clock, PeopleStore
+from greylag.services.access import MAX_REASON_LENGTH, Gate
 from greylag.services.people import People, UserEdit
 from greylag.services.projects import Projects
+
+LOOK = timedelta(hours=1)
+"""How long an administrator looks at another's projects before they are asked again."""
 
 
 class Accounts:
@@ -17,11 +30,14 @@ class Accounts:
     it fails as ``Gate.authorize`` does.
     """
 
-    def __init__(self, people: People, gate: Gate, projects: Projects, store: PeopleStore) -> None:
+    def __init__(
+        self, people: People, gate: Gate, projects: Projects, store: PeopleStore, clock: Clock
+    ) -> None:
         self._people = people
         self._gate = gate
         self._projects = projects
         self._store = store
+        self._clock = clock
 
     async def me(self, principal: Principal) -> User | None:
         """Return the user who asks; ``None`` for the operator."""
@@ -30,6 +46,15 @@ class Accounts:
     async def show(self, principal: Principal, user_id: str) -> User:
         """Return a user with all that an administrator, or they themselves, may see of them."""
         return await self._gate.authorize(principal, Action.ACCOUNT_READ, user_id)
+
+    async def all(self, principal: Principal) -> Sequence[User]:
+        """Return all users with all that administrators see of them.
+
+        Raises:
+            ForbiddenError: whoever asks is none.
+        """
+        await self._gate.administrate(principal, Action.USERS_WRITE)
+        return await self._people.users()
 
     async def make(self, principal: Principal, user: User) -> User:
         """Add a user; fails as ``People.make`` does besides."""
@@ -54,8 +79,7 @@ class Accounts:
         """Remove a user with their sessions, tokens and what was shared with them.
 
         Raises:
-            ConflictError: they have projects.
-            InvalidRequestError: the settings name them.
+            ConflictError: they have projects, or the settings name them.
         """
         await self._gate.authorize(principal, Action.USERS_WRITE, user_id)
         if await self._projects.has_any(user_id):
@@ -87,3 +111,45 @@ class Accounts:
         await self._gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
         if not await self._people.end_sessions(user_id, session, by=principal):
             raise MissingError(f"The user has no session {session!r}.")
+
+    async def end_other_sessions(self, principal: Principal, user_id: str) -> None:
+        """End all of a user's sessions but the one that the principal comes by, if it is theirs."""
+        await self._gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
+        await self._people.end_sessions(user_id, but=_session_id(principal), by=principal)
+
+    async def look_at(self, principal: Principal, user_id: str, reason: str) -> None:
+        """Have an administrator's browser look at another's projects, for an hour at most.
+
+        Args:
+            principal: the administrator; they come by a session.
+            user_id: at whose.
+            reason: why, to read conversations and files as well; may be empty.
+        """
+        user = await self._gate.authorize(principal, Action.USERS_WRITE, user_id)
+        session = _session_id(principal)
+        if principal.user_id is None or session is None or user_id == principal.user_id:
+            raise InvalidRequestError(
+                "Only an administrator in a browser switches to another user.",
+                hint="Programs give the reason in the header x-greylag-reason.",
+            )
+        if len(reason) > MAX_REASON_LENGTH:
+            raise InvalidRequestError(f"A reason has {MAX_REASON_LENGTH} characters at most.")
+        look = Look(user_id, user.display_name, reason, self._clock.now() + LOOK)
+        event = self._gate.audit.event(
+            principal, Change.LOOK_START, name_of(user_id), reason=reason
+        )
+        await self._people.keep_look(principal.user_id, session, look, event)
+
+    async def end_look(self, principal: Principal) -> None:
+        """End the look that the principal's session has, if it has one."""
+        session = _session_id(principal)
+        if principal.look is None or principal.user_id is None or session is None:
+            return
+        on = name_of(principal.look.user_id)
+        event = self._gate.audit.event(principal, Change.LOOK_END, on)
+        await self._people.keep_look(principal.user_id, session, None, event)
+
+
+def _session_id(principal: Principal) -> str | None:
+    kind, _, found = principal.via.partition(" ")
+    return found if kind == "session" else None

@@ -84,7 +84,9 @@ class Messages:
         async with self._agents.audit.doing(
             principal, Action.MESSAGES_SEND, on, message_id=message_id
         ):
-            return await self._gateway.start_turn(at, new.session_id, new.message, message_id)
+            return await self._gateway.start_turn(
+                at, new.session_id, new.message, message_id, principal.name
+            )
 
 
 def _check(new: NewMessage) -> None:

@@ -17,7 +17,7 @@ import structlog
 from greylag.domain.audit import SYSTEM, Actor, AuditEvent, Change, name_of
 from greylag.domain.errors import (
     ConflictError,
-    InvalidRequestError,
+    MissingError,
     SignInRefusedError,
     UserNotFoundError,
 )
@@ -25,6 +25,7 @@ from greylag.domain.names import check_id, check_name, slug
 from greylag.domain.users import (
     Identity,
     Limits,
+    Look,
     Principal,
     Role,
     Session,
@@ -97,6 +98,25 @@ class People:
             raise no_such_user(user_id)
         return found
 
+    async def named(self, name: str) -> User:
+        """Return the user of this id, or of this whole email address.
+
+        Raises:
+            UserNotFoundError: it names nobody.
+            ConflictError: the address is of several.
+        """
+        try:
+            return await self.get(name)
+        except UserNotFoundError:
+            found = [one for one in await self.users() if one.email and one.email == name.lower()]
+        if len(found) > 1:
+            raise ConflictError("Several users have this address.", hint="Give the user's id.")
+        if found:
+            return found[0]
+        raise UserNotFoundError(
+            f"There is no user {name!r}.", hint="Give their id, or their whole email address."
+        )
+
     async def active(self, user_id: str) -> User | None:
         """Return a user who may come in; ``None`` when there is none such, or they are disabled."""
         try:
@@ -138,10 +158,10 @@ class People:
         """Remove a user with their sessions; tokens and shares are the caller's to remove before.
 
         Raises:
-            InvalidRequestError: the settings name them.
+            ConflictError: the settings name them.
         """
         if user_id in self._seeds:
-            raise InvalidRequestError(
+            raise ConflictError(
                 f"The settings name the user {user_id!r}.",
                 hint="Take them out of GREYLAG_USERS or GREYLAG_USERS_FILE, or disable them.",
             )
@@ -186,6 +206,7 @@ class People:
             f"session {session.id}",
             sign_in=f"session {session.key}",
             address=client,
+            look=session.look if session.look and now < session.look.until else None,
         )
 
     async def session(self, key: str) -> Session | None:
@@ -200,6 +221,22 @@ class People:
         going_on = [one for one in found if self._is_going_on(one, now)]
         return sorted(going_on, key=lambda one: one.created_at, reverse=True)
 
+    async def keep_look(
+        self, user_id: str, session_id: str, look: Look | None, event: AuditEvent | None = None
+    ) -> None:
+        """Have a user's session of this id look at another's projects, ``None``: no more.
+
+        Raises:
+            MissingError: there is none of this id.
+        """
+        for _ in range(_ATTEMPTS):
+            found = [one for one in await self.sessions(user_id) if one.id == session_id]
+            if not found:
+                raise MissingError(f"The user has no session {session_id!r}.")
+            if await self._store.put(replace(found[0], look=look), self._clock.now(), audit=event):
+                return
+        raise _busy(user_id)
+
     async def end_session(self, secret: str, client: str = "") -> None:
         """End the session of this secret, for every process. Idempotent."""
         session = await self._store.find(Session, digest(secret))
@@ -208,11 +245,16 @@ class People:
             await self._end(session, by)
 
     async def end_sessions(
-        self, user_id: str, session_id: str | None = None, *, by: By = SYSTEM
+        self,
+        user_id: str,
+        session_id: str | None = None,
+        *,
+        but: str | None = None,
+        by: By = SYSTEM,
     ) -> int:
-        """End a user's session of this id, by default all of theirs; return how many."""
+        """End a user's session of this id, by default all ``but`` one; return how many."""
         found = await self._store.labelled(Session, of_user(user_id))
-        ended = [one for one in found if session_id in {None, one.id}]
+        ended = [one for one in found if session_id in {None, one.id} and one.id != but]
         for one in ended:
             await self._end(one, by)
         return len(ended)

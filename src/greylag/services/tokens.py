@@ -30,6 +30,7 @@ PREFIX = "glg_"
 FORM = re.compile(r"glg_([0-9A-Za-z]{43})([0-9A-Za-z]{6})")
 ID_LENGTH = 16
 MAX_PROJECTS = 100
+DAYS = 90
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 
 
@@ -59,13 +60,17 @@ def _base62(number: int, length: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """What a client asks for. ``user_id``: whose, by default of who asks; ``projects``: the ids of
-    those that it is for, ``None``: all.
+    """What a client asks for.
+
+    Attributes:
+        expires_in_days: by default 90, or as many as may be.
+        user_id: whose, by default of who asks.
+        projects: the ids of those that it is for; ``None``: all.
     """
 
     name: str
     scopes: frozenset[Scope]
-    expires_in_days: float
+    expires_in_days: float | None = None
     user_id: str | None = None
     projects: frozenset[str] | None = None
 
@@ -81,6 +86,11 @@ class Tokens:
         self._gate = gate
         self._clock = clock
         self._longest = longest
+
+    @property
+    def longest_days(self) -> float:
+        """How many days a token lasts at most."""
+        return self._longest / timedelta(days=1)
 
     async def make(self, principal: Principal, new: NewToken) -> tuple[str, ApiToken]:
         """Make a token, and return it, which is never shown again, and what is kept of it.
@@ -103,7 +113,7 @@ class Tokens:
             scopes=tuple(sorted(new.scopes)),
             projects=None if new.projects is None else tuple(sorted(new.projects)),
             created_at=now,
-            expires_at=now + timedelta(days=new.expires_in_days),
+            expires_at=now + timedelta(days=self._days(new)),
         )
         event = self._gate.audit.event(
             principal,
@@ -119,10 +129,15 @@ class Tokens:
         return text, token
 
     async def listed(self, principal: Principal, user_id: str | None) -> Sequence[ApiToken]:
-        """Return a user's tokens that count, the newest first."""
-        user = await self._owner(principal, user_id, Action.ACCOUNT_READ)
+        """Return a user's tokens that count, the newest first; to the operator, who has none, those
+        of all users.
+        """
+        label = None
+        if user_id is not None or principal.user_id is not None:
+            user = await self._owner(principal, user_id, Action.ACCOUNT_READ)
+            label = of_user(user.id)
         now = self._clock.now()
-        found = await self._store.labelled(ApiToken, of_user(user.id))
+        found = await self._store.labelled(ApiToken, label)
         counting = [one for one in found if one.expires_at > now]
         return sorted(counting, key=lambda one: one.created_at, reverse=True)
 
@@ -173,6 +188,10 @@ class Tokens:
         token = await self._store.find(ApiToken, key)
         return token if token and self._clock.now() < token.expires_at else None
 
+    def _days(self, new: NewToken) -> float:
+        asked = new.expires_in_days
+        return min(DAYS, self.longest_days) if asked is None else asked
+
     async def _owner(self, principal: Principal, user_id: str | None, action: Action) -> User:
         wanted = user_id or principal.user_id
         if wanted is None:
@@ -182,9 +201,12 @@ class Tokens:
         return await self._gate.authorize(principal, action, wanted)
 
     def _check(self, new: NewToken) -> None:
-        if not new.scopes or not 0 < new.expires_in_days <= self._longest / timedelta(days=1):
+        if not new.scopes:
+            raise InvalidRequestError("A token needs a scope.")
+        if not 0 < self._days(new) <= self.longest_days:
             raise InvalidRequestError(
-                f"A token needs a scope, and lasts {self._longest.days} days at most."
+                f"A token lasts {self.longest_days:g} days at most here.",
+                hint="Ask for fewer days; GREYLAG_TOKEN_DAYS sets how many may be.",
             )
         if new.projects is not None and not 1 <= len(new.projects) <= MAX_PROJECTS:
             raise InvalidRequestError(f"projects must name 1 to {MAX_PROJECTS} projects.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from greylag.ports import ProjectStore
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
+from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.audit import Audit, AuditReader
 from greylag.services.device_login import DeviceLogins
@@ -63,6 +64,7 @@ class UseCases:
 
     projects: Projects
     agents: Agents
+    activities: Activities
     messages: Messages
     platform: Platform
     store: ProjectStore

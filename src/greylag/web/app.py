@@ -20,8 +20,8 @@ from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, audit, people, platform, previews, projects, relay, sockets
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
+from greylag.web.dashboard import accounts, conversations, directory, sharing
 from greylag.web.dashboard import audit as audit_page
-from greylag.web.dashboard import conversations
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
 from greylag.web.dashboard.pages import error_page
@@ -66,6 +66,9 @@ _ROUTERS = (
     previews.pages,
     sign_in,
     oidc.router,
+    accounts.router,
+    directory.router,
+    sharing.router,
     audit_page.router,
     device.router,
     device.page_router,

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import structlog
 from fastapi import Depends, Header, Path
@@ -31,17 +32,12 @@ REASON_HEADER = "x-greylag-reason"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every page says of this installation, and to whom.
-
-    Attributes:
-        platform: the installation.
-        sign_out: whether there is a sign-in to end.
-        admin: whether an administrator looks at it.
-    """
+    """What every page says, to whom and where; ``sign_out`` when there is a sign-in to end."""
 
     platform: Platform
     sign_out: bool
-    admin: bool = False
+    principal: Principal | None = None
+    path: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +109,8 @@ async def _call(request: HTTPConnection, use_cases: UseCasesDep) -> RequestConte
     if reason and principal.is_admin:
         principal = replace(principal, reason=reason[:MAX_REASON_LENGTH])
     state = request.app.state
-    site = replace(state.site, admin=principal.is_admin)
+    path = quote(request.scope["path"])
+    site = replace(state.site, principal=principal, path=path)
     return RequestContext(principal, use_cases, state.streams, site, request.scope)
 
 

@@ -13,8 +13,10 @@ from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.domain.audit import Result
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
-from greylag.domain.users import ApiToken, MemberRole, Role, Scope, User
+from greylag.domain.users import ApiToken, Limits, MemberRole, Role, Scope, User
 from greylag.services.messages import MESSAGE_ID_FORM
+from greylag.services.people import UserEdit
+from greylag.services.tokens import NewToken
 
 MAX_DEPTH = 32
 MOST_TEXTS = 2_000
@@ -32,6 +34,17 @@ def check_text(value: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError("must not hold unpaired surrogates") from None
+    return value
+
+
+def check_email(value: str) -> str:
+    """Return ``value``, which people give as an address of email.
+
+    Raises:
+        ValueError: it can be none.
+    """
+    if "@" not in value:
+        raise ValueError("must be an email address, with an @")
     return value
 
 
@@ -190,7 +203,11 @@ class AccountOut(UserOut):
         )
 
 
-Email = Annotated[Text, Field(max_length=320, json_schema_extra={"pattern": "@"})]
+Email = Annotated[
+    Text,
+    Field(max_length=320, json_schema_extra={"pattern": "@"}),
+    AfterValidator(check_email),
+]
 _Name = Annotated[
     Text,
     Field(min_length=1, max_length=MAX_NAME_LENGTH, json_schema_extra={"pattern": NAME_FORM}),
@@ -213,6 +230,11 @@ class NewUserIn(In):
     service: bool = Field(default=False, description="A service account, which has tokens only.")
     limits: LimitsIn = LimitsIn()
 
+    def user(self) -> User:
+        """Return the user to add."""
+        given = self.model_dump(exclude={"limits", "email"})
+        return User(**given, email=_address(self.email), limits=_limits(self.limits))
+
 
 class UserEditIn(In):
     """What to change of a user; what is left out stays as it is."""
@@ -222,6 +244,19 @@ class UserEditIn(In):
     disabled: bool | None = None
     email: Email | None = None
     limits: LimitsIn | None = None
+
+    def edit(self) -> UserEdit:
+        """Return what is to be changed."""
+        limits = _limits(self.limits) if self.limits else None
+        return UserEdit(self.display_name, self.role, self.disabled, _address(self.email), limits)
+
+
+def _address(email: str | None) -> str | None:
+    return email.lower() if email else None
+
+
+def _limits(given: LimitsIn) -> Limits:
+    return Limits(**given.model_dump())
 
 
 class SessionOut(Out):
@@ -249,8 +284,21 @@ class NewTokenIn(In):
     projects: list[Text] | None = Field(
         None, description="The ids of the user's projects that it is for; left out: all."
     )
-    expires_in_days: float = Field(90, gt=0, le=3650, examples=[90])
+    expires_in_days: float | None = Field(
+        None,
+        gt=0,
+        le=3650,
+        examples=[90],
+        description="GREYLAG_TOKEN_DAYS at most; left out: 90, or as many as may be.",
+    )
     user: Text | None = Field(None, description="Whose; left out: of who asks.")
+
+    def token(self) -> NewToken:
+        """Return the token to make."""
+        projects = None if self.projects is None else frozenset(self.projects)
+        return NewToken(
+            self.name, frozenset(self.scopes), self.expires_in_days, self.user, projects
+        )
 
 
 class TokenOut(Out):

@@ -75,13 +75,18 @@ async def test_a_session_s_life(tmp_path: Path) -> None:
         one = f"/api/v1/sessions/{session}"
         status, shown = await api.json("GET", one)
         assert status == 200
-        assert set(shown) == {"session_id", "created_at", "updated_at", "message_count"}
+        assert set(shown) == {"session_id", "created_at", "updated_at", "message_count", "title"}
         assert datetime.fromisoformat(shown["created_at"]).tzinfo is not None
         await api.events(await api.turn("hello", session))
         second = await api.session()
         _, listed = await api.json("GET", "/api/v1/sessions")
         assert [each["session_id"] for each in listed["sessions"]] == [second, session]
         assert [each["message_count"] for each in listed["sessions"]] == [0, 2]
+        assert [each["title"] for each in listed["sessions"]] == ["", "hello"]
+        named = await api.json("PUT", one, {"title": " The\n first "})
+        assert (named[0], named[1]["title"]) == (200, "The first")
+        for wrong in ({"title": "x" * 201}, {"title": 1}, {}, {"title": "\u202e"}):
+            assert (await api.json("PUT", one, wrong))[0] == 400
         assert listed["total"] == 2
         assert (await api.json("DELETE", one)) == (204, None)
         assert api.agent.forgotten == ["20261123_1"]

@@ -107,8 +107,13 @@ class HealthRoutes:
 
 
 def _entry(entry: ActivityEntry) -> dict[str, Any]:
-    times = {"start_time": entry.start_time, "last_update": entry.last_update}
-    return asdict(entry) | {name: _system_time(seconds) for name, seconds in times.items()}
+    return {
+        "session_id": entry.turn.session_id,
+        "endpoint_type": entry.endpoint_type,
+        "status": entry.status,
+        "start_time": _system_time(entry.start_time),
+        "last_update": _system_time(entry.last_update),
+    }
 
 
 def _system_time(seconds: float) -> dict[str, int]:

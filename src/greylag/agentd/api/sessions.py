@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, replace
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -41,6 +42,7 @@ class SessionRoutes:
             relayed(agent_api.CREATE_SESSION, self._create),
             relayed(agent_api.LIST_SESSIONS, self._list),
             relayed(agent_api.SHOW_SESSION, self._get),
+            relayed(agent_api.RENAME_SESSION, self._rename),
             relayed(agent_api.DELETE_SESSION, self._delete),
             relayed(agent_api.LIST_MESSAGES, self._messages),
             relayed(agent_api.EXPORT_SESSION, self._export),
@@ -59,6 +61,15 @@ class SessionRoutes:
         if session is None:
             return JSONResponse(_NOT_FOUND, status_code=404)
         return answer(_session(session))
+
+    async def _rename(self, request: Request) -> Response:
+        title = (await read_object(request, _SMALL_BODY, "title")).get("title")
+        if not isinstance(title, str) or len(title) > agent_api.MOST_TITLE:
+            raise invalid(f"title must be text of at most {agent_api.MOST_TITLE} characters.")
+        line = " ".join(title.split())
+        if not all(map(str.isprintable, line)):
+            raise invalid("title must be printable.")
+        return answer(_session(await self._sessions.rename(request.path_params["session"], line)))
 
     async def _delete(self, request: Request) -> Response:
         try:
@@ -150,13 +161,16 @@ def _session(session: SessionRecord) -> agent_api.Session:
         rfc3339(session.created_at),
         rfc3339(session.updated_at),
         session.message_count,
+        session.title,
     )
 
 
 def _messages(turn: TurnRecord, index: int) -> Iterator[agent_api.ChatMessage]:
     """Yield what was said in a turn; ``index`` is that of its first message."""
     asked = int(turn.started_at)
-    yield agent_api.ChatMessage("User", turn.message, asked, index, turn.turn_id)
+    yield agent_api.ChatMessage(
+        "User", turn.message, asked, index, turn.turn_id, author=turn.author
+    )
     if turn.answer:
         ended = None if turn.ended_at is None else int(turn.ended_at)
         yield agent_api.ChatMessage("Assistant", turn.answer, ended, index + 1, turn.turn_id)
@@ -177,6 +191,7 @@ class TurnRoutes:
             Route("/api/v1/turns", self.start, methods=["POST"]),
             relayed(agent_api.LIST_TURNS, self._list),
             relayed(agent_api.SHOW_TURN, self._get),
+            relayed(agent_api.SHOW_ACTIVITY, self._activity),
             Route(f"{one}/events", self.events, methods=["GET"]),
             Route(f"{one}/cancel", self.cancel, methods=["POST"]),
             Route(f"{one}/confirmations/{{confirmation}}", self.confirm, methods=["POST"]),
@@ -188,7 +203,9 @@ class TurnRoutes:
         Without a session_id, a session is made for it.
         """
         message = await read_message(request, self._message_limit)
-        started = await self._turns.start(message.session_id, message.text, message.message_id)
+        started = await self._turns.start(
+            message.session_id, message.text, message.message_id, author=_author(request)
+        )
         status = 201 if started.outcome == "new" else 200
         return answer(_turn(started.turn, most_answer=_LIST_TEXT), status)
 
@@ -205,6 +222,17 @@ class TurnRoutes:
         turn = _turn(await self._turns.get(request.path_params["turn"]))
         changes = await self._turns.changes(turn.turn_id)
         return answer(replace(turn, changes=changes.get(turn.turn_id)))
+
+    async def _activity(self, request: Request) -> Response:
+        most = agent_api.MOST_WAIT
+        activity = self._turns.activity
+        await activity.changed(
+            request.query_params.get("since"),
+            whole_number(request, "wait", default=most, most=most),
+        )
+        last = activity.last_at
+        turns = [agent_api.TurnState(*one) for one in self._turns.states()]
+        return answer(agent_api.Activity(activity.revision, turns, maybe_rfc3339(last)))
 
     async def events(self, request: Request) -> Response:
         """Stream a turn's events from the one after Last-Event-ID on, until `complete`."""
@@ -232,6 +260,14 @@ class TurnRoutes:
                 reason = "This confirmation was settled differently before."
                 raise RequestError("confirmation_settled", reason)
         return JSONResponse({"confirmation_id": confirmation_id, "decision": decision})
+
+
+def _author(request: Request) -> str | None:
+    """Return who sends a message, as the platform tells it: in a header, as an agentd that does not
+    know of it takes no other member of a body.
+    """
+    name = unquote(request.headers.get(agent_api.AUTHOR_HEADER, ""))
+    return name[: agent_api.MOST_AUTHOR] or None
 
 
 def _turn(

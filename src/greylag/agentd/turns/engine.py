@@ -8,6 +8,7 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -48,15 +49,16 @@ _READY_WITHIN = 5.0
 _ANSWER_ON_FULL_DISK = 64 * 1024  # characters; well within the room that is kept
 _KEPT_SECONDS = 300.0
 _MOST_ENTRIES = 200
+_MOST_ENDED = 20
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class ActivityEntry:
-    """One turn of late, as ``agent/status`` shows it. Times are Unix seconds."""
+    """One turn of late. Times are Unix seconds."""
 
-    session_id: str
+    turn: TurnRecord
     endpoint_type: EndpointType
     status: ActivityStatus
     start_time: float
@@ -64,31 +66,59 @@ class ActivityEntry:
 
 
 class Activity:
-    """Counts turns since start, and remembers those of the last five minutes."""
+    """Counts turns since start, and remembers those of the last five minutes. Who waits for news
+    of them, or of the sessions, names the revision that they know.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._started_at = now()
         self._entries: deque[ActivityEntry] = deque(maxlen=_MOST_ENTRIES)
+        self._name = uuid.uuid4().hex[:8]
+        self._changes = 0
+        self._news = asyncio.Event()
         self.total_processed = 0
+        self.last_at: float | None = None
+
+    @property
+    def revision(self) -> str:
+        """What changes with each change, and with each start."""
+        return f"{self._name}.{self._changes}"
+
+    def touch(self) -> None:
+        """Note that something has changed."""
+        self._changes += 1
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def changed(self, known: str | None, seconds: float) -> None:
+        """Return when the revision is not the one that is known, or after so many seconds."""
+        if known != self.revision:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
 
     @property
     def uptime_seconds(self) -> int:
         """Whole seconds since start."""
         return max(0, int(self._now() - self._started_at))
 
-    def begin(self, session_id: str, endpoint_type: EndpointType) -> ActivityEntry:
+    def begin(self, turn: TurnRecord, endpoint_type: EndpointType) -> ActivityEntry:
         """Note a new turn; hand the entry back to ``end``."""
-        now = self._now()
-        entry = ActivityEntry(session_id, endpoint_type, "processing", now, now)
+        self.last_at = now = self._now()
+        # Not its words: they may be long.
+        entry = ActivityEntry(replace(turn, message=""), endpoint_type, "processing", now, now)
         self._entries.append(entry)
+        self.touch()
         return entry
 
     def end(self, entry: ActivityEntry, *, failed: bool) -> None:
         """Note that a turn ended."""
         entry.status = "error" if failed else "completed"
-        entry.last_update = self._now()
+        entry.last_update = self.last_at = self._now()
         self.total_processed += 1
+        self.touch()
 
     def recent(self) -> list[ActivityEntry]:
         """Return the turns that run, and those that ended less than five minutes ago."""
@@ -139,6 +169,7 @@ class TurnEngine:
         message: str,
         message_id: str | None = None,
         endpoint: EndpointType = "agent-streaming",
+        author: str | None = None,
     ) -> StartedTurn:
         """Start a turn, or return the one that this message already has.
 
@@ -147,6 +178,7 @@ class TurnEngine:
             message: the user's words.
             message_id: the client's own id of the message; the same id again is the same turn.
             endpoint: by which kind of route it came, for ``agent/status``.
+            author: the name of whoever sent it, where it is known.
 
         Returns:
             the turn's record; outcome ``new`` or ``known``.
@@ -167,7 +199,8 @@ class TurnEngine:
             await self._journals.hold_reserve()
         except OSError as error:
             raise storage_failed("The environment's disk has no room for a turn", error) from error
-        turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, self._policy.now())
+        now = self._policy.now()
+        turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, now, author)
         title = session_title(turn.session_id) if session_id is None else None
         started = _accepted(await self.records.start(turn, title), session_id)
         if started.outcome == "new":
@@ -233,9 +266,26 @@ class TurnEngine:
                 await turn.ended.wait()
             self._journals.remove(turn_id)
 
+    def states(self) -> list[tuple[str, str, str, str]]:
+        """Return turn, session, message and state of the turns of late, oldest first."""
+        entries = self.activity.recent()
+        ended = [one for one in entries if one.turn.turn_id not in self._running][-_MOST_ENDED:]
+        return [
+            (one.turn.turn_id, one.turn.session_id, one.turn.message_id, self._state(one.turn))
+            for one in entries
+            if one.turn.turn_id in self._running or one in ended
+        ]
+
+    def _state(self, turn: TurnRecord) -> str:
+        running = self._running.get(turn.turn_id)
+        if running is None:
+            return "ended"
+        return "asks" if running.asks else "working"
+
     async def stop(self) -> None:
         """Take no more turns, and ask those that run to end."""
         self.stopping = True
+        self.activity.touch()
         for turn in list(self._running.values()):
             await self._cancel(turn)
 
@@ -287,10 +337,10 @@ class TurnEngine:
             self._journals.reserve.release()
             await self.records.abandon(record.turn_id)
             raise storage_failed("The turn's journal cannot be made", error) from error
-        turn = RunningTurn(record, journal, self._policy)
+        turn = RunningTurn(record, journal, self._policy, asked=self.activity.touch)
         turn.begin(self._policy.demonstration())
         self._running[record.turn_id] = turn
-        entry = self.activity.begin(record.session_id, endpoint)
+        entry = self.activity.begin(record, endpoint)
         self._tasks.create_task(
             self._run(turn, started.agent_session_id, entry), name=f"turn {record.turn_id}"
         )

@@ -50,6 +50,7 @@ class RunningTurn:
         journal: its journal, which nobody else writes.
         policy: what it is held to.
         summary: what its events add up to so far; None when it has none yet.
+        asked: is called when a question has been asked, or is settled.
 
     Attributes:
         agent_session_id: what the agent calls its session, once the agent has its message.
@@ -64,7 +65,9 @@ class RunningTurn:
         journal: TurnJournal,
         policy: TurnPolicy,
         summary: TurnSummary | None = None,
+        asked: Callable[[], None] = lambda: None,
     ) -> None:
+        self._asked = asked
         self.record = record
         self.journal = journal
         self.summary = summary or TurnSummary()
@@ -83,6 +86,7 @@ class RunningTurn:
             "session_id": self.record.session_id,
             "message_id": self.record.message_id,
             "demonstration": demonstration,
+            "author": self.record.author,
         }
         self.emit(TurnEvent("turn", content), last_words=True)
 
@@ -102,6 +106,7 @@ class RunningTurn:
         self.emit(self._translator.confirmation(confirmation_id, request))
         settled: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
         self._confirmations[confirmation_id] = settled
+        self._asked()
         seconds = self._policy.confirmation_timeout
         await asyncio.wait({settled}, timeout=seconds)
         words = f"Nobody answered within {seconds:g} seconds: the tool call was declined."
@@ -118,6 +123,11 @@ class RunningTurn:
         """Settle all that are open as cancelled; the turn is ending."""
         for confirmation_id in self._confirmations:
             self._settle(confirmation_id, "cancelled", _SETTLED["cancelled"])
+
+    @property
+    def asks(self) -> bool:
+        """Whether a question waits for its answer."""
+        return not all(settled.done() for settled in self._confirmations.values())
 
     @property
     def decisions(self) -> dict[str, Settlement]:
@@ -183,6 +193,7 @@ class RunningTurn:
             settled.set_exception(error)
         else:
             settled.set_result(decision)
+            self._asked()
 
 
 def _told(changes: TurnChanges | None) -> dict[str, int] | None:

@@ -9,9 +9,7 @@ from fastapi import APIRouter, Query, Response
 from greylag.common.agent_api import Parameter
 from greylag.common.clock import rfc3339
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
-from greylag.domain.users import Limits, Session, User
-from greylag.services.people import UserEdit
-from greylag.services.tokens import NewToken
+from greylag.domain.users import Session
 from greylag.web.addresses import address
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import CallDep, ProjectCallDep, UserCallDep, path_id, problems
@@ -74,10 +72,7 @@ async def show_me(call: CallDep) -> MeOut:
 )
 async def make_user(call: CallDep, body: NewUserIn, response: Response) -> AccountOut:
     """For administrators. With an email address, they are known by it when they first sign in."""
-    given = body.model_dump(exclude={"limits"})
-    email = body.email.lower() if body.email else None
-    new = User(**{**given, "email": email}, limits=Limits(**body.limits.model_dump()))
-    made = await call.use_cases.accounts.make(call.principal, new)
+    made = await call.use_cases.accounts.make(call.principal, body.user())
     response.headers["location"] = address(f"/api/users/{quote(made.id, safe='')}")
     return AccountOut.of(made)
 
@@ -98,14 +93,8 @@ async def edit_user(call: UserCallDep, body: UserEditIn) -> AccountOut:
     """For administrators. One who is disabled comes in by no session and no token, within a second
     everywhere, and what runs of theirs is stopped.
     """
-    edit = UserEdit(
-        display_name=body.display_name,
-        role=body.role,
-        disabled=body.disabled,
-        email=body.email.lower() if body.email else None,
-        limits=Limits(**body.limits.model_dump()) if body.limits else None,
-    )
-    return AccountOut.of(await call.use_cases.accounts.edit(call.principal, call.user_id, edit))
+    changed = await call.use_cases.accounts.edit(call.principal, call.user_id, body.edit())
+    return AccountOut.of(changed)
 
 
 @router.delete(
@@ -166,14 +155,7 @@ async def make_token(call: CallDep, body: NewTokenIn) -> NewTokenOut:
     """It may do what its user may and its scopes name, no more; so each program has one of its own.
     Administrators make those of service accounts.
     """
-    new = NewToken(
-        body.name,
-        frozenset(body.scopes),
-        body.expires_in_days,
-        body.user,
-        None if body.projects is None else frozenset(body.projects),
-    )
-    text, token = await call.use_cases.tokens.make(call.principal, new)
+    text, token = await call.use_cases.tokens.make(call.principal, body.token())
     return NewTokenOut.of(token, token=text)
 
 
@@ -186,7 +168,12 @@ async def make_token(call: CallDep, body: NewTokenIn) -> NewTokenOut:
 async def list_tokens(
     call: CallDep,
     user: Annotated[
-        str | None, Query(min_length=1, max_length=MAX_ID_LENGTH, description="Whose; your own.")
+        str | None,
+        Query(
+            min_length=1,
+            max_length=MAX_ID_LENGTH,
+            description="Whose; left out: your own, and for the operator those of all users.",
+        ),
     ] = None,
 ) -> TokensOut:
     """Those that count, the newest first; no token itself."""

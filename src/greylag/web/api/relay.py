@@ -3,6 +3,7 @@
 A route authorizes as every other one, asks the agent, and hands on what comes, in constant memory.
 """
 
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType, NoneType
@@ -43,14 +44,17 @@ async def ask(
     call: RequestContext,
     operation: Operation[T],
     query: Mapping[str, str] = MappingProxyType({}),
+    sent: Mapping[str, Any] | None = None,
     **parts: str,
 ) -> T:
-    """Ask the agent and return its answer whole, checked, in the operation's shape.
+    """Ask the agent, with ``sent`` as the body, and return its answer whole, checked, in the
+    operation's shape.
 
     Raises:
         GreylagError: as the relay does; ``AgentFailedError`` for an answer of another shape.
     """
-    opening = await call.use_cases.agents.relay(*call.at, AgentRequest(operation, parts, query))
+    asked = AgentRequest(operation, parts, query, body=_json(sent) if sent is not None else None)
+    opening = await call.use_cases.agents.relay(*call.at, asked)
     return await read_whole(opening, operation)
 
 
@@ -68,6 +72,10 @@ async def read_whole(
         return TypeAdapter(operation.answer).validate_json(bytes(body) or b"null")
     except ValidationError as error:
         raise AgentFailedError("The agent's answer is not of the form it must have.") from error
+
+
+async def _json(sent: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    yield json.dumps(sent).encode()
 
 
 class RelayedAnswer(Response):

@@ -18,9 +18,7 @@ from greylag.domain.errors import (
     AgentUnreachableError,
     ErrorInfo,
     GreylagError,
-    InvalidRequestError,
 )
-from greylag.domain.names import path_segment
 from greylag.services.messages import NewMessage
 from greylag.web.addresses import project_url
 from greylag.web.api.relay import ask
@@ -28,18 +26,20 @@ from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
     ProjectView,
     form_field,
-    lead,
+    is_fragment_request,
+    is_segment,
     project_view,
     respond,
+    respond_to,
     see,
 )
+from greylag.web.dashboard.rail import read_rail, read_sessions
 from greylag.web.deps import ProjectCallDep, RequestContext
 
 NEW_SESSION = "new"
 """What an address says in place of a session id to begin a new one."""
 RUNNING = "running"
 TURNS_SHOWN = 30
-SESSIONS_SHOWN = 500
 _PATIENCE_SECONDS = 4.0
 _MOST_PAGES = 16
 _MOST_SHOWN = 10_000
@@ -54,6 +54,7 @@ class AnsweredMessage:
     message: str
     answer: str
     turn: Turn | None
+    author: str | None = None
 
     @property
     def changes(self) -> str | None:
@@ -65,7 +66,7 @@ class AnsweredMessage:
 @dataclass(frozen=True, slots=True)
 class ConversationView:
     """All that a page shows of an agent. ``selected`` is ``None`` before a session's first message;
-    ``error`` tells why the agent's part is missing.
+    ``error`` tells why the agent's part is missing; ``shared``: messages may be of several people.
     """
 
     sessions: Sequence[Session] = ()
@@ -74,19 +75,13 @@ class ConversationView:
     hidden: int = 0
     demonstration: str | None = None
     error: ErrorInfo | None = None
+    shared: bool = False
 
     @property
     def running(self) -> Turn | None:
         """The turn that the selected session works on."""
         last = self.turns[-1].turn if self.turns else None
         return last if last is not None and last.status == RUNNING else None
-
-
-@router.get(PROJECT_PAGE + "/sessions")
-async def list_sessions(call: ProjectCallDep, session: str | None = None) -> Response:
-    """Show the sessions alone."""
-    view, shown = await _look(call, session)
-    return respond("fragments/sessions.html", project=view, conversation=shown)
 
 
 @router.get(PROJECT_PAGE + "/conversation")
@@ -117,11 +112,40 @@ async def cancel_turn(call: ProjectCallDep, turn: str) -> Response:
     return see(project_url(call.ref, ended.session_id))
 
 
+@router.get(PROJECT_PAGE + "/sessions/{session}/rename")
+async def ask_for_title(request: Request, call: ProjectCallDep, session: str) -> Response:
+    """Show the form with what the session is called."""
+    found = await ask(call, agent_api.SHOW_SESSION, session=session)
+    view = project_view(await call.use_cases.projects.get(*call.at))
+    return respond_to(
+        request,
+        "session.html",
+        "fragments/session_form.html",
+        site=call.site,
+        rail=await read_rail(call),
+        project=view,
+        session=found,
+        most=agent_api.MOST_TITLE,
+    )
+
+
+@router.post(PROJECT_PAGE + "/sessions/{session}/rename")
+async def rename_session(request: Request, call: ProjectCallDep, session: str) -> Response:
+    """Call a session so. An open page hears of it as of every change."""
+    name = {"title": form_field(await request.form(), "title")}
+    await ask(call, agent_api.RENAME_SESSION, sent=name, session=session)
+    if is_fragment_request(request):
+        return Response(status_code=204, headers={"HX-Trigger": "close-dialog"})
+    return see(project_url(call.ref, session))
+
+
 @router.post(PROJECT_PAGE + "/sessions/{session}/delete")
 async def delete_session(request: Request, call: ProjectCallDep, session: str) -> Response:
-    """End a session for good, and lead to the newest of the others."""
+    """End a session for good. Who has it open is led to the newest of the others."""
     await ask(call, agent_api.DELETE_SESSION, session=session)
-    return lead(request, project_url(call.ref))
+    if is_fragment_request(request):
+        return Response(status_code=204, headers={"HX-Trigger": "session-deleted"})
+    return see(project_url(call.ref))
 
 
 async def _look(
@@ -174,11 +198,12 @@ async def read_conversation(
     A project that is not active has nothing to show yet; an agent that fails or takes longer than
     a page may is an ``error`` of the result, so that the rest of the page stands.
     """
+    shared = bool(await call.use_cases.gate.members(*call.at))
     if not project.is_active:
-        return ConversationView(selected=_chosen(wanted, ()))
+        return ConversationView(selected=_chosen(wanted, ()), shared=shared)
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            return await _read(call, wanted, shown)
+            return replace(await _read(call, wanted, shown), shared=shared)
     except GreylagError as error:
         return ConversationView(selected=_chosen(wanted, ()), error=error.info)
     except TimeoutError:
@@ -188,8 +213,7 @@ async def read_conversation(
 
 async def _read(call: RequestContext, wanted: str | None, shown: int) -> ConversationView:
     status = await call.use_cases.agents.status(*call.at)
-    listed = (await ask(call, agent_api.LIST_SESSIONS)).sessions
-    sessions = [one for one in listed[:SESSIONS_SHOWN] if _is_id(one.session_id)]
+    sessions = await read_sessions(call)
     selected = _chosen(wanted, sessions)
     found: list[AnsweredMessage] = []
     error = None
@@ -216,7 +240,7 @@ async def _last_said(
     messages, unseen = await _last_messages(call, session, shown)
     newest = {"limit": str(min(shown, agent_api.MOST_TURNS))}
     turns = (await ask(call, agent_api.LIST_TURNS, newest, session=session)).turns
-    found = pair(messages, [one for one in turns if _is_id(one.turn_id)])
+    found = pair(messages, [one for one in turns if is_segment(one.turn_id)])
     return found[-shown:], unseen + max(0, len(found) - shown)
 
 
@@ -244,15 +268,6 @@ async def _last_messages(
         before = {"before": str(first)}
 
 
-def _is_id(value: str) -> bool:
-    """Tell whether what an agent calls an id can stand in an address of ours."""
-    try:
-        path_segment(value, "id")
-    except InvalidRequestError:
-        return False
-    return True
-
-
 def pair(messages: Sequence[ChatMessage], turns: Sequence[Turn]) -> list[AnsweredMessage]:
     """Return what was said and answered, oldest first, each with its turn where that is known.
 
@@ -266,13 +281,16 @@ def pair(messages: Sequence[ChatMessage], turns: Sequence[Turn]) -> list[Answere
         asked = one.role.lower() == "user"
         if asked or not pairs or one.turn_id != last:
             said = (one.content, "") if asked else ("", one.content)
-            pairs.append(AnsweredMessage(*said, known.pop(one.turn_id or "", None)))
+            turn = known.pop(one.turn_id or "", None)
+            pairs.append(AnsweredMessage(*said, turn, one.author))
         else:
             joined = "\n\n".join(filter(None, (pairs[-1].answer, one.content)))
             pairs[-1] = replace(pairs[-1], answer=joined)
         last = one.turn_id
     running = [turn for turn in known.values() if turn.status == RUNNING]
-    return pairs + [AnsweredMessage(turn.message, "", turn) for turn in reversed(running)]
+    return pairs + [
+        AnsweredMessage(turn.message, "", turn, turn.author) for turn in reversed(running)
+    ]
 
 
 def _chosen(wanted: str | None, sessions: Sequence[Session]) -> str | None:

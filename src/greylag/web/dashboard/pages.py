@@ -20,6 +20,7 @@ from greylag.common import sse
 from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ErrorInfo, InvalidRequestError
+from greylag.domain.names import path_segment
 from greylag.domain.project import Desired, Project, Status
 from greylag.web.addresses import address, inline_url, project_path, static_url, user_url
 from greylag.web.schemas import ProblemDocument, check_metadata
@@ -61,15 +62,18 @@ class Moment:
 
     machine: str
     exact: str
-    ago: str = field(compare=False)
+    ago: str = field(compare=False, repr=False)
     """Left out of comparisons: the page itself keeps it fresh."""
+    short: str = field(default="", compare=False, repr=False)
+    """The same in a few characters."""
 
 
 def moment(at: datetime, now: datetime | None = None) -> Moment:
     """Return how to show the aware time ``at`` (at the aware time ``now``)."""
     utc = at.astimezone(UTC)
     passed = (now or datetime.now(UTC)) - at
-    return Moment(rfc3339(utc), f"{utc:%Y-%m-%d %H:%M:%S} UTC", _ago(passed))
+    exact = f"{utc:%Y-%m-%d %H:%M:%S} UTC"
+    return Moment(rfc3339(utc), exact, _ago(passed), _short(passed))
 
 
 def parsed_moment(text: str, now: datetime | None = None) -> Moment | None:
@@ -86,6 +90,13 @@ def _ago(passed: timedelta) -> str:
         if count >= 1:
             return f"{count} {word}{'s' if count > 1 else ''} ago"
     return "just now"
+
+
+def _short(passed: timedelta) -> str:
+    for span, word in _SPANS:
+        if count := passed // span:
+            return f"{count}{'mo' if word == 'month' else word[0]}"
+    return "now"
 
 
 # A project and its log, as cards, headers and lines show them.
@@ -241,6 +252,15 @@ def templates() -> Environment:
         address=address, inline_url=inline_url, static_url=static_url, user_url=user_url
     )
     return environment
+
+
+def is_segment(value: str) -> bool:
+    """Tell whether what an agent calls an id can stand in an address of ours."""
+    try:
+        path_segment(value, "id")
+    except InvalidRequestError:
+        return False
+    return True
 
 
 def is_fragment_request(request: Request) -> bool:

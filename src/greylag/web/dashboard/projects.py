@@ -1,6 +1,6 @@
 """A project's page, live, and what its forms do: edit, activate, deactivate, delete."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
@@ -14,6 +14,7 @@ from greylag.domain.users import Action, User
 from greylag.ports import Edit
 from greylag.web.addresses import project_url, user_url
 from greylag.web.dashboard.conversations import TURNS_SHOWN, bounded, read_conversation
+from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
     Back,
@@ -30,10 +31,11 @@ from greylag.web.dashboard.pages import (
     respond_to,
     see,
 )
+from greylag.web.dashboard.rail import project_rows, rail_frames, read_rail
 from greylag.web.deps import ProjectCallDep, RequestContext
 from greylag.web.preview_links import PreviewLinks, origin_of
 from greylag.web.request_log import POLICY
-from greylag.web.stream import closing
+from greylag.web.stream import closing, merged
 
 MAX_SEQ = 2**53 - 1
 """Whole numbers up to here are exact in every browser."""
@@ -47,20 +49,26 @@ async def show_project(
     request: Request, call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
 ) -> Response:
     """Show a project with its log, and a session with its last ``turns`` turns."""
+    if (asked := await look_needed(request, call, call.ref)) is not None:
+        return asked
     owner, project = await _found(call)
     events = await call.use_cases.projects.events(project)
     view = project_view(project)
     limit = bounded(turns)
+    said = await read_conversation(call, view, session, limit)
+    known = said.sessions if view.is_active and said.error is None else None
     response = respond(
         "project.html",
         site=call.site,
+        rail=await read_rail(call, shown=view, sessions=known, selected=said.selected),
         user=owner,
         project=view,
         writes=await call.use_cases.projects.may(*call.at, Action.FILES_WRITE),
         events=events,
         last_event=project.last_seq,
-        conversation=await read_conversation(call, view, session, limit),
+        conversation=said,
         turns_shown=limit,
+        may_send=await call.use_cases.gate.may(call.principal, Action.MESSAGES_SEND, call.ref),
     )
     links: PreviewLinks = request.app.state.preview_links
     response.headers[POLICY] = links.content_policy(origin_of(request))
@@ -71,11 +79,15 @@ async def show_project(
 async def follow_project(
     call: ProjectCallDep,
     after: Annotated[int, Query(ge=0, le=MAX_SEQ)] = 0,
+    rail: str = "",
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_SEQ)] = None,
 ) -> Response:
-    """Stream what changes on the page."""
+    """Stream what changes on the page, whose rail has the digest ``rail``."""
     project = await call.use_cases.projects.get(*call.at)
-    frames = _frames(call, project, after if last_event_id is None else last_event_id)
+    frames = merged(
+        _frames(call, project, after if last_event_id is None else last_event_id),
+        rail_frames(call, rail, project_view(project)),
+    )
     return call.streams.events(call.ref, closing(frames))
 
 
@@ -97,7 +109,7 @@ async def edit_project(request: Request, call: ProjectCallDep) -> Response:
         changed = await call.use_cases.projects.edit(*call.at, change)
     except InvalidRequestError as error:
         return form_page(request, form, error.info.message, **await _values(call, back))
-    return _changed(request, changed, back)
+    return _changed(request, call, changed, back)
 
 
 @router.get(PROJECT_PAGE + "/delete")
@@ -127,7 +139,7 @@ async def delete_project(request: Request, call: ProjectCallDep) -> Response:
 
 async def _want(request: Request, call: RequestContext, desired: Desired) -> Response:
     back = back_of(form_field(await request.form(), "back"))
-    return _changed(request, await call.use_cases.projects.want(*call.at, desired), back)
+    return _changed(request, call, await call.use_cases.projects.want(*call.at, desired), back)
 
 
 async def _found(call: RequestContext) -> tuple[User, Project]:
@@ -139,16 +151,24 @@ async def _values(call: RequestContext, back: str) -> dict[str, Any]:
     """Return what the templates of the forms are given."""
     owner, project = await _found(call)
     view = project_view(project)
-    return {"site": call.site, "user": owner, "project": view, "back": back_of(back)}
+    return {
+        "site": call.site,
+        "rail": await read_rail(call),
+        "user": owner,
+        "project": view,
+        "back": back_of(back),
+    }
 
 
-def _changed(request: Request, project: Project, back: Back) -> Response:
+def _changed(request: Request, call: RequestContext, project: Project, back: Back) -> Response:
     """Return the piece of the open page that shows ``project``, or lead back to a whole page.
 
     The dialog that was open, if any, closes after that (``HX-Trigger-After-Settle``).
     """
     if is_fragment_request(request):
-        response = respond("fragments/project_piece.html", project=project_view(project), back=back)
+        with call.use_cases.activities.watch() as watch:
+            (row,) = project_rows([project], watch)
+        response = respond("fragments/project_piece.html", project=row.project, row=row, back=back)
         response.headers["HX-Trigger-After-Settle"] = "close-dialog"
         response.headers["HX-Reswap"] = "none"
         return response
@@ -160,7 +180,7 @@ def _changed(request: Request, project: Project, back: Back) -> Response:
 # The live side of the page: a stream of the pieces that have changed.
 
 
-async def _frames(call: RequestContext, project: Project, after: int) -> AsyncIterator[bytes]:
+async def _frames(call: RequestContext, project: Project, after: int) -> AsyncGenerator[bytes]:
     """Yield the header as it is now and the log's events after number ``after``, then what changes.
 
     Ends once the project is gone.

@@ -1,8 +1,8 @@
-"""The pages of a user: the selector, the list of projects, live, and a new one."""
+"""The pages of a user: the list of projects, searched, ordered and live, and a new one."""
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 
@@ -11,32 +11,39 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag.domain.errors import ConfigError, InvalidRequestError, ProjectExistsError
-from greylag.domain.project import Status
+from greylag.domain.project import Project
 from greylag.domain.users import Action, User
-from greylag.ports import PageQuery
+from greylag.services.activity import Watch
 from greylag.services.projects import NewProject
 from greylag.web.addresses import project_url, root_path, user_url
+from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
     USER_PAGE,
     ProjectForm,
-    ProjectView,
     form_page,
     html_frame,
     lead,
-    project_view,
     render,
     respond_to,
     see,
+)
+from greylag.web.dashboard.rail import (
+    MOST_READ,
+    STATES,
+    ProjectRow,
+    project_rows,
+    rail_frames,
+    read_projects,
+    read_rail,
+    row_frames,
 )
 from greylag.web.deps import CallDep, RequestContext, UserCallDep
 from greylag.web.stream import closing
 
 STEP = 50
-MOST = 500
 USER_COOKIE = "greylag_user"
-GATHER_SECONDS = 0.15
-"""Changes come in bursts: one look serves all that come within this time."""
-RECHECK_SECONDS = 60.0
+ORDERS = {"active": "Last active", "name": "Name", "created": "Newest"}
+_MOST_WORDS = 200
 _YEAR_SECONDS = 365 * 24 * 3600
 
 router = APIRouter(include_in_schema=False)
@@ -49,12 +56,19 @@ async def home(request: Request, call: CallDep) -> Response:
     if not known:
         raise ConfigError("There are no users.")
     last = unquote(request.cookies.get(USER_COOKIE, ""))
+    look, own = call.principal.look, call.principal.user_id
+    if look is not None:
+        last = look.user_id
+    elif call.principal.is_admin and own is not None:
+        last = own
     return see(user_url(last if last in known else known[0]))
 
 
 @router.get(USER_PAGE)
 async def list_projects(request: Request, call: UserCallDep) -> Response:
     """Show a user's projects; htmx gets the list alone."""
+    if (asked := await look_needed(request, call, call.user_id)) is not None:
+        return asked
     projects = call.use_cases.projects
     page = respond_to(
         request,
@@ -62,10 +76,9 @@ async def list_projects(request: Request, call: UserCallDep) -> Response:
         "fragments/list.html",
         oob=False,
         site=call.site,
-        list=await read_list(call, parse_window(request.query_params)),
-        users=await projects.users(call.principal),
+        rail=await read_rail(call),
+        list=await _listed(call, parse_window(request.query_params)),
         user=await projects.user(call.principal, call.user_id),
-        statuses=tuple(Status),
     )
     page.set_cookie(
         USER_COOKIE,
@@ -80,18 +93,18 @@ async def list_projects(request: Request, call: UserCallDep) -> Response:
 
 
 @router.get(USER_PAGE + "/live")
-async def follow_list(request: Request, call: UserCallDep) -> Response:
-    """Stream what changes in the list that the address asks for."""
+async def follow_list(request: Request, call: UserCallDep, rail: str = "") -> Response:
+    """Stream what changes in the list that the address asks for, and in the rail beside it."""
     await call.use_cases.projects.user(call.principal, call.user_id)
-    frames = _frames(call, parse_window(request.query_params))
-    return call.streams.events(call.ref, closing(frames))
+    news = _ListChanges(call.user_id, parse_window(request.query_params))
+    return call.streams.events(call.ref, closing(rail_frames(call, rail, more=news.look)))
 
 
 @router.get(USER_PAGE + "/new-project")
 async def new_project(request: Request, call: UserCallDep) -> Response:
     """Show an empty form."""
     owner = await _owner(call)
-    return _form_page(request, call, owner, ProjectForm(key=secrets.token_hex(16)))
+    return await _form_page(request, call, owner, ProjectForm(key=secrets.token_hex(16)))
 
 
 @router.post(USER_PAGE + "/new-project")
@@ -103,7 +116,7 @@ async def create_project(request: Request, call: UserCallDep) -> Response:
         new = NewProject(form.name, form.project_id or None, form.metadata_object())
         made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
     except (InvalidRequestError, ProjectExistsError) as error:
-        return _form_page(request, call, owner, form, error.info.message)
+        return await _form_page(request, call, owner, form, error.info.message)
     return lead(request, project_url(made.project.ref))
 
 
@@ -112,10 +125,11 @@ async def _owner(call: RequestContext) -> User:
     return await projects.user(call.principal, call.user_id, Action.PROJECTS_WRITE)
 
 
-def _form_page(
+async def _form_page(
     request: Request, call: RequestContext, owner: User, form: ProjectForm, error: str | None = None
 ) -> Response:
-    values = {"site": call.site, "user": owner, "project": None, "back": "list"}
+    rail = await read_rail(call)
+    values = {"site": call.site, "rail": rail, "user": owner, "project": None, "back": "list"}
     return form_page(request, form, error, **values)
 
 
@@ -124,36 +138,64 @@ def _form_page(
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What an address asks to see: ``show`` projects of a status, from ``cursor`` on."""
+    """What an address asks to see: the first ``show`` of the projects in a state, of which name
+    or id hold all ``words``, in an order.
+    """
 
-    status: Status | None = None
+    state: str | None = None
+    words: str = ""
+    order: str = "active"
     show: int = STEP
-    cursor: str | None = None
 
-    def url(self, user_id: str, path: str = "") -> str:
+    def url(self, user_id: str, path: str = "", **more: str) -> str:
         """Return the address that asks for this window."""
         query = {
-            "status": self.status.value if self.status else None,
+            "state": self.state,
+            "q": self.words or None,
+            "order": self.order if self.order != "active" else None,
             "show": self.show if self.show != STEP else None,
-            "cursor": self.cursor,
         }
-        return user_url(user_id, path, **query)
+        return user_url(user_id, path, **query, **more)
+
+    def holds(self, row: ProjectRow) -> bool:
+        """Tell whether a project is among what is searched for, in whatever state."""
+        text = f"{row.project.name}\n{row.project.project_id}".casefold()
+        return all(word in text for word in self.words.casefold().split())
+
+    def ordered(self, rows: Sequence[ProjectRow]) -> list[ProjectRow]:
+        """Return rows, which come last active first, as they are to stand."""
+        if self.order == "name":
+            return sorted(rows, key=lambda row: (row.project.name.casefold(), row.project.key))
+        if self.order == "created":
+            return sorted(rows, key=lambda row: row.project.created.machine, reverse=True)
+        return list(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A link that chooses among the projects: by state, with how many there are, or their order."""
+
+    label: str
+    url: str
+    chosen: bool
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectList:
-    """The projects of a window, and the addresses of more."""
+    """The projects of a window, and the addresses of others."""
 
     user_id: str
     window: Window
-    projects: tuple[ProjectView, ...]
+    rows: tuple[ProjectRow, ...]
+    total: int
+    states: tuple[Choice, ...]
+    orders: tuple[Choice, ...]
     more_url: str | None
-    older_url: str | None
 
-    @property
-    def live_url(self) -> str:
-        """Where the changes of exactly these projects stream from."""
-        return self.window.url(self.user_id, "/live")
+    def live_url(self, digest: str) -> str:
+        """Where the changes of exactly these projects stream from, and of a rail of this look."""
+        return self.window.url(self.user_id, "/live", rail=digest)
 
 
 def parse_window(query: Mapping[str, str]) -> Window:
@@ -162,60 +204,76 @@ def parse_window(query: Mapping[str, str]) -> Window:
     Raises:
         InvalidRequestError: it asks for what cannot be.
     """
-    try:
-        status = Status(query["status"]) if query.get("status") else None
-    except ValueError:
-        raise InvalidRequestError("status must be one of the five statuses.") from None
+    state, order = query.get("state") or None, query.get("order") or "active"
+    if state not in {None, *STATES}:
+        raise InvalidRequestError(f"state must be one of {', '.join(STATES)}.")
+    if order not in ORDERS:
+        raise InvalidRequestError(f"order must be one of {', '.join(ORDERS)}.")
     shown = query.get("show", str(STEP))
-    if not (shown.isascii() and shown.isdecimal() and 1 <= int(shown[:9]) <= MOST):
-        raise InvalidRequestError(f"show must be a number from 1 to {MOST}.")
-    return Window(status, int(shown), query.get("cursor") or None)
+    if not (shown.isascii() and shown.isdecimal() and 1 <= int(shown[:9]) <= MOST_READ):
+        raise InvalidRequestError(f"show must be a number from 1 to {MOST_READ}.")
+    return Window(state, query.get("q", "").strip()[:_MOST_WORDS], order, int(shown))
 
 
-async def read_list(call: RequestContext, window: Window) -> ProjectList:
-    """Return the projects of ``window`` as they are now."""
-    asked = PageQuery(limit=window.show, cursor=window.cursor, status=window.status)
-    page = await call.use_cases.projects.page(call.principal, call.user_id, asked)
-    more = older = None
-    if page.cursor and window.show + STEP <= MOST:
-        more = replace(window, show=window.show + STEP).url(call.user_id)
-    elif page.cursor:
-        older = Window(window.status, cursor=page.cursor).url(call.user_id)
+async def _listed(call: RequestContext, window: Window) -> ProjectList:
+    with call.use_cases.activities.watch() as watch:
+        return make_list(call.user_id, window, project_rows(await read_projects(call), watch))
+
+
+def make_list(user_id: str, window: Window, rows: Sequence[ProjectRow]) -> ProjectList:
+    """Return what a window shows of a user's projects, which come last active first."""
+    found = [row for row in rows if window.holds(row)]
+    there = Counter(row.state for row in found)
+    fitting = window.ordered([row for row in found if window.state in {None, row.state}])
+    left = len(fitting) > window.show
+    more = replace(window, show=min(window.show + STEP, MOST_READ))
+    states = [_by_state(user_id, window, None, "All", len(found))]
+    for state, words in STATES.items():
+        if there[state] or state == window.state:
+            states.append(_by_state(user_id, window, state, words.capitalize(), there[state]))
     return ProjectList(
-        user_id=call.user_id,
+        user_id=user_id,
         window=window,
-        projects=tuple(project_view(project) for project in page.projects),
-        more_url=more,
-        older_url=older,
+        rows=tuple(fitting[: window.show]),
+        total=len(fitting),
+        states=tuple(states),
+        orders=tuple(
+            Choice(label, replace(window, order=order).url(user_id), order == window.order)
+            for order, label in ORDERS.items()
+        ),
+        more_url=more.url(user_id) if left else None,
     )
 
 
-# The live side of the list: a stream of the pieces that have changed.
+def _by_state(user_id: str, window: Window, state: str | None, label: str, count: int) -> Choice:
+    url = replace(window, state=state, show=STEP).url(user_id)
+    return Choice(label, url, state == window.state, count)
 
 
-async def _frames(call: RequestContext, window: Window) -> AsyncIterator[bytes]:
-    """Yield the list as it is now, then what changes in it, until closed."""
-    with call.use_cases.projects.changes() as news:
-        shown: ProjectList | None = None
-        while True:
-            current = await read_list(call, window)
-            html = _list_changes(shown, current)
-            if html:
-                yield html_frame(html)
-            shown = current
-            if await news.changed(RECHECK_SECONDS):
-                await asyncio.sleep(GATHER_SECONDS)
+# The live side of the list: the pieces of it that have changed.
 
 
-def _list_changes(shown: ProjectList | None, current: ProjectList) -> str:
-    """Return the cards that differ; the whole list when it is not made of the same projects."""
-    if shown is None or _frame_of(shown) != _frame_of(current):
-        return render("fragments/list.html", list=current, oob=True)
-    pairs = zip(shown.projects, current.projects, strict=True)
-    changed = [after for before, after in pairs if before != after]
-    return "".join(render("fragments/card.html", project=one, oob=True) for one in changed)
+class _ListChanges:
+    """What of an open list is to be replaced, look by look."""
+
+    def __init__(self, user_id: str, window: Window) -> None:
+        self._user_id = user_id
+        self._window = window
+        self._shown: ProjectList | None = None
+
+    def look(self, projects: Sequence[Project], watch: Watch) -> list[bytes]:
+        """Return frames for the rows that differ; for the whole list where it is made of others."""
+        before = self._shown
+        now = make_list(self._user_id, self._window, project_rows(projects, watch))
+        self._shown = now
+        if before is None or _frame_of(before) != _frame_of(now):
+            return [html_frame(render("fragments/list.html", list=now, oob=True))]
+        frames = row_frames(before.rows, now.rows, "row", "fragments/project_row.html")
+        if before.states != now.states:
+            frames.append(html_frame(render("fragments/states.html", list=now, oob=True)))
+        return frames
 
 
 def _frame_of(shown: ProjectList) -> tuple[object, ...]:
-    keys = tuple(project.key for project in shown.projects)
-    return keys, shown.more_url, shown.older_url
+    keys = frozenset(row.project.key for row in shown.rows)
+    return keys, shown.total, shown.more_url

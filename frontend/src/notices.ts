@@ -1,0 +1,48 @@
+// What went wrong with what a person asked for: said once, and gone when it works again.
+
+const MOST = 3;
+const UNREACHABLE = "The server cannot be reached. Try again when it is back.";
+
+/** Show errors of requests, and take them away after one that succeeds. */
+export function startNotices(): void {
+  const { body } = document;
+  const notices = document.getElementById("notices")!;
+  // Errors then come as pieces of a page, not as documents for programs.
+  body.addEventListener("htmx:configRequest", (event) => {
+    (event as CustomEvent).detail.headers.Accept = "text/html";
+  });
+  body.addEventListener("htmx:beforeSwap", (event) => {
+    const { detail } = event as CustomEvent;
+    // A sign-in that has ended answers with the sign-in page.
+    if (new URL(detail.xhr.responseURL).pathname !== body.dataset.signIn) return;
+    detail.shouldSwap = false;
+    location.reload();
+  });
+  body.addEventListener("htmx:sendError", () => {
+    const box = document.createElement("div");
+    box.className = "notice";
+    box.innerHTML = '<p class="problem-message"></p><button class="btn btn-quiet btn-icon" type="button" data-dismiss aria-label="Dismiss">&times;</button>';
+    box.querySelector("p")!.textContent = UNREACHABLE;
+    notices.append(box);
+  });
+  body.addEventListener("htmx:afterRequest", (event) => {
+    const { status } = (event as CustomEvent).detail.xhr;
+    if (status >= 200 && status < 400) notices.replaceChildren();
+  });
+  document.addEventListener("greylag:live", () => {
+    for (const one of notices.children) if (wordsOf(one) === UNREACHABLE) one.remove();
+  });
+  new MutationObserver(() => tidy(notices)).observe(notices, { childList: true });
+}
+
+function wordsOf(notice: Element): string {
+  return notice.querySelector(".problem-message")?.textContent ?? "";
+}
+
+/** Of notices that say the same the newest stays, and of all the last few. */
+function tidy(notices: HTMLElement): void {
+  const all = [...notices.children];
+  const newest = new Map(all.map((one) => [wordsOf(one), one]));
+  const staying = [...newest.values()].slice(-MOST);
+  for (const one of all) if (!staying.includes(one)) one.remove();
+}

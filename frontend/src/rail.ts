@@ -1,0 +1,183 @@
+// The rail beside every page: as wide as the person wants it, a drawer where the window is narrow, its
+// search and keys; and what the tab's title and icon tell of the projects in it.
+import { keep } from "./kept";
+
+const NARROW = matchMedia("(max-width: 900px)");
+const WORDS: Record<string, string> = { asks: "Needs you: ", working: "Working: " };
+
+let turn = ""; // what the turn that the page follows is about: a hidden page hears of nothing else
+
+/** Bring the rail to life, on a page that has one. */
+export function startRail(): void {
+  const rail = document.getElementById("rail");
+  if (!rail) return;
+  startWidth(rail);
+  startDrawer(rail);
+  startSearch();
+  startPalette();
+  addEventListener("keydown", (event) => pressed(event));
+  document.addEventListener("greylag:turn", (event) => {
+    turn = (event as CustomEvent<string>).detail;
+    tell();
+  });
+  for (const news of ["greylag:changed", "greylag:session"]) document.addEventListener(news, refresh);
+  document.body.addEventListener("session-deleted", (event) => {
+    const link = (event.target as Element).closest(".session")?.querySelector(".session-link[aria-current]");
+    if (link) location.assign(document.querySelector<HTMLElement>("[data-page]")!.dataset.page!);
+  });
+  refresh();
+}
+
+function refresh(): void {
+  markSession();
+  filter();
+  tell();
+}
+
+// Its width.
+
+function startWidth(rail: HTMLElement): void {
+  const toggle = rail.querySelector<HTMLButtonElement>("#rail-toggle")!;
+  const root = document.documentElement;
+  const show = () => toggle.setAttribute("aria-pressed", String(root.dataset.rail === "narrow"));
+  toggle.hidden = false;
+  toggle.addEventListener("click", () => {
+    if (NARROW.matches) return closeDrawer();
+    root.dataset.rail = root.dataset.rail === "narrow" ? "wide" : "narrow";
+    keep("greylag-rail", root.dataset.rail);
+    show();
+  });
+  show();
+}
+
+function startDrawer(rail: HTMLElement): void {
+  document.addEventListener("click", (event) => {
+    const target = event.target as Element;
+    if (target.closest("[data-drawer]")) openDrawer();
+    else if (isOpen() && !rail.contains(target) && !target.closest("dialog")) closeDrawer();
+    else if (target.closest("#rail-new")) closeDrawer();
+  });
+  rail.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !isOpen() || (event.target as Element).closest("details[open]")) return;
+    closeDrawer();
+  });
+  // What lies under it is not to be used unseen: going on there closes it.
+  document.addEventListener("focusin", (event) => {
+    const target = event.target as Element;
+    if (isOpen() && !rail.contains(target) && !target.closest("dialog")) delete document.documentElement.dataset.drawer;
+  });
+  NARROW.addEventListener("change", closeDrawer);
+}
+
+function isOpen(): boolean {
+  return "drawer" in document.documentElement.dataset;
+}
+
+function openDrawer(): void {
+  document.documentElement.dataset.drawer = "";
+  document.querySelector<HTMLElement>("#rail-toggle")!.focus();
+}
+
+function closeDrawer(): void {
+  if (!isOpen()) return;
+  delete document.documentElement.dataset.drawer;
+  const buttons = [...document.querySelectorAll<HTMLElement>(".site [data-drawer]")];
+  buttons.find((one) => one.offsetParent !== null)?.focus();
+}
+
+// Its search and its keys.
+
+function startSearch(): void {
+  const input = search();
+  input.addEventListener("input", filter);
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      input.value = "";
+      filter();
+      input.blur();
+    }
+    const first = rows().find((row) => !row.parentElement!.hidden);
+    if (event.key !== "Enter" || !first || !input.value) return;
+    event.preventDefault();
+    first.click();
+  });
+}
+
+/** Hide what is not searched for; what the stream has replaced is looked at again. */
+function filter(): void {
+  const words = search().value.toLowerCase().split(/\s+/);
+  for (const row of rows()) {
+    const name = row.querySelector(".rail-name")!.textContent!.toLowerCase();
+    row.parentElement!.hidden = !words.every((word) => name.includes(word));
+  }
+}
+
+function pressed(event: KeyboardEvent): void {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTyping(event.target as Element)) return;
+  if (event.key === "/") {
+    if (NARROW.matches) openDrawer();
+    else if (document.documentElement.dataset.rail === "narrow") document.getElementById("rail-toggle")!.click();
+    search().focus();
+  } else if (event.key.toLowerCase() === "n") {
+    document.getElementById("rail-new")!.click();
+  } else return;
+  event.preventDefault();
+}
+
+function startPalette(): void {
+  const open = () => void import("./palette").then(({ openPalette }) => openPalette());
+  const button = document.querySelector<HTMLButtonElement>("#palette-open")!;
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    closeDrawer();
+    open();
+  });
+  addEventListener("keydown", (event) => {
+    const asks = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey && event.key.toLowerCase() === "k";
+    // In a terminal the key is the shell's.
+    if (!asks || (event.target as Element).closest(".terminal-screen")) return;
+    event.preventDefault();
+    open();
+  });
+}
+
+function isTyping(target: Element): boolean {
+  return target.closest("input, textarea, select, [contenteditable]") !== null || document.querySelector("dialog[open]") !== null;
+}
+
+function search(): HTMLInputElement {
+  return document.querySelector<HTMLInputElement>("#rail-search")!;
+}
+
+function rows(): HTMLElement[] {
+  return [...document.querySelectorAll<HTMLElement>(".rail-row")];
+}
+
+// What the page itself knows better than the server's pieces.
+
+/** The server does not know which session the page has gone on to. */
+function markSession(): void {
+  const open = document.getElementById("conversation")?.dataset.session;
+  if (open === undefined) return;
+  for (const link of document.querySelectorAll(".session-link")) {
+    if (link.closest(".session")!.id === `session-${open}`) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+const untouched = document.title;
+
+function tell(): void {
+  const states = rows().map((row) => row.dataset.state ?? "");
+  const open = document.querySelector<HTMLElement>(".rail-row[aria-current]");
+  const own = turn || open?.dataset.state || "";
+  const waiting = states.filter((state) => state === "asks").length;
+  const name = document.querySelector("#project-header .project-name")?.textContent;
+  const title = name ? `${name} \u00b7 Greylag` : untouched;
+  document.title = (WORDS[own] ?? (waiting ? `(${waiting}) ` : "")) + title;
+  const icon = document.querySelector<HTMLLinkElement>("#icon")!;
+  icon.dataset.plain ??= icon.getAttribute("href")!;
+  const working = open ? own === "working" : states.includes("working");
+  const kind = own === "asks" || waiting ? "asks" : working ? "working" : "plain";
+  if (icon.getAttribute("href") !== icon.dataset[kind]) icon.setAttribute("href", icon.dataset[kind]!);
+}

@@ -1,0 +1,249 @@
+"""A user's account: who they are, the browsers they have signed in with, their tokens; and what an
+administrator sets there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.responses import Response
+
+from greylag.domain.errors import ConflictError, InvalidRequestError
+from greylag.domain.users import ApiToken, Role, Scope, Session, User
+from greylag.ports import PageQuery
+from greylag.services.tokens import DAYS, MAX_PROJECTS
+from greylag.web.addresses import address, user_url
+from greylag.web.dashboard.pages import USER_PAGE, form_field, lead, respond, see
+from greylag.web.deps import CallDep, RequestContext, UserCallDep
+from greylag.web.schemas import NewTokenIn, UserEditIn
+
+ACCOUNT = "/account"
+ACCOUNT_PAGE = USER_PAGE + ACCOUNT
+TOKENS_SHOWN = 500
+_SCOPES = {
+    Scope.PROJECTS_READ: "See projects and their logs",
+    Scope.PROJECTS_WRITE: "Make, change, activate and delete projects",
+    Scope.MESSAGES: "Talk to agents",
+    Scope.FILES: "Read and write files, run commands",
+    Scope.ADMIN: "See and change this account; of an administrator, all users",
+}
+_Body = TypeVar("_Body", bound=BaseModel)
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountView:
+    """An account as its page shows it.
+
+    Attributes:
+        user: whose; ``None``: the operator's, who is no user.
+        own: whether they look at it themselves.
+        manages: whether an administrator does, who may change it.
+        makes_tokens: whether they may make tokens of it.
+        via: what the request comes by.
+    """
+
+    user: User | None = None
+    own: bool = True
+    manages: bool = False
+    makes_tokens: bool = False
+    via: str
+    sessions: Sequence[Session] = ()
+    tokens: Sequence[ApiToken]
+
+    @property
+    def others(self) -> bool:
+        """Whether there are sessions beside the one by which the page is seen."""
+        return any(not self.is_current(one) for one in self.sessions)
+
+    def is_current(self, session: Session) -> bool:
+        """Tell whether the page is seen by this session."""
+        return self.via == f"session {session.id}"
+
+
+@router.get(ACCOUNT)
+async def own_account(call: CallDep) -> Response:
+    """Lead to the account of whoever asks; the operator's shows the tokens of all users."""
+    if call.principal.user_id is not None:
+        return see(user_url(call.principal.user_id, ACCOUNT))
+    tokens = await call.use_cases.tokens.listed(call.principal, None)
+    return _page(call, AccountView(via=call.principal.via, tokens=tokens[:TOKENS_SHOWN]))
+
+
+@router.get(ACCOUNT_PAGE)
+async def show_account(call: UserCallDep) -> Response:
+    """Show an account to its user, or to an administrator."""
+    return _page(call, await _read(call))
+
+
+@router.post(ACCOUNT_PAGE)
+async def edit_account(request: Request, call: UserCallDep) -> Response:
+    """Change a user; the form comes back with what is wrong in it."""
+    form = await request.form()
+    given = {name: form_field(form, name) or None for name in ("display_name", "role", "email")}
+    try:
+        edit = parsed(UserEditIn, given | {"limits": limits_of(form)}).edit()
+        await call.use_cases.accounts.edit(call.principal, call.user_id, edit)
+    except (InvalidRequestError, ConflictError) as error:
+        return _page(call, await _read(call), form, error.info.message)
+    return see(user_url(call.user_id, ACCOUNT))
+
+
+@router.post(ACCOUNT_PAGE + "/disable")
+async def disable_account(request: Request, call: UserCallDep) -> Response:
+    """Let a user in no more, and stop what runs of theirs."""
+    return await _enable(request, call, enabled=False)
+
+
+@router.post(ACCOUNT_PAGE + "/enable")
+async def enable_account(request: Request, call: UserCallDep) -> Response:
+    """Let a user in again."""
+    return await _enable(request, call, enabled=True)
+
+
+@router.post(ACCOUNT_PAGE + "/remove")
+async def remove_account(request: Request, call: UserCallDep) -> Response:
+    """Remove a user who has no projects."""
+    await call.use_cases.accounts.remove(call.principal, call.user_id)
+    return lead(request, address("/users"))
+
+
+@router.post(ACCOUNT_PAGE + "/sessions/end-others")
+async def end_other_sessions(request: Request, call: UserCallDep) -> Response:
+    """Sign all browsers out, but the one that asks for it."""
+    await call.use_cases.accounts.end_other_sessions(call.principal, call.user_id)
+    return lead(request, user_url(call.user_id, ACCOUNT))
+
+
+@router.post(ACCOUNT_PAGE + "/sessions/{login}/end")
+async def end_session(request: Request, call: UserCallDep, login: str) -> Response:
+    """Sign a browser out."""
+    await call.use_cases.accounts.end_session(call.principal, call.user_id, login)
+    return lead(request, user_url(call.user_id, ACCOUNT))
+
+
+@router.post(ACCOUNT_PAGE + "/tokens/{token}/revoke")
+async def revoke_token(request: Request, call: UserCallDep, token: str) -> Response:
+    """End a token."""
+    await call.use_cases.tokens.revoke(call.principal, token)
+    own = call.principal.user_id in {None, call.user_id}
+    return lead(request, address(ACCOUNT) if own else user_url(call.user_id, ACCOUNT))
+
+
+@router.get(ACCOUNT_PAGE + "/new-token")
+async def new_token(call: UserCallDep) -> Response:
+    """Show the form for a new token."""
+    days = min(DAYS, call.use_cases.tokens.longest_days)
+    return await _token_form(call, FormData({"expires_in_days": f"{days:g}"}))
+
+
+@router.post(ACCOUNT_PAGE + "/new-token")
+async def make_token(request: Request, call: UserCallDep) -> Response:
+    """Make a token and show it, this once; the form comes back with what is wrong in it."""
+    form = await request.form()
+    # Whoever chose projects and left it at all of them wants no more than those.
+    projects = form.getlist("projects") or ([] if form_field(form, "all") == "no" else None)
+    given: dict[str, Any] = {
+        "name": form_field(form, "name"),
+        "scopes": form.getlist("scopes"),
+        "projects": projects,
+        "expires_in_days": form_field(form, "expires_in_days") or None,
+        "user": call.user_id,
+    }
+    if not given["scopes"]:
+        return await _token_form(call, form, "Choose what the token may do.")
+    try:
+        new = parsed(NewTokenIn, given).token()
+        text, token = await call.use_cases.tokens.make(call.principal, new)
+    except InvalidRequestError as error:
+        return await _token_form(call, form, error.info.message)
+    page = respond("token_made.html", site=call.site, user_id=call.user_id, token=token, text=text)
+    page.headers["cache-control"] = "no-store"
+    return page
+
+
+def parsed(model: type[_Body], given: dict[str, Any]) -> _Body:
+    """Return what a form sent as the API's model of the same request.
+
+    Raises:
+        InvalidRequestError: a field is not of the form that it must have.
+    """
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        words = str(first["msg"]).removeprefix("Value error, ")
+        field = " ".join(str(part) for part in first["loc"]).replace("_", " ")
+        raise InvalidRequestError(f"{field}: {words[:1].lower()}{words[1:]}.") from error
+
+
+def limits_of(form: FormData) -> dict[str, int | str | None]:
+    """Return the limits that a form sent; an empty field is none."""
+    given = {name: form_field(form, name).strip() for name in ("projects", "active")}
+    return {name: int(text) if _is_number(text) else text or None for name, text in given.items()}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 20  # noqa: PLR2004 - of 64 bits
+
+
+async def _enable(request: Request, call: RequestContext, *, enabled: bool) -> Response:
+    edit = UserEditIn(disabled=not enabled).edit()
+    await call.use_cases.accounts.edit(call.principal, call.user_id, edit)
+    return lead(request, user_url(call.user_id, ACCOUNT))
+
+
+async def _read(call: RequestContext) -> AccountView:
+    principal, user_id = call.principal, call.user_id
+    user = await call.use_cases.accounts.show(principal, user_id)
+    sessions = await call.use_cases.accounts.sessions(principal, user_id)
+    tokens = await call.use_cases.tokens.listed(principal, user_id)
+    own = user_id == principal.user_id
+    return AccountView(
+        user=user,
+        own=own,
+        manages=principal.is_admin,
+        makes_tokens=own or user.service or principal.user_id is None,
+        via=principal.via,
+        sessions=sessions,
+        tokens=tokens[:TOKENS_SHOWN],
+    )
+
+
+def _page(
+    call: RequestContext, view: AccountView, form: FormData | None = None, error: str | None = None
+) -> Response:
+    service = call.use_cases.sign_in
+    return respond(
+        "account.html",
+        status=422 if error else 200,
+        site=call.site,
+        account=view,
+        user=view.user,
+        provider=service and service.name,
+        roles=tuple(Role),
+        form=form,
+        error=error,
+    )
+
+
+async def _token_form(call: RequestContext, form: FormData, error: str | None = None) -> Response:
+    user = await call.use_cases.accounts.show(call.principal, call.user_id)
+    asked = PageQuery(limit=MAX_PROJECTS)
+    page = await call.use_cases.projects.page(call.principal, call.user_id, asked)
+    return respond(
+        "new_token.html",
+        status=422 if error else 200,
+        site=call.site,
+        user=user,
+        projects=page.projects,
+        scopes=_SCOPES,
+        longest=f"{call.use_cases.tokens.longest_days:g}",
+        form=form,
+        error=error,
+    )

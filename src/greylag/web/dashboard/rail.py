@@ -1,0 +1,291 @@
+"""The rail of every page of a user: their projects by last activity, with what goes on in each, and
+the sessions of the one that is open; live, in the stream that the page has anyway.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from greylag.common import agent_api, sse
+from greylag.common.agent_api import Session
+from greylag.domain.errors import AgentUnreachableError, GreylagError
+from greylag.domain.project import Project, Status
+from greylag.domain.users import User
+from greylag.ports import PageQuery, Subscription
+from greylag.services.activity import AgentActivity, Watch
+from greylag.web.api.relay import ask
+from greylag.web.dashboard.pages import (
+    Moment,
+    ProjectView,
+    html_frame,
+    is_segment,
+    moment,
+    project_view,
+    render,
+)
+from greylag.web.deps import RequestContext
+
+USERS_OFFERED = 20
+MOST_ROWS = 300
+MOST_READ = 2000
+"""How many projects of a user the rail lists, and how many are looked through for them."""
+SESSIONS_SHOWN = 200
+GATHER_SECONDS = 0.15
+"""Changes come in bursts: one look serves all that come within this time."""
+RECHECK_SECONDS = 60.0
+_AT_ONCE = 500
+_PATIENCE_SECONDS = 4.0
+STATES = {
+    "asks": "needs you",
+    "working": "working",
+    "ready": "active",
+    "moving": "changing",
+    "asleep": "inactive",
+    "failed": "error",
+}
+"""What a project may be about, with the words for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRow:
+    """A project as a row of the rail or of the list shows it. Two are equal when they look alike.
+
+    ``state`` is one of ``STATES``; ``asks`` counts the questions that wait for an answer.
+    """
+
+    project: ProjectView
+    state: str
+    words: str
+    asks: int
+    active_at: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Rail:
+    """All that the rail shows; ``sessions`` are those of the project that is ``open``, ``None``
+    where they cannot be told.
+    """
+
+    user: User
+    users: Sequence[User]
+    rows: tuple[ProjectRow, ...]
+    total: int
+    open: ProjectView | None = None
+    sessions: tuple[Session, ...] | None = None
+    selected: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """What tells this look of the list from another."""
+        shown = repr((self.rows, self.total, self.sessions))
+        return hashlib.sha256(shown.encode(errors="replace")).hexdigest()[:16]
+
+
+async def read_projects(call: RequestContext) -> list[Project]:
+    """Return the user's projects, the newest ``MOST_READ`` where there are more."""
+    found: list[Project] = []
+    cursor = None
+    while len(found) < MOST_READ:
+        asked = PageQuery(limit=_AT_ONCE, cursor=cursor)
+        page = await call.use_cases.projects.page(call.principal, call.user_id, asked)
+        found += page.projects
+        cursor = page.cursor
+        if cursor is None:
+            break
+    return found
+
+
+def project_rows(projects: Sequence[Project], watch: Watch) -> list[ProjectRow]:
+    """Return the projects as rows, the last active first."""
+    rows = [_row(project, watch.of(project)) for project in projects]
+    return sorted(rows, key=lambda row: (row.active_at.machine, row.project.key), reverse=True)
+
+
+def _row(project: Project, activity: AgentActivity | None) -> ProjectRow:
+    view = project_view(project)
+    state = _state(project, view, activity)
+    asks = activity.count("asks") if activity is not None and state == "asks" else 0
+    times = [project.created_at, project.last_activated_at, project.last_deactivated_at]
+    if activity is not None and activity.last_at is not None:
+        times.append(activity.last_at)
+    at = moment(max(one for one in times if one is not None))
+    return ProjectRow(view, state, STATES[state], asks, at)
+
+
+def _state(project: Project, view: ProjectView, activity: AgentActivity | None) -> str:
+    if project.status is Status.ERROR:
+        return "failed"
+    if view.moving:
+        return "moving"
+    if project.status is not Status.ACTIVE:
+        return "asleep"
+    if activity is None:
+        return "ready"
+    return next((one for one in ("asks", "working") if activity.count(one)), "ready")
+
+
+async def read_rail(
+    call: RequestContext,
+    *,
+    shown: ProjectView | None = None,
+    sessions: Sequence[Session] | None = None,
+    selected: str | None = None,
+) -> Rail:
+    """Return the rail of a page as it is now.
+
+    Args:
+        call: whose page it is.
+        shown: the project that is open, if one is.
+        sessions: its sessions.
+        selected: the session that is open.
+    """
+    with call.use_cases.activities.watch() as watch:
+        return await _rail(call, await read_projects(call), watch, shown, sessions, selected)
+
+
+async def _rail(  # noqa: PLR0913, PLR0917 - all that the rail shows
+    call: RequestContext,
+    projects: Sequence[Project],
+    watch: Watch,
+    shown: ProjectView | None,
+    sessions: Sequence[Session] | None,
+    selected: str | None = None,
+) -> Rail:
+    known = call.use_cases.projects
+    rows = project_rows(projects, watch)
+    here = [row for row in rows[MOST_ROWS:] if shown and row.project.key == shown.key]
+    return Rail(
+        user=await known.user(call.principal, call.user_id),
+        users=(await known.users(call.principal))[:USERS_OFFERED],
+        rows=(*rows[:MOST_ROWS], *here),
+        total=len(rows),
+        open=shown,
+        sessions=None if sessions is None else tuple(sessions[:SESSIONS_SHOWN]),
+        selected=selected,
+    )
+
+
+async def read_sessions(call: RequestContext) -> list[Session]:
+    """Return the sessions of the call's project that can stand in an address, newest first.
+
+    Raises:
+        GreylagError: they cannot be told now.
+    """
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            listed = (await ask(call, agent_api.LIST_SESSIONS)).sessions
+    except TimeoutError:
+        raise AgentUnreachableError("The agent did not answer in time.") from None
+    return [one for one in listed if is_segment(one.session_id)]
+
+
+More = Callable[[Sequence[Project], Watch], Sequence[bytes]]
+
+
+def _nothing(_projects: Sequence[Project], _watch: Watch) -> Sequence[bytes]:
+    return ()
+
+
+# The live side: what changes in the rail, and which turns of the open project stand how.
+
+
+async def rail_frames(
+    call: RequestContext, known: str, shown: ProjectView | None = None, more: More = _nothing
+) -> AsyncGenerator[bytes]:
+    """Yield what differs from the rail of the digest ``known``, then what changes, until closed.
+
+    Of the project that is ``shown`` there are its turns too, in frames of the type ``turns``.
+    ``more`` returns frames for what else of the page has changed, at each look at the projects.
+    """
+    before: Rail | None = None
+    turns: list[dict[str, str]] = []
+    sessions: Sequence[Session] | None = None
+    revision: str | None = None
+    with call.use_cases.projects.changes() as news, call.use_cases.activities.watch() as watch:
+        while True:
+            projects = await read_projects(call)
+            watch.follow(projects)
+            here = next((one for one in projects if shown and one.id == shown.key), None)
+            activity = watch.of(here) if here else None
+            if here is not None and here.status is not Status.ACTIVE:
+                sessions, revision = None, None
+            elif activity is not None and activity.revision != revision:
+                sessions, revision = await _sessions(call, sessions), activity.revision
+            if activity is not None and sessions is not None:
+                current = [asdict(one) for one in activity.turns]
+                if current != turns:
+                    turns = current
+                    yield sse.encode({"type": "turns", "content": {"turns": turns}})
+            shown = project_view(here) if here else shown
+            rail = await _rail(call, projects, watch, shown, sessions)
+            news_of_rail = [] if before is None and rail.digest == known else changed(before, rail)
+            for frame in [*news_of_rail, *more(projects, watch)]:
+                yield frame
+            before = rail
+            await _either(news, watch)
+            await asyncio.sleep(GATHER_SECONDS)
+
+
+async def _sessions(
+    call: RequestContext, before: Sequence[Session] | None
+) -> Sequence[Session] | None:
+    try:
+        return await read_sessions(call)
+    except GreylagError:
+        return before
+
+
+async def _either(news: Subscription, watch: Watch) -> None:
+    """Return when there is news of the records or of what agents do, or after a while."""
+    waits = [
+        asyncio.create_task(news.changed(RECHECK_SECONDS), name="rail records"),
+        asyncio.create_task(watch.news.wait(), name="rail activity"),
+    ]
+    try:
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for one in done:
+            one.result()
+    finally:
+        for one in waits:
+            one.cancel()
+        await asyncio.wait(waits)
+    watch.news.clear()
+
+
+def changed(before: Rail | None, now: Rail) -> list[bytes]:
+    """Return frames for the pieces that differ: rows, the sessions, or the whole list."""
+    if before is None or before.total != now.total or not same_keys(before.rows, now.rows):
+        return [html_frame(render("fragments/rail_projects.html", rail=now, oob=True))]
+    frames = row_frames(before.rows, now.rows, "rail", "fragments/rail_row.html", rail=now)
+    if before.sessions != now.sessions:
+        frames.append(html_frame(render("fragments/sessions.html", rail=now, oob=True)))
+    return frames
+
+
+def same_keys(before: Sequence[ProjectRow], now: Sequence[ProjectRow]) -> bool:
+    """Tell whether these are rows of the same projects, in whatever order."""
+    return {row.project.key for row in before} == {row.project.key for row in now}
+
+
+def row_frames(
+    before: Sequence[ProjectRow], now: Sequence[ProjectRow], name: str, template: str, **more: Any
+) -> list[bytes]:
+    """Return frames for the rows that differ, and for their order where that does.
+
+    Args:
+        before: the rows that the page has.
+        now: rows of the same projects.
+        name: what the ids of the rows' elements begin with.
+        template: a row's.
+        more: what it is given besides.
+    """
+    known = {row.project.key: row for row in before}
+    differ = [row for row in now if row != known[row.project.key]]
+    html = "".join(render(template, row=row, oob=True, **more) for row in differ)
+    frames = [html_frame(html)] if html else []
+    order = [f"{name}-{row.project.key}" for row in now]
+    if order != [f"{name}-{row.project.key}" for row in before]:
+        frames.append(sse.encode({"type": "order", "content": {"ids": order}}))
+    return frames

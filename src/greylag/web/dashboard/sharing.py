@@ -1,0 +1,94 @@
+"""Whom a project is shared with: shown to all its members, changed by its owner."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from greylag.domain.errors import ConflictError, InvalidRequestError, UserNotFoundError
+from greylag.domain.users import Action, MemberRole, User
+from greylag.web.addresses import address, project_url
+from greylag.web.dashboard.directory import look_needed
+from greylag.web.dashboard.pages import PROJECT_PAGE, form_field, lead, project_view, respond, see
+from greylag.web.deps import ProjectCallDep, RequestContext
+
+MEMBERS_PAGE = PROJECT_PAGE + "/members"
+NAMES_OFFERED = 50
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """Somebody with whom a project is shared."""
+
+    user_id: str
+    name: str
+    role: MemberRole
+
+
+@router.get(MEMBERS_PAGE)
+async def show_members(request: Request, call: ProjectCallDep) -> Response:
+    """Show the members, and to whoever may share the project a form."""
+    return await look_needed(request, call, call.ref) or await _page(call)
+
+
+@router.post(MEMBERS_PAGE)
+async def share(request: Request, call: ProjectCallDep) -> Response:
+    """Share the project with whom an id or a whole email address names, or change their role."""
+    form = await request.form()
+    named = form_field(form, "member").strip()
+    try:
+        role = MemberRole(form_field(form, "role"))
+    except ValueError:
+        return await _page(call, named, "Choose a role.")
+    gate, (principal, ref) = call.use_cases.gate, call.at
+    await gate.authorize(principal, Action.MEMBERS_WRITE, ref)
+    try:
+        user = await call.use_cases.people.named(named)
+        await gate.share(principal, ref, user.id, role)
+    except (InvalidRequestError, ConflictError, UserNotFoundError) as error:
+        return await _page(call, named, f"{error.info.message} {error.info.hint}")
+    return see(f"{project_url(ref)}/members")
+
+
+@router.post(MEMBERS_PAGE + "/{member}/remove")
+async def unshare(request: Request, call: ProjectCallDep, member: str) -> Response:
+    """Take the project back from a member, who may leave it themselves."""
+    await call.use_cases.gate.unshare(*call.at, member)
+    left = member == call.principal.user_id
+    return lead(request, address("/") if left else f"{project_url(call.ref)}/members")
+
+
+async def _page(call: RequestContext, named: str = "", error: str | None = None) -> Response:
+    gate, users = call.use_cases.gate, call.use_cases.people
+    found = await gate.members(*call.at)
+    names = {user.id: user.display_name for user in await users.users()} if found else {}
+    shares = await gate.may(call.principal, Action.MEMBERS_WRITE, call.ref)
+    project = await call.use_cases.projects.get(*call.at)
+    return respond(
+        "members.html",
+        status=422 if error else 200,
+        site=call.site,
+        user=await users.get(call.user_id),
+        project=project_view(project),
+        members=[
+            MemberView(one.user_id, names.get(one.user_id, one.user_id), one.role)
+            for one in sorted(found, key=lambda one: names.get(one.user_id, "").casefold())
+        ],
+        me=call.principal.user_id,
+        shares=shares,
+        offered=await _offered(call, {one.user_id for one in found}) if shares else (),
+        roles=tuple(MemberRole),
+        named=named,
+        error=error,
+    )
+
+
+async def _offered(call: RequestContext, members: set[str]) -> Sequence[User]:
+    """Return some users of whom whoever asks knows, with whom the project is not shared yet."""
+    known = await call.use_cases.gate.visible(call.principal)
+    left = [user for user in known if user.id not in members | {call.user_id}]
+    return left[:NAMES_OFFERED]
