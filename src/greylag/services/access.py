@@ -158,12 +158,13 @@ class Gate:
         the principal's own user first.
         """
         users = await self._directory.users()
-        if principal.is_admin or principal.user_id is None:
-            return users
-        shared = await self._people.labelled(Member, of_user(principal.user_id))
+        own = principal.user_id
+        if principal.is_admin or own is None:
+            return sorted(users, key=lambda user: user.id != own)
+        shared = await self._people.labelled(Member, of_user(own))
         owners = {one.owner for one in shared} if principal.projects is None else set()
-        mine = [user for user in users if user.id == principal.user_id]
-        return mine + [user for user in users if user.id in owners and user not in mine]
+        seen = [user for user in users if user.id == own or user.id in owners]
+        return sorted(seen, key=lambda user: user.id != own)
 
     async def only(self, principal: Principal, owner: str) -> frozenset[str] | None:
         """Return the ids of those of an owner's projects that the principal may see; ``None``: all
