@@ -64,7 +64,7 @@ async def test_two_people_share_look_and_part(provider: Provider) -> None:
 
 async def make_and_revoke_a_token(bob: Person) -> None:
     page = bob.page
-    await follow(bob, "Account")
+    await page.goto("/account")
     await heads(bob, "Account")
     await expect(page.get_by_text("This one")).to_have_count(1)
     await follow(bob, "New token")
@@ -103,7 +103,8 @@ async def look_with_a_reason(ada: Person, project: str) -> None:
     await press(ada, "Look")
     bar = page.get_by_role("region", name="Another user")
     await expect(bar).to_contain_text("You look at the projects of Bob")
-    await follow(ada, "Garden")
+    await expect(page.get_by_role("link", name="Garden").first).to_be_visible()
+    await page.goto(project)
     await expect(page.locator("#conversation")).to_contain_text("Only with a reason")
     await expect(page.locator("#message")).to_be_disabled()
     await ada.judged()
