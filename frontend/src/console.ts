@@ -7,7 +7,7 @@ import { Queue } from "./queue";
 import { Refused, ask, wordsOf } from "./sse";
 import { textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
-import { type Decision, type Handlers, type Pending, TurnStream } from "./turn_stream";
+import { type Decision, type Handlers, type Pending, type TurnState, TurnStream } from "./turn_stream";
 import { TurnView } from "./turn_view";
 
 const BUSY_PAUSE_MS = 1000;
@@ -17,14 +17,6 @@ const TOUCH = "(pointer: coarse)"; // there Enter is a new line
 export function startConsole(): void {
   const root = document.querySelector<HTMLElement>("[data-console]");
   if (root) new Console(root).start();
-}
-
-/** How a turn stands, as the live stream tells of it. */
-interface TurnState {
-  turn_id: string;
-  session_id: string;
-  message_id: string;
-  state: "working" | "asks" | "ended";
 }
 
 class Console {

@@ -1,10 +1,12 @@
 // The rail beside every page: as wide as the person wants it, a drawer where the window is narrow, its
 // search and keys; and what the tab's title and icon tell of the projects in it.
 import { keep } from "./kept";
+import type { TurnState } from "./turn_stream";
 
 const NARROW = matchMedia("(max-width: 900px)");
 const WORDS: Record<string, string> = { asks: "Needs you: ", working: "Working: " };
 
+let turns: TurnState[] = []; // of the project that is open
 let turn = ""; // what the turn that the page follows is about: a hidden page hears of nothing else
 
 /** Bring the rail to life, on a page that has one. */
@@ -20,6 +22,10 @@ export function startRail(): void {
     turn = (event as CustomEvent<string>).detail;
     tell();
   });
+  document.addEventListener("greylag:turns", (event) => {
+    turns = (event as CustomEvent<TurnState[]>).detail;
+    markSessions();
+  });
   for (const news of ["greylag:changed", "greylag:session"]) document.addEventListener(news, refresh);
   document.body.addEventListener("session-deleted", (event) => {
     const link = (event.target as Element).closest(".session")?.querySelector(".session-link[aria-current]");
@@ -29,7 +35,7 @@ export function startRail(): void {
 }
 
 function refresh(): void {
-  markSession();
+  markSessions();
   filter();
   tell();
 }
@@ -155,13 +161,21 @@ function rows(): HTMLElement[] {
 
 // What the page itself knows better than the server's pieces.
 
-/** The server does not know which session the page has gone on to. */
-function markSession(): void {
+/** Mark the session that the page has gone on to, and those that are at work. */
+function markSessions(): void {
   const open = document.getElementById("conversation")?.dataset.session;
-  if (open === undefined) return;
   for (const link of document.querySelectorAll(".session-link")) {
-    if (link.closest(".session")!.id === `session-${open}`) link.setAttribute("aria-current", "true");
+    const id = link.closest(".session")!.id.slice("session-".length);
+    if (id === open) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
+    link.querySelector(".dot")?.remove();
+    const state = turns.findLast((one) => one.session_id === id)?.state ?? "ended";
+    if (state === "ended") continue;
+    const dot = document.createElement("span");
+    dot.className = `dot dot-${state}`;
+    dot.setAttribute("role", "img");
+    dot.ariaLabel = state === "asks" ? "needs you" : "working";
+    link.querySelector(".session-title")!.after(dot);
   }
 }
 

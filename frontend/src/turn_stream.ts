@@ -12,6 +12,14 @@ export interface Pending {
   session: string | null;
 }
 
+/** How a turn stands, as the live stream tells of it. */
+export interface TurnState {
+  turn_id: string;
+  session_id: string;
+  message_id: string;
+  state: "working" | "asks" | "ended";
+}
+
 /** What a turn's follower is told. */
 export interface Handlers {
   opened(): void;

@@ -158,6 +158,7 @@ async def _a_person_finds_their_way(
     await page.locator("#dialog-body button").click()
     await expect(page.locator("#projects")).to_contain_text("No projects yet")
     assert {cookie.get("path") for cookie in await page.context.cookies()} == {ROOT}
+    await page.click("#user summary")
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.locator("h1")).to_have_text("Sign in")
     assert [one for one in asked if not one.startswith(f"{home}/")] == []

@@ -28,6 +28,7 @@ async def test_two_people_sign_in_and_out(provider: Provider) -> None:
                 await page.go_back()
                 assert "/auth/callback" not in page.url
                 await page.goto("/")
+                await page.click("#user summary")
                 await page.get_by_role("button", name="Sign out").click()
                 await page.get_by_role("button", name="Yes, sign me out").click()
                 await page.wait_for_url("**/sign-in")

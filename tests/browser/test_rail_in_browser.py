@@ -113,6 +113,7 @@ async def test_what_agents_do_is_seen_from_everywhere(running: Site, person: Per
     await expect(page.locator(".project-row")).to_have_count(1)
     await page.locator(".project-row a").first.click()
     await expect(page).to_have_title("Needs you: Notes \u00b7 Greylag")
+    await expect(page.locator(".session").first.get_by_label("needs you")).to_be_visible()
     await page.get_by_role("button", name="Allow").click()
     await expect(notes).to_have_attribute("data-state", "working")
 

@@ -39,6 +39,7 @@ async def test_a_link_signs_in_once_and_leaves_no_trace(running: Site) -> None:
         await person.page.go_back()
         assert code not in person.page.url
         await person.page.goto("/")
+        await person.page.click("#user summary")
         await person.page.get_by_role("button", name="Sign out").click()
         await expect(person.page.locator("h1")).to_have_text("Sign in")
         await person.page.goto(link)

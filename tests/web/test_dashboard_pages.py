@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from tests.harness import TOKEN
@@ -135,6 +136,31 @@ async def test_the_live_stream_of_a_project_resumes_and_ends(running: Site) -> N
     events = [int(number) for number in re.findall(r'id="event-(\d+)"', html)]
     assert events[:3] == [3, 4, 5]
     assert events == sorted(set(events))
+
+
+async def test_an_open_page_is_sent_what_it_does_not_show_and_no_more(running: Site) -> None:
+    path = await running.project(active=True)
+    await running.project("other")
+    async with running.http.post(f"{path}/messages", json={"message": "hello"}) as answer:
+        await answer.read()
+    page = await _text(running, PAGE)
+    found = re.search('data-live="([^"]+)"', page)
+    assert found is not None
+    assert "hello" in page
+    frames: list[dict[str, Any]] = []
+    async with running.http.get(found[1].replace("&amp;", "&")) as answer:
+        splitter = sse.FrameSplitter()
+        async for chunk in answer.content.iter_any():
+            told = [sse.parse(raw) for raw in splitter.feed(chunk)]
+            frames += [json.loads(one.data) for one in told if one is not None]
+            if [one["type"] for one in frames][-1:] == ["turns"]:
+                await running.ask("POST", f"{ADA}/other/activate")
+            if any(one["type"] == "order" for one in frames):
+                break
+    html = "".join(one["content"]["html"] for one in frames if one["type"] == "html")
+    assert 'id="rail-projects"' not in html
+    assert 'id="sessions"' not in html
+    assert 'data-state="ready"' in html
 
 
 async def test_a_live_number_that_is_none_is_refused(running: Site) -> None:

@@ -209,10 +209,11 @@ async def rail_frames(
             watch.follow(projects)
             here = next((one for one in projects if shown and one.id == shown.key), None)
             activity = watch.of(here) if here else None
-            if here is not None and here.status is not Status.ACTIVE:
+            doing = activity.revision if activity is not None else ""
+            if here is None or here.status is not Status.ACTIVE:
                 sessions, revision = None, None
-            elif activity is not None and activity.revision != revision:
-                sessions, revision = await _sessions(call, sessions), activity.revision
+            elif revision is None or doing not in {"", revision}:
+                sessions, revision = await _sessions(call, sessions), doing
             if activity is not None and sessions is not None:
                 current = [asdict(one) for one in activity.turns]
                 if current != turns:
