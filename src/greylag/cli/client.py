@@ -60,6 +60,20 @@ class ErrorJson(TypedDict):
     hint: str
 
 
+class GitSourceJson(TypedDict):
+    """A repository that a project starts from."""
+
+    url: str
+    ref: str | None
+    depth: int | None
+
+
+class SourceJson(TypedDict):
+    """What a project starts from."""
+
+    git: GitSourceJson
+
+
 class ProjectJson(TypedDict):
     """A project. Times are RFC 3339 in UTC."""
 
@@ -68,6 +82,7 @@ class ProjectJson(TypedDict):
     project_id: str
     name: str
     metadata: dict[str, Any]
+    source: SourceJson | None
     status: str
     desired: str
     endpoint: str | None
@@ -522,7 +537,7 @@ class ApiClient:
         return found
 
     async def create(self, user_id: str, new: Mapping[str, Any], key: str) -> ProjectJson:
-        """Create a project (name, project_id?, metadata?); ``key`` makes a repetition safe."""
+        """Create a project as the API takes it; ``key`` makes a repetition safe."""
         path = ("users", user_id, "projects")
         created: ProjectJson = await self._post(path, new, {"Idempotency-Key": key})
         return created

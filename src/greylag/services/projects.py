@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from greylag.domain.errors import (
     UserNotFoundError,
     WaitTimeoutError,
 )
+from greylag.domain.git import GitSource, check_source
 from greylag.domain.names import check_id, check_name, environment_names, new_project_id
 from greylag.domain.project import Desired, Event, Project, ProjectRef, Status, new_record_id
 from greylag.domain.users import Action, Principal, User
@@ -46,11 +47,14 @@ _ACTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class NewProject:
-    """What a client asks to create; without ``project_id`` one is made from the name."""
+    """What a client asks to create; without ``project_id`` one is made from the name. ``source`` is
+    the repository that it starts from.
+    """
 
     name: str
     project_id: str | None = None
     metadata: Mapping[str, Any] | None = None
+    source: GitSource | None = None
 
 
 class Projects:
@@ -119,7 +123,7 @@ class Projects:
         call's project.
 
         Raises:
-            InvalidRequestError: it cannot be an id, a name, metadata or a key.
+            InvalidRequestError: it cannot be an id, a name, metadata, a source or a key.
             ProjectExistsError: the user has a project of this id.
             IdempotencyConflictError: the key came with something else before.
         """
@@ -127,6 +131,7 @@ class Projects:
         owner = user.id
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
+        source = None if new.source is None else check_source(new.source)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
         if user.limits.projects is not None:
             _check_room(user, len(await self._all(owner)), user.limits.projects, "projects")
@@ -141,6 +146,7 @@ class Projects:
             created_at=now,
             updated_at=now,
             due_at=now,
+            source=source,
         )
         return await self._store.create(project, idempotency_key(key, new))
 
@@ -343,7 +349,9 @@ def idempotency_key(key: str | None, new: NewProject) -> IdempotencyKey | None:
         raise InvalidRequestError(
             f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} printable characters."
         )
-    content = json.dumps([new.name, new.project_id, new.metadata or {}], sort_keys=True)
+    asked: list[Any] = [new.name, new.project_id, new.metadata or {}]
+    asked += [asdict(new.source)] if new.source else []
+    content = json.dumps(asked, sort_keys=True)
     return IdempotencyKey(key, hashlib.sha256(content.encode()).hexdigest())
 
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import check_types
 from greylag.domain.errors import ErrorInfo, GreylagError
+from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.ports import StoredKey, StoredProject
@@ -78,7 +79,7 @@ class ExportWriter:
         """Return the line of one project."""
         self.contents.add(stored)
         said: dict[str, Any] = {
-            "project": {name: getattr(stored.project, name) for name in _KEPT},
+            "project": _kept(stored.project),
             "claims": stored.claims,
             "last_seq": stored.project.last_seq,
             "events": list(stored.events),
@@ -155,6 +156,12 @@ def instance_of(file: BinaryIO) -> str | None:
     return instance if isinstance(instance, str) else None
 
 
+def _kept(project: Project) -> dict[str, Any]:
+    """Return what is kept of a project; without a source, as versions knew it that had none."""
+    kept = {name: getattr(project, name) for name in _KEPT}
+    return kept if project.source else {name: kept[name] for name in _KEPT if name != "source"}
+
+
 def _next_line(file: BinaryIO, number: int) -> bytes:
     line = file.readline(_LONGEST_LINE)
     if not line.endswith(b"\n"):
@@ -221,6 +228,7 @@ def _stored(said: Mapping[str, Any]) -> StoredProject:
         "status": Status(project["status"]),
         "desired": Desired(project["desired"]),
         "error": ErrorInfo(**project["error"]) if project["error"] is not None else None,
+        "source": GitSource(**source) if (source := project.get("source")) else None,
         "created_at": parse_rfc3339(project["created_at"]),
         "updated_at": parse_rfc3339(project["updated_at"]),
         "last_seq": said["last_seq"],

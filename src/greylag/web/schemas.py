@@ -10,6 +10,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
+from greylag.domain.git import (
+    MAX_REF_LENGTH,
+    MAX_URL_LENGTH,
+    MOST_COMMITS,
+    REF_FORM,
+    URL_FORM,
+    GitSource,
+)
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
 from greylag.domain.users import ApiToken, MemberRole, Role, Scope, User
@@ -321,6 +329,23 @@ class ErrorOut(Out):
     hint: str
 
 
+_REPOSITORY = "https://github.com/octocat/hello-world.git"
+
+
+class GitSourceOut(Out):
+    """A repository."""
+
+    url: str = Field(examples=[_REPOSITORY])
+    ref: str | None = Field(description="A branch, a tag or a commit; null: the usual branch.")
+    depth: int | None = Field(description="How many commits of its history; null: all.")
+
+
+class SourceOut(Out):
+    """What a project's workspace starts from."""
+
+    git: GitSourceOut
+
+
 class ProjectOut(Out):
     """A project, and its environment as it is now."""
 
@@ -329,6 +354,7 @@ class ProjectOut(Out):
     project_id: str = Field(examples=["notes"])
     name: str = Field(examples=["Notes"])
     metadata: dict[str, Any] = Field(examples=[{"team": "blue"}])
+    source: SourceOut | None = Field(description="What its workspace starts from.")
     status: Status = Field(description="What is.", examples=["active"])
     desired: Desired = Field(description="What is wanted.", examples=["active"])
     endpoint: str | None = Field(description="The environment's address while it is active.")
@@ -355,13 +381,14 @@ class ProjectOut(Out):
     @classmethod
     def of(cls, project: Project) -> Self:
         """Return ``project`` as it is shown."""
-        error = project.error
+        error, source = project.error, project.source
         return cls(
             id=project.id,
             user_id=project.user_id,
             project_id=project.project_id,
             name=project.name,
             metadata=dict(project.metadata),
+            source=SourceOut(git=GitSourceOut.model_validate(source)) if source else None,
             status=project.status,
             desired=project.desired,
             endpoint=project.endpoint,
@@ -409,6 +436,36 @@ class ProjectsOut(Out):
     next_cursor: str | None = Field(description="Asks for the next page; null on the last one.")
 
 
+class GitSourceIn(In):
+    """A repository that is cloned when the project is activated first, in its environment."""
+
+    url: Text = Field(
+        min_length=1,
+        max_length=MAX_URL_LENGTH,
+        json_schema_extra={"pattern": URL_FORM},
+        description="http or https, without a user or password: a secret of the owner's for the "
+        "host is used where there is one.",
+        examples=[_REPOSITORY],
+    )
+    ref: Text | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_REF_LENGTH,
+        json_schema_extra={"pattern": REF_FORM},
+        description="A branch, a tag or a whole commit id; left out: the repository's own branch.",
+        examples=["main"],
+    )
+    depth: int | None = Field(
+        None, ge=1, le=MOST_COMMITS, strict=True, description="How many commits; left out: all."
+    )
+
+
+class SourceIn(In):
+    """What a project's workspace starts from."""
+
+    git: GitSourceIn
+
+
 class NewProjectIn(In):
     """A project to create."""
 
@@ -427,6 +484,12 @@ class NewProjectIn(In):
         examples=["notes"],
     )
     metadata: Metadata | None = Field(None, examples=[{"team": "blue"}])
+    source: SourceIn | None = Field(None, description="Left out: an empty workspace.")
+
+    @property
+    def git_source(self) -> GitSource | None:
+        """The repository, if one is named."""
+        return GitSource(**self.source.git.model_dump()) if self.source else None
 
 
 class EditIn(In):

@@ -159,7 +159,10 @@ _PEOPLE = (
     "CREATE INDEX people_labels_by_key ON people_labels (kind, key)",
 )
 
-MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS, _PEOPLE)
+# The repository that a project starts from.
+_SOURCES = ("ALTER TABLE projects ADD COLUMN source TEXT",)
+
+MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS, _PEOPLE, _SOURCES)
 
 
 def migrate(sql: sqlite3.Connection) -> None:
