@@ -4,10 +4,10 @@ import re
 
 import pytest
 
+from greylag.common.git import REF_FORM
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.git import (
     HOST_FORM,
-    REF_FORM,
     URL_FORM,
     GitSource,
     check_host,

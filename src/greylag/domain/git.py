@@ -8,20 +8,17 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from greylag.common.git import MAX_REF_LENGTH, is_ref
 from greylag.domain.errors import InvalidRequestError
 
 MAX_URL_LENGTH = 1000
-MAX_REF_LENGTH = 200
 MOST_COMMITS = 1_000_000
 MAX_HOST_LENGTH = 255
 
 URL_FORM = r"^https?://[!-.0->A-~]+/[!-~]*[!-.0-~]/?$"
-REF_FORM = r"^(?![-/.])(?!.*(?:\.\.|//|/\.|@\{|\.lock(?:/|$)))[!-~]*[!-,0-~-]$"
 HOST_FORM = r"^(?![-.])[a-z0-9.-]{1,240}(?<![-.])(?::[1-9][0-9]{0,4})?$"
 """What the checks below let pass at most, for those who are told it by a pattern."""
 
-_REF = re.compile(REF_FORM)
-_NOT_IN_REF = frozenset(" ~^:?*[\\")
 _HOST = re.compile(HOST_FORM)
 _MAX_PORT = 65535
 
@@ -95,7 +92,7 @@ def check_ref(ref: str, field: str) -> str:
     Raises:
         InvalidRequestError: it can be none (``git check-ref-format``).
     """
-    if len(ref) > MAX_REF_LENGTH or not _REF.fullmatch(ref) or set(ref) & _NOT_IN_REF or ref == "@":
+    if not is_ref(ref):
         raise InvalidRequestError(
             f"{field} must be a branch, tag or commit id of 1 to {MAX_REF_LENGTH} characters."
         )

@@ -10,11 +10,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
+from greylag.common.git import MAX_REF_LENGTH, REF_FORM
 from greylag.domain.git import (
-    MAX_REF_LENGTH,
     MAX_URL_LENGTH,
     MOST_COMMITS,
-    REF_FORM,
     URL_FORM,
     GitSource,
 )
