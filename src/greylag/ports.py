@@ -18,6 +18,7 @@ from greylag.common.agent_api import (
     Socket,
     Turn,
 )
+from greylag.common.git import CloneState, GitSetup
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
 from greylag.domain.names import EnvironmentNames
@@ -31,7 +32,7 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
-from greylag.domain.users import ApiToken, Member, Session, User
+from greylag.domain.users import ApiToken, Member, Session, User, UserSecret
 
 
 class Clock(Protocol):
@@ -61,13 +62,13 @@ class UserDirectory(Protocol):
         """
 
 
-Kept = TypeVar("Kept", User, Session, ApiToken, Member)
-AnyKept = User | Session | ApiToken | Member
+Kept = TypeVar("Kept", User, Session, ApiToken, Member, UserSecret)
+AnyKept = User | Session | ApiToken | Member | UserSecret
 """What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
 
 
 class PeopleStore(Protocol):
-    """Users, their sessions and tokens, and whom projects are shared with.
+    """Users, their sessions, tokens and secrets, and whom projects are shared with.
 
     Every method may raise ``StoreUnavailableError``. What has an ``expires_at`` before ``now`` may
     be forgotten.
@@ -256,6 +257,12 @@ class AgentGateway(Protocol):
 
     async def status(self, at: AgentAddress) -> AgentStatus:
         """Return what answers there."""
+
+    async def set_up_git(self, at: AgentAddress, setup: GitSetup) -> CloneState:
+        """Tell the environment what its git is to have from now on, and begin to clone what it
+        starts from, unless that is there, goes on, or has failed with the same setup. Return how
+        that stands. Idempotent.
+        """
 
     def relay(
         self, at: AgentAddress, request: AgentRequest

@@ -28,6 +28,7 @@ OPEN = {"health", "ready", "show_platform", "show_me", "list_users", "make_user"
 """Operations whose paths name no user: two are for probes, the others have tests of their own."""
 NAMES = {"port": "8080", "user": "ada", "project": "notes", "login": "0" * 16, "member": "ada"}
 BODIES: dict[str, Any] = {
+    "put_secret": {"value": "x", "host": "github.com"},
     "create_project": {"name": "New"},
     "send_message": {"message": "hello"},
     "answer_confirmation": {"decision": "allow_once"},

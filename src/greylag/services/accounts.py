@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 
 from greylag.domain.errors import ConflictError, ForbiddenError, MissingError
-from greylag.domain.users import Action, ApiToken, Member, Principal, Session, User, of_user
+from greylag.domain.users import (
+    Action,
+    ApiToken,
+    Member,
+    Principal,
+    Session,
+    User,
+    UserSecret,
+    of_user,
+)
 from greylag.ports import PeopleStore
 from greylag.services.access import Gate
 from greylag.services.people import People, UserEdit
@@ -52,7 +61,7 @@ class Accounts:
         return changed
 
     async def remove(self, principal: Principal, user_id: str) -> None:
-        """Remove a user with their sessions, tokens and what was shared with them.
+        """Remove a user with their sessions, tokens, secrets and what was shared with them.
 
         Raises:
             ConflictError: they have projects.
@@ -67,6 +76,8 @@ class Accounts:
         label = of_user(user_id)
         for token in await self._store.labelled(ApiToken, label):
             await self._store.remove(ApiToken, token.key)
+        for secret in await self._store.labelled(UserSecret, label):
+            await self._store.remove(UserSecret, secret.key)
         for member in await self._store.labelled(Member, label):
             await self._store.remove(Member, member.key)
         await self._people.remove(user_id)

@@ -9,6 +9,7 @@ from greylag.services.agents import Agents
 from greylag.services.messages import Messages
 from greylag.services.people import People
 from greylag.services.projects import Projects
+from greylag.services.secrets import Secrets
 from greylag.services.sign_in import SignIn
 from greylag.services.tokens import Tokens
 
@@ -67,6 +68,7 @@ class UseCases:
     accounts: Accounts
     gate: Gate
     tokens: Tokens
+    secrets: Secrets
     sign_in: SignIn | None = None
 
     async def check_ready(self) -> None:

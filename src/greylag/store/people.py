@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
-from greylag.domain.users import ApiToken, Member, Session, User
+from greylag.domain.users import ApiToken, Member, Session, User, UserSecret
 from greylag.ports import AnyKept, Clock, Kept, PeopleStore
 
 NAMES: Mapping[type[AnyKept], str] = {
@@ -16,6 +16,7 @@ NAMES: Mapping[type[AnyKept], str] = {
     Session: "sessions",
     ApiToken: "tokens",
     Member: "members",
+    UserSecret: "secrets",
 }
 """What each kind is called in a store."""
 

@@ -12,6 +12,8 @@ from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.common.git import MAX_REF_LENGTH, REF_FORM
 from greylag.domain.git import (
+    HOST_FORM,
+    MAX_HOST_LENGTH,
     MAX_URL_LENGTH,
     MOST_COMMITS,
     URL_FORM,
@@ -19,8 +21,9 @@ from greylag.domain.git import (
 )
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
-from greylag.domain.users import ApiToken, MemberRole, Role, Scope, User
+from greylag.domain.users import ApiToken, MemberRole, Role, Scope, User, UserSecret
 from greylag.services.messages import MESSAGE_ID_FORM
+from greylag.services.secrets import DEFAULT_USERNAME, MAX_VALUE_LENGTH, USERNAME_FORM
 
 MAX_DEPTH = 32
 MOST_TEXTS = 2_000
@@ -299,6 +302,57 @@ class TokensOut(Out):
     """A user's tokens, the newest first."""
 
     tokens: list[TokenOut]
+
+
+class SecretIn(In):
+    """A secret to keep."""
+
+    value: Text = Field(
+        min_length=1,
+        max_length=MAX_VALUE_LENGTH,
+        json_schema_extra={"pattern": r"^[ -~]+$", "writeOnly": True},
+        description="A token or password; it is never shown again.",
+        repr=False,
+    )
+    host: Text = Field(
+        min_length=1,
+        max_length=MAX_HOST_LENGTH,
+        json_schema_extra={"pattern": HOST_FORM},
+        description="The only host that is told it, with its port where it is not 443.",
+        examples=["github.com"],
+    )
+    username: Text = Field(
+        DEFAULT_USERNAME,
+        json_schema_extra={"pattern": USERNAME_FORM},
+        description="Whom the host is told; for most tokens it does not matter.",
+    )
+
+
+class SecretOut(Out):
+    """What is shown of a secret."""
+
+    name: str = Field(examples=["github"])
+    host: str = Field(examples=["github.com"])
+    username: str = Field(examples=[DEFAULT_USERNAME])
+    created_at: Time = Field(examples=[_TIME])
+    updated_at: Time = Field(examples=[_TIME])
+
+    @classmethod
+    def of(cls, kept: UserSecret) -> Self:
+        """Return what is shown of a secret."""
+        return cls(
+            name=kept.name,
+            host=kept.host,
+            username=kept.username,
+            created_at=rfc3339(kept.created_at),
+            updated_at=rfc3339(kept.updated_at),
+        )
+
+
+class SecretsOut(Out):
+    """A user's secrets, by name."""
+
+    secrets: list[SecretOut]
 
 
 class MemberIn(In):

@@ -34,6 +34,7 @@ PEOPLE = {
     "sessions": "greylag_sessions",
     "tokens": "greylag_tokens",
     "members": "greylag_members",
+    "secrets": "greylag_secrets",
 }
 """The collection of each kind of ``greylag.store.people``."""
 
