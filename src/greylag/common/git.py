@@ -5,7 +5,6 @@ there are secrets for, how a clone stands, and why git failed.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 MAX_REF_LENGTH = 200
 REF_FORM = r"^(?![-/.])(?!.*(?:\.\.|//|/\.|@\{|\.lock(?:/|$)))[!-~]*[!-,0-~-]$"
@@ -13,8 +12,6 @@ REF_FORM = r"^(?![-/.])(?!.*(?:\.\.|//|/\.|@\{|\.lock(?:/|$)))[!-~]*[!-,0-~-]$"
 
 _REF = re.compile(REF_FORM)
 _NOT_IN_REF = frozenset(" ~^:?*[\\")
-
-CloneStatus = Literal["none", "cloning", "done", "failed"]
 
 SETUP = "/git/setup"
 """Where, below agentd's API, the platform says what it must know; no client's way leads there."""
@@ -59,12 +56,12 @@ class CloneState:
     """How it stands with what a workspace starts from.
 
     Attributes:
-        status: ``none`` where there is no such thing.
+        status: ``none`` where there is no such thing, ``cloning``, ``done`` or ``failed``.
         detail: one plain sentence.
         code, hint: of what failed; the code is one of ``CAUSES``.
     """
 
-    status: CloneStatus
+    status: str
     detail: str = ""
     code: str = ""
     hint: str = ""
