@@ -164,6 +164,7 @@ async def test_what_is_committed_and_pushed_reaches_the_server_under_the_owner_s
     assert (status, made["branch"]) == (201, "main")
     _, after = await api.json("GET", "/api/v1/git")
     assert (after["ahead"], after["changed"], after["untracked"]) == (1, 1, 0)
+    (folder / "workspace" / "large").write_bytes(os.urandom(3 * 1024 * 1024))  # sent in chunks
     assert (await api.json("POST", "/api/v1/git/commit", {"message": "All"}))[0] == 201
     status, pushed = await api.json("POST", "/api/v1/git/push", {"branch": "fix/it"})
     assert (status, pushed["branch"]) == (200, "fix/it")
