@@ -142,7 +142,7 @@ async def serving(
     kept = ChangeService(store, Capture(execution, volume.workspace, store))
     files = WorkspaceFiles(execution, volume.workspace, kept.touched)
     terminals, previews = Terminals(execution, agent_setup(settings, volume)), Previews(execution)
-    git = git_service(settings, volume, execution)
+    git = git_service(settings, volume, execution, kept)
     services = build_services(
         settings, agent, files, terminals, previews, records, journals, tasks, kept, git
     )

@@ -122,7 +122,7 @@ async def _serve(
         changes = ChangeService(store, Capture(execution, volume.workspace, store))
         files = WorkspaceFiles(execution, volume.workspace, changes.touched)
         terminals, previews = Terminals(execution, setup), Previews(execution)
-        git = git_service(settings, volume, execution)
+        git = git_service(settings, volume, execution, changes)
         tasks = asyncio.TaskGroup()
         services = build_services(
             settings, agent, files, terminals, previews, records, journals, tasks, changes, git
@@ -209,10 +209,13 @@ def agent_setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
     )
 
 
-def git_service(settings: AgentdSettings, volume: Volume, execution: Execution) -> GitService:
+def git_service(
+    settings: AgentdSettings, volume: Volume, execution: Execution, changes: ChangeService
+) -> GitService:
     """Return what does git's work; nothing is started by it."""
     relay = GitRelay(GitHosts(settings.git_hosts), settings.proxies)
-    return GitService(execution, agent_setup(settings, volume), relay, volume.git)
+    folders, touched = agent_setup(settings, volume), changes.touched
+    return GitService(execution, folders, relay, volume.git, touched=touched)
 
 
 def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each process

@@ -10,7 +10,7 @@ import structlog
 from greylag.agentd.agent.process import GIT_CONFIG
 from greylag.agentd.agent.types import AgentSetup
 from greylag.agentd.execution import Execution, ExecutionError
-from greylag.agentd.files import WorkspaceFiles
+from greylag.agentd.files import Touched, WorkspaceFiles, untold
 from greylag.agentd.git.clone import Clone
 from greylag.agentd.git.commands import GitAnswer, GitCommands, cause_of, failure, plain_line
 from greylag.agentd.git.relay import SILENCE_SECONDS, GitRelay
@@ -20,6 +20,7 @@ from greylag.common.backoff import backoff
 from greylag.common.git import CloneState, GitSetup
 
 _HERE = "127.0.0.1"
+_GIT = ".git"  # of the workspace: what commits and pushes change
 _COMMIT_SECONDS = 300.0
 _PUSH_SECONDS = 1800.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
@@ -41,20 +42,23 @@ class GitService:
         setup: the folders of the other side.
         relay: the way to the hosts that there are secrets for.
         note: the file of agentd's own that says that the workspace has what it starts from.
+        touched: is told what a person is about to change.
         silence: seconds after which a host that says nothing is given up.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works with, and how patiently
         self,
         execution: Execution,
         setup: AgentSetup,
         relay: GitRelay,
         note: Path,
         *,
+        touched: Touched = untold,
         silence: float = SILENCE_SECONDS,
     ) -> None:
         self._execution = execution
         self._home = setup.home
+        self._touched = touched
         self._relay = relay
         self._commands = GitCommands(execution, setup)
         files = WorkspaceFiles(execution, setup.workspace)
@@ -144,6 +148,7 @@ class GitService:
     async def commit(self, message: str, paths: Sequence[str] | None) -> GitCommitted:
         """Commit all that changed, or these paths alone."""
         await self._repository()
+        await self._touched(_GIT)
         said = f"--message={message}"
         if paths is None:
             await self._commands.must("add", "--all", seconds=_COMMIT_SECONDS)
@@ -174,6 +179,7 @@ class GitService:
     async def push(self, branch: str | None) -> GitPushed:
         """Push what is checked out to a branch of ``origin``, by default the one of its name."""
         await self._repository()
+        await self._touched(_GIT)
         target = branch or await self._branch()
         if target is None:
             raise failure("git_no_branch", "No branch is checked out.")
