@@ -450,7 +450,12 @@ class GitStatus:
     remote: Annotated[str | None, Doc("Where `origin` is.", "https://github.com/o/r.git")] = None
 
 
-_MESSAGE_RULES = {"minLength": 1, "maxLength": MOST_GIT_MESSAGE, "pattern": r"\S"}
+_MESSAGE_RULES = {
+    "minLength": 1,
+    "maxLength": MOST_GIT_MESSAGE,
+    "pattern": r"^[^\x00]*[^\s\x00][^\x00]*$",
+}
+_PATH_RULES = {"minItems": 1, "items": {"minLength": 1, "pattern": r"^[^\x00]+$"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +465,7 @@ class GitCommitWish:
     message: Annotated[str, Doc("What the commit is to say.", "Add a search", _MESSAGE_RULES)]
     paths: Annotated[
         list[str] | None,
-        Doc("Only these files and folders; null: all that changed.", ["src/main.py"]),
+        Doc("Only these files and folders; null: all that changed.", ["src/main.py"], _PATH_RULES),
     ] = None
 
 
