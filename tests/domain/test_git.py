@@ -22,7 +22,7 @@ URL = "https://github.com/octocat/hello-world.git"
     [
         GitSource(URL),
         GitSource("http://git.corp.example:3000/team/sub/app"),
-        GitSource("https://[2001:db8::1]:8443/a.git"),
+        GitSource("https://GIT.example:65535/~me/a%20b.git/"),
         GitSource(URL, "feature/a-b_c", 1),
         GitSource(URL, "v1.2.3"),
         GitSource(URL, "0" * 40, 1_000_000),
@@ -53,6 +53,8 @@ def test_a_repository_that_git_can_clone_is_taken(source: GitSource) -> None:
         "https://github.com/a.git?x=1",
         "https://github.com/a.git#main",
         "https://github.com/../a.git",
+        "https://[::1]/a.git",
+        "https://github.com//a.git",
         "https://github.com:99999/a.git",
         "https://github.com/a b.git",
         "https://github.com/a\n.git",

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 MAX_REF_LENGTH = 200
-REF_FORM = r"^(?![-/.])(?!.*(?:\.\.|//|/\.|@\{|\.lock(?:/|$)))[!-~]*[!-,0-~-]$"
-"""What the name of a branch, a tag or a commit looks like; git forbids some characters more."""
+REF_FORM = (
+    r"^(?![-/.])(?!@$)(?!.*(?:\.\.|//|/\.|@\{|\.lock(?:/|$)))"
+    r"[!-)+-9;->@-Z\]_-}]*[!-)+-\-0-9;->@-Z\]_-}]$"
+)
+"""What the name of a branch, a tag or a commit looks like: what git takes, and no option."""
 
 _REF = re.compile(REF_FORM)
-_NOT_IN_REF = frozenset(" ~^:?*[\\")
 
 SETUP = "/git/setup"
 """Where, below agentd's API, the platform says what it must know; no client's way leads there."""
@@ -95,5 +97,4 @@ CAUSES: Mapping[str, str] = {
 
 def is_ref(name: str) -> bool:
     """Tell whether git may take ``name`` for a branch, a tag or a commit, and for no option."""
-    fits = len(name) <= MAX_REF_LENGTH and name != "@" and _REF.fullmatch(name)
-    return bool(fits) and not set(name) & _NOT_IN_REF
+    return len(name) <= MAX_REF_LENGTH and _REF.fullmatch(name) is not None
