@@ -5,7 +5,7 @@ Nothing here is ever fetched by the platform: git runs in the environment.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greylag.common.git import MAX_REF_LENGTH, is_ref
 from greylag.domain.errors import InvalidRequestError
@@ -14,7 +14,8 @@ MAX_URL_LENGTH = 1000
 MOST_COMMITS = 1_000_000
 MAX_HOST_LENGTH = 255
 
-_PORT = r"(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+_HIGH = r"6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_PORT = rf"(?::(?:[1-9][0-9]{{0,3}}|[1-5][0-9]{{4}}|{_HIGH}))?"
 _NAME = r"[a-z0-9](?:[a-z0-9.-]{0,238}[a-z0-9])?"
 _PART = r"/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&()*+,;=:@%-]+"
 HOST_FORM = rf"^{_NAME}{_PORT}$"
@@ -41,21 +42,21 @@ class GitSource:
 
 
 def check_source(source: GitSource) -> GitSource:
-    """Return ``source``.
+    """Return ``source``, its host in small letters, as secrets name hosts.
 
     Raises:
         InvalidRequestError: git could not clone it, or would take it for something else.
     """
-    check_url(source.url)
+    url = check_url(source.url)
     if source.ref is not None:
         check_ref(source.ref, "source.git.ref")
     if source.depth is not None and not 1 <= source.depth <= MOST_COMMITS:
         raise InvalidRequestError(f"source.git.depth must be 1 to {MOST_COMMITS}.")
-    return source
+    return replace(source, url=url)
 
 
 def check_url(url: str) -> str:
-    """Return ``url``.
+    """Return ``url``, its host in small letters.
 
     Raises:
         InvalidRequestError: it is no address of a repository over http or https.
@@ -71,7 +72,9 @@ def check_url(url: str) -> str:
             f"{field} must be the address of a repository of at most {MAX_URL_LENGTH} characters, "
             "as https://github.com/octocat/hello-world.git, without a query."
         )
-    return url
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    return f"{scheme}://{host.lower()}/{path}"
 
 
 def check_ref(ref: str, field: str) -> str:
