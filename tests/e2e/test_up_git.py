@@ -1,5 +1,6 @@
 """A project from a private repository: cloned through kills, pushed to; its secret unseen."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -59,16 +60,19 @@ async def _work(up: Product, path: str) -> None:
 
 async def _kill_agentd(up: Product) -> None:
     for one in up.processes():
-        process = psutil.Process(one.pid)
-        if "greylag.agentd" in process.cmdline():
-            process.kill()
+        with suppress(psutil.NoSuchProcess):  # it was of git's, and has ended
+            process = psutil.Process(one.pid)
+            if "greylag.agentd" in process.cmdline():
+                process.kill()
 
 
 def _unseen(up: Product) -> None:
     """See that the secret is nowhere on disk, and in no process of the environment."""
     secret = TOKEN.encode()
     for file in up.data.rglob("*"):
-        assert file.is_symlink() or not file.is_file() or secret not in file.read_bytes(), file
+        with suppress(FileNotFoundError):  # another's temporary file
+            assert file.is_symlink() or not file.is_file() or secret not in file.read_bytes(), file
     for one in up.processes():
         for name in ("environ", "cmdline"):
-            assert secret not in Path(f"/proc/{one.pid}/{name}").read_bytes()
+            with suppress(FileNotFoundError, ProcessLookupError):
+                assert secret not in Path(f"/proc/{one.pid}/{name}").read_bytes()
