@@ -93,11 +93,13 @@ class GitServer:
         names = {"Content-Encoding": "HTTP_CONTENT_ENCODING", "Git-Protocol": "HTTP_GIT_PROTOCOL"}
         given = {names[name]: request.headers[name] for name in names if name in request.headers}
         body = await request.read()
-        process = await asyncio.create_subprocess_exec(
-            "git",
-            "http-backend",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
+        # In a thread: whoever asked may go away meanwhile, and the program ends all the same.
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ("git", "http-backend"),
+            input=body,
+            capture_output=True,
+            check=False,
             env={
                 "PATH": "/usr/bin:/bin",
                 "GIT_PROJECT_ROOT": str(self.root),
@@ -110,8 +112,7 @@ class GitServer:
                 **given,
             },
         )
-        out, _ = await process.communicate(body)
-        head, _, content = out.partition(b"\r\n\r\n")
+        head, _, content = done.stdout.partition(b"\r\n\r\n")
         lines = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
         status = int(lines.pop("Status", "200").split()[0])
         return web.Response(status=status, headers=lines, body=content)
