@@ -2,6 +2,7 @@
 import { type JSX, render } from "preact";
 import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { FileView } from "./file_view";
+import { GitBar } from "./git_bar";
 import { isShown, projectStatus, showPane, whenShown } from "./panes";
 import { type Problem, Refused, wordsOf } from "./sse";
 import { ago } from "./times";
@@ -20,7 +21,7 @@ export function startFiles(): void {
   let status = "";
   const refresh = () => {
     status = projectStatus();
-    render(<FilesPane workspace={workspace} news={(news += 1)} />, place);
+    render(<FilesPane api={api} workspace={workspace} news={(news += 1)} />, place);
   };
   whenShown("files", refresh);
   document.addEventListener("greylag:changed", () => isShown("files") && status !== projectStatus() && refresh());
@@ -35,7 +36,7 @@ export function openFile(path: string): void {
 }
 
 /** `news` changes when what is shown may not be true any more. */
-function FilesPane({ workspace, news }: { workspace: Workspace; news: number }) {
+function FilesPane({ api, workspace, news }: { api: string; workspace: Workspace; news: number }) {
   const [folder, setFolder] = useState("");
   const [open, setOpen] = useState<string | null>(null);
   const [said, say] = useState("");
@@ -72,6 +73,7 @@ function FilesPane({ workspace, news }: { workspace: Workspace; news: number }) 
   }
   return (
     <DropZone onDrop={(transfer) => void dropped(transfer, folder).then(upload)}>
+      <GitBar api={api} news={news + again} />
       <Toolbar workspace={workspace} folder={folder} attempt={attempt} onUpload={upload} onUnpack={unpack} />
       <p class="files-status" role="status">{visible(said)}</p>
       <Search workspace={workspace} onOpen={setOpen}>

@@ -23,6 +23,7 @@ from greylag.common.audit_copy import COPY_FORM
 from greylag.common.net import Proxy, is_confidential, is_loopback
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ConfigError, InvalidRequestError
+from greylag.domain.git import check_host
 from greylag.domain.names import check_id, check_name
 from greylag.domain.users import DefaultLimits, Limits, User
 
@@ -33,6 +34,7 @@ _USUAL_AUTHORITIES = (
     Path("/etc/ssl/cert.pem"),
 )
 DEFAULT_USERS = (User("me", "Me"),)
+_LEAST_KEY = 32
 _LEAST_MEMORY = 512 * 1024 * 1024
 OWN_PATHS = frozenset(
     {
@@ -124,6 +126,8 @@ class Settings(BaseSettings):
         None, validation_alias="GOOSE_MODE"
     )
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
+    git_hosts: str = Field("", max_length=4000)
+    secret_key: SecretStr | None = None
     snapshot_limit: int = Field(2 * 1024**3, ge=1024**2)
     legacy_api: bool = False
     terminal: Literal["on", "off"] = "on"
@@ -157,6 +161,28 @@ class Settings(BaseSettings):
         plain = value.replace("-", "a")
         if len(value) > 30 or not (value[:1].isalpha() and plain.isalnum() and value.islower()):  # noqa: PLR2004 - leaves 33 of 63 characters to the user's label
             raise ValueError("must begin a DNS label: a-z, 0-9, -, a letter first, 30 at most")
+        return value
+
+    @field_validator("git_hosts")
+    @classmethod
+    def _git_hosts_are_hosts(cls, value: str) -> str:
+        hosts = [one.strip() for one in value.split(",") if one.strip()]
+        try:
+            for one in hosts:
+                check_host(one.removeprefix("http://"))
+        except InvalidRequestError as error:
+            raise ValueError(
+                "must be hosts such as git.corp.example:3000, with http:// before those without TLS"
+            ) from error
+        return ",".join(hosts)
+
+    @field_validator("secret_key")
+    @classmethod
+    def _secret_key_is_long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and any(
+            len(one.strip()) < _LEAST_KEY for one in value.get_secret_value().split(",")
+        ):
+            raise ValueError("must be one or more keys of 32 or more characters, between commas")
         return value
 
     @field_validator("sandbox_memory")
@@ -214,6 +240,7 @@ class Settings(BaseSettings):
         "model_url",
         "model_key",
         "model",
+        "secret_key",
         "no_proxy",
         "ca_file",
         "ssl_cert_file",
@@ -338,6 +365,7 @@ def agent_environment(settings: Settings) -> dict[str, str]:
         "NO_PROXY": settings.no_proxy,
         "GOOSE_MODE": settings.goose_mode,
         "GREYLAG_CONFIRMATION_TIMEOUT": str(settings.confirmation_timeout),
+        "GREYLAG_GIT_HOSTS": settings.git_hosts,
         "GREYLAG_SNAPSHOT_LIMIT": str(settings.snapshot_limit),
         "GREYLAG_LEGACY_API": "1" if settings.legacy_api else None,
     }

@@ -18,6 +18,7 @@ from greylag.common.agent_api import (
     Socket,
     Turn,
 )
+from greylag.common.git import CloneState, GitSetup
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
 from greylag.domain.lifecycle import Observation
@@ -32,7 +33,7 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
-from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, Share, User
+from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, Share, User, UserSecret
 
 
 class Clock(Protocol):
@@ -62,13 +63,13 @@ class UserDirectory(Protocol):
         """
 
 
-Kept = TypeVar("Kept", User, Session, ApiToken, Member, DeviceLogin, Share)
-AnyKept = User | Session | ApiToken | Member | DeviceLogin | Share
+Kept = TypeVar("Kept", User, Session, ApiToken, Member, DeviceLogin, Share, UserSecret)
+AnyKept = User | Session | ApiToken | Member | DeviceLogin | Share | UserSecret
 """What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
 
 
 class PeopleStore(Protocol):
-    """Users, their sessions and tokens, and whom projects and previews are shared with.
+    """Users, their sessions, tokens and secrets, and whom projects and previews are shared with.
 
     Every method may raise ``StoreUnavailableError``. What has an ``expires_at`` before ``now`` may
     be forgotten.
@@ -257,6 +258,12 @@ class AgentGateway(Protocol):
 
     async def status(self, at: AgentAddress) -> AgentStatus:
         """Return what answers there."""
+
+    async def set_up_git(self, at: AgentAddress, setup: GitSetup) -> CloneState:
+        """Tell the environment what its git is to have from now on, and begin to clone what it
+        starts from, unless that is there, goes on, or has failed with the same setup. Return how
+        that stands. Idempotent.
+        """
 
     def relay(
         self, at: AgentAddress, request: AgentRequest

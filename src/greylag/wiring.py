@@ -32,6 +32,8 @@ from greylag.common.agent_api import LEGACY_API
 from greylag.common.audit_copy import AuditCopy
 from greylag.common.clock import SystemClock
 from greylag.common.net import proxy_variables
+from greylag.common.sealing import Sealing
+from greylag.common.token_file import SECRET_KEY, ensure_token
 from greylag.config import (
     Settings,
     agent_environment,
@@ -64,6 +66,7 @@ from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
 from greylag.services.projects import Projects
+from greylag.services.secrets import Secrets
 from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.tokens import Tokens
@@ -116,6 +119,7 @@ def build(
     store, cluster, clock = adapters.store, adapters.cluster, adapters.clock
     platform = _platform(settings, cluster)
     worker = worker or _process_name()
+    use_cases = _use_cases(settings, adapters, platform)
     reconciler = Reconciler(
         store,
         cluster,
@@ -129,9 +133,10 @@ def build(
         worker=worker,
         rng=rng or random.Random(),  # noqa: S311 - spreads retries, guards nothing
         warnings=lambda: _warnings(platform.model),
+        git=use_cases.secrets.setup,
     )
     return Application(
-        use_cases=_use_cases(settings, adapters, platform),
+        use_cases=use_cases,
         reconciler=reconciler,
         worker=Worker(store, cluster, clock, reconciler, concurrency=settings.worker_concurrency),
     )
@@ -170,6 +175,7 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         audit_reader=AuditReader(store, gate),
         tokens=tokens,
         shares=Shares(recent, projects, clock),
+        secrets=Secrets(recent, people, store, gate, clock, _sealing(settings)),
         device_logins=DeviceLogins(recent, people, tokens, clock, token_days=login_days),
         sign_in=sign_in,
     )
@@ -325,6 +331,20 @@ async def identity_provider_fault(settings: Settings) -> str | None:
     finally:
         await provider.close()
     return None
+
+
+def _sealing(settings: Settings) -> Sealing | None:
+    """Return what seals users' secrets; ``None`` where there is no key that all processes share.
+
+    Records that lie in the data folder are sealed by a key beside them, which no export and no
+    backup of the database holds; those of a server by a key of the settings.
+    """
+    if settings.secret_key is not None:
+        given = settings.secret_key.get_secret_value().split(",")
+        return Sealing([one.strip() for one in given if one.strip()])
+    if settings.mongodb_uri is not None or not settings.data.is_dir():
+        return None
+    return Sealing([ensure_token(settings.data, SECRET_KEY)])
 
 
 def _sign_in_limits(settings: Settings) -> SignInLimits:

@@ -26,7 +26,7 @@ from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import Execution
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
-from greylag.agentd.main import agent_setup, build_services, http_server
+from greylag.agentd.main import agent_setup, build_services, git_service, http_server
 from greylag.agentd.preview import Previews
 from greylag.agentd.records import Records
 from greylag.agentd.terminals import Terminals
@@ -141,15 +141,16 @@ async def serving(
     store = SnapshotStore(volume.snapshots, settings.snapshot_limit)
     kept = ChangeService(store, Capture(execution, volume.workspace, store))
     files = WorkspaceFiles(execution, volume.workspace, kept.touched)
-    terminals = Terminals(execution, agent_setup(settings, volume))
-    previews = Previews(execution)
+    terminals, previews = Terminals(execution, agent_setup(settings, volume)), Previews(execution)
+    git = git_service(settings, volume, execution, kept)
     services = build_services(
-        settings, agent, files, terminals, previews, records, journals, tasks, kept
+        settings, agent, files, terminals, previews, records, journals, tasks, kept, git
     )
     await services.turns.recover()
     async with tasks:
         server = http_server(create_app(settings, services))
         serve = tasks.create_task(server.serve([listener]), name="http server")
+        beside = tasks.create_task(git.run(), name="git")
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
         headers = {}
         if settings.token is not None:
@@ -163,6 +164,7 @@ async def serving(
                 await terminals.close()
                 await previews.close()
                 await kept.stop()
+                beside.cancel()
                 server.finish()
         await serve
     await records.aclose()

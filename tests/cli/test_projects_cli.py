@@ -12,10 +12,13 @@ from greylag.domain.project import ProjectRef
 
 
 async def test_a_project_lives_from_creation_to_deletion(cli: Cli) -> None:
-    created = await cli(
-        "projects", "create", "Search engine", "--id", "search", "--metadata", '{"t": 1}', "--json"
-    )
+    named = ("projects", "create", "Search engine", "--id", "search", "--metadata", '{"t": 1}')
+    url = "https://example.org/a.git"
+    created = await cli(*named, "--git", url, "--ref", "main", "--depth", "3", "--json")
     assert (created.document["project_id"], created.document["metadata"]) == ("search", {"t": 1})
+    assert created.document["source"] == {"git": {"url": url, "ref": "main", "depth": 3}}
+    assert f"{url} at main (the last 3 commits)" in (await cli("projects", "show", "search")).out
+    assert "name it by --git" in (await cli("projects", "create", "x", "--ref", "main")).err
     active = await cli("activate", "search", "--json")
     assert active.document["status"] == "active"
     renamed = await cli("projects", "rename", "search", "Finder", "--json")

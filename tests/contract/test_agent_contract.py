@@ -13,6 +13,7 @@ from tests.contract.agent_adapters import ADAPTERS, Agent, open_agent
 
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import Operation
+from greylag.common.git import GitCredential, GitSetup
 from greylag.domain.errors import (
     AgentUnreachableError,
     ConfirmationNotFoundError,
@@ -228,6 +229,21 @@ async def test_an_agent_that_does_not_answer_is_unreachable(agent: Agent) -> Non
     with pytest.raises(AgentUnreachableError):
         async with agent.gateway.relay(agent.nobody, AgentRequest(agent_api.LIST_SESSIONS)):
             pass
+
+
+async def test_what_git_is_to_have_is_taken_and_answered_with_how_the_clone_stands(
+    agent: Agent,
+) -> None:
+    secret = GitCredential("hub", "github.com", "someone", "glsecret")
+    setup = GitSetup(author=("Ada", "ada@example.org"), credentials=[secret])
+    for _ in range(2):
+        state = await agent.gateway.set_up_git(agent.at, setup)
+        assert (state.status, state.code) == ("none", "")
+    unreachable = "http://127.0.0.1:9/a.git"
+    states = {(await agent.gateway.set_up_git(agent.at, GitSetup(unreachable))).status}
+    assert states <= {"cloning", "done"}
+    with pytest.raises(AgentUnreachableError):
+        await agent.gateway.set_up_git(agent.nobody, setup)
 
 
 async def test_status_says_what_answers(agent: Agent) -> None:

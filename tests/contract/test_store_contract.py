@@ -11,6 +11,7 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
     StoreUnavailableError,
 )
+from greylag.domain.git import GitSource
 from greylag.domain.project import Desired, Lease, Status
 from greylag.ports import Edit, PageQuery, ProjectStore
 
@@ -32,6 +33,7 @@ async def test_every_field_of_a_project_comes_back_as_it_was_put_in(store: Proje
         due_at=at(3),
         deadline_at=at(4),
         lease=Lease("worker", 5, at(5)),
+        source=GitSource("https://example.org/a.git", "main", 3),
     )
     assert (await store.create(project)).project == project
     assert await store.get("ada", "demo") == project

@@ -34,11 +34,13 @@ from greylag.common.agent_api import (
     TurnList,
 )
 from greylag.common.clock import rfc3339
+from greylag.common.git import CloneState, GitSetup, is_ref
 from greylag.domain.errors import (
     AgentUnreachableError,
     ConfirmationNotFoundError,
     ConfirmationSettledError,
     ConflictError,
+    GitError,
     InvalidRequestError,
     MissingError,
     SessionBusyError,
@@ -334,6 +336,28 @@ def _extension(name: str, kind: str, **more: Any) -> agent_api.AgentExtension:
     )
 
 
+def _git_commit(here: _Environment, _asked: AgentRequest) -> agent_api.GitCommitted:
+    message, paths = here.sent.pop("message", ""), here.sent.pop("paths", None)
+    texts = paths is None or (isinstance(paths, list) and all(map(_is_path, paths)) and paths)
+    fits = isinstance(message, str) and 0 < len(message) <= agent_api.MOST_GIT_MESSAGE
+    if not fits or not message.strip() or "\0" in message or not texts or here.sent:
+        raise InvalidRequestError("This is no wish to commit.")
+    if message == "nothing":
+        raise GitError("Nothing has changed since the last commit.", code="git_nothing_to_commit")
+    return agent_api.GitCommitted("0" * 40, "main")
+
+
+def _is_path(path: object) -> bool:
+    return isinstance(path, str) and path != "" and "\0" not in path
+
+
+def _git_push(here: _Environment, _asked: AgentRequest) -> agent_api.GitPushed:
+    branch = here.sent.pop("branch", None)
+    if here.sent or not (branch is None or (isinstance(branch, str) and is_ref(branch))):
+        raise InvalidRequestError("This is no wish to push.")
+    return agent_api.GitPushed(branch or "main", "https://example.org/a.git")
+
+
 EXTENSIONS = agent_api.ExtensionList(
     [
         _extension("broken", "stdio", state="failed", state_detail="It said: missing API key"),
@@ -366,6 +390,11 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.LIST_TERMINALS.name: _list_terminals,
     agent_api.START_TERMINAL.name: _start_terminal,
     agent_api.END_TERMINAL.name: _end_terminal,
+    agent_api.GIT_STATUS.name: lambda _here, _asked: agent_api.GitStatus(
+        repository=True, branch="main", ahead=1
+    ),
+    agent_api.GIT_COMMIT.name: _git_commit,
+    agent_api.GIT_PUSH.name: _git_push,
     agent_api.LIST_PORTS.name: lambda _here, _asked: agent_api.PortList(
         [agent_api.ListeningPort(5173, "node")]
     ),
@@ -401,12 +430,23 @@ class MemoryAgents:
     def __init__(self) -> None:
         self.unreachable: set[str] = set()
         self.open_streams = 0
+        self.git: dict[str, GitSetup] = {}
+        self.clones: dict[str, list[CloneState]] = {}
         self._environments: dict[str, _Environment] = {}
 
     async def status(self, at: AgentAddress) -> AgentStatus:
         """Return what answers there."""
         busy = any(run.turn.status == "running" for run in self._at(at).runs.values())
         return AgentStatus(agent="memory", version="1", model="echo", busy=busy)
+
+    async def set_up_git(self, at: AgentAddress, setup: GitSetup) -> CloneState:
+        """Take what git is to have; ``clones`` says how what is to be cloned goes."""
+        self._at(at)
+        self.git[at.url] = setup
+        if setup.url is None:
+            return CloneState("none")
+        states = self.clones.get(setup.url, [])
+        return states.pop(0) if len(states) > 1 else [*states, CloneState("done", "Cloned.")][0]
 
     def relay(
         self, at: AgentAddress, request: AgentRequest

@@ -6,6 +6,7 @@ from datetime import timedelta
 from tests.clocks import FakeClock
 from tests.harness import Harness, settings
 
+from greylag.domain.git import GitSource
 from greylag.domain.lifecycle import Verb
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Project, ProjectRef, new_record_id
@@ -38,7 +39,7 @@ class Bench(Harness):
     def another(self, worker: str) -> Reconciler:
         return self.build(worker).reconciler
 
-    async def create(self, ref: ProjectRef = REF) -> Project:
+    async def create(self, ref: ProjectRef = REF, source: GitSource | None = None) -> Project:
         now = self.clock.now()
         project = Project(
             id=new_record_id(now),
@@ -49,6 +50,7 @@ class Bench(Harness):
             created_at=now,
             updated_at=now,
             due_at=now,
+            source=source,
         )
         return (await self.store.create(project)).project
 

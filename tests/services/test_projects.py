@@ -1,6 +1,7 @@
 """The use cases of projects over memory adapters."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from greylag.domain.errors import (
     UserNotFoundError,
     WaitTimeoutError,
 )
+from greylag.domain.git import GitSource
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, NewEvent, ProjectRef, Status
 from greylag.domain.users import OPERATOR, Principal
@@ -49,6 +51,9 @@ async def test_creation_is_idempotent_by_key_and_conflicts_are_told_apart() -> N
     assert first.project == again.project
     with pytest.raises(IdempotencyConflictError):
         await projects.create(OPERATOR, "ada", NewProject("Other"), "key-1")
+    cloned = replace(new, source=GitSource("https://example.org/a.git"))
+    with pytest.raises(IdempotencyConflictError):
+        await projects.create(OPERATOR, "ada", cloned, "key-1")
     taken = NewProject("Demo", first.project.project_id)
     with pytest.raises(ProjectExistsError):
         await projects.create(OPERATOR, "ada", taken)
@@ -63,6 +68,7 @@ async def test_creation_is_idempotent_by_key_and_conflicts_are_told_apart() -> N
         NewProject("bell\a"),
         NewProject("half \ud800"),
         NewProject("ok", "a/b"),
+        NewProject("ok", source=GitSource("https://a:b@example.org/a.git")),
         NewProject("ok", ".."),
         NewProject("ok", "x" * 301),
         NewProject("ok", metadata={"n": float("nan")}),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.contract.store_adapters import at, make_project
 
 from greylag.domain.errors import ErrorInfo
+from greylag.domain.git import GitSource
 from greylag.domain.project import Desired, Event, Lease, Status
 from greylag.ports import StoredKey, StoredProject
 
@@ -39,6 +40,7 @@ def make_stored(project_id: str = "demo", *, events: int = 3, **fields: Any) -> 
         "due_at": at(70),
         "deadline_at": at(80),
         "last_seq": events,
+        "source": GitSource("https://example.org/a.git", "main", 3),
     }
     project = make_project(project_id, **values | fields)
     return StoredProject(
@@ -98,6 +100,7 @@ def _stored(draw: st.DrawFn) -> StoredProject:
         due_at=draw(st.none() | MOMENTS),
         deadline_at=draw(st.none() | MOMENTS),
         last_seq=draw(st.integers(0, 900)),
+        source=draw(st.none() | st.builds(GitSource, WORDS, st.none() | WORDS, st.none() | COUNTS)),
     )
     last, kept = project.last_seq, draw(st.integers(0, 4))
     keys = [StoredKey(project.user_id, key, draw(WORDS), FAR) for key in draw(st.sets(WORDS))][:2]

@@ -95,12 +95,12 @@ async def test_an_agent_that_does_not_answer_leaves_the_rest_of_the_page(running
 
 
 async def test_a_form_sent_twice_creates_one_project(running: Site) -> None:
-    form = {"name": "Twice", "key": "k" * 32}
+    form = {"name": "Twice", "key": "k" * 32, "git_url": "https://example.org/a.git"}
     for _ in range(2):
         async with running.http.post("/users/ada/new-project", data=form) as answer:
             assert answer.status == 200
     _, listed = await running.ask("GET", ADA)
-    assert len(listed["projects"]) == 1
+    assert [one["source"]["git"]["url"] for one in listed["projects"]] == [form["git_url"]]
 
 
 async def test_a_form_error_keeps_what_was_typed(running: Site) -> None:

@@ -29,6 +29,7 @@ OPEN = {"health", "ready", "show_platform", "show_me", "list_users", "make_user"
 NAMES = {"port": "8080", "user": "ada", "project": "notes", "login": "0" * 16, "member": "ada"}
 BODIES: dict[str, Any] = {
     "open_file": {"path": "index.html"},
+    "put_secret": {"value": "x", "host": "github.com"},
     "create_project": {"name": "New"},
     "send_message": {"message": "hello"},
     "answer_confirmation": {"decision": "allow_once"},

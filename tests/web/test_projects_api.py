@@ -27,19 +27,29 @@ async def call(
 
 
 async def test_a_created_project_has_all_its_fields(running: Site) -> None:
+    source = {"git": {"url": "https://example.org/a.git", "ref": "main", "depth": 1}}
     body = {"name": "Notes Ω", "project_id": "notes", "metadata": {"team": ["blue", 1, None]}}
+    body |= {"source": source}
     async with running.http.post(ADA, json=body) as answer:
         made = await answer.json()
         assert (answer.status, answer.headers["location"]) == (201, f"{ADA}/notes")
     assert made["status"] == "inactive"
     assert made["name"] == "Notes Ω"
-    assert made["metadata"] == body["metadata"]
+    assert (made["metadata"], made["source"]) == (body["metadata"], source)
     assert (made["namespace"], made["deployment"]) == ("user-ada", "notes-api")
     assert (made["service"], made["ingress"]) == ("notes-svc", "notes-ingress")
     assert made["endpoint"] is None
     assert made["error"] is None
     assert made["created_at"].endswith("Z")
     assert (await call(running, "POST", ADA, body))[1]["code"] == "project_exists"
+
+
+async def test_a_source_that_is_no_repository_is_refused(running: Site) -> None:
+    for git in ({}, {"url": "https://a:b@example.org/a.git"}, {"url": "ssh://example.org/a.git"}):
+        status, said = await call(running, "POST", ADA, {"name": "Notes", "source": {"git": git}})
+        assert (status, said["code"]) == (422, "invalid_request")
+        assert "source.git.url" in said["detail"]
+        assert "a:b" not in str(said)
 
 
 async def test_the_same_idempotency_key_is_one_project(running: Site) -> None:

@@ -7,7 +7,7 @@ end, and of its headers only those about content pass.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
@@ -25,6 +25,7 @@ from greylag.common.agent_api import (
     Socket,
     Turn,
 )
+from greylag.common.git import CAUSES, SETUP, CloneState, GitSetup
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import (
     AgentFailedError,
@@ -32,6 +33,7 @@ from greylag.domain.errors import (
     ConfirmationNotFoundError,
     ConfirmationSettledError,
     ConflictError,
+    GitError,
     GreylagError,
     InvalidRequestError,
     LimitExceededError,
@@ -109,6 +111,8 @@ def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) 
         )
     if code is None and status == 404:  # noqa: PLR2004 - HTTP's not found
         return missing or AgentFailedError(message)
+    if code is not None and code in CAUSES:
+        return GitError(message, code=code)
     known = _BY_CODE.get(code or "") or _BY_STATUS.get(status, AgentFailedError)
     return known(message)
 
@@ -327,9 +331,20 @@ class HttpAgents:
                 version=agent["version"] or "",
                 model=model["kind"],
                 demonstration=model["demonstration"],
-                # An older agentd has no terminals.
-                busy=bool(body["active_sessions"] or body.get("watched_terminals")),
+                # An older agentd has no terminals, and clones nothing.
+                busy=bool(
+                    body["active_sessions"] or body.get("watched_terminals") or body.get("cloning")
+                ),
             )
+
+    async def set_up_git(self, at: AgentAddress, setup: GitSetup) -> CloneState:
+        """Tell the environment what its git is to have."""
+        body = await self._call(at, _Ask("PUT", SETUP, json=asdict(setup)))
+        with _reading():
+            state = shaped(CloneState, body)
+        code = state.code if state.code in CAUSES else ""
+        detail = state.detail[:_LONGEST_WORDS]
+        return replace(state, detail=detail, code=code, hint=CAUSES.get(code, ""))
 
     @asynccontextmanager
     async def relay(self, at: AgentAddress, request: AgentRequest) -> AsyncIterator[AgentAnswer]:

@@ -63,6 +63,7 @@ class AgentdSettings:
         journal_limit: most bytes for all journals; the oldest ended turns go first.
         snapshot_limit: most bytes for the workspace's states; the oldest go first.
         message_limit: most bytes (UTF-8) of one message.
+        git_hosts: hosts that git may be led to though their addresses are not public.
         environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant.
         path_prefix: what a proxy in front routes by and passes on; None for nothing.
         legacy_api: whether pages of any origin may call, and the token may come as older clients
@@ -89,6 +90,7 @@ class AgentdSettings:
     journal_limit: int = 1024 * _MIB
     snapshot_limit: int = 2048 * _MIB
     message_limit: int = _MIB
+    git_hosts: tuple[str, ...] = ()
     environment_id: str | None = None
     path_prefix: str | None = None
     legacy_api: bool = False
@@ -121,6 +123,7 @@ class AgentdSettings:
             "journal_limit": read("GREYLAG_JOURNAL_LIMIT", _integer),
             "snapshot_limit": read("GREYLAG_SNAPSHOT_LIMIT", _integer),
             "message_limit": read("GREYLAG_MESSAGE_LIMIT", _integer),
+            "git_hosts": read("GREYLAG_GIT_HOSTS", _listed),
             "environment_id": read("GREYLAG_ENVIRONMENT", _text),
             "path_prefix": read("GREYLAG_PATH_PREFIX", _text),
             "legacy_api": read("GREYLAG_LEGACY_API", _switch),
@@ -165,6 +168,10 @@ def _read(environ: Mapping[str, str], name: str, parse: Callable[[str, str], _T]
 
 def _text(_name: str, value: str) -> str:
     return value
+
+
+def _listed(_name: str, value: str) -> tuple[str, ...]:
+    return tuple(one.strip() for one in value.split(",") if one.strip())
 
 
 def _command(name: str, value: str) -> tuple[str, ...]:

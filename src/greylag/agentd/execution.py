@@ -282,10 +282,13 @@ class Execution:
             return
 
     @asynccontextmanager
-    async def listening(self, host: str, port: int) -> AsyncIterator[int]:
+    async def listening(
+        self, host: str, port: int, ended: asyncio.Event | None = None
+    ) -> AsyncIterator[int]:
         """Let the untrusted side reach one port of ours; yield the port by which it does.
 
-        Every connection to that port of its loopback becomes one to `host` and `port` here.
+        Every connection to that port of its loopback becomes one to `host` and `port` here, until
+        execd goes away: then `ended` is set.
         """
         async with self.exchange("listen") as (facts, reader, _):
             inside = facts.get("port")
@@ -295,6 +298,8 @@ class Execution:
             taking = asyncio.create_task(
                 self._take_connections(reader, (host, port), tasks), name="connections from execd"
             )
+            if ended is not None:
+                taking.add_done_callback(lambda _: ended.set())
             try:
                 yield inside
             finally:

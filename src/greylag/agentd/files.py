@@ -54,7 +54,7 @@ Touched = Callable[..., Awaitable[None]]
 """Is told the paths that a person is about to change."""
 
 
-async def _untold(*_paths: str) -> None:
+async def untold(*_paths: str) -> None:
     """Tell nobody."""
 
 
@@ -66,7 +66,7 @@ class WorkspaceFiles:
     execd does not answer as it must.
     """
 
-    def __init__(self, execution: Execution, root: Path, touched: Touched = _untold) -> None:
+    def __init__(self, execution: Execution, root: Path, touched: Touched = untold) -> None:
         self._touched = touched
         self._execution = execution
         self._root = str(root)

@@ -30,6 +30,8 @@ from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
+from greylag.agentd.git.relay import GitHosts, GitRelay
+from greylag.agentd.git.service import GitService
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.model.relay import demonstration, provider, tell_problem
 from greylag.agentd.preview import Previews
@@ -120,17 +122,21 @@ async def _serve(
         changes = ChangeService(store, Capture(execution, volume.workspace, store))
         files = WorkspaceFiles(execution, volume.workspace, changes.touched)
         terminals, previews = Terminals(execution, setup), Previews(execution)
+        git = git_service(settings, volume, execution, changes)
         tasks = asyncio.TaskGroup()
         services = build_services(
-            settings, agent, files, terminals, previews, records, journals, tasks, changes
+            settings, agent, files, terminals, previews, records, journals, tasks, changes, git
         )
         await services.turns.recover()
         async with tasks:
             # Before the agent: its socket is there as soon as the task has begun.
             execd_task = tasks.create_task(_run_execd(settings, socket_path), name="execd")
-            trying = tasks.create_task(tell_problem(settings), name="model-provider")
             agent_task = tasks.create_task(agent.run(), name="agent")
-            recovering = tasks.create_task(changes.recover(), name="recovery of changes")
+            beside = [
+                tasks.create_task(git.run(), name="git"),
+                tasks.create_task(changes.recover(), name="recovery of changes"),
+                tasks.create_task(tell_problem(settings), name="model-provider"),
+            ]
             server = http_server(create_app(settings, services))
             server_task = tasks.create_task(server.serve([listener]), name="http server")
             volume.announce(listener.getsockname()[1], datetime.now(UTC).isoformat())
@@ -144,10 +150,10 @@ async def _serve(
             await asyncio.gather(
                 _end(services.turns, agent_task), terminals.close(), previews.close()
             )
-            recovering.cancel()
+            for task in beside:
+                task.cancel()
             await changes.stop()
             execd_task.cancel()
-            trying.cancel()
             server.finish()
             await server_task
     _log.info("stopped")
@@ -203,6 +209,15 @@ def agent_setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
     )
 
 
+def git_service(
+    settings: AgentdSettings, volume: Volume, execution: Execution, changes: ChangeService
+) -> GitService:
+    """Return what does git's work; nothing is started by it."""
+    relay = GitRelay(GitHosts(settings.git_hosts), settings.proxies)
+    folders, touched = agent_setup(settings, volume), changes.touched
+    return GitService(execution, folders, relay, volume.git, touched=touched)
+
+
 def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each process
     settings: AgentdSettings,
     agent: AgentPort,
@@ -213,6 +228,7 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
     journals: Journals,
     tasks: asyncio.TaskGroup,
     changes: ChangeService,
+    git: GitService,
 ) -> Services:
     """Put together what the routes call; nothing is started by it."""
     policy = TurnPolicy(
@@ -233,4 +249,5 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
         terminals=terminals,
         previews=previews,
         changes=changes,
+        git=git,
     )

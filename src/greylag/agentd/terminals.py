@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import structlog
 
-from greylag.agentd.agent.process import tools_way_out
+from greylag.agentd.agent.process import git_variables, tools_way_out
 from greylag.agentd.agent.types import AgentSetup
 from greylag.agentd.execution import (
     Execution,
@@ -338,5 +338,6 @@ def _environment(setup: AgentSetup, program: str) -> Mapping[str, str]:
         "TMPDIR": str(setup.tmp),
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
+        **git_variables(setup),
         **tools_way_out(os.environ),
     }

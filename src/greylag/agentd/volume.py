@@ -25,6 +25,7 @@ class Volume:
         journals: the turns' journals.
         database: the records' file.
         snapshots: the file of the workspace's states.
+        git: the file that says that the workspace has what it starts from.
         listening: the file that says where agentd listens.
         execd_socket: where agentd speaks with its execd.
     """
@@ -38,6 +39,7 @@ class Volume:
         self.journals = self.state / "turns"
         self.database = self.state / "agentd.db"
         self.snapshots = self.state / "snapshots.db"
+        self.git = self.state / "git.json"
         self.listening = self.state / "listening.json"
         self.execd_socket = self.state / "execd.sock"
 

@@ -23,6 +23,7 @@ from greylag.common.agent_api import (
     Decision,
     FileChange,
     FileEntry,
+    GitStatus,
     Session,
     Turn,
 )
@@ -60,6 +61,20 @@ class ErrorJson(TypedDict):
     hint: str
 
 
+class GitSourceJson(TypedDict):
+    """A repository that a project starts from."""
+
+    url: str
+    ref: str | None
+    depth: int | None
+
+
+class SourceJson(TypedDict):
+    """What a project starts from."""
+
+    git: GitSourceJson
+
+
 class ProjectJson(TypedDict):
     """A project. Times are RFC 3339 in UTC."""
 
@@ -68,6 +83,7 @@ class ProjectJson(TypedDict):
     project_id: str
     name: str
     metadata: dict[str, Any]
+    source: SourceJson | None
     status: str
     desired: str
     endpoint: str | None
@@ -525,6 +541,21 @@ class ApiClient:
         )
         return made
 
+    async def secrets(self, user_id: str) -> list[dict[str, Any]]:
+        """Return what is shown of a user's secrets."""
+        found: list[dict[str, Any]] = (await self._get(("users", user_id, "secrets")))["secrets"]
+        return found
+
+    async def put_secret(self, user_id: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a secret (host, value, username?)."""
+        request = Request("PUT", ("users", user_id, "secrets", name), {}, body)
+        kept: dict[str, Any] = await self._http.call(request)
+        return kept
+
+    async def remove_secret(self, user_id: str, name: str) -> None:
+        """Delete a secret."""
+        await self._http.call(Request("DELETE", ("users", user_id, "secrets", name)))
+
     async def users(self) -> list[UserJson]:
         """Return the users."""
         found: list[UserJson] = (await self._get(("users",)))["users"]
@@ -547,7 +578,7 @@ class ApiClient:
         return found
 
     async def create(self, user_id: str, new: Mapping[str, Any], key: str) -> ProjectJson:
-        """Create a project (name, project_id?, metadata?); ``key`` makes a repetition safe."""
+        """Create a project as the API takes it; ``key`` makes a repetition safe."""
         path = ("users", user_id, "projects")
         created: ProjectJson = await self._post(path, new, {"Idempotency-Key": key})
         return created
@@ -765,6 +796,25 @@ class ApiClient:
     def changes(self, given: Any) -> list[FileChange]:
         """Return changes as the server tells them."""
         return self._http.shaped(FileChange, given)
+
+    async def git_status(self, place: ProjectPlace) -> GitStatus:
+        """Return how the workspace's git repository stands."""
+        return self._http.shaped(GitStatus, [await self._get((*place.path, "git"))])[0]
+
+    async def git_commit(
+        self, place: ProjectPlace, message: str, paths: list[str] | None
+    ) -> dict[str, Any]:
+        """Commit what changed (``None``: all of it)."""
+        body = {"message": message, "paths": paths}
+        request = Request("POST", (*place.path, "git", "commit"), {}, body)
+        made: dict[str, Any] = await self._http.call(request, LONGEST_WAIT)
+        return made
+
+    async def git_push(self, place: ProjectPlace, branch: str | None) -> dict[str, Any]:
+        """Push to a branch, by default the one of the same name."""
+        request = Request("POST", (*place.path, "git", "push"), {}, {"branch": branch})
+        done: dict[str, Any] = await self._http.call(request, LONGEST_WAIT)
+        return done
 
     def _file(self, given: Any) -> FileEntry:
         return self._http.shaped(FileEntry, [given])[0]

@@ -58,6 +58,8 @@ VERBS = {
     "changes": LazyVerb("changes:changes", "List what a turn changed in the workspace."),
     "diff": LazyVerb("changes:diff", "Print what a turn changed in a file."),
     "undo": LazyVerb("changes:undo", "Bring back what a turn changed."),
+    "git": LazyVerb("git:git", "Say how a workspace's repository stands, commit, push."),
+    "secrets": LazyVerb("git:secrets", "List, set and delete tokens for git hosts."),
     "shell": LazyVerb("terminal:shell", "Open a shell in a project's workspace."),
     "exec": LazyVerb("terminal:exec_", "Run a command in a project's workspace."),
     "ports": LazyVerb("preview:ports", "List what a project's environment serves."),

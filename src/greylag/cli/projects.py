@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from greylag.cli.access import Access, api_options, place_of, task_group, with_client
-from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace, StateChange, Wish
+from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace, SourceJson, StateChange, Wish
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
 from greylag.cli.output import Output, confirm, moment
@@ -110,6 +110,9 @@ async def list_projects(access: Access, api: ApiClient, *, status: str | None) -
     help="The project's id; without it one is made from the name.",
 )
 @click.option("--metadata", metavar="JSON", help='A JSON object, such as \'{"team": "search"}\'.')
+@click.option("--git", "url", metavar="URL", help="A repository that it starts from.")
+@click.option("--ref", metavar="REF", help="The branch, tag or commit of it.")
+@click.option("--depth", type=click.IntRange(min=1), help="How many commits of its history.")
 @click.option(
     "--idempotency-key", metavar="KEY", help="Repeat with the same key to create only one project."
 )
@@ -122,6 +125,9 @@ async def create(  # noqa: PLR0913 - one argument per option
     name: str,
     project_id: str | None,
     metadata: str | None,
+    url: str | None,
+    ref: str | None,
+    depth: int | None,
     idempotency_key: str | None,
 ) -> None:
     """Create a project; it is inactive until it is activated or gets a message.
@@ -129,6 +135,7 @@ async def create(  # noqa: PLR0913 - one argument per option
     \b
     Examples:
       greylag projects create "Search engine"
+      greylag projects create Hello --git https://github.com/octocat/hello-world.git --ref main
       greylag projects create "Search engine" --id search --metadata '{"team": "search"}'
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
     new: dict[str, Any] = {"name": name}
@@ -136,6 +143,11 @@ async def create(  # noqa: PLR0913 - one argument per option
         new["project_id"] = project_id
     if metadata is not None:
         new["metadata"] = _metadata(metadata)
+    if url is not None:
+        git = {"url": url, "ref": ref, "depth": depth}
+        new["source"] = {"git": {name: said for name, said in git.items() if said is not None}}
+    elif ref is not None or depth is not None:
+        raise click.UsageError("--ref and --depth are of a repository: name it by --git.")
     user_id = await access.user_id(api)
     created = await api.create(user_id, new, idempotency_key or uuid.uuid4().hex)
     show_project(access.output, created)
@@ -281,6 +293,7 @@ def show_project(output: Output, project: ProjectJson) -> None:
             "error": f"{error['message']} [{error['code']}]" if error else None,
             "hint": error["hint"] if error else None,
             "metadata": project["metadata"],
+            "source": _source(project["source"]),
             "namespace": project["namespace"],
             "deployment": project["deployment"],
             "activated": project["last_activated_at"],
@@ -300,6 +313,14 @@ def _row(project: ProjectJson) -> tuple[str, ...]:
         moment(project["last_activated_at"]),
         project["error_message"] or "-",
     )
+
+
+def _source(source: SourceJson | None) -> str | None:
+    if source is None:
+        return None
+    git = source["git"]
+    depth = f" (the last {git['depth']} commits)" if git["depth"] else ""
+    return f"{git['url']}{' at ' + git['ref'] if git['ref'] else ''}{depth}"
 
 
 def _metadata(text: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+from greylag.common.git import MAX_REF_LENGTH, REF_FORM
+
 _AnswerShape = TypeVar("_AnswerShape")
 
 ROOT = "/api/v1"
@@ -42,6 +44,8 @@ MOST_AUTHOR = 200
 """What tells who sends a message, percent-encoded, and how long that name may be."""
 MOST_WAIT = 25
 """How many seconds a wait for what the agent does takes at most."""
+MOST_GIT_MESSAGE = 32 * 1024
+"""How many characters a commit may say."""
 MOST_SIZE = 1000
 """How many rows or columns a terminal may have."""
 
@@ -484,6 +488,74 @@ class Undone:
     changes: Changes
     kept: Annotated[list[Kept], Doc("The first of what was left as it is, by path.")]
     kept_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class GitStatus:
+    """How the workspace's git repository stands."""
+
+    repository: Annotated[bool, Doc("Whether it is one; else nothing else is told.", example=True)]
+    branch: Annotated[str | None, Doc("What is checked out; null: no branch.", "main")] = None
+    commit: Annotated[str | None, Doc("The commit that is checked out; null: none yet.")] = None
+    upstream: Annotated[str | None, Doc("The branch that it follows.", "origin/main")] = None
+    ahead: Annotated[int, Doc("How many commits it has that `upstream` lacks.", 1)] = 0
+    behind: Annotated[
+        int, Doc("How many commits `upstream` has that it lacks, as last fetched.")
+    ] = 0
+    changed: Annotated[int, Doc("How many files differ from the commit.", 2)] = 0
+    untracked: Annotated[int, Doc("How many files or folders git does not know.")] = 0
+    conflicted: Annotated[int, Doc("How many files a merge left for people to settle.")] = 0
+    whole: Annotated[bool, Doc("Whether all were counted; else there are more.")] = True
+    remote: Annotated[str | None, Doc("Where `origin` is.", "https://github.com/o/r.git")] = None
+
+
+_MESSAGE_RULES = {
+    "minLength": 1,
+    "maxLength": MOST_GIT_MESSAGE,
+    "pattern": r"^[^\x00]*[^\s\x00][^\x00]*$",
+}
+_PATH_RULES = {"minItems": 1, "items": {"minLength": 1, "pattern": r"^[^\x00]+$"}}
+
+
+@dataclass(frozen=True, slots=True)
+class GitCommitWish:
+    """What is to be committed."""
+
+    message: Annotated[str, Doc("What the commit is to say.", "Add a search", _MESSAGE_RULES)]
+    paths: Annotated[
+        list[str] | None,
+        Doc("Only these files and folders; null: all that changed.", ["src/main.py"], _PATH_RULES),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class GitCommitted:
+    """A commit that was made."""
+
+    commit: Annotated[str, Doc("Its id.", "0f1e2d3c4b5a69788796a5b4c3d2e1f001234567")]
+    branch: Annotated[str | None, Doc("The branch that it is on; null: none.", "main")]
+
+
+@dataclass(frozen=True, slots=True)
+class GitPushWish:
+    """What is to be pushed, and where to."""
+
+    branch: Annotated[
+        str | None,
+        Doc(
+            "The remote's branch; null: the one of the same name.",
+            "fix",
+            {"pattern": REF_FORM, "maxLength": MAX_REF_LENGTH},
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class GitPushed:
+    """What was pushed."""
+
+    branch: Annotated[str, Doc("The remote's branch, which is followed from now on.", "fix")]
+    remote: Annotated[str, Doc("Where it is.", "https://github.com/o/r.git")]
 
 
 # The operations.
@@ -995,6 +1067,47 @@ DIFF_CHANGES = Operation(
     silence=_LONG_COMPARISON,
 )
 
+_LONG_GIT = 1900.0
+GIT_STATUS = Operation(
+    name="git_status",
+    method="GET",
+    path="/git",
+    summary="Read how the git repository stands",
+    text="Its branch, how far it is ahead of and behind what it follows, and how much changed.",
+    tag="git",
+    answer=GitStatus,
+    silence=200,
+)
+GIT_COMMIT = Operation(
+    name="git_commit",
+    method="POST",
+    path="/git/commit",
+    summary="Commit",
+    text="All that changed, new files too, or what `paths` name. Hooks of the repository run, in "
+    "the environment. 409 `git_nothing_to_commit`, `git_no_repository`, `git_failed`.",
+    tag="git",
+    answer=GitCommitted,
+    status=201,
+    body=GitCommitWish,
+    body_limit=MEBIBYTE,
+    seconds=_LONG_GIT,
+    silence=_LONG_GIT,
+)
+GIT_PUSH = Operation(
+    name="git_push",
+    method="POST",
+    path="/git/push",
+    summary="Push",
+    text="What is checked out, to a branch of `origin`; never by force. A secret of the project's "
+    "owner for the host is used where there is one. 409 with the cause: `git_denied`, "
+    "`git_rejected`, `git_refused`, `git_timeout`, ...",
+    tag="git",
+    answer=GitPushed,
+    body=GitPushWish,
+    seconds=_LONG_GIT,
+    silence=_LONG_GIT,
+)
+
 OPERATIONS: tuple[Operation[Any], ...] = (
     LIST_SESSIONS,
     CREATE_SESSION,
@@ -1029,6 +1142,9 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     UNDO_TURN,
     LIST_CHANGES,
     DIFF_CHANGES,
+    GIT_STATUS,
+    GIT_COMMIT,
+    GIT_PUSH,
 )
 """All that the platform relays."""
 

@@ -1,7 +1,7 @@
 """The operator's token as a file: made once by a server, read by whoever may read the file.
 
 ``<data>/token`` is what `greylag up` makes for itself; ``~/.config/greylag/token`` is where a
-person keeps the token of a server elsewhere.
+person keeps the token of a server elsewhere. ``<data>/secret-key``, made likewise, seals secrets.
 """
 
 import os
@@ -15,6 +15,9 @@ from pathlib import Path
 from greylag.domain.errors import ConfigError
 
 NAME = "token"
+SECRET_KEY = "secret-key"  # noqa: S105 - a file's name
+"""What the data folder's files are called: the token, and the key that seals users' secrets."""
+_SETTINGS = {NAME: "GREYLAG_TOKEN", SECRET_KEY: "GREYLAG_SECRET_KEY"}
 _RANDOM_BYTES = 32
 _MAX_BYTES = 4096
 _TOKEN = re.compile(rb"[!-~]{16,1024}")
@@ -28,8 +31,8 @@ def own_token_file(environment: Mapping[str, str]) -> Path:
     return folder / "greylag" / NAME
 
 
-def ensure_token(folder: Path) -> str:
-    """Return the token of the data folder, made if there is none.
+def ensure_token(folder: Path, name: str = NAME) -> str:
+    """Return the token of the data folder, or its key, made if there is none.
 
     It appears whole or not at all: of several programs that start at once, one makes it and all
     return the same.
@@ -37,19 +40,19 @@ def ensure_token(folder: Path) -> str:
     Raises:
         ConfigError: it cannot be made or used, or others may read it.
     """
-    path = folder / NAME
+    path = folder / name
     if (found := read_token(path, private=True)) is not None:
         return found
     try:
         _make(path)
     except OSError as error:
         raise ConfigError(
-            f"The token cannot be kept in {path}: {error.strerror}.",
-            hint="Give your account write access to the folder, or set GREYLAG_TOKEN.",
+            f"The {path.name} cannot be kept in {path}: {error.strerror}.",
+            hint=f"Give your account write access to the folder, or set {_setting(path)}.",
         ) from error
     made = read_token(path, private=True)
     if made is None:
-        raise ConfigError(f"The token in {path} was removed as Greylag started.")
+        raise ConfigError(f"The {path.name} in {path} was removed as Greylag started.")
     return made
 
 
@@ -119,7 +122,7 @@ def _make(path: Path) -> None:
 
 def _written_beside(path: Path, token: str) -> Path:
     """Return a new file in the same folder that holds a token, whole and private."""
-    beside = path.with_name(f".{NAME}.{secrets.token_hex(8)}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(number, "wb") as file:
@@ -132,8 +135,12 @@ def _written_beside(path: Path, token: str) -> Path:
     return beside
 
 
+def _setting(path: Path) -> str:
+    return _SETTINGS.get(path.name, _SETTINGS[NAME])
+
+
 def _unusable(path: Path, reason: str, hint: str = "") -> ConfigError:
     return ConfigError(
-        f"The token file {path} cannot be used: {reason}.",
-        hint=hint or "Mend or remove the file, or set GREYLAG_TOKEN.",
+        f"The {path.name} file {path} cannot be used: {reason}.",
+        hint=hint or f"Mend or remove the file, or set {_setting(path)}.",
     )

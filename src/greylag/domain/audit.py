@@ -38,6 +38,8 @@ class Change(StrEnum):
     SESSION_START = "sessions.start"
     SESSION_END = "sessions.end"
     LOGIN_ANSWER = "logins.answer"
+    SECRET_SET = "secrets.set"  # noqa: S105 - what is done, no secret
+    SECRET_REMOVE = "secrets.remove"  # noqa: S105 - the same
     TOKEN_CREATE = "tokens.create"  # noqa: S105 - what is done, no token
     TOKEN_REVOKE = "tokens.revoke"  # noqa: S105 - the same
 

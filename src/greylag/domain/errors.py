@@ -7,6 +7,8 @@ errors into these, with the cause chained.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from greylag.common.git import CAUSES
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
@@ -324,6 +326,23 @@ class PortSilentError(GreylagError):
 
     code = "port_silent"
     hint = "List the project's ports; what serves there may be starting, or has ended."
+
+
+class GitError(GreylagError):
+    """git did not do what was asked of it; ``code``, one of ``common.git.CAUSES``, says why."""
+
+    code = "git_failed"
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.info = ErrorInfo(code, message, CAUSES[code])
+
+
+class SecretsOffError(GreylagError):
+    """Nothing is there that secrets could be sealed with."""
+
+    code = "secrets_off"
+    hint = "Whoever runs this Greylag can set GREYLAG_SECRET_KEY: docs/git.md tells how."
 
 
 class ConfigError(GreylagError):

@@ -42,7 +42,8 @@ class Observation:
 
     ``endpoint`` is set when it is ready; ``error`` tells why it failed, is unknown, or does not get
     on, and ``terminal`` that a retry cannot help; ``steps`` are those reached so far, in order;
-    ``outdated`` names the settings that a ready one should have and has not.
+    ``outdated`` names the settings that a ready one should have and has not; ``working`` says that
+    it is at work which may take longer than a start, and ends by itself.
     """
 
     state: Observed
@@ -51,6 +52,7 @@ class Observation:
     terminal: bool = False
     steps: tuple[Step, ...] = ()
     outdated: str | None = None
+    working: bool = False
 
 
 class Verb(StrEnum):
@@ -138,7 +140,8 @@ def _towards_active(project: Project, seen: Observation, now: datetime) -> Plan:
         case Observed.FAILED if project.attempts >= MAX_RESTARTS:
             return Fail(seen.error or _NO_REASON, terminal=True)
         case Observed.STARTING | Observed.STOPPING:
-            return Fail(_late(seen), terminal=False) if _is_late(project, now) else Wait()
+            late = _is_late(project, now) and not seen.working
+            return Fail(_late(seen), terminal=False) if late else Wait()
         case _:
             return Act(Verb.START)
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from greylag.domain.errors import ErrorInfo
+from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames
 
 DEFAULT_TEMPLATE = "default"
@@ -99,6 +100,7 @@ class Project:
     its newest event, 0 before there is one. ``outdated`` names the settings that the running
     environment should have and has not (observed); ``refresh`` those with which it is to be started
     anew (desired). So a wish is for the settings that were seen, once.
+    ``source`` is what its workspace starts from; it never changes.
     """
 
     id: str
@@ -124,6 +126,7 @@ class Project:
     last_seq: int = 0
     outdated: str | None = None
     refresh: str | None = None
+    source: GitSource | None = None
     lease: Lease | None = None
 
     @property

@@ -253,6 +253,37 @@ class DeviceLogin:
 
 
 @dataclass(frozen=True, slots=True)
+class UserSecret:
+    """What a user's git is to tell a host. Its value is kept sealed, and shown to nobody.
+
+    Attributes:
+        name: what the user calls it.
+        host: the only one that is told it.
+        username: whom the host is told.
+        sealed: the value, which nobody can read without the platform's key.
+    """
+
+    user_id: str
+    name: str
+    host: str
+    username: str
+    sealed: str = field(repr=False)
+    created_at: datetime
+    updated_at: datetime
+    version: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its key in the store: no id holds a slash."""
+        return f"{self.user_id}/{self.name}"
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What else it is found by."""
+        return [of_user(self.user_id)]
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A project that is shared with somebody.
 
@@ -358,6 +389,7 @@ class Action(StrEnum):
     MEMBERS_WRITE = "members.write"
     ACCOUNT_READ = "account.read"
     ACCOUNT_WRITE = "account.write"
+    SECRETS_WRITE = "secrets.write"
     USERS_WRITE = "users.write"
     AUDIT_READ = "audit.read"
 

@@ -42,6 +42,7 @@ from greylag.domain.lifecycle import (
 from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Status
 from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
+from greylag.reconcile.git import AskingGit, GitSetups, no_setups
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +52,7 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 LONGEST_REST = 30.0
 BUSY_PAUSE = 5.0
+WORKING_PAUSE = 0.5
 OUTAGE_PAUSE = 2.0
 TELL_AFTER = timedelta(seconds=20)
 """What keeps an environment for so long is told while it goes on, not only at its deadline."""
@@ -92,9 +94,11 @@ class Reconciler:
         worker: str,
         rng: random.Random,
         warnings: Warnings = lambda: (),
+        git: GitSetups = no_setups,
     ) -> None:
         self.worker = worker
         self._warnings = warnings
+        self._git = git
         self._store = store
         self._cluster = cluster
         self._agents = agents
@@ -129,6 +133,7 @@ class Reconciler:
             pace=self._pace,
             rng=self._rng,
             warnings=self._warnings,
+            git=self._git,
         )
         with structlog.contextvars.bound_contextvars(
             user_id=ref.user_id, project_id=ref.project_id, claim=claim.number
@@ -170,6 +175,7 @@ class _Pass:
         announced_steps: the steps that the activation log has been told of.
         trouble: the code of what keeps the environment, and since when.
         warnings: what the log of an activation is to say of what cannot work.
+        git: tells what the environment is told of git.
     """
 
     claim: Claim
@@ -185,6 +191,7 @@ class _Pass:
     announced_steps: set[Step] = field(default_factory=set)
     trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
     warnings: Warnings = lambda: ()
+    git: GitSetups = no_setups
 
     @property
     def project(self) -> Project:
@@ -229,10 +236,11 @@ class _Pass:
                 return await self._act(seen, verb)
             case Wait():
                 await self._tell(seen)
-                await self._wait(news)
+                await self._wait(news, working=seen.working)
                 return False
             case Settle(status):
                 recheck = self._pause() if self.project.attempts else self._resync()
+                recheck = timedelta(seconds=BUSY_PAUSE) if seen.working else recheck
                 outcome = outcomes.settled(self.project, status, seen, now, recheck)
                 if status is Status.ACTIVE and outcome.events:
                     outcome = replace(outcome, events=[*self.warnings(), *outcome.events])
@@ -248,12 +256,16 @@ class _Pass:
     async def _observe(self) -> Observation:
         try:
             async with asyncio.timeout(self.pace.step):
-                return await self.cluster.observe(self.project.environment)
+                seen = await self.cluster.observe(self.project.environment)
         except ClusterError as error:
             return Observation(Observed.UNKNOWN, error=error.info)
         except TimeoutError:
             slow = ClusterUnavailableError("The cluster did not say in time how it stands.")
             return Observation(Observed.UNKNOWN, error=slow.info)
+        if seen.state is not Observed.READY or self.project.desired is not Desired.ACTIVE:
+            return seen
+        asking = AskingGit(self.cluster, self.agents, self.git, self.pace.step)
+        return await asking.with_git(self.project, seen)
 
     async def _is_in_use(self) -> bool:
         """Tell whether it is only to be started anew while its agent is at work, or may be."""
@@ -332,12 +344,12 @@ class _Pass:
         _log.warning("records_restored", seen=overtaken.number, claim=self.claim.number)
         await self._write(outcomes.unchanged(self.project, [outcomes.RESTORED]))
 
-    async def _wait(self, news: Subscription) -> None:
+    async def _wait(self, news: Subscription, *, working: bool) -> None:
         """Return when the environment or the record may have changed, or it is time to look.
 
         A cluster that cannot tell (``ClusterError``) ends the waiting too.
         """
-        longest = self.pace.lease / 3
+        longest = WORKING_PAUSE if working else self.pace.lease / 3
         if self.project.deadline_at is not None:
             left = (self.project.deadline_at - self.clock.now()).total_seconds()
             longest = min(longest, left) if left > 0 else longest

@@ -14,6 +14,7 @@ from greylag.domain.users import (
     Principal,
     Session,
     User,
+    UserSecret,
     of_user,
 )
 from greylag.ports import Clock, PeopleStore
@@ -76,7 +77,7 @@ class Accounts:
         return changed
 
     async def remove(self, principal: Principal, user_id: str) -> None:
-        """Remove a user with their sessions, tokens and what was shared with them.
+        """Remove a user with their sessions, tokens, secrets and what was shared with them.
 
         Raises:
             ConflictError: they have projects, or the settings name them.
@@ -91,6 +92,9 @@ class Accounts:
         for token in await self._store.labelled(ApiToken, label):
             told = event(principal, Change.TOKEN_REVOKE, name_of(user_id), token=token.id)
             await self._store.remove(ApiToken, token.key, audit=told)
+        for secret in await self._store.labelled(UserSecret, label):
+            told = event(principal, Change.SECRET_REMOVE, name_of(user_id), name=secret.name)
+            await self._store.remove(UserSecret, secret.key, audit=told)
         for member in await self._store.labelled(Member, label):
             on = name_of(ProjectRef(member.owner, member.project_id))
             told = event(principal, Change.MEMBER_REMOVE, on, member=user_id)

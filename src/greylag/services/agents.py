@@ -233,7 +233,7 @@ def action_of(operation: Operation[Any]) -> Action:
     if operation.tag == TERMINALS:
         return Action.TERMINAL_USE
     reads = operation.method == "GET"
-    if operation.tag in {"files", "changes"}:
+    if operation.tag in {"files", "changes", "git"}:
         return Action.FILES_READ if reads else Action.FILES_WRITE
     return Action.AGENT_READ if reads else Action.AGENT_WRITE
 

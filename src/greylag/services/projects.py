@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from greylag.domain.errors import (
     UserNotFoundError,
     WaitTimeoutError,
 )
+from greylag.domain.git import GitSource, check_source
 from greylag.domain.names import check_id, check_name, environment_names, new_project_id
 from greylag.domain.project import Desired, Event, Project, ProjectRef, Status, new_record_id
 from greylag.domain.users import Action, DefaultLimits, Principal, User
@@ -50,11 +51,14 @@ _ACTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class NewProject:
-    """What a client asks to create; without ``project_id`` one is made from the name."""
+    """What a client asks to create; without ``project_id`` one is made from the name. ``source`` is
+    the repository that it starts from.
+    """
 
     name: str
     project_id: str | None = None
     metadata: Mapping[str, Any] | None = None
+    source: GitSource | None = None
 
 
 class Projects:
@@ -130,7 +134,7 @@ class Projects:
         call's project.
 
         Raises:
-            InvalidRequestError: it cannot be an id, a name, metadata or a key.
+            InvalidRequestError: it cannot be an id, a name, metadata, a source or a key.
             ProjectExistsError: the user has a project of this id.
             IdempotencyConflictError: the key came with something else before.
         """
@@ -138,6 +142,7 @@ class Projects:
         owner = user.id
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
+        source = None if new.source is None else check_source(new.source)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
         if (most := self._limits.of(user).projects) is not None:
             _check_room(user, len(await self._all(owner)), most, "projects")
@@ -152,6 +157,7 @@ class Projects:
             created_at=now,
             updated_at=now,
             due_at=now,
+            source=source,
         )
         event = self.audit.event(principal, Change.PROJECT_CREATE, name_of(project.ref), name=name)
         return await self._store.create(project, idempotency_key(key, new), audit=event)
@@ -369,7 +375,9 @@ def idempotency_key(key: str | None, new: NewProject) -> IdempotencyKey | None:
         raise InvalidRequestError(
             f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable characters of ASCII."
         )
-    content = json.dumps([new.name, new.project_id, new.metadata or {}], sort_keys=True)
+    asked: list[Any] = [new.name, new.project_id, new.metadata or {}]
+    asked += [asdict(new.source)] if new.source else []
+    content = json.dumps(asked, sort_keys=True)
     return IdempotencyKey(key, hashlib.sha256(content.encode()).hexdigest())
 
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import check_types
 from greylag.domain.errors import ErrorInfo, GreylagError
+from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.ports import Stored, StoredKey, StoredPerson, StoredProject
@@ -93,7 +94,7 @@ class ExportWriter:
         if isinstance(stored, StoredPerson):
             return self._line({stored.kind: dict(stored.body)})
         said: dict[str, Any] = {
-            "project": {name: getattr(stored.project, name) for name in _KEPT},
+            "project": _kept(stored.project),
             "claims": stored.claims,
             "last_seq": stored.project.last_seq,
             "events": list(stored.events),
@@ -173,6 +174,12 @@ def origin_of(file: BinaryIO) -> tuple[str | None, bool]:
     return instance if isinstance(instance, str) else None, bool(said.get("people"))
 
 
+def _kept(project: Project) -> dict[str, Any]:
+    """Return what is kept of a project; without a source, as versions knew it that had none."""
+    kept = {name: getattr(project, name) for name in _KEPT}
+    return kept if project.source else {name: kept[name] for name in _KEPT if name != "source"}
+
+
 def _next_line(file: BinaryIO, number: int) -> bytes:
     line = file.readline(_LONGEST_LINE)
     if not line.endswith(b"\n"):
@@ -244,6 +251,7 @@ def _project(said: Mapping[str, Any]) -> StoredProject:
         "status": Status(project["status"]),
         "desired": Desired(project["desired"]),
         "error": ErrorInfo(**project["error"]) if project["error"] is not None else None,
+        "source": GitSource(**source) if (source := project.get("source")) else None,
         "created_at": parse_rfc3339(project["created_at"]),
         "updated_at": parse_rfc3339(project["updated_at"]),
         "last_seq": said["last_seq"],

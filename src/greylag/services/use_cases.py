@@ -12,6 +12,7 @@ from greylag.services.device_login import DeviceLogins
 from greylag.services.messages import Messages
 from greylag.services.people import People
 from greylag.services.projects import Projects
+from greylag.services.secrets import Secrets
 from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn
 from greylag.services.tokens import Tokens
@@ -75,6 +76,7 @@ class UseCases:
     audit_reader: AuditReader
     device_logins: DeviceLogins
     shares: Shares
+    secrets: Secrets
     sign_in: SignIn | None = None
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 
 from greylag.domain.audit import AuditEvent
-from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, Share, User
+from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, Share, User, UserSecret
 from greylag.ports import AnyKept, Clock, Finding, Kept, PeopleStore, StoredPerson
 
 NAMES: Mapping[type[AnyKept], str] = {
@@ -20,6 +20,7 @@ NAMES: Mapping[type[AnyKept], str] = {
     Member: "members",
     DeviceLogin: "device_logins",
     Share: "shares",
+    UserSecret: "secrets",
 }
 """What each kind is called in a store."""
 

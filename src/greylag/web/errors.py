@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from greylag.common import logs
+from greylag.common.git import CAUSES
 from greylag.domain.errors import ErrorInfo, GreylagError, InvalidRequestError, TooLargeError
 from greylag.web.addresses import address
 from greylag.web.schemas import ProblemDocument
@@ -37,6 +38,8 @@ STATUS: Mapping[str, int] = {
     "method_not_allowed": 405,
     "conflict": 409,
     "preview_off": 409,
+    "secrets_off": 409,
+    **dict.fromkeys(CAUSES, 409),
     "project_exists": 409,
     "project_deleting": 409,
     "idempotency_conflict": 409,

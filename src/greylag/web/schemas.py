@@ -10,12 +10,22 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
+from greylag.common.git import MAX_REF_LENGTH, REF_FORM
 from greylag.domain.audit import Result
+from greylag.domain.git import (
+    HOST_FORM,
+    MAX_HOST_LENGTH,
+    MAX_URL_LENGTH,
+    MOST_COMMITS,
+    URL_FORM,
+    GitSource,
+)
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
-from greylag.domain.users import ApiToken, Limits, MemberRole, Role, Scope, User
+from greylag.domain.users import ApiToken, Limits, MemberRole, Role, Scope, User, UserSecret
 from greylag.services.messages import MESSAGE_ID_FORM
 from greylag.services.people import UserEdit
+from greylag.services.secrets import DEFAULT_USERNAME, MAX_VALUE_LENGTH, USERNAME_FORM
 from greylag.services.tokens import NewToken
 
 MAX_DEPTH = 32
@@ -409,6 +419,57 @@ class AuditOut(Out):
     end: LinkOut = Field(description="The last entry.")
 
 
+class SecretIn(In):
+    """A secret to keep."""
+
+    value: Text = Field(
+        min_length=1,
+        max_length=MAX_VALUE_LENGTH,
+        json_schema_extra={"pattern": r"^[ -~]+$", "writeOnly": True},
+        description="A token or password; it is never shown again.",
+        repr=False,
+    )
+    host: Text = Field(
+        min_length=1,
+        max_length=MAX_HOST_LENGTH,
+        json_schema_extra={"pattern": HOST_FORM},
+        description="The only host that is told it, with its port where it is not 443.",
+        examples=["github.com"],
+    )
+    username: Text = Field(
+        DEFAULT_USERNAME,
+        json_schema_extra={"pattern": USERNAME_FORM},
+        description="Whom the host is told; for most tokens it does not matter.",
+    )
+
+
+class SecretOut(Out):
+    """What is shown of a secret."""
+
+    name: str = Field(examples=["github"])
+    host: str = Field(examples=["github.com"])
+    username: str = Field(examples=[DEFAULT_USERNAME])
+    created_at: Time = Field(examples=[_TIME])
+    updated_at: Time = Field(examples=[_TIME])
+
+    @classmethod
+    def of(cls, kept: UserSecret) -> Self:
+        """Return what is shown of a secret."""
+        return cls(
+            name=kept.name,
+            host=kept.host,
+            username=kept.username,
+            created_at=rfc3339(kept.created_at),
+            updated_at=rfc3339(kept.updated_at),
+        )
+
+
+class SecretsOut(Out):
+    """A user's secrets, by name."""
+
+    secrets: list[SecretOut]
+
+
 class MemberIn(In):
     """How a project is shared."""
 
@@ -436,6 +497,23 @@ class ErrorOut(Out):
     hint: str
 
 
+_REPOSITORY = "https://github.com/octocat/hello-world.git"
+
+
+class GitSourceOut(Out):
+    """A repository."""
+
+    url: str = Field(examples=[_REPOSITORY])
+    ref: str | None = Field(description="A branch, a tag or a commit; null: the usual branch.")
+    depth: int | None = Field(description="How many commits of its history; null: all.")
+
+
+class SourceOut(Out):
+    """What a project's workspace starts from."""
+
+    git: GitSourceOut
+
+
 class ProjectOut(Out):
     """A project, and its environment as it is now."""
 
@@ -444,6 +522,7 @@ class ProjectOut(Out):
     project_id: str = Field(examples=["notes"])
     name: str = Field(examples=["Notes"])
     metadata: dict[str, Any] = Field(examples=[{"team": "blue"}])
+    source: SourceOut | None = Field(description="What its workspace starts from.")
     status: Status = Field(description="What is.", examples=["active"])
     desired: Desired = Field(description="What is wanted.", examples=["active"])
     endpoint: str | None = Field(description="The environment's address while it is active.")
@@ -470,13 +549,14 @@ class ProjectOut(Out):
     @classmethod
     def of(cls, project: Project) -> Self:
         """Return ``project`` as it is shown."""
-        error = project.error
+        error, source = project.error, project.source
         return cls(
             id=project.id,
             user_id=project.user_id,
             project_id=project.project_id,
             name=project.name,
             metadata=dict(project.metadata),
+            source=SourceOut(git=GitSourceOut.model_validate(source)) if source else None,
             status=project.status,
             desired=project.desired,
             endpoint=project.endpoint,
@@ -524,6 +604,36 @@ class ProjectsOut(Out):
     next_cursor: str | None = Field(description="Asks for the next page; null on the last one.")
 
 
+class GitSourceIn(In):
+    """A repository that is cloned when the project is activated first, in its environment."""
+
+    url: Text = Field(
+        min_length=1,
+        max_length=MAX_URL_LENGTH,
+        json_schema_extra={"pattern": URL_FORM},
+        description="http or https, without a user or password: a secret of the owner's for the "
+        "host is used where there is one.",
+        examples=[_REPOSITORY],
+    )
+    ref: Text | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_REF_LENGTH,
+        json_schema_extra={"pattern": REF_FORM},
+        description="A branch, a tag or a whole commit id; left out: the repository's own branch.",
+        examples=["main"],
+    )
+    depth: int | None = Field(
+        None, ge=1, le=MOST_COMMITS, strict=True, description="How many commits; left out: all."
+    )
+
+
+class SourceIn(In):
+    """What a project's workspace starts from."""
+
+    git: GitSourceIn
+
+
 class NewProjectIn(In):
     """A project to create."""
 
@@ -542,6 +652,12 @@ class NewProjectIn(In):
         examples=["notes"],
     )
     metadata: Metadata | None = Field(None, examples=[{"team": "blue"}])
+    source: SourceIn | None = Field(None, description="Left out: an empty workspace.")
+
+    @property
+    def git_source(self) -> GitSource | None:
+        """The repository, if one is named."""
+        return GitSource(**self.source.git.model_dump()) if self.source else None
 
 
 class EditIn(In):

@@ -33,6 +33,8 @@ _STDERR_LINES = 20
 _STDERR_WIDTH = 300
 _STDERR_READ = 4096
 _LAST_WORDS_SECONDS = 1.0
+GIT_CONFIG = ".config/greylag/git"
+"""Below HOME, our configuration of git, which includes the system's own."""
 _SESSION = "AGENT_SESSION_ID"  # goose gives it to its tools
 
 _log = structlog.get_logger(__name__)
@@ -71,8 +73,14 @@ def agent_environment(
         "OPENAI_HOST": relay_url,
         "OPENAI_API_KEY": relay_token,
         "OPENAI_TIMEOUT": str(math.ceil(setup.model_timeout) + _LONGER),
+        **git_variables(setup),
         **tools_way_out(environ),
     }
+
+
+def git_variables(setup: AgentSetup) -> dict[str, str]:
+    """Return what leads git to our configuration, over which the user's own wins."""
+    return {"GIT_CONFIG_SYSTEM": str(setup.home / GIT_CONFIG)}
 
 
 def tools_way_out(environ: Mapping[str, str]) -> dict[str, str]:

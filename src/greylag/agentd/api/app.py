@@ -18,6 +18,7 @@ from greylag.agentd.agent.types import AgentPort
 from greylag.agentd.api.changes import ChangeRoutes
 from greylag.agentd.api.configuration import ExtensionRoutes, SettingRoutes
 from greylag.agentd.api.files import FileRoutes
+from greylag.agentd.api.git import GitRoutes
 from greylag.agentd.api.guard import Auth, Prefix
 from greylag.agentd.api.messages import MessageRoutes
 from greylag.agentd.api.preview import PreviewRoutes
@@ -28,6 +29,7 @@ from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
+from greylag.agentd.git.service import GitService
 from greylag.agentd.model.relay import model_object
 from greylag.agentd.preview import Previews
 from greylag.agentd.problems import RequestError
@@ -36,7 +38,9 @@ from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService
 from greylag.agentd.terminals import Terminals
 from greylag.agentd.turns.engine import ActivityEntry, TurnEngine
+from greylag.common import agent_api
 from greylag.common.access_log import AccessLog
+from greylag.common.git import SETUP
 
 
 class HealthRoutes:
@@ -48,11 +52,13 @@ class HealthRoutes:
         agent: AgentPort,
         turns: TurnEngine,
         terminals: Terminals,
+        git: GitService,
     ) -> None:
         self._settings = settings
         self._agent = agent
         self._turns = turns
         self._terminals = terminals
+        self._git = git
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -94,6 +100,7 @@ class HealthRoutes:
                 "overall_status": overall,
                 "active_sessions": busy,
                 "watched_terminals": sum(one.is_watched for one in self._terminals.all()),
+                "cloning": self._git.state.status == "cloning",
                 "total_processed": self._turns.activity.total_processed,
                 "uptime_seconds": self._turns.activity.uptime_seconds,
                 "sessions": [_entry(entry) for entry in recent],
@@ -125,7 +132,7 @@ def _system_time(seconds: float) -> dict[str, int]:
 # The application.
 
 _log = structlog.get_logger()
-_QUIET_PATHS = frozenset({"/api/v1/health"})
+_QUIET_PATHS = frozenset({"/api/v1/health", agent_api.ROOT + SETUP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +148,7 @@ class Services:
     terminals: Terminals
     previews: Previews
     changes: ChangeService
+    git: GitService
 
 
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
@@ -150,7 +158,9 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
     cors = Middleware(CORSMiddleware, allow_origins=every, allow_methods=every, allow_headers=every)
     return Starlette(
         routes=[
-            *HealthRoutes(settings, services.agent, services.turns, services.terminals).routes(),
+            *HealthRoutes(
+                settings, services.agent, services.turns, services.terminals, services.git
+            ).routes(),
             *SessionRoutes(services.sessions, services.turns).routes(),
             *MessageRoutes(services.turns, limit).routes(),
             *TurnRoutes(services.sessions, services.turns, limit).routes(),
@@ -160,6 +170,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *TerminalRoutes(services.terminals).routes(),
             *PreviewRoutes(services.previews).routes(),
             *ChangeRoutes(services.changes, services.turns).routes(),
+            *GitRoutes(services.git).routes(),
         ],
         middleware=[
             Middleware(Prefix, prefix=settings.path_prefix),

@@ -19,6 +19,7 @@ from greylag.agentd.journal.replay import (
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import agent_api, sse
+from greylag.common.git import CAUSES
 from greylag.common.typed import parse_json
 
 _STATUS = {
@@ -38,6 +39,7 @@ _STATUS = {
     "extension_not_found": 404,
     "terminal_not_found": 404,
     "session_busy": 409,
+    **dict.fromkeys(CAUSES, 409),
     "turn_running": 409,
     "message_id_conflict": 409,
     "confirmation_settled": 409,

@@ -15,6 +15,7 @@ from typing import Any
 from bson import ObjectId
 
 from greylag.domain.errors import ErrorInfo, StoreUnavailableError
+from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames, environment_names
 from greylag.domain.project import Desired, Event, Lease, Project, Status
 from greylag.ports import StoredKey
@@ -69,6 +70,8 @@ def to_document(record: ProjectRecord) -> Document:
         "outdated": project.outdated,
         "refresh": project.refresh,
     }
+    if project.source is not None:
+        document["git_source"] = asdict(project.source)
     if record.claimable_at is not None:
         document["claimable_at"] = record.claimable_at
     if records.unsettled(project):
@@ -181,6 +184,7 @@ def _record(raw: Mapping[str, Any]) -> ProjectRecord:
         last_seq=raw.get("last_seq", 0),
         outdated=raw.get("outdated"),
         refresh=raw.get("refresh"),
+        source=GitSource(**raw["git_source"]) if raw.get("git_source") else None,
         lease=Lease(**raw["lease"]) if raw.get("lease") else None,
     )
     return ProjectRecord(project, raw.get("claims", 0), bool(raw.get("woken", False)))

@@ -38,6 +38,7 @@ PEOPLE = {
     "members": "greylag_members",
     "device_logins": "greylag_device_logins",
     "shares": "greylag_shares",
+    "secrets": "greylag_secrets",
 }
 """The collection of each kind of ``greylag.store.people``."""
 

@@ -185,7 +185,13 @@ _AUDIT = (
     """,
 )
 
-MIGRATIONS = (_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS, _PEOPLE, _AUDIT)
+# The repository that a project starts from.
+_SOURCES = ("ALTER TABLE projects ADD COLUMN source TEXT",)
+
+MIGRATIONS = (
+    *(_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS, _PEOPLE, _AUDIT),
+    _SOURCES,
+)
 
 
 def migrate(sql: sqlite3.Connection) -> None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from greylag.domain.errors import ErrorInfo, IdempotencyConflictError, ProjectExistsError
+from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
 from greylag.ports import Duty, IdempotencyKey, PageQuery, ProjectPage
@@ -21,7 +22,7 @@ from greylag.store.records import DutyRecord, Position, ProjectRecord, from_mill
 
 _FIXED = (
     *("id", "user_id", "project_id", "created_at"),
-    *("namespace", "deployment", "service", "ingress"),
+    *("namespace", "deployment", "service", "ingress", "source"),
 )
 _CHANGING = (
     *("name", "metadata", "updated_at", "status", "endpoint", "error", "error_terminal"),
@@ -53,6 +54,7 @@ def to_row(record: ProjectRecord) -> dict[str, Any]:
         "project_id": project.project_id,
         "created_at": millis(project.created_at),
         **asdict(project.names),
+        "source": _dump(asdict(project.source)) if project.source else None,
         "name": project.name,
         "metadata": _dump(dict(project.metadata)),
         "updated_at": millis(project.updated_at),
@@ -110,6 +112,7 @@ def from_row(row: sqlite3.Row | dict[str, Any]) -> ProjectRecord:
         last_seq=row["last_seq"],
         outdated=row["outdated"],
         refresh=row["refresh"],
+        source=GitSource(**json.loads(row["source"])) if row["source"] else None,
         lease=_lease(row),
     )
     return ProjectRecord(project, row["claims"], bool(row["woken"]))

@@ -10,6 +10,7 @@ from greylag.common.agent_api import Parameter
 from greylag.common.clock import rfc3339
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.users import Session
+from greylag.services.secrets import NAME_FORM, NewSecret
 from greylag.web.addresses import address
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import CallDep, ProjectCallDep, UserCallDep, path_id, problems
@@ -22,6 +23,9 @@ from greylag.web.schemas import (
     NewTokenIn,
     NewTokenOut,
     NewUserIn,
+    SecretIn,
+    SecretOut,
+    SecretsOut,
     SessionOut,
     SessionsOut,
     TokenOut,
@@ -40,6 +44,7 @@ _MemberId = Annotated[
 ]
 _SessionId = Annotated[str, path_id(Parameter("login", "A session's id.", {}), _HEX_ID)]
 
+_SecretName = Annotated[str, path_id(Parameter("secret", "A secret's name.", {}), NAME_FORM)]
 _TokenId = Annotated[str, path_id(Parameter("token", "A token's id.", {}), _HEX_ID)]
 
 
@@ -142,6 +147,45 @@ def _session(one: Session, via: str) -> SessionOut:
         address=one.address,
         current=via == f"session {one.id}",
     )
+
+
+@router.get(
+    f"{USER}/secrets",
+    operation_id="list_secrets",
+    summary="List a user's secrets",
+    responses=problems(404),
+)
+async def list_secrets(call: UserCallDep) -> SecretsOut:
+    """Names, hosts and times; no value is ever shown. For the user, and for administrators."""
+    found = await call.use_cases.secrets.listed(call.principal, call.user_id)
+    return SecretsOut(secrets=[SecretOut.of(one) for one in found])
+
+
+@router.put(
+    f"{USER}/secrets/{{secret}}",
+    operation_id="put_secret",
+    summary="Keep a secret for git",
+    responses=problems(404, 409, 413),
+)
+async def put_secret(call: UserCallDep, secret: _SecretName, body: SecretIn) -> SecretOut:
+    """In place of the one of its name. git in the environments of the user's own projects reaches
+    its host with it, also for those whom a project is shared with; no tool there can read it. One
+    for each host.
+    """
+    new = NewSecret(secret, body.host, body.value, body.username)
+    return SecretOut.of(await call.use_cases.secrets.put(call.principal, call.user_id, new))
+
+
+@router.delete(
+    f"{USER}/secrets/{{secret}}",
+    operation_id="remove_secret",
+    summary="Delete a secret",
+    status_code=204,
+    responses={**problems(404), 204: {"description": "What runs forgets it within moments."}},
+)
+async def remove_secret(call: UserCallDep, secret: _SecretName) -> None:
+    """For the user, and for administrators."""
+    await call.use_cases.secrets.remove(call.principal, call.user_id, secret)
 
 
 @router.post(

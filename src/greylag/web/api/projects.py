@@ -99,7 +99,7 @@ async def create_project(
     ] = None,
 ) -> ProjectOut:
     """The project is inactive at first; its environment is prepared in the background."""
-    new = NewProject(body.name, body.project_id, body.metadata)
+    new = NewProject(body.name, body.project_id, body.metadata, body.git_source)
     projects = call.use_cases.projects
     created = await projects.create(call.principal, call.user_id, new, idempotency_key)
     project = created.project

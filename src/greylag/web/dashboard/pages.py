@@ -20,6 +20,7 @@ from greylag.common import sse
 from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ErrorInfo, InvalidRequestError
+from greylag.domain.git import GitSource
 from greylag.domain.names import path_segment
 from greylag.domain.project import Desired, Project, Status
 from greylag.web.addresses import address, inline_url, project_path, static_url, user_url
@@ -129,6 +130,7 @@ class ProjectView:
     can_activate: bool
     can_deactivate: bool
     metadata: str
+    source: str
     created: Moment
     last_activated: Moment | None
 
@@ -159,6 +161,7 @@ def project_view(project: Project) -> ProjectView:
         can_activate=not deleting and (failed or not wants_active),
         can_deactivate=not deleting and (wants_active or project.status is Status.ACTIVE),
         metadata=_shown(project.metadata),
+        source=project.source.url if project.source else "",
         created=moment(project.created_at),
         last_activated=moment(project.last_activated_at) if project.last_activated_at else None,
     )
@@ -197,12 +200,19 @@ class ProjectForm:
     name: str = ""
     project_id: str = ""
     metadata: str = ""
+    git_url: str = ""
+    git_ref: str = ""
     key: str = ""
 
     @classmethod
     def read(cls, form: FormData) -> "ProjectForm":
         """Take the fields from what a browser sent."""
         return cls(**{name: form_field(form, name) for name in cls.__slots__})
+
+    def source(self) -> GitSource | None:
+        """Return the repository that is named, if one is."""
+        url, ref = self.git_url.strip(), self.git_ref.strip()
+        return GitSource(url, ref or None) if url else None
 
     def metadata_object(self) -> dict[str, Any]:
         """Return the metadata.

@@ -113,7 +113,7 @@ async def create_project(request: Request, call: UserCallDep) -> Response:
     owner = await _owner(call)
     form = ProjectForm.read(await request.form())
     try:
-        new = NewProject(form.name, form.project_id or None, form.metadata_object())
+        new = NewProject(form.name, form.project_id or None, form.metadata_object(), form.source())
         made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
     except (InvalidRequestError, ProjectExistsError) as error:
         return await _form_page(request, call, owner, form, error.info.message)

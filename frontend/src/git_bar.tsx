@@ -1,0 +1,108 @@
+// The bar of the workspace's git repository, above its files: branch, how far ahead, commit, push.
+import { type JSX } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { ask, post, wordsOf } from "./sse";
+import { visible } from "./text";
+
+interface GitStatus {
+  repository: boolean;
+  branch: string | null;
+  commit: string | null;
+  upstream: string | null;
+  ahead: number;
+  behind: number;
+  changed: number;
+  untracked: number;
+  conflicted: number;
+}
+
+type Wish = "commit" | "push" | null;
+
+/** `news` changes when what is shown may not be true any more. Where there is no repository, nothing is shown. */
+export function GitBar({ api, news }: { api: string; news: number }) {
+  const [status, setStatus] = useState<GitStatus | null>(null);
+  const [wish, setWish] = useState<Wish>(null);
+  const [said, say] = useState("");
+  const [busy, setBusy] = useState(false);
+  const [again, setAgain] = useState(0);
+  useEffect(() => {
+    let current = true;
+    ask(`${api}/git`)
+      .then((response) => response.json())
+      .then((found: GitStatus) => current && setStatus(found), () => current && setStatus(null));
+    return () => {
+      current = false;
+    };
+  }, [api, news, again]);
+  if (!status?.repository) return null;
+  const attempt = async (action: () => Promise<string>) => {
+    setWish(null);
+    setBusy(true);
+    say("");
+    try {
+      say(await action());
+    } catch (error) {
+      say(wordsOf(error));
+    }
+    setBusy(false);
+    setAgain((count) => count + 1);
+  };
+  const commit = (message: string) =>
+    attempt(async () => {
+      const made = await (await post(`${api}/git/commit`, { message })).json();
+      return `Committed as ${made.commit.slice(0, 8)}.`;
+    });
+  const push = (branch: string) =>
+    attempt(async () => {
+      const done = await (await post(`${api}/git/push`, { branch })).json();
+      return `Pushed to ${visible(done.branch)}.`;
+    });
+  const dirty = status.changed + status.untracked + status.conflicted;
+  return (
+    <section class="git-bar" aria-label="Git">
+      <div class="git-line">
+        <span class="git-branch" title={status.branch ? "The branch that is checked out" : "No branch is checked out"}>
+          {visible(status.branch ?? status.commit?.slice(0, 8) ?? "no commit yet")}
+        </span>
+        <span class="git-facts">{facts(status, dirty)}</span>
+        <span class="git-verbs">
+          <button type="button" class="btn btn-small" disabled={busy || !dirty} onClick={() => setWish("commit")}>Commit</button>
+          <button type="button" class="btn btn-small" disabled={busy || !status.commit} onClick={() => setWish("push")}>Push</button>
+        </span>
+      </div>
+      {wish === "commit" && <WishForm label="What the commit says" verb="Commit" value="" onDone={commit} onLeave={() => setWish(null)} />}
+      {wish === "push" && <WishForm label="Branch to push to" verb="Push" value={status.branch ?? ""} onDone={push} onLeave={() => setWish(null)} />}
+      <p class="files-status" role="status">{busy ? "Working…" : visible(said)}</p>
+    </section>
+  );
+}
+
+function facts(status: GitStatus, dirty: number): JSX.Element {
+  const counts: [number, string][] = [[status.conflicted, "in conflict"], [status.ahead, "ahead"], [status.behind, "behind"]];
+  const told = counts.filter(([count]) => count).map(([count, words]) => `${count} ${words}`);
+  return <>{[dirty ? `${dirty} changed` : "nothing changed", ...told].join(" · ")}</>;
+}
+
+interface WishProps {
+  label: string;
+  verb: string;
+  value: string;
+  onDone: (text: string) => void;
+  onLeave: () => void;
+}
+
+function WishForm({ label, verb, value, onDone, onLeave }: WishProps) {
+  const input = useRef<HTMLInputElement>(null);
+  useEffect(() => input.current?.select(), []);
+  const done = (event: Event) => {
+    event.preventDefault();
+    onDone(input.current?.value.trim() ?? "");
+  };
+  return (
+    <form class="name-form" onSubmit={done} onKeyDown={(event) => event.key === "Escape" && onLeave()}>
+      <input ref={input} class="input" aria-label={label} defaultValue={value} placeholder={label} pattern=".*\S.*" required maxLength={2000} />
+      <button class="btn btn-small btn-primary">{verb}</button>
+      <button type="button" class="btn btn-small" onClick={onLeave}>Cancel</button>
+    </form>
+  );
+}

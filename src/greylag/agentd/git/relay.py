@@ -1,0 +1,293 @@
+"""The git relay: git's way to the hosts that the user has secrets for, without the secrets.
+
+A small HTTP server on a loopback port of its own. git in the environment is configured to ask it in
+place of those hosts (``url.*.insteadOf``), with a token that is worth nothing elsewhere; the relay
+puts the user's own in and passes the answer on as it comes, never holding a whole one.
+
+The environment's tools can see that token, so the relay passes on git's own protocol and nothing
+else: whoever has it can fetch and push as the user, but not use what else a secret opens. It
+follows no redirect, and reaches no address that is not public unless the operator has named the
+host.
+"""
+
+import asyncio
+import base64
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+import aiohttp
+import structlog
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from greylag.common.git import GitCredential
+from greylag.common.net import proxy_for
+
+SILENCE_SECONDS = 60.0
+_CONNECT_SECONDS = 15.0
+_STOP_SECONDS = 1.0
+_MOST_CALLS = 16
+_HOST = r"[a-z0-9][a-z0-9.-]*(?::[0-9]{1,5})?"
+_SERVICE = r"git-(?:upload|receive)-pack"
+_CALL = re.compile(
+    rf"(?:GET /(?P<h1>{_HOST})(?P<p1>/[!-~]+/info/refs\?service={_SERVICE})"
+    rf"|POST /(?P<h2>{_HOST})(?P<p2>/[!-~]+/{_SERVICE}))"
+)
+_ASTRAY = re.compile(r"//|/\.{1,2}/|%2e|%2f|[\\#]|\?.*[/?]", re.IGNORECASE)
+_TO_HOST = (
+    *("accept", "accept-encoding", "accept-language", "git-protocol", "user-agent"),
+    *("content-encoding", "content-length", "content-type"),
+)
+_TO_GIT = ("cache-control", "content-encoding", "content-length", "content-type")
+
+_log = structlog.get_logger(__name__)
+
+
+class _NotPublicError(OSError):
+    """A host has an address that is not public, and the operator has not named it."""
+
+
+class GitHosts:
+    """The hosts that the operator has named, which may have any address.
+
+    Args:
+        named: each a host, with a port or for any; with ``http://`` before it, it is spoken to
+            without TLS.
+    """
+
+    def __init__(self, named: Sequence[str] = ()) -> None:
+        plain = {one.removeprefix("http://") for one in named if one.startswith("http://")}
+        self._plain = frozenset(plain)
+        self._named = frozenset(one.removeprefix("http://") for one in named)
+
+    def origin(self, host: str) -> str:
+        """Return the scheme and authority of a host."""
+        return f"http://{host}" if host in self._plain else f"https://{host}"
+
+    def check(self, host: str, port: int, addresses: Sequence[str]) -> None:
+        """Raise ``_NotPublicError`` for a host that may not be reached at these addresses."""
+        if {host, f"{host}:{port}"} & self._named:
+            return
+        if not all(map(_is_public, addresses)):
+            raise _NotPublicError(f"{host} has an address that is not public")
+
+
+def _is_public(address: str) -> bool:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    inner = getattr(found, "ipv4_mapped", None) or found
+    return inner.is_global and not inner.is_multicast
+
+
+class _Resolver(AbstractResolver):
+    """Finds addresses, and refuses those that may not be reached: what is checked is what is
+    connected to.
+    """
+
+    def __init__(self, hosts: GitHosts) -> None:
+        self._hosts = hosts
+        self._inner = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of a host."""
+        found = await self._inner.resolve(host, port, family)
+        self._hosts.check(host, port, [one["host"] for one in found])
+        return found
+
+    async def close(self) -> None:
+        """Do nothing: nothing is held."""
+
+
+class GitRelay:
+    """Passes git's requests on to the hosts that there are credentials for.
+
+    Args:
+        hosts: which may be reached.
+        proxies: the variables that name proxies (``proxy_variables``).
+        silence: seconds that a host may say nothing.
+
+    Attributes:
+        token: what git has to send.
+        port: its port, 0 before ``serving``.
+    """
+
+    def __init__(
+        self,
+        hosts: GitHosts,
+        proxies: Mapping[str, str] | None = None,
+        *,
+        silence: float = SILENCE_SECONDS,
+    ) -> None:
+        self.token = secrets.token_urlsafe(24)
+        self.port = 0
+        self._hosts = hosts
+        self._proxies = proxies or {}
+        self._silence = silence
+        self._credentials: dict[str, GitCredential] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._calls = asyncio.Semaphore(_MOST_CALLS)
+
+    def use(self, credentials: Sequence[GitCredential]) -> None:
+        """Take these from now on, and no others."""
+        self._credentials = {one.host: one for one in credentials}
+
+    def config(self, port: int) -> str:
+        """Return what git is to be configured with, where the relay is reached at ``port``."""
+        here = f"http://127.0.0.1:{port}/"
+        lines = [f'[http "{here}"]', f"\textraHeader = Authorization: Bearer {self.token}"]
+        lines.append("\tproxy =")
+        for host in sorted(self._credentials):
+            lines += [f'[url "{here}{host}/"]', f"\tinsteadOf = {self._hosts.origin(host)}/"]
+        return "\n".join(lines) + "\n"
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serve while the context is open; running calls end with it."""
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=_STOP_SECONDS,
+            auto_decompress=False,
+        )
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=self._silence
+        )
+        async with aiohttp.ClientSession(
+            timeout=timeout,
+            connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver(self._hosts)),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+        ) as self._session:
+            await runner.setup()
+            try:
+                await web.TCPSite(runner, "127.0.0.1", 0).start()
+                self.port = runner.addresses[0][1]
+                yield
+            finally:
+                await runner.cleanup()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode("utf-8", "replace")
+        if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+            return _refused("The git relay needs its own token.")
+        # The path as it came, as the host might decode it otherwise than we do.
+        call = _CALL.fullmatch(f"{request.method} {request.raw_path}")
+        if call is None or _ASTRAY.search(request.raw_path):
+            return _refused("The git relay passes on git's own requests and nothing else.")
+        host, path = call["h1"] or call["h2"], call["p1"] or call["p2"]
+        credential = self._credentials.get(host)
+        if credential is None:
+            return _refused(f"There is no secret for {host}.")
+        async with self._calls:
+            return await self._asked(request, credential, path)
+
+    async def _asked(
+        self, request: web.Request, credential: GitCredential, path: str
+    ) -> web.StreamResponse:
+        try:
+            self._check_literal(self._hosts.origin(credential.host))
+            return await self._passed_on(request, credential, path)
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            _log.warning("git_host_failed", host=credential.host, error=str(error))
+            return _unreached(credential.host, error)
+
+    def _check_literal(self, origin: str) -> None:
+        """Check an address that stands for itself, which no resolver is asked for."""
+        url = URL(origin)
+        try:
+            ipaddress.ip_address(str(url.host))
+        except ValueError:
+            return
+        self._hosts.check(str(url.host), url.port or 443, [str(url.host)])
+
+    async def _passed_on(
+        self, request: web.Request, credential: GitCredential, path: str
+    ) -> web.StreamResponse:
+        assert self._session is not None  # noqa: S101 - it is open while requests come
+        origin = self._hosts.origin(credential.host)
+        proxy = proxy_for(origin, self._proxies)
+        auth = {} if proxy is None else proxy.auth_header()
+        secret = base64.b64encode(f"{credential.username}:{credential.value}".encode()).decode()
+        headers = {name: request.headers[name] for name in _TO_HOST if name in request.headers}
+        headers["Authorization"] = f"Basic {secret}"
+        async with self._session.request(
+            request.method,
+            URL(origin + path, encoded=True),
+            headers={**headers, **(auth if origin.startswith("http:") else {})},
+            data=request.content if request.can_read_body else None,
+            proxy=None if proxy is None else proxy.url,
+            proxy_headers=auth if origin.startswith("https:") else None,
+            allow_redirects=False,
+        ) as answer:
+            refusal = _told(request, credential, answer)
+            return refusal or await _streamed(request, answer)
+
+
+def _unreached(host: str, error: Exception) -> web.Response:
+    """Return the answer to a failure on the way, in words that git's own resemble."""
+    if _NotPublicError in {type(error), type(error.__cause__)}:
+        return _refused(f"Failed to connect to {host}: its address is not public")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return _failed(f"Could not resolve host: {host}")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return _failed(f"SSL certificate problem: that of {host} is not trusted")
+    if isinstance(error, TimeoutError):
+        return _failed(f"{host} timed out", HTTPStatus.GATEWAY_TIMEOUT)
+    return _failed(f"Failed to connect to {host}")
+
+
+def _told(
+    request: web.Request, credential: GitCredential, answer: aiohttp.ClientResponse
+) -> web.Response | None:
+    """Return the answer to what cannot be passed on as it is: git would ask people for a password,
+    or go where a redirect leads.
+    """
+    host = credential.host
+    if answer.status == HTTPStatus.UNAUTHORIZED:
+        return _refused(f"{host} refuses the secret {credential.name}: it is wrong or has run out.")
+    if not HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
+        return None
+    target = answer.url.join(URL(answer.headers.get("Location", ""), encoded=True))
+    if target.origin() != answer.url.origin() or not answer.headers.get("Location"):
+        return _refused(
+            f"{host} redirects to {target.host or 'nowhere'}, which is not given the secret: name "
+            "the repository by its address there."
+        )
+    here = f"http://{request.headers.get('Host', '')}/{host}{target.raw_path_qs}"
+    return web.Response(status=answer.status, headers={"Location": here})
+
+
+async def _streamed(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    headers = {name: answer.headers[name] for name in _TO_GIT if name in answer.headers}
+    response = web.StreamResponse(status=answer.status, headers=headers)
+    await response.prepare(request)
+    try:
+        async for chunk in answer.content.iter_any():
+            await response.write(chunk)
+        await response.write_eof()
+    except (aiohttp.ClientError, TimeoutError):
+        # Cut off, not ended: git must see that.
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+def _refused(words: str) -> web.Response:
+    return _failed(words, HTTPStatus.FORBIDDEN)
+
+
+def _failed(words: str, status: HTTPStatus = HTTPStatus.BAD_GATEWAY) -> web.Response:
+    return web.Response(status=status, text=f"{words}\n")

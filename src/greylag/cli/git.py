@@ -1,0 +1,145 @@
+"""`greylag git` and `greylag secrets`: a workspace's repository, and what its hosts are told."""
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.client import ApiClient
+from greylag.cli.output import confirm, moment
+
+COLUMNS = ("NAME", "HOST", "USERNAME", "CREATED", "CHANGED")
+
+
+@click.group()
+def git() -> None:
+    """Say how a workspace's git repository stands, commit and push."""
+
+
+@git.command()
+@click.argument("project")
+@api_options
+@with_client
+async def status(access: Access, api: ApiClient, *, project: str) -> None:
+    """Say which branch is checked out in PROJECT's workspace, and what changed."""
+    one = await api.git_status(await access.place(api, project))
+    if access.output.json:
+        access.output.document(asdict(one))
+        return
+    if not one.repository:
+        access.output.note("The workspace is no git repository.")
+        return
+    more = "" if one.whole else " or more"
+    counts = {"changed": one.changed, "untracked": one.untracked, "conflicted": one.conflicted}
+    access.output.fields(
+        {
+            "branch": one.branch or "none: a commit is checked out",
+            "commit": one.commit or "none yet",
+            "follows": one.upstream,
+            "ahead": str(one.ahead) if one.upstream else None,
+            "behind": str(one.behind) if one.upstream else None,
+            **{name: f"{count}{more}" for name, count in counts.items()},
+            "remote": one.remote,
+        }
+    )
+
+
+@git.command()
+@click.argument("project")
+@click.option("--message", "-m", required=True, metavar="TEXT", help="What the commit says.")
+@click.option("--path", "paths", multiple=True, help="Only this, with all below it; repeatable.")
+@api_options
+@with_client
+async def commit(
+    access: Access, api: ApiClient, *, project: str, message: str, paths: tuple[str, ...]
+) -> None:
+    """Commit all that changed in PROJECT's workspace."""
+    place = await access.place(api, project)
+    made = await api.git_commit(place, message, list(paths) or None)
+    if access.output.json:
+        access.output.document(made)
+        return
+    access.output.note(f"Committed to {made['branch'] or 'no branch'}:")
+    access.output.line(made["commit"])
+
+
+@git.command()
+@click.argument("project")
+@click.option("--branch", metavar="NAME", help="The remote's; by default of the same name.")
+@api_options
+@with_client
+async def push(access: Access, api: ApiClient, *, project: str, branch: str | None) -> None:
+    """Push what is checked out in PROJECT's workspace, as a branch, never by force."""
+    done = await api.git_push(await access.place(api, project), branch)
+    if access.output.json:
+        access.output.document(done)
+        return
+    access.output.note(f"Pushed to {done['branch']} of {done['remote']}.")
+
+
+@click.group()
+def secrets() -> None:
+    """List, set and delete the tokens that git tells hosts."""
+
+
+@secrets.command("list")
+@api_options
+@with_client
+async def list_secrets(access: Access, api: ApiClient) -> None:
+    """List names, hosts and times. No value is ever shown."""
+    found = await api.secrets(await access.user_id(api))
+    if access.output.json:
+        access.output.document({"secrets": found})
+        return
+    rows = [
+        (
+            one["name"],
+            one["host"],
+            one["username"],
+            moment(one["created_at"]),
+            moment(one["updated_at"]),
+        )
+        for one in found
+    ]
+    access.output.table(COLUMNS, rows, empty="There are no secrets.")
+
+
+@secrets.command("set")
+@click.argument("name")
+@click.option("--host", required=True, help="The only host that is told it, as github.com.")
+@click.option("--username", help="Whom the host is told; for most tokens it does not matter.")
+@api_options
+@with_client
+async def set_secret(
+    access: Access, api: ApiClient, *, name: str, host: str, username: str | None
+) -> None:
+    """Keep a token or password under NAME. It is asked for, or read from stdin: one line.
+
+    Example: greylag secrets set github --host github.com < token.txt
+    """
+    if sys.stdin.isatty():
+        value = click.prompt("Value", hide_input=True, err=True)
+    else:
+        value = sys.stdin.readline()
+    body = {"host": host, "value": value.strip(), **({"username": username} if username else {})}
+    kept = await api.put_secret(await access.user_id(api), name, body)
+    if access.output.json:
+        access.output.document(kept)
+    else:
+        access.output.note(f"The secret {kept['name']} for {kept['host']} is kept.")
+
+
+@secrets.command("delete")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@api_options
+@with_client
+async def delete_secret(access: Access, api: ApiClient, *, name: str, yes: bool) -> None:
+    """Delete the secret NAME: environments that run forget it within moments."""
+    await confirm(f"Delete the secret {name}?", yes=yes)
+    await api.remove_secret(await access.user_id(api), name)
+    if access.output.json:
+        access.output.document({"name": name, "deleted": True})
+    else:
+        access.output.note(f"The secret {name} is deleted.")

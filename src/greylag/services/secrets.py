@@ -1,0 +1,213 @@
+"""A user's secrets: what git in their environments tells the hosts that they name.
+
+They can be written and taken away, never read: only environments of the user's own are told them,
+on agentd's side, where no tool can see them.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from greylag.common.git import GitCredential, GitSetup
+from greylag.common.sealing import SealError, Sealing
+from greylag.domain.audit import Change, name_of
+from greylag.domain.errors import (
+    ConflictError,
+    InvalidRequestError,
+    LimitExceededError,
+    MissingError,
+    SecretsOffError,
+    UserNotFoundError,
+)
+from greylag.domain.git import check_host
+from greylag.domain.names import slug
+from greylag.domain.project import Desired, Project
+from greylag.domain.users import Action, Principal, UserSecret, of_user
+from greylag.ports import Clock, PageQuery, PeopleStore, ProjectStore, UserDirectory
+from greylag.services.access import Gate
+from greylag.services.audit import event_of
+
+NAME_FORM = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+USERNAME_FORM = r"^[!-9;-~]{1,200}$"
+DEFAULT_USERNAME = "x-access-token"
+MAX_VALUE_LENGTH = 4096
+MOST_SECRETS = 50
+_ATTEMPTS = 5
+_AT_ONCE = 200
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecret:
+    """A secret to keep, under a name of the user's."""
+
+    name: str
+    host: str
+    value: str = field(repr=False)
+    username: str = DEFAULT_USERNAME
+
+
+class Secrets:
+    """The use cases of secrets. Each takes the principal, and authorizes first.
+
+    ``sealing`` is ``None`` where nothing can be sealed.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - each is a port of its own
+        self,
+        people: PeopleStore,
+        directory: UserDirectory,
+        store: ProjectStore,
+        gate: Gate,
+        clock: Clock,
+        sealing: Sealing | None,
+    ) -> None:
+        self._people = people
+        self._directory = directory
+        self._store = store
+        self._gate = gate
+        self._clock = clock
+        self._sealing = sealing
+
+    async def listed(self, principal: Principal, user_id: str) -> Sequence[UserSecret]:
+        """Return what there is, by name."""
+        user = await self._gate.authorize(principal, Action.ACCOUNT_READ, user_id)
+        return await self._of(user.id)
+
+    async def put(self, principal: Principal, user_id: str, new: NewSecret) -> UserSecret:
+        """Keep a secret, in place of the one of its name; what runs is told within moments.
+
+        Raises:
+            InvalidRequestError: the name, the host, the user or the value can be none.
+            ConflictError: there is another one for this host.
+            LimitExceededError: there are too many.
+            SecretsOffError: nothing can be sealed here.
+        """
+        user = await self._gate.authorize(principal, Action.SECRETS_WRITE, user_id)
+        _check(new)
+        if self._sealing is None:
+            raise SecretsOffError("Secrets cannot be kept here.")
+        sealed = self._sealing.seal(new.value, _purpose(user.id, new.name, new.host))
+        for _ in range(_ATTEMPTS):
+            known = await self._of(user.id)
+            before = _before(known, new)
+            now = self._clock.now()
+            one = UserSecret(
+                user_id=user.id,
+                name=new.name,
+                host=new.host,
+                username=new.username,
+                sealed=sealed,
+                created_at=before.created_at if before else now,
+                updated_at=now,
+                version=before.version if before else 0,
+            )
+            on = name_of(user.id)
+            told = event_of(
+                principal,
+                now,
+                Change.SECRET_SET,
+                on,
+                name=new.name,
+                host=new.host,
+                username=new.username,
+            )
+            if await self._people.put(one, now, audit=told):
+                await self._tell(user.id)
+                return one
+        raise ConflictError("Others changed this secret again and again.")
+
+    async def remove(self, principal: Principal, user_id: str, name: str) -> None:
+        """Take a secret away; what runs forgets it within moments.
+
+        Raises:
+            MissingError: there is none of this name.
+        """
+        user = await self._gate.authorize(principal, Action.SECRETS_WRITE, user_id)
+        on, now = name_of(user.id), self._clock.now()
+        told = event_of(principal, now, Change.SECRET_REMOVE, on, name=name)
+        if not await self._people.remove(UserSecret, f"{user.id}/{name}", audit=told):
+            raise MissingError(f"The user has no secret {name!r}.")
+        await self._tell(user.id)
+
+    async def setup(self, project: Project) -> GitSetup:
+        """Return what git in a project's environment is to have; for the reconciler alone."""
+        source = project.source
+        kept = await self._of(project.user_id)
+        return GitSetup(
+            url=source.url if source else None,
+            ref=source.ref if source else None,
+            depth=source.depth if source else None,
+            author=await self._author(project.user_id),
+            credentials=[one for each in kept if (one := self._opened(each))],
+        )
+
+    async def _author(self, user_id: str) -> tuple[str, str]:
+        try:
+            owner = await self._directory.get(user_id)
+        except UserNotFoundError:
+            return "", ""
+        return owner.display_name, owner.email or f"{slug(owner.id, 60)}@localhost"
+
+    def _opened(self, kept: UserSecret) -> GitCredential | None:
+        if self._sealing is None:
+            return None
+        try:
+            purpose = _purpose(kept.user_id, kept.name, kept.host)
+            value = self._sealing.open(kept.sealed, purpose)
+        except SealError as error:
+            _log.warning(
+                "secret_unreadable", user_id=kept.user_id, secret=kept.name, reason=str(error)
+            )
+            return None
+        return GitCredential(kept.name, kept.host, kept.username, value)
+
+    async def _of(self, user_id: str) -> Sequence[UserSecret]:
+        return await self._people.labelled(UserSecret, of_user(user_id))
+
+    async def _tell(self, user_id: str) -> None:
+        """Have the reconciler look at what runs of a user's."""
+        query, now = PageQuery(limit=_AT_ONCE), self._clock.now()
+        while True:
+            page = await self._store.page(user_id, query)
+            for project in page.projects:
+                if project.desired is Desired.ACTIVE:
+                    await self._store.poke(project.ref, now)
+            if page.cursor is None:
+                return
+            query = PageQuery(limit=_AT_ONCE, cursor=page.cursor)
+
+
+def _purpose(user_id: str, name: str, host: str) -> str:
+    return f"git secret {name} of {user_id} for {host}"
+
+
+def _before(known: Sequence[UserSecret], new: NewSecret) -> UserSecret | None:
+    """Return the secret that a new one takes the place of."""
+    for one in known:
+        if one.host == new.host and one.name != new.name:
+            raise ConflictError(
+                f"The secret {one.name} is for {new.host} already.",
+                hint="Delete it first, or put the new value under its name.",
+            )
+    before = next((one for one in known if one.name == new.name), None)
+    if before is None and len(known) >= MOST_SECRETS:
+        raise LimitExceededError(f"A user may have {MOST_SECRETS} secrets.", hint="Delete one.")
+    return before
+
+
+def _check(new: NewSecret) -> None:
+    """Raise ``InvalidRequestError`` for what can be no secret; the value is not repeated."""
+    if not re.fullmatch(NAME_FORM, new.name):
+        raise InvalidRequestError("The name must be 1 to 64 letters, digits or . _ -.")
+    check_host(new.host)
+    if not re.fullmatch(USERNAME_FORM, new.username):
+        raise InvalidRequestError("username must be 1 to 200 plain characters without a colon.")
+    value = new.value
+    if not 1 <= len(value) <= MAX_VALUE_LENGTH or not (value.isascii() and value.isprintable()):
+        raise InvalidRequestError(
+            f"value must be one line of 1 to {MAX_VALUE_LENGTH} plain characters."
+        )

@@ -1,0 +1,339 @@
+"""git in the environment against a real git server over http: clones, secrets, commits, pushes."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.agentd.doubles import Api, eventually, serving
+from tests.git_server import TOKEN, USER, GitServer, git, git_server, make_repository
+
+from greylag.agentd.config import AgentdSettings
+from greylag.agentd.execution import ExecdProcess, Execution
+from greylag.agentd.git.relay import GitHosts, GitRelay
+from greylag.agentd.git.service import GitService
+from greylag.agentd.main import agent_setup
+from greylag.agentd.volume import Volume
+from greylag.common.git import CloneState, GitCredential, GitSetup
+
+FILES: dict[str, str | bytes] = {
+    "README.md": "# Hello\n",
+    "src/main.py": "print('hello')\n",
+    "data.bin": bytes(range(256)) * 64,
+}
+AUTHOR = ("Ada", "ada@example.org")
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[GitServer]:
+    root = tmp_path / "repositories"
+    for name in ("public/app.git", "private/app.git"):
+        make_repository(root / name, FILES)
+    async with git_server(root) as one:
+        yield one
+
+
+@asynccontextmanager
+async def environment(folder: Path, server: GitServer, **changes: Any) -> AsyncIterator[Api]:
+    Volume(folder).prepare()
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    execd = ExecdProcess((sys.executable, "-m", "greylag.execd"), folder / "execd", environ)
+    running = asyncio.create_task(execd.run(), name="execd")
+    try:
+        await eventually((folder / "execd").exists, 30)
+        changes = {"git_hosts": (f"http://{server.host}",), **changes}
+        async with serving(folder, **changes) as api:
+            yield api
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+@pytest.fixture
+async def api(tmp_path: Path, server: GitServer) -> AsyncIterator[Api]:
+    async with environment(tmp_path / "environment", server) as one:
+        yield one
+
+
+def setup(server: GitServer, path: str, *, token: str | None = None, **more: Any) -> dict[str, Any]:
+    secret = {"name": "git", "host": server.host, "username": USER, "value": token}
+    return {
+        "url": f"{server.url}/{path}",
+        "author": AUTHOR,
+        "credentials": [secret] if token else [],
+        **more,
+    }
+
+
+async def told(api: Api, said: dict[str, Any]) -> CloneState:
+    """Set git up, and return how its clone ends."""
+    async with asyncio.timeout(60):
+        while True:
+            status, found = await api.json("PUT", "/api/v1/git/setup", said)
+            assert status == 200, found
+            if found["status"] != "cloning":
+                return CloneState(**found)
+            await asyncio.sleep(0.02)
+
+
+def workspace(folder: Path) -> dict[str, bytes]:
+    """Return the workspace's files, without git's own."""
+    root = folder / "workspace"
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and ".git" not in path.relative_to(root).parts
+    }
+
+
+BYTES = {name: text if isinstance(text, bytes) else text.encode() for name, text in FILES.items()}
+
+
+async def test_a_repository_is_cloned_once_and_nothing_is_cloned_over_what_is_there(
+    api: Api, server: GitServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "environment"
+    assert (await told(api, setup(server, "public/app.git", depth=1))).status == "done"
+    assert workspace(folder) == BYTES
+    assert sorted(path.name for path in (folder / "workspace").iterdir()) == sorted(
+        [".git", "README.md", "data.bin", "src"]
+    )
+    (folder / "workspace" / "README.md").write_text("mine")
+    asked = len(server.asked)
+    assert (await told(api, setup(server, "public/app.git", ref="v1"))).status == "done"
+    assert len(server.asked) == asked
+    assert (folder / "workspace" / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("named", ["branch", "tag", "commit"])
+async def test_a_branch_a_tag_and_a_commit_can_be_named(
+    api: Api, server: GitServer, tmp_path: Path, named: str
+) -> None:
+    bare = server.root / "public" / "app.git"
+    commit = git(bare, "rev-parse", "main")
+    git(bare, "branch", "feature/x")
+    ref = {"branch": "feature/x", "tag": "v1", "commit": commit}[named]
+    assert (await told(api, setup(server, "public/app.git", ref=ref, depth=1))).status == "done"
+    _, status = await api.json("GET", "/api/v1/git")
+    assert status["commit"] == commit
+    assert status["branch"] == ("feature/x" if named == "branch" else None)
+    assert workspace(tmp_path / "environment") == BYTES
+
+
+async def test_a_private_repository_is_cloned_by_a_secret_that_no_side_of_the_agent_ever_has(
+    api: Api, server: GitServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "environment"
+    path = "private/app.git"
+    refused = await told(api, setup(server, path))
+    assert (refused.status, refused.code) == ("failed", "git_denied")
+    assert "secret" in refused.hint
+    wrong = await told(api, setup(server, path, token="of another"))
+    assert (wrong.status, wrong.code) == ("failed", "git_denied")
+    assert "refuses the secret git" in wrong.detail
+    assert "127.0.0.1" not in wrong.detail.replace(server.host, "")
+    assert (await told(api, setup(server, path, token=TOKEN))).status == "done"
+    assert workspace(folder) == BYTES
+    _, status = await api.json("GET", "/api/v1/git")
+    assert status["remote"] == f"{server.url}/{path}"
+    for file in folder.rglob("*"):
+        assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
+
+
+async def test_what_is_committed_and_pushed_reaches_the_server_under_the_owner_s_name(
+    api: Api, server: GitServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "environment"
+    assert (await api.json("GET", "/api/v1/git"))[1]["repository"] is False
+    status, said = await api.json("POST", "/api/v1/git/commit", {"message": "x"})
+    assert (status, said["code"]) == (409, "git_no_repository")
+    await told(api, setup(server, "private/app.git", token=TOKEN))
+    status, said = await api.json("POST", "/api/v1/git/commit", {"message": "x"})
+    assert (status, said["code"]) == (409, "git_nothing_to_commit")
+    (folder / "workspace" / "README.md").write_text("changed")
+    (folder / "workspace" / "-new [file]").write_text("new")
+    _, before = await api.json("GET", "/api/v1/git")
+    assert (before["branch"], before["changed"], before["untracked"]) == ("main", 1, 1)
+    body = {"message": "--amend: no option\n\nMore.", "paths": ["-new [file]"]}
+    status, made = await api.json("POST", "/api/v1/git/commit", body)
+    assert (status, made["branch"]) == (201, "main")
+    _, after = await api.json("GET", "/api/v1/git")
+    assert (after["ahead"], after["changed"], after["untracked"]) == (1, 1, 0)
+    (folder / "workspace" / "large").write_bytes(os.urandom(3 * 1024 * 1024))  # sent in chunks
+    assert (await api.json("POST", "/api/v1/git/commit", {"message": "All"}))[0] == 201
+    status, pushed = await api.json("POST", "/api/v1/git/push", {"branch": "fix/it"})
+    assert (status, pushed["branch"]) == (200, "fix/it")
+    bare = server.root / "private" / "app.git"
+    shown = git(bare, "log", "--format=%an <%ae> %s", "-2", "fix/it")
+    assert shown == "Ada <ada@example.org> All\nAda <ada@example.org> --amend: no option"
+    _, last = await api.json("GET", "/api/v1/git")
+    assert (last["upstream"], last["ahead"]) == ("origin/fix/it", 0)
+    for bad in ("-f", "a..b", ":main", "a b", ""):
+        status, said = await api.json("POST", "/api/v1/git/push", {"branch": bad})
+        assert (status, said["code"]) == (400, "invalid_request"), bad
+
+
+async def test_a_push_that_the_server_does_not_take_is_told_with_its_cause(
+    api: Api, server: GitServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "environment"
+    await told(api, setup(server, "public/app.git"))
+    await _moved_on(server.root / "public" / "app.git", tmp_path / "other")
+    (folder / "workspace" / "README.md").write_text("mine")
+    await api.json("POST", "/api/v1/git/commit", {"message": "Mine"})
+    status, said = await api.json("POST", "/api/v1/git/push", {})
+    assert (status, said["code"]) == (409, "git_rejected")
+    hook = folder / "workspace" / ".git" / "hooks" / "pre-push"
+    hook.write_text("#!/bin/sh\necho no, says the hook >&2\nexit 1\n")
+    hook.chmod(0o755)
+    status, said = await api.json("POST", "/api/v1/git/push", {"branch": "other"})
+    assert (status, said["code"]) == (409, "git_failed")
+    git(folder / "workspace", "remote", "remove", "origin")
+    assert (await api.json("POST", "/api/v1/git/push", {}))[1]["code"] == "git_no_remote"
+
+
+async def _moved_on(bare: Path, other: Path) -> None:
+    git(bare.parent, "clone", "-q", str(bare), str(other))
+    (other / "README.md").write_text("theirs")
+    git(other, "commit", "-q", "-am", "Theirs")
+    git(other, "push", "-q", "origin", "main")
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "code"),
+    [
+        ("public/app.git", {"ref": "no-such"}, "git_ref_missing"),
+        ("public/app.git", {"ref": "0" * 39 + "1"}, "git_ref_missing"),
+        ("public/nothing.git", {}, "git_not_found"),
+        ("private/nothing.git", {"token": TOKEN}, "git_not_found"),
+        ("public/nothing.git", {"token": TOKEN}, "git_not_found"),
+        ("", {"url": "https://no-such-host.invalid/a.git"}, "git_host_unknown"),
+        ("", {"url": "http://127.0.0.1:9/a.git"}, "git_refused"),
+    ],
+)
+async def test_a_clone_that_fails_says_why_and_what_to_do(
+    api: Api, server: GitServer, path: str, more: dict[str, Any], code: str
+) -> None:
+    state = await told(api, setup(server, path, **more))
+    assert (state.status, state.code) == ("failed", code), state
+    assert state.hint
+    assert not (await api.json("GET", "/api/v1/files"))[1]["entries"]
+    folder = server.root.parent / "environment"
+    (folder / "workspace" / "work").write_text("done meanwhile")
+    again = await told(api, setup(server, "public/app.git"))
+    assert (again.status, again.code) == ("failed", "git_workspace_not_empty")
+    assert workspace(folder) == {"work": b"done meanwhile"}
+
+
+async def test_a_token_is_given_to_its_host_alone_wherever_redirects_lead(
+    api: Api, server: GitServer
+) -> None:
+    async with git_server(server.root) as other:
+        server.moved_to = other.url
+        state = await told(api, setup(server, "moved/private/app.git", token=TOKEN))
+        assert (state.status, state.code) == ("failed", "git_denied")
+        assert "redirects to" in state.detail
+        assert other.asked == []
+        server.moved_to = server.url
+        state = await told(api, setup(server, "here/private/app.git", token=TOKEN))
+        assert state.status == "done"
+        assert server.said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "localhost:9", "10.0.0.1", "169.254.169.254"])
+async def test_the_relay_reaches_no_address_that_is_not_public_unless_the_operator_named_it(
+    api: Api, server: GitServer, host: str
+) -> None:
+    secret = {"name": "git", "host": host, "username": USER, "value": TOKEN}
+    said = {"url": f"https://{host}/a.git", "credentials": [secret]}
+    state = await told(api, said)
+    assert (state.status, state.code) == ("failed", "git_refused")
+    assert "not public" in state.detail
+
+
+async def test_the_relay_passes_on_nothing_but_git_and_only_to_who_has_its_token(
+    server: GitServer,
+) -> None:
+    relay = GitRelay(GitHosts([f"http://{server.host}"]))
+    relay.use([GitCredential("git", server.host, USER, TOKEN)])
+
+    async with relay.serving(), aiohttp.ClientSession() as http:
+        here = f"http://127.0.0.1:{relay.port}/{server.host}/private/app.git"
+        refs = "/info/refs?service=git-upload-pack"
+        own = {"Authorization": f"Bearer {relay.token}"}
+
+        async def asked(path: str, headers: dict[str, str], method: str = "GET") -> int:
+            async with http.request(method, f"{here}{path}", headers=headers) as answer:
+                return answer.status
+
+        assert await asked(refs, own) == 200
+        assert await asked(refs, {}) == 403
+        before = len(server.asked)
+        for path in ("", "/info/refs", "/HEAD", "/info/refs?service=git-other", "/api/v4/user"):
+            assert await asked(path, own) == 403
+        assert await asked("/git-upload-pack", own) == 403
+        assert await asked("/info/refs?service=git-upload-pack", own, "DELETE") == 403
+        assert await asked("/%2e%2e/info/refs?service=git-upload-pack", own) in {403, 404}
+        assert len(server.asked) == before or not server.asked[-1][0].startswith(
+            "/private/app.git/."
+        )
+
+
+async def test_a_host_that_says_nothing_is_given_up(tmp_path: Path, server: GitServer) -> None:
+    folder = tmp_path / "environment"
+    async with environment(folder, server):
+        volume = Volume(folder)
+        relay = GitRelay(GitHosts([f"http://{server.host}"]), silence=0.3)
+        folders = agent_setup(AgentdSettings(folder), volume)
+        execution = Execution(folder / "execd")
+        service = GitService(execution, folders, relay, tmp_path / "note", silence=1)
+        running = asyncio.create_task(service.run(), name="git")
+        try:
+            for credentials in ((), (GitCredential("git", server.host, USER, TOKEN),)):
+                await service.set_up(
+                    GitSetup(f"{server.url}/hang/app.git", credentials=credentials)
+                )
+                await eventually(lambda: service.state.status == "failed", 60)
+                assert service.state.code == "git_timeout", service.state
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+
+
+async def test_a_kill_in_the_middle_leaves_nothing_half_cloned(
+    tmp_path: Path, server: GitServer
+) -> None:
+    folder = tmp_path / "environment"
+    server.held.clear()
+    async with environment(folder, server) as api:
+        said = setup(server, "public/app.git")
+        status, found = await api.json("PUT", "/api/v1/git/setup", said)
+        assert (status, found["status"]) == (200, "cloning")
+        await eventually(lambda: len(server.asked) > 1, 30)
+    assert workspace(folder) == {}
+    server.held.set()
+    async with environment(folder, server) as api:
+        assert (await told(api, said)).status == "done"
+    assert workspace(folder) == BYTES
+
+
+@pytest.mark.parametrize("moved", [0, 1, 3])
+async def test_a_kill_while_it_is_moved_in_is_gone_on_with(
+    tmp_path: Path, server: GitServer, moved: int
+) -> None:
+    folder = tmp_path / "environment"
+    whole = folder / "workspace" / ".greylag-00000000c104e000.part" / "whole"
+    whole.parent.mkdir(parents=True)
+    git(tmp_path, "clone", "-q", str(server.root / "public" / "app.git"), str(whole))
+    for path in sorted(whole.iterdir())[:moved]:
+        path.rename(folder / "workspace" / path.name)
+    async with environment(folder, server) as api:
+        assert (await told(api, setup(server, "public/app.git"))).status == "done"
+        assert (await api.json("GET", "/api/v1/git"))[1]["changed"] == 0
+    assert workspace(folder) == BYTES
+    assert not server.asked

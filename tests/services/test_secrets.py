@@ -1,0 +1,110 @@
+"""Users' secrets: kept sealed, told to nobody but the environments of their own user."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from tests.harness import Harness, settings
+
+from greylag.common.sealing import SealError, Sealing
+from greylag.domain.errors import (
+    ConflictError,
+    InvalidRequestError,
+    LimitExceededError,
+    MissingError,
+    SecretsOffError,
+)
+from greylag.domain.git import GitSource
+from greylag.domain.users import OPERATOR
+from greylag.services.projects import NewProject
+from greylag.services.secrets import MOST_SECRETS, NewSecret
+from greylag.store.people import to_body
+
+VALUE = "glsecret-5f0b7c1d9e"
+KEY = "k" * 32
+
+
+def house(key: str | None = KEY) -> Harness:
+    users = "ada:Ada,bob:Bob"
+    return Harness(settings(secret_key=key, data="/nonexistent", users=users))
+
+
+async def test_a_secret_is_kept_sealed_and_told_to_its_own_user_s_environments_alone() -> None:
+    of = house().use_cases
+    made = await of.secrets.put(OPERATOR, "ada", NewSecret("hub", "github.com", VALUE))
+    assert VALUE not in f"{made!r} {json.dumps(to_body(made))}"
+    project = await of.projects.create(
+        OPERATOR, "ada", NewProject("Demo", source=GitSource("https://github.com/a/b", "main", 2))
+    )
+    setup = await of.secrets.setup(project.project)
+    (one,) = setup.credentials
+    assert (one.host, one.username, one.value) == ("github.com", "x-access-token", VALUE)
+    assert VALUE not in repr(setup)
+    assert (setup.url, setup.ref, setup.depth) == ("https://github.com/a/b", "main", 2)
+    assert setup.author == ("Ada", "ada@localhost")
+    other = await of.projects.create(OPERATOR, "bob", NewProject("Demo"))
+    assert not (await of.secrets.setup(other.project)).credentials
+
+
+async def test_a_secret_is_replaced_by_its_name_listed_and_taken_away() -> None:
+    of = house().use_cases
+    first = await of.secrets.put(OPERATOR, "ada", NewSecret("hub", "github.com", "old"))
+    await of.secrets.put(OPERATOR, "ada", NewSecret("hub", "gitlab.com:8443", VALUE, "ada"))
+    await of.secrets.put(OPERATOR, "ada", NewSecret("another", "github.com", "x"))
+    listed = await of.secrets.listed(OPERATOR, "ada")
+    assert [(one.name, one.host) for one in listed] == [
+        ("another", "github.com"),
+        ("hub", "gitlab.com:8443"),
+    ]
+    assert listed[1].created_at == first.created_at
+    with pytest.raises(ConflictError, match=r"another is for github\.com"):
+        await of.secrets.put(OPERATOR, "ada", NewSecret("third", "github.com", "x"))
+    await of.secrets.remove(OPERATOR, "ada", "hub")
+    with pytest.raises(MissingError):
+        await of.secrets.remove(OPERATOR, "ada", "hub")
+    for number in range(MOST_SECRETS - 1):
+        new = NewSecret(f"n{number}", f"host{number}", "x")
+        await of.secrets.put(OPERATOR, "ada", new)
+    with pytest.raises(LimitExceededError):
+        await of.secrets.put(OPERATOR, "ada", NewSecret("more", "more", "x"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "a/b"},
+        {"name": ""},
+        {"host": "https://github.com"},
+        {"host": "GitHub.com"},
+        {"username": "a:b"},
+        {"username": ""},
+        {"value": ""},
+        {"value": f"{VALUE}\n"},
+        {"value": VALUE * 300},
+    ],
+)
+async def test_what_can_be_no_secret_is_refused_and_never_repeated(wrong: dict[str, str]) -> None:
+    of = house().use_cases
+    new = replace(NewSecret("hub", "github.com", VALUE), **wrong)
+    with pytest.raises(InvalidRequestError) as refused:
+        await of.secrets.put(OPERATOR, "ada", new)
+    assert VALUE not in str(refused.value)
+    assert not await of.secrets.listed(OPERATOR, "ada")
+
+
+async def test_without_a_key_nothing_is_kept_and_with_another_nothing_is_read() -> None:
+    with pytest.raises(SecretsOffError):
+        await house(None).use_cases.secrets.put(OPERATOR, "ada", NewSecret("a", "a.b", VALUE))
+    one = house()
+    made = await one.use_cases.secrets.put(OPERATOR, "ada", NewSecret("a", "a.b", VALUE))
+    project = (await one.use_cases.projects.create(OPERATOR, "ada", NewProject("x"))).project
+    one.use_cases.secrets._sealing = Sealing(["another key of enough characters"])
+    assert not (await one.use_cases.secrets.setup(project)).credentials
+    rotated = Sealing(["another key of enough characters", KEY])
+    assert rotated.open(made.sealed, "git secret a of ada for a.b") == VALUE
+    with pytest.raises(SealError):
+        rotated.open(made.sealed, "git secret a of bob for a.b")
+    moved = replace(made, host="evil.example", version=1)
+    assert await one.store.put(moved, made.created_at)
+    one.use_cases.secrets._sealing = rotated
+    assert not (await one.use_cases.secrets.setup(project)).credentials
