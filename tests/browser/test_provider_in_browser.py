@@ -28,6 +28,8 @@ async def test_two_people_sign_in_and_out(provider: Provider) -> None:
                 await page.go_back()
                 assert "/auth/callback" not in page.url
                 await page.goto("/")
+                if width < 900:
+                    await page.get_by_role("button", name="Projects", exact=True).click()
                 await page.click("#user summary")
                 await page.get_by_role("button", name="Sign out").click()
                 await page.get_by_role("button", name="Yes, sign me out").click()

@@ -16,6 +16,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.git import GitSource
 from greylag.domain.users import OPERATOR
+from greylag.ports import AuditFilter
 from greylag.services.projects import NewProject
 from greylag.services.secrets import MOST_SECRETS, NewSecret
 from greylag.store.people import to_body
@@ -62,6 +63,9 @@ async def test_a_secret_is_replaced_by_its_name_listed_and_taken_away() -> None:
     await of.secrets.remove(OPERATOR, "ada", "hub")
     with pytest.raises(MissingError):
         await of.secrets.remove(OPERATOR, "ada", "hub")
+    told = [entry for _, entry in await of.store.audit_entries(AuditFilter(), 100)]
+    assert sorted(entry["action"] for entry in told) == ["secrets.remove", *["secrets.set"] * 3]
+    assert VALUE not in json.dumps(told)
     for number in range(MOST_SECRETS - 1):
         new = NewSecret(f"n{number}", f"host{number}", "x")
         await of.secrets.put(OPERATOR, "ada", new)

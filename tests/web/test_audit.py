@@ -41,6 +41,9 @@ CALLS: dict[str, tuple[dict[str, str], Any]] = {
     "answer_confirmation": ({}, {"decision": "allow_once"}),
     "cancel_turn": ({}, None),
     "create_session": ({}, None),
+    "rename_session": ({}, {"title": HIDDEN}),
+    "git_commit": ({}, {"message": HIDDEN}),
+    "git_push": ({}, {"branch": "x"}),
     "delete_session": ({}, None),
     "change_setting": ({"key": "GOOSE_MODE"}, {"value": HIDDEN}),
     "reset_setting": ({"key": "GOOSE_MODE"}, None),
@@ -56,9 +59,11 @@ CALLS: dict[str, tuple[dict[str, str], Any]] = {
     "delete_project": ({}, None),
 }
 """Each operation that changes something, in an order in which it does: its path and body."""
-ELSEWHERE = {"begin_device_login", "redeem_device_login", "end_share"}
-"""A program's part of a login, of which its answer is told, and what needs the name of a share:
-`test_device.py`, `test_previews.py`.
+ELSEWHERE = {"begin_device_login", "redeem_device_login", "end_share"} | {
+    *("put_secret", "remove_secret")
+}
+"""A program's part of a login, of which its answer is told, and what needs the name of a share or a
+key to seal by: `test_device.py`, `test_previews.py`, `services/test_secrets.py`.
 """
 
 
