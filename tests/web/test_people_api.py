@@ -116,8 +116,8 @@ async def test_every_route_asks_the_gate_and_answers_each_role_as_the_table_says
 
 async def test_a_page_offers_changes_to_those_who_may_make_them() -> None:
     async with people_at_work() as (running, who):
+        where = "/users/ada/projects/notes"
         for role, writes in {"editor": "true", "viewer": "false"}.items():
-            where = "/users/ada/projects/notes"
             async with running.http.get(where, headers=who[role]) as page:
                 assert f'data-writes="{writes}"' in await page.text(), role
         async with running.http.get(where, headers=who["admin"]) as asked:
