@@ -103,7 +103,9 @@ async def test_the_view_follows_what_grows_until_the_person_leaves_the_end(perso
     assert await scroller.evaluate(FROM_END) <= 8
     await person.page.reload()
     await expect(person.page.locator(".prose")).to_contain_text("Paragraph 1499")
-    await person.page.wait_for_function(f"({FROM_END})(document.getElementById('scroller')) <= 8")
+    await person.page.wait_for_function(
+        f"() => ({FROM_END})(document.getElementById('scroller')) <= 8"
+    )
     await scroller.hover()
     await person.page.mouse.wheel(0, -2000)
     await expect(person.page.locator("#to-end")).to_be_visible()

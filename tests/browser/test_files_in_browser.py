@@ -205,7 +205,9 @@ async def test_the_page_is_six_requests_and_light(person: Person) -> None:
         "document.addEventListener('greylag:changed', () => { window.told = true; })"
     )
     await page.reload()
-    await page.wait_for_function("window.told")  # what a change makes the page ask has been asked
+    await page.wait_for_function(
+        "() => window.told"
+    )  # what a change makes the page ask has been asked
     await expect(page.locator(".files-list")).to_be_visible()
     assert len([one for one in asked if not one.startswith("data:")]) <= 6, asked
     assert 50_000 < sum(sizes) <= 250_000

@@ -168,7 +168,7 @@ async def _framed_elsewhere(page: Page, whole: Whole, port: int) -> str:
         link = (await made.json())["url"]
     other = await page.context.new_page()
     await other.set_content(f"<iframe src='{link}'></iframe>")
-    await other.wait_for_function("frames.length === 1")
+    await other.wait_for_function("() => frames.length === 1")
     framed = other.frames[1]
     await framed.wait_for_url(re.compile("^(http|chrome-error)"))
     address = framed.url

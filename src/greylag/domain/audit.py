@@ -18,7 +18,7 @@ from greylag.domain.project import ProjectRef
 from greylag.domain.users import Principal
 
 
-class Change(StrEnum):
+class AuditAction(StrEnum):
     """What is done that is more, or more exactly told, than one of ``users.Action``."""
 
     REQUEST = "request"
@@ -106,7 +106,7 @@ class AuditEvent:
     Attributes:
         at: when.
         actor: who.
-        action: one of ``users.Action`` or ``Change``.
+        action: one of ``users.Action`` or ``AuditAction``.
         object: a path, as ``project/ada/notes`` or ``user/ada``, and below a project the agent's.
         result: what came of it.
         code: of a refusal or failure, the error's.

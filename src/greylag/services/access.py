@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import structlog
 
-from greylag.domain.audit import Change, name_of
+from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import (
     ConflictError,
     ForbiddenError,
@@ -260,7 +260,7 @@ class Gate:
             if wanted == before:
                 return wanted
             event = self.audit.event(
-                principal, Change.MEMBER_SET, name_of(ref), member=user_id, role=role
+                principal, AuditAction.MEMBER_SET, name_of(ref), member=user_id, role=role
             )
             if await self._people.put(wanted, self._clock.now(), audit=event):
                 return wanted
@@ -276,7 +276,7 @@ class Gate:
         action = Action.MEMBERS_READ if leaves else Action.MEMBERS_WRITE
         await self.authorize(principal, action, ref)
         key = member_key(ref.user_id, ref.project_id, user_id)
-        event = self.audit.event(principal, Change.MEMBER_REMOVE, name_of(ref), member=user_id)
+        event = self.audit.event(principal, AuditAction.MEMBER_REMOVE, name_of(ref), member=user_id)
         if not await self._people.remove(Member, key, audit=event):
             raise MissingError(f"The project is not shared with {user_id!r}.")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
-from greylag.domain.audit import Change, name_of
+from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import ConflictError, InvalidRequestError, MissingError
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import (
@@ -90,14 +90,14 @@ class Accounts:
             )
         label, event = of_user(user_id), self._gate.audit.event
         for token in await self._store.labelled(ApiToken, label):
-            told = event(principal, Change.TOKEN_REVOKE, name_of(user_id), token=token.id)
+            told = event(principal, AuditAction.TOKEN_REVOKE, name_of(user_id), token=token.id)
             await self._store.remove(ApiToken, token.key, audit=told)
         for secret in await self._store.labelled(UserSecret, label):
-            told = event(principal, Change.SECRET_REMOVE, name_of(user_id), name=secret.name)
+            told = event(principal, AuditAction.SECRET_REMOVE, name_of(user_id), name=secret.name)
             await self._store.remove(UserSecret, secret.key, audit=told)
         for member in await self._store.labelled(Member, label):
             on = name_of(ProjectRef(member.owner, member.project_id))
-            told = event(principal, Change.MEMBER_REMOVE, on, member=user_id)
+            told = event(principal, AuditAction.MEMBER_REMOVE, on, member=user_id)
             await self._store.remove(Member, member.key, audit=told)
         await self._people.remove(user_id, by=principal)
 
@@ -140,7 +140,7 @@ class Accounts:
             raise InvalidRequestError(f"A reason has {MAX_REASON_LENGTH} characters at most.")
         look = Look(user_id, user.display_name, reason, self._clock.now() + LOOK)
         event = self._gate.audit.event(
-            principal, Change.LOOK_START, name_of(user_id), reason=reason
+            principal, AuditAction.LOOK_START, name_of(user_id), reason=reason
         )
         await self._people.keep_look(principal.user_id, session, look, event)
 
@@ -150,7 +150,7 @@ class Accounts:
         if principal.look is None or principal.user_id is None or session is None:
             return
         on = name_of(principal.look.user_id)
-        event = self._gate.audit.event(principal, Change.LOOK_END, on)
+        event = self._gate.audit.event(principal, AuditAction.LOOK_END, on)
         await self._people.keep_look(principal.user_id, session, None, event)
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import structlog
 
-from greylag.domain.audit import Change, name_of
+from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import ForbiddenError, MissingError
 from greylag.domain.names import check_name
 from greylag.domain.users import ApiToken, DeviceLogin, Principal, Scope, of_code
@@ -105,7 +105,7 @@ class DeviceLogins:
         told = event_of(
             principal,
             now,
-            Change.LOGIN_ANSWER,
+            AuditAction.LOGIN_ANSWER,
             name_of(principal.user_id),
             allow=allow,
             name=login.name,

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from greylag.domain.audit import SYSTEM, Actor, AuditEvent, Change, name_of
+from greylag.domain.audit import SYSTEM, Actor, AuditAction, AuditEvent, name_of
 from greylag.domain.errors import (
     ConflictError,
     MissingError,
@@ -136,7 +136,7 @@ class People:
         check_name(user.display_name, "display_name")
         now = self._clock.now()
         made = replace(user, origin="admin", created_at=now, version=0)
-        event = self._event(by, Change.USER_CREATE, made.id, **_shown(made))
+        event = self._event(by, AuditAction.USER_CREATE, made.id, **_shown(made))
         if made.id in self._seeds or not await self._store.put(made, now, audit=event):
             raise ConflictError(f"There is a user {made.id!r} already.", hint="Choose another id.")
         return replace(made, version=1)
@@ -167,7 +167,7 @@ class People:
             )
         await self.edit(user_id, UserEdit(disabled=True), by=by)
         await self.end_sessions(user_id, by=by)
-        event = self._event(by, Change.USER_REMOVE, user_id)
+        event = self._event(by, AuditAction.USER_REMOVE, user_id)
         await self._store.remove(User, user_id, audit=event)
 
     # Signing in by an identity provider, and the sessions that this makes.
@@ -331,7 +331,7 @@ class People:
             ),
         )
         by = Actor(user.display_name, "user", user.id, f"session {session.id}", client)
-        event = self._event(by, Change.SESSION_START, user.id, role=role or user.role)
+        event = self._event(by, AuditAction.SESSION_START, user.id, role=role or user.role)
         await self._store.put(session, now, audit=event)
         _log.info("signed_in", user_id=user.id, role=role or user.role, session=session.id)
         return secret
@@ -341,15 +341,15 @@ class People:
         known, shown = _shown(before), _shown(user)
         changed = {name: value for name, value in shown.items() if value != known[name]}
         is_new = user.version == 0 and user.id not in self._seeds
-        change = Change.USER_CREATE if is_new else Change.USER_EDIT
+        change = AuditAction.USER_CREATE if is_new else AuditAction.USER_EDIT
         event = self._event(by, change, user.id, **(shown if is_new else changed))
         return await self._store.put(user, self._clock.now(), audit=event)
 
     async def _end(self, session: Session, by: By) -> None:
-        event = self._event(by, Change.SESSION_END, session.user_id, session=session.id)
+        event = self._event(by, AuditAction.SESSION_END, session.user_id, session=session.id)
         await self._store.remove(Session, session.key, audit=event)
 
-    def _event(self, by: By, change: Change, user_id: str, **changed: Any) -> AuditEvent:
+    def _event(self, by: By, change: AuditAction, user_id: str, **changed: Any) -> AuditEvent:
         return event_of(by, self._clock.now(), change, name_of(user_id), **changed)
 
     def _is_going_on(self, session: Session, now: datetime) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from greylag.domain.audit import Change, name_of
+from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import (
     ClusterError,
     InvalidRequestError,
@@ -159,7 +159,9 @@ class Projects:
             due_at=now,
             source=source,
         )
-        event = self.audit.event(principal, Change.PROJECT_CREATE, name_of(project.ref), name=name)
+        event = self.audit.event(
+            principal, AuditAction.PROJECT_CREATE, name_of(project.ref), name=name
+        )
         return await self._store.create(project, idempotency_key(key, new), audit=event)
 
     async def edit(self, principal: Principal, ref: ProjectRef, edit: Edit) -> Project:
@@ -175,7 +177,7 @@ class Projects:
             check_metadata(edit.metadata)
         event = self.audit.event(
             principal,
-            Change.PROJECT_EDIT,
+            AuditAction.PROJECT_EDIT,
             name_of(ref),
             name=edit.name,
             metadata=None if edit.metadata is None else sorted(edit.metadata),
@@ -208,7 +210,7 @@ class Projects:
         return at once. One that is not outdated is left alone.
         """
         await self._gate.authorize(principal, _ACTIONS[Desired.ACTIVE], ref)
-        event = self.audit.event(principal, Change.ENVIRONMENT_REFRESH, name_of(ref))
+        event = self.audit.event(principal, AuditAction.ENVIRONMENT_REFRESH, name_of(ref))
         return await self._store.refresh(
             ref.user_id, ref.project_id, self._clock.now(), audit=event
         )

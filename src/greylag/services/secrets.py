@@ -12,7 +12,7 @@ import structlog
 
 from greylag.common.git import GitCredential, GitSetup
 from greylag.common.sealing import SealError, Sealing
-from greylag.domain.audit import Change, name_of
+from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import (
     ConflictError,
     InvalidRequestError,
@@ -109,7 +109,7 @@ class Secrets:
             told = event_of(
                 principal,
                 now,
-                Change.SECRET_SET,
+                AuditAction.SECRET_SET,
                 on,
                 name=new.name,
                 host=new.host,
@@ -128,7 +128,7 @@ class Secrets:
         """
         user = await self._gate.authorize(principal, Action.SECRETS_WRITE, user_id)
         on, now = name_of(user.id), self._clock.now()
-        told = event_of(principal, now, Change.SECRET_REMOVE, on, name=name)
+        told = event_of(principal, now, AuditAction.SECRET_REMOVE, on, name=name)
         if not await self._people.remove(UserSecret, f"{user.id}/{name}", audit=told):
             raise MissingError(f"The user has no secret {name!r}.")
         await self._tell(user.id)

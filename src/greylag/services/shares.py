@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from greylag.domain.audit import Change, name_of
+from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import LimitExceededError, MissingError, UnauthorizedError
 from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import Action, Principal, Share, of_project
@@ -65,7 +65,7 @@ class Shares:
         told = event_of(
             principal,
             now,
-            Change.PREVIEW_LINK,
+            AuditAction.PREVIEW_LINK,
             shown_by(ref, new.port),
             path=new.path,
             share_seconds=new.seconds,
@@ -90,7 +90,7 @@ class Shares:
         if share is None or share.record_id != project.id:
             raise MissingError(f"Nothing is shared by the name {key!r}.")
         on = shown_by(ref, share.port)
-        told = event_of(principal, self._clock.now(), Change.PREVIEW_END, on, path=share.path)
+        told = event_of(principal, self._clock.now(), AuditAction.PREVIEW_END, on, path=share.path)
         await self._store.remove(Share, key, audit=told)
 
     async def check(self, maker: Principal, ref: ProjectRef, key: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 import structlog
 
-from greylag.domain.audit import Change, anonymous
+from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import (
     IdentityProviderUnavailableError,
     SignInFailedError,
@@ -224,7 +224,7 @@ class SignIn:
             identity, role = self._rules.admit(self._provider.issuer, told.claims)
             secret = await self._people.sign_in(identity, role=role, client=client)
         except (SignInFailedError, SignInRefusedError) as error:
-            await self._audit.refused(who, Change.SESSION_START, "", error.info.code)
+            await self._audit.refused(who, AuditAction.SESSION_START, "", error.info.code)
             raise
         return SignedIn(secret, told.id_token)
 

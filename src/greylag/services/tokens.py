@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from greylag.domain.audit import Change, name_of
+from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import (
     ForbiddenError,
     InvalidRequestError,
@@ -103,7 +103,7 @@ class Tokens:
         user = await self._owner(principal, new.user_id, Action.ACCOUNT_WRITE)
         self._check(new)
         if (refusal := _refusal(principal, user, new)) is not None:
-            raise await self._gate.refused(principal, Change.TOKEN_CREATE, user.id, refusal)
+            raise await self._gate.refused(principal, AuditAction.TOKEN_CREATE, user.id, refusal)
         text, now = new_token(), self._clock.now()
         token = ApiToken(
             key=digest(text),
@@ -117,7 +117,7 @@ class Tokens:
         )
         event = self._gate.audit.event(
             principal,
-            Change.TOKEN_CREATE,
+            AuditAction.TOKEN_CREATE,
             name_of(user.id),
             token=token.id,
             name=token.name,
@@ -157,7 +157,7 @@ class Tokens:
             except UserNotFoundError:
                 raise missing from None
         on = name_of(found[0].user_id)
-        event = self._gate.audit.event(principal, Change.TOKEN_REVOKE, on, token=token_id)
+        event = self._gate.audit.event(principal, AuditAction.TOKEN_REVOKE, on, token=token_id)
         await self._store.remove(ApiToken, found[0].key, audit=event)
 
     async def principal(self, text: str, client: str) -> Principal | None:

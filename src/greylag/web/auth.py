@@ -27,7 +27,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
 from greylag.config import Settings
-from greylag.domain.audit import Change, anonymous
+from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import (
     ConfigError,
     GreylagError,
@@ -244,20 +244,23 @@ class Authenticator:
                 self._wrong.count(client_of(scope), token)
             finally:
                 await self._audit.refused(
-                    anonymous(client_of(scope)), Change.SESSION_START, "", UnauthorizedError.code
+                    anonymous(client_of(scope)),
+                    AuditAction.SESSION_START,
+                    "",
+                    UnauthorizedError.code,
                 )
             raise UnauthorizedError(
                 "This is not the token, or a link that has been used or is older than a day.",
                 hint="Each start of Greylag prints a new link.",
             )
         await self.sign_out(scope)
-        await self._audit.append(self._audit.event(_operator(scope), Change.SESSION_START, ""))
+        await self._audit.append(self._audit.event(_operator(scope), AuditAction.SESSION_START, ""))
         return self._signatures.cookie()
 
     async def sign_out(self, scope: Scope) -> None:
         """End the sign-in that the browser has, for every process; nothing if it has none."""
         for one in self._sign_ins(scope):
-            ended = self._audit.event(_operator(scope), Change.SESSION_END, "")
+            ended = self._audit.event(_operator(scope), AuditAction.SESSION_END, "")
             await self._revocations.revoke(one.name, one.until, datetime.now(UTC), audit=ended)
         for secret in _sessions(scope):
             await self._people.end_session(secret, client_of(scope))

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag.common.net import ASKED, is_loopback
 from greylag.config import Settings
-from greylag.domain.audit import Change, anonymous
+from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import (
     ErrorInfo,
     ForbiddenError,
@@ -108,7 +108,7 @@ class Guard:
     async def _refused(self, scope: Scope, error: GreylagError) -> None:
         """Tell the audit trail whom was refused to come in, and where to."""
         who, on = anonymous(client_of(scope)), scope["path"]
-        await self._audit.refused(who, Change.REQUEST, on, error.info.code)
+        await self._audit.refused(who, AuditAction.REQUEST, on, error.info.code)
 
     def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         if len(headers) > self._header_limit:

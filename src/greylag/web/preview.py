@@ -29,7 +29,7 @@ from greylag.common.agent_api import (
     Operation,
 )
 from greylag.common.net import ASKED
-from greylag.domain.audit import Change, anonymous
+from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import (
     ConflictError,
     ForbiddenError,
@@ -229,7 +229,7 @@ class PreviewSite:
         preview = await self._links.use(given[0], label)
         await self._check(preview)
         who, on = anonymous(client_of(scope)), shown_by(preview.ref, preview.port)
-        opened = self._audit.event(who, Change.PREVIEW_OPEN, on, link_of=preview.by)
+        opened = self._audit.event(who, AuditAction.PREVIEW_OPEN, on, link_of=preview.by)
         await self._audit.repeatedly(opened)
         # In a frame of the dashboard's it is another site's cookie, which browsers keep apart by
         # the page around it; loopback counts as secure there.

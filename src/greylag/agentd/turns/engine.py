@@ -65,7 +65,7 @@ class ActivityEntry:
     last_update: float
 
 
-class Activity:
+class TurnActivity:
     """Counts turns since start, and remembers those of the last five minutes. Who waits for news
     of them, or of the sessions, names the revision that they know.
     """
@@ -161,7 +161,7 @@ class TurnEngine:
         self._policy = policy
         self._running: dict[str, RunningTurn] = {}
         self.stopping = False
-        self.activity = Activity(policy.now)
+        self.activity = TurnActivity(policy.now)
 
     async def start(
         self,

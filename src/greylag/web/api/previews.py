@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import RedirectResponse
 
 from greylag.common.clock import rfc3339
-from greylag.domain.audit import Change
+from greylag.domain.audit import AuditAction
 from greylag.domain.users import Action, Share
 from greylag.services.shares import NewShare, shown_by
 from greylag.web.api.projects import PROJECT
@@ -108,7 +108,7 @@ async def _made(
     await call.use_cases.projects.get(*call.at, action)
     audit = call.use_cases.audit
     on = shown_by(call.ref, port)
-    await audit.append(audit.event(call.principal, Change.PREVIEW_LINK, on, path=path))
+    await audit.append(audit.event(call.principal, AuditAction.PREVIEW_LINK, on, path=path))
     preview = private(call.ref, port, path, origin, call.principal)
     until = datetime.fromtimestamp(preview.until, UTC)
     return PreviewOut(url=links.link(preview), expires_at=rfc3339(until))
