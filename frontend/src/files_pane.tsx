@@ -41,6 +41,7 @@ function FilesPane({ api, workspace, news }: { api: string; workspace: Workspace
   const [open, setOpen] = useState<string | null>(null);
   const [said, say] = useState("");
   const [again, setAgain] = useState(0);
+  const [repository, setRepository] = useState(false);
   const attempt = useCallback(async (action: () => Promise<unknown>) => {
     say("");
     try {
@@ -73,13 +74,13 @@ function FilesPane({ api, workspace, news }: { api: string; workspace: Workspace
   }
   return (
     <DropZone onDrop={(transfer) => void dropped(transfer, folder).then(upload)}>
-      <GitBar api={api} news={news + again} />
+      <GitBar api={api} news={news + again} repository={repository} />
       <Toolbar workspace={workspace} folder={folder} attempt={attempt} onUpload={upload} onUnpack={unpack} />
       <p class="files-status" role="status">{visible(said)}</p>
       <Search workspace={workspace} onOpen={setOpen}>
         <Path folder={folder} onOpen={setFolder} />
         <Folder workspace={workspace} folder={folder} news={news + again} attempt={attempt}
-          onFolder={setFolder} onFile={setOpen} />
+          onFolder={setFolder} onFile={setOpen} onTop={setRepository} />
       </Search>
     </DropZone>
   );
@@ -190,19 +191,25 @@ interface FolderProps {
   attempt: Attempt;
   onFolder: (path: string) => void;
   onFile: (path: string) => void;
+  onTop: (isRepository: boolean) => void; // once the workspace's own folder is listed
 }
 
-function Folder({ workspace, folder, news, attempt, onFolder, onFile }: FolderProps) {
+function Folder({ workspace, folder, news, attempt, onFolder, onFile, onTop }: FolderProps) {
   const [listing, setListing] = useState<Listing | null>(null);
   const [error, setError] = useState("");
   useEffect(() => {
     let current = true;
     workspace.list(folder).then(
-      (found) => { if (current) { setListing(found); setError(""); } },
+      (found) => {
+        if (!current) return;
+        setListing(found);
+        setError("");
+        if (!folder) onTop(found.entries.some((entry) => entry.name === ".git"));
+      },
       (failure) => { if (current) { setListing(null); setError(wordsOf(failure)); } },
     );
     return () => { current = false; };
-  }, [workspace, folder, news]);
+  }, [workspace, folder, news, onTop]);
   if (error) return <p class="files-empty">{visible(error)}</p>;
   if (!listing) return <p class="files-empty">Loading...</p>;
   if (listing.entries.length === 0) return <p class="files-empty">Nothing is here yet. Drop files or folders to upload them.</p>;
@@ -222,7 +229,7 @@ function Folder({ workspace, folder, news, attempt, onFolder, onFile }: FolderPr
   );
 }
 
-interface RowProps extends Omit<FolderProps, "folder" | "news"> {
+interface RowProps extends Omit<FolderProps, "folder" | "news" | "onTop"> {
   entry: Entry;
 }
 

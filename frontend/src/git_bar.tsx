@@ -19,13 +19,14 @@ interface GitStatus {
 type Wish = "commit" | "push" | null;
 
 /** `news` changes when what is shown may not be true any more. Where there is no repository, nothing is shown. */
-export function GitBar({ api, news }: { api: string; news: number }) {
+export function GitBar({ api, news, repository }: { api: string; news: number; repository: boolean }) {
   const [status, setStatus] = useState<GitStatus | null>(null);
   const [wish, setWish] = useState<Wish>(null);
   const [said, say] = useState("");
   const [busy, setBusy] = useState(false);
   const [again, setAgain] = useState(0);
   useEffect(() => {
+    if (!repository) return setStatus(null);
     let current = true;
     ask(`${api}/git`)
       .then((response) => response.json())
@@ -33,7 +34,7 @@ export function GitBar({ api, news }: { api: string; news: number }) {
     return () => {
       current = false;
     };
-  }, [api, news, again]);
+  }, [api, news, again, repository]);
   if (!status?.repository) return null;
   const attempt = async (action: () => Promise<string>) => {
     setWish(null);

@@ -64,6 +64,7 @@ class Person:
 
     async def judged(self) -> None:
         """Fail if axe finds anything wrong in the page, or if it is wider than its window."""
+        await self.page.evaluate(_AT_REST)
         await self.page.evaluate(AXE.read_text())
         found = await self.page.evaluate(
             "async () => (await axe.run()).violations.map(one => "
@@ -119,6 +120,12 @@ async def at_browser(
 
 
 _CUT = "WebSocket connection to"
+# Between two colours there are others. What is not painted never ends its transitions.
+_AT_REST = """() => Promise.race([
+  Promise.allSettled(document.getAnimations().filter(one => one instanceof CSSTransition)
+    .map(one => one.finished)),
+  new Promise(done => setTimeout(done, 1000)),
+])"""
 _REFUSED = ("blocked by CORS policy", "Unsafe attempt to initiate navigation")
 
 

@@ -390,6 +390,24 @@ async def test_what_comes_after_the_end_is_dropped(tmp_path: Path) -> None:
         await process.end()
 
 
+async def test_input_that_is_ended_after_the_program_takes_none_of_its_words(
+    tmp_path: Path,
+) -> None:
+    async with execution(tmp_path) as client:
+        about = {"argv": ["/bin/echo", "said"], "cwd": str(tmp_path), "env": ENV, "group": GROUP_G}
+        async with client.exchange("run", **about, size=None) as (_, reader, writer):
+            told = [came async for came in _frames(reader)]
+            assert told[0] == (FrameKind.STDOUT, b"said\n")
+            assert told[-1][0] is FrameKind.EXIT
+            writer.write(frame(FrameKind.STDIN_END))
+            assert not writer.is_closing()
+
+
+async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[FrameKind, bytes]]:
+    while (came := await read_frame(reader)) is not None:
+        yield came
+
+
 async def test_empty_pieces_of_output_are_not_kept(tmp_path: Path) -> None:
     output = RemoteOutput()
     for _ in range(1000):

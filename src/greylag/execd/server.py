@@ -41,6 +41,7 @@ _QUIET_SECONDS = 1.0
 _MOST_WAITING = 64
 _MOST_PORTS = 200
 _REQUEST_SECONDS = 10.0
+_LINGER_SECONDS = 5.0
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7)
 
@@ -122,7 +123,8 @@ class ExecServer:
         except (ProtocolError, TimeoutError, OSError):
             writer.transport.abort()
         finally:
-            with suppress(OSError):
+            with suppress(OSError, RuntimeError):  # RuntimeError: uvloop, on a closed connection
+                await _linger(reader, writer)
                 writer.close()
                 await writer.wait_closed()
 
@@ -285,6 +287,21 @@ async def _writer_to(terminal: int) -> Writer:
         os.fdopen(terminal, "wb", buffering=0),
     )
     return asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+async def _linger(reader: Reader, writer: Writer) -> None:
+    """Say no more, and return once agentd says no more either, or after a moment.
+
+    What it sends on a connection that is closed already, the end of a program's input say, would
+    be met by an error that takes from it what it has not read yet.
+    """
+    if writer.transport.is_closing():
+        return
+    writer.write_eof()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while await reader.read(MOST_DATA):
+                pass
 
 
 async def _attend(started: _Started, reader: Reader, writer: Writer) -> None:
