@@ -860,9 +860,13 @@ class Finding:
     hint: str
 
 
+EXPORTED_KINDS = frozenset({"users", "tokens", "members", "shares", "secrets"})
+"""What exports hold of people, secrets sealed as they are: whoever has signed in does so again."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPerson:
-    """A user, a token or a member as a store keeps it: of which kind, and all of it as JSON."""
+    """One of the ``EXPORTED_KINDS`` as a store keeps it: of which kind, and all of it as JSON."""
 
     kind: str
     body: Mapping[str, Any]
@@ -892,7 +896,7 @@ class Archive(Protocol):
         """Return how many projects there are, readable or not."""
 
     def people(self) -> AsyncIterator[Sequence[StoredPerson | Finding]]:
-        """Yield all users, tokens and members, some at a time, as ``read`` does projects."""
+        """Yield all of the ``EXPORTED_KINDS``, some at a time, as ``read`` does projects."""
 
     async def count_people(self) -> int:
         """Return how many of these there are."""
@@ -910,7 +914,7 @@ class Archive(Protocol):
         self, instance: str | None = None, *, people: bool = False
     ) -> AbstractAsyncContextManager[Fill]:
         """Empty the store, and fill it inside the ``with`` block; on leaving it is whole, and of
-        the Greylag with this id (``None``: the same as before). Users, tokens and members stay as
+        the Greylag with this id (``None``: the same as before). The ``EXPORTED_KINDS`` stay as
         they are unless ``people`` come too; then sessions end as well.
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens

@@ -30,7 +30,9 @@ from greylag.domain.users import (
     Role,
     Scope,
     Session,
+    Share,
     User,
+    UserSecret,
 )
 from greylag.ports import (
     AnyKept,
@@ -197,6 +199,10 @@ TOKEN = ApiToken(
     "d" * 64, "0" * 16, "ada", "ci", (Scope.FILES,), ("demo",), at(1), at(10_000), at(2), "::1"
 )
 MEMBER = Member("ada", "demo", "record", "bob", MemberRole.EDITOR)
+SHARE = Share(
+    "s" * 16, "ada", "demo", "record", 8080, "/", "https://greylag.test", None, at(1), at(10_000)
+)
+SECRET = UserSecret("ada", "hub", "github.com", "ada", "sealed", at(1), at(2))
 SESSION = Session("e" * 64, "ada", None, at(1), at(1), at(10_000), "::1")
 
 
@@ -238,6 +244,19 @@ async def test_users_tokens_and_members_go_with_the_projects_and_sessions_do_not
         assert await store.labelled(Member, "user bob")
     again = (await exported(target)).splitlines()
     assert sorted(again[1:4]) == sorted(file.splitlines()[1:4])
+
+
+@pytest.mark.parametrize("kinds", [("sqlite", "mongo"), ("mongo", "memory"), ("memory", "sqlite")])
+async def test_shared_previews_and_sealed_secrets_go_too(
+    sites: Sites, kinds: tuple[str, str]
+) -> None:
+    source, target = [await sites.filled(kind, [make_stored()]) for kind in kinds]
+    await keep(source, SHARE, SECRET)
+    file = await exported(source)
+    assert (await imported(target, file, replacing=True)).contents.people == 2
+    async with target.store() as store:
+        assert await store.labelled(Share) == [replace(SHARE, version=1)]
+        assert await store.labelled(UserSecret) == [replace(SECRET, version=1)]
 
 
 async def test_keys_that_have_expired_stay_behind(sites: Sites) -> None:

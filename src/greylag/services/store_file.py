@@ -9,8 +9,8 @@ r"""The file of an export: lines of JSON, a header first and a digest last.
 The header says how many projects there were when the export began, the last line how many are in
 the file; its digest is of all bytes before that line. ``instance`` is the id of the Greylag whose
 records they are; exports of before there were such ids lack it. An export with ``people`` in its
-header, of form 2, holds users, ``tokens`` (their hashes) and ``members`` too, each in a line of its
-own before the projects.
+header, of form 2, holds users, ``tokens`` (their hashes), ``members``, ``shares`` and ``secrets``
+(sealed) too, each in a line of its own before the projects.
 """
 
 import hashlib
@@ -26,11 +26,10 @@ from greylag.domain.errors import ErrorInfo, GreylagError
 from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Project, Status
-from greylag.ports import Stored, StoredKey, StoredPerson, StoredProject
+from greylag.ports import EXPORTED_KINDS, Stored, StoredKey, StoredPerson, StoredProject
 
 FORMAT = 2
 _WITHOUT_PEOPLE = 1
-_PEOPLE = frozenset({"users", "tokens", "members"})
 _FORMAT_KEY = "greylag_export"
 _LONGEST_LINE = 64 * 1024**2
 
@@ -227,7 +226,7 @@ def _check_end(said: Mapping[str, Any], found: Contents, digest: str) -> None:
 
 def _checked(said: Mapping[str, Any], number: int) -> Stored:
     try:
-        stored = _person(said) if _PEOPLE & said.keys() else _project(said)
+        stored = _person(said) if EXPORTED_KINDS & said.keys() else _project(said)
         check_types(stored)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from greylag.domain.audit import AuditEvent
 from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, Share, User, UserSecret
-from greylag.ports import AnyKept, Clock, Finding, Kept, PeopleStore, StoredPerson
+from greylag.ports import EXPORTED_KINDS, AnyKept, Clock, Finding, Kept, PeopleStore, StoredPerson
 
 NAMES: Mapping[type[AnyKept], str] = {
     User: "users",
@@ -25,9 +25,8 @@ NAMES: Mapping[type[AnyKept], str] = {
 """What each kind is called in a store."""
 
 EXPORTED: Mapping[str, type[AnyKept]] = {
-    name: kind for kind, name in NAMES.items() if kind not in {Session, DeviceLogin}
+    name: kind for kind, name in NAMES.items() if name in EXPORTED_KINDS
 }
-"""The kinds that an export holds: who has signed in does so again."""
 
 RECENT_SECONDS = 0.5
 _MOST_RECENT = 20_000
