@@ -59,6 +59,29 @@ async def test_all_who_look_hear_of_turns_by_one_request(monkeypatch: pytest.Mon
         assert activities.known(project) is None
 
 
+async def test_an_end_that_was_due_for_an_earlier_look_ends_no_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    async with house.working():
+        project = await _active(house)
+        at = await house.use_cases.agents.address(OPERATOR, REF)
+        activities, loop, due = house.use_cases.activities, asyncio.get_running_loop(), 0.05
+        with activities.watch() as watch:
+            for seconds in (0.0, due):  # left twice: the first end comes before the second is due
+                monkeypatch.setattr(activity, "LINGER_SECONDS", seconds)
+                watch.follow([project])
+                watch.follow([])
+            over = asyncio.Event()
+            loop.call_later(2 * due, over.set)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            watch.follow([project])
+            await over.wait()
+            await house.gateway.start_turn(at, None, "wait: for ever", "m1")
+            await _until(watch, project, "working")
+
+
 class _Teller:
     """An agent that tells what it likes, at once."""
 

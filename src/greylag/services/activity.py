@@ -17,6 +17,7 @@ import structlog
 
 from greylag.common import agent_api
 from greylag.common.agent_api import TurnState
+from greylag.common.backoff import backoff
 from greylag.common.clock import parse_rfc3339
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import AgentFailedError, GreylagError
@@ -136,10 +137,12 @@ class Activities:
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self._end, watched)
 
     def _end(self, watched: _Watched) -> None:
-        if watched.lookers or watched.task is None:
+        # Of one that was left more than once, the first call ends it; another may be in its place.
+        record_id = watched.project.id
+        if watched.lookers or watched.task is None or self._watched.get(record_id) is not watched:
             return
         watched.task.cancel()
-        self._watched.pop(watched.project.id, None)
+        del self._watched[record_id]
 
     async def close(self) -> None:
         """Hear of nothing any more."""
@@ -151,7 +154,7 @@ class Activities:
             await asyncio.wait(tasks)
 
     async def _hear(self, watched: _Watched) -> None:
-        pause = _FIRST_PAUSE
+        failed = 0
         while True:
             asked_at = time.monotonic()
             before = watched.known
@@ -160,10 +163,10 @@ class Activities:
             except GreylagError:
                 # It sleeps, restarts, or is of a version that does not tell: that is not known.
                 watched.tell(None)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
+                failed += 1
                 continue
-            pause = _FIRST_PAUSE
+            failed = 0
             if time.monotonic() - asked_at < _SOON:
                 # One that tells nothing new is to wait for news, and did not.
                 await asyncio.sleep(_BURST if watched.known != before else _TOO_SOON_PAUSE)
