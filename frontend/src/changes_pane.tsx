@@ -1,7 +1,7 @@
 // The pane of changes; what it shows is loaded when it is brought up first.
 import { render } from "preact";
 import { ChangeLog } from "./changes";
-import { showPane, whenShown } from "./panes";
+import { isShown, loaded, projectStatus, showPane, whenShown } from "./panes";
 import { Workspace } from "./workspace";
 
 let reviewed = ""; // the turn that the person asked for last
@@ -16,19 +16,13 @@ export function startChanges(): void {
   let news = 0;
   const refresh = async () => {
     const turn = reviewed;
-    const loaded = await import("./changes_list").catch(() => null);
-    if (!loaded) {
-      place.textContent = "This cannot be loaded now. Choose Changes again when the server can be reached.";
-      return;
-    }
-    const { ChangesPane } = loaded;
-    const status = document.getElementById("project-header")?.dataset.status ?? "";
+    const part = await loaded(place, import("./changes_list"));
+    if (!part) return;
     const session = document.getElementById("conversation")?.dataset.session ?? "";
-    render(<ChangesPane {...given} status={status} session={session} reviewed={turn} news={(news += 1)} />, place);
+    render(<part.ChangesPane {...given} status={projectStatus()} session={session} reviewed={turn} news={(news += 1)} />, place);
   };
-  const isOpen = () => place.checkVisibility();
   whenShown("changes", refresh);
-  for (const event of ["changed", "turn-ended", "undone"]) document.addEventListener(`greylag:${event}`, () => isOpen() && void refresh());
+  for (const event of ["changed", "turn-ended", "undone"]) document.addEventListener(`greylag:${event}`, () => isShown("changes") && void refresh());
 }
 
 /** Show what a turn changed. */

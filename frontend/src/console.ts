@@ -2,6 +2,7 @@
 import htmx from "htmx.org/dist/htmx.esm.js";
 import { ChangeLog } from "./changes";
 import { Draft } from "./drafts";
+import { projectStatus } from "./panes";
 import { Scroller } from "./scroller";
 import { Queue } from "./queue";
 import { Refused, ask, wordsOf } from "./sse";
@@ -171,7 +172,7 @@ class Console {
 
   /** Show what was said before, once the environment has woken and can tell it. */
   async #wakeUp(): Promise<void> {
-    const active = document.getElementById("project-header")?.dataset.status === "active";
+    const active = projectStatus() === "active";
     if (!active || this.#stream || this.#conversation.dataset.asleep !== "true") return;
     this.#conversation.dataset.asleep = "false";
     const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : location.search;

@@ -1,5 +1,5 @@
 // The pane of previews. What shows them is loaded when it is first opened.
-import { projectStatus, showPane, whenShown } from "./panes";
+import { loaded, projectStatus, showPane, whenShown } from "./panes";
 
 /** A file that was asked for, which is another each time. */
 let wanted: { path: string } | null = null;
@@ -11,12 +11,10 @@ export function startPreview(): void {
   if (!place || !about?.api || !about.page) return;
   const { api, page } = about;
   const refresh = async () => {
-    const { show } = await import("./preview_view");
-    show(place, { api, page, status: projectStatus(), wanted });
+    const part = await loaded(place, import("./preview_view"));
+    part?.show(place, { api, page, status: projectStatus(), wanted });
   };
-  whenShown("preview", () => {
-    refresh().catch(() => { place.textContent = "The server cannot be reached. Try again."; });
-  });
+  whenShown("preview", refresh);
   document.addEventListener("greylag:changed", () => place.hasChildNodes() && void refresh());
 }
 

@@ -2,6 +2,7 @@
 // which can do nothing here, or in a tab. Loaded when the pane is first opened.
 import { render } from "preact";
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { Asleep } from "./asleep";
 import { CopyButton } from "./code_block";
 import { isShown, showPane } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
@@ -59,12 +60,7 @@ function Pane(given: PaneProps) {
   return (
     <div class="preview">
       {given.status === "active" ? <Previews {...given} attempt={attempt} />
-        : given.status === "inactive" || given.status === "failed" ? (
-          <div class="files-empty">
-            <p class="mb-3">The project sleeps. What it serves is shown when it is awake.</p>
-            <button type="button" class="btn btn-primary" onClick={() => attempt(() => post(`${given.api}/activate`))}>Activate it</button>
-          </div>
-        ) : <p class="files-empty" role="status">The project is not ready yet.</p>}
+        : <Asleep api={given.api} status={given.status} words="What it serves is shown when it is awake." attempt={attempt} />}
       {said && <p class="preview-said" role="alert">{visible(said)}</p>}
     </div>
   );

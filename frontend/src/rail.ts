@@ -19,7 +19,9 @@ export function startRail(): void {
   startPalette();
   addEventListener("keydown", (event) => pressed(event));
   document.addEventListener("greylag:turn", (event) => {
-    turn = (event as CustomEvent<string>).detail;
+    const { detail } = event as CustomEvent<string>; // with each event of the turn
+    if (detail === turn) return;
+    turn = detail;
     tell();
   });
   document.addEventListener("greylag:turns", (event) => {

@@ -4,22 +4,20 @@ const REFRESH_MS = 20_000;
 
 /** Return how long ago `moment` was, in words. */
 export function ago(moment: Date): string {
-  const seconds = (Date.now() - moment.getTime()) / 1000;
-  for (const [word, length] of STEPS) {
-    const count = Math.floor(seconds / length);
-    if (count >= 1) return `${count} ${word}${count > 1 ? "s" : ""} ago`;
-  }
-  return "just now";
+  const [count, word] = since(moment);
+  return count ? `${count} ${word}${count > 1 ? "s" : ""} ago` : "just now";
 }
 
 /** Return the same in a few characters. */
 export function agoShort(moment: Date): string {
+  const [count, word] = since(moment);
+  return count ? `${count}${word === "month" ? "mo" : word[0]}` : "now";
+}
+
+function since(moment: Date): [number, string] {
   const seconds = (Date.now() - moment.getTime()) / 1000;
-  for (const [word, length] of STEPS) {
-    const count = Math.floor(seconds / length);
-    if (count >= 1) return `${count}${word === "month" ? "mo" : word[0]}`;
-  }
-  return "now";
+  const [word, length] = STEPS.find(([, least]) => seconds >= least) ?? ["", 1];
+  return word ? [Math.floor(seconds / length), word] : [0, word];
 }
 
 /** Refresh all times of the page now and then. */

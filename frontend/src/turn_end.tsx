@@ -2,7 +2,7 @@
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { reviewTurn } from "./changes_pane";
-import { type ChangeLog, type TurnChanges, onUndone, outcomeOf, refusalOf } from "./changes";
+import { type ChangeLog, type Changes, type TurnChanges, onUndone, outcomeOf, refusalOf } from "./changes";
 import { LineCounts } from "./diff_view";
 import { counted, visible } from "./text";
 
@@ -46,7 +46,7 @@ function TurnEnd({ ends, turn, answered, failed, known, ask }: TurnEndProps) {
   const { log, mayWrite } = ends;
   useEffect(() => {
     if (!ask) return;
-    const set = ({ total, added_lines, deleted_lines }: { total: number; added_lines: number; deleted_lines: number }) => setChanges({ files: total, added_lines, deleted_lines });
+    const set = ({ total: files, added_lines, deleted_lines }: Changes) => setChanges({ files, added_lines, deleted_lines });
     log.list({ turn }).then(set, () => {}); // what is not kept has no line
   }, [log, turn, ask]);
   useEffect(() => onUndone((news) => {

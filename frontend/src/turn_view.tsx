@@ -77,7 +77,7 @@ export class TurnView {
   }
 
   working(words: string): void {
-    this.#end.textContent = words;
+    if (this.#end.textContent !== words) this.#end.textContent = words;
     this.#end.classList.toggle("working", words !== "");
   }
 

@@ -207,3 +207,17 @@ async def test_a_project_that_sleeps_says_so(whole: Whole, person: Person) -> No
     await looks(person, "sleeping")
     await shown.get_by_role("button", name="Activate it").click()
     await expect(shown).to_contain_text("Nothing is served yet")
+
+
+async def test_a_project_that_failed_offers_to_wake_it(person: Person) -> None:
+    tabs = await person.page.locator("#tabs [role=tab]").all_inner_texts()
+    await person.page.keyboard.press(f"Alt+{tabs[1:].index('Preview') + 1}")
+    shown = person.page.locator("#preview")
+    await expect(shown).to_contain_text("Nothing is served yet")
+    await person.page.evaluate(
+        """() => {
+            document.querySelector("#project-header").dataset.status = "error";
+            document.dispatchEvent(new Event("greylag:changed"));
+        }"""
+    )
+    await expect(shown.get_by_role("button", name="Activate it")).to_be_visible()
