@@ -61,7 +61,7 @@ from greylag.services.accounts import Accounts
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.audit import AuditReader
-from greylag.services.device_login import TOKEN_DAYS, DeviceLogins
+from greylag.services.device_login import DeviceLogins
 from greylag.services.messages import Messages
 from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
@@ -161,7 +161,6 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         rules = _sign_in_rules(settings)
         sign_in = SignIn(adapters.provider, rules, people, store, clock, audit=gate.audit)
     tokens = Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days))
-    login_days = min(TOKEN_DAYS, settings.token_days)
     return UseCases(
         projects=projects,
         agents=agents,
@@ -170,13 +169,13 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         platform=platform,
         store=store,
         people=people,
-        accounts=Accounts(people, gate, projects, recent, adapters.clock),
+        accounts=Accounts(people, gate, projects, recent, clock),
         gate=gate,
         audit_reader=AuditReader(store, gate),
         tokens=tokens,
         shares=Shares(recent, projects, clock),
-        secrets=Secrets(recent, people, store, gate, clock, _sealing(settings)),
-        device_logins=DeviceLogins(recent, people, tokens, clock, token_days=login_days),
+        secrets=Secrets(recent, people, projects, gate, clock, _sealing(settings)),
+        device_logins=DeviceLogins(recent, people, tokens, clock),
         sign_in=sign_in,
     )
 
@@ -209,8 +208,7 @@ async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterat
             for task in beside:
                 task.cancel()
             await asyncio.wait(beside)
-            await audit.flush()
-            await greylag.use_cases.activities.close()
+            await greylag.use_cases.close()
 
 
 @asynccontextmanager
@@ -228,8 +226,7 @@ async def assembled_web(settings: Settings) -> AsyncIterator[UseCases]:
         try:
             yield use_cases
         finally:
-            await use_cases.audit.flush()
-            await use_cases.activities.close()
+            await use_cases.close()
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import sys
-import webbrowser
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,7 +12,7 @@ import click
 from greylag.cli.access import Access, api_options, with_client
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import ServerRefusedError, StartError
-from greylag.cli.output import confirm, moment
+from greylag.cli.output import confirm, moment, open_in_browser
 from greylag.common.token_file import own_token_file, read_token, write_token
 from greylag.domain.errors import ConfigError
 
@@ -85,10 +84,8 @@ async def _by_code(access: Access, scopes: tuple[str, ...]) -> str | None:
             raise
         url = str(begun["url"])
         access.output.note(f"Open {url} and confirm the code {begun['code']}")
-        # The server's word: a browser is sent nowhere but to a site.
-        if _has_browser() and url.startswith(("http://", "https://")):
-            address = f"{url}?{urlencode({'code': begun['code']})}"
-            await asyncio.to_thread(webbrowser.open, address)
+        if _has_browser():
+            await open_in_browser(f"{url}?{urlencode({'code': begun['code']})}")
         while True:
             await asyncio.sleep(min(max(begun["interval"], 1), 60))
             if (made := await api.redeem_device_login(begun["secret"])) is not None:

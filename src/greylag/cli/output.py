@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import termios
+import webbrowser
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
@@ -263,6 +264,14 @@ def drop_output() -> None:
 def somebody_is_there() -> bool:
     """Tell whether a question can be shown and answered."""
     return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+async def open_in_browser(url: str) -> bool:
+    """Open an address in this machine's browser; tell whether one was found. A server's word leads
+    to no file or program here.
+    """
+    is_site = url.startswith(("http://", "https://"))
+    return is_site and await asyncio.to_thread(webbrowser.open, url)
 
 
 async def confirm(question: str, *, yes: bool) -> None:

@@ -1,14 +1,12 @@
 """`greylag ports`, `preview` and `shares`: what an environment serves, and links that show it."""
 
-import asyncio
 import re
-import webbrowser
 
 import click
 
 from greylag.cli.access import Access, api_options, with_client
 from greylag.cli.client import ApiClient
-from greylag.cli.output import moment
+from greylag.cli.output import moment, open_in_browser
 
 _TIME = re.compile(r"([1-9]\d{0,6})([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
@@ -79,14 +77,7 @@ async def preview(  # noqa: PLR0913 - one argument per option
         once = f"It opens one browser, once, until {until}."
         often = f"It opens any browser until {until}; `greylag shares {project} --end "
         access.output.note(once if share is None else f"{often}{made['share']}` ends it.")
-    if opens:
-        await _open(access, made["url"])
-
-
-async def _open(access: Access, url: str) -> None:
-    """Open a link in this machine's browser: a server's word leads to no file or program here."""
-    web = url.startswith(("http://", "https://"))
-    if not web or not await asyncio.to_thread(webbrowser.open, url):
+    if opens and not await open_in_browser(made["url"]):
         access.output.note("No browser was found here: open the link yourself.")
 
 

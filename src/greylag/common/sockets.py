@@ -168,7 +168,7 @@ def code_after(code: int | None) -> int:
     return GOING_AWAY if code is None or code in _UNSAID else code
 
 
-async def until_one_ends(**both: Coroutine[Any, Any, None]) -> None:
+async def until_one_ends(**both: Coroutine[Any, Any, object]) -> None:
     """Run all at once until one of them has ended, by an error too; the others are cancelled."""
     tasks = [asyncio.create_task(one, name=name) for name, one in both.items()]
     try:

@@ -424,6 +424,12 @@ class Principal:
     reason: str = field(default="", compare=False)
     look: Look | None = field(default=None, compare=False)
 
+    @property
+    def session_id(self) -> str | None:
+        """The session that they come by, by its id; ``None`` when they come otherwise."""
+        kind, _, found = self.via.partition(" ")
+        return found if kind == "session" else None
+
     def reason_for(self, user_id: str) -> str:
         """Return why they read what is this user's; empty when they do not say."""
         if self.reason or self.look is None or self.look.user_id != user_id:

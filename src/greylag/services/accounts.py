@@ -119,7 +119,7 @@ class Accounts:
     async def end_other_sessions(self, principal: Principal, user_id: str) -> None:
         """End all of a user's sessions but the one that the principal comes by, if it is theirs."""
         await self._gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
-        await self._people.end_sessions(user_id, but=_session_id(principal), by=principal)
+        await self._people.end_sessions(user_id, but=principal.session_id, by=principal)
 
     async def look_at(self, principal: Principal, user_id: str, reason: str) -> None:
         """Have an administrator's browser look at another's projects, for an hour at most.
@@ -130,7 +130,7 @@ class Accounts:
             reason: why, to read conversations and files as well; may be empty.
         """
         user = await self._gate.authorize(principal, Action.USERS_WRITE, user_id)
-        session = _session_id(principal)
+        session = principal.session_id
         if principal.user_id is None or session is None or user_id == principal.user_id:
             raise InvalidRequestError(
                 "Only an administrator in a browser switches to another user.",
@@ -146,14 +146,9 @@ class Accounts:
 
     async def end_look(self, principal: Principal) -> None:
         """End the look that the principal's session has, if it has one."""
-        session = _session_id(principal)
+        session = principal.session_id
         if principal.look is None or principal.user_id is None or session is None:
             return
         on = name_of(principal.look.user_id)
         event = self._gate.audit.event(principal, AuditAction.LOOK_END, on)
         await self._people.keep_look(principal.user_id, session, None, event)
-
-
-def _session_id(principal: Principal) -> str | None:
-    kind, _, found = principal.via.partition(" ")
-    return found if kind == "session" else None

@@ -22,7 +22,6 @@ from greylag.services.tokens import NewToken, Tokens
 LASTS = timedelta(minutes=10)
 CODE_LENGTH = 8
 CODE_FORM = r"^[B-DF-HJ-NP-TV-XZ]{4}-[B-DF-HJ-NP-TV-XZ]{4}$"
-TOKEN_DAYS = 90
 # No vowels, so that it is no word; nothing that looks like something else (RFC 8628, section 6.1).
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 
@@ -46,14 +45,11 @@ class DeviceLogins:
         people: People,
         tokens: Tokens,
         clock: Clock,
-        *,
-        token_days: float = TOKEN_DAYS,
     ) -> None:
         self._store = store
         self._people = people
         self._tokens = tokens
         self._clock = clock
-        self._token_days = token_days
 
     async def begin(self, new: NewLogin, client: str) -> tuple[str, DeviceLogin]:
         """Return the secret by which a program asks again, and what is kept of it.
@@ -96,7 +92,7 @@ class DeviceLogins:
             MissingError: there is none.
             ForbiddenError: the principal is no person who has signed in.
         """
-        if principal.user_id is None or not principal.via.startswith("session "):
+        if principal.user_id is None or principal.session_id is None:
             raise ForbiddenError(
                 "Only somebody who has signed in lets a program in.",
                 hint="Sign in with the identity provider.",
@@ -138,6 +134,6 @@ class DeviceLogins:
         user = await self._people.active(login.user_id)
         if not await self._store.remove(DeviceLogin, login.key) or user is None:
             raise over
-        new = NewToken(login.name, frozenset(login.scopes), self._token_days)
+        new = NewToken(login.name, frozenset(login.scopes))
         program = Principal(user.display_name, user.id, user.role, address=login.address)
         return await self._tokens.make(program, new)

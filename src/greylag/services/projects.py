@@ -114,10 +114,6 @@ class Projects:
         except (ProjectNotFoundError, UserNotFoundError):
             return None
 
-    async def may(self, principal: Principal, ref: ProjectRef, action: Action) -> bool:
-        """Tell whether the principal may do ``action`` with a project."""
-        return await self._gate.may(principal, action, ref)
-
     async def get(
         self, principal: Principal, ref: ProjectRef, action: Action = Action.PROJECTS_READ
     ) -> Project:
@@ -306,6 +302,12 @@ class Projects:
         for project in await self._all(user_id):
             if project.desired is Desired.ACTIVE:
                 await self._want(principal, project.ref, Desired.INACTIVE)
+
+    async def look_again(self, user_id: str) -> None:
+        """Have what runs of a user's looked at again. The caller has asked whether it may."""
+        for project in await self._all(user_id):
+            if project.desired is Desired.ACTIVE:
+                await self._store.poke(project.ref, self._clock.now())
 
     async def has_any(self, user_id: str) -> bool:
         """Tell whether a user has a project."""

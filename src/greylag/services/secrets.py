@@ -23,11 +23,11 @@ from greylag.domain.errors import (
 )
 from greylag.domain.git import check_host
 from greylag.domain.names import slug
-from greylag.domain.project import Desired, Project
+from greylag.domain.project import Project
 from greylag.domain.users import Action, Principal, UserSecret, of_user
-from greylag.ports import Clock, PageQuery, PeopleStore, ProjectStore, UserDirectory
+from greylag.ports import Clock, PeopleStore, UserDirectory
 from greylag.services.access import Gate
-from greylag.services.audit import event_of
+from greylag.services.projects import Projects
 
 NAME_FORM = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 USERNAME_FORM = r"^[!-9;-~]{1,200}$"
@@ -35,7 +35,6 @@ DEFAULT_USERNAME = "x-access-token"
 MAX_VALUE_LENGTH = 4096
 MOST_SECRETS = 50
 _ATTEMPTS = 5
-_AT_ONCE = 200
 
 _log = structlog.get_logger(__name__)
 
@@ -60,14 +59,14 @@ class Secrets:
         self,
         people: PeopleStore,
         directory: UserDirectory,
-        store: ProjectStore,
+        projects: Projects,
         gate: Gate,
         clock: Clock,
         sealing: Sealing | None,
     ) -> None:
         self._people = people
         self._directory = directory
-        self._store = store
+        self._projects = projects
         self._gate = gate
         self._clock = clock
         self._sealing = sealing
@@ -105,18 +104,16 @@ class Secrets:
                 updated_at=now,
                 version=before.version if before else 0,
             )
-            on = name_of(user.id)
-            told = event_of(
+            told = self._gate.audit.event(
                 principal,
-                now,
                 AuditAction.SECRET_SET,
-                on,
+                name_of(user.id),
                 name=new.name,
                 host=new.host,
                 username=new.username,
             )
             if await self._people.put(one, now, audit=told):
-                await self._tell(user.id)
+                await self._projects.look_again(user.id)
                 return one
         raise ConflictError("Others changed this secret again and again.")
 
@@ -127,11 +124,11 @@ class Secrets:
             MissingError: there is none of this name.
         """
         user = await self._gate.authorize(principal, Action.SECRETS_WRITE, user_id)
-        on, now = name_of(user.id), self._clock.now()
-        told = event_of(principal, now, AuditAction.SECRET_REMOVE, on, name=name)
+        on = name_of(user.id)
+        told = self._gate.audit.event(principal, AuditAction.SECRET_REMOVE, on, name=name)
         if not await self._people.remove(UserSecret, f"{user.id}/{name}", audit=told):
             raise MissingError(f"The user has no secret {name!r}.")
-        await self._tell(user.id)
+        await self._projects.look_again(user.id)
 
     async def setup(self, project: Project) -> GitSetup:
         """Return what git in a project's environment is to have; for the reconciler alone."""
@@ -167,18 +164,6 @@ class Secrets:
 
     async def _of(self, user_id: str) -> Sequence[UserSecret]:
         return await self._people.labelled(UserSecret, of_user(user_id))
-
-    async def _tell(self, user_id: str) -> None:
-        """Have the reconciler look at what runs of a user's."""
-        query, now = PageQuery(limit=_AT_ONCE), self._clock.now()
-        while True:
-            page = await self._store.page(user_id, query)
-            for project in page.projects:
-                if project.desired is Desired.ACTIVE:
-                    await self._store.poke(project.ref, now)
-            if page.cursor is None:
-                return
-            query = PageQuery(limit=_AT_ONCE, cursor=page.cursor)
 
 
 def _purpose(user_id: str, name: str, host: str) -> str:

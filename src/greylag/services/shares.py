@@ -13,7 +13,6 @@ from greylag.domain.errors import LimitExceededError, MissingError, Unauthorized
 from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import Action, Principal, Share, of_project
 from greylag.ports import Clock, PeopleStore
-from greylag.services.audit import event_of
 from greylag.services.projects import Projects
 
 MOST_SHARES = 100
@@ -62,9 +61,8 @@ class Shares:
             created_at=now,
             expires_at=now + timedelta(seconds=new.seconds),
         )
-        told = event_of(
+        told = self._projects.audit.event(
             principal,
-            now,
             AuditAction.PREVIEW_LINK,
             shown_by(ref, new.port),
             path=new.path,
@@ -90,7 +88,8 @@ class Shares:
         if share is None or share.record_id != project.id:
             raise MissingError(f"Nothing is shared by the name {key!r}.")
         on = shown_by(ref, share.port)
-        told = event_of(principal, self._clock.now(), AuditAction.PREVIEW_END, on, path=share.path)
+        event = self._projects.audit.event
+        told = event(principal, AuditAction.PREVIEW_END, on, path=share.path)
         await self._store.remove(Share, key, audit=told)
 
     async def check(self, maker: Principal, ref: ProjectRef, key: str) -> None:

@@ -84,6 +84,11 @@ class UseCases:
         """What the audit trail is told by."""
         return self.gate.audit
 
+    async def close(self) -> None:
+        """Tell the audit trail what was counted, and hear of no agent any more."""
+        await self.audit.flush()
+        await self.activities.close()
+
     async def check_ready(self) -> None:
         """Return when requests can be served, else raise what is wrong."""
         await self.store.ping()

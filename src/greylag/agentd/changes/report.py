@@ -48,8 +48,12 @@ def report(
 
 
 def totals_of(sql: sqlite3.Connection, ends: Ends) -> TurnChanges:
-    """Return how much differs between two states."""
-    found = report(sql, ends, _TOTALS_SECONDS)
+    """Return how much differs between two states, counted in a moment."""
+    return totals(report(sql, ends, _TOTALS_SECONDS))
+
+
+def totals(found: Changes) -> TurnChanges:
+    """Return how much a report tells of."""
     return TurnChanges(found.total, found.added_lines, found.deleted_lines)
 
 

@@ -19,7 +19,7 @@ import structlog
 from greylag.agentd.changes import spans
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.plan import Extent, State, rest_of, steps_of, undo_of
-from greylag.agentd.changes.report import diff_of, report, totals_of
+from greylag.agentd.changes.report import diff_of, report, totals, totals_of
 from greylag.agentd.changes.spans import Ends, Span
 from greylag.agentd.changes.store import Snapshot, SnapshotError, SnapshotStore, TreeEntry
 from greylag.agentd.problems import RequestError
@@ -242,8 +242,7 @@ class ChangeService:
             raise SnapshotError(f"{error} The undo goes on by itself.") from error
         kept = [Kept(path, reason) for path, reason in sorted((undo.kept | refused).items())]
         changes = await self._store.run(lambda sql: report(sql, Ends(now, after)))
-        totals = TurnChanges(changes.total, changes.added_lines, changes.deleted_lines)
-        await self._store.run(lambda sql: spans.set_totals(sql, one.span_id, totals))
+        await self._store.run(lambda sql: spans.set_totals(sql, one.span_id, totals(changes)))
         _log.info("undo_ended", undo_id=one.span_id, kept=len(kept))
         return Undone(one.span_id, changes, kept[:_MOST_KEPT], len(kept))
 

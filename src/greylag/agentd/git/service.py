@@ -18,6 +18,7 @@ from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import GitCommitted, GitPushed, GitStatus
 from greylag.common.backoff import backoff
 from greylag.common.git import CloneState, GitSetup
+from greylag.common.sockets import until_one_ends
 
 _HERE = "127.0.0.1"
 _GIT = ".git"  # of the workspace: what commits and pushes change
@@ -120,7 +121,7 @@ class GitService:
                 await self._write_config(port)
                 if not self._changed.is_set():
                     self._configured.set()
-                await _first(gone, self._changed)
+                await until_one_ends(gone=gone.wait(), changed=self._changed.wait())
 
     async def _write_config(self, port: int) -> None:
         name, address = self._given.author
@@ -202,17 +203,6 @@ class GitService:
     async def _branch(self) -> str | None:
         answer = await self._commands.run("symbolic-ref", "--quiet", "--short", "HEAD")
         return plain_line(answer.lines[0], _LONGEST_NAME) if answer.lines else None
-
-
-async def _first(*events: asyncio.Event) -> None:
-    """Return as soon as one of the events is set."""
-    waits = [asyncio.create_task(one.wait(), name="news of git") for one in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.wait(waits)
 
 
 def _quoted(text: str) -> str:

@@ -63,7 +63,7 @@ async def show_project(
         rail=await read_rail(call, shown=view, sessions=known, selected=said.selected),
         user=owner,
         project=view,
-        writes=await call.use_cases.projects.may(*call.at, Action.FILES_WRITE),
+        writes=await call.use_cases.gate.may(call.principal, Action.FILES_WRITE, call.ref),
         events=events,
         last_event=project.last_seq,
         conversation=said,

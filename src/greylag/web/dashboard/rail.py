@@ -10,6 +10,7 @@ from typing import Any
 
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import Session
+from greylag.common.sockets import until_one_ends
 from greylag.domain.errors import AgentUnreachableError, GreylagError
 from greylag.domain.project import Project, Status
 from greylag.domain.users import User
@@ -240,18 +241,9 @@ async def _sessions(
 
 async def _either(news: Subscription, watch: Watch) -> None:
     """Return when there is news of the records or of what agents do, or after a while."""
-    waits = [
-        asyncio.create_task(news.changed(RECHECK_SECONDS), name="rail records"),
-        asyncio.create_task(watch.news.wait(), name="rail activity"),
-    ]
-    try:
-        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for one in done:
-            one.result()
-    finally:
-        for one in waits:
-            one.cancel()
-        await asyncio.wait(waits)
+    await until_one_ends(
+        rail_records=news.changed(RECHECK_SECONDS), rail_activity=watch.news.wait()
+    )
     watch.news.clear()
 
 
