@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ from tests.cluster.environments import (
 )
 from tests.contract.store_adapters import make_project
 
+from greylag.cluster.local import launch
 from greylag.cluster.local.cluster import LocalCluster
-from greylag.cluster.local.processes import marked
+from greylag.cluster.local.folders import Phase
+from greylag.cluster.local.processes import identify, marked
 from greylag.domain.lifecycle import Observed
 
 PROJECT = make_project()
@@ -132,3 +135,25 @@ async def test_a_verb_killed_at_any_time_is_brought_to_its_end_by_the_next(
             await bring_to(cluster, verb)
             await doomed.run(verb, MORE_THAN_ANY, seconds=chance.uniform(0, longest))
             await resume(tmp_path, cluster, verb)
+
+
+async def test_a_start_begins_anew_when_the_one_before_was_killed_before_it_gave_leave(
+    tmp_path: Path,
+) -> None:
+    async with open_local(tmp_path) as cluster:
+        await cluster.prepare(PROJECT.environment)
+        folder = folder_of(tmp_path, PROJECT)
+        # What a starter leaves that dies between its record and its leave: the pipe is its.
+        left = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", launch.__file__, str(folder.path), "{}", *standin()),
+            stdin=asyncio.subprocess.PIPE,
+        )
+        process = identify(left.pid)
+        folder.write(replace(record_of(tmp_path, PROJECT), phase=Phase.RUNNING, process=process))
+        starting = asyncio.create_task(cluster.start(PROJECT.environment), name="start")
+        assert left.stdin is not None
+        asyncio.get_running_loop().call_later(0.1, left.stdin.close)
+        await starting
+        await reaches(cluster, PROJECT, Observed.READY)
+        assert pid_of(tmp_path, PROJECT) != left.pid
+        assert await left.wait() == 0

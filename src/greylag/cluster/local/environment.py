@@ -29,6 +29,7 @@ from greylag.cluster.local.processes import (
     is_alive,
     marked,
     reap,
+    runs_file,
     send,
 )
 from greylag.cluster.local.sandbox import ProcessLimits, Sandbox
@@ -39,6 +40,8 @@ from greylag.domain.project import Fence, ProjectRef
 
 _KILL_SECONDS = 3.0
 _KILL_POLL_SECONDS = 0.02
+_LAUNCH_SECONDS = 3.0
+_LAUNCH_POLL_SECONDS = 0.005
 _NO_GRACE = 0.0  # a stop that began at the epoch
 _LAST_PORT = 65535
 _DIGEST_LENGTH = 16
@@ -101,7 +104,7 @@ class LocalEnvironment:
                 raise ClusterError(
                     "The environment is still being stopped.", code="environment_stopping"
                 )
-            if record.phase is Phase.RUNNING and _runs(record):
+            if record.phase is Phase.RUNNING and record.process and _became_agentd(record.process):
                 return None
             self._kill_leftovers(record)
             # Whatever port is written there from now on is the new process's.
@@ -238,6 +241,20 @@ class LocalEnvironment:
 
 def _runs(record: EnvironmentRecord) -> bool:
     return record.process is not None and is_alive(record.process)
+
+
+def _became_agentd(process: ProcessId) -> bool:
+    """Tell whether ``process`` runs and is no launcher any more. The caller holds the lock.
+
+    Whoever started a launcher gave it leave before they let go of the lock, or were killed: then it
+    is alive for a moment still, and ends. Which of both is seen when it has gone on.
+    """
+    give_up = time.monotonic() + _LAUNCH_SECONDS
+    while launching := runs_file(process, launch.__file__):
+        if time.monotonic() > give_up:
+            break
+        time.sleep(_LAUNCH_POLL_SECONDS)
+    return not launching and is_alive(process)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,13 @@ def is_alive(process: ProcessId) -> bool:
     return birth(process.pid) == process.birth
 
 
+def runs_file(process: ProcessId, path: str) -> bool:
+    """Tell whether ``process`` is alive and ``path`` a word of its command line."""
+    with suppress(psutil.Error, OSError):
+        return path in psutil.Process(process.pid).cmdline() and is_alive(process)
+    return False
+
+
 def marked(mark: str) -> set[ProcessId]:
     """Return every process whose environment variables hold our mark with this value.
 
