@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -52,17 +54,15 @@ class Client:
         """Create a project, however often it takes; the key makes it one."""
         body = {"name": name, "project_id": name}
         key = {"Idempotency-Key": f"{self.user}-{name}-{self.rng.random()}"}
-        while await self._ask("POST", "", body, key) not in {200, 201}:  # noqa: ASYNC110 - asks anew
-            # 409: one of that name is still being deleted, or an answer to the first try was lost.
-            await asyncio.sleep(0.1)
+        # 409: one of that name is still being deleted, or an answer to the first try was lost.
+        await self._insist({200, 201}, "POST", "", body, key)
         self.wanted[name] = "inactive"
 
     async def do(self, name: str, verb: str) -> None:
         """Do one thing, again until it is acknowledged."""
         method, path = ("DELETE", f"/{name}") if verb == "delete" else ("POST", f"/{name}/{verb}")
         good = {200, 202, 204, 404} if verb == "delete" else {200, 202}
-        while await self._ask(method, path) not in good:  # noqa: ASYNC110 - asks anew
-            await asyncio.sleep(0.1)
+        await self._insist(good, method, path)
         self.wanted[name] = {"activate": "active", "deactivate": "inactive"}.get(verb)
         self.acknowledged += 1
 
@@ -72,6 +72,16 @@ class Client:
             async with asyncio.timeout(SETTLE_SECONDS):
                 while await self._status(name) != (True, wanted):  # noqa: ASYNC110 - asks anew
                     await asyncio.sleep(0.2)
+
+    async def _insist(self, good: set[int], method: str, path: str, *more: Any) -> None:
+        """Ask until it is acknowledged; fail with the answers when that takes far too long."""
+        give_up = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        answers = [await self._ask(method, path, *more)]
+        while answers[-1] not in good:
+            late = asyncio.get_running_loop().time() > give_up
+            assert not late, f"{method} {self.user}{path}: {Counter(answers)}"
+            await asyncio.sleep(0.1)
+            answers.append(await self._ask(method, path, *more))
 
     async def _ask(
         self, method: str, path: str, body: object = None, more: dict[str, str] | None = None

@@ -20,7 +20,7 @@ from tests.soak.fleet import Fleet
 from tests.soak.proof import prove, prove_ends
 from tests.store import mongo_servers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SECONDS = float(os.environ.get("GREYLAG_SOAK_SECONDS", "12"))
 SEED = int(os.environ.get("GREYLAG_SOAK_SEED", "1"))
