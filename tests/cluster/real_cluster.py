@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import psutil
 import pytest
 
 from greylag import __version__
@@ -30,6 +31,7 @@ IMAGE = os.environ.get("GREYLAG_TEST_IMAGE", f"{ENVIRONMENTS}:{__version__}")
 GREYLAG_IMAGE = os.environ.get("GREYLAG_TEST_GREYLAG_IMAGE", f"greylag:{__version__}")
 LOCK = Path(tempfile.gettempdir()) / "greylag-test-cluster.lock"
 PATIENCE = 300
+PID_FILE_SLACK = 2.0  # seconds; the clock may have been set since
 BUILD_PATIENCE = 900  # the first build of an image fetches everything
 CLUSTER_RANGES = ("10.91.0.0/16", "10.92.0.0/16", "10.93.0.0/24")
 
@@ -53,6 +55,7 @@ def cluster_environment() -> Mapping[str, str]:
     # One at a time starts it; for the others it is up then.
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        forget_ended(Path(os.environ.get("CLUSTER_HOME", "/var/lib/test-cluster")) / "run")
         _cluster("up")
     # Its programs must not hold a pipe of ours open.
     lines = _cluster("env")
@@ -60,6 +63,21 @@ def cluster_environment() -> Mapping[str, str]:
     pairs = dict(word.split("=", 1) for word in words if "=" in word)
     path = pairs["PATH"].replace("$PATH", os.environ["PATH"])
     return MappingProxyType({**os.environ, "KUBECONFIG": pairs["KUBECONFIG"], "PATH": path})
+
+
+def forget_ended(folder: Path) -> None:
+    """Remove the pid files of a cluster that ended without a word, as with the machine.
+
+    Else who starts it anew kills whatever has those pids now: another test's program, or a test.
+    """
+    for file in folder.glob("*.pid"):
+        try:
+            began = psutil.Process(int(file.read_text())).create_time()
+        except (psutil.Error, ValueError):
+            continue
+        # A component's file was written as soon as it had begun.
+        if began > file.stat().st_mtime + PID_FILE_SLACK:
+            file.unlink()
 
 
 @cache
