@@ -38,8 +38,13 @@ base() {
     tag=localhost/debian:$suite-$key
     if ! build inspect --type image "$tag" >/dev/null 2>&1; then
         say "making the base of Debian's packages (about half a minute, once)"
-        # Devices and names are the running container's matter, not this machine's.
+        # Devices and names are the running container's matter, not this machine's. As in Debian's
+        # own slim image nothing is kept that only people read, and dpkg does not wait for the disk.
         mmdebstrap --quiet --format=tar --variant=apt --skip=output/dev \
+            --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \
+            --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+            --dpkgopt='path-exclude=/usr/share/locale/*' \
+            --dpkgopt='path-exclude=/usr/share/info/*' \
             --customize-hook='rm -f "$1/etc/hostname" "$1/etc/hosts" "$1/etc/resolv.conf"' \
             "$suite" "$work/base.tar" ${GREYLAG_DEBIAN_MIRROR:+"$GREYLAG_DEBIAN_MIRROR"} >&2
         container=$(build from scratch)
@@ -61,6 +66,22 @@ secrets() {
     lend ca-certificates "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}"
 }
 
+# Print a digest of all that an image is made of: what .dockerignore lets through, and how.
+sources() {
+    {
+        cat .dockerignore "images/$name/Dockerfile" tools/image.sh
+        printf '%s\n' "${GREYLAG_DEBIAN_MIRROR:-}"
+        sed -n 's/^!//p' .dockerignore | while IFS= read -r part; do
+            find "$part" \( -name __pycache__ -o -name '*.egg-info' \) -prune -o -type f -print
+        done | LC_ALL=C sort | xargs sha256sum
+    } | sha256sum
+}
+
+sources=$(sources)
+if [ -f "$archive" ] && [ "$sources" = "$(cat "$work/$name.sources" 2>/dev/null)" ]; then
+    say "$archive is made of the same as before"
+    exit
+fi
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' src/greylag/__init__.py)
 base=$(base)
 # shellcheck disable=SC2046 # several options
@@ -72,6 +93,7 @@ build bud --quiet --layers --jobs 2 --isolation chroot --network host --timestam
 }
 built=$(build images --quiet --no-trunc "localhost/$name:$version")
 if [ -f "$archive" ] && [ "$built" = "$(cat "$work/$name.built" 2>/dev/null)" ]; then
+    printf %s "$sources" >"$work/$name.sources"
     say "$archive holds $name:$version as it is: nothing has changed"
     exit
 fi
@@ -81,4 +103,5 @@ build push --quiet --compression-level 7 "localhost/$name:$version" \
     "oci-archive:$archive.part:docker.io/library/$name:$version"
 mv "$archive.part" "$archive"
 printf %s "$built" >"$work/$name.built"
+printf %s "$sources" >"$work/$name.sources"
 say "$archive is $name:$version, $(($(stat -c %s "$archive") / 1000000)) MB"
