@@ -250,7 +250,9 @@ class Product:
                 self.processes()
                 _, listed = await self.call("GET", PROJECTS)
                 for one in listed["projects"]:
-                    await self.call("DELETE", f"{PROJECTS}/{one['project_id']}")
+                    await self.call("DELETE", path := f"{PROJECTS}/{one['project_id']}")
+                    # A busy machine's answer may be that it is begun.
+                    await self.settled(path)
         finally:
             await self.http.close()
             for verb in list(self.programs):

@@ -67,7 +67,7 @@ def _token(namespace: str) -> str:
 async def _streamed(root: str, host: str, token: str) -> int:
     """Send the agent a message through the Ingress; return in how many pieces the answer came."""
     headers = {"Host": host, "Authorization": f"Bearer {token}"}
-    message = {"message": "[[delay ms=20]] [[chunks n=40 size=20]]"}
+    message = {"message": "[[delay ms=400]] [[chunks n=5 size=20]]"}
     async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as http:
         while True:
             async with http.get(f"{root}/api/v1/health", headers=headers) as answer:
