@@ -1,15 +1,10 @@
 """A person at a real Chromium, and everything the browser complained about meanwhile."""
 
-import atexit
 import os
 import shutil
-import subprocess
-import tempfile
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -85,34 +80,6 @@ class Person:
         await self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-@cache
-def _running_chromium() -> str:
-    """Return the address of the Chromium that all tests of this process share.
-
-    To start one takes longer than most tests. What they see is apart: each has a context of its own.
-    """
-    folder = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
-    own = ("--headless", "--remote-debugging-port=0", f"--user-data-dir={folder.name}")
-    process = subprocess.Popen(  # noqa: S603 - the browser that was found or named
-        [chromium() or "chromium", *_ARGUMENTS, *own, "about:blank"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-    def end() -> None:
-        process.kill()
-        process.communicate()
-        folder.cleanup()
-
-    atexit.register(end)
-    assert process.stderr is not None
-    said = iter(process.stderr.readline, "")
-    address = next(line for line in said if line.startswith("DevTools listening on "))
-    threading.Thread(target=lambda: [*said], name="chromium's words", daemon=True).start()
-    return address.split()[-1]
-
-
 @asynccontextmanager
 async def at_browser(
     base: str,
@@ -128,7 +95,9 @@ async def at_browser(
     policy, of a file that is not there.
     """
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.connect_over_cdp(_running_chromium())
+        browser = await playwright.chromium.launch(
+            executable_path=chromium(), args=list(_ARGUMENTS)
+        )
         context = await browser.new_context(
             base_url=base,
             viewport={"width": width, "height": 850},
