@@ -38,6 +38,11 @@ export class Scroller {
   /** Let `change` put something above what is seen, which stays where it is. */
   keepInPlace(change: () => void): void {
     this.#leave();
+    this.keepEnd(change);
+  }
+
+  /** Let `change` put something else above what is seen, which stays as far from the end; one who follows goes on. */
+  keepEnd(change: () => void): void {
     const fromEnd = this.#place.scrollHeight - this.#place.scrollTop;
     change();
     this.#place.scrollTop = this.#place.scrollHeight - fromEnd;
