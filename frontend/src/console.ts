@@ -76,6 +76,7 @@ class Console {
     // Until now the form is a plain one: Enter began a new line in it.
     this.#form.dataset.ready = "";
     this.#readPage();
+    this.#scroller.follow();
   }
 
   get #conversation(): HTMLElement {
@@ -110,7 +111,6 @@ class Console {
     this.#queue.show();
     this.#sendQueued();
     this.#showOthers();
-    this.#scroller.follow();
   }
 
   #dress(turns: HTMLElement[]): void {
@@ -188,14 +188,14 @@ class Console {
     const turns = [...told.querySelectorAll<HTMLElement>(".turn")];
     const goesOn = here.querySelector(".turn:not([data-kept])") !== null;
     if (goesOn) told.querySelector("#conversation-empty")?.remove();
-    this.#scroller.keepEnd(() => {
+    here.dataset.session ||= told.dataset.session ?? "";
+    this.#scroller.keepTurn(() => {
       here.querySelectorAll(":scope > :not(.turn), [data-kept]").forEach((one) => one.remove());
       here.prepend(...told.childNodes);
+      if (!goesOn) return this.#readPage();
+      this.#dress(turns);
+      this.#offerEarlier();
     });
-    here.dataset.session ||= told.dataset.session ?? "";
-    if (!goesOn) return this.#readPage();
-    this.#dress(turns);
-    this.#offerEarlier();
   }
 
   // Sending.

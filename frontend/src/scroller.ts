@@ -38,14 +38,19 @@ export class Scroller {
   /** Let `change` put something above what is seen, which stays where it is. */
   keepInPlace(change: () => void): void {
     this.#leave();
-    this.keepEnd(change);
-  }
-
-  /** Let `change` put something else above what is seen, which stays as far from the end; one who follows goes on. */
-  keepEnd(change: () => void): void {
     const fromEnd = this.#place.scrollHeight - this.#place.scrollTop;
     change();
     this.#place.scrollTop = this.#place.scrollHeight - fromEnd;
+  }
+
+  /** Let `change` put the same turns anew; the one that is at the top stays there, or, to one who follows, the end. */
+  keepTurn(change: () => void): void {
+    const turns = () => [...this.#place.querySelectorAll(".turn")].map((one) => one.getBoundingClientRect()).reverse();
+    const before = turns();
+    const top = before.findLastIndex(({ bottom }) => bottom > this.#place.getBoundingClientRect().top);
+    change();
+    this.#place.scrollTop += (turns()[top]?.top ?? 0) - (before[top]?.top ?? 0);
+    this.#pin();
   }
 
   #leave(): void {

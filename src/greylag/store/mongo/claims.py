@@ -106,8 +106,7 @@ class ReconcilerMethods(StoreParts):
             return gone.deleted_count > 0
 
         with self._asking():
-            raw = await self._projects.find_one(place, WITHOUT_TAIL)
-            records.held(None if raw is None else from_document(raw), claim)
+            await self._check_held(claim)
             if not await self._to_its_end(work()):
                 raise records.lease_lost(claim)
 
@@ -136,8 +135,10 @@ class ReconcilerMethods(StoreParts):
                 kept = {"$set": {"number": claim.number, "body": body}}
                 try:
                     await self._transcripts.update_one(one, kept, upsert=True)
-                except DuplicateKeyError:  # it is there, and newer
-                    raise records.lease_lost(claim) from None
+                except DuplicateKeyError:
+                    # A newer claim wrote it, or one of a time that records put back know not of.
+                    await self._check_held(claim)
+                    await self._transcripts.update_one({**of_record, "part": part}, kept)
             if only is not None:
                 others = {**of_record, "part": {"$nin": list(only)}, **older}
                 await repeated(lambda: self._transcripts.delete_many(others))
@@ -145,9 +146,12 @@ class ReconcilerMethods(StoreParts):
                 await self._remove_transcript(of_record["record_id"])
 
         with self._asking():
-            raw = await self._projects.find_one({"_id": of_record["record_id"]}, WITHOUT_TAIL)
-            records.held(None if raw is None else from_document(raw), claim)
+            await self._check_held(claim)
             await self._to_its_end(work())
+
+    async def _check_held(self, claim: Claim) -> None:
+        raw = await self._projects.find_one({"_id": id_of(claim.project.id)}, WITHOUT_TAIL)
+        records.held(None if raw is None else from_document(raw), claim)
 
     async def _remove_transcript(self, record_id: Any) -> None:
         await repeated(lambda: self._transcripts.delete_many({"record_id": record_id}))
