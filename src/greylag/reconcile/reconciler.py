@@ -107,9 +107,7 @@ class Reconciler:
         self._clock = clock
         self._pace = pace
         self._rng = rng
-        self._transcripts = KeepingTranscripts(
-            store, cluster, agents, clock, pace.step, wanted=transcripts
-        )
+        self._transcripts = KeepingTranscripts(store, cluster, agents, clock, wanted=transcripts)
 
     async def claim(self) -> Claim | None:
         """Claim the project whose turn it is; none while the store cannot be reached."""
@@ -217,6 +215,7 @@ class _Pass:
         """
         try:
             with self.store.subscribe(self.project.ref) as news:
+                await self.transcripts.drop_unwanted(self.claim)
                 while not await self._advance(news):
                     await self._renew()
         except asyncio.CancelledError:
@@ -254,7 +253,7 @@ class _Pass:
                 await self._wait(news, working=seen.working)
                 return False
             case Settle(status):
-                await self._look_at_conversations(seen)
+                await self._copy_news(status)
                 recheck = self._pause() if self.project.attempts else self._resync()
                 recheck = timedelta(seconds=BUSY_PAUSE) if seen.working else recheck
                 outcome = outcomes.settled(self.project, status, seen, now, recheck)
@@ -288,11 +287,9 @@ class _Pass:
         fresh = self.transcripts.wanted and not self.copied
         return sleeps and fresh and seen.state is Observed.READY
 
-    async def _look_at_conversations(self, seen: Observation) -> None:
-        """Keep what was said in an environment that has been active for a while."""
-        if seen.state is not Observed.READY:
-            await self.transcripts.drop(self.claim)
-        elif self.project.settled and self.project.status is Status.ACTIVE:
+    async def _copy_news(self, status: Status) -> None:
+        """Keep what was said in an environment since the last look at it."""
+        if status is Status.ACTIVE and self.project.status is status:
             await self.transcripts.look(self.claim)
 
     async def _is_in_use(self) -> bool:

@@ -59,7 +59,7 @@ from greylag.ports import (
 )
 
 LONGEST = 5.0
-"""How many seconds a look takes at most."""
+"""How many seconds a look takes at most, and no more than half of what is left of the lease."""
 _MOST_ANSWER = 4 * MEBIBYTE
 _MOST_ROLE = 40
 _T = TypeVar("_T")
@@ -75,7 +75,6 @@ class KeepingTranscripts:
     cluster: Cluster
     agents: AgentGateway
     clock: Clock
-    seconds: float
     wanted: bool
 
     async def look(self, claim: Claim, *, last: bool = False) -> None:
@@ -87,9 +86,9 @@ class KeepingTranscripts:
             LeaseLostError: another worker goes on with the project.
         """
         if not self.wanted:
-            return await self.drop(claim)
+            return
         try:
-            async with asyncio.timeout(min(self.seconds, LONGEST)):
+            async with asyncio.timeout(min(LONGEST, self._left(claim) / 2)):
                 at = await self.cluster.reach(claim.project.environment)
                 await self._update(claim, at, last=last)
         except LeaseLostError:
@@ -97,8 +96,12 @@ class KeepingTranscripts:
         except (GreylagError, TimeoutError) as error:
             _log.warning("conversations_not_copied", error=str(error) or "it took too long")
 
-    async def drop(self, claim: Claim) -> None:
-        """Keep nothing of the project any more, where nothing is wanted.
+    def _left(self, claim: Claim) -> float:
+        lease = claim.project.lease
+        return 0 if lease is None else (lease.until - self.clock.now()).total_seconds()
+
+    async def drop_unwanted(self, claim: Claim) -> None:
+        """Remove what is kept of the project, where nothing is to be.
 
         Raises:
             LeaseLostError: another worker goes on with the project.
