@@ -173,6 +173,19 @@ async def test_an_agent_that_does_not_answer_is_waited_for_so_long_and_once(
     assert (project.status, len(begun)) == (Status.INACTIVE, 1)
 
 
+async def test_what_is_left_of_a_lease_is_not_spent_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = await active()
+    await say(bench, "hello")
+    await bench.want(Desired.INACTIVE)
+    claimed = await bench.reconciler.claim()
+    assert claimed is not None
+    bench.clock.advance(PACE.lease - 0.02)
+    answering(bench, monkeypatch, lambda _asked: {"sessions": []})
+    monkeypatch.setattr(bench.store, "transcript", lambda *_args: asyncio.Event().wait())
+    async with asyncio.timeout(2):
+        await bench.reconciler._transcripts.look(claimed, last=True)
+
+
 async def test_a_store_that_takes_no_copy_does_not_keep_it_awake(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
