@@ -1,5 +1,4 @@
 // The conversation of a project's page: its composer, its turns, and what is live around them.
-import htmx from "htmx.org/dist/htmx.esm.js";
 import { ChangeLog } from "./changes";
 import { Draft } from "./drafts";
 import { projectStatus } from "./panes";
@@ -77,6 +76,7 @@ class Console {
     // Until now the form is a plain one: Enter began a new line in it.
     this.#form.dataset.ready = "";
     this.#readPage();
+    this.#scroller.follow();
   }
 
   get #conversation(): HTMLElement {
@@ -111,7 +111,6 @@ class Console {
     this.#queue.show();
     this.#sendQueued();
     this.#showOthers();
-    this.#scroller.follow();
   }
 
   #dress(turns: HTMLElement[]): void {
@@ -147,11 +146,7 @@ class Console {
     const link = this.#conversation.querySelector<HTMLAnchorElement>("#earlier a");
     link?.addEventListener("click", async (event) => {
       event.preventDefault();
-      await this.#try(async () => {
-        const response = await fetch(link.dataset.part!, { headers: { "HX-Request": "true" } });
-        if (!response.ok) throw new Refused(response.status, {});
-        this.#putEarlier(new DOMParser().parseFromString(await response.text(), "text/html"));
-      });
+      await this.#try(async () => this.#putEarlier(await fragment(link.dataset.part!)));
     });
   }
 
@@ -170,14 +165,37 @@ class Console {
     this.#offerEarlier();
   }
 
-  /** Show what was said before, once the environment has woken and can tell it. */
+  /** Once the environment has woken, put what it tells itself in the place of the copy that was kept of it. */
   async #wakeUp(): Promise<void> {
-    const active = projectStatus() === "active";
-    if (!active || this.#stream || this.#conversation.dataset.asleep !== "true") return;
-    this.#conversation.dataset.asleep = "false";
+    const here = this.#conversation;
+    if (projectStatus() !== "active" || here.dataset.asleep !== "true") return;
+    if (this.#stream && !this.#session) return; // the turn that wakes it makes its session
+    here.dataset.asleep = "false";
     const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : location.search;
-    await htmx.ajax("get", `${this.#page}/conversation${query}`, { target: "#conversation", swap: "outerHTML" });
-    if (!this.#stream) this.#readPage();
+    await this.#try(async () => {
+      const told = (await fragment(`${this.#page}/conversation${query}`)).querySelector<HTMLElement>("#conversation")!;
+      // What is not known yet is no reason to take away what is.
+      const unknown = told.dataset.asleep === "true" || told.querySelector(":scope > .problem") !== null;
+      if (unknown) here.dataset.asleep = "true";
+      if (!unknown || !here.querySelector(".turn")) this.#putAwake(here, told);
+    });
+  }
+
+  #putAwake(here: HTMLElement, told: HTMLElement): void {
+    for (const turn of told.querySelectorAll<HTMLElement>(".turn[data-turn]")) {
+      if (this.#shows({ turn_id: turn.dataset.turn!, message_id: turn.dataset.messageId! })) turn.remove(); // it woke it
+    }
+    const turns = [...told.querySelectorAll<HTMLElement>(".turn")];
+    const goesOn = here.querySelector(".turn:not([data-kept])") !== null;
+    if (goesOn) told.querySelector("#conversation-empty")?.remove();
+    here.dataset.session ||= told.dataset.session ?? "";
+    this.#scroller.keepTurn(() => {
+      here.querySelectorAll(":scope > :not(.turn), [data-kept]").forEach((one) => one.remove());
+      here.prepend(...told.childNodes);
+      if (!goesOn) return this.#readPage();
+      this.#dress(turns);
+      this.#offerEarlier();
+    });
   }
 
   // Sending.
@@ -211,7 +229,7 @@ class Console {
   #send(pending: Pending): void {
     const stream = new TurnStream(this.#api, pending);
     const view = TurnView.create(pending.message, (id, decision) => this.#decide(stream, id, decision), this.#root.dataset.author);
-    this.#root.querySelector("#conversation-empty")?.remove();
+    this.#root.querySelectorAll("#conversation-empty, #kept-at").forEach((one) => one.remove());
     this.#conversation.append(view.article);
     this.#begin(stream, view);
     this.#scroller.follow();
@@ -317,7 +335,7 @@ class Console {
     for (const turn of newer) void this.#try(() => this.#showOther(turn));
   }
 
-  #shows({ turn_id, message_id }: TurnState): boolean {
+  #shows({ turn_id, message_id }: Pick<TurnState, "turn_id" | "message_id">): boolean {
     const known = `[data-turn="${CSS.escape(turn_id)}"], [data-message-id="${CSS.escape(message_id)}"]`;
     return this.#coming.has(turn_id) || this.#stream?.pending.messageId === message_id || this.#conversation.querySelector(known) !== null;
   }
@@ -423,6 +441,13 @@ class Console {
   #kept(): Pending | null {
     return JSON.parse(sessionStorage.getItem(`greylag-pending:${this.#page}`) ?? "null");
   }
+}
+
+/** Return a piece of a page, as the server renders it now. */
+async function fragment(url: string): Promise<Document> {
+  const response = await fetch(url, { headers: { "HX-Request": "true" } });
+  if (!response.ok) throw new Refused(response.status, {});
+  return new DOMParser().parseFromString(await response.text(), "text/html");
 }
 
 function newId(): string {

@@ -43,6 +43,16 @@ export class Scroller {
     this.#place.scrollTop = this.#place.scrollHeight - fromEnd;
   }
 
+  /** Let `change` put the same turns anew; the one that is at the top stays there, or, to one who follows, the end. */
+  keepTurn(change: () => void): void {
+    const turns = () => [...this.#place.querySelectorAll(".turn")].map((one) => one.getBoundingClientRect()).reverse();
+    const before = turns();
+    const top = before.findLastIndex(({ bottom }) => bottom > this.#place.getBoundingClientRect().top);
+    change();
+    this.#place.scrollTop += (turns()[top]?.top ?? 0) - (before[top]?.top ?? 0);
+    this.#pin();
+  }
+
   #leave(): void {
     if (this.#place.scrollHeight > this.#place.clientHeight) this.#following = false;
   }

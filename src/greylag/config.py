@@ -131,6 +131,7 @@ class Settings(BaseSettings):
     snapshot_limit: int = Field(2 * 1024**3, ge=1024**2)
     legacy_api: bool = False
     terminal: Literal["on", "off"] = "on"
+    transcripts: Literal["on", "off"] = "on"
     preview_domain: str = Field("", max_length=180, pattern=r"^([a-z0-9-]+(\.[a-z0-9-]+)+)?$")
 
     mongodb_uri: SecretStr | None = Field(None, validation_alias="MONGODB_URI")

@@ -636,7 +636,25 @@ class AuditStore(Protocol):
         """
 
 
-class ProjectStore(Revocations, PeopleStore, AuditStore, Protocol):
+class TranscriptStore(Protocol):
+    """Copies of what was said in environments (``greylag.domain.transcript``), in parts.
+
+    Every method may raise ``StoreUnavailableError``. A copy goes with its project's record; no
+    export holds any.
+    """
+
+    async def transcript(self, owner: str, project_id: str, part: str) -> bytes | None:
+        """Return a part of the project's copy, if that is kept."""
+
+    async def keep_transcript(
+        self, claim: Claim, parts: Mapping[str, bytes], *, only: Collection[str] | None = None
+    ) -> None:
+        """Keep these parts over those of the same names, and with ``only`` no others than these
+        names. Idempotent. Cut off, some parts may be kept and the rest as they were.
+        """
+
+
+class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protocol):
     """The records, their activation logs, and who works on which.
 
     Every method may raise ``StoreUnavailableError``; then nothing was changed, or, when a server

@@ -70,6 +70,7 @@ from greylag.services.secrets import Secrets
 from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.tokens import Tokens
+from greylag.services.transcripts import Transcripts
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
 from greylag.store.people import RecentPeople
 from greylag.store.sqlite.archive import is_there
@@ -134,6 +135,7 @@ def build(
         rng=rng or random.Random(),  # noqa: S311 - spreads retries, guards nothing
         warnings=lambda: _warnings(platform.model),
         git=use_cases.secrets.setup,
+        transcripts=settings.transcripts == "on",
     )
     return Application(
         use_cases=use_cases,
@@ -155,7 +157,13 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         activation_timeout=settings.activation_timeout,
         limits=settings.default_limits,
     )
-    agents = Agents(projects, adapters.cluster, adapters.agents, terminal=settings.terminal == "on")
+    agents = Agents(
+        projects,
+        adapters.cluster,
+        adapters.agents,
+        terminal=settings.terminal == "on",
+        transcripts=Transcripts(store) if settings.transcripts == "on" else None,
+    )
     sign_in = None
     if adapters.provider is not None:
         rules = _sign_in_rules(settings)

@@ -324,6 +324,50 @@ async def test_earlier_messages_come_above_what_is_seen(running: Site, person: P
     assert abs(before["y"] - after["y"]) < 2
 
 
+async def test_what_was_said_is_read_asleep_and_is_there_once_when_it_wakes(
+    running: Site, person: Person
+) -> None:
+    path = await running.project("sleeper", active=True)
+    page = person.page
+    await person.open_project(path)
+    for words in ("one", "two\n" * 60, "three"):
+        await person.say(words)
+        await person.answered()
+    said = page.locator(".turn .said")
+    await expect(said).to_have_count(3)
+    await running.ask("POST", f"{path}/deactivate")
+    await page.reload()
+    await expect(page.locator("#kept-at")).to_contain_text("Asleep. This is the conversation as of")
+    await expect(page.locator("[data-kept] .prose")).to_have_count(3)
+    await expect(page.locator(".session-title")).to_have_text("one")
+    assert await page.locator("#scroller").evaluate(FROM_END) <= 8
+    await person.picture("conversation-asleep")
+    await person.say("four")  # wakes it
+    await expect(page.locator("[data-kept], #kept-at")).to_have_count(0)
+    await person.answered()
+    for _ in range(2):
+        await expect(said).to_have_text(["one", "two\n" * 60, "three", "four"])
+        await expect(page.locator(".turn .prose")).to_have_count(4)
+        assert await page.locator("#scroller").evaluate(FROM_END) <= 8
+        await page.reload()
+    await running.ask("POST", f"{path}/deactivate")
+    await page.reload()
+    await expect(page.locator("[data-kept]")).to_have_count(4)
+    await page.locator("#scroller").hover()
+    await page.mouse.wheel(0, -100)
+    await expect(page.locator("#to-end")).to_be_visible()
+    two = page.locator(".said").nth(1)
+    await two.evaluate("one => one.scrollIntoView()")
+    before = await two.bounding_box()
+    await running.ask("POST", f"{path}/activate")
+    await expect(page.locator("[data-kept], #kept-at")).to_have_count(0)
+    await expect(page.locator(".turn[data-turn] .turn-line")).to_have_count(4)
+    after = await two.bounding_box()
+    assert before is not None
+    assert after is not None
+    assert abs(before["y"] - after["y"]) < 2
+
+
 @needs_axe
 @pytest.mark.parametrize("theme", ["light", "dark"])
 async def test_axe_finds_nothing_wrong(person: Person, theme: str) -> None:

@@ -100,6 +100,25 @@ async def test_continuing_wakes_a_sleeping_environment(cli: Cli, program: Cli) -
     assert "Waking" in done.err
 
 
+async def test_sessions_are_read_while_it_sleeps_and_told_to_be_a_copy(
+    cli: Cli, program: Cli
+) -> None:
+    await cli("projects", "create", "Dreaming", "--id", "dreaming")
+    first = await program("chat", "dreaming", "hello", "--json")
+    session = next(one["content"]["session_id"] for one in first.lines if one["type"] == "turn")
+    await cli("deactivate", "dreaming")
+    listed = await cli("sessions", "dreaming", "--json")
+    assert [one["session_id"] for one in listed.document["sessions"]] == [session]
+    assert listed.document["kept_at"].endswith("Z")
+    read = await cli("sessions", "dreaming", session[:8])
+    assert "You said: hello" in read.out
+    assert "The environment is not active: this is a copy as of 20" in read.err
+    assert (await cli("projects", "show", "dreaming", "--json")).document["status"] == "inactive"
+    deleted = await cli("sessions", "dreaming", session[:8], "--delete", "--yes")
+    assert (deleted.code, "Waking" in deleted.err) == (0, True)
+    assert (await cli("sessions", "dreaming", "--json")).document == {"sessions": []}
+
+
 async def test_a_pasted_text_is_one_message(env: dict[str, str], project: str) -> None:
     async with on_terminal("chat", project, env=env) as terminal:
         await terminal.until("you> ")

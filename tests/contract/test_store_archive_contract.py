@@ -65,6 +65,20 @@ async def test_long_logs_come_back_whole(archive: Archive) -> None:
     assert [event.seq for event in found.events] == list(range(1, 501))
 
 
+async def test_no_copy_of_what_was_said_outlives_an_import(site: Site) -> None:
+    stored = make_stored()
+    async with site.store() as store:
+        await store.create(replace(stored.project, lease=None, due_at=at(0)))
+        held = await store.claim_due("w", at(0), 30)
+        assert held is not None
+        await store.keep_transcript(held, {"": b"said"})
+    async with site.archive() as archive:
+        await fill(archive, stored)
+    async with site.store() as store:
+        ref = stored.project.ref
+        assert await store.transcript(ref.user_id, ref.project_id, "") is None
+
+
 async def test_others_take_the_place_of_all_that_was_there(archive: Archive) -> None:
     await fill(archive, make_stored("one"), make_stored("two"))
     third = make_stored("three")

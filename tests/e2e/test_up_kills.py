@@ -58,7 +58,7 @@ async def _round(up: Product, number: int, victim: str, moment: float) -> None:
     assert await up.settled(leaving) is None
     assert await up.settled(talking) == "active"
     await _agrees(up, talking, events)
-    assert not [one for one in marks_were & up.processes() if "sleep" in _command(one.pid)]
+    assert not [one for one in marks_were & up.processes() if "sleep 300" in _command(one.pid)]
     for path in (waking, talking):
         assert (await up.call("POST", f"{path}/deactivate"))[1]["status"] == "inactive"
     assert not up.processes()

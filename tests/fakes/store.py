@@ -3,7 +3,7 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -65,6 +65,7 @@ class _Tables:
     records: dict[ProjectRef, ProjectRecord] = field(default_factory=dict)
     events: dict[ProjectRef, list[Event]] = field(default_factory=dict)
     keys: dict[tuple[str, str], _Key] = field(default_factory=dict)
+    transcripts: dict[ProjectRef, dict[str, bytes]] = field(default_factory=dict)
     duties: dict[str, DutyRecord] = field(default_factory=dict)
     revoked: dict[str, datetime] = field(default_factory=dict)
     people: dict[tuple[type[AnyKept], str], dict[str, Any]] = field(default_factory=dict)
@@ -205,8 +206,24 @@ class MemoryStore:
         records.held(self._of(claim), claim)
         ref, tables = claim.project.ref, self._tables
         del tables.records[ref], tables.events[ref]
+        tables.transcripts.pop(ref, None)
         tables.keys = {name: key for name, key in tables.keys.items() if key.ref != ref}
         self._hub.signal(ref)
+
+    async def transcript(self, owner: str, project_id: str, part: str) -> bytes | None:
+        """Return a part of what was said; see the port."""
+        ref = self._find(owner, project_id).project.ref
+        return self._tables.transcripts.get(ref, {}).get(part)
+
+    async def keep_transcript(
+        self, claim: Claim, parts: Mapping[str, bytes], *, only: Collection[str] | None = None
+    ) -> None:
+        """Keep parts of what was said; see the port."""
+        records.held(self._of(claim), claim)
+        kept = {**self._tables.transcripts.get(claim.project.ref, {}), **parts}
+        if only is not None:
+            kept = {part: body for part, body in kept.items() if part in only}
+        self._tables.transcripts[claim.project.ref] = kept
 
     async def poke(self, ref: ProjectRef, now: datetime) -> None:
         """Make one project due; see the port."""

@@ -119,7 +119,7 @@ async def _turn(api: ApiClient, place: ProjectPlace, turn: str | None) -> str:
     """Return a turn's id, by default the project's newest turn's."""
     if turn is not None:
         return turn
-    found = await api.sessions(place)
+    found, _ = await api.sessions(place)
     newest = max(found, key=lambda session: session.updated_at, default=None)
     turns = [] if newest is None else await api.turns(place, newest.session_id)
     if not turns:

@@ -47,7 +47,7 @@ from greylag.cli.output import (
     somebody_is_there,
     visible,
 )
-from greylag.common.agent_api import AgentExtension, Decision
+from greylag.common.agent_api import AgentExtension, Decision, Session
 
 PROMPT = "you> "
 # Far above what a server takes; it only guards this machine's memory.
@@ -431,20 +431,24 @@ def _typed() -> str:
 
 
 async def _found_session(
-    access: Access, api: ApiClient, place: ProjectPlace, beginning: str
+    access: Access, api: ApiClient, place: ProjectPlace, beginning: str, *, awake: bool = True
 ) -> str | None:
     """Return the one session whose id begins so; of "" the newest, ``None`` when there is none.
 
-    The agent keeps them, so a sleeping environment is woken.
+    A sleeping environment is woken, unless a copy of its sessions will do (not ``awake``).
     """
+    found: list[Session] = []
     try:
-        found = await api.sessions(place)
+        found, kept_at = await api.sessions(place)
+        asleep = awake and kept_at is not None
     except CliError as error:
         if getattr(error, "code", "") != "environment_not_active":
             raise
+        asleep = True
+    if asleep:
         access.output.note("Waking the environment, which keeps the sessions ...")
         await api.change(place, "activate", Wish())
-        found = await api.sessions(place)
+        found, _ = await api.sessions(place)
     ids = [one.session_id for one in found]
     if not beginning:
         return ids[0] if ids else None
@@ -497,7 +501,8 @@ async def sessions(  # noqa: PLR0913 - one argument per option
 ) -> None:
     """List the conversations of PROJECT, or read one: SESSION.
 
-    The project must be active, as its agent keeps them. The beginning of a SESSION's id will do.
+    While the environment sleeps they are read from a copy, of which is said how old it is. The
+    beginning of a SESSION's id will do.
 
     \b
     Examples:
@@ -509,7 +514,7 @@ async def sessions(  # noqa: PLR0913 - one argument per option
         raise click.UsageError("--delete needs a SESSION.")
     place = await access.place(api, project)
     if session is not None and len(session) < _WHOLE_ID:
-        session = await _found_session(access, api, place, session)
+        session = await _found_session(access, api, place, session, awake=delete)
     if session is None:
         await _list_sessions(access.output, api, place)
     elif delete:
@@ -521,10 +526,11 @@ async def sessions(  # noqa: PLR0913 - one argument per option
 
 
 async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) -> None:
-    found = await api.sessions(place)
+    found, kept_at = await api.sessions(place)
     if output.json:
-        output.document({"sessions": [asdict(one) for one in found]})
+        output.document({"sessions": [asdict(one) for one in found], **_copied(kept_at)})
         return
+    _tell_copy(output, kept_at)
     rows = [
         (one.session_id, moment(one.updated_at), str(one.message_count), visible(one.title))
         for one in found
@@ -538,13 +544,25 @@ async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) ->
 
 
 async def _read_session(output: Output, api: ApiClient, place: ProjectPlace, session: str) -> None:
-    found = await api.messages(place, session)
+    found, kept_at = await api.messages(place, session)
     if output.json:
-        output.document({"messages": [asdict(one) for one in found]})
+        output.document({"messages": [asdict(one) for one in found], **_copied(kept_at)})
         return
+    _tell_copy(output, kept_at)
+    if found and found[0].message_index:
+        output.note("Older messages than these can be read once it is active.")
     for message in found:
         output.heading(f"{message.role}:")
         output.write(visible(message.content) + "\n\n")
+
+
+def _copied(kept_at: str | None) -> dict[str, str]:
+    return {} if kept_at is None else {"kept_at": kept_at}
+
+
+def _tell_copy(output: Output, kept_at: str | None) -> None:
+    if kept_at is not None:
+        output.note(f"The environment is not active: this is a copy as of {moment(kept_at)}.")
 
 
 def _tell_deleted(output: Output, session: str) -> None:

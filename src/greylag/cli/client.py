@@ -18,6 +18,7 @@ from yarl import URL
 from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
 from greylag.common import sse
 from greylag.common.agent_api import (
+    KEPT_AT,
     AgentExtension,
     ChatMessage,
     Decision,
@@ -305,14 +306,18 @@ class Http:
 
         It must begin within so many seconds.
         """
+        return (await self.answered(request, within))[0]
+
+    async def answered(
+        self, request: Request, within: float = ANSWER_SECONDS
+    ) -> tuple[Any, Mapping[str, str]]:
+        """Return the same, and the answer's headers."""
         response = await self._send(request, within)
         async with response:
             with self.translated():
                 raw = await response.read()
-        if not raw:
-            return None
         try:
-            return parse_json(raw)
+            return (parse_json(raw) if raw else None), response.headers
         except ValueError as error:
             raise self.stranger() from error
 
@@ -606,20 +611,23 @@ class ApiClient:
         left: ProjectJson | None = await self._http.call(request, wish.answer_within)
         return left
 
-    async def sessions(self, place: ProjectPlace) -> list[Session]:
-        """Return the conversations, newest first."""
-        found = await self._get((*place.path, "sessions"))
-        return self._http.shaped(Session, found["sessions"])
+    async def sessions(self, place: ProjectPlace) -> tuple[list[Session], str | None]:
+        """Return the conversations, newest first; and of when a copy told of them, if one did."""
+        found, headers = await self._http.answered(Request("GET", (*place.path, "sessions")))
+        return self._http.shaped(Session, found["sessions"]), headers.get(KEPT_AT)
 
     async def extensions(self, place: ProjectPlace) -> list[AgentExtension]:
         """Return the agent's extensions, by name."""
         found = await self._get((*place.path, "extensions"))
         return self._http.shaped(AgentExtension, found["extensions"])
 
-    async def messages(self, place: ProjectPlace, session_id: str) -> list[ChatMessage]:
-        """Return a conversation's history, oldest first."""
-        found = await self._get((*place.path, "sessions", session_id, "messages"))
-        return self._http.shaped(ChatMessage, found["messages"])
+    async def messages(
+        self, place: ProjectPlace, session_id: str
+    ) -> tuple[list[ChatMessage], str | None]:
+        """Return a conversation's history, oldest first; and of when a copy told it, if one did."""
+        path = (*place.path, "sessions", session_id, "messages")
+        found, headers = await self._http.answered(Request("GET", path))
+        return self._http.shaped(ChatMessage, found["messages"]), headers.get(KEPT_AT)
 
     async def delete_session(self, place: ProjectPlace, session_id: str) -> None:
         """End a conversation for good."""

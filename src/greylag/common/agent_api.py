@@ -26,6 +26,10 @@ MOST_TURNS = 200
 MOST_MESSAGES = 400
 PAGE_CHARACTERS = 256 * 1024
 """How many messages one page of a history has at most, and how much text they have together."""
+MOST_BEFORE = 2**31
+"""Past every index of a message."""
+KEPT_AT = "greylag-kept-at"
+"""The header that tells of when a copy is that answers in the place of an environment."""
 MOST_TITLE = 200
 """How many characters a session's title may have."""
 MOST_EVENT = 8 * MEBIBYTE
@@ -121,7 +125,7 @@ class ChatMessage:
     role: Annotated[str, Doc("User or Assistant.", "User")]
     content: Annotated[str, Doc("The words.", "Hello")]
     timestamp: Annotated[int | None, Doc("Seconds since 1970.", 1795424100)]
-    message_index: Annotated[int, Doc("From 0, without a gap.", 0)]
+    message_index: Annotated[int, Doc("From 0, without a gap; a copy may begin later.", 0)]
     turn_id: Annotated[str | None, Doc("The turn that it is of.", _TURN)] = None
     shortened: Annotated[bool, Doc("Whether a page cut it, as it alone is longer.")] = False
     author: Annotated[str | None, Doc("The user's name, where it is known.", "Ann")] = None
@@ -606,6 +610,7 @@ class Operation(Generic[_AnswerShape]):
         answer_limit: the most bytes of an answer.
         seconds: that it may take from beginning to end.
         silence: seconds that nothing of the answer may come.
+        kept: whether a copy answers it while there is nobody to ask.
     """
 
     name: str
@@ -624,6 +629,7 @@ class Operation(Generic[_AnswerShape]):
     answer_limit: int = 8 * MEBIBYTE
     seconds: float = 600
     silence: float = 30
+    kept: bool = False
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -640,6 +646,7 @@ LIST_SESSIONS = Operation(
     text="The project's sessions, newest first.",
     tag="sessions",
     answer=SessionList,
+    kept=True,
 )
 CREATE_SESSION = Operation(
     name="create_session",
@@ -659,6 +666,7 @@ SHOW_SESSION = Operation(
     text="One session.",
     tag="sessions",
     answer=Session,
+    kept=True,
     missing="session_not_found",
 )
 RENAME_SESSION = Operation(
@@ -707,6 +715,7 @@ LIST_MESSAGES = Operation(
         ),
     ),
     answer_limit=256 * MEBIBYTE,
+    kept=True,
 )
 EXPORT_SESSION = Operation(
     name="export_session",

@@ -43,6 +43,7 @@ from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Statu
 from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
 from greylag.reconcile.git import AskingGit, GitSetups, no_setups
+from greylag.reconcile.transcripts import KeepingTranscripts
 
 _log = structlog.get_logger(__name__)
 
@@ -95,6 +96,7 @@ class Reconciler:
         rng: random.Random,
         warnings: Warnings = lambda: (),
         git: GitSetups = no_setups,
+        transcripts: bool = False,
     ) -> None:
         self.worker = worker
         self._warnings = warnings
@@ -105,6 +107,7 @@ class Reconciler:
         self._clock = clock
         self._pace = pace
         self._rng = rng
+        self._transcripts = KeepingTranscripts(store, cluster, agents, clock, wanted=transcripts)
 
     async def claim(self) -> Claim | None:
         """Claim the project whose turn it is; none while the store cannot be reached."""
@@ -134,6 +137,7 @@ class Reconciler:
             rng=self._rng,
             warnings=self._warnings,
             git=self._git,
+            transcripts=self._transcripts,
         )
         with structlog.contextvars.bound_contextvars(
             user_id=ref.user_id, project_id=ref.project_id, claim=claim.number
@@ -176,6 +180,8 @@ class _Pass:
         trouble: the code of what keeps the environment, and since when.
         warnings: what the log of an activation is to say of what cannot work.
         git: tells what the environment is told of git.
+        transcripts: keeps what was said.
+        copied: whether that was kept before the environment's end.
     """
 
     claim: Claim
@@ -185,6 +191,7 @@ class _Pass:
     clock: Clock
     pace: Pace
     rng: random.Random
+    transcripts: KeepingTranscripts
     started: bool = False
     restored: bool = False
     announced: set[Verb] = field(default_factory=set)
@@ -192,6 +199,7 @@ class _Pass:
     trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
     warnings: Warnings = lambda: ()
     git: GitSetups = no_setups
+    copied: bool = False
 
     @property
     def project(self) -> Project:
@@ -207,6 +215,7 @@ class _Pass:
         """
         try:
             with self.store.subscribe(self.project.ref) as news:
+                await self.transcripts.drop_unwanted(self.claim)
                 while not await self._advance(news):
                     await self._renew()
         except asyncio.CancelledError:
@@ -232,6 +241,11 @@ class _Pass:
                 # A new start can wait until nobody is answered any more.
                 pause = timedelta(seconds=BUSY_PAUSE)
                 outcome = outcomes.settled(self.project, Status.ACTIVE, seen, now, pause)
+            case Act(Verb.STOP) if self._is_to_be_copied(seen):
+                # A step of its own, with a lease renewed after it: it takes nothing from the stop.
+                self.copied = True
+                await self.transcripts.look(self.claim, last=True)
+                return False
             case Act(verb):
                 return await self._act(seen, verb)
             case Wait():
@@ -239,6 +253,7 @@ class _Pass:
                 await self._wait(news, working=seen.working)
                 return False
             case Settle(status):
+                await self._copy_news(status)
                 recheck = self._pause() if self.project.attempts else self._resync()
                 recheck = timedelta(seconds=BUSY_PAUSE) if seen.working else recheck
                 outcome = outcomes.settled(self.project, status, seen, now, recheck)
@@ -266,6 +281,16 @@ class _Pass:
             return seen
         asking = AskingGit(self.cluster, self.agents, self.git, self.pace.step)
         return await asking.with_git(self.project, seen)
+
+    def _is_to_be_copied(self, seen: Observation) -> bool:
+        sleeps = self.project.desired is Desired.INACTIVE
+        fresh = self.transcripts.wanted and not self.copied
+        return sleeps and fresh and seen.state is Observed.READY
+
+    async def _copy_news(self, status: Status) -> None:
+        """Keep what was said in an environment since the last look at it."""
+        if status is Status.ACTIVE and self.project.status is status:
+            await self.transcripts.look(self.claim)
 
     async def _is_in_use(self) -> bool:
         """Tell whether it is only to be started anew while its agent is at work, or may be."""

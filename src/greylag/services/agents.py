@@ -1,7 +1,13 @@
 """What runs in a project's environment: its agent's API and turns, and its log."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
+from datetime import datetime
 from typing import Any, TypeVar
 
 from greylag.common import sse
@@ -34,6 +40,7 @@ from greylag.ports import (
     ForwardedSocket,
 )
 from greylag.services.projects import Projects
+from greylag.services.transcripts import Transcripts
 
 MAX_LOG_LINES = 10_000
 _T = TypeVar("_T")
@@ -44,16 +51,24 @@ class Agents:
 
     Each fails as ``Projects`` does for a wrong user or project, as its method of ``AgentGateway``
     does, and by ``NotActiveError`` when the environment does not run. ``terminal`` tells whether
-    people may run things there themselves.
+    people may run things there themselves. ``transcripts`` answers some of what is asked of an
+    environment that does not run.
     """
 
     def __init__(
-        self, projects: Projects, cluster: Cluster, gateway: AgentGateway, *, terminal: bool = True
+        self,
+        projects: Projects,
+        cluster: Cluster,
+        gateway: AgentGateway,
+        *,
+        terminal: bool = True,
+        transcripts: Transcripts | None = None,
     ) -> None:
         self._projects = projects
         self._cluster = cluster
         self._gateway = gateway
         self._terminal = terminal
+        self._transcripts = transcripts
         self.audit = projects.audit
 
     async def address(
@@ -103,9 +118,19 @@ class Agents:
     async def relay(
         self, principal: Principal, ref: ProjectRef, request: AgentRequest
     ) -> AbstractAsyncContextManager[AgentAnswer]:
-        """Return the agent's answer to an operation of its API, to be opened."""
+        """Return the agent's answer to an operation of its API, to be opened; of an environment
+        that does not run, a copy's, where there is one.
+        """
         action = action_of(request.operation)
-        at = await self.address(principal, ref, action)
+        if self._transcripts is not None and request.operation.kept:
+            project = await self._projects.get(principal, ref, action)
+            if project.status is not Status.ACTIVE:
+                copy = await self._transcripts.answer(project, request)
+                if copy is not None:
+                    return nullcontext(copy)
+            at = await self.reach(project)
+        else:
+            at = await self.address(principal, ref, action)
         answer = self._gateway.relay(at, request)
         if request.operation.method == "GET":
             return answer
@@ -113,6 +138,15 @@ class Agents:
             principal, action, _object(ref, request), operation=request.operation.name
         )
         return _opened(answer, doing)
+
+    async def kept_at(
+        self, principal: Principal, ref: ProjectRef, session_id: str
+    ) -> datetime | None:
+        """Return of when the copy is in which a session is read while nobody can be asked."""
+        project = await self._projects.get(principal, ref, Action.AGENT_READ)
+        if self._transcripts is None or project.status is Status.ACTIVE:
+            return None
+        return await self._transcripts.kept_at(project, session_id)
 
     async def socket(
         self, principal: Principal, ref: ProjectRef, socket: Socket, parts: Mapping[str, str]

@@ -23,7 +23,6 @@ from greylag.common import agent_api
 from greylag.common.clock import maybe_rfc3339, rfc3339
 
 _PAGE = 4
-_LAST_INDEX = 2**31
 _NOT_FOUND = {"session_id": "not_found", "created_at": "", "updated_at": "", "message_count": 0}
 _SMALL_BODY = 4096
 _LIST_TEXT = 1000
@@ -93,7 +92,8 @@ class SessionRoutes:
             return JSONResponse(empty, status_code=404)
         if "limit" in request.query_params:
             most = whole_number(request, "limit", default=1, most=agent_api.MOST_MESSAGES)
-            before = whole_number(request, "before", default=_LAST_INDEX, most=_LAST_INDEX)
+            last = agent_api.MOST_BEFORE
+            before = whole_number(request, "before", default=last, most=last)
             return answer(await self._page(session, most, before))
         return StreamingResponse(self._messages_json(session), media_type="application/json")
 

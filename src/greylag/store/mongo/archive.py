@@ -161,7 +161,8 @@ class MongoArchive:
         with asking(_SECONDS):
             await marks.replace_one(_MARK, mark, upsert=True)
             of_people = indexes.PEOPLE.values() if people else ()
-            for name in (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS, *of_people):
+            ours = (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS, indexes.TRANSCRIPTS)
+            for name in (*ours, *of_people):
                 await repeated(partial(self._database[name].delete_many, {}))
             await indexes.ensure(self._database)
             if instance is not None:

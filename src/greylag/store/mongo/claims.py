@@ -1,6 +1,6 @@
 """The reconciler's half of the MongoDB store: claims, what they may write, what wakes projects."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -102,13 +102,59 @@ class ReconcilerMethods(StoreParts):
             if gone.deleted_count:
                 await self._tell(GONE, claim.project.id, claim.project.ref)
                 await self._log.remove(place["_id"])
+                await self._remove_transcript(place["_id"])
             return gone.deleted_count > 0
 
         with self._asking():
-            raw = await self._projects.find_one(place, WITHOUT_TAIL)
-            records.held(None if raw is None else from_document(raw), claim)
+            await self._check_held(claim)
             if not await self._to_its_end(work()):
                 raise records.lease_lost(claim)
+
+    async def transcript(self, owner: str, project_id: str, part: str) -> bytes | None:
+        """Return a part of what was said; see the port."""
+        ref = ProjectRef(owner, project_id)
+        with self._asking():
+            project = await self._projects.find_one(of_owner(ref), {"_id": True})
+            if project is None:
+                raise records.not_found(ref)
+            found = await self._transcripts.find_one({"record_id": project["_id"], "part": part})
+        return None if found is None else bytes(found["body"])
+
+    async def keep_transcript(
+        self, claim: Claim, parts: Mapping[str, bytes], *, only: Collection[str] | None = None
+    ) -> None:
+        """Keep parts of what was said; see the port. Each is fenced by the number of the claim that
+        wrote it, as no one step can look at the record and write elsewhere.
+        """
+        of_record = {"record_id": id_of(claim.project.id)}
+        older = {"number": {"$lte": claim.number}}
+
+        async def work() -> None:
+            for part, body in parts.items():
+                one = {**of_record, "part": part, **older}
+                kept = {"$set": {"number": claim.number, "body": body}}
+                try:
+                    await self._transcripts.update_one(one, kept, upsert=True)
+                except DuplicateKeyError:
+                    # A newer claim wrote it, or one of a time that records put back know not of.
+                    await self._check_held(claim)
+                    await self._transcripts.update_one({**of_record, "part": part}, kept)
+            if only is not None:
+                others = {**of_record, "part": {"$nin": list(only)}, **older}
+                await repeated(lambda: self._transcripts.delete_many(others))
+            if await self._projects.find_one({"_id": of_record["record_id"]}, {"_id": 1}) is None:
+                await self._remove_transcript(of_record["record_id"])
+
+        with self._asking():
+            await self._check_held(claim)
+            await self._to_its_end(work())
+
+    async def _check_held(self, claim: Claim) -> None:
+        raw = await self._projects.find_one({"_id": id_of(claim.project.id)}, WITHOUT_TAIL)
+        records.held(None if raw is None else from_document(raw), claim)
+
+    async def _remove_transcript(self, record_id: Any) -> None:
+        await repeated(lambda: self._transcripts.delete_many({"record_id": record_id}))
 
     async def poke(self, ref: ProjectRef, now: datetime) -> None:
         """Make one project due; see the port."""

@@ -29,6 +29,7 @@ PINGS = "greylag_pings"
 DUTIES = "greylag_duties"
 REVOCATIONS = "greylag_revocations"
 INSTANCE = "greylag_instance"
+TRANSCRIPTS = "greylag_transcripts"
 AUDIT = "greylag_audit"
 AUDIT_BOUNDS = "greylag_audit_bounds"
 PEOPLE = {
@@ -78,6 +79,7 @@ _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
         ([("record_id", 1)], {}),
         ([("purge_at", 1)], {"expireAfterSeconds": 0}),
     ],
+    TRANSCRIPTS: [([("record_id", 1), ("part", 1)], {"unique": True})],
     REVOCATIONS: [([("until", 1)], {"expireAfterSeconds": 0})],
     AUDIT: [([(name, 1), ("_id", 1)], {}) for name in _AUDIT_FOUND_BY],
     CHANGES: [([("at", 1)], {"expireAfterSeconds": CHANGES_KEPT_SECONDS})],

@@ -51,6 +51,7 @@ class StoreParts:
         self._projects = database[indexes.PROJECTS]
         self._keys = database[indexes.KEYS]
         self._revocations = database[indexes.REVOCATIONS]
+        self._transcripts = database[indexes.TRANSCRIPTS]
         self._log = ActivationLog(database[indexes.EVENTS])
         self._audit = AuditTrail(client, database, limits.operation)
         self._seconds = limits.operation

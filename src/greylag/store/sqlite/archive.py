@@ -219,7 +219,7 @@ def _stored(sql: sqlite3.Connection, row: sqlite3.Row) -> StoredProject | Findin
 
 def _clear(sql: sqlite3.Connection, instance: str | None, *, people: bool) -> None:
     tables_of_people = ("people", "people_labels") if people else ()
-    for table in ("projects", "events", "idempotency_keys", *tables_of_people):
+    for table in ("projects", "events", "idempotency_keys", "transcripts", *tables_of_people):
         sql.execute(f"DELETE FROM {table}")  # noqa: S608 - the names above
     if instance is not None:
         sql.execute("UPDATE instance SET id = ?", (instance,))

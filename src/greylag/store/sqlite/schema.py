@@ -188,9 +188,21 @@ _AUDIT = (
 # The repository that a project starts from.
 _SOURCES = ("ALTER TABLE projects ADD COLUMN source TEXT",)
 
+# Copies of what was said, to be read while environments sleep.
+_TRANSCRIPTS = (
+    """
+    CREATE TABLE transcripts (
+      record_id TEXT NOT NULL,
+      part TEXT NOT NULL,
+      body BLOB NOT NULL,
+      PRIMARY KEY (record_id, part)
+    )
+    """,
+)
+
 MIGRATIONS = (
     *(_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS, _PEOPLE, _AUDIT),
-    _SOURCES,
+    *(_SOURCES, _TRANSCRIPTS),
 )
 
 

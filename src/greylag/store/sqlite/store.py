@@ -8,7 +8,7 @@ whether anybody has written at all; only then are the rows read.
 import asyncio
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -323,6 +323,22 @@ class SqliteStore:
             records.held(tables.by_id(write.sql, claim.project.id), claim)
             tables.delete(write.sql, claim.project.id)
             write.changed.append(claim.project.ref)
+
+        await self._write(work)
+
+    async def transcript(self, owner: str, project_id: str, part: str) -> bytes | None:
+        """Return a part of what was said; see the port."""
+        ref = ProjectRef(owner, project_id)
+        return await self._read(lambda sql: tables.transcript(sql, ref, part))
+
+    async def keep_transcript(
+        self, claim: Claim, parts: Mapping[str, bytes], *, only: Collection[str] | None = None
+    ) -> None:
+        """Keep parts of what was said; see the port."""
+
+        def work(write: Write) -> None:
+            records.held(tables.by_id(write.sql, claim.project.id), claim)
+            tables.keep_transcript(write.sql, claim.project.id, parts, only)
 
         await self._write(work)
 

@@ -6,7 +6,7 @@ Each function is a few statements, called inside a transaction, in the thread of
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import lru_cache
@@ -228,10 +228,40 @@ def update(sql: sqlite3.Connection, record: ProjectRecord) -> None:
 
 
 def delete(sql: sqlite3.Connection, record_id: str) -> None:
-    """Remove a record, its log and its idempotency key."""
+    """Remove a record, its log, its idempotency key and what was said in it."""
     sql.execute("DELETE FROM projects WHERE id = ?", (record_id,))
     sql.execute("DELETE FROM events WHERE record_id = ?", (record_id,))
     sql.execute("DELETE FROM idempotency_keys WHERE record_id = ?", (record_id,))
+    sql.execute("DELETE FROM transcripts WHERE record_id = ?", (record_id,))
+
+
+def transcript(sql: sqlite3.Connection, ref: ProjectRef, part: str) -> bytes | None:
+    """Return a part of a project's copy of what was said."""
+    found = sql.execute(
+        "SELECT body FROM transcripts WHERE record_id = ? AND part = ?",
+        (find(sql, ref).project.id, part),
+    ).fetchone()
+    return None if found is None else bytes(found["body"])
+
+
+def keep_transcript(
+    sql: sqlite3.Connection,
+    record_id: str,
+    parts: Mapping[str, bytes],
+    only: Collection[str] | None,
+) -> None:
+    """Keep parts of what was said; see the port."""
+    sql.executemany(
+        "INSERT OR REPLACE INTO transcripts (record_id, part, body) VALUES (?, ?, ?)",
+        ((record_id, part, body) for part, body in parts.items()),
+    )
+    if only is None:
+        return
+    kept = sql.execute("SELECT part FROM transcripts WHERE record_id = ?", (record_id,)).fetchall()
+    sql.executemany(
+        "DELETE FROM transcripts WHERE record_id = ? AND part = ?",
+        ((record_id, part) for (part,) in kept if part not in only),
+    )
 
 
 class Pages:

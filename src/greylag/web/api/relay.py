@@ -153,6 +153,13 @@ def takes_file(method: str, path: str) -> bool:
 
 
 _FILE = {"type": "string", "format": "binary"}
+_COPIED = {
+    agent_api.KEPT_AT: {
+        "description": "Only while the environment does not run: the answer is from a copy that "
+        "is kept of its conversations, as they were then (RFC 3339). Without a copy it is a 409.",
+        "schema": {"type": "string", "format": "date-time"},
+    }
+}
 _UNSHAPED = {str, bytes, NoneType}
 _ID = {"minLength": 1, "maxLength": MAX_ID_LENGTH, "pattern": SEGMENT_FORM}
 
@@ -187,6 +194,8 @@ def _responses(operation: Operation[Any]) -> Responses:
     statuses += [413] if operation.body is not None else []
     statuses += [410] if operation.tag == "changes" else []
     refused = problems(*statuses)
+    if operation.kept:
+        return {**refused, operation.status: {"description": operation.text, "headers": _COPIED}}
     if operation.answer is NoneType:
         return {**refused, operation.status: {"description": "It is done."}}
     if operation.answer in {str, bytes}:

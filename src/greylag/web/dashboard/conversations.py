@@ -18,16 +18,19 @@ from greylag.domain.errors import (
     AgentUnreachableError,
     ErrorInfo,
     GreylagError,
+    NotActiveError,
 )
 from greylag.services.messages import NewMessage
 from greylag.web.addresses import project_url
 from greylag.web.api.relay import ask
 from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
+    Moment,
     ProjectView,
     form_field,
     is_fragment_request,
     is_segment,
+    moment,
     project_view,
     respond,
     respond_to,
@@ -65,17 +68,21 @@ class AnsweredMessage:
 
 @dataclass(frozen=True, slots=True)
 class ConversationView:
-    """All that a page shows of an agent. ``selected`` is ``None`` before a session's first message;
-    ``error`` tells why the agent's part is missing; ``shared``: messages may be of several people.
+    """All that a page shows of an agent. ``sessions`` are ``None`` where they cannot be told,
+    ``selected`` is ``None`` before a session's first message; ``error`` tells why the agent's part
+    is missing; ``shared``: messages may be of several people. ``kept_at``: of when the copy is
+    that shows, which lacks the first ``left_out`` messages.
     """
 
-    sessions: Sequence[Session] = ()
+    sessions: Sequence[Session] | None = None
     selected: str | None = None
     turns: tuple[AnsweredMessage, ...] = ()
     hidden: int = 0
     demonstration: str | None = None
     error: ErrorInfo | None = None
     shared: bool = False
+    kept_at: Moment | None = None
+    left_out: int = 0
 
     @property
     def running(self) -> Turn | None:
@@ -195,15 +202,14 @@ async def read_conversation(
 ) -> ConversationView:
     """Return the session ``wanted`` (``None``: the newest) with its last ``shown`` turns.
 
-    A project that is not active has nothing to show yet; an agent that fails or takes longer than
-    a page may is an ``error`` of the result, so that the rest of the page stands.
+    Of a project that is not active it is what a copy holds; an agent that fails or takes longer
+    than a page may is an ``error`` of the result, so that the rest of the page stands.
     """
     shared = bool(await call.use_cases.gate.members(*call.at))
-    if not project.is_active:
-        return ConversationView(selected=_chosen(wanted, ()), shared=shared)
+    read = _read if project.is_active else _read_kept
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            return replace(await _read(call, wanted, shown), shared=shared)
+            return replace(await read(call, wanted, shown), shared=shared)
     except GreylagError as error:
         return ConversationView(selected=_chosen(wanted, ()), error=error.info)
     except TimeoutError:
@@ -230,6 +236,28 @@ async def _read(call: RequestContext, wanted: str | None, shown: int) -> Convers
         hidden=hidden,
         demonstration=status.demonstration,
         error=error,
+    )
+
+
+async def _read_kept(call: RequestContext, wanted: str | None, shown: int) -> ConversationView:
+    sessions: Sequence[Session] | None = None
+    try:
+        sessions = await read_sessions(call)
+        selected = _chosen(wanted, sessions)
+        if selected is None:
+            return ConversationView(sessions=sessions)
+        said = (await ask(call, agent_api.LIST_MESSAGES, session=selected)).messages
+        kept_at = await call.use_cases.agents.kept_at(*call.at, selected)
+    except NotActiveError:
+        return ConversationView(sessions=sessions, selected=_chosen(wanted, sessions or ()))
+    found = pair(said, ())
+    return ConversationView(
+        sessions=sessions,
+        selected=selected,
+        turns=tuple(found[-shown:]),
+        hidden=max(0, len(found) - shown),
+        kept_at=None if kept_at is None else moment(kept_at),
+        left_out=said[0].message_index if said else 0,
     )
 
 

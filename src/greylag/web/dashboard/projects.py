@@ -56,11 +56,10 @@ async def show_project(
     view = project_view(project)
     limit = bounded(turns)
     said = await read_conversation(call, view, session, limit)
-    known = said.sessions if view.is_active and said.error is None else None
     response = respond(
         "project.html",
         site=call.site,
-        rail=await read_rail(call, shown=view, sessions=known, selected=said.selected),
+        rail=await read_rail(call, shown=view, sessions=said.sessions, selected=said.selected),
         user=owner,
         project=view,
         writes=await call.use_cases.gate.may(call.principal, Action.FILES_WRITE, call.ref),

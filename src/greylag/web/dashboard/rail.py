@@ -38,6 +38,7 @@ GATHER_SECONDS = 0.15
 RECHECK_SECONDS = 60.0
 _AT_ONCE = 500
 _PATIENCE_SECONDS = 4.0
+_ASLEEP = "asleep"
 STATES = {
     "asks": "needs you",
     "working": "working",
@@ -211,9 +212,13 @@ async def rail_frames(
             here = next((one for one in projects if shown and one.id == shown.key), None)
             activity = watch.of(here) if here else None
             doing = activity.revision if activity is not None else ""
-            if here is None or here.status is not Status.ACTIVE:
+            if here is None:
                 sessions, revision = None, None
-            elif revision is None or doing not in {"", revision}:
+            elif here.status is not Status.ACTIVE:
+                # What is kept of them does not change while it sleeps.
+                if revision != _ASLEEP:
+                    sessions, revision = await _sessions(call, None), _ASLEEP
+            elif revision in {None, _ASLEEP} or doing not in {"", revision}:
                 sessions, revision = await _sessions(call, sessions), doing
             if activity is not None and sessions is not None:
                 current = [asdict(one) for one in activity.turns]
@@ -252,9 +257,13 @@ def changed(before: Rail | None, now: Rail) -> list[bytes]:
     if before is None or before.total != now.total or not same_keys(before.rows, now.rows):
         return [html_frame(render("fragments/rail_projects.html", rail=now, oob=True))]
     frames = row_frames(before.rows, now.rows, "rail", "fragments/rail_row.html", rail=now)
-    if before.sessions != now.sessions:
+    if (before.sessions, _is_awake(before)) != (now.sessions, _is_awake(now)):
         frames.append(html_frame(render("fragments/sessions.html", rail=now, oob=True)))
     return frames
+
+
+def _is_awake(rail: Rail) -> bool:
+    return rail.open is not None and rail.open.is_active
 
 
 def same_keys(before: Sequence[ProjectRow], now: Sequence[ProjectRow]) -> bool:

@@ -1,0 +1,169 @@
+"""Conversations that are read while their environment sleeps: by whom, and how that is marked."""
+
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.harness import BEARER, Harness
+from tests.web.server import ADA, Site, served, settings, site
+from tests.web.test_audit import entries
+from tests.web.test_people_api import people_at_work
+
+from greylag.common.agent_api import KEPT_AT
+from greylag.domain.project import ProjectRef
+from greylag.domain.users import OPERATOR
+from greylag.reconcile import transcripts
+from greylag.web.app import create_app
+
+REF = ProjectRef("ada", "notes")
+NOTES = f"{ADA}/notes"
+PAGE = NOTES.removeprefix("/api")
+
+
+async def get(running: Site, path: str, **options: Any) -> tuple[int, Any, str | None]:
+    async with running.http.get(path, **options) as answer:
+        return answer.status, await answer.json(content_type=None), answer.headers.get(KEPT_AT)
+
+
+async def text(running: Site, path: str) -> str:
+    async with running.http.get(path, headers={"accept": "text/html"}) as answer:
+        assert answer.status == 200
+        return await answer.text()
+
+
+async def talk(running: Site, *messages: str, session: str | None = None) -> str:
+    """Say this to ada's notes, and return the session."""
+    of = running.house.use_cases
+    for message in messages:
+        at = await of.agents.address(OPERATOR, REF)
+        turn = await running.house.gateway.start_turn(at, session, message, message)
+        session = turn.session_id
+    assert session is not None
+    return session
+
+
+async def sleep(running: Site) -> None:
+    status, _ = await running.ask("POST", f"{NOTES}/deactivate")
+    assert status == 200
+
+
+async def test_it_is_told_as_it_was_and_marked_as_a_copy() -> None:
+    async with site() as running:
+        await running.project(active=True)
+        session = await talk(running, "one", "two", "three")
+        places = ["/sessions", f"/sessions/{session}"] + [
+            f"/sessions/{session}/messages{query}"
+            for query in ("", "?limit=1", "?limit=400", "?limit=2&before=3", "?limit=3&before=1")
+        ]
+        awake = [await get(running, NOTES + place) for place in places]
+        assert {kept_at for _, _, kept_at in awake} == {None}
+        await sleep(running)
+        asleep = [await get(running, NOTES + place) for place in places]
+        assert [one[:2] for one in asleep] == [one[:2] for one in awake]
+        marks = {kept_at for _, _, kept_at in asleep}
+        assert len(marks) == 1
+        assert (marks.pop() or "").endswith("Z")
+        await running.ask("POST", f"{NOTES}/activate")
+        again = [await get(running, NOTES + place) for place in places]
+        assert again == awake
+
+
+async def test_what_is_not_kept_is_refused_as_ever_and_a_bad_page_as_by_an_agent() -> None:
+    async with site() as running:
+        await running.project(active=True)
+        session = await talk(running, "hello")
+        await sleep(running)
+        for place in ("unknown", "unknown/messages", f"{session}/export", f"{session}/turns"):
+            status, told, mark = await get(running, f"{NOTES}/sessions/{place}")
+            assert (status, told["code"], mark) == (409, "environment_not_active", None)
+        for query in ("limit=0", "limit=401", "limit=-1", "limit=x", "limit=", "limit=1&before=0"):
+            status, told, mark = await get(running, f"{NOTES}/sessions/{session}/messages?{query}")
+            assert (status, told["code"], mark) == (422, "invalid_request", None)
+        for method, place in (("POST", ""), ("PUT", f"/{session}"), ("DELETE", f"/{session}")):
+            status, told = await running.ask(
+                method, f"{NOTES}/sessions{place}", json={"title": "a"}
+            )
+            assert (status, told["code"]) == (409, "environment_not_active")
+
+
+async def test_each_role_reads_it_as_while_it_is_awake() -> None:
+    async with people_at_work() as (running, who):
+        await running.ask("POST", f"{NOTES}/activate", headers=BEARER)
+        session = await talk(running, "hello")
+        made = {"name": "reader", "scopes": ["projects:read"], "user": "ada"}
+        _, narrow = await running.ask("POST", "/api/tokens", json=made, headers=BEARER)
+        await running.ask("POST", f"{NOTES}/deactivate", headers=BEARER)
+        reason = {"x-greylag-reason": "a complaint"}
+        wanted = {
+            "stranger": (who["stranger"], 404),
+            "viewer": (who["viewer"], 200),
+            "editor": (who["editor"], 200),
+            "admin": (who["admin"], 403),
+            "admin, with a reason": (who["admin"] | reason, 200),
+            "token of another scope": ({"authorization": f"Bearer {narrow['token']}"}, 403),
+            "nobody": ({}, 401),
+        }
+        for role, (headers, status) in wanted.items():
+            for place in ("sessions", f"sessions/{session}", f"sessions/{session}/messages"):
+                found, _, mark = await get(running, f"{NOTES}/{place}", headers=headers)
+                assert (found, mark is not None) == (status, status == 200), (role, place)
+        (read,) = await entries(running, action="agent.read", user="boss", result="done")
+        assert read["changed"] == {"reason": "a complaint"}
+
+
+async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it() -> None:
+    async with site() as running:
+        await running.project(active=True)
+        older = await talk(running, "the first session")
+        session = await talk(running, *(f"message {number}" for number in range(40)))
+        await sleep(running)
+        page = await text(running, PAGE)
+        assert "Asleep. This is the conversation as of" in page
+        assert (page.count("data-kept"), "message 39" in page, "message 9<" in page) == (
+            30,
+            True,
+            False,
+        )
+        assert "Show earlier messages" in page
+        assert f'name="session" value="{session}"' in page
+        assert page.count('class="session-link"') == 2
+        assert f"/sessions/{session}/delete" not in page
+        earlier = await text(running, f"{PAGE}/conversation?session={session}&turns=130")
+        assert (earlier.count("data-kept"), "Show earlier" in earlier) == (40, False)
+        assert "the first session" in await text(running, f"{PAGE}?session={older}")
+        empty = await text(running, f"{PAGE}?session=new")
+        assert "The environment sleeps. A message wakes it." in empty
+        assert 'class="session-link"' in empty
+        unknown = await text(running, f"{PAGE}?session=unknown")
+        assert "what was said before shows once it is active" in unknown
+
+
+async def test_a_page_says_what_a_copy_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with site() as running:
+        await running.project(active=True)
+        monkeypatch.setattr(transcripts, "MOST_MESSAGES", 4)
+        await talk(running, "one", "two", "three")
+        await sleep(running)
+        page = await text(running, PAGE)
+        assert "Earlier messages show once it is awake." in page
+        assert (page.count("data-kept"), "You said: one" in page) == (2, False)
+
+
+async def test_switched_off_nothing_is_kept_or_shown() -> None:
+    given = settings(users="ada:Ada", model_url="https://model.example", transcripts="off")
+    house = Harness(given)
+    app = create_app(house.use_cases, given)
+    async with (
+        house.working(),
+        served(app) as port,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=BEARER) as http,
+    ):
+        running = Site(house, http, port)  # type: ignore[arg-type] # all of a house that it needs
+        await running.project(active=True)
+        await talk(running, "hello")
+        await sleep(running)
+        assert (await get(running, f"{NOTES}/sessions"))[0] == 409
+        page = await text(running, PAGE)
+        assert "Sessions show while the project is awake" in page
+        assert "as of" not in page
+        assert house.store._tables.transcripts == {}
