@@ -9,6 +9,7 @@ import sys
 import uvloop
 from pydantic import SecretStr
 from tests.fakes.cluster import MemoryCluster
+from tests.fakes.delivery import MemoryDelivery
 from tests.fakes.store import MemoryStore
 
 from greylag.agent.http import HttpAgents
@@ -53,7 +54,7 @@ async def main(url: str, token: str) -> None:
         log_level="error",
     )
     gateway = HttpAgents.open()
-    greylag = build(settings, Adapters(MemoryStore(), _Elsewhere(url), gateway))
+    greylag = build(settings, Adapters(MemoryStore(), _Elsewhere(url), gateway, MemoryDelivery()))
     projects = greylag.use_cases.projects
     await projects.create(OPERATOR, "ada", NewProject("P", "p"))
     await projects.want(OPERATOR, ProjectRef("ada", "p"), Desired.ACTIVE)

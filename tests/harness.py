@@ -9,6 +9,7 @@ from typing import Any
 from starlette.types import ASGIApp
 from tests.fakes.agent import MemoryAgents
 from tests.fakes.cluster import MemoryCluster
+from tests.fakes.delivery import MemoryDelivery
 from tests.fakes.store import MemoryStore
 
 from greylag import wiring
@@ -55,7 +56,10 @@ class Harness:
         self.cluster.notice = notice
         self.gateway = MemoryAgents()
         self.clock = clock or SystemClock()
-        self._adapters = wiring.Adapters(self.store, self.cluster, self.gateway, self.clock)
+        self.delivery = MemoryDelivery()
+        self._adapters = wiring.Adapters(
+            self.store, self.cluster, self.gateway, self.delivery, self.clock
+        )
         built = self.build(worker)
         self.use_cases = built.use_cases
         self.reconciler = built.reconciler

@@ -51,6 +51,8 @@ VALUES = {
     "GREYLAG_CONNECTIONS_PER_ADDRESS": "9",
     "GREYLAG_CONNECTION_LIMIT": "99",
     "GREYLAG_DATA": "elsewhere",
+    "GREYLAG_NOTIFICATION_CONTACT": "mailto:ops@greylag.test",
+    "GREYLAG_NOTIFICATION_HOSTS": "hooks.test,http://localhost:3000",
     "GREYLAG_GIT_HOSTS": "git.test:3000,http://localhost:3000",
     "GREYLAG_SECRET_KEY": "a-key-that-seals-the-secrets-of-users",
     "GREYLAG_GOOSE": "scripted",

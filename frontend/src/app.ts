@@ -8,6 +8,7 @@ import { keep } from "./kept";
 import { startFiles } from "./files_pane";
 import { startLive } from "./live";
 import { startNotices } from "./notices";
+import { startNotifications } from "./notifications";
 import { startPanes } from "./panes";
 import { startPreview } from "./preview_pane";
 import { startRail } from "./rail";
@@ -80,6 +81,7 @@ function startCopying(): void {
 startTheme();
 startForms();
 startNotices();
+startNotifications();
 startCopying();
 startRail();
 startDialog();

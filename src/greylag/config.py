@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
     git_hosts: str = Field("", max_length=4000)
     secret_key: SecretStr | None = None
+    notification_hosts: str = Field("", max_length=4000)
+    notification_contact: str = Field("", max_length=300, pattern=r"^((mailto:|https://)[!-~]+)?$")
     snapshot_limit: int = Field(2 * 1024**3, ge=1024**2)
     legacy_api: bool = False
     terminal: Literal["on", "off"] = "on"
@@ -164,9 +166,9 @@ class Settings(BaseSettings):
             raise ValueError("must begin a DNS label: a-z, 0-9, -, a letter first, 30 at most")
         return value
 
-    @field_validator("git_hosts")
+    @field_validator("git_hosts", "notification_hosts")
     @classmethod
-    def _git_hosts_are_hosts(cls, value: str) -> str:
+    def _named_hosts_are_hosts(cls, value: str) -> str:
         hosts = [one.strip() for one in value.split(",") if one.strip()]
         try:
             for one in hosts:

@@ -33,7 +33,17 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
-from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, Share, User, UserSecret
+from greylag.domain.users import (
+    ApiToken,
+    DeviceLogin,
+    Member,
+    NotificationTarget,
+    PushKey,
+    Session,
+    Share,
+    User,
+    UserSecret,
+)
 
 
 class Clock(Protocol):
@@ -63,13 +73,35 @@ class UserDirectory(Protocol):
         """
 
 
-Kept = TypeVar("Kept", User, Session, ApiToken, Member, DeviceLogin, Share, UserSecret)
-AnyKept = User | Session | ApiToken | Member | DeviceLogin | Share | UserSecret
+Kept = TypeVar(
+    "Kept",
+    User,
+    Session,
+    ApiToken,
+    Member,
+    DeviceLogin,
+    Share,
+    UserSecret,
+    NotificationTarget,
+    PushKey,
+)
+AnyKept = (
+    User
+    | Session
+    | ApiToken
+    | Member
+    | DeviceLogin
+    | Share
+    | UserSecret
+    | NotificationTarget
+    | PushKey
+)
 """What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
 
 
 class PeopleStore(Protocol):
-    """Users, their sessions, tokens and secrets, and whom projects and previews are shared with.
+    """Users, their sessions, tokens and secrets, whom projects and previews are shared with, and
+    where users are told of their turns.
 
     Every method may raise ``StoreUnavailableError``. What has an ``expires_at`` before ``now`` may
     be forgotten.
@@ -356,6 +388,99 @@ class AgentGateway(Protocol):
             ConfirmationNotFoundError: it did not ask this.
             ConfirmationSettledError: it was settled otherwise.
         """
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+# The way to whom users are told of their turns by: push services and webhooks.
+
+MAX_ADDRESS = 2000
+"""How many characters such an address may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushAddress:
+    """What a browser gives out for pushes to it (RFC 8030 and 8291); all of it is secret.
+
+    Attributes:
+        endpoint: where its push service takes them.
+        p256dh: its public key, base64url.
+        auth: its secret for encryption, base64url.
+    """
+
+    endpoint: str = field(repr=False)
+    p256dh: str = field(repr=False)
+    auth: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookAddress:
+    """A user's webhook, and what its messages are signed with (base64)."""
+
+    url: str = field(repr=False)
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PushMessage:
+    """What a browser is told.
+
+    Attributes:
+        body: for the service worker; 3,900 bytes at most.
+        topic: of two that wait for the browser under one, the newer is enough.
+        urgent: whether a device that saves power is to be woken for it.
+        contact: whom the push service may turn to, as a URI.
+    """
+
+    body: bytes
+    topic: str
+    urgent: bool
+    contact: str
+
+
+class DeliveryResult(StrEnum):
+    """What came of telling. ``GONE``: nobody is there for good; ``LATER``: another try may help."""
+
+    DONE = "done"
+    GONE = "gone"
+    REFUSED = "refused"
+    LATER = "later"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What came of telling, and in a few words."""
+
+    result: DeliveryResult
+    words: str
+
+
+class Delivery(Protocol):
+    """The way to push services and webhooks. No address that a user gives leads into a network that
+    is not public, unless the operator has named the host; no redirect is followed.
+    """
+
+    def new_key(self) -> str:
+        """Return a new private key for pushes, as text."""
+
+    def public_key(self, key: str) -> str:
+        """Return what browsers are told of a private key."""
+
+    def check(self, address: PushAddress | WebhookAddress) -> str:
+        """Return the host of an address that may be told something.
+
+        Raises:
+            InvalidRequestError: it may not, or is none; it is not repeated.
+        """
+
+    async def push(self, to: PushAddress, key: str, message: PushMessage) -> Delivered:
+        """Give a message, encrypted, to a browser's push service, once."""
+
+    async def post(
+        self, to: WebhookAddress, message_id: str, at: datetime, body: bytes
+    ) -> Delivered:
+        """Send a signed message to a webhook, once (Standard Webhooks)."""
 
     async def close(self) -> None:
         """Close all connections."""
@@ -878,8 +1003,10 @@ class Finding:
     hint: str
 
 
-EXPORTED_KINDS = frozenset({"users", "tokens", "members", "shares", "secrets"})
-"""What exports hold of people, secrets sealed as they are: whoever has signed in does so again."""
+EXPORTED_KINDS = frozenset(
+    {"users", "tokens", "members", "shares", "secrets", "notifications", "push_keys"}
+)
+"""What exports hold of people, what is sealed as it is: whoever has signed in does so again."""
 
 
 @dataclass(frozen=True, slots=True)

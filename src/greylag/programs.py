@@ -53,9 +53,11 @@ async def up(settings: Settings, announce: Announce) -> None:
         working = tasks.create_task(
             greylag.worker.run(looked, settings.startup_reconcile_timeout), name="worker"
         )
+        telling = tasks.create_task(greylag.notifier.run(), name="notifications")
         await looked.wait()
         await _serve_with_token(greylag.use_cases, settings, listener, announce)
         working.cancel()
+        telling.cancel()
     _log.info("stopped", environments="active ones go on, and are found again at the next start")
 
 
@@ -90,7 +92,10 @@ async def work(settings: Settings, announce: Announce) -> None:
         loop = asyncio.get_running_loop()
         for number in _STOPPING:
             loop.add_signal_handler(number, working.cancel)
-        announcing = tasks.create_task(_announce_after(looked, announce), name="announcement")
+        beside = {
+            tasks.create_task(_announce_after(looked, announce), name="announcement"),
+            tasks.create_task(greylag.notifier.run(), name="notifications"),
+        }
         health = HttpServer(
             create_health_app(greylag.use_cases.check_ready),
             ends_within=GRACEFUL_SHUTDOWN_SECONDS,
@@ -99,7 +104,8 @@ async def work(settings: Settings, announce: Announce) -> None:
         if probed is not None:
             tasks.create_task(health.serve([probed]), name="health")
         await asyncio.wait({working})
-        announcing.cancel()
+        for task in beside:
+            task.cancel()
         health.finish()
 
 

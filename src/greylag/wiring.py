@@ -41,6 +41,7 @@ from greylag.config import (
     load_settings,
     oidc_secret,
 )
+from greylag.delivery.http import DeliveryOptions, HttpDelivery
 from greylag.domain.audit import to_json
 from greylag.domain.errors import ConfigError, IdentityProviderUnavailableError
 from greylag.domain.names import check_id, environment_names
@@ -51,6 +52,7 @@ from greylag.ports import (
     AuthorizationRequest,
     Clock,
     Cluster,
+    Delivery,
     IdentityProvider,
     ProjectStore,
 )
@@ -63,6 +65,8 @@ from greylag.services.agents import Agents
 from greylag.services.audit import AuditReader
 from greylag.services.device_login import DeviceLogins
 from greylag.services.messages import Messages
+from greylag.services.notifications import Notifications
+from greylag.services.notifier import Notifier
 from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
 from greylag.services.projects import Projects
@@ -89,6 +93,7 @@ class Adapters:
     store: ProjectStore
     cluster: Cluster
     agents: AgentGateway
+    delivery: Delivery
     clock: Clock = field(default_factory=SystemClock)
     provider: IdentityProvider | None = None
 
@@ -100,6 +105,7 @@ class Application:
     use_cases: UseCases
     reconciler: Reconciler
     worker: Worker
+    notifier: Notifier
 
 
 def build(
@@ -141,6 +147,16 @@ def build(
         use_cases=use_cases,
         reconciler=reconciler,
         worker=Worker(store, cluster, clock, reconciler, concurrency=settings.worker_concurrency),
+        notifier=Notifier(
+            use_cases.notifications,
+            store,
+            use_cases.people,
+            use_cases.activities,
+            use_cases.agents,
+            adapters.agents,
+            clock,
+            worker,
+        ),
     )
 
 
@@ -168,6 +184,10 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
     if adapters.provider is not None:
         rules = _sign_in_rules(settings)
         sign_in = SignIn(adapters.provider, rules, people, store, clock, audit=gate.audit)
+    sealing = _sealing(settings)
+    notifications = Notifications(
+        recent, gate, clock, adapters.delivery, sealing, settings.notification_contact
+    )
     tokens = Tokens(recent, people, gate, clock, longest=timedelta(days=settings.token_days))
     return UseCases(
         projects=projects,
@@ -177,12 +197,13 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         platform=platform,
         store=store,
         people=people,
-        accounts=Accounts(people, gate, projects, recent, clock),
+        accounts=Accounts(people, gate, projects, recent, notifications, clock),
         gate=gate,
         audit_reader=AuditReader(store, gate),
         tokens=tokens,
         shares=Shares(recent, projects, clock),
-        secrets=Secrets(recent, people, projects, gate, clock, _sealing(settings)),
+        secrets=Secrets(recent, people, projects, gate, clock, sealing),
+        notifications=notifications,
         device_logins=DeviceLogins(recent, people, tokens, clock),
         sign_in=sign_in,
     )
@@ -284,7 +305,15 @@ async def _opened(
         provider = _open_provider(settings, clock)
         if provider is not None:
             opened.push_async_callback(provider.close)
-        yield Adapters(store, cluster, agents, clock, provider)
+        delivery = HttpDelivery.open(
+            DeliveryOptions(
+                tuple(filter(None, settings.notification_hosts.split(","))),
+                authorities(settings),
+                proxy_variables(agent_environment(settings)),
+            )
+        )
+        opened.push_async_callback(delivery.close)
+        yield Adapters(store, cluster, agents, delivery, clock, provider)
 
 
 def _audit_copy(where: str) -> AuditCopy:

@@ -11,6 +11,7 @@ import structlog
 from pydantic import SecretStr
 from tests.fakes.agent import MemoryAgents
 from tests.fakes.cluster import MemoryCluster
+from tests.fakes.delivery import MemoryDelivery
 from tests.fakes.store import MemoryStore
 from tests.harness import Harness, served
 
@@ -31,6 +32,7 @@ class Stack:
     store: MemoryStore
     cluster: MemoryCluster
     agents: MemoryAgents
+    delivery: MemoryDelivery
 
     @property
     def env(self) -> dict[str, str]:
@@ -58,7 +60,7 @@ async def _running(given: Settings, data: Path, *, auto: bool) -> AsyncIterator[
     try:
         async with harness.working(), served(create_app(harness.use_cases, settings)) as port:
             address = f"http://127.0.0.1:{port}"
-            adapters = (harness.store, harness.cluster, harness.gateway)
+            adapters = (harness.store, harness.cluster, harness.gateway, harness.delivery)
             yield Stack(address, data, token.get_secret_value(), *adapters)
     finally:
         structlog.reset_defaults()

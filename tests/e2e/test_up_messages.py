@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from standardwebhooks.webhooks import Webhook
+from tests.delivery.receiver import Receiver
 from tests.e2e.product import (
     Event,
     Product,
@@ -150,12 +152,19 @@ async def test_confirmations_are_allowed_declined_and_declined_when_nobody_answe
     tmp_path: Path,
 ) -> None:
     settings = {"GOOSE_MODE": "approve", "GREYLAG_CONFIRMATION_TIMEOUT": "1.5"}
-    async with product(tmp_path, **settings) as up:
+    async with (
+        Receiver().serving() as receiver,
+        product(tmp_path, **settings, GREYLAG_NOTIFICATION_HOSTS=f"http://{receiver.host}") as up,
+    ):
+        hook = {"name": "Chat", "url": f"http://{receiver.host}/hook"}
+        added = await up.call("POST", "/api/users/me/notifications/webhooks", hook)
         path = await up.project("demo")
+        turns = []
         for decision in ("allow_once", "reject_once", None):
             made = up.volume("demo") / "workspace" / f"{decision}.txt"
             asked = await up.first(path, "tool_confirmation", f"[[tool touch {made.name}]]")
             turn = str(asked.id).rpartition("-")[0]
+            turns.append(turn)
             assert not made.exists()
             if decision is not None:
                 answer = f"{path}/turns/{turn}/confirmations/{asked.content['id']}"
@@ -164,6 +173,22 @@ async def test_confirmations_are_allowed_declined_and_declined_when_nobody_answe
             assert _decision(events) == (decision or "reject_once")
             assert made.exists() is (decision == "allow_once")
             assert events[-1].type == "complete"
+        # Nobody looked at a page meanwhile, and a webhook was told of it all.
+        told = await _told(receiver, Webhook(added[1]["secret"]), 3)
+        assert [turn for kind, turn in told if kind == "turn.ended"] == turns
+        assert ("turn.asks", turns[-1]) in told
+
+
+async def _told(receiver: Receiver, hook: Webhook, ends: int) -> list[tuple[str, str]]:
+    """Return the types and turns of what a webhook was told, once so many turns have ended."""
+    async with asyncio.timeout(20):
+        while True:
+            receiver.news.clear()
+            said = [hook.verify(body, dict(asked.headers)) for asked, body in receiver.got]
+            told = [(one["type"], one["data"]["turn"]) for one in said]
+            if sum(kind == "turn.ended" for kind, _ in told) >= ends:
+                return told
+            await receiver.news.wait()
 
 
 def _decision(events: list[Event]) -> str:

@@ -70,12 +70,22 @@ class _Run:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     confirmation: str | None = None
     decision: Decision | None = None
+    arguments: dict[str, str] = field(default_factory=dict)
+    of_late: bool = True
 
     def add(self, kind: str, **content: Any) -> None:
         event_id = f"{self.turn.turn_id}-{len(self.frames)}"
         content |= {"session_id": self.turn.session_id}
         self.frames.append(sse.encode({"type": kind, "content": content}, id=event_id))
         self._wake()
+
+    @property
+    def shown(self) -> Turn:
+        """The turn with the question that waits."""
+        if self.turn.status != "running" or not self.confirmation or self.decision:
+            return self.turn
+        question = agent_api.Question(self.confirmation, "shell", json.dumps(self.arguments))
+        return replace(self.turn, question=question)
 
     def end(self, status: str) -> None:
         self.turn = replace(self.turn, status=status, ended_at=_now(), answer=self.answer)
@@ -188,6 +198,7 @@ async def _show_activity(here: _Environment, asked: AgentRequest) -> agent_api.A
             run.turn.turn_id, run.turn.session_id, run.turn.message_id, _state_of(run)
         )
         for run in here.runs.values()
+        if run.of_late
     ]
     last = max((run.turn.ended_at or run.turn.started_at for run in here.runs.values()), default="")
     return agent_api.Activity(here.revision, turns, last or None)
@@ -222,11 +233,11 @@ def _list_turns(here: _Environment, asked: AgentRequest) -> TurnList:
     if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit) <= agent_api.MOST_TURNS):
         raise InvalidRequestError(f"limit must be from 1 to {agent_api.MOST_TURNS}.")
     runs = here.runs_of(session.session_id)[::-1]
-    return TurnList([run.turn for run in runs[: int(limit)]])
+    return TurnList([run.shown for run in runs[: int(limit)]])
 
 
 def _show_turn(here: _Environment, asked: AgentRequest) -> Turn:
-    return here.run(asked.parts["turn"]).turn
+    return here.run(asked.parts["turn"]).shown
 
 
 def _start_terminal(here: _Environment, _asked: AgentRequest) -> agent_api.Terminal:
@@ -448,6 +459,18 @@ class MemoryAgents:
         states = self.clones.get(setup.url, [])
         return states.pop(0) if len(states) > 1 else [*states, CloneState("done", "Cloned.")][0]
 
+    def lose(self, at: AgentAddress, turn_id: str) -> None:
+        """Let the agent come back from its end, by which a turn failed, of which it knows no more
+        than that.
+        """
+        run = self._at(at).run(turn_id)
+        run.of_late = False
+        run.end("error")
+
+    def vanish(self, at: AgentAddress, session_id: str) -> None:
+        """Forget a session, of whose turns it is told for a moment still."""
+        del self._at(at).sessions[session_id]
+
     def relay(
         self, at: AgentAddress, request: AgentRequest
     ) -> AbstractAsyncContextManager[AgentAnswer]:
@@ -637,7 +660,8 @@ def _begin(run: _Run) -> None:
         run.end("completed")
     elif kind == "run":
         run.confirmation = uuid.uuid4().hex
-        asked = {"id": run.confirmation, "tool_name": "shell", "arguments": {"command": rest}}
+        run.arguments = {"command": rest}
+        asked = {"id": run.confirmation, "tool_name": "shell", "arguments": run.arguments}
         run.add("tool_request", id="call_1", tool_name="shell", arguments={"command": rest})
         run.add("tool_confirmation", **asked, needs_confirmation=True)
     else:

@@ -20,6 +20,7 @@ class House(Harness):
         given = settings(
             users="ada:Ada Lovelace,Zoë:Zoë Ω",
             activation_timeout=activation_timeout,
+            secret_key="k" * 32,
             model_url="https://model.example",
         )
         super().__init__(given, auto=auto)

@@ -27,6 +27,8 @@ from greylag.domain.users import (
     Limits,
     Member,
     MemberRole,
+    NotificationTarget,
+    PushKey,
     Role,
     Scope,
     Session,
@@ -203,6 +205,10 @@ SHARE = Share(
     "s" * 16, "ada", "demo", "record", 8080, "/", "https://greylag.test", None, at(1), at(10_000)
 )
 SECRET = UserSecret("ada", "hub", "github.com", "ada", "sealed", at(1), at(2))
+TARGET = NotificationTarget(
+    "1" * 16, "ada", "webhook", "Chat", "hooks.test", "https://greylag.test", "sealed", at(1)
+)
+PUSH_KEY = PushKey("sealed")
 SESSION = Session("e" * 64, "ada", None, at(1), at(1), at(10_000), "::1")
 
 
@@ -247,16 +253,18 @@ async def test_users_tokens_and_members_go_with_the_projects_and_sessions_do_not
 
 
 @pytest.mark.parametrize("kinds", [("sqlite", "mongo"), ("mongo", "memory"), ("memory", "sqlite")])
-async def test_shared_previews_and_sealed_secrets_go_too(
+async def test_shared_previews_and_what_is_sealed_go_too(
     sites: Sites, kinds: tuple[str, str]
 ) -> None:
     source, target = [await sites.filled(kind, [make_stored()]) for kind in kinds]
-    await keep(source, SHARE, SECRET)
+    await keep(source, SHARE, SECRET, TARGET, PUSH_KEY)
     file = await exported(source)
-    assert (await imported(target, file, replacing=True)).contents.people == 2
+    assert (await imported(target, file, replacing=True)).contents.people == 4
     async with target.store() as store:
         assert await store.labelled(Share) == [replace(SHARE, version=1)]
         assert await store.labelled(UserSecret) == [replace(SECRET, version=1)]
+        assert await store.labelled(NotificationTarget) == [replace(TARGET, version=1)]
+        assert await store.labelled(PushKey) == [replace(PUSH_KEY, version=1)]
 
 
 async def test_keys_that_have_expired_stay_behind(sites: Sites) -> None:

@@ -60,10 +60,13 @@ CALLS: dict[str, tuple[dict[str, str], Any]] = {
 }
 """Each operation that changes something, in an order in which it does: its path and body."""
 ELSEWHERE = {"begin_device_login", "redeem_device_login", "end_share"} | {
-    *("put_secret", "remove_secret")
+    *("put_secret", "remove_secret"),
+    *("add_notification_browser", "add_notification_webhook"),
+    *("test_notification_target", "remove_notification_target"),
 }
 """A program's part of a login, of which its answer is told, and what needs the name of a share or a
-key to seal by: `test_device.py`, `test_previews.py`, `services/test_secrets.py`.
+key to seal by: `test_device.py`, `test_previews.py`, `services/test_secrets.py` and
+`test_notifications.py`.
 """
 
 

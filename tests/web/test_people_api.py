@@ -26,8 +26,17 @@ OPEN = {"health", "ready", "show_platform", "show_me", "list_users", "make_user"
     *("begin_device_login", "redeem_device_login"),
 }
 """Operations whose paths name no user: two are for probes, the others have tests of their own."""
-NAMES = {"port": "8080", "user": "ada", "project": "notes", "login": "0" * 16, "member": "ada"}
+NAMES = {
+    "port": "8080",
+    "user": "ada",
+    "project": "notes",
+    "login": "0" * 16,
+    "member": "ada",
+    "target": "0" * 16,
+}
 BODIES: dict[str, Any] = {
+    "add_notification_browser": {"name": "x", "endpoint": "https://x", "p256dh": "x", "auth": "x"},
+    "add_notification_webhook": {"name": "x", "url": "https://hooks.example"},
     "open_file": {"path": "index.html"},
     "put_secret": {"value": "x", "host": "github.com"},
     "create_project": {"name": "New"},

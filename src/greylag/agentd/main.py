@@ -30,7 +30,7 @@ from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
 from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
-from greylag.agentd.git.relay import GitHosts, GitRelay
+from greylag.agentd.git.relay import GitRelay
 from greylag.agentd.git.service import GitService
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.model.relay import demonstration, provider, tell_problem
@@ -44,6 +44,7 @@ from greylag.agentd.turns.running import TurnPolicy
 from greylag.agentd.volume import Volume
 from greylag.common.agent_api import LEGACY_API
 from greylag.common.logs import configure_logging
+from greylag.common.reach import Reach
 from greylag.common.server import HttpServer, Limits, listen
 from greylag.execd.processes import guard_memory
 
@@ -213,7 +214,7 @@ def git_service(
     settings: AgentdSettings, volume: Volume, execution: Execution, changes: ChangeService
 ) -> GitService:
     """Return what does git's work; nothing is started by it."""
-    relay = GitRelay(GitHosts(settings.git_hosts), settings.proxies)
+    relay = GitRelay(Reach(settings.git_hosts), settings.proxies)
     folders, touched = agent_setup(settings, volume), changes.touched
     return GitService(execution, folders, relay, volume.git, touched=touched)
 

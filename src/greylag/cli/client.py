@@ -561,6 +561,31 @@ class ApiClient:
         """Delete a secret."""
         await self._http.call(Request("DELETE", ("users", user_id, "secrets", name)))
 
+    async def notification_targets(self, user_id: str) -> list[dict[str, Any]]:
+        """Return where a user is told of their turns."""
+        found = await self._get(("users", user_id, "notifications"))
+        targets: list[dict[str, Any]] = found["targets"]
+        return targets
+
+    async def add_webhook(self, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Tell a webhook (name, url) from now on; the answer has its secret."""
+        made: dict[str, Any] = await self._post(
+            ("users", user_id, "notifications", "webhooks"), body
+        )
+        return made
+
+    async def test_notification_target(self, user_id: str, target_id: str) -> dict[str, Any]:
+        """Tell a target something, once; return what came of it."""
+        done: dict[str, Any] = await self._post(
+            ("users", user_id, "notifications", "targets", target_id, "test")
+        )
+        return done
+
+    async def remove_notification_target(self, user_id: str, target_id: str) -> None:
+        """Tell a target nothing any more."""
+        path = ("users", user_id, "notifications", "targets", target_id)
+        await self._http.call(Request("DELETE", path))
+
     async def users(self) -> list[UserJson]:
         """Return the users."""
         found: list[UserJson] = (await self._get(("users",)))["users"]

@@ -46,6 +46,8 @@ LONGEST_TRANSFER = 4 * 3600.0
 AUTHOR_HEADER = "x-greylag-author"
 MOST_AUTHOR = 200
 """What tells who sends a message, percent-encoded, and how long that name may be."""
+MOST_ARGUMENTS = 20_000
+"""How many characters of a question's arguments are told."""
 MOST_WAIT = 25
 """How many seconds a wait for what the agent does takes at most."""
 MOST_GIT_MESSAGE = 32 * 1024
@@ -154,6 +156,16 @@ class TurnChanges:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A tool call of which the agent asks whether it may run."""
+
+    confirmation_id: Annotated[str, Doc("By this it is answered.", _TURN)]
+    tool_name: Annotated[str, Doc("The tool's name.", "shell")]
+    arguments: Annotated[str, Doc("What the tool is given: JSON, as text.", '{"command": "ls"}')]
+    shortened: Annotated[bool, Doc("Whether that was cut to 20,000 characters.")] = False
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A message and all that answers it."""
 
@@ -174,6 +186,9 @@ class Turn:
         TurnChanges | None, Doc("null where it is not known (yet), or not kept any longer.")
     ] = None
     author: Annotated[str | None, Doc("Whose message it is, where it is known.", "Ann")] = None
+    question: Annotated[
+        Question | None, Doc("The oldest that waits for its answer; null: none does.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,9 @@ class AuditAction(StrEnum):
     LOGIN_ANSWER = "logins.answer"
     SECRET_SET = "secrets.set"  # noqa: S105 - what is done, no secret
     SECRET_REMOVE = "secrets.remove"  # noqa: S105 - the same
+    NOTIFICATION_ADD = "notifications.add"
+    NOTIFICATION_TEST = "notifications.test"
+    NOTIFICATION_REMOVE = "notifications.remove"
     TOKEN_CREATE = "tokens.create"  # noqa: S105 - what is done, no token
     TOKEN_REVOKE = "tokens.revoke"  # noqa: S105 - the same
 

@@ -345,6 +345,13 @@ class SecretsOffError(GreylagError):
     hint = "Whoever runs this Greylag can set GREYLAG_SECRET_KEY: docs/git.md tells how."
 
 
+class NotificationsOffError(GreylagError):
+    """Nothing is there that the addresses of notifications could be sealed with."""
+
+    code = "notifications_off"
+    hint = "Whoever runs this Greylag can set GREYLAG_SECRET_KEY: docs/notifications.md tells how."
+
+
 class ConfigError(GreylagError):
     """A setting is missing or wrong; the sentence says which."""
 

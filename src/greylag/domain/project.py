@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+from urllib.parse import quote
 
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.git import GitSource
@@ -40,6 +41,11 @@ class ProjectRef:
 
     user_id: str
     project_id: str
+
+    @property
+    def path(self) -> str:
+        """What the paths of the project's page and of its API end in."""
+        return f"/users/{quote(self.user_id, safe='')}/projects/{quote(self.project_id, safe='')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,6 +284,52 @@ class UserSecret:
 
 
 @dataclass(frozen=True, slots=True)
+class NotificationTarget:
+    """Where a user is told of their turns: a browser of theirs, or a webhook.
+
+    Attributes:
+        id: what people call it by; a browser has the same one for whoever uses it.
+        name: what the user calls it.
+        host: of its address, which is kept sealed with its keys.
+        site: where the user reaches this Greylag, for links.
+        sealed: what nobody can read without the platform's key.
+        last_at: when it was told last, and what came of that.
+    """
+
+    id: str
+    user_id: str
+    kind: Literal["browser", "webhook"]
+    name: str
+    host: str
+    site: str
+    sealed: str = field(repr=False)
+    created_at: datetime
+    last_at: datetime | None = None
+    last_result: str = ""
+    version: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its key in the store."""
+        return self.id
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What else it is found by."""
+        return [of_user(self.user_id)]
+
+
+@dataclass(frozen=True, slots=True)
+class PushKey:
+    """What push services know this Greylag by (VAPID), for good: browsers take no other's word."""
+
+    sealed: str = field(repr=False)
+    version: int = 0
+    key: str = "push"
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A project that is shared with somebody.
 
@@ -390,6 +436,7 @@ class Action(StrEnum):
     ACCOUNT_READ = "account.read"
     ACCOUNT_WRITE = "account.write"
     SECRETS_WRITE = "secrets.write"
+    NOTIFICATIONS_WRITE = "notifications.write"
     USERS_WRITE = "users.write"
     AUDIT_READ = "audit.read"
 

@@ -76,6 +76,7 @@ RULES: Mapping[Action, tuple[frozenset[Standing], Scope]] = {
     Action.ACCOUNT_READ: (_OWNERS, Scope.ADMIN),
     Action.ACCOUNT_WRITE: (_OWNERS, Scope.ADMIN),
     Action.SECRETS_WRITE: (_OWNERS, Scope.ADMIN),
+    Action.NOTIFICATIONS_WRITE: (frozenset({Standing.OWNER}), Scope.ADMIN),
     Action.USERS_WRITE: (_ADMINS, Scope.ADMIN),
     Action.AUDIT_READ: (_ADMINS, Scope.ADMIN),
 }

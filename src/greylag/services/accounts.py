@@ -19,6 +19,7 @@ from greylag.domain.users import (
 )
 from greylag.ports import Clock, PeopleStore
 from greylag.services.access import MAX_REASON_LENGTH, Gate
+from greylag.services.notifications import Notifications
 from greylag.services.people import People, UserEdit
 from greylag.services.projects import Projects
 
@@ -31,13 +32,20 @@ class Accounts:
     it fails as ``Gate.authorize`` does.
     """
 
-    def __init__(
-        self, people: People, gate: Gate, projects: Projects, store: PeopleStore, clock: Clock
+    def __init__(  # noqa: PLR0913, PLR0917 - each is a port, or keeps one
+        self,
+        people: People,
+        gate: Gate,
+        projects: Projects,
+        store: PeopleStore,
+        notifications: Notifications,
+        clock: Clock,
     ) -> None:
         self._people = people
         self._gate = gate
         self._projects = projects
         self._store = store
+        self._notifications = notifications
         self._clock = clock
 
     async def me(self, principal: Principal) -> User | None:
@@ -77,7 +85,8 @@ class Accounts:
         return changed
 
     async def remove(self, principal: Principal, user_id: str) -> None:
-        """Remove a user with their sessions, tokens, secrets and what was shared with them.
+        """Remove a user with their sessions, tokens, secrets and notifications, and with what was
+        shared with them.
 
         Raises:
             ConflictError: they have projects, or the settings name them.
@@ -95,6 +104,7 @@ class Accounts:
         for secret in await self._store.labelled(UserSecret, label):
             told = event(principal, AuditAction.SECRET_REMOVE, name_of(user_id), name=secret.name)
             await self._store.remove(UserSecret, secret.key, audit=told)
+        await self._notifications.remove_all(principal, user_id)
         for member in await self._store.labelled(Member, label):
             on = name_of(ProjectRef(member.owner, member.project_id))
             told = event(principal, AuditAction.MEMBER_REMOVE, on, member=user_id)

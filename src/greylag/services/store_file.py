@@ -9,8 +9,8 @@ r"""The file of an export: lines of JSON, a header first and a digest last.
 The header says how many projects there were when the export began, the last line how many are in
 the file; its digest is of all bytes before that line. ``instance`` is the id of the Greylag whose
 records they are; exports of before there were such ids lack it. An export with ``people`` in its
-header, of form 2, holds users, ``tokens`` (their hashes), ``members``, ``shares`` and ``secrets``
-(sealed) too, each in a line of its own before the projects.
+header, of form 2, holds users, ``tokens`` (their hashes), ``members``, ``shares``, and what
+is sealed, too, each in a line of its own before the projects.
 """
 
 import hashlib

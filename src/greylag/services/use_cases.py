@@ -10,6 +10,7 @@ from greylag.services.agents import Agents
 from greylag.services.audit import Audit, AuditReader
 from greylag.services.device_login import DeviceLogins
 from greylag.services.messages import Messages
+from greylag.services.notifications import Notifications
 from greylag.services.people import People
 from greylag.services.projects import Projects
 from greylag.services.secrets import Secrets
@@ -77,6 +78,7 @@ class UseCases:
     device_logins: DeviceLogins
     shares: Shares
     secrets: Secrets
+    notifications: Notifications
     sign_in: SignIn | None = None
 
     @property

@@ -10,7 +10,17 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 
 from greylag.domain.audit import AuditEvent
-from greylag.domain.users import ApiToken, DeviceLogin, Member, Session, Share, User, UserSecret
+from greylag.domain.users import (
+    ApiToken,
+    DeviceLogin,
+    Member,
+    NotificationTarget,
+    PushKey,
+    Session,
+    Share,
+    User,
+    UserSecret,
+)
 from greylag.ports import EXPORTED_KINDS, AnyKept, Clock, Finding, Kept, PeopleStore, StoredPerson
 
 NAMES: Mapping[type[AnyKept], str] = {
@@ -21,6 +31,8 @@ NAMES: Mapping[type[AnyKept], str] = {
     DeviceLogin: "device_logins",
     Share: "shares",
     UserSecret: "secrets",
+    NotificationTarget: "notifications",
+    PushKey: "push_keys",
 }
 """What each kind is called in a store."""
 

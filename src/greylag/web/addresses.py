@@ -21,6 +21,8 @@ from greylag.common.net import ASKED, below
 from greylag.domain.project import ProjectRef
 
 STATIC = "/static"
+SERVICE_WORKER = "js/service_worker.js"
+"""Shows notifications on every page of the site."""
 LOCAL = "localhost"
 """The name below which previews have theirs where no domain is set: browsers find it here."""
 _FOLDER = Path(__file__).parent / "static"
@@ -80,14 +82,9 @@ def user_url(user_id: str, under: str = "", **query: str | int | None) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def project_path(ref: ProjectRef) -> str:
-    """Return what the paths of a project's page and of its API end in."""
-    return f"/users/{quote(ref.user_id, safe='')}/projects/{quote(ref.project_id, safe='')}"
-
-
 def project_url(ref: ProjectRef, session_id: str | None = None) -> str:
     """Return the address of a project's page with a session chosen (``None``: the newest)."""
-    url = address(project_path(ref))
+    url = address(ref.path)
     return f"{url}?{urlencode({'session': session_id})}" if session_id else url
 
 
@@ -106,6 +103,13 @@ def _version() -> str:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(_FOLDER)} {content}\n".encode())
     return digest.hexdigest()[:_VERSION_DIGITS]
+
+
+def service_worker_url() -> str:
+    """Return the address of the service worker, the same for all versions: browsers ask for it
+    anew by that address.
+    """
+    return address(f"{STATIC}/{SERVICE_WORKER}")
 
 
 def static_url(name: str) -> str:
@@ -136,6 +140,8 @@ class VersionedFiles(StaticFiles):
         response = await super().get_response(rest if named else path, scope)
         kept = "public, max-age=31536000, immutable" if version == _version() else "no-cache"
         response.headers["cache-control"] = kept
+        if path.endswith(SERVICE_WORKER):
+            response.headers["service-worker-allowed"] = address("/")
         # Weak, as the same file is also sent compressed (RFC 9110, section 8.8.3.3).
         response.headers["etag"] = f"W/{response.headers['etag'].removeprefix('W/')}"
         return response

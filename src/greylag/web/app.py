@@ -17,11 +17,22 @@ from greylag.services.use_cases import UseCases
 from greylag.web import device, oidc
 from greylag.web.access_watch import AccessWatch
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import agent, audit, people, platform, previews, projects, relay, sockets
+from greylag.web.api import (
+    agent,
+    audit,
+    notifications,
+    people,
+    platform,
+    previews,
+    projects,
+    relay,
+    sockets,
+)
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import accounts, conversations, directory, sharing
 from greylag.web.dashboard import audit as audit_page
+from greylag.web.dashboard import notifications as notification_pages
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
 from greylag.web.dashboard.pages import error_page
@@ -43,6 +54,7 @@ Every answer carries `x-request-id`. Every error is a problem document (RFC 9457
 _TAGS = [
     {"name": "platform", "description": "The installation and its health."},
     {"name": "users", "description": "Who owns projects."},
+    {"name": "notifications", "description": "Where users are told of their turns."},
     {"name": "audit", "description": "Who changed what, and whom what was refused."},
     {"name": "projects", "description": "Projects and the life of their environments."},
     {"name": "sessions", "description": "The conversations with a project's agent."},
@@ -57,6 +69,7 @@ _TAGS = [
 _ROUTERS = (
     platform.router,
     people.router,
+    notifications.router,
     audit.router,
     projects.router,
     agent.router,
@@ -68,6 +81,7 @@ _ROUTERS = (
     sign_in,
     oidc.router,
     accounts.router,
+    notification_pages.router,
     directory.router,
     sharing.router,
     audit_page.router,

@@ -39,6 +39,7 @@ STATUS: Mapping[str, int] = {
     "conflict": 409,
     "preview_off": 409,
     "secrets_off": 409,
+    "notifications_off": 409,
     **dict.fromkeys(CAUSES, 409),
     "project_exists": 409,
     "project_deleting": 409,

@@ -15,8 +15,8 @@ _QUIET = frozenset({"/healthz", "/readyz"})
 POLICY = "content-security-policy"
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'"
+    "connect-src 'self'; font-src 'self'; manifest-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
 )
 """What a page may load and do; one that shows previews adds their origins to it."""
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (

@@ -22,7 +22,17 @@ from greylag.domain.git import (
 )
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
-from greylag.domain.users import ApiToken, Limits, MemberRole, Role, Scope, User, UserSecret
+from greylag.domain.users import (
+    ApiToken,
+    Limits,
+    MemberRole,
+    NotificationTarget,
+    Role,
+    Scope,
+    User,
+    UserSecret,
+)
+from greylag.ports import MAX_ADDRESS, PushAddress
 from greylag.services.messages import MESSAGE_ID_FORM
 from greylag.services.people import UserEdit
 from greylag.services.secrets import DEFAULT_USERNAME, MAX_VALUE_LENGTH, USERNAME_FORM
@@ -468,6 +478,86 @@ class SecretsOut(Out):
     """A user's secrets, by name."""
 
     secrets: list[SecretOut]
+
+
+class NewBrowserIn(In):
+    """What a browser's PushSubscription holds, and what to call the browser."""
+
+    name: _Name = Field(examples=["Firefox on my phone"])
+    endpoint: Text = Field(
+        max_length=MAX_ADDRESS,
+        json_schema_extra={"format": "uri"},
+        examples=["https://push.example.org/send/4f1c2d3e"],
+    )
+    p256dh: Text = Field(max_length=100, description="Its public key, base64url.", repr=False)
+    auth: Text = Field(max_length=30, description="Its secret, base64url.", repr=False)
+
+    def address(self) -> PushAddress:
+        """Return where it is told."""
+        return PushAddress(self.endpoint, self.p256dh, self.auth)
+
+
+class NewWebhookIn(In):
+    """A webhook to tell."""
+
+    name: _Name = Field(examples=["The team's chat"])
+    url: Text = Field(
+        max_length=MAX_ADDRESS,
+        json_schema_extra={"format": "uri"},
+        description="https; it is never shown again.",
+        examples=["https://hooks.example.org/greylag"],
+        repr=False,
+    )
+
+
+class NotificationTargetOut(Out):
+    """Where a user is told of their turns: a browser or a webhook."""
+
+    id: str = Field(examples=["0f1e2d3c4b5a6978"])
+    kind: Literal["browser", "webhook"]
+    name: str = Field(examples=["Firefox on my phone"])
+    host: str = Field(examples=["push.example.org"])
+    created_at: Time = Field(examples=[_TIME])
+    last_at: Time | None = Field(description="When it was told last.", examples=[_TIME])
+    last_result: str = Field(description="What came of that, in words.", examples=["delivered"])
+
+    @classmethod
+    def of(cls, target: NotificationTarget) -> Self:
+        """Return what is shown of it: neither its address nor its keys."""
+        return cls(
+            id=target.id,
+            kind=target.kind,
+            name=target.name,
+            host=target.host,
+            created_at=rfc3339(target.created_at),
+            last_at=maybe_rfc3339(target.last_at),
+            last_result=target.last_result,
+        )
+
+
+class NotificationTargetsOut(Out):
+    """Where a user is told, and what a browser is to let in before it is told."""
+
+    public_key: str | None = Field(
+        description="The key of this Greylag for push services; null: notifications are off here."
+    )
+    targets: list[NotificationTargetOut]
+
+
+class NewWebhookOut(NotificationTargetOut):
+    """A webhook that was added."""
+
+    secret: str = Field(
+        description="What its messages are signed with (Standard Webhooks); shown this once.",
+        examples=["whsec_C2FVsBQIhrscChlQIMV-b5sSYspob7oD"],
+    )
+
+
+class NotificationTestOut(Out):
+    """What came of telling a target, once."""
+
+    delivered: bool
+    result: str = Field(examples=["answered 404"])
 
 
 class MemberIn(In):

@@ -135,6 +135,10 @@ async def test_a_confirmation_is_answered_once(tmp_path: Path) -> None:
         turn = await api.turn("rm x")
         asked = await api.until(turn, "tool_confirmation")
         assert (asked["tool_name"], asked["arguments"]) == ("shell", {"command": "rm x"})
+        _, told = await api.json("GET", f"/api/v1/turns/{turn}")
+        question = told["question"]
+        assert (question["confirmation_id"], question["tool_name"]) == (asked["id"], "shell")
+        assert (question["arguments"], question["shortened"]) == ('{"command": "rm x"}', False)
         path = f"/api/v1/turns/{turn}/confirmations"
         wrong = await api.json("POST", f"{path}/{asked['id']}", {"decision": "allow_always"})
         assert (wrong[0], wrong[1]["code"]) == (400, "invalid_request")
@@ -145,6 +149,7 @@ async def test_a_confirmation_is_answered_once(tmp_path: Path) -> None:
         settled = next(event["content"] for event in events if event["type"] == "status")
         assert (settled["confirmation_id"], settled["decision"]) == (asked["id"], "allow_once")
         assert events[-2]["content"]["content"] == "allow_once"
+        assert (await api.json("GET", f"/api/v1/turns/{turn}"))[1]["question"] is None
         # The turn has ended by now: what was decided is still known.
         assert (await api.json("POST", f"{path}/{asked['id']}", allow))[0] == 200
         status, refused = await api.json(

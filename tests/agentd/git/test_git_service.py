@@ -15,11 +15,12 @@ from tests.git_server import TOKEN, USER, GitServer, git, git_server, make_repos
 
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
-from greylag.agentd.git.relay import GitHosts, GitRelay
+from greylag.agentd.git.relay import GitRelay
 from greylag.agentd.git.service import GitService
 from greylag.agentd.main import agent_setup
 from greylag.agentd.volume import Volume
 from greylag.common.git import CloneState, GitCredential, GitSetup
+from greylag.common.reach import Reach
 
 FILES: dict[str, str | bytes] = {
     "README.md": "# Hello\n",
@@ -259,7 +260,7 @@ async def test_the_relay_reaches_no_address_that_is_not_public_unless_the_operat
 async def test_the_relay_passes_on_nothing_but_git_and_only_to_who_has_its_token(
     server: GitServer,
 ) -> None:
-    relay = GitRelay(GitHosts([f"http://{server.host}"]))
+    relay = GitRelay(Reach([f"http://{server.host}"]))
     relay.use([GitCredential("git", server.host, USER, TOKEN)])
 
     async with relay.serving(), aiohttp.ClientSession() as http:
@@ -288,7 +289,7 @@ async def test_a_host_that_says_nothing_is_given_up(tmp_path: Path, server: GitS
     folder = tmp_path / "environment"
     async with environment(folder, server):
         volume = Volume(folder)
-        relay = GitRelay(GitHosts([f"http://{server.host}"]), silence=0.3)
+        relay = GitRelay(Reach([f"http://{server.host}"]), silence=0.3)
         folders = agent_setup(AgentdSettings(folder), volume)
         execution = Execution(folder / "execd")
         service = GitService(execution, folders, relay, tmp_path / "note", silence=1)

@@ -4,7 +4,7 @@ Sessions are of the older contract, which gives some refusals shapes of their ow
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import unquote
@@ -20,6 +20,7 @@ from greylag.agentd.records import SessionRecord, TurnRecord
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import agent_api
+from greylag.common.agent_api import TurnChanges
 from greylag.common.clock import maybe_rfc3339, rfc3339
 
 _PAGE = 4
@@ -215,13 +216,18 @@ class TurnRoutes:
         turns = await self._turns.records.newest(session.session_id, limit)
         changes = await self._turns.changes(*(turn.turn_id for turn in turns))
         shown = [_turn(turn, most_message=_LIST_TEXT, most_answer=_LIST_TEXT) for turn in turns]
-        told = [replace(turn, changes=changes.get(turn.turn_id)) for turn in shown]
+        told = [self._now(turn, changes) for turn in shown]
         return answer(agent_api.TurnList(told))
 
     async def _get(self, request: Request) -> Response:
         turn = _turn(await self._turns.get(request.path_params["turn"]))
         changes = await self._turns.changes(turn.turn_id)
-        return answer(replace(turn, changes=changes.get(turn.turn_id)))
+        return answer(self._now(turn, changes))
+
+    def _now(self, turn: agent_api.Turn, changes: Mapping[str, TurnChanges]) -> agent_api.Turn:
+        """Return a turn with what its record does not hold."""
+        question = self._turns.question(turn.turn_id)
+        return replace(turn, changes=changes.get(turn.turn_id), question=question)
 
     async def _activity(self, request: Request) -> Response:
         most = agent_api.MOST_WAIT

@@ -13,10 +13,8 @@ host.
 import asyncio
 import base64
 import hmac
-import ipaddress
 import re
 import secrets
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -24,12 +22,11 @@ from http import HTTPStatus
 import aiohttp
 import structlog
 from aiohttp import web
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from greylag.common.git import GitCredential
 from greylag.common.net import proxy_for
+from greylag.common.reach import NotPublicError, PublicResolver, Reach
 
 SILENCE_SECONDS = 60.0
 _CONNECT_SECONDS = 15.0
@@ -51,62 +48,6 @@ _TO_GIT = ("cache-control", "content-encoding", "content-length", "content-type"
 _log = structlog.get_logger(__name__)
 
 
-class _NotPublicError(OSError):
-    """A host has an address that is not public, and the operator has not named it."""
-
-
-class GitHosts:
-    """The hosts that the operator has named, which may have any address.
-
-    Args:
-        named: each a host, with a port or for any; with ``http://`` before it, it is spoken to
-            without TLS.
-    """
-
-    def __init__(self, named: Sequence[str] = ()) -> None:
-        plain = {one.removeprefix("http://") for one in named if one.startswith("http://")}
-        self._plain = frozenset(plain)
-        self._named = frozenset(one.removeprefix("http://") for one in named)
-
-    def origin(self, host: str) -> str:
-        """Return the scheme and authority of a host."""
-        return f"http://{host}" if host in self._plain else f"https://{host}"
-
-    def check(self, host: str, port: int, addresses: Sequence[str]) -> None:
-        """Raise ``_NotPublicError`` for a host that may not be reached at these addresses."""
-        if {host, f"{host}:{port}"} & self._named:
-            return
-        if not all(map(_is_public, addresses)):
-            raise _NotPublicError(f"{host} has an address that is not public")
-
-
-def _is_public(address: str) -> bool:
-    found = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(found, "ipv4_mapped", None) or found
-    return inner.is_global and not inner.is_multicast
-
-
-class _Resolver(AbstractResolver):
-    """Finds addresses, and refuses those that may not be reached: what is checked is what is
-    connected to.
-    """
-
-    def __init__(self, hosts: GitHosts) -> None:
-        self._hosts = hosts
-        self._inner = ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Return the addresses of a host."""
-        found = await self._inner.resolve(host, port, family)
-        self._hosts.check(host, port, [one["host"] for one in found])
-        return found
-
-    async def close(self) -> None:
-        """Do nothing: nothing is held."""
-
-
 class GitRelay:
     """Passes git's requests on to the hosts that there are credentials for.
 
@@ -122,7 +63,7 @@ class GitRelay:
 
     def __init__(
         self,
-        hosts: GitHosts,
+        hosts: Reach,
         proxies: Mapping[str, str] | None = None,
         *,
         silence: float = SILENCE_SECONDS,
@@ -166,7 +107,7 @@ class GitRelay:
         )
         async with aiohttp.ClientSession(
             timeout=timeout,
-            connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver(self._hosts)),
+            connector=aiohttp.TCPConnector(limit=0, resolver=PublicResolver(self._hosts)),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
@@ -198,20 +139,11 @@ class GitRelay:
         self, request: web.Request, credential: GitCredential, path: str
     ) -> web.StreamResponse:
         try:
-            self._check_literal(self._hosts.origin(credential.host))
+            self._hosts.check_literal(URL(self._hosts.origin(credential.host)))
             return await self._passed_on(request, credential, path)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             _log.warning("git_host_failed", host=credential.host, error=str(error))
             return _unreached(credential.host, error)
-
-    def _check_literal(self, origin: str) -> None:
-        """Check an address that stands for itself, which no resolver is asked for."""
-        url = URL(origin)
-        try:
-            ipaddress.ip_address(str(url.host))
-        except ValueError:
-            return
-        self._hosts.check(str(url.host), url.port or 443, [str(url.host)])
 
     async def _passed_on(
         self, request: web.Request, credential: GitCredential, path: str
@@ -238,7 +170,7 @@ class GitRelay:
 
 def _unreached(host: str, error: Exception) -> web.Response:
     """Return the answer to a failure on the way, in words that git's own resemble."""
-    if _NotPublicError in {type(error), type(error.__cause__)}:
+    if NotPublicError in {type(error), type(error.__cause__)}:
         return _refused(f"Failed to connect to {host}: its address is not public")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return _failed(f"Could not resolve host: {host}")

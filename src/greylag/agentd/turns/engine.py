@@ -39,7 +39,7 @@ from greylag.agentd.records import (
 from greylag.agentd.turns.errors import RESTARTED, SESSION_UNKNOWN, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
 from greylag.agentd.turns.running import RunningTurn, TurnPolicy
-from greylag.common.agent_api import TurnChanges
+from greylag.common.agent_api import Question, TurnChanges
 
 Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
 EndpointType = Literal["agent-streaming", "sync", "provider-streaming"]
@@ -213,6 +213,11 @@ class TurnEngine:
         if turn is None:
             raise not_found("turn", turn_id)
         return turn
+
+    def question(self, turn_id: str) -> Question | None:
+        """Return the oldest of a turn's questions that waits for its answer."""
+        turn = self._running.get(turn_id)
+        return None if turn is None else turn.question
 
     async def changes(self, *turn_ids: str) -> Mapping[str, TurnChanges]:
         """Return how much turns changed in the workspace, of those of which that is known."""

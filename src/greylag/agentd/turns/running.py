@@ -1,6 +1,7 @@
 """One turn while it runs: all of its state, and the sink that the agent writes into."""
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJ
 from greylag.agentd.records import TurnRecord
 from greylag.agentd.turns.errors import TurnError, with_provider_code
 from greylag.agentd.turns.events import Translator, TurnEvent, TurnSummary
-from greylag.common.agent_api import TurnChanges
+from greylag.common.agent_api import MOST_ARGUMENTS, Question, TurnChanges
 
 _ERROR_TEXT = 4000  # a provider may answer with a whole page
 _SETTLED: Mapping[Settlement, str] = {
@@ -78,6 +79,7 @@ class RunningTurn:
         self._policy = policy
         self._translator = Translator(record.session_id, policy.now)
         self._confirmations: dict[str, asyncio.Future[Settlement]] = {}
+        self._questions: dict[str, Question] = {}
 
     def begin(self, demonstration: str | None) -> None:
         """Add the first event: which turn this is, and whether no real model answers."""
@@ -103,7 +105,9 @@ class RunningTurn:
     async def permission(self, request: PermissionRequest) -> Settlement:
         """Ask the user whether a tool call may run; wait for the answer or the timeout."""
         confirmation_id = uuid.uuid4().hex
-        self.emit(self._translator.confirmation(confirmation_id, request))
+        event = self._translator.confirmation(confirmation_id, request)
+        self.emit(event)
+        self._questions[confirmation_id] = _question(confirmation_id, event)
         settled: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
         self._confirmations[confirmation_id] = settled
         self._asked()
@@ -127,7 +131,12 @@ class RunningTurn:
     @property
     def asks(self) -> bool:
         """Whether a question waits for its answer."""
-        return not all(settled.done() for settled in self._confirmations.values())
+        return bool(self._questions)
+
+    @property
+    def question(self) -> Question | None:
+        """The oldest that waits for its answer."""
+        return next(iter(self._questions.values()), None)
 
     @property
     def decisions(self) -> dict[str, Settlement]:
@@ -185,6 +194,7 @@ class RunningTurn:
         settled = self._confirmations[confirmation_id]
         if settled.done():
             return  # of an answer, the timeout and the end the first one counts
+        self._questions.pop(confirmation_id, None)
         content = {"message": words, "confirmation_id": confirmation_id, "decision": decision}
         try:
             self.emit(TurnEvent("status", content))
@@ -194,6 +204,12 @@ class RunningTurn:
         else:
             settled.set_result(decision)
             self._asked()
+
+
+def _question(confirmation_id: str, event: TurnEvent) -> Question:
+    name, arguments = event.content["tool_name"], json.dumps(event.content["arguments"])
+    cut = arguments[:MOST_ARGUMENTS]
+    return Question(confirmation_id, name, cut, shortened=cut != arguments)
 
 
 def _told(changes: TurnChanges | None) -> dict[str, int] | None:

@@ -40,6 +40,8 @@ PEOPLE = {
     "device_logins": "greylag_device_logins",
     "shares": "greylag_shares",
     "secrets": "greylag_secrets",
+    "notifications": "greylag_notifications",
+    "push_keys": "greylag_push_keys",
 }
 """The collection of each kind of ``greylag.store.people``."""
 

@@ -12,7 +12,7 @@ from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action
 from greylag.ports import CURSOR_FORM, Edit, PageQuery
 from greylag.services.projects import KEY_FORM, MAX_KEY_LENGTH, NewProject
-from greylag.web.addresses import address, project_path
+from greylag.web.addresses import address
 from greylag.web.deps import (
     Prefer,
     PreferDep,
@@ -104,7 +104,7 @@ async def create_project(
     created = await projects.create(call.principal, call.user_id, new, idempotency_key)
     project = created.project
     response.status_code = 201 if created.new else 200
-    response.headers["location"] = address(f"/api{project_path(project.ref)}")
+    response.headers["location"] = address(f"/api{project.ref.path}")
     return ProjectOut.of(project)
 
 

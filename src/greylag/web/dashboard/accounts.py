@@ -5,6 +5,7 @@ administrator sets there.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ValidationError
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag.domain.errors import ConflictError, InvalidRequestError
-from greylag.domain.users import ApiToken, Role, Scope, Session, User
+from greylag.domain.users import ApiToken, NotificationTarget, Role, Scope, Session, User
 from greylag.ports import PageQuery
 from greylag.services.tokens import DAYS, MAX_PROJECTS
 from greylag.web.addresses import address, user_url
@@ -45,6 +46,9 @@ class AccountView:
         own: whether they look at it themselves.
         manages: whether an administrator does, who may change it.
         makes_tokens: whether they may make tokens of it.
+        told: who is told of turns, where that can be said here.
+        notifies: whether they may turn notifications on.
+        targets: where the user is told; ``public_key`` is what browsers are to let in for that.
         via: what the request comes by.
     """
 
@@ -53,8 +57,18 @@ class AccountView:
     manages: bool = False
     makes_tokens: bool = False
     via: str
+    told: User | None = None
+    notifies: bool = False
+    public_key: str | None = None
+    targets: Sequence[NotificationTarget] = ()
     sessions: Sequence[Session] = ()
     tokens: Sequence[ApiToken]
+
+    @property
+    def api(self) -> str:
+        """Where a browser says that it is to be told."""
+        user_id = self.told.id if self.told else ""
+        return address(f"/api/users/{quote(user_id, safe='')}/notifications")
 
     @property
     def others(self) -> bool:
@@ -72,7 +86,11 @@ async def own_account(call: CallDep) -> Response:
     if call.principal.user_id is not None:
         return see(user_url(call.principal.user_id, ACCOUNT))
     tokens = await call.use_cases.tokens.listed(call.principal, None)
-    return _page(call, AccountView(via=call.principal.via, tokens=tokens[:TOKENS_SHOWN]))
+    users = await call.use_cases.people.users()
+    # On a machine of one's own the operator is the one user too.
+    told = await _told(call, users[0]) if len(users) == 1 else {}
+    view = AccountView(via=call.principal.via, tokens=tokens[:TOKENS_SHOWN], **told)
+    return _page(call, view)
 
 
 @router.get(ACCOUNT_PAGE)
@@ -212,7 +230,19 @@ async def _read(call: RequestContext) -> AccountView:
         via=principal.via,
         sessions=sessions,
         tokens=tokens[:TOKENS_SHOWN],
+        **await _told(call, user),
     )
+
+
+async def _told(call: RequestContext, user: User) -> dict[str, Any]:
+    """Return what the page shows of a user's notifications."""
+    notifications = call.use_cases.notifications
+    return {
+        "told": user,
+        "notifies": call.principal.user_id in {None, user.id},
+        "public_key": await notifications.public_key(),
+        "targets": await notifications.listed(call.principal, user.id),
+    }
 
 
 def _page(

@@ -23,7 +23,7 @@ from greylag.domain.errors import ErrorInfo, InvalidRequestError
 from greylag.domain.git import GitSource
 from greylag.domain.names import path_segment
 from greylag.domain.project import Desired, Project, Status
-from greylag.web.addresses import address, inline_url, project_path, static_url, user_url
+from greylag.web.addresses import address, inline_url, service_worker_url, static_url, user_url
 from greylag.web.schemas import ProblemDocument, check_metadata
 
 USER_PAGE = "/users/{user}"
@@ -142,7 +142,7 @@ class ProjectView:
 
 def project_view(project: Project) -> ProjectView:
     """Return how ``project`` looks now."""
-    path = project_path(project.ref)
+    path = project.ref.path
     deleting = project.desired is Desired.DELETED
     wants_active = project.desired is Desired.ACTIVE
     failed = project.status is Status.ERROR
@@ -259,7 +259,11 @@ def templates() -> Environment:
     )
     environment.filters.update(visible=visible, moment=moment, parsed_moment=parsed_moment)
     environment.globals.update(
-        address=address, inline_url=inline_url, static_url=static_url, user_url=user_url
+        address=address,
+        inline_url=inline_url,
+        service_worker_url=service_worker_url,
+        static_url=static_url,
+        user_url=user_url,
     )
     return environment
 

@@ -1,0 +1,91 @@
+"""Which hosts may be reached for users who name them: those at public addresses, and those that the
+operator has named. So no user's address leads into the operator's own network.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class NotPublicError(OSError):
+    """A host has an address that is not public, and the operator has not named it."""
+
+
+class Reach:
+    """The hosts that the operator has named, which may have any address.
+
+    Args:
+        named: each a host, with a port or for any; with ``http://`` before it, it is spoken to
+            without TLS.
+    """
+
+    def __init__(self, named: Sequence[str] = ()) -> None:
+        plain = {one.removeprefix("http://") for one in named if one.startswith("http://")}
+        self._plain = frozenset(plain)
+        self._named = frozenset(one.removeprefix("http://") for one in named)
+
+    def origin(self, host: str) -> str:
+        """Return the scheme and authority of a host."""
+        return f"http://{host}" if host in self._plain else f"https://{host}"
+
+    def is_plain(self, url: URL) -> bool:
+        """Tell whether the operator has named the host of an address as one without TLS."""
+        return not {url.host, f"{url.host}:{url.port}"}.isdisjoint(self._plain)
+
+    def check(self, host: str, port: int, addresses: Sequence[str]) -> None:
+        """Raise ``NotPublicError`` for a host that may not be reached at these addresses."""
+        if {host, f"{host}:{port}"} & self._named:
+            return
+        if not all(map(is_public, addresses)):
+            raise NotPublicError(f"{host} has an address that is not public")
+
+    def check_literal(self, url: URL) -> None:
+        """Check an address that stands for itself, which no resolver is asked for. Numbers that are
+        written otherwise than addresses are, as 127.1, lead nowhere.
+        """
+        host = str(url.host)
+        if ":" in host or host.replace(".", "").isdigit():
+            self.check(host, url.port or 443, [host])
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address is one of the Internet's, and leads to no other one."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour
+        if found in _NAT64:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if found.teredo is not None:
+            return False
+        found = inner or found
+    return found.is_global and not found.is_multicast
+
+
+class PublicResolver(AbstractResolver):
+    """Finds addresses, and refuses those that may not be reached: what is checked is what is
+    connected to.
+    """
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._inner = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of a host."""
+        found = await self._inner.resolve(host, port, family)
+        self._reach.check(host, port, [one["host"] for one in found])
+        return found
+
+    async def close(self) -> None:
+        """Do nothing: nothing is held."""

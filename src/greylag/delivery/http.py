@@ -1,0 +1,223 @@
+"""Implements ``greylag.ports.Delivery`` over HTTP: one try each, within bounds, and nowhere that
+users' addresses must not lead.
+"""
+
+import base64
+import hmac
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from greylag.common.net import Proxy, proxy_for
+from greylag.common.reach import NotPublicError, PublicResolver, Reach
+from greylag.delivery import web_push
+from greylag.domain.errors import InvalidRequestError
+from greylag.ports import (
+    MAX_ADDRESS,
+    Delivered,
+    DeliveryResult,
+    PushAddress,
+    PushMessage,
+    WebhookAddress,
+)
+
+CONNECT_SECONDS = 5.0
+TOTAL_SECONDS = 15.0
+KEPT_SECONDS = 4 * 3600
+"""How long a push service keeps what it cannot hand on: then it is of no use to anybody."""
+_MOST_AT_ONCE = 32
+_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryOptions:
+    """What is told to whom.
+
+    Attributes:
+        named: hosts that may have any address (``common.reach.Reach``).
+        authorities: whom to trust, as PEM; "": whom this machine trusts.
+        proxies: the variables that name proxies (``proxy_variables``).
+    """
+
+    named: Sequence[str] = ()
+    authorities: str = ""
+    proxies: Mapping[str, str] = field(default_factory=dict)
+
+
+class HttpDelivery:
+    """See ``greylag.ports.Delivery``."""
+
+    def __init__(self, session: aiohttp.ClientSession, options: DeliveryOptions) -> None:
+        self._session = session
+        self._reach = Reach(options.named)
+        self._resolver = PublicResolver(self._reach)
+        self._proxies = options.proxies
+
+    @classmethod
+    def open(cls, options: DeliveryOptions) -> Self:
+        """Return one that has asked nothing yet."""
+        connector = aiohttp.TCPConnector(
+            ssl=ssl.create_default_context(cadata=options.authorities or None),
+            resolver=PublicResolver(Reach([*options.named, *_proxy_hosts(options.proxies)])),
+            limit=_MOST_AT_ONCE,
+        )
+        session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=TOTAL_SECONDS, sock_connect=CONNECT_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            headers={"User-Agent": "Greylag"},
+        )
+        return cls(session, options)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    @staticmethod
+    def new_key() -> str:
+        """Return a new private key for pushes; see the port."""
+        return web_push.new_key()
+
+    @staticmethod
+    def public_key(key: str) -> str:
+        """Return its public part; see the port."""
+        return web_push.public_key(key)
+
+    def check(self, address: PushAddress | WebhookAddress) -> str:
+        """Return the host of an address that may be told something; see the port."""
+        if isinstance(address, WebhookAddress):
+            return self._checked(address.url)
+        try:
+            web_push.check(address)
+        except ValueError as error:
+            raise InvalidRequestError("The keys are not those of a browser.") from error
+        return self._checked(address.endpoint)
+
+    def _checked(self, text: str) -> str:
+        try:
+            url = URL(text)
+            host = url.host or ""
+            fits = len(text) <= MAX_ADDRESS and text.isprintable() and bool(url.port)
+        except ValueError:
+            fits, host, url = False, "", URL()
+        secure = url.scheme == "https" or (url.scheme == "http" and self._reach.is_plain(url))
+        if not fits or not host or not secure or url.user or url.password:
+            raise InvalidRequestError(
+                f"The address must be https, of {MAX_ADDRESS} characters at most, without a user."
+            )
+        try:
+            self._reach.check_literal(url)
+            if host == "localhost" or host.endswith(".localhost"):
+                self._reach.check(host, url.port or 0, ["127.0.0.1"])
+        except NotPublicError as error:
+            raise InvalidRequestError(
+                "The address leads to a host that is not public.",
+                hint="Whoever runs this Greylag can name the host in GREYLAG_NOTIFICATION_HOSTS.",
+            ) from error
+        return host
+
+    async def _check_name(self, url: URL) -> None:
+        """Refuse what a proxy would be asked for, as far as its address is known here."""
+        try:
+            await self._resolver.resolve(url.host or "", url.port or 0)
+        except NotPublicError:
+            raise
+        except OSError:
+            return  # the proxy may know it
+
+    async def push(self, to: PushAddress, key: str, message: PushMessage) -> Delivered:
+        """Give a message to a browser's push service; see the port."""
+        try:
+            self._checked(to.endpoint)
+        except InvalidRequestError as error:  # the settings have changed since it was added
+            return Delivered(DeliveryResult.REFUSED, str(error))
+        origin = str(URL(to.endpoint).origin())
+        word = web_push.authorization(key, origin, message.contact, datetime.now(UTC))
+        headers = {
+            "Authorization": word,
+            "Content-Encoding": "aes128gcm",
+            "Content-Type": "application/octet-stream",
+            "TTL": str(KEPT_SECONDS),
+            "Topic": message.topic,
+            "Urgency": "high" if message.urgent else "normal",
+        }
+        gone = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+        return await self._send(to.endpoint, headers, web_push.encrypted(to, message.body), gone)
+
+    async def post(
+        self, to: WebhookAddress, message_id: str, at: datetime, body: bytes
+    ) -> Delivered:
+        """Send a signed message to a webhook; see the port."""
+        try:
+            self._checked(to.url)
+        except InvalidRequestError as error:
+            return Delivered(DeliveryResult.REFUSED, str(error))
+        headers = {
+            "Content-Type": "application/json",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(int(at.timestamp())),
+        }
+        headers["webhook-signature"] = signature(to.secret, headers, body)
+        return await self._send(to.url, headers, body, {HTTPStatus.GONE})
+
+    async def _send(
+        self, address: str, headers: Mapping[str, str], body: bytes, gone: set[HTTPStatus]
+    ) -> Delivered:
+        url = URL(address)
+        try:
+            proxy = proxy_for(address, self._proxies)
+            if proxy is not None:
+                await self._check_name(url)
+            # Whatever it answers, its status is all that counts: leaving closes what was not read.
+            async with self._session.post(
+                url,
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                proxy=None if proxy is None else proxy.url,
+                proxy_headers=None if proxy is None else proxy.auth_header(),
+            ) as answer:
+                status = answer.status
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
+            return _unreached(error)
+        if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+            return Delivered(DeliveryResult.DONE, "delivered")
+        result = DeliveryResult.REFUSED
+        if status in gone:
+            result = DeliveryResult.GONE
+        elif status in _AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            result = DeliveryResult.LATER
+        return Delivered(result, f"answered {status}")
+
+
+def _proxy_hosts(proxies: Mapping[str, str]) -> list[str]:
+    """Return the proxies as ``Reach`` names hosts: theirs may have any address."""
+    named = [proxies[one] for one in proxies if one != "NO_PROXY"]
+    urls = [URL(Proxy.parse(one).url) for one in named]
+    return [f"{url.host}:{url.port}" for url in urls]
+
+
+def signature(secret: str, headers: Mapping[str, str], body: bytes) -> str:
+    """Return what a webhook's receiver knows us by (Standard Webhooks, version v1)."""
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    digest = hmac.digest(base64.b64decode(secret), signed, "sha256")
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def _unreached(error: Exception) -> Delivered:
+    if NotPublicError in {type(error), type(error.__cause__)}:
+        return Delivered(DeliveryResult.REFUSED, "its address is not public")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return Delivered(DeliveryResult.LATER, "its name was not found")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return Delivered(DeliveryResult.LATER, "its certificate is not trusted")
+    if isinstance(error, TimeoutError):
+        return Delivered(DeliveryResult.LATER, "it did not answer in time")
+    return Delivered(DeliveryResult.LATER, "it was not reached")

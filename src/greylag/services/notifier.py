@@ -1,0 +1,338 @@
+"""Notices that turns need an answer, end or fail, though nobody looks, and tells those who want it.
+
+Of all workers on a store one at a time hears of the active projects of users who have turned
+notifications on. Before anything is told its id is kept in the store, which only one can do: so
+whoever takes over, or starts anew, tells nothing again, and what happened meanwhile once. A worker
+that dies while it tells leaves it untold.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from greylag.common import agent_api
+from greylag.common.agent_api import Operation, Session, Turn, TurnState
+from greylag.common.backoff import backoff
+from greylag.common.clock import parse_rfc3339
+from greylag.common.typed import parse_json, shaped
+from greylag.domain.errors import (
+    AgentFailedError,
+    GreylagError,
+    InvalidRequestError,
+    SessionNotFoundError,
+    StoreUnavailableError,
+    UserNotFoundError,
+)
+from greylag.domain.names import path_segment
+from greylag.domain.project import Project, Status
+from greylag.domain.users import NotificationTarget
+from greylag.ports import (
+    AgentGateway,
+    AgentRequest,
+    Clock,
+    DeliveryResult,
+    Duty,
+    PageQuery,
+    ProjectStore,
+    UserDirectory,
+)
+from greylag.services.activity import MOST_WATCHED, Activities, AgentActivity, Watch
+from greylag.services.agents import Agents
+from greylag.services.notifications import Notice, Notifications, What, notice_id
+
+LOOK_SECONDS = 5.0
+PAUSE_SECONDS = 1.0
+TRIES = 7
+FIRST_WAIT, LONGEST_WAIT = 4.0, 300.0
+"""A target that fails is tried again within about four minutes."""
+MOST_OF_PROJECT, OF_PROJECT_SECONDS = 20, 600.0
+_DUTY = "notifications"
+_DUTY_SECONDS = 30.0
+_KEPT = timedelta(days=3)
+_PATIENCE_SECONDS = 20.0
+_LOOKS = 4
+_TURNS = 20
+_MOST_BYTES = 2 * agent_api.MEBIBYTE
+_MOST_TOLD_AT_ONCE = 500
+_PAGE = 200
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What is known of one project's turns.
+
+    Attributes:
+        revision: the activity's that was looked at last.
+        running: the sessions of turns that ran then.
+        over: turns that have ended, and need no look any more.
+        told_at: when its newest notices were told.
+    """
+
+    revision: str = ""
+    running: dict[str, str] = field(default_factory=dict)
+    over: set[str] = field(default_factory=set)
+    told_at: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_OF_PROJECT))
+    looking: bool = False
+
+
+class Notifier:
+    """Hears of turns and tells of them; ``worker`` is this process's name in the store."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - each is a port, or knows one
+        self,
+        notifications: Notifications,
+        store: ProjectStore,
+        directory: UserDirectory,
+        activities: Activities,
+        agents: Agents,
+        gateway: AgentGateway,
+        clock: Clock,
+        worker: str,
+    ) -> None:
+        self._notifications = notifications
+        self._store = store
+        self._directory = directory
+        self._activities = activities
+        self._agents = agents
+        self._gateway = gateway
+        self._clock = clock
+        self._worker = worker
+        self._users: frozenset[str] = frozenset()
+        self._projects: dict[str, Project] = {}
+        self._heard: dict[str, _Heard] = {}
+        self._telling = 0
+        self._renew_at = float("-inf")
+
+    async def run(self) -> None:
+        """Hear and tell until cancelled; a store that cannot be reached is waited for."""
+        async with asyncio.TaskGroup() as tasks:
+            with self._activities.watch() as watch:
+                tasks.create_task(self._keep_following(watch), name="notifications followed")
+                while True:
+                    await watch.news.wait()
+                    watch.news.clear()
+                    for project in self._projects.values():
+                        heard = self._heard.setdefault(project.id, _Heard())
+                        if not heard.looking and _is_new(watch.of(project), heard):
+                            heard.looking = True
+                            look = self._look(watch, project, heard, tasks)
+                            tasks.create_task(look, name=f"notifications {project.id}")
+
+    # Whom to hear of.
+
+    async def _keep_following(self, watch: Watch) -> None:
+        with self._store.subscribe() as changes:
+            while True:
+                try:
+                    changed = await changes.changed(LOOK_SECONDS)
+                    await self._follow(watch, anew=changed)
+                except StoreUnavailableError as error:
+                    self._users = frozenset()
+                    _log.warning("notifications_wait_for_store", reason=str(error))
+                    await self._clock.sleep(LOOK_SECONDS)
+                # Of many changes that come together one look takes them all.
+                await self._clock.sleep(PAUSE_SECONDS)
+
+    async def _follow(self, watch: Watch, *, anew: bool) -> None:
+        users = frozenset(one.user_id for one in await self._notifications.of(None))
+        if not users or not await self._is_ours():
+            self._users, self._projects = frozenset(), {}
+            watch.follow(())
+            return
+        if not anew and users == self._users:
+            return
+        self._users = frozenset()  # until all is read
+        found = [project for user in sorted(users) for project in await self._active(user)]
+        self._users = users
+        self._projects = {project.id: project for project in found[:MOST_WATCHED]}
+        for gone in list(self._heard.keys() - self._projects.keys())[:-MOST_WATCHED]:
+            del self._heard[gone]
+        watch.follow(self._projects.values())
+        # What is known already, as others look at it too, is news to us.
+        watch.news.set()
+
+    async def _is_ours(self) -> bool:
+        """Tell whether this worker is the one that tells; it says so anew while it is."""
+        now, moment = self._clock.now(), self._clock.monotonic()
+        if moment >= self._renew_at:
+            taken = await self._store.take_duty(
+                _DUTY, self._worker, since=now, now=now, seconds=_DUTY_SECONDS
+            )
+            self._renew_at = moment + (_DUTY_SECONDS / 3 if taken is Duty.MINE else 0)
+        return moment < self._renew_at
+
+    async def _active(self, user_id: str) -> Sequence[Project]:
+        try:
+            if (await self._directory.get(user_id)).disabled:
+                return ()
+        except UserNotFoundError:
+            return ()
+        query: PageQuery | None = PageQuery(limit=_PAGE, status=Status.ACTIVE)
+        found: list[Project] = []
+        while query is not None and len(found) < MOST_WATCHED:
+            page = await self._store.page(user_id, query)
+            found += page.projects
+            query = PageQuery(_PAGE, page.cursor, Status.ACTIVE) if page.cursor else None
+        return found
+
+    # What has happened.
+
+    async def _look(
+        self, watch: Watch, project: Project, heard: _Heard, tasks: asyncio.TaskGroup
+    ) -> None:
+        failed = 0
+        try:
+            while (activity := watch.of(project)) is not None and _is_new(activity, heard):
+                heard.revision = activity.revision
+                try:
+                    async with asyncio.timeout(_PATIENCE_SECONDS):
+                        await self._take(project, activity, heard, tasks)
+                    failed = 0
+                except (GreylagError, TimeoutError) as error:
+                    _log.warning("notification_look_failed", project=project.id, reason=str(error))
+                    await self._clock.sleep(backoff(failed, FIRST_WAIT, LONGEST_WAIT))
+                    failed += 1
+                    # What is not seen in the end is told with what the agent does next.
+                    heard.revision = "" if failed < _LOOKS else heard.revision
+        finally:
+            heard.looking = False
+
+    async def _take(
+        self, project: Project, activity: AgentActivity, heard: _Heard, tasks: asyncio.TaskGroup
+    ) -> None:
+        ended, asking = _sorted(activity.turns, heard)
+        unknown = {
+            turn_id: session_id
+            for turn_id, session_id in ended.items()
+            if not await self._store.is_revoked(notice_id(project.id, turn_id))
+        }
+        for session_id in {*unknown.values(), *asking.values()}:
+            try:
+                happened = await self._happened(project, session_id, {*unknown, *asking})
+            except SessionNotFoundError:
+                continue  # it was deleted, and its turns with it
+            for notice in happened:
+                await self._tell(notice, heard, tasks)
+        heard.over = {one.turn_id for one in activity.turns if one.state == "ended"}
+        heard.running = {
+            one.turn_id: one.session_id for one in activity.turns if one.state != "ended"
+        }
+
+    async def _happened(
+        self, project: Project, session_id: str, wanted: set[str]
+    ) -> Sequence[Notice]:
+        try:
+            path_segment(session_id, "session")
+            parts = {"session": session_id}
+            session = shaped(Session, await self._ask(project, agent_api.SHOW_SESSION, parts))
+            told = await self._ask(project, agent_api.LIST_TURNS, parts, limit=str(_TURNS))
+            turns = [shaped(Turn, one) for one in told["turns"][:_TURNS]]
+        except (KeyError, TypeError, ValueError, InvalidRequestError) as error:
+            raise AgentFailedError("The agent's answer is not of the form it must have.") from error
+        found = [_notice(project, session, turn, self._clock) for turn in turns]
+        return [one for one in found if one is not None and one.turn_id in wanted]
+
+    async def _ask(
+        self, project: Project, operation: Operation[Any], parts: dict[str, str], **query: str
+    ) -> Any:
+        at = await self._agents.reach(project)
+        request = AgentRequest(operation, parts, query)
+        body = bytearray()
+        async with self._gateway.relay(at, request) as answer:
+            async for chunk in answer.body:
+                body += chunk
+                if len(body) > _MOST_BYTES:
+                    raise AgentFailedError("The agent's answer is too large.")
+        return parse_json(body)
+
+    # Telling it.
+
+    async def _tell(self, notice: Notice, heard: _Heard, tasks: asyncio.TaskGroup) -> None:
+        assert notice.project is not None  # noqa: S101 - tests alone are of none
+        now, moment = self._clock.now(), self._clock.monotonic()
+        targets = await self._notifications.of(notice.project.user_id)
+        if not await self._store.revoke(notice.id, now + _KEPT, now):
+            return
+        first = heard.told_at[0] if len(heard.told_at) == MOST_OF_PROJECT else float("-inf")
+        if moment - first < OF_PROJECT_SECONDS or self._telling >= _MOST_TOLD_AT_ONCE:
+            _log.warning("notifications_held_back", project=notice.project.id)
+            return
+        heard.told_at.append(moment)
+        for target in targets:
+            if notice.what is What.ASKS or target.created_at <= notice.at:
+                self._telling += 1
+                tasks.create_task(self._deliver(target, notice), name=f"notify {target.id}")
+
+    async def _deliver(self, target: NotificationTarget, notice: Notice) -> None:
+        try:
+            for failed in range(TRIES):
+                delivered = await self._notifications.send(target, notice)
+                if delivered.result is not DeliveryResult.LATER:
+                    break
+                if failed + 1 < TRIES:
+                    await self._clock.sleep(backoff(failed, FIRST_WAIT, LONGEST_WAIT))
+                still = await self._notifications.of(target.user_id)
+                if target.id not in {one.id for one in still}:
+                    break  # it was removed meanwhile
+        except GreylagError as error:
+            _log.warning("notification_failed", target=target.id, reason=str(error))
+        finally:
+            self._telling -= 1
+
+
+def _is_new(activity: AgentActivity | None, heard: _Heard) -> bool:
+    return activity is not None and activity.revision != heard.revision
+
+
+def _sorted(turns: Iterable[TurnState], heard: _Heard) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the sessions of turns that have ended since the last look, and of those that ask."""
+    asking = {one.turn_id: one.session_id for one in turns if one.state == "asks"}
+    known = {one.turn_id for one in turns}
+    ended = {one.turn_id: one.session_id for one in turns if one.state == "ended"}
+    # An agent that was lost with its turns knows nothing of late when it is back.
+    lost = {turn: session for turn, session in heard.running.items() if turn not in known}
+    over = heard.over
+    return {turn: of for turn, of in (ended | lost).items() if turn not in over}, asking
+
+
+def _notice(project: Project, session: Session, turn: Turn, clock: Clock) -> Notice | None:
+    """Return what is to be told of a turn; ``None``: nothing, as of one that a person ended."""
+    question = turn.question
+    if question is not None:
+        what, about, at = What.ASKS, question.confirmation_id, clock.now()
+    elif turn.status in _ENDS:
+        what, about, at = _ENDS[turn.status], turn.turn_id, _ended_at(turn, clock.now())
+    else:
+        return None
+    try:
+        path_segment(turn.turn_id, "turn")
+        path_segment(about, "confirmation")
+    except InvalidRequestError:
+        return None
+    return Notice(
+        what,
+        notice_id(project.id, about),
+        at,
+        project,
+        session_id=session.session_id,
+        session=session.title,
+        turn_id=turn.turn_id,
+        confirmation_id=None if question is None else about,
+    )
+
+
+_ENDS = {"completed": What.ENDED, "error": What.FAILED}
+
+
+def _ended_at(turn: Turn, now: datetime) -> datetime:
+    try:
+        return min(parse_rfc3339(turn.ended_at or ""), now)
+    except ValueError:
+        return now

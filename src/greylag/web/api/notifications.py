@@ -1,0 +1,107 @@
+"""Where users are told of their turns: browsers and webhooks."""
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from greylag.common.agent_api import Parameter
+from greylag.ports import DeliveryResult
+from greylag.web.addresses import root_path
+from greylag.web.deps import UserCallDep, path_id, problems
+from greylag.web.preview_links import origin_of
+from greylag.web.schemas import (
+    NewBrowserIn,
+    NewWebhookIn,
+    NewWebhookOut,
+    NotificationTargetOut,
+    NotificationTargetsOut,
+    NotificationTestOut,
+)
+
+NOTIFICATIONS = "/api/users/{user}/notifications"
+TARGET = f"{NOTIFICATIONS}/targets/{{target}}"
+
+router = APIRouter(tags=["notifications"])
+
+_TargetId = Annotated[str, path_id(Parameter("target", "A target's id.", {}), r"^[0-9a-f]{16}$")]
+
+
+@router.get(
+    NOTIFICATIONS,
+    operation_id="list_notification_targets",
+    summary="List where a user is told of their turns",
+    responses=problems(404),
+)
+async def list_targets(call: UserCallDep) -> NotificationTargetsOut:
+    """The oldest first; no address is ever shown. For the user, and for administrators."""
+    notifications = call.use_cases.notifications
+    found = await notifications.listed(call.principal, call.user_id)
+    return NotificationTargetsOut(
+        public_key=await notifications.public_key(),
+        targets=[NotificationTargetOut.of(one) for one in found],
+    )
+
+
+@router.post(
+    f"{NOTIFICATIONS}/browsers",
+    operation_id="add_notification_browser",
+    summary="Tell a user in a browser",
+    status_code=201,
+    responses={**problems(404, 409, 413), 201: {"description": "It is told from now on."}},
+)
+async def add_browser(
+    request: Request, call: UserCallDep, body: NewBrowserIn
+) -> NotificationTargetOut:
+    """By Web Push, when a turn of a project of their own needs an answer, ends or fails. One
+    browser tells one user: whoever turned it on last.
+    """
+    return NotificationTargetOut.of(
+        await call.use_cases.notifications.add_browser(
+            call.principal, call.user_id, body.name, site_of(request), body.address()
+        )
+    )
+
+
+@router.post(
+    f"{NOTIFICATIONS}/webhooks",
+    operation_id="add_notification_webhook",
+    summary="Tell a webhook",
+    status_code=201,
+    responses={**problems(404, 409, 413), 201: {"description": "Its secret is shown this once."}},
+)
+async def add_webhook(request: Request, call: UserCallDep, body: NewWebhookIn) -> NewWebhookOut:
+    """By a signed POST (Standard Webhooks), of the same as browsers."""
+    secret, target = await call.use_cases.notifications.add_webhook(
+        call.principal, call.user_id, body.name, site_of(request), body.url
+    )
+    return NewWebhookOut(**NotificationTargetOut.of(target).model_dump(), secret=secret)
+
+
+@router.post(
+    f"{TARGET}/test",
+    operation_id="test_notification_target",
+    summary="Tell a target that it is told",
+    responses=problems(404),
+)
+async def test_target(call: UserCallDep, target: _TargetId) -> NotificationTestOut:
+    """Once, and at once."""
+    _, done = await call.use_cases.notifications.test(call.principal, call.user_id, target)
+    return NotificationTestOut(delivered=done.result is DeliveryResult.DONE, result=done.words)
+
+
+@router.delete(
+    TARGET,
+    operation_id="remove_notification_target",
+    summary="Tell a target nothing any more",
+    status_code=204,
+    responses={**problems(404), 204: {"description": "Effective at once."}},
+)
+async def remove_target(call: UserCallDep, target: _TargetId) -> None:
+    """For the user, and for administrators."""
+    await call.use_cases.notifications.remove(call.principal, call.user_id, target)
+
+
+def site_of(request: Request) -> str:
+    """Return where whoever asks reaches this Greylag, its root path included."""
+    return origin_of(request) + root_path()

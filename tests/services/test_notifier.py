@@ -1,0 +1,233 @@
+"""Turns that need an answer, end or fail are told of, though nobody looks: each once, whoever does
+it and whatever is started anew.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from tests.harness import Harness, settings
+
+from greylag.common.agent_api import Turn
+from greylag.common.clock import SystemClock
+from greylag.domain.project import Desired, ProjectRef
+from greylag.domain.users import OPERATOR
+from greylag.ports import AgentAddress, Delivered, DeliveryResult, PushAddress
+from greylag.services import activity, notifier
+from greylag.services.notifier import Notifier
+from greylag.services.projects import NewProject
+
+REF = ProjectRef("ada", "demo")
+SITE = "https://greylag.example"
+
+
+class Quick(SystemClock):
+    """Waits for nothing; what it was asked to wait for is kept."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+
+class Told(Harness):
+    """Ada has a project that is active, and a webhook that is told."""
+
+    def __init__(self) -> None:
+        self.quick = Quick()
+        given = settings(secret_key="k" * 32, data="/nonexistent", users="ada:Ada,bob:Bob")
+        super().__init__(given, clock=self.quick)
+        self.address = AgentAddress("", "")
+
+    async def hook(self, user: str = "ada") -> str:
+        add = self.use_cases.notifications.add_webhook
+        return (await add(OPERATOR, user, "Chat", SITE, "https://hooks.example/"))[1].id
+
+    async def say(self, message: str, message_id: str) -> Turn:
+        return await self.gateway.start_turn(self.address, None, message, message_id)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not holds():
+                await self.delivery.news.wait()
+                self.delivery.news.clear()
+
+    @property
+    def told(self) -> list[str]:
+        return [told["type"] for _, _, told in self.delivery.posted]
+
+    async def told_all(self, *types: str) -> None:
+        """Return when these were told, in this order, and nothing else."""
+        await self.until(lambda: len(self.told) >= len(types))
+        assert self.told == list(types)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notifier, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(activity, "_BURST", 0.0)
+
+
+@asynccontextmanager
+async def running(*notifiers: Notifier) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(one.run(), name="notifier") for one in notifiers]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@asynccontextmanager
+async def house() -> AsyncIterator[Told]:
+    of = Told()
+    async with of.working():
+        projects = of.use_cases.projects
+        await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+        await projects.settled(await projects.want(OPERATOR, REF, Desired.ACTIVE))
+        of.address = await of.use_cases.agents.address(OPERATOR, REF)
+        try:
+            yield of
+        finally:
+            await of.use_cases.close()
+
+
+async def test_what_a_turn_asks_and_how_it_ends_is_told_once_by_one_of_two_workers() -> None:
+    async with house() as of:
+        await of.hook()
+        other = of.build("w2")
+        async with running(of.build("w1").notifier, other.notifier):
+            turn = await of.say("run: make all", "m1")
+            await of.told_all("turn.asks")
+            ((to, message_id, told),) = of.delivery.posted
+            assert to.url == "https://hooks.example/"
+            assert message_id.startswith("msg_")
+            data = told["data"]
+            assert (data["project"], data["turn"]) == ("demo", turn.turn_id)
+            assert data["url"] == f"{SITE}{REF.path}/turns/{turn.turn_id}/answer"
+            assert "make all" not in json.dumps(told | {"data": data | {"session_title": ""}})
+            await of.gateway.confirm(of.address, turn.turn_id, data["confirmation"], "allow_once")
+            await of.told_all("turn.asks", "turn.ended")
+            await of.say("fail: badly", "m2")
+            await of.told_all("turn.asks", "turn.ended", "turn.failed")
+            ended = await of.say("wait: for ever", "m3")
+            await of.gateway.cancel_turn(of.address, ended.turn_id)
+            await of.say("hello", "m4")
+            await of.told_all("turn.asks", "turn.ended", "turn.failed", "turn.ended")
+        # Whoever starts anew tells nothing of that, and what has happened meanwhile.
+        await of.say("hello again", "m5")
+        async with running(of.build("w1").notifier):
+            await of.told_all("turn.asks", "turn.ended", "turn.failed", "turn.ended", "turn.ended")
+            assert of.delivery.posted[-1][2]["data"]["session_title"] == "hello again"
+            await of.say("hello", "m6")
+            await of.until(lambda: len(of.told) == 6)
+        await other.use_cases.close()
+
+
+async def test_nothing_is_told_before_somebody_wants_it_or_of_what_was_before_then() -> None:
+    async with house() as of:
+        async with running(of.build("w1").notifier):
+            await of.say("hello", "m1")
+            waiting = await of.say("run: this", "m2")
+            await asyncio.sleep(0.1)
+            await of.hook("bob")  # whose projects these are not
+            await of.hook()
+            # What still waits is of use to know.
+            await of.told_all("turn.asks")
+            assert of.delivery.posted[0][2]["data"]["turn"] == waiting.turn_id
+        assert of.told == ["turn.asks"]
+
+
+async def test_a_target_that_fails_is_tried_again_for_a_while_and_then_left() -> None:
+    async with house() as of:
+        await of.hook()
+        later = Delivered(DeliveryResult.LATER, "answered 503")
+        of.delivery.answers += [later, later]
+        async with running(of.build("w1").notifier):
+            await of.say("hello", "m1")
+            await of.told_all("turn.ended", "turn.ended", "turn.ended")
+            ids = {message_id for _, message_id, _ in of.delivery.posted}
+            assert len(ids) == 1
+            of.delivery.answers += [later] * 50
+            await of.say("hello", "m2")
+            await of.until(lambda: len(of.told) == 3 + notifier.TRIES)
+            of.delivery.answers.clear()
+            await of.say("hello", "m3")
+            await of.until(lambda: len(of.told) == 4 + notifier.TRIES)
+        waits = [seconds for seconds in of.quick.slept if seconds != notifier.PAUSE_SECONDS]
+        assert notifier.FIRST_WAIT / 2 <= waits[0] <= notifier.FIRST_WAIT
+        assert sum(waits[2:]) <= 600
+
+
+async def test_a_project_that_tells_of_turns_without_end_is_held_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notifier, "MOST_OF_PROJECT", 2)
+    async with house() as of:
+        await of.hook()
+        address = PushAddress("https://push.example/1", "p", "a")
+        await of.use_cases.notifications.add_browser(OPERATOR, "ada", "Phone", SITE, address)
+        async with running(of.build("w1").notifier):
+            for number in range(4):
+                await of.say("hello", f"m{number}")
+            await of.until(lambda: len(of.told) == 2)
+            await asyncio.sleep(0.1)
+        assert len(of.told) == len(of.delivery.pushed) == 2
+
+
+async def test_an_agent_that_was_lost_with_its_turn_is_told_of_when_it_is_back() -> None:
+    async with house() as of:
+        await of.hook()
+        async with running(of.build("w1").notifier):
+            turn = await of.say("run: this", "m1")
+            await of.told_all("turn.asks")
+            of.gateway.lose(of.address, turn.turn_id)
+            await of.told_all("turn.asks", "turn.failed")
+
+
+async def test_a_session_that_was_deleted_holds_no_other_one_back() -> None:
+    async with house() as of:
+        await of.hook()
+        gone = await of.say("hello", "m1")
+        of.gateway.vanish(of.address, gone.session_id)
+        async with running(of.build("w1").notifier):
+            await of.say("hello", "m2")
+            await of.told_all("turn.ended")
+        assert not [seconds for seconds in of.quick.slept if seconds != notifier.PAUSE_SECONDS]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"turns": None},
+        {"turns": [1]},
+        {"turns": [{"turn_id": "a/b"}]},
+        {"turns": [{"turn_id": 3}]},
+    ],
+)
+async def test_what_is_no_list_of_turns_is_not_told_and_not_fatal(
+    hostile: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house() as of:
+        await of.hook()
+        told = of.build("w1").notifier
+        real = told._ask
+        asked = asyncio.Event()
+
+        async def ask(project: object, operation: object, *rest: object, **query: str) -> object:
+            if not asked.is_set() and getattr(operation, "name", "") == "list_turns":
+                asked.set()
+                return hostile
+            return await real(project, operation, *rest, **query)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(told, "_ask", ask)
+        async with running(told):
+            await of.say("hello", "m1")
+            await of.told_all("turn.ended")
+            assert asked.is_set()
