@@ -657,8 +657,10 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, Protocol):
         project.
 
         Raises:
-            IdempotencyConflictError: the key came with another fingerprint.
-            ProjectExistsError: the owner has a project of this id.
+            IdempotencyConflictError: the key came with another fingerprint, or what it has created
+                was handed over.
+            ProjectExistsError: the owner has a project of this id, or the environment that it
+                would have is that of one which was handed over.
         """
 
     async def get(self, owner: str, project_id: str) -> Project:
@@ -713,6 +715,31 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, Protocol):
         that it lacks, and return the project. Nothing changes for one that is not. Idempotent.
         """
 
+    async def hand_over(
+        self,
+        owner: str,
+        project_id: str,
+        new_owner: str,
+        now: datetime,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Project:
+        """Give a project that rests, asleep, to another user, and return it. Its environment stays
+        what it is. What an Idempotency-Key of the owner before has created is not theirs any more.
+
+        Raises:
+            ProjectExistsError: the new owner has a project of this id.
+            ProjectDeletingError: it is being deleted.
+            ConflictError: it does not rest.
+        """
+
+    async def of_environment(self, ref: ProjectRef) -> Project:
+        """Return the project whose environment a cluster knows by ``ref`` (``Project.made_for``).
+
+        Raises:
+            ProjectNotFoundError: there is none.
+        """
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return the log's events with ``seq > after``, oldest first, ``limit`` at most. The log
         keeps the newest 500 of a project.
@@ -750,7 +777,9 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, Protocol):
         """Remove the record and its log for good."""
 
     async def poke(self, ref: ProjectRef, now: datetime) -> None:
-        """Make the project due now. One that does not exist is passed over."""
+        """Make the project due whose environment a cluster knows by ``ref``. One that does not
+        exist is passed over.
+        """
 
     async def poke_unsettled(self, now: datetime) -> int:
         """Make due every project that runs, should run, or is not settled; return how many. Leases
@@ -794,7 +823,7 @@ async def has_record(store: ProjectStore, ref: ProjectRef) -> bool:
         StoreUnavailableError: a store that does not answer is no proof that there is none.
     """
     try:
-        await store.get(ref.user_id, ref.project_id)
+        await store.of_environment(ref)
     except ProjectNotFoundError:
         return False
     return True

@@ -1,12 +1,14 @@
 """Tokens by command line: made, kept, used and ended."""
 
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.cli.program import call, run
 from tests.cli.stack import Stack
 
 from greylag.cli.errors import Exit
+from greylag.domain.users import User
 
 
 async def test_a_token_is_made_kept_used_and_ended(stack: Stack, tmp_path: Path) -> None:
@@ -48,3 +50,19 @@ async def test_a_token_is_made_kept_used_and_ended(stack: Stack, tmp_path: Path)
     }
     assert (await call("whoami", env=env)).code == Exit.UNAUTHORIZED
     assert (await call("logout", env=env)).code == 0
+
+
+async def test_an_administrator_hands_a_project_over_and_is_asked_before(stack: Stack) -> None:
+    env = stack.env | {"GREYLAG_USER": "ann"}
+    await stack.store.put(User("bob", "Bob"), datetime.now(UTC))
+    assert (await call("projects", "create", "Talk", "--id", "talk", env=env)).code == 0
+    assert (await call("deactivate", "talk", env=env)).code == 0
+    command = ("projects", "hand-over", "talk", "bob")
+    assert "--yes" in (await call(*command, env=env)).err
+    given = await call(*command, "--yes", "--json", env=env)
+    assert given.document["user_id"] == "bob"
+    assert given.document["namespace"] == "user-ann"
+    again = await call(*command, "--yes", env=env)
+    assert again.code == Exit.REFUSED
+    refused = await call("projects", "create", "Talk", "--id", "talk", env=env)
+    assert "handed over" in refused.err

@@ -34,6 +34,7 @@ BODIES: dict[str, Any] = {
     "send_message": {"message": "hello"},
     "answer_confirmation": {"decision": "allow_once"},
     "share_project": {"role": "viewer"},
+    "hand_over_project": {"user": "editor"},
 }
 
 

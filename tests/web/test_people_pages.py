@@ -137,6 +137,28 @@ async def test_a_project_is_shared_by_id_or_address_changed_taken_back_and_left(
     assert [(one.user_id, one.role) for one in found] == [("stranger", "editor")]
 
 
+async def test_an_administrator_hands_a_project_over(pages: Pages) -> None:
+    assert "Hand over" not in await pages.get("editor", f"{PAGE}/members")
+    await pages.post("editor", f"{PAGE}/hand-over", 403, owner="editor")
+    await pages.post("stranger", f"{PAGE}/hand-over", 404, owner="stranger")
+    assert "Hand over" in await pages.get("operator", f"{PAGE}/members")
+    wrong = await pages.post("operator", f"{PAGE}/hand-over", 422, owner="nobody@x.y")
+    assert "There is no user" in wrong
+    assert 'value="nobody@x.y"' in wrong
+    api = "/api/users/ada/projects/notes"
+    await pages.running.ask("POST", f"{api}/deactivate", headers=BEARER)
+    there = "/users/editor/projects/notes"
+    assert await pages.post("admin", f"{PAGE}/hand-over", owner="Editor@X.Y") == there
+    await pages.get("editor", there)
+    await pages.get("viewer", there)
+    await pages.get("operator", PAGE, 404)
+    status, told = await pages.running.ask(
+        "POST", "/api/users/ada/projects", headers=BEARER, json={"name": "N", "project_id": "notes"}
+    )
+    assert (status, told["code"]) == (409, "project_exists")
+    assert "handed over" in told["detail"]
+
+
 async def test_an_administrator_switches_to_another_user_and_reads_only_with_a_reason(
     pages: Pages,
 ) -> None:

@@ -375,6 +375,7 @@ class Action(StrEnum):
     PROJECTS_READ = "projects.read"
     PROJECTS_WRITE = "projects.write"
     PROJECTS_DELETE = "projects.delete"
+    PROJECTS_HAND_OVER = "projects.hand_over"
     ENVIRONMENT_ACTIVATE = "environment.activate"
     ENVIRONMENT_DEACTIVATE = "environment.deactivate"
     MESSAGES_SEND = "messages.send"

@@ -101,9 +101,11 @@ class Orphans:
             )
         project = self._remade(found)
         try:
-            known = await self.store.get(orphan.user_id, orphan.project_id)
+            known = await self.store.of_environment(orphan.ref)
         except ProjectNotFoundError:
             known = None
+            with suppress(ProjectNotFoundError):  # of a project that was handed to this user
+                known = await self.store.get(orphan.user_id, orphan.project_id)
         if known is not None and known.id != project.id:
             raise _has_record(orphan, "Delete that project first, which has no environment yet.")
         # First the environment, then its record: cut off in between, it is an orphan of ours.

@@ -12,8 +12,10 @@ from typing import Any
 from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import (
     ClusterError,
+    ConflictError,
     InvalidRequestError,
     LimitExceededError,
+    ProjectExistsError,
     ProjectNotFoundError,
     UserNotFoundError,
     WaitTimeoutError,
@@ -140,8 +142,7 @@ class Projects:
         metadata = check_metadata(new.metadata or {})
         source = None if new.source is None else check_source(new.source)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
-        if (most := self._limits.of(user).projects) is not None:
-            _check_room(user, len(await self._all(owner)), most, "projects")
+        await self._check_projects(user)
         now = self._clock.now()
         project = Project(
             id=new_record_id(now),
@@ -159,6 +160,22 @@ class Projects:
             principal, AuditAction.PROJECT_CREATE, name_of(project.ref), name=name
         )
         return await self._store.create(project, idempotency_key(key, new), audit=event)
+
+    async def give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
+        """Give a project that sleeps to a user. The caller has asked whether it may."""
+        await self._check_projects(user)
+        event = self.audit.event(principal, Action.PROJECTS_HAND_OVER, name_of(ref), owner=user.id)
+        try:
+            return await self._store.hand_over(
+                ref.user_id, ref.project_id, user.id, self._clock.now(), audit=event
+            )
+        except ProjectExistsError as error:
+            hint = "Hand over or delete that one first, or choose another user."
+            raise ConflictError(error.info.message, hint=hint) from error
+
+    async def _check_projects(self, user: User) -> None:
+        if (most := self._limits.of(user).projects) is not None:
+            _check_room(user, len(await self._all(user.id)), most, "projects")
 
     async def edit(self, principal: Principal, ref: ProjectRef, edit: Edit) -> Project:
         """Rename a project or replace its metadata.
@@ -307,7 +324,7 @@ class Projects:
         """Have what runs of a user's looked at again. The caller has asked whether it may."""
         for project in await self._all(user_id):
             if project.desired is Desired.ACTIVE:
-                await self._store.poke(project.ref, self._clock.now())
+                await self._store.poke(project.made_for, self._clock.now())
 
     async def has_any(self, user_id: str) -> bool:
         """Tell whether a user has a project."""

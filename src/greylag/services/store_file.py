@@ -37,6 +37,7 @@ _LONGEST_LINE = 64 * 1024**2
 # ``last_seq`` stands beside the log.
 _LEFT_OUT = {"lease", "outdated", "refresh", "last_seq"}
 _KEPT = [field.name for field in fields(Project) if field.name not in _LEFT_OUT]
+_MAYBE = {"source", "environment_user"}
 _MOMENTS = ("last_activated_at", "last_deactivated_at", "due_at", "deadline_at")
 
 
@@ -174,9 +175,11 @@ def origin_of(file: BinaryIO) -> tuple[str | None, bool]:
 
 
 def _kept(project: Project) -> dict[str, Any]:
-    """Return what is kept of a project; without a source, as versions knew it that had none."""
+    """Return what is kept of a project; without what it has not, as versions knew it that had no
+    such thing.
+    """
     kept = {name: getattr(project, name) for name in _KEPT}
-    return kept if project.source else {name: kept[name] for name in _KEPT if name != "source"}
+    return {name: kept[name] for name in _KEPT if name not in _MAYBE or kept[name] is not None}
 
 
 def _next_line(file: BinaryIO, number: int) -> bytes:

@@ -476,6 +476,18 @@ class MemberIn(In):
     role: MemberRole
 
 
+class HandOverIn(In):
+    """Whose a project is to be."""
+
+    user: Text = Field(
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": ID_FORM},
+        description="The user's id.",
+        examples=["bob"],
+    )
+
+
 class MemberOut(Out):
     """Whom a project is shared with."""
 

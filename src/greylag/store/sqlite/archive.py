@@ -239,8 +239,9 @@ def _put(sql: sqlite3.Connection, records: Sequence[Stored]) -> None:
 def _put_project(sql: sqlite3.Connection, stored: StoredProject) -> None:
     project = stored.project
     twins = sql.execute(
-        "SELECT id FROM projects WHERE id = ? OR user_id = ? AND project_id = ?",
-        (project.id, project.user_id, project.project_id),
+        "SELECT id FROM projects WHERE id = :id OR project_id = :project_id "
+        "AND (user_id = :user_id OR coalesce(environment_user, user_id) = :made_for)",
+        {**tables.to_row(ProjectRecord(project)), "made_for": project.made_for.user_id},
     ).fetchall()
     for (twin,) in twins:
         tables.delete(sql, twin)
