@@ -901,10 +901,18 @@ class StoredPerson:
     body: Mapping[str, Any]
 
 
-Stored = StoredProject | StoredPerson
-Fill = Callable[[Sequence[Stored]], Awaitable[None]]
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """One entry of the audit trail, as it is kept under its number."""
+
+    number: int
+    body: Mapping[str, Any]
+
+
+Stored = StoredProject | StoredPerson | StoredEntry
+Fill = Callable[[Sequence[Stored | AuditEvent]], Awaitable[None]]
 """Puts records into a store that is being replaced. A project takes the place of an earlier one
-with the same user and project id."""
+with the same user and project id; an event is appended to the audit trail, after all else."""
 
 
 class Archive(Protocol):
@@ -939,12 +947,27 @@ class Archive(Protocol):
     async def incomplete(self) -> bool:
         """Tell whether an import into this store was begun and has not ended."""
 
+    async def audit_bounds(self) -> AuditBounds:
+        """Return where the audit trail begins and ends; what an import that has not ended has
+        brought of one does not count.
+        """
+
+    async def audit_entries(
+        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
+    ) -> Sequence[NumberedEntry]:
+        """Return entries of the audit trail, as ``AuditStore`` does."""
+
     def replacing(
-        self, instance: str | None = None, *, people: bool = False
+        self,
+        instance: str | None = None,
+        *,
+        people: bool = False,
+        trail: AuditBounds | None = None,
     ) -> AbstractAsyncContextManager[Fill]:
         """Empty the store, and fill it inside the ``with`` block; on leaving it is whole, and of
         the Greylag with this id (``None``: the same as before). The ``EXPORTED_KINDS`` stay as
-        they are unless ``people`` come too; then sessions end as well.
+        they are unless ``people`` come too; then sessions end as well. The audit trail stays unless
+        the entries of another come, with these bounds.
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
         on it until it has been replaced.

@@ -40,6 +40,7 @@ from greylag.ports import (
     PageQuery,
     ProjectPage,
     Stored,
+    StoredEntry,
     StoredKey,
     StoredPerson,
     StoredProject,
@@ -407,7 +408,11 @@ class MemoryStore:
 
     @asynccontextmanager
     async def replacing(
-        self, instance: str | None = None, *, people: bool = False
+        self,
+        instance: str | None = None,
+        *,
+        people: bool = False,
+        trail: AuditBounds | None = None,
     ) -> AsyncIterator[Fill]:
         """Put others in place of all, in one step; see the port."""
         old = self._open()
@@ -415,13 +420,21 @@ class MemoryStore:
             duties=old.duties,
             people={} if people else old.people,
             labels={} if people else old.labels,
-            audit=old.audit,
-            audit_bounds=old.audit_bounds,
+            audit=list(old.audit) if trail is None else [],
+            audit_bounds=trail or old.audit_bounds,
             instance=instance or old.instance,
         )
 
-        async def fill(stored_records: Sequence[Stored]) -> None:
+        async def fill(stored_records: Sequence[Stored | AuditEvent]) -> None:
             for stored in stored_records:
+                if isinstance(stored, StoredEntry):
+                    new.audit.append(dict(stored.body))
+                    continue
+                if isinstance(stored, AuditEvent):
+                    entry = chained(stored, new.audit_bounds.end)
+                    new.audit.append(to_json(entry))
+                    new.audit_bounds = replace(new.audit_bounds, end=entry.link)
+                    continue
                 if isinstance(stored, StoredPerson):
                     _keep_person(new, stored)
                     continue

@@ -29,7 +29,7 @@ from greylag.domain.project import (
     Status,
     new_record_id,
 )
-from greylag.ports import Clock, Outcome
+from greylag.ports import AuditFilter, Clock, Outcome
 from greylag.services.orphans import PAUSE_SECONDS, Orphans
 
 PATIENCE = 10
@@ -303,6 +303,27 @@ async def test_a_removal_that_is_cancelled_leaves_no_record() -> None:
         await removal
     await scene.nothing_is_kept()
     assert await scene.orphans.found() == [LOST]
+
+
+async def test_the_audit_trail_tells_who_removed_and_adopted_what() -> None:
+    scene = Scene()
+    await scene.lose()
+    gone = replace(LOST, project_id="gone")
+    await scene.orphans.adopt(LOST)
+    with pytest.raises(ClusterError):
+        await scene.orphans.adopt(gone)
+    await scene.lose("other")
+    await scene.orphans.remove(replace(LOST, project_id="other"))
+    told = [one for _, one in await scene.store.audit_entries(AuditFilter(), 9)]
+    assert {one["actor"]["kind"] for one in told} == {"system"}
+    assert [(one["action"], one["object"], one["result"]) for one in told] == [
+        ("environment.adopt", "project/ada/lost", "begun"),
+        ("environment.adopt", "project/ada/lost", "done"),
+        ("environment.adopt", "project/ada/gone", "begun"),
+        ("environment.adopt", "project/ada/gone", "failed"),
+        ("environment.delete", "project/ada/other", "begun"),
+        ("environment.delete", "project/ada/other", "done"),
+    ]
 
 
 async def test_what_was_handed_over_is_no_orphan_and_is_not_adopted_over() -> None:
