@@ -3,9 +3,10 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pymongo
 import pytest
 from pymongo import MongoClient
 from tests.store import mongo_servers
@@ -15,26 +16,36 @@ from greylag.domain.audit import ChainCheck, Result
 
 __all__ = ["nursery"]
 KILLS = 7
+PATIENCE = 60
 Told = Mapping[tuple[str, Result], Counter[str]]
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URI of a server of this module's own."""
+    process, uri = mongo_servers.start()
+    with process:
+        yield uri
+        process.kill()
+
+
 @pytest.mark.parametrize("transactions", [True, False])
-async def test_kills_leave_no_change_without_its_entry_and_no_entry_without_its_change(
-    nursery: Nursery, *, transactions: bool
+def test_kills_leave_no_change_without_its_entry_and_no_entry_without_its_change(
+    nursery: Nursery, server: str, *, transactions: bool
 ) -> None:
     dice = random.Random(22)  # noqa: S311 - the same moments again
-    server = mongo_servers.uri()
-    async with mongo_servers.database(server) as name:
-        place = f"{server}#{name}#{int(transactions)}"
-        acknowledged = set()
+    acknowledged = set()
+    place = f"{server}#kills{int(transactions)}#{int(transactions)}"
+    with MongoClient[dict[str, Any]](server) as client, pymongo.timeout(PATIENCE):
         for seed in range(KILLS):
             lines, seconds = dice.randrange(1, 9), dice.uniform(0, 0.02)
             said = live_and_die(nursery, place, seed, lines=lines, seconds=seconds)
             acknowledged |= {one["project"] for one in map(json.loads, said)} - {""}
-        with MongoClient[dict[str, Any]](server) as client:
-            database = client[name]
-            entries = list(database["greylag_audit"].find(sort=[("_id", 1)]))
-            kept = {one["project_id"]: one["generation"] for one in database["projects"].find()}
+            # A server ends by itself, after a minute, the transaction of a client that is gone.
+            client.admin.command({"killAllSessions": []})
+        database = client[f"kills{int(transactions)}"]
+        entries = list(database["greylag_audit"].find(sort=[("_id", 1)]))
+        kept = {one["project_id"]: one["generation"] for one in database["projects"].find()}
     chain = ChainCheck()
     chain.follow({name: one[name] for name in one if name != "_id"} for one in entries)
     told = {
