@@ -293,6 +293,40 @@ async def test_limits_are_the_user_s_own_else_the_most_of_the_groups_else_everyb
             await house.use_cases.projects.want(OPERATOR, ProjectRef("eve", "p0"), Desired.ACTIVE)
 
 
+async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:
+    given = (
+        '{"default": {"templates": []}, "groups": {"staff": {"templates": ["small"]},'
+        ' "research": {"templates": ["large"]}, "makers": {"templates": null}}}'
+    )
+    house = Harness(settings(users="eve:Eve,bob:Bob", user_limits=given))
+    of, limits, ref = house.use_cases, house.settings.default_limits, ProjectRef("eve", "a")
+    eve = User("eve", "Eve", groups=("staff", "research"))
+    assert limits.of(eve).templates == ("large", "small")
+    assert limits.of(replace(eve, groups=("staff", "makers"))).templates is None
+    assert limits.of(replace(eve, limits=Limits(templates=("own",)))).templates == ("own",)
+    await house.store.put(eve, at(0))
+
+    def new(template: object) -> NewProject:
+        return NewProject("A", "a", {"template": template})
+
+    for refused in ("huge", None, ["large"]):
+        with pytest.raises(LimitExceededError, match="may not use the template"):
+            await of.projects.create(OPERATOR, "eve", new(refused))
+    await of.projects.create(OPERATOR, "eve", new("large"))
+    with pytest.raises(LimitExceededError) as told:
+        await of.projects.edit(OPERATOR, ref, Edit(metadata={"template": "huge"}))
+    assert "one of: default, large, small;" in told.value.info.hint
+    with pytest.raises(LimitExceededError):
+        await of.accounts.hand_over(OPERATOR, ref, "bob")
+    # What is allowed no more is not started any more, and can be changed.
+    await of.accounts.edit(OPERATOR, "eve", UserEdit(limits=Limits(templates=("small",))))
+    with pytest.raises(LimitExceededError):
+        await of.projects.want(OPERATOR, ref, Desired.ACTIVE)
+    await of.projects.edit(OPERATOR, ref, Edit(name="B"))
+    await of.projects.edit(OPERATOR, ref, Edit(metadata={}))
+    await of.projects.want(OPERATOR, ref, Desired.ACTIVE)
+
+
 @pytest.mark.parametrize(
     "given", ["{", "[]", '{"default": {"projects": -1}}', '{"groups": {"a": {"more": 1}}}']
 )

@@ -99,6 +99,10 @@ async def test_administrators_find_add_change_disable_and_remove_users(pages: Pa
     assert await pages.post("admin", "/new-user", **form) == "/users/eve/account"
     assert "There is a user" in await pages.post("admin", "/new-user", 422, **form)
     eve = "/users/eve/account"
+    named = {"templates": " large,, small "}
+    await pages.post("admin", eve, display_name="Eva", role="user", email="", **named)
+    assert (await people.get("eve")).limits == Limits(templates=("large", "small"))
+    assert 'value="large, small"' in await pages.get("admin", eve)
     await pages.post("admin", eve, display_name="Eva", role="admin", email="", projects="")
     changed = await people.get("eve")
     assert (changed.display_name, changed.role, changed.email) == ("Eva", "admin", "eve@x.y")
