@@ -248,7 +248,8 @@ class Transport:
             if response.status == _UNAUTHORIZED:
                 # The connection may be one that showed a certificate of old.
                 response.close()
-            raise ApiError.of_answer(response.status, response.reason or "", body, asked)
+            words, date = response.reason or "", response.headers.get("Date")
+            raise ApiError.of_answer(response.status, words, body, asked, date)
 
 
 class WatchStream:
