@@ -1,6 +1,9 @@
 """The whole store of the settings, for `greylag export`, `import` and `doctor`."""
 
 import asyncio
+import getpass
+import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,6 +13,7 @@ from urllib.parse import urlsplit
 
 from greylag.common.clock import SystemClock
 from greylag.config import Settings
+from greylag.domain.audit import Actor
 from greylag.ports import Archive, Finding
 from greylag.services.store_check import StoreReport, check_store
 from greylag.services.store_export import Imported, Tell, export_store, import_store
@@ -79,9 +83,18 @@ async def import_records(
     file.seek(0)
     async with open_archive(settings, write=True) as archive:
         now = SystemClock().now()
-        done = await import_store(archive, file, now, tell, replacing=replacing)
+        done = await import_store(archive, file, now, tell, shell(), replacing=replacing)
     done.contents.unreadable = found.unreadable
     return done
+
+
+def shell() -> Actor:
+    """Return who works with the store itself, by a command on this machine."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a user id without a name
+        user = str(os.getuid())
+    return Actor(f"{user} on {socket.gethostname()}", "operator")
 
 
 async def examine_store(settings: Settings) -> StoreReport | None:

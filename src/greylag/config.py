@@ -51,6 +51,7 @@ class GivenLimits(BaseModel, extra="forbid"):
 
     projects: int | None = Field(None, ge=0)
     active: int | None = Field(None, ge=0)
+    templates: tuple[str, ...] | None = None
 
 
 class UserLimits(BaseModel, extra="forbid"):

@@ -800,8 +800,10 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         project.
 
         Raises:
-            IdempotencyConflictError: the key came with another fingerprint.
-            ProjectExistsError: the owner has a project of this id.
+            IdempotencyConflictError: the key came with another fingerprint, or what it has created
+                was handed over.
+            ProjectExistsError: the owner has a project of this id, or the environment that it
+                would have is that of one which was handed over.
         """
 
     async def get(self, owner: str, project_id: str) -> Project:
@@ -856,6 +858,31 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         that it lacks, and return the project. Nothing changes for one that is not. Idempotent.
         """
 
+    async def hand_over(
+        self,
+        owner: str,
+        project_id: str,
+        new_owner: str,
+        now: datetime,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Project:
+        """Give a project that rests, asleep, to another user, and return it. Its environment stays
+        what it is. What an Idempotency-Key of the owner before has created is not theirs any more.
+
+        Raises:
+            ProjectExistsError: the new owner has a project of this id.
+            ProjectDeletingError: it is being deleted.
+            ConflictError: it does not rest.
+        """
+
+    async def of_environment(self, ref: ProjectRef) -> Project:
+        """Return the project whose environment a cluster knows by ``ref`` (``Project.made_for``).
+
+        Raises:
+            ProjectNotFoundError: there is none.
+        """
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return the log's events with ``seq > after``, oldest first, ``limit`` at most. The log
         keeps the newest 500 of a project.
@@ -893,7 +920,9 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         """Remove the record and its log for good."""
 
     async def poke(self, ref: ProjectRef, now: datetime) -> None:
-        """Make the project due now. One that does not exist is passed over."""
+        """Make the project due whose environment a cluster knows by ``ref``. One that does not
+        exist is passed over.
+        """
 
     async def poke_unsettled(self, now: datetime) -> int:
         """Make due every project that runs, should run, or is not settled; return how many. Leases
@@ -937,7 +966,7 @@ async def has_record(store: ProjectStore, ref: ProjectRef) -> bool:
         StoreUnavailableError: a store that does not answer is no proof that there is none.
     """
     try:
-        await store.get(ref.user_id, ref.project_id)
+        await store.of_environment(ref)
     except ProjectNotFoundError:
         return False
     return True
@@ -1017,10 +1046,18 @@ class StoredPerson:
     body: Mapping[str, Any]
 
 
-Stored = StoredProject | StoredPerson
-Fill = Callable[[Sequence[Stored]], Awaitable[None]]
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """One entry of the audit trail, as it is kept under its number."""
+
+    number: int
+    body: Mapping[str, Any]
+
+
+Stored = StoredProject | StoredPerson | StoredEntry
+Fill = Callable[[Sequence[Stored | AuditEvent]], Awaitable[None]]
 """Puts records into a store that is being replaced. A project takes the place of an earlier one
-with the same user and project id."""
+with the same user and project id; an event is appended to the audit trail, after all else."""
 
 
 class Archive(Protocol):
@@ -1055,12 +1092,27 @@ class Archive(Protocol):
     async def incomplete(self) -> bool:
         """Tell whether an import into this store was begun and has not ended."""
 
+    async def audit_bounds(self) -> AuditBounds:
+        """Return where the audit trail begins and ends; what an import that has not ended has
+        brought of one does not count.
+        """
+
+    async def audit_entries(
+        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
+    ) -> Sequence[NumberedEntry]:
+        """Return entries of the audit trail, as ``AuditStore`` does."""
+
     def replacing(
-        self, instance: str | None = None, *, people: bool = False
+        self,
+        instance: str | None = None,
+        *,
+        people: bool = False,
+        trail: AuditBounds | None = None,
     ) -> AbstractAsyncContextManager[Fill]:
         """Empty the store, and fill it inside the ``with`` block; on leaving it is whole, and of
         the Greylag with this id (``None``: the same as before). The ``EXPORTED_KINDS`` stay as
-        they are unless ``people`` come too; then sessions end as well.
+        they are unless ``people`` come too; then sessions end as well. The audit trail stays unless
+        the entries of another come, with these bounds.
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
         on it until it has been replaced.

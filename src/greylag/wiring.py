@@ -19,7 +19,7 @@ from greylag.agentd.agent.types import AgentUnavailableError, ModelProvider, fin
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.model.provider import problem_of
 from greylag.agentd.model.relay import provider
-from greylag.archives import DATABASE, place_of
+from greylag.archives import DATABASE, place_of, shell
 from greylag.cluster.kubernetes.options import (
     ConnectionOptions,
     Options,
@@ -283,6 +283,7 @@ async def assembled_orphans(settings: Settings) -> AsyncIterator[Orphans]:
             namespace_prefix=settings.namespace_prefix,
             worker=f"{_process_name()}-orphans",
             longest=settings.activation_timeout,
+            by=shell(),
         )
 
 

@@ -57,7 +57,8 @@ Cli = Callable[..., Coroutine[Any, Any, Done]]
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """Return a clean environment with ``given`` in it."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return {**kept, "LANG": "C.UTF-8", "TERM": "xterm", "COLUMNS": "120", **given}
+    no_keyring = {"PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring"}
+    return {**kept, **no_keyring, "LANG": "C.UTF-8", "TERM": "xterm", "COLUMNS": "120", **given}
 
 
 async def call(*words: str, env: Mapping[str, str]) -> Done:

@@ -1,12 +1,23 @@
 """Tokens by command line: made, kept, used and ended."""
 
+import io
 import stat
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import keyring
+import pytest
+from keyring.backend import KeyringBackend
+from keyring.errors import KeyringLocked
 from tests.cli.program import call, run
 from tests.cli.stack import Stack
 
+from greylag.cli import kept_token
 from greylag.cli.errors import Exit
+from greylag.cli.kept_token import KeptToken
+from greylag.domain.users import User
 
 
 async def test_a_token_is_made_kept_used_and_ended(stack: Stack, tmp_path: Path) -> None:
@@ -48,3 +59,110 @@ async def test_a_token_is_made_kept_used_and_ended(stack: Stack, tmp_path: Path)
     }
     assert (await call("whoami", env=env)).code == Exit.UNAUTHORIZED
     assert (await call("logout", env=env)).code == 0
+
+
+async def test_an_administrator_hands_a_project_over_and_is_asked_before(stack: Stack) -> None:
+    env = stack.env | {"GREYLAG_USER": "ann"}
+    await stack.store.put(User("bob", "Bob"), datetime.now(UTC))
+    assert (await call("projects", "create", "Talk", "--id", "talk", env=env)).code == 0
+    assert (await call("deactivate", "talk", env=env)).code == 0
+    command = ("projects", "hand-over", "talk", "bob")
+    assert "--yes" in (await call(*command, env=env)).err
+    given = await call(*command, "--yes", "--json", env=env)
+    assert given.document["user_id"] == "bob"
+    assert given.document["namespace"] == "user-ann"
+    again = await call(*command, "--yes", env=env)
+    assert again.code == Exit.REFUSED
+    refused = await call("projects", "create", "Talk", "--id", "talk", env=env)
+    assert "handed over" in refused.err
+
+
+class FakeKeyring(KeyringBackend):
+    """A keyring of the library's own kind, which a test has fail or hang."""
+
+    priority = 9
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # the library's own
+        self.held: dict[tuple[str, str], str] = {}
+        self.fault: Exception | None = None
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def _ask(self) -> None:
+        self.answers.wait()
+        if self.fault is not None:
+            raise self.fault
+
+    def get_password(self, service: str, username: str) -> str | None:
+        self._ask()
+        return self.held.get((service, username))
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        self._ask()
+        self.held[service, username] = password
+
+    def delete_password(self, service: str, username: str) -> None:
+        self._ask()
+        del self.held[service, username]
+
+
+@pytest.fixture
+def fake_keyring() -> Iterator[FakeKeyring]:
+    before, fake = keyring.get_keyring(), FakeKeyring()
+    keyring.set_keyring(fake)
+    yield fake
+    fake.answers.set()
+    keyring.set_keyring(before)
+
+
+async def test_a_keyring_keeps_the_token_where_there_is_a_real_one(
+    stack: Stack, tmp_path: Path, fake_keyring: FakeKeyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_token, "SECONDS_ALONE", 0.2)
+    folder = tmp_path / "greylag"
+    env = {"GREYLAG_SERVER": stack.address, "GREYLAG_DATA": "/nowhere"}
+    env["XDG_CONFIG_HOME"] = str(tmp_path)
+
+    async def login() -> str:
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{stack.token}\n"))
+        done = await call("login", "--token", env=env)
+        assert done.code == 0, done.err
+        assert stack.token not in done.out + done.err
+        return done.err
+
+    # It is locked or hangs: the file will do, and it is said why.
+    fake_keyring.fault = KeyringLocked("locked")
+    assert "in a file: the keyring refused (KeyringLocked)." in await login()
+    fake_keyring.fault = None
+    fake_keyring.answers.clear()
+    assert "did not answer within 0.2 seconds" in await login()
+    fake_keyring.answers.set()
+    assert {one.name for one in folder.iterdir()} == {"token"}
+    # It answers: the file is gone, and every command finds the token.
+    fake_keyring.held.clear()
+    assert "kept in the system's keyring (" in await login()
+    assert {one.name for one in folder.iterdir()} == {"keyring"}
+    assert list(fake_keyring.held) == [("greylag", "token")]
+    assert all(stack.token not in one.read_text() for one in folder.iterdir())
+    assert (await call("whoami", env=env)).code == 0
+    fake_keyring.fault = KeyringLocked("locked")
+    refused = await call("whoami", env=env)
+    assert refused.code == Exit.UNAUTHORIZED
+    assert "warning: the token cannot be read: the keyring refused" in refused.err
+    kept = await call("logout", env=env)
+    assert kept.code == Exit.USAGE
+    assert "The token stays where it is" in kept.err
+    fake_keyring.fault = None
+    assert (await call("logout", env=env)).code == 0
+    assert (fake_keyring.held, list(folder.iterdir())) == ({}, [])
+
+
+@pytest.mark.parametrize("priority", [0.5, 0, -1])
+def test_what_keeps_secrets_in_clear_or_not_at_all_is_no_keyring(
+    tmp_path: Path, fake_keyring: FakeKeyring, priority: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeKeyring, "priority", priority)
+    kept = KeptToken(tmp_path / "token", tmp_path / "keyring")
+    assert kept.write("x" * 20) == (str(tmp_path / "token"), None)
+    assert (kept.read(), fake_keyring.held) == ("x" * 20, {})

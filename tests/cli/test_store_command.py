@@ -85,6 +85,8 @@ async def test_an_import_says_what_the_store_holds(sites: Sites, backup: Path, k
         "unreadable": 0,
         "people": 0,
         "left_out": 0,
+        "entries": 0,
+        "entries_left_out": 0,
     }
     assert names(await target.holds()) == ["one", "two"]
 

@@ -23,6 +23,7 @@ class ApiProxy:
         refused: the share of calls that are answered with 429 or 500, as chance (seeded) has it; of
             the 500, one half after the API server has done what was asked.
         cuts: whether watches break off at random moments.
+        busy: whether every call is answered with 429, which asks for a second's patience.
         down: whether all connections break off.
         hangs: whether nothing is answered, and open watches say nothing more.
         counts: how often each of these happened.
@@ -31,6 +32,7 @@ class ApiProxy:
     def __init__(self, upstream: Connection, seed: str) -> None:
         self.refused = 0.0
         self.cuts = False
+        self.busy = False
         self.down = False
         self.hangs = False
         self.counts = {"passed": 0, "429": 0, "500": 0, "cut": 0}
@@ -71,7 +73,7 @@ class ApiProxy:
 
     def release(self) -> None:
         """Be well again."""
-        self.down = self.hangs = False
+        self.down = self.hangs = self.busy = False
         self._released.set()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -79,17 +81,22 @@ class ApiProxy:
             await self._released.wait()
         if self.down:
             return _broken(request)
+        if self.busy:
+            return self._too_many(1)
         if "watch" in request.query:
             return await self._watch(request)
         chance, lost = self._rng.random(), self._rng.random() < 0.5
         if chance < self.refused / 2:
-            self.counts["429"] += 1
-            pause = {"Retry-After": str(self._rng.randrange(2))}
-            return web.json_response(_status(429, "TooManyRequests"), status=429, headers=pause)
+            return self._too_many(self._rng.randrange(2))
         if chance < self.refused and not lost:
             return self._fault()
         answer = await self._passed(request)
         return self._fault() if chance < self.refused else answer
+
+    def _too_many(self, seconds: int) -> web.Response:
+        self.counts["429"] += 1
+        pause = {"Retry-After": str(seconds)}
+        return web.json_response(_status(429, "TooManyRequests"), status=429, headers=pause)
 
     def _fault(self) -> web.Response:
         self.counts["500"] += 1

@@ -34,6 +34,7 @@ async def test_every_field_of_a_project_comes_back_as_it_was_put_in(store: Proje
         deadline_at=at(4),
         lease=Lease("worker", 5, at(5)),
         source=GitSource("https://example.org/a.git", "main", 3),
+        environment_user="eve",
     )
     assert (await store.create(project)).project == project
     assert await store.get("ada", "demo") == project

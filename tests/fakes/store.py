@@ -21,7 +21,6 @@ from greylag.domain.audit import (
 )
 from greylag.domain.errors import (
     IdempotencyConflictError,
-    ProjectExistsError,
     StoreUnavailableError,
 )
 from greylag.domain.project import Desired, Event, Project, ProjectRef, new_instance_id
@@ -41,6 +40,7 @@ from greylag.ports import (
     PageQuery,
     ProjectPage,
     Stored,
+    StoredEntry,
     StoredKey,
     StoredPerson,
     StoredProject,
@@ -101,11 +101,12 @@ class MemoryStore:
         tables = self._open()
         earlier = self._created_before(project, key) if key else None
         if earlier is not None:
-            return Created(_out(tables.records[earlier]), new=False)
+            there = records.check_still_theirs(_out(tables.records[earlier]), project.user_id)
+            return Created(there, new=False)
         if project.ref in tables.records:
-            raise ProjectExistsError(
-                f"User {project.user_id!r} already has a project {project.project_id!r}."
-            )
+            raise records.exists(project.ref)
+        if self._made_for(project.made_for) is not None:
+            raise records.environment_taken(project.made_for)
         if key is not None:
             tables.keys[project.user_id, key.key] = _Key(
                 key.fingerprint, project.ref, project.created_at + records.KEY_LIFETIME
@@ -164,6 +165,38 @@ class MemoryStore:
         """Write that it is to be started anew; see the port."""
         record = self._find(owner, project_id)
         return self._put(records.refreshed(record, now), since=record, audit=audit)
+
+    async def hand_over(
+        self,
+        owner: str,
+        project_id: str,
+        new_owner: str,
+        now: datetime,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Project:
+        """Give a project to another user; see the port."""
+        record, tables = self._find(owner, project_id), self._tables
+        after = records.handed_over(record, new_owner, now)
+        if after is record:
+            return _out(record)
+        old, new = record.project.ref, after.project.ref
+        if new in tables.records:
+            raise records.exists(new)
+        del tables.records[old]
+        tables.events[new] = tables.events.pop(old)
+        for name, key in tables.keys.items():
+            if key.ref == old:
+                tables.keys[name] = replace(key, ref=new)
+        self._hub.signal(old)
+        return self._put(after, since=record, audit=audit)
+
+    async def of_environment(self, ref: ProjectRef) -> Project:
+        """Return the project that has this environment; see the port."""
+        found = self._made_for(ref)
+        if found is None:
+            raise records.not_found(ref)
+        return _out(found)
 
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
@@ -227,7 +260,7 @@ class MemoryStore:
 
     async def poke(self, ref: ProjectRef, now: datetime) -> None:
         """Make one project due; see the port."""
-        record = self._open().records.get(ref)
+        record = self._made_for(ref)
         if record is not None:
             self._put(records.poked(record, now))
 
@@ -392,7 +425,11 @@ class MemoryStore:
 
     @asynccontextmanager
     async def replacing(
-        self, instance: str | None = None, *, people: bool = False
+        self,
+        instance: str | None = None,
+        *,
+        people: bool = False,
+        trail: AuditBounds | None = None,
     ) -> AsyncIterator[Fill]:
         """Put others in place of all, in one step; see the port."""
         old = self._open()
@@ -400,13 +437,21 @@ class MemoryStore:
             duties=old.duties,
             people={} if people else old.people,
             labels={} if people else old.labels,
-            audit=old.audit,
-            audit_bounds=old.audit_bounds,
+            audit=list(old.audit) if trail is None else [],
+            audit_bounds=trail or old.audit_bounds,
             instance=instance or old.instance,
         )
 
-        async def fill(stored_records: Sequence[Stored]) -> None:
+        async def fill(stored_records: Sequence[Stored | AuditEvent]) -> None:
             for stored in stored_records:
+                if isinstance(stored, StoredEntry):
+                    new.audit.append(dict(stored.body))
+                    continue
+                if isinstance(stored, AuditEvent):
+                    entry = chained(stored, new.audit_bounds.end)
+                    new.audit.append(to_json(entry))
+                    new.audit_bounds = replace(new.audit_bounds, end=entry.link)
+                    continue
                 if isinstance(stored, StoredPerson):
                     _keep_person(new, stored)
                     continue
@@ -447,6 +492,10 @@ class MemoryStore:
             return self._open().records[ref]
         except KeyError:
             raise records.not_found(ref) from None
+
+    def _made_for(self, ref: ProjectRef) -> ProjectRecord | None:
+        found = self._open().records.values()
+        return next((one for one in found if one.project.made_for == ref), None)
 
     def _of(self, claim: Claim) -> ProjectRecord | None:
         record = self._open().records.get(claim.project.ref)

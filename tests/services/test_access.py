@@ -35,14 +35,16 @@ from greylag.domain.users import (
     Principal,
     Role,
     Scope,
+    Share,
     User,
 )
-from greylag.ports import AgentRequest, AuditFilter, Edit, PageQuery
+from greylag.ports import AgentRequest, AuditFilter, Edit, PageQuery, has_record
 from greylag.services import access
 from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.messages import NewMessage
 from greylag.services.people import UserEdit
 from greylag.services.projects import NewProject
+from greylag.services.shares import NewShare
 from greylag.services.use_cases import UseCases
 
 ZOE = Principal("zoe", "Zoë")
@@ -76,6 +78,7 @@ CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
     (lambda of: of.gate.members(*AT), Action.MEMBERS_READ),
     (lambda of: of.gate.share(*AT, "ada", MemberRole.EDITOR), Action.MEMBERS_WRITE),
     (lambda of: of.gate.unshare(*AT, "ada"), Action.MEMBERS_WRITE),
+    (lambda of: of.accounts.hand_over(*AT, "ada"), Action.PROJECTS_HAND_OVER),
     (lambda of: of.accounts.show(*WHO), Action.ACCOUNT_READ),
     (lambda of: of.accounts.sessions(*WHO), Action.ACCOUNT_READ),
     (lambda of: of.accounts.end_session(*WHO, "0" * 16), Action.ACCOUNT_WRITE),
@@ -290,6 +293,40 @@ async def test_limits_are_the_user_s_own_else_the_most_of_the_groups_else_everyb
             await house.use_cases.projects.want(OPERATOR, ProjectRef("eve", "p0"), Desired.ACTIVE)
 
 
+async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:
+    given = (
+        '{"default": {"templates": []}, "groups": {"staff": {"templates": ["small"]},'
+        ' "research": {"templates": ["large"]}, "makers": {"templates": null}}}'
+    )
+    house = Harness(settings(users="eve:Eve,bob:Bob", user_limits=given))
+    of, limits, ref = house.use_cases, house.settings.default_limits, ProjectRef("eve", "a")
+    eve = User("eve", "Eve", groups=("staff", "research"))
+    assert limits.of(eve).templates == ("large", "small")
+    assert limits.of(replace(eve, groups=("staff", "makers"))).templates is None
+    assert limits.of(replace(eve, limits=Limits(templates=("own",)))).templates == ("own",)
+    await house.store.put(eve, at(0))
+
+    def new(template: object) -> NewProject:
+        return NewProject("A", "a", {"template": template})
+
+    for refused in ("huge", None, ["large"]):
+        with pytest.raises(LimitExceededError, match="may not use the template"):
+            await of.projects.create(OPERATOR, "eve", new(refused))
+    await of.projects.create(OPERATOR, "eve", new("large"))
+    with pytest.raises(LimitExceededError) as told:
+        await of.projects.edit(OPERATOR, ref, Edit(metadata={"template": "huge"}))
+    assert "one of: default, large, small;" in told.value.info.hint
+    with pytest.raises(LimitExceededError):
+        await of.accounts.hand_over(OPERATOR, ref, "bob")
+    # What is allowed no more is not started any more, and can be changed.
+    await of.accounts.edit(OPERATOR, "eve", UserEdit(limits=Limits(templates=("small",))))
+    with pytest.raises(LimitExceededError):
+        await of.projects.want(OPERATOR, ref, Desired.ACTIVE)
+    await of.projects.edit(OPERATOR, ref, Edit(name="B"))
+    await of.projects.edit(OPERATOR, ref, Edit(metadata={}))
+    await of.projects.want(OPERATOR, ref, Desired.ACTIVE)
+
+
 @pytest.mark.parametrize(
     "given", ["{", "[]", '{"default": {"projects": -1}}', '{"groups": {"a": {"more": 1}}}']
 )
@@ -332,3 +369,49 @@ async def test_a_user_is_made_limited_disabled_and_removed() -> None:
             await accounts.show(boss, "eve")
         with pytest.raises(ConflictError, match="settings name"):
             await accounts.remove(boss, "ada")
+
+
+async def test_a_project_is_handed_over_with_its_members_and_nothing_of_its_owner_stays() -> None:
+    house, ref = House(), ProjectRef("ada", "demo")
+    of, boss, ada = house.use_cases, WHO_IS[Standing.ADMIN], Principal("ada", "ada")
+    for name in ("eve", "bob"):
+        await of.accounts.make(boss, User(name, name, limits=Limits(projects=1)))
+    made = (await of.projects.create(ada, "ada", NewProject("Demo", "demo"))).project
+    async with house.working():
+        await of.projects.settled(made)
+        for name in ("eve", "bob"):
+            await of.gate.share(ada, ref, name, MemberRole.EDITOR)
+        link = await of.shares.make(ada, ref, NewShare(8080, "/", "https://here", 60))
+        running = await of.projects.settled(await of.projects.want(ada, ref, Desired.ACTIVE))
+        assert running is not None
+        with pytest.raises(ConflictError, match="not asleep"):
+            await of.accounts.hand_over(boss, ref, "bob")
+        await of.projects.settled(await of.projects.want(ada, ref, Desired.INACTIVE))
+        with pytest.raises(ForbiddenError):
+            await of.accounts.hand_over(ada, ref, "bob")
+        with pytest.raises(ConflictError, match="already"):
+            await of.accounts.hand_over(boss, ref, "ada")
+        given = await of.accounts.hand_over(boss, ref, "bob")
+        bob = Principal("bob", "bob")
+        assert [one.user_id for one in await of.gate.members(bob, given.ref)] == ["eve"]
+        assert await house.store.find(Share, link.key) is None
+        with pytest.raises(ProjectNotFoundError):
+            await of.projects.get(ada, ref)
+        with pytest.raises(UserNotFoundError):
+            await of.projects.get(ada, given.ref)
+        with pytest.raises(LimitExceededError):
+            await of.projects.create(bob, "bob", NewProject("More"))
+        again = await of.projects.settled(await of.projects.want(bob, given.ref, Desired.ACTIVE))
+        assert again is not None
+        assert again.names == made.names
+        assert list(await house.cluster.inventory()) == [ref]
+        assert await has_record(house.store, ref)
+        # Its environment is found by what the cluster calls it.
+        await of.projects.settled(await of.projects.want(bob, given.ref, Desired.DELETED))
+        assert not await house.cluster.inventory()
+        await of.projects.create(ada, "ada", NewProject("Demo", "demo"))
+        (told,) = await house.store.audit_entries(
+            AuditFilter(action="projects.hand_over", result="done"), 9
+        )
+        assert told[1]["object"] == "project/ada/demo"
+        assert told[1]["changed"] == {"owner": "bob"}

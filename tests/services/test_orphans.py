@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from tests.clocks import FakeClock
-from tests.contract.store_adapters import make_project
+from tests.contract.store_adapters import at, claim, make_project
 from tests.fakes.cluster import MemoryCluster
 from tests.fakes.store import MemoryStore
 
@@ -20,8 +20,16 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
 )
 from greylag.domain.lifecycle import Observed, Verb
-from greylag.domain.project import Desired, Lease, Orphan, Project, ProjectRef, new_record_id
-from greylag.ports import Clock
+from greylag.domain.project import (
+    Desired,
+    Lease,
+    Orphan,
+    Project,
+    ProjectRef,
+    Status,
+    new_record_id,
+)
+from greylag.ports import AuditFilter, Clock, Outcome
 from greylag.services.orphans import PAUSE_SECONDS, Orphans
 
 PATIENCE = 10
@@ -55,7 +63,7 @@ class Scene:
 
     async def keep(self, project_id: str = "kept") -> Project:
         """Start an environment that has a record."""
-        project = make_project(project_id)
+        project = make_project(project_id, due_at=at(0))
         await self.store.create(project)
         await self.cluster.start(project.environment)
         return project
@@ -295,3 +303,50 @@ async def test_a_removal_that_is_cancelled_leaves_no_record() -> None:
         await removal
     await scene.nothing_is_kept()
     assert await scene.orphans.found() == [LOST]
+
+
+async def test_the_audit_trail_tells_who_removed_and_adopted_what() -> None:
+    scene = Scene()
+    await scene.lose()
+    gone = replace(LOST, project_id="gone")
+    await scene.orphans.adopt(LOST)
+    with pytest.raises(ClusterError):
+        await scene.orphans.adopt(gone)
+    await scene.lose("other")
+    await scene.orphans.remove(replace(LOST, project_id="other"))
+    told = [one for _, one in await scene.store.audit_entries(AuditFilter(), 9)]
+    assert {one["actor"]["kind"] for one in told} == {"system"}
+    assert [(one["action"], one["object"], one["result"]) for one in told] == [
+        ("environment.adopt", "project/ada/lost", "begun"),
+        ("environment.adopt", "project/ada/lost", "done"),
+        ("environment.adopt", "project/ada/gone", "begun"),
+        ("environment.adopt", "project/ada/gone", "failed"),
+        ("environment.delete", "project/ada/other", "begun"),
+        ("environment.delete", "project/ada/other", "done"),
+    ]
+
+
+async def test_what_was_handed_over_is_no_orphan_and_is_not_adopted_over() -> None:
+    scene = Scene()
+    project = await scene.keep()
+    await scene.store.record(
+        await claim(scene.store, 0),
+        Outcome(status=Status.INACTIVE, observed_generation=1),
+        at(0),
+        release=True,
+    )
+    await scene.store.hand_over("ada", "kept", "bob", at(1))
+    assert await scene.orphans.found() == []
+    kept = Orphan("ada", "kept", "user-ada", "kept-api")
+    await scene.orphans.adopt(kept)  # its record is there
+    with pytest.raises(ConflictError):
+        await scene.orphans.remove(kept)
+    given = await scene.store.get("bob", "kept")
+    assert (given.id, given.environment_user) == (project.id, "ada")
+    # Bob's own lost environment of this id is another one.
+    lost = make_project("kept", "bob")
+    await scene.cluster.start(lost.environment)
+    (orphan,) = await scene.orphans.found()
+    assert orphan.ref == lost.ref
+    with pytest.raises(ConflictError):
+        await scene.orphans.adopt(orphan)

@@ -1,6 +1,7 @@
 """Exports and imports: lossless between all stores, whole or refused, right after any cut."""
 
 import asyncio
+import contextlib
 import io
 import json
 import random
@@ -21,6 +22,7 @@ from tests.contract.store_adapters import IDLE, at, claim, make_project
 from tests.store.sites import KINDS, KilledError, Site, Sites, sites_in
 from tests.store.stored_projects import STORED, changed, leased, make_stored
 
+from greylag.domain.audit import SYSTEM, AuditEvent, ChainBrokenError, ChainCheck
 from greylag.domain.project import NewEvent
 from greylag.domain.users import (
     ApiToken,
@@ -39,6 +41,7 @@ from greylag.domain.users import (
 from greylag.ports import (
     AnyKept,
     Archive,
+    AuditFilter,
     Fill,
     Finding,
     Stored,
@@ -52,6 +55,7 @@ from greylag.services.store_file import (
     Contents,
     ExportUnusableError,
     ExportWriter,
+    Origin,
     contents,
     read_export,
 )
@@ -92,7 +96,7 @@ async def imported(
     tell: Callable[[str, int, int], None] = nobody,
 ) -> Imported:
     async with target.archive() as archive:
-        return await import_store(archive, io.BytesIO(file), NOW, tell, replacing=replacing)
+        return await import_store(archive, io.BytesIO(file), NOW, tell, SYSTEM, replacing=replacing)
 
 
 def arrived(stored: StoredProject) -> StoredProject:
@@ -180,7 +184,7 @@ async def test_what_was_imported_is_of_the_same_greylag(
     async with target.store() as store:
         assert await store.instance() == instance
     writer = ExportWriter()
-    older = writer.header(NOW, "older", 0, None) + writer.end()
+    older = writer.header(NOW, "older", 0, Origin()) + writer.end()
     await imported(target, older, replacing=True)
     async with target.store() as store:
         assert await store.instance() == instance
@@ -403,7 +407,7 @@ def test_a_file_that_was_altered_anywhere_is_refused(file: bytes) -> None:
         (b"[1]\n", "Line 1"),
         (b'{"greylag_export": true}\n', "no export of Greylag"),
         (b"\x1f\x8b\x08\n", "Line 1"),
-        (b'{"greylag_export": 3, "projects": 0}\n', "has version 3"),
+        (b'{"greylag_export": 4, "projects": 0}\n', "has version 4"),
     ],
 )
 def test_what_is_no_export_of_this_greylag_is_refused(file: bytes, words: str) -> None:
@@ -463,6 +467,64 @@ async def test_a_store_that_is_worked_on_is_left_alone(
     assert await target.holds() == before
 
 
+async def tell_of(site: Site, count: int) -> None:
+    """Put entries into a store's audit trail."""
+    async with site.store() as store:
+        for number in range(count):
+            on = f"user/Ω{number}"
+            event = AuditEvent(at=at(number), actor=SYSTEM, action="test", object=on)
+            await store.append_audit(event)
+
+
+async def trail_of(site: Site) -> list[Any]:
+    """Return a store's audit trail, once it was found whole."""
+    async with site.store() as store:
+        bounds = await store.audit_bounds()
+        found = [body for _, body in await store.audit_entries(AuditFilter(), 999)]
+    check = ChainCheck(bounds.start)
+    check.follow(found)
+    assert check.last == bounds.end
+    return found
+
+
+@pytest.mark.parametrize("kinds", WAYS)
+async def test_the_audit_trail_comes_too_and_one_that_is_there_goes_on(
+    sites: Sites, kinds: tuple[str, str]
+) -> None:
+    source, target = [await sites.make(kind) for kind in kinds]
+    await tell_of(source, 250)
+    async with source.store() as store:
+        assert await store.trim_audit(at(20)) == 20
+    backup = await exported(source)
+    done = await imported(target, backup)
+    assert (done.contents.entries, done.entries_left_out) == (230, 0)
+    *carried, told = await trail_of(target)
+    assert carried == await trail_of(source)
+    assert (told["number"], told["action"], told["result"]) == (251, "records.import", "done")
+    async with target.store() as store:
+        assert len(await store.audit_entries(AuditFilter(object="user/Ω42"), 9)) == 1
+    # Nobody ends a trail by putting another one in its place.
+    done = await imported(target, backup, replacing=True)
+    assert (done.contents.entries, done.entries_left_out) == (0, 230)
+    *before, told = await trail_of(target)
+    assert [one["number"] for one in before] == list(range(21, 252))
+    assert told["changed"]["trail_left_out"] == f"250:{carried[-1]['hash']}"
+    # Where it was damaged, what is left is carried, and the damage with it.
+    if source.settings.mongodb_uri is None:
+        with contextlib.closing(sqlite3.connect(source.path)) as sql, sql:
+            sql.execute("DELETE FROM audit WHERE number = 77")
+            sql.execute("UPDATE audit SET body = 'no JSON' WHERE number = 78")
+        lost: list[Finding] = []
+        file = io.BytesIO()
+        async with source.archive(write=False) as archive:
+            found = await export_store(archive, file.write, NOW, nobody, lost.append)
+        assert ([one.place for one in lost], found.entries) == (["audit 77"], 229)
+        other = await sites.make(kinds[1])
+        assert (await imported(other, file.getvalue())).contents.entries == 229
+        with pytest.raises(ChainBrokenError, match="The entry 77 is missing"):
+            await trail_of(other)
+
+
 class Killed:
     """An archive whose filling ends after so many projects."""
 
@@ -474,12 +536,10 @@ class Killed:
         return getattr(self._archive, name)
 
     @asynccontextmanager
-    async def replacing(
-        self, instance: str | None = None, *, people: bool = False
-    ) -> AsyncIterator[Fill]:
-        async with self._archive.replacing(instance, people=people) as fill:
+    async def replacing(self, instance: str | None = None, **more: Any) -> AsyncIterator[Fill]:
+        async with self._archive.replacing(instance, **more) as fill:
 
-            async def some(records: Sequence[Stored]) -> None:
+            async def some(records: Sequence[Stored | AuditEvent]) -> None:
                 await fill(records[: self._after])
                 raise KilledError
 
@@ -492,14 +552,18 @@ async def test_an_import_that_is_cut_off_is_done_by_the_same_again(
     sites: Sites, kind: str, *, replacing: bool
 ) -> None:
     projects = [make_stored(f"p{number}") for number in range(10)]
-    file = await exported(await sites.filled("sqlite", projects))
+    source = await sites.filled("sqlite", projects)
+    await tell_of(source, 4)
+    file = await exported(source)
     old = [make_stored("old")] if replacing else []
     target = await sites.filled(kind, old)
-    for after in (0, 3, 10):
+    for after in (0, 3, 14):
         async with target.archive() as archive:
             killed: Any = Killed(archive, after)
             with pytest.raises(KilledError):
-                await import_store(killed, io.BytesIO(file), NOW, nobody, replacing=replacing)
+                await import_store(
+                    killed, io.BytesIO(file), NOW, nobody, SYSTEM, replacing=replacing
+                )
         if kind == "sqlite":
             assert await target.holds() == old
             continue
@@ -508,6 +572,7 @@ async def test_an_import_that_is_cut_off_is_done_by_the_same_again(
                 pass
     await imported(target, file, replacing=replacing)
     assert await target.holds() == [arrived(stored) for stored in projects]
+    assert len(await trail_of(target)) == 5
     async with target.store(), target.archive() as archive:
         assert not await archive.incomplete()
 

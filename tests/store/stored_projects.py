@@ -41,6 +41,7 @@ def make_stored(project_id: str = "demo", *, events: int = 3, **fields: Any) -> 
         "deadline_at": at(80),
         "last_seq": events,
         "source": GitSource("https://example.org/a.git", "main", 3),
+        "environment_user": "eve",
     }
     project = make_project(project_id, **values | fields)
     return StoredProject(

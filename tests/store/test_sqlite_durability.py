@@ -24,7 +24,7 @@ from greylag.domain.audit import SYSTEM, AuditEvent, ChainCheck, Link
 from greylag.ports import PageQuery
 from greylag.store.sqlite.store import SqliteStore
 
-WRITER = Path(__file__).with_name("sqlite_writer.py")
+WRITER = Path(__file__).with_name("writer.py")
 Nursery = subprocess.Popen[str]
 
 
@@ -81,7 +81,7 @@ def nursery() -> Iterator[Nursery]:
 
 
 def live_and_die(
-    nursery: Nursery, file: Path, seed: int, *, lines: int = 0, seconds: float = 0
+    nursery: Nursery, file: Path | str, seed: int, *, lines: int = 0, seconds: float = 0
 ) -> list[str]:
     """Let a child write until it has said so many ``lines``, and ``seconds`` more; kill it, and
     return all that it said.

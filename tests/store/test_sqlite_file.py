@@ -205,7 +205,7 @@ async def test_what_was_begun_before_close_is_finished(path: Path) -> None:
         ),
         (lambda sql: tables.by_id(sql, "1"), "sqlite_autoindex_projects_1"),
         (tables.next_due, "projects_claimable"),
-        (lambda sql: tables.poke(sql, REF, at(0)), "sqlite_autoindex_projects_2"),
+        (lambda sql: tables.poke(sql, REF, at(0)), "projects_environment"),
         (lambda sql: tables.poke_unsettled(sql, at(0)), "projects_unsettled"),
     ],
 )

@@ -56,7 +56,8 @@ CALLS: dict[str, tuple[dict[str, str], Any]] = {
     "end_terminal": ({}, None),
     "undo_turn": ({}, {}),
     "deactivate_project": ({}, None),
-    "delete_project": ({}, None),
+    "hand_over_project": ({}, {"user": "editor"}),
+    "delete_project": ({"user": "editor"}, None),
 }
 """Each operation that changes something, in an order in which it does: its path and body."""
 ELSEWHERE = {"begin_device_login", "redeem_device_login", "end_share"} | {

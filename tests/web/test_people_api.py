@@ -43,6 +43,7 @@ BODIES: dict[str, Any] = {
     "send_message": {"message": "hello"},
     "answer_confirmation": {"decision": "allow_once"},
     "share_project": {"role": "viewer"},
+    "hand_over_project": {"user": "editor"},
 }
 
 
@@ -181,7 +182,7 @@ async def test_what_is_about_no_user_is_answered_by_who_asks() -> None:
         assert (status, made["email"], made["limits"]) == (
             201,
             "eve@x.y",
-            {"projects": 1, "active": None},
+            {"projects": 1, "active": None, "templates": None},
         )
         _, edited = await ask(
             "PATCH", "/api/users/eve", json={"role": "admin"}, headers=who["admin"]

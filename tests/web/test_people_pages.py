@@ -99,6 +99,10 @@ async def test_administrators_find_add_change_disable_and_remove_users(pages: Pa
     assert await pages.post("admin", "/new-user", **form) == "/users/eve/account"
     assert "There is a user" in await pages.post("admin", "/new-user", 422, **form)
     eve = "/users/eve/account"
+    named = {"templates": " large,, small "}
+    await pages.post("admin", eve, display_name="Eva", role="user", email="", **named)
+    assert (await people.get("eve")).limits == Limits(templates=("large", "small"))
+    assert 'value="large, small"' in await pages.get("admin", eve)
     await pages.post("admin", eve, display_name="Eva", role="admin", email="", projects="")
     changed = await people.get("eve")
     assert (changed.display_name, changed.role, changed.email) == ("Eva", "admin", "eve@x.y")
@@ -135,6 +139,28 @@ async def test_a_project_is_shared_by_id_or_address_changed_taken_back_and_left(
     await pages.post("operator", f"{members}/editor/remove")
     found = await gate.members(OPERATOR, REF)
     assert [(one.user_id, one.role) for one in found] == [("stranger", "editor")]
+
+
+async def test_an_administrator_hands_a_project_over(pages: Pages) -> None:
+    assert "Hand over" not in await pages.get("editor", f"{PAGE}/members")
+    await pages.post("editor", f"{PAGE}/hand-over", 403, owner="editor")
+    await pages.post("stranger", f"{PAGE}/hand-over", 404, owner="stranger")
+    assert "Hand over" in await pages.get("operator", f"{PAGE}/members")
+    wrong = await pages.post("operator", f"{PAGE}/hand-over", 422, owner="nobody@x.y")
+    assert "There is no user" in wrong
+    assert 'value="nobody@x.y"' in wrong
+    api = "/api/users/ada/projects/notes"
+    await pages.running.ask("POST", f"{api}/deactivate", headers=BEARER)
+    there = "/users/editor/projects/notes"
+    assert await pages.post("admin", f"{PAGE}/hand-over", owner="Editor@X.Y") == there
+    await pages.get("editor", there)
+    await pages.get("viewer", there)
+    await pages.get("operator", PAGE, 404)
+    status, told = await pages.running.ask(
+        "POST", "/api/users/ada/projects", headers=BEARER, json={"name": "N", "project_id": "notes"}
+    )
+    assert (status, told["code"]) == (409, "project_exists")
+    assert "handed over" in told["detail"]
 
 
 async def test_an_administrator_switches_to_another_user_and_reads_only_with_a_reason(

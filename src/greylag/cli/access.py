@@ -14,9 +14,10 @@ import click
 
 from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace
 from greylag.cli.errors import ServerRefusedError, StartError
+from greylag.cli.kept_token import KeptToken, KeyringError
 from greylag.cli.output import Output
 from greylag.common.net import is_loopback
-from greylag.common.token_file import NAME, own_token_file, read_token
+from greylag.common.token_file import NAME, read_token
 from greylag.domain.errors import ConfigError, InvalidRequestError
 from greylag.domain.names import check_id
 
@@ -115,7 +116,7 @@ def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R
         *args: Any, server: str, data: Path, user: str | None, as_json: bool, **kwargs: Any
     ) -> R:
         output = Output(as_json=as_json)
-        access = Access(server, user or None, output, _token(server, data))
+        access = Access(server, user or None, output, _token(server, data, output))
         return command(access, *args, **kwargs)
 
     return with_access
@@ -150,7 +151,7 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         raise failures.exceptions[0] from failures
 
 
-def _token(server: str, data: Path) -> str | None:
+def _token(server: str, data: Path, output: Output) -> str | None:
     """Return the token for ``server``: GREYLAG_TOKEN, else that of the data folder, else the one
     that the person keeps. It is no option: that would show in the list of processes.
 
@@ -164,7 +165,10 @@ def _token(server: str, data: Path) -> str | None:
     here = is_loopback(urlsplit(server).hostname or "")
     try:
         found = read_token(data / NAME) if here else None
-        return found or read_token(own_token_file(os.environ), follow=True)
+        return found or KeptToken.of(os.environ).read()
+    except KeyringError as error:
+        output.note(f"warning: the token cannot be read: {error}.", "yellow")
+        return None
     except ConfigError as error:
         raise StartError(error.info.message, error.info.hint) from error
 

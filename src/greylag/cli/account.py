@@ -12,8 +12,8 @@ import click
 from greylag.cli.access import Access, api_options, with_client
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import ServerRefusedError, StartError
+from greylag.cli.kept_token import SERVICE, KeptToken, KeyringError, has_desktop
 from greylag.cli.output import confirm, moment, open_in_browser
-from greylag.common.token_file import own_token_file, read_token, write_token
 from greylag.domain.errors import ConfigError
 
 SCOPES = ("projects:read", "projects:write", "messages", "files", "admin")
@@ -61,12 +61,13 @@ def login(access: Access, *, by_token: bool, admin: bool) -> None:
             return await api.me()
 
     me = asyncio.run(ask())
-    path = own_token_file(os.environ)
     try:
-        write_token(path, token)
+        where, why_not = KeptToken.of(os.environ).write(token)
     except ConfigError as error:
         raise StartError(error.info.message, error.info.hint) from error
-    access.output.note(f"The token is kept in {path}.")
+    if why_not is not None:
+        access.output.note(f"warning: the token is in a file: {why_not}.", "yellow")
+    access.output.note(f"The token is kept in {where}.")
     if access.token not in {None, token}:
         access.output.note("GREYLAG_TOKEN or the data folder's token is taken before it.")
     _show_me(access, me)
@@ -84,7 +85,7 @@ async def _by_code(access: Access, scopes: tuple[str, ...]) -> str | None:
             raise
         url = str(begun["url"])
         access.output.note(f"Open {url} and confirm the code {begun['code']}")
-        if _has_browser():
+        if has_desktop():
             await open_in_browser(f"{url}?{urlencode({'code': begun['code']})}")
         while True:
             await asyncio.sleep(min(max(begun["interval"], 1), 60))
@@ -92,29 +93,37 @@ async def _by_code(access: Access, scopes: tuple[str, ...]) -> str | None:
                 return str(made["token"])
 
 
-def _has_browser() -> bool:
-    return sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
-
-
 @click.command(short_help="Forget the kept token, and revoke it.")
 @api_options
 def logout(access: Access) -> None:
     """Revoke the token that `greylag login` keeps, if it is one of your tokens, and forget it."""
-    path = own_token_file(os.environ)
+    kept = KeptToken.of(os.environ)
     try:
-        token = read_token(path, follow=True)
+        token = kept.read()
     except ConfigError as error:
         raise StartError(error.info.message, error.info.hint) from error
+    except KeyringError as error:
+        raise _still_kept(error) from error
     if token is None:
-        access.output.note(f"No token is kept in {path}.")
+        access.output.note(f"No token is kept in {kept.file}.")
         return
     try:
         asyncio.run(_revoke_itself(access.server, token))
     except ServerRefusedError as error:
         if error.problem.code != "unauthorized":
             raise
-    path.unlink(missing_ok=True)
-    access.output.note(f"The token in {path} is forgotten.")
+    try:
+        kept.forget()
+    except KeyringError as error:
+        raise _still_kept(error) from error
+    access.output.note("The kept token is forgotten.")
+
+
+def _still_kept(error: KeyringError) -> StartError:
+    return StartError(
+        f"The token stays where it is: {error}.",
+        f"Unlock the keyring and try again; its entry is called {SERVICE}.",
+    )
 
 
 async def _revoke_itself(server: str, token: str) -> None:

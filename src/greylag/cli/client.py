@@ -619,6 +619,13 @@ class ApiClient:
         renamed: ProjectJson = await self._http.call(request)
         return renamed
 
+    async def hand_over(self, place: ProjectPlace, user: str) -> ProjectJson:
+        """Give a project to another user."""
+        given: ProjectJson = await self._http.call(
+            Request("POST", (*place.path, "hand-over"), body={"user": user})
+        )
+        return given
+
     async def change(self, place: ProjectPlace, action: StateChange, wish: Wish) -> ProjectJson:
         """Activate or deactivate a project."""
         request = Request("POST", (*place.path, action), headers=wish.prefer)

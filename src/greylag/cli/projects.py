@@ -164,6 +164,22 @@ async def rename(access: Access, api: ApiClient, *, project: str, name: str) -> 
     show_project(access.output, await api.rename(place, name))
 
 
+@projects.command("hand-over", short_help="Give PROJECT to another user.")
+@click.argument("project")
+@click.argument("owner", metavar="USER", callback=_checked(check_id))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@api_options
+@with_client
+async def hand_over(access: Access, api: ApiClient, *, project: str, owner: str, yes: bool) -> None:
+    """Give PROJECT, which must be inactive, to USER, with its files and conversations.
+
+    For administrators; --user says whose it is now.
+    """
+    found = await access.project(api, project)
+    await confirm(f"Hand project {found['name']} over to {owner}?", yes=yes)
+    show_project(access.output, await api.hand_over(place_of(found), owner))
+
+
 @projects.command()
 @click.argument("project")
 @api_options

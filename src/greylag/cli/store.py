@@ -39,7 +39,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="Output for program
 @_data
 @_json
 def export_(file: str, data: Path | None, *, as_json: bool) -> int:
-    """Write all projects, with their logs and keys, into FILE (`-`: standard output).
+    """Write all projects, with their logs and keys, users, and the audit trail into FILE (`-`:
+    standard output).
 
     It is the store of the settings (MONGODB_URI, else GREYLAG_DATA), which may be at work
     meanwhile. An earlier FILE is replaced when the new one is whole. Exit code 1 says that records
@@ -106,6 +107,12 @@ def import_(file: str, data: Path | None, *, replace: bool, as_json: bool) -> No
             "store cannot keep.",
             "yellow",
         )
+    if done.entries_left_out:
+        output.note(
+            f"warning: the store keeps its own audit trail; {done.entries_left_out} entries of the "
+            "export's were left out.",
+            "yellow",
+        )
     _print(
         output,
         {
@@ -113,6 +120,7 @@ def import_(file: str, data: Path | None, *, replace: bool, as_json: bool) -> No
             "file": file,
             **asdict(done.contents),
             "left_out": done.left_out,
+            "entries_left_out": done.entries_left_out,
         },
     )
 

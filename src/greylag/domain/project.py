@@ -76,7 +76,7 @@ class Environment:
 
     Attributes:
         id: the record's id, by which an environment is told from an earlier one of the same name.
-        ref: whose it is.
+        ref: the user and the project that it was made for, by which a cluster knows it.
         names: what its objects are called.
         fence: the claim that it is worked on under.
         generation: of what is wanted.
@@ -106,7 +106,9 @@ class Project:
     its newest event, 0 before there is one. ``outdated`` names the settings that the running
     environment should have and has not (observed); ``refresh`` those with which it is to be started
     anew (desired). So a wish is for the settings that were seen, once.
-    ``source`` is what its workspace starts from; it never changes.
+    ``source`` is what its workspace starts from; it never changes. ``environment_user`` is the user
+    whose environment it was made as, where that is not the owner: one that was handed over goes on
+    under the names that it has.
     """
 
     id: str
@@ -133,6 +135,7 @@ class Project:
     outdated: str | None = None
     refresh: str | None = None
     source: GitSource | None = None
+    environment_user: str | None = None
     lease: Lease | None = None
 
     @property
@@ -148,11 +151,16 @@ class Project:
         return ProjectRef(self.user_id, self.project_id)
 
     @property
+    def made_for(self) -> ProjectRef:
+        """What the cluster knows its environment by; no two projects have the same."""
+        return ProjectRef(self.environment_user or self.user_id, self.project_id)
+
+    @property
     def environment(self) -> Environment:
         """What the cluster is told of this copy of the record."""
         template = self.metadata.get(TEMPLATE_KEY, DEFAULT_TEMPLATE)
         return Environment(
-            self.id, self.ref, self.names, self.fence, self.generation, template, self.name
+            self.id, self.made_for, self.names, self.fence, self.generation, template, self.name
         )
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 
 class Role(StrEnum):
@@ -73,10 +73,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a user may have; ``None``: what ``DefaultLimits`` say, else as much as they like."""
+    """How much a user may have; ``None``: what ``DefaultLimits`` say, else as much as they like.
+
+    ``templates`` are those that their projects may have beside the default one.
+    """
 
     projects: int | None = None
     active: int | None = None
+    templates: tuple[str, ...] | None = None
 
 
 def of_identity(key: str) -> str:
@@ -364,23 +368,26 @@ class DefaultLimits:
     """
 
     everybody: Limits = Limits()
-    groups: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def of(self, user: User) -> Limits:
         """Return what holds for a user: of several groups the most."""
-        return Limits(projects=self._one(user, "projects"), active=self._one(user, "active"))
+        templates = self._said(user, "templates")
+        return Limits(
+            projects=max(self._said(user, "projects") or [None]),
+            active=max(self._said(user, "active") or [None]),
+            templates=tuple(sorted({name for names in templates for name in names}))
+            if templates
+            else None,
+        )
 
-    def _one(self, user: User, name: str) -> int | None:
-        own: int | None = getattr(user.limits, name)
-        if own is not None:
-            return own
-        said = [self.groups[one] for one in user.groups if one in self.groups]
-        named = [limits[name] for limits in said if name in limits]
-        if not named:
-            everybody: int | None = getattr(self.everybody, name)
-            return everybody
-        numbers = [one for one in named if one is not None]
-        return max(numbers) if len(numbers) == len(named) else None
+    def _said(self, user: User, name: str) -> Sequence[Any]:
+        """Return what counts for a user of one limit; nothing where there is none."""
+        own = getattr(user.limits, name)
+        of_groups = [self.groups[one] for one in user.groups if one in self.groups]
+        named = [limits[name] for limits in of_groups if name in limits]
+        said = [own] if own is not None else named or [getattr(self.everybody, name)]
+        return [] if None in said else said
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,6 +428,7 @@ class Action(StrEnum):
     PROJECTS_READ = "projects.read"
     PROJECTS_WRITE = "projects.write"
     PROJECTS_DELETE = "projects.delete"
+    PROJECTS_HAND_OVER = "projects.hand_over"
     ENVIRONMENT_ACTIVATE = "environment.activate"
     ENVIRONMENT_DEACTIVATE = "environment.deactivate"
     MESSAGES_SEND = "messages.send"

@@ -146,7 +146,7 @@ class Reconciler:
                 await work.run()
             except LeaseLostError:
                 _log.warning("lease_lost")
-                await self._have_it_looked_at(ref)
+                await self._have_it_looked_at(claim.project.made_for)
             except StoreUnavailableError as error:
                 # The lease runs out by itself, and then someone takes the project again.
                 _log.warning("store_unavailable", error=str(error))

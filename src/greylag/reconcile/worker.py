@@ -152,7 +152,7 @@ class Worker:
 
     async def _note(self, ref: ProjectRef) -> None:
         try:
-            project = await self._store.get(ref.user_id, ref.project_id)
+            project = await self._store.of_environment(ref)
         except ProjectNotFoundError:
             return
         if project.attempts == 0:

@@ -20,7 +20,7 @@ from greylag.domain.errors import (
     MissingError,
     ProjectNotFoundError,
 )
-from greylag.domain.project import ProjectRef
+from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import (
     Action,
     Member,
@@ -61,6 +61,7 @@ RULES: Mapping[Action, tuple[frozenset[Standing], Scope]] = {
     Action.PROJECTS_READ: (_ALL, Scope.PROJECTS_READ),
     Action.PROJECTS_WRITE: (_OWNERS, Scope.PROJECTS_WRITE),
     Action.PROJECTS_DELETE: (_OWNERS, Scope.PROJECTS_WRITE),
+    Action.PROJECTS_HAND_OVER: (_ADMINS, Scope.ADMIN),
     Action.ENVIRONMENT_ACTIVATE: (_OWNERS | _AT_WORK, Scope.PROJECTS_WRITE),
     Action.ENVIRONMENT_DEACTIVATE: (_OWNERS | _AT_WORK, Scope.PROJECTS_WRITE),
     Action.LOGS_READ: (_ALL, Scope.PROJECTS_READ),
@@ -255,17 +256,33 @@ class Gate:
             raise InvalidRequestError("A project is not shared with its own owner.")
         await self._directory.get(user_id)
         new = Member(ref.user_id, ref.project_id, project.id, user_id, role)
+        return await self._keep_member(principal, new)
+
+    async def _keep_member(self, principal: Principal, new: Member) -> Member:
+        on = name_of(ProjectRef(new.owner, new.project_id))
         for _ in range(_ATTEMPTS):
             before = await self._people.find(Member, new.key)
             wanted = new if before is None else replace(new, version=before.version)
             if wanted == before:
                 return wanted
             event = self.audit.event(
-                principal, AuditAction.MEMBER_SET, name_of(ref), member=user_id, role=role
+                principal, AuditAction.MEMBER_SET, on, member=new.user_id, role=new.role
             )
             if await self._people.put(wanted, self._clock.now(), audit=event):
                 return wanted
         raise ConflictError("Others changed this member again and again.")
+
+    async def carry_members(self, principal: Principal, ref: ProjectRef, project: Project) -> None:
+        """Have a project, which was ``ref`` before it was handed over, shared with whom it was. The
+        caller has asked whether it may.
+        """
+        for one in await self._people.labelled(Member, of_project(ref.user_id, ref.project_id)):
+            if one.record_id == project.id and one.user_id != project.user_id:
+                await self._keep_member(principal, replace(one, owner=project.user_id, version=0))
+            told = self.audit.event(
+                principal, AuditAction.MEMBER_REMOVE, name_of(ref), member=one.user_id
+            )
+            await self._people.remove(Member, one.key, audit=told)
 
     async def unshare(self, principal: Principal, ref: ProjectRef, user_id: str) -> None:
         """Take a project back from a user, who may also leave it themselves.

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import ConflictError, InvalidRequestError, MissingError
-from greylag.domain.project import ProjectRef
+from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import (
     Action,
     ApiToken,
@@ -13,8 +13,10 @@ from greylag.domain.users import (
     Member,
     Principal,
     Session,
+    Share,
     User,
     UserSecret,
+    of_project,
     of_user,
 )
 from greylag.ports import Clock, PeopleStore
@@ -22,6 +24,7 @@ from greylag.services.access import MAX_REASON_LENGTH, Gate
 from greylag.services.notifications import Notifications
 from greylag.services.people import People, UserEdit
 from greylag.services.projects import Projects
+from greylag.services.shares import shown_by
 
 LOOK = timedelta(hours=1)
 """How long an administrator looks at another's projects before they are asked again."""
@@ -95,7 +98,7 @@ class Accounts:
         if await self._projects.has_any(user_id):
             raise ConflictError(
                 f"The user {user_id!r} has projects.",
-                hint="Export or delete them first, or disable the user instead.",
+                hint="Hand them over or delete them first, or disable the user instead.",
             )
         label, event = of_user(user_id), self._gate.audit.event
         for token in await self._store.labelled(ApiToken, label):
@@ -110,6 +113,29 @@ class Accounts:
             told = event(principal, AuditAction.MEMBER_REMOVE, on, member=user_id)
             await self._store.remove(Member, member.key, audit=told)
         await self._people.remove(user_id, by=principal)
+
+    async def hand_over(self, principal: Principal, ref: ProjectRef, user_id: str) -> Project:
+        """Give a project that sleeps to another user, with its files and conversations, and return
+        it. Whom it is shared with it stays shared with; links to its previews end, and secrets and
+        tokens of the owner before are of no use in it any more.
+
+        Raises:
+            ConflictError: it does not sleep, or the user is disabled, or has one of this id.
+            LimitExceededError: they have as many projects as they may.
+        """
+        await self._gate.authorize(principal, Action.PROJECTS_HAND_OVER, ref)
+        user = await self._people.get(user_id)
+        if user.disabled or user.id == ref.user_id:
+            why = "is disabled" if user.disabled else "has this project already"
+            raise ConflictError(f"The user {user.id!r} {why}.", hint="Choose another user.")
+        given = await self._projects.give(principal, ref, user)
+        await self._gate.carry_members(principal, ref, given)
+        for share in await self._store.labelled(Share, of_project(ref.user_id, ref.project_id)):
+            ended = self._gate.audit.event(
+                principal, AuditAction.PREVIEW_END, shown_by(ref, share.port), path=share.path
+            )
+            await self._store.remove(Share, share.key, audit=ended)
+        return given
 
     async def sessions(self, principal: Principal, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""

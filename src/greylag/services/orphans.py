@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 
+from greylag.domain.audit import SYSTEM, Actor, AuditAction, name_of
 from greylag.domain.errors import (
     ClusterError,
     ConflictError,
@@ -31,6 +32,7 @@ from greylag.domain.project import (
     new_record_id,
 )
 from greylag.ports import Claim, Clock, Cluster, FoundEnvironment, ProjectStore, has_record
+from greylag.services.audit import Audit
 
 PAUSE_SECONDS = 1.0
 MARGIN = timedelta(seconds=60)
@@ -48,7 +50,8 @@ class Orphans:
     """What an operator can do about environments that no record tells of.
 
     ``place`` is what to call the store before people, ``worker`` who holds the lease on what is
-    being removed. A removal that takes ``longest`` seconds is given up.
+    being removed, ``by`` who does it, for the audit trail. A removal that takes ``longest`` seconds
+    is given up.
     """
 
     store: ProjectStore
@@ -59,6 +62,7 @@ class Orphans:
     namespace_prefix: str
     worker: str
     longest: float
+    by: Actor = SYSTEM
 
     async def found(self) -> Sequence[Orphan]:
         """Return the orphans there are now, by user and project, with all that another Greylag has.
@@ -89,6 +93,12 @@ class Orphans:
             ClusterError: it cannot be made ours, or is gone.
             StoreUnavailableError: it may be ours now; its record is not there.
         """
+        doing = Audit(self.store, self.clock).doing
+        taken = {"instance": instance}
+        async with doing(self.by, AuditAction.ENVIRONMENT_ADOPT, name_of(orphan.ref), **taken):
+            await self._adopt(orphan, instance)
+
+    async def _adopt(self, orphan: Orphan, instance: str | None) -> None:
         found = await self._there(orphan)
         if found is None:
             raise _gone(orphan)
@@ -101,9 +111,11 @@ class Orphans:
             )
         project = self._remade(found)
         try:
-            known = await self.store.get(orphan.user_id, orphan.project_id)
+            known = await self.store.of_environment(orphan.ref)
         except ProjectNotFoundError:
             known = None
+            with suppress(ProjectNotFoundError):  # of a project that was handed to this user
+                known = await self.store.get(orphan.user_id, orphan.project_id)
         if known is not None and known.id != project.id:
             raise _has_record(orphan, "Delete that project first, which has no environment yet.")
         # First the environment, then its record: cut off in between, it is an orphan of ours.
@@ -132,6 +144,11 @@ class Orphans:
             ClusterError: it cannot be removed, or is not gone in time.
             StoreUnavailableError: nothing was done, or a worker goes on with it.
         """
+        doing = Audit(self.store, self.clock).doing
+        async with doing(self.by, AuditAction.ENVIRONMENT_DELETE, name_of(orphan.ref)):
+            await self._remove(orphan)
+
+    async def _remove(self, orphan: Orphan) -> None:
         there = await self._there(orphan)
         if there is not None and there.instance is not None:
             raise ConflictError(

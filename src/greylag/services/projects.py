@@ -12,15 +12,26 @@ from typing import Any
 from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import (
     ClusterError,
+    ConflictError,
     InvalidRequestError,
     LimitExceededError,
+    ProjectExistsError,
     ProjectNotFoundError,
     UserNotFoundError,
     WaitTimeoutError,
 )
 from greylag.domain.git import GitSource, check_source
 from greylag.domain.names import check_id, check_name, environment_names, new_project_id
-from greylag.domain.project import Desired, Event, Project, ProjectRef, Status, new_record_id
+from greylag.domain.project import (
+    DEFAULT_TEMPLATE,
+    TEMPLATE_KEY,
+    Desired,
+    Event,
+    Project,
+    ProjectRef,
+    Status,
+    new_record_id,
+)
 from greylag.domain.users import Action, DefaultLimits, Principal, User
 from greylag.ports import (
     Clock,
@@ -139,9 +150,9 @@ class Projects:
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         source = None if new.source is None else check_source(new.source)
+        self._check_template(user, metadata)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
-        if (most := self._limits.of(user).projects) is not None:
-            _check_room(user, len(await self._all(owner)), most, "projects")
+        await self._check_projects(user)
         now = self._clock.now()
         project = Project(
             id=new_record_id(now),
@@ -160,17 +171,35 @@ class Projects:
         )
         return await self._store.create(project, idempotency_key(key, new), audit=event)
 
+    async def give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
+        """Give a project that sleeps to a user. The caller has asked whether it may."""
+        await self._check_projects(user)
+        project = await self._store.get(ref.user_id, ref.project_id)
+        self._check_template(user, project.metadata)
+        event = self.audit.event(principal, Action.PROJECTS_HAND_OVER, name_of(ref), owner=user.id)
+        try:
+            return await self._store.hand_over(
+                ref.user_id, ref.project_id, user.id, self._clock.now(), audit=event
+            )
+        except ProjectExistsError as error:
+            hint = "Hand over or delete that one first, or choose another user."
+            raise ConflictError(error.info.message, hint=hint) from error
+
+    async def _check_projects(self, user: User) -> None:
+        if (most := self._limits.of(user).projects) is not None:
+            _check_room(user, len(await self._all(user.id)), most, "projects")
+
     async def edit(self, principal: Principal, ref: ProjectRef, edit: Edit) -> Project:
         """Rename a project or replace its metadata.
 
         Raises:
             InvalidRequestError: it cannot be a name, or metadata.
         """
-        await self._gate.authorize(principal, Action.PROJECTS_WRITE, ref)
+        owner = await self._gate.authorize(principal, Action.PROJECTS_WRITE, ref)
         if edit.name is not None:
             check_name(edit.name)
         if edit.metadata is not None:
-            check_metadata(edit.metadata)
+            self._check_template(owner, check_metadata(edit.metadata))
         event = self.audit.event(
             principal,
             AuditAction.PROJECT_EDIT,
@@ -197,8 +226,8 @@ class Projects:
             ProjectDeletingError: it is being deleted, and something else is wanted.
         """
         owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
-        if desired is Desired.ACTIVE and (most := self._limits.of(owner).active) is not None:
-            await self._check_active(owner, ref, most)
+        if desired is Desired.ACTIVE:
+            await self._check_active(owner, ref)
         return await self._want(principal, ref, desired)
 
     async def refresh(self, principal: Principal, ref: ProjectRef) -> Project:
@@ -307,7 +336,7 @@ class Projects:
         """Have what runs of a user's looked at again. The caller has asked whether it may."""
         for project in await self._all(user_id):
             if project.desired is Desired.ACTIVE:
-                await self._store.poke(project.ref, self._clock.now())
+                await self._store.poke(project.made_for, self._clock.now())
 
     async def has_any(self, user_id: str) -> bool:
         """Tell whether a user has a project."""
@@ -323,10 +352,28 @@ class Projects:
             if cursor is None:
                 return found
 
-    async def _check_active(self, owner: User, ref: ProjectRef, most: int) -> None:
+    async def _check_active(self, owner: User, ref: ProjectRef) -> None:
+        limits = self._limits.of(owner)
+        if limits.templates is not None:
+            project = await self._store.get(ref.user_id, ref.project_id)
+            self._check_template(owner, project.metadata)
+        if (most := limits.active) is None:
+            return
         active = [one for one in await self._all(owner.id) if one.desired is Desired.ACTIVE]
         if all(one.ref != ref for one in active):
             _check_room(owner, len(active), most, "active environments")
+
+    def _check_template(self, owner: User, metadata: Mapping[str, Any]) -> None:
+        """Raise ``LimitExceededError`` when a user's project may not have this template."""
+        allowed = self._limits.of(owner).templates
+        wanted = metadata.get(TEMPLATE_KEY, DEFAULT_TEMPLATE)
+        if allowed is None or wanted in (DEFAULT_TEMPLATE, *allowed):  # it may be any JSON
+            return
+        named = ", ".join(sorted({DEFAULT_TEMPLATE, *allowed}))
+        raise LimitExceededError(
+            f"The user {owner.id} may not use the template {wanted!r}.",
+            hint=f"Set metadata.template to one of: {named}; or ask an administrator for more.",
+        )
 
     async def _following(
         self, ref: ProjectRef, events: Sequence[Event], after: int

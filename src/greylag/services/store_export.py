@@ -1,21 +1,31 @@
 """Export of a whole store into a file, and import of one into a store."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import BinaryIO
 
+from greylag.domain.audit import START, Actor, AuditAction, AuditBounds
 from greylag.ports import (
     Archive,
+    AuditFilter,
     Finding,
     Stored,
+    StoredEntry,
     StoredProject,
     StoreInUseError,
     StoreNotEmptyError,
 )
-from greylag.services.store_file import Contents, ExportWriter, origin_of, read_export
+from greylag.services.audit import event_of
+from greylag.services.store_file import (
+    Contents,
+    ExportWriter,
+    Origin,
+    origin_of,
+    read_export,
+)
 
 Tell = Callable[[str, int, int], None]
 """Hears of a step (one word), how many projects are done, and of how many about."""
@@ -25,10 +35,13 @@ _AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What came of an import; of ``left_out`` projects the store cannot keep what others added."""
+    """What came of an import; of ``left_out`` projects the store cannot keep what others added, and
+    ``entries_left_out`` of another audit trail than its own.
+    """
 
     contents: Contents
     left_out: int
+    entries_left_out: int = 0
 
 
 async def export_store(
@@ -41,7 +54,7 @@ async def export_store(
     """Write all that can be read of a store, which may be worked on meanwhile.
 
     Each project is as it was at one moment, with its log and keys; keys that have expired, who
-    works on what, and who is signed in stay behind.
+    works on what, and who is signed in stay behind. The audit trail is as it was at the beginning.
 
     Args:
         archive: the store.
@@ -52,8 +65,9 @@ async def export_store(
     """
     writer = ExportWriter()
     total = await archive.count()
-    people = await archive.count_people()
-    header = writer.header(now, archive.place, total, await archive.instance(), people)
+    people, trail = await archive.count_people(), await archive.audit_bounds()
+    origin = Origin(await archive.instance(), people, None if trail.end == START else trail)
+    header = writer.header(now, archive.place, total, origin)
 
     def lines(batch: Sequence[Stored | Finding]) -> Iterator[bytes]:
         for one in batch:
@@ -67,6 +81,8 @@ async def export_store(
     if people:  # who comes later is not in an export that was begun without any
         async for some in archive.people():
             await asyncio.to_thread(write, b"".join(lines(some)))
+    async for entries in _entries(archive, trail):
+        await asyncio.to_thread(write, b"".join(lines(entries)))
     async for batch in archive.read():
         await asyncio.to_thread(write, b"".join(lines(batch)))
         done = writer.contents.projects + writer.contents.unreadable
@@ -75,8 +91,36 @@ async def export_store(
     return writer.contents
 
 
-async def import_store(
-    archive: Archive, file: BinaryIO, now: datetime, tell: Tell, *, replacing: bool
+async def _entries(
+    archive: Archive, trail: AuditBounds
+) -> AsyncIterator[Sequence[StoredEntry | Finding]]:
+    """Yield the audit trail, some entries at a time, and what is missing in it."""
+    last = trail.start.number
+    while last < trail.end.number:
+        found = await archive.audit_entries(AuditFilter(), _AT_ONCE, after=last)
+        batch: list[StoredEntry | Finding] = []
+        for number, body in found or [(trail.end.number + 1, {})]:
+            if number > last + 1:
+                batch.append(_missing(last + 1))
+            if number <= trail.end.number:
+                batch.append(StoredEntry(number, body))
+            last = number
+            if last >= trail.end.number:
+                break
+        yield batch
+
+
+def _missing(number: int) -> Finding:
+    return Finding(
+        f"audit {number}",
+        f"The entry {number} of the audit trail, and maybe others after it, is missing.",
+        "If it was old enough to be removed meanwhile, export again; else see "
+        "`greylag audit verify`.",
+    )
+
+
+async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
+    archive: Archive, file: BinaryIO, now: datetime, tell: Tell, by: Actor, *, replacing: bool
 ) -> Imported:
     """Put the records of an export into a store, in place of all that is there; users, tokens and
     members of that stay where the export holds none.
@@ -85,11 +129,15 @@ async def import_store(
     the Greylag that the export is of: what that has on a cluster is its own. A store that an import
     has left incomplete is filled anew.
 
+    The audit trail comes too where the store has none. Where it has one, that goes on, since
+    nothing may end a trail. Either one then tells of the import.
+
     Args:
         archive: the store.
         file: an export that was read to its end before, at its beginning.
         now: the time.
         tell: hears of the progress.
+        by: who does it.
         replacing: whether the store may hold anything.
 
     Raises:
@@ -97,9 +145,9 @@ async def import_store(
         StoreNotEmptyError: the store holds something.
         StoreInUseError: a worker holds a lease in it.
     """
-    instance, people = await asyncio.to_thread(origin_of, file)
+    origin = await asyncio.to_thread(origin_of, file)
     there = {"projects": await archive.count()}
-    if people:
+    if origin.people:
         there["users, tokens and members"] = await archive.count_people()
     if any(there.values()) and not replacing and not await archive.incomplete():
         held = " and ".join(f"{count} {name}" for name, count in there.items() if count)
@@ -110,16 +158,32 @@ async def import_store(
             f"{archive.place} is being worked on: a worker has project {at_work.project_id!r} of "
             f"user {at_work.user_id!r}."
         )
-    found, left_out = Contents(), 0
+    fresh = (await archive.audit_bounds()).end == START
+    trail = origin.trail if fresh else None
+    found, left_out, entries_left_out = Contents(), 0, 0
     reading = read_export(file, lambda done, total: tell("importing", done, total))
-    async with archive.replacing(instance, people=people) as fill:
+    async with archive.replacing(origin.instance, people=origin.people > 0, trail=trail) as fill:
         while batch := await asyncio.to_thread(_next, reading):
-            await fill([_arriving(stored, now) for stored in batch])
-            for stored in batch:
+            kept = [one for one in batch if trail or not isinstance(one, StoredEntry)]
+            entries_left_out += len(batch) - len(kept)
+            await fill([_arriving(stored, now) for stored in kept])
+            for stored in kept:
                 found.add(stored)
                 extra = isinstance(stored, StoredProject) and stored.extra
                 left_out += bool(extra) and not archive.keeps_extra
-    return Imported(found, left_out)
+        end = origin.trail.end if origin.trail and not trail else None
+        event = event_of(
+            by,
+            now,
+            AuditAction.RECORDS_IMPORT,
+            "",
+            projects=found.projects,
+            people=found.people,
+            replaced=replacing,
+            trail_left_out=end and f"{end.number}:{end.hash}",
+        )
+        await fill([event])
+    return Imported(found, left_out, entries_left_out)
 
 
 def _next(reading: Iterator[Stored]) -> list[Stored]:

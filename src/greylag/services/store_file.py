@@ -10,7 +10,8 @@ The header says how many projects there were when the export began, the last lin
 the file; its digest is of all bytes before that line. ``instance`` is the id of the Greylag whose
 records they are; exports of before there were such ids lack it. An export with ``people`` in its
 header, of form 2, holds users, ``tokens`` (their hashes), ``members``, ``shares``, and what
-is sealed, too, each in a line of its own before the projects.
+is sealed, too, each in a line of its own before the projects. One of form 3 says in ``trail`` where
+the audit trail begins and ends, and has its entries after these: ``{"entry": 7, "body": {...}}``.
 """
 
 import hashlib
@@ -22,13 +23,22 @@ from typing import Any, BinaryIO
 
 from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import check_types
+from greylag.domain.audit import AuditBounds, Link
 from greylag.domain.errors import ErrorInfo, GreylagError
 from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Project, Status
-from greylag.ports import EXPORTED_KINDS, Stored, StoredKey, StoredPerson, StoredProject
+from greylag.ports import (
+    EXPORTED_KINDS,
+    Stored,
+    StoredEntry,
+    StoredKey,
+    StoredPerson,
+    StoredProject,
+)
 
-FORMAT = 2
+FORMAT = 3
+_WITHOUT_TRAIL = 2
 _WITHOUT_PEOPLE = 1
 _FORMAT_KEY = "greylag_export"
 _LONGEST_LINE = 64 * 1024**2
@@ -37,6 +47,7 @@ _LONGEST_LINE = 64 * 1024**2
 # ``last_seq`` stands beside the log.
 _LEFT_OUT = {"lease", "outdated", "refresh", "last_seq"}
 _KEPT = [field.name for field in fields(Project) if field.name not in _LEFT_OUT]
+_MAYBE = {"source", "environment_user"}
 _MOMENTS = ("last_activated_at", "last_deactivated_at", "due_at", "deadline_at")
 
 
@@ -56,15 +67,34 @@ class Contents:
     keys: int = 0
     unreadable: int = 0
     people: int = 0
+    entries: int = 0
 
     def add(self, stored: Stored) -> None:
         """Count one record."""
         if isinstance(stored, StoredPerson):
             self.people += 1
             return
+        if isinstance(stored, StoredEntry):
+            self.entries += 1
+            return
         self.projects += 1
         self.events += len(stored.events)
         self.keys += len(stored.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an export says of the store that it is of.
+
+    Attributes:
+        instance: the Greylag's id, ``None`` where it names none.
+        people: how many it holds.
+        trail: where the audit trail begins and ends, ``None`` where it holds none.
+    """
+
+    instance: str | None = None
+    people: int = 0
+    trail: AuditBounds | None = None
 
 
 class ExportWriter:
@@ -78,13 +108,13 @@ class ExportWriter:
         self.contents = Contents()
         self._digest = hashlib.sha256()
 
-    def header(
-        self, at: datetime, store: str, projects: int, instance: str | None, people: int = 0
-    ) -> bytes:
+    def header(self, at: datetime, store: str, projects: int, origin: "Origin") -> bytes:
         """Return the first line."""
-        version = FORMAT if people else _WITHOUT_PEOPLE
+        version = _WITHOUT_TRAIL if origin.people else _WITHOUT_PEOPLE
+        if origin.trail is not None:
+            version = FORMAT
         said = {_FORMAT_KEY: version, "at": rfc3339(at), "store": store, "projects": projects}
-        named = {"instance": instance, "people": people}
+        named = asdict(origin)
         return self._line(said | {name: value for name, value in named.items() if value})
 
     def record(self, stored: Stored) -> bytes:
@@ -92,6 +122,8 @@ class ExportWriter:
         self.contents.add(stored)
         if isinstance(stored, StoredPerson):
             return self._line({stored.kind: dict(stored.body)})
+        if isinstance(stored, StoredEntry):
+            return self._line({"entry": stored.number, "body": dict(stored.body)})
         said: dict[str, Any] = {
             "project": _kept(stored.project),
             "claims": stored.claims,
@@ -104,8 +136,9 @@ class ExportWriter:
     def end(self) -> bytes:
         """Return the last line."""
         said = asdict(self.contents)
-        if not self.contents.people:
-            del said["people"]  # which earlier versions do not know
+        for name in ("people", "entries"):
+            if not said[name]:
+                del said[name]  # which earlier versions do not know
         return self._line({"end": said, "sha256": self._digest.hexdigest()})
 
     def _line(self, said: dict[str, Any]) -> bytes:
@@ -135,7 +168,7 @@ def read_export(
     total = _check_header(_parsed(first, 1))
     digest.update(first)
     while True:
-        number = found.projects + found.people + 2
+        number = found.projects + found.people + found.entries + 2
         line = _next_line(file, number)
         said = _parsed(line, number)
         if "end" in said:
@@ -162,21 +195,33 @@ def contents(file: BinaryIO, tell: Callable[[int, int], None]) -> Contents:
             return found
 
 
-def origin_of(file: BinaryIO) -> tuple[str | None, bool]:
-    """Return the id of the Greylag that an export is of, ``None`` where it names none, and whether
-    it holds people; the file is at its beginning, before and after. Raises ``ExportUnusableError``.
+def origin_of(file: BinaryIO) -> Origin:
+    """Return what an export is of; the file is at its beginning, before and after.
+
+    Raises:
+        ExportUnusableError: its header cannot be read.
     """
     said = _parsed(_next_line(file, 1), 1)
     file.seek(0)
     _check_header(said)
-    instance = said.get("instance")
-    return instance if isinstance(instance, str) else None, bool(said.get("people"))
+    instance, trail = said.get("instance"), said.get("trail")
+    try:
+        bounds = trail and AuditBounds(Link(**trail["start"]), Link(**trail["end"]))
+        found = Origin(
+            instance if isinstance(instance, str) else None, said.get("people", 0), bounds
+        )
+        check_types(found)
+    except (TypeError, KeyError) as error:
+        raise ExportUnusableError(_unreadable(1, "it is no header")) from error
+    return found
 
 
 def _kept(project: Project) -> dict[str, Any]:
-    """Return what is kept of a project; without a source, as versions knew it that had none."""
+    """Return what is kept of a project; without what it has not, as versions knew it that had no
+    such thing.
+    """
     kept = {name: getattr(project, name) for name in _KEPT}
-    return kept if project.source else {name: kept[name] for name in _KEPT if name != "source"}
+    return {name: kept[name] for name in _KEPT if name not in _MAYBE or kept[name] is not None}
 
 
 def _next_line(file: BinaryIO, number: int) -> bytes:
@@ -226,7 +271,7 @@ def _check_end(said: Mapping[str, Any], found: Contents, digest: str) -> None:
 
 def _checked(said: Mapping[str, Any], number: int) -> Stored:
     try:
-        stored = _person(said) if EXPORTED_KINDS & said.keys() else _project(said)
+        stored = _stored(said)
         check_types(stored)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"
@@ -238,9 +283,11 @@ def _unreadable(number: int, why: str) -> str:
     return f"Line {number} of the export cannot be read ({why})."
 
 
-def _person(said: Mapping[str, Any]) -> StoredPerson:
-    ((kind, body),) = said.items()
-    return StoredPerson(kind, body)
+def _stored(said: Mapping[str, Any]) -> Stored:
+    if EXPORTED_KINDS & said.keys():
+        ((kind, body),) = said.items()
+        return StoredPerson(kind, body)
+    return StoredEntry(said["entry"], said["body"]) if "entry" in said else _project(said)
 
 
 def _project(said: Mapping[str, Any]) -> StoredProject:

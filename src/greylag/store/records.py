@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from greylag.domain.errors import (
+    ConflictError,
+    IdempotencyConflictError,
     InvalidRequestError,
     LeaseLostError,
     ProjectDeletingError,
+    ProjectExistsError,
     ProjectNotFoundError,
 )
 from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
@@ -84,6 +87,53 @@ def refreshed(record: ProjectRecord, now: datetime) -> ProjectRecord:
     if project.outdated is None or project.refresh == project.outdated:
         return record
     return poked(replace(record, project=replace(project, refresh=project.outdated)), now)
+
+
+def handed_over(record: ProjectRecord, new_owner: str, now: datetime) -> ProjectRecord:
+    """Return the record as another user's; the same record when it is theirs already."""
+    project = record.project
+    if project.desired is Desired.DELETED:
+        raise ProjectDeletingError(f"Project {project.project_id!r} is being deleted.")
+    if project.user_id == new_owner:
+        return record
+    if unsettled(project) or project.lease is not None:
+        raise ConflictError(
+            f"Project {project.project_id!r} is not asleep, or is being worked on.",
+            hint="Deactivate it, wait until it is inactive, and try again.",
+        )
+    made_for = project.made_for.user_id
+    changed = replace(
+        project,
+        user_id=new_owner,
+        environment_user=None if made_for == new_owner else made_for,
+        updated_at=now,
+    )
+    return replace(record, project=changed)
+
+
+def exists(ref: ProjectRef) -> ProjectExistsError:
+    """Return the error for an id that its owner has given already."""
+    return ProjectExistsError(f"User {ref.user_id!r} already has a project {ref.project_id!r}.")
+
+
+def environment_taken(ref: ProjectRef) -> ProjectExistsError:
+    """Return the error for a project whose environment would be another project's."""
+    return ProjectExistsError(
+        f"Project {ref.project_id!r} of user {ref.user_id!r} was handed over, and its environment "
+        "goes on under that id.",
+        hint="Choose another id.",
+    )
+
+
+def check_still_theirs(created: Project, owner: str) -> Project:
+    """Return what an Idempotency-Key of ``owner`` has created; ``IdempotencyConflictError`` when
+    that is another's by now.
+    """
+    if created.user_id != owner:
+        raise IdempotencyConflictError(
+            "What this Idempotency-Key has created was handed over to another user."
+        )
+    return created
 
 
 def claimed(

@@ -181,12 +181,22 @@ class MeOut(Out):
     via: str = Field(description="The session or token that is used.", examples=["session 1f…"])
 
 
+_Template = Annotated[Text, Field(min_length=1, max_length=200)]
+
+
 class LimitsOut(Out):
     """How much a user may have; null: as much as they like."""
 
     projects: int | None = Field(None, ge=0, le=_INT64 - 1, strict=True)
     active: int | None = Field(
         None, ge=0, le=_INT64 - 1, strict=True, description="Active environments."
+    )
+    templates: tuple[_Template, ...] | None = Field(
+        None,
+        max_length=100,
+        description="What their projects may name in `metadata.template`; null: any. `default` may "
+        "always be used.",
+        examples=[["large"]],
     )
 
 
@@ -564,6 +574,18 @@ class MemberIn(In):
     """How a project is shared."""
 
     role: MemberRole
+
+
+class HandOverIn(In):
+    """Whose a project is to be."""
+
+    user: Text = Field(
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        json_schema_extra={"pattern": ID_FORM},
+        description="The user's id.",
+        examples=["bob"],
+    )
 
 
 class MemberOut(Out):

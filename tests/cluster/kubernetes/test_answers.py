@@ -89,6 +89,9 @@ def test_retry_after_may_be_a_date() -> None:
     asked = ApiError.of_answer(503, "", b"", moment).retry_after
     assert asked is not None
     assert 200 < asked <= 300
+    # By the server's own clock, where it says that.
+    date, moment = "Thu, 01 Jan 2026 00:00:00 GMT", "Thu, 01 Jan 2026 00:00:05 GMT"
+    assert ApiError.of_answer(503, "", b"", moment, date).retry_after == 5
     assert ApiError.of_answer(503, "", b"", "soon").retry_after is None
     passed = "Thu, 01 Jan 1970 00:00:00 GMT"
     assert ApiError.of_answer(503, "", b"", passed).retry_after == 0

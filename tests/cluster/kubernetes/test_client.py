@@ -69,6 +69,16 @@ async def test_after_429_anything_is_repeated_and_not_before_retry_after() -> No
         assert len(server.asked) == 2
 
 
+@pytest.mark.parametrize(("asked", "tries"), [("0", transport.TRIES), ("6", 1)])
+async def test_who_waits_is_told_of_an_api_server_that_stays_too_busy(
+    asked: str, tries: int
+) -> None:
+    async with served(*[status(429, **{"Retry-After": asked})] * transport.TRIES) as (server, api):
+        with pytest.raises(ClusterUnavailableError, match="answered 429"):
+            await api.read("Pod", "n", "a")
+        assert len(server.asked) == tries
+
+
 async def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
     loop = asyncio.get_running_loop()
     async with served(status(429, **{"Retry-After": "60"})) as (server, api):

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
 
 PATIENCE = 90
 OUTAGE_SECONDS = 3
+BUSY_SECONDS = float(os.environ.get("GREYLAG_TEST_BUSY", "6"))
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 REAL_OUTAGE = os.environ.get("GREYLAG_TEST_OUTAGE", "")
 SMALL = {
     "cpu_request": "10m",
@@ -266,6 +269,56 @@ async def test_projects_go_on_by_themselves_after_connections_broke_off_and_hung
         await _outlives(one, refusing(one.proxy), starts="p1", ends="p2", wakes="p3")
         await _outlives(one, hanging(one.proxy), starts="p2", ends="p1", wakes="p4")
         assert one.pods.most == 1
+
+
+async def test_an_api_server_that_is_too_busy_is_waited_for_and_not_stormed(
+    tmp_path: Path,
+) -> None:
+    async with scene(tmp_path) as one:
+        await one.make(3)
+        starting, running, going = _paths("p0", "p1", "p2")
+        await one.ask("activate", [running])
+        await one.end("active", [running])
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + BUSY_SECONDS
+        one.proxy.busy = True
+        try:
+            await one.ask("activate", [starting])
+            await one.ask("delete", [going])
+            told = await one.trouble(starting)
+            await asyncio.sleep(max(0.0, ends - loop.time()))
+            assert (await one.up.call("GET", running))[1]["status"] == "active"
+        finally:
+            one.proxy.release()
+        asked = one.proxy.counts["429"]
+        assert told["error"]["code"] == "cluster_unavailable", told
+        assert "answered 429" in told["error"]["message"], told
+        assert told["error"]["hint"]
+        await one.end("active", [starting])
+        await one.end(None, [going])
+        assert 2 <= asked <= 6 * BUSY_SECONDS, asked
+        assert one.pods.most == 1
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="NOT TESTED: install libfaketime")
+@pytest.mark.parametrize("skew", ["+1h", "-1h"])
+async def test_a_clock_an_hour_away_from_the_api_servers_changes_nothing(
+    tmp_path: Path, skew: str
+) -> None:
+    async with scene(
+        tmp_path, LD_PRELOAD=str(FAKETIME), FAKETIME=skew, FAKETIME_DONT_FAKE_MONOTONIC="1"
+    ) as one:
+        (path,) = await one.make(1)
+        for verb, wanted in (("activate", "active"), ("deactivate", "inactive")) * 2:
+            await one.ask(verb, [path])
+            await one.end(wanted, [path])
+        _, told = await one.up.call("GET", path)
+        away = datetime.fromisoformat(told["updated_at"]) - datetime.now(UTC)
+        assert 3500 < abs(away.total_seconds()) < 3700, "its clock was not away"
+        await one.ask("delete", [path])
+        await one.end(None, [path])
+        await one.nothing_is_left()
+        assert one.proxy.counts["passed"] < 200, "it asks again and again"
 
 
 @pytest.mark.skipif(

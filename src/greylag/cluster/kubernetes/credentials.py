@@ -37,6 +37,9 @@ RUN_SECONDS = 20.0
 """Less than a call may take, so that it is the program that is named when it hangs."""
 
 RENEW_BEFORE = timedelta(seconds=10)
+LEAST = timedelta(seconds=10)
+"""How long credentials are used, unless they are refused: by a clock of ours that is wrong they may
+have ended before they came, and the program would run for each call."""
 _LONGEST = 1024 * 1024
 _END_SECONDS = 2.0
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
@@ -154,7 +157,8 @@ class ExecPlugin:
             certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
             ends = status.get("expirationTimestamp")
             headers = bearer(token)
-            self._ends = parse_rfc3339(ends) if ends else None
+            least = self._now() + RENEW_BEFORE + LEAST
+            self._ends = max(parse_rfc3339(ends), least) if ends else None
             if certificate and key and self._context is not None:
                 await asyncio.to_thread(load_identity, self._context, certificate, key)
             elif not token:

@@ -88,29 +88,38 @@ class ApiError(Exception):
         )
 
     @classmethod
-    def of_answer(cls, code: int, words: str, body: bytes, retry_after: str | None) -> Self:
-        """Read an answer that is no success. What is not a ``Status`` (a proxy's page) is left."""
+    def of_answer(
+        cls, code: int, words: str, body: bytes, retry_after: str | None, date: str | None = None
+    ) -> Self:
+        """Read an answer that is no success. What is not a ``Status`` (a proxy's page) is left.
+
+        ``date`` is the answer's own, since the server's clock may be another than ours.
+        """
         try:
             status = parse_json(body)
         except ValueError:
             status = {}
         error = cls.of_status(status if isinstance(status, dict) else {}, code=code, words=words)
-        asked = _seconds(retry_after or "")
+        asked = _seconds(retry_after or "", date or "")
         error.retry_after = error.retry_after if asked is None else asked
         return error
 
 
-def _seconds(asked: str) -> float | None:
+def _seconds(asked: str, date: str = "") -> float | None:
     """Return how long ``Retry-After`` asks to wait: seconds, or a date (RFC 9110, 10.2.3)."""
     if asked.isdecimal():
         return float(asked)
+    if (moment := _moment(asked)) is None:
+        return None
+    return max(0.0, (moment - (_moment(date) or datetime.now(UTC))).total_seconds())
+
+
+def _moment(date: str) -> datetime | None:
     try:
-        moment = parsedate_to_datetime(asked)
+        moment = parsedate_to_datetime(date)
     except ValueError:
         return None
-    if moment.tzinfo is None:
-        return None
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    return moment if moment.tzinfo is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,7 +248,8 @@ class Transport:
             if response.status == _UNAUTHORIZED:
                 # The connection may be one that showed a certificate of old.
                 response.close()
-            raise ApiError.of_answer(response.status, response.reason or "", body, asked)
+            words, date = response.reason or "", response.headers.get("Date")
+            raise ApiError.of_answer(response.status, words, body, asked, date)
 
 
 class WatchStream:
@@ -326,17 +327,18 @@ def _pause_after(call: ApiCall, error: Exception, tried: int) -> float | None:
     """
     pause = backoff(tried, FIRST_PAUSE, LONGEST_PAUSE)
     if isinstance(error, ApiError):
-        if error.status == _TOO_MANY:  # it has not begun, so any call may be repeated
-            return max(error.retry_after or 0.0, pause)
         if not error.is_unavailable:
             return None
     elif isinstance(error, aiohttp.ClientSSLError):
         return None
-    never_sent = isinstance(error, aiohttp.ClientConnectorError)
-    if tried >= TRIES or not (call.repeatable or never_sent):
+    never_begun = isinstance(error, aiohttp.ClientConnectorError) or (
+        isinstance(error, ApiError) and error.status == _TOO_MANY
+    )
+    if tried >= TRIES or not (call.repeatable or never_begun):
         return None
-    asked = error.retry_after if isinstance(error, ApiError) else None
-    return max(asked or 0.0, pause)
+    asked = (isinstance(error, ApiError) and error.retry_after) or 0.0
+    # Who asks for more patience is told of to whoever waits, who may come again later.
+    return max(asked, pause) if asked <= LONGEST_PAUSE else None
 
 
 def _kept_alive(address: Any) -> socket.socket:

@@ -15,17 +15,22 @@ from pymongo import DeleteMany, InsertOne
 from pymongo.errors import BulkWriteError
 
 from greylag.common.typed import check_types
+from greylag.domain.audit import AuditBounds, AuditEvent
 from greylag.domain.project import ProjectRef
 from greylag.ports import (
+    AuditFilter,
     Fill,
     Finding,
+    NumberedEntry,
     Stored,
+    StoredEntry,
     StoredKey,
     StoredPerson,
     StoredProject,
     StoreInUseError,
 )
 from greylag.store.mongo import connection, indexes
+from greylag.store.mongo.audit_trail import AuditTrail
 from greylag.store.mongo.connection import (
     Client,
     Collection,
@@ -78,6 +83,7 @@ class MongoArchive:
         self._client = client
         self._database = database.with_options(codec_options=_OPTIONS)
         self._projects = self._database[indexes.PROJECTS]
+        self._trail = AuditTrail(client, self._database, _SECONDS)
         self.place = place
 
     @classmethod
@@ -151,15 +157,37 @@ class MongoArchive:
         with asking(_SECONDS):
             return await indexes.is_incomplete(self._database)
 
+    async def audit_bounds(self) -> AuditBounds:
+        """Return where the audit trail begins and ends; see the port."""
+        with asking(_SECONDS):
+            return AuditBounds() if await self._brought_trail() else await self._trail.bounds()
+
+    async def audit_entries(
+        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
+    ) -> Sequence[NumberedEntry]:
+        """Return entries of the audit trail; see the port."""
+        with asking(_SECONDS):
+            return await self._trail.read(asked, limit, before, after)
+
     @asynccontextmanager
     async def replacing(
-        self, instance: str | None = None, *, people: bool = False
+        self,
+        instance: str | None = None,
+        *,
+        people: bool = False,
+        trail: AuditBounds | None = None,
     ) -> AsyncIterator[Fill]:
         """Mark the store as incomplete, empty it, and take the mark away at the end."""
         marks = self._database[indexes.INCOMPLETE]
         mark = _MARK | {"source": "an import", "run": secrets.token_hex(8)}
         with asking(_SECONDS):
+            # What an import has brought that was cut off is not the store's own.
+            if trail is None and await self._brought_trail():
+                trail = AuditBounds()
+            mark["trail"] = "brought" if trail is not None else ""
             await marks.replace_one(_MARK, mark, upsert=True)
+            if trail is not None:
+                await self._trail.clear(trail)
             of_people = indexes.PEOPLE.values() if people else ()
             ours = (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS, indexes.TRANSCRIPTS)
             for name in (*ours, *of_people):
@@ -173,6 +201,10 @@ class MongoArchive:
         with asking(_SECONDS):
             if not (await marks.delete_one(mark)).deleted_count:
                 raise StoreInUseError(f"Another import into {self.place} has begun meanwhile.")
+
+    async def _brought_trail(self) -> bool:
+        mark = await self._database[indexes.INCOMPLETE].find_one(_MARK)
+        return bool(mark and mark.get("trail"))
 
     async def findings(self) -> Sequence[Finding]:
         """Return which indexes are missing or wrong; see the port."""
@@ -196,7 +228,7 @@ class MongoArchive:
             stored_project(raw, older.get(raw["_id"], []), keys.get(raw["_id"], [])) for raw in raws
         ]
 
-    async def _fill(self, records: Sequence[Stored]) -> None:
+    async def _fill(self, records: Sequence[Stored | AuditEvent]) -> None:
         projects = [one for one in records if isinstance(one, StoredProject)]
         documents = [project_document(stored) for stored in projects]
         keys = [key_document(stored.project.id, key) for stored in projects for key in stored.keys]
@@ -210,6 +242,13 @@ class MongoArchive:
                     if isinstance(one, StoredPerson) and one.kind == name
                 ]
                 await _insert(self._database[collection], people)
+            entries = [
+                {**one.body, "_id": one.number} for one in records if isinstance(one, StoredEntry)
+            ]
+            await _insert(self._database[indexes.AUDIT], entries)
+            for one in records:
+                if isinstance(one, AuditEvent):
+                    await self._trail.append(one)
 
 
 async def _insert(collection: Collection, documents: list[Document], *unique: str) -> None:

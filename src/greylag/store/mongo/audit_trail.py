@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from pymongo import DESCENDING, WriteConcern
@@ -136,6 +137,13 @@ class AuditTrail:
         await self._keep("start", Link(last["_id"], str(last.get("hash"))), None)
         trimmed = {"_id": {"$lte": last["_id"]}}
         return (await repeated(lambda: self._entries.delete_many(trimmed))).deleted_count
+
+    async def clear(self, kept: AuditBounds) -> None:
+        """Remove all entries; those that come have these bounds."""
+        for collection in (self._entries, self._bounds):
+            await repeated(partial(collection.delete_many, {}))
+        for place, link in (("start", kept.start), ("end", kept.end)):
+            await self._keep(place, link, None)
 
     async def _in_one_step(self, event: AuditEvent, write: Write) -> bool:
         attempts = WriteAttempts(self._seconds)

@@ -230,9 +230,9 @@ class StreamFollower(ChangeFollower):
                 news = None
         if news is None:
             # Another program's write has no name.
-            self._hub.signal(_ref(document))
+            self._hub.signal(ref_of(document))
         else:
-            self._own.tell(news, record_id, _ref(document))
+            self._own.tell(news, record_id, ref_of(document))
 
 
 class PollingFollower(ChangeFollower):
@@ -267,7 +267,7 @@ class PollingFollower(ChangeFollower):
         await self._hub.wanted.wait()
         for note in await self._newer():
             self._last = note["at"]
-            self._own.tell(note["news"], note["_id"], _ref(note))
+            self._own.tell(note["news"], note["_id"], ref_of(note))
         await asyncio.sleep(self._poll)
 
     async def _newer(self) -> list[dict[str, Any]]:
@@ -277,7 +277,8 @@ class PollingFollower(ChangeFollower):
             return await self._database[CHANGES].find(newer, sort=[("at", 1)]).to_list()
 
 
-def _ref(fields: Mapping[str, Any]) -> ProjectRef | None:
+def ref_of(fields: Mapping[str, Any]) -> ProjectRef | None:
+    """Return the project that a document names, if it names one."""
     user_id, project_id = fields.get("user_id"), fields.get("project_id")
     return ProjectRef(user_id, project_id) if user_id and project_id else None
 

@@ -13,7 +13,7 @@ from greylag.domain.project import Project, ProjectRef, Status, new_instance_id
 from greylag.ports import Claim, Duty, Outcome
 from greylag.store import records
 from greylag.store.mongo import indexes
-from greylag.store.mongo.changes import GONE
+from greylag.store.mongo.changes import GONE, ref_of
 from greylag.store.mongo.connection import WriteAttempts, repeated
 from greylag.store.mongo.documents import (
     WITHOUT_TAIL,
@@ -23,7 +23,7 @@ from greylag.store.mongo.documents import (
     id_of,
     new_tail,
 )
-from greylag.store.mongo.writes import StoreParts, of_owner
+from greylag.store.mongo.writes import StoreParts, of_environment, of_owner
 from greylag.store.records import DutyRecord, lease_end
 
 LONG_SECONDS = 120.0
@@ -162,12 +162,14 @@ class ReconcilerMethods(StoreParts):
 
         async def work() -> None:
             # What cannot be read must not be claimed.
-            readable = of_owner(ref) | {"status": {"$in": list(Status)}}
+            readable = of_environment(ref) | {"status": {"$in": list(Status)}}
             found = await self._projects.find_one_and_update(
-                readable, _poked(now, news), projection={"_id": True}
+                readable,
+                _poked(now, news),
+                projection={"user_id": True, "project_id": True},
             )
             if found is not None:
-                await self._tell(news, str(found["_id"]), ref)
+                await self._tell(news, str(found["_id"]), ref_of(found) or ref)
 
         with self._asking():
             await self._to_its_end(work())

@@ -3,7 +3,7 @@
 A project's document has the fields that are documented for other programs, and ours beside them:
 ``claimable_at`` and ``unsettled`` are what the indexes look for (absent: no), ``revision`` counts
 the writes and guards them, ``news`` names the last write that others should hear of, ``tail``
-holds the newest events.
+holds the newest events, and ``environment_user`` is there for the owner's own environment too.
 """
 
 import json
@@ -69,6 +69,7 @@ def to_document(record: ProjectRecord) -> Document:
         "woken": record.woken,
         "outdated": project.outdated,
         "refresh": project.refresh,
+        "environment_user": project.made_for.user_id,
     }
     if project.source is not None:
         document["git_source"] = asdict(project.source)
@@ -185,6 +186,7 @@ def _record(raw: Mapping[str, Any]) -> ProjectRecord:
         outdated=raw.get("outdated"),
         refresh=raw.get("refresh"),
         source=GitSource(**raw["git_source"]) if raw.get("git_source") else None,
+        environment_user=None if (made := raw.get("environment_user")) == user_id else made,
         lease=Lease(**raw["lease"]) if raw.get("lease") else None,
     )
     return ProjectRecord(project, raw.get("claims", 0), bool(raw.get("woken", False)))

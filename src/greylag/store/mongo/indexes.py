@@ -60,10 +60,12 @@ def _present(name: str) -> dict[str, Any]:
 
 
 _OWNER: Key = [("user_id", 1), ("project_id", 1)]
+_ENVIRONMENT: Key = [("environment_user", 1), ("project_id", 1)]
 _AUDIT_FOUND_BY = ("at", "actor.user", "action", "object", "result")
 _WANTED: dict[str, list[tuple[Key, dict[str, Any]]]] = {
     PROJECTS: [
         (_OWNER, {"unique": True}),
+        (_ENVIRONMENT, {"unique": True, **_present("environment_user")}),
         ([("status", 1)], {}),
         ([("user_id", 1), ("created_at", -1), ("_id", -1)], {}),
         ([("user_id", 1), ("status", 1), ("created_at", -1), ("_id", -1)], {}),

@@ -24,7 +24,7 @@ from greylag.store.mongo.documents import (
     key_document,
     to_document,
 )
-from greylag.store.mongo.writes import StoreParts, of_owner
+from greylag.store.mongo.writes import StoreParts, of_environment, of_owner
 from greylag.store.records import KEY_LIFETIME, ProjectRecord, millis
 
 _AT_ONCE = 1000
@@ -148,6 +148,35 @@ class RequestMethods(StoreParts):
                 audit=audit,
             )
 
+    async def hand_over(
+        self,
+        owner: str,
+        project_id: str,
+        new_owner: str,
+        now: datetime,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Project:
+        """Give a project to another user; see the port."""
+        ref = ProjectRef(owner, project_id)
+        with self._asking():
+            try:
+                given = await self._change(
+                    of_owner(ref),
+                    lambda record: records.handed_over(_there(record, ref), new_owner, now),
+                    audit=audit,
+                )
+            except DuplicateKeyError as error:
+                raise records.exists(ProjectRef(new_owner, project_id)) from error
+        # Other processes hear of the project as it is now; who waits here waits for what it was.
+        self._hub.signal(ref)
+        return given
+
+    async def of_environment(self, ref: ProjectRef) -> Project:
+        """Return the project that has this environment; see the port."""
+        with self._asking():
+            return _there(await self._find(of_environment(ref)), ref).project
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
         ref = ProjectRef(owner, project_id)
@@ -192,7 +221,8 @@ class RequestMethods(StoreParts):
         if taken != id_of(project.id):
             earlier = await self._find({"_id": taken})
             if earlier is not None:
-                return Created(earlier.project, new=False)
+                there = records.check_still_theirs(earlier.project, project.user_id)
+                return Created(there, new=False)
             record = _finishing(record, str(taken))
         try:
             return await self._insert(record, attempt)
@@ -249,9 +279,9 @@ class RequestMethods(StoreParts):
                 # Somebody with the same key was faster.
                 return Created(there.project, new=False)
             if there is not None:
-                raise ProjectExistsError(
-                    f"User {ref.user_id!r} already has a project {ref.project_id!r}."
-                )
+                raise records.exists(ref)
+            if await self._find(of_environment(record.project.made_for)) is not None:
+                raise records.environment_taken(record.project.made_for)
             await attempt.attempts.pause()
 
     async def _find(self, query: Document) -> ProjectRecord | None:

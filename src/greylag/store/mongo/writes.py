@@ -174,6 +174,13 @@ def of_owner(ref: ProjectRef) -> Document:
     return {"user_id": ref.user_id, "project_id": ref.project_id}
 
 
+def of_environment(ref: ProjectRef) -> Document:
+    """Return the query for the project whose environment a cluster knows by ``ref``."""
+    # Documents of before, and those of other programs, do not say it: it is their owner's.
+    of_others = {"environment_user": ref.user_id, "project_id": ref.project_id}
+    return {"$or": [of_others, {**of_owner(ref), "environment_user": {"$in": [None, ref.user_id]}}]}
+
+
 _KEPT = timedelta(days=30)
 
 

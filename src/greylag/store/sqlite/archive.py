@@ -9,13 +9,24 @@ from pathlib import Path
 
 from greylag.common.sqlite import SqlThread, transaction, version_of
 from greylag.common.typed import check_types
+from greylag.domain.audit import AuditBounds, AuditEvent
 from greylag.domain.errors import ConfigError
 from greylag.domain.project import ProjectRef
-from greylag.ports import Fill, Finding, Stored, StoredKey, StoredPerson, StoredProject
+from greylag.ports import (
+    AuditFilter,
+    Fill,
+    Finding,
+    NumberedEntry,
+    Stored,
+    StoredEntry,
+    StoredKey,
+    StoredPerson,
+    StoredProject,
+)
 from greylag.store.people import EXPORTED, from_stored, to_stored
 from greylag.store.records import ProjectRecord, from_millis, millis, unreadable
+from greylag.store.sqlite import audit_trail, schema, tables
 from greylag.store.sqlite import people as rows_of_people
-from greylag.store.sqlite import schema, tables
 
 _AT_ONCE = 50
 _DAMAGES_NAMED = 20
@@ -125,18 +136,36 @@ class SqliteArchive:
         """Tell whether an earlier Greylag's copy was cut off; an import is one transaction."""
         return await self._thread.run(schema.is_incomplete)
 
+    async def audit_bounds(self) -> AuditBounds:
+        """Return where the audit trail begins and ends; see the port."""
+        return await self._thread.run(audit_trail.bounds)
+
+    async def audit_entries(
+        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
+    ) -> Sequence[NumberedEntry]:
+        """Return entries of the audit trail; see the port."""
+        return await self._thread.run(
+            lambda sql: audit_trail.read(sql, asked, limit, before, after)
+        )
+
     @asynccontextmanager
     async def replacing(
-        self, instance: str | None = None, *, people: bool = False
+        self,
+        instance: str | None = None,
+        *,
+        people: bool = False,
+        trail: AuditBounds | None = None,
     ) -> AsyncIterator[Fill]:
         """Put others in place of all, in one transaction; see the port."""
 
-        async def fill(records: Sequence[Stored]) -> None:
+        async def fill(records: Sequence[Stored | AuditEvent]) -> None:
             await self._thread.run(lambda sql: _put(sql, records))
 
         await self._thread.run(lambda sql: sql.execute("BEGIN IMMEDIATE"))
         try:
             await self._thread.run(lambda sql: _clear(sql, instance, people=people))
+            if trail is not None:
+                await self._thread.run(lambda sql: audit_trail.clear(sql, trail))
             yield fill
             await self._thread.run(lambda sql: sql.execute("COMMIT"))
         finally:
@@ -228,19 +257,25 @@ def _clear(sql: sqlite3.Connection, instance: str | None, *, people: bool) -> No
     sql.execute("INSERT INTO changes (source, user_id, project_id) VALUES ('import', NULL, NULL)")
 
 
-def _put(sql: sqlite3.Connection, records: Sequence[Stored]) -> None:
+def _put(sql: sqlite3.Connection, records: Sequence[Stored | AuditEvent]) -> None:
     for stored in records:
-        if isinstance(stored, StoredProject):
-            _put_project(sql, stored)
-        else:
-            rows_of_people.put(sql, from_stored(stored), _NOTHING_HAS_RUN_OUT)
+        match stored:
+            case StoredProject():
+                _put_project(sql, stored)
+            case StoredPerson():
+                rows_of_people.put(sql, from_stored(stored), _NOTHING_HAS_RUN_OUT)
+            case StoredEntry():
+                audit_trail.put(sql, stored.number, stored.body)
+            case AuditEvent():
+                audit_trail.append(sql, stored)
 
 
 def _put_project(sql: sqlite3.Connection, stored: StoredProject) -> None:
     project = stored.project
     twins = sql.execute(
-        "SELECT id FROM projects WHERE id = ? OR user_id = ? AND project_id = ?",
-        (project.id, project.user_id, project.project_id),
+        "SELECT id FROM projects WHERE id = :id OR project_id = :project_id "
+        "AND (user_id = :user_id OR coalesce(environment_user, user_id) = :made_for)",
+        {**tables.to_row(ProjectRecord(project)), "made_for": project.made_for.user_id},
     ).fetchall()
     for (twin,) in twins:
         tables.delete(sql, twin)

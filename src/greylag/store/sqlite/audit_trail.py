@@ -6,9 +6,10 @@ whoever appends knows the last entry, in whichever process it was appended.
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
 from greylag.common.clock import rfc3339
 from greylag.domain.audit import (
@@ -41,22 +42,34 @@ _KEEP = "INSERT OR REPLACE INTO audit_bounds (place, number, hash) VALUES (?, ?,
 def append(sql: sqlite3.Connection, event: AuditEvent) -> AuditEntry:
     """Append an entry; see the port."""
     entry = chained(event, bounds(sql).end)
-    told = to_json(entry)
+    put(sql, entry.number, to_json(entry))
+    sql.execute(_KEEP, ("end", entry.number, entry.hash))
+    return entry
+
+
+def put(sql: sqlite3.Connection, number: int, told: Mapping[str, Any]) -> None:
+    """Write an entry in JSON's terms, which somebody may have damaged."""
+    actor = told.get("actor")
+    found_by = [told.get(name) for name in ("action", "object", "result")]
     sql.execute(
         "INSERT INTO audit (number, body, at, actor, action, object, result) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
-            entry.number,
+            number,
             json.dumps(told, separators=(",", ":")),
-            told["at"],
-            event.actor.user,
-            event.action,
-            event.object,
-            event.result,
+            str(told.get("at", "")),
+            actor.get("user") if isinstance(actor, Mapping) else None,
+            *("" if value is None else str(value) for value in found_by),
         ),
     )
-    sql.execute(_KEEP, ("end", entry.number, entry.hash))
-    return entry
+
+
+def clear(sql: sqlite3.Connection, kept: AuditBounds) -> None:
+    """Remove all entries; those that come have these bounds."""
+    sql.execute("DELETE FROM audit")
+    sql.execute("DELETE FROM audit_bounds")
+    for place, link in (("start", kept.start), ("end", kept.end)):
+        sql.execute(_KEEP, (place, link.number, link.hash))
 
 
 def bounds(sql: sqlite3.Connection) -> AuditBounds:

@@ -200,9 +200,18 @@ _TRANSCRIPTS = (
     """,
 )
 
+# Whose environment a project has that was handed over: no two have the same.
+_OWNERS = (
+    "ALTER TABLE projects ADD COLUMN environment_user TEXT",
+    """
+    CREATE UNIQUE INDEX projects_environment
+    ON projects (coalesce(environment_user, user_id), project_id)
+    """,
+)
+
 MIGRATIONS = (
     *(_FIRST, _CLAIMS, _DUTIES, _REVOCATIONS, _INSTANCE, _SETTINGS, _PEOPLE, _AUDIT),
-    *(_SOURCES, _TRANSCRIPTS),
+    *(_SOURCES, _TRANSCRIPTS, _OWNERS),
 )
 
 

@@ -268,6 +268,34 @@ class SqliteStore:
 
         return await self._write(work, audit)
 
+    async def hand_over(
+        self,
+        owner: str,
+        project_id: str,
+        new_owner: str,
+        now: datetime,
+        *,
+        audit: AuditEvent | None = None,
+    ) -> Project:
+        """Give a project to another user; see the port."""
+
+        def work(write: Write) -> Project:
+            before = tables.find(write.sql, ProjectRef(owner, project_id))
+            after = records.handed_over(before, new_owner, now)
+            if after is not before:
+                tables.hand_over(write.sql, after)
+                write.changed += [before.project.ref, after.project.ref]
+            return after.project
+
+        return await self._write(work, audit)
+
+    async def of_environment(self, ref: ProjectRef) -> Project:
+        """Return the project that has this environment; see the port."""
+        found = await self._read(lambda sql: tables.of_environment(sql, ref))
+        if found is None:
+            raise records.not_found(ref)
+        return found.project
+
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
         ref = ProjectRef(owner, project_id)
@@ -346,8 +374,9 @@ class SqliteStore:
         """Make one project due; see the port."""
 
         def work(write: Write) -> None:
-            if tables.poke(write.sql, ref, now):
-                write.changed.append(ref)
+            tables.poke(write.sql, ref, now)
+            if (poked := tables.of_environment(write.sql, ref)) is not None:
+                write.changed.append(poked.project.ref)
 
         await self._write(work)
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from greylag.domain.errors import ErrorInfo, IdempotencyConflictError, ProjectExistsError
+from greylag.domain.errors import ErrorInfo, IdempotencyConflictError
 from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
@@ -22,7 +22,7 @@ from greylag.store.records import DutyRecord, Position, ProjectRecord, from_mill
 
 _FIXED = (
     *("id", "user_id", "project_id", "created_at"),
-    *("namespace", "deployment", "service", "ingress", "source"),
+    *("namespace", "deployment", "service", "ingress", "source", "environment_user"),
 )
 _CHANGING = (
     *("name", "metadata", "updated_at", "status", "endpoint", "error", "error_terminal"),
@@ -34,6 +34,8 @@ _CHANGING = (
 _COLUMNS = _FIXED + _CHANGING
 _REMEMBERED = 2_000
 _PAGES = 64
+
+_MADE_FOR = "coalesce(environment_user, user_id) = :user_id AND project_id = :project_id"
 
 SELECT = f"SELECT {', '.join(_COLUMNS)} FROM projects"  # noqa: S608 - only the names above
 INSERT = (
@@ -55,6 +57,7 @@ def to_row(record: ProjectRecord) -> dict[str, Any]:
         "created_at": millis(project.created_at),
         **asdict(project.names),
         "source": _dump(asdict(project.source)) if project.source else None,
+        "environment_user": project.environment_user,
         "name": project.name,
         "metadata": _dump(dict(project.metadata)),
         "updated_at": millis(project.updated_at),
@@ -113,6 +116,7 @@ def from_row(row: sqlite3.Row | dict[str, Any]) -> ProjectRecord:
         outdated=row["outdated"],
         refresh=row["refresh"],
         source=GitSource(**json.loads(row["source"])) if row["source"] else None,
+        environment_user=row["environment_user"],
         lease=_lease(row),
     )
     return ProjectRecord(project, row["claims"], bool(row["woken"]))
@@ -159,7 +163,7 @@ _UNSETTLED = "status <> 'inactive' OR desired <> 'inactive' OR observed_generati
 
 
 def one(
-    sql: sqlite3.Connection, query: str, values: tuple[str | int, ...] | dict[str, int]
+    sql: sqlite3.Connection, query: str, values: tuple[str | int, ...] | dict[str, Any]
 ) -> ProjectRecord | None:
     """Return the first record that ``query``, which begins with ``SELECT``, finds."""
     row = sql.execute(query, values).fetchone()
@@ -182,18 +186,23 @@ def find(sql: sqlite3.Connection, ref: ProjectRef) -> ProjectRecord:
     return record
 
 
+def of_environment(sql: sqlite3.Connection, ref: ProjectRef) -> ProjectRecord | None:
+    """Return the record whose environment a cluster knows by ``ref``, if there is one."""
+    return one(sql, f"{SELECT} WHERE {_MADE_FOR}", asdict(ref))
+
+
 def by_id(sql: sqlite3.Connection, record_id: str) -> ProjectRecord | None:
     """Return the record with this id, if it is still there."""
     return one(sql, SELECT + " WHERE id = ?", (record_id,))
 
 
 def insert(sql: sqlite3.Connection, project: Project, key: IdempotencyKey | None) -> None:
-    """Add a project; ``ProjectExistsError`` when its owner has one with this id."""
-    taken = "SELECT 1 FROM projects WHERE user_id = ? AND project_id = ?"
-    if sql.execute(taken, (project.user_id, project.project_id)).fetchone():
-        raise ProjectExistsError(
-            f"User {project.user_id!r} already has a project {project.project_id!r}."
-        )
+    """Add a project; ``ProjectExistsError`` when its owner has one with this id, or another has
+    its environment.
+    """
+    check_free(sql, project.ref)
+    if of_environment(sql, project.made_for) is not None:
+        raise records.environment_taken(project.made_for)
     sql.execute(INSERT, to_row(records.new_record(project)))
     if key is not None:
         expires = millis(project.created_at + records.KEY_LIFETIME)
@@ -202,6 +211,13 @@ def insert(sql: sqlite3.Connection, project: Project, key: IdempotencyKey | None
             "VALUES (?, ?, ?, ?, ?)",
             (project.user_id, key.key, key.fingerprint, project.id, expires),
         )
+
+
+def check_free(sql: sqlite3.Connection, ref: ProjectRef) -> None:
+    """Raise ``ProjectExistsError`` when the user has a project of this id."""
+    taken = "SELECT 1 FROM projects WHERE user_id = ? AND project_id = ?"
+    if sql.execute(taken, (ref.user_id, ref.project_id)).fetchone():
+        raise records.exists(ref)
 
 
 def created_before(
@@ -219,12 +235,25 @@ def created_before(
         return None
     if known["fingerprint"] != key.fingerprint:
         raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
-    return by_id(sql, known["record_id"])
+    record = by_id(sql, known["record_id"])
+    if record is not None:
+        records.check_still_theirs(record.project, owner)
+    return record
 
 
 def update(sql: sqlite3.Connection, record: ProjectRecord) -> None:
     """Write all that can change of a record."""
     sql.execute(UPDATE, to_row(record))
+
+
+def hand_over(sql: sqlite3.Connection, record: ProjectRecord) -> None:
+    """Write whose a record is now."""
+    check_free(sql, record.project.ref)
+    sql.execute(
+        "UPDATE projects SET user_id = :user_id, environment_user = :environment_user, "
+        "updated_at = :updated_at WHERE id = :id",
+        to_row(record),
+    )
 
 
 def delete(sql: sqlite3.Connection, record_id: str) -> None:
@@ -331,11 +360,8 @@ def add_events(sql: sqlite3.Connection, record_id: str, new: Sequence[Event]) ->
 
 
 def poke(sql: sqlite3.Connection, ref: ProjectRef, now: datetime) -> int:
-    """Do ``records.poked`` to one project, if it is there; return how many that was."""
-    return sql.execute(
-        _POKE + "user_id = :user_id AND project_id = :project_id",
-        {"now": millis(now), "user_id": ref.user_id, "project_id": ref.project_id},
-    ).rowcount
+    """Do ``records.poked`` to the project that has this environment; return how many that was."""
+    return sql.execute(_POKE + _MADE_FOR, {"now": millis(now), **asdict(ref)}).rowcount
 
 
 def poke_unsettled(sql: sqlite3.Connection, now: datetime) -> int:

@@ -12,10 +12,11 @@ from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.users import Session
 from greylag.services.secrets import NAME_FORM, NewSecret
 from greylag.web.addresses import address
-from greylag.web.api.projects import PROJECT
+from greylag.web.api.projects import LOCATION, PROJECT
 from greylag.web.deps import CallDep, ProjectCallDep, UserCallDep, path_id, problems
 from greylag.web.schemas import (
     AccountOut,
+    HandOverIn,
     MemberIn,
     MemberOut,
     MembersOut,
@@ -23,6 +24,7 @@ from greylag.web.schemas import (
     NewTokenIn,
     NewTokenOut,
     NewUserIn,
+    ProjectOut,
     SecretIn,
     SecretOut,
     SecretsOut,
@@ -276,3 +278,24 @@ async def share_project(call: ProjectCallDep, member: _MemberId, body: MemberIn)
 async def unshare_project(call: ProjectCallDep, member: _MemberId) -> None:
     """Effective within a second, for streams that run too. Whom it is shared with may leave."""
     await call.use_cases.gate.unshare(*call.at, member)
+
+
+@router.post(
+    f"{PROJECT}/hand-over",
+    operation_id="hand_over_project",
+    summary="Hand a project over to another user",
+    tags=["projects"],
+    responses={
+        **problems(404, 409, 413),
+        200: {"description": "It is theirs.", "headers": {"Location": LOCATION}},
+    },
+)
+async def hand_over_project(
+    call: ProjectCallDep, body: HandOverIn, response: Response
+) -> ProjectOut:
+    """For administrators. The project must be inactive. It keeps its id, files and conversations,
+    and the names of its environment; members stay members, links to its previews end.
+    """
+    given = await call.use_cases.accounts.hand_over(*call.at, body.user)
+    response.headers["location"] = address(f"/api{given.ref.path}")
+    return ProjectOut.of(given)

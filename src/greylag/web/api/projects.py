@@ -34,7 +34,7 @@ _MAX_SEQ = 2**63 - 1
 router = APIRouter(tags=["projects"])
 _texts = ProjectTexts()
 
-_LOCATION = {"description": "The project's path.", "schema": {"type": "string"}}
+LOCATION = {"description": "The project's path.", "schema": {"type": "string"}}
 _EVENT = {
     "message": "The agent is ready.",
     "code": "agent_ready",
@@ -81,7 +81,7 @@ async def list_projects(
     responses={
         **problems(404, 409, 413),
         200: {"description": "The same Idempotency-Key had created it.", "model": ProjectOut},
-        201: {"description": "Created, inactive.", "headers": {"Location": _LOCATION}},
+        201: {"description": "Created, inactive.", "headers": {"Location": LOCATION}},
     },
 )
 async def create_project(

@@ -200,10 +200,14 @@ def parsed(model: type[_Body], given: dict[str, Any]) -> _Body:
         raise InvalidRequestError(f"{field}: {words[:1].lower()}{words[1:]}.") from error
 
 
-def limits_of(form: FormData) -> dict[str, int | str | None]:
+def limits_of(form: FormData) -> dict[str, int | str | list[str] | None]:
     """Return the limits that a form sent; an empty field is none."""
     given = {name: form_field(form, name).strip() for name in ("projects", "active")}
-    return {name: int(text) if _is_number(text) else text or None for name, text in given.items()}
+    names = [one.strip() for one in form_field(form, "templates").split(",")]
+    return {
+        **{name: int(text) if _is_number(text) else text or None for name, text in given.items()},
+        "templates": [name for name in names if name] or None,
+    }
 
 
 def _is_number(text: str) -> bool:

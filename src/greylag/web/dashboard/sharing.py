@@ -1,4 +1,6 @@
-"""Whom a project is shared with: shown to all its members, changed by its owner."""
+"""Whom a project is shared with: shown to all its members, changed by its owner; and whose it is,
+which administrators change.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +9,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from greylag.domain.errors import ConflictError, InvalidRequestError, UserNotFoundError
+from greylag.domain.errors import (
+    ConflictError,
+    ErrorInfo,
+    InvalidRequestError,
+    LimitExceededError,
+    UserNotFoundError,
+)
 from greylag.domain.users import Action, MemberRole, User
 from greylag.web.addresses import address, project_url
 from greylag.web.dashboard.directory import look_needed
@@ -62,15 +70,37 @@ async def unshare(request: Request, call: ProjectCallDep, member: str) -> Respon
     return lead(request, address("/") if left else f"{project_url(call.ref)}/members")
 
 
-async def _page(call: RequestContext, named: str = "", error: str | None = None) -> Response:
+@router.post(PROJECT_PAGE + "/hand-over")
+async def hand_over(request: Request, call: ProjectCallDep) -> Response:
+    """Give the project to whom an id or a whole email address names, and lead to the users."""
+    named = form_field(await request.form(), "owner").strip()
+    principal, ref = call.at
+    await call.use_cases.gate.authorize(principal, Action.PROJECTS_HAND_OVER, ref)
+    try:
+        user = await call.use_cases.people.named(named)
+        given = await call.use_cases.accounts.hand_over(principal, ref, user.id)
+    except (ConflictError, LimitExceededError, UserNotFoundError) as error:
+        return await _page(call, owner=named, owner_error=error.info)
+    return see(project_url(given.ref))
+
+
+async def _page(
+    call: RequestContext,
+    named: str = "",
+    error: str | None = None,
+    *,
+    owner: str = "",
+    owner_error: ErrorInfo | None = None,
+) -> Response:
     gate, users = call.use_cases.gate, call.use_cases.people
     found = await gate.members(*call.at)
+    may_hand_over = await gate.may(call.principal, Action.PROJECTS_HAND_OVER, call.ref)
     names = {user.id: user.display_name for user in await users.users()} if found else {}
     shares = await gate.may(call.principal, Action.MEMBERS_WRITE, call.ref)
     project = await call.use_cases.projects.get(*call.at)
     return respond(
         "members.html",
-        status=422 if error else 200,
+        status=422 if error or owner_error else 200,
         site=call.site,
         user=await users.get(call.user_id),
         project=project_view(project),
@@ -80,7 +110,11 @@ async def _page(call: RequestContext, named: str = "", error: str | None = None)
         ],
         me=call.principal.user_id,
         shares=shares,
+        may_hand_over=may_hand_over,
         offered=await _offered(call, {one.user_id for one in found}) if shares else (),
+        owners=await _offered(call, set()) if may_hand_over else (),
+        owner=owner,
+        owner_error=owner_error,
         roles=tuple(MemberRole),
         named=named,
         error=error,

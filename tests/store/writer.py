@@ -1,6 +1,7 @@
-"""Writes to a SQLite store until it is killed, and tells of each write that was acknowledged.
+"""Writes to a store until it is killed, and tells of each write that was acknowledged.
 
-Reads lines ``FILE SEED`` from standard input. For each it forks a child that writes to FILE, prints
+Reads lines ``STORE SEED`` from standard input: a file of SQLite's, or ``URI#DATABASE`` of MongoDB,
+with a mark of whether to use transactions: ``URI#DATABASE#1``. For each it forks a child, prints
 ``born PID``, and ``dead`` when the child is gone. The child prints a line of JSON before it may
 delete something, and after each call that has returned. Forking saves the imports each time.
 """
@@ -17,7 +18,8 @@ from pathlib import Path
 from greylag.domain.audit import SYSTEM, AuditEvent
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, NewEvent, Project, Status, new_record_id
-from greylag.ports import Claim, Outcome
+from greylag.ports import Claim, Outcome, ProjectStore
+from greylag.store.mongo.store import MongoStore
 from greylag.store.sqlite.store import SqliteStore
 
 NAMES = EnvironmentNames("n", "d", "s", "i")
@@ -30,12 +32,22 @@ def tell(what: str, project_id: str = "", **facts: int) -> None:
     os.write(1, line.encode())
 
 
-async def work(file: Path, seed: int) -> None:
+async def opened(place: str) -> ProjectStore:
+    """Open the store that a line names."""
+    if "#" not in place:
+        return await SqliteStore.open(Path(place))
+    uri, database, transactions = place.split("#")
+    store = await MongoStore.open(uri, database)
+    store._audit._transactions = transactions == "1"
+    return store
+
+
+async def work(place: str, seed: int) -> None:
     """Create, want, claim and record, for ever."""
     dice = random.Random(seed)  # noqa: S311 - tests want the same numbers again
     # Each child lives later than the one before, so that leases left behind have run out.
     now = T0 + timedelta(hours=seed)
-    store = await SqliteStore.open(file)
+    store = await opened(place)
     tell("open")
     for count in range(1_000_000):
         name = f"{seed}-{count}"
@@ -55,7 +67,7 @@ async def work(file: Path, seed: int) -> None:
         await _finish(store, claim, dice, now)
 
 
-async def _finish(store: SqliteStore, claim: Claim, dice: random.Random, now: datetime) -> None:
+async def _finish(store: ProjectStore, claim: Claim, dice: random.Random, now: datetime) -> None:
     project = claim.project
     if project.desired is Desired.DELETED:
         await store.forget(claim)
@@ -92,7 +104,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             os.write(1, f"born {os.getpid()}\n".encode())
-            asyncio.run(work(Path(file), int(seed)))
+            asyncio.run(work(file, int(seed)))
         os.waitpid(child, 0)
         os.write(1, b"dead\n")
 
