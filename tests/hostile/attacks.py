@@ -43,7 +43,7 @@ _RELAY_TOKEN = "-H \"$(git config --get-regexp extraheader | cut -d' ' -f2-)\""
 def _git_relay(path: str, header: str = _RELAY_TOKEN) -> str:
     """Ask the relay that git is configured with for a path."""
     base = "$(git config --get-regexp insteadof | sed 's/^url.//; s/git.invalid.*//')"
-    return f'curl -sS {header} "{base}{path}"'
+    return f'curl -sS --path-as-is {header} "{base}{path}"'
 
 
 def _connect(host: str, port: str) -> str:
