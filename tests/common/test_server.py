@@ -390,7 +390,7 @@ async def test_a_server_whose_connections_all_are_answered_refuses_more() -> Non
 
 
 async def test_agentd_s_own_server_has_its_limits_too() -> None:
-    async with bounded(None) as one:
+    async with asyncio.timeout(10), bounded(None) as one:
         reader, _ = await one.ask(GET + b"a:b\r\n" * 300)
         assert await refused(reader) == (431, "headers_too_large")
     async with bounded(None) as one:
