@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     ssl_cert_file: Path | None = Field(None, validation_alias="SSL_CERT_FILE")
     requests_ca_bundle: Path | None = Field(None, validation_alias="REQUESTS_CA_BUNDLE")
     sandbox: Literal["auto", "bubblewrap", "none"] = "auto"
-    sandbox_network: Literal["auto", "strict"] = "auto"
+    sandbox_network: Literal["auto", "shared", "strict"] = "auto"
     sandbox_memory: Literal["auto", "none"] | ByteSize = "auto"
     goose_mode: Literal["auto", "approve", "smart_approve", "chat"] | None = Field(
         None, validation_alias="GOOSE_MODE"

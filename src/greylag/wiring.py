@@ -496,18 +496,20 @@ def model_provider(settings: Settings) -> ModelProvider | None:
     return named and replace(named, authorities=authorities(settings))
 
 
-def sandbox_fault(settings: Settings) -> str | None:
-    """Try bubblewrap as environments on this machine use it; return why it does not work here."""
-    try:
-        choose_sandbox(
-            "bubblewrap",
-            hidden=(settings.data.absolute(), *start_folder()),
-            needed=(),
-            network=settings.sandbox_network,
-        )
-    except ConfigError as error:
-        return str(error)
-    return None
+def try_sandbox(settings: Settings) -> bool:
+    """Try bubblewrap as environments on this machine use it; return whether this machine's loopback
+    is out of their reach.
+
+    Raises:
+        ConfigError: it does not work here.
+    """
+    box = choose_sandbox(
+        "bubblewrap",
+        hidden=(settings.data.absolute(), *start_folder()),
+        needed=(),
+        network=settings.sandbox_network,
+    )
+    return box.pasta is not None or box.network == "strict"
 
 
 async def _try_model(named: ModelProvider | None, model: ModelInUse | None) -> None:

@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from greylag.agentd.main import http_server
 from greylag.common.server import HttpServer, Limits, addresses_of, listen
 
 needs_ipv6 = pytest.mark.skipif(
@@ -116,7 +117,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Bounded:
     """A server, and what its application has seen."""
 
-    limits: Limits
+    limits: Limits | None
     left: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
@@ -131,7 +132,12 @@ class Bounded:
             Route("/flood", self._flood),
             WebSocketRoute("/socket", self._echo),
         ]
-        self.server = HttpServer(Starlette(routes=routes), ends_within=1, limits=self.limits)
+        app = Starlette(routes=routes)
+        self.server = (
+            http_server(app)
+            if self.limits is None
+            else HttpServer(app, ends_within=1, limits=self.limits)
+        )
         self._open = AsyncExitStack()
         self.port = 0
 
@@ -203,8 +209,12 @@ class Bounded:
 
 
 @asynccontextmanager
-async def bounded(limits: Limits | None = None, host: str = "127.0.0.1") -> AsyncIterator[Bounded]:
-    one = Bounded(limits or Limits())
+async def bounded(
+    limits: Limits | None = Limits(),  # noqa: B008 - it is frozen
+    host: str = "127.0.0.1",
+) -> AsyncIterator[Bounded]:
+    """Serve with these limits; with agentd's own when there are none."""
+    one = Bounded(limits)
     with listen(host, 0) as listener:
         one.port = listener.getsockname()[1]
         serving = asyncio.create_task(one.server.serve([listener]))
@@ -377,6 +387,17 @@ async def test_a_server_whose_connections_all_are_answered_refuses_more() -> Non
             await reader.readuntil(b"begun ")
         reader, _ = await one.ask(GET + b"\r\n")
         assert await refused(reader) == (503, "too_many_connections")
+
+
+async def test_agentd_s_own_server_has_its_limits_too() -> None:
+    async with asyncio.timeout(10), bounded(None) as one:
+        reader, _ = await one.ask(GET + b"a:b\r\n" * 300)
+        assert await refused(reader) == (431, "headers_too_large")
+    async with bounded(None) as one:
+        half = [await one.ask(GET) for _ in range(3)]
+        await one.heard(3)
+        one.pass_time(20)
+        assert {await refused(reader) for reader, _ in half} == {(408, "request_too_slow")}
 
 
 def _own_address() -> str | None:

@@ -16,6 +16,7 @@ class Attack:
     refusal: str
 
 
+GIT_SECRET = "sk-very-secret-of-a-git-host"
 GONE = "No such file|nonexistent"
 READ_ONLY = "Read-only file system"
 DENIED = "Permission denied"
@@ -34,6 +35,15 @@ def _syscall(*call: int | str) -> str:
         "import ctypes; c = ctypes.CDLL(None, use_errno=True); "
         f'print(c.syscall({arguments}), "errno", ctypes.get_errno())'
     )
+
+
+_RELAY_TOKEN = "-H \"$(git config --get-regexp extraheader | cut -d' ' -f2-)\""
+
+
+def _git_relay(path: str, header: str = _RELAY_TOKEN) -> str:
+    """Ask the relay that git is configured with for a path."""
+    base = "$(git config --get-regexp insteadof | sed 's/^url.//; s/git.invalid.*//')"
+    return f'curl -sS --path-as-is {header} "{base}{path}"'
 
 
 def _connect(host: str, port: str) -> str:
@@ -109,6 +119,22 @@ COMMON = (
         ),
         "403",
     ),
+    # The secrets for git hosts, and the relay that adds them
+    Attack("a git secret in its files", "git config --list --show-origin; cat ~/.git-credentials "
+           "~/.netrc", GONE),
+    Attack("a git secret from git", "printf 'protocol=https\nhost=git.invalid\n\n' | "
+           "GIT_TERMINAL_PROMPT=0 git credential fill", "could not read Username"),
+    Attack("more of a git host than git", _git_relay("git.invalid/api/v3/user"),
+           "git's own requests and nothing else"),
+    Attack("more of a git host, astray", _git_relay(
+        "git.invalid/a/%2e%2e/user/info/refs?service=git-upload-pack"
+    ), "git's own requests and nothing else"),
+    Attack("a git host that nobody has a secret for", _git_relay(
+        "127.0.0.1:{agentd_port}/a/info/refs?service=git-upload-pack"
+    ), "There is no secret for"),
+    Attack("the git relay without its token", _git_relay(
+        "git.invalid/a/info/refs?service=git-upload-pack", header=""
+    ), "needs its own token"),
 )  # fmt: skip
 
 ON_LAPTOP = (
@@ -119,6 +145,8 @@ ON_LAPTOP = (
     Attack("the environment's record", "cat {folder}/environment.json", GONE),
     Attack("agentd's log", "cat {folder}/agentd.log", GONE),
     Attack("the records of all", "cat {data}/greylag.db", GONE),
+    Attack("the key of all secrets", "cat {data}/secret-key", GONE),
+    Attack("Greylag's token", "cat {data}/token", GONE),
     Attack("agentd's way to execd", _python(
         'import socket; socket.socket(socket.AF_UNIX).connect("{state}/execd.sock")'
     ), GONE),

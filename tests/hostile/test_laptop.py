@@ -15,7 +15,7 @@ import pytest_asyncio
 import structlog
 from tests.agentd.conftest import serve
 from tests.e2e.product import Event, Product, real_goose, types_of
-from tests.hostile.attacks import ANSWER, COMMON, ON_LAPTOP, Attack
+from tests.hostile.attacks import ANSWER, COMMON, GIT_SECRET, ON_LAPTOP, Attack
 
 import greylag
 from greylag.agentd.model import scripted
@@ -48,7 +48,7 @@ class Target:
     def secrets(self) -> tuple[str, ...]:
         """Return what must never be printed."""
         records = [folder.read() for folder in (self.folder, self.other)]
-        return (KEY, "of-the-other", *(record.token for record in records if record))
+        return (KEY, GIT_SECRET, "of-the-other", *(record.token for record in records if record))
 
     def agentd(self) -> int:
         """Return agentd's process id, on the host."""
@@ -107,6 +107,8 @@ async def _target(start: Path, url: str, settings: dict[str, str]) -> AsyncItera
     up = Product(start, {"GREYLAG_SANDBOX": "bubblewrap", **settings}, start_folder=start)
     try:
         await up.start()
+        secret = {"value": GIT_SECRET, "host": "git.invalid"}
+        assert (await up.call("PUT", "/api/users/me/secrets/git", secret))[0] < 300
         path = await up.project("mine")
         await up.project("other")
         by_name = {one.deployment: one for one in up.folders()}

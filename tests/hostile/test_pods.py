@@ -14,7 +14,7 @@ import pytest_asyncio
 from tests.cluster import real_cluster
 from tests.cluster.real_cluster import kubectl
 from tests.e2e.product import PATIENCE, Event, Product, RefusedError, product, text_of, types_of
-from tests.hostile.attacks import ANSWER, COMMON, DENIED, IN_POD, READ_ONLY, Attack
+from tests.hostile.attacks import ANSWER, COMMON, DENIED, GIT_SECRET, IN_POD, READ_ONLY, Attack
 
 KEY = "sk-very-secret-key-of-the-provider"
 ATTACKS = (*COMMON, *IN_POD)
@@ -91,12 +91,14 @@ async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Targ
     try:
         with socket.create_server(("0.0.0.0", 0)) as store:  # noqa: S104 - pods could see it
             async with product(folder, **settings) as up:
+                secret = {"value": GIT_SECRET, "host": "git.invalid"}
+                assert (await up.call("PUT", "/api/users/me/secrets/git", secret))[0] < 300
                 mine, asking = await asyncio.gather(
                     up.project("mine"), up.project("other", metadata={"template": "asking"})
                 )
                 facts = await known(namespace, store.getsockname()[1])
                 values = await secret_values(namespace)
-                yield Target(up, namespace, mine, asking, facts, values)
+                yield Target(up, namespace, mine, asking, facts, (*values, GIT_SECRET))
     finally:
         real_cluster.remove_namespaces(settings["KUBE_NAMESPACE_PREFIX"])
 

@@ -5,7 +5,6 @@ for more than bytes, an exit code and pids.
 """
 
 import asyncio
-import fcntl
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -42,7 +41,6 @@ _MOST_CONNECTIONS = 128
 _MOST_WORDS = 500
 _MOST_PORTS = 200
 _LONGEST_NAME = 64
-_FIRST_DESCRIPTOR = 10  # a shell before the sandbox can redirect those below
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 
@@ -399,11 +397,11 @@ class Execution:
 class ExecdProcess:
     """execd as a child of ours, started again whenever it ends.
 
-    Its socket is made here and inherited, so that nobody on the untrusted side can put another in
-    its place.
+    Its socket is made here and sent to it by its stdin (what the sandbox needs may close all other
+    descriptors), so that nobody on the untrusted side can put another in its place.
 
     Args:
-        command: what runs execd, with the sandbox around it; `--fd N` is appended.
+        command: what runs execd, with the sandbox around it; `--sent` is appended.
         path: where the socket is, in a folder that the untrusted side cannot see; at most about
             100 characters (unix(7)), which a path from the current folder keeps to anywhere.
         env: execd's environment.
@@ -422,41 +420,42 @@ class ExecdProcess:
             while True:
                 began = asyncio.get_running_loop().time()
                 try:
-                    await self._live(listener.fileno())
+                    await self._live(listener)
                 except OSError as error:
                     _log.error("execd_not_started", error=str(error))
                 steady = asyncio.get_running_loop().time() - began > _STEADY_SECONDS
                 failed = 0 if steady else failed + 1
                 await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
 
-    async def _live(self, descriptor: int) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            "--fd",
-            str(descriptor),
-            stdin=asyncio.subprocess.PIPE,  # its end tells execd that we are gone
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,  # our own is a file that it could shorten
-            cwd="/",
-            env=dict(self._env),
-            pass_fds=(descriptor,),
-            start_new_session=True,
-        )
-        try:
-            said = await _last_words(process)
-            _log.error("execd_ended", code=await process.wait(), said=said)
-        finally:
-            if process.returncode is None:
-                await asyncio.shield(_ended(process))
+    async def _live(self, listener: socket.socket) -> None:
+        ours, its = socket.socketpair()
+        with ours:
+            with its:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    "--sent",
+                    stdin=its.fileno(),  # its end tells execd that we are gone
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,  # our own is a file that it could shorten
+                    cwd="/",
+                    env=dict(self._env),
+                    start_new_session=True,
+                )
+                socket.send_fds(ours, [b"s"], [listener.fileno()])
+            try:
+                said = await _last_words(process)
+                _log.error("execd_ended", code=await process.wait(), said=said)
+            finally:
+                if process.returncode is None:
+                    ours.close()
+                    await asyncio.shield(_ended(process))
 
 
 def _listener(path: Path) -> socket.socket:
-    """Return a listening socket whose descriptor a shell's redirections do not meet."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
-        made.bind(str(path))
-        made.listen()
-        descriptor = fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, _FIRST_DESCRIPTOR)
-    return socket.socket(fileno=descriptor)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
 
 
 async def _last_words(process: asyncio.subprocess.Process) -> str:
@@ -503,9 +502,7 @@ def agreed(came: tuple[FrameKind, bytes] | None) -> Mapping[str, Any]:
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
-    """End execd: by the end of its stdin, and by force when it does not heed that."""
-    if process.stdin is not None:
-        process.stdin.close()
+    """Wait for execd, whose stdin has ended, and end it by force when it does not heed that."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_END_SECONDS):
             await process.wait()

@@ -154,11 +154,15 @@ def _goose(command: AgentCommand) -> Check:
 
 def _bubblewrap(settings: Settings) -> Check:
     """Run a program in it as environments do: in namespaces of its own, with the filter."""
-    from greylag.wiring import sandbox_fault
+    from greylag.wiring import try_sandbox
 
-    fault = sandbox_fault(settings)
-    if fault is None:
-        return Check("bubblewrap", "ok", "bubblewrap works: environments here are isolated.")
+    try:
+        apart = try_sandbox(settings)
+    except ConfigError as error:
+        fault = str(error)
+    else:
+        rest = "" if apart else ", but reach what listens on this machine's loopback"
+        return Check("bubblewrap", "ok", f"bubblewrap works: environments here are isolated{rest}.")
     demanded = settings.sandbox == "bubblewrap" or settings.sandbox_network == "strict"
     detail = f"Environments on this machine are not isolated. {fault}"
     advice = "Install bubblewrap and allow unprivileged user namespaces, or use Kubernetes."

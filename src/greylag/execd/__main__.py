@@ -1,8 +1,8 @@
 """``python -m greylag.execd``: serve on a socket that was inherited, or on a path.
 
-``--fd N`` takes a listening unix socket as descriptor N: agentd made it where nobody else can
-reach it. On SIGTERM, and when stdin ends (agentd is gone), all that runs is killed and the program
-ends.
+``--sent`` takes a listening unix socket that comes by stdin, a socket too: agentd made it where
+nobody else can reach it. On SIGTERM, and when stdin ends (agentd is gone), all that runs is killed
+and the program ends.
 
 ``--socket PATH --client UID`` makes a socket for an agentd in another container, of this user: what
 execd runs is of execd's own, and gets no answer. Both are told to end at the same time, so after a
@@ -46,7 +46,7 @@ def main() -> None:
     """Serve until told to end."""
     parser = argparse.ArgumentParser(prog="greylag-execd", description="Run an agent's processes.")
     way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--fd", type=int, help="a listening unix socket that was inherited")
+    way.add_argument("--sent", action="store_true", help="take a listening socket from stdin")
     way.add_argument("--socket", type=Path, help="where to listen")
     parser.add_argument("--client", type=int, help="the only user who may connect to it")
     parser.add_argument("--own", type=Path, nargs="*", default=[], help="folders to take over")
@@ -61,8 +61,8 @@ def main() -> None:
         _limit(resource.RLIMIT_NPROC, given.processes)
     os.environ.pop("PWD", None)  # of a shell that the sandbox was started by
     server = ExecServer(given.client, os.environ)
-    if given.fd is not None:
-        asyncio.run(_serve(server, socket.socket(fileno=given.fd), _stdin_end(), patience=0))
+    if given.sent:
+        asyncio.run(_serve(server, _received(), _stdin_end(), patience=0))
         return
     for folder in given.own:
         take_over(folder)
@@ -113,6 +113,15 @@ def _standing_threads() -> ThreadPoolExecutor:
         threads.submit(all_run.wait)
     all_run.wait()
     return threads
+
+
+def _received() -> socket.socket:
+    """Return the listening socket that comes by stdin."""
+    with socket.socket(fileno=os.dup(0)) as stdin:
+        _, (descriptor,), _, _ = socket.recv_fds(stdin, 1, 1)
+    listener = socket.socket(fileno=descriptor)
+    listener.set_inheritable(False)
+    return listener
 
 
 async def _stdin_end() -> None:

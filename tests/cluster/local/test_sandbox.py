@@ -1,8 +1,10 @@
 """The sandbox: what an environment in bubblewrap can and cannot do."""
 
 import asyncio
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from tests.cluster.environments import (
 )
 from tests.contract.store_adapters import make_project
 
+from greylag.cluster.local import sandbox
 from greylag.cluster.local.processes import children, identify, marked
 from greylag.cluster.local.sandbox import Sandbox, choose_sandbox, start_folder
 from greylag.domain.errors import ConfigError
@@ -47,6 +50,62 @@ def attempt(path):
 tried = {{path: attempt(path) for path in {paths!r}}}
 interfaces = sorted(name for _, name in socket.if_nameindex())
 print(json.dumps({{"pid": os.getpid(), "tried": tried, "interfaces": interfaces}}))
+"""
+# To be nobody, with a Python that root may have at home, and the device that pasta needs: it is
+# open to all on a desktop, and often to root alone in a container.
+AS_NOBODY = """
+set -e
+mknod "$0/tun" c 10 200
+chmod 666 "$0/tun"
+mount --bind "$0/tun" /dev/net/tun
+mkdir "$0/python"
+mount --bind "$1" "$0/python"
+case "$1" in "$HOME"/*) mount -t tmpfs -o mode=755 none "$HOME"; mkdir -p "$1"; esac
+mount --bind "$0/python" "$1"
+shift
+cd /
+HOME=/nonexistent exec runuser -u nobody -- "$@"
+"""
+# Run by whoever starts environments. Prints what each address answers from the inside.
+IN_PASTA = """
+import json, os, socket, subprocess, sys, tempfile
+from pathlib import Path
+from greylag.cluster.local import sandbox
+box = sandbox.choose_sandbox("auto", hidden=(), needed=())
+if box.pasta is None:
+    sys.exit("pasta does not work: " + str(sandbox._probe(sandbox.Sandbox(
+        box.bwrap, pasta=sandbox.shutil.which("pasta")))))
+way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+way.connect(("198.51.100.1", 9))
+own = way.getsockname()[0]
+server = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+port = server.getsockname()[1]
+socket.create_connection(("127.0.0.1", port)).close()
+INSIDE = '''
+import json, os, socket, sys
+own, port, said = sys.argv[1], int(sys.argv[2]), {}
+for host in ("127.0.0.1", "127.1.2.3", "0.0.0.0", "::1", "::ffff:127.0.0.1", own, "198.51.100.1"):
+    try:
+        said[host] = socket.create_connection((host, port), 0.5) and "open"
+    except OSError as error:
+        said[host] = str(error)
+mine = socket.create_server(("", 0))
+said["user"], said["port"] = os.getuid(), mine.getsockname()[1]
+said["servers"] = open("/etc/resolv.conf").read()
+said["interfaces"] = len(socket.if_nameindex())
+print(json.dumps(said), flush=True)
+sys.stdin.read()
+'''
+with tempfile.TemporaryDirectory() as folder:
+    filter = Path(folder, "seccomp")
+    box.write(filter)
+    command = box.command([sys.executable, "-c", INSIDE, own, str(port)], [Path(folder)], filter)
+    run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    said = json.loads(run.stdout.readline())
+    said["from outside"] = socket.socket().connect_ex(("127.0.0.1", said["port"]))
+    run.communicate()
+    said |= {"was": os.getuid(), "own": said.pop(own)}
+    print(json.dumps(said))
 """
 HERS, HIS = make_project("demo", "ada"), make_project("demo", "bob")
 
@@ -90,8 +149,71 @@ def test_a_strict_network_without_a_sandbox_is_refused() -> None:
 
 
 def test_notices_tell_what_holds() -> None:
-    assert "use your network" in Sandbox("bwrap").notice
+    assert "install pasta" in Sandbox("bwrap").notice
     assert "no network" in Sandbox("bwrap", network="strict").notice
+    assert "do not reach what listens" in Sandbox("bwrap", pasta="pasta").notice
+
+
+def test_pasta_stands_around_bubblewrap_unless_there_is_no_network_to_share(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    known = ("127.0.0.53", "::1", "192.0.2.7", "fd00::7")
+    told.write_text("search lan\n" + "".join(f"nameserver {one}\n" for one in known))
+    monkeypatch.setattr(sandbox, "_NAME_SERVERS", told)
+    monkeypatch.setattr(sandbox, "_is_routed", lambda: True)
+    box, kept = Sandbox("bwrap", pasta="pasta"), tmp_path / "seccomp"
+    box.write(kept)
+    for_box = (tmp_path / "resolv.conf").read_text()
+    servers = [line.split()[1] for line in for_box.splitlines() if "nameserver" in line]
+    assert servers == [*["169.254.1.1"] * 3, "fd00::7"]
+    argv = box.execd(tmp_path, kept)
+    options = " ".join(argv[: argv.index("--")])
+    assert options.startswith("pasta --config-net --no-map-gw --dns-forward 169.254.1.1 ")
+    assert options.endswith(" -t none -u none -T none -U none")
+    assert str(tmp_path / "resolv.conf") in argv
+    assert "--unshare-net" not in argv
+    monkeypatch.setattr(sandbox, "_is_routed", lambda: False)
+    alone = box.execd(tmp_path, kept)
+    assert "--unshare-net" in alone
+    assert "pasta" not in alone
+
+
+@pytest.mark.parametrize(("code", "user"), [(0, 1000), (1, 1000), (0, 0)])
+def test_pasta_is_taken_where_it_works_and_not_by_root(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, user: int
+) -> None:
+    # Bubblewrap here runs nothing, and so works; whether pasta does is its exit code.
+    for name, ends in (("bwrap", 0), ("pasta", code)):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {ends}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    taken = str(tmp_path / "pasta") if code == 0 and user else None
+    assert choose_sandbox("auto", hidden=(), needed=()).pasta == taken
+    for network in ("shared", "strict"):
+        assert choose_sandbox("auto", hidden=(), needed=(), network=network).pasta is None
+
+
+def test_with_pasta_the_loopback_is_out_of_reach_and_other_machines_are_not(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-I", "-c", IN_PASTA]
+    if os.getuid() == 0:
+        script = ["sh", "-c", AS_NOBODY, str(tmp_path), sys.base_prefix]
+        command = ["unshare", "--mount", *script, *command]
+    told = subprocess.run(command, check=False, capture_output=True, timeout=60)  # noqa: S603 - ours
+    if shutil.which("pasta") is None or b"pasta does not work" in told.stderr:
+        pytest.skip(f"NOT TESTED. {told.stderr.decode()[-500:]}")
+    assert told.returncode == 0, told.stderr
+    said: dict[str, Any] = json.loads(told.stdout)
+    assert said["user"] == said["was"]
+    assert said["interfaces"] > 1
+    assert "nameserver 127." not in said["servers"]
+    loopback = ("127.0.0.1", "127.1.2.3", "0.0.0.0", "::1", "::ffff:127.0.0.1", "own")  # noqa: S104
+    assert {host: "refused" in said[host] for host in loopback} == dict.fromkeys(loopback, True)
+    assert "unreachable" not in said["198.51.100.1"]
+    assert said["from outside"] == errno.ECONNREFUSED
 
 
 @needs_bubblewrap
@@ -125,7 +247,7 @@ async def test_a_sandboxed_environment_sees_no_other_and_writes_only_its_volume(
         for name in ("workspace", "home", "tmp"):
             (hers.volume / name).mkdir()
         execd = json.loads(facts["environ"]["GREYLAG_EXECD"])
-        box = execd[: execd.index("--") + 1]
+        box = execd[: -execd[::-1].index("--")]
         code = ATTEMPTS.format(paths=[str(path) for path in (*secrets, touchable, outside)])
         attempts = [*box, sys.executable, "-c", code]
         told = await asyncio.to_thread(subprocess.run, attempts, capture_output=True, timeout=30)

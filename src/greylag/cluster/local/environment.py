@@ -33,7 +33,6 @@ from greylag.cluster.local.processes import (
     send,
 )
 from greylag.cluster.local.sandbox import ProcessLimits, Sandbox
-from greylag.cluster.local.seccomp import seccomp_filter
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError
 from greylag.domain.project import Fence, ProjectRef
@@ -282,8 +281,7 @@ class Spawner:
         """
         rotate(folder.log)
         folder.note_settings(self.settings)
-        if self.sandbox.bwrap is not None:
-            folder.seccomp.write_bytes(seccomp_filter() or b"")
+        self.sandbox.write(folder.seccomp)
         for_child, ours = os.pipe()
         # The launcher waits for leave: a byte in the pipe, or its end when we refuse or are killed.
         with (

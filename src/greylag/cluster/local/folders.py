@@ -1,9 +1,9 @@
 """An environment's folder: what lies where, its record and its lock.
 
 ``root/<namespace>/<deployment>/`` holds ``volume/`` (agentd's state and what the agent sees),
-``agentd.log``, ``seccomp`` and ``environment.json`` (the record). All of it is for our account
-only. Beside the namespaces, in names that no namespace can have, are ``.locks/`` and ``.removed/``.
-Everything here blocks.
+``agentd.log``, ``seccomp``, ``resolv.conf`` and ``environment.json`` (the record). All of it is for
+our account only. Beside the namespaces, in names that no namespace can have, are ``.locks/`` and
+``.removed/``. Everything here blocks.
 """
 
 import fcntl

@@ -1,14 +1,16 @@
-"""What holds an environment's processes: resource limits, and bubblewrap where it works."""
+"""What holds an environment's processes: resource limits, bubblewrap and pasta where they work."""
 
 import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -20,11 +22,13 @@ from greylag.cluster.local.seccomp import seccomp_filter
 from greylag.domain.errors import ConfigError
 
 SandboxChoice = Literal["auto", "bubblewrap", "none"]
-SandboxNetwork = Literal["auto", "strict"]
+SandboxNetwork = Literal["auto", "shared", "strict"]
 
 WRITABLE = ("workspace", "home", "tmp")
 """What of its volume the untrusted side of an environment sees, and may write to."""
 
+_NAME_SERVERS = Path("/etc/resolv.conf")
+_NAMED = re.compile(r"(?m)^(\s*nameserver\s+)(?:[0-9.]+|::1)(?=\s|$)")
 _PROBE_SECONDS = 5.0
 _PROBE = "from importlib.util import find_spec as f; assert f('greylag') and f('structlog')"
 _TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - hidden, not used
@@ -35,6 +39,14 @@ _SYSTEM = frozenset(
 _KERNEL = ("acpi", "bus", "fs", "irq", "scsi", "sys", "sysrq-trigger")
 _MOST_PROCESSES = 2048
 _COUNTS_BY_NAMESPACE = (5, 14)  # Linux: RLIMIT_NPROC counts in each user namespace by itself
+# As Podman has it: nothing is forwarded either way, and no address leads to this machine's
+# loopback, but for one that is its name server's, which may listen there. Older ones have all of
+# the name server's answers come from that address, so no other will do.
+_NAME_SERVER = "169.254.1.1"
+_PASTA = (
+    *("--config-net", "--no-map-gw", "--dns-forward", _NAME_SERVER, "--quiet", "--foreground"),
+    *("-t", "none", "-u", "none", "-T", "none", "-U", "none", "--"),
+)
 _EXECD = (sys.executable, "-I", "-m", "greylag.execd")
 _PLAIN_NOTICE = (
     "Environments on this machine run as ordinary processes of your account and are not isolated "
@@ -47,8 +59,12 @@ _BOXED_NOTICE = (
     "this machine's kernel, memory and disk."
 )
 _SHARED_NETWORK = (
-    "They do use your network, with what listens on this machine alone: "
-    "GREYLAG_SANDBOX_NETWORK=strict leaves them the model and nothing else."
+    "They do use your network, with what listens on this machine alone: install pasta (of the "
+    "package passt), which keeps that from them, or set GREYLAG_SANDBOX_NETWORK=strict, which "
+    "leaves them the model and nothing else."
+)
+_PASTA_NETWORK = (
+    "They use your network through pasta, and do not reach what listens on this machine's loopback."
 )
 _STRICT_NETWORK = "They have no network; the model is reached through Greylag."
 
@@ -85,6 +101,8 @@ class Sandbox:
         hidden: folders and files that are out of sight.
         needed: what stays readable in hidden folders, beside Python and Greylag.
         network: ``strict`` gives a network of its own, in which nothing is but itself.
+        pasta: the path of pasta, which gives the other network one of its own as well, with ways
+            to other machines; ``None``: this machine's is shared.
         memory: most bytes that one process of the untrusted side may have, in bubblewrap or not.
     """
 
@@ -93,22 +111,27 @@ class Sandbox:
     needed: Sequence[Path] = field(default=())
     network: SandboxNetwork = "auto"
     memory: int | None = None
+    pasta: str | None = None
 
     @property
     def notice(self) -> str:
         """What users must know of it."""
         if self.bwrap is None:
             return _PLAIN_NOTICE
+        network = _SHARED_NETWORK if self.pasta is None else _PASTA_NETWORK
         strict = self.network == "strict"
-        return _BOXED_NOTICE.format(network=_STRICT_NETWORK if strict else _SHARED_NETWORK)
+        return _BOXED_NOTICE.format(network=_STRICT_NETWORK if strict else network)
 
     def execd(self, volume: Path, seccomp: Path) -> list[str]:
         """Return what runs execd for an environment.
 
         Args:
             volume: the environment's; its folders that are ``WRITABLE`` must exist by then.
-            seccomp: the file that holds ``seccomp_filter()``, if there is one for this machine.
+            seccomp: what ``write`` has written.
         """
+        if self.pasta is not None and not _is_routed():
+            # Older ones do not start then. It has no network until its next start, and a model.
+            return replace(self, network="strict", pasta=None).execd(volume, seccomp)
         argv = [*_EXECD]
         if self.memory is not None:
             argv += ["--memory", str(self.memory)]
@@ -119,7 +142,10 @@ class Sandbox:
     def command(
         self, argv: Sequence[str], writable: Sequence[Path], seccomp: Path | None = None
     ) -> list[str]:
-        """Return what to run so that ``argv`` runs inside, ``writable`` folders being so."""
+        """Return what to run so that ``argv`` runs inside, ``writable`` folders being so.
+
+        It inherits stdin, stdout and stderr, and no other descriptor for sure.
+        """
         if self.bwrap is None:
             return list(argv)
         # --as-pid-1: when execd ends, the system kills all that is left in its pid namespace.
@@ -143,11 +169,23 @@ class Sandbox:
         for path in emptied:
             flags += [] if path in _TEMPORARY else ["--remount-ro", str(path)]
         flags += ["--chdir", "/"]
+        around = [] if self.pasta is None else [self.pasta, *_PASTA]
+        flags += [] if self.pasta is None else _in_pasta(seccomp)
         if seccomp is None or seccomp_filter() is None:
-            return [self.bwrap, *flags, "--", *argv]
+            return [*around, self.bwrap, *flags, "--", *argv]
         # The shell opens the filter for bubblewrap, and is gone then.
-        opened = ["/bin/sh", "-c", 'exec "$@" 9<"$0"', str(seccomp)]
-        return [*opened, self.bwrap, *flags, "--seccomp", "9", "--", *argv]
+        around += ["/bin/sh", "-c", 'exec "$@" 9<"$0"', str(seccomp)]
+        return [*around, self.bwrap, *flags, "--seccomp", "9", "--", *argv]
+
+    def write(self, seccomp: Path) -> None:
+        """Write what ``command`` needs: the filter of system calls, and beside it what leads to
+        this machine's name server, which is out of reach on the loopback.
+        """
+        if self.bwrap is not None:
+            seccomp.write_bytes(seccomp_filter() or b"")
+        if self.pasta is not None and _NAME_SERVERS.exists():
+            told = _NAMED.sub(rf"\g<1>{_NAME_SERVER}", _NAME_SERVERS.read_text())
+            _beside(seccomp).write_text(told)
 
     def _emptied(self) -> list[Path]:
         usual = (*_TEMPORARY, Path("/run"), _home())
@@ -171,9 +209,10 @@ def choose_sandbox(
     network: SandboxNetwork = "auto",
     memory: int | None = None,
 ) -> Sandbox:
-    """Return the sandbox for ``choice``; ``auto`` takes bubblewrap when it works here.
+    """Return the sandbox for ``choice``; ``auto`` takes bubblewrap when it works here, and the
+    network ``auto`` takes pasta when that does.
 
-    It runs Python in bubblewrap once, which blocks for some ten milliseconds: some systems have
+    It runs Python in them once, which blocks for some ten milliseconds: some systems have
     the program but forbid what it does, and Greylag may lie where it cannot be seen from inside.
 
     Raises:
@@ -184,6 +223,12 @@ def choose_sandbox(
         fault: str | None = f"bwrap is not {'wanted' if choice == 'none' else 'installed'}"
     else:
         sandbox = Sandbox(found, tuple(hidden), tuple(needed), network, memory)
+        pasta = shutil.which("pasta") if network == "auto" else None
+        # It makes itself nobody where it is started by root.
+        if pasta is not None and os.getuid() != 0:
+            apart = replace(sandbox, pasta=pasta)
+            if _probe(apart) is None:
+                return apart
         fault = _probe(sandbox)
         if fault is None:
             return sandbox
@@ -216,7 +261,7 @@ def _probe(sandbox: Sandbox) -> str | None:
     """Return why ``sandbox`` does not work here, or ``None``."""
     with tempfile.TemporaryDirectory() as folder:
         seccomp = Path(folder, "seccomp")
-        seccomp.write_bytes(seccomp_filter() or b"")
+        sandbox.write(seccomp)
         command = sandbox.command([sys.executable, "-I", "-c", _PROBE], [Path(folder)], seccomp)
         try:
             done = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603 - our own arguments
@@ -232,6 +277,29 @@ def _no_more_namespaces(bwrap: str) -> tuple[str, ...]:
     """Return the flag that forbids user namespaces inside; older ones have the filter alone."""
     usage = subprocess.run([bwrap, "--help"], capture_output=True, check=False)  # noqa: S603 - as above
     return ("--disable-userns",) if b"--disable-userns" in usage.stdout + usage.stderr else ()
+
+
+def _in_pasta(seccomp: Path | None) -> list[str]:
+    """Return flags for bubblewrap: pasta makes us root of its namespace, in here we are ourselves,
+    and name servers are asked in its way.
+    """
+    flags = ["--uid", str(os.getuid()), "--gid", str(os.getgid())]
+    if seccomp is None or not _NAME_SERVERS.exists():
+        return flags
+    return [*flags, "--ro-bind", str(_beside(seccomp)), str(_NAME_SERVERS.resolve())]
+
+
+def _beside(seccomp: Path) -> Path:
+    return seccomp.with_name("resolv.conf")
+
+
+def _is_routed() -> bool:
+    """Tell whether this machine has a way to others; nothing is sent to find out."""
+    for family, host in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as one:
+            one.connect((host, 9))
+            return True
+    return False
 
 
 def _kernel() -> tuple[int, ...]:
@@ -250,7 +318,7 @@ def _usual_needs() -> list[Path]:
     libraries = Path(structlog.__file__).parents[1]
     package = Path(greylag.__file__).parent
     # In /run on many systems, behind a link.
-    name_servers = Path("/etc/resolv.conf").resolve()
+    name_servers = _NAME_SERVERS.resolve()
     return [Path(sys.prefix), Path(sys.base_prefix), libraries, package, name_servers]
 
 
