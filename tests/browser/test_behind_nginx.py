@@ -1,6 +1,7 @@
 """Below a path of a real nginx, which leaves the path on or takes it off."""
 
 import asyncio
+import io
 import shutil
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
@@ -183,7 +184,7 @@ async def _what_came_later_is_found(person: Person, whole: Whole, base: str) -> 
     )
     async with (
         aiohttp.ClientSession(base, headers=whole.http.headers) as http,
-        http.put(f"{api}/files/content", params=content, data=page_of) as put,
+        http.put(f"{api}/files/content", params=content, data=io.BytesIO(page_of)) as put,
     ):
         assert put.status == 200
     await page.get_by_role("tab", name="Terminal").click()

@@ -55,11 +55,12 @@ _TAGS = [
     {"name": "ports", "description": "What the environment serves, and links that show it."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
+# Those that are asked for most come first: each is looked through in turn.
 _API = (
+    projects.router,
     platform.router,
     people.router,
     audit.router,
-    projects.router,
     agent.router,
     agent.turns_router,
     relay.router,

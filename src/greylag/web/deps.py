@@ -13,6 +13,7 @@ from urllib.parse import quote
 import structlog
 from fastapi import Depends, Header, Path
 from fastapi.dependencies.models import Dependant
+from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 from starlette.types import Scope
 
@@ -149,17 +150,22 @@ async def nothing_dropped(request: Request) -> None:
     if not route.include_in_schema:
         return
     extra = route.openapi_extra or {}
-    known = _queries(route.dependant)
-    known |= {one["name"] for one in extra.get("parameters", ()) if one["in"] == "query"}
-    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+    if request.query_params:
+        known = _queries(route.dependant)
+        known |= {one["name"] for one in extra.get("parameters", ()) if one["in"] == "query"}
+        _only(known, request.query_params)
+    takes_body = route.body_field is not None or "requestBody" in extra
+    if request.method != "GET" and not takes_body:
+        await _no_body(request)
+
+
+def _only(known: set[str], given: QueryParams) -> None:
+    for name, count in Counter(name for name, _ in given.multi_items()).items():
         if name not in known:
             takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
             raise InvalidRequestError(f"{name[:100]} (query): is not known here: {takes}.")
         if count > 1:
             raise InvalidRequestError(f"{name} (query): may be given once only.")
-    takes_body = route.body_field is not None or "requestBody" in extra
-    if request.method != "GET" and not takes_body:
-        await _no_body(request)
 
 
 def _queries(dependant: Dependant) -> set[str]:
