@@ -206,10 +206,12 @@ interface Result {
 }
 
 function resultOf(result: Content): Result {
-  if ("Err" in result) return withExitCode(textOr(result.Err) || JSON.stringify(result.Err));
-  if (!Array.isArray(result.Ok)) return withExitCode(textOr(result.Ok));
-  const parts = result.Ok.filter((part: unknown) => part !== null && typeof part === "object") as Content[];
+  const failed = "Err" in result;
+  const given = failed ? (result.content ?? []) : result.Ok;
+  if (!Array.isArray(given)) return withExitCode(textOr(failed ? result.Err : given));
+  const parts = given.filter((part: unknown) => part !== null && typeof part === "object") as Content[];
   const texts = parts.filter((part) => dataOf(part) === null).map(partText);
+  if (failed) texts.unshift(textOr(result.Err) || JSON.stringify(result.Err));
   if ("data" in result) texts.push(JSON.stringify(result.data, null, 2));
   return { ...withExitCode(texts.join("\n")), files: parts.filter((part) => dataOf(part) !== null) };
 }

@@ -339,6 +339,13 @@ def test_another_version_s_agent_is_told_with_what_to_do() -> None:
     assert "Deactivate" in error.info.hint
 
 
+def test_a_token_that_is_not_taken_is_told_as_what_it_is() -> None:
+    said = {"error": "Unauthorized", "message": "Send the token as: Authorization: Bearer <token>."}
+    error = refusal(401, said, None)
+    assert "changed or deleted its Secret" in error.info.message
+    assert "Bearer" not in str(error.info)
+
+
 def test_a_refusal_s_words_have_an_end_and_none_are_no_fault() -> None:
     assert len(refusal(400, {"message": "x" * 10_000}, None).info.message) == 1000
     for odd in ("", None, 1, ["x"]):

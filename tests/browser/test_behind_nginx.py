@@ -1,11 +1,13 @@
 """Below a path of a real nginx, which leaves the path on or takes it off."""
 
 import asyncio
+import io
 import shutil
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -32,18 +34,23 @@ http {{
   access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   map $http_upgrade $connection_upgrade {{ default upgrade; "" close; }}
   fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  proxy_http_version 1.1;
+  proxy_set_header Host $http_host;
+  proxy_set_header X-Forwarded-For $remote_addr;
+  proxy_set_header X-Forwarded-Proto $scheme;
+  proxy_set_header Upgrade $http_upgrade;
+  proxy_set_header Connection $connection_upgrade;
+  proxy_read_timeout 1h;
+  client_max_body_size 0;
+  proxy_request_buffering off;
   server {{
     listen 127.0.0.1:{port};
-    location {root}/ {{
-      proxy_pass http://127.0.0.1:{upstream}{rest};
-      proxy_http_version 1.1;
-      proxy_set_header Host $http_host;
-      proxy_set_header X-Forwarded-For $remote_addr;
-      proxy_set_header X-Forwarded-Proto $scheme;
-      proxy_set_header Upgrade $http_upgrade;
-      proxy_set_header Connection $connection_upgrade;
-      proxy_read_timeout 1h;
-    }}
+    location {root}/ {{ proxy_pass http://127.0.0.1:{upstream}{rest}; }}
+  }}
+  server {{
+    listen 127.0.0.1:{port};
+    server_name *.localhost;
+    location / {{ proxy_pass http://127.0.0.1:{upstream}; }}
   }}
 }}
 """
@@ -136,6 +143,7 @@ async def _a_person_finds_their_way(
     page, home = person.page, f"{base}{ROOT}"
     asked: list[str] = []
     page.on("request", lambda one: asked.append(one.url))
+    page.on("websocket", lambda one: asked.append(one.url.replace("ws://", "http://")))
     await page.goto(f"{home}/users/me/new-project")
     await expect(page.locator("h1")).to_have_text("Sign in")
     if by_link:
@@ -152,13 +160,43 @@ async def _a_person_finds_their_way(
     await person.answered()
     await expect(page.locator("#log")).to_contain_text("The agent is ready.")
     await page.reload()
+    await _what_came_later_is_found(person, whole, base)
     await page.click("text=All projects")
     await page.wait_for_url(f"{home}/users/me")
     await page.locator("a[id^=delete-]").click()
     await page.locator("#dialog-body button").click()
     await expect(page.locator("#projects")).to_contain_text("No projects yet")
-    assert {cookie.get("path") for cookie in await page.context.cookies()} == {ROOT}
+    assert {cookie.get("path") for cookie in await page.context.cookies(f"{home}/")} == {ROOT}
     await page.click("#user summary")
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.locator("h1")).to_have_text("Sign in")
-    assert [one for one in asked if not one.startswith(f"{home}/")] == []
+    ours = (f"{home}/", "http://files--", "data:")
+    assert [one for one in asked if not one.startswith(ours)] == []
+
+
+async def _what_came_later_is_found(person: Person, whole: Whole, base: str) -> None:
+    """The terminal's WebSocket, a file's preview at its own host, the audit trail."""
+    page, project = person.page, urlsplit(person.page.url).path
+    api = project.replace("/users/", "/api/users/", 1)
+    content, page_of = (
+        {"path": "a.html"},
+        b"<!doctype html><title>A</title><h1>Below</h1>" + b" " * 2**21,
+    )
+    async with (
+        aiohttp.ClientSession(base, headers=whole.http.headers) as http,
+        http.put(f"{api}/files/content", params=content, data=io.BytesIO(page_of)) as put,
+    ):
+        assert put.status == 200
+    await page.get_by_role("tab", name="Terminal").click()
+    await page.get_by_role("button", name="New terminal").click()
+    await expect(page.locator("p.terminal-said[role=status]")).to_have_text("")
+    await page.keyboard.type("echo $((6*7))\n")
+    await expect(page.locator(".xterm-rows")).to_contain_text("42")
+    await page.get_by_role("tab", name="Files").click()
+    await page.locator(".files-name", has_text="a.html").click()
+    await page.get_by_role("button", name="Preview", exact=True).click()
+    inside = page.frame_locator("iframe.preview-frame")
+    await expect(inside.locator("h1")).to_have_text("Below")
+    await page.goto(f"{base}{ROOT}/audit")
+    await expect(page.locator("main")).to_contain_text("projects.create")
+    await page.goto(project)

@@ -78,6 +78,14 @@ async def test_a_tool_s_picture_is_shown_and_what_may_run_is_only_to_be_saved(
     running: Site, person: Person
 ) -> None:
     await person.open_project(await running.project(active=True))
+    await person.say("run: failing pictures")
+    await person.page.get_by_role("button", name="Allow").click()
+    await person.answered()
+    failed = person.page.locator(".step-failed")
+    await failed.locator("summary").click()
+    await expect(failed).to_contain_text("no luck")
+    await expect(failed.locator("img")).to_have_count(1)
+    await person.open_project(await running.project("other", active=True))
     await person.say("run: pictures")
     await person.page.get_by_role("button", name="Allow").click()
     await person.answered()

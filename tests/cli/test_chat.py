@@ -157,15 +157,18 @@ async def test_silence_says_nothing_in_a_pipe(env: dict[str, str], project: str)
     assert " s\n" not in done.err
 
 
+LINES = "\n".join(f"line {number}" for number in range(8))
+
+
+@pytest.mark.parametrize("result", [{"Ok": [{"type": "text", "text": LINES}]}, {"Err": LINES}])
 def test_a_long_result_is_shortened_and_shown_whole_when_asked_for(
-    capsys: pytest.CaptureFixture[str],
+    result: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = "\n".join(f"line {number}" for number in range(8))
-    event = StreamEvent("1", "tool_response", {"result": {"Ok": [{"type": "text", "text": lines}]}})
+    event = StreamEvent("1", "tool_response", {"result": result, "is_error": "Err" in result})
     TextView(Output(as_json=False)).show(event)
     assert "line 0 (+7 more lines) - `--full` shows all" in capsys.readouterr().err
     TextView(Output(as_json=False), full=True).show(event)
-    assert lines in capsys.readouterr().err
+    assert LINES in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -183,9 +186,10 @@ def test_a_long_result_is_shortened_and_shown_whole_when_asked_for(
 def test_a_result_that_is_no_text_is_named(
     part: dict[str, object], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    event = StreamEvent("1", "tool_response", {"result": {"Ok": [part]}})
-    TextView(Output(as_json=False)).show(event)
-    assert told in capsys.readouterr().err
+    for result in ({"Ok": [part]}, {"Err": "no luck", "content": [part]}):
+        content = {"result": result, "is_error": "Err" in result}
+        TextView(Output(as_json=False), full=True).show(StreamEvent("1", "tool_response", content))
+        assert told in capsys.readouterr().err
 
 
 async def test_json_is_one_event_a_line_and_nothing_else(program: Cli, project: str) -> None:

@@ -22,7 +22,10 @@ RESULTS = {
     "image": {"Ok": [{"type": "image", "data": PNG, "mimeType": "image/png"}]},
     "embedded": {"Ok": [{"type": "resource", "resource": {"uri": "file:///a", "text": "inside"}}]},
     "data": {"Ok": [], "data": {"answer": 42}},
-    "failed": {"Err": "no luck"},
+    "failed": {
+        "Err": "no luck",
+        "content": [{"type": "image", "data": PNG, "mimeType": "image/png"}],
+    },
     "36000000": {
         "Ok": [
             {"type": "text", "text": "[image/png of 27000000 bytes, which is too large to keep]"}

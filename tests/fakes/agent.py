@@ -672,8 +672,10 @@ def _begin(run: _Run) -> None:
 def _after_confirmation(run: _Run) -> None:
     allowed = run.decision == "allow_once"
     given = _PICTURES if run.turn.message == "run: pictures" else [{"type": "text", "text": "done"}]
-    result = {"Ok": given} if allowed else {"Err": "declined"}
-    run.add("tool_response", id="call_1", result=result, is_error=not allowed)
+    result: dict[str, Any] = {"Ok": given} if allowed else {"Err": "declined"}
+    if run.turn.message == "run: failing pictures":
+        result = {"Err": "no luck", "content": _PICTURES}
+    run.add("tool_response", id="call_1", result=result, is_error="Err" in result)
     _say(run, "It ran." if allowed else "You declined.")
     run.end("completed")
 

@@ -79,6 +79,22 @@ async def test_deactivation_stops_and_keeps_the_environment() -> None:
     assert list(await bench.cluster.inventory()) == [REF]
 
 
+@pytest.mark.parametrize("desired", [Desired.ACTIVE, Desired.INACTIVE])
+async def test_an_environment_that_somebody_removed_with_its_files_says_so(
+    desired: Desired,
+) -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    await bench.reach(desired)
+    before = len(await bench.told())
+    bench.cluster.vanish(REF)
+    bench.clock.advance(PACE.resync * 2)
+    project = await bench.reach(Desired.ACTIVE)
+    assert (project.status, project.error) == (Status.ACTIVE, None)
+    assert (await bench.told())[before] == "environment_gone"
+
+
 async def test_deletion_stops_deletes_and_forgets() -> None:
     bench = Bench()
     await bench.create()

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 import psutil
@@ -362,3 +364,41 @@ async def test_every_operation_is_told_of_in_openapi() -> None:
         assert operation.status == 204 or success["content"][media]["schema"]
         assert ("requestBody" in one) is (operation.body is not None)
         assert "Problem" in json.dumps(one["responses"]["502"])
+
+
+async def test_nothing_of_a_request_is_dropped_without_a_word() -> None:
+    """Each operation refuses by name what it would not look at."""
+    async with site() as running:
+        async with running.http.get("/openapi.json") as answer:
+            document = await answer.json()
+        asked = [
+            (method.upper(), re.sub(r"{\w+}", "ada", path), operation)
+            for path, operations in document["paths"].items()
+            for method, operation in operations.items()
+            if path.startswith("/api/")
+        ]
+        assert len(asked) > 60
+        for method, path, operation in asked:
+            told = await _refused(running, method, f"{path}?surprise=1")
+            assert told.startswith("surprise (query): "), (method, path, told)
+            for one in operation.get("parameters", ()):
+                if one["in"] == "query":
+                    twice = urlencode([(one["name"], "a"), (one["name"], "b")])
+                    told = await _refused(running, method, f"{path}?{twice}")
+                    assert told.startswith(f"{one['name']} (query): "), (method, path, told)
+            if "requestBody" not in operation and method != "GET":
+                told = await _refused(running, method, path, json={"surprise": 1})
+                assert told.startswith("surprise (body): "), (method, path, told)
+                told = await _refused(running, method, path, data=b"no JSON")
+                assert "takes no body" in told, (method, path, told)
+        path = await running.project()
+        for nothing in (b"", b"{}"):
+            async with running.http.post(f"{path}/activate", data=nothing) as answer:
+                assert answer.status == 200
+
+
+async def _refused(running: Site, method: str, path: str, **sent: Any) -> str:
+    async with running.http.request(method, path, **sent) as answer:
+        problem = await answer.json(content_type=None)
+        assert (answer.status, problem["code"]) == (422, "invalid_request"), (method, path, problem)
+        return str(problem["detail"])

@@ -109,6 +109,11 @@ def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) 
             "The agent does not know this request: its environment runs another version.",
             hint="Deactivate the project and activate it again, so that it gets the new version.",
         )
+    if status == 401:  # noqa: PLR2004 - HTTP's unauthorized
+        return AgentFailedError(
+            "The environment refuses Greylag's token: somebody changed or deleted its Secret.",
+            hint="Greylag starts it anew within minutes; deactivate and activate it to do so now.",
+        )
     if code is None and status == 404:  # noqa: PLR2004 - HTTP's not found
         return missing or AgentFailedError(message)
     if code is not None and code in CAUSES:

@@ -147,19 +147,20 @@ class TextView(TurnView):
     def _tool_result(self, event: StreamEvent) -> None:
         result = event.content.get("result")
         found = result if isinstance(result, dict) else {}
-        if event.content.get("is_error"):
-            self.note(f"  failed: {shortened(str(found.get('Err', '')), ARGUMENT_LENGTH)}")
-            return
-        parts = found.get("Ok")
-        told = [_block(part) for part in parts if isinstance(part, dict)] if parts else []
+        failed = bool(event.content.get("is_error"))
+        parts = found.get("content" if failed else "Ok")
+        told = [str(found.get("Err", ""))] if failed else []
+        told += [_block(part) for part in parts if isinstance(part, dict)] if parts else []
         told += [_json(found["data"])] if "data" in found else []
-        whole = "\n".join(told)
+        whole, how = "\n".join(told), "failed" if failed else "ok"
         if self._full:
-            self.note("  ok:")
+            self.note(f"  {how}:")
             self._output.piece(whole if whole.endswith("\n") or not whole else f"{whole}\n")
             return
         short = shortened(whole, ARGUMENT_LENGTH)
-        self.note(f"  ok: {short}" + (" - `--full` shows all" if len(short) < len(whole) else ""))
+        self.note(
+            f"  {how}: {short}" + (" - `--full` shows all" if len(short) < len(whole) else "")
+        )
 
     def _error(self, event: StreamEvent) -> None:
         self.end()

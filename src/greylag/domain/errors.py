@@ -168,7 +168,10 @@ class AgentFailedError(GreylagError):
     """The agent's API answered something that it should not."""
 
     code = "agent_failed"
-    hint = "`greylag logs` shows what the agent says; activating the project again restarts it."
+    hint = (
+        "`greylag logs` shows what the agent says; deactivate and activate the project to"
+        " restart it."
+    )
 
 
 class MissingError(GreylagError):

@@ -28,6 +28,11 @@ RESTORED = NewEvent(
     "records_restored",
     "Greylag's records were put back from an older copy; it has taken this environment over again.",
 )
+GONE = ErrorInfo(
+    "environment_gone",
+    "Somebody removed the environment, and the workspace's files with it; it is made anew, empty.",
+    "Restore the files from a backup of your own if there is one.",
+)
 _REACHED = {
     Status.ACTIVE: NewEvent("active", "The environment is active."),
     Status.INACTIVE: NewEvent("inactive", "The environment is inactive; its volume is kept."),
@@ -122,6 +127,8 @@ def acting(
     """
     event = _DOING[verb]
     outcome = unchanged(project, [event])
+    if verb is Verb.PREPARE:
+        return _because(outcome, why)
     if verb is Verb.START:
         if project.status is Status.ACTIVE:
             # Nobody asked, so nobody set a deadline.

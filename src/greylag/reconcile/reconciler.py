@@ -313,7 +313,7 @@ class _Pass:
             self.announced.add(verb)
             attempts = self.project.attempts + (1 if again else 0)
             outcome = outcomes.acting(
-                self.project, verb, self.clock.now(), self._timeout, seen.error
+                self.project, verb, self.clock.now(), self._timeout, self._why(seen)
             )
             await self._write(replace(outcome, attempts=attempts))
         self.started = self.started or verb is Verb.START
@@ -336,6 +336,14 @@ class _Pass:
                 outcomes.failed(self.project, error.info, terminal=True, due_at=due_at)
             )
         return False
+
+    def _why(self, seen: Observation) -> ErrorInfo | None:
+        """Return why a step is needed, beside the wish for it."""
+        if seen.state is not Observed.ABSENT:
+            return seen.error
+        # With what is another Greylag's the step is refused, which tells of it.
+        has_run = self.project.last_activated_at is not None
+        return outcomes.GONE if has_run and seen.error is None else None
 
     def _check_lease(self) -> None:
         """Raise ``LeaseLostError`` when the lease has run out, as after this process was paused."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware.gzip import (
     DEFAULT_EXCLUDED_CONTENT_TYPES,
@@ -36,7 +36,7 @@ from greylag.web.dashboard import notifications as notification_pages
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
 from greylag.web.dashboard.pages import error_page
-from greylag.web.deps import Site
+from greylag.web.deps import Site, nothing_dropped
 from greylag.web.errors import install_error_handlers
 from greylag.web.guard import Guard
 from greylag.web.preview import PreviewSite
@@ -49,7 +49,8 @@ _DESCRIPTION = """\
 Isolated environments, each with a Goose agent, one per project.
 
 Every answer carries `x-request-id`. Every error is a problem document (RFC 9457) with a stable
-`code`. Ids in paths are percent-encoded. Streams are server-sent events that can be resumed.
+`code`. What an operation does not know of a request is refused by name. Ids in paths are
+percent-encoded. Streams are server-sent events that can be resumed.
 """
 _TAGS = [
     {"name": "platform", "description": "The installation and its health."},
@@ -66,17 +67,21 @@ _TAGS = [
     {"name": "ports", "description": "What the environment serves, and links that show it."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
-_ROUTERS = (
+# Those that are asked for most come first: each is looked through in turn.
+_API = (
+    projects.router,
     platform.router,
     people.router,
     notifications.router,
     audit.router,
-    projects.router,
     agent.router,
     agent.turns_router,
     relay.router,
-    sockets.router,
     previews.router,
+    device.router,
+)
+_PAGES = (
+    sockets.router,
     previews.pages,
     sign_in,
     oidc.router,
@@ -85,7 +90,6 @@ _ROUTERS = (
     directory.router,
     sharing.router,
     audit_page.router,
-    device.router,
     device.page_router,
     user_pages.router,
     project_pages.router,
@@ -128,7 +132,9 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     app.state.states = oidc.States(settings.token) if settings.token else None
     app.state.preview_links = PreviewLinks(settings, use_cases.store)
     app.state.site = Site(use_cases.platform, sign_out=authenticator.needed)
-    for router in _ROUTERS:
+    for router in _API:
+        app.include_router(router, dependencies=[Depends(nothing_dropped)])
+    for router in _PAGES:
         app.include_router(router)
     app.mount(STATIC, VersionedFiles())
     install_error_handlers(app, error_page)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -11,11 +12,14 @@ from urllib.parse import quote
 
 import structlog
 from fastapi import Depends, Header, Path
-from starlette.requests import HTTPConnection
+from fastapi.dependencies.models import Dependant
+from starlette.datastructures import QueryParams
+from starlette.requests import HTTPConnection, Request
 from starlette.types import Scope
 
 from greylag.common.agent_api import Parameter
-from greylag.domain.errors import UnauthorizedError
+from greylag.common.typed import parse_json
+from greylag.domain.errors import InvalidRequestError, UnauthorizedError
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, Principal
@@ -131,6 +135,55 @@ async def _project_call(call: CallDep, user: _UserId, project: _ProjectId) -> Re
 
 
 ProjectCallDep = Annotated[RequestContext, Depends(_project_call)]
+
+# What no operation looks at.
+
+
+async def nothing_dropped(request: Request) -> None:
+    """Refuse by name what the operation would not look at, so that nothing is dropped in silence.
+
+    Raises:
+        InvalidRequestError: for a query's name that is not known or comes twice, and for a body
+            where none is taken. Programs that always send one send ``{}``.
+    """
+    route = request.scope["route"]
+    if not route.include_in_schema:
+        return
+    extra = route.openapi_extra or {}
+    if request.query_params:
+        known = _queries(route.dependant)
+        known |= {one["name"] for one in extra.get("parameters", ()) if one["in"] == "query"}
+        _only(known, request.query_params)
+    takes_body = route.body_field is not None or "requestBody" in extra
+    if request.method != "GET" and not takes_body:
+        await _no_body(request)
+
+
+def _only(known: set[str], given: QueryParams) -> None:
+    for name, count in Counter(name for name, _ in given.multi_items()).items():
+        if name not in known:
+            takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+            raise InvalidRequestError(f"{name[:100]} (query): is not known here: {takes}.")
+        if count > 1:
+            raise InvalidRequestError(f"{name} (query): may be given once only.")
+
+
+def _queries(dependant: Dependant) -> set[str]:
+    own = {one.alias for one in dependant.query_params}
+    return own.union(*map(_queries, dependant.dependencies))
+
+
+async def _no_body(request: Request) -> None:
+    sent = await request.body()
+    try:
+        value = parse_json(sent or b"{}")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidRequestError("(body): the operation takes no body.")
+    if value:
+        raise InvalidRequestError(f"{next(iter(value))[:100]} (body): no member is taken here.")
+
 
 # What a client would like of the answer: the Prefer header (RFC 7240), as far as we honour it.
 

@@ -318,6 +318,7 @@ TURN_BODIES = ("sessions/s/messages", "sessions/s/send", "sessions/s/stream", "t
     ("method", "path", "body"),
     [
         *[("POST", path, {"message": "m"}) for path in TURN_BODIES],
+        *[("POST", path, {}) for path in ("sessions", "sessions/s/cancel", "turns/t/cancel")],
         ("POST", "turns/t/confirmations/c", {"decision": "allow_once"}),
         ("POST", "extensions", {"name": "x", "type": "builtin"}),
         ("PUT", "extensions/x/toggle", {"enabled": True}),

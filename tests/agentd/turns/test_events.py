@@ -276,6 +276,18 @@ def test_every_content_type_of_a_tool_has_its_form(
     assert event.content["result"] == {"Ok": [told]}
 
 
+def test_what_a_failed_tool_gives_beside_its_words_is_kept() -> None:
+    given = [{"type": "text", "text": "no luck"}, IMAGE, RESOURCE]
+    blocks = [{"type": "content", "content": one} for one in given]
+    translator = Translator("s1", lambda: 1.0)
+    (event,) = translator.update(update("tool_call_update", *blocks, status="failed"))
+    assert event.content["is_error"]
+    assert event.content["result"] == {"Err": "no luck", "content": [IMAGE, RESOURCE]}
+    done = update("tool_call_update", status="failed", rawOutput={"answer": 42})
+    (event,) = translator.update(done)
+    assert event.content["result"] == {"Err": "The tool failed.", "data": {"answer": 42}}
+
+
 def test_data_without_a_block_is_told() -> None:
     translator = Translator("s1", lambda: 1.0)
     done = update("tool_call_update", status="completed", rawOutput={"answer": 42})

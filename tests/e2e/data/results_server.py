@@ -14,7 +14,13 @@ RESULTS: dict[str, dict[str, Any]] = {
         "content": [{"type": "resource", "resource": {"uri": "file:///a", "text": "inside"}}]
     },
     "data": {"content": [], "structuredContent": {"answer": 42}},
-    "failed": {"content": [{"type": "text", "text": "no luck"}], "isError": True},
+    "failed": {
+        "content": [
+            {"type": "text", "text": "no luck"},
+            {"type": "image", "data": PNG, "mimeType": "image/png"},
+        ],
+        "isError": True,
+    },
 }
 SCHEMA = {"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}
 TOOL = {"name": "give", "description": "Gives a result.", "inputSchema": SCHEMA}

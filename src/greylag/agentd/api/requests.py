@@ -96,7 +96,8 @@ async def read_object(request: Request, limit: int, *members: str) -> dict[str, 
     Args:
         request: the request.
         limit: most bytes that the body may have.
-        members: the names that it may hold; another is refused, and so never dropped.
+        members: the names that it may hold; another is refused, and so never dropped. With none
+            there need be no body.
 
     Raises:
         RequestError: too_large, or invalid_request for anything but such a JSON object.
@@ -107,7 +108,7 @@ async def read_object(request: Request, limit: int, *members: str) -> dict[str, 
         if len(body) > limit:
             raise RequestError("too_large", f"The request is larger than {limit} bytes.")
     try:
-        value = parse_json(body)
+        value = {} if not body and not members else parse_json(body)
     except ValueError as error:
         raise invalid("The body must be JSON.") from error
     if not isinstance(value, dict):

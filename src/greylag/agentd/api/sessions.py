@@ -49,7 +49,8 @@ class SessionRoutes:
             Route("/api/v1/sessions/{session}/cancel", self.cancel, methods=["POST"]),
         ]
 
-    async def _create(self, _request: Request) -> Response:
+    async def _create(self, request: Request) -> Response:
+        await read_object(request, _SMALL_BODY)
         return answer(_session(await self._sessions.create()), 201)
 
     async def _list(self, _request: Request) -> Response:
@@ -80,6 +81,7 @@ class SessionRoutes:
 
     async def cancel(self, request: Request) -> Response:
         """Ask the session's running turn to end: 202, or 200 when none runs."""
+        await read_object(request, _SMALL_BODY)
         session_id = request.path_params["session"]
         cancelled = await self._sessions.cancel(session_id)
         body = {"session_id": session_id, "cancelled": cancelled}
@@ -247,6 +249,7 @@ class TurnRoutes:
 
     async def cancel(self, request: Request) -> Response:
         """Ask a turn to end: 202, or 200 when it has ended already."""
+        await read_object(request, _SMALL_BODY)
         turn = await self._turns.cancel(request.path_params["turn"])
         shown = _turn(turn, most_answer=_LIST_TEXT)
         return answer(shown, 202 if turn.ended_at is None else 200)

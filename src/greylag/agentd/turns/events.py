@@ -140,8 +140,7 @@ class Translator:
             case "completed":
                 yield self._tool_response(update, _tool_result(update), is_error=False)
             case "failed":
-                reason = "\n".join(_texts(update)) or "The tool failed."
-                yield self._tool_response(update, {"Err": reason}, is_error=True)
+                yield self._tool_response(update, _tool_failure(update), is_error=True)
             case "in_progress":
                 note = _dig(update, "_meta", "toolNotification")
                 if note.get("type"):
@@ -229,11 +228,6 @@ def _blocks(update: dict[str, Any]) -> list[dict[str, Any]]:
     return [_dig(part, "content") if part.get("type") == "content" else part for part in parts]
 
 
-def _texts(update: dict[str, Any]) -> list[str]:
-    texts = (_text(block) for block in _blocks(update))
-    return [text for text in texts if text]
-
-
 # What else a block is told by, beside its type (MCP 2025-06-18, "Tool Result"; ACP, "Content").
 _MEMBERS: Mapping[str, tuple[str, ...]] = {
     "image": ("data", "mimeType", "uri"),
@@ -250,6 +244,16 @@ def _tool_result(update: dict[str, Any]) -> dict[str, Any]:
     blocks = [told for told in map(_block, _blocks(update)) if told is not None]
     data = update.get("rawOutput")
     return {"Ok": blocks} if blocks or data is None else {"Ok": [], "data": data}
+
+
+def _tool_failure(update: dict[str, Any]) -> dict[str, Any]:
+    """Return a failure as events have it: its words, and beside them what is no text."""
+    told = _tool_result(update)
+    words = [block["text"] for block in told["Ok"] if block["type"] == "text"]
+    found: dict[str, Any] = {"Err": "\n".join(words) or "The tool failed."}
+    if rest := [block for block in told["Ok"] if block["type"] != "text"]:
+        found["content"] = rest
+    return found | ({"data": told["data"]} if "data" in told else {})
 
 
 def _block(block: dict[str, Any]) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from greylag.cluster.kubernetes.writes import (
     Ownership,
     Remover,
     fence_of,
+    foreign,
     removal_stamp,
     stamp,
     start_mark,
@@ -140,9 +141,9 @@ class KubernetesCluster:
         """
         self._begin()
         seen = await self._observer.observe(environment)
-        foreign = await self._ownership.other(environment.names.namespace)
-        if foreign is not None:
-            return Observation(Observed.ABSENT)
+        namespace = environment.names.namespace
+        if (other := await self._ownership.other(namespace)) is not None:
+            return Observation(Observed.ABSENT, error=foreign(namespace, other).info)
         if seen.state is not Observed.READY:
             return seen
         deployment = self._observer.objects(environment).deployment
