@@ -7,11 +7,14 @@ import { startDialog } from "./dialog";
 import { keep } from "./kept";
 import { startFiles } from "./files_pane";
 import { startLive } from "./live";
+import { startLog } from "./log_pane";
+import { startMenus } from "./menu";
 import { startNotices } from "./notices";
 import { startPanes } from "./panes";
 import { startPreview } from "./preview_pane";
 import { startRail } from "./rail";
 import { startTerminals } from "./terminal_pane";
+import { startFirst } from "./start";
 import { startTimes } from "./times";
 
 // Our own form of idiomorph's extension: theirs takes every other swap for an inline one too.
@@ -22,6 +25,8 @@ htmx.defineExtension("morph", {
     const callbacks = {
       // What a person has opened stays open, whatever the server sends.
       beforeAttributeUpdated: (name: string, node: Element) => !(name === "open" && node.tagName === "DETAILS"),
+      // What the page itself knows of stays.
+      beforeNodeMorphed: (node: Element) => !(node instanceof HTMLElement && "own" in node.dataset),
     };
     return Idiomorph.morph(target, fragment.children, { morphStyle: "outerHTML", callbacks });
   },
@@ -79,15 +84,18 @@ function startCopying(): void {
 
 startTheme();
 startForms();
+startMenus();
 startNotices();
 startCopying();
 startRail();
 startDialog();
 startTimes();
+startFirst();
 startLive();
 startConsole();
 startChanges();
 startFiles();
 startTerminals();
 startPreview();
+startLog();
 startPanes();

@@ -20,7 +20,7 @@ from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, audit, people, platform, previews, projects, relay, sockets
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
-from greylag.web.dashboard import accounts, conversations, directory, sharing
+from greylag.web.dashboard import accounts, conversations, directory, extensions, sharing
 from greylag.web.dashboard import audit as audit_page
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
@@ -70,6 +70,7 @@ _ROUTERS = (
     accounts.router,
     directory.router,
     sharing.router,
+    extensions.router,
     audit_page.router,
     device.router,
     device.page_router,
