@@ -25,8 +25,9 @@ htmx.defineExtension("morph", {
     const callbacks = {
       // What a person has opened stays open, whatever the server sends.
       beforeAttributeUpdated: (name: string, node: Element) => !(name === "open" && node.tagName === "DETAILS"),
-      // What the page itself knows of stays.
-      beforeNodeMorphed: (node: Element) => !(node instanceof HTMLElement && "own" in node.dataset),
+      // What the page itself knows of stays; and a form's answer may come after newer news of the stream.
+      beforeNodeMorphed: (node: Node, next: Node) =>
+        !(node instanceof HTMLElement && next instanceof HTMLElement && ("own" in node.dataset || Number(next.dataset.seq) < Number(node.dataset.seq))),
     };
     return Idiomorph.morph(target, fragment.children, { morphStyle: "outerHTML", callbacks });
   },

@@ -146,6 +146,8 @@ class ProjectView:
     source: str
     created: Moment
     last_activated: Moment | None
+    seq: int = field(compare=False)
+    """The number of the log's newest event: what has a lower one is older."""
 
     @property
     def is_active(self) -> bool:
@@ -177,6 +179,7 @@ def project_view(project: Project) -> ProjectView:
         source=project.source.url if project.source else "",
         created=moment(project.created_at),
         last_activated=moment(project.last_activated_at) if project.last_activated_at else None,
+        seq=project.last_seq,
     )
 
 
