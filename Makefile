@@ -4,7 +4,7 @@ BIN := .venv/bin
 UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(DATA))
 TEST_ARGS ?=
 
-.PHONY: up setup test setup-dev lint typecheck format bench lock image greylag-image judges sbom css clean
+.PHONY: up setup test setup-dev lint typecheck format bench lighthouse lock image greylag-image judges sbom css clean
 
 up: setup ## Set up and run Greylag; prints its address
 	@$(BIN)/greylag up $(UP_ARGS)
@@ -33,6 +33,9 @@ format: ## Format and mend what can be mended
 
 bench: setup-dev ## Measure speed and memory as ratios against peers
 	@$(BIN)/python -m benchmarks.run
+
+lighthouse: setup-dev ## Have Lighthouse judge the pages (needs Node and Chromium; fetches Lighthouse)
+	@$(BIN)/python -m benchmarks.lighthouse
 
 lock: ## Renew the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.lock

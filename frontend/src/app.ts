@@ -7,12 +7,15 @@ import { startDialog } from "./dialog";
 import { keep } from "./kept";
 import { startFiles } from "./files_pane";
 import { startLive } from "./live";
+import { startLog } from "./log_pane";
+import { startMenus } from "./menu";
 import { startNotices } from "./notices";
 import { startNotifications } from "./notifications";
 import { startPanes } from "./panes";
 import { startPreview } from "./preview_pane";
 import { startRail } from "./rail";
 import { startTerminals } from "./terminal_pane";
+import { startFirst } from "./start";
 import { startTimes } from "./times";
 
 // Our own form of idiomorph's extension: theirs takes every other swap for an inline one too.
@@ -23,6 +26,9 @@ htmx.defineExtension("morph", {
     const callbacks = {
       // What a person has opened stays open, whatever the server sends.
       beforeAttributeUpdated: (name: string, node: Element) => !(name === "open" && node.tagName === "DETAILS"),
+      // What the page itself knows of stays; and a form's answer may come after newer news of the stream.
+      beforeNodeMorphed: (node: Node, next: Node) =>
+        !(node instanceof HTMLElement && next instanceof HTMLElement && ("own" in node.dataset || Number(next.dataset.seq) < Number(node.dataset.seq))),
     };
     return Idiomorph.morph(target, fragment.children, { morphStyle: "outerHTML", callbacks });
   },
@@ -80,16 +86,19 @@ function startCopying(): void {
 
 startTheme();
 startForms();
+startMenus();
 startNotices();
 startNotifications();
 startCopying();
 startRail();
 startDialog();
 startTimes();
+startFirst();
 startLive();
 startConsole();
 startChanges();
 startFiles();
 startTerminals();
 startPreview();
+startLog();
 startPanes();

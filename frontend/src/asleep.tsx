@@ -14,7 +14,7 @@ export function Asleep({ api, status, words, attempt }: AsleepProps) {
   return (
     <div class="files-empty">
       <p class="mb-3">The project sleeps. {words}</p>
-      <button type="button" class="btn btn-primary" onClick={() => attempt(() => post(`${api}/activate`))}>Activate it</button>
+      <button type="button" class="btn" onClick={() => attempt(() => post(`${api}/activate`))}>Activate it</button>
     </div>
   );
 }

@@ -1,10 +1,13 @@
 // The conversation of a project's page: its composer, its turns, and what is live around them.
+import htmx from "htmx.org/dist/htmx.esm.js";
+import { startAttaching } from "./attach";
 import { ChangeLog } from "./changes";
 import { Draft } from "./drafts";
 import { projectStatus } from "./panes";
 import { Scroller } from "./scroller";
 import { Queue } from "./queue";
 import { Refused, ask, wordsOf } from "./sse";
+import { takeFirst } from "./start";
 import { textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
 import { type Decision, type Handlers, type Pending, type TurnState, TurnStream } from "./turn_stream";
@@ -27,7 +30,9 @@ class Console {
   #api: string;
   #page: string;
   #stream: TurnStream | null = null; // the turn that is under way
+  #waking = document.getElementById("waking")!; // below the message that wakes the environment, else below all
   #stopWanted = false;
+  #learnt = false; // what the agent is, since it has woken
   #ends: TurnEnds;
   #turns: TurnState[] = []; // those of the project that the live stream tells of
   #coming = new Set<string>(); // turns of others that are about to be shown
@@ -65,9 +70,10 @@ class Console {
       event.preventDefault();
       void this.#stop();
     });
+    startAttaching(this.#form, this.#api, (action) => this.#try(action), (words) => this.#say(words));
     addEventListener("pagehide", () => this.#leaving.abort());
     addEventListener("pageshow", (event) => event.persisted && location.reload());
-    document.addEventListener("greylag:changed", () => void this.#wakeUp());
+    document.addEventListener("greylag:changed", () => void this.#try(() => this.#wakeUp()));
     document.addEventListener("greylag:turns", (event) => {
       this.#turns = (event as CustomEvent<TurnState[]>).detail;
       this.#showOthers();
@@ -77,6 +83,8 @@ class Console {
     this.#form.dataset.ready = "";
     this.#readPage();
     this.#scroller.follow();
+    const first = takeFirst();
+    if (first) this.#sendAnew(first);
   }
 
   get #conversation(): HTMLElement {
@@ -101,6 +109,7 @@ class Console {
   // What the server has rendered.
 
   #readPage(): void {
+    this.#showFacts();
     const turns = [...this.#conversation.querySelectorAll<HTMLElement>(".turn")];
     this.#dress(turns.slice(0, -1));
     const newest = turns.at(-1);
@@ -111,6 +120,36 @@ class Console {
     this.#queue.show();
     this.#sendQueued();
     this.#showOthers();
+  }
+
+  /** Show what the agent is, as the server has told with its messages. */
+  #showFacts(): void {
+    const { model, mode } = this.#conversation.dataset;
+    const [project, facts] = ["project-model", "composer-facts"].map((id) => document.getElementById(id)!) as [HTMLElement, HTMLElement];
+    project.textContent = model || project.textContent;
+    this.#fact("model", project.textContent!);
+    this.#fact("mode", mode ?? "");
+    facts.hidden = false;
+  }
+
+  #fact(name: string, words: string): void {
+    document.getElementById(`fact-${name}`)!.textContent = words;
+  }
+
+  /** Return the conversation as the server tells it now. */
+  async #told(query: string): Promise<HTMLElement> {
+    const told = (await fragment(`${this.#page}/conversation${query}`)).getElementById("conversation");
+    if (!told) throw new Refused(404, {});
+    return document.adoptNode(told);
+  }
+
+  /** The first message of a page has woken the agent: only now it can be told of. */
+  async #learnFacts(): Promise<void> {
+    if (this.#learnt || document.getElementById("project-model")!.textContent) return;
+    this.#learnt = true;
+    const { model, mode } = (await this.#told(`?session=${encodeURIComponent(this.#session ?? "new")}`)).dataset;
+    Object.assign(this.#conversation.dataset, { model, mode });
+    this.#showFacts();
   }
 
   #dress(turns: HTMLElement[]): void {
@@ -168,12 +207,13 @@ class Console {
   /** Once the environment has woken, put what it tells itself in the place of the copy that was kept of it. */
   async #wakeUp(): Promise<void> {
     const here = this.#conversation;
+    if (!this.#stream && !here.lastElementChild?.contains(this.#waking)) here.after(this.#waking);
     if (projectStatus() !== "active" || here.dataset.asleep !== "true") return;
     if (this.#stream && !this.#session) return; // the turn that wakes it makes its session
     here.dataset.asleep = "false";
     const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : location.search;
     await this.#try(async () => {
-      const told = (await fragment(`${this.#page}/conversation${query}`)).querySelector<HTMLElement>("#conversation")!;
+      const told = await this.#told(query);
       // What is not known yet is no reason to take away what is.
       const unknown = told.dataset.asleep === "true" || told.querySelector(":scope > .problem") !== null;
       if (unknown) here.dataset.asleep = "true";
@@ -191,8 +231,11 @@ class Console {
     here.dataset.session ||= told.dataset.session ?? "";
     this.#scroller.keepTurn(() => {
       here.querySelectorAll(":scope > :not(.turn), [data-kept]").forEach((one) => one.remove());
+      Object.assign(here.dataset, { model: told.dataset.model, mode: told.dataset.mode });
       here.prepend(...told.childNodes);
+      htmx.process(here);
       if (!goesOn) return this.#readPage();
+      this.#showFacts();
       this.#dress(turns);
       this.#offerEarlier();
     });
@@ -231,6 +274,7 @@ class Console {
     const view = TurnView.create(pending.message, (id, decision) => this.#decide(stream, id, decision), this.#root.dataset.author);
     this.#root.querySelectorAll("#conversation-empty, #kept-at").forEach((one) => one.remove());
     this.#conversation.append(view.article);
+    if (projectStatus() !== "active") view.article.querySelector(".answer")!.before(this.#waking);
     this.#begin(stream, view);
     this.#scroller.follow();
     void this.#follow(stream, view, false);
@@ -255,26 +299,31 @@ class Console {
 
   /** Say what the turn is about, here and in the tab's title. */
   #tell(view: TurnView): void {
-    view.working(view.asks ? "Waiting for your answer" : "Working");
+    const waking = this.#stream?.turnId === null && projectStatus() !== "active";
+    view.working(view.asks ? "Waiting for your answer" : waking ? "Waking" : "Working");
     document.dispatchEvent(new CustomEvent("greylag:turn", { detail: view.asks ? "asks" : "working" }));
   }
 
   async #follow(stream: TurnStream, view: TurnView, clear: boolean): Promise<void> {
     let fresh = clear;
     let ending = "";
+    let wakeFailure = "";
     const handlers: Handlers = {
       opened: () => {
         if (this.#stream === stream) this.#say("");
-        // A message that is sent again tells it again; a turn that is gone on with does not.
-        if (stream.turnId === null) view.forgetWaking();
       },
       lost: () => this.#stream === stream && this.#say("The connection was lost. Trying again..."),
-      waking: (content) => view.waking(String(content.message ?? "")),
+      waking: (content) => {
+        if (content.status === "error") wakeFailure = String(content.code);
+      },
       event: (type, content) => {
+        // Why the environment did not wake stands where its waking is shown.
+        if (type === "error" && stream.turnId === null && content.code === wakeFailure) return;
         if (fresh) view.clear();
         fresh = false;
         if (type === "turn") this.#begun(stream, view, content);
         if (type === "complete" && content.stop_reason === "cancelled") ending = "Stopped.";
+        if (type === "complete") this.#showContext(content.usage?.totalTokens);
         view.apply(type, content);
         if (this.#stream === stream) this.#tell(view);
       },
@@ -299,6 +348,11 @@ class Console {
     if (this.#stopWanted) void this.#stop();
   }
 
+  #showContext(tokens: unknown): void {
+    if (typeof tokens !== "number" || !(tokens > 0)) return;
+    this.#fact("context", `${tokens < 1000 ? tokens : `${(tokens / 1000).toFixed(1)}k`} tokens`);
+  }
+
   /** A first message has made its session: from now on this page is that session's. */
   #adopt(session: string): void {
     const typed = this.#text.value;
@@ -315,6 +369,7 @@ class Console {
 
   /** Somebody else's turn came first: it is shown, and the message waits for its end. */
   async #busy(stream: TurnStream, view: TurnView): Promise<void> {
+    if (view.article.contains(this.#waking)) this.#conversation.after(this.#waking);
     view.article.remove();
     this.#queue.add(stream.pending.message);
     this.#keep(null);
@@ -373,6 +428,7 @@ class Console {
     this.#keep(null);
     this.#rest();
     document.dispatchEvent(new Event("greylag:turn-ended"));
+    if (stream.turnId !== null) void this.#try(() => this.#learnFacts());
     if (document.activeElement === document.body) this.#text.focus({ preventScroll: true });
     if (this.#stopWanted) this.#queue.giveBack();
     else this.#sendQueued();

@@ -1,6 +1,7 @@
 // The pane of the workspace's files: folders page by page, one open file, uploads, search.
 import { type JSX, render } from "preact";
 import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { Asleep } from "./asleep";
 import { FileView } from "./file_view";
 import { GitBar } from "./git_bar";
 import { isShown, projectStatus, showPane, whenShown } from "./panes";
@@ -21,7 +22,7 @@ export function startFiles(): void {
   let status = "";
   const refresh = () => {
     status = projectStatus();
-    render(<FilesPane api={api} workspace={workspace} news={(news += 1)} />, place);
+    render(<FilesPane api={api} workspace={workspace} news={(news += 1)} status={status} />, place);
   };
   whenShown("files", refresh);
   document.addEventListener("greylag:changed", () => isShown("files") && status !== projectStatus() && refresh());
@@ -36,7 +37,7 @@ export function openFile(path: string): void {
 }
 
 /** `news` changes when what is shown may not be true any more. */
-function FilesPane({ api, workspace, news }: { api: string; workspace: Workspace; news: number }) {
+function FilesPane({ api, workspace, news, status }: { api: string; workspace: Workspace; news: number; status: string }) {
   const [folder, setFolder] = useState("");
   const [open, setOpen] = useState<string | null>(null);
   const [said, say] = useState("");
@@ -72,6 +73,7 @@ function FilesPane({ api, workspace, news }: { api: string; workspace: Workspace
   if (open !== null) {
     return <FileView workspace={workspace} path={open} onClose={() => setOpen(null)} onFolder={(path) => { setOpen(null); setFolder(path); }} />;
   }
+  if (status !== "active") return <div class="files"><Asleep api={api} status={status} words="Its files show when it is awake." attempt={attempt} /><p class="files-status" role="status">{visible(said)}</p></div>;
   return (
     <DropZone onDrop={(transfer) => void dropped(transfer, folder).then(upload)}>
       <GitBar api={api} news={news + again} repository={repository} />

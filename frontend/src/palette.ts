@@ -110,7 +110,7 @@ function commands(): Command[] {
     ...clicks("#new-session, .rail-all, #show-more", "Action"),
     ...named("#rail-new", "New project"),
     ...clicks("#tabs [role=tab]:not(.tab-chat)", "Pane"),
-    ...clicks("#project-header :is(button:not([data-drawer]), .menu-actions a)", "This project"),
+    ...clicks("#project-header :is(form button, [role=menuitem])", "This project"),
     ...clicks("#user li a", "User"),
     ...clicks("#user button", "Action"),
     ...named("#theme-toggle", "Dark or light colours"),

@@ -36,6 +36,7 @@ export function showPane(name: string): void {
   const panes = document.getElementById("panes");
   const tab = document.getElementById(`tab-${name}`);
   if (!panes || !tab) return;
+  tab.hidden = false;
   panes.dataset.shown = name;
   // Beside the conversation there is always a pane.
   const side = name === "chat" ? (panes.dataset.side ?? lastPane()) : name;

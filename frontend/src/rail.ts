@@ -183,6 +183,19 @@ function markSessions(): void {
 
 const untouched = document.title;
 
+/** Have the project's header say what its agent does; the server's word is what it says of an idle one. */
+function showDoing(state: string): void {
+  const header = document.getElementById("project-header");
+  const badge = header?.querySelector<HTMLElement>(".badge");
+  if (!header || !badge) return;
+  badge.dataset.word ??= badge.textContent!;
+  badge.dataset.look ??= badge.className;
+  const word = header.dataset.status === "active" ? { asks: "Needs you", working: "Working" }[state] : undefined;
+  const [text, look] = word ? [word, `badge badge-${state}`] : [badge.dataset.word, badge.dataset.look];
+  if (badge.textContent !== text) badge.textContent = text;
+  badge.className = look;
+}
+
 function tell(): void {
   const states = rows().map((row) => row.dataset.state ?? "");
   const open = document.querySelector<HTMLElement>(".rail-row[aria-current]");
@@ -190,6 +203,7 @@ function tell(): void {
   const waiting = states.filter((state) => state === "asks").length;
   const name = document.querySelector("#project-header .project-name")?.textContent;
   const title = name ? `${name} \u00b7 Greylag` : untouched;
+  showDoing(own);
   document.title = (WORDS[own] ?? (waiting ? `(${waiting}) ` : "")) + title;
   const icon = document.querySelector<HTMLLinkElement>("#icon")!;
   icon.dataset.plain ??= icon.getAttribute("href")!;

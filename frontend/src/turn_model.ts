@@ -45,7 +45,6 @@ type Content = Record<string, any>;
 /** One turn's answer so far. Types of events that are not known are passed over. */
 export class TurnModel {
   items: Item[] = [];
-  waking: string[] = [];
   ended = false;
   outcome: "completed" | "cancelled" | "error" = "completed";
   changes: TurnChanges | null | undefined; // null: not known at its end; undefined: never told
@@ -53,7 +52,6 @@ export class TurnModel {
   /** Forget the answer, before its events are told from the first on. */
   clear(): void {
     this.items = [];
-    this.waking = [];
     this.ended = false;
     this.outcome = "completed";
     this.changes = undefined;

@@ -54,17 +54,6 @@ export class TurnView {
     this.#schedule();
   }
 
-  /** Show what is done to wake the environment. */
-  waking(words: string): void {
-    this.model.waking.push(words);
-    this.#schedule();
-  }
-
-  /** A repeated request tells it again from the start. */
-  forgetWaking(): void {
-    this.model.waking = [];
-  }
-
   /** Take away what is shown of the answer, before its events are shown from the first on. */
   clear(): void {
     this.model.clear();
@@ -124,7 +113,6 @@ export class TurnView {
 function Answer({ model, decide }: { model: TurnModel; decide: Decide }) {
   return (
     <>
-      {model.waking.length > 0 && <div class="waking">{model.waking.map((words, index) => <p key={index}>{visible(words)}</p>)}</div>}
       {grouped(model.items).map((group, index, all) => {
         const over = model.ended || index < all.length - 1;
         if (Array.isArray(group)) return <StepGroup key={index} steps={group} over={over} decide={decide} />;

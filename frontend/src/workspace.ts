@@ -63,7 +63,7 @@ export class Workspace {
   }
 
   /** Write a file, unless it is another than the one of `etag` by now; without one, whatever is there. */
-  async write(path: string, text: string, etag: string | null): Promise<Entry> {
+  async write(path: string, text: BodyInit, etag: string | null): Promise<Entry> {
     const headers: Record<string, string> = etag === null ? {} : { "If-Match": etag };
     return (await ask(this.#at("/content", { path }), { method: "PUT", headers: { ...headers, ...BYTES }, body: text })).json();
   }

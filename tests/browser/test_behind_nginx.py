@@ -149,7 +149,7 @@ async def _a_person_finds_their_way(
     if by_link:
         await page.goto(whole.link.replace(whole.address, home))
         await page.wait_for_url(f"{home}/users/me")
-        await page.click("text=Create the first project")
+        await page.click("#rail-new")
     else:
         await page.fill("#token", whole.token)
         await page.press("#token", "Enter")
@@ -165,7 +165,7 @@ async def _a_person_finds_their_way(
     await page.wait_for_url(f"{home}/users/me")
     await page.locator("a[id^=delete-]").click()
     await page.locator("#dialog-body button").click()
-    await expect(page.locator("#projects")).to_contain_text("No projects yet")
+    await expect(page.locator("#projects")).to_contain_text("What shall the agent do?")
     assert {cookie.get("path") for cookie in await page.context.cookies(f"{home}/")} == {ROOT}
     await page.click("#user summary")
     await page.get_by_role("button", name="Sign out").click()

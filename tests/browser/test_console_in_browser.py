@@ -1,5 +1,6 @@
 """A person and the agent, in a real browser over the memory adapters."""
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -47,13 +48,15 @@ async def test_a_message_wakes_the_environment_and_is_answered(
     await person.open_project(await running.project())
     await person.say("Hello there")
     await person.answered()
-    answer = await person.answer()
-    assert "Notes is inactive: waking its environment." in answer
-    assert answer.endswith("You said: Hello there")
+    assert await person.answer() == "You said: Hello there"
+    woke = person.page.locator(".turn #waking summary")
+    await expect(woke).to_have_text(re.compile(r"^Woke in \d+\.\d s$"))
+    await woke.click()
+    await expect(person.page.locator(".wake-done")).to_have_count(5)
     await expect(person.page.locator("#project-header .badge")).to_have_text("Active")
     # The header may tell of it when the turn is over already: what was shown stays.
     await person.page.evaluate(CHANGED_AND_A_WHILE)
-    assert "Notes is inactive: waking its environment." in await person.answer()
+    assert await person.answer() == "You said: Hello there"
     await expect(person.page.locator("#log")).to_contain_text("The environment is active.")
     await expect(person.page.locator(".session-title")).to_have_text("Hello there")
     assert "session=" in person.page.url
@@ -151,12 +154,12 @@ async def test_a_message_that_met_a_dropped_connection_is_one_turn() -> None:
         async with at_browser(way.address) as waiting:
             await waiting.open_project(path)
             await waiting.say("Only once")
-            await expect(waiting.page.locator(".waking")).to_contain_text("waking")
+            await expect(waiting.page.locator(".turn .wake-now")).to_have_text("API")
             way.drop()
             await expect(waiting.page.locator("#console-status")).to_contain_text("Trying again")
             await expect(waiting.page.locator("#console-status")).to_have_text("")
             await waiting.page.reload()
-            await expect(waiting.page.locator(".waking")).to_contain_text("waking")
+            await expect(waiting.page.locator(".turn .wake-now")).to_have_text("API")
             slow.house.cluster.advance(ProjectRef("ada", "notes"))
             await waiting.answered()
             assert (await waiting.answer()).count("You said: Only once") == 1

@@ -123,8 +123,8 @@ async def look_with_a_reason(ada: Person, project: str) -> None:
 
 async def share_and_talk(bob: Person, ada: Person, project: str) -> None:
     await bob.page.goto(project)
-    await bob.page.locator("#project-header summary").click()
-    await follow(bob, "Share")
+    await bob.page.click("#project-menu")
+    await bob.page.get_by_role("menuitem", name="Share").click()
     await heads(bob, "Members")
     await bob.page.get_by_label("User").fill("nobody@example.org")
     await press(bob, "Share")

@@ -94,5 +94,6 @@ async def test_the_readme_s_picture_is_taken_of_a_real_turn(tmp_path: Path) -> N
                 await expect(person.page.locator("#changes")).to_contain_text("greet.py")
                 added = person.page.locator("#changes").get_by_text("Good {part}")
                 await expect(added).to_be_visible()
+                await expect(person.page.locator("#project-model")).to_have_text("a-model")
                 await person.page.mouse.move(0, 0)
                 await person.picture("readme")

@@ -39,8 +39,7 @@ async def test_the_last_user_is_remembered(running: Site, person: Person) -> Non
 
 async def test_a_project_is_created_and_shown(running: Site, person: Person) -> None:
     await person.page.goto("/users/ada")
-    await person.picture("list-empty")
-    await person.page.click("text=Create the first project")
+    await person.page.click("#rail-new")
     await person.page.fill("#field-name", "Garden <b>notes</b>")
     await person.page.fill("#field-metadata", "[1]")
     await person.page.press("#field-name", "Enter")
@@ -159,7 +158,7 @@ async def test_without_scripts_forms_and_links_do_it_all(running: Site) -> None:
         await person.page.fill("#message", "Hello")
         await person.page.click("#send")
         await expect(person.page.locator(".answer")).to_contain_text("You said: Hello")
-        await person.page.locator("#project-header summary").click()
+        await person.page.click("#project-menu")
         await person.page.click("#project-header >> text=Delete")
         await person.page.click("button:has-text('Delete')")
         await expect(person.page).to_have_url(f"http://127.0.0.1:{running.port}/users/ada")

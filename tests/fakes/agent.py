@@ -97,6 +97,34 @@ class _Run:
         self.news = asyncio.Event()
 
 
+def _extension(name: str, kind: str, **more: Any) -> agent_api.AgentExtension:
+    return agent_api.AgentExtension(
+        name=name,
+        display_name=None,
+        type=kind,
+        extension_type=kind,
+        enabled=more.pop("enabled", True),
+        timeout=300,
+        cmd=None,
+        args=[],
+        uri=None,
+        bundled=None,
+        description=None,
+        env_keys=[],
+        **more,
+    )
+
+
+EXTENSIONS = agent_api.ExtensionList(
+    [
+        _extension("broken", "stdio", state="failed", state_detail="It said: missing API key"),
+        _extension("developer", "platform"),
+        _extension("memory", "builtin", enabled=False),
+    ],
+    3,
+)
+
+
 @dataclass
 class _Environment:
     """What one address remembers."""
@@ -104,6 +132,9 @@ class _Environment:
     sessions: dict[str, Session] = field(default_factory=dict)
     runs: dict[str, _Run] = field(default_factory=dict)
     temperature: str | float | None = 0.7
+    extensions: dict[str, agent_api.AgentExtension] = field(
+        default_factory=lambda: {one.name: one for one in EXTENSIONS.extensions}
+    )
     sent: Any = field(default_factory=dict)
     files: Files = field(default_factory=dict)
     terminals: dict[str, agent_api.Terminal] = field(default_factory=dict)
@@ -329,24 +360,6 @@ def _list_settings(here: _Environment, _asked: AgentRequest) -> agent_api.Settin
     return agent_api.SettingList([replace(_SETTING, value=here.temperature)], 1)
 
 
-def _extension(name: str, kind: str, **more: Any) -> agent_api.AgentExtension:
-    return agent_api.AgentExtension(
-        name=name,
-        display_name=None,
-        type=kind,
-        extension_type=kind,
-        enabled=more.pop("enabled", True),
-        timeout=300,
-        cmd=None,
-        args=[],
-        uri=None,
-        bundled=None,
-        description=None,
-        env_keys=[],
-        **more,
-    )
-
-
 def _git_commit(here: _Environment, _asked: AgentRequest) -> agent_api.GitCommitted:
     message, paths = here.sent.pop("message", ""), here.sent.pop("paths", None)
     texts = paths is None or (isinstance(paths, list) and all(map(_is_path, paths)) and paths)
@@ -369,14 +382,32 @@ def _git_push(here: _Environment, _asked: AgentRequest) -> agent_api.GitPushed:
     return agent_api.GitPushed(branch or "main", "https://example.org/a.git")
 
 
-EXTENSIONS = agent_api.ExtensionList(
-    [
-        _extension("broken", "stdio", state="failed", state_detail="It said: missing API key"),
-        _extension("developer", "platform"),
-        _extension("memory", "builtin", enabled=False),
-    ],
-    3,
-)
+def _list_extensions(here: _Environment, _asked: AgentRequest) -> agent_api.ExtensionList:
+    return agent_api.ExtensionList(list(here.extensions.values()), len(here.extensions))
+
+
+def _known_extension(here: _Environment, asked: AgentRequest) -> agent_api.AgentExtension:
+    found = here.extensions.get(path_segment(asked.parts["extension"], "extension"))
+    if found is None:
+        raise MissingError("There is no such extension.")
+    return found
+
+
+def _switch_extension(here: _Environment, asked: AgentRequest) -> agent_api.SwitchedExtension:
+    found = _known_extension(here, asked)
+    enabled = here.sent.pop("enabled", None)
+    if not isinstance(enabled, bool) or here.sent:
+        raise InvalidRequestError("enabled must be true or false, and all there is.")
+    here.extensions[found.name] = replace(found, enabled=enabled, state=None, state_detail=None)
+    return agent_api.SwitchedExtension("Extension toggled successfully", found.name, enabled)
+
+
+def _remove_extension(here: _Environment, asked: AgentRequest) -> None:
+    found = _known_extension(here, asked)
+    if found.enabled:
+        raise InvalidRequestError("Cannot remove enabled extension. Disable it first.")
+    del here.extensions[found.name]
+
 
 _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.LIST_SESSIONS.name: _list_sessions,
@@ -388,7 +419,9 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.EXPORT_SESSION.name: _export_session,
     agent_api.LIST_TURNS.name: _list_turns,
     agent_api.SHOW_TURN.name: _show_turn,
-    agent_api.LIST_EXTENSIONS.name: lambda _here, _asked: EXTENSIONS,
+    agent_api.LIST_EXTENSIONS.name: _list_extensions,
+    agent_api.SWITCH_EXTENSION.name: _switch_extension,
+    agent_api.REMOVE_EXTENSION.name: _remove_extension,
     agent_api.LIST_SETTINGS.name: _list_settings,
     agent_api.SHOW_SETTING.name: _show_setting,
     agent_api.CHANGE_SETTING.name: _change_setting,

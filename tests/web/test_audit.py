@@ -45,6 +45,8 @@ CALLS: dict[str, tuple[dict[str, str], Any]] = {
     "git_commit": ({}, {"message": HIDDEN}),
     "git_push": ({}, {"branch": "x"}),
     "delete_session": ({}, None),
+    "switch_extension": ({"extension": "memory"}, {"enabled": False}),
+    "remove_extension": ({"extension": "memory"}, None),
     "change_setting": ({"key": "GOOSE_MODE"}, {"value": HIDDEN}),
     "reset_setting": ({"key": "GOOSE_MODE"}, None),
     "write_file": ({}, HIDDEN.encode()),

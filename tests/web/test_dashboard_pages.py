@@ -191,3 +191,51 @@ async def test_earlier_messages_are_shown_however_many_there_are(running: Site) 
         assert shown < 400
         page = await _text(running, f"{PAGE}?turns={shown}")
     assert len(re.findall("You said: m[0-9]{3}", page)) == 230
+
+
+async def test_a_first_message_makes_and_names_its_project(running: Site) -> None:
+    page = await _text(running, "/users/ada")
+    assert "What shall the agent do?" in page
+    assert 'class="filters"' not in page
+    form = {"message": "Make  a game\nof geese, and then a very long story about them", "key": "k"}
+    async with running.http.post("/users/ada/start", data=form) as answer:
+        page = await answer.text()
+    assert "You said: Make  a game" in page
+    _, listed = await running.ask("GET", ADA)
+    assert [one["name"] for one in listed["projects"]] == [
+        "Make a game of geese, and then a very long story"
+    ]
+
+
+async def test_a_page_sends_its_first_message_itself_and_a_repository_needs_none(
+    running: Site,
+) -> None:
+    form = {"message": "Hello", "key": "k" * 32, "first": "page"}
+    async with running.http.post("/users/ada/start", data=form, allow_redirects=False) as answer:
+        assert answer.headers["location"].endswith("?first=" + "k" * 32)
+    form = {"message": " ", "git_url": "https://example.org/deep/tool.git/"}
+    async with running.http.post("/users/ada/start", data=form, headers=HTML) as answer:
+        assert answer.status == 200
+        assert "<title>tool" in await answer.text()
+    async with running.http.post("/users/ada/start", data={"git_url": "/"}, headers=HTML) as answer:
+        assert answer.status == 422
+        assert "Say what the agent shall do" in await answer.text()
+
+
+async def test_extensions_are_shown_with_their_last_words_switched_and_removed(
+    running: Site,
+) -> None:
+    await running.project(active=True)
+    assert "An extension does not work: <bdi>broken</bdi>" in await _text(running, PAGE)
+    assert "It said: missing API key" in await _text(running, f"{PAGE}/extensions")
+    for change, there in (("disable", True), ("enable", True), ("remove", False)):
+        path = f"{PAGE}/extensions/broken/{change}"
+        async with running.http.post(path, headers=HTMX) as answer:
+            page = await answer.text()
+        assert ('aria-label="Remove broken"' in page) == there
+        assert "missing API key" not in page
+    async with running.http.post(f"{PAGE}/extensions/broken/enable", headers=HTML) as answer:
+        assert "There is no such extension." in await answer.text()
+    running.house.gateway.unreachable.add("memory://user-ada/notes-api")
+    assert "agent_unreachable" in await _text(running, f"{PAGE}/extensions")
+    assert "memory://user-ada/notes-api" in await _text(running, f"{PAGE}/endpoint")

@@ -7,7 +7,7 @@ import pytest
 from greylag.common.agent_api import ChatMessage, Turn
 from greylag.domain.errors import InvalidRequestError
 from greylag.web.dashboard.conversations import pair
-from greylag.web.dashboard.pages import ProjectForm, moment, parsed_moment, visible
+from greylag.web.dashboard.pages import ProjectForm, moment, on_page, parsed_moment, visible
 from greylag.web.dashboard.rail import MOST_READ
 from greylag.web.dashboard.users import parse_window
 
@@ -112,3 +112,10 @@ def test_a_page_that_begins_with_an_answer_shows_it() -> None:
 def test_messages_without_a_turn_stand_alone() -> None:
     found = pair(_messages(("User", "a", 0), ("Assistant", "A", 0), ("Assistant", "B", 0)), [])
     assert [(one.message, one.answer, one.turn) for one in found] == [("a", "A\n\nB", None)]
+
+
+def test_hints_of_commands_are_told_as_places_of_the_page() -> None:
+    assert on_page("`greylag logs` shows it; try again.") == "The log shows it; try again."
+    assert (
+        on_page("It may be busy; `greylag logs` shows it.") == "It may be busy; the log shows it."
+    )

@@ -248,6 +248,22 @@ class ExtensionList:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtensionSwitch:
+    """Whether new sessions are to have an extension."""
+
+    enabled: Annotated[bool, Doc("On or off.", example=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchedExtension:
+    """An extension that was switched on or off."""
+
+    message: str
+    name: str
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AgentSetting:
     """One of goose's settings."""
 
@@ -593,6 +609,9 @@ TERMINALS = "terminals"
 """The tag of all that runs what a person types."""
 
 IN_PATHS = {
+    "extension": Parameter(
+        "extension", "An extension's name.", {"type": "string", "examples": ["developer"]}
+    ),
     "key": Parameter("key", "A setting's name.", {"type": "string", "examples": ["GOOSE_MODE"]}),
     "session": Parameter("session", "A session's id.", {"type": "string", "examples": [_SESSION]}),
     "terminal": Parameter(
@@ -801,6 +820,26 @@ LIST_EXTENSIONS = Operation(
     text="What goose has for its sessions.",
     tag="settings",
     answer=ExtensionList,
+)
+SWITCH_EXTENSION = Operation(
+    name="switch_extension",
+    method="PUT",
+    path="/extensions/{extension}/toggle",
+    summary="Switch an extension on or off",
+    text="Sessions that are made from now on have it or not. It works while goose does not, too.",
+    tag="settings",
+    body=ExtensionSwitch,
+    answer=SwitchedExtension,
+)
+REMOVE_EXTENSION = Operation(
+    name="remove_extension",
+    method="DELETE",
+    path="/extensions/{extension}",
+    summary="Remove an extension",
+    text="One that is switched off. It works while goose does not, too.",
+    tag="settings",
+    answer=NoneType,
+    status=204,
 )
 LIST_SETTINGS = Operation(
     name="list_settings",
@@ -1144,6 +1183,8 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     SHOW_TURN,
     SHOW_ACTIVITY,
     LIST_EXTENSIONS,
+    SWITCH_EXTENSION,
+    REMOVE_EXTENSION,
     LIST_SETTINGS,
     SHOW_SETTING,
     CHANGE_SETTING,

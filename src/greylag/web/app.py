@@ -30,7 +30,7 @@ from greylag.web.api import (
 )
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
-from greylag.web.dashboard import accounts, conversations, directory, sharing
+from greylag.web.dashboard import accounts, conversations, directory, extensions, sharing
 from greylag.web.dashboard import audit as audit_page
 from greylag.web.dashboard import notifications as notification_pages
 from greylag.web.dashboard import projects as project_pages
@@ -89,6 +89,7 @@ _PAGES = (
     notification_pages.router,
     directory.router,
     sharing.router,
+    extensions.router,
     audit_page.router,
     device.page_router,
     user_pages.router,

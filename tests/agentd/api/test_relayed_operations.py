@@ -57,6 +57,8 @@ async def test_extensions_and_settings_have_the_shapes_of_the_table(tmp_path: Pa
     async with serving(tmp_path, agent) as api:
         (listed,) = (await ask(api, agent_api.LIST_EXTENSIONS))["extensions"]
         assert (listed["name"], listed["enabled"]) == ("developer", True)
+        off = await ask(api, agent_api.SWITCH_EXTENSION, {"enabled": False}, extension="developer")
+        assert (off["name"], off["enabled"]) == ("developer", False)
         settings = await ask(api, agent_api.LIST_SETTINGS)
         assert settings["total_count"] == len(settings["settings"]) > 0
         key = "GOOSE_TEMPERATURE"

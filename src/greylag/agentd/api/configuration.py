@@ -28,12 +28,11 @@ class ExtensionRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        one = "/api/v1/extensions/{name}"
         return [
             relayed(agent_api.LIST_EXTENSIONS, self._list),
             Route("/api/v1/extensions", self.add, methods=["POST"]),
-            Route(f"{one}/toggle", self.toggle, methods=["PUT"]),
-            Route(one, self.remove, methods=["DELETE"]),
+            relayed(agent_api.SWITCH_EXTENSION, self._switch),
+            relayed(agent_api.REMOVE_EXTENSION, self._remove),
         ]
 
     async def _list(self, _request: Request) -> Response:
@@ -57,18 +56,16 @@ class ExtensionRoutes:
         }
         return JSONResponse(made, status_code=201)
 
-    async def toggle(self, request: Request) -> Response:
-        """Switch an extension on or off."""
+    async def _switch(self, request: Request) -> Response:
         enabled = (await read_object(request, _EXTENSION_BODY, "enabled")).get("enabled")
         if not isinstance(enabled, bool):
             raise invalid("enabled must be true or false.")
-        name = await self._extensions.enable(request.path_params["name"], enabled=enabled)
+        name = await self._extensions.enable(request.path_params["extension"], enabled=enabled)
         words = "Extension toggled successfully"
-        return JSONResponse({"message": words, "name": name, "enabled": enabled})
+        return answer(agent_api.SwitchedExtension(words, name, enabled))
 
-    async def remove(self, request: Request) -> Response:
-        """Remove an extension that is switched off."""
-        await self._extensions.remove(request.path_params["name"])
+    async def _remove(self, request: Request) -> Response:
+        await self._extensions.remove(request.path_params["extension"])
         return Response(status_code=204)
 
 

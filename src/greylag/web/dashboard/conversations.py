@@ -4,7 +4,8 @@ scripts what the console does by the JSON API.
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from fastapi import APIRouter
@@ -20,6 +21,7 @@ from greylag.domain.errors import (
     GreylagError,
     NotActiveError,
 )
+from greylag.domain.project import ProjectRef
 from greylag.services.messages import NewMessage
 from greylag.web.addresses import project_url
 from greylag.web.api.relay import ask
@@ -31,9 +33,9 @@ from greylag.web.dashboard.pages import (
     is_fragment_request,
     is_segment,
     moment,
+    piece,
     project_view,
     respond,
-    respond_to,
     see,
 )
 from greylag.web.dashboard.rail import read_rail, read_sessions
@@ -44,6 +46,15 @@ NEW_SESSION = "new"
 RUNNING = "running"
 TURNS_SHOWN = 30
 _PATIENCE_SECONDS = 4.0
+_SET_UP_SECONDS = 1.0
+_MOST_FAILING = 5
+_MOST_NAME = 60
+_MODES = {
+    "auto": "Acts by itself",
+    "approve": "Asks before it acts",
+    "smart_approve": "Asks before risks",
+    "chat": "Only talks",
+}
 _MOST_PAGES = 16
 _MOST_SHOWN = 10_000
 
@@ -70,7 +81,8 @@ class AnsweredMessage:
 class ConversationView:
     """All that a page shows of an agent. ``sessions`` are ``None`` where they cannot be told,
     ``selected`` is ``None`` before a session's first message; ``error`` tells why the agent's part
-    is missing; ``shared``: messages may be of several people. ``kept_at``: of when the copy is
+    is missing; ``shared``: messages may be of several people; ``mode`` says when the agent asks
+    before it acts; ``failing`` names extensions that do not work. ``kept_at``: of when the copy is
     that shows, which lacks the first ``left_out`` messages.
     """
 
@@ -83,6 +95,9 @@ class ConversationView:
     shared: bool = False
     kept_at: Moment | None = None
     left_out: int = 0
+    model: str = ""
+    mode: str = ""
+    failing: tuple[str, ...] = ()
 
     @property
     def running(self) -> Turn | None:
@@ -108,7 +123,7 @@ async def send_message(request: Request, call: ProjectCallDep) -> Response:
     """Send a message and lead to its session as soon as the turn is known to run."""
     form = await request.form()
     new = NewMessage(form_field(form, "message"), form_field(form, "session") or None)
-    session = await _start(call, new)
+    session = await start_turn(call, call.ref, new)
     return see(project_url(call.ref, session))
 
 
@@ -124,9 +139,8 @@ async def ask_for_title(request: Request, call: ProjectCallDep, session: str) ->
     """Show the form with what the session is called."""
     found = await ask(call, agent_api.SHOW_SESSION, session=session)
     view = project_view(await call.use_cases.projects.get(*call.at))
-    return respond_to(
+    return piece(
         request,
-        "session.html",
         "fragments/session_form.html",
         site=call.site,
         rail=await read_rail(call),
@@ -163,12 +177,12 @@ async def _look(
     return view, await read_conversation(call, view, session, limit)
 
 
-async def _start(call: RequestContext, new: NewMessage) -> str | None:
+async def start_turn(call: RequestContext, ref: ProjectRef, new: NewMessage) -> str | None:
     """Send a message and return its turn's session as soon as the turn is known to run; it goes on
     without us. ``None`` when it ended before that.
     """
     splitter = sse.FrameSplitter()
-    async with call.use_cases.messages.send(*call.at, new) as runs:
+    async with call.use_cases.messages.send(call.principal, ref, new) as runs:
         async for run in runs:
             for raw in splitter.feed(run):
                 session = _turn_session(sse.parse(raw))
@@ -220,6 +234,8 @@ async def read_conversation(
 async def _read(call: RequestContext, wanted: str | None, shown: int) -> ConversationView:
     status = await call.use_cases.agents.status(*call.at)
     sessions = await read_sessions(call)
+    settings, failing = await _set_up(call)
+    named = "" if status.demonstration else settings.get("GOOSE_MODEL")
     selected = _chosen(wanted, sessions)
     found: list[AnsweredMessage] = []
     error = None
@@ -236,6 +252,9 @@ async def _read(call: RequestContext, wanted: str | None, shown: int) -> Convers
         hidden=hidden,
         demonstration=status.demonstration,
         error=error,
+        model=named or status.model,
+        mode=_MODES.get(settings.get("GOOSE_MODE", ""), ""),
+        failing=failing,
     )
 
 
@@ -259,6 +278,20 @@ async def _read_kept(call: RequestContext, wanted: str | None, shown: int) -> Co
         kept_at=None if kept_at is None else moment(kept_at),
         left_out=said[0].message_index if said else 0,
     )
+
+
+async def _set_up(call: RequestContext) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """Return the agent's settings, and which extensions fail, as far as it tells soon."""
+    settings: Mapping[str, str] = {}
+    failing: tuple[str, ...] = ()
+    with suppress(GreylagError, TimeoutError):
+        async with asyncio.timeout(_SET_UP_SECONDS):
+            listed = (await ask(call, agent_api.LIST_EXTENSIONS)).extensions
+            bad = [one.name for one in listed if one.enabled and one.state == "failed"]
+            failing = tuple(name[:_MOST_NAME] for name in bad[:_MOST_FAILING])
+            known = (await ask(call, agent_api.LIST_SETTINGS)).settings
+            settings = {one.key: str(one.value or "")[:_MOST_NAME] for one in known}
+    return settings, failing
 
 
 async def _last_said(

@@ -29,6 +29,12 @@ from greylag.web.schemas import ProblemDocument, check_metadata
 USER_PAGE = "/users/{user}"
 PROJECT_PAGE = USER_PAGE + "/projects/{project}"
 _UNSEEN = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]")
+_PLACES = (
+    ("; `greylag logs`", "; the log"),
+    ("and `greylag logs`", "and the log"),
+    ("`greylag logs`", "The log"),
+    ("`greylag shell`", "The terminal pane"),
+)
 _DELETE = 0x7F
 _PICTURES = 0x2400
 _SPANS = (
@@ -47,6 +53,13 @@ def visible(text: str) -> str:
     another. Tab and newline stay. ``static/js/text.js`` does the same in the browser.
     """
     return _UNSEEN.sub(lambda match: _picture(ord(match[0])), text)
+
+
+def on_page(text: str) -> str:
+    """Return a hint, which is for the command line too, in the words of pages."""
+    for command, place in _PLACES:
+        text = text.replace(command, place)
+    return text
 
 
 def _picture(code: int) -> str:
@@ -133,6 +146,8 @@ class ProjectView:
     source: str
     created: Moment
     last_activated: Moment | None
+    seq: int = field(compare=False)
+    """The number of the log's newest event: what has a lower one is older."""
 
     @property
     def is_active(self) -> bool:
@@ -164,6 +179,7 @@ def project_view(project: Project) -> ProjectView:
         source=project.source.url if project.source else "",
         created=moment(project.created_at),
         last_activated=moment(project.last_activated_at) if project.last_activated_at else None,
+        seq=project.last_seq,
     )
 
 
@@ -257,7 +273,9 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(visible=visible, moment=moment, parsed_moment=parsed_moment)
+    environment.filters.update(
+        visible=visible, on_page=on_page, moment=moment, parsed_moment=parsed_moment
+    )
     environment.globals.update(
         address=address,
         inline_url=inline_url,
@@ -301,13 +319,17 @@ def respond_to(
     return respond(template, status=status, **values)
 
 
+def piece(request: Request, fragment: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """Return what a dialog shows: ``fragment``, or a page of it when a browser opens it alone."""
+    return respond_to(request, "piece.html", fragment, status=status, piece=fragment, **values)
+
+
 def form_page(
     request: Request, form: ProjectForm, error: str | None = None, **values: Any
 ) -> HTMLResponse:
     """Return the form that creates or edits a project, with what is wrong in it, if anything is."""
-    return respond_to(
+    return piece(
         request,
-        "form.html",
         "fragments/project_form.html",
         status=422 if error else 200,
         form=form,

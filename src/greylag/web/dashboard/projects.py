@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from greylag.common import sse
 from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
-from greylag.domain.project import Desired, Event, Project
+from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action, User
 from greylag.ports import Edit
 from greylag.web.addresses import project_url, user_url
@@ -25,13 +25,14 @@ from greylag.web.dashboard.pages import (
     form_page,
     html_frame,
     is_fragment_request,
+    piece,
     project_view,
     render,
     respond,
-    respond_to,
     see,
 )
 from greylag.web.dashboard.rail import project_rows, rail_frames, read_rail
+from greylag.web.dashboard.waking import waking
 from greylag.web.deps import ProjectCallDep, RequestContext
 from greylag.web.preview_links import PreviewLinks, origin_of
 from greylag.web.request_log import POLICY
@@ -65,6 +66,8 @@ async def show_project(
         writes=await call.use_cases.gate.may(call.principal, Action.FILES_WRITE, call.ref),
         events=events,
         last_event=project.last_seq,
+        waking=waking(project, events),
+        model=said.model,
         conversation=said,
         turns_shown=limit,
         may_send=await call.use_cases.gate.may(call.principal, Action.MESSAGES_SEND, call.ref),
@@ -115,7 +118,14 @@ async def edit_project(request: Request, call: ProjectCallDep) -> Response:
 async def ask_to_delete(request: Request, call: ProjectCallDep, back: str = "") -> Response:
     """Ask whether the project is really to be deleted."""
     values = await _values(call, back)
-    return respond_to(request, "delete.html", "fragments/delete_form.html", **values)
+    return piece(request, "fragments/delete_form.html", **values)
+
+
+@router.get(PROJECT_PAGE + "/endpoint")
+async def show_endpoint(request: Request, call: ProjectCallDep) -> Response:
+    """Show where programs find the project, and the facts of it."""
+    values = await _values(call, "project")
+    return piece(request, "fragments/endpoint.html", origin=origin_of(request), **values)
 
 
 @router.post(PROJECT_PAGE + "/activate")
@@ -185,6 +195,7 @@ async def _frames(call: RequestContext, project: Project, after: int) -> AsyncGe
     Ends once the project is gone.
     """
     shown: ProjectView | None = None
+    watched = False
     with call.use_cases.projects.changes(project.ref) as news:
         while True:
             try:
@@ -196,7 +207,12 @@ async def _frames(call: RequestContext, project: Project, after: int) -> AsyncGe
             view = project_view(current)
             if events or view != shown:
                 after = events[-1].seq if events else after
-                html = render("fragments/project_changes.html", project=view, events=events)
+                watched = watched or any(one.status is Status.ACTIVE for one in events)
+                newest = await call.use_cases.projects.events(current)
+                steps = waking(current, newest, watched=watched)
+                html = render(
+                    "fragments/project_changes.html", project=view, events=events, waking=steps
+                )
                 yield html_frame(html, after)
                 shown = view
             if not events:

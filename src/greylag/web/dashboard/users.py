@@ -4,7 +4,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -14,12 +14,15 @@ from greylag.domain.errors import ConfigError, InvalidRequestError, ProjectExist
 from greylag.domain.project import Project
 from greylag.domain.users import Action, User
 from greylag.services.activity import Watch
+from greylag.services.messages import NewMessage
 from greylag.services.projects import NewProject
 from greylag.web.addresses import project_url, root_path, user_url
+from greylag.web.dashboard.conversations import start_turn
 from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
     USER_PAGE,
     ProjectForm,
+    form_field,
     form_page,
     html_frame,
     lead,
@@ -44,6 +47,7 @@ STEP = 50
 USER_COOKIE = "greylag_user"
 ORDERS = {"active": "Last active", "name": "Name", "created": "Newest"}
 _MOST_WORDS = 200
+_MOST_NAME = 48
 _YEAR_SECONDS = 365 * 24 * 3600
 
 router = APIRouter(include_in_schema=False)
@@ -78,6 +82,7 @@ async def list_projects(request: Request, call: UserCallDep) -> Response:
         site=call.site,
         rail=await read_rail(call),
         list=await _listed(call, parse_window(request.query_params)),
+        key=secrets.token_hex(16),
         user=await projects.user(call.principal, call.user_id),
     )
     page.set_cookie(
@@ -118,6 +123,46 @@ async def create_project(request: Request, call: UserCallDep) -> Response:
     except (InvalidRequestError, ProjectExistsError) as error:
         return await _form_page(request, call, owner, form, error.info.message)
     return lead(request, project_url(made.project.ref))
+
+
+@router.post(USER_PAGE + "/start")
+async def start_project(request: Request, call: UserCallDep) -> Response:
+    """Create a project for a first message, or of a git address, named by it, and lead there.
+
+    A page with scripts keeps the message and sends it from there (``first`` is then set).
+    """
+    owner = await _owner(call)
+    sent = await request.form()
+    message, form = form_field(sent, "message"), ProjectForm.read(sent)
+    try:
+        form = replace(form, name=first_name(message, form.git_url))
+        new = NewProject(form.name, source=form.source())
+        made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
+    except InvalidRequestError as error:
+        return await _form_page(request, call, owner, form, error.info.message)
+    ref, session = made.project.ref, None
+    if form_field(sent, "first"):
+        return see(f"{project_url(ref)}?{urlencode({'first': form.key})}")
+    if message.strip():
+        session = await start_turn(call, ref, NewMessage(message))
+    return see(project_url(ref, session))
+
+
+def first_name(message: str, git_url: str) -> str:
+    """Return a project's name: the beginning of its first message, else its repository's name.
+
+    Raises:
+        InvalidRequestError: there is neither.
+    """
+    words = " ".join(message.split())
+    if not words:
+        words = git_url.strip().rstrip("/").rpartition("/")[2].removesuffix(".git")
+    if not words:
+        raise InvalidRequestError("Say what the agent shall do, or give a git address.")
+    if len(words) <= _MOST_NAME:
+        return words
+    whole, _, _ = words[: _MOST_NAME + 1].rpartition(" ")
+    return whole or words[:_MOST_NAME]
 
 
 async def _owner(call: RequestContext) -> User:
