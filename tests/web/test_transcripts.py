@@ -79,10 +79,13 @@ async def test_what_is_not_kept_is_refused_as_ever_and_a_bad_page_as_by_an_agent
         for query in ("limit=0", "limit=401", "limit=-1", "limit=x", "limit=", "limit=1&before=0"):
             status, told, mark = await get(running, f"{NOTES}/sessions/{session}/messages?{query}")
             assert (status, told["code"], mark) == (422, "invalid_request", None)
-        for method, place in (("POST", ""), ("PUT", f"/{session}"), ("DELETE", f"/{session}")):
-            status, told = await running.ask(
-                method, f"{NOTES}/sessions{place}", json={"title": "a"}
-            )
+        renamed = {"title": "a"}
+        for method, place, body in (
+            ("POST", "", {}),
+            ("PUT", f"/{session}", renamed),
+            ("DELETE", f"/{session}", {}),
+        ):
+            status, told = await running.ask(method, f"{NOTES}/sessions{place}", json=body)
             assert (status, told["code"]) == (409, "environment_not_active")
 
 

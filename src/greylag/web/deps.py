@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from functools import cache
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -14,7 +13,6 @@ from urllib.parse import quote
 import structlog
 from fastapi import Depends, Header, Path
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 from starlette.types import Scope
@@ -153,20 +151,15 @@ async def nothing_dropped(request: Request) -> None:
         return
     extra = route.openapi_extra or {}
     if request.query_params:
-        _only(_query_names(route), request.query_params)
+        known = _queries(route.dependant)
+        known |= {one["name"] for one in extra.get("parameters", ()) if one["in"] == "query"}
+        _only(known, request.query_params)
     takes_body = route.body_field is not None or "requestBody" in extra
     if request.method != "GET" and not takes_body:
         await _no_body(request)
 
 
-@cache  # of one for each route
-def _query_names(route: APIRoute) -> frozenset[str]:
-    documented = (route.openapi_extra or {}).get("parameters", ())
-    described = {one["name"] for one in documented if one["in"] == "query"}
-    return frozenset(_queries(route.dependant) | described)
-
-
-def _only(known: frozenset[str], given: QueryParams) -> None:
+def _only(known: set[str], given: QueryParams) -> None:
     for name, count in Counter(name for name, _ in given.multi_items()).items():
         if name not in known:
             takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
