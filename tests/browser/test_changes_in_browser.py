@@ -168,13 +168,13 @@ async def test_a_turn_that_changed_nothing_has_no_word_of_it_and_sleep_is_told(
     page = person.page
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
+    await page.route("**/changes_list*", lambda route: route.abort())
     await page.goto(f"{page.url}?session=new")
     await person.say("[[text Hello there.]]")
     await person.answered()
     line = page.locator(".turn-line")
     await expect(line.get_by_role("button")).to_have_text(["Copy", "Edit and resend"])
     assert not [url for url in asked if "/changes" in url]
-    await page.route("**/changes_list*", lambda route: route.abort())
     await page.keyboard.press("Alt+1")
     await expect(page.locator("#changes")).to_contain_text("cannot be loaded now")
     await page.unroute("**/changes_list*")
