@@ -61,6 +61,22 @@ async def test_the_first_that_fails_ends_it_and_the_next_run_goes_on(
     assert again.out == "Started anew: 1 of 1; still at work: 0; failed: 0; not begun: 0.\n"
 
 
+async def test_what_runs_is_told_and_nothing_is_started_anew(
+    cli: Cli, stack: Stack, project: str
+) -> None:
+    await outdated(cli, stack, "old")
+    before = verbs(stack, "old")
+    told = await cli("rollout", "--list", "--json")
+    assert {one["project_id"]: one["outdated"] for one in told.document["active"]} == {
+        "old": True,
+        project: False,
+    }
+    rows = [line.split("\t")[:3] for line in (await cli("rollout", "--list")).out.splitlines()]
+    assert ["ann", "old", "earlier settings"] in rows
+    assert ["ann", project, "the settings of now"] in rows
+    assert verbs(stack, "old") == before
+
+
 async def test_one_at_work_is_left_until_it_is_not(cli: Cli, stack: Stack, project: str) -> None:
     at = await stack.cluster.reach((await stack.store.get("ann", project)).environment)
     await stack.agents.start_turn(at, None, "wait: a while", "m1")

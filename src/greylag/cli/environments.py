@@ -14,7 +14,7 @@ import click
 from greylag.cli.access import Access, api_options, place_of, task_group, with_client
 from greylag.cli.client import ApiClient, ProjectJson
 from greylag.cli.errors import CliError, Exit, StartError, error_of_settings
-from greylag.cli.output import Output, confirm
+from greylag.cli.output import Output, confirm, moment
 from greylag.cli.programs import data_option
 from greylag.domain.errors import ErrorInfo, GreylagError
 
@@ -229,9 +229,17 @@ POLL_SECONDS = 0.5
     default=900,
     help="How long to wait for each, its agent at work included (default 900).",
 )
+@click.option("--list", "only_list", is_flag=True, help="Only tell what runs, and with what.")
 @api_options
 @with_client
-async def rollout(access: Access, api: ApiClient, *, at_once: int, timeout: int) -> int:  # noqa: ASYNC109 - for each project
+async def rollout(
+    access: Access,
+    api: ApiClient,
+    *,
+    at_once: int,
+    timeout: int,  # noqa: ASYNC109 - for each project
+    only_list: bool,
+) -> int:
     """Give environments that run the settings of now: image, keys, variables, limits.
 
     Each that is outdated is started anew once its agent answers nobody; files and conversations are
@@ -242,17 +250,17 @@ async def rollout(access: Access, api: ApiClient, *, at_once: int, timeout: int)
     \b
     Examples:
       greylag rollout
+      greylag rollout --list
       greylag rollout --at-once 5 --user alice
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
     users = [one["id"] for one in await api.users()]
     if access.user:
         users = [await access.user_id(api)]
-    waiting = [
-        project
-        for user_id in users
-        async for project in api.projects(user_id, "active")
-        if project["outdated"]
-    ]
+    active = [one for user_id in users async for one in api.projects(user_id, "active")]
+    if only_list:
+        _show_what_runs(access.output, active)
+        return Exit.OK
+    waiting = [project for project in active if project["outdated"]]
     rolling = _Rollout(access.output, api, waiting, timeout)
     async with task_group() as group:
         for number in range(at_once):
@@ -261,6 +269,24 @@ async def rollout(access: Access, api: ApiClient, *, at_once: int, timeout: int)
     if rolling.failed:
         return Exit.REFUSED
     return Exit.TIMEOUT if rolling.busy else Exit.OK
+
+
+def _show_what_runs(output: Output, active: list[ProjectJson]) -> None:
+    if output.json:
+        output.document(
+            {"active": [{**_place(one), "outdated": one["outdated"]} for one in active]}
+        )
+        return
+    rows = [
+        (
+            project["user_id"],
+            project["project_id"],
+            "earlier settings" if project["outdated"] else "the settings of now",
+            moment(project["last_activated_at"]),
+        )
+        for project in active
+    ]
+    output.table(("USER", "PROJECT", "RUNS", "ACTIVATED"), rows, empty="No environment runs.")
 
 
 def _place(project: ProjectJson) -> dict[str, str]:
