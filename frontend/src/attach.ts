@@ -9,7 +9,16 @@ export function startAttaching(form: HTMLFormElement, api: string, attempt: (act
   const input = form.querySelector<HTMLInputElement>("#attach-files")!;
   const button = form.querySelector<HTMLButtonElement>("#attach")!;
   const workspace = new Workspace(api);
+  let under = 0; // a message that names a file is sent once the file is there
   const take = (files: Iterable<File>) => attempt(async () => {
+    under += 1;
+    try {
+      await write(files);
+    } finally {
+      under -= 1;
+    }
+  });
+  const write = async (files: Iterable<File>) => {
     for (const file of files) {
       said(`Attaching ${file.name}`);
       const path = `${FOLDER}/${Date.now().toString(36)}-${file.name.replace(/[^\w.-]+/g, "-").slice(-80)}`;
@@ -19,7 +28,13 @@ export function startAttaching(form: HTMLFormElement, api: string, attempt: (act
     }
     said("");
     text.focus();
-  });
+  };
+  form.addEventListener("submit", (event) => {
+    if (!under) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    said("Wait until the file is attached.");
+  }, { capture: true });
   button.hidden = text.disabled;
   button.addEventListener("click", () => input.click());
   input.addEventListener("change", async () => {
@@ -28,7 +43,8 @@ export function startAttaching(form: HTMLFormElement, api: string, attempt: (act
   });
   text.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    if (!files.length) return;
+    // Office programs put a picture of their text beside it.
+    if (!files.length || event.clipboardData!.types.includes("text/plain")) return;
     event.preventDefault();
     void take(files);
   });

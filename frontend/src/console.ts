@@ -212,13 +212,14 @@ class Console {
     if (this.#stream && !this.#session) return; // the turn that wakes it makes its session
     here.dataset.asleep = "false";
     const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : location.search;
-    await this.#try(async () => {
+    const found = await this.#try(async () => {
       const told = await this.#told(query);
       // What is not known yet is no reason to take away what is.
       const unknown = told.dataset.asleep === "true" || told.querySelector(":scope > .problem") !== null;
       if (unknown) here.dataset.asleep = "true";
       if (!unknown || !here.querySelector(".turn")) this.#putAwake(here, told);
     });
+    if (!found) here.dataset.asleep = "true"; // the next change tries again
   }
 
   #putAwake(here: HTMLElement, told: HTMLElement): void {
@@ -236,7 +237,9 @@ class Console {
       htmx.process(here);
       if (!goesOn) return this.#readPage();
       this.#showFacts();
-      this.#dress(turns);
+      const runs = (turn: HTMLElement) => turn.dataset.turnStatus === "running";
+      this.#dress(turns.filter((turn) => !runs(turn)));
+      for (const turn of turns.filter(runs)) void this.#replay(turn, !this.#stream);
       this.#offerEarlier();
     });
   }

@@ -35,7 +35,8 @@ export function startLog(): void {
 /** Return a line for people: what a program logged as an object begins with its time and what happened. */
 function inWords(line: string): string {
   try {
-    const { timestamp = "", level = "", event = "", ...more } = JSON.parse(line) as Record<string, unknown>;
+    const { timestamp = "", level = "", event, ...more } = JSON.parse(line) as Record<string, unknown>;
+    if (typeof event !== "string") return visible(line);
     const rest = Object.entries(more).map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`);
     return visible([timestamp, level, event, ...rest].filter(Boolean).join(" "));
   } catch {

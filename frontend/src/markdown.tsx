@@ -48,6 +48,7 @@ export class MarkdownStream {
     const named = Object.keys(this.#env.references ?? {}).length > 0;
     if (!named) return this.#finish(this.#split(), true);
     this.#done.length = 0;
+    this.#env = {}; // of two definitions of a name the first counts: that of a line that had only half come must not
     this.#source = this.#whole;
     this.#fence = null;
     this.#goesOn = false;

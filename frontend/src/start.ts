@@ -34,7 +34,6 @@ export function startFirst(): void {
     const [message, key] = [String(given.get("message")), String(given.get("key"))];
     if (!message.trim()) return;
     sessionStorage.setItem(keyOf(key), message);
-    draft.keep("");
     form.querySelector<HTMLInputElement>("[name=first]")!.value = "page";
   });
 }
@@ -46,5 +45,6 @@ export function takeFirst(): string | null {
   history.replaceState(null, "", location.pathname);
   const message = sessionStorage.getItem(keyOf(key));
   sessionStorage.removeItem(keyOf(key));
+  if (message) new Draft(`first ${location.pathname.split("/projects/")[0]}`).keep("");
   return message;
 }

@@ -138,9 +138,15 @@ async def test_a_keyring_keeps_the_token_where_there_is_a_real_one(
     fake_keyring.answers.clear()
     assert "did not answer within 0.2 seconds" in await login()
     fake_keyring.answers.set()
-    assert {one.name for one in folder.iterdir()} == {"token"}
+    # What it took up after all is found by whoever signs out.
+    assert {one.name for one in folder.iterdir()} == {"token", "keyring"}
+    assert (await call("logout", env=env)).code == 0
+    assert (fake_keyring.held, list(folder.iterdir())) == ({}, [])
     # It answers: the file is gone, and every command finds the token.
     fake_keyring.held.clear()
+    assert "kept in the system's keyring (" in await login()
+    fake_keyring.held.clear()  # a person removed it there
+    assert (await call("logout", env=env)).code == 0
     assert "kept in the system's keyring (" in await login()
     assert {one.name for one in folder.iterdir()} == {"keyring"}
     assert list(fake_keyring.held) == [("greylag", "token")]

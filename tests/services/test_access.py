@@ -1,6 +1,7 @@
 """Who may do what: every use case asks first, and the one table decides."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -24,7 +25,7 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
     UserNotFoundError,
 )
-from greylag.domain.project import Desired, ProjectRef
+from greylag.domain.project import Desired, Project, ProjectRef
 from greylag.domain.users import (
     OPERATOR,
     Action,
@@ -371,6 +372,34 @@ async def test_a_user_is_made_limited_disabled_and_removed() -> None:
             await accounts.remove(boss, "ada")
 
 
+async def _is_not_handed_to_one_who_has_such(of: UseCases, ref: ProjectRef, bob: Principal) -> None:
+    theirs = ProjectRef("bob", ref.project_id)
+    await of.projects.create(bob, "bob", NewProject("Mine", ref.project_id))
+    await of.gate.share(bob, theirs, "eve", MemberRole.VIEWER)
+    await of.accounts.edit(OPERATOR, "bob", UserEdit(limits=Limits(projects=2)))
+    with pytest.raises(ConflictError, match="has a project"):
+        await of.accounts.hand_over(WHO_IS[Standing.ADMIN], ref, "bob")
+    assert [one.role for one in await of.gate.members(bob, theirs)] == [MemberRole.VIEWER]
+    await of.projects.settled(await of.projects.want(bob, theirs, Desired.DELETED))
+    await of.accounts.edit(OPERATOR, "bob", UserEdit(limits=Limits(projects=1)))
+
+
+async def _handed_over_while_its_log_is_followed(
+    house: House, ref: ProjectRef, user_id: str
+) -> Project:
+    of, owner = house.use_cases, Principal(ref.user_id, ref.user_id)
+    async with await of.agents.logs(owner, ref, follow=True, tail=9) as lines:
+        following = asyncio.create_task(_whole(lines), name="log")
+        given = await of.accounts.hand_over(WHO_IS[Standing.ADMIN], ref, user_id)
+        house.cluster.say(ref, b"of the new owner")
+        assert b"new owner" not in await following
+    return given
+
+
+async def _whole(lines: AsyncIterator[bytes]) -> bytes:
+    return b"".join([line async for line in lines])
+
+
 async def test_a_project_is_handed_over_with_its_members_and_nothing_of_its_owner_stays() -> None:
     house, ref = House(), ProjectRef("ada", "demo")
     of, boss, ada = house.use_cases, WHO_IS[Standing.ADMIN], Principal("ada", "ada")
@@ -391,8 +420,9 @@ async def test_a_project_is_handed_over_with_its_members_and_nothing_of_its_owne
             await of.accounts.hand_over(ada, ref, "bob")
         with pytest.raises(ConflictError, match="already"):
             await of.accounts.hand_over(boss, ref, "ada")
-        given = await of.accounts.hand_over(boss, ref, "bob")
         bob = Principal("bob", "bob")
+        await _is_not_handed_to_one_who_has_such(of, ref, bob)
+        given = await _handed_over_while_its_log_is_followed(house, ref, "bob")
         assert [one.user_id for one in await of.gate.members(bob, given.ref)] == ["eve"]
         assert await house.store.find(Share, link.key) is None
         with pytest.raises(ProjectNotFoundError):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.e2e.product import free_port
 from tests.soak.proof import Stood
+from tests.store import mongo_servers
 
 PROGRAM = Path(__file__).with_name("program.py")
 READY_SECONDS = 60
@@ -82,6 +83,7 @@ class Fleet:
         process = self._running[name]
         process.kill()
         await process.wait()
+        await mongo_servers.end_transactions(self._settings["MONGODB_URI"])
         await self._start(name)
 
     async def _start(self, name: str) -> None:

@@ -75,6 +75,15 @@ async def database(server: str) -> AsyncIterator[str]:
         await client.drop_database(name)
 
 
+async def end_transactions(server: str) -> None:
+    """End what clients have under way there. A real server ends by itself, after a minute, the
+    transaction of a client that was killed; this one never does.
+    """
+    if server != GIVEN_URI:
+        async with Client(server) as client:
+            await client.admin.command({"killAllSessions": []})
+
+
 @asynccontextmanager
 async def opened(*, single: bool = False) -> AsyncIterator[MongoStore]:
     """Open a store on a new database, and close it at the end."""

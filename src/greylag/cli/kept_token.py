@@ -75,17 +75,19 @@ class KeptToken:
         """
         why_not = None
         if is_installed():
+            # First: what is cut off, or put there too late, must be found by whoever signs out.
+            write_token(self.marked, "in-the-system-keyring")
             try:
                 name = _asked(lambda keyring: _put(keyring, token))
             except KeyringError as error:
                 why_not = str(error)
             else:
                 if name is not None:
-                    write_token(self.marked, "in-the-system-keyring")
                     self.file.unlink(missing_ok=True)
                     return f"the system's keyring ({name})", None
         write_token(self.file, token)
-        self.marked.unlink(missing_ok=True)
+        if why_not is None:  # there is no keyring
+            self.marked.unlink(missing_ok=True)
         return str(self.file), why_not
 
     def forget(self) -> None:
@@ -96,7 +98,7 @@ class KeptToken:
         """
         self.file.unlink(missing_ok=True)
         if self.marked.exists():
-            _asked(lambda keyring: keyring.delete_password(SERVICE, ACCOUNT))
+            _asked(_take_out)
             self.marked.unlink(missing_ok=True)
 
 
@@ -108,6 +110,11 @@ def is_installed() -> bool:
 def _put(keyring: "KeyringBackend", token: str) -> str:
     keyring.set_password(SERVICE, ACCOUNT, token)
     return str(keyring.name)
+
+
+def _take_out(keyring: "KeyringBackend") -> None:
+    if keyring.get_password(SERVICE, ACCOUNT) is not None:  # a person may have removed it
+        keyring.delete_password(SERVICE, ACCOUNT)
 
 
 def _asked(ask: Callable[["KeyringBackend"], T]) -> T | None:

@@ -47,6 +47,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="greylag-execd", description="Run an agent's processes.")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--sent", action="store_true", help="take a listening socket from stdin")
+    # Of an agentd of the version before, which starts this one when its own has ended.
+    way.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     way.add_argument("--socket", type=Path, help="where to listen")
     parser.add_argument("--client", type=int, help="the only user who may connect to it")
     parser.add_argument("--own", type=Path, nargs="*", default=[], help="folders to take over")
@@ -61,8 +63,9 @@ def main() -> None:
         _limit(resource.RLIMIT_NPROC, given.processes)
     os.environ.pop("PWD", None)  # of a shell that the sandbox was started by
     server = ExecServer(given.client, os.environ)
-    if given.sent:
-        asyncio.run(_serve(server, _received(), _stdin_end(), patience=0))
+    if given.sent or given.fd is not None:
+        listener = _received() if given.sent else socket.socket(fileno=given.fd)
+        asyncio.run(_serve(server, listener, _stdin_end(), patience=0))
         return
     for folder in given.own:
         take_over(folder)

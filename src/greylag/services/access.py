@@ -20,7 +20,7 @@ from greylag.domain.errors import (
     MissingError,
     ProjectNotFoundError,
 )
-from greylag.domain.project import Project, ProjectRef
+from greylag.domain.project import ProjectRef
 from greylag.domain.users import (
     Action,
     Member,
@@ -272,13 +272,19 @@ class Gate:
                 return wanted
         raise ConflictError("Others changed this member again and again.")
 
-    async def carry_members(self, principal: Principal, ref: ProjectRef, project: Project) -> None:
-        """Have a project, which was ``ref`` before it was handed over, shared with whom it was. The
-        caller has asked whether it may.
+    async def carry_members(self, principal: Principal, ref: ProjectRef, owner: str) -> None:
+        """Write down with whom a project is shared once it is ``owner``'s: before it is handed
+        over, as that may be cut off after; until then it means nothing. The caller has asked
+        whether it may.
         """
+        project = await self._projects.get(ref.user_id, ref.project_id)
         for one in await self._people.labelled(Member, of_project(ref.user_id, ref.project_id)):
-            if one.record_id == project.id and one.user_id != project.user_id:
-                await self._keep_member(principal, replace(one, owner=project.user_id, version=0))
+            if one.record_id == project.id and one.user_id != owner:
+                await self._keep_member(principal, replace(one, owner=owner, version=0))
+
+    async def drop_members(self, principal: Principal, ref: ProjectRef) -> None:
+        """Forget with whom a project was shared under this name, which it has not."""
+        for one in await self._people.labelled(Member, of_project(ref.user_id, ref.project_id)):
             told = self.audit.event(
                 principal, AuditAction.MEMBER_REMOVE, name_of(ref), member=one.user_id
             )

@@ -129,7 +129,6 @@ class Accounts:
             why = "is disabled" if user.disabled else "has this project already"
             raise ConflictError(f"The user {user.id!r} {why}.", hint="Choose another user.")
         given = await self._projects.give(principal, ref, user)
-        await self._gate.carry_members(principal, ref, given)
         for share in await self._store.labelled(Share, of_project(ref.user_id, ref.project_id)):
             ended = self._gate.audit.event(
                 principal, AuditAction.PREVIEW_END, shown_by(ref, share.port), path=share.path

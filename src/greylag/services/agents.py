@@ -1,6 +1,7 @@
 """What runs in a project's environment: its agent's API and turns, and its log."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -239,9 +240,42 @@ class Agents:
     async def logs(
         self, principal: Principal, ref: ProjectRef, *, follow: bool, tail: int
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes."""
+        """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes, as
+        long as the project is its owner's.
+        """
         project = await self._projects.get(principal, ref, Action.LOGS_READ)
-        return self._cluster.logs(project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES))
+        opening = self._cluster.logs(
+            project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES)
+        )
+        return _until(self._projects.is_another_s(project), opening) if follow else opening
+
+
+@asynccontextmanager
+async def _until(
+    over: Coroutine[Any, Any, None], opening: AbstractAsyncContextManager[AsyncIterator[bytes]]
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Open lines that end once ``over`` has: an environment may outlive its owner's right to it."""
+    ending = asyncio.create_task(over, name="end of a log")
+    try:
+        async with opening as lines:
+            yield _before(ending, lines)
+    finally:
+        ending.cancel()
+
+
+async def _before(ending: asyncio.Task[None], lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    while True:
+        coming = asyncio.ensure_future(anext(lines, None))
+        try:
+            await asyncio.wait({coming, ending}, return_when=asyncio.FIRST_COMPLETED)
+            line = None if ending.done() else coming.result()
+        finally:
+            if not coming.done():
+                coming.cancel()
+                await asyncio.wait({coming})
+        if line is None:
+            return
+        yield line
 
 
 @asynccontextmanager

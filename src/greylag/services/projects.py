@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from greylag.domain.errors import (
     LimitExceededError,
     ProjectExistsError,
     ProjectNotFoundError,
+    StoreUnavailableError,
     UserNotFoundError,
     WaitTimeoutError,
 )
@@ -51,6 +52,7 @@ KEY_FORM = r"^[!-~]([ -~]*[!-~])?$"
 """What an Idempotency-Key is like: printable ASCII, as headers carry it."""
 EVENTS_AT_ONCE = 100
 _AT_ONCE = 200
+_LOOK_SECONDS = 60.0  # changes are told; this is for one that was missed
 FOLLOW_RECHECK_SECONDS = 300.0
 
 _ACTIONS = {
@@ -177,13 +179,23 @@ class Projects:
         project = await self._store.get(ref.user_id, ref.project_id)
         self._check_template(user, project.metadata)
         event = self.audit.event(principal, Action.PROJECTS_HAND_OVER, name_of(ref), owner=user.id)
+        there = ProjectRef(user.id, ref.project_id)
+        hint = "Hand over or delete that one first, or choose another user."
+        if await self._find(there) is not None:
+            taken = f"The user {user.id!r} has a project {ref.project_id!r}."
+            raise ConflictError(taken, hint=hint)
+        await self._gate.carry_members(principal, ref, user.id)
         try:
-            return await self._store.hand_over(
+            given = await self._store.hand_over(
                 ref.user_id, ref.project_id, user.id, self._clock.now(), audit=event
             )
         except ProjectExistsError as error:
-            hint = "Hand over or delete that one first, or choose another user."
             raise ConflictError(error.info.message, hint=hint) from error
+        except ConflictError:
+            await self._gate.drop_members(principal, there)
+            raise
+        await self._gate.drop_members(principal, ref)
+        return given
 
     async def _check_projects(self, user: User) -> None:
         if (most := self._limits.of(user).projects) is not None:
@@ -296,12 +308,26 @@ class Projects:
                     raise WaitTimeoutError(_still(current))
                 await news.changed(left)
 
+    async def is_another_s(self, project: Project) -> None:
+        """Return once the project is gone, or its owner has another in its place or has it no
+        more.
+        """
+        with self._store.subscribe(project.ref) as news:
+            while True:
+                with suppress(StoreUnavailableError):
+                    if await self._same(project) is None:
+                        return
+                await news.changed(_LOOK_SECONDS)
+
     async def _same(self, project: Project) -> Project | None:
+        current = await self._find(project.ref)
+        return current if current is not None and current.id == project.id else None
+
+    async def _find(self, ref: ProjectRef) -> Project | None:
         try:
-            current = await self._store.get(project.user_id, project.project_id)
+            return await self._store.get(ref.user_id, ref.project_id)
         except ProjectNotFoundError:
             return None
-        return current if current.id == project.id else None
 
     async def events(self, project: Project, after: int | None = None) -> Sequence[Event]:
         """Return the log's events after number ``after``, oldest first, 100 at most; by default the

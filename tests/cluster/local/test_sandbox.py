@@ -189,10 +189,15 @@ def test_pasta_is_taken_where_it_works_and_not_by_root(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(os, "getuid", lambda: user)
+    monkeypatch.setattr(sandbox, "_is_routed", lambda: True)
     taken = str(tmp_path / "pasta") if code == 0 and user else None
     assert choose_sandbox("auto", hidden=(), needed=()).pasta == taken
     for network in ("shared", "strict"):
         assert choose_sandbox("auto", hidden=(), needed=(), network=network).pasta is None
+    # Where it cannot be tried yet, environments have no network rather than the machine's.
+    monkeypatch.setattr(sandbox, "_is_routed", lambda: False)
+    offline = choose_sandbox("auto", hidden=(), needed=())
+    assert (offline.pasta is not None) is bool(user)
 
 
 def test_with_pasta_the_loopback_is_out_of_reach_and_other_machines_are_not(

@@ -38,9 +38,12 @@ def is_alive(process: ProcessId) -> bool:
 
 
 def runs_file(process: ProcessId, path: str) -> bool:
-    """Tell whether ``process`` is alive and ``path`` a word of its command line."""
+    """Tell whether ``process`` is alive and ``path`` a word of its command line, which it lacks for
+    a moment while it begins: then it may be.
+    """
     with suppress(psutil.Error, OSError):
-        return path in psutil.Process(process.pid).cmdline() and is_alive(process)
+        words = psutil.Process(process.pid).cmdline()
+        return (not words or path in words) and is_alive(process)
     return False
 
 

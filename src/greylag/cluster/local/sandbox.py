@@ -27,6 +27,8 @@ SandboxNetwork = Literal["auto", "shared", "strict"]
 WRITABLE = ("workspace", "home", "tmp")
 """What of its volume the untrusted side of an environment sees, and may write to."""
 
+_log = structlog.get_logger(__name__)
+
 _NAME_SERVERS = Path("/etc/resolv.conf")
 _NAMED = re.compile(r"(?m)^(\s*nameserver\s+)(?:[0-9.]+|::1)(?=\s|$)")
 _PROBE_SECONDS = 5.0
@@ -227,8 +229,12 @@ def choose_sandbox(
         # It makes itself nobody where it is started by root.
         if pasta is not None and os.getuid() != 0:
             apart = replace(sandbox, pasta=pasta)
-            if _probe(apart) is None:
+            # Without a way to others older ones do not start; each start of execd asks anew.
+            tried = apart if _is_routed() else replace(sandbox, network="strict")
+            refused = _probe(tried)
+            if refused is None:
                 return apart
+            _log.warning("pasta_does_not_work", error=refused)
         fault = _probe(sandbox)
         if fault is None:
             return sandbox

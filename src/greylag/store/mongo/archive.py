@@ -233,7 +233,8 @@ class MongoArchive:
         documents = [project_document(stored) for stored in projects]
         keys = [key_document(stored.project.id, key) for stored in projects for key in stored.keys]
         with asking(_SECONDS):
-            await _insert(self._projects, documents, "user_id", "project_id")
+            environment = ("environment_user", "project_id")
+            await _insert(self._projects, documents, ("user_id", "project_id"), environment)
             await _insert(self._database[indexes.KEYS], keys)
             for name, collection in indexes.PEOPLE.items():
                 people = [
@@ -251,8 +252,12 @@ class MongoArchive:
                     await self._trail.append(one)
 
 
-async def _insert(collection: Collection, documents: list[Document], *unique: str) -> None:
-    """Insert documents, each instead of any with the same ``_id`` or the same ``unique`` fields."""
+async def _insert(
+    collection: Collection, documents: list[Document], *unique: tuple[str, ...]
+) -> None:
+    """Insert documents, each instead of any with the same ``_id`` or the same fields of a set that
+    is ``unique``.
+    """
     if not documents:
         return
     try:
@@ -266,8 +271,7 @@ async def _insert(collection: Collection, documents: list[Document], *unique: st
     writes: list[DeleteMany | InsertOne[Document]] = []
     for document in documents:
         writes.append(DeleteMany({"_id": document["_id"]}))
-        if unique:
-            writes.append(DeleteMany({name: document[name] for name in unique}))
+        writes += [DeleteMany({name: document[name] for name in names}) for names in unique]
         writes.append(InsertOne(document))
     await repeated(lambda: collection.bulk_write(writes))
 

@@ -122,7 +122,9 @@ async def create_project(request: Request, call: UserCallDep) -> Response:
         made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
     except (InvalidRequestError, ProjectExistsError) as error:
         return await _form_page(request, call, owner, form, error.info.message)
-    return lead(request, project_url(made.project.ref))
+    # The page sends the first message that was kept under this key, if there is one.
+    first = f"?{urlencode({'first': form.key})}" if form.key else ""
+    return lead(request, project_url(made.project.ref) + first)
 
 
 @router.post(USER_PAGE + "/start")
@@ -312,7 +314,8 @@ class _ListChanges:
         now = make_list(self._user_id, self._window, project_rows(projects, watch))
         self._shown = now
         if before is None or _frame_of(before) != _frame_of(now):
-            return [html_frame(render("fragments/list.html", list=now, oob=True))]
+            key = secrets.token_hex(16)
+            return [html_frame(render("fragments/list.html", list=now, oob=True, key=key))]
         frames = row_frames(before.rows, now.rows, "row", "fragments/project_row.html")
         if before.states != now.states:
             frames.append(html_frame(render("fragments/states.html", list=now, oob=True)))
