@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from tests.harness import Harness, settings
 
-from greylag.common.agent_api import Turn
+from greylag.common.agent_api import MOST_TITLE, Turn
 from greylag.common.clock import SystemClock
 from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR
@@ -231,3 +231,57 @@ async def test_what_is_no_list_of_turns_is_not_told_and_not_fatal(
             await of.say("hello", "m1")
             await of.told_all("turn.ended")
             assert asked.is_set()
+
+
+async def test_a_defect_and_a_row_that_cannot_be_read_end_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with house() as of:
+        await of.hook()
+        told = of.build("w1").notifier
+        notifications, send, listed = told._notifications, told._notifications.send, 0
+        met = asyncio.Event()
+
+        async def broken(*_: object) -> Delivered:
+            monkeypatch.setattr(notifications, "send", send)
+            met.set()
+            raise RuntimeError("a defect")
+
+        read = notifications.of
+
+        async def of_all(user: str | None) -> object:
+            nonlocal listed
+            listed += user is None
+            if listed == 1 and user is None:
+                raise ValueError("a row of a later version")
+            return await read(user)
+
+        monkeypatch.setattr(notifications, "send", broken)
+        monkeypatch.setattr(notifications, "of", of_all)
+        async with running(told):
+            await of.say("hello", "m1")
+            await asyncio.wait_for(met.wait(), 10)
+            await of.say("again", "m2")
+            await of.told_all("turn.ended")
+        assert listed > 1
+
+
+async def test_what_an_agent_calls_a_session_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house() as of:
+        await of.hook()
+        told = of.build("w1").notifier
+        real = told._ask
+
+        async def ask(project: object, operation: object, *rest: object, **query: str) -> object:
+            answer = await real(project, operation, *rest, **query)  # type: ignore[arg-type]
+            if getattr(operation, "name", "") == "show_session":
+                answer |= {"title": "x" * 1_000_000, "session_id": "another"}
+            return answer
+
+        monkeypatch.setattr(told, "_ask", ask)
+        async with running(told):
+            turn = await of.say("hello", "m1")
+            await of.told_all("turn.ended")
+        data = of.delivery.posted[-1][2]["data"]
+        assert len(data["session_title"]) <= MOST_TITLE
+        assert data["session"] == turn.session_id

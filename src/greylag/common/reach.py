@@ -11,6 +11,7 @@ from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291, section 2.4
 
 
 class NotPublicError(OSError):
@@ -64,7 +65,8 @@ def is_public(address: str) -> bool:
         inner = found.ipv4_mapped or found.sixtofour
         if found in _NAT64:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        if found.teredo is not None:
+        # Beside these all that is the Internet's is in there; teredo leads to others.
+        if inner is None and (found not in _GLOBAL_UNICAST or found.teredo is not None):
             return False
         found = inner or found
     return found.is_global and not found.is_multicast

@@ -7,9 +7,9 @@ that dies while it tells leaves it untold.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,6 +24,7 @@ from greylag.domain.errors import (
     AgentFailedError,
     GreylagError,
     InvalidRequestError,
+    LimitExceededError,
     SessionNotFoundError,
     StoreUnavailableError,
     UserNotFoundError,
@@ -59,6 +60,7 @@ _LOOKS = 4
 _TURNS = 20
 _MOST_BYTES = 2 * agent_api.MEBIBYTE
 _MOST_TOLD_AT_ONCE = 500
+_MOST_OF_USER_AT_ONCE = 40
 _PAGE = 200
 
 _log = structlog.get_logger(__name__)
@@ -107,7 +109,7 @@ class Notifier:
         self._users: frozenset[str] = frozenset()
         self._projects: dict[str, Project] = {}
         self._heard: dict[str, _Heard] = {}
-        self._telling = 0
+        self._telling = Counter[str]()  # deliveries that go on, by user
         self._renew_at = float("-inf")
 
     async def run(self) -> None:
@@ -136,6 +138,10 @@ class Notifier:
                 except StoreUnavailableError as error:
                     self._users = frozenset()
                     _log.warning("notifications_wait_for_store", reason=str(error))
+                    await self._clock.sleep(LOOK_SECONDS)
+                except Exception:  # noqa: BLE001 - a row that cannot be read ends nothing else here
+                    self._users = frozenset()
+                    _log.exception("notifications_failed")
                     await self._clock.sleep(LOOK_SECONDS)
                 # Of many changes that come together one look takes them all.
                 await self._clock.sleep(PAUSE_SECONDS)
@@ -190,6 +196,8 @@ class Notifier:
         failed = 0
         try:
             while (activity := watch.of(project)) is not None and _is_new(activity, heard):
+                if not self._is_still(project):
+                    return  # it may be another's now
                 heard.revision = activity.revision
                 try:
                     async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -201,8 +209,14 @@ class Notifier:
                     failed += 1
                     # What is not seen in the end is told with what the agent does next.
                     heard.revision = "" if failed < _LOOKS else heard.revision
+        except Exception:  # noqa: BLE001 - a defect with one project ends no other
+            _log.exception("notification_look_failed", project=project.id)
         finally:
             heard.looking = False
+
+    def _is_still(self, project: Project) -> bool:
+        known = self._projects.get(project.id)
+        return known is not None and known.user_id == project.user_id
 
     async def _take(
         self, project: Project, activity: AgentActivity, heard: _Heard, tasks: asyncio.TaskGroup
@@ -236,6 +250,9 @@ class Notifier:
             turns = [shaped(Turn, one) for one in told["turns"][:_TURNS]]
         except (KeyError, TypeError, ValueError, InvalidRequestError) as error:
             raise AgentFailedError("The agent's answer is not of the form it must have.") from error
+        session = replace(
+            session, session_id=session_id, title=session.title[: agent_api.MOST_TITLE]
+        )
         found = [_notice(project, session, turn, self._clock) for turn in turns]
         return [one for one in found if one is not None and one.turn_id in wanted]
 
@@ -257,17 +274,21 @@ class Notifier:
     async def _tell(self, notice: Notice, heard: _Heard, tasks: asyncio.TaskGroup) -> None:
         assert notice.project is not None  # noqa: S101 - tests alone are of none
         now, moment = self._clock.now(), self._clock.monotonic()
-        targets = await self._notifications.of(notice.project.user_id)
+        user_id = notice.project.user_id
+        targets = await self._notifications.of(user_id)
+        of_user = self._telling[user_id] + len(targets)
+        if of_user > _MOST_OF_USER_AT_ONCE or self._telling.total() >= _MOST_TOLD_AT_ONCE:
+            raise LimitExceededError("Too many notices are under way.")  # the next look tells it
         if not await self._store.revoke(notice.id, now + _KEPT, now):
             return
         first = heard.told_at[0] if len(heard.told_at) == MOST_OF_PROJECT else float("-inf")
-        if moment - first < OF_PROJECT_SECONDS or self._telling >= _MOST_TOLD_AT_ONCE:
+        if moment - first < OF_PROJECT_SECONDS:
             _log.warning("notifications_held_back", project=notice.project.id)
             return
         heard.told_at.append(moment)
         for target in targets:
             if notice.what is What.ASKS or target.created_at <= notice.at:
-                self._telling += 1
+                self._telling[user_id] += 1
                 tasks.create_task(self._deliver(target, notice), name=f"notify {target.id}")
 
     async def _deliver(self, target: NotificationTarget, notice: Notice) -> None:
@@ -283,8 +304,10 @@ class Notifier:
                     break  # it was removed meanwhile
         except GreylagError as error:
             _log.warning("notification_failed", target=target.id, reason=str(error))
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("notification_failed", target=target.id)
         finally:
-            self._telling -= 1
+            self._telling[target.user_id] -= 1
 
 
 def _is_new(activity: AgentActivity | None, heard: _Heard) -> bool:

@@ -98,6 +98,8 @@ class ReconcilerMethods(StoreParts):
         async def work() -> bool:
             # The keys go first: a key must not outlive its project, lest it is made again.
             await repeated(lambda: self._keys.delete_many({"record_id": place["_id"]}))
+            # Nor may what was said outlive it; once more below, as somebody may write it meanwhile.
+            await self._remove_transcript(place["_id"])
             gone = await self._projects.delete_one(place | _fence(claim))
             if gone.deleted_count:
                 await self._tell(GONE, claim.project.id, claim.project.ref)
