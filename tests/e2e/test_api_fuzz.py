@@ -28,7 +28,7 @@ EXAMPLES = 40
 # Streams that last as long as their project does: tested elsewhere, and here only where it is gone.
 ENDLESS = ("/events", "/logs")
 OF_THE_AGENT = ("/sessions", "/turns", "/agent", "/extensions", "/settings")
-OF_THE_WORKSPACE = ("/files", "/changes", "/diff", "/undo")
+OF_THE_WORKSPACE = ("/files", "/changes", "/diff", "/undo", "/extensions/")
 OF_PEOPLE = frozenset(
     {"/api/users", "/api/tokens", "/api/device-logins", "/api/device-logins/token"}
 )
