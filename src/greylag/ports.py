@@ -20,7 +20,12 @@ from greylag.common.agent_api import (
 )
 from greylag.common.git import CloneState, GitSetup
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
-from greylag.domain.errors import ErrorInfo, GreylagError, ProjectNotFoundError
+from greylag.domain.errors import (
+    AgentFailedError,
+    ErrorInfo,
+    GreylagError,
+    ProjectNotFoundError,
+)
 from greylag.domain.lifecycle import Observation
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import (
@@ -249,6 +254,19 @@ class AgentAnswer:
     status: int
     headers: Mapping[str, str]
     body: AsyncIterator[bytes]
+
+    async def whole(self, most: int) -> bytes:
+        """Return the body.
+
+        Raises:
+            AgentFailedError: it has more than ``most`` bytes; what comes after is not read.
+        """
+        body = bytearray()
+        async for chunk in self.body:
+            body += chunk
+            if len(body) > most:
+                raise AgentFailedError("The agent's answer is too large.")
+        return bytes(body)
 
 
 class AgentSocket(Protocol):

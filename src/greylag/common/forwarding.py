@@ -16,6 +16,7 @@ from yarl import URL
 
 from greylag.common import sockets
 from greylag.common.agent_api import ForwardedAnswer, ForwardedRequest
+from greylag.common.concurrent import until_one_ends
 from greylag.common.net import HOP_BY_HOP
 
 Headers = list[tuple[bytes, bytes]]
@@ -89,7 +90,7 @@ async def forward(  # noqa: PLR0913, PLR0917 - an ASGI call, and where it goes
     chunks = None if body is None else body.chunks()
     async with opening(ForwardedRequest(scope["method"], target, sent, chunks)) as answer:
         whole = None if body is None else body.whole
-        await sockets.until_one_ends(answer=_answer(answer, send), left=_left(receive, whole))
+        await until_one_ends(answer=_answer(answer, send), left=_left(receive, whole))
 
 
 async def _answer(answer: ForwardedAnswer, send: Send) -> None:

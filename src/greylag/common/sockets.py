@@ -1,12 +1,13 @@
 """WebSockets as agentd and the web both use them: messages both ways, until one side ends."""
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import aiohttp
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from greylag.common.concurrent import until_one_ends
 
 NORMAL, GOING_AWAY, WRONG, FAILED = 1000, 1001, 1008, 1011
 """Why a connection is closed (RFC 6455, section 7.4.1)."""
@@ -166,16 +167,3 @@ _UNSAID = {1005, 1006, 1015}
 def code_after(code: int | None) -> int:
     """Return how to end a connection whose other end was closed with this code, or with none."""
     return GOING_AWAY if code is None or code in _UNSAID else code
-
-
-async def until_one_ends(**both: Coroutine[Any, Any, object]) -> None:
-    """Run all at once until one of them has ended, by an error too; the others are cancelled."""
-    tasks = [asyncio.create_task(one, name=name) for name, one in both.items()]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    for task in done:
-        task.result()

@@ -170,12 +170,8 @@ class KeepingTranscripts:
         query: Mapping[str, str] = MappingProxyType({}),
         **parts: str,
     ) -> _T:
-        body = bytearray()
         async with self.agents.relay(at, AgentRequest(operation, parts, query)) as answer:
-            async for chunk in answer.body:
-                body += chunk
-                if len(body) > _MOST_ANSWER:
-                    raise AgentFailedError("The agent's answer is too large to be kept.")
+            body = await answer.whole(_MOST_ANSWER)
         try:
             return await asyncio.to_thread(lambda: read(parse_json(body)))
         except (ValueError, KeyError, TypeError, OverflowError, InvalidRequestError) as error:

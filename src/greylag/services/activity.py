@@ -30,6 +30,7 @@ MOST_WATCHED = 1000
 LINGER_SECONDS = 10.0
 _MOST_TURNS = 100
 _LONGEST_TEXT = 600
+_MOST_BYTES = 2 * agent_api.MEBIBYTE
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 60.0
 _SOON = 1.0
@@ -177,7 +178,7 @@ class Activities:
         query = {"since": known.revision} if known is not None else {}
         request = AgentRequest(agent_api.SHOW_ACTIVITY, query=query)
         async with self._gateway.relay(at, request) as answer:
-            return _read(b"".join([chunk async for chunk in answer.body]))
+            return _read(await answer.whole(_MOST_BYTES))
 
 
 def _read(body: bytes) -> AgentActivity:

@@ -1,7 +1,6 @@
 """What runs in a project's environment: its agent's API and turns, and its log."""
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -9,6 +8,7 @@ from contextlib import (
     nullcontext,
 )
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from greylag.common import sse
@@ -21,6 +21,7 @@ from greylag.common.agent_api import (
     Socket,
     Turn,
 )
+from greylag.common.concurrent import merged
 from greylag.domain.audit import name_of
 from greylag.domain.errors import (
     AgentUnreachableError,
@@ -247,35 +248,28 @@ class Agents:
         opening = self._cluster.logs(
             project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES)
         )
-        return _until(self._projects.is_another_s(project), opening) if follow else opening
+        over = partial(self._projects.is_another_s, project)
+        return _until(over, opening) if follow else opening
 
 
 @asynccontextmanager
 async def _until(
-    over: Coroutine[Any, Any, None], opening: AbstractAsyncContextManager[AsyncIterator[bytes]]
+    over: Callable[[], Awaitable[None]], opening: AbstractAsyncContextManager[AsyncIterator[bytes]]
 ) -> AsyncIterator[AsyncIterator[bytes]]:
     """Open lines that end once ``over`` has: an environment may outlive its owner's right to it."""
-    ending = asyncio.create_task(over, name="end of a log")
-    try:
-        async with opening as lines:
-            yield _before(ending, lines)
-    finally:
-        ending.cancel()
 
+    async def lines(opened: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        async for line in opened:
+            yield line
 
-async def _before(ending: asyncio.Task[None], lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    while True:
-        coming = asyncio.ensure_future(anext(lines, None))
-        try:
-            await asyncio.wait({coming, ending}, return_when=asyncio.FIRST_COMPLETED)
-            line = None if ending.done() else coming.result()
-        finally:
-            if not coming.done():
-                coming.cancel()
-                await asyncio.wait({coming})
-        if line is None:
-            return
-        yield line
+    async def end() -> AsyncGenerator[bytes]:
+        await over()
+        nothing: tuple[bytes, ...] = ()
+        for none in nothing:
+            yield none
+
+    async with opening as opened:
+        yield merged(lines(opened), end())
 
 
 @asynccontextmanager

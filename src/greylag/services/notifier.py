@@ -38,13 +38,13 @@ from greylag.ports import (
     Clock,
     DeliveryResult,
     Duty,
-    PageQuery,
     ProjectStore,
     UserDirectory,
 )
 from greylag.services.activity import MOST_WATCHED, Activities, AgentActivity, Watch
 from greylag.services.agents import Agents
 from greylag.services.notifications import Notice, Notifications, What, notice_id
+from greylag.services.projects import projects_of
 
 LOOK_SECONDS = 5.0
 PAUSE_SECONDS = 1.0
@@ -61,7 +61,6 @@ _TURNS = 20
 _MOST_BYTES = 2 * agent_api.MEBIBYTE
 _MOST_TOLD_AT_ONCE = 500
 _MOST_OF_USER_AT_ONCE = 40
-_PAGE = 200
 
 _log = structlog.get_logger(__name__)
 
@@ -180,13 +179,7 @@ class Notifier:
                 return ()
         except UserNotFoundError:
             return ()
-        query: PageQuery | None = PageQuery(limit=_PAGE, status=Status.ACTIVE)
-        found: list[Project] = []
-        while query is not None and len(found) < MOST_WATCHED:
-            page = await self._store.page(user_id, query)
-            found += page.projects
-            query = PageQuery(_PAGE, page.cursor, Status.ACTIVE) if page.cursor else None
-        return found
+        return await projects_of(self._store, user_id, Status.ACTIVE, most=MOST_WATCHED)
 
     # What has happened.
 
@@ -261,13 +254,8 @@ class Notifier:
     ) -> Any:
         at = await self._agents.reach(project)
         request = AgentRequest(operation, parts, query)
-        body = bytearray()
         async with self._gateway.relay(at, request) as answer:
-            async for chunk in answer.body:
-                body += chunk
-                if len(body) > _MOST_BYTES:
-                    raise AgentFailedError("The agent's answer is too large.")
-        return parse_json(body)
+            return parse_json(await answer.whole(_MOST_BYTES))
 
     # Telling it.
 

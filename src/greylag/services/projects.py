@@ -199,7 +199,7 @@ class Projects:
 
     async def _check_projects(self, user: User) -> None:
         if (most := self._limits.of(user).projects) is not None:
-            _check_room(user, len(await self._all(user.id)), most, "projects")
+            _check_room(user, len(await projects_of(self._store, user.id)), most, "projects")
 
     async def edit(self, principal: Principal, ref: ProjectRef, edit: Edit) -> Project:
         """Rename a project or replace its metadata.
@@ -354,29 +354,19 @@ class Projects:
 
     async def sleep_all(self, principal: Principal, user_id: str) -> None:
         """Want every environment of a user inactive. The caller has asked whether it may."""
-        for project in await self._all(user_id):
+        for project in await projects_of(self._store, user_id):
             if project.desired is Desired.ACTIVE:
                 await self._want(principal, project.ref, Desired.INACTIVE)
 
     async def look_again(self, user_id: str) -> None:
         """Have what runs of a user's looked at again. The caller has asked whether it may."""
-        for project in await self._all(user_id):
+        for project in await projects_of(self._store, user_id):
             if project.desired is Desired.ACTIVE:
                 await self._store.poke(project.made_for, self._clock.now())
 
     async def has_any(self, user_id: str) -> bool:
         """Tell whether a user has a project."""
         return bool((await self._store.page(user_id, PageQuery(limit=1))).projects)
-
-    async def _all(self, user_id: str) -> list[Project]:
-        found: list[Project] = []
-        cursor = None
-        while True:
-            page = await self._store.page(user_id, PageQuery(limit=_AT_ONCE, cursor=cursor))
-            found += page.projects
-            cursor = page.cursor
-            if cursor is None:
-                return found
 
     async def _check_active(self, owner: User, ref: ProjectRef) -> None:
         limits = self._limits.of(owner)
@@ -385,7 +375,9 @@ class Projects:
             self._check_template(owner, project.metadata)
         if (most := limits.active) is None:
             return
-        active = [one for one in await self._all(owner.id) if one.desired is Desired.ACTIVE]
+        active = [
+            one for one in await projects_of(self._store, owner.id) if one.desired is Desired.ACTIVE
+        ]
         if all(one.ref != ref for one in active):
             _check_room(owner, len(active), most, "active environments")
 
@@ -415,6 +407,24 @@ class Projects:
                     events = await self._events(ref, after)
                 except ProjectNotFoundError:
                     return
+
+
+async def projects_of(
+    store: ProjectStore, user_id: str, status: Status | None = None, *, most: int | None = None
+) -> list[Project]:
+    """Return all of a user's projects, or those of a status: whole pages, until there are ``most``.
+
+    Whoever asks has asked whether it may.
+    """
+    found: list[Project] = []
+    cursor = None
+    while most is None or len(found) < most:
+        page = await store.page(user_id, PageQuery(_AT_ONCE, cursor, status))
+        found += page.projects
+        cursor = page.cursor
+        if cursor is None:
+            break
+    return found
 
 
 def _check_room(owner: User, there: int, limit: int, what: str) -> None:

@@ -256,36 +256,6 @@ async def closing(iterator: AsyncIterator[_T]) -> AsyncIterator[AsyncIterator[_T
             await iterator.aclose()
 
 
-async def merged(*sources: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
-    """Yield what any of ``sources`` yields, as it comes, until the first of them ends."""
-    waits = {_next_of(one): one for one in sources}
-    try:
-        while True:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                source = waits.pop(task)
-                try:
-                    item = task.result()
-                except StopAsyncIteration:
-                    return
-                yield item
-                waits[_next_of(source)] = source
-    finally:
-        for task in waits:
-            task.cancel()
-        if waits:
-            await asyncio.wait(waits)
-        for source in sources:
-            await source.aclose()
-
-
-def _next_of(source: AsyncGenerator[_T]) -> asyncio.Task[_T]:
-    async def wait() -> _T:
-        return await anext(source)
-
-    return asyncio.create_task(wait(), name="merged stream")
-
-
 @asynccontextmanager
 async def mapped(
     iterator: AsyncIterator[_T], frame: Callable[[_T], bytes]

@@ -16,6 +16,7 @@ from greylag.agentd.execution import ExecutionError, RemoteOutput, RemoteProcess
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.terminals import RunningTerminal, TerminalReader, Terminals
 from greylag.common import agent_api, sockets
+from greylag.common.concurrent import until_one_ends
 from greylag.common.typed import parse_json
 from greylag.execd.protocol import MOST_DATA
 
@@ -64,7 +65,7 @@ class TerminalRoutes:
         async with _open(socket):
             with terminal.attached() as reader:
                 await _tell(socket, attached=_facts(terminal, reader))
-                await sockets.until_one_ends(
+                await until_one_ends(
                     output=_show(socket, terminal, reader), input=_type(socket, terminal)
                 )
 
@@ -74,7 +75,7 @@ class TerminalRoutes:
                 async with _open(socket):
                     process = await self._started(socket)
                     try:
-                        await sockets.until_one_ends(
+                        await until_one_ends(
                             output=_say(socket, process), input=_pass_input(socket, process)
                         )
                     finally:

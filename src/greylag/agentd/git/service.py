@@ -17,8 +17,8 @@ from greylag.agentd.git.relay import SILENCE_SECONDS, GitRelay
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import GitCommitted, GitPushed, GitStatus
 from greylag.common.backoff import backoff
+from greylag.common.concurrent import until_one_ends
 from greylag.common.git import CloneState, GitSetup
-from greylag.common.sockets import until_one_ends
 
 _HERE = "127.0.0.1"
 _GIT = ".git"  # of the workspace: what commits and pushes change

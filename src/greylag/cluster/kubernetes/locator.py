@@ -34,6 +34,7 @@ from greylag.cluster.kubernetes.manifests import HEALTH_PATH, PORT_NAME, ingress
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
 from greylag.common import sockets
+from greylag.common.concurrent import until_one_ends
 from greylag.common.forwarding import HANDSHAKE, HEARTBEAT_SECONDS, MOST_MESSAGE
 from greylag.common.net import end_to_end
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
@@ -357,7 +358,7 @@ async def _joined(
     chosen = () if agent.protocol is None else (agent.protocol,)
     ours = web.WebSocketResponse(protocols=chosen, max_msg_size=MOST_MESSAGE, compress=False)
     await ours.prepare(request)
-    await sockets.until_one_ends(output=_carried(agent, ours), input=_carried(ours, agent))
+    await until_one_ends(output=_carried(agent, ours), input=_carried(ours, agent))
     await ours.close(code=sockets.code_after(agent.close_code))
     return ours
 

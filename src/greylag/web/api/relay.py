@@ -62,14 +62,10 @@ async def read_whole(
     opening: AbstractAsyncContextManager[AgentAnswer], operation: Operation[T]
 ) -> T:
     """Return an answer that was asked for, as ``ask`` does."""
-    body = bytearray()
     async with opening as answer:
-        async for chunk in answer.body:
-            body += chunk
-            if len(body) > MAX_PAGE_BYTES:
-                raise AgentFailedError("The agent's answer is too large for a page.")
+        body = await answer.whole(MAX_PAGE_BYTES)
     try:
-        return TypeAdapter(operation.answer).validate_json(bytes(body) or b"null")
+        return TypeAdapter(operation.answer).validate_json(body or b"null")
     except ValidationError as error:
         raise AgentFailedError("The agent's answer is not of the form it must have.") from error
 

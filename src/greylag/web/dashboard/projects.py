@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag.common import sse
+from greylag.common.concurrent import merged
 from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action, User
@@ -36,7 +37,7 @@ from greylag.web.dashboard.waking import waking
 from greylag.web.deps import ProjectCallDep, RequestContext
 from greylag.web.preview_links import PreviewLinks, origin_of
 from greylag.web.request_log import POLICY
-from greylag.web.stream import closing, merged
+from greylag.web.stream import closing
 
 MAX_SEQ = 2**53 - 1
 """Whole numbers up to here are exact in every browser."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import Session
-from greylag.common.sockets import until_one_ends
+from greylag.common.concurrent import until_one_ends
 from greylag.domain.errors import AgentUnreachableError, GreylagError
 from greylag.domain.project import Project, Status
 from greylag.domain.users import User

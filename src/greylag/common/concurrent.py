@@ -1,0 +1,50 @@
+"""What goes on at once, until the first of it ends."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+async def until_one_ends(**both: Coroutine[Any, Any, object]) -> None:
+    """Run all at once until one of them has ended, by an error too; the others are cancelled."""
+    tasks = [asyncio.create_task(one, name=name) for name, one in both.items()]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in done:
+        task.result()
+
+
+async def merged(*sources: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
+    """Yield what any of ``sources`` yields, as it comes, until the first of them ends."""
+    waits = {_next_of(one): one for one in sources}
+    try:
+        while True:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                source = waits.pop(task)
+                try:
+                    item = task.result()
+                except StopAsyncIteration:
+                    return
+                yield item
+                waits[_next_of(source)] = source
+    finally:
+        for task in waits:
+            task.cancel()
+        if waits:
+            await asyncio.wait(waits)
+        for source in sources:
+            await source.aclose()
+
+
+def _next_of(source: AsyncGenerator[_T]) -> asyncio.Task[_T]:
+    async def wait() -> _T:
+        return await anext(source)
+
+    return asyncio.create_task(wait(), name="merged stream")
