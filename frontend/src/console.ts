@@ -8,13 +8,12 @@ import { Scroller } from "./scroller";
 import { Queue } from "./queue";
 import { Refused, ask, wordsOf } from "./sse";
 import { takeFirst } from "./start";
-import { textOr } from "./text";
+import { endsMessage, textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
 import { type Decision, type Handlers, type Pending, type TurnState, TurnStream } from "./turn_stream";
 import { TurnView } from "./turn_view";
 
 const BUSY_PAUSE_MS = 1000;
-const TOUCH = "(pointer: coarse)"; // there Enter is a new line
 
 /** Bring the console to life, on a page that has one. */
 export function startConsole(): void {
@@ -100,8 +99,7 @@ class Console {
   }
 
   #sendOnEnter(event: KeyboardEvent): void {
-    // Enter also ends the choice of a character in input methods; and where one types with a thumb it is a new line.
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia(TOUCH).matches) return;
+    if (!endsMessage(event)) return;
     event.preventDefault();
     this.#form.requestSubmit();
   }

@@ -1,7 +1,7 @@
 // A project's first message: written where there are no projects yet, sent by the page of the one that is made for it.
 import { Draft } from "./drafts";
+import { endsMessage } from "./text";
 
-const TOUCH = "(pointer: coarse)";
 const keyOf = (key: string) => `greylag-first:${key}`;
 
 /** Bring the composer of an empty list to life, and the examples that fill any composer. */
@@ -23,7 +23,7 @@ export function startFirst(): void {
   });
   document.addEventListener("keydown", (event) => {
     const field = event.target as HTMLTextAreaElement;
-    if (field.id !== "first-message" || event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia(TOUCH).matches) return;
+    if (field.id !== "first-message" || !endsMessage(event)) return;
     event.preventDefault();
     if (field.value.trim()) field.form!.requestSubmit();
   });

@@ -22,3 +22,9 @@ export function textOr(value: unknown, other = ""): string {
 export function counted(count: number, noun: string): string {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
+
+/** Tell whether a key sends what was typed. */
+export function endsMessage(event: KeyboardEvent): boolean {
+  // Enter also ends the choice of a character in input methods; and where one types with a thumb it is a new line.
+  return event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches;
+}

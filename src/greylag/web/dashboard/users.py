@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag.domain.errors import ConfigError, InvalidRequestError, ProjectExistsError
-from greylag.domain.project import Project
+from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import Action, User
 from greylag.services.activity import Watch
 from greylag.services.messages import NewMessage
@@ -122,9 +122,7 @@ async def create_project(request: Request, call: UserCallDep) -> Response:
         made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
     except (InvalidRequestError, ProjectExistsError) as error:
         return await _form_page(request, call, owner, form, error.info.message)
-    # The page sends the first message that was kept under this key, if there is one.
-    first = f"?{urlencode({'first': form.key})}" if form.key else ""
-    return lead(request, project_url(made.project.ref) + first)
+    return lead(request, _with_first(made.project.ref, form.key))
 
 
 @router.post(USER_PAGE + "/start")
@@ -144,10 +142,17 @@ async def start_project(request: Request, call: UserCallDep) -> Response:
         return await _form_page(request, call, owner, form, error.info.message)
     ref, session = made.project.ref, None
     if form_field(sent, "first"):
-        return see(f"{project_url(ref)}?{urlencode({'first': form.key})}")
+        return see(_with_first(ref, form.key))
     if message.strip():
         session = await start_turn(call, ref, NewMessage(message))
     return see(project_url(ref, session))
+
+
+def _with_first(ref: ProjectRef, key: str) -> str:
+    """Return the address of a new project's page, which sends the first message that the browser
+    has kept under this key, if there is one.
+    """
+    return f"{project_url(ref)}?{urlencode({'first': key})}" if key else project_url(ref)
 
 
 def first_name(message: str, git_url: str) -> str:
