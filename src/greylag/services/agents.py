@@ -1,5 +1,6 @@
 """What runs in a project's environment: its agent's API and turns, and its log."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -257,13 +258,17 @@ async def _until(
     over: Callable[[], Awaitable[None]], opening: AbstractAsyncContextManager[AsyncIterator[bytes]]
 ) -> AsyncIterator[AsyncIterator[bytes]]:
     """Open lines that end once ``over`` has: an environment may outlive its owner's right to it."""
+    ended = asyncio.Event()
 
     async def lines(opened: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         async for line in opened:
+            if ended.is_set():  # both may come at once
+                return
             yield line
 
     async def end() -> AsyncGenerator[bytes]:
         await over()
+        ended.set()
         nothing: tuple[bytes, ...] = ()
         for none in nothing:
             yield none
