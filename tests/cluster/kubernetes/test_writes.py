@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from tests.cluster.kubernetes.api_server import PATIENCE
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer, stateful
 from tests.contract.store_adapters import make_project
 
@@ -115,6 +116,38 @@ async def test_starting_again_under_the_same_claim_asks_nothing_and_under_a_newe
         await cluster.start(environment(3))
         assert server.asked == ["PATCH Deployment"]
         assert deployment(server)["metadata"]["annotations"]["greylag.dev/claim"] == "3"
+
+
+async def annotated(server: StatefulServer, cluster: KubernetesCluster) -> dict[str, Any]:
+    """Give the Deployment a generation that no controller has seen, and return it."""
+    written = deployment(server)
+    written = {**written, "metadata": {**written["metadata"], "generation": 2}}
+    server.put("Deployment", environment(2).names.namespace, written)
+    async with asyncio.timeout(PATIENCE):
+        while (await cluster.observe(environment(2))).state is not Observed.STOPPING:
+            await cluster.changed(environment(2), PATIENCE)
+    return written
+
+
+async def test_a_deletion_waits_for_the_controller_to_take_up_the_last_annotation() -> None:
+    async with asleep() as (server, cluster):
+        written = await annotated(server, cluster)
+        waiting = asyncio.create_task(cluster.delete(environment(2)))
+        await asyncio.wait([waiting], timeout=0.1)
+        assert not any(asked.startswith("DELETE") for asked in server.asked)
+        taken_up = {**written, "status": {"observedGeneration": 2}}
+        server.put("Deployment", environment(2).names.namespace, taken_up)
+        await waiting
+        assert "DELETE Deployment" in server.asked
+
+
+async def test_what_no_controller_takes_up_is_not_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greylag.cluster.kubernetes.cluster.TAKEN_UP_SECONDS", 0.05)
+    async with asleep() as (server, cluster):
+        await annotated(server, cluster)
+        with pytest.raises(ClusterError, match="must be stopped"):
+            await cluster.delete(environment(2))
+        assert not any(asked.startswith("DELETE") for asked in server.asked)
 
 
 async def test_a_start_under_an_older_claim_is_refused_and_writes_nothing() -> None:

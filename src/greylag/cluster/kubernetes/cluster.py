@@ -54,7 +54,7 @@ WATCHED = (
     "Pod",
 )
 CHECK_SECONDS = 3.0
-PREPARED_SECONDS = 2.0
+TAKEN_UP_SECONDS = 2.0
 
 _POLL_SECONDS = 1.0
 _LONGEST_LINE = 1024 * 1024
@@ -160,7 +160,7 @@ class KubernetesCluster:
             return await self._writes.stamped(environment, found)
 
         await self._writes.do(environment, step)
-        await self._idle(environment)
+        await self._taken_up(environment)
 
     async def start(self, environment: Environment) -> None:
         """Apply all objects with one pod; a failed one gets a new pod."""
@@ -203,8 +203,11 @@ class KubernetesCluster:
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             # One whose removal was cut off is stopping too, and is gone on with.
-            objects = self._observer.objects(environment)
-            if objects.wanted or not objects.is_idle:
+            if self._observer.objects(environment).is_empty:
+                # Annotations count for a Deployment's generation: the mark of the last try, or
+                # the controller's own, may be what it has not taken up yet.
+                await self._taken_up(environment)
+            if not self._observer.objects(environment).is_idle:
                 raise ClusterError(
                     "The environment must be stopped before it can be deleted.",
                     code="environment_running",
@@ -313,10 +316,10 @@ class KubernetesCluster:
         await self._observer.fresh()
         return await self._ownership.checked(environment)
 
-    async def _idle(self, environment: Environment) -> None:
-        """Wait a moment for the cluster's controller to take a new environment up."""
+    async def _taken_up(self, environment: Environment) -> None:
+        """Wait a moment for the cluster's controller to take up what was written last."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + PREPARED_SECONDS
+        give_up = loop.time() + TAKEN_UP_SECONDS
         while (
             not self._observer.objects(environment).is_idle and (left := give_up - loop.time()) > 0
         ):

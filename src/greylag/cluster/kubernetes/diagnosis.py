@@ -104,13 +104,17 @@ class EnvironmentObjects:
         )
 
     @property
+    def is_empty(self) -> bool:
+        """Whether it is not to run, and has no pod now."""
+        return not self.wanted and not any(lives(pod) or is_removed(pod) for pod in self.pods)
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing runs of an environment that is not to run, and nothing will."""
-        if any(lives(pod) or is_removed(pod) for pod in self.pods):
-            return False
         deployment = self.deployment
-        return deployment is None or (
-            is_current(deployment) and not (deployment.get("status") or {}).get("replicas")
+        return self.is_empty and (
+            deployment is None
+            or (is_current(deployment) and not (deployment.get("status") or {}).get("replicas"))
         )
 
     def why(self) -> Cause | None:
