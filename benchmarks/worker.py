@@ -25,6 +25,7 @@ from tests.fakes.store import MemoryStore
 from greylag.common.clock import SystemClock
 from greylag.common.sqlite import transaction
 from greylag.domain.project import Desired, Status
+from greylag.reconcile.loop import Slot
 from greylag.reconcile.reconciler import Pace, Reconciler
 from greylag.store.sqlite import tables
 from greylag.store.sqlite.store import SqliteStore
@@ -95,7 +96,7 @@ async def activation() -> Counter[str]:
     reconciler = Reconciler(store, cluster, agents, clock, pace, worker="bench", rng=rng)
     claim = await reconciler.claim()
     assert claim is not None
-    await reconciler.handle(claim)
+    await reconciler.handle(claim, Slot())
     assert (await store.get(made.user_id, made.project_id)).status is Status.ACTIVE
     return store.calls
 

@@ -8,6 +8,7 @@ from tests.reconcile.bench import PACE, REF, Bench
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.lifecycle import Observed, Verb
 from greylag.domain.project import Desired, Status
+from greylag.reconcile.loop import Slot
 
 
 async def test_what_lands_after_another_has_found_nothing_to_do_is_looked_at_again() -> None:
@@ -45,7 +46,7 @@ async def _start_late(bench: Bench) -> None:
     other = bench.another("w2")
     claim = await other.claim()
     assert claim is not None
-    await other.handle(claim)
+    await other.handle(claim, Slot())
     assert (await bench.project()).status is Status.INACTIVE
     assert Verb.STOP not in bench.verbs()
     gate.set()

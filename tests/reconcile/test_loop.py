@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from greylag.reconcile.loop import WorkLoop
+from greylag.reconcile.loop import WAITING_FACTOR, Slot, WorkLoop
 
 
 @dataclass
@@ -35,12 +35,15 @@ class Handout:
         self.more.clear()
         await self.more.wait()
 
-    async def handle(self, item: tuple[str, int]) -> None:
+    async def handle(self, item: tuple[str, int], slot: Slot) -> None:
         self.running.append(item)
         self.most_at_once = max(self.most_at_once, len(self.running))
         try:
             if item[0] == "broken":
                 raise RuntimeError("a fault")
+            if item[0].startswith("waiting"):
+                async with slot.given_up():
+                    await self.gate.wait()
             await self.gate.wait()
             self.done.append(item)
         finally:
@@ -63,6 +66,40 @@ async def test_no_more_than_the_concurrency_are_handled_at_once_and_all_are() ->
     await loop.idle.wait()
     assert len(work.done) == 10
     assert work.most_at_once == 3
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_those_that_wait_hold_back_nobody_up_to_a_bound() -> None:
+    work = Handout()
+    work.give(*((f"waiting {n}", 1) for n in range(WAITING_FACTOR - 1)), ("a", 1), ("b", 1))
+    loop = WorkLoop(work, concurrency=1)
+    task = asyncio.create_task(loop.run())
+    for _ in range(WAITING_FACTOR):
+        await settle()
+    assert ("a", 1) in work.running, "it waits behind those that only wait"
+    assert ("b", 1) not in work.running
+    work.gate.set()
+    await loop.idle.wait()
+    assert len(work.done) == WAITING_FACTOR + 1
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_one_that_is_cancelled_while_it_waits_takes_no_place_with_it() -> None:
+    work = Handout()
+    work.give(("waiting", 1))
+    loop = WorkLoop(work, concurrency=1)
+    task = asyncio.create_task(loop.run())
+    await settle()
+    work.give(("waiting", 2), ("a", 1), ("b", 1))
+    await settle()
+    assert work.running == [("waiting", 2), ("a", 1)]
+    work.gate.set()
+    await loop.idle.wait()
+    assert set(work.done) == {("waiting", 2), ("a", 1), ("b", 1)}
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task

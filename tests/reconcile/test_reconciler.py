@@ -19,6 +19,7 @@ from greylag.domain.errors import (
 from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
 from greylag.domain.project import Desired, Fence, ProjectRef, Status
 from greylag.ports import Claim
+from greylag.reconcile.loop import Slot, WorkLoop
 from greylag.reconcile.reconciler import BUSY_PAUSE, OUTAGE_PAUSE
 
 CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
@@ -333,7 +334,7 @@ async def test_a_cancelled_pass_hands_its_claim_back_at_once() -> None:
     with pytest.raises(asyncio.CancelledError):
         await working
     bench.cluster.advance(REF)
-    await bench.another("w2").handle(_some(await bench.another("w2").claim()))
+    await bench.another("w2").handle(_some(await bench.another("w2").claim()), Slot())
     assert (await bench.project()).status is Status.ACTIVE
     assert bench.verbs().count(Verb.START) == 1
 
@@ -416,7 +417,7 @@ async def test_two_stores_from_one_copy_do_not_outbid_each_other_in_one_pass() -
     bench.cluster.stop = outbidden  # type: ignore[method-assign, assignment]
     await bench.want(Desired.INACTIVE)
     claim = _some(await bench.reconciler.claim())
-    await bench.reconciler.handle(claim)
+    await bench.reconciler.handle(claim, Slot())
     assert next(ahead) == 10**15 + 2 * 10**12
 
 
@@ -486,7 +487,35 @@ async def test_a_worker_that_slept_past_its_lease_does_nothing_to_the_environmen
     claim = await bench.reconciler.claim()
     assert claim is not None
     bench.clock.advance(PACE.lease + 1)
-    await bench.reconciler.handle(claim)
+    await bench.reconciler.handle(claim, Slot())
     assert bench.verbs() == []
     await bench.loop.drain()
     assert bench.verbs() == [Verb.PREPARE]
+
+
+async def test_environments_that_do_not_start_hold_up_nobody_elses() -> None:
+    bench = Bench(auto=False)
+    bench.loop = WorkLoop(bench.reconciler, concurrency=1)
+    stuck = [ProjectRef("ada", f"p{number}") for number in range(3)]
+    for ref in (*stuck, REF):
+        await bench.create(ref)
+    await bench.loop.drain()
+    loop = asyncio.create_task(bench.loop.run())
+    async with asyncio.timeout(10):  # where they do, it would wait for ever
+        for ref in (*stuck, REF):
+            await bench.want(Desired.ACTIVE, ref)
+            await _starts(bench, ref)
+        bench.cluster.advance(REF)
+        with bench.store.subscribe(REF) as news:
+            while (await bench.project()).status is not Status.ACTIVE:
+                await news.changed(5)
+    assert {(await bench.project(ref)).status for ref in stuck} == {Status.ACTIVATING}
+    loop.cancel()
+    await asyncio.wait([loop])
+
+
+async def _starts(bench: Bench, ref: ProjectRef) -> None:
+    """Return once the log tells that it starts."""
+    with bench.store.subscribe(ref) as news:
+        while PROCESS_STARTED.code not in await bench.told(ref):
+            await news.changed(5)

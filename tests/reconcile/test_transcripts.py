@@ -25,6 +25,7 @@ from greylag.domain.transcript import (
 )
 from greylag.ports import AgentAddress, AgentAnswer, AgentRequest
 from greylag.reconcile import transcripts
+from greylag.reconcile.loop import Slot
 
 ADDRESS = "memory://user-ada/demo-api"
 AT = AgentAddress(ADDRESS, "")
@@ -390,5 +391,5 @@ async def test_a_claim_that_was_lost_ends_the_pass(monkeypatch: pytest.MonkeyPat
     await bench.want(Desired.INACTIVE)
     claimed = await bench.reconciler.claim()
     assert claimed is not None
-    await bench.reconciler.handle(claimed)
+    await bench.reconciler.handle(claimed, Slot())
     assert bench.verbs() == verbs

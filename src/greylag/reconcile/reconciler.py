@@ -43,6 +43,7 @@ from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Statu
 from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
 from greylag.reconcile.git import AskingGit, GitSetups, no_setups
+from greylag.reconcile.loop import Slot
 from greylag.reconcile.transcripts import KeepingTranscripts
 
 _log = structlog.get_logger(__name__)
@@ -124,11 +125,15 @@ class Reconciler:
         async with outage_waited_out(self._clock):
             await self._news()
 
-    async def handle(self, claim: Claim) -> None:
-        """Bring the project to where it can rest. A fault in one project stops no other."""
+    async def handle(self, claim: Claim, slot: Slot) -> None:
+        """Bring the project to where it can rest. A fault in one project stops no other.
+
+        While it only waits for its environment, ``slot`` is another's.
+        """
         ref = claim.project.ref
         work = _Pass(
             claim=claim,
+            slot=slot,
             store=self._store,
             cluster=self._cluster,
             agents=self._agents,
@@ -173,6 +178,7 @@ class _Pass:
 
     Attributes:
         claim: with the record as last read or written.
+        slot: held while it does something.
         started: whether this pass has set about starting the environment.
         restored: whether it has found that the records were put back from an older copy.
         announced: the verbs that the activation log has been told of.
@@ -185,6 +191,7 @@ class _Pass:
     """
 
     claim: Claim
+    slot: Slot
     store: ProjectStore
     cluster: Cluster
     agents: AgentGateway
@@ -392,7 +399,8 @@ class _Pass:
             asyncio.create_task(news.changed(longest), name="record changed"),
         ]
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            async with self.slot.given_up():
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
