@@ -5,8 +5,16 @@ from typing import Any
 
 import pytest
 from tests.cluster.kubernetes.stateful_api_server import stateful
-from tests.cluster.kubernetes.test_writes import PROJECT, opened
+from tests.cluster.kubernetes.test_writes import (
+    OPTIONS,
+    PROJECT,
+    asleep,
+    environment,
+    opened,
+    running,
+)
 
+from greylag.cluster.kubernetes import locator
 from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.locator import endpoint_of
 from greylag.cluster.kubernetes.manifests import project_objects
@@ -135,3 +143,39 @@ async def test_load_balancers_that_anybody_may_call_are_told_of() -> None:
         assert "GREYLAG_KUBE_LOADBALANCER_SOURCE_RANGES" in cluster.notice
     async with stateful() as server, opened(server, inside) as cluster:
         assert cluster.notice is None
+
+
+async def test_an_agent_whose_pod_is_watched_is_looked_up_once_until_it_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(locator, "KEPT_SECONDS", 0.0)
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        first = await cluster.reach(environment(2))
+        server.asked.clear()
+        assert await cluster.reach(environment(2)) == first
+        assert server.asked == []
+
+        pod = next(key for key in server.things if key[0] == "Pod")
+        meta = server.things[pod]["metadata"]
+        for change in ({"name": "another"}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}):
+            server.put("Pod", pod[1], {**server.things[pod], "metadata": {**meta, **change}})
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        assert await cluster.reach(environment(2)) == first
+        assert "GET Secret" in server.asked
+
+
+async def test_an_agent_that_nobody_watches_is_looked_up_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(locator, "KEPT_SECONDS", 0.0)
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        async with opened(server, OPTIONS) as web:
+            first = await web.reach(environment(2))
+            server.asked.clear()
+            assert await web.reach(environment(2)) == first
+            assert "GET Secret" in server.asked

@@ -238,7 +238,9 @@ class KubernetesCluster:
 
     async def reach(self, environment: Environment) -> AgentAddress:
         """Return the agent's address and its token."""
-        return await self._locator.reach(environment)
+        # Nobody watches in a process that only serves requests.
+        watched = self._observer.objects(environment) if self._informers.live else None
+        return await self._locator.reach(environment, watched)
 
     @asynccontextmanager
     async def logs(

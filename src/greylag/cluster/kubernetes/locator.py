@@ -21,7 +21,7 @@ from yarl import URL
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cache import ProjectKey
 from greylag.cluster.kubernetes.connection import Connection
-from greylag.cluster.kubernetes.diagnosis import is_ready, is_removed
+from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects, is_ready, is_removed
 from greylag.cluster.kubernetes.failures import ApiError, translated
 from greylag.cluster.kubernetes.identity import (
     START_ANNOTATION,
@@ -59,10 +59,18 @@ _HANDSHAKE = frozenset(name.decode() for name in HANDSHAKE)
 class _Kept:
     address: AgentAddress
     until: float
+    place: "_Place"
+
+
+_Place = tuple[str, str]
+"""What an address was found by: the pod's uid and the Service's version."""
 
 
 class AgentLocator:
-    """Finds agents, remembering each for some seconds, as every message asks."""
+    """Finds agents, remembering each for some seconds, as every message asks.
+
+    Where a watch tells of their pod and Service, it is remembered as long as these are the same.
+    """
 
     def __init__(self, api: Api, options: Options, keys: AgentKeys, proxy: "ServiceProxy") -> None:
         self._api = api
@@ -71,17 +79,19 @@ class AgentLocator:
         self._proxy = proxy
         self._kept: dict[str, _Kept] = {}
 
-    async def reach(self, environment: Environment) -> AgentAddress:
-        """Return a ready environment's address and token."""
+    async def reach(
+        self, environment: Environment, watched: EnvironmentObjects | None = None
+    ) -> AgentAddress:
+        """Return a ready environment's address and token; ``watched``: its objects as of now."""
         now = asyncio.get_running_loop().time()
         kept = self._kept.get(environment.id)
-        if kept is not None and now < kept.until:
+        if kept is not None and (now < kept.until or kept.place == _place_of(watched)):
             return kept.address
         with translated():
-            address = await self._found(environment)
+            address, place = await self._found(environment)
         if len(self._kept) >= KEPT_MOST:
             self._kept.clear()
-        self._kept[environment.id] = _Kept(address, now + KEPT_SECONDS)
+        self._kept[environment.id] = _Kept(address, now + KEPT_SECONDS, place)
         return address
 
     async def url(self, environment: Environment, service: Object | None) -> str | None:
@@ -105,7 +115,7 @@ class AgentLocator:
         """Look anew next time."""
         self._kept.pop(environment.id, None)
 
-    async def _found(self, environment: Environment) -> AgentAddress:
+    async def _found(self, environment: Environment) -> tuple[AgentAddress, _Place]:
         names, api = environment.names, self._api
         ours = project_selector(environment)
         pods, service = await asyncio.gather(
@@ -117,7 +127,8 @@ class AgentLocator:
         if url is None or not ready:
             raise NotActiveError("The environment does not run.")
         newest = max(ready, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
-        return AgentAddress(url, await self._token(environment, newest))
+        address = AgentAddress(url, await self._token(environment, newest))
+        return address, _place(newest, service)
 
     async def _token(self, environment: Environment, pod: Object) -> str:
         """Return what the pod's agent demands; the Secret is read only where no key tells it."""
@@ -135,6 +146,17 @@ class AgentLocator:
                 code="environment_drifted",
                 hint="Give web and worker the same keys, or deactivate and activate the project.",
             ) from error
+
+
+def _place(pod: Object, service: Object) -> _Place:
+    return pod["metadata"]["uid"], service["metadata"]["resourceVersion"]
+
+
+def _place_of(watched: EnvironmentObjects | None) -> _Place | None:
+    if watched is None or watched.service is None:
+        return None
+    pod = watched.pod
+    return _place(pod, watched.service) if pod is not None and is_ready(pod) else None
 
 
 def endpoint_of(environment: Environment, options: Options, service: Object | None) -> str | None:
