@@ -175,6 +175,7 @@ def test_a_ready_pod_with_an_address_is_ready_and_tells_its_way() -> None:
         "agent_ready",
         "address_assigned",
     ]
+    assert f"have started, of {IMAGE} and of-the-user:1." in seen.steps[3].message
 
 
 def test_a_ready_pod_without_an_address_is_not_ready_and_says_why() -> None:

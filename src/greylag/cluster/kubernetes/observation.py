@@ -46,7 +46,6 @@ from greylag.domain.project import Environment
 NAMESPACE_READY = Step("namespace_ready", "The user's namespace and its rules are ready.")
 QUOTA_CHECKED = Step("quota_checked", "The user's quota has room.")
 PULLING = Step("pulling_image", "The image is being pulled.")
-STARTED = Step("process_started", "The environment's container has started.")
 READY = Step("agent_ready", "The agent is ready.")
 
 SYNC_SECONDS = 5.0
@@ -396,7 +395,9 @@ def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[Step, ...]:
     if last(found.events, {"Pulling"}) is not None and not started:
         steps.append(PULLING)
     if started:
-        steps.append(STARTED)
+        images = dict.fromkeys(one.get("image", "") for one in pod["spec"]["containers"])
+        of_what = f"The environment's containers have started, of {' and '.join(images)}."
+        steps.append(Step("process_started", plain(of_what)))
     if is_ready(pod):
         steps.append(READY)
     return tuple(steps)
