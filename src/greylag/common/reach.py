@@ -2,14 +2,17 @@
 operator has named. So no user's address leads into the operator's own network.
 """
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+_THREADS = 4
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291, section 2.4
 
@@ -75,19 +78,35 @@ def is_public(address: str) -> bool:
 class PublicResolver(AbstractResolver):
     """Finds addresses, and refuses those that may not be reached: what is checked is what is
     connected to.
+
+    It has threads of its own: users may name hosts whose name servers never answer, and those of
+    the loop are for the hosts that all others ask for.
     """
 
     def __init__(self, reach: Reach) -> None:
         self._reach = reach
-        self._inner = ThreadedResolver()
+        self._threads = ThreadPoolExecutor(_THREADS, "names that users gave")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Return the addresses of a host."""
-        found = await self._inner.resolve(host, port, family)
+        asking = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+        infos = await asyncio.get_running_loop().run_in_executor(self._threads, asking)
+        found = [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=of_family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for of_family, _, protocol, _, address in infos
+        ]
         self._reach.check(host, port, [one["host"] for one in found])
         return found
 
     async def close(self) -> None:
-        """Do nothing: nothing is held."""
+        """Let the threads end; one that still waits for a name server ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
