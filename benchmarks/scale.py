@@ -1,6 +1,6 @@
 """Many projects activated at once on simulated nodes: by hand, on the cluster of the tests.
 
-    python -m benchmarks.scale --projects 500
+    python -m benchmarks.scale --projects 500 [--per-user 100]
 
 It prints how long that took, what the API server was asked for it, and the memory of Greylag. The
 nodes are simulated, so the environments do not answer (`GREYLAG_KUBE_PROBE=false`).
@@ -27,23 +27,23 @@ from tests.cluster.real_cluster import CLUSTER, cluster_environment, kubectl, re
 from tests.e2e.product import Product
 
 NODES = 10
-PER_USER = 20
 AT_ONCE = 16
 PATIENCE = 1200
 IDLE_SECONDS = 60
+ROOM = {"ephemeral-storage": "10Ti"}
 FAKE = [{"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}]
 
 
 class Fleet:
     """So many projects of so many users, on one `greylag up`."""
 
-    def __init__(self, up: Product, prefix: str, count: int) -> None:
+    def __init__(self, up: Product, prefix: str, users: list[str], count: int) -> None:
         self.up = up
         self.prefix = prefix
-        self.users = [f"u{number}" for number in range(-(-count // PER_USER))]
+        self.users = users
+        each = -(-count // len(users))
         self.paths = [
-            f"/api/users/{self.users[number // PER_USER]}/projects/p{number}"
-            for number in range(count)
+            f"/api/users/{users[number // each]}/projects/p{number}" for number in range(count)
         ]
 
     async def make(self) -> None:
@@ -67,11 +67,21 @@ class Fleet:
         """Return how many projects have each status."""
         found: Counter[str] = Counter()
         for user in self.users:
-            _, listed = await self.up.call("GET", f"/api/users/{user}/projects?limit=100")
-            for one in listed["projects"]:
+            async for one in self._listed(user):
                 settled = one["observed_generation"] >= one["generation"]
                 found[one["status"] if settled else "on its way"] += 1
         return found
+
+    async def _listed(self, user: str) -> AsyncIterator[dict[str, Any]]:
+        more = ""
+        while True:
+            url = f"/api/users/{user}/projects?limit=100{more}"
+            _, page = await self.up.call("GET", url)
+            for one in page["projects"]:
+                yield one
+            if page["next_cursor"] is None:
+                return
+            more = f"&cursor={page['next_cursor']}"
 
     def megabytes(self) -> float:
         """Return the memory of the process (PSS)."""
@@ -150,10 +160,14 @@ async def heartbeat(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def greylag(folder: Path, name: str, count: int) -> AsyncIterator[Fleet]:
+async def greylag(folder: Path, name: str, count: int, per_user: int) -> AsyncIterator[Fleet]:
     """Run `greylag up` under an account of its own, with simulated nodes and volumes."""
     prefix = f"{name}-"
     subprocess.run([str(CLUSTER), "fake-nodes", str(NODES)], check=True, timeout=180)  # noqa: S603, ASYNC221 - the cluster's own program, before anything else runs
+    for number in range(NODES):
+        # They say nothing of the storage that pods ask for beside their volumes.
+        room = json.dumps({"status": {"allocatable": ROOM, "capacity": ROOM}})
+        _must("patch", "node", f"fake-{number}", "--subresource=status", "--patch", room)
     beating = asyncio.create_task(heartbeat(folder), name="heartbeat")
     volumes = folder / "volumes.yaml"
     volumes.write_text(yaml.safe_dump_all(_volume(name, number) for number in range(count)))
@@ -161,12 +175,12 @@ async def greylag(folder: Path, name: str, count: int) -> AsyncIterator[Fleet]:
     _must("create", "serviceaccount", name)
     binding = ("clusterrolebinding", name, "--clusterrole=cluster-admin")
     _must("create", *binding, f"--serviceaccount=default:{name}")
-    users = ",".join(f"u{number}" for number in range(-(-count // PER_USER)))
+    users = [f"u{number}" for number in range(-(-count // per_user))]
     settings = {
         "KUBECONFIG": str(_kubeconfig(folder, name)),
         "KUBE_NAMESPACE_PREFIX": prefix,
         "ACR_IMAGE": "simulated:1",
-        "GREYLAG_USERS": users,
+        "GREYLAG_USERS": ",".join(users),
         "GREYLAG_ACTIVATION_TIMEOUT": str(PATIENCE),
         "GREYLAG_KUBE_PROBE": "false",
         "GREYLAG_KUBE_SERVICE_TYPE": "ClusterIP",
@@ -174,15 +188,16 @@ async def greylag(folder: Path, name: str, count: int) -> AsyncIterator[Fleet]:
         "GREYLAG_KUBE_VOLUME_SIZE": "1Mi",
         "GREYLAG_KUBE_TOLERATIONS": json.dumps(FAKE),
         "GREYLAG_KUBE_NODE_SELECTOR": "type=kwok",
-        "GREYLAG_KUBE_QUOTA_CPU_REQUESTS": "100",
-        "GREYLAG_KUBE_QUOTA_CPU_LIMITS": "100",
-        "GREYLAG_KUBE_QUOTA_MEMORY_REQUESTS": "100Gi",
-        "GREYLAG_KUBE_QUOTA_MEMORY_LIMITS": "100Gi",
+        "GREYLAG_KUBE_QUOTA_VOLUMES": str(per_user),
+        "GREYLAG_KUBE_QUOTA_CPU_REQUESTS": str(2 * per_user),
+        "GREYLAG_KUBE_QUOTA_CPU_LIMITS": str(2 * per_user),
+        "GREYLAG_KUBE_QUOTA_MEMORY_REQUESTS": f"{2 * per_user}Gi",
+        "GREYLAG_KUBE_QUOTA_MEMORY_LIMITS": f"{2 * per_user}Gi",
     }
     up = Product(folder, settings)
     try:
         await up.start()
-        yield Fleet(up, prefix, count)
+        yield Fleet(up, prefix, users, count)
         assert not beating.done(), "the nodes were lost"
     finally:
         beating.cancel()
@@ -258,11 +273,11 @@ async def by_kubectl(fleet: Fleet) -> float:
     return time.monotonic() - began
 
 
-async def measure(count: int) -> None:
+async def measure(count: int, per_user: int) -> None:
     """Create, activate, rest, deactivate; print what each cost."""
     name = f"scale-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory() as folder:
-        async with greylag(Path(folder), name, count) as fleet:
+        async with greylag(Path(folder), name, count, per_user) as fleet:
             calls = Calls(name)
             print(f"at the start: memory {fleet.megabytes():.0f} MB", flush=True)
             for what, step, wanted in (
@@ -283,7 +298,9 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--projects", type=int, default=500)
-    asyncio.run(measure(parser.parse_args().projects))
+    parser.add_argument("--per-user", type=int, default=20)
+    given = parser.parse_args()
+    asyncio.run(measure(given.projects, given.per_user))
     return 0
 
 
