@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.agentd.changes.rig import look, rig
 
+from greylag.agentd.changes import service
+from greylag.agentd.changes.capture import Capture
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import TurnChanges
 from greylag.execd import snapshots
@@ -115,6 +118,61 @@ async def test_an_undo_leaves_what_others_did_and_says_so(tmp_path: Path) -> Non
         last = await made.undo(again.undo_id)
         told = (await made.service.totals(["b"]))["b"]
         assert (told.undo_id, told.undone_files) == (last.undo_id, 2)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Hold up every list of the workspace while it is not set, and give up waiting soon."""
+    opened = asyncio.Event()
+    opened.set()
+    listing = Capture._list
+
+    async def held_up(capture: Capture) -> Any:
+        await opened.wait()
+        return await listing(capture)
+
+    monkeypatch.setattr(Capture, "_list", held_up)
+    for name in ("_LISTED_WITHIN", "_READ_WITHIN", "_END_WITHIN"):
+        monkeypatch.setattr(service, name, 0.1)
+    return opened
+
+
+async def test_a_state_that_comes_too_late_is_none_and_says_so(
+    gate: asyncio.Event, tmp_path: Path
+) -> None:
+    async with rig(tmp_path) as found:
+        file = found.root / "file"
+        file.write_text("original")
+        gate.clear()
+        await found.service.begin("t1", "s")
+        file.write_text("by the agent")
+        gate.set()
+        (found.root / "later").touch()
+        await found.service.end("t1")
+        for asked in (found.changed("t1"), found.undo("t1")):
+            with pytest.raises(RequestError, match="could not be kept"):
+                await asked
+        assert file.read_text() == "by the agent"
+
+
+async def test_what_another_turn_did_while_a_state_was_awaited_is_not_undone_with_this_one(
+    gate: asyncio.Event, tmp_path: Path
+) -> None:
+    async with rig(tmp_path) as found:
+        await found.service.begin("t1", "s")
+        (found.root / "one").touch()
+        gate.clear()
+        await found.service.end("t1")
+        await found.service.begin("t2", "another")
+        (found.root / "two").touch()
+        gate.set()
+        await found.service.end("t2")
+        undone = await found.undo("t1")
+        assert {kept.path: kept.reason for kept in undone.kept} == dict.fromkeys(
+            ("one", "two"), "changed_by_others"
+        )
+        with pytest.raises(RequestError, match="could not be kept"):
+            await found.changed("t2")
 
 
 async def test_nested_repositories_come_back_with_branches_and_index(tmp_path: Path) -> None:

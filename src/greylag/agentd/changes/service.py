@@ -76,26 +76,34 @@ class ChangeService:
     # Around a turn.
 
     async def begin(self, span_id: str, session_id: str) -> None:
-        """Keep the state before a turn; return as soon as the agent may change it."""
+        """Keep the state before a turn; return as soon as the agent may change it.
+
+        If that takes too long, none is kept: it would hold what the agent has done by then.
+        """
         self._running.add(span_id)
         listed = asyncio.Event()
         task = self._start(self._begin(span_id, session_id, listed), f"state before {span_id}")
         waiting = self._start(listed.wait(), "workspace listed")
         await asyncio.wait({task, waiting}, timeout=_LISTED_WITHIN, return_when="FIRST_COMPLETED")
         waiting.cancel()
+        if not listed.is_set() and not task.done():
+            _log.warning("snapshot_too_slow", span_id=span_id)
+            task.cancel()
         await asyncio.wait({task}, timeout=_READ_WITHIN)
 
     async def _begin(self, span_id: str, session_id: str, listed: asyncio.Event) -> None:
-        async with self._lock:
-            try:
-                newest = await self._store.run(spans.newest)
-                span = Span(span_id, session_id, newest)
-                await self._store.run(lambda sql: spans.add(sql, span))
+        try:
+            # Not behind the lock: a state that is being taken for another may hold what this one
+            # does already, and is to be known as shared.
+            newest = await self._store.run(spans.newest)
+            span = Span(span_id, session_id, newest)
+            await self._store.run(lambda sql: spans.add(sql, span))
+            async with self._lock:
                 await self._go_on()
                 before = await self._capture.take(listed)
                 await self._store.run(lambda sql: spans.set_before(sql, span_id, before.number))
-            except SnapshotError as error:
-                _log.warning("snapshot_failed", span_id=span_id, error=str(error))
+        except SnapshotError as error:
+            _log.warning("snapshot_failed", span_id=span_id, error=str(error))
 
     async def end(self, span_id: str) -> TurnChanges | None:
         """Keep the state after a turn; return how much changed, ``None`` if that takes longer."""
@@ -307,7 +315,8 @@ class ChangeService:
             await self._settled(self._alone(self._nothing), "recovery")
         found = await self._read(lambda sql: spans.ends(sql, span_id))
         if found is None:
-            raise _gone()
+            span = await self._read(lambda sql: spans.find(sql, span_id))
+            raise _gone(taken=span is None or None not in {span.before, span.after})
         return found
 
     async def _nothing(self) -> None:
@@ -350,5 +359,10 @@ def _failed(error: SnapshotError) -> RequestError:
     return RequestError("agent_unavailable", str(error))
 
 
-def _gone() -> RequestError:
-    return RequestError("snapshot_gone", "What the workspace was then is not kept (any longer).")
+def _gone(*, taken: bool = True) -> RequestError:
+    if taken:
+        return RequestError("snapshot_gone", "What the workspace was then is not kept any longer.")
+    return RequestError(
+        "snapshot_gone",
+        "What the workspace was before or after it could not be kept: it took too long, or failed.",
+    )
