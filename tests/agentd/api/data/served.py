@@ -56,6 +56,27 @@ async def echo(request: web.Request) -> web.StreamResponse:
     return socket
 
 
+said = 0
+"""How many bytes ``talking`` has sent."""
+
+
+async def talking(request: web.Request) -> web.StreamResponse:
+    """Send 100 messages of 1 MB by a WebSocket, and read nothing."""
+    global said  # noqa: PLW0603 - an application of one page
+    socket = web.WebSocketResponse(max_msg_size=0)
+    await socket.prepare(request)
+    for _ in range(100):
+        await socket.send_bytes(bytes(1_000_000))
+        said += 1_000_000
+    await asyncio.Event().wait()
+    return socket
+
+
+async def told_said(_request: web.Request) -> web.StreamResponse:
+    """Tell how much was sent."""
+    return web.Response(text=str(said))
+
+
 async def away(_request: web.Request) -> web.StreamResponse:
     """Lead away."""
     raise web.HTTPFound("http://localhost:1/elsewhere")
@@ -67,6 +88,8 @@ async def main() -> None:
     app.router.add_get("/stream", stream)
     app.router.add_get("/big", big)
     app.router.add_get("/socket", echo)
+    app.router.add_get("/talking", talking)
+    app.router.add_get("/said", told_said)
     app.router.add_get("/away", away)
     app.router.add_route("*", "/{rest:.*}", told)
     runner = web.AppRunner(app)
