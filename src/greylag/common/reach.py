@@ -4,11 +4,13 @@ operator has named. So no user's address leads into the operator's own network.
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
+
+from greylag.common.net import Proxy
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291, section 2.4
@@ -75,10 +77,18 @@ def is_public(address: str) -> bool:
 class PublicResolver(AbstractResolver):
     """Finds addresses, and refuses those that may not be reached: what is checked is what is
     connected to.
+
+    Args:
+        reach: the hosts that may have any address.
+        proxies: the variables that name proxies (``proxy_variables``): those may have any, too, and
+            ``check_name`` is for what they would be asked for.
     """
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: Reach, proxies: Mapping[str, str] | None = None) -> None:
         self._reach = reach
+        named = [one for name, one in (proxies or {}).items() if name != "NO_PROXY"]
+        urls = [URL(Proxy.parse(one).url) for one in named]
+        self._proxies = frozenset((url.host, url.port) for url in urls)
         self._inner = ThreadedResolver()
 
     async def resolve(
@@ -86,8 +96,20 @@ class PublicResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         """Return the addresses of a host."""
         found = await self._inner.resolve(host, port, family)
-        self._reach.check(host, port, [one["host"] for one in found])
+        if (host, port) not in self._proxies:
+            self._reach.check(host, port, [one["host"] for one in found])
         return found
+
+    async def check_name(self, url: URL) -> None:
+        """Raise ``NotPublicError`` for what a proxy would be asked for, as far as its address is
+        known here.
+        """
+        host, port = url.host or "", url.port or 0
+        try:
+            found = await self._inner.resolve(host, port)
+        except OSError:
+            return  # the proxy may know it
+        self._reach.check(host, port, [one["host"] for one in found])
 
     async def close(self) -> None:
         """Do nothing: nothing is held."""

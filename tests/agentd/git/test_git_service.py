@@ -10,6 +10,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from tests.agentd.conftest import serve
 from tests.agentd.doubles import Api, eventually, serving
 from tests.git_server import TOKEN, USER, GitServer, git, git_server, make_repository
 
@@ -283,6 +285,29 @@ async def test_the_relay_passes_on_nothing_but_git_and_only_to_who_has_its_token
         assert len(server.asked) == before or not server.asked[-1][0].startswith(
             "/private/app.git/."
         )
+
+
+async def test_a_proxy_may_have_any_address_and_what_is_asked_of_it_may_not() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.raw_path)
+        return web.Response(text="from the host")
+
+    asked: list[str] = []
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with serve(app) as address, aiohttp.ClientSession() as http:
+        by_name = address.replace("127.0.0.1", "localhost")
+        plain, private = "git.example.invalid", "localhost:9"
+        relay = GitRelay(Reach([f"http://{plain}"]), {"ALL_PROXY": by_name})
+        relay.use([GitCredential("git", host, USER, TOKEN) for host in (plain, private)])
+        own = {"Authorization": f"Bearer {relay.token}"}
+        async with relay.serving():
+            for host, status in ((plain, 200), (private, 403)):
+                url = f"http://127.0.0.1:{relay.port}/{host}/a.git/info/refs"
+                query = {"service": "git-upload-pack"}
+                async with http.get(url, params=query, headers=own) as told:
+                    assert told.status == status, await told.text()
+    assert asked == [f"http://{plain}/a.git/info/refs?service=git-upload-pack"]
 
 
 async def test_a_host_that_says_nothing_is_given_up(tmp_path: Path, server: GitServer) -> None:

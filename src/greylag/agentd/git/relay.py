@@ -72,6 +72,7 @@ class GitRelay:
         self.port = 0
         self._hosts = hosts
         self._proxies = proxies or {}
+        self._resolver = PublicResolver(hosts, self._proxies)
         self._silence = silence
         self._credentials: dict[str, GitCredential] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -107,7 +108,7 @@ class GitRelay:
         )
         async with aiohttp.ClientSession(
             timeout=timeout,
-            connector=aiohttp.TCPConnector(limit=0, resolver=PublicResolver(self._hosts)),
+            connector=aiohttp.TCPConnector(limit=0, resolver=self._resolver),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
@@ -152,6 +153,8 @@ class GitRelay:
         origin = self._hosts.origin(credential.host)
         proxy = proxy_for(origin, self._proxies)
         auth = {} if proxy is None else proxy.auth_header()
+        if proxy is not None:
+            await self._resolver.check_name(URL(origin))
         secret = base64.b64encode(f"{credential.username}:{credential.value}".encode()).decode()
         headers = {name: request.headers[name] for name in _TO_HOST if name in request.headers}
         headers["Authorization"] = f"Basic {secret}"
