@@ -219,14 +219,24 @@ async def test_large_files_that_a_host_keeps_elsewhere_are_had_there_without_the
 
 
 @needs_git_lfs
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ({}, f"[{LARGE_ID}] no such object: [404] no such object"),
+        ({LARGE_ID: b"other"}, f"expected OID {LARGE_ID}, got "),
+    ],
+)
 async def test_large_files_that_cannot_be_had_leave_a_clone_that_says_so(
-    api: Api, server: GitServer, tmp_path: Path
+    api: Api, server: GitServer, tmp_path: Path, objects: dict[str, bytes], words: str
 ) -> None:
     path = large_files_in(server)
-    server.objects.clear()
+    server.objects = objects
     state = await told(api, setup(server, path, token=TOKEN))
     assert state.status == "done"
-    assert "Not all large files (Git LFS, 1) were fetched" in state.detail
+    assert state.detail.startswith(
+        "The repository is cloned. Not all large files (Git LFS, 1) were fetched: those stay "
+        f"pointers until `git lfs pull` has them. git-lfs said: {words}"
+    )
     assert (tmp_path / "environment/workspace/sub/a.big").read_bytes() == pointer(LARGE)
     assert (tmp_path / "environment/workspace/README.md").read_bytes() == BYTES["README.md"]
 
