@@ -165,7 +165,7 @@ async def test_a_private_repository_is_cloned_by_a_secret_that_no_side_of_the_ag
         assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
 
 
-LARGE = os.urandom(300_000)
+LARGE = bytes(range(256)) * 1200
 LARGE_ID = hashlib.sha256(LARGE).hexdigest()
 ATTRIBUTES = "*.big filter=lfs diff=lfs merge=lfs -text\n"
 needs_git_lfs = pytest.mark.skipif(
