@@ -229,10 +229,16 @@ async def _shaken(
 
 
 async def hand_on(client: WebSocket, opening: AbstractAsyncContextManager[ForwardedSocket]) -> None:
-    """Join a client's WebSocket to another; the subprotocol is what the other end chose."""
+    """Join a client's WebSocket to another; the subprotocol is what the other end chose. One that
+    another server than ``HttpServer`` has taken is refused.
+    """
+    tunnel = client.scope.get("extensions", {}).get(TUNNEL)
+    if tunnel is None:
+        await client.close()
+        return
     async with opening as other:
         await client.accept(other.protocol)
-        stream = cast("Stream", client.scope["extensions"][TUNNEL]["take"]())
+        stream = cast("Stream", tunnel["take"]())
         try:
             await _joined(stream, (other.reader, other.writer))
         finally:

@@ -145,6 +145,16 @@ async def test_sockets_pass_with_their_subprotocol_and_end(tmp_path: Path) -> No
             assert opened.close_code == 4321
 
 
+@pytest.mark.parametrize("path", ["lying", "away", "any"])
+async def test_only_an_application_that_agrees_to_a_socket_is_given_one(
+    tmp_path: Path, path: str
+) -> None:
+    async with application(tmp_path) as (api, port):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await api.http.ws_connect(f"{api.base}/api/v1/preview/{port}/{path}")
+        assert refused.value.status == 502
+
+
 async def test_who_takes_nothing_of_what_is_said_to_it_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

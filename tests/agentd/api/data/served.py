@@ -77,6 +77,12 @@ async def told_said(_request: web.Request) -> web.StreamResponse:
     return web.Response(text=str(said))
 
 
+async def lying(_request: web.Request) -> web.StreamResponse:
+    """Agree to a WebSocket without having read what was asked."""
+    headers = {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-accept": "x" * 28}
+    return web.Response(status=101, headers=headers)
+
+
 async def away(_request: web.Request) -> web.StreamResponse:
     """Lead away."""
     raise web.HTTPFound("http://localhost:1/elsewhere")
@@ -91,6 +97,7 @@ async def main() -> None:
     app.router.add_get("/talking", talking)
     app.router.add_get("/said", told_said)
     app.router.add_get("/away", away)
+    app.router.add_get("/lying", lying)
     app.router.add_route("*", "/{rest:.*}", told)
     runner = web.AppRunner(app)
     await runner.setup()
