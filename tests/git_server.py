@@ -1,16 +1,20 @@
 """A git server over http: git's own ``http-backend`` behind a small server with Basic auth.
 
 Below ``/private/`` a password is asked for; ``/moved/`` redirects to a place of choice, ``/here/``
-to the same repository on this host, and below ``/hang/`` nothing is ever answered.
+to the same repository on this host, and below ``/hang/`` nothing is ever answered. Large files (Git
+LFS) are kept as well, below ``/private/objects/``; as many hosts do, it tells clients to send there
+what they came with as Authorization.
 """
 
 import asyncio
 import base64
+import hashlib
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -44,6 +48,13 @@ def make_repository(path: Path, files: dict[str, str | bytes]) -> str:
     return git(path, "rev-parse", "main")
 
 
+def pointer(content: bytes) -> bytes:
+    """Return what a repository holds in place of a large file."""
+    oid = hashlib.sha256(content).hexdigest()
+    lines = ("version https://git-lfs.github.com/spec/v1", f"oid sha256:{oid}")
+    return "\n".join((*lines, f"size {len(content)}", "")).encode()
+
+
 @dataclass
 class GitServer:
     """A running server.
@@ -54,6 +65,10 @@ class GitServer:
         asked: the path and the Authorization of each request.
         moved_to: where ``/moved/`` leads.
         held: while it is clear, packs are not sent.
+        objects: large files, by their ids.
+        objects_at: where clients are led for them, if that is elsewhere.
+        redirects: whether they are led there by a redirect, from here.
+        is_open: whether nothing asks for a password.
     """
 
     root: Path
@@ -61,6 +76,10 @@ class GitServer:
     asked: list[tuple[str, str]] = field(default_factory=list)
     moved_to: str = ""
     held: asyncio.Event = field(default_factory=asyncio.Event)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    objects_at: str = ""
+    redirects: bool = False
+    is_open: bool = False
 
     @property
     def url(self) -> str:
@@ -83,11 +102,44 @@ class GitServer:
             rest = request.raw_path.removeprefix(f"/{kind}")
             return web.Response(status=301, headers={"Location": self.moved_to + rest})
         expected = base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
-        if kind == "private" and said != f"Basic {expected}":
+        if kind == "private" and not self.is_open and said != f"Basic {expected}":
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="git"'})
+        if request.path.endswith("/info/lfs/objects/batch"):
+            return web.json_response(self._led(await request.json(), said))
+        if "/objects/" in request.path and self.redirects:
+            return web.Response(status=302, headers={"Location": self.objects_at + request.path})
+        if "/objects/" in request.path:
+            return await self._object(request)
         if request.method == "POST":
             await self.held.wait()
         return await self._backend(request)
+
+    def _led(self, asked: dict[str, Any], said: str) -> dict[str, Any]:
+        """Answer a batch of objects: where each is had, or given."""
+        ways = {"download": ("download",), "upload": ("upload", "verify")}[asked["operation"]]
+        away = self.objects_at and not self.redirects
+        where = (self.objects_at if away else self.url) + "/private/objects/"
+        told = []
+        for one in asked["objects"]:
+            oid = one["oid"]
+            action = {"href": f"{where}{oid}", "header": {"Authorization": said, "X-Own": "1"}}
+            missing = ways == ("download",) and oid not in self.objects
+            told.append(
+                {**one, "error": {"code": 404, "message": "no such object"}}
+                if missing
+                else {**one, "actions": dict.fromkeys(ways, action)}
+            )
+        return {"transfer": "basic", "objects": told}
+
+    async def _object(self, request: web.Request) -> web.Response:
+        oid = request.path.rpartition("/")[2]
+        assert request.headers["X-Own"] == "1"
+        if request.method == "PUT":
+            self.objects[oid] = await request.read()
+            assert hashlib.sha256(self.objects[oid]).hexdigest() == oid
+        if request.method == "GET":
+            return web.Response(body=self.objects[oid])
+        return web.Response(status=200 if oid in self.objects else 404)
 
     async def _backend(self, request: web.Request) -> web.StreamResponse:
         names = {"Content-Encoding": "HTTP_CONTENT_ENCODING", "Git-Protocol": "HTTP_GIT_PROTOCOL"}

@@ -14,6 +14,7 @@ from greylag.common.agent_api import (
     Decision,
     ForwardedAnswer,
     ForwardedRequest,
+    ForwardedSocket,
     Operation,
     Socket,
     Turn,
@@ -287,14 +288,6 @@ class AgentSocket(Protocol):
     @property
     def close_code(self) -> int | None:
         """Why the agent closed it (RFC 6455)."""
-
-
-class ForwardedSocket(AgentSocket, Protocol):
-    """An open WebSocket to a port of an environment."""
-
-    @property
-    def protocol(self) -> str | None:
-        """The subprotocol that was chosen."""
 
 
 class AgentGateway(Protocol):

@@ -6,7 +6,7 @@ import itertools
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -20,7 +20,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from greylag.agentd.main import http_server
-from greylag.common.server import HttpServer, Limits, addresses_of, listen
+from greylag.common.server import TUNNEL, HttpServer, Limits, addresses_of, listen
 
 needs_ipv6 = pytest.mark.skipif(
     not socket.has_dualstack_ipv6(), reason="this machine has no IPv6: it is NOT tested"
@@ -131,6 +131,7 @@ class Bounded:
             Route("/wait", self._wait),
             Route("/flood", self._flood),
             WebSocketRoute("/socket", self._echo),
+            WebSocketRoute("/taken", self._taken),
         ]
         app = Starlette(routes=routes)
         self.server = (
@@ -167,6 +168,14 @@ class Bounded:
                 await socket.send_bytes(await socket.receive_bytes())
         except WebSocketDisconnect:
             self.left.set()
+
+    async def _taken(self, socket: WebSocket) -> None:
+        await socket.accept()
+        reader, writer = socket.scope["extensions"][TUNNEL]["take"]()
+        while data := await reader.read(100):
+            writer.write(data.upper())
+        writer.close()
+        self.left.set()
 
     async def _flood(self, _: Request) -> StreamingResponse:
         async def blocks() -> AsyncIterator[bytes]:
@@ -471,6 +480,25 @@ async def test_a_handshake_that_is_none_ends_its_connection(
         assert await refused(reader) == told
         one.pass_time(6)
         await one.heard(0)
+
+
+async def test_a_websocket_that_was_taken_is_bytes_and_ends_with_the_server() -> None:
+    async with bounded() as one:
+        taken = SOCKET.replace(b"/socket", b"/taken") + b"\r\n"
+        reader, writer = await one.ask(taken)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        for data in (b"\x89\xfd any", b"bytes"):
+            writer.write(data)
+            assert await reader.readexactly(len(data)) == data.upper()
+        writer.write_eof()
+        assert await reader.read() == b""
+        await one.heard(0)
+        assert one.left.is_set()
+        reader, writer = await one.ask(taken)
+        await reader.readuntil(b"\r\n\r\n")
+        one.server.finish()
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from tests.agentd.doubles import eventually
 from tests.cli.program import run
 from tests.e2e.product import Product, product, real_goose
-from tests.git_server import TOKEN, USER, git, git_server, make_repository
+from tests.git_server import TOKEN, USER, git, git_server, make_repository, pointer
 
 pytestmark = real_goose
 
@@ -16,7 +16,9 @@ pytestmark = real_goose
 @pytest.mark.timeout(180)
 async def test_a_private_repository_is_cloned_through_a_kill_and_pushed_to(tmp_path: Path) -> None:
     root = tmp_path / "repositories"
-    make_repository(root / "private" / "app.git", {"README.md": "# Hello\n", "a/b.txt": "b"})
+    files: dict[str, str | bytes] = {"README.md": "# Hello\n", "a/b.txt": "b"}
+    files |= {".gitattributes": "*.big filter=lfs -text\n", "lost.big": pointer(b"nowhere")}
+    make_repository(root / "private" / "app.git", files)
     async with (
         git_server(root) as server,
         product(tmp_path, GOOSE_MODE="auto", GREYLAG_GIT_HOSTS=f"http://{server.host}") as up,
@@ -35,6 +37,7 @@ async def test_a_private_repository_is_cloned_through_a_kill_and_pushed_to(tmp_p
         told = await up.log(path, "active")
         codes = [event.content["code"] for event in told]
         assert {"git_cloning", "git_done"} <= set(codes), codes
+        assert any("stay pointers" in event.content["message"] for event in told), told
         workspace = up.volume("demo") / "workspace"
         assert (workspace / "a" / "b.txt").read_text() == "b"
         await _work(up, path)

@@ -26,6 +26,7 @@ from greylag.common.agent_api import (
     Decision,
     ForwardedAnswer,
     ForwardedRequest,
+    ForwardedSocket,
     History,
     Session,
     SessionList,
@@ -55,7 +56,6 @@ from greylag.ports import (
     AgentRequest,
     AgentSocket,
     AgentStatus,
-    ForwardedSocket,
 )
 
 
@@ -613,7 +613,11 @@ class MemoryAgents:
         """Open a WebSocket to a port: it says what it is told."""
         self._at(at)
         assert (request.method, 0 < port < 65_536) == ("GET", True)
-        yield _Echo(next(iter(protocols), None))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield ForwardedSocket(reader, writer, next(iter(protocols), None))
+        finally:
+            writer.close()
 
     async def cancel_turn(self, at: AgentAddress, turn_id: str) -> Turn:
         """Ask the turn to end."""
@@ -649,8 +653,7 @@ class MemoryAgents:
 class _Echo:
     """A terminal that says what is typed."""
 
-    def __init__(self, protocol: str | None = None) -> None:
-        self.protocol = protocol
+    def __init__(self) -> None:
         self.close_code: int | None = None
         self._said: asyncio.Queue[bytes | str | None] = asyncio.Queue()
         self._said.put_nowait(json.dumps({"attached": {"rows": 24, "columns": 80, "replay": 0}}))

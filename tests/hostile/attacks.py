@@ -129,6 +129,9 @@ COMMON = (
     Attack("more of a git host, astray", _git_relay(
         "git.invalid/a/%2e%2e/user/info/refs?service=git-upload-pack"
     ), "git's own requests and nothing else"),
+    Attack("more of a git host, as if it had led there", _git_relay(
+        "-/" + "0" * 64 + "/git.invalid/api/v3/user"
+    ), "git's own requests and nothing else"),
     Attack("a git host that nobody has a secret for", _git_relay(
         "127.0.0.1:{agentd_port}/a/info/refs?service=git-upload-pack"
     ), "There is no secret for"),

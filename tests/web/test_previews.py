@@ -11,7 +11,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from tests.agentd.api.test_preview_routes import application
+from tests.agentd.api.test_preview_routes import (
+    application,
+    check_that_a_slow_reader_holds_the_application_back,
+    exchange_large_messages,
+)
 from tests.harness import BEARER, TOKEN, served, settings
 from tests.services.house import House
 from tests.web.server import ADA, Site, site
@@ -25,6 +29,7 @@ from greylag.services.agents import Agents
 from greylag.web.app import create_app
 from greylag.web.preview_links import Preview
 
+AT_ONCE = aiohttp.ClientWSTimeout(ws_close=0.2)
 AGENT_TOKEN = "a-token-of-this-agent"
 
 
@@ -147,9 +152,8 @@ async def test_a_shared_link_opens_any_browser_until_it_runs_out(
         assert (await shown.running.ask("DELETE", f"{shares}/{name}"))[0] == 204
         assert (await shown.running.ask("DELETE", f"{shares}/{name}"))[0] == 404
         async with asyncio.timeout(20):
-            assert (
-                await opened.receive()
-            ).type is aiohttp.WSMsgType.CLOSE  # what was open ends too
+            # What was open ends too.
+            assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSED
     _, told = await shown.running.ask("GET", "/api/audit?action=previews.end")
     assert [one["object"].rpartition("/")[2] for one in told["entries"]] == [str(shown.port)]
     assert (await shown.ask(other))[0] == 401
@@ -233,17 +237,17 @@ async def test_what_looks_like_two_requests_is_one_or_refused(shown: Shown) -> N
     assert b'"target": "/x"' in await told(absolute)
 
 
-def _socket(shown: Shown, home: URL, jar: dict[str, str]) -> Any:
+def _socket(shown: Shown, home: URL, jar: dict[str, str], path: str = "/socket") -> Any:
     """Open the application's WebSocket, as a page of the preview does."""
     cookie = "; ".join(f"{name}={value}" for name, value in jar.items())
     headers = {"host": home.authority, "cookie": cookie, "origin": str(home.origin())}
-    where = home.with_path("/socket").with_host("127.0.0.1")
+    where = home.with_path(path).with_host("127.0.0.1")
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
         async with (
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
-            http.ws_connect(where, headers=headers) as socket,
+            http.ws_connect(where, headers=headers, max_msg_size=0, timeout=AT_ONCE) as socket,
         ):
             yield socket
 
@@ -264,6 +268,22 @@ async def test_sockets_pass_from_the_preview_s_own_pages_alone(shown: Shown) -> 
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await http.ws_connect(url, headers={**headers, **wrong})
             assert refused.value.status == status
+
+
+async def test_messages_of_any_size_pass_and_a_slow_reader_costs_no_memory(shown: Shown) -> None:
+    home, jar = await shown.opened()
+    async with asyncio.timeout(120), _socket(shown, home, jar) as opened:
+        await exchange_large_messages(opened)
+        await opened.send_str("bye")
+        assert await opened.receive_str() == "bye"
+        await opened.receive()
+        assert opened.close_code == 4321
+
+    async def said() -> int:
+        return int((await shown.ask(home.with_path("/said"), jar=jar))[2])
+
+    async with asyncio.timeout(120), _socket(shown, home, jar, "/talking") as opened:
+        await check_that_a_slow_reader_holds_the_application_back(opened, said)
 
 
 async def test_a_preview_ends_with_the_sign_in_or_the_share_that_it_was_opened_by(
@@ -293,15 +313,14 @@ async def test_a_preview_ends_with_the_sign_in_or_the_share_that_it_was_opened_b
             http.get(**asked("/stream", private)) as stream,
         ):
             assert (await running.ask("DELETE", f"/api/tokens/{made['id']}"))[0] == 204
-            assert (await socket.receive()).type is aiohttp.WSMsgType.CLOSE
-            assert socket.close_code == 1008
+            assert (await socket.receive()).type is aiohttp.WSMsgType.CLOSED
             with pytest.raises(aiohttp.ClientPayloadError):
                 await stream.read()
         assert (await shown.ask(home, jar=private))[0] == 401
         await shared_socket.send_str("words")
         assert await shared_socket.receive_str() == "words"
         assert (await running.ask("DELETE", member))[0] == 204
-        assert (await shared_socket.receive()).type is aiohttp.WSMsgType.CLOSE
+        assert (await shared_socket.receive()).type is aiohttp.WSMsgType.CLOSED
         assert (await shown.ask(home, jar=shared))[0] == 404
 
 
@@ -456,7 +475,7 @@ async def test_members_preview_as_far_as_their_role_goes_and_no_longer(files: Sh
     async with _socket(files, shared, jars[1]) as opened:
         assert (await files.running.ask("DELETE", member))[0] == 204
         async with asyncio.timeout(20):
-            assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSE
+            assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSED
     assert (await files.ask(file, jar=jars[0]))[0] == 404
 
 

@@ -21,6 +21,7 @@ from greylag.common.agent_api import (
     Decision,
     ForwardedAnswer,
     ForwardedRequest,
+    ForwardedSocket,
     Operation,
     Socket,
     Turn,
@@ -57,7 +58,6 @@ from greylag.ports import (
     AgentRequest,
     AgentSocket,
     AgentStatus,
-    ForwardedSocket,
 )
 
 # agentd's refusals as errors of ours.
@@ -415,8 +415,10 @@ class HttpAgents:
         """Open a WebSocket to a port of the environment."""
         url = _port_url(at, port) + request.target
         headers = _forwarded_headers(at, request)
+        to = URL(at.url)
+        connecting = asyncio.open_connection(to.host, to.port, ssl=to.scheme == "https" or None)
         with _port_answers():
-            async with forwarding.socket_opened(self._sockets, url, headers, protocols) as opened:
+            async with forwarding.socket_opened(connecting, url, headers, protocols) as opened:
                 yield opened
 
     async def start_turn(

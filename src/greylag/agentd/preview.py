@@ -12,7 +12,7 @@ import aiohttp
 
 from greylag.agentd.execution import Execution, ExecutionError
 from greylag.agentd.problems import RequestError
-from greylag.common import agent_api, sockets
+from greylag.common import agent_api
 from greylag.execd.protocol import Reader, Writer, pipe
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MOST_CONNECTIONS = 100
 
 
-class NotListeningError(aiohttp.ClientConnectionError):
+class NotListeningError(aiohttp.ClientOSError):
     """No process of the environment listens there; the message says what is known."""
 
 
@@ -41,7 +41,6 @@ class Previews:
             connector=_Tunnels(execution),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            trace_configs=[sockets.never_redirected()],
         )
 
     async def ports(self) -> list[agent_api.ListeningPort]:
@@ -55,6 +54,14 @@ class Previews:
         except ExecutionError as error:
             raise RequestError("agent_unavailable", str(error)) from error
         return [agent_api.ListeningPort(port, name) for port, name in found]
+
+    async def connect(self, port: int) -> tuple[Reader, Writer]:
+        """Return a connection to a port.
+
+        Raises:
+            NotListeningError: no process of the environment listens there.
+        """
+        return await _connected(self._execution, port)
 
     async def close(self) -> None:
         """End all connections."""
@@ -75,16 +82,20 @@ class _Tunnels(aiohttp.BaseConnector):
         traces: object,  # noqa: ARG002 - the library's signature
         timeout: object,  # noqa: ARG002, ASYNC109 - the same; execd has times of its own
     ) -> "ResponseHandler":
-        try:
-            reader, writer = await self._execution.connect(req.url.port or 0)
-        except ExecutionError as error:
-            raise NotListeningError(str(error)) from error
+        reader, writer = await _connected(self._execution, req.url.port or 0)
         ours, theirs = socket.socketpair()
         tunnel = asyncio.create_task(_carry(theirs, reader, writer), name="tunnel")
         self._tunnels.add(tunnel)
         tunnel.add_done_callback(self._tunnels.discard)
         _, protocol = await self._loop.create_connection(self._factory, sock=ours)
         return protocol
+
+
+async def _connected(execution: Execution, port: int) -> tuple[Reader, Writer]:
+    try:
+        return await execution.connect(port)
+    except ExecutionError as error:
+        raise NotListeningError(str(error)) from error
 
 
 async def _carry(end: socket.socket, reader: Reader, writer: Writer) -> None:

@@ -6,6 +6,7 @@ else; OpenAPI is made from it. An operation has the same path below agentd's ``/
 has no pydantic, builds its answers from what the platform describes.
 """
 
+from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -1256,6 +1257,21 @@ class ForwardedAnswer:
     status: int
     headers: list[tuple[bytes, bytes]]
     body: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedSocket:
+    """A WebSocket to such a port past its handshake, as the bytes of its frames.
+
+    Attributes:
+        reader: what the application says.
+        writer: what is said to it.
+        protocol: which of the subprotocols that were offered it chose.
+    """
+
+    reader: StreamReader
+    writer: StreamWriter
+    protocol: str | None
 
 
 PREVIEW = "/preview"

@@ -1,31 +1,35 @@
 """Handing a whole HTTP request on to another server, and its answer back, in constant memory.
 
 Both sides are read and written by HTTP libraries: no byte of a head passes without having been
-parsed. What is about one connection is never passed on.
+parsed. What is about one connection is never passed on. A WebSocket is opened so on both sides;
+past that the bytes of its frames are handed on as they come, whatever its messages' sizes.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import cast
 
 import aiohttp
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
+from websockets.client import ClientProtocol
+from websockets.protocol import State
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
 from yarl import URL
 
-from greylag.common import sockets
-from greylag.common.agent_api import ForwardedAnswer, ForwardedRequest
+from greylag.common.agent_api import ForwardedAnswer, ForwardedRequest, ForwardedSocket
 from greylag.common.concurrent import until_one_ends
 from greylag.common.net import HOP_BY_HOP
+from greylag.common.server import TUNNEL, Stream
 
 Headers = list[tuple[bytes, bytes]]
 Opening = Callable[[ForwardedRequest], AbstractAsyncContextManager[ForwardedAnswer]]
 
 CONNECT_SECONDS = 10.0
-HEARTBEAT_SECONDS = 30.0
-MOST_MESSAGE = 4 * 1024 * 1024
-"""How many bytes a WebSocket's message may have that an application sends."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """What is handed on; TRACE would tell headers that are not the client's to see."""
 HANDSHAKE = (
@@ -39,6 +43,15 @@ HANDSHAKE = (
 _HOP_BY_HOP = frozenset(name.encode() for name in HOP_BY_HOP)
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_HANDSHAKE_SECONDS = 30.0
+_UNREAD_SECONDS = 300.0
+"""How long a side of a WebSocket may take nothing of what lies ready for it."""
+_PARTING_SECONDS = 10.0
+"""How long a WebSocket's other side may go on when one has ended."""
+_HEAD_END = b"\r\n\r\n"
+_READ = 64 * 1024
+_KEPT_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""How a side that vanished is noticed, in seconds; not every system has each."""
 _PATIENCE = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 _DEFAULTS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
@@ -164,43 +177,119 @@ async def asked(
 
 @asynccontextmanager
 async def socket_opened(
-    http: aiohttp.ClientSession, url: str, headers: Headers, protocols: Iterable[str]
-) -> AsyncIterator[sockets.Peer]:
+    connecting: Awaitable[Stream], url: str, headers: Headers, protocols: Iterable[str]
+) -> AsyncIterator[ForwardedSocket]:
     """Open a WebSocket to another server.
+
+    Args:
+        connecting: connects to it.
+        url: its http or https address, as it is sent on.
+        headers: the same.
+        protocols: the subprotocols that are offered.
 
     Raises:
         UnansweredError: on entering: it cannot be had.
-        BrokenOffError: when it breaks.
     """
     try:
-        opened = await http.ws_connect(
-            URL(url, encoded=True),
-            headers=_texts(headers),
-            protocols=tuple(protocols),
-            max_msg_size=MOST_MESSAGE,
-            heartbeat=HEARTBEAT_SECONDS,
-        )
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            stream = await connecting
+    except OSError as error:  # TimeoutError is one
         raise UnansweredError(str(error) or type(error).__name__) from error
     try:
-        yield sockets.Peer(opened, lambda: BrokenOffError("The connection broke."))
+        yield ForwardedSocket(*stream, await _shaken(stream, url, headers, protocols))
     finally:
-        await opened.close()
+        stream[1].transport.abort()
 
 
-async def hand_on(
-    client: WebSocket, opening: AbstractAsyncContextManager[sockets.OpenedSocket]
-) -> None:
-    """Join a client's WebSocket to another; the subprotocol is what the other end chose."""
+async def _shaken(
+    stream: Stream, url: str, headers: Headers, protocols: Iterable[str]
+) -> str | None:
+    """Have a handshake as a client; return the subprotocol that was chosen."""
+    reader, writer = stream
+    origin, _, target = url.removeprefix("http").partition("://")[2].partition("/")
+    offered = [Subprotocol(one) for one in protocols]
+    client = ClientProtocol(parse_uri(f"ws://{origin}/"), subprotocols=offered or None)
+    request = client.connect()
+    request.path = f"/{target}"  # as it is: the library's own reading would leave parts out
+    for name, value in _texts(headers):
+        request.headers[name] = value
+    client.send_request(request)
+    try:
+        writer.writelines(client.data_to_send())
+        async with asyncio.timeout(_HANDSHAKE_SECONDS):
+            await writer.drain()
+            # No more than the head: the bytes after it are not the library's to read.
+            client.receive_data(await reader.readuntil(_HEAD_END))
+    except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+        raise UnansweredError(str(error) or type(error).__name__) from error
+    if client.state is not State.OPEN:
+        said = client.handshake_exc or "the answer to the request for a WebSocket is another"
+        raise UnansweredError(str(said)) from client.handshake_exc
+    return client.subprotocol
+
+
+async def hand_on(client: WebSocket, opening: AbstractAsyncContextManager[ForwardedSocket]) -> None:
+    """Join a client's WebSocket to another; the subprotocol is what the other end chose. One that
+    another server than ``HttpServer`` has taken is refused.
+    """
+    tunnel = client.scope.get("extensions", {}).get(TUNNEL)
+    if tunnel is None:
+        await client.close()
+        return
     async with opening as other:
         await client.accept(other.protocol)
+        stream = cast("Stream", tunnel["take"]())
         try:
-            code = await sockets.join(client, other)
-        except sockets.SocketClosedError:
-            return
-        except BrokenOffError:
-            code = sockets.FAILED
-        await sockets.close(client, code)
+            await _joined(stream, (other.reader, other.writer))
+        finally:
+            stream[1].transport.abort()
+
+
+async def _joined(one: Stream, other: Stream) -> None:
+    """Carry bytes both ways to the end of both; a side has a while to answer the other's end."""
+    for _, writer in (one, other):
+        _keep_alive(writer)
+    ways = [
+        asyncio.create_task(_carried(one[0], other[1]), name="towards the application"),
+        asyncio.create_task(_carried(other[0], one[1]), name="towards the client"),
+    ]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(ways, timeout=_PARTING_SECONDS)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.wait(ways)
+    for way in ways:
+        if not way.cancelled():
+            way.result()
+
+
+async def _carried(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    """Carry bytes one way to their end; a side that breaks, or takes nothing, breaks the other."""
+    try:
+        while data := await source.read(_READ):
+            target.write(data)
+            async with asyncio.timeout(_UNREAD_SECONDS):
+                await target.drain()
+        if target.can_write_eof():
+            target.write_eof()
+    except OSError:
+        target.transport.abort()
+
+
+def _keep_alive(writer: asyncio.StreamWriter) -> None:
+    """Have a side that vanished without a word noticed, which may say nothing for as long as it
+    likes: no ping of ours can be put between frames of theirs.
+    """
+    connection = writer.get_extra_info("socket")
+    if connection is None or connection.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEPT_ALIVE.items():
+            if (option := getattr(socket, name, None)) is not None:
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _texts(headers: Headers) -> list[tuple[str, str]]:

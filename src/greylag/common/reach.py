@@ -5,12 +5,14 @@ operator has named. So no user's address leads into the operator's own network.
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
+
+from greylag.common.net import Proxy
 
 _THREADS = 4
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -81,19 +83,50 @@ class PublicResolver(AbstractResolver):
 
     It has threads of its own: users may name hosts whose name servers never answer, and those of
     the loop are for the hosts that all others ask for.
+
+    Args:
+        reach: the hosts that may have any address.
+        proxies: the variables that name proxies (``proxy_variables``): those may have any, too, and
+            ``check_name`` is for what they would be asked for.
     """
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: Reach, proxies: Mapping[str, str] | None = None) -> None:
         self._reach = reach
+        named = [one for name, one in (proxies or {}).items() if name != "NO_PROXY"]
+        urls = [URL(Proxy.parse(one).url) for one in named]
+        self._proxies = frozenset((url.host, url.port) for url in urls)
         self._threads = ThreadPoolExecutor(_THREADS, "names that users gave")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Return the addresses of a host."""
+        found = await self._found(host, port, family)
+        if (host, port) not in self._proxies:
+            self._reach.check(host, port, [one["host"] for one in found])
+        return found
+
+    async def check_name(self, url: URL) -> None:
+        """Raise ``NotPublicError`` for what a proxy would be asked for, as far as its address is
+        known here.
+        """
+        host, port = url.host or "", url.port or 0
+        try:
+            found = await self._found(host, port, socket.AF_UNSPEC)
+        except OSError:
+            return  # the proxy may know it
+        self._reach.check(host, port, [one["host"] for one in found])
+
+    async def close(self) -> None:
+        """Let the threads end; one that still waits for a name server ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _found(
+        self, host: str, port: int, family: socket.AddressFamily
+    ) -> list[ResolveResult]:
         asking = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
         infos = await asyncio.get_running_loop().run_in_executor(self._threads, asking)
-        found = [
+        return [
             ResolveResult(
                 hostname=host,
                 host=str(address[0]),
@@ -104,9 +137,3 @@ class PublicResolver(AbstractResolver):
             )
             for of_family, _, protocol, _, address in infos
         ]
-        self._reach.check(host, port, [one["host"] for one in found])
-        return found
-
-    async def close(self) -> None:
-        """Let the threads end; one that still waits for a name server ends by itself."""
-        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -27,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import Frame
+from websockets.http11 import Request
 
 from greylag.common.net import is_loopback
 
@@ -428,16 +429,51 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._ends_at = self.loop.time() + state.limits.drain_seconds
 
 
+TUNNEL = "greylag.tunnel"
+"""The ASGI extension of an accepted WebSocket by whose ``take`` it is had as ``Stream``."""
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+"""What one end of a connection says, and what is said to it, as bytes."""
+
+
 class _LimitedWebSocket(WebSocketsSansIOProtocol):
     """uvicorn's protocol for WebSockets, counted as the connection that it came by.
 
     It reads no message before the last one was taken, sends none before there is room, and closes
-    when a ping is not answered within 40 seconds.
+    when a ping is not answered within 40 seconds. None of that counts once it was taken as bytes.
     """
 
     def __init__(self, left: Callable[[], None], **given: Any) -> None:
         super().__init__(**given)
         self._left = left
+        self._taken = False
+
+    def handle_connect(self, event: Request) -> None:
+        """Let the application begin, which may take the connection over."""
+        super().handle_connect(event)
+        if not self.close_sent:
+            self.scope["extensions"] |= {TUNNEL: {"take": self._take}}
+
+    def _take(self) -> Stream:
+        """Return the connection as the bytes of its frames, right after it was accepted; nothing
+        else may be sent or received by this WebSocket from then on.
+        """
+        self._taken = True
+        self.stop_keepalive()
+        reader = asyncio.StreamReader(MOST_MESSAGE, self.loop)
+        protocol = _Taken(reader, self.connection_lost, self.loop)
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        if self.read_paused:  # it spoke before it was accepted, and those bytes are gone
+            self.transport.abort()
+        return reader, asyncio.StreamWriter(self.transport, protocol, reader, self.loop)
+
+    def shutdown(self) -> None:
+        """End with the server."""
+        if self._taken:
+            self.transport.abort()
+        else:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -464,6 +500,24 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
             super().handle_ping()
         else:
             self.transport.abort()
+
+
+class _Taken(asyncio.StreamReaderProtocol):
+    """The bytes of a WebSocket that is its application's; ``lost`` is told of its end."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        lost: Callable[[Exception | None], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(reader, loop=loop)
+        self._lost = lost
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        self._lost(exc)
 
 
 def _counted_as(client: tuple[str, int] | None, limits: Limits) -> str | None:

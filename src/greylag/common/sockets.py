@@ -86,11 +86,6 @@ class Peer:
         self._broken = broken
 
     @property
-    def protocol(self) -> str | None:
-        """Which of the subprotocols that were offered was chosen."""
-        return self._opened.protocol
-
-    @property
     def close_code(self) -> int | None:
         """Why it was closed."""
         return self._opened.close_code
@@ -129,14 +124,6 @@ class OtherEnd(Protocol):
     @property
     def close_code(self) -> int | None:
         """Why it was closed."""
-
-
-class OpenedSocket(OtherEnd, Protocol):
-    """The same, with what was agreed at its beginning."""
-
-    @property
-    def protocol(self) -> str | None:
-        """Which of the subprotocols that were offered was chosen."""
 
 
 async def join(client: WebSocket, other: OtherEnd) -> int:

@@ -14,7 +14,7 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from greylag.common.net import Proxy, proxy_for
+from greylag.common.net import proxy_for
 from greylag.common.reach import NotPublicError, PublicResolver, Reach
 from greylag.delivery import web_push
 from greylag.domain.errors import InvalidRequestError
@@ -64,7 +64,7 @@ class HttpDelivery:
         """Return one that has asked nothing yet."""
         connector = aiohttp.TCPConnector(
             ssl=ssl.create_default_context(cadata=options.authorities or None),
-            resolver=PublicResolver(Reach([*options.named, *_proxy_hosts(options.proxies)])),
+            resolver=PublicResolver(Reach(options.named), options.proxies),
             limit=_MOST_AT_ONCE,
         )
         session = aiohttp.ClientSession(
@@ -123,15 +123,6 @@ class HttpDelivery:
             ) from error
         return host
 
-    async def _check_name(self, url: URL) -> None:
-        """Refuse what a proxy would be asked for, as far as its address is known here."""
-        try:
-            await self._resolver.resolve(url.host or "", url.port or 0)
-        except NotPublicError:
-            raise
-        except OSError:
-            return  # the proxy may know it
-
     async def push(self, to: PushAddress, key: str, message: PushMessage) -> Delivered:
         """Give a message to a browser's push service; see the port."""
         try:
@@ -174,7 +165,7 @@ class HttpDelivery:
         try:
             proxy = proxy_for(address, self._proxies)
             if proxy is not None:
-                await self._check_name(url)
+                await self._resolver.check_name(url)
             # Whatever it answers, its status is all that counts: leaving closes what was not read.
             async with self._session.post(
                 url,
@@ -195,13 +186,6 @@ class HttpDelivery:
         elif status in _AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             result = DeliveryResult.LATER
         return Delivered(result, f"answered {status}")
-
-
-def _proxy_hosts(proxies: Mapping[str, str]) -> list[str]:
-    """Return the proxies as ``Reach`` names hosts: theirs may have any address."""
-    named = [proxies[one] for one in proxies if one != "NO_PROXY"]
-    urls = [URL(Proxy.parse(one).url) for one in named]
-    return [f"{url.host}:{url.port}" for url in urls]
 
 
 def signature(secret: str, headers: Mapping[str, str], body: bytes) -> str:

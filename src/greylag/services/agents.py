@@ -18,6 +18,7 @@ from greylag.common.agent_api import (
     Decision,
     ForwardedAnswer,
     ForwardedRequest,
+    ForwardedSocket,
     Operation,
     Socket,
     Turn,
@@ -40,7 +41,6 @@ from greylag.ports import (
     AgentSocket,
     AgentStatus,
     Cluster,
-    ForwardedSocket,
 )
 from greylag.services.projects import Projects
 from greylag.services.transcripts import Transcripts

@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
-from greylag.common import agent_api, forwarding, sockets
+from greylag.common import agent_api, forwarding
 from greylag.common.agent_api import (
     FORWARDED_AUTHORIZATION,
     ForwardedAnswer,
@@ -167,7 +167,6 @@ class PreviewSite:
         except GreylagError:
             if client.application_state is WebSocketState.CONNECTING:
                 raise
-            await sockets.close(client, sockets.WRONG)
 
     async def _hand_on(
         self, preview: Preview, port: int, scope: Scope, receive: Receive, send: Send

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import os
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from tests.agentd.api.test_terminal_routes import connected, site, until
 from tests.agentd.doubles import Api
 from yarl import URL
+
+from greylag.common import forwarding
 
 SERVED = Path(__file__).parent / "data" / "served.py"
 
@@ -91,20 +94,82 @@ async def test_an_answer_streams_and_ends_with_its_reader(tmp_path: Path) -> Non
             assert answer.status == 302
 
 
+async def exchange_large_messages(opened: aiohttp.ClientWebSocketResponse) -> None:
+    """Have messages of many sizes echoed: each whole, of its kind, and in order."""
+    sizes = (0, 5, 65_535, 65_536, 70_000, 5_000_000, 20_000_000)
+    messages = [kind for size in sizes for kind in ("ä" * (size // 2), os.urandom(size))]
+
+    async def ask() -> None:
+        for one in messages:
+            await (opened.send_str(one) if isinstance(one, str) else opened.send_bytes(one))
+
+    asking = asyncio.create_task(ask(), name="ask")
+    for one in messages:
+        came = await opened.receive(60)
+        assert came.data == one, (came.type, len(one))
+    await asking
+
+
+async def check_that_a_slow_reader_holds_the_application_back(
+    opened: aiohttp.ClientWebSocketResponse, said: Callable[[], Awaitable[int]]
+) -> None:
+    """Read nothing of the 100 MB that the application says, and say as much to it: both have to
+    wait, as nothing on the way keeps more than the kernel's windows.
+    """
+    most, seen = 64_000_000, 0
+    with suppress(TimeoutError):
+        while seen < most:
+            async with asyncio.timeout(1):
+                await opened.send_bytes(bytes(1_000_000))
+            seen += 1_000_000
+    assert seen < most
+    before, now = -1, await said()
+    while now != before:
+        await asyncio.sleep(0.5)
+        before, now = now, await said()
+    assert 0 < now < most
+    for _ in range(100):
+        assert len(await opened.receive_bytes(timeout=20)) == 1_000_000
+
+
 async def test_sockets_pass_with_their_subprotocol_and_end(tmp_path: Path) -> None:
     async with application(tmp_path) as (api, port):
         url = f"{api.base}/api/v1/preview/{port}/socket"
-        async with api.http.ws_connect(url, protocols=("other", "vite-hmr")) as opened:
+        offered = ("other", "vite-hmr")
+        async with api.http.ws_connect(url, protocols=offered, max_msg_size=0) as opened:
             assert opened.protocol == "vite-hmr"
-            for message in ("words", "x" * 50_000):
-                await opened.send_str(message)
-                assert await opened.receive_str() == message
-            await opened.send_bytes(b"\x00\xff")
-            assert await opened.receive_bytes() == b"\x00\xff"
+            await exchange_large_messages(opened)
             await opened.send_str("bye")
             assert await opened.receive_str() == "bye"
             await opened.receive()
             assert opened.close_code == 4321
+
+
+@pytest.mark.parametrize("path", ["lying", "away", "any"])
+async def test_only_an_application_that_agrees_to_a_socket_is_given_one(
+    tmp_path: Path, path: str
+) -> None:
+    async with application(tmp_path) as (api, port):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await api.http.ws_connect(f"{api.base}/api/v1/preview/{port}/{path}")
+        assert refused.value.status == 502
+
+
+async def test_who_takes_nothing_of_what_is_said_to_it_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "_UNREAD_SECONDS", 0.2)
+    async with application(tmp_path) as (api, port):
+        url = f"{api.base}/api/v1/preview/{port}"
+        async with api.http.ws_connect(f"{url}/talking", max_msg_size=0) as opened:
+            before, said = -1, 0
+            while said != before:
+                await asyncio.sleep(0.4)
+                async with api.http.get(f"{url}/said") as answer:
+                    before, said = said, int(await answer.read())
+            while (await opened.receive(20)).type is aiohttp.WSMsgType.BINARY:
+                pass
+            assert opened.close_code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE
 
 
 async def test_what_cannot_be_handed_on_is_told_by_agentd_itself(tmp_path: Path) -> None:

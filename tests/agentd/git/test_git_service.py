@@ -1,7 +1,11 @@
 """git in the environment against a real git server over http: clones, secrets, commits, pushes."""
 
 import asyncio
+import base64
+import hashlib
+import json
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,11 +14,23 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from tests.agentd.conftest import serve
 from tests.agentd.doubles import Api, eventually, serving
-from tests.git_server import TOKEN, USER, GitServer, git, git_server, make_repository
+from tests.git_server import (
+    TOKEN,
+    USER,
+    GitServer,
+    git,
+    git_server,
+    make_repository,
+    pointer,
+)
+from yarl import URL
 
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
+from greylag.agentd.git.large_files import OWN_AUTHORIZATION, TransferLinks, Way
 from greylag.agentd.git.relay import GitRelay
 from greylag.agentd.git.service import GitService
 from greylag.agentd.main import agent_setup
@@ -40,9 +56,12 @@ async def server(tmp_path: Path) -> AsyncIterator[GitServer]:
 
 
 @asynccontextmanager
-async def environment(folder: Path, server: GitServer, **changes: Any) -> AsyncIterator[Api]:
+async def environment(
+    folder: Path, server: GitServer, programs: str | None = None, **changes: Any
+) -> AsyncIterator[Api]:
     Volume(folder).prepare()
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environ["PATH"] = programs or environ["PATH"]
     execd = ExecdProcess((sys.executable, "-m", "greylag.execd"), folder / "execd", environ)
     running = asyncio.create_task(execd.run(), name="execd")
     try:
@@ -144,6 +163,98 @@ async def test_a_private_repository_is_cloned_by_a_secret_that_no_side_of_the_ag
     assert status["remote"] == f"{server.url}/{path}"
     for file in folder.rglob("*"):
         assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
+
+
+LARGE = bytes(range(256)) * 1200
+LARGE_ID = hashlib.sha256(LARGE).hexdigest()
+ATTRIBUTES = "*.big filter=lfs diff=lfs merge=lfs -text\n"
+needs_git_lfs = pytest.mark.skipif(
+    shutil.which("git-lfs") is None, reason="NO LARGE FILES WERE TESTED: install git-lfs"
+)
+
+
+def large_files_in(server: GitServer) -> str:
+    """Make a private repository whose one large file is on the server; return its path."""
+    files = {"sub/.gitattributes": ATTRIBUTES, "sub/a.big": pointer(LARGE), **FILES}
+    make_repository(server.root / "private" / "large.git", files)
+    server.objects[LARGE_ID] = LARGE
+    return "private/large.git"
+
+
+@needs_git_lfs
+async def test_large_files_are_fetched_and_pushed_by_the_secret_that_stays_unseen(
+    api: Api, server: GitServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "environment"
+    state = await told(api, setup(server, large_files_in(server), token=TOKEN))
+    assert state == CloneState("done", "The repository is cloned.")
+    assert (folder / "workspace" / "sub" / "a.big").read_bytes() == LARGE
+    assert (await api.json("GET", "/api/v1/git"))[1]["changed"] == 0
+    for kept in (b"short", os.urandom(3 * 1024 * 1024)):
+        (folder / "workspace" / "sub" / "new.big").write_bytes(kept)
+        assert (await api.json("POST", "/api/v1/git/commit", {"message": "Large"}))[0] == 201
+        status, said = await api.json("POST", "/api/v1/git/push", {"branch": "large"})
+        assert status == 200, said
+        assert server.objects[hashlib.sha256(kept).hexdigest()] == kept
+    word = base64.b64encode(f"{USER}:{TOKEN}".encode())
+    assert {f"Basic {word.decode()}"} == set(server.said)
+    for file in folder.rglob("*"):
+        content = file.read_bytes() if file.is_file() else b""
+        assert TOKEN.encode() not in content, file
+        assert word not in content, file
+
+
+@needs_git_lfs
+@pytest.mark.parametrize("redirects", [False, True])
+async def test_large_files_that_a_host_keeps_elsewhere_are_had_there_without_the_secret(
+    api: Api, server: GitServer, tmp_path: Path, *, redirects: bool
+) -> None:
+    path, server.redirects = large_files_in(server), redirects
+    async with git_server(server.root) as other:
+        other.is_open, other.objects, server.objects_at = True, server.objects, other.url
+        assert (await told(api, setup(server, path, token=TOKEN))).detail.endswith("cloned.")
+        assert (tmp_path / "environment/workspace/sub/a.big").read_bytes() == LARGE
+        assert other.asked
+        assert not other.said
+
+
+@needs_git_lfs
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ({}, f"[{LARGE_ID}] no such object: [404] no such object"),
+        ({LARGE_ID: b"other"}, f"expected OID {LARGE_ID}, got "),
+    ],
+)
+async def test_large_files_that_cannot_be_had_leave_a_clone_that_says_so(
+    api: Api, server: GitServer, tmp_path: Path, objects: dict[str, bytes], words: str
+) -> None:
+    path = large_files_in(server)
+    server.objects = objects
+    state = await told(api, setup(server, path, token=TOKEN))
+    assert state.status == "done"
+    assert state.detail.startswith(
+        "The repository is cloned. Not all large files (Git LFS, 1) were fetched: those stay "
+        f"pointers until `git lfs pull` has them. git-lfs said: {words}"
+    )
+    assert (tmp_path / "environment/workspace/sub/a.big").read_bytes() == pointer(LARGE)
+    assert (tmp_path / "environment/workspace/README.md").read_bytes() == BYTES["README.md"]
+
+
+async def test_without_git_lfs_pointers_stay_pointers_and_that_is_told(
+    server: GitServer, tmp_path: Path
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "git").symlink_to(shutil.which("git") or "")
+    async with environment(tmp_path / "environment", server, str(programs)) as api:
+        state = await told(api, setup(server, large_files_in(server), token=TOKEN))
+    assert state == CloneState(
+        "done",
+        "The repository is cloned. Large files (Git LFS, 1) stay pointers: the environment has "
+        "no git-lfs.",
+    )
+    assert (tmp_path / "environment/workspace/sub/a.big").read_bytes() == pointer(LARGE)
 
 
 async def test_what_is_committed_and_pushed_reaches_the_server_under_the_owner_s_name(
@@ -274,7 +385,24 @@ async def test_the_relay_passes_on_nothing_but_git_and_only_to_who_has_its_token
 
         assert await asked(refs, own) == 200
         assert await asked(refs, {}) == 403
+        batch = {"operation": "upload", "objects": [{"oid": LARGE_ID, "size": len(LARGE)}]}
+        async with http.post(f"{here}/info/lfs/objects/batch", json=batch, headers=own) as answer:
+            led = await answer.json()
+        action = led["objects"][0]["actions"]["upload"]
+        assert action["header"] == {"X-Own": "1"}
+        link = URL(action["href"])
+        assert (link.scheme, link.port) == ("http", relay.port)
         before = len(server.asked)
+        for method, forged in (
+            ("PUT", link.with_path(link.path.replace(LARGE_ID, "0" * 64))),
+            ("PUT", link.with_path(link.path.replace("/-/", "/-/0")[:67])),
+            ("PUT", link % {"more": "1"}),
+            ("GET", link),
+            ("DELETE", link),
+        ):
+            async with http.request(method, forged, headers=own, data=LARGE) as answer:
+                assert answer.status == 403
+        assert len(server.asked) == before
         for path in ("", "/info/refs", "/HEAD", "/info/refs?service=git-other", "/api/v4/user"):
             assert await asked(path, own) == 403
         assert await asked("/git-upload-pack", own) == 403
@@ -283,6 +411,78 @@ async def test_the_relay_passes_on_nothing_but_git_and_only_to_who_has_its_token
         assert len(server.asked) == before or not server.asked[-1][0].startswith(
             "/private/app.git/."
         )
+
+
+ANSWER = {"objects": [{"actions": {"download": {"href": "https://git.example/o?x=1/2"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"", "no answer"),
+        (b"[]", "no answer"),
+        (b'{"objects": [1]}', "no answer"),
+        (b'{"objects": [{"actions": {"other": {}}}]}', "no answer"),
+        (b'{"objects": [{"actions": {"upload": {"href": 1}}}]}', "no answer"),
+        (
+            b'{"objects": [{"actions": {"upload": {"href": "http://[", "header": {}}}}]}',
+            "no answer",
+        ),
+        (b"[" * 1_000_000, "no answer"),
+        (json.dumps(ANSWER | {"_links": f"Basic {TOKEN}"}).encode(), "the secret"),
+    ],
+)
+def test_an_answer_about_large_files_is_passed_on_only_if_it_is_one(
+    answer: bytes, told: str
+) -> None:
+    way = Way("http://127.0.0.1:9/", "git.example", URL("https://git.example"))
+    with pytest.raises(ValueError, match=told):
+        TransferLinks().led(way, answer, {TOKEN})
+
+
+def test_what_a_host_gives_out_for_one_transfer_is_sent_to_that_host_alone() -> None:
+    way = Way("http://127.0.0.1:9/", "git.example", URL("https://git.example"))
+    links = TransferLinks()
+    for href, name in (
+        ("https://user:pass@git.example/o?x=1/2#f", OWN_AUTHORIZATION),
+        ("https://git.example.evil/o", "authorization"),
+        ("http://git.example/o", "authorization"),
+    ):
+        action = {"href": href, "header": {"authorization": "Own 1", "X-Its": f"a {TOKEN} b"}}
+        told = json.dumps({"objects": [{"actions": {"download": action}}, {"error": {}}]})
+        found = json.loads(links.led(way, told.encode(), {TOKEN}))["objects"][0]["actions"]
+        assert found["download"]["header"] == {name: "Own 1"}
+        led = found["download"]["href"]
+        if name == OWN_AUTHORIZATION:
+            seal, _, path = led.removeprefix("http://127.0.0.1:9/-/").partition("/")
+            assert path == "git.example/o?x=1/2"
+            assert links.is_sealed(seal, "GET", "git.example", "/o?x=1/2")
+            assert not links.is_sealed(seal, "PUT", "git.example", "/o?x=1/2")
+        else:
+            assert led == href
+
+
+async def test_a_proxy_may_have_any_address_and_what_is_asked_of_it_may_not() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.raw_path)
+        return web.Response(text="from the host")
+
+    asked: list[str] = []
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with serve(app) as address, aiohttp.ClientSession() as http:
+        by_name = address.replace("127.0.0.1", "localhost")
+        plain, private = "git.example.invalid", "localhost:9"
+        relay = GitRelay(Reach([f"http://{plain}"]), {"ALL_PROXY": by_name})
+        relay.use([GitCredential("git", host, USER, TOKEN) for host in (plain, private)])
+        own = {"Authorization": f"Bearer {relay.token}"}
+        async with relay.serving():
+            for host, status in ((plain, 200), (private, 403)):
+                url = f"http://127.0.0.1:{relay.port}/{host}/a.git/info/refs"
+                query = {"service": "git-upload-pack"}
+                async with http.get(url, params=query, headers=own) as told:
+                    assert told.status == status, await told.text()
+    assert asked == [f"http://{plain}/a.git/info/refs?service=git-upload-pack"]
 
 
 async def test_a_host_that_says_nothing_is_given_up(tmp_path: Path, server: GitServer) -> None:

@@ -1,9 +1,13 @@
 """By what Greylag reaches agents: never with a token in clear beyond the cluster."""
 
 import itertools
+from contextlib import suppress
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
+from tests.agentd.conftest import serve
 from tests.cluster.kubernetes.stateful_api_server import stateful
 from tests.cluster.kubernetes.test_writes import (
     OPTIONS,
@@ -15,8 +19,10 @@ from tests.cluster.kubernetes.test_writes import (
 )
 
 from greylag.cluster.kubernetes import locator
+from greylag.cluster.kubernetes.connection import Connection
+from greylag.cluster.kubernetes.credentials import Token
 from greylag.cluster.kubernetes.isolation import shared_objects
-from greylag.cluster.kubernetes.locator import endpoint_of
+from greylag.cluster.kubernetes.locator import MOST_MESSAGE, ServiceProxy, endpoint_of
 from greylag.cluster.kubernetes.manifests import project_objects
 from greylag.cluster.kubernetes.options import Options
 from greylag.domain.errors import ConfigError
@@ -59,6 +65,37 @@ async def test_no_token_goes_over_plain_http_beyond_the_cluster(way: str) -> Non
             or (options.platform_namespace and url.startswith("http://demo-svc.user-ada.svc:"))
         ), (place, url)
     assert (refused == 0) == (way in {"auto", "proxy"})
+
+
+async def test_by_the_api_server_a_socket_s_messages_pass_up_to_a_limit_which_is_told() -> None:
+    async def echo(request: web.Request) -> web.StreamResponse:
+        assert request.path.endswith("/services/http:demo-svc:http/proxy/socket")
+        socket = web.WebSocketResponse(max_msg_size=0)
+        await socket.prepare(request)
+        async for message in socket:
+            more = bytes(MOST_MESSAGE) if message.data == b"more" else b""
+            await socket.send_bytes(message.data + more)
+        return socket
+
+    told: list[int | None] = []
+    app = web.Application()
+    app.router.add_get("/{path:.*}", echo)
+    async with serve(app) as address, aiohttp.ClientSession() as http:
+        proxy = ServiceProxy(Connection("KUBE_HOST", address, None, Token("t0ken")))
+        try:
+            url = f"{await proxy.url(ENVIRONMENT)}/socket"
+            for message in (b"more", bytes(MOST_MESSAGE)):  # too much of theirs, and of ours
+                async with http.ws_connect(url, max_msg_size=0) as socket:
+                    await socket.send_bytes(b"y" * 5_000_000)
+                    assert await socket.receive_bytes() == b"y" * 5_000_000
+                    with suppress(ConnectionError):  # whoever is still sending may be cut off
+                        await socket.send_bytes(message)
+                        await socket.receive()
+                    told.append(socket.close_code)
+        finally:
+            await proxy.close()
+    assert told[0] == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+    assert told[1] in {aiohttp.WSCloseCode.MESSAGE_TOO_BIG, None}
 
 
 async def test_auto_goes_by_the_api_server_where_the_load_balancer_speaks_plain_http() -> None:

@@ -41,7 +41,8 @@ class PreviewRoutes:
             base, target = _place(scope)
             if scope["type"] == "websocket":
                 offered = scope["subprotocols"]
-                socket = forwarding.socket_opened(self._http, base + target, headers, offered)
+                connecting = self._previews.connect(int(base.rpartition(":")[2]))
+                socket = forwarding.socket_opened(connecting, base + target, headers, offered)
                 await forwarding.hand_on(WebSocket(scope, receive, send), socket)
             else:
                 await forwarding.forward(

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -28,6 +29,13 @@ _PROGRESS = re.compile(
     r"(Counting objects|Compressing objects|Receiving objects|Resolving deltas|Updating files)"
     r":\s+(\d{1,3})%"
 )
+# They are fetched when all else is there: one that cannot be had would undo the whole clone.
+_NO_LARGE_FILES = tuple(
+    part
+    for setting in ("smudge=", "process=", "required=false")
+    for part in ("-c", f"filter.lfs.{setting}")
+)
+_OPENS = re.compile(r"-/[0-9a-f]{64}/|\?[^\s\"']*")
 _STEP = 20  # percent
 _AT_ONCE = 1000
 _NOTHING = CloneState("none", "The workspace starts from nothing.")
@@ -57,6 +65,7 @@ class Clone:
         self._note = note
         self._silence = silence
         self.state = _DONE if note.exists() else _NOTHING
+        self._left = ""
 
     def begins(self, setup: GitSetup) -> bool:
         """Tell whether there is something to be cloned still; from then on it is ``cloning``."""
@@ -80,8 +89,8 @@ class Clone:
             self.state = CloneState("failed", "Cloning was interrupted.", code, CAUSES[code])
             raise
         else:
-            self.state = _DONE
-            _log.info("cloned")
+            self.state = replace(_DONE, detail=f"{_DONE.detail} {self._left}".strip())
+            _log.info("cloned", left=self._left)
 
     async def _clone(self, setup: GitSetup) -> None:
         if not await self._is_there(_WHOLE):
@@ -101,12 +110,40 @@ class Clone:
         commit = ref if ref is not None and _COMMIT.fullmatch(ref) else None
         chosen = ["--no-checkout"] if commit else ["--branch", ref] if ref else []
         patience = ["-c", "http.lowSpeedLimit=1", "-c", f"http.lowSpeedTime={self._silence:.0f}"]
-        first = [*patience, "-c", "core.hooksPath=/dev/null"]
+        first = [*patience, "-c", "core.hooksPath=/dev/null", *_NO_LARGE_FILES]
         async with asyncio.timeout(CLONE_SECONDS):
             await self._told(*first, "clone", *chosen, *depth, "--", str(setup.url), _NEW)
             if commit is not None:
                 await self._told(*first, "fetch", *depth, "origin", commit, folder=_NEW)
                 await self._told(*first, "checkout", "--detach", commit, folder=_NEW)
+            self._left = await self._large_files()
+
+    async def _large_files(self) -> str:
+        """Fetch what Git LFS keeps elsewhere; return a sentence if something stays a pointer. That
+        is no reason to have no clone.
+        """
+        listed = await self._commands.run(
+            "ls-files", "-z", "--", ":(attr:filter=lfs)", folder=_NEW, literal=False
+        )
+        files = listed.out.count(b"\0")
+        if listed.code or not files:
+            return ""
+        if (await self._commands.run("lfs", "version", folder=_NEW)).code:
+            return f"Large files (Git LFS, {files}) stay pointers: the environment has no git-lfs."
+        self.state = CloneState("cloning", f"Fetching large files (Git LFS, {files}).")
+        try:
+            await self._commands.must("lfs", "install", "--local", "--skip-repo", folder=_NEW)
+            pulled = await self._commands.run("lfs", "pull", folder=_NEW, seconds=CLONE_SECONDS)
+            if pulled.code == 0:
+                return ""
+            # The last line says less. What opens an object for whoever has its address is left out.
+            said = plain_line(_OPENS.sub("", pulled.words.strip().partition("\n")[0]))
+        except RequestError as error:
+            said = error.message
+        return (
+            f"Not all large files (Git LFS, {files}) were fetched: those stay pointers until "
+            f"`git lfs pull` has them. git-lfs said: {said}"
+        )
 
     async def _told(self, *args: str, folder: str = "") -> None:
         """Run one of git's commands that tell how far they are."""

@@ -35,7 +35,6 @@ _FIXED = {
     "GIT_ASKPASS": "",
     "GIT_EDITOR": ":",
     "GIT_ALLOW_PROTOCOL": "http:https",
-    "GIT_LITERAL_PATHSPECS": "1",
     "GIT_OPTIONAL_LOCKS": "0",
     "LC_ALL": "C",
     "SSH_ASKPASS": "",
@@ -148,6 +147,7 @@ class GitCommands:
         stdin: bytes = b"",
         seconds: float = 60.0,
         heard: Callable[[str], None] | None = None,
+        literal: bool = True,
     ) -> GitAnswer:
         """Run git to its end.
 
@@ -157,6 +157,7 @@ class GitCommands:
             stdin: what it is given.
             seconds: that it may take.
             heard: is given the last of what it told people, whenever it tells more.
+            literal: whether paths mean what they say, and no pattern.
 
         Raises:
             RequestError: git cannot be run (``git_not_installed``, ``agent_unavailable``), or takes
@@ -171,6 +172,7 @@ class GitCommands:
             **git_variables(setup),
             **tools_way_out(os.environ),
             **_FIXED,
+            "GIT_LITERAL_PATHSPECS": str(int(literal)),
         }
         try:
             await self._execution.make_folders((setup.workspace, setup.home, setup.tmp))

@@ -4,10 +4,10 @@ A small HTTP server on a loopback port of its own. git in the environment is con
 place of those hosts (``url.*.insteadOf``), with a token that is worth nothing elsewhere; the relay
 puts the user's own in and passes the answer on as it comes, never holding a whole one.
 
-The environment's tools can see that token, so the relay passes on git's own protocol and nothing
-else: whoever has it can fetch and push as the user, but not use what else a secret opens. It
-follows no redirect, and reaches no address that is not public unless the operator has named the
-host.
+The environment's tools can see that token, so the relay passes on git's own protocol, with that of
+Git LFS, and nothing else: whoever has it can fetch and push as the user, but not use what else a
+secret opens. It follows no redirect, and reaches no address that is not public unless the operator
+has named the host.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import base64
 import hmac
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -24,8 +24,9 @@ import structlog
 from aiohttp import web
 from yarl import URL
 
+from greylag.agentd.git.large_files import MOST_ANSWER, OWN_AUTHORIZATION, TransferLinks, Way
 from greylag.common.git import GitCredential
-from greylag.common.net import proxy_for
+from greylag.common.net import end_to_end, proxy_for
 from greylag.common.reach import NotPublicError, PublicResolver, Reach
 
 SILENCE_SECONDS = 60.0
@@ -34,16 +35,24 @@ _STOP_SECONDS = 1.0
 _MOST_CALLS = 16
 _HOST = r"[a-z0-9][a-z0-9.-]*(?::[0-9]{1,5})?"
 _SERVICE = r"git-(?:upload|receive)-pack"
+_GUESSED = 7
+"""So long a secret may stand in an answer by chance."""
+_BATCH = "info/lfs/objects/batch"
+_LARGE_FILES = rf"(?:{_BATCH}|info/lfs/locks/verify)"
 _CALL = re.compile(
     rf"(?:GET /(?P<h1>{_HOST})(?P<p1>/[!-~]+/info/refs\?service={_SERVICE})"
-    rf"|POST /(?P<h2>{_HOST})(?P<p2>/[!-~]+/{_SERVICE}))"
+    rf"|POST /(?P<h2>{_HOST})(?P<p2>/[!-~]+/(?:{_SERVICE}|{_LARGE_FILES}))"
+    rf"|(?:GET|POST|PUT) /-/(?P<seal>[0-9a-f]{{64}})/(?P<h3>{_HOST})(?P<p3>/[!-~]*))"
 )
 _ASTRAY = re.compile(r"//|/\.{1,2}/|%2e|%2f|[\\#]|\?.*[/?]", re.IGNORECASE)
 _TO_HOST = (
     *("accept", "accept-encoding", "accept-language", "git-protocol", "user-agent"),
     *("content-encoding", "content-length", "content-type"),
 )
-_TO_GIT = ("cache-control", "content-encoding", "content-length", "content-type")
+_TO_GIT = (
+    *("cache-control", "content-encoding", "content-length", "content-range", "content-type"),
+    "retry-after",
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -72,10 +81,12 @@ class GitRelay:
         self.port = 0
         self._hosts = hosts
         self._proxies = proxies or {}
+        self._resolver = PublicResolver(hosts, self._proxies)
         self._silence = silence
         self._credentials: dict[str, GitCredential] = {}
         self._session: aiohttp.ClientSession | None = None
         self._calls = asyncio.Semaphore(_MOST_CALLS)
+        self._links = TransferLinks()
 
     def use(self, credentials: Sequence[GitCredential]) -> None:
         """Take these from now on, and no others."""
@@ -107,7 +118,7 @@ class GitRelay:
         )
         async with aiohttp.ClientSession(
             timeout=timeout,
-            connector=aiohttp.TCPConnector(limit=0, resolver=PublicResolver(self._hosts)),
+            connector=aiohttp.TCPConnector(limit=0, resolver=self._resolver),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
@@ -126,14 +137,19 @@ class GitRelay:
             return _refused("The git relay needs its own token.")
         # The path as it came, as the host might decode it otherwise than we do.
         call = _CALL.fullmatch(f"{request.method} {request.raw_path}")
-        if call is None or _ASTRAY.search(request.raw_path):
+        if call is None or not self._passes(request, call):
             return _refused("The git relay passes on git's own requests and nothing else.")
-        host, path = call["h1"] or call["h2"], call["p1"] or call["p2"]
+        host, path = call["h1"] or call["h2"] or call["h3"], call["p1"] or call["p2"] or call["p3"]
         credential = self._credentials.get(host)
         if credential is None:
             return _refused(f"There is no secret for {host}.")
         async with self._calls:
             return await self._asked(request, credential, path)
+
+    def _passes(self, request: web.Request, call: re.Match[str]) -> bool:
+        if seal := call["seal"]:
+            return self._links.is_sealed(seal, request.method, call["h3"], call["p3"])
+        return not _ASTRAY.search(request.raw_path)
 
     async def _asked(
         self, request: web.Request, credential: GitCredential, path: str
@@ -152,20 +168,92 @@ class GitRelay:
         origin = self._hosts.origin(credential.host)
         proxy = proxy_for(origin, self._proxies)
         auth = {} if proxy is None else proxy.auth_header()
+        if proxy is not None:
+            await self._resolver.check_name(URL(origin))
         secret = base64.b64encode(f"{credential.username}:{credential.value}".encode()).decode()
-        headers = {name: request.headers[name] for name in _TO_HOST if name in request.headers}
-        headers["Authorization"] = f"Basic {secret}"
         async with self._session.request(
             request.method,
             URL(origin + path, encoded=True),
-            headers={**headers, **(auth if origin.startswith("http:") else {})},
+            headers={
+                **_headers(request, f"Basic {secret}", path),
+                **(auth if origin.startswith("http:") else {}),
+            },
             data=request.content if request.can_read_body else None,
             proxy=None if proxy is None else proxy.url,
             proxy_headers=auth if origin.startswith("https:") else None,
             allow_redirects=False,
         ) as answer:
-            refusal = _told(request, credential, answer)
-            return refusal or await _streamed(request, answer)
+            here = f"http://{request.headers.get('Host', '')}/"
+            way = Way(here, credential.host, URL(origin).origin())
+            if refusal := self._told(request, credential, answer, way):
+                return refusal
+            if not _is_batch(path) or answer.status >= HTTPStatus.BAD_REQUEST:
+                return await _streamed(request, answer)
+            hidden = {secret, credential.value} if len(credential.value) > _GUESSED else {secret}
+            return await self._led(answer, way, hidden)
+
+    async def _led(
+        self, answer: aiohttp.ClientResponse, way: Way, hidden: Collection[str]
+    ) -> web.Response:
+        """Return a host's answer about large files as the environment may have it."""
+        try:
+            body = await answer.content.readexactly(MOST_ANSWER + 1)
+        except asyncio.IncompleteReadError as error:
+            body = error.partial
+        try:
+            led = self._links.led(way, body, hidden)
+        except ValueError as error:
+            return _failed(f"What {way.host} answers of large files is not passed on: {error}")
+        return web.Response(body=led, content_type=answer.content_type)
+
+    def _told(
+        self,
+        request: web.Request,
+        credential: GitCredential,
+        answer: aiohttp.ClientResponse,
+        way: Way,
+    ) -> web.Response | None:
+        """Return the answer to what cannot be passed on as it is: git would ask people for a
+        password, or go where a redirect leads.
+        """
+        host = credential.host
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            return _refused(
+                f"{host} refuses the secret {credential.name}: it is wrong or has run out."
+            )
+        if not HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
+            return None
+        target = answer.url.join(URL(answer.headers.get("Location", ""), encoded=True))
+        if _is_transfer(request):  # nobody needs the secret for an object that is kept elsewhere
+            location = self._links.link(way, request.method, target) or str(target)
+        elif target.origin() != way.origin or not answer.headers.get("Location"):
+            return _refused(
+                f"{host} redirects to {target.host or 'nowhere'}, which is not given the secret: "
+                "name the repository by its address there."
+            )
+        else:
+            location = f"{way.relay}{host}{target.raw_path_qs}"
+        return web.Response(status=answer.status, headers={"Location": location})
+
+
+def _is_transfer(request: web.Request) -> bool:
+    return request.raw_path.startswith("/-/")
+
+
+def _is_batch(path: str) -> bool:
+    return path.endswith(f"/{_BATCH}")
+
+
+def _headers(request: web.Request, authorization: str, path: str) -> dict[str, str]:
+    """Return what a host is told; of an object, all that it wanted to be told with that."""
+    if _is_transfer(request):
+        without = ("authorization", "expect", "host", OWN_AUTHORIZATION.lower())
+        own = request.headers.get(OWN_AUTHORIZATION, authorization)
+        return {**dict(end_to_end(request.headers, without)), "Authorization": own}
+    headers = {name: request.headers[name] for name in _TO_HOST if name in request.headers}
+    if _is_batch(path):
+        headers["accept-encoding"] = "identity"  # it is read here
+    return {**headers, "Authorization": authorization}
 
 
 def _unreached(host: str, error: Exception) -> web.Response:
@@ -179,27 +267,6 @@ def _unreached(host: str, error: Exception) -> web.Response:
     if isinstance(error, TimeoutError):
         return _failed(f"{host} timed out", HTTPStatus.GATEWAY_TIMEOUT)
     return _failed(f"Failed to connect to {host}")
-
-
-def _told(
-    request: web.Request, credential: GitCredential, answer: aiohttp.ClientResponse
-) -> web.Response | None:
-    """Return the answer to what cannot be passed on as it is: git would ask people for a password,
-    or go where a redirect leads.
-    """
-    host = credential.host
-    if answer.status == HTTPStatus.UNAUTHORIZED:
-        return _refused(f"{host} refuses the secret {credential.name}: it is wrong or has run out.")
-    if not HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
-        return None
-    target = answer.url.join(URL(answer.headers.get("Location", ""), encoded=True))
-    if target.origin() != answer.url.origin() or not answer.headers.get("Location"):
-        return _refused(
-            f"{host} redirects to {target.host or 'nowhere'}, which is not given the secret: name "
-            "the repository by its address there."
-        )
-    here = f"http://{request.headers.get('Host', '')}/{host}{target.raw_path_qs}"
-    return web.Response(status=answer.status, headers={"Location": here})
 
 
 async def _streamed(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:

@@ -35,7 +35,7 @@ from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
 from greylag.common import sockets
 from greylag.common.concurrent import until_one_ends
-from greylag.common.forwarding import HANDSHAKE, HEARTBEAT_SECONDS, MOST_MESSAGE
+from greylag.common.forwarding import HANDSHAKE
 from greylag.common.net import end_to_end
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Environment
@@ -48,6 +48,9 @@ CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 2.0
 TOKEN_HEADER = "X-Greylag-Agent-Token"  # noqa: S105 - the header's name
 PROXY_CONNECT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 30.0
+MOST_MESSAGE = 16 * 1024 * 1024
+"""How many bytes a WebSocket's message may have on its way by the API server: it is held whole."""
 
 _OK = 200
 _HTTP = web.AppKey("http", aiohttp.ClientSession)

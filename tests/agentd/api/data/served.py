@@ -56,6 +56,33 @@ async def echo(request: web.Request) -> web.StreamResponse:
     return socket
 
 
+said = 0
+"""How many bytes ``talking`` has sent."""
+
+
+async def talking(request: web.Request) -> web.StreamResponse:
+    """Send 100 messages of 1 MB by a WebSocket, and read nothing."""
+    global said  # noqa: PLW0603 - an application of one page
+    socket = web.WebSocketResponse(max_msg_size=0)
+    await socket.prepare(request)
+    for _ in range(100):
+        await socket.send_bytes(bytes(1_000_000))
+        said += 1_000_000
+    await asyncio.Event().wait()
+    return socket
+
+
+async def told_said(_request: web.Request) -> web.StreamResponse:
+    """Tell how much was sent."""
+    return web.Response(text=str(said))
+
+
+async def lying(_request: web.Request) -> web.StreamResponse:
+    """Agree to a WebSocket without having read what was asked."""
+    headers = {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-accept": "x" * 28}
+    return web.Response(status=101, headers=headers)
+
+
 async def away(_request: web.Request) -> web.StreamResponse:
     """Lead away."""
     raise web.HTTPFound("http://localhost:1/elsewhere")
@@ -67,7 +94,10 @@ async def main() -> None:
     app.router.add_get("/stream", stream)
     app.router.add_get("/big", big)
     app.router.add_get("/socket", echo)
+    app.router.add_get("/talking", talking)
+    app.router.add_get("/said", told_said)
     app.router.add_get("/away", away)
+    app.router.add_get("/lying", lying)
     app.router.add_route("*", "/{rest:.*}", told)
     runner = web.AppRunner(app)
     await runner.setup()
