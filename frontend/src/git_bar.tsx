@@ -1,4 +1,4 @@
-// The bar of the workspace's git repository, above its files: branch, how far ahead, commit, push.
+// The bar of the workspace's git repository, above its files: branch, how far ahead, fetch, commit, push.
 import { type JSX } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ask, post, wordsOf } from "./sse";
@@ -58,6 +58,11 @@ export function GitBar({ api, news, repository }: { api: string; news: number; r
       const done = await (await post(`${api}/git/push`, { branch })).json();
       return `Pushed to ${visible(done.branch)}.`;
     });
+  const fetchAll = () =>
+    attempt(async () => {
+      const { behind } = await (await post(`${api}/git/fetch`)).json();
+      return behind ? `Fetched: ${behind} behind.` : "Fetched.";
+    });
   const dirty = status.changed + status.untracked + status.conflicted;
   return (
     <section class="git-bar" aria-label="Git">
@@ -67,6 +72,7 @@ export function GitBar({ api, news, repository }: { api: string; news: number; r
         </span>
         <span class="git-facts">{facts(status, dirty)}</span>
         <span class="git-verbs">
+          {status.upstream && <button type="button" class="btn btn-small" disabled={busy} onClick={fetchAll}>Fetch</button>}
           <button type="button" class="btn btn-small" disabled={busy || !dirty} onClick={() => setWish("commit")}>Commit</button>
           <button type="button" class="btn btn-small" disabled={busy || !status.commit} onClick={() => setWish("push")}>Push</button>
         </span>

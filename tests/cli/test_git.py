@@ -22,6 +22,7 @@ async def test_a_repository_is_told_of_committed_and_pushed(cli: Cli) -> None:
         " ".join(line.split()) for line in told.out.splitlines() if line.startswith(("br", "ch"))
     ] == ["branch main", "changed 0"]
     assert (await cli("git", "status", "demo", "--json")).document["ahead"] == 1
+    assert (await cli("git", "fetch", "demo", "--json")).document["ahead"] == 1
     made = await cli("git", "commit", "demo", "-m", "Add it", "--path", "src")
     assert (made.out.strip(), made.code) == ("0" * 40, Exit.OK)
     nothing = await cli("git", "commit", "demo", "-m", "nothing")

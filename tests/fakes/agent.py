@@ -375,6 +375,12 @@ def _is_path(path: object) -> bool:
     return isinstance(path, str) and path != "" and "\0" not in path
 
 
+def _git_status(here: _Environment, _asked: AgentRequest) -> agent_api.GitStatus:
+    if here.sent:
+        raise InvalidRequestError("Nothing is to be said here.")
+    return agent_api.GitStatus(repository=True, branch="main", ahead=1)
+
+
 def _git_push(here: _Environment, _asked: AgentRequest) -> agent_api.GitPushed:
     branch = here.sent.pop("branch", None)
     if here.sent or not (branch is None or (isinstance(branch, str) and is_ref(branch))):
@@ -434,10 +440,9 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.LIST_TERMINALS.name: _list_terminals,
     agent_api.START_TERMINAL.name: _start_terminal,
     agent_api.END_TERMINAL.name: _end_terminal,
-    agent_api.GIT_STATUS.name: lambda _here, _asked: agent_api.GitStatus(
-        repository=True, branch="main", ahead=1
-    ),
+    agent_api.GIT_STATUS.name: _git_status,
     agent_api.GIT_COMMIT.name: _git_commit,
+    agent_api.GIT_FETCH.name: _git_status,
     agent_api.GIT_PUSH.name: _git_push,
     agent_api.LIST_PORTS.name: lambda _here, _asked: agent_api.PortList(
         [agent_api.ListeningPort(5173, "node")]

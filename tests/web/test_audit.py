@@ -43,6 +43,7 @@ CALLS: dict[str, tuple[dict[str, str], Any]] = {
     "create_session": ({}, None),
     "rename_session": ({}, {"title": HIDDEN}),
     "git_commit": ({}, {"message": HIDDEN}),
+    "git_fetch": ({}, None),
     "git_push": ({}, {"branch": "x"}),
     "delete_session": ({}, None),
     "switch_extension": ({"extension": "memory"}, {"enabled": False}),

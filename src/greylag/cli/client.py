@@ -850,6 +850,11 @@ class ApiClient:
         made: dict[str, Any] = await self._http.call(request, LONGEST_WAIT)
         return made
 
+    async def git_fetch(self, place: ProjectPlace) -> GitStatus:
+        """Fetch what ``origin`` has; return how the repository stands then."""
+        request = Request("POST", (*place.path, "git", "fetch"), {})
+        return self._http.shaped(GitStatus, [await self._http.call(request, LONGEST_WAIT)])[0]
+
     async def git_push(self, place: ProjectPlace, branch: str | None) -> dict[str, Any]:
         """Push to a branch, by default the one of the same name."""
         request = Request("POST", (*place.path, "git", "push"), {}, {"branch": branch})

@@ -8,13 +8,14 @@ import click
 from greylag.cli.access import Access, api_options, with_client
 from greylag.cli.client import ApiClient
 from greylag.cli.output import confirm, moment
+from greylag.common.agent_api import GitStatus
 
 COLUMNS = ("NAME", "HOST", "USERNAME", "CREATED", "CHANGED")
 
 
 @click.group()
 def git() -> None:
-    """Say how a workspace's git repository stands, commit and push."""
+    """Say how a workspace's git repository stands, fetch, commit and push."""
 
 
 @git.command()
@@ -23,7 +24,19 @@ def git() -> None:
 @with_client
 async def status(access: Access, api: ApiClient, *, project: str) -> None:
     """Say which branch is checked out in PROJECT's workspace, and what changed."""
-    one = await api.git_status(await access.place(api, project))
+    _tell(access, await api.git_status(await access.place(api, project)))
+
+
+@git.command()
+@click.argument("project")
+@api_options
+@with_client
+async def fetch(access: Access, api: ApiClient, *, project: str) -> None:
+    """Fetch what the remote has, and say how far ahead and behind PROJECT's branch is."""
+    _tell(access, await api.git_fetch(await access.place(api, project)))
+
+
+def _tell(access: Access, one: GitStatus) -> None:
     if access.output.json:
         access.output.document(asdict(one))
         return

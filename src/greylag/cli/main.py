@@ -58,7 +58,7 @@ VERBS = {
     "changes": LazyVerb("changes:changes", "List what a turn changed in the workspace."),
     "diff": LazyVerb("changes:diff", "Print what a turn changed in a file."),
     "undo": LazyVerb("changes:undo", "Bring back what a turn changed."),
-    "git": LazyVerb("git:git", "Say how a workspace's repository stands, commit, push."),
+    "git": LazyVerb("git:git", "Say how a workspace's repository stands, fetch, commit, push."),
     "secrets": LazyVerb("git:secrets", "List, set and delete tokens for git hosts."),
     "notifications": LazyVerb(
         "notifications:notifications", "List, add, test, remove who is told of turns."

@@ -1142,6 +1142,18 @@ GIT_STATUS = Operation(
     answer=GitStatus,
     silence=200,
 )
+GIT_FETCH = Operation(
+    name="git_fetch",
+    method="POST",
+    path="/git/fetch",
+    summary="Fetch",
+    text="What `origin` has; no file of the workspace changes. The answer is how the repository "
+    "stands then. 409 with the cause: `git_denied`, `git_no_remote`, `git_timeout`, ...",
+    tag="git",
+    answer=GitStatus,
+    seconds=_LONG_GIT,
+    silence=_LONG_GIT,
+)
 GIT_COMMIT = Operation(
     name="git_commit",
     method="POST",
@@ -1210,6 +1222,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     DIFF_CHANGES,
     GIT_STATUS,
     GIT_COMMIT,
+    GIT_FETCH,
     GIT_PUSH,
 )
 """All that the platform relays."""

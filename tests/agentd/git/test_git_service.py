@@ -300,13 +300,18 @@ async def test_a_push_that_the_server_does_not_take_is_told_with_its_cause(
     await api.json("POST", "/api/v1/git/commit", {"message": "Mine"})
     status, said = await api.json("POST", "/api/v1/git/push", {})
     assert (status, said["code"]) == (409, "git_rejected")
+    assert (await api.json("GET", "/api/v1/git"))[1]["behind"] == 0
+    status, fetched = await api.json("POST", "/api/v1/git/fetch")
+    assert (status, fetched["ahead"], fetched["behind"]) == (200, 1, 1)
+    assert (folder / "workspace" / "README.md").read_text() == "mine"
     hook = folder / "workspace" / ".git" / "hooks" / "pre-push"
     hook.write_text("#!/bin/sh\necho no, says the hook >&2\nexit 1\n")
     hook.chmod(0o755)
     status, said = await api.json("POST", "/api/v1/git/push", {"branch": "other"})
     assert (status, said["code"]) == (409, "git_failed")
     git(folder / "workspace", "remote", "remove", "origin")
-    assert (await api.json("POST", "/api/v1/git/push", {}))[1]["code"] == "git_no_remote"
+    for verb in ("push", "fetch"):
+        assert (await api.json("POST", f"/api/v1/git/{verb}", {}))[1]["code"] == "git_no_remote"
 
 
 async def _moved_on(bare: Path, other: Path) -> None:

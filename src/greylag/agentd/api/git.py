@@ -1,4 +1,4 @@
-"""git over HTTP: what the platform says of it, status, commits and pushes."""
+"""git over HTTP: what the platform says of it, status, fetches, commits and pushes."""
 
 from dataclasses import asdict, astuple
 from typing import Any
@@ -29,6 +29,7 @@ class GitRoutes:
         return [
             Route(agent_api.ROOT + SETUP, self._set_up, methods=["PUT"]),
             relayed(agent_api.GIT_STATUS, self._status),
+            relayed(agent_api.GIT_FETCH, self._fetch),
             relayed(agent_api.GIT_COMMIT, self._commit),
             relayed(agent_api.GIT_PUSH, self._push),
         ]
@@ -40,6 +41,9 @@ class GitRoutes:
 
     async def _status(self, _request: Request) -> Response:
         return answer(await self._git.status())
+
+    async def _fetch(self, _request: Request) -> Response:
+        return answer(await self._git.fetch())
 
     async def _commit(self, request: Request) -> Response:
         operation = agent_api.GIT_COMMIT

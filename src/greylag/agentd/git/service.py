@@ -23,7 +23,7 @@ from greylag.common.git import CloneState, GitSetup
 _HERE = "127.0.0.1"
 _GIT = ".git"  # of the workspace: what commits and pushes change
 _COMMIT_SECONDS = 300.0
-_PUSH_SECONDS = 1800.0
+_PUSH_SECONDS = _FETCH_SECONDS = 1800.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _COUNTS = re.compile(r"\+(\d{1,9}) -(\d{1,9})")
 _HASH = re.compile(r"[0-9a-f]{40,64}")
@@ -146,6 +146,14 @@ class GitService:
             return GitStatus(repository=False)
         return _status(answer, await self._remote())
 
+    async def fetch(self) -> GitStatus:
+        """Fetch what ``origin`` has, and return how the repository stands then."""
+        await self._repository()
+        await self._origin()
+        await self._touched(_GIT)
+        await self._commands.must("fetch", "--quiet", "--prune", "origin", seconds=_FETCH_SECONDS)
+        return await self.status()
+
     async def commit(self, message: str, paths: Sequence[str] | None) -> GitCommitted:
         """Commit all that changed, or these paths alone."""
         await self._repository()
@@ -184,9 +192,7 @@ class GitService:
         target = branch or await self._branch()
         if target is None:
             raise failure("git_no_branch", "No branch is checked out.")
-        remote = await self._remote()
-        if remote is None:
-            raise failure("git_no_remote", "The repository has no remote of the name origin.")
+        remote = await self._origin()
         refs = f"HEAD:refs/heads/{target}"
         pushing = ("push", "--porcelain", "--set-upstream", "origin", refs)
         await self._commands.must(*pushing, seconds=_PUSH_SECONDS)
@@ -199,6 +205,12 @@ class GitService:
         # Not by `git remote`, which would tell of the relay.
         answer = await self._commands.run("config", "--get", "remote.origin.url")
         return plain_line(answer.lines[0], _LONGEST_URL) if answer.lines else None
+
+    async def _origin(self) -> str:
+        remote = await self._remote()
+        if remote is None:
+            raise failure("git_no_remote", "The repository has no remote of the name origin.")
+        return remote
 
     async def _branch(self) -> str | None:
         answer = await self._commands.run("symbolic-ref", "--quiet", "--short", "HEAD")
