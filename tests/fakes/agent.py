@@ -10,6 +10,7 @@ settings it has one.
 import asyncio
 import base64
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -71,6 +72,7 @@ class _Run:
     confirmation: str | None = None
     decision: Decision | None = None
     arguments: dict[str, str] = field(default_factory=dict)
+    expires_at: int = 0
     of_late: bool = True
 
     def add(self, kind: str, **content: Any) -> None:
@@ -84,7 +86,10 @@ class _Run:
         """The turn with the question that waits."""
         if self.turn.status != "running" or not self.confirmation or self.decision:
             return self.turn
-        question = agent_api.Question(self.confirmation, "shell", json.dumps(self.arguments))
+        arguments, end = json.dumps(self.arguments), rfc3339(self.expires_at)
+        question = agent_api.Question(
+            self.confirmation, "shell", arguments, decisions=[*agent_api.DECISIONS], expires_at=end
+        )
         return replace(self.turn, question=question)
 
     def end(self, status: str) -> None:
@@ -634,7 +639,12 @@ class MemoryAgents:
         if run.decision is not None or run.turn.status != "running":
             raise ConfirmationSettledError("The confirmation has been settled otherwise.")
         run.decision = decision
-        run.add("status", message="Answered.", confirmation_id=confirmation_id, decision=decision)
+        run.add(
+            "status",
+            message=f"Answered: {decision}.",
+            confirmation_id=confirmation_id,
+            decision=decision,
+        )
         _after_confirmation(run)
 
     async def close(self) -> None:
@@ -696,14 +706,22 @@ def _begin(run: _Run) -> None:
         run.arguments = {"command": rest}
         asked = {"id": run.confirmation, "tool_name": "shell", "arguments": run.arguments}
         run.add("tool_request", id="call_1", tool_name="shell", arguments={"command": rest})
-        run.add("tool_confirmation", **asked, needs_confirmation=True)
+        run.expires_at = int(time.time()) + 570
+        times = {"timestamp": run.expires_at - 570, "expires_at": run.expires_at}
+        run.add(
+            "tool_confirmation",
+            **asked,
+            **times,
+            decisions=[*agent_api.DECISIONS],
+            needs_confirmation=True,
+        )
     else:
         _say(run, f"You said: {turn.message}")
         run.end("completed")
 
 
 def _after_confirmation(run: _Run) -> None:
-    allowed = run.decision == "allow_once"
+    allowed = run.decision != "reject_once"
     given = _PICTURES if run.turn.message == "run: pictures" else [{"type": "text", "text": "done"}]
     result: dict[str, Any] = {"Ok": given} if allowed else {"Err": "declined"}
     if run.turn.message == "run: failing pictures":

@@ -7,9 +7,9 @@ has no pydantic, builds its answers from what the platform describes.
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from greylag.common.git import MAX_REF_LENGTH, REF_FORM
 
@@ -55,8 +55,11 @@ MOST_GIT_MESSAGE = 32 * 1024
 MOST_SIZE = 1000
 """How many rows or columns a terminal may have."""
 
-Decision = Literal["allow_once", "reject_once"]
-"""What a user says to the agent's question whether a tool may run."""
+Decision = Literal["allow_once", "allow_session", "reject_once"]
+"""What a user says to the agent's question whether a tool may run; `allow_session` is for all
+further calls of that tool in the session, too.
+"""
+DECISIONS: Mapping[str, Decision] = {one: one for one in get_args(Decision)}
 SettingValue = str | int | float
 """What the agent's settings hold."""
 
@@ -163,6 +166,12 @@ class Question:
     tool_name: Annotated[str, Doc("The tool's name.", "shell")]
     arguments: Annotated[str, Doc("What the tool is given: JSON, as text.", '{"command": "ls"}')]
     shortened: Annotated[bool, Doc("Whether that was cut to 20,000 characters.")] = False
+    decisions: Annotated[
+        list[str], Doc("What it may be answered with.", ["allow_once", "reject_once"])
+    ] = field(default_factory=lambda: ["allow_once", "reject_once"])
+    expires_at: Annotated[
+        str | None, Doc("RFC 3339, UTC: when it is declined unless it is answered.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

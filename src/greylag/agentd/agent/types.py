@@ -214,11 +214,13 @@ class PermissionRequest:
         tool_call_id: the id of the tool_call update that came before, which has the tool's name.
         title: what the agent calls the call.
         arguments: the call's arguments as the model gave them.
+        lasting: whether the agent takes an answer for further calls of the tool, too.
     """
 
     tool_call_id: str
     title: str
     arguments: dict[str, Any]
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
