@@ -232,20 +232,22 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
     git: GitService,
 ) -> Services:
     """Put together what the routes call; nothing is started by it."""
-    policy = TurnPolicy(
-        confirmation_timeout=settings.confirmation_timeout,
-        demonstration=lambda: demonstration(settings, agent.state.kind),
-    )
-    turns = TurnEngine(agent, records, journals, tasks, policy, changes)
     fixed = dict(settings.goose_settings)
     if settings.model is not None:
         fixed[_MODEL] = settings.model
+    goose_settings = SettingsService(agent, records, fixed)
+    policy = TurnPolicy(
+        confirmation_timeout=settings.confirmation_timeout,
+        demonstration=lambda: demonstration(settings, agent.state.kind),
+        configure=goose_settings.configure,
+    )
+    turns = TurnEngine(agent, records, journals, tasks, policy, changes)
     return Services(
         agent=agent,
         sessions=SessionService(agent, records, turns),
         turns=turns,
         extensions=ExtensionService(agent),
-        settings=SettingsService(agent, records.settings, fixed),
+        settings=goose_settings,
         files=files,
         terminals=terminals,
         previews=previews,

@@ -1,16 +1,19 @@
-"""The agent's settings as the older contract shows and changes them."""
+"""The agent's settings as the older contract shows and changes them, and those that a session may
+have of its own.
+"""
 
+import asyncio
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from greylag.agentd.agent.types import AgentError, AgentPort
 from greylag.agentd.problems import RequestError, agent_failed, not_found
-from greylag.agentd.records import SettingRecords
+from greylag.agentd.records import Records, SessionRecord
 from greylag.common.agent_api import AgentSetting, SettingValue
 
 
@@ -152,13 +155,28 @@ _ALL = (
 )
 
 GOOSE_SETTINGS = MappingProxyType({setting.key: setting for setting in _ALL})
+_OF_SESSIONS = {"GOOSE_MODE": "mode", "GOOSE_MODEL": "model"}
+"""What goose calls, in a session, the settings that it may have of its own."""
+_MODELS = "_goose/unstable/providers/supported-models/list"
+_MODELS_SECONDS = 20.0
+_MOST_MODELS = 1000
+_MOST_MODEL_NAME = 200
+
+
+def _parsed(setting: GooseSetting, value: object) -> SettingValue:
+    try:
+        return setting.parse(value)
+    except SettingValueError as error:
+        reason = f"{setting.key}: {error}"
+        raise RequestError("setting_invalid", reason, "Validation failed") from error
 
 
 class SettingsService:
     """Shows and changes settings. What the environment fixes cannot be changed.
 
     A change goes to goose first and is kept after, so what is shown is never ahead of goose.
-    goose takes it for sessions made from then on.
+    goose takes it for sessions made from then on, mode and model for all, from their next message
+    on: there the environment's word counts, then the session's own, then the setting.
 
     Args:
         agent: who is told of changes.
@@ -166,11 +184,10 @@ class SettingsService:
         overrides: what the environment fixes, as text by key.
     """
 
-    def __init__(
-        self, agent: AgentPort, records: SettingRecords, overrides: Mapping[str, str]
-    ) -> None:
+    def __init__(self, agent: AgentPort, records: Records, overrides: Mapping[str, str]) -> None:
         self._agent = agent
-        self._records = records
+        self._records = records.settings
+        self._sessions = records.sessions
         self._overrides = overrides
 
     async def all(self) -> list[AgentSetting]:
@@ -192,14 +209,10 @@ class SettingsService:
             RequestError: setting_not_found, setting_overridden, setting_invalid, or
                 agent_unavailable when goose cannot be told.
         """
-        setting = await self._changeable(key)
-        try:
-            parsed = setting.parse(value)
-        except SettingValueError as error:
-            raise RequestError("setting_invalid", f"{key}: {error}", "Validation failed") from error
+        parsed = _parsed(await self._changeable(key), value)
         await self._tell("config/upsert", {"key": key, "value": parsed})
         await self._records.keep(key, json.dumps(parsed))
-        return setting.shown(parsed, None)
+        return GOOSE_SETTINGS[key].shown(parsed, None)
 
     async def reset(self, key: str) -> AgentSetting:
         """Give a setting its default again.
@@ -214,6 +227,65 @@ class SettingsService:
             await self._tell("config/remove", {"key": key})
         await self._records.forget(key)
         return setting.shown(setting.default, None)
+
+    async def configure(self, session_id: str, agent_session_id: str) -> None:
+        """Have the agent work in a session with the mode and the model that hold there.
+
+        Raises:
+            AgentError: it does not.
+        """
+        session = await self._sessions.get(session_id)
+        if session is not None:
+            await self._agent.configure(agent_session_id, await self._of_session(session))
+
+    async def choose(self, session_id: str, key: str, value: object) -> AgentSetting:
+        """Give a session a mode or a model of its own, from its next message on; "" gives it the
+        setting's again.
+
+        Raises:
+            RequestError: session_not_found, setting_not_found, setting_overridden, or
+                setting_invalid.
+        """
+        if key not in _OF_SESSIONS:
+            raise not_found("setting", key)
+        setting = await self._changeable(key)
+        own = None if value == "" else str(_parsed(setting, value))
+        session = await self._sessions.get(session_id)
+        if session is None:
+            raise not_found("session", session_id)
+        chosen = {"mode": session.mode, "model": session.model, _OF_SESSIONS[key]: own}
+        await self._sessions.choose(session_id, **chosen)
+        shown = await self.get(key)
+        return replace(shown, value=own or shown.value)
+
+    async def models(self) -> list[str]:
+        """Return the names of the models that the provider offers; none where it does not tell.
+
+        Raises:
+            RequestError: agent_unavailable or agent_refused.
+        """
+        try:
+            async with asyncio.timeout(_MODELS_SECONDS):
+                told = await self._agent.call(_MODELS, {"providerId": "openai"})
+        except TimeoutError as error:
+            reason = f"The provider did not tell its models within {_MODELS_SECONDS:g} seconds."
+            raise RequestError("agent_unavailable", reason) from error
+        except AgentError as error:
+            if error.unknown_method:
+                return []
+            raise agent_failed(error, "") from error
+        found = told.get("models") if isinstance(told, dict) else None
+        names = {one for one in found or [] if isinstance(one, str) and one.isprintable()}
+        return sorted(one for one in names if 0 < len(one) <= _MOST_MODEL_NAME)[:_MOST_MODELS]
+
+    async def _of_session(self, session: SessionRecord) -> dict[str, str]:
+        held = {one.key: one for one in await self.all()}
+        return {
+            name: str(
+                (held[key].env_override is None and getattr(session, name)) or held[key].value
+            )
+            for key, name in _OF_SESSIONS.items()
+        }
 
     async def _changeable(self, key: str) -> GooseSetting:
         if (await self.get(key)).env_override is not None:

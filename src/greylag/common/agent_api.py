@@ -103,6 +103,12 @@ class Session:
     title: Annotated[
         str, Doc("What it was called, else how its first message begins; empty before that.", "Hi")
     ] = ""
+    mode: Annotated[
+        str | None, Doc("When the agent asks in it; null: as GOOSE_MODE says.", "auto")
+    ] = None
+    model: Annotated[
+        str | None, Doc("Which model answers in it; null: as GOOSE_MODEL says.", "gpt-4o")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +305,13 @@ class NewSettingValue:
     """What a setting is to be; the setting's own rules say what it takes."""
 
     value: Annotated[SettingValue, Doc("A number or text.", 0.7)]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """What the model provider offers."""
+
+    models: Annotated[list[str], Doc("By name; none where the provider does not tell.", ["gpt-4o"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -873,7 +886,8 @@ CHANGE_SETTING = Operation(
     method="PUT",
     path="/settings/{key}",
     summary="Change a setting",
-    text="Sessions that are made from now on have it; what the environment fixes stays as it is.",
+    text="Sessions that are made from now on have it; mode and model hold in all that have none of "
+    "their own, from their next message on. What the environment fixes stays as it is.",
     tag="settings",
     body=NewSettingValue,
     answer=ChangedSetting,
@@ -886,6 +900,27 @@ RESET_SETTING = Operation(
     text="Give a setting its default again.",
     tag="settings",
     answer=ResetSetting,
+)
+CHANGE_SESSION_SETTING = Operation(
+    name="change_session_setting",
+    method="PUT",
+    path="/sessions/{session}/settings/{key}",
+    summary="Choose a session's mode or model",
+    text="`GOOSE_MODE` or `GOOSE_MODEL` for this session alone, from its next message on. Empty "
+    "text: as the setting says. A mode that is chosen ends what was allowed for the session.",
+    tag="settings",
+    body=NewSettingValue,
+    answer=ChangedSetting,
+    missing="session_not_found",
+)
+LIST_MODELS = Operation(
+    name="list_models",
+    method="GET",
+    path="/models",
+    summary="List the models",
+    text="Those that the model provider offers. It may take others, too.",
+    tag="settings",
+    answer=ModelList,
 )
 
 _PATH_QUERY = Parameter("path", _PATH, {"type": "string", "default": "", "examples": ["src"]})
@@ -1198,6 +1233,8 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     SHOW_SETTING,
     CHANGE_SETTING,
     RESET_SETTING,
+    CHANGE_SESSION_SETTING,
+    LIST_MODELS,
     LIST_FILES,
     DELETE_FILE,
     READ_FILE,

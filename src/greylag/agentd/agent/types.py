@@ -286,6 +286,9 @@ class AgentPort(Protocol):
         """Make a session in the agent and return the agent's id for it."""
         ...
 
+    async def configure(self, agent_session_id: str, options: Mapping[str, str]) -> None:
+        """Have a session work with these options, ``mode`` and ``model``, from now on."""
+
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it.
 

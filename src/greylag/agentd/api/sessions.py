@@ -165,6 +165,8 @@ def _session(session: SessionRecord) -> agent_api.Session:
         rfc3339(session.updated_at),
         session.message_count,
         session.title,
+        session.mode,
+        session.model,
     )
 
 

@@ -397,6 +397,7 @@ class TurnEngine:
         return await self._prompt(turn, agent_session_id)
 
     async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
+        await self._policy.configure(turn.record.session_id, agent_session_id)
         note, undos = await self._changes.notes(turn.record.session_id)
         # No await between the two: a cancel either finds the session's id, or is seen here.
         if turn.cancelled:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,14 @@ class TurnPolicy:
     Attributes:
         confirmation_timeout: seconds after which an unanswered confirmation is declined.
         demonstration: returns the sentence that says that no real model answers, or None.
+        configure: has the agent work in a session, named by our id and the agent's, with the mode
+            and the model that hold there; raises ``AgentError`` when it does not.
         now: the clock, Unix seconds.
     """
 
     confirmation_timeout: float
     demonstration: Callable[[], str | None]
+    configure: Callable[[str, str], Awaitable[None]]
     now: Callable[[], float] = time.time
 
 
