@@ -56,9 +56,14 @@ export async function ask(url: string, options: RequestInit = {}): Promise<Respo
 }
 
 /** Send JSON and return the response. */
-export function post(url: string, body: unknown = {}, options: RequestInit = {}): Promise<Response> {
+export function send(method: "POST" | "PUT", url: string, body: unknown = {}, options: RequestInit = {}): Promise<Response> {
   const headers = { "Content-Type": "application/json" };
-  return ask(url, { ...options, method: "POST", headers, body: JSON.stringify(body) });
+  return ask(url, { ...options, method, headers, body: JSON.stringify(body) });
+}
+
+/** POST JSON and return the response. */
+export function post(url: string, body: unknown = {}, options: RequestInit = {}): Promise<Response> {
+  return send("POST", url, body, options);
 }
 
 /** Yield every frame of a response (WHATWG HTML, 9.2.6); `heard` is called for all that comes. */
