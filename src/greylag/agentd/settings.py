@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -66,6 +66,14 @@ class GooseSetting:
             SettingValueError: the value breaks one of the rules.
         """
         return self._number(value) if isinstance(self.default, int | float) else self._text(value)
+
+    def allows(self, value: object) -> bool:
+        """Tell whether the setting may have this value."""
+        try:
+            self.parse(value)
+        except SettingValueError:
+            return False
+        return True
 
     def _number(self, value: object) -> SettingValue:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -155,9 +163,10 @@ _ALL = (
 )
 
 GOOSE_SETTINGS = MappingProxyType({setting.key: setting for setting in _ALL})
-_OF_SESSIONS = {"GOOSE_MODE": "mode", "GOOSE_MODEL": "model"}
+_MODEL = "GOOSE_MODEL"
+_OF_SESSIONS = {"GOOSE_MODE": "mode", _MODEL: "model"}
 """What goose calls, in a session, the settings that it may have of its own."""
-_MODELS = "_goose/unstable/providers/supported-models/list"
+_OFFERED = "_goose/unstable/providers/supported-models/list"
 _MODELS_SECONDS = 20.0
 _MOST_MODELS = 1000
 _MOST_MODEL_NAME = 200
@@ -182,22 +191,34 @@ class SettingsService:
         agent: who is told of changes.
         records: where changes are kept.
         overrides: what the environment fixes, as text by key.
+        models: the models that there are to choose from, the first one by default; one alone is
+            fixed, with none it is left to the provider.
     """
 
-    def __init__(self, agent: AgentPort, records: Records, overrides: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        agent: AgentPort,
+        records: Records,
+        overrides: Mapping[str, str],
+        models: Sequence[str] = (),
+    ) -> None:
         self._agent = agent
         self._records = records.settings
         self._sessions = records.sessions
-        self._overrides = overrides
+        self._overrides = {**overrides, **({_MODEL: models[0]} if len(models) == 1 else {})}
+        self._settings = dict(GOOSE_SETTINGS)
+        if len(models) > 1:
+            some = replace(GOOSE_SETTINGS[_MODEL], default=models[0], allowed=tuple(models))
+            self._settings[_MODEL] = some
 
     async def all(self) -> list[AgentSetting]:
         """Return every setting as it stands."""
         changed = await self._records.all()
-        return [self._state(setting, changed) for setting in GOOSE_SETTINGS.values()]
+        return [self._state(setting, changed) for setting in self._settings.values()]
 
     async def get(self, key: str) -> AgentSetting:
         """Return one setting as it stands."""
-        setting = GOOSE_SETTINGS.get(key)
+        setting = self._settings.get(key)
         if setting is None:
             raise not_found("setting", key)
         return self._state(setting, await self._records.all())
@@ -209,10 +230,11 @@ class SettingsService:
             RequestError: setting_not_found, setting_overridden, setting_invalid, or
                 agent_unavailable when goose cannot be told.
         """
-        parsed = _parsed(await self._changeable(key), value)
+        setting = await self._changeable(key)
+        parsed = _parsed(setting, value)
         await self._tell("config/upsert", {"key": key, "value": parsed})
         await self._records.keep(key, json.dumps(parsed))
-        return GOOSE_SETTINGS[key].shown(parsed, None)
+        return setting.shown(parsed, None)
 
     async def reset(self, key: str) -> AgentSetting:
         """Give a setting its default again.
@@ -259,14 +281,16 @@ class SettingsService:
         return replace(shown, value=own or shown.value)
 
     async def models(self) -> list[str]:
-        """Return the names of the models that the provider offers; none where it does not tell.
+        """Return the models that there are to choose from; none where the provider does not tell.
 
         Raises:
             RequestError: agent_unavailable or agent_refused.
         """
+        if some := self._settings[_MODEL].allowed:
+            return list(some)
         try:
             async with asyncio.timeout(_MODELS_SECONDS):
-                told = await self._agent.call(_MODELS, {"providerId": "openai"})
+                told = await self._agent.call(_OFFERED, {"providerId": "openai"})
         except TimeoutError as error:
             reason = f"The provider did not tell its models within {_MODELS_SECONDS:g} seconds."
             raise RequestError("agent_unavailable", reason) from error
@@ -279,19 +303,20 @@ class SettingsService:
         return sorted(one for one in names if 0 < len(one) <= _MOST_MODEL_NAME)[:_MOST_MODELS]
 
     async def _of_session(self, session: SessionRecord) -> dict[str, str]:
-        held = {one.key: one for one in await self.all()}
-        return {
-            name: str(
-                (held[key].env_override is None and getattr(session, name)) or held[key].value
-            )
-            for key, name in _OF_SESSIONS.items()
-        }
+        changed = await self._records.all()
+        found = {}
+        for key, name in _OF_SESSIONS.items():
+            setting, own = self._settings[key], getattr(session, name)
+            shown = self._state(setting, changed)
+            free = shown.env_override is None and own and setting.allows(own)
+            found[name] = str(own if free else shown.value)
+        return found
 
     async def _changeable(self, key: str) -> GooseSetting:
         if (await self.get(key)).env_override is not None:
             reason = f"{key} is fixed by the environment that agentd was started with."
             raise RequestError("setting_overridden", reason)
-        return GOOSE_SETTINGS[key]
+        return self._settings[key]
 
     async def _tell(self, method: str, params: dict[str, Any]) -> None:
         try:
@@ -307,5 +332,6 @@ class SettingsService:
         if override is not None:
             value = setting.parse(override)
         elif setting.key in changed:
-            value = json.loads(changed[setting.key])
+            kept = json.loads(changed[setting.key])
+            value = kept if setting.allows(kept) else value
         return setting.shown(value, override)

@@ -309,7 +309,7 @@ class NewSettingValue:
 
 @dataclass(frozen=True, slots=True)
 class ModelList:
-    """What the model provider offers."""
+    """The models that there are to choose from."""
 
     models: Annotated[list[str], Doc("By name; none where the provider does not tell.", ["gpt-4o"])]
 
@@ -918,7 +918,8 @@ LIST_MODELS = Operation(
     method="GET",
     path="/models",
     summary="List the models",
-    text="Those that the model provider offers. It may take others, too.",
+    text="Those that `GREYLAG_MODEL` names, else those that the model provider offers (it may take "
+    "others, too).",
     tag="settings",
     answer=ModelList,
 )

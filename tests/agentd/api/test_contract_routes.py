@@ -436,7 +436,7 @@ async def test_a_session_has_a_mode_and_a_model_of_its_own(tmp_path: Path) -> No
 async def test_what_a_session_may_not_have_is_refused(
     tmp_path: Path, session: str | None, key: str, value: object, refusal: tuple[int, str]
 ) -> None:
-    async with serving(tmp_path, model="fixed") as api:
+    async with serving(tmp_path, models=("fixed",)) as api:
         name = session or await api.session()
         path = f"/api/v1/sessions/{name}/settings/{key}"
         found, refused = await api.json("PUT", path, {"value": value})
@@ -448,9 +448,27 @@ async def test_what_the_environment_fixes_holds_in_every_session(tmp_path: Path)
         session = await api.session()
         path = f"/api/v1/sessions/{session}/settings/GOOSE_MODE"
         await api.json("PUT", path, {"value": "auto"})
-    async with serving(tmp_path, goose_settings={"GOOSE_MODE": "approve"}, model="m") as api:
+    async with serving(tmp_path, goose_settings={"GOOSE_MODE": "approve"}, models=("m",)) as api:
         await api.events(await api.turn("hello", session))
         assert api.agent.options["20261123_1"] == {"mode": "approve", "model": "m"}
+
+
+async def test_of_several_models_one_is_chosen_and_no_other(tmp_path: Path) -> None:
+    async with serving(tmp_path, models=("a", "b", "c")) as api:
+        session, known = await api.session(), "20261123_1"
+        path = f"/api/v1/sessions/{session}/settings/GOOSE_MODEL"
+        assert (await api.json("GET", "/api/v1/models"))[1] == {"models": ["a", "b", "c"]}
+        await api.events(await api.turn("hello", session))
+        assert api.agent.options[known]["model"] == "a"
+        assert (await api.json("PUT", path, {"value": "d"}))[1]["code"] == "setting_invalid"
+        assert (await api.json("PUT", path, {"value": "b"}))[0] == 200
+        await api.json("PUT", "/api/v1/settings/GOOSE_MODEL", {"value": "c"})
+        await api.events(await api.turn("hello", session))
+        assert api.agent.options[known]["model"] == "b"
+    async with serving(tmp_path, models=("a", "d")) as api:  # what was chosen is not there now
+        await api.events(await api.turn("hello", session))
+        assert api.agent.options[known]["model"] == "a"
+        assert (await api.json("GET", "/api/v1/settings/GOOSE_MODEL"))[1]["value"] == "a"
 
 
 async def test_several_settings_each_succeed_or_fail_alone(tmp_path: Path) -> None:

@@ -314,8 +314,9 @@ def _held(setting: AgentSetting | None, own: str | None) -> str:
     """Return what holds in a session that may have a value of its own."""
     if setting is None:
         return ""
-    value = setting.value if setting.env_override is not None or not own else own
-    return str(value or "")[:_MOST_VALUE]
+    allowed = setting.validation.get("allowed_values")
+    free = setting.env_override is None and (not isinstance(allowed, list) or own in allowed)
+    return str((own if own and free else setting.value) or "")[:_MOST_VALUE]
 
 
 async def _last_said(
