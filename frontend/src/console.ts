@@ -3,10 +3,11 @@ import htmx from "htmx.org/dist/htmx.esm.js";
 import { startAttaching } from "./attach";
 import { ChangeLog } from "./changes";
 import { Draft } from "./drafts";
+import { Facts } from "./facts";
 import { projectStatus } from "./panes";
 import { Scroller } from "./scroller";
 import { Queue } from "./queue";
-import { Refused, ask, wordsOf } from "./sse";
+import { Refused, ask, post, wordsOf } from "./sse";
 import { takeFirst } from "./start";
 import { endsMessage, textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
@@ -36,6 +37,7 @@ class Console {
   #turns: TurnState[] = []; // those of the project that the live stream tells of
   #coming = new Set<string>(); // turns of others that are about to be shown
   #queue: Queue;
+  #facts: Facts;
   #leaving = new AbortController();
 
   constructor(root: HTMLElement) {
@@ -54,6 +56,13 @@ class Console {
         this.#text.focus();
       },
     };
+    this.#facts = new Facts({
+      api: this.#api,
+      mayWrite: !this.#text.disabled,
+      told: () => this.#conversation.dataset,
+      session: () => this.#madeSession(),
+      say: (words) => this.#say(words),
+    });
     this.#queue = new Queue(this.#form, () => `${this.#page}?${this.#session ?? "new"}`, (words) => this.#giveBack(words));
     this.#scroller = new Scroller(place, place.querySelector<HTMLElement>("#scrolled")!, this.#button("to-end"));
   }
@@ -107,7 +116,7 @@ class Console {
   // What the server has rendered.
 
   #readPage(): void {
-    this.#showFacts();
+    this.#facts.show();
     const turns = [...this.#conversation.querySelectorAll<HTMLElement>(".turn")];
     this.#dress(turns.slice(0, -1));
     const newest = turns.at(-1);
@@ -120,20 +129,6 @@ class Console {
     this.#showOthers();
   }
 
-  /** Show what the agent is, as the server has told with its messages. */
-  #showFacts(): void {
-    const { model, mode } = this.#conversation.dataset;
-    const [project, facts] = ["project-model", "composer-facts"].map((id) => document.getElementById(id)!) as [HTMLElement, HTMLElement];
-    project.textContent = model || project.textContent;
-    this.#fact("model", project.textContent!);
-    this.#fact("mode", mode ?? "");
-    facts.hidden = false;
-  }
-
-  #fact(name: string, words: string): void {
-    document.getElementById(`fact-${name}`)!.textContent = words;
-  }
-
   /** Return the conversation as the server tells it now. */
   async #told(query: string): Promise<HTMLElement> {
     const told = (await fragment(`${this.#page}/conversation${query}`)).getElementById("conversation");
@@ -143,11 +138,26 @@ class Console {
 
   /** The first message of a page has woken the agent: only now it can be told of. */
   async #learnFacts(): Promise<void> {
-    if (this.#learnt || document.getElementById("project-model")!.textContent) return;
+    if (this.#learnt || this.#facts.known) return;
     this.#learnt = true;
-    const { model, mode } = (await this.#told(`?session=${encodeURIComponent(this.#session ?? "new")}`)).dataset;
-    Object.assign(this.#conversation.dataset, { model, mode });
-    this.#showFacts();
+    this.#takeFacts(await this.#told(`?session=${encodeURIComponent(this.#session ?? "new")}`));
+    this.#facts.show();
+  }
+
+  #takeFacts(told: HTMLElement): void {
+    const { model, mode, fixed } = told.dataset;
+    Object.assign(this.#conversation.dataset, { model, mode, fixed });
+  }
+
+  /** Return the session, made now where nothing was said yet. */
+  async #madeSession(): Promise<string> {
+    if (this.#session) return this.#session;
+    const begins = new Refused(409, { detail: "The session begins just now: choose once the agent answers." });
+    if (this.#stream) throw begins;
+    const { session_id } = await (await post(`${this.#api}/sessions`)).json();
+    if (this.#stream) throw begins;
+    this.#adopt(session_id);
+    return session_id;
   }
 
   #dress(turns: HTMLElement[]): void {
@@ -230,11 +240,11 @@ class Console {
     here.dataset.session ||= told.dataset.session ?? "";
     this.#scroller.keepTurn(() => {
       here.querySelectorAll(":scope > :not(.turn), [data-kept]").forEach((one) => one.remove());
-      Object.assign(here.dataset, { model: told.dataset.model, mode: told.dataset.mode });
+      this.#takeFacts(told);
       here.prepend(...told.childNodes);
       htmx.process(here);
       if (!goesOn) return this.#readPage();
-      this.#showFacts();
+      this.#facts.show();
       const runs = (turn: HTMLElement) => turn.dataset.turnStatus === "running";
       this.#dress(turns.filter((turn) => !runs(turn)));
       for (const turn of turns.filter(runs)) void this.#replay(turn, !this.#stream);
@@ -324,7 +334,7 @@ class Console {
         fresh = false;
         if (type === "turn") this.#begun(stream, view, content);
         if (type === "complete" && content.stop_reason === "cancelled") ending = "Stopped.";
-        if (type === "complete") this.#showContext(content.usage?.totalTokens);
+        if (type === "complete") this.#facts.context(content.usage?.totalTokens);
         view.apply(type, content);
         if (this.#stream === stream) this.#tell(view);
       },
@@ -347,11 +357,6 @@ class Console {
     this.#keep(null);
     if (content.session_id !== this.#session) this.#adopt(content.session_id);
     if (this.#stopWanted) void this.#stop();
-  }
-
-  #showContext(tokens: unknown): void {
-    if (typeof tokens !== "number" || !(tokens > 0)) return;
-    this.#fact("context", `${tokens < 1000 ? tokens : `${(tokens / 1000).toFixed(1)}k`} tokens`);
   }
 
   /** A first message has made its session: from now on this page is that session's. */

@@ -5,10 +5,11 @@ export function startMenus(): void {
   // The event does not rise.
   document.addEventListener("toggle", (event) => {
     const menu = event.target as HTMLElement;
-    if (menu.role === "menu" && (event as ToggleEvent).newState === "open") items(menu)[0]?.focus();
+    if (menu.role !== "menu" || (event as ToggleEvent).newState !== "open") return;
+    (items(menu).find((item) => item.ariaChecked === "true") ?? items(menu)[0])?.focus();
   }, true);
   document.addEventListener("click", (event) => {
-    const menu = (event.target as Element).closest("[role=menuitem]")?.closest<HTMLElement>("[popover]");
+    const menu = (event.target as Element).closest("[role^=menuitem]")?.closest<HTMLElement>("[popover]");
     menu?.hidePopover();
   });
   document.addEventListener("keydown", pressed);
@@ -41,5 +42,5 @@ function chosen(all: HTMLElement[], now: HTMLElement, key: string): HTMLElement 
 }
 
 function items(menu: HTMLElement): HTMLElement[] {
-  return [...menu.querySelectorAll<HTMLElement>("[role=menuitem]")];
+  return [...menu.querySelectorAll<HTMLElement>("[role^=menuitem]")];
 }

@@ -1,5 +1,6 @@
 // Requests to the API, and server-sent events over fetch: unlike EventSource it can POST, tells why a
 // request was refused, and lets us decide when to try again.
+import { setClock } from "./times";
 
 const FIRST_WAIT_MS = 400;
 const LONGEST_WAIT_MS = 10_000;
@@ -45,6 +46,7 @@ export function wordsOf(error: unknown): string {
 export async function ask(url: string, options: RequestInit = {}): Promise<Response> {
   const headers = { Accept: "application/json, text/event-stream", ...(options.headers as Record<string, string>) };
   const response = await fetch(url, { ...options, headers, redirect: "manual" });
+  setClock(response.headers.get("date"));
   if (response.type === "opaqueredirect" || response.status === 401) {
     // The sign-in has ended; the page itself leads to the sign-in page and back.
     location.reload();
@@ -54,9 +56,14 @@ export async function ask(url: string, options: RequestInit = {}): Promise<Respo
 }
 
 /** Send JSON and return the response. */
-export function post(url: string, body: unknown = {}, options: RequestInit = {}): Promise<Response> {
+export function send(method: "POST" | "PUT", url: string, body: unknown = {}, options: RequestInit = {}): Promise<Response> {
   const headers = { "Content-Type": "application/json" };
-  return ask(url, { ...options, method: "POST", headers, body: JSON.stringify(body) });
+  return ask(url, { ...options, method, headers, body: JSON.stringify(body) });
+}
+
+/** POST JSON and return the response. */
+export function post(url: string, body: unknown = {}, options: RequestInit = {}): Promise<Response> {
+  return send("POST", url, body, options);
 }
 
 /** Yield every frame of a response (WHATWG HTML, 9.2.6); `heard` is called for all that comes. */

@@ -7,6 +7,7 @@ import { type StepWords, wordsOf } from "./step_words";
 import { openFile } from "./files_pane";
 import { TerminalText } from "./terminal_text";
 import { counted, visible } from "./text";
+import { lasted, timeLeft } from "./times";
 import { type Step, dataOf } from "./turn_model";
 import type { Decision } from "./turn_stream";
 
@@ -70,12 +71,16 @@ function State({ step }: { step: Step }) {
 }
 
 function Running({ since }: { since: number }) {
-  const [now, setNow] = useState(Date.now() / 1000);
+  useEachSecond();
+  return <>{lasted(Date.now() / 1000 - since) || "running"}</>;
+}
+
+function useEachSecond(): void {
+  const [, setTicks] = useState(0);
   useEffect(() => {
-    const timer = setInterval(() => setNow(Date.now() / 1000), 1000);
+    const timer = setInterval(() => setTicks((ticks) => ticks + 1), 1000);
     return () => clearInterval(timer);
   }, []);
-  return <>{lasted(now - since) || "running"}</>;
 }
 
 /** What the call was given: a command, a change, else its arguments. */
@@ -112,10 +117,22 @@ function Question({ step, words, decide }: { step: Step; words: StepWords; decid
       <Wanted step={step} words={words} />
       <div class="ask-actions">
         <button type="button" class="btn btn-primary" disabled={sent} onClick={() => answer("allow_once")}>Allow</button>
+        {step.lasting && (
+          <button type="button" class="btn" disabled={sent} title={`Each further call of ${visible(step.tool)} runs without asking`} onClick={() => answer("allow_session")}>
+            Always in this session
+          </button>
+        )}
         <button type="button" class="btn" disabled={sent} onClick={() => answer("reject_once")}>Decline</button>
+        {step.expires !== null && <TimeLeft expires={step.expires} />}
       </div>
     </div>
   );
+}
+
+/** How long an answer is waited for; a timer is not read aloud each second. */
+function TimeLeft({ expires }: { expires: number }) {
+  useEachSecond();
+  return <span class="time-left" role="timer">Declined by itself {timeLeft(expires)}</span>;
 }
 
 /** A picture is shown, of kinds that hold nothing but a picture; everything else is for saving. */
@@ -131,10 +148,4 @@ function ResultFile({ part }: { part: Record<string, any> }) {
       Save what the tool gave ({visible(kind)}, {size} bytes)
     </a>
   );
-}
-
-function lasted(seconds: number): string {
-  const whole = Math.floor(seconds);
-  if (whole < 1) return "";
-  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }

@@ -17,6 +17,8 @@ export interface Step {
   arguments: Record<string, unknown>;
   state: StepState;
   confirmation: string | null;
+  lasting: boolean; // whether it may be allowed for the rest of the session
+  expires: number | null; // when its question ends by itself, Unix seconds
   output: string;
   files: Record<string, unknown>[];
   exitCode: number | null;
@@ -143,7 +145,7 @@ export class TurnModel {
     const given = typeof content.arguments === "object" && content.arguments ? content.arguments : {};
     const step: Step = {
       kind: "step", id: textOr(content.id), tool: textOr(content.tool_name, "tool"), arguments: given, state: "running",
-      confirmation: null, output: "", files: [], exitCode: null, began: secondsOf(content), seconds: null,
+      confirmation: null, lasting: false, expires: null, output: "", files: [], exitCode: null, began: secondsOf(content), seconds: null,
     };
     this.items.push(step);
     return step;
@@ -175,6 +177,8 @@ export class TurnModel {
     const step = known ?? this.#request(content);
     step.state = "asks";
     step.confirmation = textOr(content.id);
+    step.lasting = Array.isArray(content.decisions) && content.decisions.includes("allow_session");
+    step.expires = typeof content.expires_at === "number" ? content.expires_at : null;
     step.arguments = Object.keys(content.arguments ?? {}).length ? content.arguments : step.arguments;
   }
 
@@ -184,7 +188,7 @@ export class TurnModel {
       return;
     }
     const step = this.#steps.find((one) => one.confirmation === content.confirmation_id);
-    const states: Record<string, StepState> = { allow_once: "running", reject_once: "declined" };
+    const states: Record<string, StepState> = { allow_once: "running", allow_session: "running", reject_once: "declined" };
     if (step?.state === "asks") settle(step, states[content.decision] ?? "stopped");
   }
 }

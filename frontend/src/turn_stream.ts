@@ -3,7 +3,7 @@ import { Backoff, Refused, type StreamEvent, ask, frames, post } from "./sse";
 
 const PATIENCE_MS = 60_000; // with a server that answers, but not well; a network that is away is waited for
 
-export type Decision = "allow_once" | "reject_once";
+export type Decision = "allow_once" | "allow_session" | "reject_once";
 
 /** A message on its way: its id makes it the same turn however often it is sent. */
 export interface Pending {

@@ -1,7 +1,7 @@
 """A scripted `AgentPort`, and the real server around it, for tests of agentd's own part."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import aiohttp
 from tests.agentd.client import Client
 
 from greylag.agentd.agent.types import (
+    AgentError,
     AgentState,
     AgentUnavailableError,
     ExtensionState,
@@ -75,6 +76,8 @@ class AgentDouble:
     titles: list[str] = field(default_factory=list)
     extensions: dict[str, ExtensionState] = field(default_factory=dict)
     waits: list[float] = field(default_factory=list)
+    options: dict[str, dict[str, str]] = field(default_factory=dict)
+    refuses: AgentError | None = None
 
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - as the port has it
         self.waits.append(timeout)
@@ -84,6 +87,11 @@ class AgentDouble:
     async def new_session(self, title: str) -> str:
         self.titles.append(title)
         return f"20261123_{len(self.titles)}"
+
+    async def configure(self, agent_session_id: str, options: Mapping[str, str]) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.options[agent_session_id] = dict(options)
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         self.prompts.append((agent_session_id, text))

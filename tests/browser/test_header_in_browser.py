@@ -152,6 +152,46 @@ async def test_it_is_renamed_at_its_name_its_extensions_are_mended_and_it_sleeps
     await judged(person)
 
 
+async def test_model_and_mode_are_chosen_for_a_session_and_a_refusal_is_told(
+    running: Site, person: Person
+) -> None:
+    path = await running.project("chosen", active=True)
+    page = person.page
+    await person.open_project(path)
+    model, mode = page.locator("#project-model"), page.locator("#fact-mode")
+    said = page.locator("#console-status")
+    await expect(mode).to_have_text("Asks before it acts")
+    await mode.click()
+    await expect(page.locator("[role=menuitemradio]:focus")).to_have_text("Asks before it acts")
+    await judged(person)
+    await person.picture("mode-menu")
+    await page.keyboard.press("Home")
+    await page.keyboard.press("Enter")
+    await expect(mode).to_have_text("Acts by itself")
+    await expect(said).to_have_text("It holds from the next message on.")
+    await model.click()
+    await page.get_by_role("menuitemradio", name="parrot").click()
+    await expect(model).to_have_text("parrot")
+    await person.say("Hello")
+    await person.answered()
+    await page.reload()
+    await expect(page.locator(".session-title")).to_have_text(["Hello"])
+    await expect(model).to_have_text("parrot")
+    await expect(mode).to_have_text("Acts by itself")
+    await mode.click()
+    await page.get_by_role("menuitemradio", name="Only talks").click()
+    await expect(said).to_contain_text("the value must be one that is allowed")
+    await expect(mode).to_have_text("Acts by itself")
+    await page.set_viewport_size({"width": 390, "height": 844})
+    await page.locator("#fact-model").click()
+    await expect(page.locator("[role=menuitemradio]:focus")).to_have_text("parrot")
+    await page.wait_for_selector("#model-menu:not([aria-busy])")
+    await person.picture("model-menu-390")
+    await page.keyboard.press("Escape")
+    await page.goto(f"{path.removeprefix('/api')}?session=new")
+    await expect(page.locator("#fact-model")).to_have_text("echo")
+
+
 async def choose(person: Person, name: str) -> None:
     await person.page.click("#project-menu")
     await person.page.get_by_role("menuitem", name=name).click()

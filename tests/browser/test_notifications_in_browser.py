@@ -70,11 +70,12 @@ async def _answer(ann: Person) -> None:
     page = ann.page
     await expect(page.locator("pre code")).to_have_text("make all")
     await expect(page.get_by_role("button", name="Allow")).to_be_focused()
-    for name in ("Allow", "Decline"):
+    await expect(page.get_by_role("timer")).to_have_text("in 9 min")
+    for name in ("Always in this session", "Allow", "Decline"):
         box = await page.get_by_role("button", name=name).bounding_box()
         assert box is not None
         assert box["height"] >= 48
-        assert box["y"] > 700, "it is not under the thumb"
+        assert box["y"] > 640, "it is not under the thumb"
     await ann.judged()
     await ann.picture("answer-390")
     await page.get_by_role("button", name="Allow").click()

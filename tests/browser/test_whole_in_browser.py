@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 from tests.browser.dropping import DroppingProxy
-from tests.browser.person import at_browser
+from tests.browser.person import Person, at_browser
 from tests.browser.whole import Whole, has_goose, kill_environments, up
 
 pytestmark = [
@@ -34,6 +34,31 @@ async def test_from_nothing_to_an_answer(whole: Whole) -> None:
         await expect(person.page.locator(".prose pre.code")).to_have_text("42\n")
         await expect(person.page.locator("#log")).to_contain_text("The agent is ready.")
         await person.picture("whole-answer")
+        await _what_runs_without_asking(person)
+
+
+async def _what_runs_without_asking(person: Person) -> None:
+    """Give the agent rein for a session, take it back by a mode, and give it by another."""
+    answer, mode = person.page.locator(".prose").last, person.page.locator("#fact-mode")
+    questions = person.page.get_by_role("button", name="Decline")
+    await expect(person.page.locator("#project-model")).to_be_disabled()  # a demonstration
+    for number, before, ask in (
+        (1, "", "Always in this session"),
+        (2, "", None),
+        (3, "Asks before it acts", "Decline"),
+        (4, "Acts by itself", None),
+    ):
+        if before:
+            await mode.click()
+            await person.page.get_by_role("menuitemradio", name=before).click()
+            await expect(mode).to_have_text(before)
+        await person.say(f"run: echo number $(({number}))")
+        if ask:
+            await person.page.get_by_role("button", name=ask).click()
+        await person.answered()
+        await expect(questions).to_have_count(0)
+        if ask != "Decline":
+            await expect(answer).to_contain_text(f"number {number}")
 
 
 async def test_a_reload_and_dropped_connections_lose_and_repeat_nothing(whole: Whole) -> None:

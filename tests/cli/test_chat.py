@@ -235,14 +235,21 @@ async def test_tools_can_be_allowed_beforehand(program: Cli, project: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("answer", "outcome"), [("y\n", "It ran."), ("n\n", "You declined."), ("\n", "You declined.")]
+    ("answer", "outcome"),
+    [
+        ("y\n", "It ran."),
+        ("a\n", "Answered: allow_session."),
+        ("n\n", "You declined."),
+        ("\n", "You declined."),
+    ],
 )
 async def test_a_terminal_is_asked_before_a_tool_runs(
     env: dict[str, str], project: str, answer: str, outcome: str
 ) -> None:
     async with on_terminal("chat", project, "run: make clean", env=env) as terminal:
         await terminal.until('"command": "make clean"')
-        await terminal.until("Allow it once? [y/N]")
+        await terminal.until("It is declined by itself in 9 min.")
+        await terminal.until("Allow it once? [y/N, a: always in this session]")
         terminal.type(answer)
         await terminal.until(outcome)
         assert await terminal.end() == 0
@@ -252,7 +259,7 @@ async def test_a_question_answered_elsewhere_is_dropped(
     env: dict[str, str], project: str, stack: Stack
 ) -> None:
     async with on_terminal("chat", project, "run: make", env=env) as terminal:
-        await terminal.until("Allow it once? [y/N]")
+        await terminal.until("Allow it once? [y/N, a: always in this session]")
         ((url, here),) = stack.agents._environments.items()
         (run,) = here.runs.values()
         assert run.confirmation is not None
@@ -283,7 +290,7 @@ async def test_a_conversation_goes_on_in_one_session_until_ctrl_d(
         await terminal.until("You said: one")
         await terminal.until("you> ")
         terminal.type("run: for ever\n")
-        await terminal.until("Allow it once? [y/N]")
+        await terminal.until("Allow it once? [y/N, a: always in this session]")
         terminal.type("\x03")
         # The question's line is ended, so that nothing is written behind it.
         await terminal.until("^C\nCancelling")

@@ -175,7 +175,8 @@ async def test_confirmations_are_allowed_declined_and_declined_when_nobody_answe
             assert events[-1].type == "complete"
         # Nobody looked at a page meanwhile, and a webhook was told of it all.
         told = await _told(receiver, Webhook(added[1]["secret"]), 3)
-        assert [turn for kind, turn in told if kind == "turn.ended"] == turns
+        # In any order: each is told by itself.
+        assert sorted(turn for kind, turn in told if kind == "turn.ended") == sorted(turns)
         assert ("turn.asks", turns[-1]) in told
 
 

@@ -4,12 +4,13 @@ A message is answered with its own words. Four beginnings make it do more: ``run
 confirmation and then tells what it would have run (``run: pictures`` gives a picture and what only
 looks like one), ``wait: `` says nothing until the turn is cancelled, ``fail: `` ends with an error
 event, ``events: `` gives a JSON list of types and contents. Of what is relayed all is answered; of
-settings it has one.
+settings it has three.
 """
 
 import asyncio
 import base64
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -71,6 +72,7 @@ class _Run:
     confirmation: str | None = None
     decision: Decision | None = None
     arguments: dict[str, str] = field(default_factory=dict)
+    expires_at: int = 0
     of_late: bool = True
 
     def add(self, kind: str, **content: Any) -> None:
@@ -84,7 +86,10 @@ class _Run:
         """The turn with the question that waits."""
         if self.turn.status != "running" or not self.confirmation or self.decision:
             return self.turn
-        question = agent_api.Question(self.confirmation, "shell", json.dumps(self.arguments))
+        arguments, end = json.dumps(self.arguments), rfc3339(self.expires_at)
+        question = agent_api.Question(
+            self.confirmation, "shell", arguments, decisions=[*agent_api.DECISIONS], expires_at=end
+        )
         return replace(self.turn, question=question)
 
     def end(self, status: str) -> None:
@@ -131,7 +136,7 @@ class _Environment:
 
     sessions: dict[str, Session] = field(default_factory=dict)
     runs: dict[str, _Run] = field(default_factory=dict)
-    temperature: str | float | None = 0.7
+    settings: dict[str, agent_api.SettingValue] = field(default_factory=dict)
     extensions: dict[str, agent_api.AgentExtension] = field(
         default_factory=lambda: {one.name: one for one in EXTENSIONS.extensions}
     )
@@ -320,44 +325,80 @@ def _end_terminal(here: _Environment, asked: AgentRequest) -> None:
         raise MissingError("There is no such terminal.")
 
 
-_SETTING = agent_api.AgentSetting(
-    key="GOOSE_TEMPERATURE",
-    value=0.7,
-    default_value=0.7,
-    description="How freely the model chooses its words.",
-    value_type="number",
-    validation={"min": 0, "max": 2},
-    env_override=None,
-    restart_required=True,
-)
+_SETTINGS = {
+    key: agent_api.AgentSetting(
+        key=key,
+        value=value,
+        default_value=value,
+        description=description,
+        value_type="string" if isinstance(value, str) else "number",
+        validation=rules,
+        env_override=None,
+        restart_required=True,
+    )
+    for key, value, description, rules in (
+        ("GOOSE_MODEL", "echo", "Name of the model that answers.", {}),
+        ("GOOSE_MODE", "approve", "When the agent asks.", {"allowed_values": ["auto", "approve"]}),
+        ("GOOSE_TEMPERATURE", 0.7, "How freely it chooses its words.", {"min": 0, "max": 2}),
+    )
+}
 
 
 def _show_setting(here: _Environment, asked: AgentRequest) -> agent_api.AgentSetting:
-    path_segment(asked.parts["key"], "key")
-    if asked.parts["key"] != _SETTING.key:
+    key = path_segment(asked.parts["key"], "key")
+    if key not in _SETTINGS:
         raise MissingError("There is no such setting.")
-    return replace(_SETTING, value=here.temperature)
+    setting = _SETTINGS[key]
+    return replace(setting, value=here.settings.get(key, setting.value))
+
+
+def _wanted_value(here: _Environment, setting: agent_api.AgentSetting) -> agent_api.SettingValue:
+    value = here.sent.pop("value", None)
+    kind = str if setting.value_type == "string" else int | float
+    if not isinstance(value, kind) or isinstance(value, bool) or here.sent:
+        raise InvalidRequestError("value must be of the setting's type, and all there is.")
+    if isinstance(value, str):
+        if value not in setting.validation.get("allowed_values", [value, ""]):
+            raise InvalidRequestError(f"{setting.key}: the value must be one that is allowed.")
+    elif not 0 <= value <= 2:
+        raise InvalidRequestError("It must be a number from 0 to 2.")
+    return value
 
 
 def _change_setting(here: _Environment, asked: AgentRequest) -> agent_api.ChangedSetting:
     setting = _show_setting(here, asked)
-    value = here.sent.get("value")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 2:
-        raise InvalidRequestError("It must be a number from 0 to 2.")
-    here.temperature = value
+    here.settings[setting.key] = value = _wanted_value(here, setting)
     words = "Setting updated successfully"
     return agent_api.ChangedSetting(words, setting.key, value, setting.restart_required)
 
 
 def _reset_setting(here: _Environment, asked: AgentRequest) -> agent_api.ResetSetting:
     setting = _show_setting(here, asked)
-    here.temperature = setting.default_value
+    here.settings.pop(setting.key, None)
     words = "Setting reset to default successfully"
     return agent_api.ResetSetting(words, setting.key, setting.default_value)
 
 
+def _change_session_setting(here: _Environment, asked: AgentRequest) -> agent_api.ChangedSetting:
+    session = here.session(asked.parts["session"])
+    setting = _show_setting(here, asked)
+    if not isinstance(setting.value, str):
+        raise MissingError("A session has no such setting.")
+    value = _wanted_value(here, setting)
+    own: dict[str, Any] = {setting.key.removeprefix("GOOSE_").lower(): value or None}
+    here.sessions[session.session_id] = replace(session, **own)
+    here.touch()
+    words = "Setting updated successfully"
+    return agent_api.ChangedSetting(words, setting.key, value or setting.value, False)  # noqa: FBT003 - no restart
+
+
+def _list_models(_here: _Environment, _asked: AgentRequest) -> agent_api.ModelList:
+    return agent_api.ModelList(["echo", "parrot"])
+
+
 def _list_settings(here: _Environment, _asked: AgentRequest) -> agent_api.SettingList:
-    return agent_api.SettingList([replace(_SETTING, value=here.temperature)], 1)
+    held = [replace(one, value=here.settings.get(key, one.value)) for key, one in _SETTINGS.items()]
+    return agent_api.SettingList(held, len(held))
 
 
 def _git_commit(here: _Environment, _asked: AgentRequest) -> agent_api.GitCommitted:
@@ -432,6 +473,8 @@ _ANSWERS: Mapping[str, Callable[[_Environment, AgentRequest], Any]] = {
     agent_api.SHOW_SETTING.name: _show_setting,
     agent_api.CHANGE_SETTING.name: _change_setting,
     agent_api.RESET_SETTING.name: _reset_setting,
+    agent_api.CHANGE_SESSION_SETTING.name: _change_session_setting,
+    agent_api.LIST_MODELS.name: _list_models,
     agent_api.TURN_CHANGES.name: _turn_changes,
     agent_api.TURN_DIFF.name: _turn_diff,
     agent_api.UNDO_TURN.name: _undo_turn,
@@ -643,7 +686,12 @@ class MemoryAgents:
         if run.decision is not None or run.turn.status != "running":
             raise ConfirmationSettledError("The confirmation has been settled otherwise.")
         run.decision = decision
-        run.add("status", message="Answered.", confirmation_id=confirmation_id, decision=decision)
+        run.add(
+            "status",
+            message=f"Answered: {decision}.",
+            confirmation_id=confirmation_id,
+            decision=decision,
+        )
         _after_confirmation(run)
 
     async def close(self) -> None:
@@ -704,14 +752,22 @@ def _begin(run: _Run) -> None:
         run.arguments = {"command": rest}
         asked = {"id": run.confirmation, "tool_name": "shell", "arguments": run.arguments}
         run.add("tool_request", id="call_1", tool_name="shell", arguments={"command": rest})
-        run.add("tool_confirmation", **asked, needs_confirmation=True)
+        run.expires_at = int(time.time()) + 570
+        times = {"timestamp": run.expires_at - 570, "expires_at": run.expires_at}
+        run.add(
+            "tool_confirmation",
+            **asked,
+            **times,
+            decisions=[*agent_api.DECISIONS],
+            needs_confirmation=True,
+        )
     else:
         _say(run, f"You said: {turn.message}")
         run.end("completed")
 
 
 def _after_confirmation(run: _Run) -> None:
-    allowed = run.decision == "allow_once"
+    allowed = run.decision != "reject_once"
     given = _PICTURES if run.turn.message == "run: pictures" else [{"type": "text", "text": "done"}]
     result: dict[str, Any] = {"Ok": given} if allowed else {"Err": "declined"}
     if run.turn.message == "run: failing pictures":

@@ -50,6 +50,7 @@ CALLS: dict[str, tuple[dict[str, str], Any]] = {
     "remove_extension": ({"extension": "memory"}, None),
     "change_setting": ({"key": "GOOSE_MODE"}, {"value": HIDDEN}),
     "reset_setting": ({"key": "GOOSE_MODE"}, None),
+    "change_session_setting": ({"key": "GOOSE_MODE"}, {"value": HIDDEN}),
     "write_file": ({}, HIDDEN.encode()),
     "make_folder": ({}, {"path": "a"}),
     "move_file": ({}, {"source": "a", "target": "b"}),

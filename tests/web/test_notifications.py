@@ -82,6 +82,7 @@ async def test_a_question_is_answered_by_a_post_and_by_nothing_else() -> None:
             assert refused.status == 422
         foreign = {"origin": "http://localhost:1"}
         form = {"confirmation": question, "decision": "reject_once"}
+        assert ("in 9 min" in text, 'value="allow_session"' in text) == (True, True)
         async with running.http.post(page, data=form, headers=foreign) as refused:
             assert refused.status == 403
         async with running.http.post(page, data=form) as done:
@@ -101,6 +102,7 @@ async def test_what_is_not_shown_whole_is_not_allowed_here() -> None:
             text = await shown.text()
         assert question in text
         assert 'value="allow_once"' not in text
+        assert 'value="allow_session"' not in text
         assert 'value="reject_once"' in text
 
 

@@ -56,7 +56,8 @@ class AgentdSettings:
         model_retries: seconds to hold back the first, second, ... passing failure of a model call.
         model_timeout: seconds for which the provider may be silent.
         proxies: the variables that name proxies, by which the provider is reached.
-        model: the model's name, None when the environment does not say.
+        models: the names of the models that may be chosen, the first one unless another is: one
+            alone is fixed; none when the environment does not say.
         goose_settings: contract settings (GOOSE_MODE, ...) that the environment fixes.
         confirmation_timeout: seconds that a tool confirmation waits before it is declined.
         turn_journal_limit: most bytes that one turn may write to its journal.
@@ -83,7 +84,7 @@ class AgentdSettings:
     model_retries: tuple[float, ...] = MODEL_RETRIES
     model_timeout: float = MODEL_TIMEOUT
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
-    model: str | None = None
+    models: tuple[str, ...] = ()
     goose_settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     confirmation_timeout: float = 600.0
     turn_journal_limit: int = 64 * _MIB
@@ -116,7 +117,7 @@ class AgentdSettings:
             "model_retries": read("GREYLAG_MODEL_RETRIES", _pauses),
             "model_timeout": read("GREYLAG_MODEL_TIMEOUT", _seconds),
             "proxies": _proxies(environ),
-            "model": read("GREYLAG_MODEL", _text),
+            "models": read("GREYLAG_MODEL", _listed),
             "goose_settings": _goose_settings(environ),
             "confirmation_timeout": read("GREYLAG_CONFIRMATION_TIMEOUT", _seconds),
             "turn_journal_limit": read("GREYLAG_TURN_JOURNAL_LIMIT", _integer),

@@ -56,7 +56,6 @@ _TURNS_END_WITHIN = 2.5
 _KILLED_TURNS_END_WITHIN = 1.0
 _LIMITS = Limits(connections=512)
 _CONNECTIONS_END_WITHIN = 1
-_MODEL = "GOOSE_MODEL"
 
 _log = structlog.get_logger(__name__)
 
@@ -195,17 +194,19 @@ def _stop_signal() -> asyncio.Event:
 
 def agent_setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
     """Return what the agent is given."""
-    pinned = (setting for setting in GOOSE_SETTINGS.values() if setting.pinned)
+    defaults = {one.key: str(one.default) for one in GOOSE_SETTINGS.values() if one.pinned}
+    if settings.models:
+        defaults["GOOSE_MODEL"] = settings.models[0]
     return AgentSetup(
         workspace=volume.workspace,
         home=volume.home,
         tmp=volume.tmp,
-        model=settings.model,
+        model=settings.models[0] if len(settings.models) == 1 else None,
         provider=provider(settings),
         model_retries=settings.model_retries,
         model_timeout=settings.model_timeout,
         settings=settings.goose_settings,
-        defaults={setting.key: str(setting.default) for setting in pinned},
+        defaults=defaults,
         environment_id=settings.environment_id,
     )
 
@@ -232,20 +233,19 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
     git: GitService,
 ) -> Services:
     """Put together what the routes call; nothing is started by it."""
+    goose_settings = SettingsService(agent, records, settings.goose_settings, settings.models)
     policy = TurnPolicy(
         confirmation_timeout=settings.confirmation_timeout,
         demonstration=lambda: demonstration(settings, agent.state.kind),
+        configure=goose_settings.configure,
     )
     turns = TurnEngine(agent, records, journals, tasks, policy, changes)
-    fixed = dict(settings.goose_settings)
-    if settings.model is not None:
-        fixed[_MODEL] = settings.model
     return Services(
         agent=agent,
         sessions=SessionService(agent, records, turns),
         turns=turns,
         extensions=ExtensionService(agent),
-        settings=SettingsService(agent, records.settings, fixed),
+        settings=goose_settings,
         files=files,
         terminals=terminals,
         previews=previews,

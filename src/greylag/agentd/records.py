@@ -57,7 +57,15 @@ _FIRST = """
     ) STRICT;
     CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
-_MIGRATIONS = (_FIRST.split(";"), ("ALTER TABLE turns ADD COLUMN author TEXT",))
+_MIGRATIONS = (
+    _FIRST.split(";"),
+    ("ALTER TABLE turns ADD COLUMN author TEXT",),
+    ("ALTER TABLE sessions ADD COLUMN mode TEXT", "ALTER TABLE sessions ADD COLUMN model TEXT"),
+)
+_NEW_SESSION = (
+    "INSERT INTO sessions (session_id, agent_session_id, title, created_at, updated_at) "
+    "VALUES (?, ?, ?, ?, ?)"
+)
 
 
 class StorageError(Exception):
@@ -75,6 +83,8 @@ class SessionRecord:
         created_at: when it was made.
         updated_at: when its last turn began or ended.
         message_count: user messages and answers so far.
+        mode: when the agent asks in it; None as the setting says.
+        model: which model answers in it; None as the setting says.
     """
 
     session_id: str
@@ -83,6 +93,8 @@ class SessionRecord:
     created_at: float
     updated_at: float
     message_count: int
+    mode: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +233,7 @@ class SessionRecords:
     async def add(self, session: SessionRecord) -> None:
         """Write a new session."""
         values = astuple(session)[:5]
-        await self._records.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, NULL)", *values)
+        await self._records.execute(_NEW_SESSION, *values)
 
     async def get(self, session_id: str) -> SessionRecord | None:
         """Return a session, None when there is none (or it was deleted)."""
@@ -242,6 +254,11 @@ class SessionRecords:
         statement = "UPDATE sessions SET title = ? WHERE session_id = ? AND deleted_at IS NULL"
         named = title or session_title(session_id)
         await self._records.execute(statement, named, session_id)
+
+    async def choose(self, session_id: str, mode: str | None, model: str | None) -> None:
+        """Keep which mode and model a session has of its own."""
+        statement = "UPDATE sessions SET mode = ?, model = ? WHERE session_id = ?"
+        await self._records.execute(statement, mode, model, session_id)
 
     async def delete(self, session_id: str, now: float) -> list[str]:
         """Bury a session and forget what was said in it; return the ids of its turns."""
@@ -268,7 +285,7 @@ class SessionRecords:
             "WHERE turns.session_id = sessions.session_id ORDER BY number LIMIT 1), '') END, "
             "created_at, updated_at, "
             "(SELECT count(*) + coalesce(sum(answer <> ''), 0) FROM turns "
-            "WHERE turns.session_id = sessions.session_id) AS message_count "
+            "WHERE turns.session_id = sessions.session_id) AS message_count, mode, model "
             f"FROM sessions WHERE deleted_at IS NULL {rest}",
             *values,
         )
@@ -294,10 +311,8 @@ class TurnRecords:
             if known:
                 return StartedTurn("known", known[0])
             if title is not None:
-                sql.execute(
-                    "INSERT INTO sessions VALUES (?, NULL, ?, ?, ?, NULL)",
-                    (turn.session_id, title, turn.started_at, turn.started_at),
-                )
+                new = (turn.session_id, None, title, turn.started_at, turn.started_at)
+                sql.execute(_NEW_SESSION, new)
             session = sql.execute(
                 "SELECT agent_session_id FROM sessions WHERE session_id = ? AND deleted_at IS NULL",
                 (turn.session_id,),

@@ -77,6 +77,7 @@ class SessionService:
         await self.cancel(session_id)
         turn_ids = await self._sessions.delete(session_id, time.time())
         await self._engine.forget(turn_ids)
+        self._engine.ask_again(session_id)
         self._engine.activity.touch()
         if session.agent_session_id is None:
             return

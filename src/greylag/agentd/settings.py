@@ -1,16 +1,19 @@
-"""The agent's settings as the older contract shows and changes them."""
+"""The agent's settings as the older contract shows and changes them, and those that a session may
+have of its own.
+"""
 
+import asyncio
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from greylag.agentd.agent.types import AgentError, AgentPort
 from greylag.agentd.problems import RequestError, agent_failed, not_found
-from greylag.agentd.records import SettingRecords
+from greylag.agentd.records import Records, SessionRecord
 from greylag.common.agent_api import AgentSetting, SettingValue
 
 
@@ -63,6 +66,14 @@ class GooseSetting:
             SettingValueError: the value breaks one of the rules.
         """
         return self._number(value) if isinstance(self.default, int | float) else self._text(value)
+
+    def allows(self, value: object) -> bool:
+        """Tell whether the setting may have this value."""
+        try:
+            self.parse(value)
+        except SettingValueError:
+            return False
+        return True
 
     def _number(self, value: object) -> SettingValue:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -152,35 +163,62 @@ _ALL = (
 )
 
 GOOSE_SETTINGS = MappingProxyType({setting.key: setting for setting in _ALL})
+_MODEL = "GOOSE_MODEL"
+_OF_SESSIONS = {"GOOSE_MODE": "mode", _MODEL: "model"}
+"""What goose calls, in a session, the settings that it may have of its own."""
+_OFFERED = "_goose/unstable/providers/supported-models/list"
+_MODELS_SECONDS = 20.0
+_MOST_MODELS = 1000
+_MOST_MODEL_NAME = 200
+
+
+def _parsed(setting: GooseSetting, value: object) -> SettingValue:
+    try:
+        return setting.parse(value)
+    except SettingValueError as error:
+        reason = f"{setting.key}: {error}"
+        raise RequestError("setting_invalid", reason, "Validation failed") from error
 
 
 class SettingsService:
     """Shows and changes settings. What the environment fixes cannot be changed.
 
     A change goes to goose first and is kept after, so what is shown is never ahead of goose.
-    goose takes it for sessions made from then on.
+    goose takes it for sessions made from then on, mode and model for all, from their next message
+    on: there the environment's word counts, then the session's own, then the setting.
 
     Args:
         agent: who is told of changes.
         records: where changes are kept.
         overrides: what the environment fixes, as text by key.
+        models: the models that there are to choose from, the first one by default; one alone is
+            fixed, with none it is left to the provider.
     """
 
     def __init__(
-        self, agent: AgentPort, records: SettingRecords, overrides: Mapping[str, str]
+        self,
+        agent: AgentPort,
+        records: Records,
+        overrides: Mapping[str, str],
+        models: Sequence[str] = (),
     ) -> None:
         self._agent = agent
-        self._records = records
-        self._overrides = overrides
+        self._records = records.settings
+        self._sessions = records.sessions
+        self._overrides = {**overrides, **({_MODEL: models[0]} if len(models) == 1 else {})}
+        self._settings = dict(GOOSE_SETTINGS)
+        if len(models) > 1:
+            some = replace(GOOSE_SETTINGS[_MODEL], default=models[0], allowed=tuple(models))
+            self._settings[_MODEL] = some
 
     async def all(self) -> list[AgentSetting]:
         """Return every setting as it stands."""
         changed = await self._records.all()
-        return [self._state(setting, changed) for setting in GOOSE_SETTINGS.values()]
+        return [self._state(setting, changed) for setting in self._settings.values()]
 
     async def get(self, key: str) -> AgentSetting:
         """Return one setting as it stands."""
-        setting = GOOSE_SETTINGS.get(key)
+        setting = self._settings.get(key)
         if setting is None:
             raise not_found("setting", key)
         return self._state(setting, await self._records.all())
@@ -193,10 +231,7 @@ class SettingsService:
                 agent_unavailable when goose cannot be told.
         """
         setting = await self._changeable(key)
-        try:
-            parsed = setting.parse(value)
-        except SettingValueError as error:
-            raise RequestError("setting_invalid", f"{key}: {error}", "Validation failed") from error
+        parsed = _parsed(setting, value)
         await self._tell("config/upsert", {"key": key, "value": parsed})
         await self._records.keep(key, json.dumps(parsed))
         return setting.shown(parsed, None)
@@ -215,11 +250,73 @@ class SettingsService:
         await self._records.forget(key)
         return setting.shown(setting.default, None)
 
+    async def configure(self, session_id: str, agent_session_id: str) -> None:
+        """Have the agent work in a session with the mode and the model that hold there.
+
+        Raises:
+            AgentError: it does not.
+        """
+        session = await self._sessions.get(session_id)
+        if session is not None:
+            await self._agent.configure(agent_session_id, await self._of_session(session))
+
+    async def choose(self, session_id: str, key: str, value: object) -> AgentSetting:
+        """Give a session a mode or a model of its own, from its next message on; "" gives it the
+        setting's again.
+
+        Raises:
+            RequestError: session_not_found, setting_not_found, setting_overridden, or
+                setting_invalid.
+        """
+        if key not in _OF_SESSIONS:
+            raise not_found("setting", key)
+        setting = await self._changeable(key)
+        own = None if value == "" else str(_parsed(setting, value))
+        session = await self._sessions.get(session_id)
+        if session is None:
+            raise not_found("session", session_id)
+        chosen = {"mode": session.mode, "model": session.model, _OF_SESSIONS[key]: own}
+        await self._sessions.choose(session_id, **chosen)
+        shown = await self.get(key)
+        return replace(shown, value=own or shown.value)
+
+    async def models(self) -> list[str]:
+        """Return the models that there are to choose from; none where the provider does not tell.
+
+        Raises:
+            RequestError: agent_unavailable or agent_refused.
+        """
+        if some := self._settings[_MODEL].allowed:
+            return list(some)
+        try:
+            async with asyncio.timeout(_MODELS_SECONDS):
+                told = await self._agent.call(_OFFERED, {"providerId": "openai"})
+        except TimeoutError as error:
+            reason = f"The provider did not tell its models within {_MODELS_SECONDS:g} seconds."
+            raise RequestError("agent_unavailable", reason) from error
+        except AgentError as error:
+            if error.unknown_method:
+                return []
+            raise agent_failed(error, "") from error
+        found = told.get("models") if isinstance(told, dict) else None
+        names = {one for one in found or [] if isinstance(one, str) and one.isprintable()}
+        return sorted(one for one in names if 0 < len(one) <= _MOST_MODEL_NAME)[:_MOST_MODELS]
+
+    async def _of_session(self, session: SessionRecord) -> dict[str, str]:
+        changed = await self._records.all()
+        found = {}
+        for key, name in _OF_SESSIONS.items():
+            setting, own = self._settings[key], getattr(session, name)
+            shown = self._state(setting, changed)
+            free = shown.env_override is None and own and setting.allows(own)
+            found[name] = str(own if free else shown.value)
+        return found
+
     async def _changeable(self, key: str) -> GooseSetting:
         if (await self.get(key)).env_override is not None:
             reason = f"{key} is fixed by the environment that agentd was started with."
             raise RequestError("setting_overridden", reason)
-        return GOOSE_SETTINGS[key]
+        return self._settings[key]
 
     async def _tell(self, method: str, params: dict[str, Any]) -> None:
         try:
@@ -235,5 +332,6 @@ class SettingsService:
         if override is not None:
             value = setting.parse(override)
         elif setting.key in changed:
-            value = json.loads(changed[setting.key])
+            kept = json.loads(changed[setting.key])
+            value = kept if setting.allows(kept) else value
         return setting.shown(value, override)

@@ -21,7 +21,7 @@ from enum import Enum, auto
 import click
 
 from greylag.cli.access import Access, api_options, task_group, with_client
-from greylag.cli.chat_view import JsonView, TextView, TurnView
+from greylag.cli.chat_view import JsonView, TextView, TurnView, may_last
 from greylag.cli.client import (
     ApiClient,
     EventStreaming,
@@ -50,6 +50,7 @@ from greylag.cli.output import (
 from greylag.common.agent_api import AgentExtension, Decision, Session
 
 PROMPT = "you> "
+ALWAYS = {"a", "always"}
 # Far above what a server takes; it only guards this machine's memory.
 LONGEST_MESSAGE = 64 * 1024 * 1024
 SILENT_SECONDS = 3
@@ -116,7 +117,10 @@ class ConfirmationPrompts:
         answer = await read_line()
         if answer:
             self.view.answered()
-        return "allow_once" if answer.strip().lower() in YES else "reject_once"
+        said = answer.strip().lower()
+        if said in ALWAYS and may_last(event):
+            return "allow_session"
+        return "allow_once" if said in YES else "reject_once"
 
 
 @dataclass

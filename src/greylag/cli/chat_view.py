@@ -10,6 +10,9 @@ from greylag.cli.output import Output, one_line, shortened, visible
 ARGUMENT_LENGTH = 100
 QUESTION_LENGTH = 4000
 QUESTION = "Allow it once? [y/N] "
+LASTING_QUESTION = "Allow it once? [y/N, a: always in this session] "
+_MINUTES = 90
+_LONGEST = 86_400.0
 _DOING = {
     "turn": "waiting for the model",
     "message": "waiting for the model",
@@ -108,7 +111,10 @@ class TextView(TurnView):
         self.end()
         tool = one_line(event.text("tool_name"))
         self._output.note(f"The agent asks to run {tool}:", style="bold yellow")
-        self._output.piece(f"{arguments}\n{QUESTION}")
+        waiting = _time_left(event)
+        told = f"It is declined by itself in {waiting}.\n" if waiting else ""
+        question = LASTING_QUESTION if may_last(event) else QUESTION
+        self._output.piece(f"{arguments}\n{told}{question}")
         self._leave_open()
 
     def answered(self) -> None:
@@ -187,6 +193,21 @@ class TextView(TurnView):
     def _mark(self, text: str) -> None:
         if text:
             self._line_open = not text.endswith("\n")
+
+
+def may_last(event: StreamEvent) -> bool:
+    """Tell whether a ``tool_confirmation`` may be answered for the rest of the session."""
+    decisions = event.content.get("decisions")
+    return isinstance(decisions, list) and "allow_session" in decisions
+
+
+def _time_left(event: StreamEvent) -> str:
+    """Return how long a ``tool_confirmation`` waited for its answer when it was told."""
+    told, end = (event.content.get(name) for name in ("timestamp", "expires_at"))
+    if not isinstance(told, int | float) or not isinstance(end, int | float):
+        return ""
+    seconds = int(min(max(end - told, 0.0), _LONGEST))
+    return f"{seconds} s" if seconds < _MINUTES else f"{seconds // 60} min"
 
 
 def _block(part: dict[str, Any]) -> str:

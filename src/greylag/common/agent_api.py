@@ -8,9 +8,9 @@ has no pydantic, builds its answers from what the platform describes.
 
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from greylag.common.git import MAX_REF_LENGTH, REF_FORM
 
@@ -56,8 +56,11 @@ MOST_GIT_MESSAGE = 32 * 1024
 MOST_SIZE = 1000
 """How many rows or columns a terminal may have."""
 
-Decision = Literal["allow_once", "reject_once"]
-"""What a user says to the agent's question whether a tool may run."""
+Decision = Literal["allow_once", "allow_session", "reject_once"]
+"""What a user says to the agent's question whether a tool may run; `allow_session` is for all
+further calls of that tool in the session, too.
+"""
+DECISIONS: Mapping[str, Decision] = {one: one for one in get_args(Decision)}
 SettingValue = str | int | float
 """What the agent's settings hold."""
 
@@ -101,6 +104,12 @@ class Session:
     title: Annotated[
         str, Doc("What it was called, else how its first message begins; empty before that.", "Hi")
     ] = ""
+    mode: Annotated[
+        str | None, Doc("When the agent asks in it; null: as GOOSE_MODE says.", "auto")
+    ] = None
+    model: Annotated[
+        str | None, Doc("Which model answers in it; null: as GOOSE_MODEL says.", "gpt-4o")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +173,12 @@ class Question:
     tool_name: Annotated[str, Doc("The tool's name.", "shell")]
     arguments: Annotated[str, Doc("What the tool is given: JSON, as text.", '{"command": "ls"}')]
     shortened: Annotated[bool, Doc("Whether that was cut to 20,000 characters.")] = False
+    decisions: Annotated[
+        list[str], Doc("What it may be answered with.", ["allow_once", "reject_once"])
+    ] = field(default_factory=lambda: ["allow_once", "reject_once"])
+    expires_at: Annotated[
+        str | None, Doc("RFC 3339, UTC: when it is declined unless it is answered.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +306,13 @@ class NewSettingValue:
     """What a setting is to be; the setting's own rules say what it takes."""
 
     value: Annotated[SettingValue, Doc("A number or text.", 0.7)]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """The models that there are to choose from."""
+
+    models: Annotated[list[str], Doc("By name; none where the provider does not tell.", ["gpt-4o"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -865,7 +887,8 @@ CHANGE_SETTING = Operation(
     method="PUT",
     path="/settings/{key}",
     summary="Change a setting",
-    text="Sessions that are made from now on have it; what the environment fixes stays as it is.",
+    text="Sessions that are made from now on have it; mode and model hold in all that have none of "
+    "their own, from their next message on. What the environment fixes stays as it is.",
     tag="settings",
     body=NewSettingValue,
     answer=ChangedSetting,
@@ -878,6 +901,28 @@ RESET_SETTING = Operation(
     text="Give a setting its default again.",
     tag="settings",
     answer=ResetSetting,
+)
+CHANGE_SESSION_SETTING = Operation(
+    name="change_session_setting",
+    method="PUT",
+    path="/sessions/{session}/settings/{key}",
+    summary="Choose a session's mode or model",
+    text="`GOOSE_MODE` or `GOOSE_MODEL` for this session alone, from its next message on. Empty "
+    "text: as the setting says. A mode that is chosen ends what was allowed for the session.",
+    tag="settings",
+    body=NewSettingValue,
+    answer=ChangedSetting,
+    missing="session_not_found",
+)
+LIST_MODELS = Operation(
+    name="list_models",
+    method="GET",
+    path="/models",
+    summary="List the models",
+    text="Those that `GREYLAG_MODEL` names, else those that the model provider offers (it may take "
+    "others, too).",
+    tag="settings",
+    answer=ModelList,
 )
 
 _PATH_QUERY = Parameter("path", _PATH, {"type": "string", "default": "", "examples": ["src"]})
@@ -1202,6 +1247,8 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     SHOW_SETTING,
     CHANGE_SETTING,
     RESET_SETTING,
+    CHANGE_SESSION_SETTING,
+    LIST_MODELS,
     LIST_FILES,
     DELETE_FILE,
     READ_FILE,

@@ -114,6 +114,27 @@ async def test_an_allowed_tool_runs_and_its_result_goes_back(
     assert "42" in sink.text()
 
 
+async def test_a_session_s_mode_and_model_are_changed_for_it_alone_from_its_next_message_on(
+    agent: Agent, make_sink: Any
+) -> None:
+    mine, other = await agent.new_session("Mine"), await agent.new_session("Other")
+    sink, elsewhere = make_sink(), make_sink()
+    await agent.prompt(mine, "[[tool echo 1]]", sink)
+    assert [one.lasting for one in sink.questions] == [True]
+    await agent.configure(mine, {"mode": "auto", "model": "another"})
+    await agent.prompt(mine, "[[tool echo 2]]", sink)
+    await agent.prompt(other, "[[tool echo 3]]", elsewhere)
+    assert (sink.tool_output(), len(sink.questions), len(elsewhere.questions)) == ("1\n2", 1, 1)
+    await agent.configure(mine, {"mode": "approve"})
+    await agent.prompt(mine, "[[tool echo 4]]", sink)
+    assert len(sink.questions) == 2
+    listed = await agent.call("session/list", {})
+    models = {one["sessionId"]: one["_meta"]["modelId"] for one in listed["sessions"]}
+    assert (models[mine], models[other]) == ("another", "gpt-4o")
+    with pytest.raises(AgentRefusedError, match="Invalid"):
+        await agent.configure(mine, {"mode": "yolo"})
+
+
 async def test_a_declined_tool_does_not_run(agent: Agent, session: str, make_sink: Any) -> None:
     sink = make_sink("reject_once")
     result = await agent.prompt(session, "run: touch declined", sink)

@@ -51,6 +51,7 @@ NOT_ALLOWED = {"outcome": "cancelled"}
     [
         ("allow_once", OPTIONS, {"outcome": "selected", "optionId": "opt-2"}),
         ("reject_once", OPTIONS, {"outcome": "selected", "optionId": "opt-3"}),
+        ("allow_session", OPTIONS, {"outcome": "selected", "optionId": "opt-2"}),
         ("allow_once", OPTIONS[:1], NOT_ALLOWED),
         ("reject_once", [], NOT_ALLOWED),
         ("allow_once", ODD, NOT_ALLOWED),

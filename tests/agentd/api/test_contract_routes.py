@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ async def test_a_session_s_life(tmp_path: Path) -> None:
         one = f"/api/v1/sessions/{session}"
         status, shown = await api.json("GET", one)
         assert status == 200
-        assert set(shown) == {"session_id", "created_at", "updated_at", "message_count", "title"}
+        assert set(shown) == {field.name for field in fields(agent_api.Session)}
         assert datetime.fromisoformat(shown["created_at"]).tzinfo is not None
         await api.events(await api.turn("hello", session))
         second = await api.session()
@@ -389,6 +389,86 @@ async def test_settings_are_shown_changed_and_reset(tmp_path: Path) -> None:
         status, error = await api.json("PUT", fixed, {"value": 7})
         assert (status, error["error"]) == (400, "Setting overridden")
         assert (await api.json("GET", "/api/v1/settings/NOTHING"))[0] == 404
+
+
+async def test_a_session_has_a_mode_and_a_model_of_its_own(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        session, agent = await api.session(), api.agent
+        known = "20261123_1"
+        own = f"/api/v1/sessions/{session}/settings"
+        await api.events(await api.turn("hello", session))
+        assert agent.options[known] == {"mode": "smart_approve", "model": "gpt-4o"}
+        await api.json("PUT", "/api/v1/settings/GOOSE_MODEL", {"value": "m"})
+        await api.events(await api.turn("hello", session))
+        assert agent.options[known]["model"] == "m"
+        status, chosen = await api.json("PUT", f"{own}/GOOSE_MODE", {"value": "auto"})
+        assert (status, chosen["value"]) == (200, "auto")
+        await api.events(await api.turn("hello", session))
+        assert agent.options[known] == {"mode": "auto", "model": "m"}
+        assert (await api.json("GET", f"/api/v1/sessions/{session}"))[1]["mode"] == "auto"
+        other = await api.turn("hello")
+        await api.events(other)
+        assert agent.options["20261123_2"]["mode"] == "smart_approve"
+
+        agent.refuses = AgentRefusedError(-32602, "Invalid params")
+        assert (await api.json("PUT", f"{own}/GOOSE_MODEL", {"value": "x"}))[0] == 200
+        failed = (await api.events(await api.turn("hello", session)))[-2]
+        assert (failed["type"], failed["content"]["code"]) == ("error", "agent_failed")
+        assert len(agent.prompts) == 4
+        agent.refuses = None
+        assert (await api.json("PUT", f"{own}/GOOSE_MODE", {"value": ""}))[1]["value"] == (
+            "smart_approve"
+        )
+        await api.events(await api.turn("hello", session))
+        assert agent.options[known] == {"mode": "smart_approve", "model": "x"}
+
+
+@pytest.mark.parametrize(
+    ("session", "key", "value", "refusal"),
+    [
+        ("nobody", "GOOSE_MODE", "auto", (404, "session_not_found")),
+        (None, "GOOSE_MAX_TURNS", 5, (404, "setting_not_found")),
+        (None, "GOOSE_MODE", "yolo", (400, "setting_invalid")),
+        (None, "GOOSE_MODE", None, (400, "setting_invalid")),
+        (None, "GOOSE_MODEL", "other", (400, "setting_overridden")),
+    ],
+)
+async def test_what_a_session_may_not_have_is_refused(
+    tmp_path: Path, session: str | None, key: str, value: object, refusal: tuple[int, str]
+) -> None:
+    async with serving(tmp_path, models=("fixed",)) as api:
+        name = session or await api.session()
+        path = f"/api/v1/sessions/{name}/settings/{key}"
+        found, refused = await api.json("PUT", path, {"value": value})
+        assert (found, refused["code"]) == refusal
+
+
+async def test_what_the_environment_fixes_holds_in_every_session(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        session = await api.session()
+        path = f"/api/v1/sessions/{session}/settings/GOOSE_MODE"
+        await api.json("PUT", path, {"value": "auto"})
+    async with serving(tmp_path, goose_settings={"GOOSE_MODE": "approve"}, models=("m",)) as api:
+        await api.events(await api.turn("hello", session))
+        assert api.agent.options["20261123_1"] == {"mode": "approve", "model": "m"}
+
+
+async def test_of_several_models_one_is_chosen_and_no_other(tmp_path: Path) -> None:
+    async with serving(tmp_path, models=("a", "b", "c")) as api:
+        session, known = await api.session(), "20261123_1"
+        path = f"/api/v1/sessions/{session}/settings/GOOSE_MODEL"
+        assert (await api.json("GET", "/api/v1/models"))[1] == {"models": ["a", "b", "c"]}
+        await api.events(await api.turn("hello", session))
+        assert api.agent.options[known]["model"] == "a"
+        assert (await api.json("PUT", path, {"value": "d"}))[1]["code"] == "setting_invalid"
+        assert (await api.json("PUT", path, {"value": "b"}))[0] == 200
+        await api.json("PUT", "/api/v1/settings/GOOSE_MODEL", {"value": "c"})
+        await api.events(await api.turn("hello", session))
+        assert api.agent.options[known]["model"] == "b"
+    async with serving(tmp_path, models=("a", "d")) as api:  # what was chosen is not there now
+        await api.events(await api.turn("hello", session))
+        assert api.agent.options[known]["model"] == "a"
+        assert (await api.json("GET", "/api/v1/settings/GOOSE_MODEL"))[1]["value"] == "a"
 
 
 async def test_several_settings_each_succeed_or_fail_alone(tmp_path: Path) -> None:

@@ -70,6 +70,17 @@ async def test_extensions_and_settings_have_the_shapes_of_the_table(tmp_path: Pa
         assert shown["value"] == shown["default_value"] == reset["default_value"]
 
 
+async def test_a_session_s_own_settings_have_the_shapes_of_the_table(tmp_path: Path) -> None:
+    models = {"_goose/unstable/providers/supported-models/list": {"models": ["b", "a", 3, "x\n"]}}
+    async with serving(tmp_path, AgentDouble(answers=models)) as api:
+        session = (await ask(api, agent_api.CREATE_SESSION))["session_id"]
+        told = {"session": session, "key": "GOOSE_MODEL"}
+        changed = await ask(api, agent_api.CHANGE_SESSION_SETTING, {"value": "a"}, **told)
+        assert (changed["value"], changed["restart_required"]) == ("a", False)
+        assert (await ask(api, agent_api.SHOW_SESSION, session=session))["model"] == "a"
+        assert (await ask(api, agent_api.LIST_MODELS)) == {"models": ["a", "b"]}
+
+
 async def test_only_a_read_of_a_turn_has_all_of_its_answer(tmp_path: Path) -> None:
     async def long(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
         for _ in range(3):

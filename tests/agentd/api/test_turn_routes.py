@@ -2,7 +2,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from tests.agentd.doubles import READY, AgentDouble, chunk, eventually, serving
+from tests.agentd.doubles import READY, AgentDouble, Api, chunk, eventually, serving
 
 from greylag.agentd.agent.types import (
     AgentDiedError,
@@ -12,6 +12,9 @@ from greylag.agentd.agent.types import (
     PromptResult,
     TurnSink,
 )
+from greylag.common.clock import parse_rfc3339
+
+ONCE = ("allow_once", "reject_once")
 
 
 async def until_cancelled(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
@@ -138,6 +141,9 @@ async def test_a_confirmation_is_answered_once(tmp_path: Path) -> None:
         _, told = await api.json("GET", f"/api/v1/turns/{turn}")
         question = told["question"]
         assert (question["confirmation_id"], question["tool_name"]) == (asked["id"], "shell")
+        assert (question["decisions"], asked["decisions"]) == ([*ONCE], [*ONCE])
+        assert parse_rfc3339(question["expires_at"]).timestamp() == asked["expires_at"]
+        assert asked["expires_at"] >= asked["timestamp"] + 600
         assert (question["arguments"], question["shortened"]) == ('{"command": "rm x"}', False)
         path = f"/api/v1/turns/{turn}/confirmations"
         wrong = await api.json("POST", f"{path}/{asked['id']}", {"decision": "allow_always"})
@@ -156,6 +162,46 @@ async def test_a_confirmation_is_answered_once(tmp_path: Path) -> None:
             "POST", f"{path}/{asked['id']}", {"decision": "reject_once"}
         )
         assert (status, refused["code"]) == (409, "confirmation_settled")
+
+
+async def ask_for_all(_agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+    """Ask about several calls, by their tools' names; `!` marks what is to be asked each time."""
+    for name in text.split():
+        lasting = not name.endswith("!")
+        await sink.update(chunk(await sink.permission(PermissionRequest("c", name, {}, lasting))))
+    return PromptResult("end_turn", None)
+
+
+async def answer(api: Api, turn: str, tool: str, decision: str) -> int:
+    """Answer what a turn asks about a tool; return the status."""
+    asked = await api.until(turn, "tool_confirmation", lambda one: one["tool_name"] == tool)
+    path = f"/api/v1/turns/{turn}/confirmations/{asked['id']}"
+    return (await api.json("POST", path, {"decision": decision}))[0]
+
+
+async def asked_about(api: Api, turn: str) -> list[str]:
+    """Return the tools that a turn has asked about, once it has ended."""
+    events = [one for one in await api.events(turn) if one["type"] == "tool_confirmation"]
+    return [one["content"]["tool_name"] for one in events]
+
+
+async def test_a_tool_that_is_allowed_for_the_session_runs_there_without_a_question(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path, AgentDouble(ask_for_all)) as api:
+        session = await api.session()
+        turn = await api.turn("shell shell edit shell!", session)
+        assert await answer(api, turn, "shell", "allow_session") == 200
+        assert await answer(api, turn, "shell", "allow_session") == 200
+        assert await answer(api, turn, "edit", "reject_once") == 200
+        assert await answer(api, turn, "shell!", "allow_session") == 400
+        assert await answer(api, turn, "shell!", "allow_once") == 200
+        assert await asked_about(api, turn) == ["shell", "edit", "shell!"]
+        turn = await api.turn("shell edit", session)
+        assert await answer(api, turn, "edit", "allow_once") == 200
+        assert await asked_about(api, turn) == ["edit"]
+        elsewhere = await api.turn("shell")
+        assert await answer(api, elsewhere, "shell", "reject_once") == 200
 
 
 async def test_a_confirmation_that_nobody_answers_is_declined(tmp_path: Path) -> None:

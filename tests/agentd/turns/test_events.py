@@ -30,7 +30,7 @@ def play(name: str) -> tuple[list[TurnEvent], TurnError | None]:
             case "session/request_permission":
                 call = message["params"]["toolCall"]
                 request = PermissionRequest(call["toolCallId"], call["title"], call["rawInput"])
-                events.append(translator.confirmation("c1", request))
+                events.append(translator.confirmation("c1", request, 60))
             case None:
                 result = message["result"]
                 late, error = translator.finish(
@@ -66,6 +66,8 @@ def test_an_allowed_tool_call_of_the_real_goose() -> None:
     )
     assert events[2].content["tool_name"] == "shell"
     assert events[2].content["needs_confirmation"] is True
+    assert events[2].content["decisions"] == ["allow_once", "reject_once"]
+    assert events[2].content["expires_at"] == 61
     assert events[3].content["method"] == "notifications/live_output"
     assert events[4].content["result"] == {"Ok": [{"type": "text", "text": "allow_once"}]}
     assert events[4].content["is_error"] is False

@@ -1,5 +1,6 @@
 import asyncio
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 from tests.agentd.doubles import AgentDouble
@@ -42,7 +43,7 @@ async def recovered(folder: Path, journal: bytes | None) -> TurnRecord:
     await records.turns.start(OPEN_TURN, "a session")
     journals = Journals(folder, 1 << 20, 1 << 30)
     now = iter([1.0, 2.0])
-    policy = TurnPolicy(60, lambda: None, lambda: next(now))
+    policy = TurnPolicy(60, lambda: None, AsyncMock(), lambda: next(now))
     store = SnapshotStore(folder / "snapshots.db", 1 << 20)
     changes = ChangeService(store, Capture(Execution(folder / "execd"), folder, store))
     engine = TurnEngine(AgentDouble(), records, journals, asyncio.TaskGroup(), policy, changes)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -26,7 +27,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def start(timeout: float) -> RunningTurn:
         record = new_turn("s", "hello", None, 1.0)
         journal = TurnJournal(tmp_path / "journal.sse", record.turn_id, limit=10_000)
-        turns.append(RunningTurn(record, journal, TurnPolicy(timeout, lambda: None)))
+        turns.append(RunningTurn(record, journal, TurnPolicy(timeout, lambda: None, AsyncMock())))
         return turns[-1]
 
     yield start

@@ -225,6 +225,7 @@ class Agent:
         self._turns: dict[str, AgentTurn] = {}
         self._extensions = ExtensionStarter()
         self._subagents: dict[str, set[str]] = {}
+        self._options: dict[str, dict[str, str]] = {}
 
     @property
     def state(self) -> AgentState:
@@ -262,6 +263,17 @@ class Agent:
                 return await self._extensions.open(peer, self._setup, title)
             session, _ = await new_session(peer, self._setup, title)
             return session
+
+    async def configure(self, agent_session_id: str, options: Mapping[str, str]) -> None:
+        """Have a session work with these options from now on."""
+        if self._command.kind != "goose":
+            return  # the scripted agent has none
+        given = self._options.setdefault(agent_session_id, {})
+        for option, value in options.items():
+            if given.get(option) != value:
+                params = {"sessionId": agent_session_id, "configId": option, "value": value}
+                await self.call("session/set_config_option", params)
+                given[option] = value
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it."""
@@ -304,6 +316,7 @@ class Agent:
     async def forget_session(self, agent_session_id: str) -> None:
         """Put a session away in the agent (its id is never used again)."""
         self._extensions.close(agent_session_id)
+        self._options.pop(agent_session_id, None)
         for one in self._family(agent_session_id):
             self._relay.forget(one)
             if self._life is not None:
@@ -418,6 +431,7 @@ class Agent:
             return await life.run(self, self._on_ready, self._on_end)
         finally:
             self._life = None
+            self._options.clear()
             await self._extensions.end()
 
     def _on_end(self) -> None:

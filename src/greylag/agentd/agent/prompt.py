@@ -120,7 +120,7 @@ class AgentTurn:
             await asyncio.wait({deciding})
         decision = "cancelled" if self.cancelled else deciding.result()
         try:
-            await self._peer.respond(request_id, _outcome(decision, params.get("options")))
+            await self._peer.respond(request_id, _outcome(decision, _options(params)))
         except AgentDiedError:
             _log.info("permission_answer_dropped", agent_session_id=self._session)
 
@@ -181,18 +181,30 @@ def _question(params: dict[str, Any]) -> PermissionRequest:
         tool_call_id=str(call.get("toolCallId", "")),
         title=str(call.get("title") or "tool"),
         arguments=arguments if isinstance(arguments, dict) else {},
+        lasting={"allow_once", "allow_always"} <= _options(params).keys(),
     )
 
 
-def _outcome(decision: Settlement, options: Any) -> dict[str, Any]:
+def _options(params: dict[str, Any]) -> dict[str, str]:
+    """Return the ids of the options that the agent offers, by their kind."""
+    offered = params.get("options")
+    return {
+        option["kind"]: option["optionId"]
+        for option in (offered if isinstance(offered, list) else [])
+        if isinstance(option, dict)
+        and isinstance(option.get("kind"), str)
+        and isinstance(option.get("optionId"), str)
+    }
+
+
+def _outcome(decision: Settlement, options: dict[str, str]) -> dict[str, Any]:
     """Return the answer that takes the option of the decision's kind.
 
     An agent that offers no such option gets ``cancelled``, which runs no tool either.
     """
-    offered = options if isinstance(options, list) and decision != "cancelled" else []
-    for option in offered:
-        if isinstance(option, dict) and option.get("kind") == decision:
-            option_id = option.get("optionId")
-            if isinstance(option_id, str):
-                return {"outcome": {"outcome": "selected", "optionId": option_id}}
-    return CANCELLED
+    # goose keeps its allow_always for all sessions, for good, in a file that tools can write: what
+    # holds in a session is kept by agentd, and each call is allowed by itself.
+    option = options.get("allow_once" if decision == "allow_session" else decision)
+    if option is None:
+        return CANCELLED
+    return {"outcome": {"outcome": "selected", "optionId": option}}

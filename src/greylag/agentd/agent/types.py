@@ -214,11 +214,13 @@ class PermissionRequest:
         tool_call_id: the id of the tool_call update that came before, which has the tool's name.
         title: what the agent calls the call.
         arguments: the call's arguments as the model gave them.
+        lasting: whether the agent takes an answer for further calls of the tool, too.
     """
 
     tool_call_id: str
     title: str
     arguments: dict[str, Any]
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,9 @@ class AgentPort(Protocol):
     async def new_session(self, title: str) -> str:
         """Make a session in the agent and return the agent's id for it."""
         ...
+
+    async def configure(self, agent_session_id: str, options: Mapping[str, str]) -> None:
+        """Have a session work with these options, ``mode`` and ``model``, from now on."""
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it.

@@ -165,7 +165,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *MessageRoutes(services.turns, limit).routes(),
             *TurnRoutes(services.sessions, services.turns, limit).routes(),
             *ExtensionRoutes(services.extensions).routes(),
-            *SettingRoutes(services.settings).routes(),
+            *SettingRoutes(services.settings, services.turns).routes(),
             *FileRoutes(services.files).routes(),
             *TerminalRoutes(services.terminals).routes(),
             *PreviewRoutes(services.previews).routes(),

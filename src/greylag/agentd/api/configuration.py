@@ -14,6 +14,7 @@ from greylag.agentd.extensions import (
 )
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.settings import SettingsService
+from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import agent_api
 
 _EXTENSION_BODY = 256 * 1024
@@ -72,8 +73,9 @@ class ExtensionRoutes:
 class SettingRoutes:
     """Handlers for `/api/v1/settings`; ``agent_api`` describes those that are relayed."""
 
-    def __init__(self, settings: SettingsService) -> None:
+    def __init__(self, settings: SettingsService, turns: TurnEngine) -> None:
         self._settings = settings
+        self._turns = turns
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -82,6 +84,8 @@ class SettingRoutes:
             relayed(agent_api.SHOW_SETTING, self._get),
             relayed(agent_api.CHANGE_SETTING, self._change),
             relayed(agent_api.RESET_SETTING, self._reset),
+            relayed(agent_api.CHANGE_SESSION_SETTING, self._choose),
+            relayed(agent_api.LIST_MODELS, self._models),
             Route("/api/v1/settings", self.change_many, methods=["PUT"]),
         ]
 
@@ -93,11 +97,20 @@ class SettingRoutes:
         return answer(await self._settings.get(request.path_params["key"]))
 
     async def _change(self, request: Request) -> Response:
-        body = await read_object(request, _SETTINGS_BODY, "value")
-        if "value" not in body:
-            raise invalid("The body must have a value.")
-        changed = await self._changed(request.path_params["key"], body["value"])
+        changed = await self._changed(request.path_params["key"], await _value(request))
         return answer(agent_api.ChangedSetting("Setting updated successfully", **changed))
+
+    async def _choose(self, request: Request) -> Response:
+        session_id, key = request.path_params["session"], request.path_params["key"]
+        chosen = await self._settings.choose(session_id, key, await _value(request))
+        if key == "GOOSE_MODE":
+            self._turns.ask_again(session_id)
+        self._turns.activity.touch()
+        words = "Setting updated successfully"
+        return answer(agent_api.ChangedSetting(words, key, chosen.value, restart_required=False))
+
+    async def _models(self, _request: Request) -> Response:
+        return answer(agent_api.ModelList(await self._settings.models()))
 
     async def change_many(self, request: Request) -> Response:
         """Give several settings values; each one succeeds or fails by itself."""
@@ -132,3 +145,10 @@ class SettingRoutes:
         setting = await self._settings.change(key, value)
         restart = setting.restart_required
         return {"key": setting.key, "value": setting.value, "restart_required": restart}
+
+
+async def _value(request: Request) -> object:
+    body = await read_object(request, _SETTINGS_BODY, "value")
+    if "value" not in body:
+        raise invalid("The body must have a value.")
+    return body["value"]

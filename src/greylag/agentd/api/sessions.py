@@ -165,6 +165,8 @@ def _session(session: SessionRecord) -> agent_api.Session:
         rfc3339(session.updated_at),
         session.message_count,
         session.title,
+        session.mode,
+        session.model,
     )
 
 
@@ -256,9 +258,10 @@ class TurnRoutes:
 
     async def confirm(self, request: Request) -> Response:
         """Answer a tool confirmation."""
-        decision = (await read_object(request, _SMALL_BODY, "decision")).get("decision")
-        if decision not in {"allow_once", "reject_once"}:
-            raise invalid("decision must be allow_once or reject_once.")
+        wanted = (await read_object(request, _SMALL_BODY, "decision")).get("decision")
+        decision = agent_api.DECISIONS.get(wanted) if isinstance(wanted, str) else None
+        if decision is None:
+            raise invalid("decision must be allow_once, allow_session or reject_once.")
         turn_id = request.path_params["turn"]
         confirmation_id = request.path_params["confirmation"]
         match await self._turns.answer(turn_id, confirmation_id, decision):

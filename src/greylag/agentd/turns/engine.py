@@ -160,6 +160,7 @@ class TurnEngine:
         self._tasks = tasks
         self._policy = policy
         self._running: dict[str, RunningTurn] = {}
+        self._allowed: dict[str, set[str]] = {}
         self.stopping = False
         self.activity = TurnActivity(policy.now)
 
@@ -263,6 +264,10 @@ class TurnEngine:
             return "unknown"
         return "accepted" if made == decision else "settled_otherwise"
 
+    def ask_again(self, session_id: str) -> None:
+        """Let no tool run in a session any more because an answer was for all of its calls."""
+        self._allowed.get(session_id, set()).clear()
+
     async def forget(self, turn_ids: list[str]) -> None:
         """Remove the events of turns whose session was deleted; those that run end first."""
         for turn_id in turn_ids:
@@ -342,7 +347,8 @@ class TurnEngine:
             self._journals.reserve.release()
             await self.records.abandon(record.turn_id)
             raise storage_failed("The turn's journal cannot be made", error) from error
-        turn = RunningTurn(record, journal, self._policy, asked=self.activity.touch)
+        allowed = self._allowed.setdefault(record.session_id, set())
+        turn = RunningTurn(record, journal, self._policy, self.activity.touch, allowed)
         turn.begin(self._policy.demonstration())
         self._running[record.turn_id] = turn
         entry = self.activity.begin(record, endpoint)
@@ -391,6 +397,7 @@ class TurnEngine:
         return await self._prompt(turn, agent_session_id)
 
     async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
+        await self._policy.configure(turn.record.session_id, agent_session_id)
         note, undos = await self._changes.notes(turn.record.session_id)
         # No await between the two: a cancel either finds the session's id, or is seen here.
         if turn.cancelled:
@@ -477,7 +484,8 @@ class TurnEngine:
         if summary.complete:
             return summary
         journal = self._journals.write(record.turn_id, next_number=frames)
-        turn = RunningTurn(record, journal, self._policy, summary)
+        turn = RunningTurn(record, journal, self._policy)
+        turn.summary = summary
         try:
             if frames == 0:
                 turn.begin(None)

@@ -70,16 +70,23 @@ class Translator:
                 events = self._usage(update)
         return list(events)
 
-    def confirmation(self, confirmation_id: str, request: PermissionRequest) -> TurnEvent:
-        """Return the event that asks the user about a tool call."""
-        name = self._tool_names.get(request.tool_call_id, request.title)
+    def tool_name(self, request: PermissionRequest) -> str:
+        """Return the name of the tool that a question is about."""
+        return self._tool_names.get(request.tool_call_id, request.title)
+
+    def confirmation(
+        self, confirmation_id: str, request: PermissionRequest, seconds: float
+    ) -> TurnEvent:
+        """Return the event that asks the user about a tool call, who has so many seconds."""
         return self._event(
             "tool_confirmation",
             id=confirmation_id,
-            tool_name=name,
+            tool_name=self.tool_name(request),
             arguments=request.arguments,
             needs_confirmation=True,
             tool_call_id=request.tool_call_id,
+            decisions=["allow_once", *["allow_session"] * request.lasting, "reject_once"],
+            expires_at=round(self._now() + seconds, 3),
         )
 
     def finish(self, result: PromptResult) -> tuple[list[TurnEvent], TurnError | None]:

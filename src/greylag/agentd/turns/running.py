@@ -4,20 +4,23 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from greylag.agentd.agent.types import ModelFailure, PermissionRequest, PromptResult, Settlement
 from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJournal
+from greylag.agentd.problems import invalid
 from greylag.agentd.records import TurnRecord
 from greylag.agentd.turns.errors import TurnError, with_provider_code
 from greylag.agentd.turns.events import Translator, TurnEvent, TurnSummary
 from greylag.common.agent_api import MOST_ARGUMENTS, Question, TurnChanges
+from greylag.common.clock import rfc3339
 
 _ERROR_TEXT = 4000  # a provider may answer with a whole page
 _SETTLED: Mapping[Settlement, str] = {
     "allow_once": "The tool call was allowed.",
+    "allow_session": "The tool call was allowed, and this tool is in the rest of the session.",
     "reject_once": "The tool call was declined.",
     "cancelled": "The tool call was cancelled with its turn.",
 }
@@ -30,11 +33,14 @@ class TurnPolicy:
     Attributes:
         confirmation_timeout: seconds after which an unanswered confirmation is declined.
         demonstration: returns the sentence that says that no real model answers, or None.
+        configure: has the agent work in a session, named by our id and the agent's, with the mode
+            and the model that hold there; raises ``AgentError`` when it does not.
         now: the clock, Unix seconds.
     """
 
     confirmation_timeout: float
     demonstration: Callable[[], str | None]
+    configure: Callable[[str, str], Awaitable[None]]
     now: Callable[[], float] = time.time
 
 
@@ -50,10 +56,11 @@ class RunningTurn:
         record: the turn's record.
         journal: its journal, which nobody else writes.
         policy: what it is held to.
-        summary: what its events add up to so far; None when it has none yet.
         asked: is called when a question has been asked, or is settled.
+        allowed: the tools that run without a question in its session; it adds to them.
 
     Attributes:
+        summary: what its events add up to so far.
         agent_session_id: what the agent calls its session, once the agent has its message.
         cancelled: whether its end was asked for.
         ended: set when its last event is there to be read.
@@ -65,13 +72,14 @@ class RunningTurn:
         record: TurnRecord,
         journal: TurnJournal,
         policy: TurnPolicy,
-        summary: TurnSummary | None = None,
         asked: Callable[[], None] = lambda: None,
+        allowed: set[str] | None = None,
     ) -> None:
         self._asked = asked
+        self._allowed = set() if allowed is None else allowed
         self.record = record
         self.journal = journal
-        self.summary = summary or TurnSummary()
+        self.summary = TurnSummary()
         self.agent_session_id: str | None = None
         self.cancelled = False
         self.ended = asyncio.Event()
@@ -104,22 +112,31 @@ class RunningTurn:
 
     async def permission(self, request: PermissionRequest) -> Settlement:
         """Ask the user whether a tool call may run; wait for the answer or the timeout."""
+        if request.lasting and self._translator.tool_name(request) in self._allowed:
+            return "allow_once"
         confirmation_id = uuid.uuid4().hex
-        event = self._translator.confirmation(confirmation_id, request)
+        seconds = self._policy.confirmation_timeout
+        event = self._translator.confirmation(confirmation_id, request, seconds)
         self.emit(event)
         self._questions[confirmation_id] = _question(confirmation_id, event)
         settled: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
         self._confirmations[confirmation_id] = settled
         self._asked()
-        seconds = self._policy.confirmation_timeout
         await asyncio.wait({settled}, timeout=seconds)
         words = f"Nobody answered within {seconds:g} seconds: the tool call was declined."
         self._settle(confirmation_id, "reject_once", words)
         return settled.result()
 
     def answer(self, confirmation_id: str, decision: Settlement) -> Settlement | None:
-        """Take the user's answer; return how the question is settled, None if there is none."""
-        if confirmation_id in self._confirmations:
+        """Take the user's answer; return how the question is settled, None if there is none.
+
+        Raises:
+            RequestError: it may not be answered so.
+        """
+        question = self._questions.get(confirmation_id)
+        if question is not None:
+            if decision not in question.decisions:
+                raise invalid(f"decision must be one of {', '.join(question.decisions)}.")
             self._settle(confirmation_id, decision, _SETTLED[decision])
         return self.decisions.get(confirmation_id)
 
@@ -194,7 +211,7 @@ class RunningTurn:
         settled = self._confirmations[confirmation_id]
         if settled.done():
             return  # of an answer, the timeout and the end the first one counts
-        self._questions.pop(confirmation_id, None)
+        question = self._questions.pop(confirmation_id)
         content = {"message": words, "confirmation_id": confirmation_id, "decision": decision}
         try:
             self.emit(TurnEvent("status", content))
@@ -202,14 +219,23 @@ class RunningTurn:
             # What cannot be told must not be done: the turn ends with this error instead.
             settled.set_exception(error)
         else:
+            if decision == "allow_session":
+                self._allowed.add(question.tool_name)
             settled.set_result(decision)
             self._asked()
 
 
 def _question(confirmation_id: str, event: TurnEvent) -> Question:
-    name, arguments = event.content["tool_name"], json.dumps(event.content["arguments"])
+    told, arguments = event.content, json.dumps(event.content["arguments"])
     cut = arguments[:MOST_ARGUMENTS]
-    return Question(confirmation_id, name, cut, shortened=cut != arguments)
+    return Question(
+        confirmation_id,
+        told["tool_name"],
+        cut,
+        shortened=cut != arguments,
+        decisions=told["decisions"],
+        expires_at=rfc3339(told["expires_at"]),
+    )
 
 
 def _told(changes: TurnChanges | None) -> dict[str, int] | None:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag.common import agent_api, sse
-from greylag.common.agent_api import ChatMessage, Session, Turn
+from greylag.common.agent_api import AgentSetting, ChatMessage, Session, Turn
 from greylag.common.typed import parse_json
 from greylag.domain.errors import (
     AgentUnreachableError,
@@ -49,6 +49,7 @@ _PATIENCE_SECONDS = 4.0
 _SET_UP_SECONDS = 1.0
 _MOST_FAILING = 5
 _MOST_NAME = 60
+_MOST_VALUE = 200
 _MODES = {
     "auto": "Acts by itself",
     "approve": "Asks before it acts",
@@ -82,8 +83,9 @@ class ConversationView:
     """All that a page shows of an agent. ``sessions`` are ``None`` where they cannot be told,
     ``selected`` is ``None`` before a session's first message; ``error`` tells why the agent's part
     is missing; ``shared``: messages may be of several people; ``mode`` says when the agent asks
-    before it acts; ``failing`` names extensions that do not work. ``kept_at``: of when the copy is
-    that shows, which lacks the first ``left_out`` messages.
+    before it acts, ``fixed`` names what of model and mode cannot be chosen; ``failing`` names
+    extensions that do not work. ``kept_at``: of when the copy is that shows, which lacks the first
+    ``left_out`` messages.
     """
 
     sessions: Sequence[Session] | None = None
@@ -97,7 +99,13 @@ class ConversationView:
     left_out: int = 0
     model: str = ""
     mode: str = ""
+    fixed: tuple[str, ...] = ()
     failing: tuple[str, ...] = ()
+
+    @property
+    def modes(self) -> Sequence[tuple[str, str]]:
+        """The modes that there are, each with what it is to people."""
+        return tuple(_MODES.items())
 
     @property
     def running(self) -> Turn | None:
@@ -235,8 +243,15 @@ async def _read(call: RequestContext, wanted: str | None, shown: int) -> Convers
     status = await call.use_cases.agents.status(*call.at)
     sessions = await read_sessions(call)
     settings, failing = await _set_up(call)
-    named = "" if status.demonstration else settings.get("GOOSE_MODEL")
     selected = _chosen(wanted, sessions)
+    own = next((one for one in sessions if one.session_id == selected), None)
+    model = _held(settings.get("GOOSE_MODEL"), own.model if own else None)
+    mode = _held(settings.get("GOOSE_MODE"), own.mode if own else None)
+    fixed = tuple(
+        name
+        for name, key in (("model", "GOOSE_MODEL"), ("mode", "GOOSE_MODE"))
+        if key in settings and settings[key].env_override is not None
+    )
     found: list[AnsweredMessage] = []
     error = None
     hidden = 0
@@ -252,8 +267,9 @@ async def _read(call: RequestContext, wanted: str | None, shown: int) -> Convers
         hidden=hidden,
         demonstration=status.demonstration,
         error=error,
-        model=named or status.model,
-        mode=_MODES.get(settings.get("GOOSE_MODE", ""), ""),
+        model=status.model if status.demonstration or not model else model,
+        mode=mode if mode in _MODES else "",
+        fixed=("model", *fixed) if status.demonstration else fixed,
         failing=failing,
     )
 
@@ -280,9 +296,9 @@ async def _read_kept(call: RequestContext, wanted: str | None, shown: int) -> Co
     )
 
 
-async def _set_up(call: RequestContext) -> tuple[Mapping[str, str], tuple[str, ...]]:
+async def _set_up(call: RequestContext) -> tuple[Mapping[str, AgentSetting], tuple[str, ...]]:
     """Return the agent's settings, and which extensions fail, as far as it tells soon."""
-    settings: Mapping[str, str] = {}
+    settings: Mapping[str, AgentSetting] = {}
     failing: tuple[str, ...] = ()
     with suppress(GreylagError, TimeoutError):
         async with asyncio.timeout(_SET_UP_SECONDS):
@@ -290,8 +306,17 @@ async def _set_up(call: RequestContext) -> tuple[Mapping[str, str], tuple[str, .
             bad = [one.name for one in listed if one.enabled and one.state == "failed"]
             failing = tuple(name[:_MOST_NAME] for name in bad[:_MOST_FAILING])
             known = (await ask(call, agent_api.LIST_SETTINGS)).settings
-            settings = {one.key: str(one.value or "")[:_MOST_NAME] for one in known}
+            settings = {one.key: one for one in known}
     return settings, failing
+
+
+def _held(setting: AgentSetting | None, own: str | None) -> str:
+    """Return what holds in a session that may have a value of its own."""
+    if setting is None:
+        return ""
+    allowed = setting.validation.get("allowed_values")
+    free = setting.env_override is None and (not isinstance(allowed, list) or own in allowed)
+    return str((own if own and free else setting.value) or "")[:_MOST_VALUE]
 
 
 async def _last_said(

@@ -3,7 +3,9 @@ with one thumb.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 from fastapi import APIRouter
@@ -13,6 +15,7 @@ from starlette.responses import Response
 
 from greylag.common import agent_api
 from greylag.common.agent_api import Question
+from greylag.common.clock import parse_rfc3339
 from greylag.common.typed import parse_json
 from greylag.domain.errors import (
     ConfirmationNotFoundError,
@@ -40,11 +43,13 @@ from greylag.web.deps import ProjectCallDep, RequestContext, UserCallDep
 from greylag.web.schemas import NewWebhookIn
 
 ANSWER_PAGE = PROJECT_PAGE + "/turns/{turn}/answer"
-_DECISIONS: dict[str, agent_api.Decision] = {
-    "allow_once": "allow_once",
-    "reject_once": "reject_once",
+_SAID: Mapping[str, str] = {
+    "allow_once": "You allowed it.",
+    "allow_session": "You allowed it, and this tool for the rest of the session.",
+    "reject_once": "You declined it.",
 }
-_SAID = {"allow_once": "You allowed it.", "reject_once": "You declined it."}
+_IN_MINUTES = 90
+_HOUR = 3600
 
 router = APIRouter(include_in_schema=False)
 
@@ -101,12 +106,25 @@ async def remove_target(request: Request, call: UserCallDep, target: str) -> Res
 
 @dataclass(frozen=True, slots=True)
 class QuestionView:
-    """A question as its page shows it: of which tool, and what it is given, as code."""
+    """A question as its page shows it: of which tool, and what it is given, as code; ``lasting``:
+    it may be allowed for the rest of the session; in ``left`` seconds it is declined.
+    """
 
     confirmation: str
     tool: str
     code: str
     shortened: bool
+    lasting: bool
+    left: int | None
+
+    @property
+    def left_words(self) -> str:
+        """When it is declined, as the page's script says it too."""
+        if self.left is None or self.left < 1:
+            return "now"
+        if self.left >= _HOUR:
+            return f"in {self.left // _HOUR} h"
+        return f"in {self.left // 60} min" if self.left >= _IN_MINUTES else f"in {self.left} s"
 
     @classmethod
     def of(cls, question: Question) -> "QuestionView":
@@ -122,7 +140,17 @@ class QuestionView:
             code = str(given["command"])
         elif given is not None:
             code = json.dumps(given, indent=2, ensure_ascii=False)
-        return cls(question.confirmation_id, tool, code, shortened)
+        lasting = "allow_session" in question.decisions
+        left = _seconds_left(question.expires_at)
+        return cls(question.confirmation_id, tool, code, shortened, lasting, left)
+
+
+def _seconds_left(end: str | None) -> int | None:
+    try:
+        left = parse_rfc3339(end or "") - datetime.now(UTC)
+    except ValueError:
+        return None
+    return max(0, int(left.total_seconds()))
 
 
 @router.get(ANSWER_PAGE)
@@ -141,9 +169,9 @@ async def show_question(
 async def answer_question(request: Request, call: ProjectCallDep, turn: str) -> Response:
     """Answer a question, and show what came of it."""
     form = await request.form()
-    decision = _DECISIONS.get(form_field(form, "decision"))
+    decision = agent_api.DECISIONS.get(form_field(form, "decision"))
     if decision is None:
-        raise InvalidRequestError("decision must be allow_once or reject_once.")
+        raise InvalidRequestError("decision must be allow_once, allow_session or reject_once.")
     confirmation = form_field(form, "confirmation")
     try:
         await call.use_cases.agents.confirm(*call.at, turn, confirmation, decision=decision)
