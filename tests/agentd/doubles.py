@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from tests.agentd.client import Client
 
+from greylag.agentd import history
 from greylag.agentd.agent.types import (
     AgentState,
     AgentUnavailableError,
@@ -73,6 +75,9 @@ class AgentDouble:
     failures: dict[str, ModelFailure] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     titles: list[str] = field(default_factory=list)
+    cuts: list[tuple[str, int]] = field(default_factory=list)
+    uncut: Exception | None = None
+    replaced: list[tuple[str, str]] = field(default_factory=list)
     extensions: dict[str, ExtensionState] = field(default_factory=dict)
     waits: list[float] = field(default_factory=list)
 
@@ -95,6 +100,21 @@ class AgentDouble:
 
     def model_failure(self, agent_session_id: str) -> ModelFailure | None:
         return self.failures.get(agent_session_id)
+
+    async def message_count(self, agent_session_id: str) -> int:
+        return 2 * sum(session == agent_session_id for session, _ in self.prompts)
+
+    async def cut_session(self, agent_session_id: str, kept: int) -> str:
+        self.cuts.append((agent_session_id, kept))
+        if self.uncut is not None:
+            raise self.uncut
+        new = f"{agent_session_id}.{len(self.cuts)}"
+        said = [text for session, text in self.prompts if session == agent_session_id]
+        self.prompts += [(new, text) for text in said[: kept // 2]]
+        return new
+
+    async def replace_session(self, old: str, new: str) -> None:
+        self.replaced.append((old, new))
 
     async def forget_session(self, agent_session_id: str) -> None:
         self.forgotten.append(agent_session_id)
@@ -124,6 +144,13 @@ class Api(Client):
     services: Services
 
 
+def _changes(
+    execution: Execution, volume: Volume, store: SnapshotStore, records: Records
+) -> ChangeService:
+    capture = Capture(execution, volume.workspace, store)
+    return ChangeService(store, capture, partial(history.apply, records))
+
+
 @asynccontextmanager
 async def serving(
     folder: Path, agent: AgentDouble | None = None, **changes: Any
@@ -139,7 +166,7 @@ async def serving(
     tasks = asyncio.TaskGroup()
     execution = Execution(folder / "execd")
     store = SnapshotStore(volume.snapshots, settings.snapshot_limit)
-    kept = ChangeService(store, Capture(execution, volume.workspace, store))
+    kept = _changes(execution, volume, store, records)
     files = WorkspaceFiles(execution, volume.workspace, kept.touched)
     terminals, previews = Terminals(execution, agent_setup(settings, volume)), Previews(execution)
     git = git_service(settings, volume, execution, kept)

@@ -169,7 +169,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *FileRoutes(services.files).routes(),
             *TerminalRoutes(services.terminals).routes(),
             *PreviewRoutes(services.previews).routes(),
-            *ChangeRoutes(services.changes, services.turns).routes(),
+            *ChangeRoutes(services.changes, services.turns, services.sessions).routes(),
             *GitRoutes(services.git).routes(),
         ],
         middleware=[

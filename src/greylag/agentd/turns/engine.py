@@ -7,8 +7,8 @@ its last, and a client that leaves changes nothing.
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -160,6 +160,7 @@ class TurnEngine:
         self._tasks = tasks
         self._policy = policy
         self._running: dict[str, RunningTurn] = {}
+        self._held: set[str] = set()
         self.stopping = False
         self.activity = TurnActivity(policy.now)
 
@@ -202,10 +203,26 @@ class TurnEngine:
         now = self._policy.now()
         turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, now, author)
         title = session_title(turn.session_id) if session_id is None else None
+        if session_id in self._held:  # no await follows before the records take the turn up
+            raise _held()
         started = _accepted(await self.records.start(turn, title), session_id)
         if started.outcome == "new":
             await self._launch(started, endpoint)
         return started
+
+    @asynccontextmanager
+    async def held(self, session_id: str) -> AsyncIterator[None]:
+        """Let no turn of a session begin in the ``with`` block; session_busy while one runs."""
+        if session_id in self._held:
+            raise _held()
+        self._held.add(session_id)
+        try:
+            for newest in await self.records.newest(session_id, 1):
+                if newest.status == "running":
+                    _accepted(StartedTurn("busy", newest), session_id)
+            yield
+        finally:
+            self._held.discard(session_id)
 
     async def get(self, turn_id: str) -> TurnRecord:
         """Return a turn's record."""
@@ -391,6 +408,11 @@ class TurnEngine:
         return await self._prompt(turn, agent_session_id)
 
     async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
+        try:
+            position = await self._agent.message_count(agent_session_id)
+        except AgentError:  # what is wrong the prompt tells; an agent may not know this call
+            position = None
+        await self.records.place(turn.record.turn_id, position)
         note, undos = await self._changes.notes(turn.record.session_id)
         # No await between the two: a cancel either finds the session's id, or is seen here.
         if turn.cancelled:
@@ -486,6 +508,11 @@ class TurnEngine:
         finally:
             journal.publish_end()
         return summary
+
+
+def _held() -> RequestError:
+    reason = "The agent's history of this session is being cut; try again in a moment."
+    return RequestError("session_busy", reason)
 
 
 def _accepted(started: StartedTurn, session_id: str | None) -> StartedTurn:
