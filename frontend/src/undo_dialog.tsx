@@ -88,7 +88,7 @@ function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
       {plan && !again && (
         <div>
           <label class="undo-override"><input type="checkbox" checked={forget} onChange={(event) => setForget(event.currentTarget.checked)} /> Make the agent forget this turn and those after it</label>
-          {forget && <p class="help">They stay in the conversation here, marked. Undoing this brings the files back, not what is forgotten.</p>}
+          {forget && <p class="help">They stay in the conversation here, marked. Undoing the undo brings the files back, not what the agent knew.</p>}
         </div>
       )}
       {error && <p class="problem" role="alert">{visible(error)}</p>}

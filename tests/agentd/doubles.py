@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 from tests.agentd.client import Client
 
 from greylag.agentd import history
@@ -29,6 +30,7 @@ from greylag.agentd.execution import Execution
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.main import agent_setup, build_services, git_service, http_server
+from greylag.agentd.model import scripted as scripted_model
 from greylag.agentd.preview import Previews
 from greylag.agentd.records import Records
 from greylag.agentd.terminals import Terminals
@@ -53,6 +55,19 @@ async def echo(_agent: "AgentDouble", text: str, sink: TurnSink) -> PromptResult
     """Answer with the message itself."""
     await sink.update(chunk(text))
     return PromptResult("end_turn", {"totalTokens": 3})
+
+
+def recording_model(requests: list[str]) -> web.Application:
+    """Return the scripted model, which keeps the bodies of what it is asked."""
+
+    @web.middleware
+    async def keep(request: web.Request, handler: Any) -> Any:
+        requests.append(await request.text())
+        return await handler(request)
+
+    model = scripted_model.app()
+    model.middlewares.append(keep)
+    return model
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:

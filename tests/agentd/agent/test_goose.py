@@ -11,6 +11,7 @@ import psutil
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
+from tests.agentd.doubles import recording_model
 
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.extensions import CONFIGURED
@@ -22,7 +23,6 @@ from greylag.agentd.agent.types import (
     HistoryFixedError,
     ModelProvider,
 )
-from greylag.agentd.model import scripted as scripted_model
 
 pytestmark = pytest.mark.goose
 
@@ -329,15 +329,7 @@ async def test_a_history_that_is_cut_is_what_the_model_is_told_from_then_on(
     count_processes: Count,
 ) -> None:
     requests: list[str] = []
-
-    @web.middleware
-    async def keep(request: web.Request, handler: Any) -> Any:
-        requests.append(await request.text())
-        return await handler(request)
-
-    model = scripted_model.app()
-    model.middlewares.append(keep)
-    async with serve_app(model) as url:
+    async with serve_app(recording_model(requests)) as url:
         mode = {"GOOSE_MODE": "auto"}
         agent = await start_agent(goose_command, provider=ModelProvider(url), settings=mode)
         old = await agent.new_session("A test")
