@@ -81,6 +81,9 @@ async def test_a_summary_stays_when_it_is_from_before_the_turn() -> None:
     [
         {"info": None},
         {"info": {"session": {"_meta": {"messageCount": "many"}}}},
+        {"info": {"session": {"_meta": {"messageCount": -1}}}},
+        {"info": {"session": {"_meta": {"messageCount": 10**30}}}},
+        {"info": {"session": {"_meta": {"messageCount": float("inf")}}}},
         {"export": {"data": '{"conversation": [{"meta... (shortened)'}},
         {"export": {"data": json.dumps({"conversation": 3})}},
         {"export": {"data": json.dumps({"conversation": [{"metadata": 1}]})}},

@@ -18,6 +18,7 @@ from greylag.common.typed import parse_json
 _SESSION = "_goose/unstable/session"
 _EXTENSIONS = "enabled_extensions.v0"
 _MODEL = "model"
+_MOST_MESSAGES = 2**31
 
 
 async def message_count(peer: AcpPeer, session: str) -> int:
@@ -26,9 +27,12 @@ async def message_count(peer: AcpPeer, session: str) -> int:
     """
     answer = await peer.request(f"{_SESSION}/info", {"sessionId": session})
     try:
-        return int(answer["session"]["_meta"]["messageCount"])
-    except (TypeError, KeyError, ValueError) as error:
+        count = answer["session"]["_meta"]["messageCount"]
+    except (TypeError, KeyError) as error:
         raise _unreadable() from error
+    if not isinstance(count, int) or not 0 <= count <= _MOST_MESSAGES:
+        raise _unreadable()
+    return count
 
 
 async def beginning(peer: AcpPeer, session: str, kept: int) -> dict[str, Any] | None:
