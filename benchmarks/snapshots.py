@@ -23,6 +23,7 @@ from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import SnapshotStore
 from greylag.agentd.execution import ExecdProcess, Execution, ExecutionError
+from greylag.agentd.history import HistoryCut
 from greylag.common.agent_api import UndoWish
 
 LIMIT = 4 * 1024**3
@@ -101,6 +102,10 @@ class Measured:
         self.rows.append((words, time.perf_counter() - began, 0.0))
 
 
+async def _forget(_cut: HistoryCut) -> None:
+    """Do nothing: there is no agent that could forget."""
+
+
 async def measured(folder: Path) -> list[tuple[str, float, float]]:
     """Return the table's rows for the workspace in a folder."""
     execution = Execution(folder / "execd")
@@ -112,7 +117,7 @@ async def measured(folder: Path) -> list[tuple[str, float, float]]:
     store = SnapshotStore(folder / "snapshots.db", LIMIT)
     root = folder / "workspace"
     capture = Capture(execution, root, store)
-    service = ChangeService(store, capture)
+    service = ChangeService(store, capture, _forget)
     found = Measured(root, execution, capture)
     await found.states("first state", 1, change=False)
     await found.states("nothing changed", 5, change=False)

@@ -42,6 +42,7 @@ export interface Undone {
   changes: Changes;
   kept: Reason[];
   kept_total: number;
+  forgotten_turns?: number;
 }
 
 /** How much a turn changed; `undo_id` is the undo that holds of it. */
@@ -99,8 +100,10 @@ export class ChangeLog {
     return new Set(changes.flatMap(({ path, old_path }) => [path, old_path ?? path]));
   }
 
-  async undo(id: string, override: boolean): Promise<Undone> {
-    return (await post(`${this.#api}/turns/${id}/undo`, { override })).json();
+  /** Undo; with `forget` the agent's history is cut, too. */
+  async undo(id: string, override: boolean, forget: boolean): Promise<Undone> {
+    // An environment of an older version knows no `history`.
+    return (await post(`${this.#api}/turns/${id}/undo`, { override, ...(forget && { history: "cut" }) })).json();
   }
 }
 
@@ -127,10 +130,15 @@ export function reasonsOf(all: Reason[], total: number, most = 5): string {
   return named.join(", ") + (total > named.length ? ` and ${total - named.length} more` : "");
 }
 
+/** What stands at the end of a turn that an undo has cut out of the agent's history. */
+export const FORGOTTEN = "The agent has forgotten this.";
+
 /** Return in words what an undo did. */
-export function outcomeOf({ changes, kept, kept_total }: Undone): string {
-  const did = changes.total ? `${counted(changes.total, "file")} brought back.` : "Nothing was brought back.";
-  return kept_total ? `${did} Left as it is: ${reasonsOf(kept, kept_total)}.` : did;
+export function outcomeOf({ changes, kept, kept_total, forgotten_turns = 0 }: Undone): string {
+  const did = [changes.total ? `${counted(changes.total, "file")} brought back.` : "Nothing was brought back."];
+  if (kept_total) did.push(`Left as it is: ${reasonsOf(kept, kept_total)}.`);
+  if (forgotten_turns) did.push(`The agent has forgotten ${counted(forgotten_turns, "turn")}.`);
+  return did.join(" ");
 }
 
 /** An undo of a turn, or of the undo that held of it, has been done. */

@@ -1,5 +1,6 @@
 // One turn in the page: the message, and below it what the agent says, thinks, does and asks.
 import { render } from "preact";
+import { FORGOTTEN } from "./changes";
 import { type Decide, StepGroup } from "./step_view";
 import { type Item, type Step, TurnModel } from "./turn_model";
 import { visible } from "./text";
@@ -80,7 +81,7 @@ export class TurnView {
     this.model.end();
     await this.painted();
     this.working("");
-    this.#end.textContent = words;
+    this.#end.textContent = "forgotten" in this.article.dataset ? `${words} ${FORGOTTEN}`.trim() : words;
     const { outcome, changes } = this.model;
     this.article.dataset.turnStatus = outcome;
     // What the server has told of is newer: it knows of undos.

@@ -1,7 +1,7 @@
 // The dialog before an undo: what is brought back, and what of others' work stays as it is.
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { type ChangeLog, type Changes, type FileChange, type Undone, reasonsOf, refusalOf, tellUndone } from "./changes";
+import { type ChangeLog, type Changes, FORGOTTEN, type FileChange, type Undone, reasonsOf, refusalOf, tellUndone } from "./changes";
 import { counted, visible } from "./text";
 
 const MOST_NAMED = 100;
@@ -18,10 +18,22 @@ export function askUndo(log: ChangeLog, turn: string, undo: string | null): void
   });
   const done = (undone: Undone | null) => {
     dialog.close();
-    if (undone) tellUndone(turn, undone, undo !== null);
+    if (!undone) return;
+    tellUndone(turn, undone, undo !== null);
+    if (undone.forgotten_turns) markForgotten(turn);
   };
   render(<UndoDialog log={log} span={undo ?? turn} again={undo !== null} onDone={done} />, dialog);
   dialog.showModal();
+}
+
+/** Say in the conversation, as the server does, that the agent has forgotten a turn and those after it. */
+function markForgotten(turn: string): void {
+  let at: Element | null = document.querySelector(`.turn[data-turn="${turn}"]`);
+  for (; at; at = at.nextElementSibling) {
+    if (!at.matches("[data-turn]:not([data-forgotten])")) continue;
+    at.setAttribute("data-forgotten", "");
+    at.querySelector(".turn-end")?.append(" ", FORGOTTEN);
+  }
 }
 
 interface Plan {
@@ -40,6 +52,7 @@ function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
   const [plan, setPlan] = useState<Plan | null>(null);
   const [error, setError] = useState("");
   const [override, setOverride] = useState(false);
+  const [forget, setForget] = useState(false);
   const [busy, setBusy] = useState(false);
   useEffect(() => {
     const look = async () => {
@@ -54,7 +67,7 @@ function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
     setBusy(true);
     setError("");
     try {
-      onDone(await log.undo(span, override));
+      onDone(await log.undo(span, override, forget));
     } catch (failure) {
       setError(refusalOf(failure));
       setBusy(false);
@@ -72,10 +85,16 @@ function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
         </div>
       )}
       {plan && plan.changes.left_out_total > 0 && <p class="help">What is not kept stays: {reasonsOf(plan.changes.left_out, plan.changes.left_out_total, 3)}.</p>}
+      {plan && !again && (
+        <div>
+          <label class="undo-override"><input type="checkbox" checked={forget} onChange={(event) => setForget(event.currentTarget.checked)} /> Make the agent forget this turn and those after it</label>
+          {forget && <p class="help">They stay in the conversation here, marked. Undoing the undo brings the files back, not what the agent knew.</p>}
+        </div>
+      )}
       {error && <p class="problem" role="alert">{visible(error)}</p>}
       <div class="form-actions">
         <button type="button" class="btn" autoFocus onClick={() => onDone(null)}>Cancel</button>
-        <button type="button" class="btn btn-danger" disabled={busy || undone.length === 0} onClick={undo}>{busy ? "Undoing..." : "Undo"}</button>
+        <button type="button" class="btn btn-danger" disabled={busy || (undone.length === 0 && !forget)} onClick={undo}>{busy ? "Undoing..." : "Undo"}</button>
       </div>
     </div>
   );

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 from tests.agentd.client import Client
 
+from greylag.agentd import history
 from greylag.agentd.agent.types import (
     AgentError,
     AgentState,
@@ -28,6 +31,7 @@ from greylag.agentd.execution import Execution
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.main import agent_setup, build_services, git_service, http_server
+from greylag.agentd.model import scripted as scripted_model
 from greylag.agentd.preview import Previews
 from greylag.agentd.records import Records
 from greylag.agentd.terminals import Terminals
@@ -54,6 +58,19 @@ async def echo(_agent: "AgentDouble", text: str, sink: TurnSink) -> PromptResult
     return PromptResult("end_turn", {"totalTokens": 3})
 
 
+def recording_model(requests: list[str]) -> web.Application:
+    """Return the scripted model, which keeps the bodies of what it is asked."""
+
+    @web.middleware
+    async def keep(request: web.Request, handler: Any) -> Any:
+        requests.append(await request.text())
+        return await handler(request)
+
+    model = scripted_model.app()
+    model.middlewares.append(keep)
+    return model
+
+
 async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     """Return when the condition holds; a TimeoutError when it does not in time."""
     async with asyncio.timeout(seconds):
@@ -74,6 +91,9 @@ class AgentDouble:
     failures: dict[str, ModelFailure] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     titles: list[str] = field(default_factory=list)
+    cuts: list[tuple[str, int]] = field(default_factory=list)
+    uncut: Exception | None = None
+    replaced: list[tuple[str, str]] = field(default_factory=list)
     extensions: dict[str, ExtensionState] = field(default_factory=dict)
     waits: list[float] = field(default_factory=list)
     options: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -104,6 +124,21 @@ class AgentDouble:
     def model_failure(self, agent_session_id: str) -> ModelFailure | None:
         return self.failures.get(agent_session_id)
 
+    async def message_count(self, agent_session_id: str) -> int:
+        return 2 * sum(session == agent_session_id for session, _ in self.prompts)
+
+    async def cut_session(self, agent_session_id: str, kept: int) -> str:
+        self.cuts.append((agent_session_id, kept))
+        if self.uncut is not None:
+            raise self.uncut
+        new = f"{agent_session_id}.{len(self.cuts)}"
+        said = [text for session, text in self.prompts if session == agent_session_id]
+        self.prompts += [(new, text) for text in said[: kept // 2]]
+        return new
+
+    async def replace_session(self, old: str, new: str) -> None:
+        self.replaced.append((old, new))
+
     async def forget_session(self, agent_session_id: str) -> None:
         self.forgotten.append(agent_session_id)
 
@@ -132,6 +167,13 @@ class Api(Client):
     services: Services
 
 
+def _changes(
+    execution: Execution, volume: Volume, store: SnapshotStore, records: Records
+) -> ChangeService:
+    capture = Capture(execution, volume.workspace, store)
+    return ChangeService(store, capture, partial(history.apply, records))
+
+
 @asynccontextmanager
 async def serving(
     folder: Path, agent: AgentDouble | None = None, **changes: Any
@@ -147,7 +189,7 @@ async def serving(
     tasks = asyncio.TaskGroup()
     execution = Execution(folder / "execd")
     store = SnapshotStore(volume.snapshots, settings.snapshot_limit)
-    kept = ChangeService(store, Capture(execution, volume.workspace, store))
+    kept = _changes(execution, volume, store, records)
     files = WorkspaceFiles(execution, volume.workspace, kept.touched)
     terminals, previews = Terminals(execution, agent_setup(settings, volume)), Previews(execution)
     git = git_service(settings, volume, execution, kept)

@@ -93,7 +93,7 @@ async def test_a_file_from_before_versions_opens_with_all_that_is_in_it(
         assert await records.turns.decision("c1", "t1") == "allow_once"
         assert await records.settings.all() == {"GOOSE_MODE": '"auto"'}
         await records.aclose()
-        assert version(sql) == 3
+        assert version(sql) == 4
 
 
 async def test_a_new_file_has_the_tables_that_an_old_one_has(
@@ -108,7 +108,7 @@ async def test_a_new_file_has_the_tables_that_an_old_one_has(
 
     with closing(sqlite3.connect(tmp_path / "new.db")) as new:
         assert tables(new) == tables(sql)
-        assert version(new) == version(sql) == 3
+        assert version(new) == version(sql) == 4
 
 
 async def test_a_file_of_a_newer_agentd_is_refused_and_left_as_it_is(

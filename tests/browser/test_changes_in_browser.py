@@ -107,6 +107,7 @@ async def test_a_turn_is_reviewed_undone_and_brought_back(whole: Whole, person: 
     assert await content(whole, "src/main.py") != BEFORE["src/main.py"]
     await page.locator("#changes-of").select_option(label="Since the oldest state that is kept")
     await expect(change(person, "made.txt")).to_be_visible()
+    await forgotten_by_the_agent(person)
     await seen_by_a_viewer(person)
 
 
@@ -144,6 +145,20 @@ async def told_before_it_is_undone(person: Person) -> None:
     await judged(person, "undo")
     await page.keyboard.press("Escape")
     await expect(button).to_be_focused()
+
+
+async def forgotten_by_the_agent(person: Person) -> None:
+    page, line = person.page, person.page.locator(".turn-line").last
+    await line.get_by_role("button", name="Undo", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("Make the agent forget this turn").check()
+    await expect(dialog).to_contain_text("They stay in the conversation here, marked.")
+    await judged(person, "undo-forget")
+    await dialog.get_by_role("button", name="Undo", exact=True).click()
+    await expect(line.get_by_role("status")).to_contain_text("The agent has forgotten 1 turn.")
+    for _ in "before and after a reload":
+        await expect(page.locator(".turn-end")).to_have_text(["The agent has forgotten this."])
+        await page.reload()
 
 
 async def seen_by_a_viewer(person: Person) -> None:

@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
+from aiohttp.test_utils import TestServer
+from tests.agentd.doubles import recording_model
 from tests.cli.program import run
-from tests.e2e.product import Product, product, real_goose
+from tests.e2e.product import Event, Product, product, real_goose
 
 pytestmark = real_goose
 MIB = 1024 * 1024
@@ -146,28 +148,51 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-async def test_what_a_turn_changed_is_shown_and_undone_and_the_agent_is_told(
+async def test_what_a_turn_changed_is_shown_and_undone_and_the_agent_is_told_or_forgets(
     tmp_path: Path,
 ) -> None:
-    async with product(tmp_path, GOOSE_MODE="auto") as up:
+    requests: list[str] = []
+    async with (
+        TestServer(recording_model(requests)) as model,
+        product(tmp_path, GOOSE_MODE="auto", GREYLAG_MODEL_URL=str(model.make_url(""))) as up,
+    ):
         path = await up.project("demo")
-        await up.say(path, "[[tool printf 'one\\ntwo\\n' > f; mkdir -m 700 keep]]")
-        second = await up.say(
-            path, "[[tool printf 'one\\n2\\n' > f; rmdir keep; mkdir node_modules]]"
-        )
+        first = await up.say(path, "[[tool printf 'one\\ntwo\\n' > f; mkdir -m 700 keep]]")
+        session = first[0].content["session_id"]
+
+        async def say(message: str) -> list[Event]:
+            return await up.say(path, message, session_id=session)
+
+        second = await say("[[tool printf 'one\\n2\\n' > f; rmdir keep; mkdir node_modules]]")
         shown = await run("changes", "demo", "--json", env=up.env)
         told = {one["path"]: one["change"] for one in shown.document["changes"]}
         assert told == {"f": "modified", "keep": "deleted"}, shown.err
         assert shown.document["left_out"] == [{"path": "node_modules", "reason": "build"}]
         compared = await run("diff", "demo", "f", env=up.env)
         assert compared.out.endswith("@@ -1,2 +1,2 @@\n one\n-two\n+2\n"), compared.err
-        turn = next(event.content["turn_id"] for event in second if event.type == "turn")
+        turn = second[0].content["turn_id"]
         undone = await run("undo", "demo", turn, "--yes", "--json", env=up.env)
         assert undone.document["kept"] == [], undone.err
-        events = await up.say(path, "[[tool cat f; stat -c %a keep]]")
+        events = await say("[[tool cat f; stat -c %a keep; touch later]]")
         (said,) = [event.content for event in events if event.type == "tool_response"]
         assert said["result"]["Ok"][0]["text"].splitlines()[:3] == ["one", "two", "700"]
+        assert "the user has undone changes" in requests[-1]
         status, problem = await up.call("GET", f"{path}/turns/nothing/changes")
         assert (status, problem["code"]) == (404, "turn_not_found")
         again = await run("undo", "demo", undone.document["undo_id"], "--yes", env=up.env)
         assert "modified\t+1 -1\t600\tf" in again.out, again.err
+
+        wrong = await run("undo", "demo", turn, "--history", "none", "--yes", env=up.env)
+        assert "'none' is not one of 'keep', 'cut'" in wrong.err
+        forgot = await run("undo", "demo", turn, "--history", "cut", "--yes", env=up.env)
+        assert "The agent has forgotten 2 turns." in forgot.err, forgot.err
+        for sleeps in (True, False):
+            await say("[[text on]]")
+            assert ("mkdir -m 700 keep" in requests[-1], "rmdir" in requests[-1]) == (True, False)
+            assert "touch later" not in requests[-1]
+            assert "so read these again: later." in requests[-1]
+            if sleeps:
+                for verb in ("deactivate", "activate"):
+                    assert (await up.call("POST", f"{path}/{verb}"))[0] == 200
+        history = await run("sessions", "demo", session, env=up.env)
+        assert history.out.count("User (forgotten by the agent):") == 2, history.err

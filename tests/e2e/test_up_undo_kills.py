@@ -8,6 +8,8 @@ from pathlib import Path
 import aiohttp
 import psutil
 import pytest
+from aiohttp.test_utils import TestServer
+from tests.agentd.doubles import recording_model
 from tests.e2e.product import PATIENCE, Product, product, real_goose
 
 pytestmark = real_goose
@@ -31,7 +33,7 @@ async def until(holds: Callable[[], bool]) -> None:
 async def undo(up: Product, path: str, turn: str) -> int | None:
     """Ask for an undo; return the answer's status, ``None`` for none."""
     with suppress(aiohttp.ClientError):
-        return (await up.call("POST", f"{path}/turns/{turn}/undo", {}))[0]
+        return (await up.call("POST", f"{path}/turns/{turn}/undo", {"history": "cut"}))[0]
     return None
 
 
@@ -49,15 +51,19 @@ def kill(up: Product, module: str) -> None:
 async def test_an_undo_that_is_killed_comes_to_its_end_and_can_be_undone(
     tmp_path: Path, victim: str
 ) -> None:
-    async with product(tmp_path, GOOSE_MODE="auto") as up:
+    requests: list[str] = []
+    async with (
+        TestServer(recording_model(requests)) as model,
+        product(tmp_path, GOOSE_MODE="auto", GREYLAG_MODEL_URL=str(model.make_url(""))) as up,
+    ):
         path = await up.project("demo")
-        await up.say(
+        events = await up.say(
             path, f"[[tool {FILL.format(files=FILES, word='one', more='mkdir -m 700 d0')}]]"
         )
-        events = await up.say(
-            path, f"[[tool {FILL.format(files=FILES, word='two', more='rmdir d0')}]]"
-        )
-        turn = next(event.content["turn_id"] for event in events if event.type == "turn")
+        session = events[0].content["session_id"]
+        fill = FILL.format(files=FILES, word="two", more="rmdir d0")
+        events = await up.say(path, f"[[tool {fill}]]", session_id=session)
+        turn = events[0].content["turn_id"]
         workspace = up.volume("demo") / "workspace"
         assert texts(workspace) == {"two\n"}
         undoing = asyncio.create_task(undo(up, path, turn), name="undo")
@@ -69,3 +75,6 @@ async def test_an_undo_that_is_killed_comes_to_its_end_and_can_be_undone(
         await until(lambda: texts(workspace) == {"one\n"} and (workspace / "d0").exists())
         assert (workspace / "d0").stat().st_mode & 0o777 == 0o700
         assert await up.settled(path) == "active"
+        assert (await up.call("GET", f"{path}/turns/{turn}"))[1]["forgotten"] is True
+        await up.say(path, "[[text on]]", session_id=session)
+        assert ("echo one" in requests[-1], "echo two" in requests[-1]) == (True, False)

@@ -310,10 +310,11 @@ def _diff(_here: _Environment, asked: AgentRequest) -> agent_api.FileDiff:
 def _undo_turn(here: _Environment, asked: AgentRequest) -> agent_api.Undone:
     here.run(asked.parts["turn"])
     override, paths = here.sent.pop("override", False), here.sent.pop("paths", None)
+    history = here.sent.pop("history", "keep")
     texts = paths is None or (isinstance(paths, list) and all(isinstance(p, str) for p in paths))
-    if not isinstance(override, bool) or not texts or here.sent:
+    if not isinstance(override, bool) or not texts or here.sent or history not in ("keep", "cut"):
         raise InvalidRequestError("This is no wish to undo.")
-    return agent_api.Undone("0" * 32, _CHANGES, [], 0)
+    return agent_api.Undone("0" * 32, _CHANGES, [], 0, int(history == "cut"))
 
 
 def _list_terminals(here: _Environment, _asked: AgentRequest) -> agent_api.TerminalList:

@@ -6,12 +6,14 @@ import signal
 import socket
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import structlog
 import uvloop
 from starlette.types import ASGIApp
 
+from greylag.agentd import history
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.process import harmless_variables
 from greylag.agentd.agent.types import (
@@ -119,7 +121,8 @@ async def _serve(
         execution = Execution(socket_path)
         setup = agent_setup(settings, volume)
         agent = Agent(command, setup, execution)
-        changes = ChangeService(store, Capture(execution, volume.workspace, store))
+        capture = Capture(execution, volume.workspace, store)
+        changes = ChangeService(store, capture, partial(history.apply, records))
         files = WorkspaceFiles(execution, volume.workspace, changes.touched)
         terminals, previews = Terminals(execution, setup), Previews(execution)
         git = git_service(settings, volume, execution, changes)
@@ -128,6 +131,7 @@ async def _serve(
             settings, agent, files, terminals, previews, records, journals, tasks, changes, git
         )
         await services.turns.recover()
+        await changes.cut_left()
         async with tasks:
             # Before the agent: its socket is there as soon as the task has begun.
             execd_task = tasks.create_task(_run_execd(settings, socket_path), name="execd")

@@ -61,6 +61,10 @@ _MIGRATIONS = (
     _FIRST.split(";"),
     ("ALTER TABLE turns ADD COLUMN author TEXT",),
     ("ALTER TABLE sessions ADD COLUMN mode TEXT", "ALTER TABLE sessions ADD COLUMN model TEXT"),
+    (
+        "ALTER TABLE turns ADD COLUMN agent_position INTEGER",
+        "ALTER TABLE turns ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 _NEW_SESSION = (
     "INSERT INTO sessions (session_id, agent_session_id, title, created_at, updated_at) "
@@ -81,7 +85,7 @@ class SessionRecord:
         agent_session_id: the agent's id for it; None until the agent knows the session.
         title: what it was called, else how its first message begins.
         created_at: when it was made.
-        updated_at: when its last turn began or ended.
+        updated_at: when its last turn began or ended, or turns of it were forgotten.
         message_count: user messages and answers so far.
         mode: when the agent asks in it; None as the setting says.
         model: which model answers in it; None as the setting says.
@@ -100,7 +104,8 @@ class SessionRecord:
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
     """A message and what became of it. Times are Unix seconds; ``answer`` is whole at the end;
-    ``author`` is the name of whoever sent it, where the platform has told it.
+    ``author`` is the name of whoever sent it, where the platform has told it; ``forgotten`` says
+    that it was cut out of the agent's history.
     """
 
     turn_id: str
@@ -116,6 +121,7 @@ class TurnRecord:
     started_at: float = 0.0
     ended_at: float | None = None
     author: str | None = None
+    forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +340,7 @@ class TurnRecords:
                     turn.author,
                 ),
             )
-            _touch(sql, turn.session_id, turn.started_at)
+            touch(sql, turn.session_id, turn.started_at)
             return StartedTurn("new", turn, session["agent_session_id"])
 
         return await self._records.run(start)
@@ -360,13 +366,18 @@ class TurnRecords:
             ).fetchone()
             if row is None:
                 return
-            _touch(sql, row["session_id"], now)
+            touch(sql, row["session_id"], now)
             sql.executemany(
                 "INSERT OR IGNORE INTO confirmations VALUES (?, ?, ?)",
                 [(confirmation_id, turn_id, made) for confirmation_id, made in decisions.items()],
             )
 
         await self._records.run(end)
+
+    async def place(self, turn_id: str, position: int | None) -> None:
+        """Write how many messages the agent's history had when a turn began; None: not known."""
+        statement = "UPDATE turns SET agent_position = ? WHERE turn_id = ?"
+        await self._records.execute(statement, position, turn_id)
 
     async def abandon(self, turn_id: str) -> None:
         """Take back a turn that never began; its message may be sent again."""
@@ -416,13 +427,15 @@ def _turns(sql: sqlite3.Connection, rest: str, *values: str | int) -> list[TurnR
     # ``rest`` is always written in this module; what comes from outside is bound as a value.
     rows = sql.execute(
         "SELECT turn_id, session_id, message_id, message, status, answer, tool_calls_count, "  # noqa: S608 - see above
-        f"error, error_code, stop_reason, started_at, ended_at, author FROM turns {rest}",
+        "error, error_code, stop_reason, started_at, ended_at, author, forgotten "
+        f"FROM turns {rest}",
         values,
     )
-    return [TurnRecord(*row) for row in rows]
+    return [TurnRecord(**{**dict(row), "forgotten": bool(row["forgotten"])}) for row in rows]
 
 
-def _touch(sql: sqlite3.Connection, session_id: str, now: float) -> None:
+def touch(sql: sqlite3.Connection, session_id: str, now: float) -> None:
+    """Note that a session has changed."""
     sql.execute("UPDATE sessions SET updated_at = ? WHERE session_id = ?", (now, session_id))
 
 

@@ -2,13 +2,25 @@
 
 import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import structlog
 
-from greylag.agentd.agent.types import AgentError, AgentPort
-from greylag.agentd.problems import not_found
-from greylag.agentd.records import Records, SessionRecord, session_title
+from greylag.agentd import history
+from greylag.agentd.agent.types import (
+    AgentError,
+    AgentPort,
+    AgentRefusedError,
+    HistoryFixedError,
+)
+from greylag.agentd.history import HistoryCut
+from greylag.agentd.problems import RequestError, agent_failed, not_found
+from greylag.agentd.records import Records, SessionRecord, TurnRecord, session_title
 from greylag.agentd.turns.engine import TurnEngine
+from greylag.agentd.turns.errors import SESSION_UNKNOWN
+
+_CANNOT = "The agent that runs here cannot cut its history."
 
 _log = structlog.get_logger(__name__)
 
@@ -24,6 +36,7 @@ class SessionService:
 
     def __init__(self, agent: AgentPort, records: Records, engine: TurnEngine) -> None:
         self._agent = agent
+        self._records = records
         self._sessions = records.sessions
         self._turns = records.turns
         self._engine = engine
@@ -86,3 +99,60 @@ class SessionService:
         except AgentError as error:
             # The session is gone for every client; goose keeps an unused one, no more.
             _log.warning("agent_session_stays", session_id=session_id, error=str(error))
+
+    @asynccontextmanager
+    async def cutting(self, turn_id: str) -> AsyncIterator[HistoryCut | None]:
+        """Make ready to let the agent forget a turn and those after it; ``history.apply`` does it.
+
+        No turn of the session begins in the ``with`` block. ``None`` says that the agent has
+        forgotten it already.
+
+        Raises:
+            RequestError: history_not_cut, session_busy, agent_unavailable, agent_refused.
+        """
+        turn = await self._turns.get(turn_id)
+        if turn is None:
+            raise _not_cut("Only a turn of a session can be cut out of the agent's history.")
+        async with self._engine.held(turn.session_id):
+            turn = await self._engine.get(turn_id)  # as it is now that nobody else cuts it
+            if turn.forgotten:
+                yield None
+                return
+            cut = await self._prepared(turn)
+            yield cut
+            self._engine.activity.touch()
+            await self._put_away(cut)
+
+    async def _put_away(self, cut: HistoryCut) -> None:
+        """Let the agent put its old session away, if the new one has taken its place."""
+        session = await self._sessions.get(cut.session_id)
+        if cut.old is None or session is None or session.agent_session_id in {cut.old, None}:
+            return
+        try:
+            await self._agent.replace_session(cut.old, session.agent_session_id)
+        except AgentError as error:
+            _log.warning("agent_session_stays", session_id=cut.session_id, error=str(error))
+
+    async def _prepared(self, turn: TurnRecord) -> HistoryCut:
+        session = await self.get(turn.session_id)
+        end = await history.end_from(self._records, turn)
+        old = session.agent_session_id
+        if self._agent.state.kind != "goose":
+            raise _not_cut(_CANNOT)
+        if old is not None and end.position is None:
+            raise _not_cut("It is not known where in the agent's history this turn begins.")
+        try:
+            new = None if old is None else await self._agent.cut_session(old, end.position or 0)
+        except HistoryFixedError as error:
+            raise _not_cut(str(error)) from error
+        except AgentError as error:
+            if error.unknown_method:
+                raise _not_cut(_CANNOT) from error
+            if not isinstance(error, AgentRefusedError) or error.code != SESSION_UNKNOWN:
+                raise agent_failed(error, _CANNOT) from error
+            new = None  # it has lost all of it
+        return HistoryCut(turn.session_id, end.first, end.last, end.turns, end.before, old, new)
+
+
+def _not_cut(why: str) -> RequestError:
+    return RequestError("history_not_cut", why)

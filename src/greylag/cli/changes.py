@@ -56,6 +56,12 @@ async def diff(
 @click.argument("turn", required=False)
 @click.option("--path", "paths", multiple=True, help="Only this, with all below it; repeatable.")
 @click.option("--override", is_flag=True, help="Take away what others changed since, too.")
+@click.option(
+    "--history",
+    type=click.Choice(["keep", "cut"]),
+    default="keep",
+    help="cut: the agent forgets the turn and those after it in its session, too.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @api_options
 @with_client
@@ -67,23 +73,31 @@ async def undo(  # noqa: PLR0913 - one argument per option
     turn: str | None,
     paths: tuple[str, ...],
     override: bool,
+    history: str,
     yes: bool,
 ) -> None:
     """Bring back what a turn (by default the newest), or an undo, changed in the workspace.
 
     What others changed since, or meanwhile, stays and is named. The undo itself can be undone, by
-    the id that is printed.
+    the id that is printed; what the agent was made to forget stays forgotten.
     """
     place = await access.place(api, project)
     turn_id = await _turn(api, place, turn)
-    await confirm(f"Undo what turn {turn_id} changed in {project}?", yes=yes)
-    done = await api.undo_turn(place, turn_id, list(paths) or None, override=override)
+    more = " and make the agent forget it, and what followed it" if history == "cut" else ""
+    await confirm(f"Undo what turn {turn_id} changed in {project}{more}?", yes=yes)
+    done = await api.undo_turn(
+        place, turn_id, list(paths) or None, override=override, history=history
+    )
     if access.output.json:
         access.output.document(done)
         return
     _show(access, api, done["changes"])
     for kept in done["kept"]:
         access.output.note(f"Kept as it is: {kept['path']} ({kept['reason']}).")
+    if count := done.get("forgotten_turns"):
+        access.output.note(f"The agent has forgotten {count} turn{'s' if count > 1 else ''}.")
+    elif history == "cut":
+        access.output.note("The agent had forgotten this already.")
     access.output.note(f"To take this back: greylag undo {project} {done['undo_id']}")
 
 

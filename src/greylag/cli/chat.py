@@ -556,7 +556,8 @@ async def _read_session(output: Output, api: ApiClient, place: ProjectPlace, ses
     if found and found[0].message_index:
         output.note("Older messages than these can be read once it is active.")
     for message in found:
-        output.heading(f"{message.role}:")
+        mark = " (forgotten by the agent)" if message.forgotten else ""
+        output.heading(f"{message.role}{mark}:")
         output.write(visible(message.content) + "\n\n")
 
 

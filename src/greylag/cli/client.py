@@ -825,10 +825,18 @@ class ApiClient:
         return found
 
     async def undo_turn(
-        self, place: ProjectPlace, turn_id: str, paths: list[str] | None, *, override: bool
+        self,
+        place: ProjectPlace,
+        turn_id: str,
+        paths: list[str] | None,
+        *,
+        override: bool,
+        history: str,
     ) -> dict[str, Any]:
-        """Bring back what a turn changed."""
-        body = {"override": override, "paths": paths}
+        """Bring back what a turn changed; with ``history`` ``cut`` the agent forgets it, too."""
+        body: dict[str, Any] = {"override": override, "paths": paths}
+        if history != "keep":  # an environment of an older version knows no such member
+            body["history"] = history
         request = Request("POST", (*place.path, "turns", turn_id, "undo"), {}, body)
         done: dict[str, Any] = await self._http.call(request, LONGEST_WAIT)
         return done

@@ -141,6 +141,7 @@ class ChatMessage:
     turn_id: Annotated[str | None, Doc("The turn that it is of.", _TURN)] = None
     shortened: Annotated[bool, Doc("Whether a page cut it, as it alone is longer.")] = False
     author: Annotated[str | None, Doc("The user's name, where it is known.", "Ann")] = None
+    forgotten: Annotated[bool, Doc("Whether an undo cut it out of the agent's history.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,7 @@ class Turn:
     question: Annotated[
         Question | None, Doc("The oldest that waits for its answer; null: none does.")
     ] = None
+    forgotten: Annotated[bool, Doc("Whether an undo cut it out of the agent's history.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,6 +523,13 @@ class UndoWish:
     paths: Annotated[
         list[str] | None, Doc("Only these, with what is below them; null: all.", ["src/main.py"])
     ] = None
+    history: Annotated[
+        Literal["keep", "cut"],
+        Doc(
+            "cut: the agent forgets this turn and the later ones of its session, too; keep: it is "
+            "told of the undo."
+        ),
+    ] = "keep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,6 +555,7 @@ class Undone:
     changes: Changes
     kept: Annotated[list[Kept], Doc("The first of what was left as it is, by path.")]
     kept_total: int
+    forgotten_turns: Annotated[int, Doc("How many turns the agent has forgotten by it.")] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -1137,7 +1147,10 @@ UNDO_TURN = Operation(
     text="Every file that the turn changed is as before it, but for those that somebody else "
     "changed since or meanwhile: they stay, and are named, unless `override` is true. The present "
     "state is kept first, so that the undo can be undone, by its own id. The agent is told with "
-    "the session's next message.",
+    "the session's next message; with `history` `cut` it forgets this turn and those after it in "
+    "the session, which stay in the session's history, marked. An undo of such an undo brings the "
+    "files back, and not what was forgotten. 409 `history_not_cut` when the agent's history cannot "
+    "be cut there; nothing is changed then.",
     tag="changes",
     answer=Undone,
     missing="turn_not_found",

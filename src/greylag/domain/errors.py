@@ -230,6 +230,13 @@ class SnapshotGoneError(GreylagError):
     hint = "The oldest go first when GREYLAG_SNAPSHOT_LIMIT is reached; a larger one keeps more."
 
 
+class HistoryNotCutError(GreylagError):
+    """The agent's history cannot be cut where it is to be; nothing was undone."""
+
+    code = "history_not_cut"
+    hint = "Undo without cutting it: the agent is told of the undo with the next message."
+
+
 class TurnOverError(GreylagError):
     """All of the turn's events have been read: no failure, and nothing more to come."""
 

@@ -48,6 +48,7 @@ STATUS: Mapping[str, int] = {
     "environment_stopping": 409,
     "session_busy": 409,
     "turn_running": 409,
+    "history_not_cut": 409,
     "confirmation_settled": 409,
     "lease_lost": 409,
     "claim_overtaken": 409,

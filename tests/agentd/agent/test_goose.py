@@ -9,7 +9,9 @@ from typing import Any
 
 import psutil
 import pytest
+from aiohttp import web
 from structlog.testing import capture_logs
+from tests.agentd.doubles import recording_model
 
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.extensions import CONFIGURED
@@ -18,6 +20,7 @@ from greylag.agentd.agent.types import (
     AgentDiedError,
     AgentRefusedError,
     AgentUnavailableError,
+    HistoryFixedError,
     ModelProvider,
 )
 
@@ -337,3 +340,46 @@ async def test_what_a_subagent_started_ends_with_its_turn_and_with_its_session(
         await agent.forget_session(session)
     assert (count_processes("98762"), count_processes("98761")) == (0, 1)
     assert not (tmp_path / "workspace/done").exists()
+
+
+async def test_a_history_that_is_cut_is_what_the_model_is_told_from_then_on(
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    serve_app: Callable[[web.Application], Any],
+    make_sink: Any,
+    count_processes: Count,
+) -> None:
+    requests: list[str] = []
+    async with serve_app(recording_model(requests)) as url:
+        mode = {"GOOSE_MODE": "auto"}
+        agent = await start_agent(goose_command, provider=ModelProvider(url), settings=mode)
+        old = await agent.new_session("A test")
+        choice = {"sessionId": old, "configId": "model", "value": "gpt-4o-mini"}
+        await agent.call("session/set_config_option", choice)
+        positions = []
+        for word in ("uno", "dos", "tres"):  # all within a second, as goose counts time
+            positions.append(await agent.message_count(old))
+            tool = f"echo {word}; setsid sleep 98764 >/dev/null 2>&1 &"
+            await agent.prompt(old, f"[[tool {tool}]] [[text {word}]]", make_sink())
+        session = await agent.cut_session(old, positions[1])
+        assert await agent.cut_session(session, positions[1]) == session != old
+        await agent.replace_session(old, session)
+        assert count_processes("98764") == 3
+        died = None
+        while True:
+            await agent.prompt(session, "[[tool echo on]]", make_sink())
+            words = {word for word in ("uno", "dos", "tres", "on") if word in requests[-1]}
+            assert (words, '"gpt-4o-mini"' in requests[-1]) == ({"uno", "on"}, True)
+            if died is not None:
+                break
+            died = asyncio.create_task(agent.prompt(session, "[[hang]]", make_sink()))
+            await asyncio.sleep(0)
+            os.kill(goose_pid(agent), signal.SIGKILL)
+            with pytest.raises(AgentDiedError):
+                await died
+            await agent.wait_ready(20)
+        last = await agent.message_count(session)
+        await agent.prompt(session, "/compact", make_sink())
+        with pytest.raises(HistoryFixedError, match="has summarised"):
+            await agent.cut_session(session, positions[1])
+        assert await agent.cut_session(session, last) != session

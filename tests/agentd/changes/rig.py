@@ -14,6 +14,7 @@ from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import MOST_FILE, SnapshotStore
 from greylag.agentd.execution import Execution
+from greylag.agentd.history import HistoryCut
 from greylag.common.agent_api import Changes, Undone, UndoWish
 from greylag.execd.files import PART
 from greylag.execd.server import ExecServer
@@ -31,12 +32,20 @@ class Rig(SimpleNamespace):
     service: ChangeService
     limit: int
     file_limit: int
+    forgotten: list[HistoryCut]
+    failure: Exception | None
 
     def restart(self) -> None:
         """Make the trusted side anew, on the same file."""
         self.store = SnapshotStore(self.folder / "snapshots.db", self.limit, self.file_limit)
         capture = Capture(Execution(self.folder / "execd"), self.root, self.store)
-        self.service = ChangeService(self.store, capture)
+        self.service = ChangeService(self.store, capture, self.forget)
+
+    async def forget(self, cut: HistoryCut) -> None:
+        """Take what the agent is to forget, or fail as the disk does."""
+        if self.failure is not None:
+            raise self.failure
+        self.forgotten.append(cut)
 
     async def again(self) -> None:
         """End the trusted side, and begin it anew."""
@@ -58,15 +67,16 @@ class Rig(SimpleNamespace):
         found: Changes = await self.service.of_turn(name)
         return {one.path: one.change for one in found.changes}
 
-    async def undo(self, name: str, **wish: Any) -> Undone:
+    async def undo(self, name: str, *, cutting: Any = None, **wish: Any) -> Undone:
         """Undo a turn."""
-        return await self.service.undo(name, UndoWish(**wish))
+        return await self.service.undo(name, UndoWish(**wish), cutting)
 
 
 @asynccontextmanager
 async def rig(folder: Path, limit: int = LIMIT, file_limit: int = MOST_FILE) -> AsyncIterator[Rig]:
     """Run an execd for a workspace of its own."""
     made = Rig(folder=folder, root=folder / "workspace", limit=limit, file_limit=file_limit)
+    made.forgotten, made.failure = [], None
     made.root.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "execd"))

@@ -1,10 +1,12 @@
 import asyncio
+from functools import partial
 from pathlib import Path
 from unittest.mock import AsyncMock
 
 import pytest
 from tests.agentd.doubles import AgentDouble
 
+from greylag.agentd import history
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import SnapshotStore
@@ -45,7 +47,8 @@ async def recovered(folder: Path, journal: bytes | None) -> TurnRecord:
     now = iter([1.0, 2.0])
     policy = TurnPolicy(60, lambda: None, AsyncMock(), lambda: next(now))
     store = SnapshotStore(folder / "snapshots.db", 1 << 20)
-    changes = ChangeService(store, Capture(Execution(folder / "execd"), folder, store))
+    capture = Capture(Execution(folder / "execd"), folder, store)
+    changes = ChangeService(store, capture, partial(history.apply, records))
     engine = TurnEngine(AgentDouble(), records, journals, asyncio.TaskGroup(), policy, changes)
     assert await engine.recover() == 1
     assert await engine.recover() == 0

@@ -10,10 +10,12 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
 
+from greylag.agentd.agent import history
 from greylag.agentd.agent.acp import AcpPeer, MessageHandler
 from greylag.agentd.agent.extensions import CONFIGURED, ExtensionStarter, new_session
 from greylag.agentd.agent.process import AgentProcess, agent_environment, make_folders
@@ -260,7 +262,8 @@ class Agent:
             peer = self._living().peer
             await make_folders(self._execution, self._setup)
             if self._command.kind == "goose":
-                return await self._extensions.open(peer, self._setup, title)
+                make = partial(new_session, peer, self._setup, title)
+                return await self._extensions.open(peer, make)
             session, _ = await new_session(peer, self._setup, title)
             return session
 
@@ -322,6 +325,33 @@ class Agent:
             if self._life is not None:
                 await self._life.process.kill_tools(one, 0.0)
         self._subagents.pop(agent_session_id, None)
+        await self._put_away(agent_session_id)
+
+    async def message_count(self, agent_session_id: str) -> int:
+        """Return how many messages a session has."""
+        async with _patience():
+            return await history.message_count(self._living().peer, agent_session_id)
+
+    async def cut_session(self, agent_session_id: str, kept: int) -> str:
+        """Make a session that knows only another's first ``kept`` messages."""
+        async with _patience():
+            peer = self._living().peer
+            exported = await history.beginning(peer, agent_session_id, kept)
+            if exported is None:
+                return agent_session_id
+            await make_folders(self._execution, self._setup)
+            make = partial(history.restore, peer, self._setup, exported)
+            return await self._extensions.open(peer, make)
+
+    async def replace_session(self, old: str, new: str) -> None:
+        """Put a session away whose place another has taken; what its tools started goes on."""
+        self._subagents[new] = {old, *self._subagents.pop(old, ())}  # ends with the new one
+        self._extensions.close(old)
+        self._relay.forget(old)
+        await self.call("session/close", {"sessionId": old})
+        await self._put_away(old)
+
+    async def _put_away(self, agent_session_id: str) -> None:
         # Not deleted: goose gives the id of a deleted session to the next one.
         await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
 

@@ -7,7 +7,8 @@ kept.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -32,6 +33,8 @@ _log = structlog.get_logger(__name__)
 
 Entry = dict[str, Any]
 """One of goose's list: ``extension``, ``enabled`` and ``configKey``."""
+Make = Callable[[Sequence[Entry]], Awaitable[tuple[str, dict[str, str]]]]
+"""Makes a session that has these extensions, and returns what ``new_session`` does."""
 
 
 async def new_session(
@@ -52,13 +55,20 @@ async def new_session(
     params = {"cwd": str(setup.workspace), "mcpServers": [], "_meta": meta}
     answer = await peer.request("session/new", params)
     session = str(answer["sessionId"])
+    return session, await failures_of(peer, session, answer, inside)
+
+
+async def failures_of(
+    peer: AcpPeer, session: str, answer: dict[str, Any], inside: Sequence[Entry]
+) -> dict[str, str]:
+    """Return why extensions of a session that was made did not start, by name."""
     results = (answer.get("_meta") or {}).get("extensionResults") or []
-    names = {one["name"] for one in wanted}
+    names = {one["extension"]["name"] for one in inside}
     for extra in (one for one in results if one["success"] and one["name"] not in names):
         # goose puts one in by itself when none is wanted.
         params = {"sessionId": session, "extensionKey": extra["name"]}
         await peer.request(f"{_OF_SESSION}/remove", params)
-    return session, {one["name"]: str(one.get("error")) for one in results if not one["success"]}
+    return {one["name"]: str(one.get("error")) for one in results if not one["success"]}
 
 
 def is_server(entry: Entry) -> bool:
@@ -87,11 +97,11 @@ class ExtensionStarter:
         """Forget how an extension has fared: it is another now, or gone."""
         self._states.pop(key, None)
 
-    async def open(self, peer: AcpPeer, setup: AgentSetup, title: str) -> str:
+    async def open(self, peer: AcpPeer, make: Make) -> str:
         """Make a session with all that is enabled; servers are still starting on return."""
         listed = await peer.request(f"{CONFIGURED}/list", {})
         entries = [one for one in listed["extensions"] if one["enabled"]]
-        session = await self._inside(peer, setup, title, entries)
+        session = await self._inside(make, entries)
         self._starts[session] = {
             one["configKey"]: asyncio.create_task(
                 self._start(peer, session, one), name=f"extension {one['configKey']}"
@@ -162,11 +172,9 @@ class ExtensionStarter:
         state = self._states.get(key)
         return state is not None and state.hung
 
-    async def _inside(
-        self, peer: AcpPeer, setup: AgentSetup, title: str, entries: Sequence[Entry]
-    ) -> str:
+    async def _inside(self, make: Make, entries: Sequence[Entry]) -> str:
         inside = [one for one in entries if not is_server(one)]
-        session, failed = await new_session(peer, setup, title, inside)
+        session, failed = await make(inside)
         for one in inside:
             reason = failed.get(one["extension"]["name"])
             self._note(one["configKey"], reason)
@@ -174,7 +182,8 @@ class ExtensionStarter:
 
     async def _attempt(self, peer: AcpPeer, setup: AgentSetup, entry: Entry) -> None:
         try:
-            session = await self._inside(peer, setup, "Trial of an extension", [entry])
+            make = partial(new_session, peer, setup, "Trial of an extension")
+            session = await self._inside(make, [entry])
             try:
                 if is_server(entry):
                     await self._start(peer, session, entry)

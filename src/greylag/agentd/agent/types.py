@@ -68,6 +68,10 @@ class AgentRefusedError(AgentError):
         return "".join(one for one in line if one.isprintable())[:_MOST_WORDS]
 
 
+class HistoryFixedError(AgentError):
+    """The agent's history cannot be cut there; the message says why in one plain sentence."""
+
+
 @dataclass(frozen=True, slots=True)
 class AgentCommand:
     """Which program is the agent, and how it is started.
@@ -309,6 +313,20 @@ class AgentPort(Protocol):
 
     async def forget_session(self, agent_session_id: str) -> None:
         """Let the agent put a session away."""
+
+    async def message_count(self, agent_session_id: str) -> int:
+        """Return how many messages a session has: where in its history the next turn begins."""
+        ...
+
+    async def cut_session(self, agent_session_id: str, kept: int) -> str:
+        """Make a session that knows only another's first ``kept`` messages, and return its id.
+
+        It is the same one when that has no more. May raise ``HistoryFixedError``.
+        """
+        ...
+
+    async def replace_session(self, old: str, new: str) -> None:
+        """Put a session away whose place another has taken; what its tools started goes on."""
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call one of goose's own methods (``_goose/unstable/...``) and return its result.

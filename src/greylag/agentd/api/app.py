@@ -37,7 +37,8 @@ from greylag.agentd.records import StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService
 from greylag.agentd.terminals import Terminals
-from greylag.agentd.turns.engine import ActivityEntry, TurnEngine
+from greylag.agentd.turns.activity import ActivityEntry
+from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import agent_api
 from greylag.common.access_log import AccessLog
 from greylag.common.git import SETUP
@@ -169,7 +170,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *FileRoutes(services.files).routes(),
             *TerminalRoutes(services.terminals).routes(),
             *PreviewRoutes(services.previews).routes(),
-            *ChangeRoutes(services.changes, services.turns).routes(),
+            *ChangeRoutes(services.changes, services.turns, services.sessions).routes(),
             *GitRoutes(services.git).routes(),
         ],
         middleware=[

@@ -7,6 +7,7 @@ from starlette.routing import Route
 from greylag.agentd.api.requests import answer, read_object, relayed
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.problems import RequestError, invalid
+from greylag.agentd.sessions import SessionService
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import agent_api
 from greylag.common.agent_api import UndoWish
@@ -15,9 +16,10 @@ from greylag.common.agent_api import UndoWish
 class ChangeRoutes:
     """Handlers for changes and undo; ``agent_api`` describes them."""
 
-    def __init__(self, changes: ChangeService, turns: TurnEngine) -> None:
+    def __init__(self, changes: ChangeService, turns: TurnEngine, sessions: SessionService) -> None:
         self._changes = changes
         self._turns = turns
+        self._sessions = sessions
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -45,14 +47,20 @@ class ChangeRoutes:
 
     async def _undo(self, request: Request) -> Response:
         span_id = request.path_params["turn"]
-        body = await read_object(request, agent_api.UNDO_TURN.body_limit, "override", "paths")
+        limit = agent_api.UNDO_TURN.body_limit
+        body = await read_object(request, limit, "override", "paths", "history")
         override, paths = body.get("override", False), body.get("paths")
+        history = body.get("history", "keep")
         if not isinstance(override, bool):
             raise invalid("override must be true or false.")
         if paths is not None and not _are_paths(paths):
             raise invalid("paths must be a list of texts.")
+        if history not in ("keep", "cut"):
+            raise invalid("history must be keep or cut.")
+        wish = UndoWish(override, paths, history)
+        cutting = self._sessions.cutting(span_id) if history == "cut" else None
         try:
-            return answer(await self._changes.undo(span_id, UndoWish(override, paths)))
+            return answer(await self._changes.undo(span_id, wish, cutting))
         except RequestError as error:
             raise await self._known(span_id, error) from error
 

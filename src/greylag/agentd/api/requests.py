@@ -41,6 +41,7 @@ _STATUS = {
     "session_busy": 409,
     **dict.fromkeys(CAUSES, 409),
     "turn_running": 409,
+    "history_not_cut": 409,
     "message_id_conflict": 409,
     "confirmation_settled": 409,
     "not_a_folder": 409,

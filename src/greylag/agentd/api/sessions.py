@@ -155,7 +155,8 @@ class SessionRoutes:
         yield f"Created: {rfc3339(session.created_at)}\n\n"
         async for message in self._all_messages(session):
             number = message.message_index + 1
-            yield f"## Message {number} - {message.role}\n\n{message.content}\n\n"
+            mark = " (forgotten by the agent)" if message.forgotten else ""
+            yield f"## Message {number} - {message.role}{mark}\n\n{message.content}\n\n"
 
 
 def _session(session: SessionRecord) -> agent_api.Session:
@@ -173,12 +174,15 @@ def _session(session: SessionRecord) -> agent_api.Session:
 def _messages(turn: TurnRecord, index: int) -> Iterator[agent_api.ChatMessage]:
     """Yield what was said in a turn; ``index`` is that of its first message."""
     asked = int(turn.started_at)
+    turn_id, gone = turn.turn_id, turn.forgotten
     yield agent_api.ChatMessage(
-        "User", turn.message, asked, index, turn.turn_id, author=turn.author
+        "User", turn.message, asked, index, turn_id, author=turn.author, forgotten=gone
     )
     if turn.answer:
         ended = None if turn.ended_at is None else int(turn.ended_at)
-        yield agent_api.ChatMessage("Assistant", turn.answer, ended, index + 1, turn.turn_id)
+        yield agent_api.ChatMessage(
+            "Assistant", turn.answer, ended, index + 1, turn_id, forgotten=gone
+        )
 
 
 class TurnRoutes:

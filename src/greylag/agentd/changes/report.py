@@ -2,18 +2,19 @@
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from greylag.agentd.changes.lines import counts, is_binary, unified
 from greylag.agentd.changes.plan import differences
-from greylag.agentd.changes.spans import Ends
+from greylag.agentd.changes.spans import Ends, Span, unknown
 from greylag.agentd.changes.store import PIECE, Change, TreeEntry, read_object, read_tree
 from greylag.common.agent_api import Changes, FileChange, FileDiff, LeftOut, TurnChanges
 
 _MOST_CHANGES = 2000
 _MOST_LIST_TEXT = 2 * PIECE
 _MOST_COUNTED = PIECE
+_MOST_NAMED = 20
 _MOST_DIFF = PIECE
 _COUNTING_SECONDS = 2.0
 _TOTALS_SECONDS = 0.5
@@ -45,6 +46,30 @@ def report(
         left_out=[LeftOut(path, reason) for path, reason in ends.after.left_out],
         left_out_total=ends.after.left_out_count,
     )
+
+
+def notes_of(sql: sqlite3.Connection, undos: Sequence[Span]) -> str:
+    """Return what the agent is to know of undos; "": nothing."""
+    notes = [_cut_note(unknown(sql, undo)) for undo in undos]
+    paths = list(dict.fromkeys(path for one in undos if one.cut is None for path in one.paths))
+    if paths:
+        notes.append(
+            "Note from the platform: the user has undone changes that were made to the workspace. "
+            f"These are as they were before, so read them again: {_named(paths)}."
+        )
+    return "\n\n".join(filter(None, notes))
+
+
+def _cut_note(paths: Sequence[str] | None) -> str:
+    note = "Note from the platform: files have changed in the workspace since your last answer, so"
+    if paths is None:
+        return f"{note} read again what you knew of them."
+    return f"{note} read these again: {_named(paths)}." if paths else ""
+
+
+def _named(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+    return ", ".join(paths[:_MOST_NAMED]) + more
 
 
 def totals_of(sql: sqlite3.Connection, ends: Ends) -> TurnChanges:

@@ -12,6 +12,8 @@ import asyncio
 import sqlite3
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -19,10 +21,12 @@ import structlog
 from greylag.agentd.changes import spans
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.plan import Extent, State, rest_of, steps_of, undo_of
-from greylag.agentd.changes.report import diff_of, report, totals, totals_of
+from greylag.agentd.changes.report import diff_of, notes_of, report, totals, totals_of
 from greylag.agentd.changes.spans import Ends, Span
 from greylag.agentd.changes.store import Snapshot, SnapshotError, SnapshotStore, TreeEntry
+from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError
+from greylag.agentd.records import StorageError
 from greylag.common.agent_api import Changes, FileDiff, Kept, TurnChanges, Undone, UndoWish
 from greylag.common.backoff import backoff
 
@@ -32,11 +36,12 @@ _END_WITHIN = 1.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
 _MOST_KEPT = 1000
-_MOST_NAMED = 20
 
 _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+Forget = Callable[[HistoryCut], Awaitable[None]]
+Cutting = AbstractAsyncContextManager[HistoryCut | None]
 
 
 class ChangeService:
@@ -45,11 +50,13 @@ class ChangeService:
     Args:
         store: where they are kept.
         capture: how they are taken, and brought back.
+        forget: makes the agent forget (``history.apply``).
     """
 
-    def __init__(self, store: SnapshotStore, capture: Capture) -> None:
+    def __init__(self, store: SnapshotStore, capture: Capture, forget: Forget) -> None:
         self._store = store
         self._capture = capture
+        self._forget = forget
         self._lock = asyncio.Lock()
         self._running: set[str] = set()
         self._ending: dict[str, asyncio.Task[TurnChanges | None]] = {}
@@ -66,6 +73,13 @@ class ChangeService:
             except SnapshotError:
                 tried += 1
                 await asyncio.sleep(backoff(tried, _FIRST_PAUSE, _LONGEST_PAUSE))
+
+    async def cut_left(self) -> None:
+        """Cut the histories that an end of agentd left uncut; to be called before a turn starts."""
+        try:
+            await self._cut_left()
+        except SnapshotError as error:
+            _log.warning("histories_not_cut", error=str(error))
 
     async def stop(self) -> None:
         """End what still goes on; the next start goes on with it."""
@@ -195,21 +209,16 @@ class ChangeService:
 
         Once it has been told, hand them to ``told``.
         """
+
+        def read(sql: sqlite3.Connection) -> tuple[str, list[Span]]:
+            undos = spans.untold(sql, session_id)
+            return notes_of(sql, undos), undos
+
         try:
-            undos = await self._store.run(lambda sql: spans.untold(sql, session_id))
+            return await self._store.run(read)
         except SnapshotError as error:
             _log.warning("snapshot_failed", error=str(error))
-            undos = []
-        paths = list(dict.fromkeys(path for undo in undos for path in undo.paths))
-        if not paths:
-            return "", undos
-        names = ", ".join(paths[:_MOST_NAMED])
-        more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
-        note = (
-            "Note from the platform: the user has undone changes that were made to the workspace. "
-            f"These are as they were before, so read them again: {names}{more}."
-        )
-        return note, undos
+            return "", []
 
     async def told(self, undos: list[Span]) -> None:
         """Remember that the agent was told of undos."""
@@ -221,17 +230,33 @@ class ChangeService:
 
     # Undoing.
 
-    async def undo(self, span_id: str, wish: UndoWish) -> Undone:
+    async def undo(self, span_id: str, wish: UndoWish, cutting: Cutting | None = None) -> Undone:
         """Put back what a turn, or an undo, changed.
 
         It goes on to its end when the caller leaves.
+
+        Args:
+            span_id: the turn, or the undo.
+            wish: what of it, and how far.
+            cutting: tells what the agent is to forget; no turn of its begins meanwhile.
         """
         ends = await self._ends(span_id)
         return await self._settled(
-            self._alone(lambda: self._undo(span_id, ends, wish)), f"undo of {span_id}"
+            self._undo_cutting(span_id, ends, wish, cutting or nullcontext()), f"undo of {span_id}"
         )
 
-    async def _undo(self, span_id: str, ends: Ends, wish: UndoWish) -> Undone:
+    async def _undo_cutting(
+        self, span_id: str, ends: Ends, wish: UndoWish, cutting: Cutting
+    ) -> Undone | SnapshotError | RequestError:
+        try:
+            async with cutting as cut:
+                return await self._alone(lambda: self._undo(span_id, ends, wish, cut))
+        except RequestError as error:
+            return error
+
+    async def _undo(
+        self, span_id: str, ends: Ends, wish: UndoWish, cut: HistoryCut | None
+    ) -> Undone:
         only = None if wish.paths is None else frozenset(wish.paths)
         extent = Extent(ends.before.root, ends.after.root, ends.shared, wish.override, only)
         now = await self._capture.take()
@@ -240,10 +265,11 @@ class ChangeService:
         if undone is None:
             raise SnapshotError("The turn's states are no longer kept.")
         paths, session_id = sorted(undo.wanted), undone.session_id
-        one = Span(uuid.uuid4().hex, session_id, now.number, now.number, None, span_id, paths)
+        one = Span(uuid.uuid4().hex, session_id, now.number, now.number, None, span_id, paths, cut)
         await self._store.run(lambda sql: spans.add(sql, one))
         _log.info("undo_began", span_id=span_id, undo_id=one.span_id, paths=len(paths))
         try:
+            await self._cut_left()
             after, refused = await self._bring_back(one, now, undo.wanted)
         except SnapshotError as error:
             self._start(self.recover(), f"rest of {one.span_id}")
@@ -252,7 +278,20 @@ class ChangeService:
         changes = await self._store.run(lambda sql: report(sql, Ends(now, after)))
         await self._store.run(lambda sql: spans.set_totals(sql, one.span_id, totals(changes)))
         _log.info("undo_ended", undo_id=one.span_id, kept=len(kept))
-        return Undone(one.span_id, changes, kept[:_MOST_KEPT], len(kept))
+        forgotten = 0 if cut is None else cut.turns
+        return Undone(one.span_id, changes, kept[:_MOST_KEPT], len(kept), forgotten)
+
+    async def _cut_left(self) -> None:
+        """Cut the histories that undos which have begun want cut."""
+        for undo in await self._store.run(spans.left_cuts):
+            if undo.cut is None:
+                continue
+            try:
+                await self._forget(undo.cut)
+            except StorageError as error:
+                raise SnapshotError(str(error)) from error
+            await self._store.run(partial(spans.set_cut, span_id=undo.span_id))
+            _log.info("history_cut", undo_id=undo.span_id, turns=undo.cut.turns)
 
     async def _bring_back(
         self, undo: Span, now: Snapshot, wanted: Mapping[str, TreeEntry | None]
@@ -266,6 +305,7 @@ class ChangeService:
 
     async def _go_on(self) -> None:
         """Give turns that an end of agentd cut their end, and take undos to theirs."""
+        await self._cut_left()
         for undo in await self._store.run(spans.left_undos):
             await self._end_undo(undo)
         if not self._recovered:

@@ -3,11 +3,13 @@
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from greylag.agentd.changes.plan import among, differences
 from greylag.agentd.changes.store import Snapshot, snapshot_at
+from greylag.agentd.history import HistoryCut
 from greylag.common.agent_api import TurnChanges
 
 
@@ -22,6 +24,7 @@ class Span:
         before, after: the numbers of the states around it, as far as they are known.
         undoes: the span that an undo takes back.
         paths: what an undo puts back.
+        cut: what it makes the agent forget.
     """
 
     span_id: str
@@ -31,6 +34,7 @@ class Span:
     after: int | None = None
     undoes: str | None = None
     paths: Sequence[str] = ()
+    cut: HistoryCut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,15 @@ def add(sql: sqlite3.Connection, span: Span) -> None:
     """Write a span; one that is there stays."""
     undo = span.undoes is not None
     row = (span.span_id, span.session_id, span.began, span.before, span.after, span.undoes)
+    cut = None
+    if span.cut is not None:
+        cut = json.dumps(asdict(span.cut))
+        # What the agent is told of this undo holds what it was to be told of others before.
+        sql.execute("UPDATE spans SET told = 1 WHERE session_id = ?", (span.session_id,))
     sql.execute(
         "INSERT OR IGNORE INTO spans (span_id, session_id, began, before, after, undoes, paths, "
-        "told) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (*row, json.dumps(span.paths) if undo else None, int(not undo)),
+        "told, cut, uncut) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*row, json.dumps(span.paths) if undo else None, int(not undo), cut, int(bool(cut))),
     )
 
 
@@ -128,6 +137,30 @@ def left_undos(sql: sqlite3.Connection) -> list[Span]:
     return _select(sql, "undoes IS NOT NULL AND after IS NULL ORDER BY rowid")
 
 
+def left_cuts(sql: sqlite3.Connection) -> list[Span]:
+    """Return the undos that have not made the agent forget yet what they are to."""
+    return _select(sql, "uncut = 1")
+
+
+def set_cut(sql: sqlite3.Connection, span_id: str) -> None:
+    """Say that the agent has forgotten what an undo made it forget."""
+    sql.execute("UPDATE spans SET uncut = 0 WHERE span_id = ?", (span_id,))
+
+
+def unknown(sql: sqlite3.Connection, undo: Span) -> list[str] | None:
+    """Return what differs from the last state that the agent knows after its history was cut.
+
+    It is ``None`` when that is not kept any longer.
+    """
+    if undo.cut is None or undo.cut.before is None:
+        return []
+    known = state(sql, undo.cut.before, after=True)
+    now = state(sql, undo.span_id, after=True)
+    if known is None or now is None:
+        return None
+    return sorted(differences(sql, known.root, now.root))
+
+
 def untold(sql: sqlite3.Connection, session_id: str) -> list[Span]:
     """Return the undos of which a session's agent was not told yet."""
     return _select(sql, "session_id = ? AND told = 0 AND after IS NOT NULL", session_id)
@@ -201,8 +234,13 @@ def _numbered(sql: sqlite3.Connection, number: int | None) -> Snapshot | None:
 def _select(sql: sqlite3.Connection, where: str, *values: str) -> list[Span]:
     # ``where`` is always written in this module; what comes from outside is bound as a value.
     rows = sql.execute(
-        "SELECT span_id, session_id, began, before, after, undoes, paths FROM spans "  # noqa: S608 - see above
+        "SELECT span_id, session_id, began, before, after, undoes, paths, cut FROM spans "  # noqa: S608 - see above
         f"WHERE {where}",
         values,
     )
-    return [Span(**{**dict(row), "paths": json.loads(row["paths"] or "[]")}) for row in rows]
+    return [_span(dict(row)) for row in rows]
+
+
+def _span(row: dict[str, Any]) -> Span:
+    cut = HistoryCut(**json.loads(row["cut"])) if row["cut"] else None
+    return Span(**{**row, "paths": json.loads(row["paths"] or "[]"), "cut": cut})

@@ -51,7 +51,14 @@ _FIRST = """
         span_id TEXT NOT NULL, path TEXT NOT NULL, PRIMARY KEY (span_id, path)
     ) STRICT
 """
-_MIGRATIONS = (_FIRST.split(";"), ("ALTER TABLE spans ADD COLUMN totals TEXT",))
+_MIGRATIONS = (
+    _FIRST.split(";"),
+    ("ALTER TABLE spans ADD COLUMN totals TEXT",),
+    (
+        "ALTER TABLE spans ADD COLUMN cut TEXT",
+        "ALTER TABLE spans ADD COLUMN uncut INTEGER NOT NULL DEFAULT 0",
+    ),
+)
 
 T = TypeVar("T")
 

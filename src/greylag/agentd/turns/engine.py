@@ -6,10 +6,9 @@ its last, and a client that leaves changes nothing.
 
 import asyncio
 import uuid
-from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Literal
 
 import structlog
@@ -36,94 +35,19 @@ from greylag.agentd.records import (
     new_turn,
     session_title,
 )
+from greylag.agentd.turns.activity import ActivityEntry, EndpointType, TurnActivity
 from greylag.agentd.turns.errors import RESTARTED, SESSION_UNKNOWN, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
 from greylag.agentd.turns.running import RunningTurn, TurnPolicy
 from greylag.common.agent_api import Question, TurnChanges
 
 Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
-EndpointType = Literal["agent-streaming", "sync", "provider-streaming"]
-ActivityStatus = Literal["processing", "completed", "error"]
 
 _READY_WITHIN = 5.0
 _ANSWER_ON_FULL_DISK = 64 * 1024  # characters; well within the room that is kept
-_KEPT_SECONDS = 300.0
-_MOST_ENTRIES = 200
 _MOST_ENDED = 20
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class ActivityEntry:
-    """One turn of late. Times are Unix seconds."""
-
-    turn: TurnRecord
-    endpoint_type: EndpointType
-    status: ActivityStatus
-    start_time: float
-    last_update: float
-
-
-class TurnActivity:
-    """Counts turns since start, and remembers those of the last five minutes. Who waits for news
-    of them, or of the sessions, names the revision that they know.
-    """
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._started_at = now()
-        self._entries: deque[ActivityEntry] = deque(maxlen=_MOST_ENTRIES)
-        self._name = uuid.uuid4().hex[:8]
-        self._changes = 0
-        self._news = asyncio.Event()
-        self.total_processed = 0
-        self.last_at: float | None = None
-
-    @property
-    def revision(self) -> str:
-        """What changes with each change, and with each start."""
-        return f"{self._name}.{self._changes}"
-
-    def touch(self) -> None:
-        """Note that something has changed."""
-        self._changes += 1
-        self._news.set()
-        self._news = asyncio.Event()
-
-    async def changed(self, known: str | None, seconds: float) -> None:
-        """Return when the revision is not the one that is known, or after so many seconds."""
-        if known != self.revision:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._news.wait()
-
-    @property
-    def uptime_seconds(self) -> int:
-        """Whole seconds since start."""
-        return max(0, int(self._now() - self._started_at))
-
-    def begin(self, turn: TurnRecord, endpoint_type: EndpointType) -> ActivityEntry:
-        """Note a new turn; hand the entry back to ``end``."""
-        self.last_at = now = self._now()
-        # Not its words: they may be long.
-        entry = ActivityEntry(replace(turn, message=""), endpoint_type, "processing", now, now)
-        self._entries.append(entry)
-        self.touch()
-        return entry
-
-    def end(self, entry: ActivityEntry, *, failed: bool) -> None:
-        """Note that a turn ended."""
-        entry.status = "error" if failed else "completed"
-        entry.last_update = self.last_at = self._now()
-        self.total_processed += 1
-        self.touch()
-
-    def recent(self) -> list[ActivityEntry]:
-        """Return the turns that run, and those that ended less than five minutes ago."""
-        oldest = self._now() - _KEPT_SECONDS
-        return [e for e in self._entries if e.status == "processing" or e.last_update >= oldest]
 
 
 class TurnEngine:
@@ -161,6 +85,7 @@ class TurnEngine:
         self._policy = policy
         self._running: dict[str, RunningTurn] = {}
         self._allowed: dict[str, set[str]] = {}
+        self._held: set[str] = set()
         self.stopping = False
         self.activity = TurnActivity(policy.now)
 
@@ -203,10 +128,26 @@ class TurnEngine:
         now = self._policy.now()
         turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, now, author)
         title = session_title(turn.session_id) if session_id is None else None
+        if session_id in self._held:  # no await follows before the records take the turn up
+            raise _held()
         started = _accepted(await self.records.start(turn, title), session_id)
         if started.outcome == "new":
             await self._launch(started, endpoint)
         return started
+
+    @asynccontextmanager
+    async def held(self, session_id: str) -> AsyncIterator[None]:
+        """Let no turn of a session begin in the ``with`` block; session_busy while one runs."""
+        if session_id in self._held:
+            raise _held()
+        self._held.add(session_id)
+        try:
+            for newest in await self.records.newest(session_id, 1):
+                if newest.status == "running":
+                    _accepted(StartedTurn("busy", newest), session_id)
+            yield
+        finally:
+            self._held.discard(session_id)
 
     async def get(self, turn_id: str) -> TurnRecord:
         """Return a turn's record."""
@@ -398,6 +339,11 @@ class TurnEngine:
 
     async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
         await self._policy.configure(turn.record.session_id, agent_session_id)
+        try:
+            position = await self._agent.message_count(agent_session_id)
+        except AgentError:  # what is wrong the prompt tells; an agent may not know this call
+            position = None
+        await self.records.place(turn.record.turn_id, position)
         note, undos = await self._changes.notes(turn.record.session_id)
         # No await between the two: a cancel either finds the session's id, or is seen here.
         if turn.cancelled:
@@ -494,6 +440,11 @@ class TurnEngine:
         finally:
             journal.publish_end()
         return summary
+
+
+def _held() -> RequestError:
+    reason = "The agent's history of this session is being cut; try again in a moment."
+    return RequestError("session_busy", reason)
 
 
 def _accepted(started: StartedTurn, session_id: str | None) -> StartedTurn:

@@ -64,12 +64,15 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class AnsweredMessage:
-    """A message and the text that answered it; ``turn`` is ``None`` when its record is not kept."""
+    """A message and the text that answered it; ``turn`` is ``None`` when its record is not kept;
+    ``forgotten``: an undo cut it out of the agent's history.
+    """
 
     message: str
     answer: str
     turn: Turn | None
     author: str | None = None
+    forgotten: bool = False
 
     @property
     def changes(self) -> str | None:
@@ -368,7 +371,7 @@ def pair(messages: Sequence[ChatMessage], turns: Sequence[Turn]) -> list[Answere
         if asked or not pairs or one.turn_id != last:
             said = (one.content, "") if asked else ("", one.content)
             turn = known.pop(one.turn_id or "", None)
-            pairs.append(AnsweredMessage(*said, turn, one.author))
+            pairs.append(AnsweredMessage(*said, turn, one.author, one.forgotten))
         else:
             joined = "\n\n".join(filter(None, (pairs[-1].answer, one.content)))
             pairs[-1] = replace(pairs[-1], answer=joined)
