@@ -28,7 +28,7 @@ EXAMPLES = 40
 # Streams that last as long as their project does: tested elsewhere, and here only where it is gone.
 ENDLESS = ("/events", "/logs")
 OF_THE_AGENT = ("/sessions", "/turns", "/agent", "/extensions", "/settings")
-OF_THE_WORKSPACE = ("/files", "/changes", "/diff", "/undo", "/extensions/")
+OF_THE_WORKSPACE = ("/files", "/changes", "/diff", "/undo", "/extensions/", "/settings/")
 OF_PEOPLE = frozenset(
     {"/api/users", "/api/tokens", "/api/device-logins", "/api/device-logins/token"}
 )
@@ -108,8 +108,9 @@ def test_nothing_makes_a_500_and_every_error_is_a_problem_document(
     # Twenty wrong tokens are followed by 429, which is tested with the sign-in.
     without = [ignored_auth] if aimed else [ignored_auth, negative_data_rejection]
     if case.path in OF_PEOPLE or any(one in case.path for one in OF_THE_WORKSPACE):
-        # Which paths and states may be is agentd's to say, which is not behind this web. What may
-        # be of a user is the service's: the operator has no tokens, and who has projects stays.
+        # Which paths, states and values may be is agentd's to say, which is not behind this web.
+        # What may be of a user is the service's: the operator has no tokens, and who has projects
+        # stays.
         without += [negative_data_rejection, positive_data_acceptance]
     case.validate_response(answer, headers=BEARER, excluded_checks=without)
     check_problem(answer)
