@@ -69,7 +69,7 @@ async def measured(person: Person) -> list[tuple[str, str]]:
     """Type while an answer comes; return what was seen."""
     page = person.page
     await person.say("Tell me of tea")
-    await page.locator(".answer h2").first.wait_for()
+    await page.locator(".answer .heading-2").first.wait_for()
     await page.evaluate(WATCHED)
     began = time.monotonic()
     while await page.locator("#stop").is_visible():
