@@ -347,6 +347,7 @@ class Agent:
         """Put a session away whose place another has taken; what its tools started goes on."""
         self._subagents[new] = {old, *self._subagents.pop(old, ())}  # ends with the new one
         self._extensions.close(old)
+        self._options.pop(old, None)
         self._relay.forget(old)
         await self.call("session/close", {"sessionId": old})
         await self._put_away(old)
