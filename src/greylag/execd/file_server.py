@@ -25,6 +25,7 @@ import asyncio
 import io
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from greylag.execd.archives import extract, pack_tar, pack_zip, tar_members, zip_members
@@ -182,7 +183,7 @@ class _Outlet(io.RawIOBase):
             raise ProtocolError(_UNREAD)
         try:
             asyncio.run_coroutine_threadsafe(_send(self._writer, whole), self._loop).result()
-        except OSError as error:
+        except (OSError, CancelledError) as error:
             self._broken = True
             # No OSError: whoever writes would take it for one of the files.
             raise ProtocolError(_UNREAD) from error
