@@ -70,7 +70,7 @@ def test_a_line_too_long_to_be_told_is_not_passed_over(tmp_path: Path) -> None:
 @both
 def test_what_is_found_fits_an_answer(tmp_path: Path) -> None:
     for number in range(40):
-        (tmp_path / f"f{number}").write_text(f"needle {'é' * 400}\n" * 20)
+        (tmp_path / f"f{number}").write_text(("needle " + "\U0001f600" * 400 + "\n") * 20)
     matches, whole = search(Workspace(str(tmp_path)), "", "needle", 500)
     assert (len(matches) > 100, whole) == (True, False)
     assert len(json.dumps(matches)) < MOST_JSON - 1000

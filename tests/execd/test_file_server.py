@@ -18,6 +18,7 @@ from greylag.execd.protocol import FrameKind, Reader, read_frame, read_object
 from greylag.execd.server import ExecServer
 
 MIB = 1024 * 1024
+_PIECE = 128 * 1024
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ async def rest(reader: Reader, pause: Callable[[], None] = lambda: None) -> tupl
         if came[0] is FrameKind.JSON:
             last = read_object(came[1])
             continue
-        if size // MIB != (size + len(came[1])) // MIB:
+        if size // _PIECE != (size + len(came[1])) // _PIECE:
             pause()
         size += len(came[1])
     return size, last
@@ -115,7 +116,7 @@ async def test_a_reader_that_is_slow_gets_all(
     async with execd(tmp_path) as client:
         asking = client.exchange("files", verb=verb, root=str(root), **about)
         async with asking as (_, reader, _):
-            size, last = await rest(reader, lambda: jump(0.7 * STALLED_SECONDS))
+            size, last = await rest(reader, lambda: jump(0.2 * STALLED_SECONDS))
     assert (size >= 6 * MIB, last) == (True, {"ok": True})
 
 
