@@ -318,8 +318,11 @@ class _Copying:
         """Go on with a part until it is whole, over as many connections as that takes."""
         for tried in range(1, _TRIES + 1):
             with part.open("ab") as file:
+                start = file.tell() if file.tell() <= entry.size else file.truncate(0)
+                if start == entry.size:  # all was there before it got its name
+                    return
                 try:
-                    async with self.api.read_file(self.place, entry, file.tell()) as content:
+                    async with self.api.read_file(self.place, entry, start) as content:
                         if not content.partial:
                             file.truncate(0)
                         async for chunk in content.chunks:

@@ -36,7 +36,7 @@ from greylag.execd.processes import guard_memory
 from greylag.execd.server import ExecServer
 
 _SHARED = 0o660
-_THREADS = 8
+_THREADS = 12  # five more than long work takes
 _LOOK_SECONDS = 2.0
 _ENDED_FIRST = "500"  # of 1000: proc(5), oom_score_adj
 _PATIENCE_SECONDS = 6.0  # longer than agentd takes to end

@@ -1,5 +1,6 @@
 """Search in the workspace: names, and lines of files, by ripgrep where it is there."""
 
+import base64
 import json
 import os
 import shutil
@@ -9,12 +10,13 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from typing import Any
+from typing import IO, Any
 
-from greylag.execd.files import FILE, Place, Workspace, refusing, shown
+from greylag.execd.files import MOST_PATH, Place, Workspace, refusing, shown, too_deep
 
 _SECONDS = 15.0
 _MOST_TEXT = 300
+_MOST_ANSWER = 512 * 1024  # bytes of matches, well within a frame
 _MOST_SEARCHED = 4 * 1024 * 1024  # bytes of one file
 _MOST_LINES = 20  # of one file
 _BINARY = 8192
@@ -24,14 +26,18 @@ _SKIPPED = {b".git", b"node_modules"}
 Match = dict[str, Any]
 """``path``, ``line`` (0 for a match of the name) and ``text``."""
 Matches = Generator[Match | None, None, None]
-"""Matches as they are found; ``None`` now and then, so that the time can be looked at."""
+"""Matches as they are found; ``None`` now and then, so that the time can be looked at.
+
+``_UNTOLD`` stands for some that are not told.
+"""
+_UNTOLD: Match = {}
 
 
 def search(files: Workspace, path: str, text: str, most: int) -> tuple[list[Match], bool]:
     """Look for a text, in any case, below a folder; blocks for about 30 seconds at most.
 
-    Names come first. Lines of ``.git``, ``node_modules``, of binary and of very large files are not
-    looked at, with ripgrep nor of what ``.gitignore`` names.
+    Names come first. Lines of ``.git``, ``node_modules``, of binary and of very large files, and of
+    what cannot be read, are not looked at; with ripgrep nor of what ``.gitignore`` names.
 
     Args:
         files: the workspace.
@@ -42,9 +48,9 @@ def search(files: Workspace, path: str, text: str, most: int) -> tuple[list[Matc
     Returns:
         the matches, and whether they are all.
     """
-    deadline = time.monotonic() + _SECONDS
     wanted = text.casefold()
     found: list[Match] = []
+    size, whole = 0, True
     ripgrep = shutil.which("rg")
     ways = (
         _names(files, path, wanted),
@@ -54,18 +60,23 @@ def search(files: Workspace, path: str, text: str, most: int) -> tuple[list[Matc
         deadline = time.monotonic() + _SECONDS
         with closing(way) as matches:
             for match in matches:
-                if match is not None:
+                if match is _UNTOLD or (match is not None and len(match["path"]) > MOST_PATH):
+                    whole = False
+                elif match is not None:
                     found.append(match)
-                if len(found) >= most or time.monotonic() > deadline:
+                    size += len(json.dumps(match))
+                if len(found) >= most or size > _MOST_ANSWER or time.monotonic() > deadline:
                     return found, False
-    return found, True
+    return found, whole
 
 
 def _names(files: Workspace, path: str, wanted: str) -> Matches:
     with closing(files.walk(path)) as walk:
-        for name, _, _ in walk:
+        for name, _, about in walk:
             holds = wanted in shown(name.rpartition(b"/")[2]).casefold()
             yield {"path": _below(path, name), "line": 0, "text": ""} if holds else None
+            if stat.S_ISDIR(about.st_mode) and too_deep(name):
+                yield _UNTOLD
 
 
 def _below(path: str, name: bytes) -> str:
@@ -87,17 +98,18 @@ def _lines_of(path: str, name: bytes, text: str, wanted: str) -> Iterator[Match 
     matches = 0
     for number, line in enumerate(text.splitlines(), 1):
         if wanted in line.casefold():
-            yield _match(path, name, number, line)
             matches += 1
-            if matches == _MOST_LINES:
+            if matches > _MOST_LINES:
+                yield _UNTOLD
                 return
+            yield _match(path, name, number, line)
     yield None
 
 
 def _text_of(place: Place) -> str:
     """Return a file's text; none when it is too large, binary, or cannot be read."""
     try:
-        with os.fdopen(place.open(FILE), "rb") as file:
+        with place.file() as file:
             data = file.read(_MOST_SEARCHED + 1)
     except OSError:
         return ""
@@ -108,7 +120,7 @@ def _text_of(place: Place) -> str:
 
 def _by_ripgrep(program: str, files: Workspace, path: str, text: str) -> Matches:
     options = ["--json", "--ignore-case", "--fixed-strings", "--hidden", "--glob=!.git"]
-    options += ["--glob=!node_modules", f"--max-count={_MOST_LINES}", "--max-filesize=4M"]
+    options += ["--glob=!node_modules", f"--max-count={_MOST_LINES + 1}", "--max-filesize=4M"]
     with refusing(path), files.at(path) as place:
         folder = place.open(os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -123,24 +135,40 @@ def _by_ripgrep(program: str, files: Workspace, path: str, text: str) -> Matches
         finally:
             os.close(folder)
     alarm = threading.Timer(_SECONDS, running.kill)
-    alarm.start()
     try:
+        alarm.start()
         assert running.stdout is not None  # noqa: S101 - a pipe was asked for; tells mypy so
-        while event := running.stdout.readline(_MOST_EVENT):
-            yield _of_ripgrep(path, event)
+        yield from _of_ripgrep(path, running.stdout)
     finally:
         alarm.cancel()
         running.kill()
         running.communicate()
 
 
-def _of_ripgrep(path: str, event: bytes) -> Match | None:
+def _of_ripgrep(path: str, events: IO[bytes]) -> Iterator[Match | None]:
+    matches, last = 0, ""
+    while event := events.readline(_MOST_EVENT):
+        last, match = _read_event(path, event)
+        matches = matches + 1 if last == "match" else 0 if last == "begin" else matches
+        yield _UNTOLD if last == "match" and matches > _MOST_LINES else match
+    if last != "summary":  # its last word, even where it could not read all: it was killed
+        yield _UNTOLD
+
+
+def _read_event(path: str, event: bytes) -> tuple[str, Match | None]:
+    """Return what an event is, and the match that it tells."""
     try:
         said = json.loads(event)
-        if said["type"] != "match":
-            return None
-        about = said["data"]
-        name = about["path"]["text"].removeprefix("./").encode("utf-8", "surrogateescape")
-        return _match(path, name, about["line_number"], about["lines"]["text"])
+        kind, about = str(said["type"]), said["data"]
+        if kind != "match":
+            return kind, None
+        name, line = _bytes(about["path"]).removeprefix(b"./"), _bytes(about["lines"])
+        return kind, _match(path, name, about["line_number"], line.decode("utf-8", "replace"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # a name or line that is no UTF-8, or one that was cut
+        # A very long line, which was cut, and the rest of it.
+        return "", _UNTOLD
+
+
+def _bytes(said: dict[str, str]) -> bytes:
+    """Return a name or line: ripgrep tells text as such, and what is no UTF-8 in base64."""
+    return said["text"].encode() if "text" in said else base64.b64decode(said["bytes"])

@@ -23,20 +23,14 @@ search   ``path``, ``text``, ``most``                   ``matches``, ``whole``
 
 import asyncio
 import io
-import os
-import stat
-import tarfile
 import tempfile
-import time
-import zipfile
-import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, TypeVar
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
 
+from greylag.execd.archives import extract, pack_tar, pack_zip, tar_members, zip_members
 from greylag.execd.file_search import search
-from greylag.execd.files import FILE, MOST_DEPTH, MOST_PATH, Place, Workspace, refusing, shown
+from greylag.execd.files import READ_AT_ONCE, Workspace, refusing, write_all
 from greylag.execd.protocol import (
     FrameKind,
     ProtocolError,
@@ -44,16 +38,18 @@ from greylag.execd.protocol import (
     RefusedError,
     Writer,
     agree,
+    frames,
     read_frame,
-    send_data,
     text_in,
 )
 
-READ_AT_ONCE = 1024 * 1024
-_MOST_NAMED = 100
-_LEFT_OUT = "LEFT-OUT.txt"
-# Long work takes a thread each; as many must stay free for ending processes.
-_LONG = asyncio.Semaphore(3)
+STALLED_SECONDS = 300.0
+"""Content of which nothing is taken for so long is broken off; one that is slow is not."""
+_UNREAD = "the content is not taken"
+# Long work takes a thread each; as many must stay free for ending processes. Archives take as long
+# as their readers like, so that nothing else waits for them.
+_ARCHIVES = asyncio.Semaphore(3)
+_WORK = asyncio.Semaphore(2)
 
 T = TypeVar("T")
 
@@ -99,9 +95,12 @@ def _move(files: Workspace, request: dict[str, Any]) -> dict[str, Any]:
     return {"entry": files.move(source, target, replace=request.get("replace") is True)}
 
 
-def _remove(files: Workspace, request: dict[str, Any]) -> dict[str, Any]:
-    files.remove(_path(request), recursive=request.get("recursive") is True)
-    return {}
+async def _remove(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
+    await agree(writer)
+    async with _WORK:
+        recursive = request.get("recursive") is True
+        await asyncio.to_thread(files.remove, _path(request), recursive=recursive)
+    await agree(writer)
 
 
 async def _read(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
@@ -113,7 +112,7 @@ async def _read(files: Workspace, request: dict[str, Any], _: Reader, writer: Wr
         file.seek(_number(request, "start"))
         while left > 0 and (data := await asyncio.to_thread(file.read, min(left, READ_AT_ONCE))):
             left -= len(data)
-            await send_data(writer, FrameKind.STDOUT, data)
+            await _send(writer, data)
         if left == 0:
             await agree(writer)
     finally:
@@ -147,13 +146,6 @@ def leave(writing: Any, error: BaseException) -> None:
             raise
 
 
-def write_all(file: BinaryIO, data: bytes) -> None:
-    """Write all of ``data``, in as many steps as it takes."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
 async def content_in(reader: Reader) -> AsyncIterator[bytes]:
     """Yield what agentd sends, to its proper end."""
     while (came := await read_frame(reader)) is not None:
@@ -166,7 +158,12 @@ async def content_in(reader: Reader) -> AsyncIterator[bytes]:
     raise ProtocolError("the content broke off")
 
 
-# Archives.
+async def _send(writer: Writer, data: bytes) -> None:
+    """Send content; raises ``TimeoutError`` when none of it is taken for long."""
+    for one in frames(FrameKind.STDOUT, data):
+        async with asyncio.timeout(STALLED_SECONDS):
+            writer.write(one)
+            await writer.drain()
 
 
 class _Outlet(io.RawIOBase):
@@ -175,14 +172,21 @@ class _Outlet(io.RawIOBase):
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
+        self._broken = False
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         whole = bytes(data)
-        sending = send_data(self._writer, FrameKind.STDOUT, whole)
-        asyncio.run_coroutine_threadsafe(sending, self._loop).result()
+        if self._broken:
+            raise ProtocolError(_UNREAD)
+        try:
+            asyncio.run_coroutine_threadsafe(_send(self._writer, whole), self._loop).result()
+        except (OSError, CancelledError) as error:
+            self._broken = True
+            # No OSError: whoever writes would take it for one of the files.
+            raise ProtocolError(_UNREAD) from error
         return len(whole)
 
 
@@ -195,211 +199,32 @@ async def write_out(writer: Writer, work: Callable[..., None], *args: Any) -> No
         with io.BufferedWriter(outlet, READ_AT_ONCE) as out:
             work(*args, out)
 
-    async with _LONG:
-        await asyncio.to_thread(write)
+    await asyncio.to_thread(write)
 
 
 async def _archive(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
-    pack = _format(request, {"tar.gz": _tar, "zip": _zip})
+    pack = _format(request, {"tar.gz": pack_tar, "zip": pack_zip})
     path = _path(request)
     await asyncio.to_thread(files.entry, path)
     await agree(writer)
-    await write_out(writer, pack, files, path)
+    async with _ARCHIVES:
+        await write_out(writer, pack, files, path)
     await agree(writer)
-
-
-def _tar(files: Workspace, path: str, out: BinaryIO) -> None:
-    with (
-        closing(files.walk(path)) as walk,
-        tarfile.open(fileobj=out, mode="w|gz", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        left_out = []
-        for name, place, about in walk:
-            one = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
-            one.mode, one.mtime = stat.S_IMODE(about.st_mode), int(about.st_mtime)
-            content = None
-            try:
-                if stat.S_ISREG(about.st_mode):
-                    one.size, content = about.st_size, _Exactly(place, about.st_size)
-                elif stat.S_ISLNK(about.st_mode):
-                    one.type, one.linkname = tarfile.SYMTYPE, _linkname(place)
-                elif stat.S_ISDIR(about.st_mode) and not _too_deep(name):
-                    one.type = tarfile.DIRTYPE
-                else:
-                    left_out.append(name)
-                    continue
-            except OSError:
-                left_out.append(name)
-                continue
-            with closing(content or io.BytesIO()) as file:
-                tar.addfile(one, file)
-        if left_out:
-            words = _left_out(left_out)
-            one = tarfile.TarInfo(_LEFT_OUT)
-            one.size = len(words)
-            tar.addfile(one, io.BytesIO(words))
-
-
-def _zip(files: Workspace, path: str, out: BinaryIO) -> None:
-    with (
-        closing(files.walk(path)) as walk,
-        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive,
-    ):
-        left_out = []
-        for name, place, about in walk:
-            one = zipfile.ZipInfo(shown(name), _zip_time(about.st_mtime))
-            one.external_attr = about.st_mode << 16
-            one.compress_type = zipfile.ZIP_DEFLATED
-            try:
-                if stat.S_ISREG(about.st_mode):
-                    with (
-                        closing(_Exactly(place, about.st_size)) as file,
-                        archive.open(one, "w", force_zip64=True) as target,
-                    ):
-                        while data := file.read(READ_AT_ONCE):
-                            target.write(data)
-                elif stat.S_ISLNK(about.st_mode):
-                    archive.writestr(one, _linkname(place).encode("utf-8", "surrogateescape"))
-                elif stat.S_ISDIR(about.st_mode) and not _too_deep(name):
-                    one.filename += "/"
-                    archive.writestr(one, b"")
-                else:
-                    left_out.append(name)
-            except PermissionError:
-                left_out.append(name)
-        if left_out:
-            archive.writestr(_LEFT_OUT, _left_out(left_out))
-
-
-class _Exactly(io.RawIOBase):
-    """A file's content, cut or filled with zeros to the length that was said of it."""
-
-    def __init__(self, place: Place, length: int) -> None:
-        self._file = os.fdopen(place.open(FILE), "rb", buffering=0)
-        self._left = length
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
-        data = self._file.read(wanted) or bytes(min(wanted, READ_AT_ONCE))
-        self._left -= len(data)
-        return data
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _linkname(place: Place) -> str:
-    return os.fsdecode(os.readlink(place.name, dir_fd=place.folder))
-
-
-def _too_deep(name: bytes) -> bool:
-    return name.count(b"/") >= MOST_DEPTH - 1
-
-
-def _zip_time(modified: float) -> tuple[int, int, int, int, int, int]:
-    # A zip file knows no years before 1980 and after 2107.
-    year, *rest = time.gmtime(min(max(modified, 315_532_800), 4_354_819_198))[:6]
-    return (year, rest[0], rest[1], rest[2], rest[3], rest[4])
-
-
-def _left_out(names: list[bytes]) -> bytes:
-    """Say which entries are in no archive: sockets and the like, what is shut, what is too deep."""
-    lines = [f"{shown(name)}\n" for name in names[:_MOST_NAMED]]
-    if len(names) > _MOST_NAMED:
-        lines.append(f"and {len(names) - _MOST_NAMED} more\n")
-    return "".join(lines).encode()
 
 
 async def _unpack(
     files: Workspace, request: dict[str, Any], reader: Reader, writer: Writer
 ) -> None:
-    unpack = _format(request, {"tar.gz": _tar_members, "zip": _zip_members})
+    unpack = _format(request, {"tar.gz": tar_members, "zip": zip_members})
     path = _path(request)
     with refusing(path), tempfile.TemporaryFile(dir=text_in(request, "root")) as spool:
         await agree(writer)
         async for data in content_in(reader):
             await asyncio.to_thread(spool.write, data)
         spool.seek(0)
-        async with _LONG:
-            made, left_out = await asyncio.to_thread(_extract, files, path, unpack(spool))
+        async with _WORK:
+            made, left_out = await asyncio.to_thread(extract, files, path, unpack(spool))
     await agree(writer, files=made, left_out=left_out)
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """One entry of an archive: a folder, a link to ``target``, or a file's ``content``."""
-
-    name: str
-    mode: int
-    target: str | None = None
-    content: IO[bytes] | None = None
-
-
-def _extract(
-    files: Workspace, path: str, members: Iterator[_Member | str]
-) -> tuple[int, list[str]]:
-    """Put members below ``path``; those that may not be there, or are of no kind, are named."""
-    made, left_out = 0, []
-    try:
-        for member in members:
-            if isinstance(member, str):
-                left_out.append(member)
-                continue
-            try:
-                _put(files, path, member)
-                made += 1
-            except RefusedError as error:
-                if error.code == "no_space":
-                    raise
-                left_out.append(member.name)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise RefusedError("invalid_archive", f"The archive cannot be read: {error}.") from error
-    return made, [one[:MOST_PATH] for one in left_out[:_MOST_NAMED]]
-
-
-def _put(files: Workspace, path: str, member: _Member) -> None:
-    where = f"{path}/{shown(member.name.encode('utf-8', 'surrogateescape'))}"
-    if member.target is not None:
-        files.link(where, member.target.encode("utf-8", "surrogateescape"))
-    elif member.content is None:
-        files.folder(where)
-    else:
-        with files.writing(where, mode=member.mode & 0o777 | 0o600, durable=False) as (file, _):
-            while data := member.content.read(READ_AT_ONCE):
-                write_all(file, data)
-
-
-def _tar_members(spool: IO[bytes]) -> Iterator[_Member | str]:
-    with tarfile.open(fileobj=spool, mode="r|*") as tar:
-        for one in tar:
-            tar.members = []  # type: ignore[attr-defined] # else it would keep them all
-            if one.isfile():
-                yield _Member(one.name, one.mode, content=tar.extractfile(one))
-            elif one.isdir():
-                yield _Member(one.name, one.mode)
-            elif one.issym():
-                yield _Member(one.name, one.mode, target=one.linkname)
-            else:
-                yield one.name
-
-
-def _zip_members(spool: IO[bytes]) -> Iterator[_Member | str]:
-    with zipfile.ZipFile(spool) as archive:
-        for one in archive.infolist():
-            mode = one.external_attr >> 16
-            if one.is_dir():
-                yield _Member(one.filename, mode)
-            elif one.flag_bits & 1:  # encrypted
-                yield one.filename
-            elif stat.S_ISLNK(mode):
-                yield _Member(one.filename, mode, target=archive.read(one)[:MOST_PATH].decode())
-            else:
-                with archive.open(one) as content:
-                    yield _Member(one.filename, mode or 0o644, content=content)
 
 
 async def _search(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
@@ -407,7 +232,7 @@ async def _search(files: Workspace, request: dict[str, Any], _: Reader, writer: 
     most = _number(request, "most")
     await asyncio.to_thread(files.entry, path)
     await agree(writer)
-    async with _LONG:
+    async with _WORK:
         matches, whole = await asyncio.to_thread(search, files, path, text, most)
     await agree(writer, matches=matches, whole=whole)
 
@@ -443,7 +268,7 @@ _VERBS = {
     "write": _write,
     "folder": _with_facts(_folder),
     "move": _with_facts(_move),
-    "remove": _with_facts(_remove),
+    "remove": _remove,
     "archive": _archive,
     "unpack": _unpack,
     "search": _search,

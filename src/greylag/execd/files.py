@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from greylag.execd.protocol import RefusedError
 
+READ_AT_ONCE = 1024 * 1024
 MOST_DEPTH = 128
 MOST_PATH = 16 * 1024
 _MOST_LINKS = 40
@@ -31,8 +32,8 @@ _MOST_NAME = 255
 _MOST_PAGE = 512 * 1024  # bytes of names, well within a frame
 _MOST_TARGET = 1024
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""How a file is opened to be read: no link, and no waiting for the other end of a pipe."""
+# No link, and no waiting for the other end of a pipe.
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 PART = re.compile(rb"\.greylag-[0-9a-f]{16}\.part")
 _PART_SECONDS = 3600.0
@@ -42,7 +43,7 @@ HERE = b"."
 _CODES = {
     errno.ENOENT: ("file_not_found", "It is not there"),
     errno.ENOTDIR: ("not_a_folder", "It is no folder"),
-    errno.EISDIR: ("not_a_file", "It is a folder"),
+    errno.EISDIR: ("not_a_file", "It is no plain file"),
     errno.EEXIST: ("file_exists", "There is something of this name already"),
     errno.ENOTEMPTY: ("folder_not_empty", "The folder is not empty"),
     errno.EACCES: ("file_denied", "The agent's user may not do this"),
@@ -90,6 +91,11 @@ def parts_of(path: str) -> list[bytes]:
     return parts
 
 
+def too_deep(name: bytes) -> bool:
+    """Tell whether ``Workspace.walk`` goes into no folder of this path, for it is too deep."""
+    return name.count(b"/") >= MOST_DEPTH - 1
+
+
 def plain(path: str) -> bytes:
     """Return a name or path, or where a link leads, as the system has it.
 
@@ -124,6 +130,15 @@ class Place:
     def open(self, flags: int) -> int:
         """Open what is there."""
         return os.open(self.name, flags, dir_fd=self.folder)
+
+    def file(self) -> BinaryIO:
+        """Open a plain file to be read; raises ``OSError`` for all else."""
+        descriptor = self.open(_FILE)
+        # Not left to fdopen, which would refuse a folder, and leave it open.
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise IsADirectoryError(errno.EISDIR, "no plain file")
+        return os.fdopen(descriptor, "rb")
 
 
 Walk = Generator[tuple[bytes, Place, os.stat_result], None, None]
@@ -212,11 +227,8 @@ class Workspace:
         Raises:
             RefusedError: ``file_changed``, ``not_a_file``, or as ``at`` raises.
         """
-        with refusing(path), self.at(path) as place, os.fdopen(place.open(FILE), "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise RefusedError("not_a_file", f"It is no plain file: {path}")
-            if tag_of(about) != tag:
+        with refusing(path), self.at(path) as place, place.file() as file:
+            if tag_of(os.fstat(file.fileno())) != tag:
                 raise RefusedError("file_changed", f"It changed meanwhile: {path}")
             yield file
 
@@ -294,6 +306,8 @@ class Workspace:
 
     def link(self, path: str, target: bytes) -> None:
         """Make a link; what it leads to is looked at when it is followed."""
+        if b"\0" in target:
+            raise RefusedError("invalid_path", f"A link cannot lead there: {path}")
         with refusing(path), self.at(path, follow=False, make=True) as place:
             os.symlink(target, place.name, dir_fd=place.folder)
 
@@ -333,6 +347,13 @@ def _entered(part: bytes, folder: int, *, make: bool) -> int:
     with suppress(FileExistsError):
         os.mkdir(part, dir_fd=folder)
     return os.open(part, FOLDER, dir_fd=folder)
+
+
+def write_all(file: BinaryIO, data: bytes) -> None:
+    """Write all of ``data``, in as many steps as it takes."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def tag_of(about: os.stat_result) -> str:
@@ -505,8 +526,13 @@ def _below(place: Place) -> Walk:
                 about = one.look()
                 yield prefix + one.name, one, about
                 if stat.S_ISDIR(about.st_mode) and len(stack) < MOST_DEPTH:
-                    stack.append((prefix + one.name + b"/", one.open(FOLDER)))
-                    walks.append(os.scandir(stack[-1][1]))
+                    inner = one.open(FOLDER)
+                    try:
+                        walks.append(os.scandir(inner))
+                    except OSError:
+                        os.close(inner)
+                        raise
+                    stack.append((prefix + one.name + b"/", inner))
     finally:
         for walked in walks:
             walked.close()

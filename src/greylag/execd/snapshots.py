@@ -37,20 +37,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from greylag.execd.file_server import READ_AT_ONCE, content_in, leave, write_all, write_out
+from greylag.execd.file_server import content_in, leave, write_out
 from greylag.execd.files import (
-    FILE,
     FOLDER,
     HERE,
     MOST_DEPTH,
     MOST_PATH,
     PART,
+    READ_AT_ONCE,
     Place,
     Workspace,
     plain,
     refusing,
     shown,
     tag_of,
+    write_all,
 )
 from greylag.execd.protocol import (
     FrameKind,
@@ -92,6 +93,8 @@ _MOST_RULES = 64 * 1024
 _MOST_RULE = 500
 _MOST_ANY_DEPTH = 2
 _OWN = 0o700
+# Apart from what people do with files: a turn waits for these.
+_SNAPSHOTS = asyncio.Semaphore(2)
 
 
 async def answer(request: dict[str, Any], reader: Reader, writer: Writer) -> None:
@@ -116,7 +119,8 @@ async def answer(request: dict[str, Any], reader: Reader, writer: Writer) -> Non
 async def _list(files: Workspace, writer: Writer) -> None:
     await agree(writer)
     began = time.time_ns()
-    await write_out(writer, _write_records, files)
+    async with _SNAPSHOTS:
+        await write_out(writer, _write_records, files)
     await agree(writer, began=began)
 
 
@@ -310,10 +314,9 @@ def _record(path: str, content: list[list[Any]] | str) -> bytes:
 
 
 def _rules_of(folder: int, path: str) -> Iterator[_Rules]:
-    with suppress(OSError), os.fdopen(os.open(_RULES, FILE, dir_fd=folder), "rb") as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            text = file.read(_MOST_RULES).decode("utf-8", "surrogateescape")
-            yield _rules(text, len(path) + 1 if path else 0)
+    with suppress(OSError), Place(folder, _RULES.encode()).file() as file:
+        text = file.read(_MOST_RULES).decode("utf-8", "surrogateescape")
+        yield _rules(text, len(path) + 1 if path else 0)
 
 
 def _entry(
@@ -355,7 +358,8 @@ async def _contents(files: Workspace, request: dict[str, Any], writer: Writer) -
     if not isinstance(wanted, list):
         raise RefusedError("invalid_request", "wanted is no list.")
     await agree(writer)
-    await write_out(writer, _write_contents, files, wanted)
+    async with _SNAPSHOTS:
+        await write_out(writer, _write_contents, files, wanted)
     await agree(writer)
 
 
@@ -364,17 +368,28 @@ def _write_contents(files: Workspace, wanted: Sequence[Any], out: BinaryIO) -> N
         try:
             with files.reading(path, f"{inode:x}-{size:x}-{modified:x}") as file:
                 out.write(FILE_HEAD.pack(SENT, size))
-                left = size
+                left, whole = size, True
                 while left > 0:
-                    data = file.read(min(left, READ_AT_ONCE)) or bytes(min(left, READ_AT_ONCE))
+                    data = _read(file, min(left, READ_AT_ONCE))
+                    whole = whole and bool(data)
+                    data = data or bytes(min(left, READ_AT_ONCE))
                     out.write(data)
                     left -= len(data)
                 about = os.fstat(file.fileno())
                 times = (about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-                out.write(bytes([SENT if times == (size, modified, changed) else CHANGED]))
+                whole = whole and times == (size, modified, changed)
+                out.write(bytes([SENT if whole else CHANGED]))
         except RefusedError as error:
             how = UNREADABLE if error.code == "file_denied" else CHANGED
             out.write(FILE_HEAD.pack(how, 0))
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    """Return some of a file, none at its end, and none of what the disk cannot give."""
+    try:
+        return file.read(size)
+    except OSError:  # what is begun must be ended: nobody could tell the next file's head from it
+        return b""
 
 
 # Steps of an undo. Each may be done again.

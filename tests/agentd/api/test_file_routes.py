@@ -25,7 +25,7 @@ from tests.agentd.doubles import AgentDouble, Api, chunk, serving
 
 from greylag.agentd import execution
 from greylag.agentd.agent.types import PromptResult, TurnSink
-from greylag.execd import file_server
+from greylag.execd import archives
 from greylag.execd.files import Workspace, parts_of, shown
 from greylag.execd.protocol import RefusedError
 from greylag.execd.server import ExecServer
@@ -447,7 +447,7 @@ async def test_a_turn_is_undone_over_http_and_the_next_message_tells_the_agent(
 async def test_an_archive_that_cannot_be_read_to_its_end_stops_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = file_server._Exactly.read
+    read = archives._Exactly.read
     left = [2]
 
     def failing(file: Any, size: int = -1) -> bytes:
@@ -459,7 +459,7 @@ async def test_an_archive_that_cannot_be_read_to_its_end_stops_nothing_else(
     async with site(tmp_path) as api:
         for name in "fg":
             (there(tmp_path) / name).write_bytes(os.urandom(30_000))
-        monkeypatch.setattr(file_server._Exactly, "read", failing)
+        monkeypatch.setattr(archives._Exactly, "read", failing)
         async with asyncio.timeout(15):  # it is past when something held up the loop meanwhile
             with pytest.raises(aiohttp.ClientPayloadError):
                 await ask(api, "GET", "/archive")

@@ -1,0 +1,133 @@
+"""What people do with files while a turn waits for snapshots, over the real socket."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greylag.agentd.execution import Execution
+from greylag.execd import file_server, snapshots
+from greylag.execd.file_server import STALLED_SECONDS
+from greylag.execd.files import Workspace
+from greylag.execd.protocol import FrameKind, Reader, read_frame, read_object
+from greylag.execd.server import ExecServer
+
+MIB = 1024 * 1024
+_PIECE = 128 * 1024
+
+
+@pytest.fixture(autouse=True)
+def _turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test, which has a loop of its own, turns of its own."""
+    monkeypatch.setattr(file_server, "_ARCHIVES", asyncio.Semaphore(3))
+    monkeypatch.setattr(file_server, "_WORK", asyncio.Semaphore(2))
+    monkeypatch.setattr(snapshots, "_SNAPSHOTS", asyncio.Semaphore(2))
+
+
+@asynccontextmanager
+async def execd(folder: Path) -> AsyncIterator[Execution]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        listener.listen()
+        serving = asyncio.create_task(ExecServer().serve(listener), name="execd")
+        try:
+            yield Execution(folder / "s")
+        finally:
+            serving.cancel()
+            await asyncio.wait({serving})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    (folder / "f").write_bytes(os.urandom(6 * MIB))
+    return folder
+
+
+def jumping(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what lets time pass for the loop."""
+    loop, passed = asyncio.get_running_loop(), [0.0]
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + passed[0])
+
+    def do(seconds: float) -> None:
+        passed[0] += seconds
+
+    return do
+
+
+async def rest(reader: Reader, pause: Callable[[], None] = lambda: None) -> tuple[int, Any]:
+    """Return how much content came, and the last word."""
+    size, last = 0, None
+    while (came := await read_frame(reader)) is not None:
+        if came[0] is FrameKind.JSON:
+            last = read_object(came[1])
+            continue
+        if size // _PIECE != (size + len(came[1])) // _PIECE:
+            pause()
+        size += len(came[1])
+    return size, last
+
+
+async def asked(client: Execution, operation: str, **about: Any) -> tuple[int, Any]:
+    async with client.exchange(operation, **about) as (_, reader, _):
+        return await rest(reader)
+
+
+async def test_archives_that_nobody_takes_hold_up_nothing_and_end(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jump = jumping(monkeypatch)
+    where = {"root": str(root), "path": ""}
+    async with execd(tmp_path) as client, AsyncExitStack() as stack:
+        readers = []
+        for _ in range(3):
+            archive = client.exchange("files", verb="archive", format="zip", **where)
+            readers.append((await stack.enter_async_context(archive))[1])
+        assert file_server._ARCHIVES.locked()
+        _, listed = await asked(client, "snapshots", verb="list", root=str(root))
+        _, searched = await asked(client, "files", verb="search", text="f", most=9, **where)
+        assert (listed["ok"], searched["whole"]) == (True, True)
+        while file_server._ARCHIVES._value < 3:  # threads that come to a stop
+            jump(STALLED_SECONDS)
+            await asyncio.sleep(0.01)
+        size, last = await asked(client, "files", verb="archive", format="zip", **where)
+        assert (size > 6 * MIB, last) == (True, {"ok": True})
+        for reader in readers:
+            size, last = await rest(reader)
+            assert (size < 6 * MIB, last) == (True, None)
+
+
+@pytest.mark.parametrize("verb", ["archive", "read"])
+async def test_a_reader_that_is_slow_gets_all(
+    verb: str, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jump = jumping(monkeypatch)
+    about: dict[str, Any] = {"path": "", "format": "tar.gz"}
+    if verb == "read":
+        tag = Workspace(str(root)).entry("f")["tag"]
+        about = {"path": "f", "tag": tag, "start": 0, "length": 6 * MIB}
+    async with execd(tmp_path) as client:
+        asking = client.exchange("files", verb=verb, root=str(root), **about)
+        async with asking as (_, reader, _):
+            size, last = await rest(reader, lambda: jump(0.2 * STALLED_SECONDS))
+    assert (size >= 6 * MIB, last) == (True, {"ok": True})
+
+
+async def test_a_snapshot_of_folders_named_as_rules_keeps_none_of_them_open(
+    tmp_path: Path, root: Path
+) -> None:
+    for name in "abc":
+        (root / name / ".gitignore").mkdir(parents=True)
+    async with execd(tmp_path) as client:
+        await asked(client, "hello")
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
+        for _ in range(5):
+            await asked(client, "snapshots", verb="list", root=str(root))
+        assert len(os.listdir("/proc/self/fd")) < before + 10  # noqa: PTH208 - a count
