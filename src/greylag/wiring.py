@@ -141,6 +141,7 @@ def build(
         rng=rng or random.Random(),  # noqa: S311 - spreads retries, guards nothing
         warnings=lambda: _warnings(platform.model),
         git=use_cases.secrets.setup,
+        must_sleep=use_cases.accounts.must_sleep,
         transcripts=settings.transcripts == "on",
     )
     return Application(

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from greylag.domain.audit import AuditAction, name_of
+from greylag.domain.audit import SYSTEM, Actor, AuditAction, name_of
 from greylag.domain.errors import (
     ClusterError,
     ConflictError,
     InvalidRequestError,
     LimitExceededError,
+    ProjectDeletingError,
     ProjectExistsError,
     ProjectNotFoundError,
     StoreUnavailableError,
@@ -252,7 +253,7 @@ class Projects:
             ref.user_id, ref.project_id, self._clock.now(), audit=event
         )
 
-    async def _want(self, principal: Principal, ref: ProjectRef, desired: Desired) -> Project:
+    async def _want(self, who: Principal | Actor, ref: ProjectRef, desired: Desired) -> Project:
         now = self._clock.now()
         return await self._store.want(
             ref.user_id,
@@ -260,7 +261,7 @@ class Projects:
             desired,
             now,
             now + timedelta(seconds=self._timeout),
-            audit=self.audit.event(principal, _ACTIONS[desired], name_of(ref)),
+            audit=self.audit.event(who, _ACTIONS[desired], name_of(ref)),
         )
 
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
@@ -351,6 +352,11 @@ class Projects:
         """
         await self._gate.authorize(principal, Action.PROJECTS_READ, ref)
         return self._following(ref, await self._events(ref, after), after)
+
+    async def sleep(self, project: Project) -> None:
+        """Want a project inactive, by nobody's wish; one that is gone or going is left alone."""
+        with suppress(ProjectNotFoundError, ProjectDeletingError):
+            await self._want(SYSTEM, project.ref, Desired.INACTIVE)
 
     async def sleep_all(self, principal: Principal, user_id: str) -> None:
         """Want every environment of a user inactive. The caller has asked whether it may."""

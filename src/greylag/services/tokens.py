@@ -109,6 +109,7 @@ class Tokens:
             key=digest(text),
             id=secrets.token_hex(ID_LENGTH // 2),
             user_id=user.id,
+            user_since=user.created_at,
             name=new.name,
             scopes=tuple(sorted(new.scopes)),
             projects=None if new.projects is None else tuple(sorted(new.projects)),
@@ -165,7 +166,7 @@ class Tokens:
         if not is_token(text):
             return None
         token = await self.find(digest(text))
-        user = None if token is None else await self._people.active(token.user_id)
+        user = None if token is None else await self._people.owner(token)
         if token is None or user is None:
             return None
         now = self._clock.now()

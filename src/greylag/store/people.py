@@ -21,7 +21,16 @@ from greylag.domain.users import (
     User,
     UserSecret,
 )
-from greylag.ports import EXPORTED_KINDS, AnyKept, Clock, Finding, Kept, PeopleStore, StoredPerson
+from greylag.ports import (
+    EXPORTED_KINDS,
+    RECENT_SECONDS,
+    AnyKept,
+    Clock,
+    Finding,
+    Kept,
+    PeopleStore,
+    StoredPerson,
+)
 
 NAMES: Mapping[type[AnyKept], str] = {
     User: "users",
@@ -40,7 +49,6 @@ EXPORTED: Mapping[str, type[AnyKept]] = {
     name: kind for kind, name in NAMES.items() if name in EXPORTED_KINDS
 }
 
-RECENT_SECONDS = 0.5
 _MOST_RECENT = 20_000
 
 

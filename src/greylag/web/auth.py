@@ -214,12 +214,11 @@ class Authenticator:
         """Tell whether a user may come in, and a ``Principal.sign_in`` of theirs ("": any) has not
         ended.
         """
-        if await self._people.active(user_id) is None:
-            return False
         kind, _, key = sign_in.partition(" ")
-        if kind == "session":
-            return await self._people.session(key) is not None
-        return kind != "token" or await self._tokens.find(key) is not None
+        if kind not in {"session", "token"}:
+            return await self._people.active(user_id) is not None
+        one = await (self._people.session(key) if kind == "session" else self._tokens.find(key))
+        return one is not None and await self._people.owner(one) is not None
 
     async def signed_in(self, scope: Scope) -> Principal | None:
         """Return whom a cookie names whose sign-in has not ended, ``None`` where none does."""
