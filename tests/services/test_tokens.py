@@ -16,6 +16,7 @@ from greylag.ports import AnyKept, Kept
 from greylag.services.access import Gate
 from greylag.services.people import People, UserEdit
 from greylag.services.tokens import NewToken, Tokens, is_token, new_token
+from greylag.store import people as people_store
 from greylag.store.people import RecentPeople
 
 ADA = Principal("Ada", "ada")
@@ -97,6 +98,21 @@ async def test_what_is_used_often_is_written_once_a_minute_and_read_twice_a_seco
     (listed,) = await tokens.listed(ADA, None)
     assert (listed.id, listed.address) == (kept.id, "10.0.0.2")
     assert text not in str(store._tables.people)
+
+
+async def test_what_strangers_guess_puts_nobody_out_of_what_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(people_store, "_MOST_RECENT", 3)
+    store, _, tokens = made(FakeClock())
+    text, _ = await tokens.make(ADA, NEW)
+    for _ in range(2):
+        await tokens.principal(text, "10.0.0.1")
+    store.reads = 0
+    for _ in range(10):
+        assert await tokens.principal(new_token(), "10.0.0.2") is None
+        assert await tokens.principal(text, "10.0.0.1") is not None
+    assert store.reads == 10
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,9 @@ async def test_refusals_are_told_once_a_minute_with_their_number() -> None:
             await running.ask("DELETE", "/api/users/ada/projects/notes", headers=who["viewer"])
             wrong = {"authorization": "Bearer wrong-wrong-wrong"}
             assert (await running.ask("GET", "/api/me", headers=wrong))[0] == 401
+            # A browser that gives none is sent to sign in; who tries one is told, and told of.
+            assert (await page(running, "/users", wrong))[0] == 401
+            assert (await page(running, "/users", {}))[0] == 303
             assert (await running.ask("GET", "/api/audit", headers=who["editor"]))[0] == 403
         rebound = {**BEARER, "host": "evil.example"}
         assert (await running.ask("GET", "/api/me", headers=rebound))[0] == 403
@@ -142,13 +145,14 @@ async def test_refusals_are_told_once_a_minute_with_their_number() -> None:
             ("stranger", "account.read", "user/ada", "user_not_found", 1),
             ("viewer", "projects.delete", "project/ada/notes", "forbidden", 1),
             (None, "request", "/api/me", "unauthorized", 1),
+            (None, "request", "/users", "unauthorized", 1),
             ("editor", "audit.read", "", "forbidden", 1),
             (None, "request", "/api/me", "forbidden", 1),
         ]
         assert told == first
         await running.house.use_cases.audit.flush()
         counted = (await entries(running, result="refused"))[len(first) :]
-        assert [one["count"] for one in counted] == [2, 2, 2, 2]
+        assert [one["count"] for one in counted] == [2, 2, 2, 2, 2]
 
 
 async def test_sign_ins_their_ends_and_reads_with_a_reason_are_told() -> None:
@@ -234,8 +238,12 @@ async def test_the_page_shows_and_filters_it_for_administrators_alone() -> None:
         for name, user, linked in (("admin", "boss", True), ("viewer", "ada", False)):
             _, html = await page(running, f"/users/{user}", who[name])
             assert ('href="/audit"' in html) == linked
-        running.house.store._tables.audit[0] = {"number": 1}
-        assert "damaged" in (await page(running, "/audit", who["admin"]))[1]
+        audit = running.house.store._tables.audit
+        audit[0] = {"number": 1}
+        audit[1] |= {"actor": "x", "changed": [1], "count": "many", "action": 7, "result": {}}
+        audit[2] |= {"actor": {"name": 7, "user": []}, "changed": "x", "at": None, "object": []}
+        status, html = await page(running, "/audit", who["admin"])
+        assert (status, html.count("damaged")) == (200, 2)
 
 
 async def test_a_token_reads_it_only_with_the_scope_for_it() -> None:

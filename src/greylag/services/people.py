@@ -6,6 +6,7 @@ read is held for half of one at most.
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,6 +42,7 @@ from greylag.services.audit import event_of
 By = Principal | Actor
 """Who does something, for the audit trail."""
 SESSION_PREFIX = "gls_"
+SESSION_FORM = re.compile(rf"{SESSION_PREFIX}[0-9A-Za-z_-]{{43}}")
 SEEN_EVERY = timedelta(minutes=1)
 _ATTEMPTS = 5
 

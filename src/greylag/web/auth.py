@@ -35,7 +35,7 @@ from greylag.domain.errors import (
     UnauthorizedError,
 )
 from greylag.domain.users import OPERATOR, Principal
-from greylag.services.people import SESSION_PREFIX
+from greylag.services.people import SESSION_FORM
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import address, root_path
@@ -51,6 +51,7 @@ MAX_FAILURES = 20
 FAILURE_WINDOW_SECONDS = 60.0
 _MAX_COUNTED = 10_000
 _LONGEST_PATH = 2000
+_MOST_SIGN_INS = 4
 _PREFIX_BYTES = 8
 _BEARER = "bearer "
 _SECURE = frozenset({"https", "wss"})
@@ -362,7 +363,7 @@ SIGN_IN_COOKIE = Cookie(COOKIE)
 
 def _sessions(scope: Scope) -> list[str]:
     """Return the secrets of sessions that the browser has."""
-    return [value for value in _sign_in_cookies(scope) if value.startswith(SESSION_PREFIX)]
+    return [value for value in _sign_in_cookies(scope) if SESSION_FORM.fullmatch(value)]
 
 
 def cookies(scope: Scope) -> list[tuple[str, str]]:
@@ -376,9 +377,12 @@ def cookies(scope: Scope) -> list[tuple[str, str]]:
 
 
 def _sign_in_cookies(scope: Scope) -> list[str]:
-    """Return every value of our cookie: another port of this host may have set one too."""
+    """Return the first values of our cookie: another port of this host may have set one too, and
+    each may cost a question to the store.
+    """
     ours = SIGN_IN_COOKIE.name(scope)
-    return [value.strip('"') for name, value in cookies(scope) if name == ours]
+    values = dict.fromkeys(value.strip('"') for name, value in cookies(scope) if name == ours)
+    return list(values)[:_MOST_SIGN_INS]
 
 
 # The page where a browser gives the token or its link, and gets the cookie for it.
