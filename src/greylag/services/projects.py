@@ -153,9 +153,10 @@ class Projects:
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         source = None if new.source is None else check_source(new.source)
-        self._check_template(user, metadata)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
-        await self._check_projects(user)
+        async with self._gate.limited(principal, Action.PROJECTS_WRITE, owner):
+            self._check_template(user, metadata)
+            await self._check_projects(user)
         now = self._clock.now()
         project = Project(
             id=new_record_id(now),
@@ -176,9 +177,10 @@ class Projects:
 
     async def give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
         """Give a project that sleeps to a user. The caller has asked whether it may."""
-        await self._check_projects(user)
         project = await self._store.get(ref.user_id, ref.project_id)
-        self._check_template(user, project.metadata)
+        async with self._gate.limited(principal, Action.PROJECTS_HAND_OVER, ref):
+            await self._check_projects(user)
+            self._check_template(user, project.metadata)
         event = self.audit.event(principal, Action.PROJECTS_HAND_OVER, name_of(ref), owner=user.id)
         there = ProjectRef(user.id, ref.project_id)
         hint = "Hand over or delete that one first, or choose another user."
@@ -212,7 +214,9 @@ class Projects:
         if edit.name is not None:
             check_name(edit.name)
         if edit.metadata is not None:
-            self._check_template(owner, check_metadata(edit.metadata))
+            check_metadata(edit.metadata)
+            async with self._gate.limited(principal, Action.PROJECTS_WRITE, ref):
+                self._check_template(owner, edit.metadata)
         event = self.audit.event(
             principal,
             AuditAction.PROJECT_EDIT,
@@ -240,7 +244,8 @@ class Projects:
         """
         owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
         if desired is Desired.ACTIVE:
-            await self._check_active(owner, ref)
+            async with self._gate.limited(principal, action or _ACTIONS[desired], ref):
+                await self._check_active(owner, ref)
         return await self._want(principal, ref, desired)
 
     async def refresh(self, principal: Principal, ref: ProjectRef) -> Project:

@@ -35,6 +35,7 @@ from greylag.domain.errors import (
     UnauthorizedError,
 )
 from greylag.domain.users import OPERATOR, Principal
+from greylag.services.access import MAX_REASON_LENGTH
 from greylag.services.people import SESSION_FORM
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
@@ -44,6 +45,7 @@ from greylag.web.dashboard.pages import respond
 SIGN_IN = "/sign-in"
 SIGN_OUT = "/sign-out"
 SIGN_OUT_AT_PROVIDER = "/auth/sign-out"
+REASON_HEADER = "x-greylag-reason"
 COOKIE = "greylag_sign_in"
 COOKIE_SECONDS = 30 * 24 * 3600
 LINK_SECONDS = 24 * 3600
@@ -294,6 +296,13 @@ class Authenticator:
             return []
         read = [self._signatures.read_cookie(value) for value in _sign_in_cookies(scope)]
         return [one for one in read if one is not None]
+
+
+def with_reason(principal: Principal, scope: Scope) -> Principal:
+    """Return an administrator with the reason that their request gives, if it does."""
+    reason = Headers(scope=scope).get(REASON_HEADER, "").strip()
+    given = reason and principal.is_admin
+    return replace(principal, reason=reason[:MAX_REASON_LENGTH]) if given else principal
 
 
 def _operator(scope: Scope) -> Principal:
