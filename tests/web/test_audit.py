@@ -1,11 +1,12 @@
 """The audit trail over HTTP: what every route leaves in it, and who reads it."""
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiohttp import WSServerHandshakeError
+from aiohttp import ClientPayloadError, WSServerHandshakeError
 from tests.harness import BEARER, TOKEN
 from tests.web.server import Site, site
 from tests.web.test_people_api import NAMES, REF, operations, people_at_work, signed_in
@@ -14,7 +15,9 @@ from greylag.common.agent_api import SOCKETS
 from greylag.domain.audit import SYSTEM, ChainCheck, Link
 from greylag.domain.users import Role
 from greylag.ports import AuditFilter
+from greylag.services import audit
 from greylag.services.audit import EXPORT_AT_ONCE
+from greylag.services.people import UserEdit
 from greylag.web.api.audit import LINES
 
 HIDDEN = "not-for-the-trail"
@@ -223,6 +226,25 @@ async def test_administrators_read_it_in_pages_and_as_lines() -> None:
             assert (await running.ask("GET", f"/api/audit?{odd}", headers=boss))[0] == 422
 
 
+async def test_an_export_ends_with_the_right_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "EXPORT_AT_ONCE", 1)
+    async with people_at_work() as (running, who), asyncio.timeout(30):
+        find = running.house.store.audit_entries
+
+        async def slow(*given: Any, after: int = 0, **more: Any) -> Any:
+            if after > 1:
+                await asyncio.Event().wait()
+            return await find(*given, after=after, **more)
+
+        monkeypatch.setattr(running.house.store, "audit_entries", slow)
+        asked = {**who["admin"], "accept": LINES}
+        async with running.http.get("/api/audit", headers=asked) as answer:
+            assert await answer.content.readline()
+            await running.house.use_cases.people.edit("boss", UserEdit(disabled=True))
+            with pytest.raises(ClientPayloadError):
+                await answer.read()
+
+
 async def test_the_page_shows_and_filters_it_for_administrators_alone() -> None:
     async with people_at_work() as (running, who):
         status, _ = await page(running, "/audit", who["viewer"])
@@ -238,10 +260,10 @@ async def test_the_page_shows_and_filters_it_for_administrators_alone() -> None:
         for name, user, linked in (("admin", "boss", True), ("viewer", "ada", False)):
             _, html = await page(running, f"/users/{user}", who[name])
             assert ('href="/audit"' in html) == linked
-        audit = running.house.store._tables.audit
-        audit[0] = {"number": 1}
-        audit[1] |= {"actor": "x", "changed": [1], "count": "many", "action": 7, "result": {}}
-        audit[2] |= {"actor": {"name": 7, "user": []}, "changed": "x", "at": None, "object": []}
+        kept = running.house.store._tables.audit
+        kept[0] = {"number": 1}
+        kept[1] |= {"actor": "x", "changed": [1], "count": "many", "action": 7, "result": {}}
+        kept[2] |= {"actor": {"name": 7, "user": []}, "changed": "x", "at": None, "object": []}
         status, html = await page(running, "/audit", who["admin"])
         assert (status, html.count("damaged")) == (200, 2)
 
