@@ -16,6 +16,7 @@ from tests.services.house import House
 
 from greylag.common.agent_api import COMMAND_SOCKET, LIST_TERMINALS, ForwardedRequest
 from greylag.config import load_settings
+from greylag.domain.audit import AuditAction
 from greylag.domain.errors import (
     ConfigError,
     ConflictError,
@@ -44,7 +45,7 @@ from greylag.domain.users import (
     of_user,
 )
 from greylag.ports import AgentRequest, AuditFilter, Edit, PageQuery, has_record
-from greylag.services import access
+from greylag.services import access, shares
 from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.messages import NewMessage
 from greylag.services.people import UserEdit
@@ -329,9 +330,27 @@ async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:
     await of.accounts.edit(OPERATOR, "eve", UserEdit(limits=Limits(templates=("small",))))
     with pytest.raises(LimitExceededError):
         await of.projects.want(OPERATOR, ref, Desired.ACTIVE)
+    refused = await house.store.audit_entries(AuditFilter(result="refused"), 99)
+    assert {(one["action"], one["object"], one["code"]) for _, one in refused} == {
+        ("projects.write", "user/eve", "limit_exceeded"),
+        ("projects.write", "project/eve/a", "limit_exceeded"),
+        ("projects.hand_over", "project/eve/a", "limit_exceeded"),
+        ("environment.activate", "project/eve/a", "limit_exceeded"),
+    }
     await of.projects.edit(OPERATOR, ref, Edit(name="B"))
     await of.projects.edit(OPERATOR, ref, Edit(metadata={}))
     await of.projects.want(OPERATOR, ref, Desired.ACTIVE)
+
+
+async def test_only_so_many_previews_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "MOST_SHARES", 1)
+    house, new = await shared(), NewShare(8080, "/", "https://here", 60)
+    of, ada = house.use_cases, WHO_IS[Standing.OWNER]
+    await of.shares.make(ada, REF, new)
+    with pytest.raises(LimitExceededError):
+        await of.shares.make(ada, REF, new)
+    (refused,) = await house.store.audit_entries(AuditFilter(result="refused"), 9)
+    assert refused[1]["action"] == AuditAction.PREVIEW_LINK
 
 
 @pytest.mark.parametrize(
