@@ -65,6 +65,10 @@ class Clock(Protocol):
         """Return after ``seconds``."""
 
 
+RECENT_SECONDS = 0.5
+"""How long a process may go on with what it read of people: what changes counts after that."""
+
+
 class UserDirectory(Protocol):
     """Who there is. Every method may raise ``StoreUnavailableError``."""
 

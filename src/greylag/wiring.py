@@ -141,6 +141,7 @@ def build(
         rng=rng or random.Random(),  # noqa: S311 - spreads retries, guards nothing
         warnings=lambda: _warnings(platform.model),
         git=use_cases.secrets.setup,
+        must_sleep=use_cases.accounts.must_sleep,
         transcripts=settings.transcripts == "on",
     )
     return Application(
@@ -201,10 +202,10 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         gate=gate,
         audit_reader=AuditReader(store, gate),
         tokens=tokens,
-        shares=Shares(recent, projects, clock),
+        shares=Shares(recent, projects, gate, clock),
         secrets=Secrets(recent, people, projects, gate, clock, sealing),
         notifications=notifications,
-        device_logins=DeviceLogins(recent, people, tokens, clock),
+        device_logins=DeviceLogins(recent, people, tokens, gate, clock),
         sign_in=sign_in,
     )
 

@@ -563,9 +563,9 @@ def _out(record: ProjectRecord) -> Project:
 
 def _matches(one: Mapping[str, Any], asked: AuditFilter) -> bool:
     return (
-        asked.user in {None, one.get("actor", {}).get("user")}
-        and asked.action in {None, one.get("action")}
-        and asked.result in {None, one.get("result")}
+        (asked.user is None or one.get("actor", {}).get("user") == asked.user)
+        and (asked.action is None or one.get("action") == asked.action)
+        and (asked.result is None or one.get("result") == asked.result)
         and (asked.object is None or f"{one.get('object')}/".startswith(f"{asked.object}/"))
         and (asked.since is None or one["at"] >= rfc3339(asked.since))
         and (asked.until is None or one["at"] < rfc3339(asked.until))

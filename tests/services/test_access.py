@@ -16,6 +16,7 @@ from tests.services.house import House
 
 from greylag.common.agent_api import COMMAND_SOCKET, LIST_TERMINALS, ForwardedRequest
 from greylag.config import load_settings
+from greylag.domain.audit import AuditAction
 from greylag.domain.errors import (
     ConfigError,
     ConflictError,
@@ -25,27 +26,33 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
     UserNotFoundError,
 )
-from greylag.domain.project import Desired, Project, ProjectRef
+from greylag.domain.project import Desired, Project, ProjectRef, Status
 from greylag.domain.users import (
     OPERATOR,
     Action,
+    ApiToken,
     Identity,
     Limits,
     Look,
+    Member,
     MemberRole,
     Principal,
     Role,
     Scope,
+    Session,
     Share,
     User,
+    of_user,
 )
 from greylag.ports import AgentRequest, AuditFilter, Edit, PageQuery, has_record
-from greylag.services import access
+from greylag.services import access, shares
 from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.messages import NewMessage
 from greylag.services.people import UserEdit
 from greylag.services.projects import NewProject
+from greylag.services.secrets import NewSecret
 from greylag.services.shares import NewShare
+from greylag.services.tokens import NewToken
 from greylag.services.use_cases import UseCases
 
 ZOE = Principal("zoe", "Zoë")
@@ -323,9 +330,27 @@ async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:
     await of.accounts.edit(OPERATOR, "eve", UserEdit(limits=Limits(templates=("small",))))
     with pytest.raises(LimitExceededError):
         await of.projects.want(OPERATOR, ref, Desired.ACTIVE)
+    refused = await house.store.audit_entries(AuditFilter(result="refused"), 99)
+    assert {(one["action"], one["object"], one["code"]) for _, one in refused} == {
+        ("projects.write", "user/eve", "limit_exceeded"),
+        ("projects.write", "project/eve/a", "limit_exceeded"),
+        ("projects.hand_over", "project/eve/a", "limit_exceeded"),
+        ("environment.activate", "project/eve/a", "limit_exceeded"),
+    }
     await of.projects.edit(OPERATOR, ref, Edit(name="B"))
     await of.projects.edit(OPERATOR, ref, Edit(metadata={}))
     await of.projects.want(OPERATOR, ref, Desired.ACTIVE)
+
+
+async def test_only_so_many_previews_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "MOST_SHARES", 1)
+    house, new = await shared(), NewShare(8080, "/", "https://here", 60)
+    of, ada = house.use_cases, WHO_IS[Standing.OWNER]
+    await of.shares.make(ada, REF, new)
+    with pytest.raises(LimitExceededError):
+        await of.shares.make(ada, REF, new)
+    (refused,) = await house.store.audit_entries(AuditFilter(result="refused"), 9)
+    assert refused[1]["action"] == AuditAction.PREVIEW_LINK
 
 
 @pytest.mark.parametrize(
@@ -370,6 +395,96 @@ async def test_a_user_is_made_limited_disabled_and_removed() -> None:
             await accounts.show(boss, "eve")
         with pytest.raises(ConflictError, match="settings name"):
             await accounts.remove(boss, "ada")
+
+
+async def _owned(house: House, user_id: str) -> list[int]:
+    """Return how many there are of each kind of what a user has."""
+    of = house.use_cases
+    return [
+        len(await of.people.sessions(user_id)),
+        len(await of.tokens.listed(OPERATOR, user_id)),
+        len(await of.secrets.listed(OPERATOR, user_id)),
+        len(await of.notifications.of(user_id)),
+        len(await house.store.labelled(Member, of_user(user_id))),
+    ]
+
+
+async def _furnished(house: House, user_id: str) -> tuple[str, str]:
+    """Give a user one of each kind; return the secret of the session and the token."""
+    of, who = house.use_cases, Principal(user_id, user_id)
+    await of.people.edit(user_id, UserEdit(email=f"{user_id}@x.y"))
+    by = Identity("https://idp", user_id, user_id, f"{user_id}@x.y", (), user_id, None)
+    secret = await of.people.sign_in(by, role=None, client="")
+    token, _ = await of.tokens.make(who, NewToken("t", frozenset({Scope.FILES})))
+    await of.secrets.put(who, user_id, NewSecret("s", "github.com", "value"))
+    await of.notifications.add_webhook(who, user_id, "w", "https://here", "https://hooks.example")
+    ref = ProjectRef("Zo\u00eb", "theirs")
+    await of.projects.create(ZOE, ref.user_id, NewProject("T", ref.project_id))
+    await of.gate.share(ZOE, ref, user_id, MemberRole.VIEWER)
+    return secret, token
+
+
+@pytest.mark.parametrize("user_id", ["ada", "eve"])
+async def test_who_is_not_removed_after_all_keeps_everything(
+    user_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House()
+    of, boss = house.use_cases, WHO_IS[Standing.ADMIN]
+    await of.accounts.make(boss, User("eve", "Eve"))
+    secret, token = await _furnished(house, user_id)
+    has_any, disabled = of.projects.has_any, []
+
+    async def made_meanwhile(user_id: str) -> bool:
+        disabled.append((await of.people.get(user_id)).disabled)
+        return len(disabled) > 1 or await has_any(user_id)
+
+    monkeypatch.setattr(of.projects, "has_any", made_meanwhile)
+    with pytest.raises(ConflictError):
+        await of.accounts.remove(boss, user_id)
+    assert disabled == ([False, True] if user_id == "eve" else [False])
+    assert await _owned(house, user_id) == [1] * 5
+    assert await of.people.by_session(secret, "") is not None
+    assert await of.tokens.principal(token, "") is not None
+
+
+async def test_nothing_of_a_removed_user_is_another_s_of_the_same_id() -> None:
+    house = House()
+    of, boss = house.use_cases, WHO_IS[Standing.ADMIN]
+    await of.accounts.make(boss, User("eve", "Eve"))
+    secret, token = await _furnished(house, "eve")
+    (session,) = await house.store.labelled(Session, of_user("eve"))
+    (kept,) = await house.store.labelled(ApiToken, of_user("eve"))
+    await of.accounts.remove(boss, "eve")
+    await of.accounts.make(boss, User("eve", "Another"))
+    assert await _owned(house, "eve") == [0] * 5
+    # Written by a request that was under way meanwhile.
+    for late in (session, kept):
+        await house.store.put(replace(late, version=0), house.clock.now())
+    assert len(await of.tokens.listed(OPERATOR, "eve")) == 1
+    assert await of.people.by_session(secret, "") is None
+    assert await of.tokens.principal(token, "") is None
+    with pytest.raises(ConflictError, match="remove yourself"):
+        await of.accounts.remove(Principal("eve", "eve", Role.ADMIN), "eve")
+
+
+async def test_what_runs_of_the_disabled_is_stopped_though_nobody_came_to_it() -> None:
+    house = House()
+    of, ref = house.use_cases, ProjectRef("ada", "demo")
+    await of.projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+    async with house.working():
+        await of.projects.settled(await of.projects.want(OPERATOR, ref, Desired.ACTIVE))
+        # As if killed before the next step, and as an activation that came after it.
+        await of.people.edit("ada", UserEdit(disabled=True))
+        await house.store.poke(ref, house.clock.now())
+        async with asyncio.timeout(10):
+            with of.projects.changes(ref) as news:
+                while (now := await house.store.get("ada", "demo")).status is not Status.INACTIVE:
+                    await news.changed(1)
+        assert now.desired is Desired.INACTIVE
+        (told, *_) = await house.store.audit_entries(
+            AuditFilter(action="environment.deactivate"), 9
+        )
+        assert told[1]["actor"]["kind"] == "system"
 
 
 async def _is_not_handed_to_one_who_has_such(of: UseCases, ref: ProjectRef, bob: Principal) -> None:

@@ -1,6 +1,7 @@
 """What is told beside the store's own changes: in bounds, before and after, never silently lost."""
 
 import asyncio
+from collections import Counter
 from datetime import timedelta
 from itertools import product
 
@@ -25,6 +26,22 @@ class Broken(MemoryStore):
         self.asked += 1
         if event.result in self.refused:
             raise StoreUnavailableError("The store is away.")
+        return await super().append_audit(event)
+
+
+class Stuck(MemoryStore):
+    """Does not come to an end with what is about one thing."""
+
+    stuck_at = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def append_audit(self, event: AuditEvent) -> AuditEntry:
+        if event.count > 1 and event.object == self.stuck_at:
+            self.asked.set()
+            await asyncio.Event().wait()
         return await super().append_audit(event)
 
 
@@ -123,6 +140,25 @@ async def test_how_it_ended_is_told_the_log_if_the_store_is_away() -> None:
         ("audit_lost", "y"),
         ("audit_lost", "z"),
     ]
+
+
+async def test_what_a_flush_that_was_cut_off_has_not_told_the_next_one_tells() -> None:
+    store = Stuck()
+    audit = Audit(store, FakeClock())
+    for _, number in product(range(3), range(3)):
+        await audit.refused(SYSTEM, "a", str(number), "forbidden")
+    store.stuck_at = "1"
+    flushing = asyncio.create_task(audit.flush(), name="flush")
+    await store.asked.wait()
+    await audit.refused(SYSTEM, "a", "1", "forbidden")
+    flushing.cancel()
+    await asyncio.wait({flushing})
+    store.stuck_at = ""
+    await audit.flush()
+    counts = Counter[str]()
+    for name, _, count in await told(store):
+        counts[name] += count
+    assert counts == {"0": 3, "1": 4, "2": 3}
 
 
 async def test_a_store_that_is_away_is_asked_once_for_all_that_was_counted() -> None:

@@ -86,6 +86,8 @@ async def test_there_are_bounds_and_removing_a_user_removes_all_of_theirs() -> N
         await of.notifications.add_webhook(ADA, "ada", f"{number}", SITE, HOOK)
     with pytest.raises(LimitExceededError):
         await of.notifications.add_browser(ADA, "ada", "One more", SITE, ADDRESS)
+    (refused,) = await of.store.audit_entries(AuditFilter(result="refused"), 9)
+    assert refused[1]["action"] == "notifications.add"
     with pytest.raises(InvalidRequestError):
         await of.notifications.add_webhook(OPERATOR, "bob", "Bad", SITE, "http://hooks.example")
     with pytest.raises(InvalidRequestError):

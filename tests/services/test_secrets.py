@@ -71,6 +71,8 @@ async def test_a_secret_is_replaced_by_its_name_listed_and_taken_away() -> None:
         await of.secrets.put(OPERATOR, "ada", new)
     with pytest.raises(LimitExceededError):
         await of.secrets.put(OPERATOR, "ada", NewSecret("more", "more", "x"))
+    (refused,) = await of.store.audit_entries(AuditFilter(result="refused"), 9)
+    assert refused[1]["action"] == "secrets.set"
 
 
 @pytest.mark.parametrize(

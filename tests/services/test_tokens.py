@@ -10,15 +10,18 @@ from tests.clocks import FakeClock
 from tests.fakes.store import MemoryStore
 
 from greylag.domain.audit import AuditEvent
-from greylag.domain.errors import ForbiddenError, InvalidRequestError
-from greylag.domain.users import OPERATOR, ApiToken, Principal, Scope, User
-from greylag.ports import AnyKept, Kept
+from greylag.domain.errors import ForbiddenError, InvalidRequestError, LimitExceededError
+from greylag.domain.users import OPERATOR, ApiToken, Principal, Role, Scope, User
+from greylag.ports import AnyKept, AuditFilter, Kept
+from greylag.services import tokens as tokens_service
 from greylag.services.access import Gate
 from greylag.services.people import People, UserEdit
-from greylag.services.tokens import NewToken, Tokens, is_token, new_token
+from greylag.services.tokens import PLACE, NewToken, Tokens, is_token, new_token
+from greylag.store import people as people_store
 from greylag.store.people import RecentPeople
 
 ADA = Principal("Ada", "ada")
+ROOT_USER = Principal("Root", "root", Role.USER, "session 1")
 NEW = NewToken("nightly", frozenset({Scope.PROJECTS_READ, Scope.FILES}), 30)
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +43,9 @@ class CountingStore(MemoryStore):
 def made(clock: FakeClock) -> tuple[CountingStore, People, Tokens]:
     store = CountingStore()
     recent = RecentPeople(store, clock)
-    people = People(recent, [User("ada", "Ada"), User("bob", "Bob")], clock)
+    people = People(
+        recent, [User("ada", "Ada"), User("bob", "Bob"), User("root", "Root", Role.ADMIN)], clock
+    )
     gate = Gate(recent, people, store, clock)
     return store, people, Tokens(recent, people, gate, clock, longest=timedelta(days=60))
 
@@ -99,6 +104,47 @@ async def test_what_is_used_often_is_written_once_a_minute_and_read_twice_a_seco
     assert text not in str(store._tables.people)
 
 
+async def test_what_strangers_guess_puts_nobody_out_of_what_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(people_store, "_MOST_RECENT", 3)
+    store, _, tokens = made(FakeClock())
+    text, _ = await tokens.make(ADA, NEW)
+    for _ in range(2):
+        await tokens.principal(text, "10.0.0.1")
+    store.reads = 0
+    for _ in range(10):
+        assert await tokens.principal(new_token(), "10.0.0.2") is None
+        assert await tokens.principal(text, "10.0.0.1") is not None
+    assert store.reads == 10
+
+
+async def test_a_user_has_so_many_at_once_and_they_are_listed_in_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokens_service, "MOST_TOKENS", 3)
+    clock = FakeClock()
+    store, _, tokens = made(clock)
+    for days in (1, 30, 30):
+        await tokens.make(ADA, replace(NEW, expires_in_days=days))
+    with pytest.raises(LimitExceededError):
+        await tokens.make(ADA, NEW)
+    (refused,) = await store.audit_entries(AuditFilter(result="refused"), 9)
+    assert (refused[1]["action"], refused[1]["code"]) == ("tokens.create", "limit_exceeded")
+    clock.advance(86_400)
+    await tokens.make(ADA, NEW)
+    await tokens.make(ROOT_USER, NEW)
+    found, place = [], None
+    while True:
+        page, place = await tokens.page(OPERATOR, None, 2, place)
+        found += page
+        if place is None:
+            break
+        assert re.fullmatch(PLACE, place)
+    assert found == await tokens.listed(OPERATOR, None)
+    assert len(found) == 4
+
+
 @pytest.mark.parametrize(
     ("asker", "new", "error"),
     [
@@ -106,7 +152,11 @@ async def test_what_is_used_often_is_written_once_a_minute_and_read_twice_a_seco
         (ADA, replace(NEW, scopes=frozenset()), InvalidRequestError),
         (ADA, replace(NEW, projects=frozenset()), InvalidRequestError),
         (OPERATOR, NEW, InvalidRequestError),
+        (ADA, replace(NEW, projects=frozenset({"a", "b/c"})), InvalidRequestError),
+        (ADA, replace(NEW, projects=frozenset({"x" * 301})), InvalidRequestError),
         (replace(ADA, scopes=frozenset({Scope.ADMIN})), NEW, ForbiddenError),
+        # An administrator whom their groups make a user, as long as they are signed in so.
+        (ROOT_USER, replace(NEW, scopes=frozenset({Scope.ADMIN})), ForbiddenError),
         (replace(ADA, projects=frozenset({"a"})), NEW, ForbiddenError),
     ],
 )

@@ -2,16 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
+from pymongo.errors import PyMongoError
 from tests.contract.store_adapters import IDLE, REF, at, claim, log, make_project
 from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, WireProxy, proxied
 
+from greylag.domain.audit import SYSTEM, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, NewEvent, Project
 from greylag.ports import IdempotencyKey, Outcome
-from greylag.store.mongo.connection import MongoLimits
+from greylag.store.mongo import audit_trail
+from greylag.store.mongo.connection import MongoLimits, WriteAttempts
 from greylag.store.mongo.store import MongoStore
 
 pytestmark = mongo_servers.forgets_sockets
@@ -172,3 +176,28 @@ async def until_it_answers(store: MongoStore) -> Project:
                 return await store.get("ada", "demo")
             except StoreUnavailableError:
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("step", ["append", "change"])
+async def test_who_waits_for_a_turn_has_all_their_time_after(
+    patient: MongoStore, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trail, begun = patient._audit, asyncio.Event()
+
+    def begin(seconds: float) -> WriteAttempts:
+        begun.set()
+        return WriteAttempts(seconds)
+
+    async def write(_session: object) -> bool:
+        return False
+
+    monkeypatch.setattr(audit_trail, "WriteAttempts", begin)
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+    work = trail._in_one_step(told, write) if step == "change" else trail.append(told)
+    async with trail._turn:
+        waiting = asyncio.create_task(work, name="waiting")
+        await asyncio.sleep(0)
+        assert not begun.is_set()
+    with suppress(PyMongoError):  # a server that has no transactions
+        await waiting
+    assert begun.is_set()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -16,7 +16,7 @@ from tests.web.test_relay_api import site_of
 from tests.web.test_sockets_api import terminal
 
 from greylag.domain.errors import ErrorInfo, ForbiddenError, GreylagError, StoreUnavailableError
-from greylag.domain.users import OPERATOR, MemberRole
+from greylag.domain.users import OPERATOR, MemberRole, Principal, Role
 from greylag.services.people import UserEdit
 from greylag.web.access_watch import AccessWatch
 from greylag.web.auth import MAX_FAILURES, Authenticator
@@ -91,6 +91,49 @@ async def test_streams_downloads_and_uploads_end(
             with pytest.raises(aiohttp.ClientPayloadError):
                 await download.read()
             await until(lambda: not agent.connections)
+
+
+async def endless_events(
+    asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Begin to stream a turn, and go on until the other side ends it."""
+    del asked
+    event = b'id: t-1\ndata: {"type": "message", "content": {}}\n\n'
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
+    writer.write(b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(event), event))
+    while await reader.read(65_536):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("agent", "what"),
+    [(endless, "files/content?path=x"), (endless_events, "turns/t/events")],
+)
+async def test_what_is_read_with_a_reason_ends_with_it(agent: Any, what: str) -> None:
+    async with site_of(agent) as (running, _, path), asyncio.timeout(PATIENCE):
+        headers = await signed_in(running, "boss", Role.ADMIN)
+        of, url = running.house.use_cases, f"{path}/{what}"
+        secret = headers["cookie"].partition("=")[2]
+
+        async def boss() -> Principal:
+            found = await of.people.by_session(secret, "")
+            assert found is not None
+            return found
+
+        await of.accounts.look_at(await boss(), "ada", "asked to by Ada")
+        stated = {"x-greylag-reason": "a support case"}
+        base = f"http://127.0.0.1:{running.port}"
+        async with (
+            aiohttp.ClientSession(base, headers=headers) as http,
+            http.get(url) as looked,
+            http.get(url, headers=stated) as by_header,
+        ):
+            assert (looked.status, by_header.status) == (200, 200)
+            await looked.content.readany()
+            await of.accounts.end_look(await boss())
+            with suppress(aiohttp.ClientPayloadError):
+                await looked.read()
+            assert not by_header.content.at_eof()
 
 
 async def status_of(http: aiohttp.ClientSession, method: str, path: str, **given: Any) -> int:

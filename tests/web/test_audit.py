@@ -1,11 +1,12 @@
 """The audit trail over HTTP: what every route leaves in it, and who reads it."""
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiohttp import WSServerHandshakeError
+from aiohttp import ClientPayloadError, WSServerHandshakeError
 from tests.harness import BEARER, TOKEN
 from tests.web.server import Site, site
 from tests.web.test_people_api import NAMES, REF, operations, people_at_work, signed_in
@@ -14,7 +15,9 @@ from greylag.common.agent_api import SOCKETS
 from greylag.domain.audit import SYSTEM, ChainCheck, Link
 from greylag.domain.users import Role
 from greylag.ports import AuditFilter
+from greylag.services import audit
 from greylag.services.audit import EXPORT_AT_ONCE
+from greylag.services.people import UserEdit
 from greylag.web.api.audit import LINES
 
 HIDDEN = "not-for-the-trail"
@@ -133,6 +136,9 @@ async def test_refusals_are_told_once_a_minute_with_their_number() -> None:
             await running.ask("DELETE", "/api/users/ada/projects/notes", headers=who["viewer"])
             wrong = {"authorization": "Bearer wrong-wrong-wrong"}
             assert (await running.ask("GET", "/api/me", headers=wrong))[0] == 401
+            # A browser that gives none is sent to sign in; who tries one is told, and told of.
+            assert (await page(running, "/users", wrong))[0] == 401
+            assert (await page(running, "/users", {}))[0] == 303
             assert (await running.ask("GET", "/api/audit", headers=who["editor"]))[0] == 403
         rebound = {**BEARER, "host": "evil.example"}
         assert (await running.ask("GET", "/api/me", headers=rebound))[0] == 403
@@ -144,13 +150,14 @@ async def test_refusals_are_told_once_a_minute_with_their_number() -> None:
             ("stranger", "account.read", "user/ada", "user_not_found", 1),
             ("viewer", "projects.delete", "project/ada/notes", "forbidden", 1),
             (None, "request", "/api/me", "unauthorized", 1),
+            (None, "request", "/users", "unauthorized", 1),
             ("editor", "audit.read", "", "forbidden", 1),
             (None, "request", "/api/me", "forbidden", 1),
         ]
         assert told == first
         await running.house.use_cases.audit.flush()
         counted = (await entries(running, result="refused"))[len(first) :]
-        assert [one["count"] for one in counted] == [2, 2, 2, 2]
+        assert [one["count"] for one in counted] == [2, 2, 2, 2, 2]
 
 
 async def test_sign_ins_their_ends_and_reads_with_a_reason_are_told() -> None:
@@ -221,6 +228,25 @@ async def test_administrators_read_it_in_pages_and_as_lines() -> None:
             assert (await running.ask("GET", f"/api/audit?{odd}", headers=boss))[0] == 422
 
 
+async def test_an_export_ends_with_the_right_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "EXPORT_AT_ONCE", 1)
+    async with people_at_work() as (running, who), asyncio.timeout(30):
+        find = running.house.store.audit_entries
+
+        async def slow(*given: Any, after: int = 0, **more: Any) -> Any:
+            if after > 1:
+                await asyncio.Event().wait()
+            return await find(*given, after=after, **more)
+
+        monkeypatch.setattr(running.house.store, "audit_entries", slow)
+        asked = {**who["admin"], "accept": LINES}
+        async with running.http.get("/api/audit", headers=asked) as answer:
+            assert await answer.content.readline()
+            await running.house.use_cases.people.edit("boss", UserEdit(disabled=True))
+            with pytest.raises(ClientPayloadError):
+                await answer.read()
+
+
 async def test_the_page_shows_and_filters_it_for_administrators_alone() -> None:
     async with people_at_work() as (running, who):
         status, _ = await page(running, "/audit", who["viewer"])
@@ -236,8 +262,12 @@ async def test_the_page_shows_and_filters_it_for_administrators_alone() -> None:
         for name, user, linked in (("admin", "boss", True), ("viewer", "ada", False)):
             _, html = await page(running, f"/users/{user}", who[name])
             assert ('href="/audit"' in html) == linked
-        running.house.store._tables.audit[0] = {"number": 1}
-        assert "damaged" in (await page(running, "/audit", who["admin"]))[1]
+        kept = running.house.store._tables.audit
+        kept[0] = {"number": 1}
+        kept[1] |= {"actor": "x", "changed": [1], "count": "many", "action": 7, "result": {}}
+        kept[2] |= {"actor": {"name": 7, "user": []}, "changed": "x", "at": None, "object": []}
+        status, html = await page(running, "/audit", who["admin"])
+        assert (status, html.count("damaged")) == (200, 2)
 
 
 async def test_a_token_reads_it_only_with_the_scope_for_it() -> None:

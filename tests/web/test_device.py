@@ -18,7 +18,7 @@ from tests.web.server import Site
 from tests.web.test_people_api import signed_in
 
 from greylag.domain.errors import ForbiddenError, MissingError
-from greylag.domain.users import OPERATOR, Principal, Scope
+from greylag.domain.users import OPERATOR, Principal, Role, Scope
 from greylag.identity.oidc import OidcOptions, OidcProvider
 from greylag.ports import AuditFilter
 from greylag.services.device_login import CODE_FORM, NewLogin
@@ -102,6 +102,12 @@ async def test_who_is_turned_away_and_who_guesses_get_nothing() -> None:
         assert statuses == [201] * 19 + [429]
         tried = [(await page(running, "GET", ann, code="BBBB-BBBB"))[0] for _ in range(20)]
         assert tried == [404] * 19 + [429]
+        refused = await running.house.store.audit_entries(AuditFilter(result="refused"), 9)
+        assert [(one["actor"]["kind"], one["object"], one["code"]) for _, one in refused] == [
+            ("anonymous", path, "limit_exceeded"),
+            ("anonymous", "/api/device-logins", "limit_exceeded"),
+            ("user", "/device", "limit_exceeded"),
+        ]
 
 
 async def test_without_a_provider_there_is_none() -> None:
@@ -131,6 +137,13 @@ async def test_a_code_lasts_ten_minutes_and_counts_for_who_may_come_in() -> None
     for who in (OPERATOR, replace(ANN, via="token 0123456789abcdef")):
         with pytest.raises(ForbiddenError):
             await logins.answer(who, login.code, allow=True)
+    # Signed in as a user by their groups, though an administrator without.
+    await of.people.edit("ada", UserEdit(role=Role.ADMIN))
+    _, admin = await logins.begin(replace(new, scopes=frozenset({Scope.ADMIN})), "::1")
+    with pytest.raises(ForbiddenError):
+        await logins.answer(ANN, admin.code, allow=True)
+    refused = await of.store.audit_entries(AuditFilter(result="refused"), 9)
+    assert [one["action"] for _, one in refused] == ["logins.answer"] * 3
     await logins.answer(ANN, login.code, allow=True)
     await of.people.edit("ada", UserEdit(disabled=True))
     with pytest.raises(MissingError):

@@ -10,8 +10,10 @@ import pytest
 from structlog.testing import capture_logs
 from tests.harness import TOKEN
 from tests.web.server import ADA, Site, settings, site
+from yarl import URL
 
 from greylag.web.app import MIN_BYTES
+from greylag.web.auth import own_path
 
 
 @pytest.fixture
@@ -164,6 +166,10 @@ async def test_only_the_token_or_a_sign_in_opens() -> None:
         page = {"accept": "text/html"}
         async with locked.http.get("/", headers=page, allow_redirects=False) as answer:
             assert (answer.status, answer.headers["location"]) == (303, "/sign-in?next=%2F")
+        asked = URL("/users/a%2Fb%20c?session=1%261", encoded=True)
+        async with locked.http.get(asked, headers=page, allow_redirects=False) as answer:
+            leads = URL(answer.headers["location"])
+        assert leads.query["next"] == own_path(str(asked)) == str(asked)
         async with locked.http.post("/sign-in", data={"token": TOKEN}, headers=page) as answer:
             assert answer.status == 200
         async with locked.http.get(ADA) as answer:

@@ -205,6 +205,35 @@ async def test_sessions_are_listed_and_ended_by_their_user_and_an_administrator(
         assert (await running.ask("GET", "/api/me", headers=another))[0] == 200
 
 
+async def test_many_cookies_cost_the_store_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with people_at_work() as (running, who):
+        asked = []
+        find = running.house.store.find
+
+        async def counted(kind: type[Any], key: str) -> Any:
+            asked.append(kind)
+            return await find(kind, key)
+
+        monkeypatch.setattr(running.house.store, "find", counted)
+        own = who["viewer"]["cookie"]
+        for strange, status, most in (
+            ([f"gls_{number:043}" for number in range(900)], 401, 4),
+            ([f"gls_{number}" for number in range(900)], 401, 0),
+            (["gls_" + "x" * 43] * 900, 401, 1),
+        ):
+            cookie = "; ".join(f"{COOKIE}={one}" for one in strange)
+            for method, path in (("GET", "/api/me"), ("POST", "/sign-out")):
+                asked.clear()
+                async with running.http.request(
+                    method, path, headers={"cookie": cookie}, allow_redirects=False
+                ) as answer:
+                    assert answer.status == (status if path == "/api/me" else 303)
+                assert len(asked) <= most
+        # One that another port of this host has set is in nobody's way.
+        both = {"cookie": f"{COOKIE}=gls_{'x' * 43}; {COOKIE}=other; {own}"}
+        assert (await running.ask("GET", "/api/me", headers=both))[0] == 200
+
+
 async def test_a_token_comes_in_as_its_user_as_far_as_its_scopes_go_until_it_is_revoked() -> None:
     async with people_at_work() as (running, who):
         ask, viewer, editor = running.ask, who["viewer"], who["editor"]

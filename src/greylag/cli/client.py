@@ -507,10 +507,13 @@ class ApiClient:
 
     async def tokens(self, user_id: str | None) -> list[dict[str, Any]]:
         """Return a user's tokens (``None``: our own), the newest first."""
-        found: list[dict[str, Any]] = (
-            await self._get(("tokens",), {"user": user_id} if user_id else {})
-        )["tokens"]
-        return found
+        query, found = {"user": user_id} if user_id else {}, []
+        while True:
+            page = await self._get(("tokens",), query)
+            found += page["tokens"]
+            if (following := page.get("next_cursor")) is None:
+                return found
+            query["cursor"] = following
 
     async def make_token(self, new: Mapping[str, Any]) -> dict[str, Any]:
         """Make a token; it is in the answer, this once."""

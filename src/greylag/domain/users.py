@@ -172,6 +172,7 @@ class Session:
         address: where it last came from.
         provider: by which of its names the provider may end it.
         look: whose projects the administrator looks at who has signed in.
+        user_since: ``User.created_at`` of whose it is: another of the same id does not come in.
     """
 
     key: str
@@ -183,6 +184,7 @@ class Session:
     address: str
     provider: tuple[str, ...] = ()
     look: Look | None = None
+    user_since: datetime | None = None
     version: int = 0
 
     @property
@@ -204,6 +206,7 @@ class ApiToken:
         id: what people call it by.
         projects: the ids of its user's projects that it is for; ``None``: all.
         used_at: when it was last used, to the minute, and from where.
+        user_since: as of a session.
     """
 
     key: str
@@ -216,6 +219,7 @@ class ApiToken:
     expires_at: datetime
     used_at: datetime | None = None
     address: str | None = None
+    user_since: datetime | None = None
     version: int = 0
 
     @property

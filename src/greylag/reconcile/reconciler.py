@@ -8,7 +8,7 @@ is.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -49,6 +49,8 @@ from greylag.reconcile.transcripts import KeepingTranscripts
 _log = structlog.get_logger(__name__)
 
 Warnings = Callable[[], Sequence[NewEvent]]
+MustSleep = Callable[[Project], Awaitable[bool]]
+"""Has a project sleep that may not be active, and tells whether it had to."""
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
@@ -82,6 +84,10 @@ class Pace:
         return self.lease / 2
 
 
+async def _awake(_project: Project) -> bool:
+    return False
+
+
 class Reconciler:
     """What a ``WorkLoop`` works on: its items are claims on projects that are due."""
 
@@ -97,9 +103,11 @@ class Reconciler:
         rng: random.Random,
         warnings: Warnings = lambda: (),
         git: GitSetups = no_setups,
+        must_sleep: MustSleep = _awake,
         transcripts: bool = False,
     ) -> None:
         self.worker = worker
+        self._must_sleep = must_sleep
         self._warnings = warnings
         self._git = git
         self._store = store
@@ -142,6 +150,7 @@ class Reconciler:
             rng=self._rng,
             warnings=self._warnings,
             git=self._git,
+            must_sleep=self._must_sleep,
             transcripts=self._transcripts,
         )
         with structlog.contextvars.bound_contextvars(
@@ -186,6 +195,7 @@ class _Pass:
         trouble: the code of what keeps the environment, and since when.
         warnings: what the log of an activation is to say of what cannot work.
         git: tells what the environment is told of git.
+        must_sleep: sees to it that only what may be active is.
         transcripts: keeps what was said.
         copied: whether that was kept before the environment's end.
     """
@@ -206,6 +216,7 @@ class _Pass:
     trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
     warnings: Warnings = lambda: ()
     git: GitSetups = no_setups
+    must_sleep: MustSleep = _awake
     copied: bool = False
 
     @property
@@ -223,7 +234,7 @@ class _Pass:
         try:
             with self.store.subscribe(self.project.ref) as news:
                 await self.transcripts.drop_unwanted(self.claim)
-                while not await self._advance(news):
+                while await self._may_not_run() or not await self._advance(news):
                     await self._renew()
         except asyncio.CancelledError:
             await _finish(self._hand_back())
@@ -233,6 +244,9 @@ class _Pass:
         except Exception:  # noqa: BLE001 - a defect of ours: logged whole, tried again later
             _log.exception("pass_failed")
             await self._rest(self._retry(INTERNAL_FAULT))
+
+    async def _may_not_run(self) -> bool:
+        return self.project.desired is Desired.ACTIVE and await self.must_sleep(self.project)
 
     async def _advance(self, news: Subscription) -> bool:
         """Take one step; return whether the pass has come to its end."""

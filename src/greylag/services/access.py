@@ -5,7 +5,8 @@ one of the members whom a project was shared with. Who has none is told what the
 there were no such user or project. ``docs/people.md`` holds the table below as ``table`` writes it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
 
@@ -17,6 +18,7 @@ from greylag.domain.errors import (
     ForbiddenError,
     GreylagError,
     InvalidRequestError,
+    LimitExceededError,
     MissingError,
     ProjectNotFoundError,
 )
@@ -165,11 +167,8 @@ class Gate:
         Raises:
             ForbiddenError: they may not.
         """
-        scope = RULES[action][1]
         if principal.projects is not None or not principal.is_admin:
-            hint = f"Ask an administrator of this Greylag; a token needs the scope {scope}."
-            error = ForbiddenError(f"Only an administrator may do {action}.", hint=hint)
-            raise await self.refused(principal, action, "", error)
+            raise await self.refused(principal, action, "", _no_administrator(action))
 
     async def refused(
         self, principal: Principal, action: str, what: str | ProjectRef, error: GreylagError
@@ -180,6 +179,17 @@ class Gate:
         _log.warning("action_refused", **about)
         await self.audit.refused(principal, action, name, error.info.code)
         return error
+
+    @asynccontextmanager
+    async def limited(
+        self, principal: Principal, action: str, what: str | ProjectRef
+    ) -> AsyncIterator[None]:
+        """Tell the audit trail of a limit by which the block refuses an action."""
+        try:
+            yield
+        except LimitExceededError as error:
+            await self.refused(principal, action, what, error)
+            raise
 
     @staticmethod
     def is_lasting(principal: Principal, owner: str) -> bool:
@@ -192,7 +202,7 @@ class Gate:
         self, principal: Principal, action: Action | None, what: str | ProjectRef
     ) -> None:
         """Return when the principal, who was allowed it, may still do ``action`` (``None``: know of
-        the user or project). A reason that was given counts on.
+        the user or project; without a name: administrate), for the reason that they give now.
 
         Raises:
             UserNotFoundError: they have nothing to do with it any more.
@@ -200,11 +210,14 @@ class Gate:
         """
         standings = await self._standings(principal, what)
         if not standings:
-            raise no_such_user(_owner(what))
-        with_reason = Standing.ADMIN in standings and action in WITH_REASON
-        if action is not None and not with_reason and RULES[action][0].isdisjoint(standings):
+            raise _no_administrator(action) if action and not what else no_such_user(_owner(what))
+        if action is None:
+            return
+        if RULES[action][0].isdisjoint(standings):
             named = " and ".join(sorted(standings))
             raise ForbiddenError(f"As {named} of this you may not do {action} any more.")
+        if _as_admin_alone(action, standings) and not principal.reason_for(_owner(what)):
+            raise _no_reason()
 
     async def is_foreign(self, principal: Principal, what: str | ProjectRef) -> bool:
         """Tell whether the principal sees it as an administrator alone."""
@@ -338,8 +351,7 @@ def _refusal(
         (standing, *_) = (one for one in Standing if one in found)
         return _forbidden(f"As {standing} of this you may not do {action}.")
     if _as_admin_alone(action, found) and not principal.reason_for(_owner(what)):
-        hint = "Say why, on the page or in the header x-greylag-reason; it is audited."
-        return _forbidden("Only with a reason may you read this.", hint)
+        return _no_reason()
     return None
 
 
@@ -367,3 +379,13 @@ def _beyond_token(
 
 def _forbidden(words: str, hint: str = "Ask the owner, or an administrator.") -> ForbiddenError:
     return ForbiddenError(words, hint=hint)
+
+
+def _no_reason() -> ForbiddenError:
+    hint = "Say why, on the page or in the header x-greylag-reason; it is audited."
+    return _forbidden("Only with a reason may you read this.", hint)
+
+
+def _no_administrator(action: Action) -> ForbiddenError:
+    hint = f"Ask an administrator of this Greylag; a token needs the scope {RULES[action][1]}."
+    return _forbidden(f"Only an administrator may do {action}.", hint)

@@ -1,10 +1,16 @@
 """What people see and change of users: their own account, and as administrators those of all."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 from greylag.domain.audit import AuditAction, name_of
-from greylag.domain.errors import ConflictError, InvalidRequestError, MissingError
+from greylag.domain.errors import (
+    ConflictError,
+    InvalidRequestError,
+    MissingError,
+    UserNotFoundError,
+)
 from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import (
     Action,
@@ -19,7 +25,7 @@ from greylag.domain.users import (
     of_project,
     of_user,
 )
-from greylag.ports import Clock, PeopleStore
+from greylag.ports import RECENT_SECONDS, Clock, PeopleStore
 from greylag.services.access import MAX_REASON_LENGTH, Gate
 from greylag.services.notifications import Notifications
 from greylag.services.people import People, UserEdit
@@ -89,17 +95,17 @@ class Accounts:
 
     async def remove(self, principal: Principal, user_id: str) -> None:
         """Remove a user with their sessions, tokens, secrets and notifications, and with what was
-        shared with them.
+        shared with them. One that is refused leaves all as it is.
 
         Raises:
-            ConflictError: they have projects, or the settings name them.
+            ConflictError: they have projects, or the settings name them, or it is who asks.
         """
         await self._gate.authorize(principal, Action.USERS_WRITE, user_id)
-        if await self._projects.has_any(user_id):
-            raise ConflictError(
-                f"The user {user_id!r} has projects.",
-                hint="Hand them over or delete them first, or disable the user instead.",
-            )
+        if user_id == principal.user_id:
+            raise ConflictError("You cannot remove yourself.", hint="Another administrator can.")
+        await self._check_no_projects(user_id)
+        self._people.check_removable(user_id)
+        await self._shut_out(principal, user_id)
         label, event = of_user(user_id), self._gate.audit.event
         for token in await self._store.labelled(ApiToken, label):
             told = event(principal, AuditAction.TOKEN_REVOKE, name_of(user_id), token=token.id)
@@ -113,6 +119,37 @@ class Accounts:
             told = event(principal, AuditAction.MEMBER_REMOVE, on, member=user_id)
             await self._store.remove(Member, member.key, audit=told)
         await self._people.remove(user_id, by=principal)
+
+    async def _shut_out(self, principal: Principal, user_id: str) -> None:
+        """Disable a user who is to be removed, and return once they can have made no project."""
+        before = await self._people.get(user_id)
+        await self._people.edit(user_id, UserEdit(disabled=True), by=principal)
+        # Until then another process may still let them in.
+        await self._clock.sleep(RECENT_SECONDS)
+        try:
+            await self._check_no_projects(user_id)
+        except ConflictError:
+            again = UserEdit(disabled=before.disabled)
+            await self._people.edit(user_id, again, by=principal)
+            raise
+
+    async def _check_no_projects(self, user_id: str) -> None:
+        if await self._projects.has_any(user_id):
+            raise ConflictError(
+                f"The user {user_id!r} has projects.",
+                hint="Hand them over or delete them first, or disable the user instead.",
+            )
+
+    async def must_sleep(self, project: Project) -> bool:
+        """Want a project inactive whose owner is disabled, and tell whether it had to be; for the
+        reconciler alone: whoever disabled the owner may have been cut off before, and an activation
+        may have come after.
+        """
+        with suppress(UserNotFoundError):
+            if (await self._people.get(project.user_id)).disabled:
+                await self._projects.sleep(project)
+                return True
+        return False
 
     async def hand_over(self, principal: Principal, ref: ProjectRef, user_id: str) -> Project:
         """Give a project that sleeps to another user, with its files and conversations, and return

@@ -124,6 +124,12 @@ class Repeats:
         counted, self._counted, self._of_one = self._counted, {}, Counter()
         return [replace(event, at=now) for event in counted.values() if event.count]
 
+    def put_back(self, event: AuditEvent) -> None:
+        """Count what was taken, and not told, once more."""
+        since = self._counted.get(_key(event))
+        count = event.count + (since.count if since else 0)
+        self._counted[_key(event)] = replace(event, count=count)
+
 
 def _key(event: AuditEvent) -> str:
     """Return what equal events have in common."""
@@ -210,10 +216,15 @@ class Audit:
         self._until = self._clock.monotonic() + WINDOW_SECONDS
         now = self._clock.now()
         kinds = (self._refusals, self._strangers, self._done)
-        counted = [event for repeats in kinds for event in repeats.take(now)]
-        while counted and await self._tell(counted[0]):
-            del counted[0]
-        for event in counted[1:]:  # each would wait in vain for a store that is away
+        counted = [(repeats, event) for repeats in kinds for event in repeats.take(now)]
+        try:
+            while counted and await self._tell(counted[0][1]):
+                del counted[0]
+        except BaseException:  # cancelled: the next flush tells of them
+            for repeats, event in counted:
+                repeats.put_back(event)
+            raise
+        for _, event in counted[1:]:  # each would wait in vain for a store that is away
             _log.error("audit_lost", entry=_unnumbered(event))
 
     async def _renew(self) -> None:

@@ -15,9 +15,10 @@ from greylag.domain.errors import ForbiddenError, MissingError
 from greylag.domain.names import check_name
 from greylag.domain.users import ApiToken, DeviceLogin, Principal, Scope, of_code
 from greylag.ports import Clock, PeopleStore
+from greylag.services.access import Gate
 from greylag.services.audit import event_of
 from greylag.services.people import People, digest
-from greylag.services.tokens import NewToken, Tokens
+from greylag.services.tokens import NewToken, Tokens, beyond_role
 
 LASTS = timedelta(minutes=10)
 CODE_LENGTH = 8
@@ -44,8 +45,10 @@ class DeviceLogins:
         store: PeopleStore,
         people: People,
         tokens: Tokens,
+        gate: Gate,
         clock: Clock,
     ) -> None:
+        self._gate = gate
         self._store = store
         self._people = people
         self._tokens = tokens
@@ -90,32 +93,38 @@ class DeviceLogins:
 
         Raises:
             MissingError: there is none.
-            ForbiddenError: the principal is no person who has signed in.
+            ForbiddenError: the principal is no person who has signed in, or the program would be
+                an administrator and they are none.
         """
-        if principal.user_id is None or principal.session_id is None:
-            raise ForbiddenError(
+        action, own = AuditAction.LOGIN_ANSWER, principal.user_id
+        if own is None or principal.session_id is None:
+            refusal = ForbiddenError(
                 "Only somebody who has signed in lets a program in.",
                 hint="Sign in with the identity provider.",
             )
+            raise await self._gate.refused(principal, action, own or "", refusal)
         login, now = await self.waiting(code), self._clock.now()
+        user = await self._people.get(own)
+        if allow and (beyond := beyond_role(principal, user, login.scopes)) is not None:
+            raise await self._gate.refused(principal, action, own, beyond)
         told = event_of(
             principal,
             now,
-            AuditAction.LOGIN_ANSWER,
-            name_of(principal.user_id),
+            action,
+            name_of(own),
             allow=allow,
             name=login.name,
             scopes=login.scopes,
             address=login.address,
         )
         if allow:
-            answered = replace(login, user_id=principal.user_id)
+            answered = replace(login, user_id=own)
             done = await self._store.put(answered, now, audit=told)
         else:
             done = await self._store.remove(DeviceLogin, login.key, audit=told)
         if not done:
             raise MissingError("Somebody else has answered this code.")
-        _log.info("device_answered", user_id=principal.user_id, name=login.name, allow=allow)
+        _log.info("device_answered", user_id=own, name=login.name, allow=allow)
 
     async def redeem(self, secret: str) -> tuple[str, ApiToken] | None:
         """Return the token for a program's secret, once; ``None`` while nobody has answered.

@@ -174,9 +174,8 @@ class Notifications:
         for _ in range(_ATTEMPTS):
             before = await self._people.find(NotificationTarget, target_id)
             known = await self.of(user.id)
-            if len(known) >= MOST_TARGETS and target_id not in {one.id for one in known}:
-                hint = "Remove one."
-                raise LimitExceededError(f"A user is told in {MOST_TARGETS} places.", hint=hint)
+            async with self._gate.limited(principal, AuditAction.NOTIFICATION_ADD, user.id):
+                _check_room(known, target_id)
             one = replace(new, version=before.version) if before else new
             told = self._event(principal, AuditAction.NOTIFICATION_ADD, one)
             if await self._people.put(one, new.created_at, audit=told):
@@ -283,6 +282,11 @@ class Notifications:
     ) -> AuditEvent:
         about = {"target": target.id, "kind": target.kind, "host": target.host}
         return self._gate.audit.event(who, action, name_of(target.user_id), **about)
+
+
+def _check_room(known: Sequence[NotificationTarget], target_id: str) -> None:
+    if len(known) >= MOST_TARGETS and target_id not in {one.id for one in known}:
+        raise LimitExceededError(f"A user is told in {MOST_TARGETS} places.", hint="Remove one.")
 
 
 def notice_id(*names: str) -> str:

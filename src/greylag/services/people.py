@@ -6,6 +6,7 @@ read is held for half of one at most.
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.names import check_id, check_name, slug
 from greylag.domain.users import (
+    ApiToken,
     Identity,
     Limits,
     Look,
@@ -40,6 +42,7 @@ from greylag.services.audit import event_of
 By = Principal | Actor
 """Who does something, for the audit trail."""
 SESSION_PREFIX = "gls_"
+SESSION_FORM = re.compile(rf"{SESSION_PREFIX}[0-9A-Za-z_-]{{43}}")
 SEEN_EVERY = timedelta(minutes=1)
 _ATTEMPTS = 5
 
@@ -125,6 +128,14 @@ class People:
             return None
         return None if user.disabled else user
 
+    async def owner(self, one: Session | ApiToken) -> User | None:
+        """Return the user who may come in by it; ``None``: nobody may. It is not another's who was
+        given the same id later.
+        """
+        user = await self.active(one.user_id)
+        theirs = user is not None and one.user_since in {None, user.created_at}
+        return user if theirs else None
+
     async def make(self, user: User, *, by: By = SYSTEM) -> User:
         """Add a user, as an administrator has entered them.
 
@@ -154,17 +165,21 @@ class People:
                 return after
         raise _busy(user_id)
 
+    def check_removable(self, user_id: str) -> None:
+        """Raise ``ConflictError`` for a user whom the settings name."""
+        if user_id in self._seeds:
+            raise ConflictError(
+                f"The settings name the user {user_id!r}.",
+                hint="Take them out of GREYLAG_USERS or GREYLAG_USERS_FILE, or disable them.",
+            )
+
     async def remove(self, user_id: str, *, by: By = SYSTEM) -> None:
         """Remove a user with their sessions; tokens and shares are the caller's to remove before.
 
         Raises:
             ConflictError: the settings name them.
         """
-        if user_id in self._seeds:
-            raise ConflictError(
-                f"The settings name the user {user_id!r}.",
-                hint="Take them out of GREYLAG_USERS or GREYLAG_USERS_FILE, or disable them.",
-            )
+        self.check_removable(user_id)
         await self.edit(user_id, UserEdit(disabled=True), by=by)
         await self.end_sessions(user_id, by=by)
         event = self._event(by, AuditAction.USER_REMOVE, user_id)
@@ -192,7 +207,7 @@ class People:
     async def by_session(self, secret: str, client: str) -> Principal | None:
         """Return who comes by a session's secret; ``None`` when there is none such any more."""
         session = await self.session(digest(secret))
-        user = None if session is None else await self.active(session.user_id)
+        user = None if session is None else await self.owner(session)
         if session is None or user is None:
             return None
         now = self._clock.now()
@@ -321,6 +336,7 @@ class People:
         session = Session(
             key=digest(secret),
             user_id=user.id,
+            user_since=user.created_at,
             role=role,
             created_at=now,
             seen_at=now,

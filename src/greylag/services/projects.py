@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from greylag.domain.audit import AuditAction, name_of
+from greylag.domain.audit import SYSTEM, Actor, AuditAction, name_of
 from greylag.domain.errors import (
     ClusterError,
     ConflictError,
     InvalidRequestError,
     LimitExceededError,
+    ProjectDeletingError,
     ProjectExistsError,
     ProjectNotFoundError,
     StoreUnavailableError,
@@ -152,9 +153,10 @@ class Projects:
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         source = None if new.source is None else check_source(new.source)
-        self._check_template(user, metadata)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
-        await self._check_projects(user)
+        async with self._gate.limited(principal, Action.PROJECTS_WRITE, owner):
+            self._check_template(user, metadata)
+            await self._check_projects(user)
         now = self._clock.now()
         project = Project(
             id=new_record_id(now),
@@ -175,9 +177,10 @@ class Projects:
 
     async def give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
         """Give a project that sleeps to a user. The caller has asked whether it may."""
-        await self._check_projects(user)
         project = await self._store.get(ref.user_id, ref.project_id)
-        self._check_template(user, project.metadata)
+        async with self._gate.limited(principal, Action.PROJECTS_HAND_OVER, ref):
+            await self._check_projects(user)
+            self._check_template(user, project.metadata)
         event = self.audit.event(principal, Action.PROJECTS_HAND_OVER, name_of(ref), owner=user.id)
         there = ProjectRef(user.id, ref.project_id)
         hint = "Hand over or delete that one first, or choose another user."
@@ -211,7 +214,9 @@ class Projects:
         if edit.name is not None:
             check_name(edit.name)
         if edit.metadata is not None:
-            self._check_template(owner, check_metadata(edit.metadata))
+            check_metadata(edit.metadata)
+            async with self._gate.limited(principal, Action.PROJECTS_WRITE, ref):
+                self._check_template(owner, edit.metadata)
         event = self.audit.event(
             principal,
             AuditAction.PROJECT_EDIT,
@@ -239,7 +244,8 @@ class Projects:
         """
         owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
         if desired is Desired.ACTIVE:
-            await self._check_active(owner, ref)
+            async with self._gate.limited(principal, action or _ACTIONS[desired], ref):
+                await self._check_active(owner, ref)
         return await self._want(principal, ref, desired)
 
     async def refresh(self, principal: Principal, ref: ProjectRef) -> Project:
@@ -252,7 +258,7 @@ class Projects:
             ref.user_id, ref.project_id, self._clock.now(), audit=event
         )
 
-    async def _want(self, principal: Principal, ref: ProjectRef, desired: Desired) -> Project:
+    async def _want(self, who: Principal | Actor, ref: ProjectRef, desired: Desired) -> Project:
         now = self._clock.now()
         return await self._store.want(
             ref.user_id,
@@ -260,7 +266,7 @@ class Projects:
             desired,
             now,
             now + timedelta(seconds=self._timeout),
-            audit=self.audit.event(principal, _ACTIONS[desired], name_of(ref)),
+            audit=self.audit.event(who, _ACTIONS[desired], name_of(ref)),
         )
 
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
@@ -351,6 +357,11 @@ class Projects:
         """
         await self._gate.authorize(principal, Action.PROJECTS_READ, ref)
         return self._following(ref, await self._events(ref, after), after)
+
+    async def sleep(self, project: Project) -> None:
+        """Want a project inactive, by nobody's wish; one that is gone or going is left alone."""
+        with suppress(ProjectNotFoundError, ProjectDeletingError):
+            await self._want(SYSTEM, project.ref, Desired.INACTIVE)
 
     async def sleep_all(self, principal: Principal, user_id: str) -> None:
         """Want every environment of a user inactive. The caller has asked whether it may."""

@@ -92,7 +92,8 @@ class Secrets:
         sealed = self._sealing.seal(new.value, _purpose(user.id, new.name, new.host))
         for _ in range(_ATTEMPTS):
             known = await self._of(user.id)
-            before = _before(known, new)
+            async with self._gate.limited(principal, AuditAction.SECRET_SET, user.id):
+                before = _before(known, new)
             now = self._clock.now()
             one = UserSecret(
                 user_id=user.id,

@@ -13,6 +13,7 @@ from greylag.domain.errors import LimitExceededError, MissingError, Unauthorized
 from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import Action, Principal, Share, of_project
 from greylag.ports import Clock, PeopleStore
+from greylag.services.access import Gate
 from greylag.services.projects import Projects
 
 MOST_SHARES = 100
@@ -32,8 +33,9 @@ class NewShare:
 class Shares:
     """The use cases of shared previews. Each fails as ``Projects.get`` does."""
 
-    def __init__(self, store: PeopleStore, projects: Projects, clock: Clock) -> None:
+    def __init__(self, store: PeopleStore, projects: Projects, gate: Gate, clock: Clock) -> None:
         self._store = store
+        self._gate = gate
         self._projects = projects
         self._clock = clock
 
@@ -44,10 +46,11 @@ class Shares:
             LimitExceededError: there are as many as may be.
         """
         project = await self._projects.get(principal, ref, Action.PREVIEW_USE)
-        if len(await self._good(project)) >= MOST_SHARES:
-            raise LimitExceededError(
-                f"{MOST_SHARES} previews of this project are shared.", hint="End one first."
-            )
+        async with self._gate.limited(principal, AuditAction.PREVIEW_LINK, ref):
+            if len(await self._good(project)) >= MOST_SHARES:
+                raise LimitExceededError(
+                    f"{MOST_SHARES} previews of this project are shared.", hint="End one first."
+                )
         now = self._clock.now()
         share = Share(
             key=secrets.token_urlsafe(12),

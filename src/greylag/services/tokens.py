@@ -9,28 +9,33 @@ import re
 import secrets
 import string
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import (
     ForbiddenError,
     InvalidRequestError,
+    LimitExceededError,
     MissingError,
     UserNotFoundError,
 )
-from greylag.domain.names import check_name
-from greylag.domain.users import Action, ApiToken, Principal, Scope, User, of_user
+from greylag.domain.names import check_id, check_name
+from greylag.domain.users import Action, ApiToken, Principal, Role, Scope, User, of_user
 from greylag.ports import Clock, PeopleStore
 from greylag.services.access import Gate
 from greylag.services.people import SEEN_EVERY, People, digest
 
 PREFIX = "glg_"
+PLACE = r"^[0-9]{18}-[0-9a-f]{16}$"
 FORM = re.compile(r"glg_([0-9A-Za-z]{43})([0-9A-Za-z]{6})")
 ID_LENGTH = 16
 MAX_PROJECTS = 100
+MOST_TOKENS = 500
+"""How many of a user's may count at once."""
 DAYS = 90
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 
 
@@ -98,17 +103,24 @@ class Tokens:
         Raises:
             InvalidRequestError: the name, the scopes or the time can be none.
             ForbiddenError: it would be somebody else's, or could do more than who asks.
+            LimitExceededError: the user has as many as may be.
         """
         check_name(new.name)
         user = await self._owner(principal, new.user_id, Action.ACCOUNT_WRITE)
         self._check(new)
         if (refusal := _refusal(principal, user, new)) is not None:
             raise await self._gate.refused(principal, AuditAction.TOKEN_CREATE, user.id, refusal)
+        async with self._gate.limited(principal, AuditAction.TOKEN_CREATE, user.id):
+            if len(await self._counting(of_user(user.id))) >= MOST_TOKENS:
+                raise LimitExceededError(
+                    f"A user may have {MOST_TOKENS} tokens.", hint="Revoke one first."
+                )
         text, now = new_token(), self._clock.now()
         token = ApiToken(
             key=digest(text),
             id=secrets.token_hex(ID_LENGTH // 2),
             user_id=user.id,
+            user_since=user.created_at,
             name=new.name,
             scopes=tuple(sorted(new.scopes)),
             projects=None if new.projects is None else tuple(sorted(new.projects)),
@@ -136,10 +148,24 @@ class Tokens:
         if user_id is not None or principal.user_id is not None:
             user = await self._owner(principal, user_id, Action.ACCOUNT_READ)
             label = of_user(user.id)
+        found = await self._counting(label)
+        return sorted(found, key=_place, reverse=True)
+
+    async def page(
+        self, principal: Principal, user_id: str | None, limit: int, after: str | None
+    ) -> tuple[Sequence[ApiToken], str | None]:
+        """Return ``limit`` of the same at most, those that come after a place, and the place that
+        asks for more, if there are.
+        """
+        listed = await self.listed(principal, user_id)
+        found = [one for one in listed if after is None or _place(one) < after]
+        shown = found[:limit]
+        return shown, _place(shown[-1]) if len(found) > limit else None
+
+    async def _counting(self, label: str | None) -> Sequence[ApiToken]:
         now = self._clock.now()
         found = await self._store.labelled(ApiToken, label)
-        counting = [one for one in found if one.expires_at > now]
-        return sorted(counting, key=lambda one: one.created_at, reverse=True)
+        return [one for one in found if one.expires_at > now]
 
     async def revoke(self, principal: Principal, token_id: str) -> None:
         """End a token, for every process within a second. Each may end itself.
@@ -165,7 +191,7 @@ class Tokens:
         if not is_token(text):
             return None
         token = await self.find(digest(text))
-        user = None if token is None else await self._people.active(token.user_id)
+        user = None if token is None else await self._people.owner(token)
         if token is None or user is None:
             return None
         now = self._clock.now()
@@ -210,6 +236,27 @@ class Tokens:
             )
         if new.projects is not None and not 1 <= len(new.projects) <= MAX_PROJECTS:
             raise InvalidRequestError(f"projects must name 1 to {MAX_PROJECTS} projects.")
+        for project_id in new.projects or ():
+            check_id(project_id, "projects")
+
+
+def _place(token: ApiToken) -> str:
+    """Return where a token is among others, of the form ``PLACE``."""
+    return f"{(token.created_at - _EPOCH) // timedelta(microseconds=1):018}-{token.id}"
+
+
+def beyond_role(
+    principal: Principal, user: User, scopes: Collection[Scope]
+) -> ForbiddenError | None:
+    """Return why somebody who is no administrator by their groups may not let in an administrator:
+    a token has the role that the user has without groups.
+    """
+    if Scope.ADMIN in scopes and user.role is Role.ADMIN and principal.role is not Role.ADMIN:
+        return ForbiddenError(
+            "As you have signed in you are no administrator, and the token would be one.",
+            hint="Leave out the scope admin, or ask an administrator.",
+        )
+    return None
 
 
 def _refusal(principal: Principal, user: User, new: NewToken) -> ForbiddenError | None:
@@ -220,6 +267,8 @@ def _refusal(principal: Principal, user: User, new: NewToken) -> ForbiddenError 
             "An administrator makes tokens of service accounts, not of people.",
             hint="Make a service account: POST /api/users with `service`.",
         )
+    if (administrator := beyond_role(principal, user, new.scopes)) is not None:
+        return administrator
     beyond = new.scopes - (principal.scopes if principal.scopes is not None else new.scopes)
     narrower = principal.projects is not None and not (
         new.projects is not None and new.projects <= principal.projects

@@ -21,7 +21,16 @@ from greylag.domain.users import (
     User,
     UserSecret,
 )
-from greylag.ports import EXPORTED_KINDS, AnyKept, Clock, Finding, Kept, PeopleStore, StoredPerson
+from greylag.ports import (
+    EXPORTED_KINDS,
+    RECENT_SECONDS,
+    AnyKept,
+    Clock,
+    Finding,
+    Kept,
+    PeopleStore,
+    StoredPerson,
+)
 
 NAMES: Mapping[type[AnyKept], str] = {
     User: "users",
@@ -40,8 +49,10 @@ EXPORTED: Mapping[str, type[AnyKept]] = {
     name: kind for kind, name in NAMES.items() if name in EXPORTED_KINDS
 }
 
-RECENT_SECONDS = 0.5
 _MOST_RECENT = 20_000
+_BY_SECRET = frozenset[type[AnyKept]]({Session, ApiToken, DeviceLogin})
+"""What strangers may ask for any number of that there are not: those take no other's place."""
+_Read = dict[tuple[type[AnyKept], str], tuple[float, Any]]
 
 
 @cache
@@ -106,17 +117,20 @@ class RecentPeople:
     def __init__(self, store: PeopleStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._found: dict[tuple[type[AnyKept], str], tuple[float, Any]] = {}
+        self._found: _Read = {}
+        self._missed: _Read = {}
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
         """Return what is kept under ``key``; see the port."""
         now = self._clock.monotonic()
-        until, found = self._found.get((kind, key), (now, None))
+        until, found = self._found.get((kind, key)) or self._missed.get((kind, key), (now, None))
         if now >= until:
             found = await self._store.find(kind, key)
-            if len(self._found) >= _MOST_RECENT:
-                self._found.clear()
-            self._found[kind, key] = now + RECENT_SECONDS, found
+            self._forget(kind, key)
+            kept = self._missed if found is None and kind in _BY_SECRET else self._found
+            if len(kept) >= _MOST_RECENT:
+                del kept[next(iter(kept))]  # the one read longest ago
+            kept[kind, key] = now + RECENT_SECONDS, found
         recent: Kept | None = found
         return recent
 
@@ -129,11 +143,15 @@ class RecentPeople:
         try:
             return await self._store.put(one, now, audit=audit)
         finally:
-            self._found.pop((type(one), one.key), None)
+            self._forget(type(one), one.key)
 
     async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
         """Remove one; see the port."""
         try:
             return await self._store.remove(kind, key, audit=audit)
         finally:
-            self._found.pop((kind, key), None)
+            self._forget(kind, key)
+
+    def _forget(self, kind: type[AnyKept], key: str) -> None:
+        self._found.pop((kind, key), None)
+        self._missed.pop((kind, key), None)

@@ -23,7 +23,7 @@ from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, Principal
 from greylag.services.access import Gate
 from greylag.web import errors
-from greylag.web.auth import Authenticator
+from greylag.web.auth import Authenticator, with_reason
 from greylag.web.request_log import exchange_of
 
 Check = Callable[[], Awaitable[None]]
@@ -44,7 +44,8 @@ class AccessWatch:
         self, scope: Scope, ref: ProjectRef, action: Action | None = None
     ) -> AbstractAsyncContextManager[None]:
         """Return a block that whoever asks may be in as long as they may do ``action`` with the
-        project (``None``: see it; without a project's id: what is the user's).
+        project (``None``: see it; without a project's id: what is the user's, without that: what
+        is about no user).
 
         Raises:
             GreylagError: in the block: they may not any more.
@@ -53,7 +54,8 @@ class AccessWatch:
         sign_in = None if principal is None else self._authenticator.ending(scope, principal)
         if principal is None or sign_in is None:
             return nullcontext()
-        key: Hashable = (sign_in, ref, action)
+        reason = with_reason(principal, scope).reason
+        key: Hashable = (sign_in, ref, action, reason)
         if self._gate.is_lasting(principal, ref.user_id):
             key = sign_in
         return self.until_refused(key, partial(self._check, scope, principal, ref, action))
@@ -87,7 +89,7 @@ class AccessWatch:
     async def _check(
         self, scope: Scope, before: Principal, ref: ProjectRef, action: Action | None
     ) -> None:
-        principal = await self._authenticator.again(scope, before)
+        principal = with_reason(await self._authenticator.again(scope, before), scope)
         await self._gate.check_again(principal, action, ref if ref.project_id else ref.user_id)
 
 

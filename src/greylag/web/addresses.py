@@ -72,6 +72,13 @@ def address(path: str) -> str:
     return _root.get() + path
 
 
+def asked_path(scope: Scope) -> str:
+    """Return the path that a request asks for, encoded as it came, with its query."""
+    path = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")
+    query = scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
 def user_url(user_id: str, under: str = "", **query: str | int | None) -> str:
     """Return the address of a user's page, or of the path ``under`` it.
 

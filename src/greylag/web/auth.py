@@ -35,7 +35,8 @@ from greylag.domain.errors import (
     UnauthorizedError,
 )
 from greylag.domain.users import OPERATOR, Principal
-from greylag.services.people import SESSION_PREFIX
+from greylag.services.access import MAX_REASON_LENGTH
+from greylag.services.people import SESSION_FORM
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import address, root_path
@@ -44,6 +45,7 @@ from greylag.web.dashboard.pages import respond
 SIGN_IN = "/sign-in"
 SIGN_OUT = "/sign-out"
 SIGN_OUT_AT_PROVIDER = "/auth/sign-out"
+REASON_HEADER = "x-greylag-reason"
 COOKIE = "greylag_sign_in"
 COOKIE_SECONDS = 30 * 24 * 3600
 LINK_SECONDS = 24 * 3600
@@ -51,6 +53,7 @@ MAX_FAILURES = 20
 FAILURE_WINDOW_SECONDS = 60.0
 _MAX_COUNTED = 10_000
 _LONGEST_PATH = 2000
+_MOST_SIGN_INS = 4
 _PREFIX_BYTES = 8
 _BEARER = "bearer "
 _SECURE = frozenset({"https", "wss"})
@@ -214,12 +217,11 @@ class Authenticator:
         """Tell whether a user may come in, and a ``Principal.sign_in`` of theirs ("": any) has not
         ended.
         """
-        if await self._people.active(user_id) is None:
-            return False
         kind, _, key = sign_in.partition(" ")
-        if kind == "session":
-            return await self._people.session(key) is not None
-        return kind != "token" or await self._tokens.find(key) is not None
+        if kind not in {"session", "token"}:
+            return await self._people.active(user_id) is not None
+        one = await (self._people.session(key) if kind == "session" else self._tokens.find(key))
+        return one is not None and await self._people.owner(one) is not None
 
     async def signed_in(self, scope: Scope) -> Principal | None:
         """Return whom a cookie names whose sign-in has not ended, ``None`` where none does."""
@@ -296,6 +298,13 @@ class Authenticator:
         return [one for one in read if one is not None]
 
 
+def with_reason(principal: Principal, scope: Scope) -> Principal:
+    """Return an administrator with the reason that their request gives, if it does."""
+    reason = Headers(scope=scope).get(REASON_HEADER, "").strip()
+    given = reason and principal.is_admin
+    return replace(principal, reason=reason[:MAX_REASON_LENGTH]) if given else principal
+
+
 def _operator(scope: Scope) -> Principal:
     return replace(OPERATOR, address=client_of(scope))
 
@@ -363,7 +372,7 @@ SIGN_IN_COOKIE = Cookie(COOKIE)
 
 def _sessions(scope: Scope) -> list[str]:
     """Return the secrets of sessions that the browser has."""
-    return [value for value in _sign_in_cookies(scope) if value.startswith(SESSION_PREFIX)]
+    return [value for value in _sign_in_cookies(scope) if SESSION_FORM.fullmatch(value)]
 
 
 def cookies(scope: Scope) -> list[tuple[str, str]]:
@@ -377,9 +386,12 @@ def cookies(scope: Scope) -> list[tuple[str, str]]:
 
 
 def _sign_in_cookies(scope: Scope) -> list[str]:
-    """Return every value of our cookie: another port of this host may have set one too."""
+    """Return the first values of our cookie: another port of this host may have set one too, and
+    each may cost a question to the store.
+    """
     ours = SIGN_IN_COOKIE.name(scope)
-    return [value.strip('"') for name, value in cookies(scope) if name == ours]
+    values = dict.fromkeys(value.strip('"') for name, value in cookies(scope) if name == ours)
+    return list(values)[:_MOST_SIGN_INS]
 
 
 # The page where a browser gives the token or its link, and gets the cookie for it.

@@ -23,13 +23,11 @@ from greylag.domain.errors import InvalidRequestError, UnauthorizedError
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, Principal
-from greylag.services.access import MAX_REASON_LENGTH
 from greylag.services.use_cases import Platform, UseCases
+from greylag.web.auth import with_reason
 from greylag.web.errors import PROBLEM_MEDIA_TYPE
 from greylag.web.request_log import exchange_of
 from greylag.web.stream import Streams
-
-REASON_HEADER = "x-greylag-reason"
 
 # Who asks, for what, and the use cases that answer.
 
@@ -109,9 +107,7 @@ async def _call(request: HTTPConnection, use_cases: UseCasesDep) -> RequestConte
     principal = exchange_of(request.scope).principal
     if principal is None:
         raise UnauthorizedError("The request does not say who it comes from.")
-    reason = request.headers.get(REASON_HEADER, "").strip()
-    if reason and principal.is_admin:
-        principal = replace(principal, reason=reason[:MAX_REASON_LENGTH])
+    principal = with_reason(principal, request.scope)
     state = request.app.state
     path = quote(request.scope["path"])
     site = replace(state.site, principal=principal, path=path)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request, Response
 
+from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import GreylagError, LimitExceededError, MissingError
 from greylag.services.device_login import LASTS, DeviceLogins, NewLogin
 from greylag.web import errors
@@ -11,6 +12,7 @@ from greylag.web.addresses import address
 from greylag.web.auth import WrongTokens, client_of
 from greylag.web.dashboard.pages import respond
 from greylag.web.deps import CallDep, UseCasesDep, problems
+from greylag.web.request_log import exchange_of
 from greylag.web.schemas import DeviceLoginIn, DeviceLoginOut, DeviceSecretIn, NewTokenOut
 
 BEGIN = "/api/device-logins"
@@ -24,11 +26,15 @@ router = APIRouter(tags=["platform"])
 page_router = APIRouter(include_in_schema=False)
 
 
-def _bound(request: Request, what: str) -> None:
+async def _bound(request: Request, what: str) -> None:
     """Raise ``LimitExceededError`` when ``what`` was done too often within a minute."""
     attempts: WrongTokens = request.app.state.device_attempts
     if attempts.is_beyond(what):
-        raise LimitExceededError("Too many logins were tried.", hint="Try again in a minute.")
+        error = LimitExceededError("Too many logins were tried.", hint="Try again in a minute.")
+        audit = request.app.state.use_cases.audit
+        who = exchange_of(request.scope).principal or anonymous(client_of(request.scope))
+        await audit.refused(who, AuditAction.REQUEST, request.url.path, error.info.code)
+        raise error
 
 
 @router.post(
@@ -43,7 +49,7 @@ async def begin_device_login(
 ) -> DeviceLoginOut:
     """Open to all. Show the person `code` and `url`, and ask for the token with `secret`."""
     client = client_of(request.scope)
-    _bound(request, f"begin {client}")
+    await _bound(request, f"begin {client}")
     if use_cases.sign_in is None:
         raise MissingError(
             "Nobody signs in by an identity provider here.", hint="Use a token instead."
@@ -77,7 +83,7 @@ async def redeem_device_login(
     try:
         found = await use_cases.device_logins.redeem(body.secret)
     except MissingError:
-        _bound(request, f"redeem {client_of(request.scope)}")
+        await _bound(request, f"redeem {client_of(request.scope)}")
         raise
     if found is None:
         return Response(status_code=202)
@@ -96,7 +102,7 @@ async def ask_for_code(request: Request, call: CallDep, code: _Code = "") -> Res
     if not code.strip():
         return respond("device.html", site=call.site, login=None, error=None, done=None)
     try:
-        _bound(request, f"code {call.principal.user_id}")
+        await _bound(request, f"code {call.principal.user_id}")
         login = await _logins(call).waiting(code)
     except GreylagError as error:
         return _failed(call, error)
@@ -112,7 +118,7 @@ async def answer_program(
 ) -> Response:
     """Let the program in, or turn it away."""
     try:
-        _bound(request, f"code {call.principal.user_id}")
+        await _bound(request, f"code {call.principal.user_id}")
         await _logins(call).answer(call.principal, code, allow=answer == "allow")
     except GreylagError as error:
         return _failed(call, error)

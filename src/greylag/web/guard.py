@@ -24,7 +24,7 @@ from greylag.domain.errors import (
 )
 from greylag.services.audit import Audit
 from greylag.web import device, errors, oidc
-from greylag.web.addresses import STATIC, address
+from greylag.web.addresses import STATIC, address, asked_path
 from greylag.web.auth import SIGN_IN, SIGN_OUT, Authenticator, client_of
 from greylag.web.dashboard.pages import error_page
 from greylag.web.request_log import exchange_of
@@ -145,12 +145,15 @@ def _is_open(path: str) -> bool:
 
 
 def _unauthorized(scope: Scope, error: ErrorInfo) -> Response:
-    """Send a browser that asked for a page to sign in; tell everyone else."""
+    """Send a browser that asked for a page to sign in; tell everyone else, and whoever gave a
+    token.
+    """
     given = Headers(scope=scope)
     accepted = ",".join(given.getlist("accept"))
     asks_for_page = scope.get("method") == "GET" and "text/html" in accepted
-    if asks_for_page and not scope["path"].startswith("/api"):
-        wanted = urlencode({"next": scope["path"]})
+    tries = "authorization" in given or scope["path"].startswith("/api")
+    if asks_for_page and not tries:
+        wanted = urlencode({"next": asked_path(scope)})
         return RedirectResponse(address(f"{SIGN_IN}?{wanted}"), status_code=_TO_SIGN_IN)
     headers = {"www-authenticate": "Bearer"}
     if "hx-request" in given:

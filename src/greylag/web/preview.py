@@ -45,6 +45,7 @@ from greylag.ports import AgentAnswer, AgentRequest
 from greylag.services.shares import shown_by
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
+from greylag.web.addresses import asked_path
 from greylag.web.api.relay import RelayedAnswer, read_whole
 from greylag.web.auth import Authenticator, client_of, cookies
 from greylag.web.preview_links import HINT, OPEN, Preview, PreviewLinks, file_address
@@ -156,7 +157,7 @@ class PreviewSite:
 
     async def _join(self, preview: Preview, port: int, client: WebSocket) -> None:
         scope = client.scope
-        asked = ForwardedRequest("GET", _target(scope), _request_headers(scope, preview))
+        asked = ForwardedRequest("GET", asked_path(scope), _request_headers(scope, preview))
         opening = await self._agents.forward_socket(
             preview.maker, preview.ref, port, asked, scope["subprotocols"]
         )
@@ -185,7 +186,9 @@ class PreviewSite:
         headers = _request_headers(scope, preview)
         try:
             async with self._while_allowed(preview):
-                await forwarding.forward(scope, receive, send, _target(scope), headers, opening_of)
+                await forwarding.forward(
+                    scope, receive, send, asked_path(scope), headers, opening_of
+                )
         except GreylagError:
             if not begun:
                 raise
@@ -269,11 +272,6 @@ _NAMES = frozenset({_COOKIE, _SECURE_COOKIE})
 
 def _cookie_name(scope: Scope) -> str:
     return _SECURE_COOKIE if scope["scheme"] == "https" else _COOKIE
-
-
-def _target(scope: Scope) -> str:
-    path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
-    return f"{path}?{query}" if query else path
 
 
 def _own_origin(scope: Scope) -> str:

@@ -394,6 +394,7 @@ class TokensOut(Out):
     """A user's tokens, the newest first."""
 
     tokens: list[TokenOut]
+    next_cursor: str | None = Field(description="Asks for the next page; null on the last one.")
 
 
 class ActorOut(Out):

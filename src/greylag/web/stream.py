@@ -33,6 +33,7 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.project import ProjectRef
+from greylag.domain.users import Action
 from greylag.web import errors
 from greylag.web.access_watch import AccessWatch
 from greylag.web.request_log import exchange_of
@@ -56,9 +57,12 @@ class Streams:
         self._longest = settings.stream_seconds
         self._open: Counter[ProjectRef] = Counter()
 
-    def events(self, ref: ProjectRef, opening: Opening) -> Response:
-        """Return the answer that relays whole SSE frames, with heartbeats when none come."""
-        opened, allowed = self._counted(ref, opening), partial(self.access.during, ref=ref)
+    def events(self, ref: ProjectRef, opening: Opening, action: Action | None = None) -> Response:
+        """Return the answer that relays whole SSE frames, with heartbeats when none come, as long
+        as ``action`` is allowed; see ``AccessWatch.during``.
+        """
+        opened = self._counted(ref, opening)
+        allowed = partial(self.access.during, ref=ref, action=action)
         return EventRelay(opened, allowed, self._heartbeat_seconds, self._longest)
 
     def text(self, ref: ProjectRef, opening: Opening) -> Response:

@@ -82,8 +82,8 @@ class AuditTrail:
 
     async def append(self, event: AuditEvent) -> AuditEntry:
         """Append an entry; see the port."""
-        attempts = WriteAttempts(self._seconds)
         async with self._turn:
+            attempts = WriteAttempts(self._seconds)
             while True:
                 try:
                     entry = await self._insert(event, None)
@@ -146,8 +146,8 @@ class AuditTrail:
             await self._keep(place, link, None)
 
     async def _in_one_step(self, event: AuditEvent, write: Write) -> bool:
-        attempts = WriteAttempts(self._seconds)
         async with self._turn:
+            attempts = WriteAttempts(self._seconds)
             while True:
                 try:
                     return await self._try_in_one_step(event, write)

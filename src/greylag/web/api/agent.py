@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Query, Response
 
 from greylag.common.agent_api import IN_PATHS, Parameter, Turn
 from greylag.domain.names import SEGMENT_FORM
+from greylag.domain.users import Action
 from greylag.services.agents import MAX_LOG_LINES
 from greylag.services.messages import NewMessage
 from greylag.web.api.projects import PROJECT
@@ -98,7 +99,7 @@ async def send_message(
     """
     new = NewMessage(body.message, body.session_id, body.message_id)
     opening = call.use_cases.messages.send(*call.at, new)
-    return call.streams.events(call.ref, opening)
+    return call.streams.events(call.ref, opening, Action.AGENT_READ)
 
 
 @turns_router.get(
@@ -127,7 +128,7 @@ async def follow_turn(
     After `complete` there is nothing: 204, at which a standard EventSource stops.
     """
     opening = await call.use_cases.agents.stream_turn(*call.at, turn, last_event_id or after)
-    return call.streams.events(call.ref, opening)
+    return call.streams.events(call.ref, opening, Action.AGENT_READ)
 
 
 @turns_router.post(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
 import structlog
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from greylag.common.clock import parse_rfc3339
 from greylag.domain.audit import Result
 from greylag.domain.errors import GreylagError
+from greylag.domain.users import Action
 from greylag.ports import AuditFilter, NumberedEntry
 from greylag.web.deps import CallDep, RequestContext, problems
 from greylag.web.schemas import AuditOut
@@ -87,7 +89,7 @@ async def read_audit(
 async def lines(call: RequestContext, asked: AuditFilter) -> Response:
     """Return the answer that streams entries, the oldest first, in constant memory."""
     batches = await call.use_cases.audit_reader.export(call.principal, asked)
-    return _Lines(_encoded(batches), media_type=LINES)
+    return _Lines(_encoded(batches), call.while_allowed(Action.AUDIT_READ))
 
 
 async def _encoded(batches: AsyncIterator[Sequence[NumberedEntry]]) -> AsyncIterator[str]:
@@ -97,11 +99,18 @@ async def _encoded(batches: AsyncIterator[Sequence[NumberedEntry]]) -> AsyncIter
 
 class _Lines(StreamingResponse):
     """A response that just ends when its source fails, before it is whole: so no client takes a
-    part for all.
+    part for all. So it does once who asked is not ``allowed`` it any more.
     """
+
+    def __init__(
+        self, content: AsyncIterator[str], allowed: AbstractAsyncContextManager[None]
+    ) -> None:
+        super().__init__(content, media_type=LINES)
+        self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with self._allowed:
+                await super().__call__(scope, receive, send)
         except GreylagError as error:
             _log.warning("audit_export_cut", code=error.info.code, error=error.info.message)

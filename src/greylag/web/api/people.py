@@ -11,6 +11,7 @@ from greylag.common.clock import rfc3339
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.users import Session
 from greylag.services.secrets import NAME_FORM, NewSecret
+from greylag.services.tokens import MOST_TOKENS, PLACE
 from greylag.web.addresses import address
 from greylag.web.api.projects import LOCATION, PROJECT
 from greylag.web.deps import CallDep, ProjectCallDep, UserCallDep, path_id, problems
@@ -221,10 +222,16 @@ async def list_tokens(
             description="Whose; left out: your own, and for the operator those of all users.",
         ),
     ] = None,
+    limit: Annotated[
+        int, Query(ge=1, le=MOST_TOKENS, description="How many at most.")
+    ] = MOST_TOKENS,
+    cursor: Annotated[
+        str | None, Query(pattern=PLACE, description="`next_cursor` of the page before.")
+    ] = None,
 ) -> TokensOut:
-    """Those that count, the newest first; no token itself."""
-    found = await call.use_cases.tokens.listed(call.principal, user)
-    return TokensOut(tokens=[TokenOut.of(one) for one in found])
+    """Those that count, the newest first; no token itself. All of one user's are one page."""
+    found, more = await call.use_cases.tokens.page(call.principal, user, limit, cursor)
+    return TokensOut(tokens=[TokenOut.of(one) for one in found], next_cursor=more)
 
 
 @router.delete(

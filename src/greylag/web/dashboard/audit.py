@@ -98,20 +98,23 @@ def _day(text: str) -> datetime | None:
 
 
 def _row(number: int, entry: Any) -> dict[str, Any]:
-    """Return what the page shows of an entry; of one that was damaged, that it was."""
-    actor = entry.get("actor", {})
-    changed = [f"{name}: {value}" for name, value in dict(entry.get("changed", {})).items()]
+    """Return what the page shows of an entry; of one that was damaged, what is left of it."""
+    actor = _members(entry.get("actor"))
+    texts = {name: str(entry.get(name, "")) for name in ("action", "object", "result")}
     more = [("Via", actor.get("via")), ("Address", actor.get("address"))]
     more += [("Error", entry.get("code")), ("Request", entry.get("request_id"))]
+    count = entry.get("count")
     return {
         "number": number,
         "at": str(entry.get("at", ""))[:19].replace("T", " "),
-        "who": actor.get("name") or actor.get("user") or actor.get("kind", "damaged"),
-        "user": actor.get("user"),
-        "action": entry.get("action", ""),
-        "object": entry.get("object", ""),
-        "result": entry.get("result", ""),
-        "count": entry.get("count", 1),
-        "changed": changed,
+        "who": str(actor.get("name") or actor.get("user") or actor.get("kind", "damaged")),
+        "user": str(actor.get("user") or ""),
+        **texts,
+        "count": count if isinstance(count, int) else 1,
+        "changed": [f"{name}: {value}" for name, value in _members(entry.get("changed")).items()],
         "more": [(name, str(value)) for name, value in more if value],
     }
+
+
+def _members(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
