@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import io
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -167,3 +168,26 @@ def test_a_file_that_the_disk_cannot_give_spoils_no_other(
     head = snapshots.FILE_HEAD.pack(snapshots.SENT, 1)
     ends = (bytes([snapshots.CHANGED]), bytes([snapshots.SENT]))
     assert out.getvalue() == head + b"\0" + ends[0] + head + b"b" + ends[1]
+
+
+def test_a_link_that_a_file_replaces_leaves_its_folder_readable(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "d").mkdir()
+    (root / "d/link").symlink_to("f")
+    readlink = os.readlink
+
+    def replaced(name: str, *, dir_fd: int) -> str:
+        (root / "d/link").unlink()
+        (root / "d/link").write_text("a file")
+        return readlink(name, dir_fd=dir_fd)
+
+    files = Workspace(str(root))
+    with files.at("d") as place, monkeypatch.context() as patched:
+        folder = place.open(os.O_RDONLY)
+        patched.setattr(os, "readlink", replaced)
+        record, level = snapshots._listed("d", folder, ())
+    os.close(level.folder)
+    length = len("d") + snapshots.RECORD.size
+    ((name, kind, *_),) = json.loads(record[length:])
+    assert (name, kind) == ("link", "f")
