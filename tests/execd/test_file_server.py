@@ -1,19 +1,22 @@
 """What people do with files while a turn waits for snapshots, over the real socket."""
 
 import asyncio
+import errno
+import io
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from greylag.agentd.execution import Execution
 from greylag.execd import file_server, snapshots
 from greylag.execd.file_server import STALLED_SECONDS
-from greylag.execd.files import Workspace
+from greylag.execd.files import Place, Workspace
 from greylag.execd.protocol import FrameKind, Reader, read_frame, read_object
 from greylag.execd.server import ExecServer
 
@@ -131,3 +134,60 @@ async def test_a_snapshot_of_folders_named_as_rules_keeps_none_of_them_open(
         for _ in range(5):
             await asked(client, "snapshots", verb="list", root=str(root))
         assert len(os.listdir("/proc/self/fd")) < before + 10  # noqa: PTH208 - a count
+
+
+def test_a_file_that_the_disk_cannot_give_spoils_no_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Place.file
+
+    class Broken(io.BytesIO):
+        def __init__(self, file: BinaryIO) -> None:
+            super().__init__()
+            self.fileno = file.fileno  # type: ignore[method-assign]
+            self._file = file
+
+        def read(self, _size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "the disk is broken")
+
+        def close(self) -> None:
+            self._file.close()
+
+    def broken(place: Place) -> BinaryIO:
+        return Broken(opened(place)) if place.name == b"a" else opened(place)
+
+    monkeypatch.setattr(Place, "file", broken)
+    wanted = []
+    for name in "ab":
+        (root / name).write_text(name)
+        about = (root / name).stat()
+        times = (about.st_mtime_ns, about.st_ctime_ns)
+        wanted.append((name, about.st_size, *times, about.st_ino))
+    out = io.BytesIO()
+    snapshots._write_contents(Workspace(str(root)), wanted, out)
+    head = snapshots.FILE_HEAD.pack(snapshots.SENT, 1)
+    ends = (bytes([snapshots.CHANGED]), bytes([snapshots.SENT]))
+    assert out.getvalue() == head + b"\0" + ends[0] + head + b"b" + ends[1]
+
+
+def test_a_link_that_a_file_replaces_leaves_its_folder_readable(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "d").mkdir()
+    (root / "d/link").symlink_to("f")
+    readlink = os.readlink
+
+    def replaced(name: str, *, dir_fd: int) -> str:
+        (root / "d/link").unlink()
+        (root / "d/link").write_text("a file")
+        return readlink(name, dir_fd=dir_fd)
+
+    files = Workspace(str(root))
+    with files.at("d") as place, monkeypatch.context() as patched:
+        folder = place.open(os.O_RDONLY)
+        patched.setattr(os, "readlink", replaced)
+        record, level = snapshots._listed("d", folder, ())
+    os.close(level.folder)
+    length = len("d") + snapshots.RECORD.size
+    ((name, kind, *_),) = json.loads(record[length:])
+    assert (name, kind) == ("link", "f")

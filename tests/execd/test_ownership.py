@@ -1,5 +1,6 @@
 """Files of another user become ours, wherever that is cut off."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from greylag.execd import ownership
 from greylag.execd.ownership import take_over
 
 OLD, NEW, GROUP = 54321, 54322, 54323
@@ -116,3 +118,16 @@ def _cutting(real: Callable[..., Any], left: Iterator[int]) -> Callable[..., Any
         return real(*arguments, **options)
 
     return cut
+
+
+def test_a_draft_that_cannot_have_its_name_again_stops_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.greylag-draft").mkdir()
+
+    def shut(_draft: Path, _target: Path) -> None:
+        raise PermissionError(errno.EACCES, "shut")
+
+    monkeypatch.setattr(Path, "rename", shut)
+    ownership._put_back(tmp_path)
+    assert "not taken over" in capsys.readouterr().err

@@ -232,7 +232,7 @@ class _understood:  # noqa: N801 - reads as the context manager that it is
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """End reading."""
-        if isinstance(error, KeyError | TypeError | ValueError | ProtocolError):
+        if isinstance(error, KeyError | TypeError | ValueError | OverflowError | ProtocolError):
             reason = "What came from the workspace is not of the form it must have."
             raise RequestError("agent_unavailable", reason) from error
 

@@ -77,8 +77,11 @@ def _put_back(folder: Path) -> None:
     """Finish what was cut off just before a folder had its name again."""
     for draft in folder.glob(f"?*{_DRAFT}"):
         path = draft.with_name(draft.name.removesuffix(_DRAFT))
-        if not path.exists():
-            draft.rename(path)
+        try:
+            if not path.exists():
+                draft.rename(path)
+        except OSError as error:
+            _report(error)
 
 
 def _finish(draft: Path, found: os.stat_result) -> None:

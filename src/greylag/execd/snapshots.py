@@ -333,16 +333,27 @@ def _entry(
                 return [name, "x", "ignored"]
             if decided is not None:
                 break
-    about = entry.stat(follow_symlinks=False)
+    return [name, *_facts(entry, folder)]
+
+
+def _facts(entry: os.DirEntry[str], folder: int) -> list[Any]:
+    about, target = entry.stat(follow_symlinks=False), None
+    if stat.S_ISLNK(about.st_mode):
+        try:
+            target = os.readlink(entry.name, dir_fd=folder)
+        except FileNotFoundError:
+            raise
+        except OSError:  # something else has taken its place since
+            about = Place(folder, os.fsencode(entry.name)).look()
     mode = stat.S_IMODE(about.st_mode)
-    if is_folder:
-        return [name, "d", mode]
+    if stat.S_ISDIR(about.st_mode):
+        return ["d", mode]
     if stat.S_ISREG(about.st_mode):
         times = (about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
-        return [name, "f", mode, about.st_size, *times]
-    if stat.S_ISLNK(about.st_mode):
-        return [name, "l", shown(os.fsencode(os.readlink(entry.name, dir_fd=folder)))]
-    return [name, "x", "special"]
+        return ["f", mode, about.st_size, *times]
+    if target is not None:
+        return ["l", shown(os.fsencode(target))]
+    return ["x", "special"]
 
 
 def _text(name: str) -> str:

@@ -23,8 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.agentd.doubles import AgentDouble, Api, chunk, serving
 
-from greylag.agentd import execution
+from greylag.agentd import execution, files
 from greylag.agentd.agent.types import PromptResult, TurnSink
+from greylag.agentd.problems import RequestError
 from greylag.execd import archives
 from greylag.execd.files import Workspace, parts_of, shown
 from greylag.execd.protocol import RefusedError
@@ -376,11 +377,20 @@ async def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         assert (status, refused["code"]) == (409, "not_a_file")
 
 
+@pytest.mark.parametrize("modified", [10**400, float("nan"), "now", None])
+def test_a_time_that_is_none_is_an_answer_of_no_form(modified: Any) -> None:
+    said = {"name": "f", "kind": "file", "size": 1, "modified": modified, "mode": 1}
+    said |= {"target": None, "tag": "1-2-3"}
+    with pytest.raises(RequestError) as refused, files._understood():
+        files._entry(said, "")
+    assert refused.value.code == "agent_unavailable"
+
+
 def test_a_file_that_shrinks_while_it_is_read_is_no_whole_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x" * 100)
-    files = Workspace(str(tmp_path))
-    tag = files.entry("f")["tag"]
-    with files.reading("f", tag) as file:
+    workspace = Workspace(str(tmp_path))
+    tag = workspace.entry("f")["tag"]
+    with workspace.reading("f", tag) as file:
         assert len(file.read()) == 100
 
 
