@@ -330,8 +330,8 @@ async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:
     await of.accounts.edit(OPERATOR, "eve", UserEdit(limits=Limits(templates=("small",))))
     with pytest.raises(LimitExceededError):
         await of.projects.want(OPERATOR, ref, Desired.ACTIVE)
-    refused = await house.store.audit_entries(AuditFilter(result="refused"), 99)
-    assert {(one["action"], one["object"], one["code"]) for _, one in refused} == {
+    limits_told = await house.store.audit_entries(AuditFilter(result="refused"), 99)
+    assert {(one["action"], one["object"], one["code"]) for _, one in limits_told} == {
         ("projects.write", "user/eve", "limit_exceeded"),
         ("projects.write", "project/eve/a", "limit_exceeded"),
         ("projects.hand_over", "project/eve/a", "limit_exceeded"),

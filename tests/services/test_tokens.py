@@ -134,7 +134,8 @@ async def test_a_user_has_so_many_at_once_and_they_are_listed_in_pages(
     clock.advance(86_400)
     await tokens.make(ADA, NEW)
     await tokens.make(ROOT_USER, NEW)
-    found, place = [], None
+    found: list[ApiToken] = []
+    place: str | None = None
     while True:
         page, place = await tokens.page(OPERATOR, None, 2, place)
         found += page

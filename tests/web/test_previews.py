@@ -121,6 +121,8 @@ async def test_a_link_opens_one_browser_once_for_its_own_host(shown: Shown) -> N
     assert (await shown.ask(home.with_host("1--notes--ada.localhost"), jar=jar))[0] == 401
     forged = {name: value[:-2] + "aa" for name, value in jar.items()}
     assert (await shown.ask(home, jar=forged))[0] == 401
+    _, told = await shown.running.ask("GET", "/api/audit?result=refused")
+    assert "1--notes--ada/" in {one["object"] for one in told["entries"]}
     status, _, body = await shown.ask(home.with_path("/api/users"), jar=jar)
     assert (status, json.loads(body)["target"]) == (200, "/api/users")  # the application's own
     dashboard = URL(f"http://localhost:{shown.running.port}/api/users")

@@ -45,6 +45,7 @@ from greylag.ports import AgentAnswer, AgentRequest
 from greylag.services.shares import shown_by
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
+from greylag.web.access_watch import REFUSALS
 from greylag.web.addresses import asked_path
 from greylag.web.api.relay import RelayedAnswer, read_whole
 from greylag.web.auth import Authenticator, client_of, cookies
@@ -119,6 +120,9 @@ class PreviewSite:
                 raise InvalidRequestError("A request names one host.")
             await self._answer(labels[0], scope, receive, send)
         except GreylagError as error:
+            if isinstance(error, REFUSALS):
+                who, on = anonymous(client_of(scope)), f"{labels[0]}{scope['path']}"
+                await self._audit.refused(who, AuditAction.REQUEST, on, error.info.code)
             await _told(error)(scope, receive, send)
 
     async def _answer(self, label: str, scope: Scope, receive: Receive, send: Send) -> None:
