@@ -72,6 +72,7 @@ function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
         </div>
       )}
       {plan && plan.changes.left_out_total > 0 && <p class="help">What is not kept stays: {reasonsOf(plan.changes.left_out, plan.changes.left_out_total, 3)}.</p>}
+      {plan && !again && <p class="help">What was done in a terminal while the turn ran counts as the turn's, whoever did it.</p>}
       {error && <p class="problem" role="alert">{visible(error)}</p>}
       <div class="form-actions">
         <button type="button" class="btn" autoFocus onClick={() => onDone(null)}>Cancel</button>
