@@ -232,7 +232,9 @@ async def what_is_there_is_replaced_only_when_a_person_says_so(
         await page.set_input_files("input[aria-label='Upload files']", given)  # type: ignore[arg-type] # its own type of dict
         if answer == "dismiss":
             await expect(status).to_contain_text("1 of 3 uploaded. Kept as it was: a.txt. Not")
-            await expect(status).to_contain_text(f"uploaded: {'x' * 300}. The path holds what no name")
+            await expect(status).to_contain_text(
+                f"uploaded: {'x' * 300}. The path holds what no name"
+            )
             assert await content(whole, "a.txt") == b"a"
     await expect(status).to_contain_text("2 of 3 uploaded. Not uploaded: xxx")
     assert await content(whole, "a.txt") == b"new" * 1_000_000
