@@ -262,7 +262,7 @@ function Shares({ api, target, attempt }: { api: string; target: Target; attempt
 
 /** Return an address's path as files are named on the page: bytes that are no UTF-8 stay visible. */
 function named(path: string): string {
-  return path.replace(/(%[0-9a-f]{2})+/gi, (bytes) => {
+  return path.replace(/%[c-f][0-9a-f](%[89ab][0-9a-f]){1,3}|%[0-9a-f]{2}/gi, (bytes) => {
     try {
       return decodeURIComponent(bytes);
     } catch {
