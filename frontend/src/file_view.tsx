@@ -149,8 +149,9 @@ function Editor({ workspace, shown, onDone }: { workspace: Workspace; shown: Sho
       await workspace.write(shown.entry.path, text.replaceAll("\n", end), etag);
       leave();
     } catch (error) {
-      setProblem(wordsOf(error));
-      setChanged(error instanceof Refused && (error.status === 409 || error.status === 412));
+      const other = error instanceof Refused && error.status === 412;
+      setProblem(other ? "The file has changed since you began. Overwrite it, or discard what you wrote." : wordsOf(error));
+      setChanged(other);
       setBusy(false);
     }
   };

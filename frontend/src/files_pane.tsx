@@ -68,7 +68,10 @@ function FilesPane({ api, workspace, news, status }: { api: string; workspace: W
   const upload = (uploads: Upload[] | Promise<Upload[]>) => attempt(async () => say(await uploadAll(workspace, await uploads, say)));
   const unpack = (into: string, archive: File | string) =>
     attempt(async () => {
-      say(`Unpacking ${typeof archive === "string" ? archive : archive.name}`);
+      const name = typeof archive === "string" ? archive : archive.name;
+      const isEmpty = (await workspace.list(into)).entries.length === 0;
+      if (!isEmpty && !confirm(`Unpack ${visible(name)}? Its files replace those of the same path.`)) return;
+      say(`Unpacking ${name}`);
       const { files, left_out } = await workspace.unpack(into, archive);
       say(`${counted(files, "file")} unpacked.${left_out.length ? ` Left out: ${left_out.join(", ")}` : ""}`);
     });
