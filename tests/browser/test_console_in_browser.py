@@ -100,7 +100,7 @@ async def test_a_tool_s_picture_is_shown_and_what_may_run_is_only_to_be_saved(
     links = person.page.locator(".step a[download]")
     kinds = await links.evaluate_all("all => all.map(one => one.getAttribute('download'))")
     assert len(kinds) >= 2
-    assert await person.page.locator(".step svg, .step iframe, .step object").count() == 0
+    assert await person.page.locator(".step-body :is(svg, iframe, object)").count() == 0
     assert "owned" not in await person.page.title()
 
 
