@@ -2,6 +2,7 @@
 import htmx from "htmx.org/dist/htmx.esm.js";
 import { Idiomorph } from "idiomorph/dist/idiomorph.esm.js";
 import { startChanges } from "./changes_pane";
+import { copy } from "./clipboard";
 import { startConsole } from "./console";
 import { startDialog } from "./dialog";
 import { keep } from "./kept";
@@ -78,9 +79,8 @@ function startCopying(): void {
     const field = button && document.getElementById(button.dataset.copy!);
     if (!(field instanceof HTMLInputElement)) return;
     field.select();
-    // Pages over plain HTTP of another machine have no clipboard: what is selected is copied by hand.
-    await navigator.clipboard?.writeText(field.value);
-    if (navigator.clipboard) button!.textContent = "Copied";
+    // Where the browser does not, what is selected is copied by hand.
+    if (await copy(field.value)) button!.textContent = "Copied";
   });
 }
 

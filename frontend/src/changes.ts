@@ -109,7 +109,7 @@ export class ChangeLog {
 
 const REFUSALS: Record<string, string> = {
   turn_running: "The agent is still at work on this turn. Stop it, or wait for its end.",
-  snapshot_gone: "What the workspace was then is not kept any longer, so this can be neither compared nor undone.",
+  snapshot_gone: "What the workspace was then is not kept: it made room for newer states, or could not be taken. So this can be neither compared nor undone.",
 };
 
 /** Return in words why changes are not told, or not undone. */

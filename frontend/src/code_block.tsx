@@ -1,21 +1,19 @@
 // Code in an answer, with its language, a button that copies it, and its colours once it is whole.
 import { useEffect, useState } from "preact/hooks";
 import type { ComponentChild } from "preact";
+import { copy } from "./clipboard";
 import { visible } from "./text";
 
 const MOST_HIGHLIGHTED = 60_000;
 
 /** Text that copies itself. */
 export function CopyButton({ text, label = "Copy" }: { text: string; label?: string }) {
-  const [copied, setCopied] = useState(false);
-  const copy = async () => {
-    await navigator.clipboard?.writeText(text);
-    setCopied(true);
-    setTimeout(() => setCopied(false), 2000);
+  const [said, say] = useState("");
+  const press = async () => {
+    say((await copy(text)) ? "Copied" : "Not copied");
+    setTimeout(() => say(""), 2000);
   };
-  // Pages over plain HTTP of another machine have no clipboard.
-  if (!navigator.clipboard) return null;
-  return <button type="button" class="btn-text" onClick={copy}>{copied ? "Copied" : label}</button>;
+  return <button type="button" class="btn-text" onClick={press}>{said || label}</button>;
 }
 
 /** Return `text` coloured as `language`, plain text until the highlighter is there. */

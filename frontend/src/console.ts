@@ -6,7 +6,7 @@ import { Draft } from "./drafts";
 import { Facts } from "./facts";
 import { projectStatus } from "./panes";
 import { Scroller } from "./scroller";
-import { Queue } from "./queue";
+import { Queue, Sent, isFresh, written } from "./queue";
 import { Refused, ask, post, wordsOf } from "./sse";
 import { takeFirst } from "./start";
 import { endsMessage, textOr } from "./text";
@@ -63,7 +63,7 @@ class Console {
       session: () => this.#madeSession(),
       say: (words) => this.#say(words),
     });
-    this.#queue = new Queue(this.#form, () => `${this.#page}?${this.#session ?? "new"}`, (words) => this.#giveBack(words));
+    this.#queue = new Queue(this.#form, () => this.#nameOf(this.#session), (words) => this.#giveBack(words));
     this.#scroller = new Scroller(place, place.querySelector<HTMLElement>("#scrolled")!, this.#button("to-end"));
   }
 
@@ -104,7 +104,15 @@ class Console {
   }
 
   get #draft(): Draft {
-    return new Draft(`${this.#page}?${this.#session ?? "new"}`);
+    return new Draft(this.#nameOf(this.#session));
+  }
+
+  #nameOf(session: string | null): string {
+    return `${this.#page}?${session ?? "new"}`;
+  }
+
+  #sentIn(session: string | null): Sent {
+    return new Sent(this.#nameOf(session));
   }
 
   #sendOnEnter(event: KeyboardEvent): void {
@@ -125,6 +133,7 @@ class Console {
     this.#offerEarlier();
     this.#sendPending();
     this.#queue.show();
+    if (this.#queue.waiting && !isFresh(this.#queue.waiting)) this.#queue.giveBack();
     this.#sendQueued();
     this.#showOthers();
   }
@@ -257,27 +266,26 @@ class Console {
   #submit(): void {
     const message = this.#text.value;
     if (!message.trim()) return;
+    this.#sendAnew(message);
     this.#text.value = "";
     this.#draft.keep("");
-    this.#sendAnew(message);
   }
 
   /** Send a message as a turn of its own, after the one that is under way. */
   #sendAnew(message: string): void {
-    if (this.#stream) this.#queue.add(message);
-    else this.#sendNew(message);
+    const pending = written(message, this.#session);
+    if (this.#stream) this.#queue.add(pending);
+    else this.#sendNew(pending);
   }
 
-  #sendNew(message: string): void {
-    const pending = { message, messageId: newId(), session: this.#session };
-    this.#keep(pending);
+  #sendNew(pending: Pending): void {
+    this.#sentIn(pending.session).add(pending);
     this.#send(pending);
   }
 
   #sendQueued(): void {
-    if (this.#stream) return;
-    const message = this.#queue.take();
-    if (message) this.#sendNew(message);
+    const pending = this.#stream ? null : this.#queue.take();
+    if (pending) this.#sendNew(pending);
   }
 
   #send(pending: Pending): void {
@@ -293,11 +301,19 @@ class Console {
 
   /** A page that was left before its message had become a turn sends it again: the same id, the same turn. */
   #sendPending(): void {
-    const pending = this.#kept();
-    if (!pending || pending.session !== this.#session) return;
-    const known = [...this.#conversation.querySelectorAll<HTMLElement>("[data-message-id]")];
-    if (known.some((article) => article.dataset.messageId === pending.messageId)) this.#keep(null);
-    else if (!this.#stream) this.#send(pending);
+    const sent = this.#sentIn(this.#session);
+    const known = [...this.#conversation.querySelectorAll<HTMLElement>("[data-message-id]")].map((one) => one.dataset.messageId);
+    for (const pending of sent.all) {
+      if (this.#stream?.pending.messageId === pending.messageId) continue;
+      const isTurn = known.includes(pending.messageId);
+      if (!isTurn && !this.#stream && isFresh(pending)) {
+        this.#send(pending);
+        continue;
+      }
+      sent.forget(pending);
+      if (!isTurn && isFresh(pending)) this.#queue.add(pending);
+      else if (!isTurn) this.#giveBack(pending.message);
+    }
   }
 
   #begin(stream: TurnStream, view: TurnView): void {
@@ -353,8 +369,8 @@ class Console {
     if (content.demonstration && !this.#conversation.querySelector(".banner")) {
       view.apply("status", { message: content.demonstration });
     }
+    this.#sentIn(stream.pending.session).forget(stream.pending);
     if (this.#stream !== stream) return;
-    this.#keep(null);
     if (content.session_id !== this.#session) this.#adopt(content.session_id);
     if (this.#stopWanted) void this.#stop();
   }
@@ -366,7 +382,8 @@ class Console {
     this.#draft.keep("");
     this.#conversation.dataset.session = session;
     this.#draft.keep(typed);
-    if (waiting) this.#queue.add(waiting);
+    if (waiting) this.#queue.add({ ...waiting, session });
+    this.#queue.show();
     this.#conversation.dataset.asleep = "false"; // nothing was said in it before
     (this.#form.elements.namedItem("session") as HTMLInputElement).value = session;
     history.replaceState(null, "", `${this.#page}?session=${encodeURIComponent(session)}`);
@@ -377,8 +394,9 @@ class Console {
   async #busy(stream: TurnStream, view: TurnView): Promise<void> {
     if (view.article.contains(this.#waking)) this.#conversation.after(this.#waking);
     view.article.remove();
-    this.#queue.add(stream.pending.message);
-    this.#keep(null);
+    // Before what was sent after it; and with another id, as it may be another message then.
+    this.#queue.add(written(stream.pending.message, this.#session), "before");
+    this.#sentIn(stream.pending.session).forget(stream.pending);
     this.#rest();
     await this.#try(async () => {
       const listed = await ask(`${this.#api}/sessions/${encodeURIComponent(this.#session!)}/turns?limit=1`);
@@ -429,9 +447,12 @@ class Console {
     if (!wasCurrent) return;
     if (words === null) view.working("");
     this.#say("");
-    // What did not become a turn comes back, before what was typed since.
-    if (stream.turnId === null) this.#giveBack(stream.pending.message);
-    this.#keep(null);
+    // What did not become a turn comes back, before what was sent and typed since.
+    if (stream.turnId === null) {
+      this.#queue.giveBack();
+      this.#giveBack(stream.pending.message);
+    }
+    this.#sentIn(stream.pending.session).forget(stream.pending);
     this.#rest();
     document.dispatchEvent(new Event("greylag:turn-ended"));
     if (stream.turnId !== null) void this.#try(() => this.#learnFacts());
@@ -493,16 +514,6 @@ class Console {
   #button(id: string): HTMLButtonElement {
     return this.#root.querySelector<HTMLButtonElement>(`#${id}`)!;
   }
-
-  #keep(pending: Pending | null): void {
-    const name = `greylag-pending:${this.#page}`;
-    if (pending) sessionStorage.setItem(name, JSON.stringify(pending));
-    else sessionStorage.removeItem(name);
-  }
-
-  #kept(): Pending | null {
-    return JSON.parse(sessionStorage.getItem(`greylag-pending:${this.#page}`) ?? "null");
-  }
 }
 
 /** Return a piece of a page, as the server renders it now. */
@@ -510,9 +521,4 @@ async function fragment(url: string): Promise<Document> {
   const response = await fetch(url, { headers: { "HX-Request": "true" } });
   if (!response.ok) throw new Refused(response.status, {});
   return new DOMParser().parseFromString(await response.text(), "text/html");
-}
-
-function newId(): string {
-  // Not randomUUID: pages served over plain HTTP to another machine do not have it.
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }

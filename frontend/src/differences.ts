@@ -5,6 +5,7 @@ const MOST_ROWS = 1500;
 const LONGEST_LINE = 2000;
 const MOST_WORDS = 6000; // characters of lines that are compared word by word
 const LEAST_ALIKE = 0.3; // below that, marks would be everywhere
+const LINES_MS = 200; // for the lines of two texts; such as have little in common take very long
 const WORDS_MS = 100; // for all words of a difference
 
 /** A line, or what is between lines that are shown (`gap`); of `pieces` the marked ones differ. */
@@ -46,11 +47,17 @@ export function ofDiff(diff: string): Difference {
 /** Return what is shown of two texts, with what is the same in both. */
 export function ofTexts(before: string, after: string): Difference {
   const rows: Row[] = [];
-  for (const part of diffLines(before, after)) {
+  for (const part of partsOf(before, after)) {
     const kind = part.added ? "added" : part.removed ? "removed" : "same";
     rows.push(...part.value.replace(/\n$/, "").split("\n").map((text) => row(kind, null, text)));
   }
   return shownOf(rows);
+}
+
+/** Return the lines of two texts as far as they differ; as wholly different ones where it would take too long. */
+export function partsOf(before: string, after: string): ChangeObject<string>[] {
+  const whole = (value: string, added: boolean) => ({ value, added, removed: !added, count: value.replace(/\n$/, "").split("\n").length });
+  return diffLines(before, after, { timeout: LINES_MS }) ?? [whole(before, false), whole(after, true)];
 }
 
 function shownOf(all: Row[]): Difference {

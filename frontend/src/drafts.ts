@@ -1,6 +1,9 @@
-// What a person has typed and not sent: kept in this browser under a name, whatever happens to the page.
+// What a person has written and nobody has taken yet: kept in this browser under a name, whatever happens
+// to the page.
 
-/** One text that is kept. Storage may be forbidden; the text then lasts as long as the page. */
+const untaken = new Map<string, string>(); // by storage, which may be forbidden or full
+
+/** One text that is kept; what storage does not take lasts as long as the page. */
 export class Draft {
   #key: string;
 
@@ -10,18 +13,19 @@ export class Draft {
 
   read(): string {
     try {
-      return localStorage.getItem(this.#key) ?? "";
+      return untaken.get(this.#key) ?? localStorage.getItem(this.#key) ?? "";
     } catch {
       return "";
     }
   }
 
   keep(text: string): void {
+    untaken.delete(this.#key);
     try {
       if (text) localStorage.setItem(this.#key, text);
       else localStorage.removeItem(this.#key);
     } catch {
-      // See above.
+      untaken.set(this.#key, text);
     }
   }
 }

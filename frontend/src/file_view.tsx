@@ -1,6 +1,6 @@
 // One file of the workspace: text in colours, a picture, or what there is to save; text can be edited.
 import type { ComponentChild } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { useHighlighted } from "./code_block";
 import { onUndone } from "./changes";
 import { Draft } from "./drafts";
@@ -33,35 +33,47 @@ interface FileViewProps {
   onFolder: (path: string) => void;
 }
 
-/** Shows the file at `path`; a folder or a link to one is shown as the folder. */
+/** Shows the file at `path`, one for as long as it lives; a folder or a link to one is shown as the folder. */
 export function FileView({ workspace, path, onClose, onFolder }: FileViewProps) {
   const [shown, setShown] = useState<Shown | null>(null);
   const [said, say] = useState("");
   const [editing, setEditing] = useState(false);
+  const asked = useRef(0);
   const load = async () => {
+    const mine = (asked.current += 1);
+    const current = () => mine === asked.current;
     say("");
     try {
       const { entry } = await workspace.list(path);
-      if (entry.kind === "folder") return onFolder(path);
-      setShown(await read(workspace, entry));
+      if (entry.kind === "folder") return void (current() && onFolder(path));
+      const found = await read(workspace, entry);
+      if (current()) setShown(found);
     } catch (error) {
-      say(wordsOf(error));
+      if (current()) say(wordsOf(error));
     }
   };
-  useEffect(() => void load(), [workspace, path]);
-  useEffect(() => onUndone(() => { if (!editing) void load(); }), [workspace, path, editing]);
+  useEffect(() => {
+    void load();
+    return () => { asked.current += 1; };
+  }, []);
+  useEffect(() => onUndone(() => { if (!editing) void load(); }), [editing]);
   const isWhole = shown !== null && shown.entry.size <= MOST_SHOWN;
+  const isText = shown?.text != null && isWhole && !editing;
+  const draft = draftOf(workspace, path);
+  const isMixed = isText && endsOf(shown.text!).length > 1;
   const name = path.split("/").at(-1) ?? "";
   return (
     <div class="files">
       <div class="files-tools">
         <button type="button" class="btn btn-small" onClick={onClose}>&#8592; Files</button>
-        {shown?.text != null && isWhole && !editing && <button type="button" class="btn btn-small" onClick={() => setEditing(true)}>Edit</button>}
+        {isText && (!isMixed || draft) && <button type="button" class="btn btn-small" onClick={() => setEditing(true)}>Edit</button>}
         {SHOWN_BY_BROWSERS.test(name) && !editing && <button type="button" class="btn btn-small" onClick={() => previewFile(path)}>Preview</button>}
         <a class="btn btn-small" href={workspace.contentUrl(path)} download={name}>Download</a>
       </div>
       <p class="file-name"><bdi>{visible(path)}</bdi> {shown && <span class="quiet">{sized(shown.entry.size)}</span>}</p>
       <p class="files-status" role="status">{visible(said)}</p>
+      {isMixed && <p class="help">It cannot be edited here: its lines end in different ways, and a browser would make them all alike.</p>}
+      {isText && draft && <p class="help">You have changed it and not saved that: Edit shows your draft.</p>}
       {shown && editing && <Editor workspace={workspace} shown={shown} onDone={() => { setEditing(false); void load(); }} />}
       {shown && !editing && <Body shown={shown} isWhole={isWhole} />}
       {!shown && !said && <p class="files-empty">Loading...</p>}
@@ -88,43 +100,76 @@ function Lines({ children }: { children: ComponentChild }) {
   return <pre class="code file-text" tabIndex={0} dir="ltr" aria-label="Content"><code>{children}</code></pre>;
 }
 
+/** What a person has made of the file of `etag`, with the line ends that it had. */
+interface FileDraft {
+  etag: string;
+  text: string;
+}
+
+function placeOf(workspace: Workspace, path: string): Draft {
+  return new Draft(`edited ${workspace.contentUrl(path)}`);
+}
+
+function draftOf(workspace: Workspace, path: string): FileDraft | null {
+  return JSON.parse(placeOf(workspace, path).read() || "null");
+}
+
+/** Return the ways in which lines of a text end. */
+function endsOf(text: string): string[] {
+  return [...new Set(text.match(/\r\n|\r|\n/g))];
+}
+
+/** Edits what is shown, or the draft that there is of it: saved as a change of the file that it was made of. */
 function Editor({ workspace, shown, onDone }: { workspace: Workspace; shown: Shown; onDone: () => void }) {
-  const draft = new Draft(`${workspace.contentUrl(shown.entry.path)}`);
-  const [text, setText] = useState(draft.read() || (shown.text ?? ""));
+  const place = placeOf(workspace, shown.entry.path);
+  const [{ base, draft }] = useState(() => {
+    const found = draftOf(workspace, shown.entry.path);
+    return { draft: found, base: found ?? { etag: shown.etag, text: shown.text ?? "" } };
+  });
+  const end = endsOf(base.text)[0] ?? endsOf(shown.text ?? "")[0] ?? "\n";
+  const original = base.text.replaceAll(end, "\n"); // as a browser has it in a field
+  const [text, setText] = useState(original);
   const [problem, setProblem] = useState("");
   const [changed, setChanged] = useState(false);
+  const [busy, setBusy] = useState(false);
   const type = (typed: string) => {
     setText(typed);
-    draft.keep(typed === shown.text ? "" : typed);
+    const made: FileDraft = { etag: base.etag, text: typed.replaceAll("\n", end) };
+    place.keep(draft === null && typed === original ? "" : JSON.stringify(made));
   };
   const leave = () => {
-    draft.keep("");
+    place.keep("");
     onDone();
   };
   const save = async (etag: string | null) => {
+    if (busy) return;
+    setBusy(true);
     setProblem("");
     try {
-      await workspace.write(shown.entry.path, text, etag);
+      await workspace.write(shown.entry.path, text.replaceAll("\n", end), etag);
       leave();
     } catch (error) {
-      setProblem(wordsOf(error));
-      setChanged(error instanceof Refused && (error.status === 409 || error.status === 412));
+      const other = error instanceof Refused && error.status === 412;
+      setProblem(other ? "The file has changed since you began. Overwrite it, or discard what you wrote." : wordsOf(error));
+      setChanged(other);
+      setBusy(false);
     }
   };
   const onKeyDown = (event: KeyboardEvent) => {
     if (event.key !== "s" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
-    void save(shown.etag);
+    void save(base.etag);
   };
   return (
     <>
-      <textarea class="input mono file-editor" aria-label={`Content of ${visible(shown.entry.name)}`} spellcheck={false} value={text}
+      {draft && <p class="help">This is your draft, which is not saved.{draft.etag !== shown.etag && " The file has changed since you began it; Save asks before it replaces that."}</p>}
+      <textarea class="input mono file-editor" aria-label={`Content of ${visible(shown.entry.name)}`} spellcheck={false} value={text} readOnly={busy}
         onInput={(event) => type(event.currentTarget.value)} onKeyDown={onKeyDown} />
       {problem && <p class="problem" role="alert">{visible(problem)}</p>}
       <div class="files-tools">
-        <button type="button" class="btn btn-small btn-primary" onClick={() => save(shown.etag)}>Save</button>
-        {changed && <button type="button" class="btn btn-small btn-danger" onClick={() => save(null)}>Overwrite it</button>}
-        <button type="button" class="btn btn-small" onClick={leave}>Discard</button>
+        <button type="button" class="btn btn-small btn-primary" disabled={busy} onClick={() => save(base.etag)}>Save</button>
+        {changed && <button type="button" class="btn btn-small btn-danger" disabled={busy} onClick={() => save(null)}>Overwrite it</button>}
+        <button type="button" class="btn btn-small" disabled={busy} onClick={leave}>Discard</button>
       </div>
     </>
   );

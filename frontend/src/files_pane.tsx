@@ -11,6 +11,7 @@ import { counted, visible } from "./text";
 import { type Entry, type Listing, type Match, type Upload, Workspace, chosen, dropped, folderOf, isArchive, pathIn, sized } from "./workspace";
 
 const SEARCH_WAIT_MS = 250;
+const MOST_NAMED = 5;
 
 /** Bring the pane to life, on a page that has one. */
 export function startFiles(): void {
@@ -33,7 +34,7 @@ export function startFiles(): void {
 /** Show a file in the pane, by what the agent calls it: its path, which may begin with the workspace's. */
 export function openFile(path: string): void {
   showPane("files");
-  document.dispatchEvent(new CustomEvent("greylag:open-file", { detail: path.replace(/^\/(.*\/)?workspace\//, "").replace(/^\.\//, "") }));
+  document.dispatchEvent(new CustomEvent("greylag:open-file", { detail: path }));
 }
 
 /** `news` changes when what is shown may not be true any more. */
@@ -54,34 +55,38 @@ function FilesPane({ api, workspace, news, status }: { api: string; workspace: W
   }, []);
   // Before the pane is painted: what opens a file has just brought the pane up.
   useLayoutEffect(() => {
-    const show = (event: Event) => setOpen((event as CustomEvent<string>).detail);
+    let newest = "";
+    const show = async (event: Event) => {
+      const named = (event as CustomEvent<string>).detail;
+      newest = named;
+      const path = await workspace.find(named);
+      if (newest === named) setOpen(path);
+    };
     document.addEventListener("greylag:open-file", show);
     return () => document.removeEventListener("greylag:open-file", show);
-  }, []);
-  const upload = (uploads: Upload[]) =>
+  }, [workspace]);
+  const upload = (uploads: Upload[] | Promise<Upload[]>) => attempt(async () => say(await uploadAll(workspace, await uploads, say)));
+  const unpack = (into: string, archive: File | string) =>
     attempt(async () => {
-      for (const [index, { path, file }] of uploads.entries()) {
-        await send(workspace.contentUrl(path), file, (share) => say(`Uploading ${index + 1} of ${uploads.length}, ${share} %`));
-      }
-    });
-  const unpack = (archive: File) =>
-    attempt(async () => {
-      say(`Unpacking ${archive.name}`);
-      const { files, left_out } = await workspace.unpack(folder, archive);
+      const name = typeof archive === "string" ? archive : archive.name;
+      const isEmpty = (await workspace.list(into)).entries.length === 0;
+      if (!isEmpty && !confirm(`Unpack ${visible(name)}? Its files replace those of the same path.`)) return;
+      say(`Unpacking ${name}`);
+      const { files, left_out } = await workspace.unpack(into, archive);
       say(`${counted(files, "file")} unpacked.${left_out.length ? ` Left out: ${left_out.join(", ")}` : ""}`);
     });
   if (open !== null) {
-    return <FileView workspace={workspace} path={open} onClose={() => setOpen(null)} onFolder={(path) => { setOpen(null); setFolder(path); }} />;
+    return <FileView key={open} workspace={workspace} path={open} onClose={() => setOpen(null)} onFolder={(path) => { setOpen(null); setFolder(path); }} />;
   }
   if (status !== "active") return <div class="files"><Asleep api={api} status={status} words="Its files show when it is awake." attempt={attempt} /><p class="files-status" role="status">{visible(said)}</p></div>;
   return (
-    <DropZone onDrop={(transfer) => void dropped(transfer, folder).then(upload)}>
+    <DropZone onDrop={(transfer) => void upload(dropped(transfer, folder))}>
       <GitBar api={api} news={news + again} repository={repository} />
-      <Toolbar workspace={workspace} folder={folder} attempt={attempt} onUpload={upload} onUnpack={unpack} />
+      <Toolbar workspace={workspace} folder={folder} attempt={attempt} onUpload={upload} onUnpack={(archive) => unpack(folder, archive)} />
       <p class="files-status" role="status">{visible(said)}</p>
       <Search workspace={workspace} onOpen={setOpen}>
         <Path folder={folder} onOpen={setFolder} />
-        <Folder workspace={workspace} folder={folder} news={news + again} attempt={attempt}
+        <Folder workspace={workspace} folder={folder} news={news + again} attempt={attempt} onUnpack={unpack}
           onFolder={setFolder} onFile={setOpen} onTop={setRepository} />
       </Search>
     </DropZone>
@@ -191,13 +196,16 @@ interface FolderProps {
   folder: string;
   news: number;
   attempt: Attempt;
+  onUnpack: (into: string, archive: string) => void;
   onFolder: (path: string) => void;
   onFile: (path: string) => void;
   onTop: (isRepository: boolean) => void; // once the workspace's own folder is listed
 }
 
-function Folder({ workspace, folder, news, attempt, onFolder, onFile, onTop }: FolderProps) {
+function Folder({ workspace, folder, news, onTop, ...given }: FolderProps) {
   const [listing, setListing] = useState<Listing | null>(null);
+  const shown = useRef(listing);
+  shown.current = listing;
   const [error, setError] = useState("");
   useEffect(() => {
     let current = true;
@@ -216,17 +224,22 @@ function Folder({ workspace, folder, news, attempt, onFolder, onFile, onTop }: F
   if (!listing) return <p class="files-empty">Loading...</p>;
   if (listing.entries.length === 0) return <p class="files-empty">Nothing is here yet. Drop files or folders to upload them.</p>;
   const more = async () => {
-    const next = await workspace.list(folder, listing.next ?? "");
-    setListing({ ...next, entries: [...listing.entries, ...next.entries] });
+    const isShown = () => shown.current === listing; // another folder's list takes no more of this one
+    try {
+      const next = await workspace.list(folder, listing.next ?? "");
+      if (isShown()) setListing({ ...next, entries: [...listing.entries, ...next.entries] });
+    } catch (failure) {
+      if (isShown()) setError(wordsOf(failure));
+    }
   };
   return (
     <>
       <ul class="files-list">
         {listing.entries.map((entry) => (
-          <Row key={entry.path} workspace={workspace} entry={entry} attempt={attempt} onFolder={onFolder} onFile={onFile} />
+          <Row key={entry.path} workspace={workspace} entry={entry} {...given} />
         ))}
       </ul>
-      {listing.next && <button type="button" class="btn btn-small" onClick={() => void more().catch((failure) => setError(wordsOf(failure)))}>Show more</button>}
+      {listing.next && <button type="button" class="btn btn-small" onClick={more}>Show more</button>}
     </>
   );
 }
@@ -235,7 +248,7 @@ interface RowProps extends Omit<FolderProps, "folder" | "news" | "onTop"> {
   entry: Entry;
 }
 
-function Row({ workspace, entry, attempt, onFolder, onFile }: RowProps) {
+function Row({ workspace, entry, attempt, onUnpack, onFolder, onFile }: RowProps) {
   const [moving, setMoving] = useState(false);
   const name = visible(entry.name);
   const move = (target: string) => {
@@ -245,11 +258,6 @@ function Row({ workspace, entry, attempt, onFolder, onFile }: RowProps) {
   const remove = () => {
     if (confirm(`Delete ${name}${entry.kind === "folder" ? " and all that is in it" : ""}?`)) void attempt(() => workspace.remove(entry));
   };
-  const unpack = () =>
-    attempt(async () => {
-      const { blob } = await workspace.read(entry, entry.size);
-      await workspace.unpack(folderOf(entry.path), new File([blob], entry.name));
-    });
   if (moving) return <li><NameForm label="New path" value={entry.path} onDone={move} /></li>;
   const open = () => (entry.kind === "folder" ? onFolder(entry.path) : onFile(entry.path));
   return (
@@ -262,7 +270,7 @@ function Row({ workspace, entry, attempt, onFolder, onFile }: RowProps) {
         <div class="menu-body">
           {entry.kind === "file" && <a class="menu-item" href={workspace.contentUrl(entry.path)} download={entry.name}>Download</a>}
           {entry.kind === "folder" && <a class="menu-item" href={workspace.archiveUrl(entry.path)} download={`${entry.name}.zip`}>Download as an archive</a>}
-          {entry.kind === "file" && isArchive(entry.name) && <button type="button" class="menu-item" onClick={() => void unpack()}>Unpack here</button>}
+          {entry.kind === "file" && isArchive(entry.name) && <button type="button" class="menu-item" onClick={() => onUnpack(folderOf(entry.path), entry.path)}>Unpack here</button>}
           <button type="button" class="menu-item" onClick={() => setMoving(true)}>Rename or move</button>
           <button type="button" class="menu-item btn-danger-text" onClick={remove}>Delete</button>
         </div>
@@ -323,12 +331,54 @@ function Matches({ found, onOpen }: { found: { matches: Match[]; whole: boolean 
   );
 }
 
-/** Send a file; unlike fetch this tells how much of it has gone. */
-function send(url: string, file: Blob, progress: (share: number) => void): Promise<void> {
+/** Send all, ask before what is there is replaced, and return in words what came of it. */
+async function uploadAll(workspace: Workspace, uploads: Upload[], say: (words: string) => void): Promise<string> {
+  const failed = new Map<Upload, string>();
+  const there: Upload[] = [];
+  let done = 0;
+  const put = async (upload: Upload, replace: boolean) => {
+    const { path, file } = upload;
+    try {
+      if (file) await send(workspace.contentUrl(path), file, replace, (share) => say(`Uploading ${done + 1} of ${uploads.length}, ${share} %`));
+      else await workspace.makeFolder(path);
+      done += 1;
+    } catch (error) {
+      const refused = error instanceof Refused ? error : null;
+      if (!replace && refused?.status === 412) there.push(upload);
+      else failed.set(upload, refused?.message ?? wordsOf(error));
+      // Where nothing answers the next will not arrive, either.
+      return refused !== null && refused.status < 500;
+    }
+    return true;
+  };
+  const putAll = async (some: Upload[], replace: boolean) => {
+    for (const [index, upload] of some.entries()) {
+      if (await put(upload, replace)) continue;
+      for (const rest of some.slice(index + 1)) failed.set(rest, "");
+      return;
+    }
+  };
+  await putAll(uploads, false);
+  const replaced = there.length > 0 && confirm(`${listed(there)} ${there.length === 1 ? "is" : "are"} there already. Replace?`);
+  if (replaced) await putAll(there, true);
+  const kept = there.length && !replaced ? ` Kept as it was: ${listed(there)}.` : "";
+  const lost = failed.size ? ` Not uploaded: ${listed([...failed.keys()])}. ${[...new Set(failed.values())].join(" ")}` : "";
+  return `${done} of ${uploads.length} uploaded.${kept}${lost}`.trim();
+}
+
+/** Return the paths of the first few. */
+function listed(uploads: Upload[]): string {
+  const rest = uploads.length - MOST_NAMED;
+  return uploads.slice(0, MOST_NAMED).map(({ path }) => visible(path)).join(", ") + (rest > 0 ? ` and ${rest} more` : "");
+}
+
+/** Send a file, which must be new unless it is to `replace` one; unlike fetch this tells how much of it has gone. */
+function send(url: string, file: Blob, replace: boolean, progress: (share: number) => void): Promise<void> {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("PUT", url);
     request.setRequestHeader("Content-Type", "application/octet-stream");
+    if (!replace) request.setRequestHeader("If-None-Match", "*");
     request.upload.onprogress = (event) => progress(event.total ? Math.floor((event.loaded / event.total) * 100) : 100);
     request.onload = () => (request.status < 300 ? resolve() : reject(refusal(request)));
     request.onerror = () => reject(new Error("The upload broke off."));

@@ -3,6 +3,7 @@
 import { render } from "preact";
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
+import { copy } from "./clipboard";
 import { CopyButton } from "./code_block";
 import { isShown, showPane } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
@@ -229,8 +230,7 @@ function Shares({ api, target, attempt }: { api: string; target: Target; attempt
   const [isOpen, setOpen] = useState(false);
   const load = async () => setShares((await (await ask(`${api}/shares`)).json()).shares);
   const make = (seconds: number) => attempt(async () => {
-    const made = await linkTo(api, target, seconds);
-    await navigator.clipboard?.writeText(made.url).catch(() => {}); // it can be copied below
+    await copy(linkTo(api, target, seconds).then(({ url }) => url)); // where it is not, it can be below
     await load();
   });
   const end = (name: string) => attempt(async () => {
@@ -260,8 +260,19 @@ function Shares({ api, target, attempt }: { api: string; target: Target; attempt
   );
 }
 
+/** Return an address's path as files are named on the page: bytes that are no UTF-8 stay visible. */
+function named(path: string): string {
+  return path.replace(/%[c-f][0-9a-f](%[89ab][0-9a-f]){1,3}|%[0-9a-f]{2}/gi, (bytes) => {
+    try {
+      return decodeURIComponent(bytes);
+    } catch {
+      return bytes.replaceAll("%", "\\x");
+    }
+  });
+}
+
 function SharedLink({ share, onEnd }: { share: Share; onEnd: () => void }) {
-  const name = share.port === null ? decodeURI(share.path).slice(1) : `Port ${share.port}${share.path}`;
+  const name = share.port === null ? named(share.path).slice(1) : `Port ${share.port}${share.path}`;
   return (
     <li class="preview-share">
       <span class="preview-share-name"><bdi>{visible(name)}</bdi> <span class="quiet">until {new Date(share.expires_at).toLocaleString()}</span></span>

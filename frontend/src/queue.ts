@@ -1,14 +1,56 @@
-// What a person has sent while the agent was at work: it waits above the composer until the turn ends.
+// What a person has sent and no turn has begun with: messages on their way, and what waits above the
+// composer for the end of the turn before. All tabs of this browser share it.
+import { Draft } from "./drafts";
+import type { Pending } from "./turn_stream";
 
-/** The message that waits in one session of this tab. */
+const FRESH_MS = 3_600_000;
+
+/** Return a new message of a session; null for one that its first message makes. */
+export function written(message: string, session: string | null): Pending {
+  // Not randomUUID: pages served over plain HTTP to another machine do not have it.
+  const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+  return { message, messageId: bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(""), session, at: Date.now() };
+}
+
+/** Tell whether a page that finds this message may send it; what is older might surprise the person. */
+export function isFresh({ at }: Pending): boolean {
+  return Date.now() - at < FRESH_MS;
+}
+
+/** The messages of one session that are on their way. */
+export class Sent {
+  #kept: Draft;
+
+  constructor(session: string) {
+    this.#kept = new Draft(`sent ${session}`);
+  }
+
+  get all(): Pending[] {
+    return JSON.parse(this.#kept.read() || "[]");
+  }
+
+  add(pending: Pending): void {
+    this.#keep([...this.all, pending]);
+  }
+
+  forget({ messageId }: Pending): void {
+    this.#keep(this.all.filter((one) => one.messageId !== messageId));
+  }
+
+  #keep(all: Pending[]): void {
+    this.#kept.keep(all.length ? JSON.stringify(all) : "");
+  }
+}
+
+/** The message that waits in one session. Tabs that send it at once make one turn: it has its id already. */
 export class Queue {
   #box: HTMLElement;
-  #name: () => string;
+  #session: () => string;
   #back: (words: string) => void;
 
-  /** `name` tells which session it is; `back` is given what is taken back. */
-  constructor(form: HTMLElement, name: () => string, back: (words: string) => void) {
-    this.#name = name;
+  /** `session` names it; `back` is given what is taken back. */
+  constructor(form: HTMLElement, session: () => string, back: (words: string) => void) {
+    this.#session = session;
     this.#back = back;
     this.#box = document.createElement("div");
     this.#box.className = "queued";
@@ -17,42 +59,45 @@ export class Queue {
     this.#box.innerHTML = '<p><strong>Next:</strong> <span dir="auto"></span></p><button class="btn btn-small btn-quiet" type="button">Take back</button>';
     this.#box.querySelector("button")!.addEventListener("click", () => this.giveBack());
     form.prepend(this.#box);
+    addEventListener("storage", () => this.show());
   }
 
-  /** Show what waited when the page was left. */
+  /** Show what waits. */
   show(): void {
-    const words = this.#read();
+    const words = this.waiting?.message ?? "";
     this.#box.querySelector("span")!.textContent = words;
     this.#box.hidden = words === "";
   }
 
-  add(message: string): void {
-    this.#keep([this.#read(), message].filter(Boolean).join("\n\n"));
+  get waiting(): Pending | null {
+    return JSON.parse(this.#kept.read() || "null");
+  }
+
+  /** Let a message wait, after what does already or before it. */
+  add(pending: Pending, place: "after" | "before" = "after"): void {
+    const before = this.waiting?.message;
+    const all = place === "after" ? [before, pending.message] : [pending.message, before];
+    this.#keep({ ...pending, message: all.filter(Boolean).join("\n\n") });
   }
 
   /** Return what waits, which then waits no more. */
-  take(): string {
-    const words = this.#read();
-    if (words) this.#keep("");
-    return words;
+  take(): Pending | null {
+    const { waiting } = this;
+    if (waiting) this.#keep(null);
+    return waiting;
   }
 
   giveBack(): void {
-    const words = this.take();
-    if (words) this.#back(words);
+    const taken = this.take();
+    if (taken) this.#back(taken.message);
   }
 
-  get #key(): string {
-    return `greylag-queued:${this.#name()}`;
+  get #kept(): Draft {
+    return new Draft(`queued ${this.#session()}`);
   }
 
-  #read(): string {
-    return sessionStorage.getItem(this.#key) ?? "";
-  }
-
-  #keep(words: string): void {
-    if (words) sessionStorage.setItem(this.#key, words);
-    else sessionStorage.removeItem(this.#key);
+  #keep(pending: Pending | null): void {
+    this.#kept.keep(pending ? JSON.stringify(pending) : "");
     this.show();
   }
 }

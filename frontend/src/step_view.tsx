@@ -3,7 +3,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { CopyButton } from "./code_block";
 import { DiffRows } from "./diff_view";
 import { ofTexts } from "./differences";
-import { type StepWords, wordsOf } from "./step_words";
+import { type StepKind, type StepWords, wordsOf } from "./step_words";
 import { openFile } from "./files_pane";
 import { TerminalText } from "./terminal_text";
 import { counted, visible } from "./text";
@@ -37,7 +37,7 @@ function StepRow({ step, decide }: { step: Step; decide: Decide }) {
   if (step.state === "asks") return <Question step={step} words={words} decide={decide} />;
   return (
     <details class={`step step-${step.state}`}>
-      <summary><Title words={words} /><State step={step} /></summary>
+      <summary><Icon kind={words.kind} /><Title words={words} /><State step={step} /></summary>
       <div class="step-body">
         <Wanted step={step} words={words} />
         {step.output && <pre class="terminal" tabIndex={0} dir="ltr" aria-label="Output"><TerminalText text={step.output} /></pre>}
@@ -48,6 +48,19 @@ function StepRow({ step, decide }: { step: Step; decide: Decide }) {
       </div>
     </details>
   );
+}
+
+const ICONS: Record<StepKind, string> = {
+  run: "m3 4.5 3.5 3.5-3.5 3.5M8.5 12H13",
+  write: "m3 13 .7-2.900 7.100-7.100 2.200 2.200-7.100 7.100z",
+  list: "M2.5 12.5v-9h4l1.5 2h5.5v7z",
+  read: "M4 2.5h5l3 3v8H4zm5 0v3h3",
+  plan: "m2.5 4.5 1.200 1.200 2-2.200m-3.200 7 1.200 1.200 2-2.200M8.5 5H13m-4.5 6H13",
+  use: "m8 2.5 5 2.700v5.600l-5 2.700-5-2.700V5.200zM3 5.200 8 8l5-2.800M8 8v5.5",
+};
+
+function Icon({ kind }: { kind: StepKind }) {
+  return <svg class="step-icon" viewBox="0 0 16 16" width="14" height="14" aria-hidden="true"><path d={ICONS[kind]} /></svg>;
 }
 
 function Title({ words }: { words: StepWords }) {

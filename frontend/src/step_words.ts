@@ -1,12 +1,15 @@
 // What a tool call does, in words: goose's own tools by what they are for, others by their name.
-import { diffLines } from "diff";
+import { partsOf } from "./differences";
 import type { Step } from "./turn_model";
 import { textOr } from "./text";
 
 const BRIEF = 160;
 
+export type StepKind = "run" | "write" | "list" | "read" | "plan" | "use";
+
 /** A step's title: a verb, what it is done to (as code), and what else there is to tell. */
 export interface StepWords {
+  kind: StepKind;
   verb: string;
   object: string;
   more: string;
@@ -19,39 +22,47 @@ export function wordsOf(step: Step): StepWords {
   const past = step.state === "done" || step.state === "failed";
   const given = step.arguments;
   const path = textOr(given.path) || textOr(given.file_path);
-  const words = (now: string, then: string, object: string): StepWords => ({
-    verb: past ? then : now, object: brief(object), more: "", command: null, change: null,
+  const words = (kind: StepKind, now: string, then: string, object: string): StepWords => ({
+    kind, verb: past ? then : now, object: brief(object), more: "", command: null, change: null,
   });
   switch (step.tool.split("__").at(-1)) {
     case "shell": {
       const command = textOr(given.command);
-      return { ...words("Run", "Ran", command), command };
+      return { ...words("run", "Run", "Ran", command), command };
     }
     case "write": {
       const change = { before: "", after: textOr(given.content) || textOr(given.file_text) };
-      return { ...words("Write", "Wrote", path), more: countsOf(change), change };
+      return { ...words("write", "Write", "Wrote", path), more: countsOf(given, change), change };
     }
     case "edit": {
       const change = { before: textOr(given.before) || textOr(given.old_str), after: textOr(given.after) || textOr(given.new_str) };
-      return { ...words("Edit", "Edited", path), more: countsOf(change), change };
+      return { ...words("write", "Edit", "Edited", path), more: countsOf(given, change), change };
     }
     case "tree":
-      return words("List", "Listed", path || ".");
+      return words("list", "List", "Listed", path || ".");
     case "read":
     case "read_image":
     case "analyze":
-      return words("Read", "Read", path);
+      return words("read", "Read", "Read", path);
     case "todo_write":
-      return words("Plan", "Planned", "");
+      return words("plan", "Plan", "Planned", "");
     default:
-      return words("Use", "Used", [step.tool.replaceAll("__", " "), argument(given)].filter(Boolean).join(" "));
+      return words("use", "Use", "Used", [step.tool.replaceAll("__", " "), argument(given)].filter(Boolean).join(" "));
   }
 }
 
-function countsOf(change: { before: string; after: string }): string {
+const counted = new WeakMap<Step["arguments"], string>(); // a step is told of in every frame of its turn
+
+function countsOf(given: Step["arguments"], change: { before: string; after: string }): string {
+  const known = counted.get(given) ?? countOf(change);
+  counted.set(given, known);
+  return known;
+}
+
+function countOf(change: { before: string; after: string }): string {
   let added = 0;
   let removed = 0;
-  for (const part of diffLines(change.before, change.after)) {
+  for (const part of partsOf(change.before, change.after)) {
     if (part.added) added += part.count;
     if (part.removed) removed += part.count;
   }

@@ -4,6 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 import { reviewTurn } from "./changes_pane";
 import { type ChangeLog, type Changes, type TurnChanges, onUndone, outcomeOf, refusalOf } from "./changes";
 import { LineCounts } from "./diff_view";
+import { copy } from "./clipboard";
 import { counted, visible } from "./text";
 
 /** What the lines of a conversation can do. */
@@ -58,6 +59,11 @@ function TurnEnd({ ends, turn, answered, failed, known, ask }: TurnEndProps) {
     say("");
     action().catch((error) => say(refusalOf(error)));
   };
+  // As it was written, not as it is shown.
+  const copyAnswer = async () => {
+    const copied = await copy(log.turn(turn).then(({ answer }) => answer));
+    say(copied ? "Copied." : "The browser does not let this page copy. Select the answer, and copy it yourself.");
+  };
   const message = async () => (await log.turn(turn)).message;
   return (
     <>
@@ -69,7 +75,7 @@ function TurnEnd({ ends, turn, answered, failed, known, ask }: TurnEndProps) {
             {mayWrite && <UndoButton log={log} turn={turn} changes={changes} />}
           </>
         )}
-        {answered && <button type="button" class="btn-text" onClick={() => attempt(async () => { await copyAnswer(log, turn); say("Copied."); })}>Copy</button>}
+        {answered && <button type="button" class="btn-text" onClick={() => attempt(copyAnswer)}>Copy</button>}
         {mayWrite && failed && <button type="button" class="btn-text" onClick={() => attempt(async () => ends.send(await message()))}>Retry</button>}
         {mayWrite && <button type="button" class="btn-text" onClick={() => attempt(async () => ends.edit(await message()))}>Edit and resend</button>}
       </div>
@@ -96,10 +102,4 @@ export function UndoButton({ log, turn, changes, style = "btn-text" }: { log: Ch
       {undo === null ? "Undo" : "Undo the undo"}
     </button>
   );
-}
-
-/** Copy an answer as it was written; it is fetched, but the clipboard is asked for at once, while it may be. */
-async function copyAnswer(log: ChangeLog, turn: string): Promise<void> {
-  const text = log.turn(turn).then(({ answer }) => new Blob([answer], { type: "text/plain" }));
-  await navigator.clipboard.write([new ClipboardItem({ "text/plain": text })]);
 }

@@ -10,6 +10,7 @@ export interface Pending {
   message: string;
   messageId: string;
   session: string | null;
+  at: number; // when it was sent
 }
 
 /** How a turn stands, as the live stream tells of it. */
@@ -39,7 +40,7 @@ export class TurnStream {
 
   constructor(api: string, pending: Partial<Pending>, turnId: string | null = null) {
     this.#api = api;
-    this.pending = { message: "", messageId: "", session: null, ...pending };
+    this.pending = { message: "", messageId: "", session: null, at: 0, ...pending };
     this.turnId = turnId;
   }
 

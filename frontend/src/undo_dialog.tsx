@@ -85,6 +85,7 @@ function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
         </div>
       )}
       {plan && plan.changes.left_out_total > 0 && <p class="help">What is not kept stays: {reasonsOf(plan.changes.left_out, plan.changes.left_out_total, 3)}.</p>}
+      {plan && !again && <p class="help">What was done in a terminal while the turn ran counts as the turn's, whoever did it.</p>}
       {plan && !again && (
         <div>
           <label class="undo-override"><input type="checkbox" checked={forget} onChange={(event) => setForget(event.currentTarget.checked)} /> Make the agent forget this turn and those after it</label>

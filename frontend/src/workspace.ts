@@ -30,12 +30,19 @@ export interface Content {
   etag: string;
 }
 
-/** A file on its way into the workspace, with its path there. */
-export interface Upload {
-  path: string;
-  file: Blob;
+/** What came of unpacking an archive. */
+export interface Unpacked {
+  files: number;
+  left_out: string[];
 }
 
+/** A file on its way into the workspace, with its path there; without one, an empty folder. */
+export interface Upload {
+  path: string;
+  file: Blob | null;
+}
+
+const MOST_TRIED = 5;
 const ARCHIVE = /\.(tar\.gz|tgz|zip)$/i;
 
 /** The files of one project. */
@@ -80,9 +87,23 @@ export class Workspace {
     await ask(this.#at("", { path: entry.path, recursive: String(entry.kind === "folder") }), { method: "DELETE" });
   }
 
-  async unpack(path: string, archive: File): Promise<{ files: number; left_out: string[] }> {
-    const address = this.#at("/archive", { path, format: /\.zip$/i.test(archive.name) ? "zip" : "tar.gz" });
-    return (await ask(address, { method: "POST", headers: BYTES, body: archive })).json();
+  /** Unpack an archive that is sent, or the one that is there at a path, into a folder. */
+  async unpack(path: string, archive: File | string): Promise<Unpacked> {
+    const [name, source, body] = typeof archive === "string" ? [archive, archive, null] : [archive.name, "", archive];
+    const address = this.#at("/archive", { path, source, format: /\.zip$/i.test(name) ? "zip" : "tar.gz" });
+    return (await ask(address, { method: "POST", headers: BYTES, body })).json();
+  }
+
+  /** Return the path of what the agent names, which may call the workspace's own folder by its name. */
+  async find(named: string): Promise<string> {
+    const path = named.replace(/^\.\//, "");
+    if (!path.startsWith("/")) return path;
+    // Any folder on the way may have that name, too: what is there decides.
+    const below = [...path.matchAll(/\/workspace\/(?=.)/g)].map((found) => path.slice(found.index + found[0].length));
+    for (const one of below.slice(-MOST_TRIED, -1)) {
+      if (await this.list(one).then(() => true, () => false)) return one;
+    }
+    return below.at(-1) ?? path;
   }
 
   contentUrl(path: string): string {
@@ -117,7 +138,7 @@ export function folderOf(path: string): string {
   return path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "";
 }
 
-/** Return all files of what was dropped, folders with all that they hold. */
+/** Return all that was dropped, folders with all that they hold. */
 export async function dropped(transfer: DataTransfer, folder: string): Promise<Upload[]> {
   // All must be taken before the first wait: the transfer is empty afterwards.
   const roots = [...transfer.items].map((item) => ({ entry: item.webkitGetAsEntry(), file: item.getAsFile() }));
@@ -141,10 +162,12 @@ async function walk(entry: FileSystemEntry, folder: string): Promise<Upload[]> {
   }
   const reader = (entry as FileSystemDirectoryEntry).createReader();
   const found: Upload[] = [];
+  let isEmpty = true;
   for (;;) {
     // A hundred at a time, until there are none.
     const some = await new Promise<FileSystemEntry[]>((resolve, reject) => reader.readEntries(resolve, reject));
-    if (some.length === 0) return found;
+    if (some.length === 0) return isEmpty ? [{ path, file: null }] : found;
+    isEmpty = false;
     for (const one of some) found.push(...(await walk(one, path)));
   }
 }

@@ -142,6 +142,7 @@ async def told_before_it_is_undone(person: Person) -> None:
         ["bytes.bin is removed", "notes.txt comes back", "src/main.py is as it was"]
     )
     await expect(dialog).to_contain_text(f"As it is stays: {LEFT}.")
+    await expect(dialog).to_contain_text("in a terminal while the turn ran counts as the turn's")
     await judged(person, "undo")
     await page.keyboard.press("Escape")
     await expect(button).to_be_focused()
@@ -218,7 +219,7 @@ async def test_a_large_difference_is_shown_in_part_and_saved_whole(
     gone = {"status": 410, "code": "snapshot_gone", "detail": "It is gone."}
     await page.route("**/undo", lambda route: route.fulfill(status=410, json=gone))
     await undo(person, pane)
-    await expect(page.get_by_role("dialog")).to_contain_text("is not kept any longer")
+    await expect(page.get_by_role("dialog")).to_contain_text("or could not be taken")
     await page.keyboard.press("Escape")
     assert (tmp_path / "saved").read_text().endswith("+30000\n")
     await pane.get_by_role("button", name="Open in Files").click()

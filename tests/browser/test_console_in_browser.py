@@ -1,5 +1,6 @@
 """A person and the agent, in a real browser over the memory adapters."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 
@@ -100,7 +101,7 @@ async def test_a_tool_s_picture_is_shown_and_what_may_run_is_only_to_be_saved(
     links = person.page.locator(".step a[download]")
     kinds = await links.evaluate_all("all => all.map(one => one.getAttribute('download'))")
     assert len(kinds) >= 2
-    assert await person.page.locator(".step svg, .step iframe, .step object").count() == 0
+    assert await person.page.locator(".step-body :is(svg, iframe, object)").count() == 0
     assert "owned" not in await person.page.title()
 
 
@@ -159,7 +160,15 @@ async def test_a_message_that_met_a_dropped_connection_is_one_turn() -> None:
             way.drop()
             await expect(waiting.page.locator("#console-status")).to_contain_text("Trying again")
             await expect(waiting.page.locator("#console-status")).to_have_text("")
-            await waiting.page.reload()
+            # What is sent in another session meanwhile is another message, in another tab, too.
+            await waiting.page.goto(f"{path.removeprefix('/api')}?session=other")
+            await waiting.say("Another")
+            await expect(waiting.page.locator(".turn .wake-now")).to_have_text("API")
+            tab = await waiting.page.context.new_page()
+            await waiting.page.close()
+            waiting.page = tab
+            await waiting.open_project(path)
+            await expect(waiting.page.locator(".said")).to_have_text("Only once")
             await expect(waiting.page.locator(".turn .wake-now")).to_have_text("API")
             slow.house.cluster.advance(ProjectRef("ada", "notes"))
             await waiting.answered()
@@ -233,14 +242,19 @@ async def test_a_message_that_meets_another_tab_s_turn_waits_for_its_end(
     page, waits = person.page, person.page.locator(".queued")
     body = {"message": "wait: x", "session_id": session["session_id"], "message_id": "theirs"}
     await page.wait_for_selector("#composer[data-ready]")
-    # The page hears of it when it has sent its own message already.
-    await page.route("**/messages", lambda route: _after(running, path, body, route))
+    # The page hears of it when it has sent its own message already, and has another that waits.
+    both = asyncio.Event()
+    await page.route("**/messages", lambda route: _after(running, path, body, both, route))
     await person.say("Me too")
-    await expect(page.locator(".said")).to_have_text(["wait: x"])
-    await expect(waits).to_contain_text("Me too")
-    await page.unroute("**/messages")
     await person.say("And me")
-    await expect(waits).to_contain_text("And me")
+    both.set()
+    await expect(page.locator(".said")).to_have_text(["wait: x"])
+    await expect(waits.locator("span")).to_have_text("Me too\n\nAnd me")
+    await page.unroute("**/messages")
+    # Another tab has what waits, too: it is not lost with the one that it was written in.
+    other = await page.context.new_page()
+    await other.goto(page.url)
+    await expect(other.locator(".queued")).to_contain_text("And me")
     await page.reload()
     await expect(waits).to_contain_text("And me")
     _, listed = await running.ask("GET", f"{path}/sessions/{session['session_id']}/turns")
@@ -249,6 +263,9 @@ async def test_a_message_that_meets_another_tab_s_turn_waits_for_its_end(
     await person.answered()
     assert await person.answer() == "You said: Me too\n\nAnd me"
     await expect(waits).to_be_hidden()
+    await expect(other.locator(".queued")).to_be_hidden()
+    await expect(other.locator(".said")).to_have_count(2)
+    await other.close()
     # A turn of another tab is there by itself, whether it has ended or not.
     for message in ("From elsewhere", "run: ls"):
         body = {"message": message, "session_id": session["session_id"]}
@@ -260,7 +277,10 @@ async def test_a_message_that_meets_another_tab_s_turn_waits_for_its_end(
     assert (await person.answer()).endswith("It ran.")
 
 
-async def _after(running: Site, path: str, body: dict[str, str], route: Route) -> None:
+async def _after(
+    running: Site, path: str, body: dict[str, str], ready: asyncio.Event, route: Route
+) -> None:
+    await ready.wait()
     async with running.http.post(f"{path}/messages", json=body) as answer:
         await answer.content.readline()
     await route.continue_()

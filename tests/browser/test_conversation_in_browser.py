@@ -1,12 +1,13 @@
 """How a conversation reads and scrolls, in a real browser; one site and one browser for all."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 from tests.browser.person import Person, at_browser, needs_axe
 from tests.web.server import Site, site
 
@@ -124,14 +125,23 @@ async def test_a_refusal_is_in_sight_and_gives_the_words_back(
     await told(person, *words(PARAGRAPHS[:8000]))
     await person.page.locator("#scroller").hover()
     await person.page.mouse.wheel(0, -2000)
-    await person.page.route("**/messages", lambda route: route.fulfill(status=409, json={}))
+    both = asyncio.Event()
+
+    async def refuse(route: Route) -> None:
+        await both.wait()
+        await route.fulfill(status=409, json={})
+
+    await person.page.route("**/messages", refuse)
     await person.say("Refused")
+    await person.say("And what waited for it")
+    both.set()
     await expect(person.page.locator(".answer .problem").last).to_be_in_viewport()
-    await expect(person.page.locator("#message")).to_have_value("Refused")
+    back = "Refused\n\nAnd what waited for it"
+    await expect(person.page.locator("#message")).to_have_value(back)
     await expect(person.page.locator("#console-status")).to_have_text("")
     await person.page.unroute("**/messages")
     await person.page.reload()
-    await expect(person.page.locator("#message")).to_have_value("Refused")
+    await expect(person.page.locator("#message")).to_have_value(back)
 
 
 async def test_answers_are_whole_markdown(person: Person) -> None:
@@ -206,7 +216,22 @@ async def test_a_step_says_what_was_done_and_shows_its_output_once_in_colours(
     await expect(person.page.locator(".step-title").last).to_have_text("Edited src/a.py +2 \u22121")
     await person.page.locator(".step summary").last.click()
     await expect(person.page.locator(".diff-added").first).to_have_text("+ c")
+    await expect(person.page.locator(".step-icon")).to_have_count(3)
     await person.picture("conversation-steps")
+    await a_long_change_is_compared_once(person)
+
+
+async def a_long_change_is_compared_once(person: Person) -> None:
+    page = person.page
+    await page.evaluate(_COUNT_LONG_SPLITS)
+    lines = ["\n".join(f"{word} {n}" * 3 for n in range(3000)) for word in ("one", "other")]
+    changed = {"path": "long.py", "before": lines[0], "after": lines[1]}
+    edit = {"id": "c3", "tool_name": "developer__edit", "arguments": changed}
+    done = {"id": "c3", "result": {"Ok": []}, "is_error": False}
+    await told(person, ("tool_request", edit), ("tool_response", done), *words(PARAGRAPHS, 100))
+    title = page.locator(".step-title").last
+    await expect(title).to_have_text("Edited long.py +3000 \u22123000")
+    assert await page.evaluate("window.longSplits") < 20
 
 
 async def test_steps_fold_and_a_declined_one_says_so(person: Person) -> None:
@@ -234,6 +259,13 @@ async def test_a_draft_is_kept_for_each_session_whatever_happens(
     await person.page.fill("#message", "for a new one")
     await person.page.locator(".session-link").first.click()
     await expect(person.page.locator("#message")).to_have_value("half a thought")
+    # What waited for long is there, but is not sent by surprise.
+    await person.page.evaluate(_LEFT_LONG_AGO)
+    await person.page.reload()
+    await expect(person.page.locator("#message")).to_have_value(
+        "waited\n\non its way\n\nhalf a thought"
+    )
+    await expect(person.page.locator(".said")).to_have_count(1)
     await person.page.click("text=New session")
     await expect(person.page.locator("#message")).to_have_value("for a new one")
 
@@ -247,6 +279,17 @@ async def test_a_turn_is_copied_tried_again_and_edited(person: Person) -> None:
     await expect(line.get_by_role("status")).to_have_text("Copied.")
     copied = await page.evaluate("navigator.clipboard.readText()")
     assert "Some *words*" in copied
+    # As over plain HTTP from another machine, where pages have no clipboard.
+    await page.evaluate("navigator.clipboard.writeText('')")
+    await page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    await line.get_by_role("button", name="Copy", exact=True).click()
+    await expect(line.get_by_role("status")).to_have_text("Copied.")
+    await page.locator("#message").press("Control+v")
+    await expect(page.locator("#message")).to_have_value(copied)
+    await page.evaluate("document.execCommand = () => false")
+    await line.get_by_role("button", name="Copy", exact=True).click()
+    await expect(line.get_by_role("status")).to_contain_text("Select the answer")
+    await page.fill("#message", "")
     await told(person, ("complete", {"stop_reason": "end_turn", "changes": None}))
     await expect(line).to_contain_text("1 file changed +3 \u22121")
     await person.say("fail: it broke")
@@ -388,6 +431,23 @@ async def test_axe_finds_nothing_wrong(person: Person, theme: str) -> None:
     await person.page.click("#new-project")
     await person.judged()
     await person.page.evaluate("localStorage.removeItem('greylag-theme')")
+
+
+_COUNT_LONG_SPLITS = """() => {
+  const { split } = String.prototype;
+  window.longSplits = 0;
+  String.prototype.split = function (...given) {
+    if (this.length > 50_000 && given[0] instanceof RegExp) window.longSplits += 1;
+    return split.apply(this, given);
+  };
+}"""
+_LEFT_LONG_AGO = """() => {
+  const name = location.pathname + "?" + document.querySelector("#conversation").dataset.session;
+  const at = Date.now() - 7_200_000;
+  const old = (message) => ({ message, messageId: message, session: null, at });
+  localStorage.setItem(`greylag-draft:sent ${name}`, JSON.stringify([old("on its way")]));
+  localStorage.setItem(`greylag-draft:queued ${name}`, JSON.stringify(old("waited")));
+}"""
 
 
 def _numbered(events: list[Any], number: int) -> list[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Locator, expect
+from playwright.async_api import Dialog, Locator, Route, expect
 from tests.browser.person import Person, at_browser, needs_axe
 from tests.browser.whole import Whole, up
 
@@ -57,6 +57,9 @@ CONTENT = {
     "pixel.gif": PIXEL,
     "bytes.bin": b"\0\1\2\xff",
     "notes.txt": "Grüße\n".encode(),
+    "lines.txt": b"one\r\ntwo\r\n",
+    "mixed.txt": b"one\r\ntwo\n",
+    "src/workspace/main.py": b"1\n",
 }
 
 
@@ -99,10 +102,31 @@ async def test_folders_open_and_files_show_as_what_they_are(person: Person) -> N
     assert await asyncio.to_thread((await (await download.value).path()).read_bytes) == PIXEL
 
 
+async def put(whole: Whole, path: str, body: bytes) -> None:
+    where = "/api/users/me/projects/whole/files/content"
+    async with whole.http.put(where, params={"path": path}, data=body) as answer:
+        assert answer.status == 200, await answer.text()
+
+
+async def opened(person: Person, path: str) -> None:
+    """Open a file as a step or a change does, whatever the pane shows."""
+    show = "path => document.dispatchEvent(new CustomEvent('greylag:open-file', { detail: path }))"
+    await person.page.evaluate(show, path)
+
+
+async def _once(may: asyncio.Event, route: Route) -> None:
+    await may.wait()
+    await route.continue_()
+
+
 async def test_text_is_edited_and_a_change_of_another_s_is_not_lost(
     whole: Whole, person: Person
 ) -> None:
-    page, editor = person.page, person.page.locator(".file-editor")
+    page, pane, editor = (
+        person.page,
+        person.page.locator("#files"),
+        person.page.locator(".file-editor"),
+    )
     await row(person, "notes.txt").get_by_role("button").first.click()
     await page.get_by_role("button", name="Edit", exact=True).click()
     await editor.fill("Mine\n")
@@ -111,22 +135,57 @@ async def test_text_is_edited_and_a_change_of_another_s_is_not_lost(
     assert await content(whole, "notes.txt") == b"Mine\n"
     await page.get_by_role("button", name="Edit", exact=True).click()
     await editor.fill("Mine again\n")
-    where = {"path": "notes.txt"}
-    files = "/api/users/me/projects/whole/files/content"
-    async with whole.http.put(files, params=where, data=b"Theirs\n") as answer:
-        assert answer.status == 200
+    # What is opened meanwhile is edited for itself, and what was begun is a draft of what it was.
+    await opened(person, "/w/workspace/src/workspace/main.py")
+    await expect(pane.locator(".file-name bdi")).to_have_text("src/workspace/main.py")
+    await expect(editor).to_have_count(0)
+    await put(whole, "notes.txt", b"Theirs\n")
+    await page.reload()
+    await page.get_by_role("tab", name="Files").click()
+    await row(person, "notes.txt").get_by_role("button").first.click()
+    await expect(pane).to_contain_text("You have changed it and not saved that")
+    await person.picture("files-kept-draft")
+    await page.get_by_role("button", name="Edit", exact=True).click()
+    await expect(editor).to_have_value("Mine again\n")
+    await expect(pane).to_contain_text("The file has changed since you began it")
     await page.get_by_role("button", name="Save").click()
-    await expect(page.locator("#files").get_by_role("alert")).to_be_visible()
+    await expect(pane.get_by_role("alert")).to_contain_text("has changed since you began")
+    await person.picture("files-draft")
     assert await content(whole, "notes.txt") == b"Theirs\n"
     await page.get_by_role("button", name="Overwrite it").click()
     await expect(page.locator(".file-text")).to_have_text("Mine again")
     assert await content(whole, "notes.txt") == b"Mine again\n"
+    assert await content(whole, "src/workspace/main.py") == CONTENT["src/workspace/main.py"]
+
+
+async def test_a_file_keeps_its_line_ends_and_what_has_several_is_not_edited(
+    whole: Whole, person: Person
+) -> None:
+    page, pane = person.page, person.page.locator("#files")
+    await opened(person, "lines.txt")
+    await page.get_by_role("button", name="Edit", exact=True).click()
+    await page.locator(".file-editor").fill("one\n2\nthree\n")
+    # What was asked for before takes nobody away from what was asked for after it.
+    answered = asyncio.Event()
+    await page.route("**/files?path=src", lambda route: _once(answered, route))
+    async with page.expect_request("**/files?path=src"):
+        await opened(person, "src")
+    await opened(person, "lines.txt")
+    await page.get_by_role("button", name="Edit", exact=True).click()
+    async with page.expect_response("**/files?path=src"):
+        answered.set()
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.locator(".file-text")).to_contain_text("three")
+    assert await content(whole, "lines.txt") == b"one\r\n2\r\nthree\r\n"
+    await opened(person, "mixed.txt")
+    await expect(pane).to_contain_text("its lines end in different ways")
+    await expect(pane.get_by_role("button", name="Edit", exact=True)).to_have_count(0)
 
 
 async def test_files_folders_and_archives_are_uploaded(
     whole: Whole, person: Person, tmp_path: Path
 ) -> None:
-    page = person.page
+    page, status = person.page, person.page.locator("#files .files-status").first
     (tmp_path / "tree" / "inner").mkdir(parents=True)
     (tmp_path / "tree" / "a.txt").write_text("a")
     (tmp_path / "tree" / "inner" / "b.txt").write_text("b")
@@ -134,17 +193,62 @@ async def test_files_folders_and_archives_are_uploaded(
     await expect(row(person, "a.txt")).to_be_visible()
     await page.set_input_files("input[aria-label='Upload a folder']", tmp_path / "tree")
     await expect(row(person, "tree")).to_be_visible()
+    await what_is_there_is_replaced_only_when_a_person_says_so(whole, person)
     assert await content(whole, "tree/inner/b.txt") == b"b"
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("packed/c.txt", "c")
     given = {"name": "some.zip", "mimeType": "application/zip", "buffer": packed.getvalue()}
+
+    async def accept(dialog: Dialog) -> None:
+        assert "replace those of the same path" in dialog.message
+        await dialog.accept()
+
+    page.on("dialog", accept)
     await page.set_input_files("input[aria-label='Upload and unpack an archive']", given)  # type: ignore[arg-type] # its own type of dict
     await expect(row(person, "packed")).to_be_visible()
     assert await content(whole, "packed/c.txt") == b"c"
+    await page.set_input_files("input[aria-label='Upload files']", given)  # type: ignore[arg-type] # its own type of dict
+    await expect(status).to_have_text("1 of 1 uploaded.")
+    await menu(person, "some.zip", "Unpack here")
+    await expect(status).to_have_text("1 file unpacked.")
     await page.evaluate(_DROP)
     await expect(row(person, "dropped.txt")).to_be_visible()
+    await page.evaluate(_DROP_EMPTY)
+    await expect(row(person, "hollow")).to_be_visible()
+    page.remove_listener("dialog", accept)
     assert await content(whole, "dropped.txt") == b"dropped"
+
+
+async def what_is_there_is_replaced_only_when_a_person_says_so(
+    whole: Whole, person: Person
+) -> None:
+    page, status = person.page, person.page.locator("#files .files-status").first
+    given = [
+        {"name": name, "mimeType": "text/plain", "buffer": b"new" * 10_000}
+        for name in ("a.txt", "x" * 300, "fresh.txt")
+    ]
+    asked: list[str] = []
+    for answer in ("dismiss", "accept"):
+
+        async def reply(dialog: Dialog, answer: str = answer) -> None:
+            asked.append(dialog.message)
+            await (dialog.accept() if answer == "accept" else dialog.dismiss())
+
+        page.once("dialog", reply)
+        await page.set_input_files("input[aria-label='Upload files']", given)  # type: ignore[arg-type] # its own type of dict
+        if answer == "dismiss":
+            await expect(status).to_contain_text("1 of 3 uploaded. Kept as it was: a.txt. Not")
+            await expect(status).to_contain_text(
+                f"uploaded: {'x' * 300}. The path holds what no name"
+            )
+            assert await content(whole, "a.txt") == b"a"
+    await expect(status).to_contain_text("2 of 3 uploaded. Not uploaded: xxx")
+    assert await content(whole, "a.txt") == b"new" * 10_000
+    assert asked == [
+        "a.txt is there already. Replace?",
+        "a.txt, fresh.txt are there already. Replace?",
+    ]
 
 
 async def test_folders_are_made_and_files_moved_deleted_and_packed(
@@ -190,8 +294,18 @@ async def test_a_large_folder_comes_in_pages(whole: Whole, person: Person) -> No
     await person.page.get_by_role("tab", name="Files").click()
     await row(person, "many").get_by_role("button", name="many").click()
     await expect(person.page.locator(".files-row")).to_have_count(200)
+    more = asyncio.Event()
+    await person.page.route("**/files?*after=*", lambda route: _once(more, route))
+    await person.page.click("text=Show more")
+    await person.page.get_by_role("button", name="workspace").click()
+    await expect(row(person, "notes.txt")).to_be_visible()
+    count = await person.page.locator(".files-row").count()
+    async with person.page.expect_response("**/files?*after=*"):
+        more.set()
+    await row(person, "many").get_by_role("button", name="many").click()
     await person.page.click("text=Show more")
     await expect(person.page.locator(".files-row")).to_have_count(250)
+    assert count < 20
 
 
 async def test_the_page_is_six_requests_and_light(person: Person) -> None:
@@ -249,6 +363,14 @@ async def test_the_splitter_is_kept(person: Person) -> None:
     await expect(page.locator("#splitter")).to_have_attribute("aria-valuenow", "46")
 
 
+_DROP_EMPTY = """() => {
+  const reader = { readEntries: (take) => take([]) };
+  const entry = { isFile: false, name: "hollow", createReader: () => reader };
+  const items = [{ webkitGetAsEntry: () => entry, getAsFile: () => null }];
+  const event = new DragEvent("drop", { bubbles: true, cancelable: true });
+  Object.defineProperty(event, "dataTransfer", { value: { items } });
+  document.querySelector(".files").dispatchEvent(event);
+}"""
 _DROP = """() => {
   const given = new DataTransfer();
   given.items.add(new File(["dropped"], "dropped.txt"));

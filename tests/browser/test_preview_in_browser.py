@@ -180,7 +180,16 @@ async def test_a_link_is_shared_and_ended(whole: Whole, person: Person) -> None:
     page, shown = person.page, await pane(person)
     async with serving(whole), at_browser(whole.address, token=None) as guest:
         guest.meets_hostile_pages = True
+        odd = {"path": "odd-ü\\xFF#.html"}  # a name that is no UTF-8
+        async with whole.http.put(f"{API}/files/content", params=odd, data=b"") as put:
+            assert put.status == 200
+        async with whole.http.post(
+            f"{API}/files/preview", json=odd | {"share_seconds": 60}
+        ) as made:
+            assert made.status == 201
         await shown.get_by_text("Share", exact=True).click()
+        await expect(shown.locator(".preview-share bdi")).to_have_text("odd-ü\\xFF#.html")
+        await shown.get_by_role("button", name="End").click()
         await expect(shown).to_contain_text("Nothing of this project is shared")
         await shown.get_by_role("button", name="1 hour").click()
         link = await shown.locator(".preview-share input").input_value()

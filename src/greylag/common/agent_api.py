@@ -1043,7 +1043,15 @@ UNPACK_ARCHIVE = Operation(
     text="Its files replace those of the same path. Nothing of it gets outside the workspace.",
     tag="files",
     answer=Unpacked,
-    query=(_PATH_QUERY, _FORMAT),
+    query=(
+        _PATH_QUERY,
+        _FORMAT,
+        Parameter(
+            "source",
+            "A file of the workspace that is the archive; the body is not read then.",
+            {"type": "string", "examples": ["t.tar.gz"]},
+        ),
+    ),
     body=bytes,
     body_limit=MOST_CONTENT,
     seconds=LONGEST_TRANSFER,

@@ -250,6 +250,12 @@ async def test_an_archive_brings_a_tree_there_and_back(form: str, tmp_path: Path
         assert (root / "new/link").readlink() == Path("deep/er/f")
         assert (root / "new/empty").is_dir()
         assert (root / "new/LEFT-OUT.txt").read_text() == "pipe\n"
+        (root / "kept").write_bytes(packed)
+        for source, code in (("kept", None), ("t", "not_a_file"), ("../kept", "invalid_path")):
+            path = f"{ROOT}/archive?path=again&format={form}&source={source}"
+            status, body = await api.json("POST", path, b"")
+            assert body.get("code") == code, body
+        assert (root / "again/deep/er/f").read_bytes() == b"x" * 2_000_000
 
 
 async def test_a_hostile_archive_writes_nothing_outside(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from greylag.agentd.api.requests import answer, read_object, relayed, text, whol
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.problems import RequestError, invalid
 from greylag.common import agent_api
+from greylag.common.agent_api import FileEntry
 
 _SMALL_BODY = 64 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
@@ -57,9 +58,7 @@ class FileRoutes:
         return Response(status_code=204)
 
     async def _read(self, request: Request) -> Response:
-        entry = await self._files.show(_path(request))
-        if entry.kind != "file":
-            raise RequestError("not_a_file", f"It is a {entry.kind}, not a file: {entry.path}")
+        entry = await self._file(_path(request))
         asked = request.headers
         headers = {"etag": entry.etag, "accept-ranges": "bytes"}
         if not _holds(asked.get("if-match", "*"), entry.etag):
@@ -74,6 +73,12 @@ class FileRoutes:
         headers["content-length"] = str(length)
         opening = self._files.read(entry, start, length)
         return _ContentResponse(opening, 200 if part is None else 206, headers)
+
+    async def _file(self, path: str) -> FileEntry:
+        entry = await self._files.show(path)
+        if entry.kind != "file":
+            raise RequestError("not_a_file", f"It is a {entry.kind}, not a file: {entry.path}")
+        return entry
 
     async def _write(self, request: Request) -> Response:
         path = _path(request)
@@ -109,8 +114,13 @@ class FileRoutes:
         return _ContentResponse(self._files.archive(_path(request), _format(request)), 200, {})
 
     async def _unpack(self, request: Request) -> Response:
-        form = _format(request)
-        return answer(await self._files.unpack(_path(request), form, _body(request)))
+        form, path = _format(request), _path(request)
+        source = request.query_params.get("source")
+        if source is None:
+            return answer(await self._files.unpack(path, form, _body(request)))
+        entry = await self._file(source)
+        async with self._files.read(entry, 0, entry.size) as content:
+            return answer(await self._files.unpack(path, form, content))
 
     async def _search(self, request: Request) -> Response:
         wanted = request.query_params.get("q", "")
