@@ -256,6 +256,9 @@ async def test_folders_are_made_and_files_moved_deleted_and_packed(
 ) -> None:
     page = person.page
     await page.get_by_label("More for this folder").click()
+    longest = page.get_by_role("button", name="Upload and unpack an archive")
+    await expect(longest).to_be_in_viewport(ratio=1)
+    await person.picture("files-menu")
     await page.get_by_role("button", name="New folder").click()
     await page.get_by_label("Name of the new folder").fill("made")
     await page.keyboard.press("Enter")

@@ -15,7 +15,7 @@ from playwright.async_api import expect
 from tests.browser.person import Person, at_browser
 from tests.browser.whole import has_goose, up
 from tests.e2e.on_cluster import greylag
-from tests.e2e.product import PATIENCE, Product
+from tests.e2e.product import PATIENCE, Product, free_port
 
 from greylag.common.token_file import read_token
 
@@ -35,7 +35,6 @@ ASKED = (
     f"[[call write {json.dumps({'path': 'test_page.py', 'content': TESTS})}]] "
     "[[tool echo kept notes >> notes.txt]] [[text The page counts **cups of tea**.]]"
 )
-PORT = 8123
 NOT_FOR_VIEWERS = (
     ("POST", "/messages"),
     ("POST", "/terminals"),
@@ -177,7 +176,7 @@ async def tried(person: Person) -> None:
     await expect(page.locator("p.terminal-said[role=status]")).to_have_text("")
     await page.keyboard.type("python3 -m unittest -q test_page; echo ended-$?\n")
     await expect(rows).to_contain_text("ended-0")
-    await page.keyboard.type(f"python3 -m http.server {PORT} --bind 127.0.0.1\n")
+    await page.keyboard.type(f"python3 -m http.server {free_port()} --bind 127.0.0.1\n")
     await expect(rows).to_contain_text("Serving HTTP")
 
 
