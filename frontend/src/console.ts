@@ -5,6 +5,7 @@ import { ChangeLog } from "./changes";
 import { Draft } from "./drafts";
 import { Facts } from "./facts";
 import { projectStatus } from "./panes";
+import { leadToQuestion } from "./question_dock";
 import { Scroller } from "./scroller";
 import { Queue, Sent, isFresh, written } from "./queue";
 import { Refused, ask, post, wordsOf } from "./sse";
@@ -118,7 +119,8 @@ class Console {
   #sendOnEnter(event: KeyboardEvent): void {
     if (!endsMessage(event)) return;
     event.preventDefault();
-    this.#form.requestSubmit();
+    // With nothing to send it leads to what the agent asks; once more, there, it allows that.
+    if (this.#text.value.trim() || !leadToQuestion()) this.#form.requestSubmit();
   }
 
   // What the server has rendered.

@@ -1,10 +1,11 @@
 // One tool call as a row that opens: what it did in words, how it stands, and what it printed.
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { CopyButton } from "./code_block";
 import { DiffRows } from "./diff_view";
 import { ofTexts } from "./differences";
 import { type StepKind, type StepWords, wordsOf } from "./step_words";
 import { openFile } from "./files_pane";
+import { useDock } from "./question_dock";
 import { TerminalText } from "./terminal_text";
 import { counted, visible } from "./text";
 import { lasted, timeLeft } from "./times";
@@ -117,6 +118,8 @@ function Change({ before, after }: { before: string; after: string }) {
 
 function Question({ step, words, decide }: { step: Step; words: StepWords; decide: Decide }) {
   const [sent, setSent] = useState(false);
+  const place = useRef<HTMLDivElement>(null);
+  useDock(place, <Title words={words} />);
   const answer = async (decision: Decision) => {
     setSent(true);
     if (!(await decide(step.confirmation ?? "", decision))) setSent(false);
@@ -125,7 +128,7 @@ function Question({ step, words, decide }: { step: Step; words: StepWords; decid
     if (event.key === "Escape" && !sent) void answer("reject_once");
   };
   return (
-    <div class="ask" role="group" aria-label="The agent asks" onKeyDown={onKeyDown}>
+    <div class="ask" ref={place} role="group" aria-label="The agent asks" onKeyDown={onKeyDown}>
       <p class="ask-question"><Title words={words} />?</p>
       <Wanted step={step} words={words} />
       <div class="ask-actions">

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Route, expect
 from tests.browser.dropping import DroppingProxy
-from tests.browser.person import Person, at_browser
+from tests.browser.person import AXE, Person, at_browser
 from tests.web.server import ADA, Site, site
 
 from greylag.domain.project import ProjectRef
@@ -71,12 +71,37 @@ async def test_a_tool_runs_only_when_it_is_allowed(running: Site, person: Person
     await person.page.get_by_role("button", name="Decline").click()
     await person.answered()
     assert "You declined." in await person.answer()
+    await asked_out_of_sight(person)
     await person.say("run: ls")
     await expect(person.page.get_by_role("timer")).to_have_text("Declined by itself in 9 min")
     await person.page.get_by_role("button", name="Always in this session").click()
     await person.answered()
     assert "It ran." in await person.answer()
     await expect(person.page.locator(".step").last).to_contain_text("Ran ls")
+
+
+async def asked_out_of_sight(person: Person) -> None:
+    """Ask below what is seen: it is told above the composer, and Enter leads to it, no further."""
+    page, dock = person.page, person.page.locator("#question-dock")
+    await person.say("\n".join("Much was said." for _ in range(80)))
+    await person.answered()
+    await person.say("run: uname")
+    await page.get_by_role("button", name="Allow").wait_for()
+    await expect(dock).to_have_text("")
+    await page.locator("#scroller").focus()
+    await page.keyboard.press("Home")
+    await expect(dock).to_contain_text("The agent asks: Run uname?")
+    await person.picture("console-question-dock")
+    if AXE.exists():
+        await person.judged()
+    await page.focus("#message")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("button", name="Allow")).to_be_focused()
+    await expect(dock).to_have_text("")
+    await expect(page.get_by_role("button", name="Allow")).to_be_in_viewport()
+    await page.keyboard.press("Enter")
+    await person.answered()
+    assert "It ran." in await person.answer()
 
 
 async def test_a_tool_s_picture_is_shown_and_what_may_run_is_only_to_be_saved(
