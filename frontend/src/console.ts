@@ -7,7 +7,7 @@ import { Facts } from "./facts";
 import { projectStatus } from "./panes";
 import { leadToQuestion } from "./question_dock";
 import { Scroller } from "./scroller";
-import { Queue, Sent, isFresh, written } from "./queue";
+import { Queue, Sent, closedTabs, isFresh, tabName, written } from "./queue";
 import { Refused, ask, post, wordsOf } from "./sse";
 import { takeFirst } from "./start";
 import { endsMessage, textOr } from "./text";
@@ -31,6 +31,7 @@ class Console {
   #api: string;
   #page: string;
   #stream: TurnStream | null = null; // the turn that is under way
+  #making: Promise<string> | null = null;
   #waking = document.getElementById("waking")!; // below the message that wakes the environment, else below all
   #stopWanted = false;
   #learnt = false; // what the agent is, since it has woken
@@ -64,7 +65,7 @@ class Console {
       session: () => this.#madeSession(),
       say: (words) => this.#say(words),
     });
-    this.#queue = new Queue(this.#form, () => this.#nameOf(this.#session), (words) => this.#giveBack(words));
+    this.#queue = new Queue(this.#form, () => this.#placeOf(this.#session), (words) => this.#giveBack(words));
     this.#scroller = new Scroller(place, place.querySelector<HTMLElement>("#scrolled")!, this.#button("to-end"));
   }
 
@@ -112,13 +113,31 @@ class Console {
     return `${this.#page}?${session ?? "new"}`;
   }
 
+  /** What has no session yet is this tab's: each makes one of its own. */
+  #placeOf(session: string | null, tab: string = tabName()): string {
+    return this.#nameOf(session ?? `new ${tab}`);
+  }
+
+  /** Go on with what a tab that was closed had sent to begin a session with. */
+  async #takeOver(): Promise<void> {
+    for (const tab of this.#session ? [] : await closedTabs(this.#page)) {
+      if (this.#session) return; // made meanwhile: the next page that has none goes on with it
+      const place = this.#placeOf(null, tab);
+      this.#sentIn(null).takeFrom(new Sent(place));
+      this.#queue.takeFrom(place);
+      this.#sendPending();
+      this.#sendQueued();
+    }
+  }
+
   #sentIn(session: string | null): Sent {
-    return new Sent(this.#nameOf(session));
+    return new Sent(this.#placeOf(session));
   }
 
   #sendOnEnter(event: KeyboardEvent): void {
     if (!endsMessage(event)) return;
     event.preventDefault();
+    if (event.repeat) return; // a key that is held down
     // With nothing to send it leads to what the agent asks; once more, there, it allows that.
     if (this.#text.value.trim() || !leadToQuestion()) this.#form.requestSubmit();
   }
@@ -138,6 +157,7 @@ class Console {
     if (this.#queue.waiting && !isFresh(this.#queue.waiting)) this.#queue.giveBack();
     this.#sendQueued();
     this.#showOthers();
+    void this.#takeOver();
   }
 
   /** Return the conversation as the server tells it now. */
@@ -160,9 +180,16 @@ class Console {
     Object.assign(this.#conversation.dataset, { model, mode, fixed });
   }
 
-  /** Return the session, made now where nothing was said yet. */
-  async #madeSession(): Promise<string> {
-    if (this.#session) return this.#session;
+  /** Return the session, made now, once, where nothing was said yet. */
+  #madeSession(): Promise<string> {
+    if (this.#session) return Promise.resolve(this.#session);
+    this.#making ??= this.#makeSession().finally(() => {
+      this.#making = null;
+    });
+    return this.#making;
+  }
+
+  async #makeSession(): Promise<string> {
     const begins = new Refused(409, { detail: "The session begins just now: choose once the agent answers." });
     if (this.#stream) throw begins;
     const { session_id } = await (await post(`${this.#api}/sessions`)).json();
@@ -480,6 +507,7 @@ class Console {
     const stream = this.#stream;
     if (!stream) return;
     this.#stopWanted = true;
+    this.#queue.giveBack(); // at once: other tabs would send it
     if (stream.turnId === null) {
       return this.#say("It is stopped as soon as the agent has the message.");
     }

@@ -1,14 +1,28 @@
 // What a person has written and nobody has taken yet: kept in this browser under a name, whatever happens
-// to the page.
+// to the page, for that person alone.
 
 const untaken = new Map<string, string>(); // by storage, which may be forbidden or full
+
+function keyOf(name: string): string {
+  const { person } = document.body.dataset;
+  return `greylag-draft:${person ? `${person} ` : ""}${name}`;
+}
 
 /** One text that is kept; what storage does not take lasts as long as the page. */
 export class Draft {
   #key: string;
 
   constructor(name: string) {
-    this.#key = `greylag-draft:${name}`;
+    this.#key = keyOf(name);
+  }
+
+  /** Return the names of all that is kept whose names begin so. */
+  static names(begin: string): string[] {
+    try {
+      return Object.keys(localStorage).filter((key) => key.startsWith(keyOf(begin))).map((key) => key.slice(keyOf("").length));
+    } catch {
+      return [];
+    }
   }
 
   read(): string {

@@ -126,6 +126,7 @@ function Question({ step, words, decide }: { step: Step; words: StepWords; decid
   };
   const onKeyDown = (event: KeyboardEvent) => {
     if (event.key === "Escape" && !sent) void answer("reject_once");
+    if (event.repeat) event.preventDefault(); // a key that led here and is held down says nothing
   };
   return (
     <div class="ask" ref={place} role="group" aria-label="The agent asks" onKeyDown={onKeyDown}>

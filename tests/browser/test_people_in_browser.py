@@ -138,6 +138,11 @@ async def share_and_talk(bob: Person, ada: Person, project: str) -> None:
     await expect(ada.page.locator(".said-by")).to_have_text(["Bob", "Ada Lovelace"])
     await bob.page.goto(project)
     await expect(bob.page.locator(".said-by")).to_have_text(["Bob", "Ada Lovelace"])
+    await bob.page.fill("#message", "Not sent yet")  # nor is it anybody else's in this browser
+    whose = await bob.page.evaluate("document.body.dataset.person")
+    kept = await bob.page.evaluate("Object.keys(localStorage)")
+    assert whose
+    assert any(one.startswith(f"greylag-draft:{whose} ") for one in kept)
     await bob.picture("authors-1200")
     await bob.page.goto(f"{project}/members")
     await press(bob, "Remove")

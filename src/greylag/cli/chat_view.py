@@ -1,6 +1,7 @@
 """How a turn is shown: the answer on stdout, all that happens around it on stderr."""
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -205,6 +206,8 @@ def _time_left(event: StreamEvent) -> str:
     """Return how long a ``tool_confirmation`` waited for its answer when it was told."""
     told, end = (event.content.get(name) for name in ("timestamp", "expires_at"))
     if not isinstance(told, int | float) or not isinstance(end, int | float):
+        return ""
+    if not math.isfinite(end - told):
         return ""
     seconds = int(min(max(end - told, 0.0), _LONGEST))
     return f"{seconds} s" if seconds < _MINUTES else f"{seconds // 60} min"

@@ -253,7 +253,7 @@ async def _read(call: RequestContext, wanted: str | None, shown: int) -> Convers
     fixed = tuple(
         name
         for name, key in (("model", "GOOSE_MODEL"), ("mode", "GOOSE_MODE"))
-        if key in settings and settings[key].env_override is not None
+        if key not in settings or settings[key].env_override is not None
     )
     found: list[AnsweredMessage] = []
     error = None
@@ -305,18 +305,18 @@ async def _set_up(call: RequestContext) -> tuple[Mapping[str, AgentSetting], tup
     failing: tuple[str, ...] = ()
     with suppress(GreylagError, TimeoutError):
         async with asyncio.timeout(_SET_UP_SECONDS):
+            known = (await ask(call, agent_api.LIST_SETTINGS)).settings
+            settings = {one.key: one for one in known}
             listed = (await ask(call, agent_api.LIST_EXTENSIONS)).extensions
             bad = [one.name for one in listed if one.enabled and one.state == "failed"]
             failing = tuple(name[:_MOST_NAME] for name in bad[:_MOST_FAILING])
-            known = (await ask(call, agent_api.LIST_SETTINGS)).settings
-            settings = {one.key: one for one in known}
     return settings, failing
 
 
 def _held(setting: AgentSetting | None, own: str | None) -> str:
     """Return what holds in a session that may have a value of its own."""
     if setting is None:
-        return ""
+        return (own or "")[:_MOST_VALUE]
     allowed = setting.validation.get("allowed_values")
     free = setting.env_override is None and (not isinstance(allowed, list) or own in allowed)
     return str((own if own and free else setting.value) or "")[:_MOST_VALUE]
