@@ -105,11 +105,23 @@ export class TurnView {
   #work(): void {
     this.#scheduled = false;
     const more = this.model.advance(performance.now() + BUDGET_MS);
-    render(<Answer model={this.model} decide={this.#decide} />, this.#answer);
+    this.#render();
     if (more) return this.#schedule();
     for (const resolve of this.#shown.splice(0)) resolve();
   }
+
+  #render(): void {
+    if (!drawn.has(this.#answer)) {
+      if (!this.model.items.length) return;
+      this.#answer.replaceChildren(); // else what the server has written would stay beside it
+      drawn.add(this.#answer);
+    }
+    render(<Answer model={this.model} decide={this.#decide} />, this.#answer);
+  }
 }
+
+/** The answers that are drawn here; others are as the server has written them. */
+const drawn = new WeakSet<HTMLElement>();
 
 function Answer({ model, decide }: { model: TurnModel; decide: Decide }) {
   return (
