@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
@@ -30,10 +31,13 @@ from yarl import URL
 
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
+from greylag.agentd.git import clone
+from greylag.agentd.git.commands import GitAnswer, failure
 from greylag.agentd.git.large_files import OWN_AUTHORIZATION, TransferLinks, Way
 from greylag.agentd.git.relay import GitRelay
 from greylag.agentd.git.service import GitService
 from greylag.agentd.main import agent_setup
+from greylag.agentd.problems import RequestError
 from greylag.agentd.volume import Volume
 from greylag.common.git import CloneState, GitCredential, GitSetup
 from greylag.common.reach import Reach
@@ -509,6 +513,45 @@ async def test_a_host_that_says_nothing_is_given_up(tmp_path: Path, server: GitS
         finally:
             running.cancel()
             await asyncio.wait({running})
+
+
+class SlowCommands:
+    """Runs git on a repository with one large file, but for the command that never ends."""
+
+    def __init__(self, hangs: str) -> None:
+        self._hangs = hangs
+
+    async def run(self, *args: str, seconds: float = 60.0, **_: Any) -> GitAnswer:
+        if self._hangs in " ".join(args):
+            try:
+                async with asyncio.timeout(seconds):
+                    await asyncio.Event().wait()
+            except TimeoutError as error:
+                raise failure("git_timeout", "git took too long.") from error
+        return GitAnswer(0, b"a.big\0", whole=True, words="")
+
+    must = run
+
+
+@pytest.mark.parametrize(
+    ("hangs", "ends", "words"),
+    [
+        (" clone ", ("failed", "git_timeout"), "Cloning took more than"),
+        ("lfs pull", ("done", ""), "git-lfs said: git took too long."),
+    ],
+)
+async def test_a_clone_over_its_time_is_told_so_and_one_whose_large_files_are_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str, ends: tuple[str, str], words: str
+) -> None:
+    monkeypatch.setattr(clone, "CLONE_SECONDS", 0.05)
+    files = AsyncMock()
+    files.show.side_effect = RequestError("file_not_found", "It is not there.")
+    files.page.return_value.entries = []
+    slow = clone.Clone(SlowCommands(hangs), files, tmp_path / "note", silence=1)  # type: ignore[arg-type]
+    await slow.run(GitSetup("https://git.example/a.git"))
+    assert (slow.state.status, slow.state.code) == ends
+    assert words in slow.state.detail
+    assert (tmp_path / "note").exists() == (ends[0] == "done")
 
 
 async def test_a_kill_in_the_middle_leaves_nothing_half_cloned(
