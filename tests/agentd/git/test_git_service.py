@@ -422,6 +422,7 @@ async def test_the_relay_passes_on_nothing_but_git_and_only_to_who_has_its_token
         )
 
 
+ESCAPED = 'gänse "füße"'
 ANSWER = {"objects": [{"actions": {"download": {"href": "https://git.example/o?x=1/2"}}}]}
 
 
@@ -446,6 +447,7 @@ def answer_with(authorization: str) -> bytes:
         (answer_with("Own 1\r\nX-More: 1"), "no answer"),
         (answer_with("a" * 8193), "no answer"),
         (json.dumps(ANSWER | {"_links": f"Basic {TOKEN}"}).encode(), "the secret"),
+        (json.dumps(ANSWER | {"_links": f"a {ESCAPED}"}, ensure_ascii=False).encode(), "the sec"),
     ],
 )
 def test_an_answer_about_large_files_is_passed_on_only_if_it_is_one(
@@ -453,7 +455,15 @@ def test_an_answer_about_large_files_is_passed_on_only_if_it_is_one(
 ) -> None:
     way = Way("http://127.0.0.1:9/", "git.example", URL("https://git.example"))
     with pytest.raises(ValueError, match=told):
-        TransferLinks().led(way, answer, {TOKEN})
+        TransferLinks().led(way, answer, {TOKEN, ESCAPED})
+
+
+def test_actions_that_are_null_are_absent() -> None:
+    way = Way("http://127.0.0.1:9/", "git.example", URL("https://git.example"))
+    upload = {"href": "https://other.example/o", "header": {}}
+    answer = {"objects": [{"actions": None}, {"actions": {"upload": upload, "verify": None}}]}
+    led = json.loads(TransferLinks().led(way, json.dumps(answer).encode(), {TOKEN}))
+    assert led == {"objects": [{"actions": {}}, {"actions": {"upload": upload}}]}
 
 
 def test_what_a_host_gives_out_for_one_transfer_stays_in_the_relay() -> None:

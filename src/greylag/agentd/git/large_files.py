@@ -88,12 +88,15 @@ class TransferLinks:
         try:
             told = json.loads(answer)
             for one in told["objects"]:
+                if "actions" in one:
+                    given = (one["actions"] or {}).items()
+                    one["actions"] = {key: action for key, action in given if action is not None}
                 for name, action in one.get("actions", {}).items():
                     self._lead(way, _METHODS[name], action, hidden)
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ValueError("it is no answer of Git LFS") from error
         text = json.dumps(told)
-        if any(secret in text for secret in hidden):
+        if any(json.dumps(secret)[1:-1] in text for secret in hidden):  # escaped as the text is
             raise ValueError("it holds the secret")
         return text.encode()
 
