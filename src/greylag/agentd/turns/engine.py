@@ -6,13 +6,14 @@ its last, and a client that leaves changes nothing.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import structlog
 
+from greylag.agentd.agent.prompt import CANCEL_PATIENCE
 from greylag.agentd.agent.types import (
     AgentError,
     AgentPort,
@@ -41,9 +42,11 @@ from greylag.agentd.turns.events import TurnEvent, TurnSummary
 from greylag.agentd.turns.running import RunningTurn, TurnPolicy
 from greylag.common.agent_api import Question, TurnChanges
 
+T = TypeVar("T")
 Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
 
 _READY_WITHIN = 5.0
+_COUNT_WITHIN = 5.0
 _ANSWER_ON_FULL_DISK = 64 * 1024  # characters; well within the room that is kept
 _MOST_ENDED = 20
 
@@ -338,15 +341,11 @@ class TurnEngine:
         return await self._prompt(turn, agent_session_id)
 
     async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
-        await self._policy.configure(turn.record.session_id, agent_session_id)
-        try:
-            position = await self._agent.message_count(agent_session_id)
-        except AgentError:  # what is wrong the prompt tells; an agent may not know this call
-            position = None
+        position = await self._until_cancelled(turn, self._prepared(turn, agent_session_id))
         await self.records.place(turn.record.turn_id, position)
         note, undos = await self._changes.notes(turn.record.session_id)
         # No await between the two: a cancel either finds the session's id, or is seen here.
-        if turn.cancelled:
+        if turn.cancelled.is_set():
             return PromptResult("cancelled", None)
         turn.agent_session_id = agent_session_id
         message = f"{note}\n\n{turn.record.message}" if note else turn.record.message
@@ -354,8 +353,38 @@ class TurnEngine:
         await self._changes.told(undos)
         return result
 
+    async def _prepared(self, turn: RunningTurn, agent_session_id: str) -> int | None:
+        """Have the agent's session ready; return how many messages it has, where that is known."""
+        await self._policy.configure(turn.record.session_id, agent_session_id)
+        try:
+            async with asyncio.timeout(_COUNT_WITHIN):
+                return await self._agent.message_count(agent_session_id)
+        except (AgentError, TimeoutError):
+            return None  # what is wrong the prompt tells; an agent may not know this call
+
+    async def _until_cancelled(self, turn: RunningTurn, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return what the agent answers, ``None`` if the turn's end is asked for before that.
+
+        An agent that does not answer then either is replaced, as one that ignores a cancel is.
+        """
+        asking = asyncio.create_task(work, name=f"preparing {turn.record.turn_id}")
+        cancelled = asyncio.create_task(turn.cancelled.wait(), name="cancelled")
+        try:
+            await asyncio.wait({asking, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                await asyncio.wait({asking}, timeout=CANCEL_PATIENCE)
+            if asking.done():
+                return asking.result()
+            _log.error("agent_does_not_answer")
+            self._agent.give_up()
+            return None
+        finally:
+            for task in (asking, cancelled):
+                task.cancel()
+            await asyncio.wait({asking, cancelled})
+
     async def _cancel(self, turn: RunningTurn) -> None:
-        turn.cancelled = True
+        turn.cancelled.set()
         if turn.agent_session_id is not None:
             await self._agent.cancel(turn.agent_session_id)
         # After the agent knows: a declined tool call alone would make it ask the model again.
