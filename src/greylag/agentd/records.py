@@ -261,10 +261,12 @@ class SessionRecords:
         named = title or session_title(session_id)
         await self._records.execute(statement, named, session_id)
 
-    async def choose(self, session_id: str, mode: str | None, model: str | None) -> None:
-        """Keep which mode and model a session has of its own."""
-        statement = "UPDATE sessions SET mode = ?, model = ? WHERE session_id = ?"
-        await self._records.execute(statement, mode, model, session_id)
+    async def choose(
+        self, session_id: str, option: Literal["mode", "model"], value: str | None
+    ) -> None:
+        """Keep which mode, or which model, a session has of its own."""
+        statement = f"UPDATE sessions SET {option} = ? WHERE session_id = ?"  # noqa: S608 - see its type
+        await self._records.execute(statement, value, session_id)
 
     async def delete(self, session_id: str, now: float) -> list[str]:
         """Bury a session and forget what was said in it; return the ids of its turns."""
