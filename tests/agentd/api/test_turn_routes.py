@@ -243,6 +243,8 @@ async def test_a_tool_that_is_allowed_for_the_session_runs_there_without_a_quest
         assert await asked_about(api, turn) == ["edit"]
         elsewhere = await api.turn("shell")
         assert await answer(api, elsewhere, "shell", "reject_once") == 200
+        assert (await api.http.delete(f"{api.base}/api/v1/sessions/{session}")).status < 300
+        assert session not in api.services.turns._allowed
 
 
 async def test_a_confirmation_that_nobody_answers_is_declined(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from greylag.agentd.agent.types import (
     Settlement,
 )
 from greylag.agentd.changes.service import ChangeService
+from greylag.agentd.history import HistoryCut
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.journal.replay import JournalTail
@@ -135,7 +136,7 @@ class TurnEngine:
             raise _held()
         started = _accepted(await self.records.start(turn, title), session_id)
         if started.outcome == "new":
-            await self._launch(started, endpoint)
+            await self._launch(started.turn, endpoint)
         return started
 
     @asynccontextmanager
@@ -151,6 +152,10 @@ class TurnEngine:
             yield
         finally:
             self._held.discard(session_id)
+
+    async def is_cut_left(self, cut: HistoryCut) -> bool:
+        """Tell whether a history is to be cut still, or whether that is not known."""
+        return await self._changes.is_cut_left(cut)
 
     async def get(self, turn_id: str) -> TurnRecord:
         """Return a turn's record."""
@@ -212,13 +217,16 @@ class TurnEngine:
         """Let no tool run in a session any more because an answer was for all of its calls."""
         self._allowed.get(session_id, set()).clear()
 
-    async def forget(self, turn_ids: list[str]) -> None:
-        """Remove the events of turns whose session was deleted; those that run end first."""
+    async def forget(self, session_id: str, turn_ids: list[str]) -> None:
+        """Remove the events of a deleted session's turns, and what was allowed in it; those that
+        run end first.
+        """
         for turn_id in turn_ids:
             turn = self._running.get(turn_id)
             if turn is not None:
                 await turn.ended.wait()
             self._journals.remove(turn_id)
+        self._allowed.pop(session_id, None)
 
     def states(self) -> list[tuple[str, str, str, str]]:
         """Return turn, session, message and state of the turns of late, oldest first."""
@@ -283,8 +291,7 @@ class TurnEngine:
             reason = "agentd is stopping; try again when it is back."
             raise RequestError("agent_unavailable", reason)
 
-    async def _launch(self, started: StartedTurn, endpoint: EndpointType) -> None:
-        record = started.turn
+    async def _launch(self, record: TurnRecord, endpoint: EndpointType) -> None:
         try:
             journal = self._journals.write(record.turn_id)
         except OSError as error:
@@ -296,13 +303,9 @@ class TurnEngine:
         turn.begin(self._policy.demonstration())
         self._running[record.turn_id] = turn
         entry = self.activity.begin(record, endpoint)
-        self._tasks.create_task(
-            self._run(turn, started.agent_session_id, entry), name=f"turn {record.turn_id}"
-        )
+        self._tasks.create_task(self._run(turn, entry), name=f"turn {record.turn_id}")
 
-    async def _run(
-        self, turn: RunningTurn, agent_session_id: str | None, entry: ActivityEntry
-    ) -> None:
+    async def _run(self, turn: RunningTurn, entry: ActivityEntry) -> None:
         structlog.contextvars.bind_contextvars(
             session_id=turn.record.session_id, turn_id=turn.record.turn_id
         )
@@ -311,7 +314,12 @@ class TurnEngine:
         error: TurnError | None = None
         try:
             await self._changes.begin(turn.record.turn_id, turn.record.session_id)
-            result = await self._ask(turn, agent_session_id)
+            # Not before: a history that was left uncut has been cut by now.
+            session = await self._sessions.get(turn.record.session_id)
+            if session is None:  # it was deleted meanwhile
+                result = PromptResult("cancelled", None)
+            else:
+                result = await self._ask(turn, session.agent_session_id)
         except (AgentError, JournalError, StorageError) as failure:
             error = failure_of(failure)
         except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
