@@ -131,20 +131,19 @@ class Hanging(AgentDouble):
         self.hangs = asyncio.Event()
         setattr(self, call, self._hang)
 
-    async def _hang(self, *_: object) -> int:
+    async def _hang(self, *_: object) -> None:
         self.hangs.set()
         await asyncio.Event().wait()
-        return 0
 
 
-@pytest.mark.parametrize("call", ["configure", "message_count"])
+@pytest.mark.parametrize("call", ["new_session", "configure", "message_count"])
 async def test_cancel_ends_a_turn_for_which_the_agent_does_not_get_ready_and_the_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     monkeypatch.setattr(engine, "CANCEL_PATIENCE", 0.01)
     agent = Hanging(call)
     async with serving(tmp_path, agent) as api:
-        turn = await api.turn("hello", await api.session())
+        turn = await api.turn("hello")
         await agent.hangs.wait()
         assert (await api.json("POST", f"/api/v1/turns/{turn}/cancel"))[0] == 202
         events = await api.events(turn)

@@ -344,9 +344,12 @@ class TurnEngine:
             words = "The agent has lost what was said in this session before; it starts afresh."
             turn.emit(TurnEvent("status", {"message": words, "session_id": turn.record.session_id}))
         session_id = turn.record.session_id
-        agent_session_id = await self._agent.new_session(session_title(session_id))
-        await self._sessions.bind(session_id, agent_session_id)
-        return await self._prompt(turn, agent_session_id)
+        making = self._agent.new_session(session_title(session_id))
+        made = await self._until_cancelled(turn, making)
+        if made is None:
+            return PromptResult("cancelled", None)
+        await self._sessions.bind(session_id, made)
+        return await self._prompt(turn, made)
 
     async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
         position = await self._until_cancelled(turn, self._prepared(turn, agent_session_id))
