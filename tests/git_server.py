@@ -69,6 +69,7 @@ class GitServer:
         objects_at: where clients are led for them, if that is elsewhere.
         redirects: whether they are led there by a redirect, from here.
         is_open: whether nothing asks for a password.
+        gives: an Authorization that it gives out for large files; "": what clients came with.
     """
 
     root: Path
@@ -80,6 +81,7 @@ class GitServer:
     objects_at: str = ""
     redirects: bool = False
     is_open: bool = False
+    gives: str = ""
 
     @property
     def url(self) -> str:
@@ -122,7 +124,8 @@ class GitServer:
         told = []
         for one in asked["objects"]:
             oid = one["oid"]
-            action = {"href": f"{where}{oid}", "header": {"Authorization": said, "X-Own": "1"}}
+            header = {"Authorization": self.gives or said, "X-Own": "1"}
+            action = {"href": f"{where}{oid}", "header": header}
             missing = ways == ("download",) and oid not in self.objects
             told.append(
                 {**one, "error": {"code": 404, "message": "no such object"}}

@@ -98,6 +98,7 @@ class AgentDouble:
     waits: list[float] = field(default_factory=list)
     options: dict[str, dict[str, str]] = field(default_factory=dict)
     refuses: AgentError | None = None
+    given_up: int = 0
 
     async def wait_ready(self, timeout: float) -> None:  # noqa: ASYNC109 - as the port has it
         self.waits.append(timeout)
@@ -120,6 +121,9 @@ class AgentDouble:
     async def cancel(self, agent_session_id: str) -> None:
         assert agent_session_id == self.prompts[-1][0]
         self.cancelled.set()
+
+    def give_up(self) -> None:
+        self.given_up += 1
 
     def model_failure(self, agent_session_id: str) -> ModelFailure | None:
         return self.failures.get(agent_session_id)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import socket
+import zipfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from greylag.agentd.execution import Execution
 from greylag.execd import file_server, snapshots
 from greylag.execd.file_server import STALLED_SECONDS
 from greylag.execd.files import Place, Workspace
-from greylag.execd.protocol import FrameKind, Reader, read_frame, read_object
+from greylag.execd.protocol import FrameKind, Reader, frame, read_frame, read_object
 from greylag.execd.server import ExecServer
 
 MIB = 1024 * 1024
@@ -105,6 +106,33 @@ async def test_archives_that_nobody_takes_hold_up_nothing_and_end(
         for reader in readers:
             size, last = await rest(reader)
             assert (size < 6 * MIB, last) == (True, None)
+
+
+@pytest.mark.parametrize("verb", ["remove", "unpack"])
+async def test_what_nobody_waits_for_any_more_is_not_done_when_its_turn_comes(
+    tmp_path: Path, root: Path, verb: str
+) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("new", "new")
+    about = {"path": "f"} if verb == "remove" else {"path": "", "format": "zip"}
+    work = file_server._WORK
+    for _ in range(2):
+        await work.acquire()
+    async with execd(tmp_path) as client:
+        asking = client.exchange("files", verb=verb, root=str(root), **about)
+        async with asking as (_, _, writer):
+            if verb == "unpack":
+                writer.write(frame(FrameKind.STDIN, packed.getvalue()))
+                writer.write(frame(FrameKind.STDIN_END))
+            while not work._waiters:  # noqa: ASYNC110 - nobody tells us that it waits
+                await asyncio.sleep(0.01)
+        await asked(client, "hello")  # the end of the other connection has come by then
+        for _ in range(2):
+            work.release()
+        while work._value < 2:  # noqa: ASYNC110 - nor that it is over
+            await asyncio.sleep(0.01)
+        assert os.listdir(root) == ["f"]  # noqa: PTH208 - what is there
 
 
 @pytest.mark.parametrize("verb", ["archive", "read"])

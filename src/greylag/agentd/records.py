@@ -144,12 +144,10 @@ class StartedTurn:
         outcome: ``new``; ``known``, the message has a turn already; ``busy``, another turn runs in
             the session; ``no_session``, there is no such session.
         turn: the turn that ``outcome`` speaks of.
-        agent_session_id: what the agent calls the session of a new turn, None if not known to it.
     """
 
     outcome: Literal["new", "known", "busy", "no_session"]
     turn: TurnRecord
-    agent_session_id: str | None = None
 
 
 def session_title(session_id: str) -> str:
@@ -261,10 +259,12 @@ class SessionRecords:
         named = title or session_title(session_id)
         await self._records.execute(statement, named, session_id)
 
-    async def choose(self, session_id: str, mode: str | None, model: str | None) -> None:
-        """Keep which mode and model a session has of its own."""
-        statement = "UPDATE sessions SET mode = ?, model = ? WHERE session_id = ?"
-        await self._records.execute(statement, mode, model, session_id)
+    async def choose(
+        self, session_id: str, option: Literal["mode", "model"], value: str | None
+    ) -> None:
+        """Keep which mode, or which model, a session has of its own."""
+        statement = f"UPDATE sessions SET {option} = ? WHERE session_id = ?"  # noqa: S608 - see its type
+        await self._records.execute(statement, value, session_id)
 
     async def delete(self, session_id: str, now: float) -> list[str]:
         """Bury a session and forget what was said in it; return the ids of its turns."""
@@ -319,11 +319,11 @@ class TurnRecords:
             if title is not None:
                 new = (turn.session_id, None, title, turn.started_at, turn.started_at)
                 sql.execute(_NEW_SESSION, new)
-            session = sql.execute(
-                "SELECT agent_session_id FROM sessions WHERE session_id = ? AND deleted_at IS NULL",
+            there = sql.execute(
+                "SELECT 1 FROM sessions WHERE session_id = ? AND deleted_at IS NULL",
                 (turn.session_id,),
             ).fetchone()
-            if session is None:
+            if there is None:
                 return StartedTurn("no_session", turn)
             busy = _turns(sql, "WHERE session_id = ? AND status = 'running'", turn.session_id)
             if busy:
@@ -341,7 +341,7 @@ class TurnRecords:
                 ),
             )
             touch(sql, turn.session_id, turn.started_at)
-            return StartedTurn("new", turn, session["agent_session_id"])
+            return StartedTurn("new", turn)
 
         return await self._records.run(start)
 

@@ -89,8 +89,7 @@ class SessionService:
         session = await self.get(session_id)
         await self.cancel(session_id)
         turn_ids = await self._sessions.delete(session_id, time.time())
-        await self._engine.forget(turn_ids)
-        self._engine.ask_again(session_id)
+        await self._engine.forget(session_id, turn_ids)
         self._engine.activity.touch()
         if session.agent_session_id is None:
             return
@@ -124,12 +123,18 @@ class SessionService:
             await self._put_away(cut)
 
     async def _put_away(self, cut: HistoryCut) -> None:
-        """Let the agent put its old session away, if the new one has taken its place."""
+        """Let the agent put away its old session if the new one has taken its place, and the new
+        one if it never will.
+        """
+        # In this order: one that waits no longer has taken its place by then.
+        waits = await self._engine.is_cut_left(cut)
         session = await self._sessions.get(cut.session_id)
-        if cut.old is None or session is None or session.agent_session_id in {cut.old, None}:
-            return
+        now = None if session is None else session.agent_session_id
         try:
-            await self._agent.replace_session(cut.old, session.agent_session_id)
+            if cut.old is not None and now not in {cut.old, None}:
+                await self._agent.replace_session(cut.old, str(now))
+            elif not waits and cut.new not in {None, now}:
+                await self._agent.forget_session(str(cut.new))
         except AgentError as error:
             _log.warning("agent_session_stays", session_id=cut.session_id, error=str(error))
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from greylag.agentd.agent.types import AgentError, AgentPort
 from greylag.agentd.problems import RequestError, agent_failed, not_found
@@ -164,7 +164,7 @@ _ALL = (
 
 GOOSE_SETTINGS = MappingProxyType({setting.key: setting for setting in _ALL})
 _MODEL = "GOOSE_MODEL"
-_OF_SESSIONS = {"GOOSE_MODE": "mode", _MODEL: "model"}
+_OF_SESSIONS: Mapping[str, Literal["mode", "model"]] = {"GOOSE_MODE": "mode", _MODEL: "model"}
 """What goose calls, in a session, the settings that it may have of its own."""
 _OFFERED = "_goose/unstable/providers/supported-models/list"
 _MODELS_SECONDS = 20.0
@@ -272,11 +272,9 @@ class SettingsService:
             raise not_found("setting", key)
         setting = await self._changeable(key)
         own = None if value == "" else str(_parsed(setting, value))
-        session = await self._sessions.get(session_id)
-        if session is None:
+        if await self._sessions.get(session_id) is None:
             raise not_found("session", session_id)
-        chosen = {"mode": session.mode, "model": session.model, _OF_SESSIONS[key]: own}
-        await self._sessions.choose(session_id, **chosen)
+        await self._sessions.choose(session_id, _OF_SESSIONS[key], own)
         shown = await self.get(key)
         return replace(shown, value=own or shown.value)
 
@@ -304,7 +302,7 @@ class SettingsService:
 
     async def _of_session(self, session: SessionRecord) -> dict[str, str]:
         changed = await self._records.all()
-        found = {}
+        found: dict[str, str] = {}
         for key, name in _OF_SESSIONS.items():
             setting, own = self._settings[key], getattr(session, name)
             shown = self._state(setting, changed)

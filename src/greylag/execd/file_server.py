@@ -95,9 +95,18 @@ def _move(files: Workspace, request: dict[str, Any]) -> dict[str, Any]:
     return {"entry": files.move(source, target, replace=request.get("replace") is True)}
 
 
-async def _remove(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:
+def _left(reader: Reader) -> bool:
+    """Tell whether agentd has left while work waited: it has told that as a failure."""
+    return reader.at_eof() or reader.exception() is not None
+
+
+async def _remove(
+    files: Workspace, request: dict[str, Any], reader: Reader, writer: Writer
+) -> None:
     await agree(writer)
     async with _WORK:
+        if _left(reader):
+            return
         recursive = request.get("recursive") is True
         await asyncio.to_thread(files.remove, _path(request), recursive=recursive)
     await agree(writer)
@@ -223,6 +232,8 @@ async def _unpack(
             await asyncio.to_thread(spool.write, data)
         spool.seek(0)
         async with _WORK:
+            if _left(reader):
+                return
             made, left_out = await asyncio.to_thread(extract, files, path, unpack(spool))
     await agree(writer, files=made, left_out=left_out)
 

@@ -1,12 +1,14 @@
 """What is kept of an export of goose's when its history is cut, and where it cannot be."""
 
 import json
+from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, call
 
 import pytest
 
-from greylag.agentd.agent.history import beginning
-from greylag.agentd.agent.types import HistoryFixedError
+from greylag.agentd.agent.history import beginning, restore
+from greylag.agentd.agent.types import AgentRefusedError, AgentSetup, HistoryFixedError
 
 SEEN = {"userVisible": True, "agentVisible": True}
 CONTEXT = {"userVisible": False, "agentVisible": True, "turnContext": True}
@@ -102,3 +104,12 @@ async def test_a_history_that_another_wrote_is_not_cut() -> None:
     messages = [*turn("1"), said("assistant", "not asked"), *turn("2")]
     with pytest.raises(HistoryFixedError, match="not as it was when this turn began"):
         await cut(Goose(*messages), 2)
+
+
+async def test_an_import_that_cannot_be_loaded_is_archived() -> None:
+    goose = AsyncMock()
+    goose.request.side_effect = [{"sessionId": "new"}, AgentRefusedError(-32603, "no"), {}]
+    with pytest.raises(AgentRefusedError):
+        await restore(goose, AgentSetup(Path(), Path(), Path()), {}, [])
+    archive = call("_goose/unstable/session/archive", {"sessionId": "new"})
+    assert goose.request.call_args_list[-1] == archive

@@ -151,6 +151,17 @@ async def test_the_scripted_agent_can_be_cancelled(
     assert "make setup" not in sink.text()
 
 
+async def test_an_agent_that_is_given_up_is_replaced(
+    start_agent: Callable[..., Awaitable[Agent]],
+) -> None:
+    agent = await start_agent(find_agent("scripted", {}))
+    agent.give_up()
+    while agent.state.status == "ready":  # noqa: ASYNC110 - nobody tells us of its end
+        await asyncio.sleep(0.01)
+    await agent.wait_ready(30)
+    assert await agent.new_session("again")
+
+
 async def test_an_agent_that_cannot_start_says_why(tmp_path: Path, execution: Execution) -> None:
     command = AgentCommand("goose", ("/bin/sh", "-c", "echo broken >&2; exit 7"))
     agent = Agent(command, AgentSetup(tmp_path, tmp_path, tmp_path), execution)

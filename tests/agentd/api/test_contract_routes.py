@@ -1,5 +1,6 @@
 """The older contract: the shapes that existing clients read."""
 
+import asyncio
 import json
 import uuid
 from dataclasses import fields, replace
@@ -421,6 +422,17 @@ async def test_a_session_has_a_mode_and_a_model_of_its_own(tmp_path: Path) -> No
         )
         await api.events(await api.turn("hello", session))
         assert agent.options[known] == {"mode": "smart_approve", "model": "x"}
+
+
+async def test_a_mode_and_a_model_that_are_chosen_at_once_are_both_kept(tmp_path: Path) -> None:
+    async with serving(tmp_path) as api:
+        session = await api.session()
+        choose = api.services.settings.choose
+        await asyncio.gather(
+            choose(session, "GOOSE_MODE", "auto"), choose(session, "GOOSE_MODEL", "m")
+        )
+        await api.events(await api.turn("hello", session))
+        assert api.agent.options["20261123_1"] == {"mode": "auto", "model": "m"}
 
 
 @pytest.mark.parametrize(

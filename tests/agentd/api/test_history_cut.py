@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from tests.agentd.api.test_file_routes import site, there
@@ -20,6 +21,7 @@ from greylag.agentd.agent.types import (
     PromptResult,
     TurnSink,
 )
+from greylag.agentd.changes.store import SnapshotError
 from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import Records, StorageError, TurnOutcome, TurnRecord, new_turn
@@ -209,6 +211,47 @@ async def test_no_turn_begins_while_a_history_is_cut_and_none_is_cut_while_one_r
         assert list((await forgotten(api, session)).values()) == [False, True, True]
         assert not (there(tmp_path) / "second").exists()
         await said(api, session, "fourth")
+
+
+async def test_an_undo_that_never_begins_leaves_no_session_in_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Writer(tmp_path)
+    async with site(tmp_path, agent) as api:
+        session = await api.session()
+        _, second = await said(api, session, "first", "second")
+        lost = AsyncMock(side_effect=SnapshotError("The workspace cannot be read."))
+        with monkeypatch.context() as patched:
+            patched.setattr(api.services.turns._changes._capture, "take", lost)
+            assert (await undo(api, second))[0] == 503
+        assert (agent.forgotten, agent.replaced) == (["20261123_1.1"], [])
+        assert (await undo(api, second))[1]["forgotten_turns"] == 1
+        assert (agent.forgotten, len(agent.replaced)) == (["20261123_1.1"], 1)
+
+
+async def test_a_turn_begins_in_the_history_that_a_late_cut_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Writer(tmp_path)
+    async with site(tmp_path, agent) as api:
+        session = await api.session()
+        _, second = await said(api, session, "first", "second")
+        changes = api.services.turns._changes
+        begin, forget = changes.begin, changes._forget
+
+        async def begins(*about: str) -> None:
+            monkeypatch.setattr(changes, "_forget", forget)  # the turn has its records by now
+            await begin(*about)
+
+        full = AsyncMock(side_effect=StorageError("The disk is full."))
+        monkeypatch.setattr(changes, "_forget", full)
+        monkeypatch.setattr(changes, "begin", begins)
+        status, problem = await undo(api, second)
+        assert (status, "goes on by itself" in problem["message"]) == (503, True)
+        assert agent.forgotten == []  # it is needed still
+        await said(api, session, "third")
+        assert agent.prompts[-1][0] == "20261123_1.1"
+        assert (await forgotten(api, session))["second"] is True
 
 
 def cut_of(before: str | None = None) -> HistoryCut:

@@ -2,6 +2,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tests.agentd.doubles import READY, AgentDouble, Api, chunk, eventually, serving
 
 from greylag.agentd.agent.types import (
@@ -12,6 +13,7 @@ from greylag.agentd.agent.types import (
     PromptResult,
     TurnSink,
 )
+from greylag.agentd.turns import engine
 from greylag.common.clock import parse_rfc3339
 
 ONCE = ("allow_once", "reject_once")
@@ -121,6 +123,44 @@ async def test_cancel_ends_the_turn_and_again_changes_nothing(tmp_path: Path) ->
         assert (status, record["status"], record["answer"]) == (200, "cancelled", "begun ")
 
 
+class Hanging(AgentDouble):
+    """Never answers one of the calls that come before a prompt."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+        self.hangs = asyncio.Event()
+        setattr(self, call, self._hang)
+
+    async def _hang(self, *_: object) -> None:
+        self.hangs.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("call", ["new_session", "configure", "message_count"])
+async def test_cancel_ends_a_turn_for_which_the_agent_does_not_get_ready_and_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(engine, "CANCEL_PATIENCE", 0.01)
+    agent = Hanging(call)
+    async with serving(tmp_path, agent) as api:
+        turn = await api.turn("hello")
+        await agent.hangs.wait()
+        assert (await api.json("POST", f"/api/v1/turns/{turn}/cancel"))[0] == 202
+        events = await api.events(turn)
+        assert events[-1]["content"]["stop_reason"] == "cancelled"
+        assert (agent.prompts, agent.given_up) == ([], 1)
+
+
+async def test_an_agent_that_does_not_count_its_messages_is_asked_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_COUNT_WITHIN", 0.01)
+    async with serving(tmp_path, Hanging("message_count")) as api:
+        events = await api.events(await api.turn("hello"))
+        assert events[-1]["content"]["stop_reason"] == "end_turn"
+        assert api.agent.given_up == 0
+
+
 async def test_a_session_can_cancel_what_runs_in_it(tmp_path: Path) -> None:
     async with serving(tmp_path, AgentDouble(until_cancelled)) as api:
         session = await api.session()
@@ -202,6 +242,8 @@ async def test_a_tool_that_is_allowed_for_the_session_runs_there_without_a_quest
         assert await asked_about(api, turn) == ["edit"]
         elsewhere = await api.turn("shell")
         assert await answer(api, elsewhere, "shell", "reject_once") == 200
+        assert (await api.http.delete(f"{api.base}/api/v1/sessions/{session}")).status < 300
+        assert session not in api.services.turns._allowed
 
 
 async def test_a_confirmation_that_nobody_answers_is_declined(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
@@ -30,10 +31,13 @@ from yarl import URL
 
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
-from greylag.agentd.git.large_files import OWN_AUTHORIZATION, TransferLinks, Way
+from greylag.agentd.git import clone
+from greylag.agentd.git.commands import GitAnswer, failure
+from greylag.agentd.git.large_files import TransferLinks, Way
 from greylag.agentd.git.relay import GitRelay
 from greylag.agentd.git.service import GitService
 from greylag.agentd.main import agent_setup
+from greylag.agentd.problems import RequestError
 from greylag.agentd.volume import Volume
 from greylag.common.git import CloneState, GitCredential, GitSetup
 from greylag.common.reach import Reach
@@ -418,7 +422,13 @@ async def test_the_relay_passes_on_nothing_but_git_and_only_to_who_has_its_token
         )
 
 
+ESCAPED = 'gänse "füße"'
 ANSWER = {"objects": [{"actions": {"download": {"href": "https://git.example/o?x=1/2"}}}]}
+
+
+def answer_with(authorization: str) -> bytes:
+    action = {"href": "https://git.example/o", "header": {"Authorization": authorization}}
+    return json.dumps({"objects": [{"actions": {"download": action}}]}).encode()
 
 
 @pytest.mark.parametrize(
@@ -434,7 +444,10 @@ ANSWER = {"objects": [{"actions": {"download": {"href": "https://git.example/o?x
             "no answer",
         ),
         (b"[" * 1_000_000, "no answer"),
+        (answer_with("Own 1\r\nX-More: 1"), "no answer"),
+        (answer_with("a" * 8193), "no answer"),
         (json.dumps(ANSWER | {"_links": f"Basic {TOKEN}"}).encode(), "the secret"),
+        (json.dumps(ANSWER | {"_links": f"a {ESCAPED}"}, ensure_ascii=False).encode(), "the sec"),
     ],
 )
 def test_an_answer_about_large_files_is_passed_on_only_if_it_is_one(
@@ -442,29 +455,67 @@ def test_an_answer_about_large_files_is_passed_on_only_if_it_is_one(
 ) -> None:
     way = Way("http://127.0.0.1:9/", "git.example", URL("https://git.example"))
     with pytest.raises(ValueError, match=told):
-        TransferLinks().led(way, answer, {TOKEN})
+        TransferLinks().led(way, answer, {TOKEN, ESCAPED})
 
 
-def test_what_a_host_gives_out_for_one_transfer_is_sent_to_that_host_alone() -> None:
+def test_actions_that_are_null_are_absent() -> None:
     way = Way("http://127.0.0.1:9/", "git.example", URL("https://git.example"))
-    links = TransferLinks()
-    for href, name in (
-        ("https://user:pass@git.example/o?x=1/2#f", OWN_AUTHORIZATION),
-        ("https://git.example.evil/o", "authorization"),
-        ("http://git.example/o", "authorization"),
+    upload = {"href": "https://other.example/o", "header": {}}
+    answer = {"objects": [{"actions": None}, {"actions": {"upload": upload, "verify": None}}]}
+    led = json.loads(TransferLinks().led(way, json.dumps(answer).encode(), {TOKEN}))
+    assert led == {"objects": [{"actions": {}}, {"actions": {"upload": upload}}]}
+
+
+def test_what_a_host_gives_out_for_one_transfer_stays_in_the_relay() -> None:
+    way = Way("http://127.0.0.1:9/", "git.example", URL("https://git.example"))
+    links, seal = TransferLinks(), ""
+    for href, is_own in (
+        ("https://user:pass@git.example/o?x=1/2#f", True),
+        ("https://git.example.evil/o", False),
+        ("http://git.example/o", False),
     ):
         action = {"href": href, "header": {"authorization": "Own 1", "X-Its": f"a {TOKEN} b"}}
         told = json.dumps({"objects": [{"actions": {"download": action}}, {"error": {}}]})
         found = json.loads(links.led(way, told.encode(), {TOKEN}))["objects"][0]["actions"]
-        assert found["download"]["header"] == {name: "Own 1"}
+        assert found["download"]["header"] == ({} if is_own else {"authorization": "Own 1"})
         led = found["download"]["href"]
-        if name == OWN_AUTHORIZATION:
+        if is_own:
             seal, _, path = led.removeprefix("http://127.0.0.1:9/-/").partition("/")
             assert path == "git.example/o?x=1/2"
             assert links.is_sealed(seal, "GET", "git.example", "/o?x=1/2")
             assert not links.is_sealed(seal, "PUT", "git.example", "/o?x=1/2")
+            assert links.own(seal) == "Own 1"
         else:
             assert led == href
+    for number in range(4096):  # only so many are kept
+        links.link(way, "GET", URL(f"https://git.example/{number}"), "Own 2")
+    assert links.own(seal) is None
+    assert links.own(links.seal("GET", "git.example", "/0")) == "Own 2"
+    links.link(way, "GET", URL("https://git.example/0"), None)
+    assert links.own(links.seal("GET", "git.example", "/0")) is None
+
+
+async def test_what_a_host_gives_out_for_a_transfer_is_sent_to_that_host_alone(
+    server: GitServer,
+) -> None:
+    relay = GitRelay(Reach([f"http://{server.host}"]))
+    relay.use([GitCredential("git", server.host, USER, TOKEN)])
+    server.is_open, server.gives, server.redirects = True, "Own 1", True
+    async with relay.serving(), aiohttp.ClientSession() as http:
+        here = f"http://127.0.0.1:{relay.port}/{server.host}/private/app.git"
+        own = {"Authorization": f"Bearer {relay.token}"}
+        batch = {"operation": "upload", "objects": [{"oid": LARGE_ID, "size": len(LARGE)}]}
+        async with http.post(f"{here}/info/lfs/objects/batch", json=batch, headers=own) as answer:
+            action = (await answer.json())["objects"][0]["actions"]["upload"]
+        assert action["header"] == {"X-Own": "1"}
+        where = action["href"]
+        for objects_at in (f"{server.url}/private/more", "https://elsewhere.example"):
+            server.objects_at = objects_at
+            async with http.put(where, headers=own, allow_redirects=False) as answer:
+                assert answer.status == 302
+                where = answer.headers["Location"]
+            assert server.asked[-1][1] == "Own 1"
+        assert where == f"https://elsewhere.example/private/more/private/objects/{LARGE_ID}"
 
 
 async def test_a_proxy_may_have_any_address_and_what_is_asked_of_it_may_not() -> None:
@@ -509,6 +560,45 @@ async def test_a_host_that_says_nothing_is_given_up(tmp_path: Path, server: GitS
         finally:
             running.cancel()
             await asyncio.wait({running})
+
+
+class SlowCommands:
+    """Runs git on a repository with one large file, but for the command that never ends."""
+
+    def __init__(self, hangs: str) -> None:
+        self._hangs = hangs
+
+    async def run(self, *args: str, seconds: float = 60.0, **_: Any) -> GitAnswer:
+        if self._hangs in " ".join(args):
+            try:
+                async with asyncio.timeout(seconds):
+                    await asyncio.Event().wait()
+            except TimeoutError as error:
+                raise failure("git_timeout", "git took too long.") from error
+        return GitAnswer(0, b"a.big\0", whole=True, words="")
+
+    must = run
+
+
+@pytest.mark.parametrize(
+    ("hangs", "ends", "words"),
+    [
+        (" clone ", ("failed", "git_timeout"), "Cloning took more than"),
+        ("lfs pull", ("done", ""), "git-lfs said: git took too long."),
+    ],
+)
+async def test_a_clone_over_its_time_is_told_so_and_one_whose_large_files_are_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str, ends: tuple[str, str], words: str
+) -> None:
+    monkeypatch.setattr(clone, "CLONE_SECONDS", 0.05)
+    files = AsyncMock()
+    files.show.side_effect = RequestError("file_not_found", "It is not there.")
+    files.page.return_value.entries = []
+    slow = clone.Clone(SlowCommands(hangs), files, tmp_path / "note", silence=1)  # type: ignore[arg-type]
+    await slow.run(GitSetup("https://git.example/a.git"))
+    assert (slow.state.status, slow.state.code) == ends
+    assert words in slow.state.detail
+    assert (tmp_path / "note").exists() == (ends[0] == "done")
 
 
 async def test_a_kill_in_the_middle_leaves_nothing_half_cloned(

@@ -316,6 +316,11 @@ class Agent:
         if turn is not None:
             turn.cancel()
 
+    def give_up(self) -> None:
+        """End the process, which does not answer; another takes its place."""
+        if self._life is not None:
+            self._life.process.request_kill()
+
     async def forget_session(self, agent_session_id: str) -> None:
         """Put a session away in the agent (its id is never used again)."""
         self._extensions.close(agent_session_id)

@@ -8,17 +8,19 @@ until that has taken its place.
 import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from greylag.agentd.agent.acp import AcpPeer
 from greylag.agentd.agent.extensions import Entry, failures_of
-from greylag.agentd.agent.types import AgentSetup, HistoryFixedError
+from greylag.agentd.agent.types import AgentError, AgentSetup, HistoryFixedError
 from greylag.common.typed import parse_json
 
 _SESSION = "_goose/unstable/session"
 _EXTENSIONS = "enabled_extensions.v0"
 _MODEL = "model"
 _MOST_MESSAGES = 2**31
+_ARCHIVED_WITHIN = 5.0
 
 
 async def message_count(peer: AcpPeer, session: str) -> int:
@@ -91,6 +93,22 @@ async def restore(
     text = await asyncio.to_thread(json.dumps, exported)
     answer = await peer.request(f"{_SESSION}/import", {"input": text, "source": "json"})
     session = str(answer["sessionId"])
+    try:
+        return session, await _loaded(peer, setup, session, exported, inside)
+    except BaseException:  # however it ends: nobody would put it away later
+        with suppress(AgentError, TimeoutError):
+            async with asyncio.timeout(_ARCHIVED_WITHIN):
+                await peer.request(f"{_SESSION}/archive", {"sessionId": session})
+        raise
+
+
+async def _loaded(
+    peer: AcpPeer,
+    setup: AgentSetup,
+    session: str,
+    exported: dict[str, Any],
+    inside: Sequence[Entry],
+) -> dict[str, str]:
     # An imported session has no model before it is loaded, and then the one of new sessions.
     params = {"sessionId": session, "cwd": str(setup.workspace), "mcpServers": []}
     loaded = await peer.request("session/load", params)
@@ -99,7 +117,7 @@ async def restore(
     if model is not None and model != _chosen(loaded, _MODEL):
         params = {"sessionId": session, "configId": _MODEL, "value": model}
         await peer.request("session/set_config_option", params)
-    return session, await failures_of(peer, session, loaded, inside)
+    return await failures_of(peer, session, loaded, inside)
 
 
 def _chosen(loaded: dict[str, Any], option: str) -> Any:

@@ -307,6 +307,9 @@ class AgentPort(Protocol):
         It ends with stop_reason ``cancelled``, whatever the model does.
         """
 
+    def give_up(self) -> None:
+        """End the agent's process, which does not answer; another takes its place."""
+
     def model_failure(self, agent_session_id: str) -> ModelFailure | None:
         """Return how the last model call of a session's last prompt failed, None if it did not."""
         ...

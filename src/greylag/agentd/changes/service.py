@@ -81,6 +81,14 @@ class ChangeService:
         except SnapshotError as error:
             _log.warning("histories_not_cut", error=str(error))
 
+    async def is_cut_left(self, cut: HistoryCut) -> bool:
+        """Tell whether a history is to be cut still, or whether that is not known."""
+        try:
+            return any(one.cut == cut for one in await self._store.run(spans.left_cuts))
+        except SnapshotError as error:
+            _log.warning("snapshot_failed", error=str(error))
+            return True
+
     async def stop(self) -> None:
         """End what still goes on; the next start goes on with it."""
         for task in self._tasks:

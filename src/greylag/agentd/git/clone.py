@@ -111,12 +111,17 @@ class Clone:
         chosen = ["--no-checkout"] if commit else ["--branch", ref] if ref else []
         patience = ["-c", "http.lowSpeedLimit=1", "-c", f"http.lowSpeedTime={self._silence:.0f}"]
         first = [*patience, "-c", "core.hooksPath=/dev/null", *_NO_LARGE_FILES]
-        async with asyncio.timeout(CLONE_SECONDS):
-            await self._told(*first, "clone", *chosen, *depth, "--", str(setup.url), _NEW)
-            if commit is not None:
-                await self._told(*first, "fetch", *depth, "origin", commit, folder=_NEW)
-                await self._told(*first, "checkout", "--detach", commit, folder=_NEW)
-            self._left = await self._large_files()
+        try:
+            async with asyncio.timeout(CLONE_SECONDS):
+                await self._told(*first, "clone", *chosen, *depth, "--", str(setup.url), _NEW)
+                if commit is not None:
+                    await self._told(*first, "fetch", *depth, "origin", commit, folder=_NEW)
+                    await self._told(*first, "checkout", "--detach", commit, folder=_NEW)
+        except TimeoutError as error:
+            words = f"Cloning took more than {CLONE_SECONDS:g} s."
+            raise failure("git_timeout", words) from error
+        # They have a time of their own: a clone is whole without them.
+        self._left = await self._large_files()
 
     async def _large_files(self) -> str:
         """Fetch what Git LFS keeps elsewhere; return a sentence if something stays a pointer. That

@@ -24,7 +24,7 @@ import structlog
 from aiohttp import web
 from yarl import URL
 
-from greylag.agentd.git.large_files import MOST_ANSWER, OWN_AUTHORIZATION, TransferLinks, Way
+from greylag.agentd.git.large_files import MOST_ANSWER, TransferLinks, Way
 from greylag.common.git import GitCredential
 from greylag.common.net import end_to_end, proxy_for
 from greylag.common.reach import NotPublicError, PublicResolver, Reach
@@ -151,6 +151,10 @@ class GitRelay:
             return self._links.is_sealed(seal, request.method, call["h3"], call["p3"])
         return not _ASTRAY.search(request.raw_path)
 
+    def _own(self, request: web.Request) -> str | None:
+        """Return the Authorization that the host wants for this transfer instead of the secret."""
+        return self._links.own(request.raw_path.removeprefix("/-/").partition("/")[0])
+
     async def _asked(
         self, request: web.Request, credential: GitCredential, path: str
     ) -> web.StreamResponse:
@@ -175,7 +179,7 @@ class GitRelay:
             request.method,
             URL(origin + path, encoded=True),
             headers={
-                **_headers(request, f"Basic {secret}", path),
+                **_headers(request, self._own(request) or f"Basic {secret}", path),
                 **(auth if origin.startswith("http:") else {}),
             },
             data=request.content if request.can_read_body else None,
@@ -225,7 +229,8 @@ class GitRelay:
             return None
         target = answer.url.join(URL(answer.headers.get("Location", ""), encoded=True))
         if _is_transfer(request):  # nobody needs the secret for an object that is kept elsewhere
-            location = self._links.link(way, request.method, target) or str(target)
+            link = self._links.link(way, request.method, target, self._own(request))
+            location = link or str(target)
         elif target.origin() != way.origin or not answer.headers.get("Location"):
             return _refused(
                 f"{host} redirects to {target.host or 'nowhere'}, which is not given the secret: "
@@ -247,9 +252,8 @@ def _is_batch(path: str) -> bool:
 def _headers(request: web.Request, authorization: str, path: str) -> dict[str, str]:
     """Return what a host is told; of an object, all that it wanted to be told with that."""
     if _is_transfer(request):
-        without = ("authorization", "expect", "host", OWN_AUTHORIZATION.lower())
-        own = request.headers.get(OWN_AUTHORIZATION, authorization)
-        return {**dict(end_to_end(request.headers, without)), "Authorization": own}
+        without = ("authorization", "expect", "host")
+        return {**dict(end_to_end(request.headers, without)), "Authorization": authorization}
     headers = {name: request.headers[name] for name in _TO_HOST if name in request.headers}
     if _is_batch(path):
         headers["accept-encoding"] = "identity"  # it is read here

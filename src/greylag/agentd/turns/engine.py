@@ -6,13 +6,14 @@ its last, and a client that leaves changes nothing.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import structlog
 
+from greylag.agentd.agent.prompt import CANCEL_PATIENCE
 from greylag.agentd.agent.types import (
     AgentError,
     AgentPort,
@@ -22,6 +23,7 @@ from greylag.agentd.agent.types import (
     Settlement,
 )
 from greylag.agentd.changes.service import ChangeService
+from greylag.agentd.history import HistoryCut
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.journal.replay import JournalTail
@@ -41,9 +43,11 @@ from greylag.agentd.turns.events import TurnEvent, TurnSummary
 from greylag.agentd.turns.running import RunningTurn, TurnPolicy
 from greylag.common.agent_api import Question, TurnChanges
 
+T = TypeVar("T")
 Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
 
 _READY_WITHIN = 5.0
+_COUNT_WITHIN = 5.0
 _ANSWER_ON_FULL_DISK = 64 * 1024  # characters; well within the room that is kept
 _MOST_ENDED = 20
 
@@ -132,7 +136,7 @@ class TurnEngine:
             raise _held()
         started = _accepted(await self.records.start(turn, title), session_id)
         if started.outcome == "new":
-            await self._launch(started, endpoint)
+            await self._launch(started.turn, endpoint)
         return started
 
     @asynccontextmanager
@@ -148,6 +152,10 @@ class TurnEngine:
             yield
         finally:
             self._held.discard(session_id)
+
+    async def is_cut_left(self, cut: HistoryCut) -> bool:
+        """Tell whether a history is to be cut still, or whether that is not known."""
+        return await self._changes.is_cut_left(cut)
 
     async def get(self, turn_id: str) -> TurnRecord:
         """Return a turn's record."""
@@ -209,13 +217,16 @@ class TurnEngine:
         """Let no tool run in a session any more because an answer was for all of its calls."""
         self._allowed.get(session_id, set()).clear()
 
-    async def forget(self, turn_ids: list[str]) -> None:
-        """Remove the events of turns whose session was deleted; those that run end first."""
+    async def forget(self, session_id: str, turn_ids: list[str]) -> None:
+        """Remove the events of a deleted session's turns, and what was allowed in it; those that
+        run end first.
+        """
         for turn_id in turn_ids:
             turn = self._running.get(turn_id)
             if turn is not None:
                 await turn.ended.wait()
             self._journals.remove(turn_id)
+        self._allowed.pop(session_id, None)
 
     def states(self) -> list[tuple[str, str, str, str]]:
         """Return turn, session, message and state of the turns of late, oldest first."""
@@ -280,8 +291,7 @@ class TurnEngine:
             reason = "agentd is stopping; try again when it is back."
             raise RequestError("agent_unavailable", reason)
 
-    async def _launch(self, started: StartedTurn, endpoint: EndpointType) -> None:
-        record = started.turn
+    async def _launch(self, record: TurnRecord, endpoint: EndpointType) -> None:
         try:
             journal = self._journals.write(record.turn_id)
         except OSError as error:
@@ -293,13 +303,9 @@ class TurnEngine:
         turn.begin(self._policy.demonstration())
         self._running[record.turn_id] = turn
         entry = self.activity.begin(record, endpoint)
-        self._tasks.create_task(
-            self._run(turn, started.agent_session_id, entry), name=f"turn {record.turn_id}"
-        )
+        self._tasks.create_task(self._run(turn, entry), name=f"turn {record.turn_id}")
 
-    async def _run(
-        self, turn: RunningTurn, agent_session_id: str | None, entry: ActivityEntry
-    ) -> None:
+    async def _run(self, turn: RunningTurn, entry: ActivityEntry) -> None:
         structlog.contextvars.bind_contextvars(
             session_id=turn.record.session_id, turn_id=turn.record.turn_id
         )
@@ -308,7 +314,12 @@ class TurnEngine:
         error: TurnError | None = None
         try:
             await self._changes.begin(turn.record.turn_id, turn.record.session_id)
-            result = await self._ask(turn, agent_session_id)
+            # Not before: a history that was left uncut has been cut by now.
+            session = await self._sessions.get(turn.record.session_id)
+            if session is None:  # it was deleted meanwhile
+                result = PromptResult("cancelled", None)
+            else:
+                result = await self._ask(turn, session.agent_session_id)
         except (AgentError, JournalError, StorageError) as failure:
             error = failure_of(failure)
         except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
@@ -333,20 +344,19 @@ class TurnEngine:
             words = "The agent has lost what was said in this session before; it starts afresh."
             turn.emit(TurnEvent("status", {"message": words, "session_id": turn.record.session_id}))
         session_id = turn.record.session_id
-        agent_session_id = await self._agent.new_session(session_title(session_id))
-        await self._sessions.bind(session_id, agent_session_id)
-        return await self._prompt(turn, agent_session_id)
+        making = self._agent.new_session(session_title(session_id))
+        made = await self._until_cancelled(turn, making)
+        if made is None:
+            return PromptResult("cancelled", None)
+        await self._sessions.bind(session_id, made)
+        return await self._prompt(turn, made)
 
     async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
-        await self._policy.configure(turn.record.session_id, agent_session_id)
-        try:
-            position = await self._agent.message_count(agent_session_id)
-        except AgentError:  # what is wrong the prompt tells; an agent may not know this call
-            position = None
+        position = await self._until_cancelled(turn, self._prepared(turn, agent_session_id))
         await self.records.place(turn.record.turn_id, position)
         note, undos = await self._changes.notes(turn.record.session_id)
         # No await between the two: a cancel either finds the session's id, or is seen here.
-        if turn.cancelled:
+        if turn.cancelled.is_set():
             return PromptResult("cancelled", None)
         turn.agent_session_id = agent_session_id
         message = f"{note}\n\n{turn.record.message}" if note else turn.record.message
@@ -354,8 +364,38 @@ class TurnEngine:
         await self._changes.told(undos)
         return result
 
+    async def _prepared(self, turn: RunningTurn, agent_session_id: str) -> int | None:
+        """Have the agent's session ready; return how many messages it has, where that is known."""
+        await self._policy.configure(turn.record.session_id, agent_session_id)
+        try:
+            async with asyncio.timeout(_COUNT_WITHIN):
+                return await self._agent.message_count(agent_session_id)
+        except (AgentError, TimeoutError):
+            return None  # what is wrong the prompt tells; an agent may not know this call
+
+    async def _until_cancelled(self, turn: RunningTurn, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return what the agent answers, ``None`` if the turn's end is asked for before that.
+
+        An agent that does not answer then either is replaced, as one that ignores a cancel is.
+        """
+        asking = asyncio.create_task(work, name=f"preparing {turn.record.turn_id}")
+        cancelled = asyncio.create_task(turn.cancelled.wait(), name="cancelled")
+        try:
+            await asyncio.wait({asking, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                await asyncio.wait({asking}, timeout=CANCEL_PATIENCE)
+            if asking.done():
+                return asking.result()
+            _log.error("agent_does_not_answer")
+            self._agent.give_up()
+            return None
+        finally:
+            for task in (asking, cancelled):
+                task.cancel()
+            await asyncio.wait({asking, cancelled})
+
     async def _cancel(self, turn: RunningTurn) -> None:
-        turn.cancelled = True
+        turn.cancelled.set()
         if turn.agent_session_id is not None:
             await self._agent.cancel(turn.agent_session_id)
         # After the agent knows: a declined tool call alone would make it ask the model again.

@@ -62,7 +62,7 @@ class RunningTurn:
     Attributes:
         summary: what its events add up to so far.
         agent_session_id: what the agent calls its session, once the agent has its message.
-        cancelled: whether its end was asked for.
+        cancelled: set when its end is asked for.
         ended: set when its last event is there to be read.
         changes: how much it changed in the workspace; None while that is not known.
     """
@@ -81,7 +81,7 @@ class RunningTurn:
         self.journal = journal
         self.summary = TurnSummary()
         self.agent_session_id: str | None = None
-        self.cancelled = False
+        self.cancelled = asyncio.Event()
         self.ended = asyncio.Event()
         self.changes: TurnChanges | None = None
         self._policy = policy
