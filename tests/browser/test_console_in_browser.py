@@ -288,8 +288,8 @@ async def test_a_message_that_meets_another_tab_s_turn_waits_for_its_end(
     await running.ask("POST", f"{path}/turns/{listed['turns'][0]['turn_id']}/cancel")
     await expect(page.locator(".said")).to_have_text(["wait: x", "Me too\n\nAnd me"])
     # Both tabs have sent it, and either may be the one whose turn it is.
-    answer = page.locator(".turn").last.locator(".answer")
-    await expect(answer).to_contain_text(re.compile(r"You said: Me too\s*And me"))
+    last = page.locator(".turn").last.locator(".answer")
+    await expect(last).to_contain_text(re.compile(r"You said: Me too\s*And me"))
     await person.answered()
     await expect(waits).to_be_hidden()
     await expect(other.locator(".queued")).to_be_hidden()
