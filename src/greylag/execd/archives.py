@@ -226,7 +226,7 @@ def _zip_time(modified: float) -> tuple[int, int, int, int, int, int]:
 # Unpacking.
 
 
-class _Source:
+class _BoundedReader:
     """An archive's bytes, of which no more than ``left`` are read before that is set anew.
 
     With ``forward`` nothing is read twice: lengths below 0 would lead a reader round for ever.
@@ -263,7 +263,7 @@ class _Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ArchiveMember:
     """One entry of an archive: a folder, a link to ``target``, or a file's ``content``."""
 
     name: str
@@ -272,11 +272,11 @@ class Member:
     content: IO[bytes] | None = None
 
 
-Members = Iterator[Member | str]
+ArchiveMembers = Iterator[ArchiveMember | str]
 """What an archive holds; of an entry that is of no kind here, its name."""
 
 
-def extract(files: Workspace, path: str, members: Members) -> tuple[int, list[str]]:
+def extract(files: Workspace, path: str, members: ArchiveMembers) -> tuple[int, list[str]]:
     """Put members below a path; blocks.
 
     Returns:
@@ -289,7 +289,7 @@ def extract(files: Workspace, path: str, members: Members) -> tuple[int, list[st
     try:
         for member in members:
             name = member if isinstance(member, str) else member.name
-            if isinstance(member, Member) and _is_put(files, path, member):
+            if isinstance(member, ArchiveMember) and _is_put(files, path, member):
                 made += 1
             elif len(left_out) < _MOST_NAMED:
                 left_out.append(_shown(name)[:_MOST_NAME])
@@ -306,7 +306,7 @@ def _shown(name: str) -> str:
     return shown(name.encode("utf-8", "surrogateescape"))
 
 
-def _is_put(files: Workspace, path: str, member: Member) -> bool:
+def _is_put(files: Workspace, path: str, member: ArchiveMember) -> bool:
     try:
         _put(files, f"{path}/{_shown(member.name)}", member)
     except RefusedError as error:
@@ -316,7 +316,7 @@ def _is_put(files: Workspace, path: str, member: Member) -> bool:
     return True
 
 
-def _put(files: Workspace, where: str, member: Member) -> None:
+def _put(files: Workspace, where: str, member: ArchiveMember) -> None:
     if member.target is not None:
         files.link(where, member.target.encode("utf-8", "surrogateescape"))
     elif member.content is None:
@@ -327,19 +327,19 @@ def _put(files: Workspace, where: str, member: Member) -> None:
                 write_all(file, data)
 
 
-def tar_members(spool: IO[bytes]) -> Members:
+def tar_members(spool: IO[bytes]) -> ArchiveMembers:
     """Yield what a tar.gz holds."""
-    source = _Source(gzip.GzipFile(fileobj=spool, mode="rb"), _MOST_HEADER, forward=True)
+    source = _BoundedReader(gzip.GzipFile(fileobj=spool, mode="rb"), _MOST_HEADER, forward=True)
     with tarfile.open(fileobj=source, mode="r:") as tar:  # type: ignore[call-overload] # a part of IO is enough
         while (one := tar.next()) is not None:
             source.left = sys.maxsize
             _forget(tar)
             if one.isfile():
-                yield Member(one.name, one.mode, content=tar.extractfile(one))
+                yield ArchiveMember(one.name, one.mode, content=tar.extractfile(one))
             elif one.isdir():
-                yield Member(one.name, one.mode)
+                yield ArchiveMember(one.name, one.mode)
             elif one.issym():
-                yield Member(one.name, one.mode, target=one.linkname)
+                yield ArchiveMember(one.name, one.mode, target=one.linkname)
             else:
                 yield one.name
             source.left = _MOST_HEADER
@@ -356,9 +356,9 @@ def _forget(tar: tarfile.TarFile) -> None:
     tar.pax_headers = {}
 
 
-def zip_members(spool: IO[bytes]) -> Members:
+def zip_members(spool: IO[bytes]) -> ArchiveMembers:
     """Yield what a zip holds."""
-    source = _Source(spool, _MOST_LIST)
+    source = _BoundedReader(spool, _MOST_LIST)
     with zipfile.ZipFile(source) as archive:
         source.left = sys.maxsize
         entries: list[zipfile.ZipInfo] = archive.infolist()
@@ -375,16 +375,16 @@ def _encrypted(one: zipfile.ZipInfo) -> bool:
     return bool(one.flag_bits & 1)
 
 
-def _zip_member(archive: zipfile.ZipFile, one: zipfile.ZipInfo) -> Members:
+def _zip_member(archive: zipfile.ZipFile, one: zipfile.ZipInfo) -> ArchiveMembers:
     mode = one.external_attr >> 16
     if one.is_dir():
-        yield Member(one.filename, mode)
+        yield ArchiveMember(one.filename, mode)
     elif _encrypted(one):
         yield one.filename
     else:
         with archive.open(one) as content:
             if stat.S_ISLNK(mode):
                 target = content.read(MOST_PATH + 1).decode("utf-8", "surrogateescape")
-                yield Member(one.filename, mode, target=target)
+                yield ArchiveMember(one.filename, mode, target=target)
             else:
-                yield Member(one.filename, mode or 0o644, content=content)
+                yield ArchiveMember(one.filename, mode or 0o644, content=content)

@@ -37,7 +37,7 @@ _STATES = {
 router = APIRouter(include_in_schema=False)
 
 
-class Change(StrEnum):
+class ExtensionChange(StrEnum):
     """What the page does with an extension."""
 
     ENABLE = "enable"
@@ -89,13 +89,13 @@ async def show_extensions(request: Request, call: ProjectCallDep) -> Response:
 
 @router.post(_EXTENSIONS + "/{extension}/{change}")
 async def change_extension(
-    request: Request, call: ProjectCallDep, extension: str, change: Change
+    request: Request, call: ProjectCallDep, extension: str, change: ExtensionChange
 ) -> Response:
     """Switch an extension on or off, or remove it, which switches it off first."""
     try:
-        switch = {"enabled": change is Change.ENABLE}
+        switch = {"enabled": change is ExtensionChange.ENABLE}
         await ask(call, agent_api.SWITCH_EXTENSION, sent=switch, extension=extension)
-        if change is Change.REMOVE:
+        if change is ExtensionChange.REMOVE:
             await ask(call, agent_api.REMOVE_EXTENSION, extension=extension)
     except GreylagError as error:
         return await _shown(request, call, error.info)
