@@ -417,9 +417,7 @@ def _is_path(path: object) -> bool:
     return isinstance(path, str) and path != "" and "\0" not in path
 
 
-def _git_status(here: _Environment, _asked: AgentRequest) -> agent_api.GitStatus:
-    if here.sent:
-        raise InvalidRequestError("Nothing is to be said here.")
+def _git_status(_here: _Environment, _asked: AgentRequest) -> agent_api.GitStatus:
     return agent_api.GitStatus(repository=True, branch="main", ahead=1)
 
 
