@@ -16,8 +16,7 @@ from pathlib import Path
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from benchmarks.support import console
-from rich.table import Table
+from benchmarks.support import show
 from tests.browser.person import Person, at_browser
 from tests.browser.whole import up
 
@@ -105,12 +104,7 @@ async def main() -> None:
                 async with at_browser(whole.address, token=whole.token) as person:
                     await person.open_project(path)
                     rows = await measured(person)
-    table = Table(title="The page while an answer streams")
-    table.add_column("what")
-    table.add_column("figure", justify="right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    show("The page while an answer streams", rows)
 
 
 if __name__ == "__main__":

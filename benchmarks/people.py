@@ -17,8 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import aiohttp
-from benchmarks.support import bearer, console, cpu_seconds, program
-from rich.table import Table
+from benchmarks.support import bearer, cpu_seconds, program, show
 from yarl import URL
 
 PROJECT = "/api/users/owner/projects/shared"
@@ -299,12 +298,7 @@ async def main() -> None:
         rows += await cost_of_streams(one)
     async with site(REPLICAS) as three:
         rows += await endings(three, given.rounds)
-    table = Table(title=f"People: {STREAMS} streams, {REPLICAS} web processes over SQLite")
-    table.add_column("what")
-    table.add_column("figure", justify="right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    show(f"People: {STREAMS} streams, {REPLICAS} web processes over SQLite", rows)
 
 
 if __name__ == "__main__":

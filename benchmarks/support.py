@@ -6,12 +6,13 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 from rich.console import Console
+from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 console = Console(width=100)
@@ -53,6 +54,16 @@ async def greylag_up(data: Path, **env: str) -> AsyncIterator[tuple[Process, str
     command = (sys.executable, "-m", "greylag", "up", "--port", "0", "--data", str(data))
     async with program(*command, env=env) as (process, line):
         yield process, line.rpartition(" ")[2]
+
+
+def show(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print what was measured, each with its figure."""
+    table = Table(title=title)
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def bearer(data: Path) -> dict[str, str]:

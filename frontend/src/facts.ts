@@ -9,7 +9,7 @@ const MOST_MODELS = 1000;
 type Fact = keyof typeof SETTINGS;
 
 /** What the facts need of the conversation. */
-export interface Conversation {
+interface Conversation {
   api: string;
   mayWrite: boolean;
   /** What the server has told with the messages. */

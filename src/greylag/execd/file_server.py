@@ -38,8 +38,8 @@ from greylag.execd.protocol import (
     RefusedError,
     Writer,
     agree,
-    frames,
     read_frame,
+    send_data,
     text_in,
 )
 
@@ -169,10 +169,7 @@ async def content_in(reader: Reader) -> AsyncIterator[bytes]:
 
 async def _send(writer: Writer, data: bytes) -> None:
     """Send content; raises ``TimeoutError`` when none of it is taken for long."""
-    for one in frames(FrameKind.STDOUT, data):
-        async with asyncio.timeout(STALLED_SECONDS):
-            writer.write(one)
-            await writer.drain()
+    await send_data(writer, FrameKind.STDOUT, data, STALLED_SECONDS)
 
 
 class _Outlet(io.RawIOBase):

@@ -85,11 +85,18 @@ def frames(kind: FrameKind, data: bytes) -> Iterator[bytes]:
         yield frame(kind, data[start : start + MOST_DATA])
 
 
-async def send_data(writer: Writer, kind: FrameKind, data: bytes) -> None:
-    """Send data of any length, each frame once there is room for it."""
+async def send_data(
+    writer: Writer, kind: FrameKind, data: bytes, within: float | None = None
+) -> None:
+    """Send data of any length, each frame once there is room for it.
+
+    Raises:
+        TimeoutError: nothing of a frame was taken ``within`` so many seconds (``None``: for ever).
+    """
     for one in frames(kind, data):
-        writer.write(one)
-        await writer.drain()
+        async with asyncio.timeout(within):
+            writer.write(one)
+            await writer.drain()
 
 
 def json_frame(kind: FrameKind, content: dict[str, Any]) -> bytes:

@@ -63,10 +63,7 @@ _TAGS = [
     {"name": "files", "description": "The workspace's files and folders."},
     {"name": "changes", "description": "What turns changed in the workspace, and undo."},
     {"name": "terminals", "description": "Shells of the workspace; a WebSocket attaches to one."},
-    {
-        "name": "git",
-        "description": "The repository: how it stands, fetch, commit, push.",
-    },
+    {"name": "git", "description": "The repository: how it stands, fetch, commit, push."},
     {"name": "ports", "description": "What the environment serves, and links that show it."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
