@@ -85,6 +85,8 @@ class Fleet:
         await process.wait()
         await mongo_servers.end_transactions(self._settings["MONGODB_URI"])
         await self._start(name)
+        # Once more: what it had sent last may have reached the server after the first time.
+        await mongo_servers.end_transactions(self._settings["MONGODB_URI"])
 
     async def _start(self, name: str) -> None:
         kind, _, number = name.partition("-")
