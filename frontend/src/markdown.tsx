@@ -5,6 +5,7 @@ import { type ComponentChild, Fragment, type JSX, h } from "preact";
 import { CodeBlock } from "./code_block";
 import { visible } from "./text";
 
+const GROUP = 32; // blocks; a frame then looks at the groups and at the last one's blocks, however many there are
 const LONG = 4000; // what grows past this many characters is parsed and laid out in pieces
 const SAFE_LINK = /^(https?:|mailto:)/i;
 const PICTURE = /^data:image\/(png|jpeg|gif|webp);base64,/i;
@@ -22,9 +23,10 @@ interface Fence {
   parts: string[];
 }
 
-/** Takes text piece by piece; `blocks` are its elements so far, of which only the last may change. */
+/** Takes text piece by piece; `blocks` are its elements so far, in groups of which only the last may change. */
 export class MarkdownStream {
-  readonly #done: JSX.Element[] = [];
+  readonly #groups: JSX.Element[] = []; // that are full
+  readonly #done: JSX.Element[] = []; // of the last group
   #open: JSX.Element[] = [];
   #env: Env = {};
   #whole = "";
@@ -33,7 +35,7 @@ export class MarkdownStream {
   #goesOn = false; // whether the source begins in the middle of a paragraph or list
 
   get blocks(): JSX.Element[] {
-    return [...this.#done, ...this.#open];
+    return [...this.#groups, this.#group([...this.#done, ...this.#open])];
   }
 
   write(text: string): void {
@@ -47,6 +49,7 @@ export class MarkdownStream {
   end(): void {
     const named = Object.keys(this.#env.references ?? {}).length > 0;
     if (!named) return this.#finish(this.#split(), true);
+    this.#groups.length = 0;
     this.#done.length = 0;
     this.#env = {}; // of two definitions of a name the first counts: that of a line that had only half come must not
     this.#source = this.#whole;
@@ -77,7 +80,7 @@ export class MarkdownStream {
 
   #finish(blocks: Block[], closed: boolean): void {
     for (const block of blocks) {
-      this.#done.push(this.#view(block, true));
+      this.#settle(block);
       this.#fence = null;
       this.#goesOn = false;
     }
@@ -107,7 +110,7 @@ export class MarkdownStream {
     const found = [...this.#source.matchAll(/\s(?=[\p{L}\p{N}]+\s)/gu)].at(-1);
     const end = found ? found.index + 1 : this.#source.length - 1;
     const piece = parser.parse(this.#source.slice(0, end), this.#env);
-    this.#done.push(this.#view({ tokens: piece, line: 0 }, true));
+    this.#settle({ tokens: piece, line: 0 });
     this.#source = this.#source.slice(end);
     this.#goesOn = true;
   }
@@ -118,9 +121,18 @@ export class MarkdownStream {
     if (!line) return;
     const start = startOfLine(this.#source, line);
     const close = last.tokens.at(-1);
-    this.#done.push(this.#view({ tokens: [...last.tokens.slice(0, begins), ...(close ? [close] : [])], line: 0 }, true));
+    this.#settle({ tokens: [...last.tokens.slice(0, begins), ...(close ? [close] : [])], line: 0 });
     this.#source = this.#source.slice(start);
     this.#goesOn = true;
+  }
+
+  #settle(block: Block): void {
+    this.#done.push(this.#view(block, true));
+    if (this.#done.length === GROUP) this.#groups.push(this.#group(this.#done.splice(0)));
+  }
+
+  #group(blocks: JSX.Element[]): JSX.Element {
+    return <Group key={this.#groups.length} blocks={blocks} />;
   }
 
   #view(block: Block, closed: boolean): JSX.Element {
@@ -133,6 +145,11 @@ export class MarkdownStream {
     const [view] = elements(block.tokens);
     return <div key={key} class={this.#goesOn ? "block goes-on" : "block"} dir="auto">{this.#goesOn && " "}{view}</div>;
   }
+}
+
+/** A component, since Preact passes over one whose element is the same as before, and over nothing else. */
+function Group({ blocks }: { blocks: JSX.Element[] }) {
+  return <div class="blocks">{blocks}</div>;
 }
 
 function startOfLine(source: string, line: number): number {
