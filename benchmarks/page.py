@@ -3,7 +3,8 @@
     python -m benchmarks.page
 
 It prints the frames a second while a Markdown answer of 200 kB comes by the real goose, and how
-long keystrokes in the composer take meanwhile, from the key to the frame after it.
+long keystrokes in the composer take meanwhile, from the key to the frame after it; then once more
+in a turn in which 40 commands have printed some 100 kB of colours each.
 """
 
 import asyncio
@@ -12,7 +13,9 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -23,6 +26,8 @@ from tests.browser.whole import up
 PAUSE = 0.01
 PIECE = 250
 KEY_EVERY = 0.15
+COMMANDS = 40
+PRINTS = r"seq 1 9000 | sed 's/^/\x1b[32mok\x1b[0m /'"
 SECTION = (
     "## Tea\n\nIt is **picked** by `hand`, and [dried](https://example.test) on racks; the *first* "
     "flush is light.\n\n- A cup takes three minutes, no more.\n- Water has not quite boiled.\n\n"
@@ -31,7 +36,9 @@ SECTION = (
 )
 ANSWER = SECTION * (200_000 // len(SECTION))
 WATCHED = """() => {
+  const watching = "seen" in window;
   window.seen = {frames: [], keys: []};
+  if (watching) return;
   const frame = (now) => { seen.frames.push(now); requestAnimationFrame(frame); };
   requestAnimationFrame(frame);
   document.addEventListener("keydown", (event) => requestAnimationFrame(() => {
@@ -48,27 +55,45 @@ async def answered(request: web.Request) -> web.StreamResponse:
         return web.json_response({"object": "list", "data": [{"id": "a-model"}]})
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
-    long = "Tell me of tea" in await request.text()
-    words = [ANSWER[at : at + PIECE] for at in range(0, len(ANSWER), PIECE)] if long else ["Tea"]
-    for number, content in enumerate([*words, ""]):
-        last = number == len(words)
-        choice = {
-            "index": 0,
-            "delta": {"role": "assistant", "content": content},
-            "finish_reason": "stop" if last else None,
-        }
-        chunk = {"id": "1", "object": "chat.completion.chunk", "model": "m", "choices": [choice]}
-        await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+    for delta in deltas(await request.json()):
+        choice = {"index": 0, "delta": {"role": "assistant", **delta}, "finish_reason": None}
+        await sent(response, choice)
         await asyncio.sleep(PAUSE)
+    await sent(response, {"index": 0, "delta": {}, "finish_reason": "stop"})
     await response.write(b"data: [DONE]\n\n")
     return response
 
 
-async def measured(person: Person) -> list[tuple[str, str]]:
+async def sent(response: web.StreamResponse, choice: dict[str, Any]) -> None:
+    """Send one choice as a chunk of the stream."""
+    chunk = {"id": "1", "object": "chat.completion.chunk", "model": "m", "choices": [choice]}
+    await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+
+
+def deltas(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the model says next: a call of the shell while there is work, then the answer."""
+    messages = asked["messages"]
+    last = max(at for at, one in enumerate(messages) if one["role"] == "user")
+    said = json.dumps(messages[last])
+    worked = sum(one["role"] == "tool" for one in messages[last:])
+    if "Work" in said and worked < COMMANDS:
+        function = {"name": "shell", "arguments": json.dumps({"command": PRINTS})}
+        yield {
+            "tool_calls": [
+                {"index": 0, "id": f"c{worked}", "type": "function", "function": function}
+            ]
+        }
+    elif "tell me of tea" in said:
+        yield from ({"content": ANSWER[at : at + PIECE]} for at in range(0, len(ANSWER), PIECE))
+    else:
+        yield {"content": "Tea"}
+
+
+async def measured(person: Person, message: str) -> list[tuple[str, str]]:
     """Type while an answer comes; return what was seen."""
     page = person.page
-    await person.say("Tell me of tea")
-    await page.locator(".answer .heading-2").first.wait_for()
+    await person.say(message)
+    await page.locator(".turn").last.locator(".heading-2").first.wait_for()
     await page.evaluate(WATCHED)
     began = time.monotonic()
     while await page.locator("#stop").is_visible():
@@ -98,13 +123,19 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with TestServer(application) as model:
             address = str(model.make_url("/v1"))
-            settings = {"GREYLAG_MODEL_URL": address, "GREYLAG_MODEL": "a-model"}
+            settings = {
+                "GREYLAG_MODEL_URL": address,
+                "GREYLAG_MODEL": "a-model",
+                "GOOSE_MODE": "auto",
+            }
             async with up(Path(folder) / "data", **settings) as whole:
                 path = await whole.project()
                 async with at_browser(whole.address, token=whole.token) as person:
                     await person.open_project(path)
-                    rows = await measured(person)
-    show("The page while an answer streams", rows)
+                    plain = await measured(person, "Please tell me of tea")
+                    steps = await measured(person, "Work, then tell me of tea")
+    show("The page while an answer streams", plain)
+    show(f"The same after {COMMANDS} commands", steps)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ export class MarkdownStream {
   #source = ""; // from the beginning of the last block on
   #fence: Fence | null = null; // whose earlier lines are not in the source any more
   #goesOn = false; // whether the source begins in the middle of a paragraph or list
+  #blocks: JSX.Element[] = [];
 
   get blocks(): JSX.Element[] {
-    return [...this.#groups, this.#group([...this.#done, ...this.#open])];
+    return this.#blocks;
   }
 
   write(text: string): void {
@@ -43,19 +44,27 @@ export class MarkdownStream {
     this.#whole += plain;
     this.#source += plain;
     this.#parse();
+    this.#show();
   }
 
   /** No more will come: what is named at the end counts for the beginning too. */
   end(): void {
-    const named = Object.keys(this.#env.references ?? {}).length > 0;
-    if (!named) return this.#finish(this.#split(), true);
+    if (Object.keys(this.#env.references ?? {}).length > 0) this.#restart();
+    this.#finish(this.#split(), true);
+    this.#show();
+  }
+
+  #show(): void {
+    this.#blocks = [...this.#groups, this.#group([...this.#done, ...this.#open])];
+  }
+
+  #restart(): void {
     this.#groups.length = 0;
     this.#done.length = 0;
     this.#env = {}; // of two definitions of a name the first counts: that of a line that had only half come must not
     this.#source = this.#whole;
     this.#fence = null;
     this.#goesOn = false;
-    this.#finish(this.#split(), true);
   }
 
   #split(): Block[] {

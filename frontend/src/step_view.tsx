@@ -1,4 +1,5 @@
 // One tool call as a row that opens: what it did in words, how it stands, and what it printed.
+import { Component } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { CopyButton } from "./code_block";
 import { DiffRows } from "./diff_view";
@@ -33,21 +34,40 @@ export function StepGroup({ steps, over, decide }: { steps: Step[]; over: boolea
   );
 }
 
-function StepRow({ step, decide }: { step: Step; decide: Decide }) {
-  const words = wordsOf(step);
-  if (step.state === "asks") return <Question step={step} words={words} decide={decide} />;
+/** Passed over by the frames in which its step is the same. */
+class StepRow extends Component<{ step: Step; decide: Decide }> {
+  override shouldComponentUpdate(next: { step: Step }): boolean {
+    return next.step !== this.props.step;
+  }
+
+  override render({ step, decide }: { step: Step; decide: Decide }) {
+    const words = wordsOf(step);
+    if (step.state === "asks") return <Question step={step} words={words} decide={decide} />;
+    return <Row step={step} words={words} />;
+  }
+}
+
+/** What a step holds is made when it is opened: hundreds of steps print more than a page can carry. */
+function Row({ step, words }: { step: Step; words: StepWords }) {
+  const [open, setOpen] = useState(false);
   return (
-    <details class={`step step-${step.state}`}>
+    <details class={`step step-${step.state}`} onToggle={(event) => setOpen(event.currentTarget.open)}>
       <summary><Icon kind={words.kind} /><Title words={words} /><State step={step} /></summary>
-      <div class="step-body">
-        <Wanted step={step} words={words} />
-        {step.output && <pre class="terminal" tabIndex={0} dir="ltr" aria-label="Output"><TerminalText text={step.output} /></pre>}
-        {words.change && step.state === "done" && (
-          <button type="button" class="btn-text" onClick={() => openFile(words.object)}>Open the file</button>
-        )}
-        {step.files.map((file, index) => <ResultFile key={index} part={file} />)}
-      </div>
+      {open && <Body step={step} words={words} />}
     </details>
+  );
+}
+
+function Body({ step, words }: { step: Step; words: StepWords }) {
+  return (
+    <div class="step-body">
+      <Wanted step={step} words={words} />
+      {step.output && <pre class="terminal" tabIndex={0} dir="ltr" aria-label="Output"><TerminalText text={step.output} /></pre>}
+      {words.change && step.state === "done" && (
+        <button type="button" class="btn-text" onClick={() => openFile(words.object)}>Open the file</button>
+      )}
+      {step.files.map((file, index) => <ResultFile key={index} part={file} />)}
+    </div>
   );
 }
 

@@ -9,21 +9,21 @@ const MOST_TEXT = 400_000; // of what one tool prints
 
 export type StepState = "running" | "asks" | "done" | "failed" | "declined" | "stopped";
 
-/** A tool call, from its request to its result. */
+/** A tool call, from its request to its result, as it stands: one that goes on is another. */
 export interface Step {
-  kind: "step";
-  id: string;
-  tool: string;
-  arguments: Record<string, unknown>;
-  state: StepState;
-  confirmation: string | null;
-  lasting: boolean; // whether it may be allowed for the rest of the session
-  expires: number | null; // when its question ends by itself, Unix seconds
-  output: string;
-  files: Record<string, unknown>[];
-  exitCode: number | null;
-  began: number;
-  seconds: number | null;
+  readonly kind: "step";
+  readonly id: string;
+  readonly tool: string;
+  readonly arguments: Record<string, unknown>;
+  readonly state: StepState;
+  readonly confirmation: string | null;
+  readonly lasting: boolean; // whether it may be allowed for the rest of the session
+  readonly expires: number | null; // when its question ends by itself, Unix seconds
+  readonly output: string;
+  readonly files: Record<string, unknown>[];
+  readonly exitCode: number | null;
+  readonly began: number;
+  readonly seconds: number | null;
 }
 
 /** Words of the answer; `pending` is what has come and is not shown yet. */
@@ -76,7 +76,7 @@ export class TurnModel {
   end(): void {
     this.#endWords();
     this.ended = true;
-    for (const step of this.#steps) if (step.state === "running" || step.state === "asks") settle(step, "stopped");
+    for (const step of this.#steps) if (step.state === "running" || step.state === "asks") this.#change(step, { state: "stopped" });
   }
 
   /** Show more of what has come, within `until`; tell whether there is still more. */
@@ -118,6 +118,11 @@ export class TurnModel {
     return this.items.filter((item) => item.kind === "step");
   }
 
+  /** Put another step in its place: what is shown of a step is made anew for another one only. */
+  #change(step: Step, changes: Partial<Step>): void {
+    this.items[this.items.indexOf(step)] = { ...step, ...changes };
+  }
+
   #endWords(): void {
     const last = this.items.at(-1);
     if (last?.kind === "words") last.ended = true;
@@ -155,31 +160,31 @@ export class TurnModel {
     const step = this.#steps.find((one) => one.id === content.tool_call_id);
     const chunks: unknown = content.params?.chunks;
     if (!step || !Array.isArray(chunks) || step.output.length > MOST_TEXT) return;
-    step.output += chunks.map((chunk) => textOr(chunk?.output)).join("");
+    this.#change(step, { output: step.output + chunks.map((chunk) => textOr(chunk?.output)).join("") });
   }
 
   #respond(content: Content): void {
     const step = this.#steps.find((one) => one.id === content.id) ?? this.#request(content);
-    step.seconds = Math.max(0, secondsOf(content) - step.began);
+    const seconds = Math.max(0, secondsOf(content) - step.began);
     // What a declined call is answered with is meant for the model.
-    if (step.state === "declined" || step.state === "stopped") return;
-    settle(step, content.is_error ? "failed" : "done");
+    if (step.state === "declined" || step.state === "stopped") return this.#change(step, { seconds });
     const { text, files, exitCode } = resultOf(content.result ?? {});
-    step.files = files;
-    step.exitCode = exitCode;
     // The result tells again what was printed meanwhile: the longer of the two is the whole.
-    if (text.length > step.output.trimEnd().length) step.output = text.slice(0, MOST_TEXT);
+    const output = text.length > step.output.trimEnd().length ? text.slice(0, MOST_TEXT) : step.output;
+    this.#change(step, { state: content.is_error ? "failed" : "done", seconds, output, files, exitCode });
   }
 
   #ask(content: Content): void {
     const open = this.#steps.filter((one) => one.state === "running");
     const known = open.find((one) => one.id === content.tool_call_id) ?? open.find((one) => one.tool === content.tool_name);
     const step = known ?? this.#request(content);
-    step.state = "asks";
-    step.confirmation = textOr(content.id);
-    step.lasting = Array.isArray(content.decisions) && content.decisions.includes("allow_session");
-    step.expires = typeof content.expires_at === "number" ? content.expires_at : null;
-    step.arguments = Object.keys(content.arguments ?? {}).length ? content.arguments : step.arguments;
+    this.#change(step, {
+      state: "asks",
+      confirmation: textOr(content.id),
+      lasting: Array.isArray(content.decisions) && content.decisions.includes("allow_session"),
+      expires: typeof content.expires_at === "number" ? content.expires_at : null,
+      arguments: Object.keys(content.arguments ?? {}).length ? content.arguments : step.arguments,
+    });
   }
 
   #status(content: Content): void {
@@ -189,12 +194,8 @@ export class TurnModel {
     }
     const step = this.#steps.find((one) => one.confirmation === content.confirmation_id);
     const states: Record<string, StepState> = { allow_once: "running", allow_session: "running", reject_once: "declined" };
-    if (step?.state === "asks") settle(step, states[content.decision] ?? "stopped");
+    if (step?.state === "asks") this.#change(step, { state: states[content.decision] ?? "stopped" });
   }
-}
-
-function settle(step: Step, state: StepState): void {
-  step.state = state;
 }
 
 function secondsOf(content: Content): number {

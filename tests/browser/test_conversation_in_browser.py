@@ -219,6 +219,7 @@ async def test_a_step_says_what_was_done_and_shows_its_output_once_in_colours(
     await expect(person.page.locator(".step-icon")).to_have_count(3)
     await person.picture("conversation-steps")
     await a_long_change_is_compared_once(person)
+    await what_a_step_printed_is_made_when_it_is_opened(person)
 
 
 async def a_long_change_is_compared_once(person: Person) -> None:
@@ -232,6 +233,17 @@ async def a_long_change_is_compared_once(person: Person) -> None:
     title = page.locator(".step-title").last
     await expect(title).to_have_text("Edited long.py +3000 \u22123000")
     assert await page.evaluate("window.longSplits") < 20
+
+
+async def what_a_step_printed_is_made_when_it_is_opened(person: Person) -> None:
+    page = person.page
+    await told(person, *shell("make", "built\n" * 9000), *words(PARAGRAPHS))
+    made, step = page.locator(".step-body", has_text="built"), page.locator(".step").last
+    await expect(made).to_have_count(0)
+    await step.locator("summary").click()
+    await expect(made).to_have_count(1)
+    await step.locator("summary").click()
+    await expect(made).to_have_count(0)
 
 
 async def test_steps_fold_and_a_declined_one_says_so(person: Person) -> None:
