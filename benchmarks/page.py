@@ -103,7 +103,7 @@ async def measured(person: Person, message: str) -> list[tuple[str, str]]:
     seen = await page.evaluate("() => seen")
     frames, keys = seen["frames"], sorted(seen["keys"])
     gaps = [after - before for before, after in itertools.pairwise(frames)]
-    letters = len(await page.locator(".answer").last.inner_text())
+    letters = len(await page.locator(".answer").last.text_content() or "")
     rate = len(gaps) / (frames[-1] - frames[0]) * 1000
     return [
         ("the answer", f"{len(ANSWER) / 1000:.0f} kB, {letters / 1000:.0f} kB of it text"),

@@ -14,6 +14,13 @@ from tests.web.server import Site, site
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FROM_END = "one => one.scrollHeight - one.clientHeight - one.scrollTop"
+AT_END = "scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop < 2"
+MARK = """() => {
+  const at = (y) => document.elementFromPoint(scroller.clientWidth / 2, y).closest(".prose p");
+  window.marked = at(innerHeight / 3) ?? at(innerHeight / 3 + 20);
+  return marked.getBoundingClientRect().top;
+}"""
+MARKED = "marked.getBoundingClientRect().top"
 PARAGRAPHS = "".join(f"Paragraph {n} of many words to read.\n\n" for n in range(1500))
 SCREEN_AT_200_PERCENT = {"width": 640, "height": 400}
 MARKDOWN = """\
@@ -188,6 +195,22 @@ async def test_long_blocks_keep_every_word_and_line(person: Person) -> None:
     ]
     assert sum(count for _, count in lists) == 900
     assert (await prose.locator("pre").text_content() or "").split("\n") == [*code.split("\n"), ""]
+
+
+async def test_what_is_read_of_a_long_answer_stays_in_place_as_it_scrolls(person: Person) -> None:
+    page = person.page
+    await told(person, *words(PARAGRAPHS))
+    await page.reload()
+    await expect(page.locator(".prose")).to_contain_text("Paragraph 1499")
+    await page.wait_for_function(AT_END)
+    await page.locator("#scroller").hover()
+    for _ in range(25):
+        moved = await page.evaluate(MARK)
+        await page.mouse.wheel(0, -400)
+        await page.wait_for_timeout(100)
+        assert abs(await page.evaluate(MARKED) - moved - 400) < 3
+    await page.evaluate("getSelection().selectAllChildren(document.querySelector('.prose'))")
+    assert "Paragraph 7 of" in await page.evaluate("String(getSelection())")
 
 
 async def test_a_step_says_what_was_done_and_shows_its_output_once_in_colours(
