@@ -6,7 +6,7 @@ import { type ChangeLog, type Changes, type Span, type Turn, onUndone, outcomeOf
 import { LineCounts } from "./diff_view";
 import { counted, visible } from "./text";
 import { ago } from "./times";
-import { UndoButton } from "./turn_end";
+import { UndoButton } from "./undo_button";
 import type { Workspace } from "./workspace";
 
 const PAGE = 200;

@@ -6,6 +6,7 @@ import { type ChangeLog, type Changes, type TurnChanges, onUndone, outcomeOf, re
 import { LineCounts } from "./diff_view";
 import { copy } from "./clipboard";
 import { counted, visible } from "./text";
+import { UndoButton } from "./undo_button";
 
 /** What the lines of a conversation can do. */
 export interface TurnEnds {
@@ -90,16 +91,5 @@ function Summary({ changes: { files, added_lines, deleted_lines, undo_id, undone
       {counted(files, "file")} changed <LineCounts added={added_lines} deleted={deleted_lines} />
       {undo_id && (undone_files < files ? `, ${undone_files} undone` : ", undone")}
     </span>
-  );
-}
-
-/** Undoes a turn's changes, or the undo that holds of them. */
-export function UndoButton({ log, turn, changes, style = "btn-text" }: { log: ChangeLog; turn: string; changes: TurnChanges; style?: string }) {
-  const undo = changes.undo_id ?? null;
-  const ask = async () => (await import("./undo_dialog")).askUndo(log, turn, undo);
-  return (
-    <button type="button" class={style} aria-haspopup="dialog" onClick={ask}>
-      {undo === null ? "Undo" : "Undo the undo"}
-    </button>
   );
 }

@@ -212,9 +212,9 @@ def test_a_link_that_a_file_replaces_leaves_its_folder_readable(
 
     files = Workspace(str(root))
     with files.at("d") as place, monkeypatch.context() as patched:
-        folder = place.open(os.O_RDONLY)
+        level = snapshots._Level("d", place.open(os.O_RDONLY), (), frozenset())
         patched.setattr(os, "readlink", replaced)
-        record, level = snapshots._listed("d", folder, ())
+        record = snapshots._listed(level)
     os.close(level.folder)
     length = len("d") + snapshots.RECORD.size
     ((name, kind, *_),) = json.loads(record[length:])

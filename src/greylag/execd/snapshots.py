@@ -5,7 +5,7 @@ A request names a ``verb`` and the folder ``root``. What is kept, and where, is 
 ========  ===============================  ========================================================
 verb      takes                            gives
 ========  ===============================  ========================================================
-list                                       a record for each folder, those above first, then
+list      ``kept``: paths, or nothing      a record for each folder, those above first, then
                                            ``began`` (nanoseconds)
 contents  ``wanted``: path, size, times    each file: how it went and its size, its bytes, and
           of change and of status, inode   whether it is still the one that was asked for
@@ -20,7 +20,8 @@ entry is ``[name, "f", mode, size, mtime, ctime, inode]``, ``[name, "l", target]
 
 Left out is what tools make again: folders that are named in ``_BUILT`` or that are marked as caches
 (``CACHEDIR.TAG``) or virtual environments, and what ``.gitignore`` files name, read as git reads
-them. A repository begins anew: neither the rules above it count in it, nor any in its ``.git``.
+them. A repository begins anew: neither the rules above it count in it, nor any in its ``.git``. Of
+what is left out the paths in ``kept`` are told all the same, each of them named with its folders.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, BinaryIO
 
@@ -106,7 +107,7 @@ async def answer(request: dict[str, Any], reader: Reader, writer: Writer) -> Non
     files = Workspace(text_in(request, "root"))
     match request.get("verb"):
         case "list":
-            await _list(files, writer)
+            await _list(files, request, writer)
         case "contents":
             await _contents(files, request, writer)
         case "restore":
@@ -116,16 +117,19 @@ async def answer(request: dict[str, Any], reader: Reader, writer: Writer) -> Non
             raise RefusedError("unknown_operation", "There is no such verb.")
 
 
-async def _list(files: Workspace, writer: Writer) -> None:
+async def _list(files: Workspace, request: dict[str, Any], writer: Writer) -> None:
+    kept = request.get("kept", [])
+    if not isinstance(kept, list) or not all(isinstance(path, str) for path in kept):
+        raise RefusedError("invalid_request", "kept is no list of paths.")
     await agree(writer)
     began = time.time_ns()
     async with _SNAPSHOTS:
-        await write_out(writer, _write_records, files)
+        await write_out(writer, _write_records, files, frozenset(kept))
     await agree(writer, began=began)
 
 
-def _write_records(files: Workspace, out: BinaryIO) -> None:
-    out.writelines(records(files))
+def _write_records(files: Workspace, kept: frozenset[str], out: BinaryIO) -> None:
+    out.writelines(records(files, kept))
 
 
 # Rules of .gitignore files.
@@ -234,28 +238,44 @@ def _between_stars(part: str) -> list[str]:
 
 @dataclass(slots=True)
 class _Level:
-    """A folder that is being listed, with those below it that are still to come."""
+    """A folder that is being listed, with those below it that are still to come.
+
+    Attributes:
+        rules: ``None`` below ``.git``.
+        left_out: why nothing in it is told but what is kept all the same; "": it is told.
+        below: the names of those to come, and the same of each.
+    """
 
     path: str
     folder: int
-    rules: tuple[_Rules, ...] | None  # None below .git
-    below: Iterator[str]
+    rules: tuple[_Rules, ...] | None
+    kept: frozenset[str]
+    left_out: str = ""
+    below: Iterator[tuple[str, str]] = field(default_factory=lambda: iter(()))
+
+    def at(self, name: str) -> str:
+        """Return the path of an entry."""
+        return f"{self.path}/{name}" if self.path else name
 
 
-def records(files: Workspace) -> Iterator[bytes]:
-    """Yield the record of each folder; folders that vanish meanwhile have none."""
+def records(files: Workspace, kept: frozenset[str] = frozenset()) -> Iterator[bytes]:
+    """Yield the record of each folder; folders that vanish meanwhile have none.
+
+    Args:
+        files: the workspace.
+        kept: paths that are told though a rule leaves them out.
+    """
     with refusing(""), files.at("") as place:
         levels: list[_Level] = []
         try:
-            record, level = _listed("", place.open(FOLDER), ())
-            levels.append(level)
-            yield record
+            levels.append(_Level("", place.open(FOLDER), (), kept))
+            yield _listed(levels[0])
             while levels:
-                name = next(levels[-1].below, None)
-                if name is None:
+                name, left_out = next(levels[-1].below, ("", ""))
+                if not name:
                     os.close(levels.pop().folder)
                     continue
-                record, inner = _entered(levels[-1], name, len(levels))
+                record, inner = _entered(levels[-1], name, left_out)
                 if inner is not None:
                     levels.append(inner)
                 if record:
@@ -265,46 +285,46 @@ def records(files: Workspace) -> Iterator[bytes]:
                 os.close(level.folder)
 
 
-def _entered(above: _Level, name: str, depth: int) -> tuple[bytes, _Level | None]:
-    path = f"{above.path}/{_text(name)}".lstrip("/")
-    if depth >= MOST_DEPTH or len(path) > MOST_PATH:
-        return _record(path[:MOST_PATH], "too_deep"), None
+def _entered(above: _Level, name: str, left_out: str) -> tuple[bytes, _Level | None]:
+    path = above.at(_text(name))
     try:
         folder = os.open(name, FOLDER, dir_fd=above.folder)
     except PermissionError:
         return _record(path, "unreadable"), None
     except OSError:
         return b"", None
+    level = _Level(path, folder, None if name == _GIT else above.rules, above.kept, left_out)
     try:
-        record, level = _listed(path, folder, None if name == _GIT else above.rules)
+        return _listed(level), level
     except OSError:
         os.close(folder)
         return _record(path, "unreadable"), None
-    if level.folder < 0:
-        os.close(folder)
-        return record, None
-    return record, level
 
 
-def _listed(path: str, folder: int, rules: tuple[_Rules, ...] | None) -> tuple[bytes, _Level]:
-    """Return a folder's record and what goes on below it."""
-    with os.scandir(folder) as found:
+def _listed(level: _Level) -> bytes:
+    """Return a folder's record, and let its level know what goes on below it."""
+    with os.scandir(level.folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     names = {entry.name for entry in entries}
-    if path and rules is not None and names & _MARKS:
-        return _record(path, "build"), _Level(path, -1, rules, iter(()))
-    if rules is not None:
-        rules = () if _GIT in names else rules
-        rules = (*rules, *_rules_of(folder, path)) if _RULES in names else rules
+    if level.path and level.rules is not None and names & _MARKS:
+        if level.path not in level.kept:
+            return _record(level.path, "build")
+        level.left_out = level.left_out or "build"
+    if level.rules is not None:
+        level.rules = () if _GIT in names else level.rules
+        if _RULES in names:
+            level.rules = (*level.rules, *_rules_of(level.folder, level.path))
     told: list[list[Any]] = []
-    below: list[str] = []
+    below: list[tuple[str, str]] = []
     for entry in entries:
         with suppress(FileNotFoundError):
             if not PART.fullmatch(os.fsencode(entry.name)):
-                told.append(_entry(entry, path, folder, rules))
+                left_out = _left_out(entry, level)
+                told.append(_entry(entry, level, left_out))
                 if told[-1][1] == "d":
-                    below.append(entry.name)
-    return _record(path, told), _Level(path, folder, rules, iter(below))
+                    below.append((entry.name, left_out))
+    level.below = iter(below)
+    return _record(level.path, told)
 
 
 def _record(path: str, content: list[list[Any]] | str) -> bytes:
@@ -319,21 +339,29 @@ def _rules_of(folder: int, path: str) -> Iterator[_Rules]:
         yield _rules(text, len(path) + 1 if path else 0)
 
 
-def _entry(
-    entry: os.DirEntry[str], path: str, folder: int, rules: tuple[_Rules, ...] | None
-) -> list[Any]:
-    name, is_folder = _text(entry.name), entry.is_dir(follow_symlinks=False)
-    if rules is not None and entry.name != _GIT:
-        if is_folder and entry.name in _BUILT:
-            return [name, "x", "build"]
-        whole = f"{path}/{entry.name}" if path else entry.name
-        for one in reversed(rules):
-            decided = one.decide(whole, entry.name, folder=is_folder)
-            if decided:
-                return [name, "x", "ignored"]
-            if decided is not None:
-                break
-    return [name, *_facts(entry, folder)]
+def _left_out(entry: os.DirEntry[str], level: _Level) -> str:
+    """Return why an entry is left out; "": it is not."""
+    is_folder = entry.is_dir(follow_symlinks=False)
+    path = level.at(_text(entry.name))
+    if is_folder and (len(path) > MOST_PATH or path.count("/") + 1 >= MOST_DEPTH):
+        return "too_deep"
+    if level.left_out or level.rules is None or entry.name == _GIT:
+        return level.left_out
+    if is_folder and entry.name in _BUILT:
+        return "build"
+    whole = level.at(entry.name)
+    for one in reversed(level.rules):
+        decided = one.decide(whole, entry.name, folder=is_folder)
+        if decided is not None:
+            return "ignored" if decided else ""
+    return ""
+
+
+def _entry(entry: os.DirEntry[str], level: _Level, left_out: str) -> list[Any]:
+    name = _text(entry.name)
+    if left_out and level.at(name) not in level.kept:
+        return [name, "x", left_out]
+    return [name, *_facts(entry, level.folder)]
 
 
 def _facts(entry: os.DirEntry[str], folder: int) -> list[Any]:

@@ -71,6 +71,95 @@ async def test_changes_are_told_with_renames_lines_and_what_is_left_out(tmp_path
             await made.service.diff("t", "plain/x")
 
 
+async def test_what_was_kept_is_undone_though_the_turn_wrote_a_rule_that_names_it(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as made:
+        root = made.root
+        (root / "src/deep").mkdir(parents=True)
+        for name in ("config.env", "src/a.py", "src/deep/b.py", "data.txt", "src2"):
+            (root / name).write_text("before\n")
+        (root / "link.env").symlink_to("config.env")
+        before = look(root)
+        async with made.turn("t"):
+            (root / ".gitignore").write_text("*.env\n/src/\ndata.txt\n")
+            (root / "src/pyvenv.cfg").touch()
+            (root / "config.env").write_text("agent\n")
+            (root / "src/a.py").write_text("agent\n")
+            (root / "src/deep/b.py").unlink()
+            (root / "src/new.py").write_text("agent\n")
+            (root / "new.env").write_text("agent\n")
+        assert await made.changed("t") == {
+            ".gitignore": "added",
+            "config.env": "modified",
+            "src/a.py": "modified",
+            "src/deep/b.py": "deleted",
+        }
+        left_out = (await made.service.of_turn("t")).left_out
+        assert {one.path: one.reason for one in left_out} == {
+            "new.env": "ignored",
+            "src/new.py": "ignored",
+            "src/pyvenv.cfg": "ignored",
+        }
+        await made.again()
+        async with made.turn("next"):
+            (root / "data.txt").write_text("later\n")
+        assert await made.changed("next") == {"data.txt": "modified"}
+        assert (await made.undo("next")).kept == []
+        assert (await made.undo("t")).kept == []
+        assert set(look(root).items()) - set(before.items()) == {
+            (name, look(root)[name]) for name in (b"new.env", b"src/new.py", b"src/pyvenv.cfg")
+        }
+
+
+async def test_an_undo_says_what_stays_because_it_was_left_out_before_or_after(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, file_limit=100) as made:
+        root = made.root
+        (root / ".gitignore").write_text("secret\n")
+        for name in ("secret", "grows", "closed"):
+            (root / name).write_text("before\n")
+        async with made.turn("t"):
+            (root / ".gitignore").unlink()
+            (root / "secret").write_text("agent\n")
+            (root / "grows").write_text("agent\n" * 100)
+            (root / "closed").unlink()
+            os.mkfifo(root / "closed")
+        assert await made.changed("t") == {".gitignore": "deleted"}
+        left_out = (await made.service.of_turn("t")).left_out
+        assert {one.path: one.reason for one in left_out} == {
+            "secret": "ignored",
+            "grows": "too_large",
+            "closed": "special",
+        }
+        undone = await made.undo("t")
+        assert {one.path: one.reason for one in undone.kept} == dict.fromkeys(
+            ("secret", "grows", "closed"), "left_out"
+        )
+        assert (root / "secret").read_text() == "agent\n"
+
+
+async def test_any_time_of_a_file_and_any_depth_of_a_folder_can_be_kept(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        async with made.turn("t"):
+            (made.root / "old").write_text("of 1960\n")
+            os.utime(made.root / "old", (-315_619_200, -315_619_200))
+            deep = os.open(made.root, os.O_RDONLY)
+            for _ in range(17):
+                name = b"\xff" * 255
+                os.mkdir(name, dir_fd=deep)
+                os.mkdir(name[:-1], dir_fd=deep)
+                above, deep = deep, os.open(name, os.O_RDONLY, dir_fd=deep)
+                os.close(above)
+            os.close(deep)
+        found = await made.service.of_turn("t")
+        assert "old" in {one.path for one in found.changes}
+        assert "too_deep" in {one.reason for one in found.left_out}
+        await made.undo("t")
+        assert not (made.root / "old").exists()
+
+
 async def test_an_undo_leaves_what_others_did_and_says_so(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         root = made.root

@@ -143,3 +143,54 @@ def test_an_undo_brings_back_every_byte_and_mode(
             asyncio.run(undone(Path(folder), first, then, kills))
         finally:
             os.umask(old)
+
+
+RULED = st.sampled_from([b"a", b"a/b", b"a/b/c", b"e", b"e/g", b"node_modules/x"])
+RULES = st.tuples(
+    st.just("write"),
+    st.sampled_from([b".gitignore", b"a/.gitignore", b"a/pyvenv.cfg", b"a/b/CACHEDIR.TAG"]),
+    st.tuples(st.sampled_from([b"*\n", b"a\n", b"b/\n!c\n", b"/e/g\nx"]), st.just(0o644)),
+)
+RULED_EDITS = st.one_of(
+    RULES,
+    st.tuples(st.just("write"), RULED, st.tuples(CONTENTS, st.just(0o644))),
+    st.tuples(st.just("delete"), st.one_of(RULED, st.just(b".gitignore")), st.none()),
+    st.tuples(st.just("rename"), RULED, RULED),
+)
+
+
+async def undone_among_rules(folder: Path, first: Edits, then: Edits) -> None:
+    async with rig(folder) as made:
+        for one in first:
+            edit(made.root, *one)
+        before = look(made.root)
+        async with made.turn("t"):
+            for one in then:
+                edit(made.root, *one)
+        changes = await made.service.of_turn("t")
+        state = str(changes.from_snapshot)
+        left_out = (await made.service.between(state, state)).left_out
+        kept = {one.path for one in (await made.undo("t")).kept}
+        after = look(made.root)
+        for path in {path for path, _ in before.items() ^ after.items()}:
+            known = path in before and not within(path, {one.path for one in left_out})
+            told = kept if known else kept | {one.path for one in changes.left_out}
+            assert within(path, told), path
+
+
+def within(path: bytes, paths: set[str]) -> bool:
+    """Tell whether a path is one of some, or below one."""
+    parts = path.decode().split("/")
+    return any("/".join(parts[:count]) in paths for count in range(1, len(parts) + 1))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    first=st.lists(RULED_EDITS, min_size=4, max_size=10),
+    then=st.lists(RULED_EDITS, min_size=3, max_size=8),
+)
+def test_an_undo_among_rules_brings_back_what_was_kept_or_says_what_stays(
+    first: Edits, then: Edits
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(undone_among_rules(Path(folder), first, then))

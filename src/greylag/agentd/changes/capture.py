@@ -5,6 +5,7 @@ are given the digests that they have.
 """
 
 import asyncio
+import json
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from greylag.agentd.changes.store import (
     PIECE,
+    RULES,
     FileStatus,
     Folder,
     Plan,
@@ -53,10 +55,11 @@ _BATCH_FILES = 2000
 _BATCH_TEXT = 256 * 1024
 _BATCH_BYTES = 4 * PIECE
 _BATCH_PIECES = 1000
-_MOST_NUMBER = 1 << 63
+_MOST_KEPT_TEXT = 512 * 1024
+_MOST_NUMBER = 1 << 64
 _STEP_OF_CLOCK = 1_000_000_000
 _MOST_NAME = 255
-_REASONS = frozenset({"build", "ignored", "special", "unreadable", "too_deep"})
+_REASONS = RULES | {"special", "unreadable", "too_deep"}
 
 
 class RestoreStep(NamedTuple):
@@ -85,24 +88,34 @@ class Capture:
         self._execution = execution
         self._root = str(root)
         self._store = store
+        self._kept: tuple[str, ...] = ()
 
     async def take(self, listed: asyncio.Event | None = None) -> Snapshot:
         """Keep the workspace's state; set ``listed`` when nothing later will count any more.
 
-        What changes after that and before it is read is left out, and told.
+        What changes after that and before it is read is left out, and told. What the newest state
+        holds is kept on though a rule names it now, as git goes on with what it tracks: else an
+        agent that writes a rule would take from an undo what it changed.
         """
-        records, began = await self._list()
+        plan = await self._planned()
+        if plan.ruled_out:
+            self._kept = tuple(_bounded([*sorted(plan.ruled_out), *self._kept]))
+            plan = await self._planned()
         if listed is not None:
             listed.set()
-        with _understood():
-            plan = await self._store.plan(records, lambda record: entries_of(record, began))
         for batch in _batches(plan):
             await self._read(batch)
         return await self._store.commit(plan, time.time())
 
+    async def _planned(self) -> Plan:
+        records, began = await self._list()
+        with _understood():
+            return await self._store.plan(records, lambda record: entries_of(record, began))
+
     async def _list(self) -> tuple[Mapping[str, bytes], int]:
         data = bytearray()
-        async with self._asked("list") as (reader, _), asyncio.timeout(_LIST_SECONDS):
+        asked = self._asked("list", kept=self._kept)
+        async with asked as (reader, _), asyncio.timeout(_LIST_SECONDS):
             while True:
                 kind, body = _there(await read_frame(reader))
                 if kind is FrameKind.JSON:
@@ -232,6 +245,16 @@ class _Keeping:
         self._pieces, self._size = [], 0
 
 
+def _bounded(paths: Sequence[str]) -> Iterator[str]:
+    """Yield paths, each once, as many as one request can name."""
+    room = _MOST_KEPT_TEXT
+    for path in dict.fromkeys(paths):
+        room -= len(json.dumps(path))
+        if room < 0:
+            return
+        yield path
+
+
 def _lose(seen: Seen, reason: str) -> None:
     seen.kind, seen.content, seen.settled = "x", reason, False
 
@@ -303,8 +326,8 @@ def _entry(said: Any, began: int) -> tuple[str, Seen]:
     name, kind, *rest = said
     _check_name(name)
     match kind, rest:
-        case "f", [mode, *numbers]:
-            status = FileStatus(*(_whole(number) for number in numbers))
+        case "f", [mode, size, *numbers]:
+            status = FileStatus(_whole(size), *(_number(number) for number in numbers))
             # The clock of changes goes in steps: within one, another change would not show.
             settled = status.changed < began - _STEP_OF_CLOCK
             return name, Seen("f", _whole(mode) & 0o7777, None, status, settled)
@@ -337,3 +360,10 @@ def _reason(said: str) -> str:
 
 def _whole(said: Any) -> int:
     return whole_number(said, _MOST_NUMBER)
+
+
+def _number(said: Any) -> int:
+    """Return a time, which may lie before 1970, or the number of an inode."""
+    if not isinstance(said, int) or abs(said) > _MOST_NUMBER:
+        raise ProtocolError("a number is none")
+    return said

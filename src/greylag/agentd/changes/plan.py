@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from greylag.agentd.changes.capture import RestoreStep
 from greylag.agentd.changes.store import (
@@ -23,12 +23,21 @@ from greylag.agentd.changes.store import (
 _OWN = 0o700
 
 
-def differences(sql: sqlite3.Connection, old: str, new: str) -> dict[str, Change]:
-    """Return what each path was and is that differs between two trees; nothing of what is same.
+class Differences(NamedTuple):
+    """What differs between two trees, by path: what was there, and what is.
 
-    What is left out in one of them does not count.
+    Attributes:
+        known: what is told in both.
+        unknown: what is left out in one and not in the other.
     """
-    found: dict[str, Change] = {}
+
+    known: dict[str, Change]
+    unknown: dict[str, Change]
+
+
+def differences(sql: sqlite3.Connection, old: str, new: str) -> Differences:
+    """Return what differs between two trees; nothing of what is the same, or new and left out."""
+    found = Differences({}, {})
     todo: list[tuple[str, str | None, str | None]] = [("", old, new)]
     while todo:
         path, one, other = todo.pop()
@@ -40,9 +49,11 @@ def differences(sql: sqlite3.Connection, old: str, new: str) -> dict[str, Change
             was, now = before.get(name), after.get(name)
             where = f"{path}/{name}" if path else name
             if "x" in {_kind(was), _kind(now)}:
+                if was is not None and _kind(was) != _kind(now):
+                    found.unknown[where] = was, now
                 continue
             if (was and was.itself) != (now and now.itself):
-                found[where] = was, now
+                found.known[where] = was, now
             if "d" in {_kind(was), _kind(now)}:
                 todo.append((where, _tree_of(was), _tree_of(now)))
     return found
@@ -123,15 +134,16 @@ class Undo:
 def undo_of(sql: sqlite3.Connection, extent: Extent, now: str) -> Undo:
     """Decide what an undo puts back, when the workspace's tree is ``now``."""
     undo, state = Undo(), State(sql, now)
-    since = differences(sql, extent.after, now)
-    for path, (before, _) in differences(sql, extent.before, extent.after).items():
+    since = differences(sql, extent.after, now).known
+    found = differences(sql, extent.before, extent.after)
+    for path, (before, _) in (*found.known.items(), *found.unknown.items()):
         if extent.only is not None and not _asked_for(path, extent.only, before):
             continue
         present = state.kept(path)
-        if present is not None and present.kind == "x":
-            undo.kept[path] = "left_out"
-        elif (present and present.itself) == (before and before.itself):
+        if (present and present.itself) == (before and before.itself):
             continue
+        if path in found.unknown or _kind(present) == "x":
+            undo.kept[path] = "left_out"
         elif path in since and not extent.override:
             undo.kept[path] = "changed_since"
         elif path in extent.shared and not extent.override:

@@ -8,7 +8,14 @@ from dataclasses import replace
 from greylag.agentd.changes.lines import counts, is_binary, unified
 from greylag.agentd.changes.plan import differences
 from greylag.agentd.changes.spans import Ends, Span, unknown
-from greylag.agentd.changes.store import PIECE, Change, TreeEntry, read_object, read_tree
+from greylag.agentd.changes.store import (
+    MOST_NAMED,
+    PIECE,
+    Change,
+    TreeEntry,
+    read_object,
+    read_tree,
+)
 from greylag.common.agent_api import Changes, FileChange, FileDiff, LeftOut, TurnChanges
 
 _MOST_CHANGES = 2000
@@ -25,7 +32,8 @@ def report(
     sql: sqlite3.Connection, ends: Ends, counting_seconds: float = _COUNTING_SECONDS
 ) -> Changes:
     """Return what differs between two states, lines counted as far as the time suffices."""
-    found = _told(sql, ends)
+    differs = differences(sql, ends.before.root, ends.after.root)
+    found = _told(sql, differs.known)
     changes: list[FileChange] = []
     room, until = _MOST_LIST_TEXT, time.monotonic() + counting_seconds
     for path, (old_path, old, new) in sorted(found.items()):
@@ -36,6 +44,12 @@ def report(
         if time.monotonic() < until:
             change = _counted(sql, change, old, new)
         changes.append(change)
+    once = [
+        LeftOut(path, str(was.content))
+        for path, (was, _) in sorted(differs.unknown.items())
+        if was is not None and was.kind == "x"
+    ]
+    left_out = [*(LeftOut(path, reason) for path, reason in ends.after.left_out), *once]
     return Changes(
         from_snapshot=ends.before.number,
         to_snapshot=ends.after.number,
@@ -43,8 +57,8 @@ def report(
         total=len(found),
         added_lines=sum(one.added_lines or 0 for one in changes),
         deleted_lines=sum(one.deleted_lines or 0 for one in changes),
-        left_out=[LeftOut(path, reason) for path, reason in ends.after.left_out],
-        left_out_total=ends.after.left_out_count,
+        left_out=left_out[:MOST_NAMED],
+        left_out_total=ends.after.left_out_count + len(once),
     )
 
 
@@ -84,7 +98,7 @@ def totals(found: Changes) -> TurnChanges:
 
 def diff_of(sql: sqlite3.Connection, ends: Ends, path: str) -> FileDiff | None:
     """Return what differs in one file, ``None`` when nothing does."""
-    found = _told(sql, ends).get(path)
+    found = _told(sql, differences(sql, ends.before.root, ends.after.root).known).get(path)
     if found is None:
         return None
     old_path, old, new = found
@@ -107,9 +121,8 @@ def diff_of(sql: sqlite3.Connection, ends: Ends, path: str) -> FileDiff | None:
 _Told = dict[str, tuple[str | None, TreeEntry | None, TreeEntry | None]]
 
 
-def _told(sql: sqlite3.Connection, ends: Ends) -> _Told:
+def _told(sql: sqlite3.Connection, found: Mapping[str, Change]) -> _Told:
     """Return the changes that are told: path, path before a rename, what was and what is."""
-    found = differences(sql, ends.before.root, ends.after.root)
     changes = {path: change for path, change in found.items() if _is_told(sql, change)}
     told: _Told = {path: (None, *change) for path, change in changes.items()}
     for path, old_path in _renames(changes).items():

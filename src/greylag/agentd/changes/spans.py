@@ -158,7 +158,8 @@ def unknown(sql: sqlite3.Connection, undo: Span) -> list[str] | None:
     now = state(sql, undo.span_id, after=True)
     if known is None or now is None:
         return None
-    return sorted(differences(sql, known.root, now.root))
+    found = differences(sql, known.root, now.root)
+    return sorted(found.known | found.unknown)
 
 
 def untold(sql: sqlite3.Connection, session_id: str) -> list[Span]:
@@ -218,11 +219,11 @@ def _shared(
             (span_id, one["number"], other["number"], other["number"]),
         ).fetchone()
         if others is not None:
-            found |= differences(sql, one["root"], other["root"]).keys()
+            found |= differences(sql, one["root"], other["root"]).known.keys()
     rows = sql.execute("SELECT path FROM touched WHERE span_id = ?", (span_id,))
     touched = {row["path"] for row in rows}
     if touched:
-        changed = differences(sql, before.root, after.root)
+        changed = differences(sql, before.root, after.root).known
         found |= {path for path in changed if among(path, touched)}
     return frozenset(found)
 

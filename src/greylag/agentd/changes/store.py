@@ -30,6 +30,7 @@ MOST_NAMED = 100
 _SAMPLE = 16 * 1024
 _WORTHWHILE = 0.9
 _FULL = 0.9
+RULES = frozenset({"build", "ignored"})
 _FIRST = """
     CREATE TABLE objects (
         number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, packed INTEGER NOT NULL,
@@ -153,11 +154,14 @@ class Plan:
         digests: each folder's path and the digest of its record, those above first.
         folders: the entries of those that are not as they were; a text: why one is left out.
         wanted: the files whose content is not known.
+        ruled_out: the paths, with all below them, that the newest state holds and that are there
+            still, but that a rule leaves out now.
     """
 
     digests: dict[str, bytes] = field(default_factory=dict)
     folders: dict[str, Folder] = field(default_factory=dict)
     wanted: dict[str, Seen] = field(default_factory=dict)
+    ruled_out: set[str] = field(default_factory=set)
 
 
 def digest_of(content: bytes) -> bytes:
@@ -245,6 +249,7 @@ class SnapshotStore:
             before = _seen(sql, path) if path in known else {}
             folder = read(record)
             plan.folders[path] = folder
+            plan.ruled_out.update(_ruled_out(sql, path, folder, before))
             for name, seen in folder.items() if isinstance(folder, dict) else ():
                 room -= self._settle(plan, _below(path, name), seen, before.get(name), room)
         return plan
@@ -392,6 +397,36 @@ def _seen(sql: sqlite3.Connection, path: str) -> dict[str, Seen]:
         name: Seen(kind, mode, content, None if status is None else FileStatus(*status), settled)
         for name, kind, mode, content, status, settled in json.loads(text)
     }
+
+
+def _ruled_out(
+    sql: sqlite3.Connection, path: str, folder: Folder, before: Mapping[str, Seen]
+) -> Iterator[str]:
+    """Yield what the newest state holds of a folder and a rule leaves out now."""
+    if isinstance(folder, str):
+        if folder in RULES:
+            yield from _held_below(sql, path)
+        return
+    for name, seen in folder.items():
+        if seen.kind != "x" or seen.content not in RULES or name not in before:
+            continue
+        if before[name].kind in {"f", "l"}:
+            yield _below(path, name)
+        elif before[name].kind == "d":
+            yield from _held_below(sql, _below(path, name))
+
+
+def _held_below(sql: sqlite3.Connection, path: str) -> Iterator[str]:
+    """Yield a folder and all that is below it in the newest state."""
+    rows = sql.execute(
+        "SELECT path FROM seen WHERE (path = ? OR path > ? AND path < ?) AND tree NOT LIKE 'x%'",
+        (path, f"{path}/", f"{path}0"),
+    )
+    for folder in [row["path"] for row in rows]:
+        yield folder
+        for name, seen in _seen(sql, folder).items():
+            if seen.kind in {"f", "l"}:
+                yield _below(folder, name)
 
 
 def statuses_in(sql: sqlite3.Connection, path: str) -> dict[str, FileStatus]:
