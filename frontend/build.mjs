@@ -34,7 +34,7 @@ async function scripts() {
     outdir: join(target, "js"), legalComments: "none", loader: { ".css": "text" }, jsx: "automatic", jsxImportSource: "preact",
   };
   const pages = { entryPoints: ["src/app.ts", "src/sign_in.ts"], format: "esm", splitting: true, chunkNames: "[name]-[hash]", plugins: [sharing] };
-  const head = { entryPoints: ["src/theme.ts", "src/service_worker.ts"], format: "iife" };
+  const head = { entryPoints: ["src/theme.ts", "src/service_worker.ts", "src/highlight_worker.ts"], format: "iife" };
   const results = await Promise.all([build({ ...common, ...pages }), build({ ...common, ...head })]);
   const files = results.flatMap(({ outputFiles }) => outputFiles);
   const inputs = results.flatMap(({ metafile }) => Object.keys(metafile.inputs));

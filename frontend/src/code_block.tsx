@@ -2,6 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 import type { ComponentChild } from "preact";
 import { copy } from "./clipboard";
+import { highlight } from "./highlight";
 import { visible } from "./text";
 
 const MOST_HIGHLIGHTED = 60_000;
@@ -23,7 +24,7 @@ export function useHighlighted(text: string, language: string, wanted: boolean):
     let current = true;
     setColoured(null);
     if (wanted && language && text.length <= MOST_HIGHLIGHTED) {
-      void import("./highlight").then(({ highlight }) => current && setColoured(highlight(visible(text), language)));
+      void highlight(visible(text), language).then((view) => current && setColoured(view));
     }
     return () => { current = false; };
   }, [text, language, wanted]);

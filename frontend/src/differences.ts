@@ -49,7 +49,8 @@ export function ofTexts(before: string, after: string): Difference {
   const rows: Row[] = [];
   for (const part of partsOf(before, after)) {
     const kind = part.added ? "added" : part.removed ? "removed" : "same";
-    rows.push(...part.value.replace(/\n$/, "").split("\n").map((text) => row(kind, null, text)));
+    for (const text of part.value.replace(/\n$/, "").split("\n")) rows.push(row(kind, null, text));
+    if (rows.length > MOST_ROWS) break;
   }
   return shownOf(rows);
 }

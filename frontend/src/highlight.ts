@@ -1,37 +1,67 @@
-// Colours for code: loaded when the first code is shown. highlight.js finds the words, as a tree.
+// Colours for code: a worker, started when the first code is shown, finds the words within a deadline.
 import type { ElementContent, RootContent } from "hast";
-import bash from "highlight.js/lib/languages/bash";
-import c from "highlight.js/lib/languages/c";
-import cpp from "highlight.js/lib/languages/cpp";
-import css from "highlight.js/lib/languages/css";
-import diff from "highlight.js/lib/languages/diff";
-import dockerfile from "highlight.js/lib/languages/dockerfile";
-import go from "highlight.js/lib/languages/go";
-import ini from "highlight.js/lib/languages/ini";
-import java from "highlight.js/lib/languages/java";
-import javascript from "highlight.js/lib/languages/javascript";
-import json from "highlight.js/lib/languages/json";
-import makefile from "highlight.js/lib/languages/makefile";
-import markdown from "highlight.js/lib/languages/markdown";
-import python from "highlight.js/lib/languages/python";
-import ruby from "highlight.js/lib/languages/ruby";
-import rust from "highlight.js/lib/languages/rust";
-import shell from "highlight.js/lib/languages/shell";
-import sql from "highlight.js/lib/languages/sql";
-import typescript from "highlight.js/lib/languages/typescript";
-import xml from "highlight.js/lib/languages/xml";
-import yaml from "highlight.js/lib/languages/yaml";
-import { createLowlight } from "lowlight";
 import { type ComponentChild, h } from "preact";
+import type { Code } from "./highlight_worker";
 
-const lowlight = createLowlight({
-  bash, c, cpp, css, diff, dockerfile, go, ini, java, javascript, json, makefile, markdown, python, ruby, rust,
-  shell, sql, typescript, xml, yaml,
-});
+const WITHIN_MS = 1000;
 
-/** Return `text` as elements with classes of highlight.js; null when nobody knows the language. */
-export function highlight(text: string, language: string): ComponentChild {
-  return lowlight.registered(language) ? lowlight.highlight(language, text).children.map(view) : null;
+type Nodes = (RootContent | ElementContent)[];
+
+interface Asked extends Code {
+  found: (nodes: Nodes | null) => void;
+}
+
+const waiting: Asked[] = [];
+let asked: Asked | null = null; // what the worker is at
+let worker: Worker | null = null;
+let ready = false;
+let deadline = 0;
+
+/** Return `text` as elements with classes of highlight.js; null when nobody knows the language or it takes too long. */
+export async function highlight(text: string, language: string): Promise<ComponentChild> {
+  const nodes = await new Promise<Nodes | null>((found) => {
+    waiting.push({ text, language, found });
+    askNext();
+  });
+  return nodes && nodes.map(view);
+}
+
+function askNext(): void {
+  if (asked || !waiting.length) return;
+  worker ??= started();
+  if (!ready) return;
+  asked = waiting.shift()!;
+  deadline = setTimeout(giveUp, WITHIN_MS);
+  worker.postMessage({ text: asked.text, language: asked.language });
+}
+
+function started(): Worker {
+  const made = new Worker(new URL("./highlight_worker.js", import.meta.url));
+  made.onmessage = ({ data }: MessageEvent<Nodes | null | "ready">) => {
+    if (data === "ready") ready = true;
+    else answer(data);
+    askNext();
+  };
+  made.onerror = giveUp;
+  return made;
+}
+
+function answer(nodes: Nodes | null): void {
+  clearTimeout(deadline);
+  asked?.found(nodes);
+  asked = null;
+}
+
+/** End a worker that does not answer; the next code gets another. */
+function giveUp(): void {
+  worker?.terminate();
+  worker = null;
+  const wasReady = ready;
+  ready = false;
+  answer(null);
+  // Without its script there are no colours, and nobody waits for them.
+  if (wasReady) askNext();
+  else for (const one of waiting.splice(0)) one.found(null);
 }
 
 function view(node: RootContent | ElementContent): ComponentChild {

@@ -1,14 +1,16 @@
 // An answer's words as they come: CommonMark with GFM's tables, strikethrough, links and task lists.
 // markdown-it parses; what it finds becomes elements here, never HTML, so nothing the agent writes is markup.
 import MarkdownIt, { type Env, type Token } from "markdown-it";
-import { type ComponentChild, Fragment, type JSX, h } from "preact";
+import { type ComponentChild, type ComponentChildren, Fragment, type JSX, h } from "preact";
 import { CodeBlock } from "./code_block";
 import { visible } from "./text";
 
 const GROUP = 32; // blocks; a frame then looks at the groups and at the last one's blocks, however many there are
 const LONG = 4000; // what grows past this many characters is parsed and laid out in pieces
+const SHARE = 8; // one part in so many of the time, at most, goes to a block that grows and cannot be cut
 const SAFE_LINK = /^(https?:|mailto:)/i;
 const PICTURE = /^data:image\/(png|jpeg|gif|webp);base64,/i;
+const MARKS = /`+|~~|\*+(?=\S)|(?<=\S)\*+|\b_+|_+\b|[[\]()]/g; // what may open or close something within a paragraph
 const TASK = /^\[([ xX])\] /;
 
 const parser = new MarkdownIt({ html: false, linkify: true });
@@ -32,8 +34,12 @@ export class MarkdownStream {
   #whole = "";
   #source = ""; // from the beginning of the last block on
   #fence: Fence | null = null; // whose earlier lines are not in the source any more
+  #rows: JSX.Element[] = []; // of the table that the source goes on with
   #goesOn = false; // whether the source begins in the middle of a paragraph or list
+  #nextItem = 0; // the number of the item that the rest of an ordered list begins with
   #blocks: JSX.Element[] = [];
+  #stale = false; // whether more has come than is in the blocks
+  #restsUntil = 0;
 
   get blocks(): JSX.Element[] {
     return this.#blocks;
@@ -43,8 +49,20 @@ export class MarkdownStream {
     const plain = text.replaceAll("\r", "");
     this.#whole += plain;
     this.#source += plain;
+    this.#stale = true;
+    this.behind();
+  }
+
+  /** Take up what has come, unless that took so long the last time that it has to rest; tell whether it does. */
+  behind(): boolean {
+    const began = performance.now();
+    if (!this.#stale || began < this.#restsUntil) return this.#stale;
     this.#parse();
     this.#show();
+    this.#stale = false;
+    const took = performance.now() - began;
+    this.#restsUntil = this.#source.length > 2 * LONG ? performance.now() + (SHARE - 1) * took : 0;
+    return false;
   }
 
   /** No more will come: what is named at the end counts for the beginning too. */
@@ -52,6 +70,7 @@ export class MarkdownStream {
     if (Object.keys(this.#env.references ?? {}).length > 0) this.#restart();
     this.#finish(this.#split(), true);
     this.#show();
+    this.#stale = false;
   }
 
   #show(): void {
@@ -64,6 +83,7 @@ export class MarkdownStream {
     this.#env = {}; // of two definitions of a name the first counts: that of a line that had only half come must not
     this.#source = this.#whole;
     this.#fence = null;
+    this.#rows = [];
     this.#goesOn = false;
   }
 
@@ -91,6 +111,7 @@ export class MarkdownStream {
     for (const block of blocks) {
       this.#settle(block);
       this.#fence = null;
+      this.#rows = [];
       this.#goesOn = false;
     }
     if (closed) this.#open = [];
@@ -98,26 +119,29 @@ export class MarkdownStream {
 
   /** Settle the beginning of a block that has grown long, so that what it costs does not grow with it. */
   #cut(last: Block): void {
+    const before = this.#source.length;
     const kind = last.tokens[0]?.type;
     if (kind === "fence") this.#cutFence();
     else if (kind === "paragraph_open") this.#cutParagraph();
     else if (kind === "bullet_list_open" || kind === "ordered_list_open") this.#cutList(last);
-    const [rest] = this.#split();
+    else if (kind === "table_open") this.#cutTable(last);
+    const rest = this.#source.length < before ? this.#split()[0] : last;
     this.#open = rest ? [this.#view(rest, false)] : [];
   }
 
   #cutFence(): void {
     const opening = this.#source.slice(0, this.#source.indexOf("\n") + 1);
     const end = this.#source.lastIndexOf("\n") + 1;
+    if (end <= opening.length) return;
     this.#fence ??= { opening, parts: [] };
     this.#fence.parts.push(this.#source.slice(opening.length, end));
     this.#source = opening + this.#source.slice(end);
   }
 
   #cutParagraph(): void {
-    // Between words that cannot be taken for the beginning of another block.
-    const found = [...this.#source.matchAll(/\s(?=[\p{L}\p{N}]+\s)/gu)].at(-1);
-    const end = found ? found.index + 1 : this.#source.length - 1;
+    // Between words that cannot be taken for the beginning of another block, best where no mark is open.
+    const found = [...this.#source.matchAll(/\s(?=[\p{L}\p{N}]+\s)/gu)].map(({ index }) => index + 1);
+    const end = lastClosed(this.#source, found) ?? found.at(-1) ?? withoutHalf(this.#source, this.#source.length - 1);
     const piece = parser.parse(this.#source.slice(0, end), this.#env);
     this.#settle({ tokens: piece, line: 0 });
     this.#source = this.#source.slice(end);
@@ -126,13 +150,30 @@ export class MarkdownStream {
 
   #cutList(last: Block): void {
     const begins = last.tokens.findLastIndex((token) => token.type === "list_item_open" && token.level === 1);
-    const line = last.tokens[begins]?.map?.[0];
-    if (!line) return;
+    const line = this.#lineOf(last, begins);
+    if (line <= 0) return;
     const start = startOfLine(this.#source, line);
     const close = last.tokens.at(-1);
     this.#settle({ tokens: [...last.tokens.slice(0, begins), ...(close ? [close] : [])], line: 0 });
     this.#source = this.#source.slice(start);
+    const items = last.tokens.slice(0, begins).filter((token) => token.type === "list_item_open" && token.level === 1);
+    this.#nextItem = items.length + (this.#goesOn ? this.#nextItem : Number(last.tokens[0]?.attrGet("start") ?? 1));
     this.#goesOn = true;
+  }
+
+  /** Its rows stay in the one table, which has columns of the same width. */
+  #cutTable(last: Block): void {
+    const body = last.tokens.findIndex((token) => token.type === "tbody_open");
+    const lastRow = last.tokens.findLastIndex((token) => token.type === "tr_open");
+    if (body < 0 || lastRow <= body + 1) return;
+    const [rows] = elements([...last.tokens.slice(body, lastRow), ...last.tokens.slice(-2, -1)]);
+    this.#rows.push(<Rows key={this.#rows.length}>{rows}</Rows>);
+    this.#source = this.#source.slice(0, startOfLine(this.#source, 2)) + this.#source.slice(startOfLine(this.#source, this.#lineOf(last, lastRow)));
+  }
+
+  /** Return the line of the source in which a token of its only block begins; the source was cut since it was parsed. */
+  #lineOf(block: Block, token: number): number {
+    return (block.tokens[token]?.map?.[0] ?? 0) - block.line;
   }
 
   #settle(block: Block): void {
@@ -151,14 +192,49 @@ export class MarkdownStream {
       const parts = [...(this.#fence?.parts ?? []), first.content];
       return <CodeBlock key={key} language={first.info} parts={parts} closed={closed} />;
     }
-    const [view] = elements(block.tokens);
-    return <div key={key} class={this.#goesOn ? "block goes-on" : "block"} dir="auto">{this.#goesOn && " "}{view}</div>;
+    if (this.#goesOn && first?.type === "ordered_list_open") first.attrSet("start", String(this.#nextItem));
+    const view = this.#rows.length ? withRows(block.tokens, this.#rows) : elements(block.tokens)[0];
+    return <Plain key={key} goesOn={this.#goesOn}>{view}</Plain>;
   }
 }
 
-/** A component, since Preact passes over one whose element is the same as before, and over nothing else. */
+// Components, since Preact passes over one whose element is the same as before, and over nothing else.
+
+function Plain({ goesOn, children }: { goesOn: boolean; children: ComponentChildren }) {
+  return <div class={goesOn ? "block goes-on" : "block"} dir="auto">{goesOn && " "}{children}</div>;
+}
+
+function Rows({ children }: { children: ComponentChildren }) {
+  return <>{children}</>;
+}
+
 function Group({ blocks }: { blocks: JSX.Element[] }) {
   return <div class="blocks">{blocks}</div>;
+}
+
+/** Return the last of some places before which no emphasis, code or link is open, as far as marks tell. */
+function lastClosed(text: string, places: number[]): number | undefined {
+  const open = new Set<string>();
+  let depth = 0;
+  let at = 0;
+  let found: number | undefined;
+  const pass = (end: number) => {
+    for (; at < places.length && places[at]! <= end; at++) if (!open.size && !depth) found = places[at];
+  };
+  for (const { 0: mark, index } of text.matchAll(MARKS)) {
+    pass(index);
+    if ("[(".includes(mark)) depth += 1;
+    else if ("])".includes(mark)) depth = Math.max(0, depth - 1);
+    else if (!open.delete(mark)) open.add(mark);
+  }
+  pass(text.length);
+  return found;
+}
+
+/** Return a place that splits no character in half, at or before the one given. */
+function withoutHalf(text: string, place: number): number {
+  const code = text.charCodeAt(place - 1);
+  return code >= 0xd800 && code < 0xdc00 ? place - 1 : place;
 }
 
 function startOfLine(source: string, line: number): number {
@@ -202,13 +278,24 @@ function element(token: Token, children: ComponentChild[]): ComponentChild {
     case "link_open":
       return link(attribute(token, "href"), children, token.info === "auto");
     case "table_open":
-      return <div class="table" tabIndex={0} role="group" aria-label="Table"><table>{children}</table></div>;
+      return table(children);
     case "th_open":
     case "td_open":
       return h(token.tag, { class: attribute(token, "style").replace("text-align:", "text-") }, children);
     default:
       return h(token.tag, null, children);
   }
+}
+
+function table(children: ComponentChild[]): JSX.Element {
+  return <div class="table" tabIndex={0} role="group" aria-label="Table"><table>{children}</table></div>;
+}
+
+/** Return a table with rows that were made before, below its head. */
+function withRows(tokens: Token[], rows: JSX.Element[]): JSX.Element {
+  const body = tokens.findIndex((token) => token.type === "tbody_open");
+  const end = body < 0 ? tokens.length - 1 : body;
+  return table([...elements(tokens.slice(1, end)), ...rows, ...elements(tokens.slice(end, -1))]);
 }
 
 function attribute(token: Token, name: string): string {

@@ -7,6 +7,7 @@ import { visible } from "./text";
 import type { Problem } from "./sse";
 
 const BUDGET_MS = 7; // of a frame, for what has come
+const WITHOUT_FRAME_MS = 500;
 
 /** Shows a turn's answer in its article; what has come is shown once per frame, a bounded amount each. */
 export class TurnView {
@@ -97,9 +98,14 @@ export class TurnView {
   #schedule(): void {
     if (this.#scheduled) return;
     this.#scheduled = true;
-    // A hidden page gets no frames, and its streams go on all the same.
-    if (document.visibilityState === "hidden") setTimeout(() => this.#work(), 50);
-    else requestAnimationFrame(() => this.#work());
+    // A page that is hidden, also after this, gets no frames, and its streams go on all the same.
+    const timer = setTimeout(() => work(), document.visibilityState === "hidden" ? 50 : WITHOUT_FRAME_MS);
+    const frame = requestAnimationFrame(() => work());
+    const work = () => {
+      clearTimeout(timer);
+      cancelAnimationFrame(frame);
+      this.#work();
+    };
   }
 
   #work(): void {

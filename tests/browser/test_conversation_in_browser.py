@@ -180,21 +180,58 @@ async def test_answers_are_whole_markdown(person: Person) -> None:
 
 
 async def test_long_blocks_keep_every_word_and_line(person: Person) -> None:
-    numbers = " ".join(f"{n:04d}" for n in range(4000))
-    items = "\n".join(f"{n}. item {n}" for n in range(1, 901))
+    numbers = [f"{n:04d}" if n % 50 else f"**{n:04d} so {n:04d}**" for n in range(4000)]
+    items = "\n".join(f"1. item {n}" for n in range(1, 901))
+    rows = "| row | of |\n|---|--:|\n" + "".join(f"| {n} | 700 |\n" for n in range(700))
     code = "\n".join(f"line {n}" for n in range(2000))
-    await told(person, *words(f"{numbers}\n\n{items}\n\n```\n{code}\n```\n\nend"))
-    prose = person.page.locator(".prose")
-    text = await prose.locator(".block:has(> p)").all_text_contents()
-    assert " ".join(text).split() == [*numbers.split(), "end"]
-    assert len(text) > 2
-    starts = "all => all.map(one => [one.start, one.children.length])"
-    lists = await prose.locator("ol").evaluate_all(starts)
-    assert [start for start, _ in lists] == [
-        1 + sum(count for _, count in lists[:at]) for at in range(len(lists))
-    ]
-    assert sum(count for _, count in lists) == 900
-    assert (await prose.locator("pre").text_content() or "").split("\n") == [*code.split("\n"), ""]
+    parts = (" ".join(numbers), items, rows, f"```\n{code}\n```", "\U0001f642" * 9000, "end")
+    for size in (400, 100_000):
+        # With a line before each, the end of one block and the next one's come at once.
+        await told(person, *words("\n\nsee\n\n".join(parts), size))
+        prose = person.page.locator(".prose").last
+        found = " ".join(await prose.locator(".block:has(> p)").all_text_contents()).split()
+        expected = " ".join(numbers).replace("*", "").split()
+        assert found[: len(expected)] == expected
+        assert await prose.locator("strong").count() == len(numbers) // 50
+        assert "".join(found[len(expected) :]) == "see" * 4 + parts[-2] + "see" + "end"
+        lists = prose.locator("ol")
+        starts = await lists.evaluate_all("all => all.map(one => [one.start, one.children.length])")
+        assert [start for start, _ in starts] == [
+            1 + sum(count for _, count in starts[:at]) for at in range(len(starts))
+        ]
+        kept = (await lists.locator("li").all_text_contents(), len(starts) > 1)
+        assert kept == ([f"item {n}" for n in range(1, 901)], True)
+        lines = (await prose.locator("pre").text_content() or "").split("\n")
+        assert lines == [*code.split("\n"), ""]
+        await expect(prose.locator("table")).to_have_count(1)
+        cells = await prose.locator("td:first-child").all_text_contents()
+        assert cells == [str(n) for n in range(700)]
+    # What is cut in the piece of text that ends the block before.
+    await told(person, *words(f"Hi\n\n{items}", 100_000))
+    await told(person, *words(f"Hi\n\n{rows}", 100_000))
+    listed, tabled = person.page.locator(".prose").nth(-2), person.page.locator(".prose").last
+    assert await listed.locator("li").all_text_contents() == [f"item {n}" for n in range(1, 901)]
+    cells = await tabled.locator("td:first-child").all_text_contents()
+    assert cells == [str(n) for n in range(700)]
+
+
+async def test_code_colours_and_changes_that_would_take_for_ever_hold_up_nothing(
+    person: Person,
+) -> None:
+    page = person.page
+    bomb = "```markdown\n" + "[a](" * 4000 + "\n```\n\n```python\nx = 1\n```\n"
+    colours = "\x1b[1mX" * 8_000 + "\x1b[0m\n\x1b[7;31mturned\x1b[0m\n"
+    change = {"path": "a", "before": "", "after": "\n" * 130_000}
+    edit = {"id": "c2", "tool_name": "developer__edit", "arguments": change}
+    done = {"id": "c2", "result": {"Ok": []}, "is_error": False}
+    steps = [("tool_request", edit), ("tool_response", done)]
+    await told(person, *shell("ls", colours), *steps, *words(bomb))
+    await expect(page.locator(".prose .hljs-number")).to_have_text("1")
+    await page.locator(".step summary").first.click()
+    await expect(page.locator(".ansi-red-bg")).to_have_text("turned")
+    assert await page.locator(".terminal .ansi-bold").first.get_attribute("class") == "ansi-bold"
+    await page.locator(".step summary").last.click()
+    await expect(page.locator(".step .diff-gap")).to_have_text("Shown in part")
 
 
 async def test_what_is_read_of_a_long_answer_stays_in_place_as_it_scrolls(person: Person) -> None:
