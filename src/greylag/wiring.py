@@ -62,7 +62,7 @@ from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents
-from greylag.services.audit import AuditReader
+from greylag.services.audit_reader import AuditReader
 from greylag.services.device_login import DeviceLogins
 from greylag.services.messages import Messages
 from greylag.services.notifications import Notifications

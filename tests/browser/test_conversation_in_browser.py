@@ -224,7 +224,7 @@ async def test_code_colours_and_changes_that_would_take_for_ever_hold_up_nothing
     change = {"path": "a", "before": "", "after": "\n" * 130_000}
     edit = {"id": "c2", "tool_name": "developer__edit", "arguments": change}
     done = {"id": "c2", "result": {"Ok": []}, "is_error": False}
-    steps = [("tool_request", edit), ("tool_response", done)]
+    steps: list[tuple[str, dict[str, Any]]] = [("tool_request", edit), ("tool_response", done)]
     await told(person, *shell("ls", colours), *steps, *words(bomb))
     await expect(page.locator(".prose .hljs-number")).to_have_text("1")
     await page.locator(".step summary").first.click()

@@ -9,28 +9,24 @@ entry, with their number, and so are those beyond what one asker, or all togethe
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
 from greylag.common import logs
 from greylag.common.clock import rfc3339
-from greylag.domain.audit import Actor, AuditBounds, AuditEntry, AuditEvent, Result, to_json
+from greylag.domain.audit import Actor, AuditEntry, AuditEvent, Result, to_json
 from greylag.domain.errors import GreylagError, StoreUnavailableError
-from greylag.domain.users import Action, Principal
-from greylag.ports import AuditFilter, AuditStore, Clock, NumberedEntry
-
-if TYPE_CHECKING:
-    from greylag.services.access import Gate
+from greylag.domain.users import Principal
+from greylag.ports import AuditStore, Clock
 
 WINDOW_SECONDS = 60.0
 MOST_OF_ONE = 20
 MOST_OF_ALL = 200
 TRIM_EVERY = timedelta(hours=1)
-EXPORT_AT_ONCE = 500
 _LONGEST = 1000
 _EVERYBODY = Actor("", "anonymous")
 
@@ -265,51 +261,3 @@ class Audit:
 def _unnumbered(event: AuditEvent) -> Mapping[str, Any]:
     """Return what an entry would say, for the log."""
     return to_json(AuditEntry(0, event, "", ""))
-
-
-@dataclass(frozen=True, slots=True)
-class AuditPage:
-    """Entries, the newest first; ``cursor`` asks for older ones, if there are."""
-
-    entries: Sequence[NumberedEntry]
-    cursor: int | None
-    bounds: AuditBounds
-
-
-class AuditReader:
-    """Reads the audit trail, for administrators."""
-
-    def __init__(self, store: AuditStore, gate: "Gate") -> None:
-        self._store = store
-        self._gate = gate
-
-    async def page(
-        self, principal: Principal, asked: AuditFilter, limit: int, before: int | None
-    ) -> AuditPage:
-        """Return one page, of entries with numbers below ``before``."""
-        await self._gate.administrate(principal, Action.AUDIT_READ)
-        bounds = await self._store.audit_bounds()
-        before = bounds.end.number + 1 if before is None else before
-        found = await self._store.audit_entries(asked, limit + 1, before=before)
-        shown = found[:limit]
-        cursor = shown[-1][0] if len(found) > limit else None
-        return AuditPage(shown, cursor, bounds)
-
-    async def export(
-        self, principal: Principal, asked: AuditFilter
-    ) -> AsyncIterator[Sequence[NumberedEntry]]:
-        """Return all entries up to now, the oldest first, some at a time."""
-        await self._gate.administrate(principal, Action.AUDIT_READ)
-        return self._batches(asked, await self._store.audit_bounds())
-
-    async def _batches(
-        self, asked: AuditFilter, bounds: AuditBounds
-    ) -> AsyncIterator[Sequence[NumberedEntry]]:
-        after = bounds.start.number
-        while after < bounds.end.number:
-            batch = await self._store.audit_entries(asked, EXPORT_AT_ONCE, after=after)
-            kept = [one for one in batch if one[0] <= bounds.end.number]
-            if not kept:
-                return
-            yield kept
-            after = kept[-1][0]
