@@ -137,7 +137,7 @@ class WorkspaceFiles:
             yield _content(reader, None)
 
     async def write(self, path: str, tag: str | None, content: AsyncIterator[bytes]) -> FileEntry:
-        """Give a file its content; ``tag`` is what its own must be still, "" that of no file."""
+        """Give a file its content; ``tag`` is what its own must be still, as execd takes it."""
         await self._touched(_clean(path))
         async with self._asked("write", path=path, tag=tag) as (reader, writer):
             said = await _given(reader, writer, content)

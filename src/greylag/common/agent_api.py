@@ -1040,7 +1040,8 @@ UNPACK_ARCHIVE = Operation(
     method="POST",
     path="/files/archive",
     summary="Unpack an archive into a folder",
-    text="Its files replace those of the same path. Nothing of it gets outside the workspace.",
+    text="Its files and links replace those of the same path. Nothing of it gets outside the "
+    "workspace.",
     tag="files",
     answer=Unpacked,
     query=(

@@ -126,6 +126,14 @@ async def test_conditions_hold_for_reads_and_writes(tmp_path: Path) -> None:
         status, refused = await api.json("PUT", put, b"four", headers=match)
         assert (status, refused["code"]) == (412, "file_changed")
         assert (await ask(api, "GET", "/content?path=f", headers=match))[0] == 412
+        anything = {"if-match": "*"}
+        assert (await api.json("PUT", put, b"three", headers=anything))[0] == 200
+        for missing in ("nope", "new/folder/nope"):
+            path = f"{ROOT}/content?path={missing}"
+            for tag in (anything, match):
+                status, refused = await api.json("PUT", path, b"five", headers=tag)
+                assert (status, refused["code"]) == (412, "file_changed")
+        assert sorted(os.listdir(there(tmp_path))) == ["f"]  # noqa: PTH208 - names
         gone = {"range": "bytes=0-1", "if-range": entry["etag"]}
         assert (await ask(api, "GET", "/content?path=f", headers=gone))[2] == b"three"
         assert (there(tmp_path) / "f").read_bytes() == b"three"
@@ -368,6 +376,17 @@ async def test_a_file_that_replaces_another_must_say_so(tmp_path: Path) -> None:
         assert (status, refused["code"]) == (409, "file_exists")
         assert (await api.json("POST", f"{ROOT}/move", {**body, "replace": True}))[0] == 200
         assert (there(tmp_path) / "b").read_text() == "a"
+
+
+async def test_what_fails_leaves_no_folders_behind(tmp_path: Path) -> None:
+    async with site(tmp_path) as api:
+        root = there(tmp_path)
+        (root / "a/kept").mkdir(parents=True)
+        for source, target in (("nope", "new/folder/x"), ("a", "a/kept/new/b")):
+            body = {"source": source, "target": target}
+            status, _ = await api.json("POST", f"{ROOT}/move", body)
+            assert status in {400, 404}
+        assert sorted(root.rglob("*")) == [root / "a", root / "a/kept"]
 
 
 async def test_without_execd_it_says_so(tmp_path: Path) -> None:
