@@ -1063,8 +1063,9 @@ SEARCH_FILES = Operation(
     method="GET",
     path="/files/search",
     summary="Search in files",
-    text="Names and lines that hold a text, in any case. Binary and very large files, `.git` and "
-    "`node_modules` are searched by name only.",
+    text="Names and lines that hold a text, in any case; each have half of the matches, or what "
+    "the others leave. `.git`, `node_modules` and (where ripgrep is) what `.gitignore` names are "
+    "passed over, and of binary and very large files the lines.",
     tag="files",
     answer=FileMatches,
     query=(
