@@ -728,11 +728,15 @@ class ApiClient:
         return self._http.content(Request("GET", path, {"path": entry.path}, headers=ranged))
 
     async def write_file(
-        self, place: ProjectPlace, path: str, content: AsyncIterator[bytes]
+        self,
+        place: ProjectPlace,
+        path: str,
+        content: AsyncIterator[bytes],
+        about: Mapping[str, str],
     ) -> FileEntry:
-        """Give a file of the workspace its content."""
+        """Give a file of the workspace its content, and the ``mode`` and ``modified`` of it."""
         where = (*place.path, "files", "content")
-        request = Request("PUT", where, {"path": path}, content=content)
+        request = Request("PUT", where, {"path": path, **about}, content=content)
         written = await self._http.call(request, LONGEST_WAIT)
         return self._file(written)
 

@@ -292,7 +292,7 @@ async def confirm(question: str, *, yes: bool) -> None:
     if not answer:
         sys.stderr.write("\n")
     if answer.strip().lower() not in YES:
-        raise DeclinedError("Nothing was deleted.")
+        raise DeclinedError("Nothing was changed.")
 
 
 def drop_typed() -> None:

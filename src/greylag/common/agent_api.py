@@ -994,7 +994,19 @@ WRITE_FILE = Operation(
     "that is there.",
     tag="files",
     answer=FileEntry,
-    query=(_PATH_QUERY,),
+    query=(
+        _PATH_QUERY,
+        Parameter(
+            "mode",
+            "Its rights then, as lists tell them; by default those that it has.",
+            {"type": "string", "pattern": "^[0-7]{3}$", "examples": ["755"]},
+        ),
+        Parameter(
+            "modified",
+            "When it changed last, as lists tell it; by default now.",
+            {"type": "string", "format": "date-time"},
+        ),
+    ),
     body=bytes,
     body_limit=MOST_CONTENT,
     seconds=LONGEST_TRANSFER,

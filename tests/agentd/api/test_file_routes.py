@@ -139,6 +139,21 @@ async def test_conditions_hold_for_reads_and_writes(tmp_path: Path) -> None:
         assert (there(tmp_path) / "f").read_bytes() == b"three"
 
 
+async def test_a_write_says_what_rights_and_time_a_file_has(tmp_path: Path) -> None:
+    async with site(tmp_path) as api:
+        put = f"{ROOT}/content?path=f"
+        moment = "2001-02-03T04:05:06.789Z"
+        status, entry = await api.json("PUT", f"{put}&mode=755&modified={moment}", b"one")
+        assert (status, entry["mode"], entry["modified"]) == (200, "755", moment)
+        assert (await listed(api, "path=f"))["entry"] == entry
+        _, later = await api.json("PUT", put, b"two")
+        assert (later["mode"], later["modified"] > moment) == ("755", True)
+        for wrong in ("mode=4755", "mode=7", "mode=rwx", "modified=now", "modified=2001-02-03"):
+            status, refused = await api.json("PUT", f"{put}&{wrong}", b"three")
+            assert (status, refused["code"]) == (400, "invalid_request"), wrong
+        assert (there(tmp_path) / "f").read_bytes() == b"two"
+
+
 async def test_a_write_that_breaks_off_leaves_all_as_it_was(tmp_path: Path) -> None:
     async with site(tmp_path) as api:
         file = there(tmp_path) / "f"

@@ -15,10 +15,12 @@ from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.problems import RequestError, invalid
 from greylag.common import agent_api
 from greylag.common.agent_api import FileEntry
+from greylag.common.clock import parse_rfc3339
 from greylag.execd.files import ANY
 
 _SMALL_BODY = 64 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+_MODE = re.compile("[0-7]{3}")
 _MOST_QUERY = 200
 _FORMATS = ("tar.gz", "zip")
 
@@ -83,7 +85,17 @@ class FileRoutes:
 
     async def _write(self, request: Request) -> Response:
         path = _path(request)
-        return answer(await self._files.write(path, _wanted_tag(request), _body(request)))
+        mode, modified = (request.query_params.get(one) for one in ("mode", "modified"))
+        if mode is not None and not _MODE.fullmatch(mode):
+            raise invalid("mode must be three octal digits.")
+        entry = await self._files.write(
+            path,
+            _wanted_tag(request),
+            _body(request),
+            mode=None if mode is None else int(mode, 8),
+            modified=None if modified is None else _moment(modified),
+        )
+        return answer(entry)
 
     async def _make_folder(self, request: Request) -> Response:
         body = await read_object(request, _SMALL_BODY, "path")
@@ -169,6 +181,13 @@ def _wanted_tag(request: Request) -> str | None:
     if match is None or match.strip() == "*":
         return match and ANY
     return match.strip(' "*') or "none"
+
+
+def _moment(said: str) -> float:
+    try:
+        return parse_rfc3339(said).timestamp()
+    except ValueError as error:
+        raise invalid("modified must be a moment as RFC 3339 has it.") from error
 
 
 def _path(request: Request) -> str:
