@@ -56,12 +56,13 @@ async def ls(access: Access, api: ApiClient, *, project: str, path: str) -> None
     entry = await api.file(place, path)
     is_folder = entry.kind == "folder"
     found = [one async for one in api.folder(place, path)] if is_folder else [entry]
-    if access.output.json:
-        inside = [asdict(one) for one in found if is_folder]
-        access.output.document({"entry": asdict(entry), "entries": inside})
-        return
-    rows = [(one.mode, _size(one), moment(one.modified), _name(one)) for one in found]
-    access.output.table(COLUMNS, rows, prose=("NAME", "MODIFIED"), empty="The folder is empty.")
+    access.output.listing(
+        {"entry": asdict(entry), "entries": [asdict(one) for one in found if is_folder]},
+        COLUMNS,
+        ((one.mode, _size(one), moment(one.modified), _name(one)) for one in found),
+        prose=("NAME", "MODIFIED"),
+        empty="The folder is empty.",
+    )
 
 
 def _name(entry: FileEntry) -> str:
