@@ -185,6 +185,19 @@ async def test_programs_stay_executable_both_ways(tmp_path: Path) -> None:
     assert not os.access(back / "run", os.X_OK)
 
 
+async def test_a_disk_that_has_no_such_rights_takes_files_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    there = Workspace()
+    there.agent_writes("in/run", b"#!/bin/sh", mode="755")
+    for what in ("files", "already_there"):
+        assert (await _fetched(there, tmp_path / "back"))[what] == 1
+
+
 async def test_what_is_no_file_is_counted_and_what_is_shut_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

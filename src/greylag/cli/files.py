@@ -11,7 +11,7 @@ import re
 import stat
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -396,7 +396,8 @@ def _let_run(file: Path, entry: FileEntry) -> None:
     about = file.stat()
     if _runs_here(about) != _runs(entry):
         mode = stat.S_IMODE(about.st_mode)
-        file.chmod(mode | (mode & 0o444) >> 2 if _runs(entry) else mode & ~0o111)
+        with suppress(PermissionError):  # file systems of other systems have no such rights
+            file.chmod(mode | (mode & 0o444) >> 2 if _runs(entry) else mode & ~0o111)
 
 
 def _of_kind(entry: FileEntry, kind: str) -> FileEntry:
