@@ -1,9 +1,12 @@
 """A workspace's files as they come here: their names, which are its agent's word, and parts."""
 
+import errno
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from greylag.cli import files
 from greylag.cli.client import Content
 from greylag.cli.errors import CliError, ServerUnreachableError
 from greylag.common.agent_api import FileEntry
+from greylag.common.clock import rfc3339
 
 
 @pytest.mark.parametrize(
@@ -52,9 +56,9 @@ class Server:
         yield Content(start > 0, chunks())
 
 
-def _entry(size: int) -> FileEntry:
+def _entry(size: int, mode: str = "644", kind: str = "file", path: str = "f") -> FileEntry:
     moment = "2026-01-01T00:00:00.000Z"
-    return FileEntry("f", "f", "file", size, moment, "644", None, None, '"1-2-3"')
+    return FileEntry(path, path.rpartition("/")[2], kind, size, moment, mode, None, None, '"1-2-3"')
 
 
 def _part(folder: Path, entry: FileEntry) -> Path:
@@ -88,3 +92,140 @@ async def test_an_empty_file_comes_without_being_asked_for(tmp_path: Path) -> No
     copying = files._Copying(Server(b""), None)  # type: ignore[arg-type] # what a download takes of it
     await copying.download(_entry(0), tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == b""
+
+
+class Workspace(dict[str, tuple[bytes, FileEntry]]):
+    """A workspace of files in memory, which the agent may write into, too."""
+
+    def agent_writes(self, path: str, content: bytes, **about: str) -> None:
+        entry = _entry(len(content), about.get("mode", "644"), path=path)
+        moment = about.get("modified", rfc3339(time.time()))
+        self[path] = (content, replace(entry, modified=moment))
+
+    async def make_folder(self, _place: Any, path: str) -> None:
+        pass
+
+    async def folder(self, _place: Any, path: str) -> AsyncIterator[FileEntry]:
+        for one, (_, entry) in list(self.items()):
+            if one.rpartition("/")[0] == path:
+                yield entry
+
+    async def write_file(
+        self, _place: Any, path: str, content: AsyncIterator[bytes], about: dict[str, str]
+    ) -> FileEntry:
+        self.agent_writes(path, b"".join([chunk async for chunk in content]), **about)
+        return self[path][1]
+
+    @asynccontextmanager
+    async def read_file(self, _place: Any, entry: FileEntry, _start: int) -> AsyncIterator[Content]:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield self[entry.path][0]
+
+        yield Content(partial=False, chunks=chunks())
+
+
+async def _sent(here: Path, there: Workspace) -> dict[str, int]:
+    copying = files._Copying(there, None)  # type: ignore[arg-type] # what a copy takes of it
+    await copying.send(here, "in")
+    return copying.counts
+
+
+async def _fetched(there: Workspace, here: Path) -> dict[str, int]:
+    copying = files._Copying(there, None)  # type: ignore[arg-type] # what a copy takes of it
+    await copying.fetch(_entry(0, kind="folder", path="in"), here)
+    return copying.counts
+
+
+async def test_a_copy_made_again_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    there = Workspace()
+    (tmp_path / "conf").write_text("port=8000")
+    os.utime(tmp_path / "conf", (1e9, 1e9))
+    assert (await _sent(tmp_path, there))["files"] == 1
+    assert (await _sent(tmp_path, there))["already_there"] == 1
+    there.agent_writes("in/conf", b"port=9000")
+    assert (await _sent(tmp_path, there))["files"] == 1
+    assert there["in/conf"][0] == b"port=8000"
+    back = tmp_path / "back"
+    assert (await _fetched(there, back))["files"] == 1
+    assert (await _fetched(there, back))["already_there"] == 1
+    for content in (b"port=7000", None):
+        if content:
+            there.agent_writes("in/conf", content)
+        else:
+            (back / "conf").write_text("port=6000")
+        assert (await _fetched(there, back))["files"] == 1
+        assert (back / "conf").read_bytes() == there["in/conf"][0]
+
+
+async def test_programs_stay_executable_both_ways(tmp_path: Path) -> None:
+    there, here = Workspace(), tmp_path / "here"
+    here.mkdir()
+    (here / "run").write_text("#!/bin/sh\n")
+    (here / "key").write_text("secret")
+    for name, mode in (("run", 0o755), ("key", 0o600)):
+        (here / name).chmod(mode)
+    await _sent(here, there)
+    assert {path: entry.mode for path, (_, entry) in there.items()} == {
+        "in/run": "755",
+        "in/key": "600",
+    }
+    back = tmp_path / "back"
+    await _fetched(there, back)
+    (here / "run").chmod(0o644)
+    for name in ("run", "key"):
+        assert os.access(back / name, os.X_OK) == (name == "run")
+    assert await _sent(here, there) == {
+        "files": 1,
+        "bytes": 10,
+        "already_there": 1,
+        "links_left_out": 0,
+    }
+    assert there["in/run"][1].mode == "644"
+    assert (await _fetched(there, back))["already_there"] == 2
+    assert not os.access(back / "run", os.X_OK)
+
+
+async def test_a_disk_that_has_no_such_rights_takes_files_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    there = Workspace()
+    there.agent_writes("in/run", b"#!/bin/sh", mode="755")
+    for what in ("files", "already_there"):
+        assert (await _fetched(there, tmp_path / "back"))[what] == 1
+
+
+async def test_what_is_no_file_is_counted_and_what_is_shut_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = Workspace(), tmp_path / "here"
+    (here / "real/shut").mkdir(parents=True)
+    for name, target in (("folder", "real"), ("file", "real/f"), ("gone", "nowhere")):
+        (here / name).symlink_to(target)
+    (here / "real/f").touch()
+    os.mkfifo(here / "pipe")
+    assert await _sent(here, there) == {
+        "files": 1,
+        "bytes": 0,
+        "already_there": 0,
+        "links_left_out": 4,
+    }
+    monkeypatch.setattr(os, "scandir", _shutting(os.scandir))
+    with pytest.raises(CliError, match="real/shut cannot be read: Permission denied"):
+        await _sent(here, there)
+    back = tmp_path / "back"
+    back.write_text("in the way")
+    with pytest.raises(CliError, match="back cannot be made: File exists"):
+        await _fetched(there, back)
+
+
+def _shutting(scandir: Any) -> Any:
+    def do(path: Any) -> Any:
+        if str(path).endswith("shut"):  # not by its rights: root may read all
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    return do

@@ -76,7 +76,7 @@ async def test_it_asks_on_a_terminal_and_goes_on_after_one_that_fails(up: Produc
         await terminal.until("Delete these 2 environments, of which sqlite://")
         await terminal.until("[y/N] ")
         terminal.type("n\n")
-        await terminal.until("Nothing was deleted.")
+        await terminal.until("Nothing was changed.")
         assert await terminal.end() == 1
     assert deployments(up) == ["astray-api", "kept-api", "lost-api"]
     done = await run("orphans", "--delete", "--yes", "--json", env=env)

@@ -41,8 +41,15 @@ async def test_files_and_folders_come_and_go_while_the_agent_works(tmp_path: Pat
         assert "café\\\\odd" in listed.out
         found = await run("files", "search", "demo", "FIND ME", env=up.env)
         assert found.out.splitlines() == ["in/sub/deep/f.txt:1: find me"], found.err
+        ours = tree / "sub/deep/f.txt"
+        theirs = up.volume("demo") / "workspace/in/sub/deep/f.txt"
+        ours.chmod(0o755)
+        assert theirs.write_text("find us\n") == ours.stat().st_size
+        changed = (await run("cp", str(tree), "demo:in", "--json", env=up.env)).document
+        assert (changed["files"], theirs.read_text()) == (1, "find me\n")
         back = await run("cp", "demo:in", str(tmp_path / "back"), env=up.env)
         assert back.out == "Copied 2 files, 100008 bytes.\n", back.err
+        assert os.access(tmp_path / "back/sub/deep/f.txt", os.X_OK)
         for name in ("sub/deep/f.txt", "sub/café\\odd"):
             assert (tmp_path / "back" / name).read_bytes() == (tree / name).read_bytes()
         await working

@@ -49,7 +49,7 @@ class Made(Workspace):
         super().__init__("/")
         self._count = count
 
-    def walk(self, _path: str) -> Any:
+    def walk(self, path: str, skipped: Any = ()) -> Any:  # noqa: ARG002 - as the real one
         about = os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 0, 0, 0, 0, 0, 0, 0))
         for number in range(self._count):
             yield b"folder/%08d" % number, Place(-1, b"-"), about
@@ -181,6 +181,67 @@ def named(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE) -> tarfile.Ta
 def raw_tar(kind: bytes, size: int, content: bytes = b"") -> bytes:
     one = named("x", size, kind)
     return one.tobuf(tarfile.GNU_FORMAT) + content
+
+
+def leading(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    one = named(name, kind=kind)
+    one.linkname = target
+    return one
+
+
+def test_a_tar_s_hard_links_are_links_inside(tmp_path: Path) -> None:
+    (tmp_path / "secret").touch()
+    root = tmp_path / "in"
+    hard = tarfile.LNKTYPE
+    content = tarred(
+        named("first", 3),
+        leading("deep/second", "first", hard),
+        leading("out", str(tmp_path)),
+        leading("up", "../secret", hard),
+        leading("through", "out/secret", hard),
+        leading("none", "nothing", hard),
+    )
+    for _ in range(2):  # the second time over the first
+        assert unpacked(root, "tar.gz", content) == (3, ["up", "through", "none"])
+        assert sorted(os.listdir(root)) == ["deep", "first", "out"]  # noqa: PTH208 - names
+        assert os.listdir(root / "deep") == ["second"]  # noqa: PTH208 - names
+        assert (root / "first").samefile(root / "deep/second")
+
+
+def test_what_an_archive_holds_takes_the_place_of_links(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "kept").write_text("kept")
+    for name in ("file", "link", "hard"):
+        (root / name).symlink_to("kept")
+    (root / "was").touch()
+    (root / "folder").mkdir()
+    content = tarred(
+        named("file", 2),
+        leading("link", "file"),
+        leading("hard", "file", tarfile.LNKTYPE),
+        leading("was", "file"),
+        leading("folder", "file"),
+    )
+    assert unpacked(root, "tar.gz", content) == (4, ["folder"])
+    assert (root / "kept").read_text() == "kept"
+    assert (root / "file").read_text() == (root / "hard").read_text() == "xx"
+    assert not (root / "file").is_symlink()
+    assert os.readlink(root / "link") == os.readlink(root / "was") == "file"  # noqa: PTH115
+
+
+@pytest.mark.parametrize("form", PACKERS)
+def test_folders_keep_their_rights(form: str, tmp_path: Path) -> None:
+    source = tmp_path / "from"
+    for name, mode in (("private", 0o700), ("shut", 0o550)):
+        (source / name).mkdir(parents=True)
+        (source / name / "f").touch()
+        (source / name).chmod(mode)
+    root = tmp_path / "in"
+    assert unpacked(root, form, packed(source, form)) == (4, [])
+    modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in root.iterdir()}
+    assert modes == {"private": 0o700, "shut": 0o750}
+    (source / "shut").chmod(0o750)
 
 
 def test_a_link_s_target_is_not_read_whole(tmp_path: Path) -> None:

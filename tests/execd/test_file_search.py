@@ -77,7 +77,51 @@ def test_what_is_found_fits_an_answer(tmp_path: Path) -> None:
 
 
 @both
-def test_a_tree_too_deep_to_be_looked_into_is_said(tmp_path: Path) -> None:
+def test_names_and_lines_have_their_share(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/app.js").write_text("open('needle')\n" * 3)
+    for number in range(40):
+        (tmp_path / f"needle{number}").touch()
+    matches, whole = found(tmp_path, most=20)
+    assert (matches[-3:], len(matches), whole) == (
+        [("src/app.js", n) for n in (1, 2, 3)],
+        20,
+        False,
+    )
+    for number in range(40):
+        (tmp_path / f"needle{number}").write_text("needle")
+    matches, whole = found(tmp_path, most=20)
+    assert ([bool(line) for _, line in matches].count(True), len(matches), whole) == (10, 20, False)
+    assert [len(found(tmp_path, most=most)[0]) for most in (1, 2, 3)] == [1, 2, 3]
+    assert len(found(tmp_path)[0]) == 83
+
+
+@both
+def test_names_of_what_tools_make_are_passed_over(tmp_path: Path) -> None:
+    for folder in (".git/objects", "node_modules/needle", "a/node_modules/b", "src/needles/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "needle.js").write_text("needle")
+    told = [("src/needles", 0), ("src/needles/x/needle.js", 0), ("src/needles/x/needle.js", 1)]
+    assert found(tmp_path) == (told, True)
+    (tmp_path / ".gitignore").write_text("x\n")
+    assert found(tmp_path) == (told if shutil.which("rg") is None else [], True)
+
+
+@both
+def test_names_of_any_bytes_are_told_apart(tmp_path: Path) -> None:
+    names = [b"a needle\n./b", b"\xff needle", b"needle/needle/f"]
+    for name in names:
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    told = ["\\xff needle", "a needle\n.", "needle", "needle/needle"]
+    assert [path for path, _ in found(tmp_path)[0]] == sorted(told)
+
+
+def test_a_tree_too_deep_to_be_looked_into_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     deep = tmp_path.joinpath(*["d"] * (MOST_DEPTH - 1))
     deep.mkdir(parents=True)
     assert found(tmp_path) == ([], True)

@@ -18,7 +18,7 @@ from greylag.agentd.execution import (
 )
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import FileEntry, FileList, FileMatch, FileMatches, Unpacked
-from greylag.common.clock import rfc3339
+from greylag.common.clock import LAST_MOMENT, rfc3339
 from greylag.execd.protocol import (
     FrameKind,
     ProtocolError,
@@ -47,7 +47,6 @@ _CODES = frozenset(
 _KINDS = frozenset({"file", "folder", "link", "other"})
 _TAG = re.compile(r"[0-9a-f-]{5,80}")
 _MOST_TEXT = 16 * 1024
-_LAST_MOMENT = 253_402_300_799.0  # of the year 9999
 
 
 Touched = Callable[..., Awaitable[None]]
@@ -136,10 +135,19 @@ class WorkspaceFiles:
         async with self._asked("archive", path=path, format=form) as (reader, _):
             yield _content(reader, None)
 
-    async def write(self, path: str, tag: str | None, content: AsyncIterator[bytes]) -> FileEntry:
-        """Give a file its content; ``tag`` is what its own must be still, "" that of no file."""
+    async def write(
+        self,
+        path: str,
+        tag: str | None,
+        content: AsyncIterator[bytes],
+        *,
+        mode: int | None = None,
+        modified: float | None = None,
+    ) -> FileEntry:
+        """Give a file its content; ``tag`` is what its own must be still, as execd takes it."""
         await self._touched(_clean(path))
-        async with self._asked("write", path=path, tag=tag) as (reader, writer):
+        about = {"path": path, "tag": tag, "mode": mode, "modified": modified}
+        async with self._asked("write", **about) as (reader, writer):
             said = await _given(reader, writer, content)
             with _understood():
                 return _entry(said["entry"], _parent(path))
@@ -247,7 +255,7 @@ def _entry(said: Any, parent: str) -> FileEntry:
         name=name,
         kind=kind,
         size=_whole(said["size"]),
-        modified=rfc3339(min(max(float(said["modified"]), 0.0), _LAST_MOMENT)),
+        modified=rfc3339(min(max(float(said["modified"]), 0.0), LAST_MOMENT)),
         mode=f"{_whole(said['mode']) & 0o7777:03o}",
         target=None if target is None else _text(target),
         media_type=mimetypes.guess_type(name)[0] if kind == "file" else None,

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 import click
 
 from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace
-from greylag.cli.errors import ServerRefusedError, StartError
+from greylag.cli.errors import ServerRefusedError, starting
 from greylag.cli.kept_token import KeptToken, KeyringError
 from greylag.cli.output import Output
 from greylag.common.net import is_loopback
 from greylag.common.token_file import NAME, read_token
-from greylag.domain.errors import ConfigError, InvalidRequestError
+from greylag.domain.errors import InvalidRequestError
 from greylag.domain.names import check_id
 
 DEFAULT_SERVER = "http://127.0.0.1:8700"
@@ -164,13 +164,12 @@ def _token(server: str, data: Path, output: Output) -> str | None:
         return token
     here = is_loopback(urlsplit(server).hostname or "")
     try:
-        found = read_token(data / NAME) if here else None
-        return found or KeptToken.of(os.environ).read()
+        with starting():
+            found = read_token(data / NAME) if here else None
+            return found or KeptToken.of(os.environ).read()
     except KeyringError as error:
         output.note(f"warning: the token cannot be read: {error}.", "yellow")
         return None
-    except ConfigError as error:
-        raise StartError(error.info.message, error.info.hint) from error
 
 
 def _checked_server(_context: click.Context, _option: click.Parameter, value: str) -> str:

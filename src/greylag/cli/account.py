@@ -11,10 +11,9 @@ import click
 
 from greylag.cli.access import Access, api_options, with_client
 from greylag.cli.client import ApiClient
-from greylag.cli.errors import ServerRefusedError, StartError
+from greylag.cli.errors import ServerRefusedError, StartError, starting
 from greylag.cli.kept_token import SERVICE, KeptToken, KeyringError, has_desktop
 from greylag.cli.output import confirm, moment, open_in_browser
-from greylag.domain.errors import ConfigError
 
 SCOPES = ("projects:read", "projects:write", "messages", "files", "admin")
 COLUMNS = ("ID", "USER", "NAME", "SCOPES", "PROJECTS", "EXPIRES", "LAST USED", "FROM")
@@ -61,10 +60,8 @@ def login(access: Access, *, by_token: bool, admin: bool) -> None:
             return await api.me()
 
     me = asyncio.run(ask())
-    try:
+    with starting():
         where, why_not = KeptToken.of(os.environ).write(token)
-    except ConfigError as error:
-        raise StartError(error.info.message, error.info.hint) from error
     if why_not is not None:
         access.output.note(f"warning: the token is in a file: {why_not}.", "yellow")
     access.output.note(f"The token is kept in {where}.")
@@ -99,9 +96,8 @@ def logout(access: Access) -> None:
     """Revoke the token that `greylag login` keeps, if it is one of your tokens, and forget it."""
     kept = KeptToken.of(os.environ)
     try:
-        token = kept.read()
-    except ConfigError as error:
-        raise StartError(error.info.message, error.info.hint) from error
+        with starting():
+            token = kept.read()
     except KeyringError as error:
         raise _still_kept(error) from error
     if token is None:
@@ -159,10 +155,7 @@ def tokens() -> None:
 async def list_tokens(access: Access, api: ApiClient) -> None:
     """List your tokens, or with --user a user's; to the operator all users'."""
     found = await api.tokens(access.user)
-    if access.output.json:
-        access.output.document({"tokens": found})
-        return
-    rows = [
+    rows = (
         (
             one["id"],
             one["user_id"],
@@ -174,8 +167,10 @@ async def list_tokens(access: Access, api: ApiClient) -> None:
             one["address"] or "-",
         )
         for one in found
-    ]
-    access.output.table(COLUMNS, rows, prose=("USER", "NAME"), empty="There are no tokens.")
+    )
+    access.output.listing(
+        {"tokens": found}, COLUMNS, rows, prose=("USER", "NAME"), empty="There are no tokens."
+    )
 
 
 @tokens.command("create")
@@ -226,7 +221,4 @@ async def revoke_token(access: Access, api: ApiClient, *, token_id: str, yes: bo
     """End a token: what uses it comes in no more."""
     await confirm(f"Revoke token {token_id}?", yes=yes)
     await api.revoke_token(token_id)
-    if access.output.json:
-        access.output.document({"id": token_id, "revoked": True})
-    else:
-        access.output.note(f"Token {token_id} is revoked.")
+    access.output.done({"id": token_id, "revoked": True}, f"Token {token_id} is revoked.")

@@ -52,10 +52,7 @@ async def list_entries(
     Example: greylag audit list --object project/ada/notes --result refused
     """
     page = await api.audit({**_given(asked), "limit": str(limit)})
-    if access.output.json:
-        access.output.document(page)
-        return
-    rows = [
+    rows = (
         (
             str(one["number"]),
             moment(one["at"]),
@@ -66,8 +63,8 @@ async def list_entries(
             one["actor"]["address"] or "-",
         )
         for one in page["entries"]
-    ]
-    access.output.table(COLUMNS, rows, prose=("OBJECT",), empty="No entry matches.")
+    )
+    access.output.listing(page, COLUMNS, rows, prose=("OBJECT",), empty="No entry matches.")
 
 
 @audit.command("export")

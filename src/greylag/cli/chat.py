@@ -531,15 +531,13 @@ async def sessions(  # noqa: PLR0913 - one argument per option
 
 async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) -> None:
     found, kept_at = await api.sessions(place)
-    if output.json:
-        output.document({"sessions": [asdict(one) for one in found], **_copied(kept_at)})
-        return
     _tell_copy(output, kept_at)
-    rows = [
+    rows = (
         (one.session_id, moment(one.updated_at), str(one.message_count), visible(one.title))
         for one in found
-    ]
-    output.table(
+    )
+    output.listing(
+        {"sessions": [asdict(one) for one in found], **_copied(kept_at)},
         ("SESSION", "LAST MESSAGE", "MESSAGES", "TITLE"),
         rows,
         prose=("LAST MESSAGE", "TITLE"),
@@ -566,15 +564,12 @@ def _copied(kept_at: str | None) -> dict[str, str]:
 
 
 def _tell_copy(output: Output, kept_at: str | None) -> None:
-    if kept_at is not None:
+    if kept_at is not None and not output.json:
         output.note(f"The environment is not active: this is a copy as of {moment(kept_at)}.")
 
 
 def _tell_deleted(output: Output, session: str) -> None:
-    if output.json:
-        output.document({"session_id": session, "deleted": True})
-    else:
-        output.note(f"Session {session} is deleted.")
+    output.done({"session_id": session, "deleted": True}, f"Session {session} is deleted.")
 
 
 @click.command(short_help="List the extensions of a project's agent.")
@@ -589,11 +584,9 @@ async def extensions(access: Access, api: ApiClient, *, project: str) -> None:
     Example: greylag extensions search
     """
     found = await api.extensions(await access.place(api, project))
-    if access.output.json:
-        access.output.document({"extensions": [asdict(one) for one in found]})
-        return
-    rows = [(one.name, one.type, _standing(one), one.state_detail or "") for one in found]
-    access.output.table(
+    rows = ((one.name, one.type, _standing(one), one.state_detail or "") for one in found)
+    access.output.listing(
+        {"extensions": [asdict(one) for one in found]},
         ("EXTENSION", "TYPE", "STATE", "DETAIL"),
         rows,
         prose=("DETAIL",),

@@ -493,7 +493,7 @@ class ApiClient:
 
     async def platform(self) -> PlatformJson:
         """Return what this installation is."""
-        found: PlatformJson = await self._get(("platform",))
+        found: PlatformJson = await self._http.call(Request("GET", ("platform",)))
         return found
 
     async def check_ready(self) -> None:
@@ -502,8 +502,7 @@ class ApiClient:
 
     async def me(self) -> dict[str, Any]:
         """Return who the server takes us for."""
-        found: dict[str, Any] = await self._get(("me",))
-        return found
+        return await self._get(("me",))
 
     async def tokens(self, user_id: str | None) -> list[dict[str, Any]]:
         """Return a user's tokens (``None``: our own), the newest first."""
@@ -517,8 +516,7 @@ class ApiClient:
 
     async def make_token(self, new: Mapping[str, Any]) -> dict[str, Any]:
         """Make a token; it is in the answer, this once."""
-        made: dict[str, Any] = await self._post(("tokens",), new)
-        return made
+        return await self._post(("tokens",), new)
 
     async def revoke_token(self, token_id: str) -> None:
         """End a token."""
@@ -526,8 +524,7 @@ class ApiClient:
 
     async def audit(self, query: Mapping[str, str]) -> dict[str, Any]:
         """Return a page of the audit trail."""
-        found: dict[str, Any] = await self._get(("audit",), query)
-        return found
+        return await self._get(("audit",), query)
 
     @asynccontextmanager
     async def audit_lines(self, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -539,8 +536,7 @@ class ApiClient:
     async def begin_device_login(self, name: str, scopes: tuple[str, ...]) -> dict[str, Any]:
         """Ask to be let in by a code that a person confirms."""
         body = {"name": name, "scopes": list(scopes)}
-        begun: dict[str, Any] = await self._post(("device-logins",), body)
-        return begun
+        return await self._post(("device-logins",), body)
 
     async def redeem_device_login(self, secret: str) -> dict[str, Any] | None:
         """Return the token of such a login, ``None`` while nobody has answered."""
@@ -572,17 +568,11 @@ class ApiClient:
 
     async def add_webhook(self, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Tell a webhook (name, url) from now on; the answer has its secret."""
-        made: dict[str, Any] = await self._post(
-            ("users", user_id, "notifications", "webhooks"), body
-        )
-        return made
+        return await self._post(("users", user_id, "notifications", "webhooks"), body)
 
     async def test_notification_target(self, user_id: str, target_id: str) -> dict[str, Any]:
         """Tell a target something, once; return what came of it."""
-        done: dict[str, Any] = await self._post(
-            ("users", user_id, "notifications", "targets", target_id, "test")
-        )
-        return done
+        return await self._post(("users", user_id, "notifications", "targets", target_id, "test"))
 
     async def remove_notification_target(self, user_id: str, target_id: str) -> None:
         """Tell a target nothing any more."""
@@ -607,38 +597,30 @@ class ApiClient:
 
     async def project(self, place: ProjectPlace) -> ProjectJson:
         """Return one project."""
-        found: ProjectJson = await self._get(place.path)
-        return found
+        return await self._project(Request("GET", place.path))
 
     async def create(self, user_id: str, new: Mapping[str, Any], key: str) -> ProjectJson:
         """Create a project as the API takes it; ``key`` makes a repetition safe."""
         path = ("users", user_id, "projects")
-        created: ProjectJson = await self._post(path, new, {"Idempotency-Key": key})
-        return created
+        return await self._project(Request("POST", path, {}, new, {"Idempotency-Key": key}))
 
     async def rename(self, place: ProjectPlace, name: str) -> ProjectJson:
         """Give a project another name."""
-        request = Request("PATCH", place.path, body={"name": name})
-        renamed: ProjectJson = await self._http.call(request)
-        return renamed
+        return await self._project(Request("PATCH", place.path, body={"name": name}))
 
     async def hand_over(self, place: ProjectPlace, user: str) -> ProjectJson:
         """Give a project to another user."""
-        given: ProjectJson = await self._http.call(
-            Request("POST", (*place.path, "hand-over"), body={"user": user})
-        )
-        return given
+        path = (*place.path, "hand-over")
+        return await self._project(Request("POST", path, body={"user": user}))
 
     async def change(self, place: ProjectPlace, action: StateChange, wish: Wish) -> ProjectJson:
         """Activate or deactivate a project."""
         request = Request("POST", (*place.path, action), headers=wish.prefer)
-        changed: ProjectJson = await self._http.call(request, wish.answer_within)
-        return changed
+        return await self._project(request, wish.answer_within)
 
     async def refresh(self, place: ProjectPlace) -> ProjectJson:
         """Have what runs started anew if it is outdated, once it is not at work."""
-        asked: ProjectJson = await self._post((*place.path, "refresh"))
-        return asked
+        return await self._project(Request("POST", (*place.path, "refresh")))
 
     async def delete(self, place: ProjectPlace, wish: Wish) -> ProjectJson | None:
         """Delete a project; ``None`` when it is gone, the project while that goes on."""
@@ -728,11 +710,15 @@ class ApiClient:
         return self._http.content(Request("GET", path, {"path": entry.path}, headers=ranged))
 
     async def write_file(
-        self, place: ProjectPlace, path: str, content: AsyncIterator[bytes]
+        self,
+        place: ProjectPlace,
+        path: str,
+        content: AsyncIterator[bytes],
+        about: Mapping[str, str],
     ) -> FileEntry:
-        """Give a file of the workspace its content."""
+        """Give a file of the workspace its content, and the ``mode`` and ``modified`` of it."""
         where = (*place.path, "files", "content")
-        request = Request("PUT", where, {"path": path}, content=content)
+        request = Request("PUT", where, {"path": path, **about}, content=content)
         written = await self._http.call(request, LONGEST_WAIT)
         return self._file(written)
 
@@ -757,8 +743,7 @@ class ApiClient:
     async def search_files(self, place: ProjectPlace, text: str, path: str) -> dict[str, Any]:
         """Return names and lines of the workspace that hold a text."""
         query = {"q": text, "path": path, "limit": "500"}
-        found: dict[str, Any] = await self._get((*place.path, "files", "search"), query)
-        return found
+        return await self._get((*place.path, "files", "search"), query)
 
     async def terminals(self, place: ProjectPlace) -> list[dict[str, Any]]:
         """Return the terminals, oldest first."""
@@ -768,8 +753,7 @@ class ApiClient:
     async def start_terminal(self, place: ProjectPlace, rows: int, columns: int) -> dict[str, Any]:
         """Start a shell."""
         size = {"rows": rows, "columns": columns}
-        made: dict[str, Any] = await self._post((*place.path, "terminals"), size)
-        return made
+        return await self._post((*place.path, "terminals"), size)
 
     def terminal(
         self, place: ProjectPlace, terminal_id: str
@@ -791,16 +775,14 @@ class ApiClient:
     ) -> dict[str, Any]:
         """Return a link to what a port serves."""
         body = {"path": path, "share_seconds": share_seconds}
-        made: dict[str, Any] = await self._post((*place.path, "ports", port, "preview"), body)
-        return made
+        return await self._post((*place.path, "ports", port, "preview"), body)
 
     async def open_file(
         self, place: ProjectPlace, path: str, share_seconds: int | None
     ) -> dict[str, Any]:
         """Return a link to a file."""
         body = {"path": path, "share_seconds": share_seconds}
-        made: dict[str, Any] = await self._post((*place.path, "files", "preview"), body)
-        return made
+        return await self._post((*place.path, "files", "preview"), body)
 
     async def shares(self, place: ProjectPlace) -> list[dict[str, Any]]:
         """Return what anybody may open who has the link."""
@@ -818,14 +800,12 @@ class ApiClient:
 
     async def turn_changes(self, place: ProjectPlace, turn_id: str) -> dict[str, Any]:
         """Return what a turn changed."""
-        found: dict[str, Any] = await self._get((*place.path, "turns", turn_id, "changes"))
-        return found
+        return await self._get((*place.path, "turns", turn_id, "changes"))
 
     async def turn_diff(self, place: ProjectPlace, turn_id: str, path: str) -> dict[str, Any]:
         """Return what a turn changed in a file."""
         where = (*place.path, "turns", turn_id, "diff")
-        found: dict[str, Any] = await self._get(where, {"path": path})
-        return found
+        return await self._get(where, {"path": path})
 
     async def undo_turn(
         self,
@@ -840,9 +820,7 @@ class ApiClient:
         body: dict[str, Any] = {"override": override, "paths": paths}
         if history != "keep":  # an environment of an older version knows no such member
             body["history"] = history
-        request = Request("POST", (*place.path, "turns", turn_id, "undo"), {}, body)
-        done: dict[str, Any] = await self._http.call(request, LONGEST_WAIT)
-        return done
+        return await self._post((*place.path, "turns", turn_id, "undo"), body, within=LONGEST_WAIT)
 
     def changes(self, given: Any) -> list[FileChange]:
         """Return changes as the server tells them."""
@@ -857,34 +835,41 @@ class ApiClient:
     ) -> dict[str, Any]:
         """Commit what changed (``None``: all of it)."""
         body = {"message": message, "paths": paths}
-        request = Request("POST", (*place.path, "git", "commit"), {}, body)
-        made: dict[str, Any] = await self._http.call(request, LONGEST_WAIT)
-        return made
+        return await self._post((*place.path, "git", "commit"), body, within=LONGEST_WAIT)
 
     async def git_fetch(self, place: ProjectPlace) -> GitStatus:
         """Fetch what ``origin`` has; return how the repository stands then."""
-        request = Request("POST", (*place.path, "git", "fetch"), {})
-        return self._http.shaped(GitStatus, [await self._http.call(request, LONGEST_WAIT)])[0]
+        found = await self._post((*place.path, "git", "fetch"), within=LONGEST_WAIT)
+        return self._http.shaped(GitStatus, [found])[0]
 
     async def git_push(self, place: ProjectPlace, branch: str | None) -> dict[str, Any]:
         """Push to a branch, by default the one of the same name."""
-        request = Request("POST", (*place.path, "git", "push"), {}, {"branch": branch})
-        done: dict[str, Any] = await self._http.call(request, LONGEST_WAIT)
-        return done
+        return await self._post(
+            (*place.path, "git", "push"), {"branch": branch}, within=LONGEST_WAIT
+        )
 
     def _file(self, given: Any) -> FileEntry:
         return self._http.shaped(FileEntry, [given])[0]
 
-    async def _get(self, path: tuple[str, ...], query: Mapping[str, str] | None = None) -> Any:
-        return await self._http.call(Request("GET", path, query or {}))
+    async def _project(self, request: Request, within: float = ANSWER_SECONDS) -> ProjectJson:
+        found: ProjectJson = await self._http.call(request, within)
+        return found
+
+    async def _get(
+        self, path: tuple[str, ...], query: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = await self._http.call(Request("GET", path, query or {}))
+        return found
 
     async def _post(
         self,
         path: tuple[str, ...],
         body: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Any:
-        return await self._http.call(Request("POST", path, {}, body, headers or {}))
+        *,
+        within: float = ANSWER_SECONDS,
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = await self._http.call(Request("POST", path, {}, body), within)
+        return found
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ import click
 
 from greylag.cli.access import Access, api_options, place_of, task_group, with_client
 from greylag.cli.client import ApiClient, ProjectJson
-from greylag.cli.errors import CliError, Exit, StartError, error_of_settings
+from greylag.cli.errors import CliError, Exit, error_of_settings, starting
 from greylag.cli.output import Output, confirm, moment
 from greylag.cli.programs import data_option
 from greylag.domain.errors import ErrorInfo, GreylagError
@@ -43,10 +43,8 @@ def manifests(user: str, project: str, template: str | None, *, stopped: bool) -
     from greylag.wiring import printed_manifests
 
     replicas = 0 if stopped else 1
-    try:
+    with starting():
         text = printed_manifests(user, project, template=template, replicas=replicas)
-    except GreylagError as error:
-        raise StartError(error.info.message, error.info.hint) from error
     Output(as_json=False).write(text)
 
 
@@ -272,12 +270,7 @@ async def rollout(
 
 
 def _show_what_runs(output: Output, active: list[ProjectJson]) -> None:
-    if output.json:
-        output.document(
-            {"active": [{**_place(one), "outdated": one["outdated"]} for one in active]}
-        )
-        return
-    rows = [
+    rows = (
         (
             project["user_id"],
             project["project_id"],
@@ -285,8 +278,13 @@ def _show_what_runs(output: Output, active: list[ProjectJson]) -> None:
             moment(project["last_activated_at"]),
         )
         for project in active
-    ]
-    output.table(("USER", "PROJECT", "RUNS", "ACTIVATED"), rows, empty="No environment runs.")
+    )
+    output.listing(
+        {"active": [{**_place(one), "outdated": one["outdated"]} for one in active]},
+        ("USER", "PROJECT", "RUNS", "ACTIVATED"),
+        rows,
+        empty="No environment runs.",
+    )
 
 
 def _place(project: ProjectJson) -> dict[str, str]:

@@ -3,7 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import ClassVar
@@ -56,6 +57,15 @@ class StartError(CliError):
     """A setting is wrong, or what the program needs cannot be had."""
 
     exit_code = Exit.USAGE
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Turn what keeps a program from its settings, or from what they name, into such an error."""
+    try:
+        yield
+    except GreylagError as error:
+        raise StartError(error.info.message, error.info.hint) from error
 
 
 class CodedError(CliError):

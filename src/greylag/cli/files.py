@@ -8,10 +8,13 @@ import asyncio
 import hashlib
 import os
 import re
+import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 import click
@@ -21,7 +24,7 @@ from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError, ServerUnreachableError
 from greylag.cli.output import confirm, moment
 from greylag.common.agent_api import FileEntry
-from greylag.common.clock import parse_rfc3339
+from greylag.common.clock import LAST_MOMENT, parse_rfc3339, rfc3339
 from greylag.execd.files import parts_of, shown
 from greylag.execd.protocol import RefusedError
 
@@ -53,12 +56,13 @@ async def ls(access: Access, api: ApiClient, *, project: str, path: str) -> None
     entry = await api.file(place, path)
     is_folder = entry.kind == "folder"
     found = [one async for one in api.folder(place, path)] if is_folder else [entry]
-    if access.output.json:
-        inside = [asdict(one) for one in found if is_folder]
-        access.output.document({"entry": asdict(entry), "entries": inside})
-        return
-    rows = [(one.mode, _size(one), moment(one.modified), _name(one)) for one in found]
-    access.output.table(COLUMNS, rows, prose=("NAME", "MODIFIED"), empty="The folder is empty.")
+    access.output.listing(
+        {"entry": asdict(entry), "entries": [asdict(one) for one in found if is_folder]},
+        COLUMNS,
+        ((one.mode, _size(one), moment(one.modified), _name(one)) for one in found),
+        prose=("NAME", "MODIFIED"),
+        empty="The folder is empty.",
+    )
 
 
 def _name(entry: FileEntry) -> str:
@@ -88,7 +92,8 @@ async def get(access: Access, api: ApiClient, *, project: str, path: str, file: 
         sys.stdout.buffer.flush()
         return
     target = _below(Path(), entry.name) if file is None else Path(file)
-    target = _below(target, entry.name) if target.is_dir() else target
+    with _refused(target, "written"):
+        target = _below(target, entry.name) if target.is_dir() else target
     copying = _Copying(api, place)
     await copying.download(entry, target)
     copying.tell(access)
@@ -109,8 +114,7 @@ async def put(access: Access, api: ApiClient, *, project: str, file: str, path: 
     if file == STREAM:
         await copying.upload(sys.stdin.buffer, path or "")
     else:
-        with _opened(Path(file)) as source:
-            await copying.upload(source, path or _said(Path(file).name))
+        await copying.put(Path(file), path or _said(Path(file).name))
     copying.tell(access)
 
 
@@ -200,8 +204,9 @@ async def cp(access: Access, api: ApiClient, *, source: str, target: str) -> Non
     """Copy a file, or a folder with all that it holds, from or to a project's workspace.
 
     One of SOURCE and TARGET is PROJECT:PATH, the other a path here (./a:b for one with a colon).
-    The same again goes on where it was: what is there already, of the same size and no older, is
-    not copied, and a file that came in part is gone on with. Links are left out, and counted.
+    A copy has the time of change of what it is a copy of, and is executable as that is. The same
+    again goes on where it was: what is there already, of the same size and time, is not copied, and
+    a file that came in part is gone on with. Links are left out, and counted.
 
     \b
     Examples:
@@ -214,9 +219,11 @@ async def cp(access: Access, api: ApiClient, *, source: str, target: str) -> Non
         raise click.UsageError("One of SOURCE and TARGET is PROJECT:PATH, the other a path here.")
     copying = _Copying(api, await access.place(api, remote[1]))
     if there is not None:
-        await copying.fetch(await api.file(copying.place, remote[2]), Path(target))
+        with _refused(Path(target), "written"):
+            await copying.fetch(await api.file(copying.place, remote[2]), Path(target))
     else:
-        await copying.send(Path(source), remote[2])
+        with _refused(Path(source), "read"):
+            await copying.send(Path(source), remote[2])
     copying.tell(access)
 
 
@@ -252,7 +259,8 @@ class _Copying:
             if one.kind == "file":
                 await self.download(one, where)
             elif one.kind == "folder":
-                where.mkdir(parents=True, exist_ok=True)
+                with _refused(where, "made"):
+                    where.mkdir(parents=True, exist_ok=True)
                 async for inner in self.api.folder(self.place, one.path):
                     todo.append((inner, _below(where, inner.name)))
             else:
@@ -261,56 +269,63 @@ class _Copying:
     async def send(self, source: Path, path: str) -> None:
         """Copy a file or folder there, to ``path``, or into it when that ends in ``/``."""
         if not source.is_dir():
-            with _opened(source) as file:
-                name = _said(source.name) if path == "" or path.endswith("/") else ""
-                await self.upload(file, path + name)
+            name = _said(source.name) if path == "" or path.endswith("/") else ""
+            await self.put(source, path + name)
             return
-        for folder, folders, names in os.walk(source):
+        for folder, folders, names in os.walk(source, onerror=_unread):
             folders.sort()
-            below = _joined(path, _said(os.path.relpath(folder, source)))
+            here, below = Path(folder), _joined(path, _said(os.path.relpath(folder, source)))
             there = await self._there(below)
+            self.counts["links_left_out"] += sum((here / name).is_symlink() for name in folders)
             for name in sorted(names):
-                await self._send_one(Path(folder, name), _joined(below, _said(name)), there)
+                await self._send_one(here / name, _joined(below, _said(name)), there)
 
     async def _send_one(self, file: Path, path: str, there: dict[str, FileEntry]) -> None:
-        if file.is_symlink() or not file.is_file():
+        with _refused(file, "read"):
+            about, known = file.lstat(), there.get(_said(file.name))
+        if not stat.S_ISREG(about.st_mode):
             self.counts["links_left_out"] += 1
-            return
-        about, known = file.stat(), there.get(_said(file.name))
-        same = known is not None and known.size == about.st_size
-        if same and known is not None and _seconds(known) >= about.st_mtime:
+        elif known is not None and _is_same(known, about) and _runs(known) == _runs_here(about):
             self.counts["already_there"] += 1
-            return
-        with _opened(file) as source:
-            await self.upload(source, path)
+        else:
+            await self.put(file, path)
 
     async def _there(self, path: str) -> dict[str, FileEntry]:
         await self.api.make_folder(self.place, path)
         return {one.name: one async for one in self.api.folder(self.place, path)}
 
-    async def upload(self, source: IO[bytes], path: str) -> None:
+    async def put(self, file: Path, path: str) -> None:
+        """Write a file of this machine there, with its rights and its time."""
+        with _opened(file) as source:
+            about = os.fstat(source.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                return await self.upload(source, path)
+            moment = rfc3339(min(max(about.st_mtime, 0.0), LAST_MOMENT))
+            mode = f"{about.st_mode & 0o777:03o}"
+            return await self.upload(source, path, {"mode": mode, "modified": moment})
+
+    async def upload(
+        self, source: IO[bytes], path: str, about: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Write a file there."""
-        written = await self.api.write_file(self.place, path, _chunks(source))
+        written = await self.api.write_file(self.place, path, _chunks(source), about)
         self.counts["files"] += 1
         self.counts["bytes"] += written.size
 
     async def download(self, entry: FileEntry, target: Path) -> None:
         """Read a file into ``target``, which is whole once it is there."""
-        if target.is_file() and not target.is_symlink():
-            about = target.stat()
-            same_age = abs(about.st_mtime - _seconds(entry)) < _SAME_SECONDS
-            if about.st_size == entry.size and same_age:
-                self.counts["already_there"] += 1
-                return
         mark = hashlib.sha256(f"{entry.path}{entry.etag}".encode()).hexdigest()[:12]
         part = target.with_name(f".{target.name[:200]}.{mark}.part")
-        try:
+        with _refused(target, "written"):
+            if target.is_file() and not target.is_symlink() and _is_same(entry, target.stat()):
+                _let_run(target, entry)
+                self.counts["already_there"] += 1
+                return
             await self._download(entry, part)
             moved = _seconds(entry)
             os.utime(part, (moved, moved))
+            _let_run(part, entry)
             part.replace(target)
-        except OSError as error:
-            raise CliError(f"{target} cannot be written: {error.strerror}.") from error
         self.counts["files"] += 1
         self.counts["bytes"] += entry.size
 
@@ -340,10 +355,49 @@ async def _chunks(source: IO[bytes]) -> AsyncIterator[bytes]:
 
 
 def _opened(file: Path) -> IO[bytes]:
-    try:
+    with _refused(file, "read"):
         return file.open("rb")
+
+
+@contextmanager
+def _refused(path: Path, verb: str) -> Iterator[None]:
+    """Turn what this machine refuses into words."""
+    try:
+        yield
     except OSError as error:
-        raise CliError(f"{file} cannot be read: {error.strerror}.") from error
+        raise CliError(f"{path} cannot be {verb}: {error.strerror}.") from error
+
+
+def _unread(error: OSError) -> None:
+    with _refused(Path(error.filename), "read"):
+        raise error
+
+
+def _is_same(entry: FileEntry, about: os.stat_result) -> bool:
+    """Tell whether a file there and one here are the same, by what rsync goes by.
+
+    A copy has the time of what it is a copy of; whoever writes into either changes its own.
+    """
+    same_age = abs(about.st_mtime - _seconds(entry)) < _SAME_SECONDS
+    return entry.kind == "file" and entry.size == about.st_size and same_age
+
+
+def _runs(entry: FileEntry) -> bool:
+    """Tell whether its owner may execute it there."""
+    return entry.mode[-3:-2] in {"1", "3", "5", "7"}
+
+
+def _runs_here(about: os.stat_result) -> bool:
+    return bool(about.st_mode & stat.S_IXUSR)
+
+
+def _let_run(file: Path, entry: FileEntry) -> None:
+    """Make a file here one to execute, for all who may read it, or none, as it is there."""
+    about = file.stat()
+    if _runs_here(about) != _runs(entry):
+        mode = stat.S_IMODE(about.st_mode)
+        with suppress(PermissionError):  # file systems of other systems have no such rights
+            file.chmod(mode | (mode & 0o444) >> 2 if _runs(entry) else mode & ~0o111)
 
 
 def _of_kind(entry: FileEntry, kind: str) -> FileEntry:

@@ -85,10 +85,7 @@ async def commit(
 async def push(access: Access, api: ApiClient, *, project: str, branch: str | None) -> None:
     """Push what is checked out in PROJECT's workspace, as a branch, never by force."""
     done = await api.git_push(await access.place(api, project), branch)
-    if access.output.json:
-        access.output.document(done)
-        return
-    access.output.note(f"Pushed to {done['branch']} of {done['remote']}.")
+    access.output.done(done, f"Pushed to {done['branch']} of {done['remote']}.")
 
 
 @click.group()
@@ -102,10 +99,7 @@ def secrets() -> None:
 async def list_secrets(access: Access, api: ApiClient) -> None:
     """List names, hosts and times. No value is ever shown."""
     found = await api.secrets(await access.user_id(api))
-    if access.output.json:
-        access.output.document({"secrets": found})
-        return
-    rows = [
+    rows = (
         (
             one["name"],
             one["host"],
@@ -114,8 +108,8 @@ async def list_secrets(access: Access, api: ApiClient) -> None:
             moment(one["updated_at"]),
         )
         for one in found
-    ]
-    access.output.table(COLUMNS, rows, empty="There are no secrets.")
+    )
+    access.output.listing({"secrets": found}, COLUMNS, rows, empty="There are no secrets.")
 
 
 @secrets.command("set")
@@ -137,10 +131,7 @@ async def set_secret(
         value = sys.stdin.readline()
     body = {"host": host, "value": value.strip(), **({"username": username} if username else {})}
     kept = await api.put_secret(await access.user_id(api), name, body)
-    if access.output.json:
-        access.output.document(kept)
-    else:
-        access.output.note(f"The secret {kept['name']} for {kept['host']} is kept.")
+    access.output.done(kept, f"The secret {kept['name']} for {kept['host']} is kept.")
 
 
 @secrets.command("delete")
@@ -152,7 +143,4 @@ async def delete_secret(access: Access, api: ApiClient, *, name: str, yes: bool)
     """Delete the secret NAME: environments that run forget it within moments."""
     await confirm(f"Delete the secret {name}?", yes=yes)
     await api.remove_secret(await access.user_id(api), name)
-    if access.output.json:
-        access.output.document({"name": name, "deleted": True})
-    else:
-        access.output.note(f"The secret {name} is deleted.")
+    access.output.done({"name": name, "deleted": True}, f"The secret {name} is deleted.")

@@ -23,10 +23,7 @@ def notifications() -> None:
 async def list_targets(access: Access, api: ApiClient) -> None:
     """List browsers and webhooks. No address is ever shown."""
     found = await api.notification_targets(await access.user_id(api))
-    if access.output.json:
-        access.output.document({"targets": found})
-        return
-    rows = [
+    rows = (
         (
             one["id"],
             one["kind"],
@@ -36,9 +33,9 @@ async def list_targets(access: Access, api: ApiClient) -> None:
             one["last_result"] or "-",
         )
         for one in found
-    ]
+    )
     empty = "Nothing is told. A browser turns it on in your account; a webhook is added here."
-    access.output.table(COLUMNS, rows, prose=("NAME", "RESULT"), empty=empty)
+    access.output.listing({"targets": found}, COLUMNS, rows, prose=("NAME", "RESULT"), empty=empty)
 
 
 @notifications.command("add-webhook", short_help="Tell a webhook of turns; print its secret.")
@@ -85,7 +82,4 @@ async def remove_target(access: Access, api: ApiClient, *, target_id: str, yes: 
     """Tell a browser or a webhook nothing any more."""
     await confirm(f"Remove {target_id}?", yes=yes)
     await api.remove_notification_target(await access.user_id(api), target_id)
-    if access.output.json:
-        access.output.document({"id": target_id, "removed": True})
-    else:
-        access.output.note(f"{target_id} is told nothing any more.")
+    access.output.done({"id": target_id, "removed": True}, f"{target_id} is told nothing any more.")

@@ -19,6 +19,7 @@ YES = {"y", "yes"}
 # A column for prose can be made so narrow and no narrower before ids are broken instead.
 LEAST_PROSE = 10
 GAP = 2
+_NO_ROWS = "There is nothing to list."
 
 # An agent's answer, a log or a project's name may hold escape sequences that move the cursor,
 # change the title, or write to the clipboard, and direction marks that show a command other than
@@ -211,7 +212,7 @@ class Output:
         rows: Iterable[Sequence[str]],
         *,
         prose: Sequence[str] = (),
-        empty: str = "There is nothing to list.",
+        empty: str = _NO_ROWS,
     ) -> None:
         """Print rows for people; into a pipe, as values with tabs between them.
 
@@ -228,6 +229,28 @@ class Output:
             self.out.table([columns[at] for at in kept], rows, prose)
         else:
             self.note(empty)
+
+    def listing(
+        self,
+        document: object,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        prose: Sequence[str] = (),
+        empty: str = _NO_ROWS,
+    ) -> None:
+        """Print ``document`` for programs, a ``table`` of ``rows`` for people."""
+        if self.json:
+            self.document(document)
+        else:
+            self.table(columns, rows, prose=prose, empty=empty)
+
+    def done(self, document: object, words: str) -> None:
+        """Print what was done: ``document`` for programs, a note for people."""
+        if self.json:
+            self.document(document)
+        else:
+            self.note(words)
 
     def fields(self, fields: Mapping[str, Any]) -> None:
         """Print names with their values, one a line; those without a value are left out."""
@@ -292,7 +315,7 @@ async def confirm(question: str, *, yes: bool) -> None:
     if not answer:
         sys.stderr.write("\n")
     if answer.strip().lower() not in YES:
-        raise DeclinedError("Nothing was deleted.")
+        raise DeclinedError("Nothing was changed.")
 
 
 def drop_typed() -> None:

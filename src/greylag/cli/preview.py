@@ -32,11 +32,10 @@ class _Duration(click.ParamType[int]):
 async def ports(access: Access, api: ApiClient, *, project: str) -> None:
     """List the ports on which a project's environment listens."""
     found = await api.ports(await access.place(api, project))
-    if access.output.json:
-        access.output.document({"ports": found})
-        return
-    rows = [(str(one["port"]), one["process"]) for one in found]
-    access.output.table(("PORT", "PROCESS"), rows, prose=("PROCESS",), empty="Nothing is served.")
+    rows = ((str(one["port"]), one["process"]) for one in found)
+    access.output.listing(
+        {"ports": found}, ("PORT", "PROCESS"), rows, prose=("PROCESS",), empty="Nothing is served."
+    )
 
 
 @click.command()
@@ -91,16 +90,10 @@ async def shares(access: Access, api: ApiClient, *, project: str, ended: str | N
     place = await access.place(api, project)
     if ended is not None:
         await api.end_share(place, ended)
-        if access.output.json:
-            access.output.document({"share": ended, "ended": True})
-        else:
-            access.output.note("It opens nothing any more.")
+        access.output.done({"share": ended, "ended": True}, "It opens nothing any more.")
         return
     found = await api.shares(place)
-    if access.output.json:
-        access.output.document({"shares": found})
-        return
-    rows = [
+    rows = (
         (
             one["share"],
             "files" if one["port"] is None else str(one["port"]),
@@ -108,6 +101,8 @@ async def shares(access: Access, api: ApiClient, *, project: str, ended: str | N
             one["path"],
         )
         for one in found
-    ]
+    )
     columns = ("SHARE", "PORT", "UNTIL", "PATH")
-    access.output.table(columns, rows, prose=("PATH",), empty="Nothing is shared.")
+    access.output.listing(
+        {"shares": found}, columns, rows, prose=("PATH",), empty="Nothing is shared."
+    )

@@ -63,14 +63,8 @@ def _checked(check: Callable[[str, str], str]) -> Callable[..., str | None]:
 async def users(access: Access, api: ApiClient) -> None:
     """List the users whom projects can belong to."""
     found = await api.users()
-    if access.output.json:
-        access.output.document({"users": found})
-    else:
-        access.output.table(
-            ("ID", "NAME"),
-            [(user["id"], user["display_name"]) for user in found],
-            prose=("NAME",),
-        )
+    rows = ((user["id"], user["display_name"]) for user in found)
+    access.output.listing({"users": found}, ("ID", "NAME"), rows, prose=("NAME",))
 
 
 @click.group()
@@ -89,12 +83,10 @@ async def list_projects(access: Access, api: ApiClient, *, status: str | None) -
     """List the user's projects, newest first."""
     user_id = await access.user_id(api)
     found = [project async for project in api.projects(user_id, status)]
-    if access.output.json:
-        access.output.document({"projects": found})
-        return
-    access.output.table(
+    access.output.listing(
+        {"projects": found},
         COLUMNS,
-        [_row(project) for project in found],
+        (_row(project) for project in found),
         prose=("NAME", "LAST ACTIVATED", "ERROR"),
         empty="No such project." if status else "No project yet: `greylag projects create NAME`.",
     )
@@ -203,12 +195,11 @@ async def delete(access: Access, api: ApiClient, *, project: str, yes: bool, wis
     found = await access.project(api, project)
     await confirm(f"Delete project {found['name']} and all of its files?", yes=yes)
     left = await api.delete(place_of(found), wish)
-    if access.output.json:
-        access.output.document({"project_id": found["project_id"], "deleted": left is None})
-    elif left is None:
-        access.output.note(f"Project {found['project_id']} is deleted.")
-    else:
-        access.output.note(f"Project {found['project_id']} is being deleted.")
+    stands = "is deleted" if left is None else "is being deleted"
+    access.output.done(
+        {"project_id": found["project_id"], "deleted": left is None},
+        f"Project {found['project_id']} {stands}.",
+    )
 
 
 @click.command()

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
-from greylag.cli.errors import CliError, Exit, OutputLostError, StartError, error_of_settings
+from greylag.cli.errors import (
+    CliError,
+    Exit,
+    OutputLostError,
+    StartError,
+    error_of_settings,
+    starting,
+)
 from greylag.cli.output import Output
 from greylag.domain.errors import GreylagError
 
@@ -135,10 +142,8 @@ def _print(output: Output, summary: dict[str, Any]) -> None:
 def _settings(data: Path | None) -> "Settings":
     from greylag.config import load_settings
 
-    try:
+    with starting():
         settings = load_settings(data=data)
-    except GreylagError as error:
-        raise StartError(error.info.message, error.info.hint) from error
     return settings if data is None else settings.model_copy(update={"mongodb_uri": None})
 
 

@@ -50,11 +50,9 @@ async def shell(
     place = await access.place(api, project)
     if as_list:
         found = await api.terminals(place)
-        if access.output.json:
-            access.output.document({"terminals": found})
-            return None
-        rows = [(one["terminal_id"], _state(one), str(one["attached"])) for one in found]
-        access.output.table(("ID", "STATE", "ATTACHED"), rows, empty="There are no terminals.")
+        rows = ((one["terminal_id"], _state(one), str(one["attached"])) for one in found)
+        columns = ("ID", "STATE", "ATTACHED")
+        access.output.listing({"terminals": found}, columns, rows, empty="There are no terminals.")
         return None
     if access.output.json or not _on_terminal():
         hint = f"`greylag exec {project} -- COMMAND` runs a command without one."

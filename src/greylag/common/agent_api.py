@@ -994,7 +994,19 @@ WRITE_FILE = Operation(
     "that is there.",
     tag="files",
     answer=FileEntry,
-    query=(_PATH_QUERY,),
+    query=(
+        _PATH_QUERY,
+        Parameter(
+            "mode",
+            "Its rights then, as lists tell them; by default those that it has.",
+            {"type": "string", "pattern": "^[0-7]{3}$", "examples": ["755"]},
+        ),
+        Parameter(
+            "modified",
+            "When it changed last, as lists tell it; by default now.",
+            {"type": "string", "format": "date-time"},
+        ),
+    ),
     body=bytes,
     body_limit=MOST_CONTENT,
     seconds=LONGEST_TRANSFER,
@@ -1040,7 +1052,8 @@ UNPACK_ARCHIVE = Operation(
     method="POST",
     path="/files/archive",
     summary="Unpack an archive into a folder",
-    text="Its files replace those of the same path. Nothing of it gets outside the workspace.",
+    text="Its files and links replace those of the same path. Nothing of it gets outside the "
+    "workspace.",
     tag="files",
     answer=Unpacked,
     query=(
@@ -1062,8 +1075,9 @@ SEARCH_FILES = Operation(
     method="GET",
     path="/files/search",
     summary="Search in files",
-    text="Names and lines that hold a text, in any case. Binary and very large files, `.git` and "
-    "`node_modules` are searched by name only.",
+    text="Names and lines that hold a text, in any case; each have half of the matches, or what "
+    "the others leave. `.git`, `node_modules` and (where ripgrep is) what `.gitignore` names are "
+    "passed over, and of binary and very large files the lines.",
     tag="files",
     answer=FileMatches,
     query=(

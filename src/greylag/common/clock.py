@@ -4,6 +4,9 @@ import asyncio
 import time
 from datetime import UTC, datetime
 
+LAST_MOMENT = 253_402_300_799.0
+"""Of the year 9999, in Unix seconds: the last that RFC 3339 can tell."""
+
 
 class SystemClock:
     """Real time."""

@@ -264,11 +264,15 @@ class _BoundedReader:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember:
-    """One entry of an archive: a folder, a link to ``target``, or a file's ``content``."""
+    """One entry of an archive: a folder, a link to ``target``, or a file's ``content``.
+
+    ``same_as`` is the name of another entry, of whose file it is a second name.
+    """
 
     name: str
     mode: int
     target: str | None = None
+    same_as: str | None = None
     content: IO[bytes] | None = None
 
 
@@ -308,7 +312,7 @@ def _shown(name: str) -> str:
 
 def _is_put(files: Workspace, path: str, member: ArchiveMember) -> bool:
     try:
-        _put(files, f"{path}/{_shown(member.name)}", member)
+        _put(files, path, member)
     except RefusedError as error:
         if error.code in {"no_space", "invalid_archive"}:
             raise
@@ -316,13 +320,17 @@ def _is_put(files: Workspace, path: str, member: ArchiveMember) -> bool:
     return True
 
 
-def _put(files: Workspace, where: str, member: ArchiveMember) -> None:
+def _put(files: Workspace, path: str, member: ArchiveMember) -> None:
+    where = f"{path}/{_shown(member.name)}"
     if member.target is not None:
         files.link(where, member.target.encode("utf-8", "surrogateescape"))
+    elif member.same_as is not None:
+        files.hard_link(where, f"{path}/{_shown(member.same_as)}")
     elif member.content is None:
-        files.folder(where)
+        files.folder(where, member.mode)
     else:
-        with files.writing(where, mode=member.mode & 0o777 | 0o600, durable=False) as (file, _):
+        with files.writing(where, follow=False, durable=False) as (file, _):
+            os.fchmod(file.fileno(), member.mode & 0o777 | 0o600)
             while data := member.content.read(READ_AT_ONCE):
                 write_all(file, data)
 
@@ -340,6 +348,8 @@ def tar_members(spool: IO[bytes]) -> ArchiveMembers:
                 yield ArchiveMember(one.name, one.mode)
             elif one.issym():
                 yield ArchiveMember(one.name, one.mode, target=one.linkname)
+            elif one.islnk():
+                yield ArchiveMember(one.name, one.mode, same_as=one.linkname)
             else:
                 yield one.name
             source.left = _MOST_HEADER

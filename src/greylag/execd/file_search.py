@@ -3,20 +3,21 @@
 import base64
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import IO, Any
 
 from greylag.execd.files import MOST_PATH, Place, Workspace, refusing, shown, too_deep
 
 _SECONDS = 15.0
 _MOST_TEXT = 300
-_MOST_ANSWER = 512 * 1024  # bytes of matches, well within a frame
+_MOST_ANSWER = 400 * 1024  # bytes of names, and of lines; both fit a frame
 _MOST_SEARCHED = 4 * 1024 * 1024  # bytes of one file
 _MOST_LINES = 20  # of one file
 _BINARY = 8192
@@ -36,8 +37,10 @@ _UNTOLD: Match = {}
 def search(files: Workspace, path: str, text: str, most: int) -> tuple[list[Match], bool]:
     """Look for a text, in any case, below a folder; blocks for about 30 seconds at most.
 
-    Names come first. Lines of ``.git``, ``node_modules``, of binary and of very large files, and of
-    what cannot be read, are not looked at; with ripgrep nor of what ``.gitignore`` names.
+    Names come first; they and lines have half of the matches each, or what the others leave.
+    Neither are told of what is in ``.git`` and ``node_modules``; with ripgrep nor of what
+    ``.gitignore`` names, and no names of links and of folders without files. Lines of binary and
+    of very large files, and of what cannot be read, are not looked at.
 
     Args:
         files: the workspace.
@@ -49,34 +52,67 @@ def search(files: Workspace, path: str, text: str, most: int) -> tuple[list[Matc
         the matches, and whether they are all.
     """
     wanted = text.casefold()
+    ripgrep = shutil.which("rg")
+    if ripgrep is None:
+        ways = _names(files, path, wanted), _lines(files, path, wanted)
+    else:
+        ways = _listed(ripgrep, files, path, wanted), _by_ripgrep(ripgrep, files, path, text)
+    (names, all_names), (lines, all_lines) = (_taken(way, most) for way in ways)
+    found = [*names[: most - min(len(lines), most // 2)], *lines][:most]
+    return found, all_names and all_lines and len(found) == len(names) + len(lines)
+
+
+def _taken(way: Matches, most: int) -> tuple[list[Match], bool]:
+    """Return the matches of one way, as many as there is room and time for, and if they are all."""
     found: list[Match] = []
     size, whole = 0, True
-    ripgrep = shutil.which("rg")
-    ways = (
-        _names(files, path, wanted),
-        _lines(files, path, wanted) if ripgrep is None else _by_ripgrep(ripgrep, files, path, text),
-    )
-    for way in ways:
-        deadline = time.monotonic() + _SECONDS
-        with closing(way) as matches:
-            for match in matches:
-                if match is _UNTOLD or (match is not None and len(match["path"]) > MOST_PATH):
-                    whole = False
-                elif match is not None:
-                    found.append(match)
-                    size += len(json.dumps(match))
-                if len(found) >= most or size > _MOST_ANSWER or time.monotonic() > deadline:
-                    return found, False
+    deadline = time.monotonic() + _SECONDS
+    with closing(way) as matches:
+        for match in matches:
+            if match is _UNTOLD or (match is not None and len(match["path"]) > MOST_PATH):
+                whole = False
+            elif match is not None:
+                found.append(match)
+                size += len(json.dumps(match))
+            if len(found) >= most or size > _MOST_ANSWER or time.monotonic() > deadline:
+                return found, False
     return found, whole
 
 
 def _names(files: Workspace, path: str, wanted: str) -> Matches:
-    with closing(files.walk(path)) as walk:
+    with closing(files.walk(path, _SKIPPED)) as walk:
         for name, _, about in walk:
-            holds = wanted in shown(name.rpartition(b"/")[2]).casefold()
-            yield {"path": _below(path, name), "line": 0, "text": ""} if holds else None
+            yield _named(path, name, wanted)
             if stat.S_ISDIR(about.st_mode) and too_deep(name):
                 yield _UNTOLD
+
+
+def _listed(program: str, files: Workspace, path: str, wanted: str) -> Matches:
+    """Yield the names of the files that ripgrep looks at, and of the folders that hold them."""
+    above: list[bytes] = []  # those of the file before: each comes with all that it holds
+    with _ripgrep(program, files, path, "--files", "--null", "--sort=path") as (running, out):
+        for name in _ended(out):
+            folders = [name[: end.start()] for end in re.finditer(b"/", name)]
+            for one in (*(folder for folder in folders if folder not in above), name):
+                yield _named(path, one, wanted)
+            above = folders
+        if running.wait() < 0:  # it was killed
+            yield _UNTOLD
+
+
+def _ended(names: IO[bytes]) -> Iterator[bytes]:
+    """Yield names that end with a zero byte each."""
+    rest = b""
+    while data := names.read(_MOST_EVENT):
+        *whole, rest = (rest + data).split(b"\0")
+        for name in whole:
+            yield name.removeprefix(b"./")
+
+
+def _named(path: str, name: bytes, wanted: str) -> Match | None:
+    if wanted in shown(name.rpartition(b"/")[2]).casefold():
+        return {"path": _below(path, name), "line": 0, "text": ""}
+    return None
 
 
 def _below(path: str, name: bytes) -> str:
@@ -88,9 +124,9 @@ def _match(path: str, name: bytes, number: int, line: str) -> Match:
 
 
 def _lines(files: Workspace, path: str, wanted: str) -> Matches:
-    with closing(files.walk(path)) as walk:
+    with closing(files.walk(path, _SKIPPED)) as walk:
         for name, place, about in walk:
-            if stat.S_ISREG(about.st_mode) and _SKIPPED.isdisjoint(name.split(b"/")):
+            if stat.S_ISREG(about.st_mode):
                 yield from _lines_of(path, name, _text_of(place), wanted)
 
 
@@ -119,13 +155,23 @@ def _text_of(place: Place) -> str:
 
 
 def _by_ripgrep(program: str, files: Workspace, path: str, text: str) -> Matches:
-    options = ["--json", "--ignore-case", "--fixed-strings", "--hidden", "--glob=!.git"]
-    options += ["--glob=!node_modules", f"--max-count={_MOST_LINES + 1}", "--max-filesize=4M"]
+    options = ["--json", "--ignore-case", "--fixed-strings", "--max-filesize=4M"]
+    options += [f"--max-count={_MOST_LINES + 1}", "--", text, "."]
+    with _ripgrep(program, files, path, *options) as (_, out):
+        yield from _of_ripgrep(path, out)
+
+
+@contextmanager
+def _ripgrep(
+    program: str, files: Workspace, path: str, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """Let ripgrep run in a folder, for so long as a search may last; give it and what it says."""
+    skipped = (f"--glob=!{os.fsdecode(name)}" for name in sorted(_SKIPPED))
     with refusing(path), files.at(path) as place:
         folder = place.open(os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             running = subprocess.Popen(  # noqa: S603 - the text stands behind `--`, and no shell reads it
-                [program, *options, "--", text, "."],
+                [program, "--hidden", *skipped, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -138,7 +184,7 @@ def _by_ripgrep(program: str, files: Workspace, path: str, text: str) -> Matches
     try:
         alarm.start()
         assert running.stdout is not None  # noqa: S101 - a pipe was asked for; tells mypy so
-        yield from _of_ripgrep(path, running.stdout)
+        yield running, running.stdout
     finally:
         alarm.cancel()
         running.kill()

@@ -11,7 +11,8 @@ verb     takes                                          gives
 show     ``path``                                       ``entry``
 page     ``path``, ``after``, ``most``                  ``entry``, ``entries``, ``next``
 read     ``path``, ``tag``, ``start``, ``length``       content
-write    ``path``, ``tag`` ("": new; null: any)         ``entry``
+write    ``path``, ``tag`` ("": new; null: any),        ``entry``
+         ``mode``, ``modified`` (null: left)
 folder   ``path``                                       ``entry``
 move     ``source``, ``target``, ``replace``            ``entry``
 remove   ``path``, ``recursive``
@@ -23,6 +24,7 @@ search   ``path``, ``text``, ``most``                   ``matches``, ``whole``
 
 import asyncio
 import io
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError
@@ -138,6 +140,11 @@ async def _write(files: Workspace, request: dict[str, Any], reader: Reader, writ
         async for data in content_in(reader):
             with refusing(path):
                 await asyncio.to_thread(write_all, file, data)
+        with refusing(path):
+            if (mode := request.get("mode")) is not None:
+                os.fchmod(file.fileno(), mode & 0o777)
+            if (modified := request.get("modified")) is not None:
+                os.utime(file.fileno(), (modified, modified))
     except BaseException as error:
         # It goes back through the block, which takes the beginnings of the file away.
         await asyncio.to_thread(leave, writing, error)

@@ -17,7 +17,7 @@ import secrets
 import stat
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -39,6 +39,8 @@ PART = re.compile(rb"\.greylag-[0-9a-f]{16}\.part")
 _PART_SECONDS = 3600.0
 _ESCAPE = re.compile(r"\\(\\|x[0-9a-fA-F]{2})?")
 HERE = b"."
+ANY = "*"
+"""Stands for the tag of any file, but of one that is there."""
 
 _CODES = {
     errno.ENOENT: ("file_not_found", "It is not there"),
@@ -158,15 +160,14 @@ class Workspace:
         Args:
             path: as clients write it.
             follow: whether a link at its end is followed; those before it always are.
-            make: whether folders on the way are made.
+            make: whether folders on the way are made; a block that fails leaves none of them.
 
         Raises:
             RefusedError: it cannot be found, or leads out of the workspace.
             OSError: the system refused.
         """
-        todo, held, links = deque(parts_of(path)), [os.open(self._root, FOLDER)], 0
-        name = HERE
-        try:
+        todo, links, name = deque(parts_of(path)), 0, HERE
+        with _held(self._root) as (held, made):
             while todo:
                 part = todo.popleft()
                 if part == b"..":
@@ -181,13 +182,12 @@ class Workspace:
                         raise RefusedError("outside_workspace", f"Its links go in circles: {path}")
                     todo.extendleft(reversed(self._inside(target, held, path)))
                 elif todo:
-                    held.append(_entered(part, held[-1], make=make))
+                    folder, is_new = _entered(part, held[-1], make=make)
+                    made[len(held)] = part if is_new else b""
+                    held.append(folder)
                 else:
                     name = part
             yield Place(held[-1], name)
-        finally:
-            for folder in held:
-                os.close(folder)
 
     def _inside(self, target: bytes, held: list[int], path: str) -> list[bytes]:
         if target.startswith(b"/"):
@@ -234,29 +234,30 @@ class Workspace:
 
     @contextmanager
     def writing(
-        self, path: str, tag: str | None = None, *, mode: int | None = None, durable: bool = True
+        self, path: str, tag: str | None = None, *, follow: bool = True, durable: bool = True
     ) -> Iterator[tuple[BinaryIO, list[Any]]]:
         """Give a file to write what a path is to hold; it is there, whole, when the block ends.
 
         Args:
             path: where; folders on the way are made.
-            tag: what the file's tag must be still; "" when there must be none, ``None`` for any.
-            mode: its rights; by default those that it has already.
+            tag: what the file's tag must be still; "" when there must be none, ``ANY`` when there
+                must be one, ``None`` when that does not matter.
+            follow: whether a link is followed; else the file takes its place.
             durable: whether it is on the disk when the block ends. One of very many files need
                 not be, nor does its folder get searched for what killed writers have left.
 
         Yields:
-            the file, and a list that holds its entry afterwards.
+            the file, with the rights of the one before, and a list that holds its entry afterwards.
         """
         made: list[Any] = []
-        with refusing(path), self.at(path, make=True) as place:
+        with refusing(path), self.at(path, follow=follow, make=True) as place:
             if place.name == HERE:
                 raise RefusedError("not_a_file", "The workspace itself is no file.")
             kept = _matching(place, tag, path)
             if durable:
                 _sweep(place.folder)
-            part = f".greylag-{secrets.token_hex(8)}.part".encode()
-            with _temporary(Place(place.folder, part), kept if mode is None else mode) as file:
+            part = _part()
+            with _temporary(Place(place.folder, part), kept) as file:
                 yield file, made
                 if durable:
                     os.fsync(file.fileno())
@@ -266,11 +267,17 @@ class Workspace:
                 os.fsync(place.folder)
             made.append(_entry(place))
 
-    def folder(self, path: str) -> dict[str, Any]:
-        """Make a folder, and those on the way."""
+    def folder(self, path: str, mode: int = 0) -> dict[str, Any]:
+        """Make a folder, and those on the way; with rights ``mode`` beside its owner's, if any."""
         with refusing(path), self.at(path, make=True) as place:
             if place.name != HERE:
-                os.close(_entered(place.name, place.folder, make=True))
+                folder, _ = _entered(place.name, place.folder, make=True)
+                try:
+                    if mode:  # what was passed on by the folder above, such as its group, stays
+                        others = os.fstat(folder).st_mode & 0o7000
+                        os.fchmod(folder, others | mode & 0o777 | 0o700)
+                finally:
+                    os.close(folder)
             return _entry(place)
 
     def move(self, source: str, target: str, *, replace: bool) -> dict[str, Any]:
@@ -305,19 +312,68 @@ class Workspace:
             os.rmdir(place.name, dir_fd=place.folder)
 
     def link(self, path: str, target: bytes) -> None:
-        """Make a link; what it leads to is looked at when it is followed."""
+        """Make a link in place of what is there, if that is no folder.
+
+        What it leads to is looked at when it is followed.
+        """
         if b"\0" in target:
             raise RefusedError("invalid_path", f"A link cannot lead there: {path}")
-        with refusing(path), self.at(path, follow=False, make=True) as place:
-            os.symlink(target, place.name, dir_fd=place.folder)
+        with self._replacing(path) as (place, part):
+            os.symlink(target, part, dir_fd=place.folder)
 
-    def walk(self, path: str) -> Walk:
-        """Yield everything below a folder (or the one file), folders before what they hold."""
+    def hard_link(self, path: str, source: str) -> None:
+        """Give a file, or a link as itself, a second name, in place of what is there, no folder."""
+        with (
+            refusing(source),
+            self.at(source, follow=False) as old,
+            self._replacing(path) as (new, part),
+        ):
+            about = {"src_dir_fd": old.folder, "dst_dir_fd": new.folder}
+            os.link(old.name, part, **about, follow_symlinks=False)
+
+    @contextmanager
+    def _replacing(self, path: str) -> Iterator[tuple[Place, bytes]]:
+        """Give a name beside a path, for what takes the path's own when the block ends."""
+        with refusing(path), self.at(path, follow=False, make=True) as place:
+            part = _part()
+            try:
+                yield place, part
+                os.rename(part, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)
+            finally:  # it is there still, too, where both are names of one file
+                with suppress(FileNotFoundError):
+                    os.unlink(part, dir_fd=place.folder)
+
+    def walk(self, path: str, skipped: Collection[bytes] = ()) -> Walk:
+        """Yield everything below a folder (or the one file), folders before what they hold.
+
+        What has a name that is ``skipped`` is neither told nor gone into.
+        """
         with refusing(path), self.at(path) as place:
             if stat.S_ISDIR(place.look().st_mode):
-                yield from _below(place)
+                yield from _below(place, skipped)
             else:
                 yield place.name, place, place.look()
+
+
+@contextmanager
+def _held(root: bytes) -> Iterator[tuple[list[int], dict[int, bytes]]]:
+    """Give a list of open folders, which are closed at the end, and names by their places in it.
+
+    The folders that have names there are deleted, if they are empty, when the block fails.
+    """
+    held, made = [os.open(root, FOLDER)], dict[int, bytes]()
+    try:
+        yield held, made
+    except BaseException:
+        while len(held) > 1:
+            os.close(held.pop())
+            if new := made[len(held)]:
+                with suppress(OSError):  # another has put something there meanwhile
+                    os.rmdir(new, dir_fd=held[-1])
+        raise
+    finally:
+        for folder in held:
+            os.close(folder)
 
 
 def _leads_out(path: str) -> RefusedError:
@@ -334,9 +390,10 @@ def _target(part: bytes, folder: int) -> bytes | None:
         raise
 
 
-def _entered(part: bytes, folder: int, *, make: bool) -> int:
+def _entered(part: bytes, folder: int, *, make: bool) -> tuple[int, bool]:
+    """Open a folder, and tell whether it was made for that."""
     try:
-        return os.open(part, FOLDER, dir_fd=folder)
+        return os.open(part, FOLDER, dir_fd=folder), False
     except FileNotFoundError:
         if not make:
             raise
@@ -344,9 +401,11 @@ def _entered(part: bytes, folder: int, *, make: bool) -> int:
         if make:
             raise FileExistsError(errno.EEXIST, "exists") from None
         raise
-    with suppress(FileExistsError):
+    try:
         os.mkdir(part, dir_fd=folder)
-    return os.open(part, FOLDER, dir_fd=folder)
+    except FileExistsError:
+        return os.open(part, FOLDER, dir_fd=folder), False
+    return os.open(part, FOLDER, dir_fd=folder), True
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:
@@ -412,11 +471,17 @@ def _matching(place: Place, tag: str | None, path: str) -> int:
         if tag:
             raise RefusedError("file_changed", f"It is gone: {path}") from None
         return 0o666
+    if tag is None and stat.S_ISLNK(about.st_mode):
+        return 0o666
     if not stat.S_ISREG(about.st_mode):
         raise RefusedError("not_a_file", f"It is no plain file: {path}")
-    if tag is not None and tag_of(about) != tag:
+    if tag not in {None, ANY, tag_of(about)}:
         raise RefusedError("file_changed", f"It is another by now: {path}")
     return stat.S_IMODE(about.st_mode) & 0o777
+
+
+def _part() -> bytes:
+    return f".greylag-{secrets.token_hex(8)}.part".encode()
 
 
 @contextmanager
@@ -508,7 +573,7 @@ def _some(folder: int) -> list[bytes]:
         return [os.fsencode(entry.name) for entry, _ in zip(entries, range(1000), strict=False)]
 
 
-def _below(place: Place) -> Walk:
+def _below(place: Place, skipped: Collection[bytes]) -> Walk:
     stack = [(b"", place.open(FOLDER))]
     walks = [os.scandir(stack[0][1])]
     try:
@@ -520,7 +585,7 @@ def _below(place: Place) -> Walk:
                 os.close(stack.pop()[1])
                 continue
             one = Place(folder, os.fsencode(entry.name))
-            if PART.fullmatch(one.name):
+            if one.name in skipped or PART.fullmatch(one.name):
                 continue
             with suppress(OSError):  # it has gone since, or shuts its owner out
                 about = one.look()

@@ -126,9 +126,32 @@ async def test_conditions_hold_for_reads_and_writes(tmp_path: Path) -> None:
         status, refused = await api.json("PUT", put, b"four", headers=match)
         assert (status, refused["code"]) == (412, "file_changed")
         assert (await ask(api, "GET", "/content?path=f", headers=match))[0] == 412
+        anything = {"if-match": "*"}
+        assert (await api.json("PUT", put, b"three", headers=anything))[0] == 200
+        for missing in ("nope", "new/folder/nope"):
+            path = f"{ROOT}/content?path={missing}"
+            for tag in (anything, match):
+                status, refused = await api.json("PUT", path, b"five", headers=tag)
+                assert (status, refused["code"]) == (412, "file_changed")
+        assert sorted(os.listdir(there(tmp_path))) == ["f"]  # noqa: PTH208 - names
         gone = {"range": "bytes=0-1", "if-range": entry["etag"]}
         assert (await ask(api, "GET", "/content?path=f", headers=gone))[2] == b"three"
         assert (there(tmp_path) / "f").read_bytes() == b"three"
+
+
+async def test_a_write_says_what_rights_and_time_a_file_has(tmp_path: Path) -> None:
+    async with site(tmp_path) as api:
+        put = f"{ROOT}/content?path=f"
+        moment = "2001-02-03T04:05:06.789Z"
+        status, entry = await api.json("PUT", f"{put}&mode=755&modified={moment}", b"one")
+        assert (status, entry["mode"], entry["modified"]) == (200, "755", moment)
+        assert (await listed(api, "path=f"))["entry"] == entry
+        _, later = await api.json("PUT", put, b"two")
+        assert (later["mode"], later["modified"] > moment) == ("755", True)
+        for wrong in ("mode=4755", "mode=7", "mode=rwx", "modified=now", "modified=2001-02-03"):
+            status, refused = await api.json("PUT", f"{put}&{wrong}", b"three")
+            assert (status, refused["code"]) == (400, "invalid_request"), wrong
+        assert (there(tmp_path) / "f").read_bytes() == b"two"
 
 
 async def test_a_write_that_breaks_off_leaves_all_as_it_was(tmp_path: Path) -> None:
@@ -368,6 +391,17 @@ async def test_a_file_that_replaces_another_must_say_so(tmp_path: Path) -> None:
         assert (status, refused["code"]) == (409, "file_exists")
         assert (await api.json("POST", f"{ROOT}/move", {**body, "replace": True}))[0] == 200
         assert (there(tmp_path) / "b").read_text() == "a"
+
+
+async def test_what_fails_leaves_no_folders_behind(tmp_path: Path) -> None:
+    async with site(tmp_path) as api:
+        root = there(tmp_path)
+        (root / "a/kept").mkdir(parents=True)
+        for source, target in (("nope", "new/folder/x"), ("a", "a/kept/new/b")):
+            body = {"source": source, "target": target}
+            status, _ = await api.json("POST", f"{ROOT}/move", body)
+            assert status in {400, 404}
+        assert sorted(root.rglob("*")) == [root / "a", root / "a/kept"]
 
 
 async def test_without_execd_it_says_so(tmp_path: Path) -> None:

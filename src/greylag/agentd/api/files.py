@@ -15,9 +15,12 @@ from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.problems import RequestError, invalid
 from greylag.common import agent_api
 from greylag.common.agent_api import FileEntry
+from greylag.common.clock import parse_rfc3339
+from greylag.execd.files import ANY
 
 _SMALL_BODY = 64 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+_MODE = re.compile("[0-7]{3}")
 _MOST_QUERY = 200
 _FORMATS = ("tar.gz", "zip")
 
@@ -82,21 +85,17 @@ class FileRoutes:
 
     async def _write(self, request: Request) -> Response:
         path = _path(request)
-        tag = await self._wanted_tag(request, path)
-        return answer(await self._files.write(path, tag, _body(request)))
-
-    async def _wanted_tag(self, request: Request, path: str) -> str | None:
-        """Return what the conditions ask of the file that is there."""
-        match, none_match = (request.headers.get(one) for one in ("if-match", "if-none-match"))
-        if none_match is not None:
-            if none_match.strip() != "*" or match is not None:
-                raise invalid("A write takes If-Match with one tag, or If-None-Match: *.")
-            return ""
-        if match is None:
-            return None
-        if match.strip() == "*":
-            return (await self._files.show(path)).etag.strip('"')
-        return match.strip().strip('"') or "none"
+        mode, modified = (request.query_params.get(one) for one in ("mode", "modified"))
+        if mode is not None and not _MODE.fullmatch(mode):
+            raise invalid("mode must be three octal digits.")
+        entry = await self._files.write(
+            path,
+            _wanted_tag(request),
+            _body(request),
+            mode=None if mode is None else int(mode, 8),
+            modified=None if modified is None else _moment(modified),
+        )
+        return answer(entry)
 
     async def _make_folder(self, request: Request) -> Response:
         body = await read_object(request, _SMALL_BODY, "path")
@@ -170,6 +169,25 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
             yield chunk
     except ClientDisconnect as error:
         raise invalid("The request's body broke off.") from error
+
+
+def _wanted_tag(request: Request) -> str | None:
+    """Return what the conditions ask of the file that is there."""
+    match, none_match = (request.headers.get(one) for one in ("if-match", "if-none-match"))
+    if none_match is not None:
+        if none_match.strip() != "*" or match is not None:
+            raise invalid("A write takes If-Match with one tag, or If-None-Match: *.")
+        return ""
+    if match is None or match.strip() == "*":
+        return match and ANY
+    return match.strip(' "*') or "none"
+
+
+def _moment(said: str) -> float:
+    try:
+        return parse_rfc3339(said).timestamp()
+    except ValueError as error:
+        raise invalid("modified must be a moment as RFC 3339 has it.") from error
 
 
 def _path(request: Request) -> str:
