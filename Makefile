@@ -73,4 +73,4 @@ css: ## Build the dashboard's style sheet and scripts (needs Node)
 	npm run --prefix frontend build
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = None
     notification_hosts: str = Field("", max_length=4000)
     notification_contact: str = Field("", max_length=300, pattern=r"^((mailto:|https://)[!-~]+)?$")
-    snapshot_limit: int = Field(2 * 1024**3, ge=1024**2)
+    snapshot_limit: ByteSize = Field(ByteSize(2 * 1024**3), ge=1024**2)
     legacy_api: bool = False
     terminal: Literal["on", "off"] = "on"
     transcripts: Literal["on", "off"] = "on"
@@ -370,7 +370,7 @@ def agent_environment(settings: Settings) -> dict[str, str]:
         "GOOSE_MODE": settings.goose_mode,
         "GREYLAG_CONFIRMATION_TIMEOUT": str(settings.confirmation_timeout),
         "GREYLAG_GIT_HOSTS": settings.git_hosts,
-        "GREYLAG_SNAPSHOT_LIMIT": str(settings.snapshot_limit),
+        "GREYLAG_SNAPSHOT_LIMIT": str(int(settings.snapshot_limit)),
         "GREYLAG_LEGACY_API": "1" if settings.legacy_api else None,
     }
     plain = {

@@ -64,10 +64,12 @@ async def up(settings: Settings, announce: Announce) -> None:
 async def serve(settings: Settings, announce: Announce) -> None:
     """Run the web alone; a worker elsewhere does what it writes.
 
-    A store on servers that cannot be reached is waited for; until then requests are told so.
+    A store on servers that cannot be reached is waited for; until then requests are told so. A web
+    that was given no key for the provider of models has nothing to say of it: agents call it.
     """
     listener = _bind_web(settings)
-    async with assembled(settings, patient=True) as greylag:
+    has_key = settings.model_key is not None
+    async with assembled(settings, patient=True, tries_model=has_key) as greylag:
         await _serve_with_token(greylag.use_cases, settings, listener, announce)
 
 

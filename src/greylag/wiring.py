@@ -211,24 +211,28 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
 
 
 @asynccontextmanager
-async def assembled(settings: Settings, *, patient: bool = False) -> AsyncIterator[Application]:
+async def assembled(
+    settings: Settings, *, patient: bool = False, tries_model: bool = True
+) -> AsyncIterator[Application]:
     """Construct everything that ``settings`` ask for; it is closed, last first, on leaving.
 
-    The model provider is tried meanwhile, and holds nothing up. With ``patient``, servers of the
-    store that cannot be reached are waited for while everything else is there already.
+    With ``tries_model`` the provider of models is tried meanwhile, and holds nothing up. With
+    ``patient``, servers of the store that cannot be reached are waited for while everything else is
+    there already.
 
     Raises:
         ConfigError: settings cannot work, or the data folder cannot be used.
         StoreUnavailableError: the store cannot be reached (not when ``patient``).
     """
     named = model_provider(settings)
+    tried = named if tries_model else None
     _make_folder(settings)
     async with _opened(settings, patient=patient) as adapters:
         greylag = build(settings, adapters)
         audit = greylag.use_cases.audit
         beside = {
             asyncio.create_task(
-                _try_model(named, greylag.use_cases.platform.model), name="model-provider"
+                _try_model(tried, greylag.use_cases.platform.model), name="model-provider"
             ),
             asyncio.create_task(audit.run(timedelta(days=settings.audit_days)), name="audit"),
         }
