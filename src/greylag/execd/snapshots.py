@@ -5,8 +5,9 @@ A request names a ``verb`` and the folder ``root``. What is kept, and where, is 
 ========  ===============================  ========================================================
 verb      takes                            gives
 ========  ===============================  ========================================================
-list      ``kept``: paths, or nothing      a record for each folder, those above first, then
-                                           ``began`` (nanoseconds)
+list      ``kept``: whether paths follow,  a record for each folder, those above first, then
+          in ``STDIN`` frames and their    ``began`` (nanoseconds)
+          end, NUL between them
 contents  ``wanted``: path, size, times    each file: how it went and its size, its bytes, and
           of change and of status, inode   whether it is still the one that was asked for
 restore   then one JSON frame for each     a JSON frame for each step, with ``code`` and
@@ -21,7 +22,8 @@ entry is ``[name, "f", mode, size, mtime, ctime, inode]``, ``[name, "l", target]
 Left out is what tools make again: folders that are named in ``_BUILT`` or that are marked as caches
 (``CACHEDIR.TAG``) or virtual environments, and what ``.gitignore`` files name, read as git reads
 them. A repository begins anew: neither the rules above it count in it, nor any in its ``.git``. Of
-what is left out the paths in ``kept`` are told all the same, each of them named with its folders.
+what is left out the paths that follow are told all the same, if their folders are among them; of
+what else such a folder holds only the first names are.
 """
 
 import asyncio
@@ -69,6 +71,7 @@ from greylag.execd.protocol import (
 RECORD = struct.Struct("!II")
 FILE_HEAD = struct.Struct("!BQ")
 SENT, CHANGED, UNREADABLE = 1, 0, 2
+MOST_KEPT = 32 * 1024 * 1024
 
 _BUILT = frozenset(
     {
@@ -93,6 +96,7 @@ _RULES = ".gitignore"
 _MOST_RULES = 64 * 1024
 _MOST_RULE = 500
 _MOST_ANY_DEPTH = 2
+_MOST_OTHERS = 20
 _OWN = 0o700
 # Apart from what people do with files: a turn waits for these.
 _SNAPSHOTS = asyncio.Semaphore(2)
@@ -107,7 +111,9 @@ async def answer(request: dict[str, Any], reader: Reader, writer: Writer) -> Non
     files = Workspace(text_in(request, "root"))
     match request.get("verb"):
         case "list":
-            await _list(files, request, writer)
+            await agree(writer)
+            kept = await _paths(reader) if request.get("kept") is True else frozenset()
+            await _list(files, kept, writer)
         case "contents":
             await _contents(files, request, writer)
         case "restore":
@@ -117,14 +123,19 @@ async def answer(request: dict[str, Any], reader: Reader, writer: Writer) -> Non
             raise RefusedError("unknown_operation", "There is no such verb.")
 
 
-async def _list(files: Workspace, request: dict[str, Any], writer: Writer) -> None:
-    kept = request.get("kept", [])
-    if not isinstance(kept, list) or not all(isinstance(path, str) for path in kept):
-        raise RefusedError("invalid_request", "kept is no list of paths.")
-    await agree(writer)
+async def _paths(reader: Reader) -> frozenset[str]:
+    data = bytearray()
+    async for piece in content_in(reader):
+        data += piece
+        if len(data) > MOST_KEPT:
+            raise ProtocolError("there are more paths than may be")
+    return frozenset(data.decode().split("\0"))
+
+
+async def _list(files: Workspace, kept: frozenset[str], writer: Writer) -> None:
     began = time.time_ns()
     async with _SNAPSHOTS:
-        await write_out(writer, _write_records, files, frozenset(kept))
+        await write_out(writer, _write_records, files, kept)
     await agree(writer, began=began)
 
 
@@ -316,12 +327,16 @@ def _listed(level: _Level) -> bytes:
             level.rules = (*level.rules, *_rules_of(level.folder, level.path))
     told: list[list[Any]] = []
     below: list[tuple[str, str]] = []
+    others = 0
     for entry in entries:
         with suppress(FileNotFoundError):
             if not PART.fullmatch(os.fsencode(entry.name)):
                 left_out = _left_out(entry, level)
-                told.append(_entry(entry, level, left_out))
-                if told[-1][1] == "d":
+                one = _entry(entry, level, left_out)
+                others += bool(level.left_out) and one[1] == "x"
+                if others <= _MOST_OTHERS or one[1] != "x":
+                    told.append(one)
+                if one[1] == "d":
                     below.append((entry.name, left_out))
     level.below = iter(below)
     return _record(level.path, told)

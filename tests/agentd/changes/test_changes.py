@@ -112,6 +112,74 @@ async def test_what_was_kept_is_undone_though_the_turn_wrote_a_rule_that_names_i
         }
 
 
+async def test_a_rule_hides_nothing_however_much_it_names_and_whenever_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as made:
+        root = made.root
+        (root / "data").mkdir()
+        for n in range(9000):
+            (root / f"data/a file with a name that is long enough to fill lists {n}").touch()
+        (root / "z.py").write_text("before\n")
+        (root / "bait").touch()
+        listed = Capture._list
+        rules = iter(["bait\n", "*\n"])
+
+        async def ruled(capture: Capture) -> Any:
+            (root / ".gitignore").write_text(next(rules, "*\n"))
+            return await listed(capture)
+
+        async with made.turn("t"):
+            (root / "z.py").write_text("agent\n")
+            monkeypatch.setattr(Capture, "_list", ruled)
+        monkeypatch.setattr(Capture, "_list", listed)
+        for n in range(100):
+            (root / f"data/new {n}").touch()
+        assert await made.changed("t") == {"z.py": "modified"}
+        assert (await made.service.between(None, None)).left_out_total < 50
+        await made.undo("t")
+        assert (root / "z.py").read_text() == "before\n"
+
+
+async def test_what_another_session_changed_while_a_state_could_not_be_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as made:
+        root, read = made.root, Capture._read
+        (root / "a").write_text("before\n")
+
+        async def late(capture: Capture, batch: Any) -> None:
+            (root / "a").write_text("another\n")
+            await read(capture, batch)
+
+        await made.service.begin("one", "s")
+        (root / "a").write_text("one\n")
+        monkeypatch.setattr(Capture, "_read", late)
+        await made.service.begin("two", "another")
+        monkeypatch.setattr(Capture, "_read", read)
+        (root / "a").write_text("two\n")
+        await made.service.end("two")
+        await made.service.end("one")
+        kept = {one.path: one.reason for one in (await made.undo("one")).kept}
+        assert kept == {"a": "changed_by_others"}
+        assert (root / "a").read_text() == "two\n"
+
+
+@pytest.mark.parametrize("hostile", [b'"build"', b"{}"])
+async def test_a_workspace_that_is_no_folder_is_no_state(
+    hostile: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying(*_: Any) -> Any:
+        yield snapshots.RECORD.pack(0, len(hostile)) + hostile
+
+    async with rig(tmp_path) as made:
+        monkeypatch.setattr(snapshots, "records", lying)
+        async with made.turn("t"):
+            pass
+        with pytest.raises(RequestError, match="could not be kept"):
+            await made.changed("t")
+
+
 async def test_an_undo_says_what_stays_because_it_was_left_out_before_or_after(
     tmp_path: Path,
 ) -> None:

@@ -5,10 +5,9 @@ are given the digests that they have.
 """
 
 import asyncio
-import json
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from greylag.agentd.execution import (
     whole_number,
 )
 from greylag.common.typed import parse_json
-from greylag.execd.files import parts_of, shown
+from greylag.execd.files import MOST_DEPTH, parts_of, shown
 from greylag.execd.protocol import (
     MOST_DATA,
     FrameKind,
@@ -44,7 +43,7 @@ from greylag.execd.protocol import (
     read_frame,
     read_object,
 )
-from greylag.execd.snapshots import FILE_HEAD, RECORD, SENT, UNREADABLE
+from greylag.execd.snapshots import FILE_HEAD, MOST_KEPT, RECORD, SENT, UNREADABLE
 
 _MOST_LISTED = 64 * 1024 * 1024
 _MOST_FOLDERS = 200_000
@@ -55,7 +54,7 @@ _BATCH_FILES = 2000
 _BATCH_TEXT = 256 * 1024
 _BATCH_BYTES = 4 * PIECE
 _BATCH_PIECES = 1000
-_MOST_KEPT_TEXT = 512 * 1024
+_MOST_LISTS = 4
 _MOST_NUMBER = 1 << 64
 _STEP_OF_CLOCK = 1_000_000_000
 _MOST_NAME = 255
@@ -88,7 +87,7 @@ class Capture:
         self._execution = execution
         self._root = str(root)
         self._store = store
-        self._kept: tuple[str, ...] = ()
+        self._kept: frozenset[str] = frozenset()
 
     async def take(self, listed: asyncio.Event | None = None) -> Snapshot:
         """Keep the workspace's state; set ``listed`` when nothing later will count any more.
@@ -98,14 +97,18 @@ class Capture:
         agent that writes a rule would take from an undo what it changed.
         """
         plan = await self._planned()
-        if plan.ruled_out:
-            self._kept = tuple(_bounded([*sorted(plan.ruled_out), *self._kept]))
+        for _ in range(_MOST_LISTS):
+            if plan.ruled_out <= self._kept:
+                break
+            self._kept |= plan.ruled_out
             plan = await self._planned()
         if listed is not None:
             listed.set()
         for batch in _batches(plan):
             await self._read(batch)
-        return await self._store.commit(plan, time.time())
+        made = await self._store.commit(plan, time.time())
+        self._kept = await self._store.held(self._kept)
+        return made
 
     async def _planned(self) -> Plan:
         records, began = await self._list()
@@ -114,8 +117,10 @@ class Capture:
 
     async def _list(self) -> tuple[Mapping[str, bytes], int]:
         data = bytearray()
-        asked = self._asked("list", kept=self._kept)
-        async with asked as (reader, _), asyncio.timeout(_LIST_SECONDS):
+        asked = self._asked("list", kept=bool(self._kept))
+        async with asked as (reader, writer), asyncio.timeout(_LIST_SECONDS):
+            if self._kept:
+                await send_content(writer, _joined(self._kept))
             while True:
                 kind, body = _there(await read_frame(reader))
                 if kind is FrameKind.JSON:
@@ -245,14 +250,15 @@ class _Keeping:
         self._pieces, self._size = [], 0
 
 
-def _bounded(paths: Sequence[str]) -> Iterator[str]:
-    """Yield paths, each once, as many as one request can name."""
-    room = _MOST_KEPT_TEXT
-    for path in dict.fromkeys(paths):
-        room -= len(json.dumps(path))
+async def _joined(paths: Collection[str]) -> AsyncIterator[bytes]:
+    """Yield paths as execd takes them, as many as it does."""
+    room, ordered = MOST_KEPT, sorted(paths)
+    for start in range(0, len(ordered), _BATCH_FILES):
+        text = "".join(f"{path}\0" for path in ordered[start : start + _BATCH_FILES]).encode()
+        room -= len(text)
         if room < 0:
             return
-        yield path
+        yield text
 
 
 def _lose(seen: Seen, reason: str) -> None:
@@ -294,10 +300,10 @@ def _records(data: bytearray) -> dict[str, bytes]:
         if place > len(data) or len(found) >= _MOST_FOLDERS:
             raise ProtocolError("a list is none")
         path = str(view[start : start + path_length], "utf-8")
-        if path in found:
-            raise ProtocolError("a folder is told of twice")
+        if path in found or path.count("/") > MOST_DEPTH:
+            raise ProtocolError("a folder is told of twice, or too deep")
         found[path] = bytes(view[start + path_length : place])
-    if "" not in found:
+    if not found.get("", b"").startswith(b"["):
         raise ProtocolError("the workspace itself is not told of")
     return found
 

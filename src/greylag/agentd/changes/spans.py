@@ -212,6 +212,7 @@ def _shared(
         (before.number, after.number),
     ).fetchall()
     found: set[str] = set()
+    unknown: set[str] = set()
     for one, other in pairwise(states):
         others = sql.execute(
             "SELECT 1 FROM spans WHERE span_id <> ? AND coalesce(before, began) <= ? "
@@ -219,12 +220,14 @@ def _shared(
             (span_id, one["number"], other["number"], other["number"]),
         ).fetchone()
         if others is not None:
-            found |= differences(sql, one["root"], other["root"]).known.keys()
+            differing = differences(sql, one["root"], other["root"])
+            found |= differing.known.keys()
+            unknown |= differing.unknown.keys()
     rows = sql.execute("SELECT path FROM touched WHERE span_id = ?", (span_id,))
-    touched = {row["path"] for row in rows}
-    if touched:
+    others = unknown | {row["path"] for row in rows}
+    if others:
         changed = differences(sql, before.root, after.root).known
-        found |= {path for path in changed if among(path, touched)}
+        found |= {path for path in changed if among(path, others)}
     return frozenset(found)
 
 

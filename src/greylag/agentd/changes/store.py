@@ -15,7 +15,7 @@ import asyncio
 import json
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -227,6 +227,10 @@ class SnapshotStore:
         """Return a content that is kept."""
         return await self.run(lambda sql: read_object(sql, digest))
 
+    async def held(self, paths: Collection[str]) -> frozenset[str]:
+        """Return those of some paths that the newest state holds."""
+        return await self.run(lambda sql: frozenset(_held(sql, paths))) if paths else frozenset()
+
     async def commit(self, plan: Plan, now: float) -> Snapshot:
         """Keep the state of a plan whose wanted files are known; the newest, if it is the same."""
         made = await self.run(lambda sql: _commit(sql, plan, now))
@@ -249,7 +253,8 @@ class SnapshotStore:
             before = _seen(sql, path) if path in known else {}
             folder = read(record)
             plan.folders[path] = folder
-            plan.ruled_out.update(_ruled_out(sql, path, folder, before))
+            if not isinstance(folder, str) or path not in plan.ruled_out:
+                plan.ruled_out.update(_ruled_out(sql, path, folder, before))
             for name, seen in folder.items() if isinstance(folder, dict) else ():
                 room -= self._settle(plan, _below(path, name), seen, before.get(name), room)
         return plan
@@ -426,6 +431,18 @@ def _held_below(sql: sqlite3.Connection, path: str) -> Iterator[str]:
         yield folder
         for name, seen in _seen(sql, folder).items():
             if seen.kind in {"f", "l"}:
+                yield _below(folder, name)
+
+
+def _held(sql: sqlite3.Connection, paths: Collection[str]) -> Iterator[str]:
+    above: dict[str, set[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        above.setdefault(folder, set()).add(name)
+    for folder, names in above.items():
+        found = sql.execute("SELECT 1 FROM seen WHERE path = ?", (folder,)).fetchone()
+        for name, seen in () if found is None else _seen(sql, folder).items():
+            if name in names and seen.kind != "x":
                 yield _below(folder, name)
 
 
