@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
 from urllib.parse import quote
 
 import aiohttp
@@ -34,6 +33,7 @@ from greylag.cluster.kubernetes.manifests import HEALTH_PATH, PORT_NAME, ingress
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
 from greylag.common import sockets
+from greylag.common.backoff import backoff
 from greylag.common.concurrent import until_one_ends
 from greylag.common.forwarding import HANDSHAKE
 from greylag.common.net import end_to_end
@@ -45,6 +45,8 @@ KEPT_SECONDS = 10.0
 KEPT_MOST = 10_000
 FIRST_CONNECT_SECONDS = 0.03
 CONNECT_SECONDS = 2.0
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 1.0
 ANSWER_SECONDS = 2.0
 TOKEN_HEADER = "X-Greylag-Agent-Token"  # noqa: S105 - the header's name
 PROXY_CONNECT_SECONDS = 5.0
@@ -202,17 +204,12 @@ def _port(service: Object) -> int:
 class AddressProbe:
     """Asks each pod once, until it has answered. Make it on the running loop; ``close`` it."""
 
-    def __init__(self, http: aiohttp.ClientSession) -> None:
-        self._http = http
-        self._answered: dict[ProjectKey, tuple[str, str]] = {}
-        self._failed: dict[ProjectKey, int] = {}
-
-    @classmethod
-    def open(cls) -> Self:
-        """Return one with connections of its own, which are never kept."""
+    def __init__(self) -> None:
         connector = aiohttp.TCPConnector(force_close=True, limit=0)
         jar = aiohttp.DummyCookieJar()
-        return cls(aiohttp.ClientSession(connector=connector, cookie_jar=jar))
+        self._http = aiohttp.ClientSession(connector=connector, cookie_jar=jar)
+        self._answered: dict[ProjectKey, tuple[str, str]] = {}
+        self._failed: dict[ProjectKey, int] = {}
 
     async def answers(self, key: ProjectKey, pod: str, url: str) -> bool:
         """Tell whether the pod with the uid ``pod`` answers, or has answered before, at ``url``."""
@@ -229,7 +226,7 @@ class AddressProbe:
     async def _ask(self, url: str, failed: int) -> bool:
         # What is not reached yet often drops the first packet, and TCP sends the next one only
         # after a second; so at first it is better to ask anew soon.
-        connect = min(CONNECT_SECONDS, FIRST_CONNECT_SECONDS * 2.0**failed)
+        connect = backoff(failed, FIRST_CONNECT_SECONDS, CONNECT_SECONDS, max)
         timeout = aiohttp.ClientTimeout(total=connect + ANSWER_SECONDS, sock_connect=connect)
         ask = self._http.get(url + HEALTH_PATH, allow_redirects=False, timeout=timeout)
         try:
@@ -237,6 +234,10 @@ class AddressProbe:
                 return response.status == _OK
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
+
+    def pause(self, key: ProjectKey) -> float:
+        """Return in how many seconds to ask again one that has not answered."""
+        return backoff(self._failed.get(key, 0), FIRST_PAUSE, LONGEST_PAUSE)
 
     def forget(self, key: ProjectKey) -> None:
         """Drop what is remembered of an environment that is gone."""
