@@ -4,10 +4,13 @@ by which proxy the world is reached.
 
 import base64
 import ipaddress
+import math
 import re
+import time
 import uuid
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
@@ -52,6 +55,30 @@ def is_confidential(address: str) -> bool:
     return bool(host) and (
         parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host or ""))
     )
+
+
+def retry_after(asked: str, date: str = "") -> float | None:
+    """Return the seconds that a ``Retry-After`` asks to wait, None for what is none (RFC 9110,
+    section 10.2.3).
+
+    Args:
+        asked: seconds, with a fraction too, or a date.
+        date: the answer's own ``Date``, where the other's clock is to count.
+    """
+    try:
+        seconds = float(asked)
+    except ValueError:
+        until, now = _unix_seconds(asked), _unix_seconds(date)
+        seconds = math.nan if until is None else until - (time.time() if now is None else now)
+    return None if math.isnan(seconds) else max(0.0, seconds)
+
+
+def _unix_seconds(date: str) -> float | None:
+    try:
+        moment = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return None
+    return None if moment.tzinfo is None else moment.timestamp()
 
 
 def end_to_end(headers: Mapping[str, str], without: Iterable[str] = ()) -> list[tuple[str, str]]:

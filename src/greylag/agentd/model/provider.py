@@ -21,7 +21,7 @@ from yarl import URL
 
 from greylag.agentd.agent.types import ModelFailure, ModelProvider
 from greylag.common.net import Proxy, end_to_end, proxy_for
-from greylag.common.typed import parse_json
+from greylag.common.typed import parse_encodable, parse_json
 
 SESSION_HEADER = "agent-session-id"
 
@@ -121,7 +121,7 @@ class ProviderClient:
             that breaks off or turns into an error is a response that has begun, with a failure: its
             connection is to be broken, as a clean end would make half an answer look whole.
         """
-        body = await request.read() if request.can_read_body else None
+        body = await request.read() or None
         headers = CIMultiDict(end_to_end(request.headers, without=_OURS))
         target = target_of(self._provider.url, request.raw_path)
         try:
@@ -321,7 +321,7 @@ def error_in(body: bytes) -> Any:
 def words_in(body: bytes, content_type: str) -> str | None:
     """Return what an error body says to people, None when it says nothing."""
     try:
-        said = parse_json(body)
+        said = parse_encodable(body)
     except ValueError:
         text = body.decode("utf-8", "replace").strip()
         return text[:_MESSAGE_LIMIT] if text and content_type == "text/plain" else None
