@@ -130,6 +130,7 @@ class GitRelay:
                 yield
             finally:
                 await runner.cleanup()
+                await self._resolver.close()  # aiohttp closes only those that it made
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode("utf-8", "replace")
