@@ -39,7 +39,7 @@ from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.isolation import POLICY_NAMES
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpoint_of
 from greylag.cluster.kubernetes.options import Options, networks
-from greylag.cluster.kubernetes.tokens import names_a_key
+from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.shared import plain
 from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed, Step
@@ -266,7 +266,9 @@ class EnvironmentObserver:
         if self._options.ingress_base_domain:
             needed.append(("Ingress", names.ingress))
         deployment = find("Deployment", names.namespace, names.deployment)
-        if self._options.agent_key and not names_a_key(annotation_of(deployment, START_ANNOTATION)):
+        if self._options.agent_key and not AgentKeys.named(
+            annotation_of(deployment, START_ANNOTATION)
+        ):
             return _drifted("The environment's token is of before there was a GREYLAG_AGENT_KEY.")
         for kind, name in needed:
             thing = find(kind, names.namespace, name)
