@@ -353,15 +353,7 @@ class Execution:
         except OSError:
             await _closed(far_writer)  # that is how whoever connected hears of it
             return
-        try:
-            async with asyncio.TaskGroup() as both:
-                both.create_task(pipe(far_reader, near_writer), name="towards the relay")
-                both.create_task(pipe(near_reader, far_writer), name="from the relay")
-            await _flushed(near_writer)
-            await _flushed(far_writer)
-        finally:
-            await _closed(near_writer)
-            await _closed(far_writer)
+        await joined((near_reader, near_writer), (far_reader, far_writer))
 
     @asynccontextmanager
     async def exchange(
@@ -464,6 +456,20 @@ async def _last_words(process: asyncio.subprocess.Process) -> str:
     while process.stderr is not None and (data := await process.stderr.read(_MOST_WORDS)):
         said = (said + data)[-_MOST_WORDS:]
     return said.decode("utf-8", "replace").strip()
+
+
+async def joined(near: tuple[Reader, Writer], far: tuple[Reader, Writer]) -> None:
+    """Carry bytes between two connections until both ways have ended, and close them."""
+    writers = near[1], far[1]
+    try:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(pipe(near[0], far[1]), name="from near to far")
+            both.create_task(pipe(far[0], near[1]), name="from far to near")
+        for writer in writers:
+            await _flushed(writer)
+    finally:
+        for writer in writers:
+            await _closed(writer)
 
 
 async def send_content(writer: Writer, content: AsyncIterator[bytes]) -> None:

@@ -2,6 +2,7 @@
 by which proxy the world is reached.
 """
 
+import asyncio
 import base64
 import ipaddress
 import math
@@ -11,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 HOP_BY_HOP = frozenset(
@@ -55,6 +56,22 @@ def is_confidential(address: str) -> bool:
     return bool(host) and (
         parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host or ""))
     )
+
+
+class ExactReader(Protocol):
+    """A stream of asyncio's or aiohttp's."""
+
+    async def readexactly(self, n: int, /) -> bytes:
+        """Return so many bytes; ``IncompleteReadError`` has what there is at the end."""
+        ...
+
+
+async def beginning(stream: ExactReader, most: int) -> bytes:
+    """Return all that a stream says to its end, or the first ``most`` bytes of it."""
+    try:
+        return await stream.readexactly(most)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
 
 
 def retry_after(asked: str, date: str = "") -> float | None:

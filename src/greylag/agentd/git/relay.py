@@ -26,7 +26,7 @@ from yarl import URL
 
 from greylag.agentd.git.large_files import MOST_ANSWER, TransferLinks, Way
 from greylag.common.git import GitCredential
-from greylag.common.net import end_to_end, proxy_for
+from greylag.common.net import beginning, end_to_end, proxy_for
 from greylag.common.reach import NotPublicError, PublicResolver, Reach
 
 SILENCE_SECONDS = 60.0
@@ -201,10 +201,7 @@ class GitRelay:
         self, answer: aiohttp.ClientResponse, way: Way, hidden: Collection[str]
     ) -> web.Response:
         """Return a host's answer about large files as the environment may have it."""
-        try:
-            body = await answer.content.readexactly(MOST_ANSWER + 1)
-        except asyncio.IncompleteReadError as error:
-            body = error.partial
+        body = await beginning(answer.content, MOST_ANSWER + 1)
         try:
             led = self._links.led(way, body, hidden)
         except ValueError as error:

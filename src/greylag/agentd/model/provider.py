@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from greylag.agentd.agent.types import ModelFailure, ModelProvider
-from greylag.common.net import Proxy, end_to_end, proxy_for
+from greylag.common.net import Proxy, beginning, end_to_end, proxy_for
 from greylag.common.typed import parse_encodable, parse_json
 
 SESSION_HEADER = "agent-session-id"
@@ -172,12 +172,14 @@ class ProviderClient:
         self, request: web.Request, answer: aiohttp.ClientResponse, heard: Callable[[], None]
     ) -> CallOutcome:
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            return self._refused(answer.status, answer, await _beginning(answer))
+            return self._refused(
+                answer.status, answer, await beginning(answer.content, _ERROR_LIMIT)
+            )
         if answer.content_type == "text/html":
             raise ProviderFaultError(_WEB_PAGE, final=True)
         first = b""
         if answer.content_type.endswith("json"):
-            first = await _beginning(answer)
+            first = await beginning(answer.content, _ERROR_LIMIT)
             said = error_in(first)
             if said is not None:
                 return self._refused(_status_of(said), answer, first)
@@ -260,16 +262,6 @@ async def _chunks(first: bytes, answer: aiohttp.ClientResponse) -> AsyncIterator
         yield first
     async for chunk in answer.content.iter_any():
         yield chunk
-
-
-async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
-    """Return the answer's body, or what is at least the limit of it."""
-    body = bytearray()
-    async for chunk in answer.content.iter_any():
-        body += chunk
-        if len(body) >= _ERROR_LIMIT:
-            break
-    return bytes(body)
 
 
 class _Events:
@@ -480,7 +472,7 @@ async def _tried(
     headers = CIMultiDict({"Content-Type": "application/json", "Accept": "application/json"})
     async with client.ask(method, target, headers, body) as answer:
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            said = words_in(await _beginning(answer), answer.content_type)
+            said = words_in(await beginning(answer.content, _ERROR_LIMIT), answer.content_type)
             return answer.status, said or f"{answer.status} {answer.reason or ''}".strip()
         if answer.content_type == "text/html":
             raise ProviderFaultError(_WEB_PAGE, final=True)
