@@ -9,11 +9,15 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from aiohttp.web import Application
 
 HOP_BY_HOP = frozenset(
     {
@@ -56,6 +60,29 @@ def is_confidential(address: str) -> bool:
     return bool(host) and (
         parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host or ""))
     )
+
+
+@asynccontextmanager
+async def on_loopback(app: "Application", ends_within: float = 1.0) -> AsyncIterator[int]:
+    """Serve an application on a free port of loopback, which is yielded, until the block ends.
+
+    Calls that run are ended ``ends_within`` seconds later; bodies come as they were sent.
+    """
+    from aiohttp import web  # noqa: PLC0415 - the command line has this module, and serves nothing
+
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=ends_within,
+        auto_decompress=False,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
 
 
 class ExactReader(Protocol):

@@ -34,7 +34,7 @@ from greylag.agentd.model.provider import (
     ProviderClient,
     problem_of,
 )
-from greylag.common.net import retry_after
+from greylag.common.net import on_loopback, retry_after
 
 _MODEL_CALLS = re.compile(
     r"POST /v1/(chat/completions|completions|responses|embeddings)|GET /v1/models(/\w[\w.:-]*)?"
@@ -47,7 +47,6 @@ _NOTHING_SAID = (
 MOST_HELD = scripted_model.BODY_LIMIT
 """How many bytes of calls there may be in memory; a call that would be more waits for others."""
 _BODY_SECONDS = 60.0
-_STOP_SECONDS = 1.0
 _LONGEST_RETRY = 30.0
 _NOTICE_AFTER = (10.0, 30.0)
 _NOTICE_EVERY = 60.0
@@ -124,28 +123,18 @@ class ModelRelay:
         app = web.Application(client_max_size=scripted_model.BODY_LIMIT)
         app.router.add_route("*", "/{path:.*}", self._handle)
         app.on_response_prepare.append(_remember)
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            handler_cancellation=True,
-            shutdown_timeout=_STOP_SECONDS,
-            auto_decompress=False,
-        )
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.port = runner.addresses[0][1]
+        async with on_loopback(app) as self.port:
             self.url = f"http://127.0.0.1:{self.port}"
-            if self._provider is None:
-                yield
-            else:
-                client = ProviderClient(self._provider, self._idle_seconds)
-                async with aclosing(client) as self._client:
+            try:
+                if self._provider is None:
                     yield
-        finally:
-            for call in self._calls:
-                call.cancel()
-            await runner.cleanup()
+                else:
+                    client = ProviderClient(self._provider, self._idle_seconds)
+                    async with aclosing(client) as self._client:
+                        yield
+            finally:
+                for call in self._calls:
+                    call.cancel()
 
     def begin_turn(self, session: str) -> None:
         """Let the session's calls through, and forget how its last turn's calls went."""

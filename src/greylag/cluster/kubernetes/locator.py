@@ -9,7 +9,7 @@ for a platform that no network leads into the cluster.
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -36,7 +36,7 @@ from greylag.common import sockets
 from greylag.common.backoff import backoff
 from greylag.common.concurrent import until_one_ends
 from greylag.common.forwarding import HANDSHAKE
-from greylag.common.net import end_to_end
+from greylag.common.net import end_to_end, on_loopback
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Environment
 from greylag.ports import AgentAddress
@@ -261,27 +261,23 @@ class ServiceProxy:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = asyncio.Lock()
-        self._runner: web.AppRunner | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._opened = AsyncExitStack()
         self._address = ""
 
     async def url(self, environment: Environment) -> str:
         """Return where the project's agent is found."""
         async with self._lock:
-            if self._runner is None:
+            if not self._address:
                 await self._begin()
         return f"{self._address}/{environment.names.namespace}/{environment.names.service}"
 
     async def close(self) -> None:
         """End the relay."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-        if self._http is not None:
-            await self._http.close()
+        await self._opened.aclose()
 
     async def _begin(self) -> None:
         connector = aiohttp.TCPConnector(limit=0, ssl=self._connection.ssl or True)
-        self._http = aiohttp.ClientSession(
+        http = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=PROXY_CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -289,14 +285,10 @@ class ServiceProxy:
             trace_configs=[sockets.never_redirected()],
         )
         app = web.Application(client_max_size=0)
-        app[_HTTP] = self._http
+        app[_HTTP] = await self._opened.enter_async_context(http)
         app.router.add_route("*", "/{namespace}/{service}/{path:.*}", self._relay)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        self._address, self._runner = f"http://127.0.0.1:{port}", runner
+        port = await self._opened.enter_async_context(on_loopback(app))
+        self._address = f"http://127.0.0.1:{port}"
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:
         relay = self._relay_socket if _wants_socket(request) else self._relay_request
