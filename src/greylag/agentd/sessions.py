@@ -10,6 +10,7 @@ import structlog
 
 from greylag.agentd import history
 from greylag.agentd.agent.types import (
+    SESSION_UNKNOWN,
     AgentError,
     AgentPort,
     AgentRefusedError,
@@ -19,7 +20,6 @@ from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError, agent_failed, not_found
 from greylag.agentd.records import Records, SessionRecord, TurnRecord, session_title
 from greylag.agentd.turns.engine import TurnEngine
-from greylag.agentd.turns.errors import SESSION_UNKNOWN
 
 _CANNOT = "The agent that runs here cannot cut its history."
 

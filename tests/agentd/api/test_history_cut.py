@@ -15,6 +15,7 @@ from tests.agentd.doubles import READY, AgentDouble, Api, chunk, eventually
 from greylag.agentd import history
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
+    SESSION_UNKNOWN,
     AgentDiedError,
     AgentRefusedError,
     HistoryFixedError,
@@ -25,7 +26,6 @@ from greylag.agentd.changes.store import SnapshotError
 from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import Records, StorageError, TurnOutcome, TurnRecord, new_turn
-from greylag.agentd.turns.errors import SESSION_UNKNOWN
 
 CUT = {"history": "cut"}
 SESSIONS = "/api/v1/sessions"

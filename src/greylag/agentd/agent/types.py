@@ -20,6 +20,11 @@ Settlement = Decision | Literal["cancelled"]
 SCRIPTED = "scripted"
 _MOST_WORDS = 500
 METHOD_NOT_FOUND = -32601
+SESSION_UNKNOWN = -32002
+CANCEL_PATIENCE = 4.0
+"""How many seconds the agent has to heed a cancel, before it is ended by force."""
+GIT_CONFIG = ".config/greylag/git"
+"""Below HOME, our configuration of git, which includes the system's own."""
 MODEL_RETRIES = (1.0, 2.0, 4.0)
 """Seconds to hold back the first, second and third failure of a model call that may pass."""
 MODEL_TIMEOUT = 600.0

@@ -43,6 +43,8 @@ MANIFEST_ANNOTATION = "greylag.dev/manifest"
 """A digest of the manifest that an object was applied from."""
 START_ANNOTATION = "greylag.dev/start"
 """Stands on the Deployment and on its pods: a pod without the newest one is of the past."""
+TOKEN_KEY = "GREYLAG_AGENT_TOKEN"  # noqa: S105 - the variable's name
+DENY_POLICY, AGENT_POLICY = "greylag-default-deny", "greylag-agent"
 SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 """Selects all that is ours, in a list or a watch."""
 

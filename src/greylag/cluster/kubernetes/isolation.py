@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from greylag.cluster.kubernetes.identity import (
+    AGENT_POLICY,
+    DENY_POLICY,
     INSTANCE_LABEL,
     MANAGED_BY,
     MANAGED_BY_LABEL,
@@ -21,8 +23,6 @@ AUTHORITIES = "greylag-authorities"
 AUTHORITIES_FILE = "authorities.pem"
 EPHEMERAL_REQUEST = "64Mi"
 _BOUNDS_NAME = "greylag"
-_DENY, _AGENT = "greylag-default-deny", "greylag-agent"
-POLICY_NAMES = (_DENY, _AGENT)
 
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _DNS_PORT = 53
@@ -125,8 +125,8 @@ def _network_policies(environment: Environment, options: Options) -> list[dict[s
     }
     nothing = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     return [
-        _policy(environment, _DENY, nothing),
-        _policy(environment, _AGENT, agent),
+        _policy(environment, DENY_POLICY, nothing),
+        _policy(environment, AGENT_POLICY, agent),
     ]
 
 

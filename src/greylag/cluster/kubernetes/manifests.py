@@ -18,6 +18,7 @@ from greylag.cluster.kubernetes.identity import (
     NAME_ANNOTATION,
     RECORD_ANNOTATION,
     TEMPLATE_ANNOTATION,
+    TOKEN_KEY,
     config_name,
     labels,
     project_metadata,
@@ -37,7 +38,6 @@ from greylag.cluster.kubernetes.options import Options, Template, halves
 from greylag.domain.names import label
 from greylag.domain.project import Environment
 
-TOKEN_KEY = "GREYLAG_AGENT_TOKEN"  # noqa: S105 - the variable's name
 MODEL_KEY = "GREYLAG_MODEL_KEY"
 _SECRET = (MODEL_KEY, "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 

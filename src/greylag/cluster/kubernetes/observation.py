@@ -24,7 +24,9 @@ from greylag.cluster.kubernetes.failures import (
     translated,
 )
 from greylag.cluster.kubernetes.identity import (
+    AGENT_POLICY,
     CHANGED_BY,
+    DENY_POLICY,
     GENERATION_ANNOTATION,
     PROJECT_LABEL,
     START_ANNOTATION,
@@ -36,7 +38,6 @@ from greylag.cluster.kubernetes.identity import (
 )
 from greylag.cluster.kubernetes.immutable import kept_as_it_is
 from greylag.cluster.kubernetes.informer import Informers
-from greylag.cluster.kubernetes.isolation import POLICY_NAMES
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpoint_of
 from greylag.cluster.kubernetes.options import Options, networks
 from greylag.cluster.kubernetes.tokens import AgentKeys
@@ -261,7 +262,7 @@ class EnvironmentObserver:
     def _lost(self, environment: Environment) -> Cause | None:
         """Return what is missing or changed that only applying all anew sets right."""
         names, find = environment.names, self._cache.find
-        needed = [("NetworkPolicy", name) for name in POLICY_NAMES]
+        needed = [("NetworkPolicy", name) for name in (DENY_POLICY, AGENT_POLICY)]
         needed += [("Service", names.service), ("Deployment", names.deployment)]
         if self._options.ingress_base_domain:
             needed.append(("Ingress", names.ingress))

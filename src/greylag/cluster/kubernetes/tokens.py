@@ -16,8 +16,7 @@ from hashlib import sha256
 
 from pydantic import SecretStr
 
-from greylag.cluster.kubernetes.identity import Object
-from greylag.cluster.kubernetes.manifests import TOKEN_KEY
+from greylag.cluster.kubernetes.identity import TOKEN_KEY, Object
 from greylag.domain.errors import ClusterError
 
 _TOKEN_BYTES = 32
