@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from greylag.common.backoff import backoff
+from greylag.common.typed import encodable
 from greylag.execd.protocol import (
     MOST_DATA,
     VERSION,
@@ -317,7 +318,7 @@ class Execution:
             port, name = (one.get("port"), one.get("process")) if isinstance(one, dict) else (0, 0)
             if type(port) is not int or not 0 < port < 1 << 16 or not isinstance(name, str):
                 raise ExecutionError("execd told a port that is none.")
-            found.append((port, name[:_LONGEST_NAME]))
+            found.append((port, encodable(name[:_LONGEST_NAME])))
         return found
 
     async def connect(self, port: int) -> tuple[Reader, Writer]:
@@ -504,7 +505,7 @@ def agreed(came: tuple[FrameKind, bytes] | None) -> Mapping[str, Any]:
     if answer.get("ok") is True:
         return answer
     code, message = str(answer.get("code"))[:100], str(answer.get("message"))[:1000]
-    raise ExecutionRefusedError(code, message)
+    raise ExecutionRefusedError(encodable(code), encodable(message))
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
