@@ -26,7 +26,7 @@ from greylag.common.clock import SystemClock
 from greylag.common.sqlite import transaction
 from greylag.domain.project import Desired, Status
 from greylag.reconcile.loop import Slot
-from greylag.reconcile.reconciler import Pace, Reconciler
+from greylag.reconcile.reconciler import Pace, Reconciler, World
 from greylag.store.sqlite import tables
 from greylag.store.sqlite.store import SqliteStore
 
@@ -93,7 +93,7 @@ async def activation() -> Counter[str]:
     pace = Pace(lease=15, resync=60, activation_timeout=60)
     rng = random.Random(1)  # noqa: S311 - spreads retries, guards nothing
     agents = MemoryAgents()
-    reconciler = Reconciler(store, cluster, agents, clock, pace, worker="bench", rng=rng)
+    reconciler = Reconciler(World(store, cluster, agents, clock, pace, rng), "bench")
     claim = await reconciler.claim()
     assert claim is not None
     await reconciler.handle(claim, Slot())

@@ -56,7 +56,7 @@ from greylag.ports import (
     IdentityProvider,
     ProjectStore,
 )
-from greylag.reconcile.reconciler import Pace, Reconciler
+from greylag.reconcile.reconciler import Pace, Reconciler, World
 from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
@@ -127,7 +127,7 @@ def build(
     platform = _platform(settings, cluster)
     worker = worker or _process_name()
     use_cases = _use_cases(settings, adapters, platform)
-    reconciler = Reconciler(
+    world = World(
         store,
         cluster,
         adapters.agents,
@@ -137,13 +137,13 @@ def build(
             resync=settings.resync_seconds,
             activation_timeout=settings.activation_timeout,
         ),
-        worker=worker,
         rng=rng or random.Random(),  # noqa: S311 - spreads retries, guards nothing
         warnings=lambda: _warnings(platform.model),
         git=use_cases.secrets.setup,
         must_sleep=use_cases.accounts.must_sleep,
         transcripts=settings.transcripts == "on",
     )
+    reconciler = Reconciler(world, worker)
     return Application(
         use_cases=use_cases,
         reconciler=reconciler,

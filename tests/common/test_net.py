@@ -11,6 +11,7 @@ from greylag.common.net import (
     proxy_for,
     proxy_variables,
     request_id_of,
+    retry_after,
 )
 
 
@@ -80,3 +81,27 @@ def test_a_proxy_is_found_by_scheme_then_for_all_and_never_shows_its_password() 
     assert proxy_for("http://h.test", found) == Proxy("http://q.test")
     with pytest.raises(ValueError, match="must be an http or https address"):
         proxy_for("http://h.test", {"ALL_PROXY": "socks5://p.test:1"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        ("2", 2),
+        ("0.5", 0.5),
+        ("Thu, 01 Jan 1970 00:16:50 GMT", 10),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("-3", 0),
+        ("nan", None),
+        ("soon", None),
+        ("", None),
+        ("Thu, 01 Jan 1970 00:00:00 +99999999999999", None),
+        ("Thu, 01 Jan 99999999999 00:00:00 GMT", None),
+    ],
+)
+def test_a_retry_after_may_be_whole_a_fraction_or_a_date(asked: str, seconds: float | None) -> None:
+    assert retry_after(asked, "Thu, 01 Jan 1970 00:16:40 GMT") == seconds
+
+
+def test_a_retry_after_counts_by_our_clock_where_the_other_tells_none_that_is_good() -> None:
+    for date in ("", "soon", "Thu, 01 Jan 1970 00:00:00 +99999999999999"):
+        assert retry_after("Fri, 01 Jan 2100 00:00:00 GMT", date)

@@ -342,7 +342,10 @@ async def test_hostile_messages_hide_no_other_session(monkeypatch: pytest.Monkey
 
 async def test_titles_are_cut_and_twins_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = await active()
-    listed = [session(1, title="t" * 999, message_count=-5), session(1, title="again")]
+    listed = [
+        session(1, title="t" * 999, message_count=-5, mode="\ud800", model="m" * 999),
+        session(1, title="again"),
+    ]
 
     def answer(request: AgentRequest) -> Any:
         if request.operation.name == "list_sessions":
@@ -358,9 +361,9 @@ async def test_titles_are_cut_and_twins_are_one(monkeypatch: pytest.MonkeyPatch)
     await look(bench)
     copy = await kept(bench)
     assert copy is not None
-    assert [(len(one.session.title), one.session.message_count) for one in copy.sessions] == [
-        (200, 0)
-    ]
+    (one,) = [one.session for one in copy.sessions]
+    assert (len(one.title), one.message_count) == (200, 0)
+    assert (one.mode, len(one.model or "")) == ("?", 200)
 
 
 @pytest.mark.parametrize("desired", [Desired.ACTIVE, Desired.INACTIVE])

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from greylag.common.backoff import backoff
+from greylag.common.typed import encodable
 from greylag.execd.protocol import (
     MOST_DATA,
     VERSION,
@@ -317,7 +318,7 @@ class Execution:
             port, name = (one.get("port"), one.get("process")) if isinstance(one, dict) else (0, 0)
             if type(port) is not int or not 0 < port < 1 << 16 or not isinstance(name, str):
                 raise ExecutionError("execd told a port that is none.")
-            found.append((port, name[:_LONGEST_NAME]))
+            found.append((port, encodable(name[:_LONGEST_NAME])))
         return found
 
     async def connect(self, port: int) -> tuple[Reader, Writer]:
@@ -353,15 +354,7 @@ class Execution:
         except OSError:
             await _closed(far_writer)  # that is how whoever connected hears of it
             return
-        try:
-            async with asyncio.TaskGroup() as both:
-                both.create_task(pipe(far_reader, near_writer), name="towards the relay")
-                both.create_task(pipe(near_reader, far_writer), name="from the relay")
-            await _flushed(near_writer)
-            await _flushed(far_writer)
-        finally:
-            await _closed(near_writer)
-            await _closed(far_writer)
+        await joined((near_reader, near_writer), (far_reader, far_writer))
 
     @asynccontextmanager
     async def exchange(
@@ -466,6 +459,20 @@ async def _last_words(process: asyncio.subprocess.Process) -> str:
     return said.decode("utf-8", "replace").strip()
 
 
+async def joined(near: tuple[Reader, Writer], far: tuple[Reader, Writer]) -> None:
+    """Carry bytes between two connections until both ways have ended, and close them."""
+    writers = near[1], far[1]
+    try:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(pipe(near[0], far[1]), name="from near to far")
+            both.create_task(pipe(far[0], near[1]), name="from far to near")
+        for writer in writers:
+            await _flushed(writer)
+    finally:
+        for writer in writers:
+            await _closed(writer)
+
+
 async def send_content(writer: Writer, content: AsyncIterator[bytes]) -> None:
     """Send content to its end, in constant memory."""
     async for data in content:
@@ -498,7 +505,7 @@ def agreed(came: tuple[FrameKind, bytes] | None) -> Mapping[str, Any]:
     if answer.get("ok") is True:
         return answer
     code, message = str(answer.get("code"))[:100], str(answer.get("message"))[:1000]
-    raise ExecutionRefusedError(code, message)
+    raise ExecutionRefusedError(encodable(code), encodable(message))
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

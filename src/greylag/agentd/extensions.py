@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from greylag.agentd.agent.types import AgentError, AgentPort, ExtensionState
+from greylag.agentd.agent.types import AgentError, AgentPort, ExtensionState, understood
 from greylag.agentd.problems import RequestError, agent_failed, not_found
 from greylag.common.agent_api import AgentExtension
 
@@ -56,12 +56,13 @@ class ExtensionService:
         """Return all extensions, sorted by name, each with goose's own key and entry for it."""
         try:
             result = await self._agent.call(f"{_PREFIX}/list", {})
+            with understood():
+                found = [self._shown(entry) for entry in result["extensions"]]
+                return sorted(found, key=lambda each: each[0].name)
         except AgentError as error:
             if error.unknown_method:
                 return []
             raise agent_failed(error, _NO_EXTENSIONS) from error
-        found = [self._shown(entry) for entry in result["extensions"]]
-        return sorted(found, key=lambda each: each[0].name)
 
     def _shown(self, entry: dict[str, Any]) -> tuple[AgentExtension, str, dict[str, Any]]:
         extension, key = _extension(entry)

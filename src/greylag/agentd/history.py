@@ -12,30 +12,14 @@ from greylag.agentd.records import Records, TurnRecord, touch
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryEnd:
-    """A turn, and those after it in its session that are not forgotten yet.
-
-    Attributes:
-        first, last: the first turn's id, and the last one's.
-        turns: how many they are.
-        before: the turn that precedes them in what the agent knows, None when there is none.
-        position: how many messages do so; None: that is not known.
-    """
-
-    first: str
-    last: str
-    turns: int
-    before: str | None
-    position: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class HistoryCut:
     """What the agent is to forget, and how.
 
     Attributes:
         session_id: whose history is cut.
-        first, last, turns, before: as of the ``HistoryEnd``.
+        first, last: the first turn's id, and the last one's.
+        turns: how many they are.
+        before: the turn that precedes them in what the agent knows, None when there is none.
         old: the agent's id of the session, None when it does not know it.
         new: that of the one which takes its place; None: the next turn makes one.
     """
@@ -49,10 +33,14 @@ class HistoryCut:
     new: str | None
 
 
-async def end_from(records: Records, turn: TurnRecord) -> HistoryEnd:
-    """Return the end of a history that begins with a turn, which is not forgotten."""
+async def end_from(
+    records: Records, turn: TurnRecord, old: str | None
+) -> tuple[HistoryCut, int | None]:
+    """Return the end of a history, from a turn that is not forgotten: a cut without its ``new``,
+    and how many messages precede it (None: that is not known).
+    """
 
-    def read(sql: sqlite3.Connection) -> HistoryEnd:
+    def read(sql: sqlite3.Connection) -> tuple[HistoryCut, int | None]:
         rows = sql.execute(
             "SELECT turn_id, agent_position FROM turns "
             "WHERE session_id = ? AND NOT forgotten ORDER BY number",
@@ -64,7 +52,8 @@ async def end_from(records: Records, turn: TurnRecord) -> HistoryEnd:
         if any(row[1] is not None and row[1] < (position or 0) for row in rows[at:]):
             position = 0  # the agent has begun afresh since, and knows nothing from before that
         before = ids[at - 1] if at else None
-        return HistoryEnd(ids[at], ids[-1], len(ids) - at, before, position)
+        turns = len(ids) - at
+        return HistoryCut(turn.session_id, ids[at], ids[-1], turns, before, old, None), position
 
     return await records.run(read)
 

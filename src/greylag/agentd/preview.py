@@ -5,15 +5,14 @@ Whoever asks was let in by the platform; what answers is the agent's, and believ
 
 import asyncio
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import aiohttp
 
-from greylag.agentd.execution import Execution, ExecutionError
+from greylag.agentd.execution import Execution, ExecutionError, joined
 from greylag.agentd.problems import RequestError
 from greylag.common import agent_api
-from greylag.execd.protocol import Reader, Writer, pipe
+from greylag.execd.protocol import Reader, Writer
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -84,7 +83,7 @@ class _Tunnels(aiohttp.BaseConnector):
     ) -> "ResponseHandler":
         reader, writer = await _connected(self._execution, req.url.port or 0)
         ours, theirs = socket.socketpair()
-        tunnel = asyncio.create_task(_carry(theirs, reader, writer), name="tunnel")
+        tunnel = asyncio.create_task(_carry(theirs, (reader, writer)), name="tunnel")
         self._tunnels.add(tunnel)
         tunnel.add_done_callback(self._tunnels.discard)
         _, protocol = await self._loop.create_connection(self._factory, sock=ours)
@@ -98,15 +97,5 @@ async def _connected(execution: Execution, port: int) -> tuple[Reader, Writer]:
         raise NotListeningError(str(error)) from error
 
 
-async def _carry(end: socket.socket, reader: Reader, writer: Writer) -> None:
-    """Carry bytes between a socket and execd until both ways have ended."""
-    near_reader, near_writer = await asyncio.open_connection(sock=end)
-    try:
-        async with asyncio.TaskGroup() as both:
-            both.create_task(pipe(near_reader, writer), name="towards the port")
-            both.create_task(pipe(reader, near_writer), name="from the port")
-    finally:
-        for one in (near_writer, writer):
-            one.transport.abort()
-            with suppress(OSError):
-                await one.wait_closed()
+async def _carry(end: socket.socket, port: tuple[Reader, Writer]) -> None:
+    await joined(await asyncio.open_connection(sock=end), port)

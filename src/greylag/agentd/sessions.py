@@ -4,11 +4,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import structlog
 
 from greylag.agentd import history
 from greylag.agentd.agent.types import (
+    SESSION_UNKNOWN,
     AgentError,
     AgentPort,
     AgentRefusedError,
@@ -18,7 +20,6 @@ from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError, agent_failed, not_found
 from greylag.agentd.records import Records, SessionRecord, TurnRecord, session_title
 from greylag.agentd.turns.engine import TurnEngine
-from greylag.agentd.turns.errors import SESSION_UNKNOWN
 
 _CANNOT = "The agent that runs here cannot cut its history."
 
@@ -140,14 +141,14 @@ class SessionService:
 
     async def _prepared(self, turn: TurnRecord) -> HistoryCut:
         session = await self.get(turn.session_id)
-        end = await history.end_from(self._records, turn)
         old = session.agent_session_id
+        cut, position = await history.end_from(self._records, turn, old)
         if self._agent.state.kind != "goose":
             raise _not_cut(_CANNOT)
-        if old is not None and end.position is None:
+        if old is not None and position is None:
             raise _not_cut("It is not known where in the agent's history this turn begins.")
         try:
-            new = None if old is None else await self._agent.cut_session(old, end.position or 0)
+            new = None if old is None else await self._agent.cut_session(old, position or 0)
         except HistoryFixedError as error:
             raise _not_cut(str(error)) from error
         except AgentError as error:
@@ -156,7 +157,7 @@ class SessionService:
             if not isinstance(error, AgentRefusedError) or error.code != SESSION_UNKNOWN:
                 raise agent_failed(error, _CANNOT) from error
             new = None  # it has lost all of it
-        return HistoryCut(turn.session_id, end.first, end.last, end.turns, end.before, old, new)
+        return replace(cut, new=new)
 
 
 def _not_cut(why: str) -> RequestError:

@@ -263,7 +263,11 @@ class Terminals:
     async def close(self) -> None:
         """End all of them."""
         async with self._starting:
-            await asyncio.gather(*(self.end(one) for one in list(self._terminals)))
+            ends = (self.end(one) for one in list(self._terminals))
+            for result in await asyncio.gather(*ends, return_exceptions=True):
+                # One that somebody else has ended meanwhile is not there any more.
+                if isinstance(result, Exception) and not isinstance(result, RequestError):
+                    _log.error("terminal_not_ended", exc_info=result)
 
     @contextmanager
     def place_for_command(self) -> Iterator[None]:

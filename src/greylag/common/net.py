@@ -2,14 +2,22 @@
 by which proxy the world is reached.
 """
 
+import asyncio
 import base64
 import ipaddress
+import math
 import re
+import time
 import uuid
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from aiohttp.web import Application
 
 HOP_BY_HOP = frozenset(
     {
@@ -52,6 +60,69 @@ def is_confidential(address: str) -> bool:
     return bool(host) and (
         parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host or ""))
     )
+
+
+@asynccontextmanager
+async def on_loopback(app: "Application", ends_within: float = 1.0) -> AsyncIterator[int]:
+    """Serve an application on a free port of loopback, which is yielded, until the block ends.
+
+    Calls that run are ended ``ends_within`` seconds later; bodies come as they were sent.
+    """
+    from aiohttp import web  # noqa: PLC0415 - the command line has this module, and serves nothing
+
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=ends_within,
+        auto_decompress=False,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+class ExactReader(Protocol):
+    """A stream of asyncio's or aiohttp's."""
+
+    async def readexactly(self, n: int, /) -> bytes:
+        """Return so many bytes; ``IncompleteReadError`` has what there is at the end."""
+        ...
+
+
+async def beginning(stream: ExactReader, most: int) -> bytes:
+    """Return all that a stream says to its end, or the first ``most`` bytes of it."""
+    try:
+        return await stream.readexactly(most)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+
+
+def retry_after(asked: str, date: str = "") -> float | None:
+    """Return the seconds that a ``Retry-After`` asks to wait, None for what is none (RFC 9110,
+    section 10.2.3).
+
+    Args:
+        asked: seconds, with a fraction too, or a date.
+        date: the answer's own ``Date``, where the other's clock is to count.
+    """
+    try:
+        seconds = float(asked)
+    except ValueError:
+        until, now = _unix_seconds(asked), _unix_seconds(date)
+        seconds = math.nan if until is None else until - (time.time() if now is None else now)
+    return None if math.isnan(seconds) else max(0.0, seconds)
+
+
+def _unix_seconds(date: str) -> float | None:
+    try:
+        moment = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return None
+    return None if moment.tzinfo is None else moment.timestamp()
 
 
 def end_to_end(headers: Mapping[str, str], without: Iterable[str] = ()) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Reading values that came from outside: JSON, and dataclasses that hold what they declare."""
 
 import json
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 
 _LARGEST = 2**63
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: bytes | bytearray | str) -> Any:
@@ -19,6 +21,22 @@ def parse_json(text: bytes | bytearray | str) -> Any:
     """
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def encodable(text: str) -> str:
+    """Return a text with ``?`` for what UTF-8 cannot carry: JSON can spell half a character."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def parse_encodable(line: bytes) -> Any:
+    """Return what a JSON text says, with ``encodable`` texts alone; raises as ``parse_json``."""
+    value = parse_json(line)
+    if _HALF.search(line) is None:  # nearly always
+        return value
+    try:
+        return parse_json(encodable(json.dumps(value, ensure_ascii=False)))
     except RecursionError as error:
         raise ValueError("nested too deep") from error
 

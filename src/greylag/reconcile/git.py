@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
@@ -10,7 +10,6 @@ from greylag.common.git import CloneState, GitSetup
 from greylag.domain.errors import ErrorInfo, GreylagError, StoreUnavailableError
 from greylag.domain.lifecycle import Observation, Observed, Step
 from greylag.domain.project import Project, Status
-from greylag.ports import AgentGateway, Cluster
 
 GitSetups = Callable[[Project], Awaitable[GitSetup | None]]
 """Tells what a project's git is to have; ``None``: nothing is known of that."""
@@ -22,34 +21,32 @@ async def no_setups(_project: Project) -> None:
     """Know nothing of git."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskingGit:
-    """Asks environments of their git: of whom, what to tell them, and seconds that it may take."""
+async def with_git(
+    project: Project,
+    seen: Observation,
+    set_up: Callable[[], Awaitable[CloneState | None]],
+    seconds: float,
+) -> Observation:
+    """Return what was seen of a ready environment, and of what its workspace starts from.
 
-    cluster: Cluster
-    agents: AgentGateway
-    setups: GitSetups
-    seconds: float
+    Until that is there, or has failed, a project that is being activated is not ready yet. One
+    that is active stays so: what failed is told, and the environment can be used.
 
-    async def with_git(self, project: Project, seen: Observation) -> Observation:
-        """Return what was seen of a ready environment, and of what its workspace starts from.
-
-        Until that is there, or has failed, a project that is being activated is not ready yet. One
-        that is active stays so: what failed is told, and the environment can be used.
-        """
-        try:
-            async with asyncio.timeout(self.seconds):
-                setup = await self.setups(project)
-                if setup is None:
-                    return seen
-                at = await self.cluster.reach(project.environment)
-                state = await self.agents.set_up_git(at, setup)
-        except StoreUnavailableError:
-            raise
-        except (GreylagError, TimeoutError) as error:
-            _log.warning("git_not_set_up", error=str(error))
-            return _unknown(project, seen)
-        return _read(project, seen, state)
+    Args:
+        project: whose environment it is.
+        seen: what was seen of it.
+        set_up: tells it of its git, and returns what it answers; None: there is nothing to tell.
+        seconds: how long that may take.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            state = await set_up()
+    except StoreUnavailableError:
+        raise
+    except (GreylagError, TimeoutError) as error:
+        _log.warning("git_not_set_up", error=str(error))
+        return _unknown(project, seen)
+    return seen if state is None else _read(project, seen, state)
 
 
 def _unknown(project: Project, seen: Observation) -> Observation:

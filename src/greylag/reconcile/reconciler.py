@@ -17,6 +17,7 @@ from typing import Any, assert_never
 import structlog
 
 from greylag.common.backoff import backoff
+from greylag.common.git import CloneState
 from greylag.domain.errors import (
     ClusterError,
     ClusterUnavailableError,
@@ -42,7 +43,7 @@ from greylag.domain.lifecycle import (
 from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Status
 from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
-from greylag.reconcile.git import AskingGit, GitSetups, no_setups
+from greylag.reconcile.git import GitSetups, no_setups, with_git
 from greylag.reconcile.loop import Slot
 from greylag.reconcile.transcripts import KeepingTranscripts
 
@@ -88,40 +89,45 @@ async def _awake(_project: Project) -> bool:
     return False
 
 
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that a pass needs, beside its claim.
+
+    Attributes:
+        warnings: what the log of an activation is to say of what cannot work.
+        git: tells what the environment is told of git.
+        must_sleep: sees to it that only what may be active is.
+        transcripts: whether what was said is kept.
+    """
+
+    store: ProjectStore
+    cluster: Cluster
+    agents: AgentGateway
+    clock: Clock
+    pace: Pace
+    rng: random.Random
+    warnings: Warnings = lambda: ()
+    git: GitSetups = no_setups
+    must_sleep: MustSleep = _awake
+    transcripts: bool = False
+
+
 class Reconciler:
     """What a ``WorkLoop`` works on: its items are claims on projects that are due."""
 
-    def __init__(  # noqa: PLR0913 - everything that a pass needs from the world
-        self,
-        store: ProjectStore,
-        cluster: Cluster,
-        agents: AgentGateway,
-        clock: Clock,
-        pace: Pace,
-        *,
-        worker: str,
-        rng: random.Random,
-        warnings: Warnings = lambda: (),
-        git: GitSetups = no_setups,
-        must_sleep: MustSleep = _awake,
-        transcripts: bool = False,
-    ) -> None:
+    def __init__(self, world: World, worker: str) -> None:
         self.worker = worker
-        self._must_sleep = must_sleep
-        self._warnings = warnings
-        self._git = git
-        self._store = store
-        self._cluster = cluster
-        self._agents = agents
-        self._clock = clock
-        self._pace = pace
-        self._rng = rng
-        self._transcripts = KeepingTranscripts(store, cluster, agents, clock, wanted=transcripts)
+        self._world = world
+        self._store, self._clock = world.store, world.clock
+        self._transcripts = KeepingTranscripts(
+            world.store, world.cluster, world.agents, world.clock, wanted=world.transcripts
+        )
 
     async def claim(self) -> Claim | None:
         """Claim the project whose turn it is; none while the store cannot be reached."""
         async with outage_waited_out(self._clock):
-            return await self._store.claim_due(self.worker, self._clock.now(), self._pace.lease)
+            lease = self._world.pace.lease
+            return await self._store.claim_due(self.worker, self._clock.now(), lease)
         return None
 
     def key(self, claim: Claim) -> ProjectRef:
@@ -139,20 +145,7 @@ class Reconciler:
         While it only waits for its environment, ``slot`` is another's.
         """
         ref = claim.project.ref
-        work = _Pass(
-            claim=claim,
-            slot=slot,
-            store=self._store,
-            cluster=self._cluster,
-            agents=self._agents,
-            clock=self._clock,
-            pace=self._pace,
-            rng=self._rng,
-            warnings=self._warnings,
-            git=self._git,
-            must_sleep=self._must_sleep,
-            transcripts=self._transcripts,
-        )
+        work = _Pass(claim, slot, self._world, self._transcripts)
         with structlog.contextvars.bound_contextvars(
             user_id=ref.user_id, project_id=ref.project_id, claim=claim.number
         ):
@@ -193,30 +186,18 @@ class _Pass:
         announced: the verbs that the activation log has been told of.
         announced_steps: the steps that the activation log has been told of.
         trouble: the code of what keeps the environment, and since when.
-        warnings: what the log of an activation is to say of what cannot work.
-        git: tells what the environment is told of git.
-        must_sleep: sees to it that only what may be active is.
-        transcripts: keeps what was said.
         copied: whether that was kept before the environment's end.
     """
 
     claim: Claim
     slot: Slot
-    store: ProjectStore
-    cluster: Cluster
-    agents: AgentGateway
-    clock: Clock
-    pace: Pace
-    rng: random.Random
+    world: World
     transcripts: KeepingTranscripts
     started: bool = False
     restored: bool = False
     announced: set[Verb] = field(default_factory=set)
     announced_steps: set[Step] = field(default_factory=set)
     trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
-    warnings: Warnings = lambda: ()
-    git: GitSetups = no_setups
-    must_sleep: MustSleep = _awake
     copied: bool = False
 
     @property
@@ -232,7 +213,7 @@ class _Pass:
             StoreUnavailableError: what came of it may not be on record.
         """
         try:
-            with self.store.subscribe(self.project.ref) as news:
+            with self.world.store.subscribe(self.project.ref) as news:
                 await self.transcripts.drop_unwanted(self.claim)
                 while await self._may_not_run() or not await self._advance(news):
                     await self._renew()
@@ -246,17 +227,17 @@ class _Pass:
             await self._rest(self._retry(INTERNAL_FAULT))
 
     async def _may_not_run(self) -> bool:
-        return self.project.desired is Desired.ACTIVE and await self.must_sleep(self.project)
+        return self.project.desired is Desired.ACTIVE and await self.world.must_sleep(self.project)
 
     async def _advance(self, news: Subscription) -> bool:
         """Take one step; return whether the pass has come to its end."""
         seen = await self._observe()
-        now = self.clock.now()
+        now = self.world.clock.now()
         action = plan(self.project, seen, now)
         _log.debug("step", observed=seen.state, action=type(action).__name__)
         match action:
             case Forget():
-                await _finish(self.store.forget(self.claim))
+                await _finish(self.world.store.forget(self.claim))
                 return True
             case Act(Verb.STOP) if seen.state is Observed.READY and await self._is_in_use():
                 # A new start can wait until nobody is answered any more.
@@ -279,7 +260,7 @@ class _Pass:
                 recheck = timedelta(seconds=BUSY_PAUSE) if seen.working else recheck
                 outcome = outcomes.settled(self.project, status, seen, now, recheck)
                 if status is Status.ACTIVE and outcome.events:
-                    outcome = replace(outcome, events=[*self.warnings(), *outcome.events])
+                    outcome = replace(outcome, events=[*self.world.warnings(), *outcome.events])
             case Fail(error, terminal):
                 due_at = None if terminal else now + self._resync()
                 outcome = outcomes.failed(self.project, error, terminal=terminal, due_at=due_at)
@@ -291,8 +272,8 @@ class _Pass:
 
     async def _observe(self) -> Observation:
         try:
-            async with asyncio.timeout(self.pace.step):
-                seen = await self.cluster.observe(self.project.environment)
+            async with asyncio.timeout(self.world.pace.step):
+                seen = await self.world.cluster.observe(self.project.environment)
         except ClusterError as error:
             return Observation(Observed.UNKNOWN, error=error.info)
         except TimeoutError:
@@ -300,8 +281,15 @@ class _Pass:
             return Observation(Observed.UNKNOWN, error=slow.info)
         if seen.state is not Observed.READY or self.project.desired is not Desired.ACTIVE:
             return seen
-        asking = AskingGit(self.cluster, self.agents, self.git, self.pace.step)
-        return await asking.with_git(self.project, seen)
+        return await with_git(self.project, seen, self._set_up_git, self.world.pace.step)
+
+    async def _set_up_git(self) -> CloneState | None:
+        """Tell the environment what its git is to have, if that is known."""
+        setup = await self.world.git(self.project)
+        if setup is None:
+            return None
+        at = await self.world.cluster.reach(self.project.environment)
+        return await self.world.agents.set_up_git(at, setup)
 
     def _is_to_be_copied(self, seen: Observation) -> bool:
         sleeps = self.project.desired is Desired.INACTIVE
@@ -318,9 +306,9 @@ class _Pass:
         if self.project.desired is not Desired.ACTIVE:
             return False
         try:
-            async with asyncio.timeout(self.pace.step):
-                at = await self.cluster.reach(self.project.environment)
-                return (await self.agents.status(at)).busy
+            async with asyncio.timeout(self.world.pace.step):
+                at = await self.world.cluster.reach(self.project.environment)
+                return (await self.world.agents.status(at)).busy
         except (GreylagError, TimeoutError) as error:
             _log.warning("agent_not_asked", error=str(error))
             return True
@@ -334,13 +322,13 @@ class _Pass:
             self.announced.add(verb)
             attempts = self.project.attempts + (1 if again else 0)
             outcome = outcomes.acting(
-                self.project, verb, self.clock.now(), self._timeout, self._why(seen)
+                self.project, verb, self.world.clock.now(), self._timeout, self._why(seen)
             )
             await self._write(replace(outcome, attempts=attempts))
         self.started = self.started or verb is Verb.START
         self._check_lease()
         try:
-            async with asyncio.timeout(self.pace.step):
+            async with asyncio.timeout(self.world.pace.step):
                 await self._do(verb)
         except OvertakenError as error:
             await self._take_over(error)
@@ -352,7 +340,7 @@ class _Pass:
                 return await self._rest(self._retry(error.info))
             # Nobody asks again for the end of an environment, which goes on costing.
             ends = verb in {Verb.STOP, Verb.DELETE}
-            due_at = self.clock.now() + self._resync() if ends else None
+            due_at = self.world.clock.now() + self._resync() if ends else None
             return await self._rest(
                 outcomes.failed(self.project, error.info, terminal=True, due_at=due_at)
             )
@@ -369,15 +357,15 @@ class _Pass:
     def _check_lease(self) -> None:
         """Raise ``LeaseLostError`` when the lease has run out, as after this process was paused."""
         lease = self.project.lease
-        if lease is not None and self.clock.now() >= lease.until:
+        if lease is not None and self.world.clock.now() >= lease.until:
             raise LeaseLostError("The lease ran out before the next step.")
 
     async def _do(self, verb: Verb) -> None:
         verbs = {
-            Verb.PREPARE: self.cluster.prepare,
-            Verb.START: self.cluster.start,
-            Verb.STOP: self.cluster.stop,
-            Verb.DELETE: self.cluster.delete,
+            Verb.PREPARE: self.world.cluster.prepare,
+            Verb.START: self.world.cluster.start,
+            Verb.STOP: self.world.cluster.stop,
+            Verb.DELETE: self.world.cluster.delete,
         }
         await verbs[verb](self.project.environment)
 
@@ -391,9 +379,9 @@ class _Pass:
         if self.restored:
             raise overtaken
         self.restored = True
-        now = self.clock.now()
-        self.claim = await self.store.renew(
-            self.claim, now, self.pace.lease, above=overtaken.number
+        now = self.world.clock.now()
+        self.claim = await self.world.store.renew(
+            self.claim, now, self.world.pace.lease, above=overtaken.number
         )
         _log.warning("records_restored", seen=overtaken.number, claim=self.claim.number)
         await self._write(outcomes.unchanged(self.project, [outcomes.RESTORED]))
@@ -403,11 +391,11 @@ class _Pass:
 
         A cluster that cannot tell (``ClusterError``) ends the waiting too.
         """
-        longest = WORKING_PAUSE if working else self.pace.lease / 3
+        longest = WORKING_PAUSE if working else self.world.pace.lease / 3
         if self.project.deadline_at is not None:
-            left = (self.project.deadline_at - self.clock.now()).total_seconds()
+            left = (self.project.deadline_at - self.world.clock.now()).total_seconds()
             longest = min(longest, left) if left > 0 else longest
-        changed = self.cluster.changed(self.project.environment, longest)
+        changed = self.world.cluster.changed(self.project.environment, longest)
         waits = [
             asyncio.create_task(changed, name="cluster changed"),
             asyncio.create_task(news.changed(longest), name="record changed"),
@@ -427,7 +415,9 @@ class _Pass:
 
     async def _renew(self) -> None:
         """Go on with the record as it is now; a changed wish makes the log begin anew."""
-        renewed = await self.store.renew(self.claim, self.clock.now(), self.pace.lease)
+        renewed = await self.world.store.renew(
+            self.claim, self.world.clock.now(), self.world.pace.lease
+        )
         if renewed.project.generation != self.project.generation:
             self.started = False
             self.announced.clear()
@@ -444,7 +434,7 @@ class _Pass:
 
     async def _tell(self, seen: Observation) -> None:
         """Write that the environment is on its way, if that is new."""
-        events, now = self._new_steps(seen), self.clock.now()
+        events, now = self._new_steps(seen), self.world.clock.now()
         why = seen.error if self.project.settled else self._lasting(seen.error, now)
         outcome = outcomes.waiting(self.project, events, now, self._timeout, why)
         if outcome is not None:
@@ -458,12 +448,12 @@ class _Pass:
         return error if now - self.trouble[1] >= TELL_AFTER else None
 
     async def _write(self, outcome: Outcome) -> None:
-        now = self.clock.now()
-        self.claim = Claim(await self.store.record(self.claim, outcome, now, release=False))
+        now = self.world.clock.now()
+        self.claim = Claim(await self.world.store.record(self.claim, outcome, now, release=False))
 
     async def _rest(self, outcome: Outcome) -> bool:
-        now = self.clock.now()
-        await _finish(self.store.record(self.claim, outcome, now, release=True))
+        now = self.world.clock.now()
+        await _finish(self.world.store.record(self.claim, outcome, now, release=True))
         for event in outcome.events:
             _log.info(
                 "project_event", code=event.code, message=event.message, status=outcome.status
@@ -471,26 +461,28 @@ class _Pass:
         return True
 
     async def _hand_back(self) -> None:
-        now = self.clock.now()
+        now = self.world.clock.now()
         outcome = replace(outcomes.unchanged(self.project), due_at=now)
         try:
-            await self.store.record(self.claim, outcome, now, release=True)
+            await self.world.store.record(self.claim, outcome, now, release=True)
         except (LeaseLostError, StoreUnavailableError) as error:
             _log.warning("claim_not_handed_back", error=str(error))
 
     def _retry(self, error: ErrorInfo) -> Outcome:
-        return outcomes.retry(self.project, error, self.clock.now(), self._pause())
+        return outcomes.retry(self.project, error, self.world.clock.now(), self._pause())
 
     @property
     def _timeout(self) -> timedelta:
-        return timedelta(seconds=self.pace.activation_timeout)
+        return timedelta(seconds=self.world.pace.activation_timeout)
 
     def _pause(self) -> timedelta:
         failed = self.project.attempts
-        return timedelta(seconds=backoff(failed, FIRST_PAUSE, LONGEST_PAUSE, self.rng.uniform))
+        return timedelta(
+            seconds=backoff(failed, FIRST_PAUSE, LONGEST_PAUSE, self.world.rng.uniform)
+        )
 
     def _resync(self) -> timedelta:
-        return timedelta(seconds=self.pace.resync * self.rng.uniform(0.8, 1.2))
+        return timedelta(seconds=self.world.pace.resync * self.world.rng.uniform(0.8, 1.2))
 
 
 @asynccontextmanager

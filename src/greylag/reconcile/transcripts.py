@@ -26,7 +26,7 @@ from greylag.common.agent_api import (
     Session,
 )
 from greylag.common.clock import parse_rfc3339, rfc3339
-from greylag.common.typed import parse_json, shaped
+from greylag.common.typed import encodable, parse_json, shaped
 from greylag.domain.errors import (
     AgentFailedError,
     GreylagError,
@@ -62,6 +62,7 @@ LONGEST = 5.0
 """How many seconds a look takes at most, and no more than half of what is left of the lease."""
 _MOST_ANSWER = 4 * MEBIBYTE
 _MOST_ROLE = 40
+_MOST_OPTION = 200
 _T = TypeVar("_T")
 
 _log = structlog.get_logger(__name__)
@@ -197,6 +198,8 @@ def _session(told: Any) -> Session:
         updated_at=rfc3339(parse_rfc3339(one.updated_at)),
         message_count=max(0, one.message_count),
         title=_text(one.title, MOST_TITLE),
+        mode=None if one.mode is None else _text(one.mode, _MOST_OPTION),
+        model=None if one.model is None else _text(one.model, _MOST_OPTION),
     )
 
 
@@ -225,4 +228,4 @@ def _message(told: Any) -> ChatMessage:
 
 def _text(text: str, most: int) -> str:
     """Return a text's beginning, as it can be sent."""
-    return text[:most].encode(errors="replace").decode()
+    return encodable(text[:most])

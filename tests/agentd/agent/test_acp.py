@@ -84,6 +84,15 @@ async def test_an_error_answer_is_raised_with_its_code_and_data(wire: Wire) -> N
     assert (caught.value.code, caught.value.message, caught.value.data) == (-32000, "no", [1])
 
 
+async def test_half_a_character_is_heard_as_a_question_mark_and_a_whole_one_as_it_is(
+    wire: Wire,
+) -> None:
+    request = asyncio.create_task(wire.peer.request("a", {}))
+    asked = await wire.hear()
+    wire.say({"id": asked["id"], "result": {"k\ud83d": ["\udc00x", "\ud83d\ude00", 1, None]}})
+    assert await request == {"k?": ["?x", "\U0001f600", 1, None]}
+
+
 async def test_the_end_of_the_stream_fails_open_and_later_requests(wire: Wire) -> None:
     request = asyncio.create_task(wire.peer.request("a", {}))
     await wire.hear()

@@ -162,6 +162,33 @@ async def test_an_agent_that_is_given_up_is_replaced(
     assert await agent.new_session("again")
 
 
+@pytest.mark.parametrize(
+    "answers", ["null", '{}|{"value": 1}|{"sessionId": "1", "_meta": {"extensionResults": [1]}}']
+)
+async def test_an_agent_that_answers_nonsense_cannot_start_and_ends_nothing_else(
+    tmp_path: Path, execution: Execution, answers: str
+) -> None:
+    script = """
+import json, sys
+answers = sys.argv[1].split("|")
+for line in sys.stdin:
+    answer = answers.pop(0) if len(answers) > 1 else answers[0]
+    said = {"id": json.loads(line)["id"], "result": json.loads(answer)}
+    print(json.dumps(said), flush=True)
+"""
+    command = AgentCommand("goose", (sys.executable, "-I", "-c", script, answers))
+    agent = Agent(command, AgentSetup(tmp_path, tmp_path, tmp_path), execution)
+    run = asyncio.create_task(agent.run(), name="agent")
+    async with asyncio.timeout(20):
+        while not run.done() and agent.state.status == "starting":  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    with pytest.raises(AgentUnavailableError, match="the agent's answer is not of the form"):
+        await agent.wait_ready(0)
+    run.cancel()
+    with suppress(asyncio.CancelledError):
+        await run
+
+
 async def test_an_agent_that_cannot_start_says_why(tmp_path: Path, execution: Execution) -> None:
     command = AgentCommand("goose", ("/bin/sh", "-c", "echo broken >&2; exit 7"))
     agent = Agent(command, AgentSetup(tmp_path, tmp_path, tmp_path), execution)

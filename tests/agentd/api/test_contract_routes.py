@@ -273,6 +273,16 @@ async def test_extensions_are_listed_in_both_spellings(tmp_path: Path) -> None:
         assert (tool["cmd"], tool["args"], tool["enabled"]) == ("npx", ["-y", "x"], True)
 
 
+@pytest.mark.parametrize(
+    "told", [None, {}, {"extensions": [{}]}, {"extensions": [{"extension": 1}]}]
+)
+async def test_an_agent_that_lists_nonsense_is_told_of(tmp_path: Path, told: object) -> None:
+    agent = AgentDouble(answers={f"{EXTENSIONS}/list": told})
+    async with serving(tmp_path, agent) as api:
+        status, body = await api.json("GET", "/api/v1/extensions")
+        assert (status, body["code"]) == (500, "agent_refused")
+
+
 async def test_extensions_are_added_switched_and_removed(tmp_path: Path) -> None:
     agent = AgentDouble(answers={f"{EXTENSIONS}/list": {"extensions": [STDIO]}})
     async with serving(tmp_path, agent) as api:
@@ -545,6 +555,9 @@ async def test_older_clients_get_in_where_it_is_allowed_and_their_token_is_never
                     assert answer.status == (200 if allowed else 401), (query, password)
                     shared = answer.headers.get("access-control-allow-origin")
                     assert shared == ("*" if legacy else None)
+            for wrong in ("Basic \u00e9", "Basic a", "Basic"):
+                async with client.get(address, headers={"authorization": wrong}) as answer:
+                    assert answer.status == 401
             async with client.options(address, headers=asked) as answer:
                 assert answer.status == (200 if legacy else 401)
     assert len(logged) >= 7

@@ -15,6 +15,7 @@ from tests.agentd.doubles import READY, AgentDouble, Api, chunk, eventually
 from greylag.agentd import history
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
+    SESSION_UNKNOWN,
     AgentDiedError,
     AgentRefusedError,
     HistoryFixedError,
@@ -25,7 +26,6 @@ from greylag.agentd.changes.store import SnapshotError
 from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import Records, StorageError, TurnOutcome, TurnRecord, new_turn
-from greylag.agentd.turns.errors import SESSION_UNKNOWN
 
 CUT = {"history": "cut"}
 SESSIONS = "/api/v1/sessions"
@@ -324,10 +324,10 @@ async def test_a_cut_that_is_made_again_spares_what_came_after_it(tmp_path: Path
 
     for turn in turns[:3]:
         await go_on(turn)
-    end = await history.end_from(records, turns[0])
+    end, _ = await history.end_from(records, turns[0], "old")
     ids = (turns[0].turn_id, turns[2].turn_id, 3, first.turn_id)
-    assert (end.first, end.last, end.turns, end.before) == ids
-    cut = HistoryCut("s", *ids, "old", "new")
+    assert end == HistoryCut("s", *ids, "old", None)
+    cut = replace(end, new="new")
     await history.apply(records, cut)
     await go_on(turns[3])
     await history.apply(records, cut)
@@ -337,9 +337,9 @@ async def test_a_cut_that_is_made_again_spares_what_came_after_it(tmp_path: Path
     assert session is not None
     assert session.agent_session_id == "new"
     # Where the agent began afresh, a later turn's place is before an earlier one's.
-    for turn, position in zip((first, turns[-1]), (6, 2), strict=True):
-        await records.turns.place(turn.turn_id, position)
-    assert (await history.end_from(records, first)).position == 0
-    end = await history.end_from(records, turns[-1])
-    assert (end.position, end.before) == (2, first.turn_id)
+    for turn, place in zip((first, turns[-1]), (6, 2), strict=True):
+        await records.turns.place(turn.turn_id, place)
+    assert (await history.end_from(records, first, "new"))[1] == 0
+    end, position = await history.end_from(records, turns[-1], "new")
+    assert (position, end.before) == (2, first.turn_id)
     await records.aclose()

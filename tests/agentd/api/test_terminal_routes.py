@@ -136,6 +136,17 @@ async def test_terminals_are_bounded_and_ended_with_all_they_started(tmp_path: P
             assert (await api.json("POST", TERMINALS, body))[0] == 400
 
 
+async def test_a_terminal_that_is_ended_while_all_are_hinders_nothing(tmp_path: Path) -> None:
+    async with site(tmp_path) as api:
+        terminals = api.services.terminals
+        one, two = await started(api), await started(api)
+        closing = asyncio.create_task(terminals.close(), name="closing")
+        ending = asyncio.create_task(terminals.end(one), name="ending")
+        await asyncio.gather(closing, ending)
+        assert terminals.all() == []
+        assert two not in terminals._running
+
+
 async def test_a_slow_reader_holds_the_shell_back_alone_and_misses_the_rest_beside_another(
     tmp_path: Path,
 ) -> None:

@@ -293,6 +293,26 @@ async def test_the_provider_s_own_word_decides_the_code(tmp_path: Path) -> None:
         assert events[-2]["content"]["code"] == "model_rate_limited"
 
 
+@pytest.mark.parametrize("reason", ["end_turn", "half \ud83d"])
+async def test_half_a_character_in_an_answer_or_an_error_ends_its_turn_as_any_other(
+    tmp_path: Path, reason: str
+) -> None:
+    async def fail(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+        agent.failures[agent.prompts[-1][0]] = ModelFailure(400, "bad \ud83d")
+        await sink.update(chunk("half \ud83d"))
+        await sink.update(chunk("Ran into this error: odd words.", "msg_1"))
+        return PromptResult(reason, None)
+
+    async with serving(tmp_path, AgentDouble(fail)) as api:
+        turn = await api.turn("hello")
+        assert (await api.events(turn))[-1]["type"] == "complete"
+        _, record = await api.json("GET", f"/api/v1/turns/{turn}")
+        failed = reason == "end_turn"
+        assert record["answer"].startswith("half ?")
+        assert record["error"] == ("bad ?" if failed else None)
+        assert record["status"] == ("error" if failed else "completed")
+
+
 async def test_a_session_that_the_agent_lost_starts_afresh_and_says_so(tmp_path: Path) -> None:
     async def forgetful(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
         if len(agent.prompts) == 1:

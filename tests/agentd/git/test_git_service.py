@@ -538,6 +538,7 @@ async def test_a_proxy_may_have_any_address_and_what_is_asked_of_it_may_not() ->
                 query = {"service": "git-upload-pack"}
                 async with http.get(url, params=query, headers=own) as told:
                     assert told.status == status, await told.text()
+    assert relay._resolver._threads._shutdown
     assert asked == [f"http://{plain}/a.git/info/refs?service=git-upload-pack"]
 
 

@@ -131,6 +131,17 @@ async def test_a_reader_follows_live_and_ends_with_the_turn(tmp_path: Path) -> N
     assert await reading == (tmp_path / "t.sse").read_bytes()
 
 
+async def test_the_reader_of_a_journal_that_a_tool_cuts_off_comes_to_an_end(tmp_path: Path) -> None:
+    journal = journal_at(tmp_path)
+    journal.append("message", {"content": "gone"})
+    await asyncio.sleep(0)
+    os.truncate(tmp_path / "t.sse", 0)
+    tail = JournalTail(tmp_path / "t.sse", journal)
+    assert await anext(tail.chunks(), None) is None
+    tail.close()
+    journal.publish_end()
+
+
 async def test_a_heartbeat_comes_only_between_frames(tmp_path: Path) -> None:
     journal = journal_at(tmp_path)
     tail = JournalTail(tmp_path / "t.sse", journal, heartbeat=0.01)

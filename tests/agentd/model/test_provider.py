@@ -16,7 +16,7 @@ from tests.cluster.kubernetes.kubeconfigs import certificate
 
 from greylag.agentd.agent.types import ModelProvider
 from greylag.agentd.model.provider import problem_of, target_of
-from greylag.agentd.model.relay import ModelRelay, wanted_pause
+from greylag.agentd.model.relay import ModelRelay
 
 Serve = Callable[[web.Application], Any]
 Handler = Callable[[web.Request], Any]
@@ -232,23 +232,6 @@ async def test_a_silent_provider_is_told_of_and_after_its_time_not_asked_again(
         agent.relay.begin_turn("s1")
         await agent.ask()
     assert len(calls) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("2", 2),
-        ("0.5", 0.5),
-        ("Thu, 01 Jan 1970 00:16:50 GMT", 10),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
-        ("-3", 0),
-        ("nan", 0),
-        ("soon", 0),
-        ("", 0),
-    ],
-)
-def test_retry_after_may_be_whole_a_fraction_or_a_date(text: str, seconds: float) -> None:
-    assert wanted_pause(text, 1000.0) == seconds
 
 
 class HttpProxy:

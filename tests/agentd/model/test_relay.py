@@ -11,7 +11,7 @@ from aiohttp import web
 from yarl import URL
 
 from greylag.agentd.agent.types import ModelProvider
-from greylag.agentd.model.relay import ModelRelay
+from greylag.agentd.model.relay import MOST_HELD, ModelRelay
 
 Serve = Callable[[web.Application], Any]
 
@@ -91,6 +91,73 @@ async def test_an_answer_is_passed_on_while_it_is_made(
             assert await answer.content.readany() == b"first"
             go_on.set()
             assert await answer.read() == b"second"
+
+
+async def test_calls_are_held_in_memory_up_to_a_limit_and_small_ones_pass_a_large_one(
+    client: aiohttp.ClientSession, serve_app: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greylag.agentd.model.relay.MOST_HELD", 1000)
+    came: asyncio.Queue[int] = asyncio.Queue()
+    go_on = asyncio.Event()
+
+    async def provider(request: web.Request) -> web.Response:
+        came.put_nowait(len(await request.read()))
+        await go_on.wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/v1/responses", provider)
+    async with serve_app(app) as url, asyncio.TaskGroup() as calls, asyncio.timeout(20):
+        relay = ModelRelay(ModelProvider(url))
+
+        async def call(size: int) -> None:
+            target = f"{relay.url}/v1/responses"
+            async with client.post(target, headers=headers(relay), data=bytes(size)) as answer:
+                assert answer.status == 200
+
+        async with relay.serving():
+            ends = [calls.create_task(call(600))]
+            assert await came.get() == 600
+            ends.append(calls.create_task(call(601)))
+            while len(relay._calls) < 2:  # noqa: ASYNC110 - the relay tells nobody of a new call
+                await asyncio.sleep(0.01)
+            ends += [calls.create_task(call(size)) for size in (200, 200)]
+            assert [await came.get(), await came.get()] == [200, 200]
+            assert relay._held == 1000
+            go_on.set()
+            assert await came.get() == 601
+            await asyncio.wait(ends)
+            assert relay._held == 0
+
+
+async def test_a_compressed_call_stays_so_and_one_of_unknown_size_counts_as_the_largest(
+    client: aiohttp.ClientSession, serve_app: Serve
+) -> None:
+    held: list[int] = []
+
+    async def provider(request: web.Request) -> web.Response:
+        await request.read()
+        held.append(relay._held)
+        return web.Response()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"abc"
+
+    app = web.Application()
+    app.router.add_post("/v1/responses", provider)
+    async with serve_app(app) as url:
+        relay = ModelRelay(ModelProvider(url))
+        async with relay.serving():
+            bodies: tuple[dict[str, Any], ...] = (
+                {"data": b"abc"},
+                {"data": b"abc", "compress": "gzip"},
+                {"data": pieces()},
+            )
+            for body in bodies:
+                target = f"{relay.url}/v1/responses"
+                async with client.post(target, headers=headers(relay), **body) as answer:
+                    assert answer.status == 200
+    assert held == [3, MOST_HELD, MOST_HELD]
 
 
 async def test_a_client_that_hangs_up_ends_the_call_at_the_provider(

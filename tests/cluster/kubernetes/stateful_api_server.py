@@ -10,9 +10,9 @@ from typing import Any
 from aiohttp import web
 from tests.cluster.kubernetes.api_server import PATIENCE
 
-from greylag.cluster.kubernetes.api import KINDS
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.credentials import Token
+from greylag.cluster.kubernetes.identity import KINDS
 
 BY_PLURAL = {kind.plural: name for name, kind in KINDS.items()}
 _FIXED = {"/readyz": {}, "/version": {"gitVersion": "v1.35.4"}}

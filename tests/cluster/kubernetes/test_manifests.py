@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greylag.cluster.kubernetes.identity import ref_of
+from greylag.cluster.kubernetes.identity import TOKEN_KEY, ref_of
 from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import (
-    TOKEN_KEY,
     has_pod_limits,
     ingress_url,
     project_objects,

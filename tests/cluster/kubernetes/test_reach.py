@@ -22,7 +22,14 @@ from greylag.cluster.kubernetes import locator
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.credentials import Token
 from greylag.cluster.kubernetes.isolation import shared_objects
-from greylag.cluster.kubernetes.locator import MOST_MESSAGE, ServiceProxy, endpoint_of
+from greylag.cluster.kubernetes.locator import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    MOST_MESSAGE,
+    AddressProbe,
+    ServiceProxy,
+    endpoint_of,
+)
 from greylag.cluster.kubernetes.manifests import project_objects
 from greylag.cluster.kubernetes.options import Options
 from greylag.domain.errors import ConfigError
@@ -216,3 +223,17 @@ async def test_an_agent_that_nobody_watches_is_looked_up_again(
             server.asked.clear()
             assert await web.reach(environment(2)) == first
             assert "GET Secret" in server.asked
+
+
+async def test_an_address_that_fails_is_asked_ever_more_seldom_and_for_however_long() -> None:
+    nowhere, key = "http://127.0.0.1:1", ("ns", "demo")
+    probe = AddressProbe()
+    try:
+        assert probe.pause(key) <= FIRST_PAUSE
+        assert not await probe.answers(key, "pod", nowhere)
+        assert probe.pause(key) > FIRST_PAUSE / 2
+        probe._failed[key] = 1024  # 2.0**1024 is no number any more
+        assert not await probe.answers(key, "pod", nowhere)
+        assert LONGEST_PAUSE / 2 <= probe.pause(key) <= LONGEST_PAUSE
+    finally:
+        await probe.close()

@@ -13,7 +13,7 @@ from tests.cluster.kubernetes.test_writes import OPTIONS, deployment, environmen
 
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.options import load_options
-from greylag.cluster.kubernetes.tokens import AgentKeys, names_a_key
+from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.domain.errors import ClusterError, ConfigError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Environment
@@ -83,7 +83,7 @@ def test_without_a_key_there_is_no_token_and_no_mark_of_one() -> None:
 
     assert none.mark("1", running=False) == "1"
     assert none.token("record", "1") is None
-    assert not names_a_key("1")
+    assert not AgentKeys.named("1")
 
 
 @pytest.mark.parametrize("given_key", ["too-short", f"{'x' * 32},too-short"])

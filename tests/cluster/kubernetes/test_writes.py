@@ -150,6 +150,23 @@ async def test_what_no_controller_takes_up_is_not_deleted(monkeypatch: pytest.Mo
         assert not any(asked.startswith("DELETE") for asked in server.asked)
 
 
+async def test_of_what_was_deleted_nothing_is_remembered() -> None:
+    async with asleep() as (server, cluster):
+        namespace = environment(2).names.namespace
+        there = {**deployment(server), "status": {"observedGeneration": 1}}
+        server.put("Deployment", namespace, there)
+        assert await cluster._informers["Deployment"].reached(str(server.version), PATIENCE)
+        await cluster.delete(environment(2))
+        async with asyncio.timeout(PATIENCE):
+            while (await cluster.observe(environment(2))).state is not Observed.ABSENT:
+                await cluster.changed(environment(2), PATIENCE)
+            while cluster._cache._projects:
+                await cluster.changed(environment(2), 0.01)
+        await cluster.observe(environment(2))
+        assert cluster._observer._seen == {}
+        assert cluster._cache._deployments == {}
+
+
 async def test_a_start_under_an_older_claim_is_refused_and_writes_nothing() -> None:
     async with asleep() as (server, cluster):
         await cluster.start(environment(3))

@@ -15,7 +15,7 @@ import structlog
 
 from greylag.agentd.agent.types import AgentDiedError, AgentRefusedError
 from greylag.agentd.shortening import LineShortener
-from greylag.common.typed import parse_json
+from greylag.common.typed import parse_encodable
 
 LONG_LINE = 12 * 1024 * 1024
 LINE_LIMIT = 32 * 1024 * 1024
@@ -142,7 +142,7 @@ class AcpPeer:
 
     async def _handle(self, line: bytes, handler: MessageHandler) -> None:
         try:
-            message = parse_json(line)
+            message = parse_encodable(line)
         except ValueError:
             _log.warning("acp_line_ignored", reason="not JSON", size=len(line))
             return

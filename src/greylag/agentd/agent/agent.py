@@ -34,6 +34,7 @@ from greylag.agentd.agent.types import (
     ModelFailure,
     PromptResult,
     TurnSink,
+    understood,
 )
 from greylag.agentd.execution import Execution, ExecutionError
 from greylag.agentd.model.relay import ModelRelay
@@ -75,6 +76,7 @@ async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
 
     Raises:
         AgentRefusedError: it answered one of the steps with an error.
+        Exception: it answered otherwise than it must (see ``understood``).
         AgentDiedError: it ended meanwhile.
     """
     answer = await peer.request("initialize", dict(_INITIALIZE))
@@ -176,8 +178,9 @@ class AgentLife:
 
     async def _start(self, on_ready: Callable[[str], None]) -> None:
         try:
-            async with asyncio.timeout(_START_SECONDS):
-                version = await make_ready(self.peer, self._setup, self._kind)
+            with understood():
+                async with asyncio.timeout(_START_SECONDS):
+                    version = await make_ready(self.peer, self._setup, self._kind)
         except AgentRefusedError as error:
             self._say(f"The agent could not start: {error.words}.")
         except TimeoutError:
@@ -414,7 +417,7 @@ class Agent:
         about = told.get("params") if isinstance(told, dict) else None
         logger = about.get("logger") if isinstance(about, dict) else None
         found = _SUBAGENT.fullmatch(logger) if isinstance(logger, str) else None
-        known = self._subagents[session]
+        known = self._subagents.setdefault(session, set())
         # Any extension can say such a thing: a session of our own is nobody's subagent.
         if found is not None and found[1] not in self._subagents and len(known) < _MOST_SUBAGENTS:
             known.add(found[1])
@@ -493,8 +496,9 @@ class Agent:
 async def _patience() -> AsyncIterator[None]:
     """Bound a call to the agent: ``AgentUnavailableError`` when it takes too long."""
     try:
-        async with asyncio.timeout(_CALL_SECONDS):
-            yield
+        with understood():
+            async with asyncio.timeout(_CALL_SECONDS):
+                yield
     except TimeoutError as error:
         reason = f"The agent did not answer within {_CALL_SECONDS:g} seconds."
         raise AgentUnavailableError(reason) from error

@@ -19,11 +19,12 @@ from greylag.agentd.agent.types import (
     AgentRefusedError,
     AgentSetup,
     ExtensionState,
+    understood,
 )
 
 CONFIGURED = "_goose/unstable/config/extensions"
 _OF_SESSION = "_goose/unstable/session/extensions"
-_DEFAULT_SECONDS = 300
+_DEFAULT_SECONDS = 300.0
 _TRIAL_SECONDS = 8.0
 _KNOWN_SECONDS = 20.0
 _NEW_SECONDS = 5.0
@@ -101,15 +102,14 @@ class ExtensionStarter:
         """Make a session with all that is enabled; servers are still starting on return."""
         listed = await peer.request(f"{CONFIGURED}/list", {})
         entries = [one for one in listed["extensions"] if one["enabled"]]
+        keyed = {str(one["configKey"]): one for one in entries}
         session = await self._inside(make, entries)
         self._starts[session] = {
-            one["configKey"]: asyncio.create_task(
-                self._start(peer, session, one), name=f"extension {one['configKey']}"
-            )
-            for one in entries
-            if is_server(one) and not self._is_hung(one["configKey"])
+            key: asyncio.create_task(self._start(peer, session, key, one), name=f"extension {key}")
+            for key, one in keyed.items()
+            if is_server(one) and not self._is_hung(key)
         }
-        self._told[session] = {one["configKey"] for one in entries}
+        self._told[session] = set(keyed)
         return session
 
     async def attempt(self, peer: AcpPeer, setup: AgentSetup, entry: Entry) -> ExtensionState:
@@ -181,26 +181,29 @@ class ExtensionStarter:
         return session
 
     async def _attempt(self, peer: AcpPeer, setup: AgentSetup, entry: Entry) -> None:
+        key = entry["configKey"]
         try:
-            make = partial(new_session, peer, setup, "Trial of an extension")
-            session = await self._inside(make, [entry])
-            try:
-                if is_server(entry):
-                    await self._start(peer, session, entry)
-            finally:
-                await peer.request("session/delete", {"sessionId": session})
+            with understood():
+                make = partial(new_session, peer, setup, "Trial of an extension")
+                session = await self._inside(make, [entry])
+                try:
+                    if is_server(entry):
+                        await self._start(peer, session, key, entry)
+                finally:
+                    await peer.request("session/delete", {"sessionId": session})
         except AgentRefusedError as error:
-            self._note(entry["configKey"], error.words)
+            self._note(key, error.words)
         except AgentError as error:
             _log.info("extension_start_interrupted", error=str(error))
 
-    async def _start(self, peer: AcpPeer, session: str, entry: Entry) -> None:
-        key, extension = entry["configKey"], entry["extension"]
-        seconds = float(extension.get("timeout") or _DEFAULT_SECONDS)
-        params = {"sessionId": session, "extension": extension}
+    async def _start(self, peer: AcpPeer, session: str, key: str, entry: Entry) -> None:
+        seconds = _DEFAULT_SECONDS
         try:
-            async with asyncio.timeout(seconds):
-                await peer.request(f"{_OF_SESSION}/add", params)
+            with understood():
+                seconds = float(entry["extension"].get("timeout") or _DEFAULT_SECONDS)
+                params = {"sessionId": session, "extension": entry["extension"]}
+                async with asyncio.timeout(seconds):
+                    await peer.request(f"{_OF_SESSION}/add", params)
         except TimeoutError:
             words = f"It did not finish its handshake within {seconds:g} seconds."
             self._note(key, words, hung=True)

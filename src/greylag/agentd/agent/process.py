@@ -11,7 +11,12 @@ from contextlib import suppress
 import structlog
 
 from greylag.agentd.agent.acp import ByteReader, ByteWriter
-from greylag.agentd.agent.types import AgentCommand, AgentSetup, AgentUnavailableError
+from greylag.agentd.agent.types import (
+    GIT_CONFIG,
+    AgentCommand,
+    AgentSetup,
+    AgentUnavailableError,
+)
 from greylag.agentd.execution import (
     Execution,
     ExecutionError,
@@ -33,8 +38,6 @@ _STDERR_LINES = 20
 _STDERR_WIDTH = 300
 _STDERR_READ = 4096
 _LAST_WORDS_SECONDS = 1.0
-GIT_CONFIG = ".config/greylag/git"
-"""Below HOME, our configuration of git, which includes the system's own."""
 _SESSION = "AGENT_SESSION_ID"  # goose gives it to its tools
 
 _log = structlog.get_logger(__name__)

@@ -8,6 +8,7 @@ import structlog
 
 from greylag.agentd.agent.acp import AcpPeer
 from greylag.agentd.agent.types import (
+    CANCEL_PATIENCE,
     AgentDiedError,
     AgentError,
     PermissionRequest,
@@ -18,7 +19,6 @@ from greylag.agentd.agent.types import (
 
 CANCELLED: dict[str, Any] = {"outcome": {"outcome": "cancelled"}}
 """The answer to a permission request whose prompt is over, or ends."""
-CANCEL_PATIENCE = 4.0
 _CANCEL_AGAIN = 0.5
 
 _log = structlog.get_logger(__name__)

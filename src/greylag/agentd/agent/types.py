@@ -3,7 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +20,11 @@ Settlement = Decision | Literal["cancelled"]
 SCRIPTED = "scripted"
 _MOST_WORDS = 500
 METHOD_NOT_FOUND = -32601
+SESSION_UNKNOWN = -32002
+CANCEL_PATIENCE = 4.0
+"""How many seconds the agent has to heed a cancel, before it is ended by force."""
+GIT_CONFIG = ".config/greylag/git"
+"""Below HOME, our configuration of git, which includes the system's own."""
 MODEL_RETRIES = (1.0, 2.0, 4.0)
 """Seconds to hold back the first, second and third failure of a model call that may pass."""
 MODEL_TIMEOUT = 600.0
@@ -62,10 +68,33 @@ class AgentRefusedError(AgentError):
     @property
     def words(self) -> str:
         """The agent's message with its details, on one line of bounded length."""
-        details = self.data if isinstance(self.data, str) else json.dumps(self.data)
+        try:
+            details = self.data if isinstance(self.data, str) else json.dumps(self.data)
+        except RecursionError:
+            details = "details that are nested too deep to show"
         whole = self.message if self.data is None else f"{self.message}: {details}"
         line = " ".join(whole.split())
         return "".join(one for one in line if one.isprintable())[:_MOST_WORDS]
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Read the agent's answers, which may be anything; to be used where they are taken apart.
+
+    Raises:
+        AgentRefusedError: one is not of the form that it must have.
+    """
+    try:
+        yield
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise AgentRefusedError(0, "the agent's answer is not of the form it must have") from error
 
 
 class HistoryFixedError(AgentError):

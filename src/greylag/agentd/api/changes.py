@@ -1,5 +1,8 @@
 """What turns changed, over HTTP: lists, diffs, and undo."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -32,21 +35,15 @@ class ChangeRoutes:
         ]
 
     async def _of_turn(self, request: Request) -> Response:
-        span_id = request.path_params["turn"]
-        try:
+        async with self._known(request) as span_id:
             return answer(await self._changes.of_turn(span_id))
-        except RequestError as error:
-            raise await self._known(span_id, error) from error
 
     async def _diff(self, request: Request) -> Response:
-        span_id, path = request.path_params["turn"], request.query_params.get("path", "")
-        try:
+        path = request.query_params.get("path", "")
+        async with self._known(request) as span_id:
             return answer(await self._changes.diff(span_id, path))
-        except RequestError as error:
-            raise await self._known(span_id, error) from error
 
     async def _undo(self, request: Request) -> Response:
-        span_id = request.path_params["turn"]
         limit = agent_api.UNDO_TURN.body_limit
         body = await read_object(request, limit, "override", "paths", "history")
         override, paths = body.get("override", False), body.get("paths")
@@ -58,11 +55,9 @@ class ChangeRoutes:
         if history not in ("keep", "cut"):
             raise invalid("history must be keep or cut.")
         wish = UndoWish(override, paths, history)
-        cutting = self._sessions.cutting(span_id) if history == "cut" else None
-        try:
+        async with self._known(request) as span_id:
+            cutting = self._sessions.cutting(span_id) if history == "cut" else None
             return answer(await self._changes.undo(span_id, wish, cutting))
-        except RequestError as error:
-            raise await self._known(span_id, error) from error
 
     async def _between(self, request: Request) -> Response:
         return answer(await self._changes.between(*_states(request)))
@@ -71,11 +66,16 @@ class ChangeRoutes:
         path = request.query_params.get("path", "")
         return answer(await self._changes.diff_between(*_states(request), path))
 
-    async def _known(self, span_id: str, error: RequestError) -> RequestError:
-        """Return what is to be told: of a turn that never was there is no state to be gone."""
-        if error.code == "snapshot_gone":
-            await self._turns.get(span_id)
-        return error
+    @asynccontextmanager
+    async def _known(self, request: Request) -> AsyncIterator[str]:
+        """Yield which turn is meant; of one that never was there is no state to be gone."""
+        span_id = request.path_params["turn"]
+        try:
+            yield span_id
+        except RequestError as error:
+            if error.code == "snapshot_gone":
+                await self._turns.get(span_id)
+            raise
 
 
 def _states(request: Request) -> tuple[str | None, str | None]:

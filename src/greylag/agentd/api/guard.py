@@ -1,7 +1,6 @@
 """What stands before the routes: who may talk to agentd, and below which path."""
 
 import base64
-import binascii
 import hmac
 import re
 from urllib.parse import parse_qsl, urlencode
@@ -76,7 +75,7 @@ def _with_usual_token(scope: Scope) -> Scope:
     if scheme.lower() == "basic":
         try:
             found.append(base64.b64decode(basic).decode("latin-1").partition(":")[2])
-        except binascii.Error:
+        except ValueError:  # no base64, or not even ASCII
             return scope
     if not found:
         return scope

@@ -2,50 +2,18 @@
 
 import time
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from greylag.agentd.api.requests import follow, read_object, refusal, text
+from greylag.agentd.api.requests import follow, read_message, refusal
 from greylag.agentd.journal.replay import JournalTail
-from greylag.agentd.problems import RequestError, invalid
+from greylag.agentd.problems import RequestError
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import sse
 from greylag.common.typed import parse_json
-
-# A character may be written as six (\uXXXX) in JSON, and there is a little around the message.
-_ESCAPED = 6
-_AROUND = 64 * 1024
-_MESSAGE_ID = 200
-_MEMBERS = ("message", "message_id", "session_id")
-
-
-class Message(NamedTuple):
-    """What a user said; the client may give it an id, and name the session in the body."""
-
-    text: str
-    message_id: str | None
-    session_id: str | None
-
-
-async def read_message(request: Request, limit: int) -> Message:
-    """Return the message of a request; it may have ``limit`` bytes (UTF-8).
-
-    Raises:
-        RequestError: invalid_request or too_large.
-    """
-    body = await read_object(request, limit * _ESCAPED + _AROUND, *_MEMBERS)
-    words = text(body, "message")
-    if words is None or not words.strip():
-        raise invalid("message must be text, and not empty.")
-    if len(words.encode()) > limit:
-        raise RequestError("too_large", f"The message is longer than {limit} bytes.")
-    message_id = text(body, "message_id")
-    if message_id is not None and not 1 <= len(message_id) <= _MESSAGE_ID:
-        raise invalid(f"message_id must have from 1 to {_MESSAGE_ID} characters.")
-    return Message(words, message_id, text(body, "session_id"))
 
 
 class MessageRoutes:

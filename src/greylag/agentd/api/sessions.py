@@ -13,8 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from greylag.agentd.api.messages import read_message
-from greylag.agentd.api.requests import answer, follow, read_object, relayed, whole_number
+from greylag.agentd.api.requests import (
+    answer,
+    follow,
+    read_message,
+    read_object,
+    relayed,
+    whole_number,
+)
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.records import SessionRecord, TurnRecord
 from greylag.agentd.sessions import SessionService

@@ -9,7 +9,6 @@ again, and nothing is cloned over what the workspace holds.
 
 import asyncio
 import json
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import structlog
 
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.git.commands import GitCommands, failure, plain_line
+from greylag.agentd.journal.journal import make_durable
 from greylag.agentd.problems import RequestError
 from greylag.common.git import CAUSES, CloneState, GitSetup
 
@@ -186,9 +186,4 @@ def _written(note: Path) -> None:
     with note.open("w", encoding="utf-8") as file:
         json.dump({"cloned": True}, file)
         file.flush()
-        os.fsync(file.fileno())
-    folder = os.open(note.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        make_durable(file.fileno(), note.parent)

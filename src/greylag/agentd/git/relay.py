@@ -26,12 +26,11 @@ from yarl import URL
 
 from greylag.agentd.git.large_files import MOST_ANSWER, TransferLinks, Way
 from greylag.common.git import GitCredential
-from greylag.common.net import end_to_end, proxy_for
+from greylag.common.net import beginning, end_to_end, on_loopback, proxy_for
 from greylag.common.reach import NotPublicError, PublicResolver, Reach
 
 SILENCE_SECONDS = 60.0
 _CONNECT_SECONDS = 15.0
-_STOP_SECONDS = 1.0
 _MOST_CALLS = 16
 _HOST = r"[a-z0-9][a-z0-9.-]*(?::[0-9]{1,5})?"
 _SERVICE = r"git-(?:upload|receive)-pack"
@@ -106,13 +105,6 @@ class GitRelay:
         """Serve while the context is open; running calls end with it."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            handler_cancellation=True,
-            shutdown_timeout=_STOP_SECONDS,
-            auto_decompress=False,
-        )
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_SECONDS, sock_read=self._silence
         )
@@ -123,13 +115,11 @@ class GitRelay:
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
         ) as self._session:
-            await runner.setup()
             try:
-                await web.TCPSite(runner, "127.0.0.1", 0).start()
-                self.port = runner.addresses[0][1]
-                yield
+                async with on_loopback(app) as self.port:
+                    yield
             finally:
-                await runner.cleanup()
+                await self._resolver.close()  # aiohttp closes only those that it made
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode("utf-8", "replace")
@@ -200,10 +190,7 @@ class GitRelay:
         self, answer: aiohttp.ClientResponse, way: Way, hidden: Collection[str]
     ) -> web.Response:
         """Return a host's answer about large files as the environment may have it."""
-        try:
-            body = await answer.content.readexactly(MOST_ANSWER + 1)
-        except asyncio.IncompleteReadError as error:
-            body = error.partial
+        body = await beginning(answer.content, MOST_ANSWER + 1)
         try:
             led = self._links.led(way, body, hidden)
         except ValueError as error:

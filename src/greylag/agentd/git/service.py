@@ -7,8 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from greylag.agentd.agent.process import GIT_CONFIG
-from greylag.agentd.agent.types import AgentSetup
+from greylag.agentd.agent.types import GIT_CONFIG, AgentSetup
 from greylag.agentd.execution import Execution, ExecutionError
 from greylag.agentd.files import Touched, WorkspaceFiles, untold
 from greylag.agentd.git.clone import Clone

@@ -120,7 +120,7 @@ class TurnJournal:
         if self._failure is not None:
             raise self._failure
         try:
-            await asyncio.to_thread(_make_durable, self._fd, self._path.parent)
+            await asyncio.to_thread(make_durable, self._fd, self._path.parent)
         except OSError as error:
             raise _translated(error) from error
 
@@ -186,7 +186,7 @@ def write_all(fd: int, data: bytes | bytearray) -> None:
             done += os.write(fd, view[done:])
 
 
-def _make_durable(fd: int, folder: Path) -> None:
+def make_durable(fd: int, folder: Path) -> None:
     """Bring a file's content to the disk, and its name in its folder."""
     os.fsync(fd)
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

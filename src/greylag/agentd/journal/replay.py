@@ -84,7 +84,10 @@ class JournalTail:
             changed = None if journal is None else journal.changed
             end = self._readable()
             if self._offset < end:
-                yield await self._read(end)
+                chunk = await self._read(end)
+                if not chunk:
+                    return  # a tool has cut the file off
+                yield chunk
             elif journal is None or journal.closed or changed is None:
                 return
             else:

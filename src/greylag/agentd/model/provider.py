@@ -20,8 +20,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from greylag.agentd.agent.types import ModelFailure, ModelProvider
-from greylag.common.net import Proxy, end_to_end, proxy_for
-from greylag.common.typed import parse_json
+from greylag.common.net import Proxy, beginning, end_to_end, proxy_for
+from greylag.common.typed import parse_encodable, parse_json
 
 SESSION_HEADER = "agent-session-id"
 
@@ -121,7 +121,7 @@ class ProviderClient:
             that breaks off or turns into an error is a response that has begun, with a failure: its
             connection is to be broken, as a clean end would make half an answer look whole.
         """
-        body = await request.read() if request.can_read_body else None
+        body = await request.read() or None
         headers = CIMultiDict(end_to_end(request.headers, without=_OURS))
         target = target_of(self._provider.url, request.raw_path)
         try:
@@ -172,12 +172,14 @@ class ProviderClient:
         self, request: web.Request, answer: aiohttp.ClientResponse, heard: Callable[[], None]
     ) -> CallOutcome:
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            return self._refused(answer.status, answer, await _beginning(answer))
+            return self._refused(
+                answer.status, answer, await beginning(answer.content, _ERROR_LIMIT)
+            )
         if answer.content_type == "text/html":
             raise ProviderFaultError(_WEB_PAGE, final=True)
         first = b""
         if answer.content_type.endswith("json"):
-            first = await _beginning(answer)
+            first = await beginning(answer.content, _ERROR_LIMIT)
             said = error_in(first)
             if said is not None:
                 return self._refused(_status_of(said), answer, first)
@@ -262,16 +264,6 @@ async def _chunks(first: bytes, answer: aiohttp.ClientResponse) -> AsyncIterator
         yield chunk
 
 
-async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
-    """Return the answer's body, or what is at least the limit of it."""
-    body = bytearray()
-    async for chunk in answer.content.iter_any():
-        body += chunk
-        if len(body) >= _ERROR_LIMIT:
-            break
-    return bytes(body)
-
-
 class _Events:
     """Looks into server-sent events as they pass, a line at a time.
 
@@ -321,7 +313,7 @@ def error_in(body: bytes) -> Any:
 def words_in(body: bytes, content_type: str) -> str | None:
     """Return what an error body says to people, None when it says nothing."""
     try:
-        said = parse_json(body)
+        said = parse_encodable(body)
     except ValueError:
         text = body.decode("utf-8", "replace").strip()
         return text[:_MESSAGE_LIMIT] if text and content_type == "text/plain" else None
@@ -480,7 +472,7 @@ async def _tried(
     headers = CIMultiDict({"Content-Type": "application/json", "Accept": "application/json"})
     async with client.ask(method, target, headers, body) as answer:
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            said = words_in(await _beginning(answer), answer.content_type)
+            said = words_in(await beginning(answer.content, _ERROR_LIMIT), answer.content_type)
             return answer.status, said or f"{answer.status} {answer.reason or ''}".strip()
         if answer.content_type == "text/html":
             raise ProviderFaultError(_WEB_PAGE, final=True)

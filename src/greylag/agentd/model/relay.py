@@ -16,11 +16,9 @@ import asyncio
 import hmac
 import re
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -36,6 +34,7 @@ from greylag.agentd.model.provider import (
     ProviderClient,
     problem_of,
 )
+from greylag.common.net import on_loopback, retry_after
 
 _MODEL_CALLS = re.compile(
     r"POST /v1/(chat/completions|completions|responses|embeddings)|GET /v1/models(/\w[\w.:-]*)?"
@@ -45,7 +44,9 @@ _NOTHING_SAID = (
     b'data: {"id":"stopped","object":"chat.completion.chunk","created":0,"model":"stopped",'
     b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 )
-_STOP_SECONDS = 1.0
+MOST_HELD = scripted_model.BODY_LIMIT
+"""How many bytes of calls there may be in memory; a call that would be more waits for others."""
+_BODY_SECONDS = 60.0
 _LONGEST_RETRY = 30.0
 _NOTICE_AFTER = (10.0, 30.0)
 _NOTICE_EVERY = 60.0
@@ -108,6 +109,8 @@ class ModelRelay:
         self._client: ProviderClient | None = None
         self.port = 0
         self.url = ""
+        self._held = 0
+        self._freed = asyncio.Event()
         self._calls: dict[asyncio.Task[web.StreamResponse], str | None] = {}
         self._sessions: dict[str, _SessionCalls] = {}
         self._retry_seconds = retry_seconds
@@ -120,24 +123,18 @@ class ModelRelay:
         app = web.Application(client_max_size=scripted_model.BODY_LIMIT)
         app.router.add_route("*", "/{path:.*}", self._handle)
         app.on_response_prepare.append(_remember)
-        runner = web.AppRunner(
-            app, access_log=None, handler_cancellation=True, shutdown_timeout=_STOP_SECONDS
-        )
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.port = runner.addresses[0][1]
+        async with on_loopback(app) as self.port:
             self.url = f"http://127.0.0.1:{self.port}"
-            if self._provider is None:
-                yield
-            else:
-                client = ProviderClient(self._provider, self._idle_seconds)
-                async with aclosing(client) as self._client:
+            try:
+                if self._provider is None:
                     yield
-        finally:
-            for call in self._calls:
-                call.cancel()
-            await runner.cleanup()
+                else:
+                    client = ProviderClient(self._provider, self._idle_seconds)
+                    async with aclosing(client) as self._client:
+                        yield
+            finally:
+                for call in self._calls:
+                    call.cancel()
 
     def begin_turn(self, session: str) -> None:
         """Let the session's calls through, and forget how its last turn's calls went."""
@@ -173,7 +170,7 @@ class ModelRelay:
         calls = self._sessions.get(session or "")
         if calls is not None and calls.stopped:
             return _stopped_answer(request)
-        call = asyncio.create_task(self._answer(request, session, calls), name="model-call")
+        call = asyncio.create_task(self._read(request, session, calls), name="model-call")
         self._calls[call] = session
         try:
             return await call
@@ -184,6 +181,26 @@ class ModelRelay:
             return _stopped_answer(request)
         finally:
             del self._calls[call]
+
+    async def _read(
+        self, request: web.Request, session: str | None, calls: _SessionCalls | None
+    ) -> web.StreamResponse:
+        """Answer a call whose body is held until then, as it may have to be sent again."""
+        size = _size_of(request)
+        while self._held + size > MOST_HELD:
+            self._freed.clear()
+            await self._freed.wait()
+        self._held += size
+        try:
+            try:
+                async with asyncio.timeout(_BODY_SECONDS):
+                    await request.read()
+            except TimeoutError:
+                return _error(HTTPStatus.REQUEST_TIMEOUT, "the call's body did not come in time")
+            return await self._answer(request, session, calls)
+        finally:
+            self._held -= size
+            self._freed.set()
 
     async def _answer(
         self, request: web.Request, session: str | None, calls: _SessionCalls | None
@@ -264,29 +281,12 @@ class ModelRelay:
         over = tries >= len(self._retry_seconds)
         if self._client is None or over or not _is_passing(failure):
             return
-        asked = wanted_pause(response.headers.get("Retry-After", ""), time.time())
+        asked = retry_after(response.headers.get("Retry-After", "")) or 0.0
         seconds = min(max(asked, self._retry_seconds[tries]), _LONGEST_RETRY)
         if seconds >= self._notice_after[0]:
             words = f"Trying again in {seconds:.0f} s: {failure.message}"
             await self._say(session, words)
         await asyncio.sleep(seconds)
-
-
-def wanted_pause(text: str, now: float) -> float:
-    """Return the seconds that a ``Retry-After`` asks for, 0 for what is none.
-
-    Args:
-        text: seconds, with a fraction too, or a date.
-        now: Unix seconds.
-    """
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - now
-        except ValueError:
-            return 0.0
-    return max(0.0, seconds) if seconds == seconds else 0.0  # noqa: PLR0124 - NaN alone is not
 
 
 def _is_passing(failure: ModelFailure) -> bool:
@@ -296,6 +296,14 @@ def _is_passing(failure: ModelFailure) -> bool:
         return False
     busy = status == HTTPStatus.TOO_MANY_REQUESTS
     return status is None or busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _size_of(request: web.Request) -> int:
+    """Return how many bytes a call's body has at most."""
+    if not request.can_read_body:
+        return 0
+    known = request.content_length
+    return min(scripted_model.BODY_LIMIT, scripted_model.BODY_LIMIT if known is None else known)
 
 
 async def _remember(request: web.Request, response: web.StreamResponse) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 
-from greylag.agentd.agent.prompt import CANCEL_PATIENCE
 from greylag.agentd.agent.types import (
+    CANCEL_PATIENCE,
+    SESSION_UNKNOWN,
     AgentError,
     AgentPort,
     AgentRefusedError,
@@ -38,7 +39,7 @@ from greylag.agentd.records import (
     session_title,
 )
 from greylag.agentd.turns.activity import ActivityEntry, EndpointType, TurnActivity
-from greylag.agentd.turns.errors import RESTARTED, SESSION_UNKNOWN, TurnError, failure_of
+from greylag.agentd.turns.errors import RESTARTED, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
 from greylag.agentd.turns.running import RunningTurn, TurnPolicy
 from greylag.common.agent_api import Question, TurnChanges

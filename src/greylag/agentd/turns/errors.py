@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from greylag.agentd.agent.types import (
+    SESSION_UNKNOWN,
     AgentDiedError,
     AgentError,
     AgentRefusedError,
@@ -21,7 +22,6 @@ from greylag.agentd.journal.journal import JournalError, JournalFullError
 from greylag.agentd.records import StorageError
 
 AUTHENTICATION_REQUIRED = -32000
-SESSION_UNKNOWN = -32002
 EMPTY_RESPONSE = "model_empty_response"
 
 _AGAIN = "Send the message again."

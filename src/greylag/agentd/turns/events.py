@@ -9,6 +9,7 @@ from greylag.agentd.agent.types import PermissionRequest, PromptResult
 from greylag.agentd.records import TurnOutcome, TurnStatus
 from greylag.agentd.shortening import true_size
 from greylag.agentd.turns.errors import EMPTY_RESPONSE, TurnError, provider_error
+from greylag.common.typed import encodable
 
 _MOST_DATA = 6 * 1024 * 1024  # characters, so that it passes in one event
 
@@ -325,14 +326,15 @@ class TurnSummary:
         self._error = error
 
     def outcome(self) -> TurnOutcome:
-        """Return what the turn's record says from now on."""
+        """Return what the turn's record says from now on, in texts that can be kept."""
+        error, reason = self._error, self._stop_reason
         return TurnOutcome(
             status=self._status(),
-            answer="".join(self._answer),
+            answer=encodable("".join(self._answer)),
             tool_calls_count=self._tool_calls,
-            error=None if self._error is None else self._error.text,
-            error_code=None if self._error is None else self._error.code,
-            stop_reason=self._stop_reason,
+            error=None if error is None else encodable(error.text),
+            error_code=None if error is None else encodable(error.code),
+            stop_reason=None if reason is None else encodable(reason),
         )
 
     def _status(self) -> TurnStatus:

@@ -1,7 +1,7 @@
 """The verbs of the Kubernetes API that Greylag uses, over plain JSON.
 
 `Api` is what the rest of the adapter calls; `server_version` asks at start whether the settings
-lead to an API server that takes us; `KINDS` says where the API server keeps each kind.
+lead to an API server that takes us.
 """
 
 import socket
@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import quote
 
 import aiohttp
 
 from greylag.cluster.kubernetes import credentials
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.failures import ApiError
-from greylag.cluster.kubernetes.identity import FIELD_MANAGER, Object
+from greylag.cluster.kubernetes.identity import FIELD_MANAGER, KINDS, Object
 from greylag.cluster.kubernetes.transport import ApiCall, Transport, WatchStream
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
@@ -29,46 +28,6 @@ _NOT_FOUND = 404
 _UNAUTHORIZED = 401
 # Where one thing is in several settings: which holds the authority, and which the credentials.
 _PARTS = {"KUBE_HOST": ("KUBE_CA", "KUBE_TOKEN")}
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of object: its group ("" is the core), version and name in paths."""
-
-    group: str
-    version: str
-    plural: str
-    namespaced: bool = True
-
-    def path(self, namespace: str | None = None, name: str | None = None) -> str:
-        """Return the path of one object, or of all of ``namespace``, or of all that there are."""
-        parts = ["/apis", self.group] if self.group else ["/api"]
-        parts.append(self.version)
-        if self.namespaced and namespace is not None:
-            parts += ["namespaces", quote(namespace, safe="")]
-        elif self.namespaced and name is not None:
-            raise ValueError(f"one of {self.plural} is found only with its namespace")
-        parts.append(self.plural)
-        if name is not None:
-            parts.append(quote(name, safe=""))
-        return "/".join(parts)
-
-
-KINDS: Mapping[str, Kind] = {
-    "ConfigMap": Kind("", "v1", "configmaps"),
-    "Deployment": Kind("apps", "v1", "deployments"),
-    "Event": Kind("", "v1", "events"),
-    "Ingress": Kind("networking.k8s.io", "v1", "ingresses"),
-    "LimitRange": Kind("", "v1", "limitranges"),
-    "Namespace": Kind("", "v1", "namespaces", namespaced=False),
-    "NetworkPolicy": Kind("networking.k8s.io", "v1", "networkpolicies"),
-    "PersistentVolumeClaim": Kind("", "v1", "persistentvolumeclaims"),
-    "Pod": Kind("", "v1", "pods"),
-    "ResourceQuota": Kind("", "v1", "resourcequotas"),
-    "Secret": Kind("", "v1", "secrets"),
-    "Service": Kind("", "v1", "services"),
-    "ServiceAccount": Kind("", "v1", "serviceaccounts"),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,12 @@ For one event loop. Nothing here asks the API server.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from greylag.cluster.kubernetes.diagnosis import (
     is_ready,
@@ -37,22 +40,47 @@ from greylag.domain.project import Environment, ProjectRef
 ProjectKey = tuple[str, str]
 """A project's namespace and what its objects' names begin with."""
 
+_Key = TypeVar("_Key")
 _OLD_SECONDS = 60.0
 _PARTS = frozenset({"Service", "Ingress", "PersistentVolumeClaim"})
 
 
+@dataclass(slots=True)
+class _Project:
+    """A project that has objects.
+
+    Attributes:
+        things: its objects, by kind and name.
+        version: grows with each change of them.
+        changed_at: when the last one was.
+        ended: why its pod ended unasked.
+    """
+
+    things: dict[tuple[str, str], Object] = field(default_factory=dict)
+    version: int = 0
+    changed_at: float = 0.0
+    ended: Cause | None = None
+
+
 class ProjectCache:
-    """Sorts what the informers tell by project; tells ``unasked`` of what nobody here asked for."""
+    """Sorts what the informers tell by project; tells ``unasked`` of what nobody here asked for.
+
+    Of a project whose last object is gone nothing is kept.
+
+    Attributes:
+        gone: is called with each project that has gone.
+    """
 
     def __init__(self, informers: Informers, unasked: ChangeFeed) -> None:
         self._informers = informers
         self._unasked = unasked
-        self._pods: defaultdict[ProjectKey, dict[str, Object]] = defaultdict(dict)
+        self.gone: Callable[[ProjectKey], None] = lambda _key: None
+        self._projects: dict[ProjectKey, _Project] = {}
         self._deployments: defaultdict[str, dict[str, Object]] = defaultdict(dict)
-        self._versions: dict[ProjectKey, int] = {}
-        self._changed_at: dict[ProjectKey, float] = {}
-        self._waiting: dict[ProjectKey, asyncio.Event] = {}
-        self._ended: dict[ProjectKey, Cause] = {}
+        # Of all projects, so that one that comes back has none of before.
+        self._last_version = 0
+        # Those who wait have it; one for whom nobody waits any more goes by itself.
+        self._waiting: WeakValueDictionary[ProjectKey, asyncio.Event] = WeakValueDictionary()
         informers.subscribe(self._hear)
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
@@ -65,11 +93,12 @@ class ProjectCache:
 
     def pods(self, key: ProjectKey) -> list[Object]:
         """Return a project's pods."""
-        return list(self._pods[key].values()) if key in self._pods else []
+        things = self._projects[key].things if key in self._projects else {}
+        return [thing for (kind, _), thing in things.items() if kind == "Pod"]
 
     def ended(self, key: ProjectKey) -> Cause | None:
         """Return why a project's pod ended unasked, until another is ready or none is wanted."""
-        return self._ended.get(key)
+        return self._projects[key].ended if key in self._projects else None
 
     def refs(self) -> Iterator[tuple[ProjectRef, str]]:
         """Yield whose Deployments and volume claims there are, with their namespaces, once each."""
@@ -81,32 +110,26 @@ class ProjectCache:
         yield from seen
 
     def version(self, key: ProjectKey) -> int:
-        """Return a number that grows with each change of the project's objects."""
-        return self._versions.get(key, 0)
+        """Return a number that grows with each change of the project's objects, 0 without any."""
+        return self._projects[key].version if key in self._projects else 0
 
     def quiet_for(self, key: ProjectKey) -> float:
         """Return for how many seconds nothing of the project has changed."""
         now = asyncio.get_running_loop().time()
-        return now - self._changed_at.get(key, now)
+        return now - self._projects[key].changed_at if key in self._projects else 0.0
 
     async def changed(self, key: ProjectKey, since: int, within: float) -> None:
         """Return once the project's version is not ``since``, or after ``within`` seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                while self.version(key) == since:
-                    await self._waiting.setdefault(key, asyncio.Event()).wait()
-
-    def forget(self, key: ProjectKey) -> None:
-        """Drop what is remembered of a project that is gone."""
-        if not self._pods.get(key):
-            self._pods.pop(key, None)
-            self._ended.pop(key, None)
-            self._changed_at.pop(key, None)
+        moved = self._waiting.setdefault(key, asyncio.Event())
+        if self.version(key) == since:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    await moved.wait()
 
     def wake(self) -> None:
         """Let all who wait look again."""
         for key in list(self._waiting):
-            self._move(key)
+            self._wake(key)
 
     def _hear(self, change: Change) -> None:
         if change.kind in {"Namespace", "NetworkPolicy"}:
@@ -116,14 +139,17 @@ class ProjectCache:
         if slug is None:
             return
         key = (change.namespace, slug)
-        self._note_unasked(change, key)
-        if change.kind == "Pod":
-            self._keep(self._pods[key], change)
-        elif change.kind == "Deployment" and change.gone:
-            self._deployments[change.namespace].pop(slug, None)
-        elif change.kind == "Deployment":
-            self._deployments[change.namespace][slug] = change.thing
+        project = self._projects.setdefault(key, _Project())
+        self._note_unasked(change, key, project)
+        _keep(project.things, (change.kind, change.name), change)
+        if change.kind == "Deployment":
+            _keep(self._deployments[change.namespace], slug, change)
+            if not self._deployments[change.namespace]:
+                del self._deployments[change.namespace]
         self._move(key)
+        if not project.things:
+            del self._projects[key]
+            self.gone(key)
 
     def _hear_shared(self, change: Change) -> None:
         """A rule that is lost or changed concerns all environments of the namespace that run."""
@@ -134,20 +160,20 @@ class ProjectCache:
             if change.kind == "NetworkPolicy" and lost and wants_pod(deployment):
                 self._tell(deployment)
 
-    def _note_unasked(self, change: Change, key: ProjectKey) -> None:
+    def _note_unasked(self, change: Change, key: ProjectKey, project: _Project) -> None:
         """Tell of what ends an environment that is to run, though no verb of ours did it."""
         deployment = self._deployments.get(key[0], {}).get(key[1])
         if deployment is None or not wants_pod(deployment):
-            self._ended.pop(key, None)
+            project.ended = None
             return
         match change.kind:
             case "Pod":
-                before = self._pods[key].get(change.name)
+                before = project.things.get(("Pod", change.name))
                 lost = _was_ready(before) and (change.gone or not is_ready(change.thing))
                 if annotation_of(change.thing, START_ANNOTATION) == annotation_of(
                     deployment, START_ANNOTATION
                 ):
-                    self._note_end(before, change, key)
+                    _note_end(before, change, project)
                 if lost or _ready_late(before, change):
                     self._tell(deployment)
             case "Deployment":
@@ -160,28 +186,17 @@ class ProjectCache:
             case kind if kind in _PARTS and _is_lost(change):
                 self._tell(deployment)
 
-    def _note_end(self, before: Object | None, change: Change, key: ProjectKey) -> None:
-        """Remember why a pod that was ready ends; it may be gone before anybody looks."""
-        if not change.gone and is_ready(change.thing) and lives(change.thing):
-            self._ended.pop(key, None)
-        elif _was_ready(before) and before is not None and lives(before):
-            ends = change.gone or not lives(change.thing)
-            if ends or why_not_alive(change.thing) is not None:
-                self._ended[key] = why_lost(change.thing)
-
     def _tell(self, deployment: Object) -> None:
         if (ref := ref_of(deployment)) is not None:
             self._unasked.tell(ref)
 
-    def _keep(self, pods: dict[str, Object], change: Change) -> None:
-        if change.gone:
-            pods.pop(change.name, None)
-        else:
-            pods[change.name] = change.thing
-
     def _move(self, key: ProjectKey) -> None:
-        self._versions[key] = self._versions.get(key, 0) + 1
-        self._changed_at[key] = asyncio.get_running_loop().time()
+        project = self._projects[key]
+        project.version = self._last_version = self._last_version + 1
+        project.changed_at = asyncio.get_running_loop().time()
+        self._wake(key)
+
+    def _wake(self, key: ProjectKey) -> None:
         if (waiting := self._waiting.pop(key, None)) is not None:
             waiting.set()
 
@@ -189,6 +204,23 @@ class ProjectCache:
 def key_of(environment: Environment) -> ProjectKey:
     """Return what the cache knows an environment by."""
     return environment.names.namespace, project_slug(environment)
+
+
+def _keep(known: dict[_Key, Object], key: _Key, change: Change) -> None:
+    if change.gone:
+        known.pop(key, None)
+    else:
+        known[key] = change.thing
+
+
+def _note_end(before: Object | None, change: Change, project: _Project) -> None:
+    """Remember why a pod that was ready ends; it may be gone before anybody looks."""
+    if not change.gone and is_ready(change.thing) and lives(change.thing):
+        project.ended = None
+    elif _was_ready(before) and before is not None and lives(before):
+        ends = change.gone or not lives(change.thing)
+        if ends or why_not_alive(change.thing) is not None:
+            project.ended = why_lost(change.thing)
 
 
 def _is_lost(change: Change) -> bool:

@@ -101,7 +101,7 @@ class KubernetesCluster:
         self._proxy = ServiceProxy(api.connection)
         self._keys = AgentKeys(options.agent_key)
         self._locator = AgentLocator(api, options, self._keys, self._proxy)
-        self._probe = AddressProbe.open()
+        self._probe = AddressProbe()
         self._ownership = Ownership(api, self._cache, instance or _nobody_else)
         self._applier = Applier(api, self._cache, self._ownership, options, self._keys, variables)
         self._observer = EnvironmentObserver(
@@ -220,7 +220,6 @@ class KubernetesCluster:
 
         await self._writes.do(environment, step)
         self._writes.deleted(environment)
-        self._observer.forget(environment)
 
     async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
         """Return once the project's objects changed after the last look, or after ``timeout``."""

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from greylag.common.clock import parse_rfc3339
+from greylag.common.net import beginning
 from greylag.domain.errors import ClusterUnavailableError
 
 REREAD_SECONDS = 60.0
@@ -278,12 +279,7 @@ def is_other_name(error: aiohttp.ClientSSLError) -> bool:
 
 async def _said(stream: asyncio.StreamReader | None) -> bytes:
     """Return all that it says, or a little more than ``_LONGEST`` bytes of it."""
-    if stream is None:
-        return b""
-    try:
-        return await stream.readexactly(_LONGEST + 1)
-    except asyncio.IncompleteReadError as error:
-        return error.partial
+    return b"" if stream is None else await beginning(stream, _LONGEST + 1)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

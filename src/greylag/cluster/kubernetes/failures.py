@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
 from greylag.cluster.kubernetes.identity import Object
+from greylag.common.net import retry_after
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError, ErrorInfo
 
@@ -84,42 +83,26 @@ class ApiError(Exception):
             str(status.get("reason") or words or "Unknown"),
             str(status.get("message") or ""),
             details=details,
-            retry_after=_seconds(str(details.get("retryAfterSeconds") or "")),
+            retry_after=retry_after(str(details.get("retryAfterSeconds") or "")),
         )
 
     @classmethod
     def of_answer(
-        cls, code: int, words: str, body: bytes, retry_after: str | None, date: str | None = None
+        cls, code: int, words: str, body: bytes, asked: str | None, date: str | None = None
     ) -> Self:
         """Read an answer that is no success. What is not a ``Status`` (a proxy's page) is left.
 
-        ``date`` is the answer's own, since the server's clock may be another than ours.
+        ``asked`` is its ``Retry-After``; ``date`` is its own, since the server's clock may be
+        another than ours.
         """
         try:
             status = parse_json(body)
         except ValueError:
             status = {}
         error = cls.of_status(status if isinstance(status, dict) else {}, code=code, words=words)
-        asked = _seconds(retry_after or "", date or "")
-        error.retry_after = error.retry_after if asked is None else asked
+        seconds = retry_after(asked or "", date or "")
+        error.retry_after = error.retry_after if seconds is None else seconds
         return error
-
-
-def _seconds(asked: str, date: str = "") -> float | None:
-    """Return how long ``Retry-After`` asks to wait: seconds, or a date (RFC 9110, 10.2.3)."""
-    if asked.isdecimal():
-        return float(asked)
-    if (moment := _moment(asked)) is None:
-        return None
-    return max(0.0, (moment - (_moment(date) or datetime.now(UTC))).total_seconds())
-
-
-def _moment(date: str) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(date)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else None
 
 
 @dataclass(frozen=True, slots=True)

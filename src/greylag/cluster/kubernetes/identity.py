@@ -3,13 +3,16 @@
 Ids may be any text, so they stand in annotations; labels carry what Kubernetes takes as a label.
 A fingerprint among the annotations tells what was applied. What the informers keep of an object has
 a fingerprint of what it is now, so that what somebody else changed is noticed; fields that the API
-server or its controllers fill in by themselves do not count.
+server or its controllers fill in by themselves do not count. `KINDS` says where the API server
+keeps each kind.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
+from urllib.parse import quote
 
 from greylag.domain.project import Environment, ProjectRef
 
@@ -40,6 +43,8 @@ MANIFEST_ANNOTATION = "greylag.dev/manifest"
 """A digest of the manifest that an object was applied from."""
 START_ANNOTATION = "greylag.dev/start"
 """Stands on the Deployment and on its pods: a pod without the newest one is of the past."""
+TOKEN_KEY = "GREYLAG_AGENT_TOKEN"  # noqa: S105 - the variable's name
+DENY_POLICY, AGENT_POLICY = "greylag-default-deny", "greylag-agent"
 SELECTOR = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 """Selects all that is ours, in a list or a watch."""
 
@@ -53,6 +58,56 @@ UNSTABLE = "unstable"
 
 _FINGERPRINT_LENGTH = 16
 _FINGERPRINTED = frozenset({"Deployment", "Ingress", "NetworkPolicy", "Secret", "Service"})
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of object: its group ("" is the core), version and name in paths."""
+
+    group: str
+    version: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """What its objects have in ``apiVersion``."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None = None, name: str | None = None) -> str:
+        """Return the path of one object, or of all of ``namespace``, or of all that there are."""
+        parts = ["/apis", self.group] if self.group else ["/api"]
+        parts.append(self.version)
+        if self.namespaced and namespace is not None:
+            parts += ["namespaces", quote(namespace, safe="")]
+        elif self.namespaced and name is not None:
+            raise ValueError(f"one of {self.plural} is found only with its namespace")
+        parts.append(self.plural)
+        if name is not None:
+            parts.append(quote(name, safe=""))
+        return "/".join(parts)
+
+
+KINDS: Mapping[str, Kind] = {
+    "ConfigMap": Kind("", "v1", "configmaps"),
+    "Deployment": Kind("apps", "v1", "deployments"),
+    "Event": Kind("", "v1", "events"),
+    "Ingress": Kind("networking.k8s.io", "v1", "ingresses"),
+    "LimitRange": Kind("", "v1", "limitranges"),
+    "Namespace": Kind("", "v1", "namespaces", namespaced=False),
+    "NetworkPolicy": Kind("networking.k8s.io", "v1", "networkpolicies"),
+    "PersistentVolumeClaim": Kind("", "v1", "persistentvolumeclaims"),
+    "Pod": Kind("", "v1", "pods"),
+    "ResourceQuota": Kind("", "v1", "resourcequotas"),
+    "Secret": Kind("", "v1", "secrets"),
+    "Service": Kind("", "v1", "services"),
+    "ServiceAccount": Kind("", "v1", "serviceaccounts"),
+}
+
+
+def thing(kind: str, metadata: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    """Return an object of one of ``KINDS``, in the order in which manifests have it."""
+    return {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata, **rest}
 
 
 def project_slug(environment: Environment) -> str:

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from greylag.cluster.kubernetes.identity import (
+    AGENT_POLICY,
+    DENY_POLICY,
     INSTANCE_LABEL,
     MANAGED_BY,
     MANAGED_BY_LABEL,
     shared_metadata,
+    thing,
 )
 from greylag.cluster.kubernetes.options import Network, Options, Template, networks, within
 from greylag.domain.project import Environment
@@ -20,8 +23,6 @@ AUTHORITIES = "greylag-authorities"
 AUTHORITIES_FILE = "authorities.pem"
 EPHEMERAL_REQUEST = "64Mi"
 _BOUNDS_NAME = "greylag"
-_DENY, _AGENT = "greylag-default-deny", "greylag-agent"
-POLICY_NAMES = (_DENY, _AGENT)
 
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _DNS_PORT = 53
@@ -35,24 +36,22 @@ def shared_objects(environment: Environment, options: Options) -> list[dict[str,
         _quota(environment, options),
         _limits(environment),
         *_network_policies(environment, options),
-        {
-            "apiVersion": "v1",
-            "kind": "ServiceAccount",
-            "metadata": shared_metadata(environment, SERVICE_ACCOUNT),
-            "automountServiceAccountToken": False,
-        },
+        thing(
+            "ServiceAccount",
+            shared_metadata(environment, SERVICE_ACCOUNT),
+            automountServiceAccountToken=False,
+        ),
         *([_authorities(environment, options)] if options.authorities else []),
     ]
 
 
 def _authorities(environment: Environment, options: Options) -> dict[str, Any]:
     """Return whom environments trust; a file in them, as it is too long for a variable."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": shared_metadata(environment, AUTHORITIES),
-        "data": {AUTHORITIES_FILE: options.authorities},
-    }
+    return thing(
+        "ConfigMap",
+        shared_metadata(environment, AUTHORITIES),
+        data={AUTHORITIES_FILE: options.authorities},
+    )
 
 
 def _namespace(environment: Environment) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def _namespace(environment: Environment) -> dict[str, Any]:
     for mode in ("enforce", "audit", "warn"):
         metadata["labels"][f"{_POD_SECURITY}/{mode}"] = "restricted"
         metadata["labels"][f"{_POD_SECURITY}/{mode}-version"] = "latest"
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+    return thing("Namespace", metadata)
 
 
 def _quota(environment: Environment, options: Options) -> dict[str, Any]:
@@ -76,12 +75,7 @@ def _quota(environment: Environment, options: Options) -> dict[str, Any]:
         "requests.storage": options.most_storage,
         **_counts(options),
     }
-    return {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": shared_metadata(environment, _BOUNDS_NAME),
-        "spec": {"hard": hard},
-    }
+    return thing("ResourceQuota", shared_metadata(environment, _BOUNDS_NAME), spec={"hard": hard})
 
 
 def _counts(options: Options) -> dict[str, str]:
@@ -115,12 +109,9 @@ def _limits(environment: Environment) -> dict[str, Any]:
             "ephemeral-storage": EPHEMERAL_REQUEST,
         },
     }
-    return {
-        "apiVersion": "v1",
-        "kind": "LimitRange",
-        "metadata": shared_metadata(environment, _BOUNDS_NAME),
-        "spec": {"limits": [bounds]},
-    }
+    return thing(
+        "LimitRange", shared_metadata(environment, _BOUNDS_NAME), spec={"limits": [bounds]}
+    )
 
 
 def _network_policies(environment: Environment, options: Options) -> list[dict[str, Any]]:
@@ -134,18 +125,13 @@ def _network_policies(environment: Environment, options: Options) -> list[dict[s
     }
     nothing = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     return [
-        _policy(environment, _DENY, nothing),
-        _policy(environment, _AGENT, agent),
+        _policy(environment, DENY_POLICY, nothing),
+        _policy(environment, AGENT_POLICY, agent),
     ]
 
 
 def _policy(environment: Environment, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": shared_metadata(environment, name),
-        "spec": spec,
-    }
+    return thing("NetworkPolicy", shared_metadata(environment, name), spec=spec)
 
 
 def _ingress(options: Options) -> list[dict[str, Any]]:

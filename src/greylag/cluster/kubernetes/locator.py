@@ -9,9 +9,8 @@ for a platform that no network leads into the cluster.
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Self
 from urllib.parse import quote
 
 import aiohttp
@@ -34,9 +33,10 @@ from greylag.cluster.kubernetes.manifests import HEALTH_PATH, PORT_NAME, ingress
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
 from greylag.common import sockets
+from greylag.common.backoff import backoff
 from greylag.common.concurrent import until_one_ends
 from greylag.common.forwarding import HANDSHAKE
-from greylag.common.net import end_to_end
+from greylag.common.net import end_to_end, on_loopback
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Environment
 from greylag.ports import AgentAddress
@@ -45,6 +45,8 @@ KEPT_SECONDS = 10.0
 KEPT_MOST = 10_000
 FIRST_CONNECT_SECONDS = 0.03
 CONNECT_SECONDS = 2.0
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 1.0
 ANSWER_SECONDS = 2.0
 TOKEN_HEADER = "X-Greylag-Agent-Token"  # noqa: S105 - the header's name
 PROXY_CONNECT_SECONDS = 5.0
@@ -202,17 +204,12 @@ def _port(service: Object) -> int:
 class AddressProbe:
     """Asks each pod once, until it has answered. Make it on the running loop; ``close`` it."""
 
-    def __init__(self, http: aiohttp.ClientSession) -> None:
-        self._http = http
-        self._answered: dict[ProjectKey, tuple[str, str]] = {}
-        self._failed: dict[ProjectKey, int] = {}
-
-    @classmethod
-    def open(cls) -> Self:
-        """Return one with connections of its own, which are never kept."""
+    def __init__(self) -> None:
         connector = aiohttp.TCPConnector(force_close=True, limit=0)
         jar = aiohttp.DummyCookieJar()
-        return cls(aiohttp.ClientSession(connector=connector, cookie_jar=jar))
+        self._http = aiohttp.ClientSession(connector=connector, cookie_jar=jar)
+        self._answered: dict[ProjectKey, tuple[str, str]] = {}
+        self._failed: dict[ProjectKey, int] = {}
 
     async def answers(self, key: ProjectKey, pod: str, url: str) -> bool:
         """Tell whether the pod with the uid ``pod`` answers, or has answered before, at ``url``."""
@@ -229,7 +226,7 @@ class AddressProbe:
     async def _ask(self, url: str, failed: int) -> bool:
         # What is not reached yet often drops the first packet, and TCP sends the next one only
         # after a second; so at first it is better to ask anew soon.
-        connect = min(CONNECT_SECONDS, FIRST_CONNECT_SECONDS * 2.0**failed)
+        connect = backoff(failed, FIRST_CONNECT_SECONDS, CONNECT_SECONDS, max)
         timeout = aiohttp.ClientTimeout(total=connect + ANSWER_SECONDS, sock_connect=connect)
         ask = self._http.get(url + HEALTH_PATH, allow_redirects=False, timeout=timeout)
         try:
@@ -237,6 +234,10 @@ class AddressProbe:
                 return response.status == _OK
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
+
+    def pause(self, key: ProjectKey) -> float:
+        """Return in how many seconds to ask again one that has not answered."""
+        return backoff(self._failed.get(key, 0), FIRST_PAUSE, LONGEST_PAUSE)
 
     def forget(self, key: ProjectKey) -> None:
         """Drop what is remembered of an environment that is gone."""
@@ -260,27 +261,23 @@ class ServiceProxy:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = asyncio.Lock()
-        self._runner: web.AppRunner | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._opened = AsyncExitStack()
         self._address = ""
 
     async def url(self, environment: Environment) -> str:
         """Return where the project's agent is found."""
         async with self._lock:
-            if self._runner is None:
+            if not self._address:
                 await self._begin()
         return f"{self._address}/{environment.names.namespace}/{environment.names.service}"
 
     async def close(self) -> None:
         """End the relay."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-        if self._http is not None:
-            await self._http.close()
+        await self._opened.aclose()
 
     async def _begin(self) -> None:
         connector = aiohttp.TCPConnector(limit=0, ssl=self._connection.ssl or True)
-        self._http = aiohttp.ClientSession(
+        http = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=PROXY_CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -288,14 +285,10 @@ class ServiceProxy:
             trace_configs=[sockets.never_redirected()],
         )
         app = web.Application(client_max_size=0)
-        app[_HTTP] = self._http
+        app[_HTTP] = await self._opened.enter_async_context(http)
         app.router.add_route("*", "/{namespace}/{service}/{path:.*}", self._relay)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        self._address, self._runner = f"http://127.0.0.1:{port}", runner
+        port = await self._opened.enter_async_context(on_loopback(app))
+        self._address = f"http://127.0.0.1:{port}"
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:
         relay = self._relay_socket if _wants_socket(request) else self._relay_request

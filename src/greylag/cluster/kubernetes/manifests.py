@@ -18,11 +18,13 @@ from greylag.cluster.kubernetes.identity import (
     NAME_ANNOTATION,
     RECORD_ANNOTATION,
     TEMPLATE_ANNOTATION,
+    TOKEN_KEY,
     config_name,
     labels,
     project_metadata,
     project_slug,
     secret_name,
+    thing,
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.isolation import (
@@ -36,7 +38,6 @@ from greylag.cluster.kubernetes.options import Options, Template, halves
 from greylag.domain.names import label
 from greylag.domain.project import Environment
 
-TOKEN_KEY = "GREYLAG_AGENT_TOKEN"  # noqa: S105 - the variable's name
 MODEL_KEY = "GREYLAG_MODEL_KEY"
 _SECRET = (MODEL_KEY, "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 
@@ -134,7 +135,7 @@ def settings_digest(
     ``project_objects``.
     """
     things = project_objects(environment, options, variables, token="", replicas=1)
-    kept = {thing["kind"]: thing.get("data") or thing["spec"] for thing in things}
+    kept = {one["kind"]: one.get("data") or one["spec"] for one in things}
     kept["Deployment"] = kept["Deployment"]["template"]["spec"]
     parts = [kept[kind] for kind in ("Secret", "ConfigMap", "Deployment")]
     whole = json.dumps([environment.id, key, *parts], sort_keys=True)
@@ -183,14 +184,13 @@ def ingress_url(environment: Environment, options: Options) -> str | None:
 
 
 def _secret(environment: Environment, values: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": project_metadata(environment, secret_name(environment)),
-        "type": "Opaque",
+    return thing(
+        "Secret",
+        project_metadata(environment, secret_name(environment)),
+        type="Opaque",
         # Not stringData: server-side apply cannot own what the server does not keep.
-        "data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()},
-    }
+        data={name: base64.b64encode(value.encode()).decode() for name, value in values.items()},
+    )
 
 
 def _config(
@@ -208,12 +208,11 @@ def _config(
         fixed["GREYLAG_PATH_PREFIX"] = prefix
     if options.authorities:
         fixed["SSL_CERT_FILE"] = f"{_AUTHORITIES_FOLDER}/{AUTHORITIES_FILE}"
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": project_metadata(environment, config_name(environment)),
-        "data": {"GREYLAG_GOOSE": f"{_TOOLS}/bin/goose", **variables, **fixed},
-    }
+    return thing(
+        "ConfigMap",
+        project_metadata(environment, config_name(environment)),
+        data={"GREYLAG_GOOSE": f"{_TOOLS}/bin/goose", **variables, **fixed},
+    )
 
 
 def _volume_claim(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
@@ -223,12 +222,11 @@ def _volume_claim(environment: Environment, options: Options, template: Template
     }
     if options.storage_class:
         spec["storageClassName"] = options.storage_class
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": project_metadata(environment, volume_claim_name(environment)),
-        "spec": spec,
-    }
+    return thing(
+        "PersistentVolumeClaim",
+        project_metadata(environment, volume_claim_name(environment)),
+        spec=spec,
+    )
 
 
 def _service(environment: Environment, options: Options) -> dict[str, Any]:
@@ -251,7 +249,7 @@ def _service(environment: Environment, options: Options) -> dict[str, Any]:
         # The policy must see the caller's own address, not that of the node it came in by.
         spec["externalTrafficPolicy"] = "Local"
         spec["loadBalancerSourceRanges"] = list(options.balancer_sources)
-    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+    return thing("Service", metadata, spec=spec)
 
 
 def _ingress(environment: Environment, options: Options) -> dict[str, Any] | None:
@@ -273,12 +271,7 @@ def _ingress(environment: Environment, options: Options) -> dict[str, Any] | Non
     if options.ingress_tls:
         certificate = options.ingress_tls_secret
         spec["tls"] = [{"hosts": [host], **({"secretName": certificate} if certificate else {})}]
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "Ingress",
-        "metadata": metadata,
-        "spec": spec,
-    }
+    return thing("Ingress", metadata, spec=spec)
 
 
 def _ingress_host(environment: Environment, options: Options) -> str | None:
@@ -314,11 +307,10 @@ def _deployment(
         NAME_ANNOTATION: json.dumps(environment.name),
         TEMPLATE_ANNOTATION: json.dumps(environment.template),
     }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": metadata,
-        "spec": {
+    return thing(
+        "Deployment",
+        metadata,
+        spec={
             "replicas": replicas,
             "revisionHistoryLimit": 0,
             # Two pods must never write to one volume.
@@ -332,7 +324,7 @@ def _deployment(
                 "spec": _pod(environment, options, template),
             },
         },
-    }
+    )
 
 
 def _pod(environment: Environment, options: Options, template: Template) -> dict[str, Any]:
@@ -515,17 +507,17 @@ def _probe(path: str, *, period: int, failures: int) -> dict[str, Any]:
     }
 
 
-def _readable(thing: dict[str, Any]) -> dict[str, Any]:
+def _readable(one: dict[str, Any]) -> dict[str, Any]:
     """Return an object with readable placeholders, and without the claim of a worker."""
-    shown = dict(thing)
-    if thing["kind"] == "Secret":
+    shown = dict(one)
+    if one["kind"] == "Secret":
         values = shown.pop("data")
         shown["stringData"] = {
             name: base64.b64decode(value).decode() for name, value in values.items()
         }
-    if thing["kind"] == "Deployment":
-        annotations = dict(thing["metadata"]["annotations"])
+    if one["kind"] == "Deployment":
+        annotations = dict(one["metadata"]["annotations"])
         for name in (RECORD_ANNOTATION, CLAIM_ANNOTATION, NAME_ANNOTATION, TEMPLATE_ANNOTATION):
             del annotations[name]
-        shown["metadata"] = {**thing["metadata"], "annotations": annotations}
+        shown["metadata"] = {**one["metadata"], "annotations": annotations}
     return shown

@@ -24,20 +24,23 @@ from greylag.cluster.kubernetes.failures import (
     translated,
 )
 from greylag.cluster.kubernetes.identity import (
+    AGENT_POLICY,
     CHANGED_BY,
+    DENY_POLICY,
     GENERATION_ANNOTATION,
+    PROJECT_LABEL,
     START_ANNOTATION,
     Object,
     annotation_of,
     is_edited,
+    label_of,
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.immutable import kept_as_it_is
 from greylag.cluster.kubernetes.informer import Informers
-from greylag.cluster.kubernetes.isolation import POLICY_NAMES
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpoint_of
 from greylag.cluster.kubernetes.options import Options, networks
-from greylag.cluster.kubernetes.tokens import names_a_key
+from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.shared import plain
 from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed, Step
@@ -53,7 +56,6 @@ ALIVE_SECONDS = 1.0
 QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
-UNANSWERED_SECONDS = 0.02
 REFRESH_SECONDS = 300.0
 """How often the Secret, the ConfigMap and so on of a running environment are seen to."""
 
@@ -106,7 +108,8 @@ class EnvironmentObserver:
         self._refreshed = refreshed
         self._refreshed_at: dict[ProjectKey, float] = {}
         self._seen: dict[ProjectKey, _Seen] = {}
-        self._edits: dict[tuple[str, str, str], tuple[str, tuple[float, ...]]] = {}
+        self._edits: dict[tuple[ProjectKey, str, str], tuple[str, tuple[float, ...]]] = {}
+        cache.gone = self._forget
 
     async def fresh(self) -> None:
         """Return when the caches are current; ``ClusterError`` when they are not."""
@@ -128,7 +131,7 @@ class EnvironmentObserver:
         again = QUIET_SECONDS if observation.state is Observed.STARTING and not deep else None
         if observation.state is Observed.READY and not await self._answers(environment, found):
             observation = _unanswered(observation, self._untaken(environment))
-            again = UNANSWERED_SECONDS
+            again = self._probe.pause(key)
         if observation.state is Observed.READY and not await self._is_whole(environment, found):
             lost = _drifted(
                 "The environment's Secret was deleted or changed, and its token with it."
@@ -136,7 +139,8 @@ class EnvironmentObserver:
             observation = replace(
                 observation, state=Observed.FAILED, endpoint=None, error=lost.error
             )
-        self._seen[key] = _Seen(observation, environment, version, again)
+        if self._cache.version(key):  # else it has nothing any more, and all of it is forgotten
+            self._seen[key] = _Seen(observation, environment, version, again)
         return observation
 
     async def latest(self, environment: Environment) -> Observation:
@@ -155,21 +159,17 @@ class EnvironmentObserver:
         """Return once what was observed last may be old, or after ``within`` seconds."""
         key = key_of(environment)
         seen = self._seen.get(key)
-        if seen is None:
-            return
-        if seen.again is not None:
+        if seen is not None and seen.again is not None:
             within = min(within, seen.again)
-        await self._cache.changed(key, seen.version, within)
+        await self._cache.changed(key, 0 if seen is None else seen.version, within)
 
-    def forget(self, environment: Environment) -> None:
-        """Drop what is remembered of an environment that is gone."""
-        key = key_of(environment)
+    def _forget(self, key: ProjectKey) -> None:
+        """Drop what is remembered of a project that is gone."""
         self._seen.pop(key, None)
         self._refreshed_at.pop(key, None)
-        for edited in [one for one in self._edits if one[1:] in _parts_of(environment)]:
-            del self._edits[edited]
-        self._cache.forget(key)
         self._probe.forget(key)
+        for edited in [one for one in self._edits if one[0] == key]:
+            del self._edits[edited]
 
     def objects(self, environment: Environment) -> EnvironmentObjects:
         """Return what the caches hold of the environment."""
@@ -262,12 +262,14 @@ class EnvironmentObserver:
     def _lost(self, environment: Environment) -> Cause | None:
         """Return what is missing or changed that only applying all anew sets right."""
         names, find = environment.names, self._cache.find
-        needed = [("NetworkPolicy", name) for name in POLICY_NAMES]
+        needed = [("NetworkPolicy", name) for name in (DENY_POLICY, AGENT_POLICY)]
         needed += [("Service", names.service), ("Deployment", names.deployment)]
         if self._options.ingress_base_domain:
             needed.append(("Ingress", names.ingress))
         deployment = find("Deployment", names.namespace, names.deployment)
-        if self._options.agent_key and not names_a_key(annotation_of(deployment, START_ANNOTATION)):
+        if self._options.agent_key and not AgentKeys.named(
+            annotation_of(deployment, START_ANNOTATION)
+        ):
             return _drifted("The environment's token is of before there was a GREYLAG_AGENT_KEY.")
         for kind, name in needed:
             thing = find(kind, names.namespace, name)
@@ -282,7 +284,8 @@ class EnvironmentObserver:
     def _edited(self, kind: str, thing: Object) -> Cause:
         """Return that somebody changed an object, or changes it back again and again."""
         meta, who = thing["metadata"], thing.get(CHANGED_BY) or "somebody"
-        key = (kind, meta["namespace"], meta["name"])
+        # Those of a whole namespace are no project's.
+        key = ((meta["namespace"], label_of(thing, PROJECT_LABEL) or ""), kind, meta["name"])
         now = asyncio.get_running_loop().time()
         version, times = self._edits.get(key, ("", ()))
         if version != meta["resourceVersion"]:
@@ -421,11 +424,6 @@ def _unanswered(ready: Observation, why: str) -> Observation:
         "policy of the cluster's own denies.",
     )
     return replace(ready, state=Observed.STARTING, endpoint=None, error=error)
-
-
-def _parts_of(environment: Environment) -> set[tuple[str, str]]:
-    names = environment.names
-    return {(names.namespace, name) for name in (names.deployment, names.service, names.ingress)}
 
 
 def _drifted(message: str) -> Cause:

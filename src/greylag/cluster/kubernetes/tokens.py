@@ -16,8 +16,7 @@ from hashlib import sha256
 
 from pydantic import SecretStr
 
-from greylag.cluster.kubernetes.identity import Object
-from greylag.cluster.kubernetes.manifests import TOKEN_KEY
+from greylag.cluster.kubernetes.identity import TOKEN_KEY, Object
 from greylag.domain.errors import ClusterError
 
 _TOKEN_BYTES = 32
@@ -55,17 +54,11 @@ class AgentKeys:
 
     def token(self, record_id: str, mark: str | None) -> str | None:
         """Return the token of a start, None if its key is not among these or it has none."""
-        named = _KEY_ID.match(mark or "")
-        key = self._keys.get(named[1]) if named else None
+        key = self._keys.get(self.named(mark))
         if key is None:
             return None
         made = _hmac(key, f"agent token\n{record_id}\n{mark}")
         return base64.urlsafe_b64encode(made).rstrip(b"=").decode()
-
-
-def names_a_key(mark: str | None) -> bool:
-    """Tell whether the token of a start is derived from a key, be it known or not."""
-    return _KEY_ID.match(mark or "") is not None
 
 
 def random_token() -> str:

@@ -21,6 +21,7 @@ from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.credentials import why_refused
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.common.backoff import backoff
+from greylag.common.net import beginning
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterUnavailableError
 
@@ -198,7 +199,7 @@ class Transport:
     async def _once(self, call: ApiCall, who: Mapping[str, str]) -> Any:
         async with self._sent(call, who, _CALL_TIMEOUT) as response:
             await self._check(response)
-            body = await _read(response, LONGEST_ANSWER)
+            body = await beginning(response.content, LONGEST_ANSWER + 1)
         if len(body) > LONGEST_ANSWER:
             server = self._connection.server
             raise ClusterUnavailableError(
@@ -243,7 +244,7 @@ class Transport:
                 self._warned.add(warning)
                 _log.warning("kubernetes_warning", text=warning)
         if not 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's successes
-            body = await _read(response, _LONGEST_ERROR)
+            body = await beginning(response.content, _LONGEST_ERROR)
             asked = response.headers.get("Retry-After")
             if response.status == _UNAUTHORIZED:
                 # The connection may be one that showed a certificate of old.
@@ -306,18 +307,6 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
             raise ClusterUnavailableError("The watch gave an event that is too long.")
     if pieces:
         raise ClusterUnavailableError("The watch broke off within an event.")
-
-
-async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """Return the body, or more than ``most`` bytes of it when it is longer."""
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        pieces.append(piece)
-        size += len(piece)
-        if size > most:
-            break
-    return b"".join(pieces)
 
 
 def _pause_after(call: ApiCall, error: Exception, tried: int) -> float | None:

@@ -219,7 +219,9 @@ class Ownership:
 
     async def other(self, namespace: str) -> str | None:
         """Return the id of the other Greylag whose namespace this is; ``None`` for all else."""
-        return await self._other(self._cache.find("Namespace", "", namespace))
+        owner = label_of(self._cache.find("Namespace", "", namespace), INSTANCE_LABEL)
+        own = await self.instance()
+        return owner if own and owner != own else None
 
     async def checked(self, environment: Environment) -> Environment:
         """Return the environment with our id, and with its namespace made ours if that is nobody's.
@@ -259,11 +261,6 @@ class Ownership:
                 if error.status != _CONFLICT:
                     raise
                 known = await self._api.read("Namespace", None, name)
-
-    async def _other(self, namespace: Object | None) -> str | None:
-        owner = label_of(namespace, INSTANCE_LABEL)
-        own = await self.instance()
-        return owner if own and owner != own else None
 
 
 def foreign(namespace: str, instance: str) -> ClusterError:
