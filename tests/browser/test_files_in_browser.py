@@ -14,6 +14,7 @@ from tests.browser.whole import Whole, up
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
+API = "/api/users/me/projects/whole"
 HOSTILE = b"<script>document.title = 'owned'</script>"
 PIXEL = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
@@ -34,18 +35,17 @@ async def browsing(whole: Whole) -> AsyncIterator[Person]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def person(whole: Whole, browsing: Person) -> AsyncIterator[Person]:
     """The person at the pane of files, in a workspace that holds what ``CONTENT`` says."""
-    api = "/api/users/me/projects/whole"
-    async with whole.http.get(f"{api}/files") as answer:
+    async with whole.http.get(f"{API}/files") as answer:
         for entry in (await answer.json())["entries"]:
             gone = {"path": entry["path"], "recursive": "true"}
-            async with whole.http.delete(f"{api}/files", params=gone) as deleted:
+            async with whole.http.delete(f"{API}/files", params=gone) as deleted:
                 assert deleted.status == 204
     for path, content in CONTENT.items():
         where = {"path": path}
-        async with whole.http.put(f"{api}/files/content", params=where, data=content) as put:
+        async with whole.http.put(f"{API}/files/content", params=where, data=content) as put:
             assert put.status == 200, await put.text()
     await browsing.page.set_viewport_size({"width": 1200, "height": 850})
-    await browsing.open_project(api)
+    await browsing.open_project(API)
     await browsing.page.get_by_role("tab", name="Files").click()
     await expect(browsing.page.locator(".files-list")).to_be_visible()
     yield browsing
@@ -73,7 +73,7 @@ async def menu(person: Person, name: str, action: str) -> None:
 
 
 async def content(whole: Whole, path: str) -> bytes:
-    where = "/api/users/me/projects/whole/files/content"
+    where = f"{API}/files/content"
     async with whole.http.get(where, params={"path": path}) as answer:
         assert answer.status == 200, await answer.text()
         return await answer.read()
@@ -103,7 +103,7 @@ async def test_folders_open_and_files_show_as_what_they_are(person: Person) -> N
 
 
 async def put(whole: Whole, path: str, body: bytes) -> None:
-    where = "/api/users/me/projects/whole/files/content"
+    where = f"{API}/files/content"
     async with whole.http.put(where, params={"path": path}, data=body) as answer:
         assert answer.status == 200, await answer.text()
 
@@ -173,7 +173,9 @@ async def it_follows_what_the_agent_writes(whole: Whole, person: Person) -> None
     await expect(editor).to_be_focused()
     await editor.fill("Mine in the meantime\n")
     await put(whole, "notes.txt", b"The agent's again\n")
-    await person.say("Something else")
+    elsewhere = {"message": "In another session, and by another program"}
+    async with whole.http.post(f"{API}/messages", json=elsewhere) as answer:
+        await answer.read()
     await expect(pane.get_by_role("alert")).to_contain_text("has changed since you began")
     await expect(pane.get_by_role("button", name="Overwrite it")).to_be_visible()
     await pane.get_by_role("button", name="Discard").click()
@@ -312,7 +314,7 @@ async def test_a_large_folder_comes_in_pages(whole: Whole, person: Person) -> No
     with zipfile.ZipFile(packed, "w") as archive:
         for number in range(250):
             archive.writestr(f"many/{number:03d}", "")
-    where = "/api/users/me/projects/whole/files/archive?format=zip"
+    where = f"{API}/files/archive?format=zip"
     async with whole.http.post(where, data=packed.getvalue()) as answer:
         assert answer.status == 200
     await person.page.reload()
