@@ -471,6 +471,7 @@ class Console {
       try {
         await this.#showOther(turn);
         if (failed) this.#say("");
+        failed = false;
       } catch (error) {
         failed = true;
         this.#say(wordsOf(error));
