@@ -89,7 +89,8 @@ export class Scroller {
 
   #offer(): void {
     // What follows the end is not also held by what changes above it.
-    this.#place.style.overflowAnchor = this.#following ? "none" : "";
+    const anchor = this.#following ? "none" : "";
+    if (this.#place.style.overflowAnchor !== anchor) this.#place.style.overflowAnchor = anchor;
     this.#pill.hidden = this.#following || this.#isAtEnd;
   }
 
