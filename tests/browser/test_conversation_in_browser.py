@@ -141,7 +141,7 @@ async def test_the_view_follows_what_grows_until_the_person_leaves_the_end(perso
         await (person.page.evaluate(leave) if leave else person.page.keyboard.press("Shift+Space"))
         await expect(person.page.locator("#to-end")).to_be_visible()
         left = await person.page.evaluate(GROWS)
-        assert await scroller.evaluate("one => one.scrollTop") == left
+        assert await scroller.evaluate("one => one.scrollTop") <= left  # it may be on its way up
 
 
 async def test_a_refusal_is_in_sight_and_gives_the_words_back(
