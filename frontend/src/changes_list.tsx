@@ -50,14 +50,19 @@ interface ReviewProps extends Omit<PaneProps, "status"> {
 function Review({ log, workspace, mayWrite, session, reviewed, news, attempt }: ReviewProps) {
   const [turns, setTurns] = useState<Turn[] | null>(null);
   const [chosen, choose] = useState("");
+  const [older, setOlder] = useState<Turn | null>(null); // than those that are listed
   useEffect(() => attempt(async () => setTurns(session ? await log.turns(session) : [])), [log, session, news]);
   useEffect(() => { if (reviewed) choose(`turn ${reviewed}`); }, [reviewed, news]);
-  if (turns === null) return null;
-  const ended = turns.filter((turn) => turn.status !== "running" && turn.changes?.files !== 0);
-  const newest = ended.find((turn) => turn.changes) ?? ended[0];
+  const all = turns && older && !turns.some((one) => one.turn_id === older.turn_id) ? [...turns, older] : (turns ?? []);
+  const ended = all.filter((one) => one.status !== "running" && one.changes?.files !== 0);
+  const newest = ended.find((one) => one.changes) ?? ended[0];
   const shown = chosen || (newest ? `turn ${newest.turn_id}` : "");
   const [kind, id = ""] = shown.split(" ");
-  const turn = kind === "turn" ? turns.find((one) => one.turn_id === id) : undefined;
+  useEffect(() => {
+    if (turns && id && !turns.some((one) => one.turn_id === id)) attempt(async () => setOlder(await log.turn(id)));
+  }, [turns, id]);
+  if (turns === null) return null;
+  const turn = kind === "turn" ? all.find((one) => one.turn_id === id) : undefined;
   return (
     <>
       <label class="visually-hidden" for="changes-of">What is compared</label>

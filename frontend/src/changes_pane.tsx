@@ -14,15 +14,18 @@ export function startChanges(): void {
   if (!place || !api) return;
   const given = { api, log: new ChangeLog(api), workspace: new Workspace(api), mayWrite: root.dataset.writes === "true" };
   let news = 0;
+  let status = "";
   const refresh = async () => {
     const turn = reviewed;
+    status = projectStatus();
     const part = await loaded(place, import("./changes_list"));
     if (!part) return;
     const session = document.getElementById("conversation")?.dataset.session ?? "";
-    render(<part.ChangesPane {...given} status={projectStatus()} session={session} reviewed={turn} news={(news += 1)} />, place);
+    render(<part.ChangesPane {...given} status={status} session={session} reviewed={turn} news={(news += 1)} />, place);
   };
   whenShown("changes", refresh);
-  for (const event of ["changed", "turn-ended", "undone"]) document.addEventListener(`greylag:${event}`, () => isShown("changes") && void refresh());
+  document.addEventListener("greylag:changed", () => isShown("changes") && status !== projectStatus() && void refresh());
+  for (const event of ["turn-ended", "undone"]) document.addEventListener(`greylag:${event}`, () => isShown("changes") && void refresh());
 }
 
 /** Show what a turn changed. */

@@ -8,7 +8,7 @@ import { projectStatus } from "./panes";
 import { leadToQuestion } from "./question_dock";
 import { Scroller } from "./scroller";
 import { Queue, Sent, closedTabs, isFresh, tabName, written } from "./queue";
-import { Refused, ask, post, wordsOf } from "./sse";
+import { Backoff, Refused, ask, post, wordsOf } from "./sse";
 import { takeFirst } from "./start";
 import { endsMessage, textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
@@ -36,8 +36,9 @@ class Console {
   #stopWanted = false;
   #learnt = false; // what the agent is, since it has woken
   #ends: TurnEnds;
-  #turns: TurnState[] = []; // those of the project that the live stream tells of
-  #coming = new Set<string>(); // turns of others that are about to be shown
+  #turns: TurnState[] | null = null; // those of the project that the live stream tells of
+  #coming = new Set<string>(); // turns of others that are about to be shown, or cannot be
+  #bringing: Promise<void> | null = null;
   #queue: Queue;
   #facts: Facts;
   #leaving = new AbortController();
@@ -85,8 +86,13 @@ class Console {
     addEventListener("pageshow", (event) => event.persisted && location.reload());
     document.addEventListener("greylag:changed", () => void this.#try(() => this.#wakeUp()));
     document.addEventListener("greylag:turns", (event) => {
-      this.#turns = (event as CustomEvent<TurnState[]>).detail;
-      this.#showOthers();
+      const { detail } = event as CustomEvent<TurnState[]>;
+      // What no follower here will tell of; what ended before this page is no news.
+      const known = new Map((this.#turns ?? detail).map((turn) => [turn.turn_id, turn.state]));
+      const ended = detail.some((turn) => turn.state === "ended" && known.get(turn.turn_id) !== "ended" && !this.#shows(turn));
+      this.#turns = detail;
+      if (ended) document.dispatchEvent(new Event("greylag:turn-ended"));
+      void this.#showOthers();
     });
     this.#text.value ||= this.#draft.read();
     // Until now the form is a plain one: Enter began a new line in it.
@@ -156,7 +162,7 @@ class Console {
     this.#queue.show();
     if (this.#queue.waiting && !isFresh(this.#queue.waiting)) this.#queue.giveBack();
     this.#sendQueued();
-    this.#showOthers();
+    void this.#showOthers();
     void this.#takeOver();
   }
 
@@ -219,9 +225,14 @@ class Console {
     button.type = "button";
     button.className = "btn-text";
     button.textContent = "Show the steps";
-    button.addEventListener("click", () => {
-      button.disabled = true;
-      void this.#replay(article, false);
+    button.addEventListener("click", async () => {
+      if (button.ariaDisabled) return;
+      button.ariaDisabled = "true";
+      const isAt = document.activeElement === button;
+      await this.#replay(article, false);
+      button.ariaDisabled = null;
+      // It goes when they are there.
+      if (isAt && document.activeElement === document.body) article.querySelector<HTMLElement>(".step > summary, .turn-line button")?.focus({ preventScroll: true });
     });
     article.querySelector(".turn-end")!.append(" ", button);
   }
@@ -232,13 +243,18 @@ class Console {
     link?.addEventListener("click", async (event) => {
       event.preventDefault();
       await this.#try(async () => this.#putEarlier(await fragment(link.dataset.part!)));
+      if (document.activeElement !== document.body) return;
+      (this.#conversation.querySelector<HTMLElement>("#earlier a") ?? this.#root.querySelector<HTMLElement>("#scroller")!).focus({ preventScroll: true });
     });
   }
 
   #putEarlier(part: Document): void {
-    const known = this.#conversation.querySelectorAll(".turn").length;
+    const known = [...this.#conversation.querySelectorAll<HTMLElement>(".turn")];
     const all = [...part.querySelectorAll<HTMLElement>(".turn")];
-    const earlier = all.slice(0, Math.max(0, all.length - known));
+    // By a turn that both have: the page has others, too, and of the oldest there may be no record.
+    const common = known.findIndex((one) => one.dataset.turn);
+    const at = all.findIndex((one) => one.dataset.turn && one.dataset.turn === known[common]?.dataset.turn);
+    const earlier = all.slice(0, Math.max(0, at < 0 ? all.length - known.length : at - common));
     const place = this.#conversation.querySelector("#earlier")!;
     const next = part.querySelector("#earlier");
     this.#scroller.keepInPlace(() => {
@@ -430,17 +446,46 @@ class Console {
     await this.#try(async () => {
       const listed = await ask(`${this.#api}/sessions/${encodeURIComponent(this.#session!)}/turns?limit=1`);
       const [newest] = (await listed.json()).turns;
-      if (newest?.status === "running") await this.#showOther({ ...newest, state: "working" });
+      if (newest?.status !== "running") return;
+      const told = this.#turns ?? [];
+      if (!told.some((turn) => turn.turn_id === newest.turn_id)) this.#turns = [...told, { ...newest, state: "working" }];
+      await this.#showOthers();
     });
     setTimeout(() => this.#sendQueued(), this.#stream ? 0 : BUSY_PAUSE_MS);
   }
 
-  /** Show turns of this session that began elsewhere, after those that are shown. */
-  #showOthers(): void {
-    if (this.#conversation.dataset.asleep === "true") return;
-    const ours = this.#turns.filter((turn) => turn.session_id === this.#session);
-    const newer = ours.slice(ours.findLastIndex((turn) => this.#shows(turn)) + 1);
-    for (const turn of newer) void this.#try(() => this.#showOther(turn));
+  /** Show turns of this session that began elsewhere, one after the other, after those that are shown. */
+  #showOthers(): Promise<void> {
+    this.#bringing ??= this.#bringOthers().finally(() => {
+      this.#bringing = null;
+    });
+    return this.#bringing;
+  }
+
+  async #bringOthers(): Promise<void> {
+    const { signal } = this.#leaving;
+    const backoff = new Backoff();
+    let failed = false;
+    for (let turn = this.#nextOther; turn && !signal.aborted; turn = this.#nextOther) {
+      this.#coming.add(turn.turn_id);
+      try {
+        await this.#showOther(turn);
+        if (failed) this.#say("");
+        failed = false;
+      } catch (error) {
+        failed = true;
+        this.#say(wordsOf(error));
+        if (error instanceof Refused && !error.passing) continue; // what cannot be shown is passed over
+        this.#coming.delete(turn.turn_id);
+        await backoff.pause(signal);
+      }
+    }
+  }
+
+  get #nextOther(): TurnState | undefined {
+    if (this.#conversation.dataset.asleep === "true") return undefined;
+    const ours = (this.#turns ?? []).filter((turn) => turn.session_id === this.#session);
+    return ours[ours.findLastIndex((turn) => this.#shows(turn)) + 1];
   }
 
   #shows({ turn_id, message_id }: Pick<TurnState, "turn_id" | "message_id">): boolean {
@@ -449,8 +494,6 @@ class Console {
   }
 
   async #showOther(turn: TurnState): Promise<void> {
-    if (this.#shows(turn)) return;
-    this.#coming.add(turn.turn_id);
     const stream = new TurnStream(this.#api, { session: turn.session_id, messageId: turn.message_id }, turn.turn_id);
     const session = this.#session;
     const { message } = await (await ask(`${this.#api}/turns/${encodeURIComponent(turn.turn_id)}`)).json();

@@ -1,6 +1,16 @@
 // What a person has written and nobody has taken yet: kept in this browser under a name, whatever happens
 // to the page, for that person alone.
 
+const SOON_MS = 500;
+const later = new Map<string, () => void>(); // by what is kept: what is to be written yet
+
+function writeAll(): void {
+  for (const write of [...later.values()]) write();
+}
+
+addEventListener("pagehide", writeAll);
+document.addEventListener("visibilitychange", writeAll);
+
 const untaken = new Map<string, string>(); // by storage, which may be forbidden or full
 
 function keyOf(name: string): string {
@@ -26,6 +36,7 @@ export class Draft {
   }
 
   read(): string {
+    later.get(this.#key)?.();
     try {
       return untaken.get(this.#key) ?? localStorage.getItem(this.#key) ?? "";
     } catch {
@@ -33,7 +44,15 @@ export class Draft {
     }
   }
 
+  /** Keep what `text` then returns, soon, once for many calls: at the latest when the page is left or this is read. */
+  keepSoon(text: () => string): void {
+    const waits = later.has(this.#key);
+    later.set(this.#key, () => this.keep(text()));
+    if (!waits) setTimeout(() => later.get(this.#key)?.(), SOON_MS);
+  }
+
   keep(text: string): void {
+    later.delete(this.#key);
     untaken.delete(this.#key);
     try {
       if (text) localStorage.setItem(this.#key, text);

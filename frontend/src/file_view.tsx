@@ -2,7 +2,6 @@
 import type { ComponentChild } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { useHighlighted } from "./code_block";
-import { onUndone } from "./changes";
 import { Draft } from "./drafts";
 import { previewFile } from "./preview_pane";
 import { Refused, wordsOf } from "./sse";
@@ -29,12 +28,13 @@ interface Shown extends Content {
 interface FileViewProps {
   workspace: Workspace;
   path: string;
+  news: number; // changes when what is shown may not be true any more
   onClose: () => void;
   onFolder: (path: string) => void;
 }
 
 /** Shows the file at `path`, one for as long as it lives; a folder or a link to one is shown as the folder. */
-export function FileView({ workspace, path, onClose, onFolder }: FileViewProps) {
+export function FileView({ workspace, path, news, onClose, onFolder }: FileViewProps) {
   const [shown, setShown] = useState<Shown | null>(null);
   const [said, say] = useState("");
   const [editing, setEditing] = useState(false);
@@ -46,17 +46,24 @@ export function FileView({ workspace, path, onClose, onFolder }: FileViewProps) 
     try {
       const { entry } = await workspace.list(path);
       if (entry.kind === "folder") return void (current() && onFolder(path));
+      if (entry.etag === shown?.entry.etag) return;
       const found = await read(workspace, entry);
       if (current()) setShown(found);
     } catch (error) {
-      if (current()) say(wordsOf(error));
+      if (!current()) return;
+      if (error instanceof Refused && error.status === 404 && !editing) setShown(null);
+      say(wordsOf(error));
     }
   };
-  useEffect(() => {
+  useEffect(() => void load(), [news]);
+  const edit = useRef<HTMLButtonElement>(null);
+  const done = () => {
+    setEditing(false);
     void load();
-    return () => { asked.current += 1; };
-  }, []);
-  useEffect(() => onUndone(() => { if (!editing) void load(); }), [editing]);
+  };
+  // The way back from the editor, which has taken its focus with it.
+  useEffect(() => editing ? () => edit.current?.focus() : undefined, [editing]);
+  useEffect(() => () => { asked.current += 1; }, []);
   const isWhole = shown !== null && shown.entry.size <= MOST_SHOWN;
   const isText = shown?.text != null && isWhole && !editing;
   const draft = draftOf(workspace, path);
@@ -66,7 +73,7 @@ export function FileView({ workspace, path, onClose, onFolder }: FileViewProps) 
     <div class="files">
       <div class="files-tools">
         <button type="button" class="btn btn-small" onClick={onClose}>&#8592; Files</button>
-        {isText && (!isMixed || draft) && <button type="button" class="btn btn-small" onClick={() => setEditing(true)}>Edit</button>}
+        {isText && (!isMixed || draft) && <button type="button" class="btn btn-small" ref={edit} onClick={() => setEditing(true)}>Edit</button>}
         {SHOWN_BY_BROWSERS.test(name) && !editing && <button type="button" class="btn btn-small" onClick={() => previewFile(path)}>Preview</button>}
         <a class="btn btn-small" href={workspace.contentUrl(path)} download={name}>Download</a>
       </div>
@@ -74,7 +81,7 @@ export function FileView({ workspace, path, onClose, onFolder }: FileViewProps) 
       <p class="files-status" role="status">{visible(said)}</p>
       {isMixed && <p class="help">It cannot be edited here: its lines end in different ways, and a browser would make them all alike.</p>}
       {isText && draft && <p class="help">You have changed it and not saved that: Edit shows your draft.</p>}
-      {shown && editing && <Editor workspace={workspace} shown={shown} onDone={() => { setEditing(false); void load(); }} />}
+      {shown && editing && <Editor workspace={workspace} shown={shown} onDone={done} />}
       {shown && !editing && <Body shown={shown} isWhole={isWhole} />}
       {!shown && !said && <p class="files-empty">Loading...</p>}
       {!shown && said && <p class="files-empty"><button type="button" class="btn btn-small" onClick={() => onFolder(folderOf(path))}>Show its folder</button></p>}
@@ -122,21 +129,25 @@ function endsOf(text: string): string[] {
 /** Edits what is shown, or the draft that there is of it: saved as a change of the file that it was made of. */
 function Editor({ workspace, shown, onDone }: { workspace: Workspace; shown: Shown; onDone: () => void }) {
   const place = placeOf(workspace, shown.entry.path);
-  const [{ base, draft }] = useState(() => {
+  const [{ base, draft, end, original }] = useState(() => {
     const found = draftOf(workspace, shown.entry.path);
-    return { draft: found, base: found ?? { etag: shown.etag, text: shown.text ?? "" } };
+    const begun = found ?? { etag: shown.etag, text: shown.text ?? "" };
+    const ends = endsOf(begun.text)[0] ?? endsOf(shown.text ?? "")[0] ?? "\n";
+    return { draft: found, base: begun, end: ends, original: begun.text.replaceAll(ends, "\n") }; // as a browser has it in a field
   });
-  const end = endsOf(base.text)[0] ?? endsOf(shown.text ?? "")[0] ?? "\n";
-  const original = base.text.replaceAll(end, "\n"); // as a browser has it in a field
-  const [text, setText] = useState(original);
+  const field = useRef<HTMLTextAreaElement>(null);
   const [problem, setProblem] = useState("");
-  const [changed, setChanged] = useState(false);
+  const [refused, setRefused] = useState(false);
   const [busy, setBusy] = useState(false);
-  const type = (typed: string) => {
-    setText(typed);
-    const made: FileDraft = { etag: base.etag, text: typed.replaceAll("\n", end) };
-    place.keep(draft === null && typed === original ? "" : JSON.stringify(made));
-  };
+  const changed = refused || shown.etag !== base.etag;
+  useEffect(() => field.current!.focus(), []);
+  const written = () => field.current!.value.replaceAll("\n", end);
+  const type = ({ currentTarget }: { currentTarget: HTMLTextAreaElement }) =>
+    place.keepSoon(() => {
+      const typed = currentTarget.value;
+      const made: FileDraft = { etag: base.etag, text: typed.replaceAll("\n", end) };
+      return draft === null && typed === original ? "" : JSON.stringify(made);
+    });
   const leave = () => {
     place.keep("");
     onDone();
@@ -146,12 +157,12 @@ function Editor({ workspace, shown, onDone }: { workspace: Workspace; shown: Sho
     setBusy(true);
     setProblem("");
     try {
-      await workspace.write(shown.entry.path, text.replaceAll("\n", end), etag);
+      await workspace.write(shown.entry.path, written(), etag);
       leave();
     } catch (error) {
       const other = error instanceof Refused && error.status === 412;
-      setProblem(other ? "The file has changed since you began. Overwrite it, or discard what you wrote." : wordsOf(error));
-      setChanged(other);
+      setRefused(other);
+      setProblem(other ? "" : wordsOf(error));
       setBusy(false);
     }
   };
@@ -162,9 +173,10 @@ function Editor({ workspace, shown, onDone }: { workspace: Workspace; shown: Sho
   };
   return (
     <>
-      {draft && <p class="help">This is your draft, which is not saved.{draft.etag !== shown.etag && " The file has changed since you began it; Save asks before it replaces that."}</p>}
-      <textarea class="input mono file-editor" aria-label={`Content of ${visible(shown.entry.name)}`} spellcheck={false} value={text} readOnly={busy}
-        onInput={(event) => type(event.currentTarget.value)} onKeyDown={onKeyDown} />
+      {draft && <p class="help">This is your draft, which is not saved.</p>}
+      <textarea class="input mono file-editor" aria-label={`Content of ${visible(shown.entry.name)}`} spellcheck={false} defaultValue={original} readOnly={busy}
+        ref={field} onInput={type} onKeyDown={onKeyDown} />
+      {changed && <p class="problem" role="alert">The file has changed since you began. Overwrite it, or discard what you wrote.</p>}
       {problem && <p class="problem" role="alert">{visible(problem)}</p>}
       <div class="files-tools">
         <button type="button" class="btn btn-small btn-primary" disabled={busy} onClick={() => save(base.etag)}>Save</button>

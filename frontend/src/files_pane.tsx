@@ -60,7 +60,9 @@ function FilesPane({ api, workspace, news, status }: { api: string; workspace: W
       const named = (event as CustomEvent<string>).detail;
       newest = named;
       const path = await workspace.find(named);
-      if (newest === named) setOpen(path);
+      if (newest !== named) return;
+      opened.current = null;
+      setOpen(path);
     };
     document.addEventListener("greylag:open-file", show);
     return () => document.removeEventListener("greylag:open-file", show);
@@ -75,27 +77,40 @@ function FilesPane({ api, workspace, news, status }: { api: string; workspace: W
       const { files, left_out } = await workspace.unpack(into, archive);
       say(`${counted(files, "file")} unpacked.${left_out.length ? ` Left out: ${left_out.join(", ")}` : ""}`);
     });
-  if (open !== null) {
-    return <FileView key={open} workspace={workspace} path={open} onClose={() => setOpen(null)} onFolder={(path) => { setOpen(null); setFolder(path); }} />;
-  }
-  if (status !== "active") return <div class="files"><Asleep api={api} status={status} words="Its files show when it is awake." attempt={attempt} /><p class="files-status" role="status">{visible(said)}</p></div>;
+  const listed = useRef(0);
+  if (open === null) listed.current = news + again; // what nobody sees is not looked at anew
+  const opened = useRef<HTMLElement | null>(null); // in the list
+  const show = (path: string) => {
+    opened.current = document.activeElement as HTMLElement | null;
+    setOpen(path);
+  };
+  useLayoutEffect(() => {
+    if (open === null) opened.current?.focus({ preventScroll: true });
+    else if (opened.current) document.querySelector<HTMLElement>("#files .files-tools button")?.focus();
+  }, [open]);
   return (
-    <DropZone onDrop={(transfer) => void upload(dropped(transfer, folder))}>
-      <GitBar api={api} news={news + again} repository={repository} />
-      <Toolbar workspace={workspace} folder={folder} attempt={attempt} onUpload={upload} onUnpack={(archive) => unpack(folder, archive)} />
-      <p class="files-status" role="status">{visible(said)}</p>
-      <Search workspace={workspace} onOpen={setOpen}>
-        <Path folder={folder} onOpen={setFolder} />
-        <Folder workspace={workspace} folder={folder} news={news + again} attempt={attempt} onUnpack={unpack}
-          onFolder={setFolder} onFile={setOpen} onTop={setRepository} />
-      </Search>
-    </DropZone>
+    <>
+      {open !== null && <FileView key={open} workspace={workspace} path={open} news={news} onClose={() => setOpen(null)} onFolder={(path) => { setOpen(null); setFolder(path); }} />}
+      {open === null && status !== "active" && <div class="files"><Asleep api={api} status={status} words="Its files show when it is awake." attempt={attempt} /><p class="files-status" role="status">{visible(said)}</p></div>}
+      {status === "active" && (
+        <DropZone hidden={open !== null} onDrop={(transfer) => void upload(dropped(transfer, folder))}>
+          <GitBar api={api} news={listed.current} repository={repository} />
+          <Toolbar workspace={workspace} folder={folder} attempt={attempt} onUpload={upload} onUnpack={(archive) => unpack(folder, archive)} />
+          <p class="files-status" role="status">{visible(said)}</p>
+          <Search workspace={workspace} onOpen={show}>
+            <Path folder={folder} onOpen={setFolder} />
+            <Folder workspace={workspace} folder={folder} news={listed.current} attempt={attempt} onUnpack={unpack}
+              onFolder={setFolder} onFile={show} onTop={setRepository} />
+          </Search>
+        </DropZone>
+      )}
+    </>
   );
 }
 
 type Attempt = (action: () => Promise<unknown>) => Promise<void>;
 
-function DropZone({ onDrop, children }: { onDrop: (transfer: DataTransfer) => void; children: JSX.Element[] }) {
+function DropZone({ hidden, onDrop, children }: { hidden: boolean; onDrop: (transfer: DataTransfer) => void; children: JSX.Element[] }) {
   const [over, setOver] = useState(false);
   const take = (event: DragEvent) => {
     event.preventDefault();
@@ -106,7 +121,7 @@ function DropZone({ onDrop, children }: { onDrop: (transfer: DataTransfer) => vo
     event.preventDefault();
     setOver(true);
   };
-  return <div class={over ? "files files-over" : "files"} onDragOver={hover} onDragLeave={() => setOver(false)} onDrop={take}>{children}</div>;
+  return <div hidden={hidden} class={over ? "files files-over" : "files"} onDragOver={hover} onDragLeave={() => setOver(false)} onDrop={take}>{children}</div>;
 }
 
 interface ToolbarProps {
@@ -209,7 +224,17 @@ function Folder({ workspace, folder, news, onTop, ...given }: FolderProps) {
   const [error, setError] = useState("");
   useEffect(() => {
     let current = true;
-    workspace.list(folder).then(
+    // As much of the same folder as was shown.
+    const least = shown.current?.entry.path === folder ? shown.current.entries.length : 0;
+    const look = async () => {
+      let found = await workspace.list(folder);
+      while (current && found.next && found.entries.length < least) {
+        const next = await workspace.list(folder, found.next);
+        found = { ...next, entries: [...found.entries, ...next.entries] };
+      }
+      return found;
+    };
+    look().then(
       (found) => {
         if (!current) return;
         setListing(found);
@@ -308,7 +333,8 @@ function Search({ workspace, onOpen, children }: SearchProps) {
     <>
       <input class="input files-search" type="search" placeholder="Search names and contents" aria-label="Search files" value={text}
         onInput={(event) => setText(event.currentTarget.value)} />
-      {!text.trim() ? children : <Matches found={found} onOpen={onOpen} />}
+      <div class="contents" hidden={Boolean(text.trim())}>{children}</div>
+      {text.trim() && <Matches found={found} onOpen={onOpen} />}
     </>
   );
 }

@@ -94,9 +94,10 @@ function say(words: string): void {
 }
 
 function show(html: string): void {
-  htmx.swap(document.body, html, { swapStyle: "none" } as never);
   const log = document.getElementById("log");
-  if (log) log.scrollTop = log.scrollHeight;
+  const isAtEnd = log && log.scrollHeight - log.clientHeight - log.scrollTop < 2;
+  htmx.swap(document.body, html, { swapStyle: "none" } as never);
+  if (isAtEnd) log.scrollTop = log.scrollHeight;
   document.dispatchEvent(new Event("greylag:changed"));
 }
 

@@ -21,7 +21,11 @@ export function startLog(): void {
     }
     text.scrollTop = text.scrollHeight;
   };
-  whenShown("log", () => void read());
+  whenShown("log", () => {
+    const log = document.getElementById("log")!;
+    log.scrollTop = log.scrollHeight;
+    void read();
+  });
   place.querySelector("button")!.addEventListener("click", () => void read());
   document.addEventListener("click", (event) => {
     const link = (event.target as Element).closest<HTMLElement>("[data-shows]");

@@ -24,6 +24,12 @@ export function leadToQuestion(): boolean {
   return lead(document.querySelector<HTMLElement>(".ask"));
 }
 
+/** Lead on from a question that has been answered: to the next one, else to the composer. */
+export function leadOn(from: HTMLElement | null): void {
+  const next = [...document.querySelectorAll<HTMLElement>(".ask")].find((one) => one !== from && one.querySelector(".btn-primary:enabled"));
+  if (!lead(next ?? null)) document.getElementById("message")?.focus({ preventScroll: true });
+}
+
 function lead(question: HTMLElement | null): boolean {
   const allow = question?.querySelector<HTMLButtonElement>(".btn-primary:enabled");
   allow?.focus({ preventScroll: true });

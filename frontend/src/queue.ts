@@ -96,7 +96,10 @@ export class Queue {
     this.#box.hidden = true;
     this.#box.setAttribute("role", "status");
     this.#box.innerHTML = '<p><strong>Next:</strong> <span dir="auto"></span></p><button class="btn btn-small btn-quiet" type="button">Take back</button>';
-    this.#box.querySelector("button")!.addEventListener("click", () => this.giveBack());
+    this.#box.querySelector("button")!.addEventListener("click", () => {
+      this.giveBack();
+      form.querySelector("textarea")!.focus();
+    });
     form.prepend(this.#box);
     addEventListener("storage", () => this.show());
   }

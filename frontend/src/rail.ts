@@ -37,6 +37,7 @@ export function startRail(): void {
 }
 
 function refresh(): void {
+  showDrawer(isOpen()); // the server's header knows nothing of it
   markSessions();
   filter();
   tell();
@@ -61,7 +62,7 @@ function startWidth(rail: HTMLElement): void {
 function startDrawer(rail: HTMLElement): void {
   document.addEventListener("click", (event) => {
     const target = event.target as Element;
-    if (target.closest("[data-drawer]")) openDrawer();
+    if (target.closest("button[data-drawer]")) openDrawer();
     else if (isOpen() && !rail.contains(target) && !target.closest("dialog")) closeDrawer();
     else if (target.closest("#rail-new")) closeDrawer();
   });
@@ -72,7 +73,7 @@ function startDrawer(rail: HTMLElement): void {
   // What lies under it is not to be used unseen: going on there closes it.
   document.addEventListener("focusin", (event) => {
     const target = event.target as Element;
-    if (isOpen() && !rail.contains(target) && !target.closest("dialog")) delete document.documentElement.dataset.drawer;
+    if (isOpen() && !rail.contains(target) && !target.closest("dialog")) showDrawer(false);
   });
   NARROW.addEventListener("change", closeDrawer);
 }
@@ -81,16 +82,24 @@ function isOpen(): boolean {
   return "drawer" in document.documentElement.dataset;
 }
 
+function showDrawer(open: boolean): void {
+  document.documentElement.toggleAttribute("data-drawer", open);
+  for (const button of drawerButtons()) button.ariaExpanded = String(open);
+}
+
+function drawerButtons(): HTMLElement[] {
+  return [...document.querySelectorAll<HTMLElement>("button[data-drawer]")];
+}
+
 function openDrawer(): void {
-  document.documentElement.dataset.drawer = "";
+  showDrawer(true);
   document.querySelector<HTMLElement>("#rail-toggle")!.focus();
 }
 
 function closeDrawer(): void {
   if (!isOpen()) return;
-  delete document.documentElement.dataset.drawer;
-  const buttons = [...document.querySelectorAll<HTMLElement>(".site [data-drawer]")];
-  buttons.find((one) => one.offsetParent !== null)?.focus();
+  showDrawer(false);
+  drawerButtons().find((one) => one.offsetParent !== null)?.focus();
 }
 
 // Its search and its keys.

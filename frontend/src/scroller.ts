@@ -1,5 +1,7 @@
-// The conversation's scroller. Whether it follows what grows is a flag that only the person clears, by
-// wheel, touch, keys or the scroll bar; never something read off the geometry, which changes by itself.
+// The conversation's scroller. Whether it follows what grows is a flag that only the person clears: by wheel,
+// touch, keys, the scroll bar, or by what moves the view up by more than there is less to scroll, which
+// nothing does by itself (what a browser finds in the page, the focus, a selection that is drawn). It is
+// never read off where the view stands, which changes by itself.
 const AT_END_PX = 8;
 const AWAY = new Set(["ArrowUp", "PageUp", "Home"]);
 
@@ -8,7 +10,7 @@ export class Scroller {
   #pill: HTMLElement;
   #following = true;
   #dragging = false;
-  #last = 0;
+  #last = { top: 0, height: 0, shown: 0 };
 
   /** `place` scrolls `content`; `pill` is the button that leads to the end. */
   constructor(place: HTMLElement, content: HTMLElement, pill: HTMLElement) {
@@ -22,7 +24,10 @@ export class Scroller {
     place.addEventListener("pointerdown", (event) => { this.#dragging = event.target === place; });
     addEventListener("pointerup", () => { this.#dragging = false; });
     place.addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    pill.addEventListener("click", () => this.follow());
+    pill.addEventListener("click", () => {
+      this.follow();
+      place.focus({ preventScroll: true }); // the button goes
+    });
     // Told after layout and before paint, in each frame in which something has grown.
     const grown = new ResizeObserver(() => this.#pin());
     grown.observe(content);
@@ -58,23 +63,38 @@ export class Scroller {
   }
 
   #scrolled(): void {
-    if (this.#dragging) this.#leave();
+    const { top, height, shown } = this.#last;
+    const now = this.#now;
+    const moved = now.top - top;
+    const less = Math.max(0, height - now.height) + Math.max(0, now.shown - shown);
+    if (this.#dragging || moved < -1 - less) this.#leave();
     // A way back to the end ends there; the first pixels of a way up do not count as one.
-    if (this.#place.scrollTop > this.#last && this.#isAtEnd) this.#following = true;
-    this.#last = this.#place.scrollTop;
+    if (moved > 0 && this.#isAtEnd) this.#following = true;
+    this.#last = now;
     this.#offer();
   }
 
   #pin(): void {
-    if (this.#following) this.#place.scrollTop = this.#place.scrollHeight;
+    if (this.#following) {
+      this.#place.scrollTop = this.#place.scrollHeight;
+      this.#last = this.#now;
+    }
     this.#offer();
+  }
+
+  get #now(): { top: number; height: number; shown: number } {
+    const { scrollTop, scrollHeight, clientHeight } = this.#place;
+    return { top: scrollTop, height: scrollHeight, shown: clientHeight };
+  }
+
+  #offer(): void {
+    // What follows the end is not also held by what changes above it.
+    const anchor = this.#following ? "none" : "";
+    if (this.#place.style.overflowAnchor !== anchor) this.#place.style.overflowAnchor = anchor;
+    this.#pill.hidden = this.#following || this.#isAtEnd;
   }
 
   get #isAtEnd(): boolean {
     return this.#place.scrollHeight - this.#place.clientHeight - this.#place.scrollTop <= AT_END_PX;
-  }
-
-  #offer(): void {
-    this.#pill.hidden = this.#following || this.#isAtEnd;
   }
 }

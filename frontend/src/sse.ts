@@ -71,18 +71,22 @@ export async function* frames(response: Response, heard: () => void = () => {}):
   if (!response.body) return;
   // The cast: the types of streams differ in what buffers they take.
   const reader = response.body.pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>).getReader();
-  let rest = "";
+  let begun = ""; // of a frame, which may be long: it is looked at once it is whole
+  let tail = ""; // the last of it, with which its end may begin
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
       heard();
-      const parts = (rest + value).split(/\r?\n\r?\n/);
-      rest = parts.pop() ?? "";
+      const parts = (tail + value).split(/\r?\n\r?\n/);
+      const rest = parts.pop() ?? "";
       for (const part of parts) {
-        const frame = parse(part);
+        const frame = parse(begun + part);
+        begun = "";
         if (frame) yield frame;
       }
+      begun += rest.slice(0, -3);
+      tail = rest.slice(-3);
     }
   } finally {
     reader.cancel().catch(() => {}); // it may have broken already: that is why we are here

@@ -1,12 +1,12 @@
 // One tool call as a row that opens: what it did in words, how it stands, and what it printed.
 import { Component } from "preact";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { CopyButton } from "./code_block";
 import { DiffRows } from "./diff_view";
 import { ofTexts } from "./differences";
 import { type StepKind, type StepWords, wordsOf } from "./step_words";
 import { openFile } from "./files_pane";
-import { useDock } from "./question_dock";
+import { leadOn, useDock } from "./question_dock";
 import { TerminalText } from "./terminal_text";
 import { counted, visible } from "./text";
 import { lasted, timeLeft } from "./times";
@@ -17,19 +17,21 @@ const SHOWABLE = new Set(["image/png", "image/jpeg", "image/gif", "image/webp"])
 
 export type Decide = (confirmation: string, decision: Decision) => Promise<boolean>;
 
-/** Steps that follow one another: three or more that are over fold into one row. */
+/** Steps that follow one another: three or more that are over fold into one row, which is open while one of them is read. */
 export function StepGroup({ steps, over, decide }: { steps: Step[]; over: boolean; decide: Decide }) {
-  const rows = steps.map((step) => <StepRow key={step.id} step={step} decide={decide} />);
-  if (steps.length < 3 || !over || steps.some((step) => step.state === "asks" || step.state === "running")) return <>{rows}</>;
+  const folds = steps.length >= 3 && over && !steps.some((step) => step.state === "asks" || step.state === "running");
+  const place = useRef<HTMLDetailsElement>(null);
+  // The rows stand in the same place before and after: made anew they would close.
+  useLayoutEffect(() => { place.current!.open = !folds || place.current!.querySelector("[open], :focus") !== null; }, [folds]);
   const seconds = steps.reduce((sum, step) => sum + (step.seconds ?? 0), 0);
   const unlike = steps.filter((step) => step.state !== "done").length;
   return (
-    <details class="step step-group">
-      <summary>
+    <details class={folds ? "step step-group" : "step-loose"} ref={place}>
+      <summary hidden={!folds}>
         <span class="step-title">{counted(steps.length, "step")}{unlike > 0 && `, ${unlike} not done`}</span>
         <span class="step-state">{lasted(seconds)}</span>
       </summary>
-      <div class="step-rows">{rows}</div>
+      <div class="step-rows">{steps.map((step) => <StepRow key={step.id} step={step} decide={decide} />)}</div>
     </details>
   );
 }
@@ -142,6 +144,9 @@ function Question({ step, words, decide }: { step: Step; words: StepWords; decid
   useDock(place, <Title words={words} />);
   const answer = async (decision: Decision) => {
     setSent(true);
+    // Its buttons go, and keys that follow are meant for what comes next. A tap brings up no keyboard.
+    const isAt = place.current?.contains(document.activeElement);
+    if (isAt && !matchMedia("(pointer: coarse)").matches) leadOn(place.current);
     if (!(await decide(step.confirmation ?? "", decision))) setSent(false);
   };
   const onKeyDown = (event: KeyboardEvent) => {

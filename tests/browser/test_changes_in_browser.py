@@ -113,8 +113,12 @@ async def test_a_turn_is_reviewed_undone_and_brought_back(whole: Whole, person: 
 
 async def reviewed(person: Person) -> None:
     page, pane = person.page, person.page.locator("#changes")
+    await page.route("**/turns?limit=30", one_that_is_older_than_the_list)
     await page.locator(".turn-line").get_by_role("button", name="Review").click()
     await expect(page.locator("#pane-changes")).to_be_focused()
+    await expect(pane.get_by_role("button", name="Undo", exact=True)).to_be_visible()
+    await expect(page.locator("#changes-of option:checked")).to_contain_text("[[tool sed")
+    await page.unroute("**/turns?limit=30")
     await expect(pane.locator(".changes-head")).to_contain_text("5 files changed +4 \u22122")
     await expect(pane.locator(".change > summary")).to_have_text(
         [
@@ -132,6 +136,10 @@ async def reviewed(person: Person) -> None:
     await expect(pane.locator(".diff-same")).to_have_count(6)
     await expect(pane.locator(".diff-added")).to_have_attribute("data-line", "12")
     await judged(person, "changes")
+
+
+async def one_that_is_older_than_the_list(route: Route) -> None:
+    await route.fulfill(json={"turns": []})
 
 
 async def told_before_it_is_undone(person: Person) -> None:
@@ -196,6 +204,12 @@ async def test_a_turn_that_changed_nothing_has_no_word_of_it_and_sleep_is_told(
     await page.unroute("**/changes_list*")
     await page.keyboard.press("Alt+1")
     await expect(page.locator("#changes")).to_contain_text("No turn of this session")
+    asked.clear()
+    async with whole.http.patch(API, json={"name": "Called otherwise"}) as answer:
+        assert answer.status == 200
+    await expect(page.locator("h1")).to_have_text("Called otherwise")
+    await page.evaluate("new Promise((done) => setTimeout(done, 200))")
+    assert not [url for url in asked if "/turns" in url]
     async with whole.http.post(f"{API}/deactivate") as answer:
         assert answer.status == 200
     await page.locator("#changes").get_by_role("button", name="Activate it").click()

@@ -37,6 +37,11 @@ async def person(proxy: DroppingProxy) -> AsyncIterator[Person]:
         yield one
 
 
+SAYS_SO_IN_SIGHT = """() => {
+  const said = document.getElementById("console-status");
+  const { top, bottom, height } = said.getBoundingClientRect();
+  return said.textContent.includes("Trying again") && height > 0 && top > 0 && bottom < innerHeight;
+}"""
 CHANGED_AND_A_WHILE = """() => {
   document.dispatchEvent(new Event("greylag:changed"));
   return new Promise((done) => setTimeout(done, 500));
@@ -64,6 +69,7 @@ async def test_a_message_wakes_the_environment_and_is_answered(
 
 
 async def test_a_tool_runs_only_when_it_is_allowed(running: Site, person: Person) -> None:
+    page = person.page
     await person.open_project(await running.project(active=True))
     await person.say("run: rm -rf /")
     await person.page.get_by_role("button", name="Allow").wait_for()
@@ -72,6 +78,10 @@ async def test_a_tool_runs_only_when_it_is_allowed(running: Site, person: Person
     await person.answered()
     assert "You declined." in await person.answer()
     await asked_out_of_sight(person)
+    await person.say("run: df")
+    await page.get_by_role("button", name="Allow").press("Escape")
+    await person.answered()
+    assert "You declined." in await person.answer()
     await person.say("run: ls")
     await expect(person.page.get_by_role("timer")).to_have_text("Declined by itself in 9 min")
     await person.page.get_by_role("button", name="Always in this session").click()
@@ -101,8 +111,17 @@ async def asked_out_of_sight(person: Person) -> None:
     await expect(page.get_by_role("button", name="Allow")).to_be_focused()
     await expect(dock).to_have_text("")
     await expect(page.get_by_role("button", name="Allow")).to_be_in_viewport()
+    # Who has answered by keys goes on writing, before the answer has arrived, too.
+    arrives = asyncio.Event()
+    await page.route("**/confirmations/*", lambda route: _when(arrives, route))
     await page.keyboard.press("Enter")
+    await expect(page.locator("#message")).to_be_focused()
+    await page.keyboard.type("no")
+    await expect(page.locator("#message")).to_have_value("no")
+    await page.fill("#message", "")
+    arrives.set()
     await person.answered()
+    await page.unroute("**/confirmations/*")
     assert "It ran." in await person.answer()
 
 
@@ -168,7 +187,7 @@ async def test_a_dropped_connection_goes_on_by_itself(
     await person.page.get_by_role("button", name="Allow").wait_for()
     for _ in range(3):
         proxy.drop()
-        await expect(person.page.locator("#console-status")).to_contain_text("Trying again")
+        await person.page.wait_for_function(SAYS_SO_IN_SIGHT)
         await expect(person.page.locator("#console-status")).to_have_text("")
     assert await person.page.locator(".ask").count() == 1
     await person.page.get_by_role("button", name="Allow").click()
@@ -304,6 +323,30 @@ async def test_a_message_that_meets_another_tab_s_turn_waits_for_its_end(
     await page.get_by_role("button", name="Allow").click()
     await person.answered()
     assert (await person.answer()).endswith("It ran.")
+    await turns_from_elsewhere_come_in_their_order(running, person, path, session["session_id"])
+
+
+async def turns_from_elsewhere_come_in_their_order(
+    running: Site, person: Person, path: str, session: str
+) -> None:
+    """Also when the first cannot be fetched at once."""
+    failed: list[str] = []
+
+    async def fail_once(route: Route) -> None:
+        await (route.continue_() if failed else route.abort())
+        failed.append(route.request.url)
+
+    one_turn = re.compile(r"/turns/[^/]+$")
+    await person.page.route(one_turn, fail_once)
+    for message in ("One", "Two"):
+        body = {"message": message, "session_id": session}
+        async with running.http.post(f"{path}/messages", json=body) as answer:
+            await answer.read()
+    said = person.page.locator(".said")
+    await expect(said.last).to_have_text("Two")
+    assert (await said.all_inner_texts())[-2:] == ["One", "Two"]
+    await expect(person.page.locator("#console-status")).to_have_text("")
+    await person.page.unroute(one_turn)
 
 
 async def test_a_first_message_on_its_way_is_its_own_tab_s(running: Site, person: Person) -> None:
@@ -324,6 +367,11 @@ async def test_a_first_message_on_its_way_is_its_own_tab_s(running: Site, person
     await person.answered()
     await expect(person.page.locator(".answer")).to_have_text("You said: First of mine")
     await other.close()
+
+
+async def _when(may: asyncio.Event, route: Route) -> None:
+    await may.wait()
+    await route.continue_()
 
 
 async def _after(

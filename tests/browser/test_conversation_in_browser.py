@@ -21,6 +21,15 @@ MARK = """() => {
   return marked.getBoundingClientRect().top;
 }"""
 MARKED = "marked.getBoundingClientRect().top"
+ABOVE = "document.querySelector('.above')"
+LINK_ABOVE = """() => document.querySelector('.prose').insertAdjacentHTML(
+  'afterbegin', '<a class=above href=#>x</a>')"""
+GROWS = """async () => {
+  const left = scroller.scrollTop;
+  conversation.append(Object.assign(document.createElement("p"), { textContent: "more" }));
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  return left;
+}"""
 PARAGRAPHS = "".join(f"Paragraph {n} of many words to read.\n\n" for n in range(1500))
 SCREEN_AT_200_PERCENT = {"width": 640, "height": 400}
 MARKDOWN = """\
@@ -124,6 +133,15 @@ async def test_the_view_follows_what_grows_until_the_person_leaves_the_end(perso
     await person.answered()
     await expect(person.page.locator(".said").last).to_be_in_viewport()
     assert await scroller.evaluate(FROM_END) <= 8
+    # Whatever the way: by a key, to what the browser finds, by the focus.
+    await person.page.evaluate(LINK_ABOVE)
+    for leave in ("", f"{ABOVE}.nextSibling.scrollIntoView()", f"{ABOVE}.focus()"):
+        await person.page.locator("#to-end").evaluate("one => one.click()")
+        await scroller.focus()
+        await (person.page.evaluate(leave) if leave else person.page.keyboard.press("Shift+Space"))
+        await expect(person.page.locator("#to-end")).to_be_visible()
+        left = await person.page.evaluate(GROWS)
+        assert await scroller.evaluate("one => one.scrollTop") <= left  # it may be on its way up
 
 
 async def test_a_refusal_is_in_sight_and_gives_the_words_back(
@@ -309,6 +327,7 @@ async def what_a_step_printed_is_made_when_it_is_opened(person: Person) -> None:
 async def test_steps_fold_and_a_declined_one_says_so(person: Person) -> None:
     await told(person, *(event for n in range(3) for event in _numbered(shell("true"), n)))
     await expect(person.page.locator(".step-group > summary")).to_contain_text("3 steps")
+    await an_open_step_stays_open(person)
     await person.say("run: rm -rf /")
     await person.page.get_by_role("button", name="Decline").click()
     await person.answered()
@@ -318,6 +337,24 @@ async def test_steps_fold_and_a_declined_one_says_so(person: Person) -> None:
         await expect(step.locator(".step-state")).to_have_text("declined")
         await expect(step).not_to_contain_text("Err")
         await person.page.reload()
+    await person.page.get_by_role("button", name="Show the steps").first.press("Enter")
+    await expect(person.page.locator(".step-group > summary").first).to_be_focused()
+
+
+async def an_open_step_stays_open(person: Person) -> None:
+    """Also when its turn goes on and the steps would fold."""
+    called = ("tool_request", {"id": "call_1", "tool_name": "shell", "arguments": {}})
+    asked = ("tool_confirmation", {"id": "q1", "tool_name": "shell", "arguments": {}})
+    events = [event for n in range(3) for event in _numbered(shell("pwd", "here"), n)]
+    await person.say(f"events: {json.dumps([*events, called, asked])}")
+    turn = person.page.locator(".turn").last
+    await turn.locator(".step summary").nth(1).click()
+    await turn.get_by_role("button", name="Allow").click()
+    await person.answered()
+    await expect(turn.locator(".step-group > summary")).to_contain_text("4 steps")
+    await expect(turn.locator(".terminal")).to_have_text("here")
+    await turn.locator(".step-group > summary").click()
+    await expect(turn.locator(".terminal")).to_be_hidden()
 
 
 async def test_a_draft_is_kept_for_each_session_whatever_happens(
@@ -362,7 +399,9 @@ async def test_a_turn_is_copied_tried_again_and_edited(person: Person) -> None:
     await line.get_by_role("button", name="Copy", exact=True).click()
     await expect(line.get_by_role("status")).to_contain_text("Select the answer")
     await page.fill("#message", "")
-    await told(person, ("complete", {"stop_reason": "end_turn", "changes": None}))
+    used = {"stop_reason": "end_turn", "changes": None, "usage": {"totalTokens": 12345}}
+    await told(person, ("complete", used))
+    await expect(page.locator("#fact-context")).to_have_text("12.3k tokens")
     await expect(line).to_contain_text("1 file changed +3 \u22121")
     await person.say("fail: it broke")
     await person.answered()
@@ -429,6 +468,12 @@ async def test_earlier_messages_come_above_what_is_seen(running: Site, person: P
     await person.page.locator("#scroller").hover()
     await person.page.mouse.wheel(0, -100_000)
     await expect(first).to_be_in_viewport()
+    # What was refused is in the page alone.
+    await person.page.route("**/messages", lambda route: route.fulfill(status=409, json={}))
+    await person.say("Refused")
+    await person.answered()
+    await person.page.unroute("**/messages")
+    await first.evaluate("one => one.scrollIntoView()")
     before = await first.bounding_box()
     await person.page.get_by_role("link", name="Show earlier").evaluate("one => one.click()")
     await expect(person.page.locator(".said").first).to_have_text("Message 0")

@@ -14,6 +14,7 @@ from tests.browser.whole import Whole, up
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
+API = "/api/users/me/projects/whole"
 HOSTILE = b"<script>document.title = 'owned'</script>"
 PIXEL = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
@@ -34,18 +35,17 @@ async def browsing(whole: Whole) -> AsyncIterator[Person]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def person(whole: Whole, browsing: Person) -> AsyncIterator[Person]:
     """The person at the pane of files, in a workspace that holds what ``CONTENT`` says."""
-    api = "/api/users/me/projects/whole"
-    async with whole.http.get(f"{api}/files") as answer:
+    async with whole.http.get(f"{API}/files") as answer:
         for entry in (await answer.json())["entries"]:
             gone = {"path": entry["path"], "recursive": "true"}
-            async with whole.http.delete(f"{api}/files", params=gone) as deleted:
+            async with whole.http.delete(f"{API}/files", params=gone) as deleted:
                 assert deleted.status == 204
     for path, content in CONTENT.items():
         where = {"path": path}
-        async with whole.http.put(f"{api}/files/content", params=where, data=content) as put:
+        async with whole.http.put(f"{API}/files/content", params=where, data=content) as put:
             assert put.status == 200, await put.text()
     await browsing.page.set_viewport_size({"width": 1200, "height": 850})
-    await browsing.open_project(api)
+    await browsing.open_project(API)
     await browsing.page.get_by_role("tab", name="Files").click()
     await expect(browsing.page.locator(".files-list")).to_be_visible()
     yield browsing
@@ -73,7 +73,7 @@ async def menu(person: Person, name: str, action: str) -> None:
 
 
 async def content(whole: Whole, path: str) -> bytes:
-    where = "/api/users/me/projects/whole/files/content"
+    where = f"{API}/files/content"
     async with whole.http.get(where, params={"path": path}) as answer:
         assert answer.status == 200, await answer.text()
         return await answer.read()
@@ -87,7 +87,7 @@ async def test_folders_open_and_files_show_as_what_they_are(person: Person) -> N
     await expect(pane.locator("pre .hljs-keyword").first).to_have_text("def")
     await person.picture("files-text")
     await page.get_by_role("button", name="Files").click()
-    await page.get_by_role("button", name="workspace").click()
+    await page.locator(".files-path").get_by_role("button", name="workspace").click()
     for name, shown in (("page.html", "<script>"), ("bytes.bin", "This is no text")):
         await row(person, name).get_by_role("button").first.click()
         await expect(pane).to_contain_text(shown)
@@ -103,7 +103,7 @@ async def test_folders_open_and_files_show_as_what_they_are(person: Person) -> N
 
 
 async def put(whole: Whole, path: str, body: bytes) -> None:
-    where = "/api/users/me/projects/whole/files/content"
+    where = f"{API}/files/content"
     async with whole.http.put(where, params={"path": path}, data=body) as answer:
         assert answer.status == 200, await answer.text()
 
@@ -133,8 +133,12 @@ async def test_text_is_edited_and_a_change_of_another_s_is_not_lost(
     await page.keyboard.press("Control+s")
     await expect(page.locator(".file-text")).to_have_text("Mine")
     assert await content(whole, "notes.txt") == b"Mine\n"
+    await it_follows_what_the_agent_writes(whole, person)
     await page.get_by_role("button", name="Edit", exact=True).click()
-    await editor.fill("Mine again\n")
+    await page.evaluate(_COUNT_KEPT)
+    await editor.fill("")
+    await editor.press_sequentially("Mine again\n")
+    assert await page.evaluate("kept") < 4
     # What is opened meanwhile is edited for itself, and what was begun is a draft of what it was.
     await opened(person, "/w/workspace/src/workspace/main.py")
     await expect(pane.locator(".file-name bdi")).to_have_text("src/workspace/main.py")
@@ -147,7 +151,7 @@ async def test_text_is_edited_and_a_change_of_another_s_is_not_lost(
     await person.picture("files-kept-draft")
     await page.get_by_role("button", name="Edit", exact=True).click()
     await expect(editor).to_have_value("Mine again\n")
-    await expect(pane).to_contain_text("The file has changed since you began it")
+    await expect(pane.get_by_role("alert")).to_contain_text("has changed since you began")
     await page.get_by_role("button", name="Save").click()
     await expect(pane.get_by_role("alert")).to_contain_text("has changed since you began")
     await person.picture("files-draft")
@@ -156,6 +160,26 @@ async def test_text_is_edited_and_a_change_of_another_s_is_not_lost(
     await expect(page.locator(".file-text")).to_have_text("Mine again")
     assert await content(whole, "notes.txt") == b"Mine again\n"
     assert await content(whole, "src/workspace/main.py") == CONTENT["src/workspace/main.py"]
+
+
+async def it_follows_what_the_agent_writes(whole: Whole, person: Person) -> None:
+    """An open file is read again when a turn ends; while it is edited, that is said."""
+    page, pane = person.page, person.page.locator("#files")
+    editor = page.locator(".file-editor")
+    await put(whole, "notes.txt", b"The agent's\n")
+    await person.say("Something")
+    await expect(page.locator(".file-text")).to_have_text("The agent's")
+    await page.get_by_role("button", name="Edit", exact=True).click()
+    await expect(editor).to_be_focused()
+    await editor.fill("Mine in the meantime\n")
+    await put(whole, "notes.txt", b"The agent's again\n")
+    elsewhere = {"message": "In another session, and by another program"}
+    async with whole.http.post(f"{API}/messages", json=elsewhere) as answer:
+        await answer.read()
+    await expect(pane.get_by_role("alert")).to_contain_text("has changed since you began")
+    await expect(pane.get_by_role("button", name="Overwrite it")).to_be_visible()
+    await pane.get_by_role("button", name="Discard").click()
+    await expect(page.locator(".file-text")).to_have_text("The agent's again")
 
 
 async def test_a_file_keeps_its_line_ends_and_what_has_several_is_not_edited(
@@ -290,7 +314,7 @@ async def test_a_large_folder_comes_in_pages(whole: Whole, person: Person) -> No
     with zipfile.ZipFile(packed, "w") as archive:
         for number in range(250):
             archive.writestr(f"many/{number:03d}", "")
-    where = "/api/users/me/projects/whole/files/archive?format=zip"
+    where = f"{API}/files/archive?format=zip"
     async with whole.http.post(where, data=packed.getvalue()) as answer:
         assert answer.status == 200
     await person.page.reload()
@@ -309,6 +333,16 @@ async def test_a_large_folder_comes_in_pages(whole: Whole, person: Person) -> No
     await person.page.click("text=Show more")
     await expect(person.page.locator(".files-row")).to_have_count(250)
     assert count < 20
+    # And stays as long as it was: when a file goes, after a search, and when one has been open.
+    person.page.once("dialog", lambda dialog: dialog.accept())
+    await menu(person, "003", "Delete")
+    await expect(person.page.locator(".files-row")).to_have_count(249)
+    await person.page.get_by_label("Search files").fill("return 42")
+    await person.page.locator(".files-match").get_by_role("button").click()
+    await person.page.get_by_role("button", name="Files").click()
+    await expect(person.page.locator(".files-match")).to_be_visible()
+    await person.page.get_by_label("Search files").fill("")
+    await expect(row(person, "249")).to_be_visible()
 
 
 async def test_the_page_is_six_requests_and_light(person: Person) -> None:
@@ -366,6 +400,14 @@ async def test_the_splitter_is_kept(person: Person) -> None:
     await expect(page.locator("#splitter")).to_have_attribute("aria-valuenow", "46")
 
 
+_COUNT_KEPT = """() => {
+  const { setItem } = Storage.prototype;
+  window.kept = 0;
+  Storage.prototype.setItem = function (...given) {
+    window.kept += 1;
+    return setItem.apply(this, given);
+  };
+}"""
 _DROP_EMPTY = """() => {
   const reader = { readEntries: (take) => take([]) };
   const entry = { isFile: false, name: "hollow", createReader: () => reader };

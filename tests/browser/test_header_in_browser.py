@@ -123,6 +123,12 @@ async def test_the_menu_is_used_by_keys_and_leads_to_no_raw_data(
     )
     await expect(page.locator("#log")).to_contain_text("The environment is active.")
     await judged(person)
+    # Who reads in it stays where they are.
+    await page.locator("#log li").first.evaluate("one => { one.style.minHeight = '60rem'; }")
+    await page.locator("#log").evaluate("one => { one.scrollTop = 5; }")
+    await running.ask("PATCH", path, json={"name": "Read"})
+    await expect(page.locator("h1")).to_have_text("Read")
+    assert await page.locator("#log").evaluate("one => one.scrollTop") == 5
 
 
 async def test_it_is_renamed_at_its_name_its_extensions_are_mended_and_it_sleeps(

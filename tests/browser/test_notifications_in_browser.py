@@ -4,7 +4,7 @@ import asyncio
 import json
 from typing import Any
 
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Worker, expect
 from tests.browser.person import Person, at_browser, needs_axe
 from tests.services.test_notifier import running as telling
 from tests.web.server import site
@@ -22,6 +22,29 @@ PushManager.prototype.subscribe = async function (options) {
   return { toJSON: () => ({ endpoint: "https://push.example/1", keys }) };
 };
 """
+# Events that are made up open and focus nothing: what they would have is told.
+CLICKED = """async ([data, action, url]) => {
+  let did = "", done;
+  clients.matchAll = async () => [{ url, focus: async () => { did = `focuses ${url}`; } }];
+  clients.openWindow = async (url) => { did = `opens ${url}`; };
+  const notification = { data, close() {} }, waitUntil = (work) => { done = work; };
+  const event = Object.assign(new Event("notificationclick"), { notification, action, waitUntil });
+  dispatchEvent(event);
+  await done;
+  return did;
+}"""
+PUSHED = """async ([told, url, focused]) => {
+  let silent, done;
+  clients.matchAll = async () => [{ url, focused }];
+  registration.showNotification = (title, options) => {
+    silent = options.silent;
+    return ServiceWorkerRegistration.prototype.showNotification.call(registration, title, options);
+  };
+  const data = { json: () => told }, waitUntil = (work) => { done = work; };
+  dispatchEvent(Object.assign(new Event("push"), { data, waitUntil }));
+  await done;
+  return [silent, (await registration.getNotifications({ tag: told.turn })).length];
+}"""
 SHOWN = """async () => {
   const registration = await navigator.serviceWorker.ready;
   const shown = await registration.getNotifications();
@@ -62,8 +85,29 @@ async def test_a_phone_is_told_that_the_agent_asks_and_answers_it_with_one_thumb
             "actions": ["Allow", "Decline"],
         }
         told = json.loads(body)
+        await _led(context.service_workers[0], told)
         await page.goto(f"{told['project']}/turns/{told['turn']}/answer?choice=allow_once")
         await _answer(ann)
+
+
+async def _led(worker: Worker, told: dict[str, Any]) -> None:
+    """The notification and its buttons lead there; who looks at the project is not disturbed."""
+    answer = f"{told['project']}/turns/{told['turn']}/answer"
+    conversation = f"{told['project']}?session={told['session']}"
+    ended, elsewhere = told | {"asks": False}, f"{told['project']}/members"
+    for data, action, at, leads in (
+        (told, "allow_once", conversation, f"opens {answer}?choice=allow_once"),
+        (told, "", conversation, f"opens {answer}"),
+        (ended, "", elsewhere, f"opens {conversation}"),
+        (ended, "", conversation, f"focuses {conversation}"),
+    ):
+        assert await worker.evaluate(CLICKED, [data, action, at]) == leads
+    for at, focused, shown in (
+        (f"{conversation}#x", True, [True, 0]),
+        (conversation, False, [False, 1]),
+        (elsewhere, True, [False, 1]),
+    ):
+        assert await worker.evaluate(PUSHED, [told, at, focused]) == shown
 
 
 async def _answer(ann: Person) -> None:

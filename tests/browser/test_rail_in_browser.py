@@ -80,9 +80,28 @@ async def test_the_rail_leads_everywhere_and_is_as_wide_as_it_was_left(
     await page.keyboard.press("Escape")
     await expect(page.locator("#rail")).to_be_hidden()
     await expect(page.locator(".drawer-button")).to_be_focused()
+    await the_drawer_is_used_and_closes(person)
     await page.locator(".drawer-button").click()
     await page.click("text=All projects")
     await expect(page.locator(".project-row")).to_have_count(4)
+
+
+async def the_drawer_is_used_and_closes(person: Person) -> None:
+    page, rail, button = person.page, person.page.locator("#rail"), ".drawer-button"
+    await page.locator(button).click()
+    await page.locator("#rail-search").click()
+    await page.keyboard.type("001")
+    await expect(page.locator(".rail-row:visible")).to_have_count(1)
+    await page.locator("#rail-search").fill("")
+    await expect(page.locator(button)).to_have_attribute("aria-expanded", "true")
+    await page.mouse.click(380, 400)  # beside it
+    await expect(rail).to_be_hidden()
+    await expect(page.locator(button)).to_have_attribute("aria-expanded", "false")
+    await page.locator(button).click()
+    await page.locator("#rail-new").click()
+    await expect(page.locator("#field-name")).to_be_focused()
+    await expect(rail).to_be_hidden()
+    await page.keyboard.press("Escape")
 
 
 async def test_what_agents_do_is_seen_from_everywhere(running: Site, person: Person) -> None:
@@ -133,6 +152,11 @@ async def test_a_session_is_named_and_all_pages_hear_of_a_new_name(
     await page.press("#field-title", "Enter")
     await expect(page.locator("dialog")).to_be_hidden()
     await expect(title).to_have_text("Plants <b>[U+202E]")
+    await page.goto(f"{path.removeprefix('/api')}?session=new")
+    await page.keyboard.press("Control+k")
+    await page.get_by_role("combobox").fill("plants session")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".said")).to_have_text("Make me an app\nof plants")
     await running.ask("PATCH", path, json={"name": "Garden"})
     await expect(page).to_have_title("Garden \u00b7 Greylag")
     await expect(page.locator(".rail-row[aria-current]")).to_contain_text("Garden")

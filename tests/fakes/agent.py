@@ -3,8 +3,8 @@
 A message is answered with its own words. Four beginnings make it do more: ``run: `` asks for a
 confirmation and then tells what it would have run (``run: pictures`` gives a picture and what only
 looks like one), ``wait: `` says nothing until the turn is cancelled, ``fail: `` ends with an error
-event, ``events: `` gives a JSON list of types and contents. Of what is relayed all is answered; of
-settings it has three.
+event, ``events: `` gives a JSON list of types and contents, which may end in a question. Of what is
+relayed all is answered; of settings it has three.
 """
 
 import asyncio
@@ -745,7 +745,10 @@ def _begin(run: _Run) -> None:
     elif kind == "events":
         for told, content in json.loads(rest):
             run.add(told, **content)
-        run.end("completed")
+            if told == "tool_confirmation":
+                run.confirmation = content["id"]
+        if run.confirmation is None:
+            run.end("completed")
     elif kind == "run":
         run.confirmation = uuid.uuid4().hex
         run.arguments = {"command": rest}
