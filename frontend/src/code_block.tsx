@@ -24,7 +24,7 @@ export function useHighlighted(text: string, language: string, wanted: boolean):
     let current = true;
     setColoured(null);
     if (wanted && language && text.length <= MOST_HIGHLIGHTED) {
-      void highlight(visible(text), language).then((view) => current && setColoured(view));
+      void highlight(visible(text), language, () => current).then((view) => current && setColoured(view));
     }
     return () => { current = false; };
   }, [text, language, wanted]);

@@ -4,10 +4,12 @@ import { type ComponentChild, h } from "preact";
 import type { Code } from "./highlight_worker";
 
 const WITHIN_MS = 1000;
+const MOST_LOST = 5; // workers that did not answer; then the page does without
 
 type Nodes = (RootContent | ElementContent)[];
 
 interface Asked extends Code {
+  isWanted: () => boolean;
   found: (nodes: Nodes | null) => void;
 }
 
@@ -16,18 +18,23 @@ let asked: Asked | null = null; // what the worker is at
 let worker: Worker | null = null;
 let ready = false;
 let deadline = 0;
+let lost = 0;
 
-/** Return `text` as elements with classes of highlight.js; null when nobody knows the language or it takes too long. */
-export async function highlight(text: string, language: string): Promise<ComponentChild> {
+/** Return `text` as elements with classes of highlight.js; null when nobody knows the language, it takes too
+ * long, or `isWanted` no longer says so when its turn comes.
+ */
+export async function highlight(text: string, language: string, isWanted: () => boolean): Promise<ComponentChild> {
   const nodes = await new Promise<Nodes | null>((found) => {
-    waiting.push({ text, language, found });
+    waiting.push({ text, language, isWanted, found });
     askNext();
   });
   return nodes && nodes.map(view);
 }
 
 function askNext(): void {
-  if (asked || !waiting.length) return;
+  if (asked) return;
+  while (waiting.length && (lost > MOST_LOST || !waiting[0]!.isWanted())) waiting.shift()!.found(null);
+  if (!waiting.length) return;
   worker ??= started();
   if (!ready) return;
   asked = waiting.shift()!;
@@ -56,12 +63,10 @@ function answer(nodes: Nodes | null): void {
 function giveUp(): void {
   worker?.terminate();
   worker = null;
-  const wasReady = ready;
+  lost = ready ? lost + 1 : MOST_LOST + 1; // without its script there are no colours at all
   ready = false;
   answer(null);
-  // Without its script there are no colours, and nobody waits for them.
-  if (wasReady) askNext();
-  else for (const one of waiting.splice(0)) one.found(null);
+  askNext();
 }
 
 function view(node: RootContent | ElementContent): ComponentChild {

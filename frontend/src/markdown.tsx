@@ -7,9 +7,12 @@ import { visible } from "./text";
 
 const GROUP = 32; // blocks; a frame then looks at the groups and at the last one's blocks, however many there are
 const LONG = 4000; // what grows past this many characters is parsed and laid out in pieces
-const SHARE = 8; // one part in so many of the time, at most, goes to a block that grows and cannot be cut
+const SHARE = 8; // one part in so many of the time goes to parsing a block that grows and cannot be cut
 const SAFE_LINK = /^(https?:|mailto:)/i;
 const PICTURE = /^data:image\/(png|jpeg|gif|webp);base64,/i;
+const MOST_CELLS = 65_000; // of rows that are cut off a table: the parser's own limit begins anew with each piece
+const MOST_UNCUT = 200_000; // characters of a paragraph in which there is no place to cut
+const EACH = 64;
 const MARKS = /`+|~~|\*+(?=\S)|(?<=\S)\*+|\b_+|_+\b|[[\]()]/g; // what may open or close something within a paragraph
 const TASK = /^\[([ xX])\] /;
 
@@ -35,6 +38,7 @@ export class MarkdownStream {
   #source = ""; // from the beginning of the last block on
   #fence: Fence | null = null; // whose earlier lines are not in the source any more
   #rows: JSX.Element[] = []; // of the table that the source goes on with
+  #cells = 0; // in them
   #goesOn = false; // whether the source begins in the middle of a paragraph or list
   #nextItem = 0; // the number of the item that the rest of an ordered list begins with
   #blocks: JSX.Element[] = [];
@@ -84,6 +88,7 @@ export class MarkdownStream {
     this.#source = this.#whole;
     this.#fence = null;
     this.#rows = [];
+    this.#cells = 0;
     this.#goesOn = false;
   }
 
@@ -112,6 +117,7 @@ export class MarkdownStream {
       this.#settle(block);
       this.#fence = null;
       this.#rows = [];
+      this.#cells = 0;
       this.#goesOn = false;
     }
     if (closed) this.#open = [];
@@ -131,17 +137,26 @@ export class MarkdownStream {
 
   #cutFence(): void {
     const opening = this.#source.slice(0, this.#source.indexOf("\n") + 1);
-    const end = this.#source.lastIndexOf("\n") + 1;
+    // The last whole line stays: it may be the one that closes the block.
+    const end = this.#source.lastIndexOf("\n", this.#source.lastIndexOf("\n") - 1) + 1;
     if (end <= opening.length) return;
     this.#fence ??= { opening, parts: [] };
-    this.#fence.parts.push(this.#source.slice(opening.length, end));
+    const indent = opening.search(/\S/);
+    const lines = this.#source.slice(opening.length, end);
+    this.#fence.parts.push(indent > 0 ? lines.replace(new RegExp(`^ {0,${indent}}`, "gm"), "") : lines);
     this.#source = opening + this.#source.slice(end);
   }
 
   #cutParagraph(): void {
     // Between words that cannot be taken for the beginning of another block, best where no mark is open.
     const found = [...this.#source.matchAll(/\s(?=[\p{L}\p{N}]+\s)/gu)].map(({ index }) => index + 1);
-    const end = lastClosed(this.#source, found) ?? found.at(-1) ?? withoutHalf(this.#source, this.#source.length - 1);
+    const anywhere = () => Array.from({ length: this.#source.length / EACH }, (_, index) => withoutHalf(this.#source, (index + 1) * EACH - 1));
+    const end = lastClosed(this.#source, found) ?? lastClosed(this.#source, found.length ? [] : anywhere()) ?? found.at(-1);
+    if (end === undefined && this.#source.length < MOST_UNCUT) return;
+    this.#cutParagraphAt(end ?? withoutHalf(this.#source, this.#source.length - 1));
+  }
+
+  #cutParagraphAt(end: number): void {
     const piece = parser.parse(this.#source.slice(0, end), this.#env);
     this.#settle({ tokens: piece, line: 0 });
     this.#source = this.#source.slice(end);
@@ -166,6 +181,10 @@ export class MarkdownStream {
     const body = last.tokens.findIndex((token) => token.type === "tbody_open");
     const lastRow = last.tokens.findLastIndex((token) => token.type === "tr_open");
     if (body < 0 || lastRow <= body + 1) return;
+    const columns = last.tokens.filter((token) => token.type === "th_open").length;
+    const cells = columns * last.tokens.slice(body, lastRow).filter((token) => token.type === "tr_open").length;
+    if (this.#cells + cells > MOST_CELLS) return;
+    this.#cells += cells;
     const [rows] = elements([...last.tokens.slice(body, lastRow), ...last.tokens.slice(-2, -1)]);
     this.#rows.push(<Rows key={this.#rows.length}>{rows}</Rows>);
     this.#source = this.#source.slice(0, startOfLine(this.#source, 2)) + this.#source.slice(startOfLine(this.#source, this.#lineOf(last, lastRow)));

@@ -1,6 +1,6 @@
 // What a program printed for a terminal, with its colours. ansi-sequence-parser finds them; other control
 // sequences are shown as what they are. Lines that have come are made once, however long a program prints.
-import { type Color, createAnsiSequenceParser } from "ansi-sequence-parser";
+import { type Color, parseAnsiSequences } from "ansi-sequence-parser";
 import type { JSX } from "preact";
 import { useRef } from "preact/hooks";
 import { visible } from "./text";
@@ -9,6 +9,10 @@ const MOST = 200_000;
 const MOVES = /\x1b\[[0-9;?]*[A-HJKSTfhlsu]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]/g;
 const REDRAWN = /^.*\r(?=[^\n])/gm; // of a line that was written over, the last state counts
 const OTHERS = /\x1b(?!\[[0-9;]*m)/g; // the parser would look for an end that never comes
+const STYLES = /\x1b\[([0-9;]*)m/g;
+const RESET = "\x1b[0m";
+const MOST_STYLES = 20; // that hold at the beginning of a line
+const MOST_CODES = 40; // of one sequence
 
 /** Text with ANSI colours, shown up to a limit. */
 export function TerminalText({ text }: { text: string }) {
@@ -24,7 +28,7 @@ export function TerminalText({ text }: { text: string }) {
 
 /** The lines of a text that grows. */
 class Printed {
-  #parser = createAnsiSequenceParser();
+  #styles = ""; // that hold at the end of the lines
   #whole = ""; // lines that are made
   #made: JSX.Element[] = [];
 
@@ -35,14 +39,29 @@ class Printed {
   show(text: string): JSX.Element[] {
     const end = text.lastIndexOf("\n") + 1;
     if (end > this.#whole.length) {
-      const pieces = piecesOf(text.slice(this.#whole.length, end), this.#parser);
-      this.#made.push(<Pieces key={this.#made.length} pieces={pieces} />);
+      const lines = this.#styles + cleaned(text.slice(this.#whole.length, end));
+      this.#made.push(<Pieces key={this.#made.length} pieces={piecesOf(lines)} />);
+      this.#styles = [...lines.slice(lines.lastIndexOf(RESET) + 1).matchAll(STYLES)].slice(-MOST_STYLES).map(([one]) => one).join("");
       this.#whole = text.slice(0, end);
     }
-    // What a line will be is not known before its end: it leaves the colours of the next one alone.
-    const rest = piecesOf(text.slice(end), createAnsiSequenceParser());
-    return [...this.#made, <Pieces key="rest" pieces={rest} />];
+    return [...this.#made, <Pieces key="rest" pieces={piecesOf(this.#styles + cleaned(text.slice(end)))} />];
   }
+}
+
+/** Return a text as the parser is to have it: a style that ends all others stands alone, and none is empty. */
+function cleaned(text: string): string {
+  const plain = text.replace(/\r\n/g, "\n").replace(MOVES, "").replace(REDRAWN, "").replace(/\r+$/, "").replace(OTHERS, "\u241b");
+  return plain.replace(STYLES, (_, given: string) => {
+    const codes = given.split(";", MOST_CODES).map((code) => code || "0");
+    let from = 0;
+    // 38 and 48 take the codes after them: 5 and a number, or 2 and three.
+    for (let at = 0; at < codes.length; at++) {
+      if (/^[34]8$/.test(codes[at]!)) at += codes[at + 1] === "5" ? 2 : codes[at + 1] === "2" ? 4 : 0;
+      else if (Number(codes[at]) === 0) from = at + 1;
+    }
+    const rest = codes.slice(from).join(";");
+    return (from ? RESET : "") + (rest && `\x1b[${rest}m`);
+  });
 }
 
 interface Piece {
@@ -55,9 +74,8 @@ function Pieces({ pieces }: { pieces: Piece[] }) {
   return <>{pieces.map(({ text, names }, index) => <span key={index} class={names}>{text}</span>)}</>;
 }
 
-function piecesOf(text: string, parser: ReturnType<typeof createAnsiSequenceParser>): Piece[] {
-  const plain = text.replace(/\r\n/g, "\n").replace(MOVES, "").replace(REDRAWN, "").replace(OTHERS, "\u241b");
-  return parser.parse(plain).map(({ value, foreground, background, decorations }) => {
+function piecesOf(text: string): Piece[] {
+  return parseAnsiSequences(text).map(({ value, foreground, background, decorations }) => {
     const turned = decorations.has("reverse");
     const names = [nameOf(turned ? background : foreground), nameOf(turned ? foreground : background, "-bg")];
     return { text: visible(value), names: [...names, ...[...decorations].map((one) => `ansi-${one}`)].filter(Boolean).join(" ") || undefined };

@@ -88,7 +88,7 @@ export class TurnModel {
         item.stream.write(item.pending.slice(0, cut));
         item.pending = item.pending.slice(cut);
       }
-      if (item.pending || item.stream.behind()) return true;
+      if (item.pending || (!item.ended && item.stream.behind())) return true;
       if (!item.ended) continue;
       item.stream.end();
       item.finished = true;
