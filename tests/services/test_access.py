@@ -268,6 +268,37 @@ async def test_a_token_for_some_projects_sees_those_alone() -> None:
         await projects.create(token, "ada", NewProject("New"))
 
 
+async def test_a_token_for_some_projects_makes_no_administrator_and_sees_nobody_else_s() -> None:
+    house = await shared()
+    for one in (User("boss", "Boss", Role.ADMIN), User("bob", "Bob")):
+        await house.use_cases.people.make(one)
+    projects, gate, accounts = (
+        getattr(house.use_cases, name) for name in ("projects", "gate", "accounts")
+    )
+    boss = Principal("boss", "boss", Role.ADMIN, scopes=frozenset(Scope))
+    for owner in ("bob", "boss"):
+        await projects.create(OPERATOR, owner, NewProject("Notes", "notes"))
+    theirs = ProjectRef("bob", "notes")
+    await gate.authorize(boss, Action.PROJECTS_DELETE, theirs)
+    await gate.share(boss, theirs, "Zo\u00eb", MemberRole.EDITOR)
+    for who in (boss, ZOE):
+        token = replace(who, projects=frozenset({"notes"}))
+        assert [one.id for one in await projects.users(token)] == [who.user_id]
+        assert await gate.only(token, "bob") == frozenset()
+        for asked in (
+            projects.page(token, "bob", PageQuery()),
+            projects.get(token, theirs),
+            projects.want(token, theirs, Desired.DELETED),
+            accounts.hand_over(token, theirs, "ada"),
+            accounts.show(token, "bob"),
+        ):
+            with pytest.raises(UserNotFoundError):
+                await asked
+        with pytest.raises(ForbiddenError):
+            await gate.administrate(token, Action.USERS_WRITE)
+    await projects.get(replace(boss, projects=frozenset({"notes"})), ProjectRef("boss", "notes"))
+
+
 @pytest.mark.parametrize(
     ("groups", "own", "projects", "active"),
     [

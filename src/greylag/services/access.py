@@ -167,7 +167,7 @@ class Gate:
         Raises:
             ForbiddenError: they may not.
         """
-        if principal.projects is not None or not principal.is_admin:
+        if not principal.is_admin:
             raise await self.refused(principal, action, "", _no_administrator(action))
 
     async def refused(
@@ -244,6 +244,8 @@ class Gate:
             return principal.projects
         if principal.user_id is None or principal.is_admin:
             return None
+        if principal.projects is not None:
+            return frozenset()
         shared = await self._people.labelled(Member, of_user(principal.user_id))
         return frozenset(one.project_id for one in shared if one.owner == owner)
 
