@@ -9,7 +9,7 @@ import re
 import secrets
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from itsdangerous import BadData, URLSafeSerializer
 from starlette.requests import Request
@@ -128,7 +128,7 @@ class PreviewLinks:
 
     def check(self, origin: str) -> None:
         """Raise ``PreviewOffError`` where whoever reaches us at this origin can have no link."""
-        name = origin.partition("://")[2].partition(":")[0]
+        name = urlsplit(origin).hostname or ""
         if not self._domain and not is_loopback(name):
             raise PreviewOffError(f"Previews have no address below {name[:100]!r}.")
 
@@ -163,9 +163,8 @@ class PreviewLinks:
 
 def beside(origin: str, label: str, domain: str) -> str:
     """Return the origin that a preview has beside ours: below the domain, at the same port."""
-    scheme, _, host = origin.partition("://")
-    port = host.partition(":")[2]
-    return f"{scheme}://{label}.{domain or LOCAL}" + (f":{port}" if port else "")
+    parts = urlsplit(origin)
+    return f"{parts.scheme}://{label}.{domain or LOCAL}" + (f":{parts.port}" if parts.port else "")
 
 
 def origin_of(request: Request) -> str:
