@@ -75,7 +75,7 @@ async def add_webhook(request: Request, call: UserCallDep, body: NewWebhookIn) -
     secret, target = await call.use_cases.notifications.add_webhook(
         call.principal, call.user_id, body.name, site_of(request), body.url
     )
-    return NewWebhookOut(**NotificationTargetOut.of(target).model_dump(), secret=secret)
+    return NewWebhookOut.of(target, secret=secret)
 
 
 @router.post(
