@@ -19,6 +19,7 @@ from greylag.common.agent_api import (
     ForwardedAnswer,
     ForwardedRequest,
     ForwardedSocket,
+    OpenSocket,
     Operation,
     Socket,
     Turn,
@@ -38,7 +39,6 @@ from greylag.ports import (
     AgentAnswer,
     AgentGateway,
     AgentRequest,
-    AgentSocket,
     AgentStatus,
     Cluster,
 )
@@ -153,7 +153,7 @@ class Agents:
 
     async def socket(
         self, principal: Principal, ref: ProjectRef, socket: Socket, parts: Mapping[str, str]
-    ) -> AbstractAsyncContextManager[AgentSocket]:
+    ) -> AbstractAsyncContextManager[OpenSocket]:
         """Return a WebSocket of the agent's, to be opened."""
         at = await self.address(principal, ref, Action.TERMINAL_USE)
         about = (principal, Action.TERMINAL_USE, name_of(ref) + socket.path.format(**parts))
