@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from urllib.parse import quote, urlencode, urlsplit
 
 from itsdangerous import BadData, URLSafeSerializer
-from starlette.requests import Request
 
 from greylag.common.net import is_loopback
 from greylag.config import Settings
@@ -29,7 +28,6 @@ OPEN = "/.greylag/open"
 """The path of a preview's host that a link leads to."""
 TICKET_SECONDS = 300
 COOKIE_SECONDS = 12 * 3600
-LONGEST_SHARE = 30 * 24 * 3600
 HINT = "Open it from the project's page again: each link opens one browser, for some hours."
 _FILES = "files"
 _LONGEST_LABEL = 63
@@ -165,11 +163,6 @@ def beside(origin: str, label: str, domain: str) -> str:
     """Return the origin that a preview has beside ours: below the domain, at the same port."""
     parts = urlsplit(origin)
     return f"{parts.scheme}://{label}.{domain or LOCAL}" + (f":{parts.port}" if parts.port else "")
-
-
-def origin_of(request: Request) -> str:
-    """Return where whoever asks reached us."""
-    return f"{request.url.scheme}://{request.headers['host']}"
 
 
 def file_address(path: str) -> str:
