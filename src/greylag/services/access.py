@@ -227,7 +227,8 @@ class Gate:
                 name, holder, since=_ANEW, now=self._clock.now(), seconds=_COUNTING_SECONDS
             ):
                 if self._clock.monotonic() >= end:
-                    raise ConflictError("Other requests of this user are under way.")
+                    others = "Other requests of this user are under way."
+                    raise ConflictError(others, hint="Try again in a moment.")
                 await self._clock.sleep(_LOOK_SECONDS)
             try:
                 yield

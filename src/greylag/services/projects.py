@@ -256,7 +256,7 @@ class Projects:
         if desired is not Desired.ACTIVE:
             return await self._want(principal, ref, desired)
         on = action or _ACTIONS[desired]
-        counted = None if self._limits.of(owner).active is None else owner.id
+        counted = owner.id if await self._is_counted(owner, ref) else None
         async with self._gate.limited(principal, on, ref, counted=counted):
             await self._check_active(owner, ref)
             return await self._want(principal, ref, desired)
@@ -391,6 +391,15 @@ class Projects:
     async def has_any(self, user_id: str) -> bool:
         """Tell whether a user has a project."""
         return bool((await self._store.page(user_id, PageQuery(limit=1))).projects)
+
+    async def _is_counted(self, owner: User, ref: ProjectRef) -> bool:
+        """Tell whether an activation is one more. What is to run already, as for each message, is
+        not, though it may be stopped before this is written: then it runs once more than counted.
+        """
+        if self._limits.of(owner).active is None:
+            return False
+        project = await self._store.get(ref.user_id, ref.project_id)
+        return project.desired is not Desired.ACTIVE
 
     async def _check_active(self, owner: User, ref: ProjectRef) -> None:
         limits = self._limits.of(owner)
