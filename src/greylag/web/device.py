@@ -72,7 +72,7 @@ async def begin_device_login(
     status_code=200,
     response_model=NewTokenOut,
     responses={
-        **problems(404, 413),
+        **problems(404, 409, 413),
         202: {"description": "Nobody has answered yet: ask again in `interval` seconds."},
     },
 )

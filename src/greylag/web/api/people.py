@@ -186,7 +186,7 @@ async def remove_secret(call: UserCallDep, secret: _SecretName) -> None:
     operation_id="make_token",
     summary="Make a token for programs",
     status_code=201,
-    responses={**problems(404, 413), 201: {"description": "Made. It is shown this once."}},
+    responses={**problems(404, 409, 413), 201: {"description": "Made. It is shown this once."}},
 )
 async def make_token(call: CallDep, body: NewTokenIn) -> NewTokenOut:
     """It may do what its user may and its scopes name, no more; so each program has one of its own.
