@@ -87,11 +87,11 @@ class Harness:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp, *, grace: int = 1) -> AsyncIterator[int]:
+async def served(app: ASGIApp, *, grace: int = 1, host: str = "127.0.0.1") -> AsyncIterator[int]:
     """Serve ``app`` as `greylag serve` does, leave signals alone, and give the port."""
     is_up = asyncio.Event()
     server = HttpServer(app, ends_within=grace, started=is_up.set)
-    with listen("127.0.0.1", 0) as listener:
+    with listen(host, 0) as listener:
         serving = asyncio.create_task(server.serve([listener]), name="server")
         try:
             await is_up.wait()

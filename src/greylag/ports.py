@@ -15,6 +15,7 @@ from greylag.common.agent_api import (
     ForwardedAnswer,
     ForwardedRequest,
     ForwardedSocket,
+    OpenSocket,
     Operation,
     Socket,
     Turn,
@@ -274,26 +275,6 @@ class AgentAnswer:
         return bytes(body)
 
 
-class AgentSocket(Protocol):
-    """An open WebSocket to an agent; its messages pass as they are, bytes or text."""
-
-    async def send(self, content: bytes | str) -> None:
-        """Send a message; returns when there is room for more. What comes after the agent's end
-        is for nobody: ``receive`` tells of that.
-        """
-
-    async def receive(self) -> bytes | str | None:
-        """Return the next message, ``None`` when the agent has closed the connection.
-
-        Raises:
-            AgentUnreachableError: it broke, or what came is larger than is taken.
-        """
-
-    @property
-    def close_code(self) -> int | None:
-        """Why the agent closed it (RFC 6455)."""
-
-
 class AgentGateway(Protocol):
     """The way to the agent in an environment.
 
@@ -326,7 +307,7 @@ class AgentGateway(Protocol):
 
     def socket(
         self, at: AgentAddress, socket: Socket, parts: Mapping[str, str]
-    ) -> AbstractAsyncContextManager[AgentSocket]:
+    ) -> AbstractAsyncContextManager[OpenSocket]:
         """Open a WebSocket of the agent's; leaving closes it.
 
         Args:

@@ -126,11 +126,13 @@ class Bounded:
     def __post_init__(self) -> None:
         routes = [
             Route("/", self._hello),
+            Route("/who", self._who),
             Route("/read", self._read, methods=["PUT"]),
             Route("/ignore", self._hello, methods=["PUT"]),
             Route("/wait", self._wait),
             Route("/flood", self._flood),
             WebSocketRoute("/socket", self._echo),
+            WebSocketRoute("/who", self._greet),
             WebSocketRoute("/taken", self._taken),
         ]
         app = Starlette(routes=routes)
@@ -144,6 +146,13 @@ class Bounded:
 
     async def _hello(self, _: Request) -> PlainTextResponse:
         return PlainTextResponse("hello")
+
+    async def _who(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.scope["client"][0])
+
+    async def _greet(self, socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text(socket.scope["client"][0])
 
     async def _read(self, request: Request) -> PlainTextResponse:
         self.asked.set()
@@ -441,6 +450,17 @@ async def test_one_client_address_has_so_many_connections(*, proxied: bool) -> N
             writer.close()
             if answer.startswith(b"HTTP/1.1 200"):
                 break
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ""])
+async def test_a_client_s_address_is_the_same_whatever_is_listened_on(host: str) -> None:
+    async with bounded(host=host) as one:
+        reader, _ = await one.ask(GET.replace(b"/", b"/who", 1) + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(9) == b"127.0.0.1"
+        reader, _ = await one.ask(SOCKET.replace(b"/socket", b"/who") + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(11) == b"\x81\x09127.0.0.1"
 
 
 # WebSockets.

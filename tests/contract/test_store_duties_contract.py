@@ -1,6 +1,7 @@
 """What every store promises about work that one worker at a time does for all."""
 
 import asyncio
+from datetime import UTC, datetime
 
 from tests.contract.store_adapters import at
 
@@ -46,3 +47,11 @@ async def test_duties_of_other_names_are_others(store: ProjectStore) -> None:
     assert await take(store, "a", now=1) is Duty.MINE
     other = await store.take_duty("other", "b", since=at(0), now=at(1), seconds=10)
     assert other is Duty.MINE
+
+
+async def test_what_is_to_be_done_anew_each_time_is_never_done(store: ProjectStore) -> None:
+    anew = datetime.max.replace(tzinfo=UTC)
+    for worker in ("a", "b"):
+        told = await store.take_duty("look", worker, since=anew, now=at(1), seconds=10)
+        assert told is Duty.MINE
+        await store.finish_duty("look", worker, at(2))

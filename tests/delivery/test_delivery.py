@@ -1,8 +1,10 @@
 """Push services and webhooks over real HTTP: what they get, and where nothing is ever sent."""
 
+import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -38,12 +40,20 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @asynccontextmanager
-async def delivery(*named: str) -> AsyncIterator[HttpDelivery]:
-    opened = HttpDelivery.open(DeliveryOptions(named))
+async def delivery(
+    *named: str, proxies: Mapping[str, str] | None = None
+) -> AsyncIterator[HttpDelivery]:
+    """Open one, whose threads end with it."""
+    before = set(threading.enumerate())
+    opened = HttpDelivery.open(DeliveryOptions(named, "", proxies or {}))
     try:
         yield opened
     finally:
         await opened.close()
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.startswith("names that users gave"):
+                await asyncio.to_thread(thread.join, 5)
+                assert not thread.is_alive()
 
 
 class Browser:
@@ -225,15 +235,12 @@ async def test_a_proxy_is_asked_and_not_for_what_leads_to_this_machine(
     receiver: Receiver,
 ) -> None:
     proxies = {"HTTPS_PROXY": f"http://{receiver.host}", "HTTP_PROXY": f"http://{receiver.host}"}
-    way = HttpDelivery.open(DeliveryOptions(("http://plain.example",), "", proxies))
-    try:
+    async with delivery("http://plain.example", proxies=proxies) as way:
         to = WebhookAddress("http://plain.example/hook", SECRET)
         assert (await way.post(to, "msg_1", NOW, b"{}")).result is DeliveryResult.DONE
         assert receiver.got[0][0].raw_path == "http://plain.example/hook"
         to = WebhookAddress("https://0x7f.1/hook", SECRET)
         assert (await way.post(to, "msg_1", NOW, b"{}")).words == "its address is not public"
-    finally:
-        await way.close()
     assert len(receiver.got) == 1
 
 

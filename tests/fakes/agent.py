@@ -29,6 +29,7 @@ from greylag.common.agent_api import (
     ForwardedRequest,
     ForwardedSocket,
     History,
+    OpenSocket,
     Session,
     SessionList,
     Socket,
@@ -55,7 +56,6 @@ from greylag.ports import (
     AgentAddress,
     AgentAnswer,
     AgentRequest,
-    AgentSocket,
     AgentStatus,
 )
 
@@ -630,7 +630,7 @@ class MemoryAgents:
     @asynccontextmanager
     async def socket(
         self, at: AgentAddress, socket: Socket, parts: Mapping[str, str]
-    ) -> AsyncIterator[AgentSocket]:
+    ) -> AsyncIterator[OpenSocket]:
         """Open a WebSocket: a terminal says what is typed, until that is ``exit``."""
         here = self._at(at)
         assert socket in agent_api.SOCKETS

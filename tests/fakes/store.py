@@ -211,7 +211,9 @@ class MemoryStore:
             return None
         projects = (record.project for record in self._tables.records.values())
         at_work = Counter(p.user_id for p in projects if p.lease and p.lease.until > now)
-        _, record = min(due, key=lambda pair: records.claim_order(pair[0], pair[1], at_work))
+        _, record = min(
+            due, key=lambda it: (at_work[it[1].project.user_id], it[0], it[1].project.id)
+        )
         return Claim(self._keep(records.claimed(record, worker, now, lease_seconds)))
 
     async def next_due(self) -> datetime | None:

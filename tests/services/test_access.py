@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from tests.clocks import FakeClock
 from tests.contract.store_adapters import at
 from tests.harness import Harness, settings
 from tests.services.house import House
@@ -45,7 +46,7 @@ from greylag.domain.users import (
     of_user,
 )
 from greylag.ports import AgentRequest, AuditFilter, Edit, PageQuery, has_record
-from greylag.services import access, shares
+from greylag.services import access, notifications, secrets, shares, tokens
 from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.messages import NewMessage
 from greylag.services.people import UserEdit
@@ -268,6 +269,37 @@ async def test_a_token_for_some_projects_sees_those_alone() -> None:
         await projects.create(token, "ada", NewProject("New"))
 
 
+async def test_a_token_for_some_projects_makes_no_administrator_and_sees_nobody_else_s() -> None:
+    house = await shared()
+    for one in (User("boss", "Boss", Role.ADMIN), User("bob", "Bob")):
+        await house.use_cases.people.make(one)
+    projects, gate, accounts = (
+        getattr(house.use_cases, name) for name in ("projects", "gate", "accounts")
+    )
+    boss = Principal("boss", "boss", Role.ADMIN, scopes=frozenset(Scope))
+    for owner in ("bob", "boss"):
+        await projects.create(OPERATOR, owner, NewProject("Notes", "notes"))
+    theirs = ProjectRef("bob", "notes")
+    await gate.authorize(boss, Action.PROJECTS_DELETE, theirs)
+    await gate.share(boss, theirs, "Zo\u00eb", MemberRole.EDITOR)
+    for who in (boss, ZOE):
+        token = replace(who, projects=frozenset({"notes"}))
+        assert [one.id for one in await projects.users(token)] == [who.user_id]
+        assert await gate.only(token, "bob") == frozenset()
+        for asked in (
+            projects.page(token, "bob", PageQuery()),
+            projects.get(token, theirs),
+            projects.want(token, theirs, Desired.DELETED),
+            accounts.hand_over(token, theirs, "ada"),
+            accounts.show(token, "bob"),
+        ):
+            with pytest.raises(UserNotFoundError):
+                await asked
+        with pytest.raises(ForbiddenError):
+            await gate.administrate(token, Action.USERS_WRITE)
+    await projects.get(replace(boss, projects=frozenset({"notes"})), ProjectRef("boss", "notes"))
+
+
 @pytest.mark.parametrize(
     ("groups", "own", "projects", "active"),
     [
@@ -299,6 +331,105 @@ async def test_limits_are_the_user_s_own_else_the_most_of_the_groups_else_everyb
     if active == 0:
         with pytest.raises(LimitExceededError):
             await house.use_cases.projects.want(OPERATOR, ProjectRef("eve", "p0"), Desired.ACTIVE)
+
+
+def slow(of: UseCases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let others in after what is counted was read, as a real store does."""
+
+    def later(read: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def reading(*given: Any) -> Any:
+            found = await read(*given)
+            await asyncio.sleep(0)
+            return found
+
+        return reading
+
+    for name in ("page", "labelled"):
+        monkeypatch.setattr(of.store, name, later(getattr(of.store, name)))
+
+
+async def allowed(*asked: Awaitable[Any]) -> int:
+    """Return how many of these were not refused as too many."""
+    came = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [one for one in came if isinstance(one, BaseException)]
+    assert {type(one) for one in refused} <= {LimitExceededError}
+    return len(came) - len(refused)
+
+
+async def test_a_limit_holds_for_all_who_come_at_once_to_several_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = Harness(
+        settings(
+            users="ada:Ada,eve:Eve,bob:Bob",
+            user_limits='{"default": {"projects": 2, "active": 1}}',
+            secret_key="k" * 32,
+        )
+    )
+    each = [house.use_cases, house.build("w2").use_cases] * 2
+    await each[0].people.edit("bob", UserEdit(limits=Limits(projects=9)), by=OPERATOR)
+    async with house.working():
+        for number in range(4):
+            new = await each[0].projects.create(OPERATOR, "bob", NewProject("P", f"b{number}"))
+            await each[0].projects.settled(new.project)
+        await _all_come_at_once(each, monkeypatch)
+
+
+async def _all_come_at_once(each: list[UseCases], monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(each[0], monkeypatch)
+    for module, name in (
+        (tokens, "MOST_TOKENS"),
+        (shares, "MOST_SHARES"),
+        (secrets, "MOST_SECRETS"),
+        (notifications, "MOST_TARGETS"),
+    ):
+        monkeypatch.setattr(module, name, 1)
+
+    def all_at_once(ask: Callable[[UseCases, str], Awaitable[Any]]) -> Awaitable[int]:
+        return allowed(*(ask(of, str(number)) for number, of in enumerate(each)))
+
+    ada, eve = Principal("ada", "ada"), Principal("eve", "eve")
+    made = lambda of, n: of.projects.create(OPERATOR, "ada", NewProject("P", f"p{n}"))  # noqa: E731
+    assert await all_at_once(made) == 2
+    given = lambda of, n: of.accounts.hand_over(OPERATOR, ProjectRef("bob", f"b{n}"), "eve")  # noqa: E731
+    assert await all_at_once(given) == 2
+    ref, *_ = [one.ref for one in (await each[0].projects.page(ada, "ada", PageQuery())).projects]
+    woken = [one.ref for one in (await each[0].projects.page(eve, "eve", PageQuery())).projects]
+    wake = lambda of, n: of.projects.want(eve, woken[int(n) % 2], Desired.ACTIVE)  # noqa: E731
+    assert await all_at_once(wake) == 2
+    running = (await each[0].projects.page(eve, "eve", PageQuery())).projects
+    assert sorted(one.desired for one in running) == [Desired.ACTIVE, Desired.INACTIVE]
+    asks: list[Callable[[UseCases, str], Awaitable[Any]]] = [
+        lambda of, n: of.tokens.make(ada, NewToken(n, frozenset({Scope.FILES}))),
+        lambda of, n: of.shares.make(ada, ref, NewShare(80 + int(n), "/", "https://here", 60)),
+        lambda of, n: of.secrets.put(ada, "ada", NewSecret(n, f"h{n}.example", "word")),
+        lambda of, n: of.notifications.add_webhook(
+            ada, "ada", n, "https://here", f"https://{n}.example/"
+        ),
+    ]
+    for ask in asks:
+        assert await all_at_once(ask) == 1
+
+
+async def test_who_died_while_counting_holds_nobody_up_for_good() -> None:
+    clock = FakeClock()
+    given = settings(users="ada:Ada", user_limits='{"default": {"projects": 1, "active": 1}}')
+    house = Harness(given, clock=clock)
+    began = clock.monotonic()
+    now = clock.now()
+    for slot in range(access.COUNTED_AT_ONCE):
+        name = f"{access.COUNTING} {slot}"
+        await house.store.take_duty(name, "dead", since=now, now=now, seconds=5)
+    made = await house.use_cases.projects.create(OPERATOR, "ada", NewProject("P"))
+    assert 5 <= clock.monotonic() - began < 6
+    await house.use_cases.projects.want(OPERATOR, made.project.ref, Desired.ACTIVE)
+    for slot in range(access.COUNTED_AT_ONCE):
+        name, far = f"{access.COUNTING} {slot}", clock.now() + timedelta(hours=1)
+        await house.store.take_duty(name, "slow", since=far, now=clock.now(), seconds=3600)
+    with pytest.raises(ConflictError, match="under way"):
+        await house.use_cases.projects.create(OPERATOR, "ada", NewProject("P"))
+    # What runs already is counted: a message to it waits for nobody.
+    await house.use_cases.projects.want(OPERATOR, made.project.ref, Desired.ACTIVE)
 
 
 async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:

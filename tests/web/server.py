@@ -48,12 +48,16 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    chosen: Settings | None = None, *, auto: bool = True, signed_in: bool = True
+    chosen: Settings | None = None,
+    *,
+    auto: bool = True,
+    signed_in: bool = True,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[Site]:
     """Run everything in memory, worker included; ``signed_in``: the client sends the token."""
     house = House(auto=auto)
     app = create_app(house.use_cases, chosen or settings())
-    async with house.working(), served(app) as port:
+    async with house.working(), served(app, host=host) as port:
         base = f"http://127.0.0.1:{port}"
         # unsafe: cookies of an address in numbers count too, as in a browser.
         jar = aiohttp.CookieJar(unsafe=True)

@@ -183,7 +183,7 @@ async def test_sign_ins_their_ends_and_reads_with_a_reason_are_told() -> None:
         assert read["changed"] == {"reason": "a support case"}
 
 
-async def test_each_websocket_leaves_an_entry_when_it_is_opened_or_refused() -> None:
+async def test_each_websocket_leaves_an_entry_when_it_is_opened_ends_or_is_refused() -> None:
     async with people_at_work() as (running, who):
         path = "/api/users/ada/projects/notes"
         await running.ask("POST", f"{path}/activate", headers=BEARER)
@@ -195,9 +195,15 @@ async def test_each_websocket_leaves_an_entry_when_it_is_opened_or_refused() -> 
                 await running.http.ws_connect(f"{path}{place}", headers=who["viewer"])
             async with running.http.ws_connect(f"{path}{place}", headers=BEARER):
                 pass
-            told = await entries(running, object=f"project/ada/notes{place}")
-            assert [one["result"] for one in told] == ["begun", "done"]
+            on = f"project/ada/notes{place}"
+            async with asyncio.timeout(10):
+                while len(told := await entries(running, object=on)) < 3:  # noqa: ASYNC110 - the server tells of no end
+                    await asyncio.sleep(0)
+            assert [one["result"] for one in told] == ["begun", "done", "done"]
             assert told[0]["changed"] == {"operation": f"open_{socket.name}"}
+            assert told[2]["changed"].pop("seconds") in range(60)
+            assert told[2]["changed"] == {"operation": f"close_{socket.name}"}
+            assert len({one["request_id"] for one in told}) == 1
         refused = await entries(running, result="refused")
         assert [(one["actor"]["user"], one["action"]) for one in refused] == [
             ("viewer", "terminal.use")

@@ -17,7 +17,7 @@ from yarl import URL
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError, LimitExceededError
 from greylag.web.app import create_app
-from greylag.web.auth import COOKIE, MAX_FAILURES, Signatures, WrongTokens
+from greylag.web.auth import COOKIE, MAX_FAILURES, Signatures, WrongTokens, client_of
 
 PAGE = {"accept": "text/html"}
 TLS = {"x-forwarded-proto": "https"}
@@ -30,9 +30,12 @@ async def locked() -> AsyncIterator[Site]:
 
 
 @asynccontextmanager
-async def behind(proxies: str = "127.0.0.1", **more: object) -> AsyncIterator[Site]:
+async def behind(
+    proxies: str = "127.0.0.1", host: str = "127.0.0.1", **more: object
+) -> AsyncIterator[Site]:
     """A web that trusts these proxies."""
-    async with site(settings(trusted_proxies=proxies, **more), signed_in=False) as one:
+    chosen = settings(trusted_proxies=proxies, **more)
+    async with site(chosen, signed_in=False, host=host) as one:
         yield one
 
 
@@ -175,8 +178,9 @@ def test_wrong_tokens_are_counted_by_address_then_by_how_they_begin() -> None:
     assert b"the-same"[:8].decode() not in str(vars(wrong))
 
 
-async def test_a_client_is_who_a_trusted_proxy_says_and_ipv6_counts_by_network() -> None:
-    async with behind() as running:
+@pytest.mark.parametrize("host", ["127.0.0.1", ""])
+async def test_a_client_is_who_a_trusted_proxy_says_and_ipv6_counts_by_network(host: str) -> None:
+    async with behind(host=host) as running:
         found = []
         for number in range(MAX_FAILURES + 1):
             headers = {
@@ -190,6 +194,10 @@ async def test_a_client_is_who_a_trusted_proxy_says_and_ipv6_counts_by_network()
             headers = {"x-forwarded-for": client, "authorization": "Bearer other"}
             async with running.http.get(ADA, headers=headers) as answer:
                 assert answer.status == 401
+
+
+def test_a_proxy_that_listens_to_both_families_may_write_an_ipv4_client_as_ipv6() -> None:
+    assert client_of({"client": ("::ffff:10.1.1.1", 0)}) == "10.1.1.1"
 
 
 @pytest.mark.parametrize("proxies", ["", "10.0.0.0/8"])

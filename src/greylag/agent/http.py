@@ -22,6 +22,7 @@ from greylag.common.agent_api import (
     ForwardedAnswer,
     ForwardedRequest,
     ForwardedSocket,
+    OpenSocket,
     Operation,
     Socket,
     Turn,
@@ -57,7 +58,6 @@ from greylag.ports import (
     AgentAddress,
     AgentAnswer,
     AgentRequest,
-    AgentSocket,
     AgentStatus,
 )
 
@@ -375,7 +375,7 @@ class HttpAgents:
     @asynccontextmanager
     async def socket(
         self, at: AgentAddress, socket: Socket, parts: Mapping[str, str]
-    ) -> AsyncIterator[AgentSocket]:
+    ) -> AsyncIterator[OpenSocket]:
         """Open a WebSocket of the agent's."""
         path = socket.path.format_map({name: path_segment(parts[name], name) for name in parts})
         try:

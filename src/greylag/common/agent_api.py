@@ -10,7 +10,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, get_args
 
 from greylag.common.git import MAX_REF_LENGTH, REF_FORM
 
@@ -1367,6 +1367,26 @@ class ForwardedSocket:
     reader: StreamReader
     writer: StreamWriter
     protocol: str | None
+
+
+class OpenSocket(Protocol):
+    """An open WebSocket, whose messages pass as they are, bytes or text."""
+
+    async def send(self, content: bytes | str) -> None:
+        """Send a message; returns when there is room for more. What comes after the other end has
+        gone is for nobody: ``receive`` tells of that.
+        """
+
+    async def receive(self) -> bytes | str | None:
+        """Return the next message, ``None`` when the other end has closed the connection.
+
+        Raises:
+            AgentUnreachableError: it broke, or what came is larger than is taken.
+        """
+
+    @property
+    def close_code(self) -> int | None:
+        """Why it was closed (RFC 6455)."""
 
 
 PREVIEW = "/preview"

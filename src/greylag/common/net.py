@@ -40,6 +40,18 @@ ASKED = frozenset({"http", "websocket"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
+def unmapped(host: str) -> str:
+    """Return an IPv4 address as such also where a socket for both families writes it as IPv6;
+    anything else as it is.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return host if mapped is None else str(mapped)
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether ``host`` (a name or an address, no port) can only mean this machine."""
     if host == "localhost":

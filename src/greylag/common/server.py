@@ -29,7 +29,7 @@ from uvicorn.server import ServerState
 from websockets.frames import Frame
 from websockets.http11 import Request
 
-from greylag.common.net import is_loopback
+from greylag.common.net import is_loopback, unmapped
 
 _BACKLOG = 2048
 _LOOK_EACH_TICKS = 3  # uvicorn's tick is a tenth of a second
@@ -262,6 +262,7 @@ class _LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Take a connection, or send it away."""
         super().connection_made(transport)
+        self.client = _unmapped(self.client)
         self.waits_since = self._heard_at = self.loop.time()
         self.counted = _counted_as(self.client, self.server_state.limits)
         refusal = self.server_state.admit(self)
@@ -448,6 +449,11 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
         self._left = left
         self._taken = False
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection over."""
+        super().connection_made(transport)
+        self.client = _unmapped(self.client)
+
     def handle_connect(self, event: Request) -> None:
         """Let the application begin, which may take the connection over."""
         super().handle_connect(event)
@@ -520,6 +526,10 @@ class _Taken(asyncio.StreamReaderProtocol):
         self._lost(exc)
 
 
+def _unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
+    return None if client is None else (unmapped(client[0]), client[1])
+
+
 def _counted_as(client: tuple[str, int] | None, limits: Limits) -> str | None:
     """Return what a client's connections are counted by; ``None``: they are not."""
     if client is None or client[0] in limits.proxies or is_loopback(client[0]):
@@ -529,11 +539,8 @@ def _counted_as(client: tuple[str, int] | None, limits: Limits) -> str | None:
     except ValueError:
         return client[0]
     if isinstance(address, ipaddress.IPv6Address):
-        mapped = address.ipv4_mapped
-        if mapped is None:
-            # Whoever has one address of such a network has all of it.
-            return str(ipaddress.ip_network((address, 64), strict=False))
-        return None if mapped.is_loopback or str(mapped) in limits.proxies else str(mapped)
+        # Whoever has one address of such a network has all of it.
+        return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)
 
 

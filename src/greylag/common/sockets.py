@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import aiohttp
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from greylag.common.agent_api import OpenSocket
 from greylag.common.concurrent import until_one_ends
 
 NORMAL, GOING_AWAY, WRONG, FAILED = 1000, 1001, 1008, 1011
@@ -112,21 +113,7 @@ class Peer:
         return content
 
 
-class OtherEnd(Protocol):
-    """What a client's WebSocket is joined to."""
-
-    async def send(self, content: bytes | str) -> None:
-        """Send a message."""
-
-    async def receive(self) -> bytes | str | None:
-        """Return the next message, None when it was closed."""
-
-    @property
-    def close_code(self) -> int | None:
-        """Why it was closed."""
-
-
-async def join(client: WebSocket, other: OtherEnd) -> int:
+async def join(client: WebSocket, other: OpenSocket) -> int:
     """Carry messages both ways, each once the one before was taken; return how to end the client's.
 
     What the other end raises comes out.

@@ -53,18 +53,26 @@ class DeliveryOptions:
 class HttpDelivery:
     """See ``greylag.ports.Delivery``."""
 
-    def __init__(self, session: aiohttp.ClientSession, options: DeliveryOptions) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        reach: Reach,
+        resolver: PublicResolver,
+        proxies: Mapping[str, str],
+    ) -> None:
         self._session = session
-        self._reach = Reach(options.named)
-        self._resolver = PublicResolver(self._reach)
-        self._proxies = options.proxies
+        self._reach = reach
+        self._resolver = resolver
+        self._proxies = proxies
 
     @classmethod
     def open(cls, options: DeliveryOptions) -> Self:
         """Return one that has asked nothing yet."""
+        reach = Reach(options.named)
+        resolver = PublicResolver(reach, options.proxies)
         connector = aiohttp.TCPConnector(
             ssl=ssl.create_default_context(cadata=options.authorities or None),
-            resolver=PublicResolver(Reach(options.named), options.proxies),
+            resolver=resolver,
             limit=_MOST_AT_ONCE,
         )
         session = aiohttp.ClientSession(
@@ -74,11 +82,12 @@ class HttpDelivery:
             auto_decompress=False,
             headers={"User-Agent": "Greylag"},
         )
-        return cls(session, options)
+        return cls(session, reach, resolver, options.proxies)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+        await self._resolver.close()  # a connector closes none that it was given
 
     @staticmethod
     def new_key() -> str:

@@ -497,8 +497,11 @@ class Principal:
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may administrate: a token may only with the scope for it."""
-        return self.role is Role.ADMIN and (self.scopes is None or Scope.ADMIN in self.scopes)
+        """Whether it may administrate: a token may only with the scope for it, and when it is not
+        for some of its user's own projects alone.
+        """
+        scoped = self.scopes is None or Scope.ADMIN in self.scopes
+        return self.role is Role.ADMIN and self.projects is None and scoped
 
 
 OPERATOR = Principal("operator", role=Role.ADMIN)

@@ -5,10 +5,14 @@ one of the members whom a project was shared with. Who has none is told what the
 there were no such user or project. ``docs/people.md`` holds the table below as ``table`` writes it.
 """
 
+import asyncio
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from enum import StrEnum
+from zlib import crc32
 
 import structlog
 
@@ -21,6 +25,7 @@ from greylag.domain.errors import (
     LimitExceededError,
     MissingError,
     ProjectNotFoundError,
+    StoreUnavailableError,
 )
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import (
@@ -34,12 +39,18 @@ from greylag.domain.users import (
     of_project,
     of_user,
 )
-from greylag.ports import Clock, PeopleStore, ProjectStore, UserDirectory
+from greylag.ports import Clock, Duty, PeopleStore, ProjectStore, UserDirectory
 from greylag.services.audit import Audit
 from greylag.services.people import no_such_user
 
 MAX_REASON_LENGTH = 500
 _ATTEMPTS = 5
+COUNTING = "count"
+COUNTED_AT_ONCE = 64
+"""How many duties of this name share out whose things are counted; a store keeps them all."""
+_COUNTING_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
+_ANEW = datetime.max.replace(tzinfo=UTC)  # whoever did it before, it is to be done again
 
 _log = structlog.get_logger(__name__)
 
@@ -122,6 +133,7 @@ class Gate:
         self._directory = directory
         self._projects = projects
         self._clock = clock
+        self._turns = [asyncio.Lock() for _ in range(COUNTED_AT_ONCE)]
         self.audit = Audit(projects, clock)
 
     async def authorize(self, principal: Principal, action: Action, what: str | ProjectRef) -> User:
@@ -167,7 +179,7 @@ class Gate:
         Raises:
             ForbiddenError: they may not.
         """
-        if principal.projects is not None or not principal.is_admin:
+        if not principal.is_admin:
             raise await self.refused(principal, action, "", _no_administrator(action))
 
     async def refused(
@@ -182,14 +194,47 @@ class Gate:
 
     @asynccontextmanager
     async def limited(
-        self, principal: Principal, action: str, what: str | ProjectRef
+        self,
+        principal: Principal,
+        action: str,
+        what: str | ProjectRef,
+        *,
+        counted: str | None = None,
     ) -> AsyncIterator[None]:
-        """Tell the audit trail of a limit by which the block refuses an action."""
+        """Tell the audit trail of a limit by which the block refuses an action.
+
+        With ``counted``, whose things the block counts and adds to, such blocks of one user come
+        one after another in all processes of a store, so that no two of them find the same room.
+        The turn of one that died, or takes longer than ten seconds, goes to the next.
+
+        Raises:
+            ConflictError: others went first for too long.
+        """
         try:
-            yield
+            async with nullcontext() if counted is None else self._turn(counted):
+                yield
         except LimitExceededError as error:
             await self.refused(principal, action, what, error)
             raise
+
+    @asynccontextmanager
+    async def _turn(self, user_id: str) -> AsyncIterator[None]:
+        slot = crc32(user_id.encode(errors="replace")) % COUNTED_AT_ONCE
+        name, holder = f"{COUNTING} {slot}", secrets.token_hex(8)
+        end = self._clock.monotonic() + 2 * _COUNTING_SECONDS
+        async with self._turns[slot]:
+            while Duty.MINE is not await self._projects.take_duty(
+                name, holder, since=_ANEW, now=self._clock.now(), seconds=_COUNTING_SECONDS
+            ):
+                if self._clock.monotonic() >= end:
+                    others = "Other requests of this user are under way."
+                    raise ConflictError(others, hint="Try again in a moment.")
+                await self._clock.sleep(_LOOK_SECONDS)
+            try:
+                yield
+            finally:
+                with suppress(StoreUnavailableError):  # it runs out by itself
+                    await self._projects.finish_duty(name, holder, self._clock.now())
 
     @staticmethod
     def is_lasting(principal: Principal, owner: str) -> bool:
@@ -244,6 +289,8 @@ class Gate:
             return principal.projects
         if principal.user_id is None or principal.is_admin:
             return None
+        if principal.projects is not None:
+            return frozenset()
         shared = await self._people.labelled(Member, of_user(principal.user_id))
         return frozenset(one.project_id for one in shared if one.owner == owner)
 

@@ -19,6 +19,7 @@ from greylag.common.agent_api import (
     ForwardedAnswer,
     ForwardedRequest,
     ForwardedSocket,
+    OpenSocket,
     Operation,
     Socket,
     Turn,
@@ -38,7 +39,6 @@ from greylag.ports import (
     AgentAnswer,
     AgentGateway,
     AgentRequest,
-    AgentSocket,
     AgentStatus,
     Cluster,
 )
@@ -153,16 +153,13 @@ class Agents:
 
     async def socket(
         self, principal: Principal, ref: ProjectRef, socket: Socket, parts: Mapping[str, str]
-    ) -> AbstractAsyncContextManager[AgentSocket]:
+    ) -> AbstractAsyncContextManager[OpenSocket]:
         """Return a WebSocket of the agent's, to be opened."""
         at = await self.address(principal, ref, Action.TERMINAL_USE)
-        doing = self.audit.doing(
-            principal,
-            Action.TERMINAL_USE,
-            name_of(ref) + socket.path.format(**parts),
-            operation=f"open_{socket.name}",
-        )
-        return _opened(self._gateway.socket(at, socket, parts), doing)
+        about = (principal, Action.TERMINAL_USE, name_of(ref) + socket.path.format(**parts))
+        doing = self.audit.doing(*about, operation=f"open_{socket.name}")
+        open_still = self.audit.lasting(*about, operation=f"close_{socket.name}")
+        return _opened(self._gateway.socket(at, socket, parts), doing, open_still)
 
     async def forward(
         self, principal: Principal, ref: ProjectRef, port: int, request: ForwardedRequest
@@ -279,13 +276,18 @@ async def _until(
 
 @asynccontextmanager
 async def _opened(
-    opening: AbstractAsyncContextManager[_T], doing: AbstractAsyncContextManager[None]
+    opening: AbstractAsyncContextManager[_T],
+    doing: AbstractAsyncContextManager[None],
+    open_still: AbstractAsyncContextManager[None] | None = None,
 ) -> AsyncIterator[_T]:
-    """Open something, which ``doing`` tells the audit trail of: that it begins, and how it went."""
+    """Open something, which ``doing`` tells the audit trail of: that it begins, and how it went;
+    and ``open_still`` of its end.
+    """
     async with AsyncExitStack() as stack:
         async with doing:
             opened = await stack.enter_async_context(opening)
-        yield opened
+        async with open_still or nullcontext():
+            yield opened
 
 
 def _object(ref: ProjectRef, request: AgentRequest) -> str:

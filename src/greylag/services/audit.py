@@ -180,6 +180,19 @@ class Audit:
             raise
         await self._tell(replace(event, at=self._clock.now()))
 
+    @asynccontextmanager
+    async def lasting(
+        self, who: Principal | Actor, action: str, on: str, **changed: Any
+    ) -> AsyncIterator[None]:
+        """Tell that the ``with`` block has ended, in whatever way, after how many ``seconds``."""
+        event, began = self.event(who, action, on, **changed), self._clock.monotonic()
+        try:
+            yield
+        finally:
+            seconds = round(self._clock.monotonic() - began)
+            told = {**event.changed, "seconds": seconds}
+            await self._tell(replace(event, at=self._clock.now(), changed=told))
+
     async def refused(
         self, who: Principal | Actor, action: str, on: str, code: str, **changed: Any
     ) -> None:

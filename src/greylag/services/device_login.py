@@ -22,7 +22,6 @@ from greylag.services.tokens import NewToken, Tokens, beyond_role
 
 LASTS = timedelta(minutes=10)
 CODE_LENGTH = 8
-CODE_FORM = r"^[B-DF-HJ-NP-TV-XZ]{4}-[B-DF-HJ-NP-TV-XZ]{4}$"
 # No vowels, so that it is no word; nothing that looks like something else (RFC 8628, section 6.1).
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 

@@ -171,15 +171,15 @@ class Notifications:
             sealed=self._sealing.seal(json.dumps(asdict(address)), _purpose(target_id, user.id)),
             created_at=self._clock.now(),
         )
-        for _ in range(_ATTEMPTS):
-            before = await self._people.find(NotificationTarget, target_id)
-            known = await self.of(user.id)
-            async with self._gate.limited(principal, AuditAction.NOTIFICATION_ADD, user.id):
-                _check_room(known, target_id)
-            one = replace(new, version=before.version) if before else new
-            told = self._event(principal, AuditAction.NOTIFICATION_ADD, one)
-            if await self._people.put(one, new.created_at, audit=told):
-                return one
+        action = AuditAction.NOTIFICATION_ADD
+        told = self._event(principal, action, new)
+        async with self._gate.limited(principal, action, user.id, counted=user.id):
+            for _ in range(_ATTEMPTS):
+                before = await self._people.find(NotificationTarget, target_id)
+                _check_room(await self.of(user.id), target_id)
+                one = replace(new, version=before.version) if before else new
+                if await self._people.put(one, new.created_at, audit=told):
+                    return one
         raise ConflictError("Others changed this again and again.")
 
     async def test(

@@ -174,13 +174,9 @@ class People:
             )
 
     async def remove(self, user_id: str, *, by: By = SYSTEM) -> None:
-        """Remove a user with their sessions; tokens and shares are the caller's to remove before.
-
-        Raises:
-            ConflictError: the settings name them.
+        """Remove a user with their sessions. The caller has asked whether they are removable,
+        disabled them, and removed what else is theirs.
         """
-        self.check_removable(user_id)
-        await self.edit(user_id, UserEdit(disabled=True), by=by)
         await self.end_sessions(user_id, by=by)
         event = self._event(by, AuditAction.USER_REMOVE, user_id)
         await self._store.remove(User, user_id, audit=event)

@@ -154,9 +154,6 @@ class Projects:
         metadata = check_metadata(new.metadata or {})
         source = None if new.source is None else check_source(new.source)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
-        async with self._gate.limited(principal, Action.PROJECTS_WRITE, owner):
-            self._check_template(user, metadata)
-            await self._check_projects(user)
         now = self._clock.now()
         project = Project(
             id=new_record_id(now),
@@ -173,14 +170,27 @@ class Projects:
         event = self.audit.event(
             principal, AuditAction.PROJECT_CREATE, name_of(project.ref), name=name
         )
-        return await self._store.create(project, idempotency_key(key, new), audit=event)
+        most = self._limits.of(user).projects
+        counted = None if most is None else owner
+        async with self._gate.limited(principal, Action.PROJECTS_WRITE, owner, counted=counted):
+            self._check_template(user, metadata)
+            await self._check_projects(principal, user, most)
+            return await self._store.create(project, idempotency_key(key, new), audit=event)
 
     async def give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
         """Give a project that sleeps to a user. The caller has asked whether it may."""
         project = await self._store.get(ref.user_id, ref.project_id)
-        async with self._gate.limited(principal, Action.PROJECTS_HAND_OVER, ref):
-            await self._check_projects(user)
+        most = self._limits.of(user).projects
+        counted = None if most is None else user.id
+        on = Action.PROJECTS_HAND_OVER
+        async with self._gate.limited(principal, on, ref, counted=counted):
+            await self._check_projects(principal, user, most)
             self._check_template(user, project.metadata)
+            given = await self._give(principal, ref, user)
+        await self._gate.drop_members(principal, ref)
+        return given
+
+    async def _give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
         event = self.audit.event(principal, Action.PROJECTS_HAND_OVER, name_of(ref), owner=user.id)
         there = ProjectRef(user.id, ref.project_id)
         hint = "Hand over or delete that one first, or choose another user."
@@ -189,7 +199,7 @@ class Projects:
             raise ConflictError(taken, hint=hint)
         await self._gate.carry_members(principal, ref, user.id)
         try:
-            given = await self._store.hand_over(
+            return await self._store.hand_over(
                 ref.user_id, ref.project_id, user.id, self._clock.now(), audit=event
             )
         except ProjectExistsError as error:
@@ -197,11 +207,11 @@ class Projects:
         except ConflictError:
             await self._gate.drop_members(principal, there)
             raise
-        await self._gate.drop_members(principal, ref)
-        return given
 
-    async def _check_projects(self, user: User) -> None:
-        if (most := self._limits.of(user).projects) is not None:
+    async def _check_projects(self, principal: Principal, user: User, most: int | None) -> None:
+        if most is not None:
+            # Others may have gone first for longer than it takes to remove a user.
+            await self._gate.authorize(principal, Action.PROJECTS_WRITE, user.id)
             _check_room(user, len(await projects_of(self._store, user.id)), most, "projects")
 
     async def edit(self, principal: Principal, ref: ProjectRef, edit: Edit) -> Project:
@@ -243,10 +253,13 @@ class Projects:
             ProjectDeletingError: it is being deleted, and something else is wanted.
         """
         owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
-        if desired is Desired.ACTIVE:
-            async with self._gate.limited(principal, action or _ACTIONS[desired], ref):
-                await self._check_active(owner, ref)
-        return await self._want(principal, ref, desired)
+        if desired is not Desired.ACTIVE:
+            return await self._want(principal, ref, desired)
+        on = action or _ACTIONS[desired]
+        counted = owner.id if await self._is_counted(owner, ref) else None
+        async with self._gate.limited(principal, on, ref, counted=counted):
+            await self._check_active(owner, ref)
+            return await self._want(principal, ref, desired)
 
     async def refresh(self, principal: Principal, ref: ProjectRef) -> Project:
         """Have a running environment that is outdated started anew once nobody is answered, and
@@ -378,6 +391,15 @@ class Projects:
     async def has_any(self, user_id: str) -> bool:
         """Tell whether a user has a project."""
         return bool((await self._store.page(user_id, PageQuery(limit=1))).projects)
+
+    async def _is_counted(self, owner: User, ref: ProjectRef) -> bool:
+        """Tell whether an activation is one more. What is to run already, as for each message, is
+        not, though it may be stopped before this is written: then it runs once more than counted.
+        """
+        if self._limits.of(owner).active is None:
+            return False
+        project = await self._store.get(ref.user_id, ref.project_id)
+        return project.desired is not Desired.ACTIVE
 
     async def _check_active(self, owner: User, ref: ProjectRef) -> None:
         limits = self._limits.of(owner)

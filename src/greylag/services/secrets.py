@@ -12,7 +12,7 @@ import structlog
 
 from greylag.common.git import GitCredential, GitSetup
 from greylag.common.sealing import SealError, Sealing
-from greylag.domain.audit import AuditAction, name_of
+from greylag.domain.audit import AuditAction, AuditEvent, name_of
 from greylag.domain.errors import (
     ConflictError,
     InvalidRequestError,
@@ -90,13 +90,26 @@ class Secrets:
         if self._sealing is None:
             raise SecretsOffError("Secrets cannot be kept here.")
         sealed = self._sealing.seal(new.value, _purpose(user.id, new.name, new.host))
+        told = self._gate.audit.event(
+            principal,
+            AuditAction.SECRET_SET,
+            name_of(user.id),
+            name=new.name,
+            host=new.host,
+            username=new.username,
+        )
+        action = AuditAction.SECRET_SET
+        async with self._gate.limited(principal, action, user.id, counted=user.id):
+            one = await self._put(user.id, new, sealed, told)
+        await self._projects.look_again(user.id)
+        return one
+
+    async def _put(self, user_id: str, new: NewSecret, sealed: str, told: AuditEvent) -> UserSecret:
         for _ in range(_ATTEMPTS):
-            known = await self._of(user.id)
-            async with self._gate.limited(principal, AuditAction.SECRET_SET, user.id):
-                before = _before(known, new)
+            before = _before(await self._of(user_id), new)
             now = self._clock.now()
             one = UserSecret(
-                user_id=user.id,
+                user_id=user_id,
                 name=new.name,
                 host=new.host,
                 username=new.username,
@@ -105,16 +118,7 @@ class Secrets:
                 updated_at=now,
                 version=before.version if before else 0,
             )
-            told = self._gate.audit.event(
-                principal,
-                AuditAction.SECRET_SET,
-                name_of(user.id),
-                name=new.name,
-                host=new.host,
-                username=new.username,
-            )
             if await self._people.put(one, now, audit=told):
-                await self._projects.look_again(user.id)
                 return one
         raise ConflictError("Others changed this secret again and again.")
 

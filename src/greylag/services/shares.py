@@ -46,11 +46,6 @@ class Shares:
             LimitExceededError: there are as many as may be.
         """
         project = await self._projects.get(principal, ref, Action.PREVIEW_USE)
-        async with self._gate.limited(principal, AuditAction.PREVIEW_LINK, ref):
-            if len(await self._good(project)) >= MOST_SHARES:
-                raise LimitExceededError(
-                    f"{MOST_SHARES} previews of this project are shared.", hint="End one first."
-                )
         now = self._clock.now()
         share = Share(
             key=secrets.token_urlsafe(12),
@@ -71,7 +66,13 @@ class Shares:
             path=new.path,
             share_seconds=new.seconds,
         )
-        await self._store.put(share, now, audit=told)
+        action = AuditAction.PREVIEW_LINK
+        async with self._gate.limited(principal, action, ref, counted=ref.user_id):
+            if len(await self._good(project)) >= MOST_SHARES:
+                raise LimitExceededError(
+                    f"{MOST_SHARES} previews of this project are shared.", hint="End one first."
+                )
+            await self._store.put(share, now, audit=told)
         return share
 
     async def listed(self, principal: Principal, ref: ProjectRef) -> Sequence[Share]:

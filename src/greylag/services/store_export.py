@@ -163,7 +163,7 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
     found, left_out, entries_left_out = Contents(), 0, 0
     reading = read_export(file, lambda done, total: tell("importing", done, total))
     async with archive.replacing(origin.instance, people=origin.people > 0, trail=trail) as fill:
-        while batch := await asyncio.to_thread(_next, reading):
+        while batch := await asyncio.to_thread(list, islice(reading, _AT_ONCE)):
             kept = [one for one in batch if trail or not isinstance(one, StoredEntry)]
             entries_left_out += len(batch) - len(kept)
             await fill([_arriving(stored, now) for stored in kept])
@@ -184,10 +184,6 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
         )
         await fill([event])
     return Imported(found, left_out, entries_left_out)
-
-
-def _next(reading: Iterator[Stored]) -> list[Stored]:
-    return list(islice(reading, _AT_ONCE))
 
 
 def _current(stored: Stored, now: datetime) -> Stored:

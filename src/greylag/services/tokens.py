@@ -110,11 +110,6 @@ class Tokens:
         self._check(new)
         if (refusal := _refusal(principal, user, new)) is not None:
             raise await self._gate.refused(principal, AuditAction.TOKEN_CREATE, user.id, refusal)
-        async with self._gate.limited(principal, AuditAction.TOKEN_CREATE, user.id):
-            if len(await self._counting(of_user(user.id))) >= MOST_TOKENS:
-                raise LimitExceededError(
-                    f"A user may have {MOST_TOKENS} tokens.", hint="Revoke one first."
-                )
         text, now = new_token(), self._clock.now()
         token = ApiToken(
             key=digest(text),
@@ -137,7 +132,13 @@ class Tokens:
             projects=token.projects,
             expires_at=token.expires_at,
         )
-        await self._store.put(token, now, audit=event)
+        action = AuditAction.TOKEN_CREATE
+        async with self._gate.limited(principal, action, user.id, counted=user.id):
+            if len(await self._counting(of_user(user.id))) >= MOST_TOKENS:
+                raise LimitExceededError(
+                    f"A user may have {MOST_TOKENS} tokens.", hint="Revoke one first."
+                )
+            await self._store.put(token, now, audit=event)
         return text, token
 
     async def listed(self, principal: Principal, user_id: str | None) -> Sequence[ApiToken]:

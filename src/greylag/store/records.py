@@ -1,7 +1,7 @@
 """A record and what each write makes of it: pure, so that every store changes it alike."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -143,15 +143,6 @@ def claimed(
     number = record.claims + 1
     lease = Lease(worker, number, lease_end(now, lease_seconds))
     return replace(record, project=replace(record.project, lease=lease), claims=number, woken=False)
-
-
-def claim_order(
-    claimable_at: datetime, record: ProjectRecord, at_work: Mapping[str, int]
-) -> tuple[int, datetime, str]:
-    """Return a due record's place in the order of claims; ``at_work`` says how many projects of
-    each user are under leases that have not run out.
-    """
-    return at_work.get(record.project.user_id, 0), claimable_at, record.project.id
 
 
 def renewed(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlencode
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -70,6 +71,16 @@ def root_path() -> str:
 def address(path: str) -> str:
     """Return where browsers and clients find ``path``, which begins with a slash."""
     return _root.get() + path
+
+
+def origin_of(request: Request) -> str:
+    """Return the origin at which whoever asks reached us; the guard has checked its host."""
+    return f"{request.url.scheme}://{request.headers['host']}"
+
+
+def site_of(request: Request) -> str:
+    """Return where whoever asks reaches this site, its root path included."""
+    return origin_of(request) + _root.get()
 
 
 def asked_path(scope: Scope) -> str:

@@ -26,6 +26,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
+from greylag.common.net import unmapped
 from greylag.config import Settings
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import (
@@ -320,7 +321,7 @@ def client_of(scope: Scope) -> str:
     since one client has all of that.
     """
     try:
-        address = ipaddress.ip_address(scope["client"][0])
+        address = ipaddress.ip_address(unmapped(scope["client"][0]))
     except (TypeError, ValueError):
         return "unknown"
     if address.version == 4:  # noqa: PLR2004 - of IP

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Form, Query, Request, Response
 
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import GreylagError, LimitExceededError, MissingError
-from greylag.services.device_login import LASTS, DeviceLogins, NewLogin
+from greylag.services.device_login import LASTS, NewLogin
 from greylag.web import errors
-from greylag.web.addresses import address
+from greylag.web.addresses import site_of
 from greylag.web.auth import WrongTokens, client_of
 from greylag.web.dashboard.pages import respond
 from greylag.web.deps import CallDep, UseCasesDep, problems
@@ -59,7 +59,7 @@ async def begin_device_login(
     return DeviceLoginOut(
         secret=secret,
         code=login.code,
-        url=f"{request.url.scheme}://{request.headers['host']}{address(PAGE)}",
+        url=site_of(request) + PAGE,
         interval=INTERVAL_SECONDS,
         expires_in=int(LASTS.total_seconds()),
     )
@@ -72,7 +72,7 @@ async def begin_device_login(
     status_code=200,
     response_model=NewTokenOut,
     responses={
-        **problems(404, 413),
+        **problems(404, 409, 413),
         202: {"description": "Nobody has answered yet: ask again in `interval` seconds."},
     },
 )
@@ -103,7 +103,7 @@ async def ask_for_code(request: Request, call: CallDep, code: _Code = "") -> Res
         return respond("device.html", site=call.site, login=None, error=None, done=None)
     try:
         await _bound(request, f"code {call.principal.user_id}")
-        login = await _logins(call).waiting(code)
+        login = await call.use_cases.device_logins.waiting(code)
     except GreylagError as error:
         return _failed(call, error)
     return respond("device.html", site=call.site, login=login, error=None, done=None)
@@ -119,15 +119,11 @@ async def answer_program(
     """Let the program in, or turn it away."""
     try:
         await _bound(request, f"code {call.principal.user_id}")
-        await _logins(call).answer(call.principal, code, allow=answer == "allow")
+        await call.use_cases.device_logins.answer(call.principal, code, allow=answer == "allow")
     except GreylagError as error:
         return _failed(call, error)
     done = "It is let in." if answer == "allow" else "It is turned away."
     return respond("device.html", site=call.site, login=None, error=None, done=done)
-
-
-def _logins(call: CallDep) -> DeviceLogins:
-    return call.use_cases.device_logins
 
 
 def _failed(call: CallDep, error: GreylagError) -> Response:

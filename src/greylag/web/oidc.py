@@ -33,7 +33,7 @@ from greylag.domain.errors import (
 )
 from greylag.ports import AuthorizationRequest
 from greylag.services.sign_in import SignIn
-from greylag.web.addresses import address, root_path
+from greylag.web.addresses import address, site_of
 from greylag.web.auth import (
     COOKIE_SECONDS,
     SIGN_IN,
@@ -182,7 +182,7 @@ async def sign_out(request: Request, sign_in: SignInDep) -> Response:
     url = None
     if kept is not None:
         hint = None if kept == _TOO_LONG else kept
-        url = await sign_in.sign_out_url(_site(request) + SIGN_IN, hint)
+        url = await sign_in.sign_out_url(site_of(request) + SIGN_IN, hint)
     response = _onward(url) if url else RedirectResponse(address(SIGN_IN), status_code=303)
     ID_TOKEN_COOKIE.take_back(response, request.scope)
     return response
@@ -216,13 +216,8 @@ def _pending(request: Request, cookie: Cookie) -> PendingSignIn:
     )
 
 
-def _site(request: Request) -> str:
-    """Return the address that the browser knows this site by; the guard has checked its host."""
-    return f"{request.url.scheme}://{request.headers['host']}{root_path()}"
-
-
 def _callback(request: Request) -> str:
-    return _site(request) + CALLBACK
+    return site_of(request) + CALLBACK
 
 
 def _state_cookie(state: str) -> Cookie:

@@ -75,7 +75,10 @@ _OUR_REQUEST = (
     b"origin",
     b"x-forwarded-for",
     b"x-forwarded-host",
+    b"x-forwarded-port",
     b"x-forwarded-proto",
+    b"x-forwarded-scheme",
+    b"x-forwarded-ssl",
     b"x-greylag-agent-token",
     FORWARDED_AUTHORIZATION.encode(),
 )
@@ -300,13 +303,16 @@ def _check_origin(scope: Scope) -> None:
 
 
 def _request_headers(scope: Scope, preview: Preview) -> forwarding.Headers:
-    """Return what the application is told: its own host as it knows it, and none of ours."""
+    """Return what the application is told: its own host as it knows it, and none of ours.
+
+    Nothing says by what other name it was asked: Vite and webpack take ``localhost`` alone, and
+    Rails, Django and Next.js refuse an Origin that is not where they believe to be.
+    """
     passed = forwarding.end_to_end(scope["headers"], *_OUR_REQUEST, *forwarding.HANDSHAKE)
     headers = Headers(scope=scope)
     kept = "; ".join(f"{name}={value}" for name, value in cookies(scope) if name not in _NAMES)
     own = _own_origin(scope)
-    scheme, _, host = own.partition("://")
-    more = {"cookie": kept, "x-forwarded-host": host, "x-forwarded-proto": scheme}
+    more = {"cookie": kept}
     if scope["client"]:
         more["x-forwarded-for"] = scope["client"][0]
     if (origin := headers.get("origin")) is not None:

@@ -9,10 +9,9 @@ import re
 import secrets
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from itsdangerous import BadData, URLSafeSerializer
-from starlette.requests import Request
 
 from greylag.common.net import is_loopback
 from greylag.config import Settings
@@ -29,7 +28,6 @@ OPEN = "/.greylag/open"
 """The path of a preview's host that a link leads to."""
 TICKET_SECONDS = 300
 COOKIE_SECONDS = 12 * 3600
-LONGEST_SHARE = 30 * 24 * 3600
 HINT = "Open it from the project's page again: each link opens one browser, for some hours."
 _FILES = "files"
 _LONGEST_LABEL = 63
@@ -128,7 +126,7 @@ class PreviewLinks:
 
     def check(self, origin: str) -> None:
         """Raise ``PreviewOffError`` where whoever reaches us at this origin can have no link."""
-        name = origin.partition("://")[2].partition(":")[0]
+        name = urlsplit(origin).hostname or ""
         if not self._domain and not is_loopback(name):
             raise PreviewOffError(f"Previews have no address below {name[:100]!r}.")
 
@@ -163,14 +161,8 @@ class PreviewLinks:
 
 def beside(origin: str, label: str, domain: str) -> str:
     """Return the origin that a preview has beside ours: below the domain, at the same port."""
-    scheme, _, host = origin.partition("://")
-    port = host.partition(":")[2]
-    return f"{scheme}://{label}.{domain or LOCAL}" + (f":{port}" if port else "")
-
-
-def origin_of(request: Request) -> str:
-    """Return where whoever asks reached us."""
-    return f"{request.url.scheme}://{request.headers['host']}"
+    parts = urlsplit(origin)
+    return f"{parts.scheme}://{label}.{domain or LOCAL}" + (f":{parts.port}" if parts.port else "")
 
 
 def file_address(path: str) -> str:

@@ -4,9 +4,10 @@ Values from outside are checked so that every store, log and answer can hold the
 """
 
 import math
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
@@ -23,14 +24,11 @@ from greylag.domain.git import (
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
 from greylag.domain.users import (
-    ApiToken,
     Limits,
     MemberRole,
-    NotificationTarget,
     Role,
     Scope,
     User,
-    UserSecret,
 )
 from greylag.ports import MAX_ADDRESS, PushAddress
 from greylag.services.messages import MESSAGE_ID_FORM
@@ -108,7 +106,13 @@ def _children(item: Any) -> list[Any]:
 
 Text = Annotated[str, AfterValidator(check_text)]
 Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
-Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+def _time(value: object) -> object:
+    return rfc3339(value) if isinstance(value, datetime) else value
+
+
+Time = Annotated[str, BeforeValidator(_time), Field(json_schema_extra={"format": "date-time"})]
 
 _TIME = "2026-11-23T09:15:00.000Z"
 
@@ -123,6 +127,12 @@ class Out(BaseModel):
     """A part of an answer."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    @classmethod
+    def of(cls, kept: Any, **more: Any) -> Self:
+        """Return what is shown of ``kept``: its attributes of the same names, and ``more``."""
+        shown = {name: getattr(kept, name) for name in cls.model_fields if name not in more}
+        return cls.model_validate(shown | more)
 
 
 class ProblemDocument(Out):
@@ -215,22 +225,6 @@ class AccountOut(UserOut):
     groups: list[str]
     limits: LimitsOut
     created_at: Time | None
-
-    @classmethod
-    def of(cls, user: User) -> Self:
-        """Return ``user`` as it is shown."""
-        return cls(
-            id=user.id,
-            display_name=user.display_name,
-            role=user.role,
-            disabled=user.disabled,
-            service=user.service,
-            origin=user.origin,
-            email=user.email,
-            groups=list(user.groups),
-            limits=LimitsOut.model_validate(user.limits),
-            created_at=maybe_rfc3339(user.created_at),
-        )
 
 
 Email = Annotated[
@@ -343,22 +337,6 @@ class TokenOut(Out):
     expires_at: Time
     used_at: Time | None = Field(description="To the minute.")
     address: str | None = Field(description="From where it was used last.")
-
-    @classmethod
-    def of(cls, kept: ApiToken, **more: Any) -> Self:
-        """Return what is kept of a token as it is shown."""
-        return cls(
-            id=kept.id,
-            user_id=kept.user_id,
-            name=kept.name,
-            scopes=list(kept.scopes),
-            projects=None if kept.projects is None else list(kept.projects),
-            created_at=rfc3339(kept.created_at),
-            expires_at=rfc3339(kept.expires_at),
-            used_at=maybe_rfc3339(kept.used_at),
-            address=kept.address,
-            **more,
-        )
 
 
 class NewTokenOut(TokenOut):
@@ -473,17 +451,6 @@ class SecretOut(Out):
     created_at: Time = Field(examples=[_TIME])
     updated_at: Time = Field(examples=[_TIME])
 
-    @classmethod
-    def of(cls, kept: UserSecret) -> Self:
-        """Return what is shown of a secret."""
-        return cls(
-            name=kept.name,
-            host=kept.host,
-            username=kept.username,
-            created_at=rfc3339(kept.created_at),
-            updated_at=rfc3339(kept.updated_at),
-        )
-
 
 class SecretsOut(Out):
     """A user's secrets, by name."""
@@ -531,19 +498,6 @@ class NotificationTargetOut(Out):
     created_at: Time = Field(examples=[_TIME])
     last_at: Time | None = Field(description="When it was told last.", examples=[_TIME])
     last_result: str = Field(description="What came of that, in words.", examples=["delivered"])
-
-    @classmethod
-    def of(cls, target: NotificationTarget) -> Self:
-        """Return what is shown of it: neither its address nor its keys."""
-        return cls(
-            id=target.id,
-            kind=target.kind,
-            name=target.name,
-            host=target.host,
-            created_at=rfc3339(target.created_at),
-            last_at=maybe_rfc3339(target.last_at),
-            last_result=target.last_result,
-        )
 
 
 class NotificationTargetsOut(Out):
@@ -660,7 +614,7 @@ class ProjectOut(Out):
     )
 
     @classmethod
-    def of(cls, project: Project) -> Self:
+    def of(cls, project: Project) -> Self:  # type: ignore[override]  # by hand: lists are long
         """Return ``project`` as it is shown."""
         error, source = project.error, project.source
         return cls(

@@ -167,7 +167,10 @@ class Relay(Response):
         await exchange_of(scope).send(_body(last, more=False))
 
     async def _pump(self, send: Send, put: Send) -> None:
-        async with self._opening as opened, closing(_cut(opened, self._longest)) as runs:
+        async with (
+            self._opening as opened,
+            closing(opened if self._longest is None else _within(self._longest, opened)) as runs,
+        ):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             self._begun = True
             async for run in runs:
@@ -224,10 +227,6 @@ class _ClientLeftError(Exception):
 
 def _body(content: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": content, "more_body": more}
-
-
-def _cut(runs: AsyncIterator[bytes], longest: float | None) -> AsyncIterator[bytes]:
-    return runs if longest is None else _within(longest, runs)
 
 
 async def _within(seconds: float, runs: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

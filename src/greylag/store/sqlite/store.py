@@ -232,12 +232,8 @@ class SqliteStore:
         audit: AuditEvent | None = None,
     ) -> Project:
         """Change name or metadata; see the port."""
-
-        def work(write: Write) -> Project:
-            before = tables.find(write.sql, ProjectRef(owner, project_id))
-            return write.keep(records.edited(before, edit, now), before)
-
-        return await self._write(work, audit)
+        ref = ProjectRef(owner, project_id)
+        return await self._change(ref, lambda before: records.edited(before, edit, now), audit)
 
     async def want(  # noqa: PLR0913 - see the port
         self,
@@ -250,21 +246,27 @@ class SqliteStore:
         audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
-
-        def work(write: Write) -> Project:
-            before = tables.find(write.sql, ProjectRef(owner, project_id))
-            return write.keep(records.wanted(before, desired, now, deadline), before)
-
-        return await self._write(work, audit)
+        ref = ProjectRef(owner, project_id)
+        return await self._change(
+            ref, lambda before: records.wanted(before, desired, now, deadline), audit
+        )
 
     async def refresh(
         self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
     ) -> Project:
         """Write that it is to be started anew; see the port."""
+        ref = ProjectRef(owner, project_id)
+        return await self._change(ref, lambda before: records.refreshed(before, now), audit)
 
+    async def _change(
+        self,
+        ref: ProjectRef,
+        change: Callable[[ProjectRecord], ProjectRecord],
+        audit: AuditEvent | None,
+    ) -> Project:
         def work(write: Write) -> Project:
-            before = tables.find(write.sql, ProjectRef(owner, project_id))
-            return write.keep(records.refreshed(before, now), before)
+            before = tables.find(write.sql, ref)
+            return write.keep(change(before), before)
 
         return await self._write(work, audit)
 

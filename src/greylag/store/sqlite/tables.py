@@ -392,8 +392,8 @@ _FIRST_OF_USER = (
 
 
 def next_claimable(sql: sqlite3.Connection, now: datetime) -> ProjectRecord | None:
-    """Return the record that is claimed next, in the order of ``records.claim_order``; ``None``
-    when nothing is due.
+    """Return the record that is claimed next: of the users with the fewest projects under leases
+    that have not run out the one that is due longest; ``None`` when nothing is due.
     """
     of_the_idle = f"{SELECT} WHERE {_NOT_AT_WORK} AND {_LONGEST_DUE}"
     found = one(sql, of_the_idle, {"now": millis(now)})

@@ -7,9 +7,8 @@ from starlette.requests import Request
 
 from greylag.common.agent_api import Parameter
 from greylag.ports import DeliveryResult
-from greylag.web.addresses import root_path
+from greylag.web.addresses import site_of
 from greylag.web.deps import UserCallDep, path_id, problems
-from greylag.web.preview_links import origin_of
 from greylag.web.schemas import (
     NewBrowserIn,
     NewWebhookIn,
@@ -75,7 +74,7 @@ async def add_webhook(request: Request, call: UserCallDep, body: NewWebhookIn) -
     secret, target = await call.use_cases.notifications.add_webhook(
         call.principal, call.user_id, body.name, site_of(request), body.url
     )
-    return NewWebhookOut(**NotificationTargetOut.of(target).model_dump(), secret=secret)
+    return NewWebhookOut.of(target, secret=secret)
 
 
 @router.post(
@@ -100,8 +99,3 @@ async def test_target(call: UserCallDep, target: _TargetId) -> NotificationTestO
 async def remove_target(call: UserCallDep, target: _TargetId) -> None:
     """For the user, and for administrators."""
     await call.use_cases.notifications.remove(call.principal, call.user_id, target)
-
-
-def site_of(request: Request) -> str:
-    """Return where whoever asks reaches this Greylag, its root path included."""
-    return origin_of(request) + root_path()

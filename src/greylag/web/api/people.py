@@ -7,9 +7,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Response
 
 from greylag.common.agent_api import Parameter
-from greylag.common.clock import rfc3339
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
-from greylag.domain.users import Session
 from greylag.services.secrets import NAME_FORM, NewSecret
 from greylag.services.tokens import MOST_TOKENS, PLACE
 from greylag.web.addresses import address
@@ -126,7 +124,10 @@ async def remove_user(call: UserCallDep) -> None:
 async def list_logins(call: UserCallDep) -> SessionsOut:
     """For the user, and for administrators."""
     found = await call.use_cases.accounts.sessions(call.principal, call.user_id)
-    return SessionsOut(sessions=[_session(one, call.principal.via) for one in found])
+    via = call.principal.via
+    return SessionsOut(
+        sessions=[SessionOut.of(one, current=via == f"session {one.id}") for one in found]
+    )
 
 
 @router.delete(
@@ -139,17 +140,6 @@ async def list_logins(call: UserCallDep) -> SessionsOut:
 async def end_login(call: UserCallDep, login: _SessionId) -> None:
     """For the user, and for administrators."""
     await call.use_cases.accounts.end_session(call.principal, call.user_id, login)
-
-
-def _session(one: Session, via: str) -> SessionOut:
-    return SessionOut(
-        id=one.id,
-        created_at=rfc3339(one.created_at),
-        seen_at=rfc3339(one.seen_at),
-        expires_at=rfc3339(one.expires_at),
-        address=one.address,
-        current=via == f"session {one.id}",
-    )
 
 
 @router.get(
@@ -196,7 +186,7 @@ async def remove_secret(call: UserCallDep, secret: _SecretName) -> None:
     operation_id="make_token",
     summary="Make a token for programs",
     status_code=201,
-    responses={**problems(404, 413), 201: {"description": "Made. It is shown this once."}},
+    responses={**problems(404, 409, 413), 201: {"description": "Made. It is shown this once."}},
 )
 async def make_token(call: CallDep, body: NewTokenIn) -> NewTokenOut:
     """It may do what its user may and its scopes name, no more; so each program has one of its own.

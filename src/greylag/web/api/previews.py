@@ -10,10 +10,11 @@ from greylag.common.clock import rfc3339
 from greylag.domain.audit import AuditAction
 from greylag.domain.users import Action, Share
 from greylag.services.shares import NewShare, shown_by
+from greylag.web.addresses import origin_of
 from greylag.web.api.projects import PROJECT
 from greylag.web.dashboard.pages import PROJECT_PAGE
 from greylag.web.deps import ProjectCallDep, RequestContext, problems
-from greylag.web.preview_links import PreviewLinks, file_address, of_share, origin_of, private
+from greylag.web.preview_links import PreviewLinks, file_address, of_share, private
 from greylag.web.schemas import FilePreviewIn, PreviewIn, PreviewOut, ShareOut, SharesOut
 
 router = APIRouter(tags=["ports"])

@@ -14,10 +14,9 @@ import structlog
 from fastapi import APIRouter, WebSocket
 
 from greylag.common import agent_api, sockets
-from greylag.common.agent_api import Socket
+from greylag.common.agent_api import OpenSocket, Socket
 from greylag.domain.errors import GreylagError
 from greylag.domain.users import Action
-from greylag.ports import AgentSocket
 from greylag.web.access_watch import REFUSALS
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, RequestContext
@@ -53,7 +52,7 @@ async def _audited(
         _log.info(f"{socket.name}_closed", **about, seconds=round(time.monotonic() - began, 1))
 
 
-async def _relay(client: WebSocket, agent: AgentSocket, call: RequestContext) -> None:
+async def _relay(client: WebSocket, agent: OpenSocket, call: RequestContext) -> None:
     try:
         async with call.while_allowed(Action.TERMINAL_USE):
             code = await sockets.join(client, agent)

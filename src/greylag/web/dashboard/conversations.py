@@ -123,7 +123,8 @@ async def show_conversation(
 ) -> Response:
     """Show one session's last ``turns`` turns alone."""
     limit = bounded(turns)
-    view, shown = await _look(call, session, limit)
+    view = project_view(await call.use_cases.projects.get(*call.at))
+    shown = await read_conversation(call, view, session, limit)
     return respond(
         "fragments/conversation.html", project=view, conversation=shown, turns_shown=limit
     )
@@ -178,14 +179,6 @@ async def delete_session(request: Request, call: ProjectCallDep, session: str) -
     if is_fragment_request(request):
         return Response(status_code=204, headers={"HX-Trigger": "session-deleted"})
     return see(project_url(call.ref))
-
-
-async def _look(
-    call: RequestContext, session: str | None, limit: int = TURNS_SHOWN
-) -> tuple[ProjectView, ConversationView]:
-    project = await call.use_cases.projects.get(*call.at)
-    view = project_view(project)
-    return view, await read_conversation(call, view, session, limit)
 
 
 async def start_turn(call: RequestContext, ref: ProjectRef, new: NewMessage) -> str | None:

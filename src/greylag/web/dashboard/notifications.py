@@ -26,8 +26,7 @@ from greylag.domain.errors import (
     LimitExceededError,
     NotificationsOffError,
 )
-from greylag.web.addresses import address, user_url
-from greylag.web.api.notifications import site_of
+from greylag.web.addresses import address, site_of, user_url
 from greylag.web.api.relay import ask
 from greylag.web.dashboard.accounts import ACCOUNT, ACCOUNT_PAGE, parsed
 from greylag.web.dashboard.directory import look_needed

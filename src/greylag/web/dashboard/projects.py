@@ -1,7 +1,7 @@
 """A project's page, live, and what its forms do: edit, activate, deactivate, delete."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action, User
 from greylag.ports import Edit
-from greylag.web.addresses import project_url, user_url
+from greylag.web.addresses import origin_of, project_url, user_url
 from greylag.web.dashboard.conversations import TURNS_SHOWN, bounded, read_conversation
 from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
@@ -35,9 +35,11 @@ from greylag.web.dashboard.pages import (
 from greylag.web.dashboard.rail import project_rows, rail_frames, read_rail
 from greylag.web.dashboard.waking import waking
 from greylag.web.deps import ProjectCallDep, RequestContext
-from greylag.web.preview_links import PreviewLinks, origin_of
 from greylag.web.request_log import POLICY
 from greylag.web.stream import closing
+
+if TYPE_CHECKING:
+    from greylag.web.preview_links import PreviewLinks
 
 MAX_SEQ = 2**53 - 1
 """Whole numbers up to here are exact in every browser."""
