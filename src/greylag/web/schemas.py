@@ -7,7 +7,7 @@ import math
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
@@ -117,6 +117,18 @@ Time = Annotated[str, BeforeValidator(_time), Field(json_schema_extra={"format":
 _TIME = "2026-11-23T09:15:00.000Z"
 
 
+def _whole(value: object) -> object:
+    """JSON Schema's whole numbers are also those that are written with a fraction of zero."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_WHOLE = BeforeValidator(_whole)
+# Strict: neither a text nor a truth value is a number.
+Count = Annotated[int, Strict(), Field(ge=0, le=_INT64 - 1), _WHOLE]
+Depth = Annotated[int, Strict(), Field(ge=1, le=MOST_COMMITS), _WHOLE]
+ShareSeconds = Annotated[int, Strict(), Field(ge=60, le=2_592_000), _WHOLE]
+
+
 class In(BaseModel):
     """A request's body: a member that is not known is an error, not a silent loss."""
 
@@ -197,10 +209,8 @@ _Template = Annotated[Text, Field(min_length=1, max_length=200)]
 class LimitsOut(Out):
     """How much a user may have; null: as much as they like."""
 
-    projects: int | None = Field(None, ge=0, le=_INT64 - 1, strict=True)
-    active: int | None = Field(
-        None, ge=0, le=_INT64 - 1, strict=True, description="Active environments."
-    )
+    projects: Count | None = None
+    active: Count | None = Field(None, description="Active environments.")
     templates: tuple[_Template, ...] | None = Field(
         None,
         max_length=100,
@@ -690,9 +700,7 @@ class GitSourceIn(In):
         description="A branch, a tag or a whole commit id; left out: the repository's own branch.",
         examples=["main"],
     )
-    depth: int | None = Field(
-        None, ge=1, le=MOST_COMMITS, strict=True, description="How many commits; left out: all."
-    )
+    depth: Depth | None = Field(None, description="How many commits; left out: all.")
 
 
 class SourceIn(In):
@@ -760,9 +768,7 @@ class AgentOut(Out):
     demonstration: str | None
 
 
-_SHARE_SECONDS = Field(
-    None, ge=60, le=2_592_000, strict=True, description="Any browser may open it, for so long."
-)
+_SHARE_SECONDS = Field(None, description="Any browser may open it, for so long.")
 
 
 class PreviewIn(In):
@@ -775,7 +781,7 @@ class PreviewIn(In):
         pattern=r"^/(?:[!-.0-\[\]-~][!-\[\]-~]*)?$",
         examples=["/"],
     )
-    share_seconds: int | None = _SHARE_SECONDS
+    share_seconds: ShareSeconds | None = _SHARE_SECONDS
 
 
 class FilePreviewIn(In):
@@ -787,7 +793,7 @@ class FilePreviewIn(In):
         max_length=4000,
         examples=["docs/index.html"],
     )
-    share_seconds: int | None = _SHARE_SECONDS
+    share_seconds: ShareSeconds | None = _SHARE_SECONDS
 
 
 class PreviewOut(BaseModel):
