@@ -1,4 +1,4 @@
-"""`python -m greylag` is `greylag`."""
+"""``python -m greylag`` is ``greylag``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The whole store of the settings, for `greylag export`, `import` and `doctor`."""
+"""The whole store of the settings, for ``greylag export``, ``import`` and ``doctor``."""
 
 import asyncio
 import getpass

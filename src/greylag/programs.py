@@ -14,7 +14,7 @@ import structlog
 from pydantic import SecretStr
 
 from greylag.common.agent_api import LEGACY_API
-from greylag.common.server import HttpServer, Limits, addresses_of, listen
+from greylag.common.server import HttpServer, ServerLimits, addresses_of, listen
 from greylag.common.token_file import ensure_token
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
@@ -101,7 +101,7 @@ async def work(settings: Settings, announce: Announce) -> None:
         health = HttpServer(
             create_health_app(greylag.use_cases.check_ready),
             ends_within=GRACEFUL_SHUTDOWN_SECONDS,
-            limits=Limits(connections=_PROBES),
+            limits=ServerLimits(connections=_PROBES),
         )
         if probed is not None:
             tasks.create_task(health.serve([probed]), name="health")
@@ -151,9 +151,9 @@ def _sites(settings: Settings, listener: socket.socket) -> list[str]:
     return [f"{address}{settings.root_path}" for address in addresses_of(listener)]
 
 
-def _limits(settings: Settings) -> Limits:
-    plain = Limits()
-    return Limits(
+def _limits(settings: Settings) -> ServerLimits:
+    plain = ServerLimits()
+    return ServerLimits(
         # The guard's own answer to too many headers is the better one.
         headers=max(plain.headers, settings.header_limit + 1),
         connections=settings.connection_limit,

@@ -61,10 +61,8 @@ from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.activity import Activities
-from greylag.services.agents import Agents
+from greylag.services.agents import Agents, Messages
 from greylag.services.audit_reader import AuditReader
-from greylag.services.device_login import DeviceLogins
-from greylag.services.messages import Messages
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
 from greylag.services.orphans import Orphans
@@ -73,7 +71,7 @@ from greylag.services.projects import Projects
 from greylag.services.secrets import Secrets
 from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn, SignInRules
-from greylag.services.tokens import Tokens
+from greylag.services.tokens import DeviceLogins, Tokens
 from greylag.services.transcripts import Transcripts
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
 from greylag.store.people import RecentPeople

@@ -20,7 +20,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from greylag.agentd.main import http_server
-from greylag.common.server import TUNNEL, HttpServer, Limits, addresses_of, listen
+from greylag.common.server import TUNNEL, HttpServer, ServerLimits, addresses_of, listen
 
 needs_ipv6 = pytest.mark.skipif(
     not socket.has_dualstack_ipv6(), reason="this machine has no IPv6: it is NOT tested"
@@ -117,7 +117,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Bounded:
     """A server, and what its application has seen."""
 
-    limits: Limits | None
+    limits: ServerLimits | None
     left: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
@@ -228,7 +228,7 @@ class Bounded:
 
 @asynccontextmanager
 async def bounded(
-    limits: Limits | None = Limits(),  # noqa: B008 - it is frozen
+    limits: ServerLimits | None = ServerLimits(),  # noqa: B008 - it is frozen
     host: str = "127.0.0.1",
 ) -> AsyncIterator[Bounded]:
     """Serve with these limits; with agentd's own when there are none."""
@@ -384,7 +384,7 @@ async def test_requests_sent_ahead_without_number_end_the_connection() -> None:
 
 
 async def test_half_open_requests_give_way_to_whole_ones() -> None:
-    async with bounded(Limits(connections=16)) as one:
+    async with bounded(ServerLimits(connections=16)) as one:
         readers = [(await one.ask(GET))[0] for _ in range(16)]
         await one.heard(16)
         for _ in range(20):
@@ -399,7 +399,7 @@ async def test_half_open_requests_give_way_to_whole_ones() -> None:
 
 
 async def test_a_server_whose_connections_all_are_answered_refuses_more() -> None:
-    async with bounded(Limits(connections=16)) as one:
+    async with bounded(ServerLimits(connections=16)) as one:
         for _ in range(16):
             reader, _ = await one.ask(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n")
             await reader.readuntil(b"begun ")
@@ -432,7 +432,7 @@ OWN = _own_address()
 async def test_one_client_address_has_so_many_connections(*, proxied: bool) -> None:
     assert OWN is not None
     proxies = frozenset({OWN} if proxied else ())
-    async with bounded(Limits(per_address=3, proxies=proxies), host="") as one:
+    async with bounded(ServerLimits(per_address=3, proxies=proxies), host="") as one:
         held = [await one.connect(OWN) for _ in range(3)]
         await one.heard(3)
         reader, _ = await one.ask(GET + b"\r\n", OWN)
@@ -469,7 +469,7 @@ async def test_a_client_s_address_is_the_same_whatever_is_listened_on(host: str)
 @pytest.mark.skipif(OWN is None, reason="this machine has loopback only: it is NOT tested")
 async def test_a_websocket_is_counted_until_it_ends() -> None:
     assert OWN is not None
-    async with bounded(Limits(per_address=3), host="") as one:
+    async with bounded(ServerLimits(per_address=3), host="") as one:
         held = [await one.ask(SOCKET + b"\r\n", OWN) for _ in range(3)]
         for reader, _ in held:
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")

@@ -48,7 +48,7 @@ from greylag.domain.users import (
 from greylag.ports import AgentRequest, AuditFilter, Edit, PageQuery, has_record
 from greylag.services import access, notifications, secrets, shares, tokens
 from greylag.services.access import RULES, WITH_REASON, Standing
-from greylag.services.messages import NewMessage
+from greylag.services.agents import NewMessage
 from greylag.services.people import UserEdit
 from greylag.services.projects import NewProject
 from greylag.services.secrets import NewSecret

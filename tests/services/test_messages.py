@@ -20,7 +20,7 @@ from greylag.domain.errors import (
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, Status
 from greylag.domain.users import OPERATOR
-from greylag.services.messages import NewMessage
+from greylag.services.agents import NewMessage
 from greylag.services.projects import NewProject
 
 

@@ -21,9 +21,9 @@ from greylag.domain.errors import ForbiddenError, MissingError
 from greylag.domain.users import OPERATOR, Principal, Role, Scope
 from greylag.identity.oidc import OidcOptions, OidcProvider
 from greylag.ports import AuditFilter
-from greylag.services.device_login import NewLogin
 from greylag.services.people import UserEdit
 from greylag.services.sign_in import SignIn, SignInRules
+from greylag.services.tokens import NewLogin
 from greylag.web.app import create_app
 
 NEW = {"name": "greylag on laptop", "scopes": ["projects:read"]}

@@ -1,4 +1,4 @@
-"""The gateway to an environment's agentd over HTTP (its API: `docs/agentd.md`).
+"""The gateway to an environment's agentd over HTTP (its API: ``docs/agentd.md``).
 
 What comes from there is not trusted: no redirect is followed, no cookie kept, every answer has an
 end, and of its headers only those about content pass.

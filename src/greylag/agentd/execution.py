@@ -57,7 +57,7 @@ class ExecutionRefusedError(ExecutionError):
     """execd refused an operation.
 
     Attributes:
-        code: `not_started`, `not_listening`, `invalid_request`, ...
+        code: ``not_started``, ``not_listening``, ``invalid_request``, ...
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -91,7 +91,7 @@ class RemoteOutput:
             self._changed.notify_all()
 
     async def read(self, most: int) -> bytes:
-        """Return up to `most` bytes as soon as there are some, b"" at the end."""
+        """Return up to ``most`` bytes as soon as there are some, b"" at the end."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._chunks or self._over)
             if not self._chunks:
@@ -106,7 +106,7 @@ class RemoteOutput:
 
 
 class RemoteProcess:
-    """A process that execd runs. `end` it: then all that it started is dead.
+    """A process that execd runs. ``end`` it: then all that it started is dead.
 
     Attributes:
         pid: its id in execd's own process namespace.
@@ -123,7 +123,7 @@ class RemoteProcess:
         self._pumping = asyncio.create_task(self._pump(), name=f"execd process {pid}")
 
     def write(self, data: bytes) -> None:
-        """Send to its stdin; `drain` waits for room."""
+        """Send to its stdin; ``drain`` waits for room."""
         for one in frames(FrameKind.STDIN, data):
             self._send(one)
 
@@ -270,7 +270,7 @@ class Execution:
         Args:
             group: of the run that it belongs to.
             environ: further environment variables that it has.
-            since: a value of `process_clock`.
+            since: a value of ``process_clock``.
         """
         async with self.exchange("end", group=group, environ=dict(environ), since=since):
             return
@@ -286,8 +286,8 @@ class Execution:
     ) -> AsyncIterator[int]:
         """Let the untrusted side reach one port of ours; yield the port by which it does.
 
-        Every connection to that port of its loopback becomes one to `host` and `port` here, until
-        execd goes away: then `ended` is set.
+        Every connection to that port of its loopback becomes one to ``host`` and ``port`` here,
+        until execd goes away: then ``ended`` is set.
         """
         async with self.exchange("listen") as (facts, reader, _):
             inside = facts.get("port")
@@ -394,7 +394,7 @@ class ExecdProcess:
     descriptors), so that nobody on the untrusted side can put another in its place.
 
     Args:
-        command: what runs execd, with the sandbox around it; `--sent` is appended.
+        command: what runs execd, with the sandbox around it; ``--sent`` is appended.
         path: where the socket is, in a folder that the untrusted side cannot see; at most about
             100 characters (unix(7)), which a path from the current folder keeps to anywhere.
         env: execd's environment.

@@ -47,7 +47,7 @@ from greylag.agentd.volume import Volume
 from greylag.common.agent_api import LEGACY_API
 from greylag.common.logs import configure_logging
 from greylag.common.reach import Reach
-from greylag.common.server import HttpServer, Limits, listen
+from greylag.common.server import HttpServer, ServerLimits, listen
 from greylag.execd.processes import guard_memory
 
 EXIT_OK = 0
@@ -56,7 +56,7 @@ EXIT_CONFIG = 2
 
 _TURNS_END_WITHIN = 2.5
 _KILLED_TURNS_END_WITHIN = 1.0
-_LIMITS = Limits(connections=512)
+_LIMITS = ServerLimits(connections=512)
 _CONNECTIONS_END_WITHIN = 1
 
 _log = structlog.get_logger(__name__)

@@ -70,7 +70,7 @@ def moment(value: str | None) -> str:
     return "-" if value is None else one_line(value)[:19].replace("T", " ") + "Z"
 
 
-class Terminal:
+class Screen:
     """One stream that a person watches: colours, lines broken between words, tables, a spinner.
 
     All text must have been made harmless before. rich is imported only where there is a terminal:
@@ -144,8 +144,8 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.json = as_json
-        self.out = Terminal(sys.stdout) if sys.stdout.isatty() else None
-        self.err = Terminal(sys.stderr) if sys.stderr.isatty() else None
+        self.out = Screen(sys.stdout) if sys.stdout.isatty() else None
+        self.err = Screen(sys.stderr) if sys.stderr.isatty() else None
 
     def write(self, text: str) -> None:
         """Write to stdout as it stands, at once; a reader that does not read makes this wait.

@@ -101,7 +101,7 @@ def _own_addresses(families: Collection[socket.AddressFamily]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """What clients may cost a server. Seconds are held to about a third of one.
 
     Attributes:
@@ -195,7 +195,7 @@ class _RefusedRequestError(Exception):
 class _Connections(ServerState):
     """The open connections of one server, whatever they are doing."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         super().__init__()
         self.limits = limits
         self.of_address: Counter[str] = Counter()
@@ -530,7 +530,7 @@ def _unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
     return None if client is None else (unmapped(client[0]), client[1])
 
 
-def _counted_as(client: tuple[str, int] | None, limits: Limits) -> str | None:
+def _counted_as(client: tuple[str, int] | None, limits: ServerLimits) -> str | None:
     """Return what a client's connections are counted by; ``None``: they are not."""
     if client is None or client[0] in limits.proxies or is_loopback(client[0]):
         return None
@@ -562,11 +562,11 @@ class HttpServer(uvicorn.Server):
         app: ASGIApp,
         *,
         ends_within: int,
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
         signals: Sequence[signal.Signals] = (),
         started: Callable[[], None] | None = None,
     ) -> None:
-        limits = limits or Limits()
+        limits = limits or ServerLimits()
         super().__init__(
             uvicorn.Config(
                 app,

@@ -1,6 +1,6 @@
 """The operator's token as a file: made once by a server, read by whoever may read the file.
 
-``<data>/token`` is what `greylag up` makes for itself; ``~/.config/greylag/token`` is where a
+``<data>/token`` is what ``greylag up`` makes for itself; ``~/.config/greylag/token`` is where a
 person keeps the token of a server elsewhere. ``<data>/secret-key``, made likewise, seals secrets.
 """
 

@@ -1,6 +1,10 @@
-"""What runs in a project's environment: its agent's API and turns, and its log."""
+"""What runs in a project's environment: its agent's API and turns, its log, and talking to it: a
+message wakes the environment if it sleeps, and is answered.
+"""
 
 import asyncio
+import re
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -8,6 +12,7 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -29,6 +34,7 @@ from greylag.domain.audit import name_of
 from greylag.domain.errors import (
     AgentUnreachableError,
     ClusterError,
+    InvalidRequestError,
     NotActiveError,
     TerminalOffError,
 )
@@ -46,6 +52,8 @@ from greylag.services.projects import Projects
 from greylag.services.transcripts import Transcripts
 
 MAX_LOG_LINES = 10_000
+MAX_MESSAGE_ID_LENGTH = 128
+MESSAGE_ID_FORM = rf"^[^\x00-\x1f\x7f-\x9f]{{1,{MAX_MESSAGE_ID_LENGTH}}}$"
 _T = TypeVar("_T")
 
 
@@ -321,3 +329,83 @@ def _status_frame(message: str, event: Event | None = None) -> bytes:
     if event is not None:
         content |= {"code": event.code, "status": event.status, "hint": event.hint}
     return sse.encode({"type": "status", "content": content})
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """What a client sends; without ``session_id`` in a new session.
+
+    A client that repeats a message after a broken connection repeats its ``message_id`` too, and
+    gets the same turn.
+    """
+
+    message: str
+    session_id: str | None = None
+    message_id: str | None = None
+
+
+class Messages:
+    """The use case of talking to an agent."""
+
+    def __init__(self, projects: Projects, agents: Agents, gateway: AgentGateway) -> None:
+        self._projects = projects
+        self._agents = agents
+        self._gateway = gateway
+
+    @asynccontextmanager
+    async def send(
+        self, principal: Principal, ref: ProjectRef, new: NewMessage
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Give the agent a message and open the stream of whole SSE frames that answers it.
+
+        Leaving stops the relay; the turn goes on.
+
+        Raises:
+            GreylagError: on entering: what can be told before the first byte, by ``Projects.want``
+                and, of an active project, by ``AgentGateway.start_turn``.
+            InvalidRequestError: on entering: the message is empty or too long.
+            StreamCutError: on iterating: the turn goes on and is to be resumed.
+        """
+        _check(new)
+        project = await self._projects.want(principal, ref, Desired.ACTIVE, Action.MESSAGES_SEND)
+        if project.settled and project.status is Status.ACTIVE:
+            at = await self._agents.reach(project)
+            turn = await self._start(principal, project, at, new)
+            async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
+                yield frames
+            return
+        yield self._wake_and_answer(principal, project, new)
+
+    async def _wake_and_answer(
+        self, principal: Principal, project: Project, new: NewMessage
+    ) -> AsyncIterator[bytes]:
+        words = f"{project.name} is {project.status}: waking its environment."
+        async for frame in self._agents.waking(project, words):
+            yield frame
+        at = await self._agents.awake(project)
+        turn = await self._start(principal, project, at, new)
+        async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
+            async for part in frames:
+                yield part
+
+    async def _start(
+        self, principal: Principal, project: Project, at: AgentAddress, new: NewMessage
+    ) -> Turn:
+        message_id = new.message_id or uuid.uuid4().hex
+        on = f"{name_of(project.ref)}/sessions/{new.session_id or ''}"
+        async with self._agents.audit.doing(
+            principal, Action.MESSAGES_SEND, on, message_id=message_id
+        ):
+            return await self._gateway.start_turn(
+                at, new.session_id, new.message, message_id, principal.name
+            )
+
+
+def _check(new: NewMessage) -> None:
+    if not new.message.strip():
+        raise InvalidRequestError("message must not be empty.")
+    if new.message_id is not None and not re.fullmatch(MESSAGE_ID_FORM, new.message_id):
+        raise InvalidRequestError(
+            f"message_id must have 1 to {MAX_MESSAGE_ID_LENGTH} characters, none of them control"
+            " characters."
+        )

@@ -1,4 +1,4 @@
-"""What an operator must see to in a store, for `greylag doctor`. Nothing is changed."""
+"""What an operator must see to in a store, for ``greylag doctor``. Nothing is changed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

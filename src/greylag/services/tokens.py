@@ -3,6 +3,9 @@
 A token is ``glg_``, 43 characters of 256 random bits, and 6 of a checksum over them, so that who
 looks for leaked ones finds no other text, and a mistyped one costs no question to the store. Only
 its hash is kept.
+
+A program that has no browser gets one by a code that it shows: whoever has signed in and confirms
+the code elsewhere lets it in as themselves; for its secret it then gets a token of theirs, once.
 """
 
 import re
@@ -13,6 +16,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+import structlog
+
 from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import (
     ForbiddenError,
@@ -22,9 +27,20 @@ from greylag.domain.errors import (
     UserNotFoundError,
 )
 from greylag.domain.names import check_id, check_name
-from greylag.domain.users import Action, ApiToken, Principal, Role, Scope, User, of_user
+from greylag.domain.users import (
+    Action,
+    ApiToken,
+    DeviceLogin,
+    Principal,
+    Role,
+    Scope,
+    User,
+    of_code,
+    of_user,
+)
 from greylag.ports import Clock, PeopleStore
 from greylag.services.access import Gate
+from greylag.services.audit import event_of
 from greylag.services.people import SEEN_EVERY, People, digest
 
 PREFIX = "glg_"
@@ -35,7 +51,12 @@ MAX_PROJECTS = 100
 MOST_TOKENS = 500
 """How many of a user's may count at once."""
 DAYS = 90
+LOGIN_LASTS = timedelta(minutes=10)
+LOGIN_CODE_LENGTH = 8
+# No vowels, so that it is no word; nothing that looks like something else (RFC 8628, section 6.1).
+_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 _EPOCH = datetime.fromtimestamp(0, UTC)
+_log = structlog.get_logger(__name__)
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 
 
@@ -280,3 +301,122 @@ def _refusal(principal: Principal, user: User, new: NewToken) -> ForbiddenError 
             hint="Sign in, or use a token that may do all this.",
         )
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class NewLogin:
+    """What a program asks for: how it calls itself, and what it would like to do."""
+
+    name: str
+    scopes: frozenset[Scope]
+
+
+class DeviceLogins:
+    """The use cases of a login by a code. The web bounds how often each is tried."""
+
+    def __init__(
+        self,
+        store: PeopleStore,
+        people: People,
+        tokens: Tokens,
+        gate: Gate,
+        clock: Clock,
+    ) -> None:
+        self._gate = gate
+        self._store = store
+        self._people = people
+        self._tokens = tokens
+        self._clock = clock
+
+    async def begin(self, new: NewLogin, client: str) -> tuple[str, DeviceLogin]:
+        """Return the secret by which a program asks again, and what is kept of it.
+
+        Raises:
+            InvalidRequestError: the name can be none.
+        """
+        check_name(new.name)
+        secret, now = secrets.token_urlsafe(32), self._clock.now()
+        letters = "".join(secrets.choice(_LETTERS) for _ in range(LOGIN_CODE_LENGTH))
+        login = DeviceLogin(
+            key=digest(secret),
+            code=f"{letters[:4]}-{letters[4:]}",
+            name=new.name,
+            scopes=tuple(sorted(new.scopes)),
+            address=client,
+            expires_at=now + LOGIN_LASTS,
+        )
+        await self._store.put(login, now)
+        return secret, login
+
+    async def waiting(self, code: str) -> DeviceLogin:
+        """Return the program that shows a code and that nobody has answered.
+
+        Raises:
+            MissingError: there is none.
+        """
+        found = await self._store.labelled(DeviceLogin, of_code(code.strip().upper()))
+        # Two of one code would each take the other's answer.
+        if len(found) != 1 or found[0].user_id or self._clock.now() >= found[0].expires_at:
+            raise MissingError(
+                "No program waits with this code.", hint="Start anew: a code lasts ten minutes."
+            )
+        return found[0]
+
+    async def answer(self, principal: Principal, code: str, *, allow: bool) -> None:
+        """Let the program that shows a code in as the principal, or turn it away.
+
+        Raises:
+            MissingError: there is none.
+            ForbiddenError: the principal is no person who has signed in, or the program would be
+                an administrator and they are none.
+        """
+        action, own = AuditAction.LOGIN_ANSWER, principal.user_id
+        if own is None or principal.session_id is None:
+            refusal = ForbiddenError(
+                "Only somebody who has signed in lets a program in.",
+                hint="Sign in with the identity provider.",
+            )
+            raise await self._gate.refused(principal, action, own or "", refusal)
+        login, now = await self.waiting(code), self._clock.now()
+        user = await self._people.get(own)
+        if allow and (beyond := beyond_role(principal, user, login.scopes)) is not None:
+            raise await self._gate.refused(principal, action, own, beyond)
+        told = event_of(
+            principal,
+            now,
+            action,
+            name_of(own),
+            allow=allow,
+            name=login.name,
+            scopes=login.scopes,
+            address=login.address,
+        )
+        if allow:
+            answered = replace(login, user_id=own)
+            done = await self._store.put(answered, now, audit=told)
+        else:
+            done = await self._store.remove(DeviceLogin, login.key, audit=told)
+        if not done:
+            raise MissingError("Somebody else has answered this code.")
+        _log.info("device_answered", user_id=own, name=login.name, allow=allow)
+
+    async def redeem(self, secret: str) -> tuple[str, ApiToken] | None:
+        """Return the token for a program's secret, once; ``None`` while nobody has answered.
+
+        Raises:
+            MissingError: it was turned away, its time is over, or it has its token.
+        """
+        over = MissingError(
+            "This login was turned away, or its time is over.", hint="Start it again."
+        )
+        login = await self._store.find(DeviceLogin, digest(secret))
+        if login is None or self._clock.now() >= login.expires_at:
+            raise over
+        if login.user_id is None:
+            return None
+        user = await self._people.active(login.user_id)
+        if not await self._store.remove(DeviceLogin, login.key) or user is None:
+            raise over
+        new = NewToken(login.name, frozenset(login.scopes))
+        program = Principal(user.display_name, user.id, user.role, address=login.address)
+        return await self._tokens.make(program, new)

@@ -6,18 +6,16 @@ from greylag.ports import ProjectStore
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.activity import Activities
-from greylag.services.agents import Agents
+from greylag.services.agents import Agents, Messages
 from greylag.services.audit import Audit
 from greylag.services.audit_reader import AuditReader
-from greylag.services.device_login import DeviceLogins
-from greylag.services.messages import Messages
 from greylag.services.notifications import Notifications
 from greylag.services.people import People
 from greylag.services.projects import Projects
 from greylag.services.secrets import Secrets
 from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn
-from greylag.services.tokens import Tokens
+from greylag.services.tokens import DeviceLogins, Tokens
 
 DEMONSTRATION = (
     "This is a demonstration: no model provider is set, so a built-in script answers. Set"
@@ -44,7 +42,7 @@ class ModelInUse:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What this installation is, for pages, clients and `greylag doctor`.
+    """What this installation is, for pages, clients and ``greylag doctor``.
 
     ``notice`` and ``demonstration`` are sentences that every user must see, or ``None``.
     ``model`` is ``None`` where a script plays it.

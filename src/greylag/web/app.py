@@ -26,7 +26,6 @@ from greylag.web.api import (
     previews,
     projects,
     relay,
-    sockets,
 )
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
@@ -81,7 +80,6 @@ _API = (
     device.router,
 )
 _PAGES = (
-    sockets.router,
     previews.pages,
     sign_in,
     oidc.router,

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import GreylagError, LimitExceededError, MissingError
-from greylag.services.device_login import LASTS, NewLogin
+from greylag.services.tokens import LOGIN_LASTS, NewLogin
 from greylag.web import errors
 from greylag.web.addresses import site_of
 from greylag.web.auth import WrongTokens, client_of
@@ -61,7 +61,7 @@ async def begin_device_login(
         code=login.code,
         url=site_of(request) + PAGE,
         interval=INTERVAL_SECONDS,
-        expires_in=int(LASTS.total_seconds()),
+        expires_in=int(LOGIN_LASTS.total_seconds()),
     )
 
 

@@ -31,7 +31,7 @@ from greylag.domain.users import (
     User,
 )
 from greylag.ports import MAX_ADDRESS, PushAddress
-from greylag.services.messages import MESSAGE_ID_FORM
+from greylag.services.agents import MESSAGE_ID_FORM
 from greylag.services.people import UserEdit
 from greylag.services.secrets import DEFAULT_USERNAME, MAX_VALUE_LENGTH, USERNAME_FORM
 from greylag.services.tokens import NewToken

@@ -26,9 +26,9 @@ from tests.contract.store_adapters import make_project
 from greylag.cluster.local import cluster as local_cluster
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
-from greylag.cluster.local.observation import Observer, _not_ready
 from greylag.cluster.local.processes import ProcessId, marked
 from greylag.cluster.local.sandbox import ProcessLimits
+from greylag.cluster.local.supervision import Observer, _not_ready
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.names import EnvironmentNames

@@ -22,7 +22,7 @@ _SETTINGS_BODY = 64 * 1024
 
 
 class ExtensionRoutes:
-    """Handlers for `/api/v1/extensions`; ``agent_api`` describes those that are relayed."""
+    """Handlers for ``/api/v1/extensions``; ``agent_api`` describes those that are relayed."""
 
     def __init__(self, extensions: ExtensionService) -> None:
         self._extensions = extensions
@@ -71,7 +71,7 @@ class ExtensionRoutes:
 
 
 class SettingRoutes:
-    """Handlers for `/api/v1/settings`; ``agent_api`` describes those that are relayed."""
+    """Handlers for ``/api/v1/settings``; ``agent_api`` describes those that are relayed."""
 
     def __init__(self, settings: SettingsService, turns: TurnEngine) -> None:
         self._settings = settings

@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 
 class FileRoutes:
-    """Handlers for `/api/v1/files`; ``agent_api`` describes them."""
+    """Handlers for ``/api/v1/files``; ``agent_api`` describes them."""
 
     def __init__(self, files: WorkspaceFiles) -> None:
         self._files = files

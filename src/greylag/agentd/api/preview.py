@@ -20,7 +20,7 @@ _OWN = (b"authorization", b"x-greylag-agent-token", b"x-request-id", b"host", _T
 
 
 class PreviewRoutes:
-    """Handlers for `/api/v1/ports` and `/api/v1/preview`."""
+    """Handlers for ``/api/v1/ports`` and ``/api/v1/preview``."""
 
     def __init__(self, previews: Previews) -> None:
         self._http = previews.http

@@ -73,13 +73,13 @@ _STATUS = {
 
 
 async def refused(_request: Request, error: Exception) -> Response:
-    """Answer a `RequestError`; this is the one place where a code becomes a status."""
+    """Answer a ``RequestError``; this is the one place where a code becomes a status."""
     assert isinstance(error, RequestError)  # noqa: S101 - registered for this class alone; tells mypy so
     return refusal(error)
 
 
 def refusal(error: RequestError, **more: Any) -> JSONResponse:
-    """Return the JSON answer for a refused request, with `more` members."""
+    """Return the JSON answer for a refused request, with ``more`` members."""
     body = {"error": error.error, "message": error.message, "code": error.code}
     return JSONResponse({**body, **error.details, **more}, status_code=_STATUS[error.code])
 
@@ -170,7 +170,7 @@ async def read_message(request: Request, limit: int) -> Message:
 
 
 def whole_number(request: Request, name: str, *, default: int, most: int) -> int:
-    """Return a query parameter, a whole number from 1 to `most`.
+    """Return a query parameter, a whole number from 1 to ``most``.
 
     Raises:
         RequestError: invalid_request.
@@ -190,7 +190,7 @@ _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 class JournalStream(StreamingResponse):
     """A response that sends chunks as they come and ends when the client leaves.
 
-    The server's `send` waits while the client reads slowly, so nothing piles up here.
+    The server's ``send`` waits while the client reads slowly, so nothing piles up here.
 
     Args:
         chunks: the bytes to send; they are asked for one at a time.
@@ -220,7 +220,7 @@ async def follow(
     Args:
         turns: who has the events.
         turn_id: a turn that exists.
-        request: says by `Last-Event-ID` or `?after=` which event the client saw last.
+        request: says by ``Last-Event-ID`` or ``?after=`` which event the client saw last.
         convert: makes the bytes to send from the journal.
 
     Raises:

@@ -36,7 +36,7 @@ _LIST_TEXT = 1000
 
 
 class SessionRoutes:
-    """Handlers for `/api/v1/sessions`; ``agent_api`` describes those that are relayed."""
+    """Handlers for ``/api/v1/sessions``; ``agent_api`` describes those that are relayed."""
 
     def __init__(self, sessions: SessionService, turns: TurnEngine) -> None:
         self._sessions = sessions
@@ -255,7 +255,7 @@ class TurnRoutes:
         return answer(agent_api.Activity(activity.revision, turns, maybe_rfc3339(last)))
 
     async def events(self, request: Request) -> Response:
-        """Stream a turn's events from the one after Last-Event-ID on, until `complete`."""
+        """Stream a turn's events from the one after Last-Event-ID on, until ``complete``."""
         turn = await self._turns.get(request.path_params["turn"])
         return await follow(self._turns, turn.turn_id, request)
 

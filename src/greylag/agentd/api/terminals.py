@@ -1,4 +1,4 @@
-"""Terminals and commands over HTTP and WebSockets; `docs/terminal.md` has the messages."""
+"""Terminals and commands over HTTP and WebSockets; ``docs/terminal.md`` has the messages."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ _PIECE = MOST_DATA - 1  # with the byte that says whose it is, a message
 
 
 class TerminalRoutes:
-    """Handlers for `/api/v1/terminals` and `/api/v1/commands`; ``agent_api`` describes them."""
+    """Handlers for ``/api/v1/terminals`` and ``/api/v1/commands``; ``agent_api`` describes them."""
 
     def __init__(self, terminals: Terminals) -> None:
         self._terminals = terminals

@@ -1,6 +1,6 @@
 """The verbs of the Kubernetes API that Greylag uses, over plain JSON.
 
-`Api` is what the rest of the adapter calls; `server_version` asks at start whether the settings
+``Api`` is what the rest of the adapter calls; ``server_version`` asks at start whether the settings
 lead to an API server that takes us.
 """
 

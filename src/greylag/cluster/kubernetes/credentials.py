@@ -1,9 +1,9 @@
 """Who Greylag is to the API server, and TLS towards it.
 
-`Credentials` give each request its headers: a `Token`, a `TokenFile` that Kubernetes renews, or
-what a program says that a kubeconfig names (`aws eks get-token`, `kubelogin`, ...), by the protocol
-https://kubernetes.io/docs/reference/config-api/client-authentication.v1/. A client certificate
-needs no header: it goes into the TLS context.
+``Credentials`` give each request its headers: a ``Token``, a ``TokenFile`` that Kubernetes renews,
+or what a program says that a kubeconfig names (``aws eks get-token``, ``kubelogin``, ...), by the
+protocol https://kubernetes.io/docs/reference/config-api/client-authentication.v1/. A client
+certificate needs no header: it goes into the TLS context.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """What goes wrong on Kubernetes: the API server's refusals, and why an environment does not get on.
 
-An `ApiError` stays inside this package. A `Cause` is one sentence of ours and what to do, made from
-Kubernetes' own words; the table for operators is docs/kubernetes-errors.md. `translated` and
-`cluster_error` turn refusals into errors that everyone can read.
+An ``ApiError`` stays inside this package. A ``Cause`` is one sentence of ours and what to do, made
+from Kubernetes' own words; the table for operators is docs/kubernetes-errors.md. ``translated`` and
+``cluster_error`` turn refusals into errors that everyone can read.
 """
 
 import re

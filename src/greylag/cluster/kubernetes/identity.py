@@ -3,7 +3,7 @@
 Ids may be any text, so they stand in annotations; labels carry what Kubernetes takes as a label.
 A fingerprint among the annotations tells what was applied. What the informers keep of an object has
 a fingerprint of what it is now, so that what somebody else changed is noticed; fields that the API
-server or its controllers fill in by themselves do not count. `KINDS` says where the API server
+server or its controllers fill in by themselves do not count. ``KINDS`` says where the API server
 keeps each kind.
 """
 

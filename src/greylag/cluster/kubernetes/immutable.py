@@ -2,7 +2,7 @@
 
 Such a field stays as it is there, so that the environment goes on with it: a volume's class and
 access modes, a size that would shrink or that its class cannot grow, a Deployment's selector.
-`kept_as_it_is` says of a volume what a setting now asks for in vain. Pure.
+``kept_as_it_is`` says of a volume what a setting now asks for in vain. Pure.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """What is in the cluster now: for each kind a list, kept current by a watch.
 
-`Informers` are shared by all projects, and notice an API server that no longer answers. Of each
-object they keep what tells how an environment is, and no more (`trim`).
+``Informers`` are shared by all projects, and notice an API server that no longer answers. Of each
+object they keep what tells how an environment is, and no more (``trim``).
 """
 
 import asyncio

@@ -1,10 +1,10 @@
 """Where an environment's agent is found, and whether it answers there.
 
-`AgentLocator` finds the address at which the platform reaches an agent, and the token it demands;
-`endpoint_of` is where users are told that it is. `AddressProbe` asks an address before anyone is
-told that it answers: a pod that is ready is not yet reached, as load balancers, proxies on nodes
-and ingress controllers learn of it a moment later, each in its own time. `ServiceProxy` is the way
-for a platform that no network leads into the cluster.
+``AgentLocator`` finds the address at which the platform reaches an agent, and the token it demands;
+``endpoint_of`` is where users are told that it is. ``AddressProbe`` asks an address before anyone
+is told that it answers: a pod that is ready is not yet reached, as load balancers, proxies on nodes
+and ingress controllers learn of it a moment later, each in its own time. ``ServiceProxy`` is the
+way for a platform that no network leads into the cluster.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The objects that one environment has for itself, as plain dicts: pure functions of settings.
 
-`project_objects` come in the order of applying, ready for server-side apply; what all projects of a
-user share is in `namespace`. `printed` shows both to people.
+``project_objects`` come in the order of applying, ready for server-side apply; what all projects
+of a user share is in ``namespace``. ``printed`` shows both to people.
 """
 
 import base64
@@ -151,7 +151,7 @@ def has_pod_limits(version: str) -> bool:
 def printed(
     environment: Environment, options: Options, variables: Mapping[str, str], *, replicas: int
 ) -> str:
-    """Return all objects of one environment as YAML for `kubectl apply`, without any secret.
+    """Return all objects of one environment as YAML for ``kubectl apply``, without any secret.
 
     Args:
         environment: which environment; no record needs to exist.

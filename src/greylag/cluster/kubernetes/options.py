@@ -1,8 +1,8 @@
 """What settings decide of Kubernetes: which cluster it is, and what environments are like there.
 
-Each setting is declared once, here; `docs/kubernetes.md` lists them for operators. The models are
-plain values, which tests and tools make as they like; `load_options` and `load_connection_options`
-read them from the environment.
+Each setting is declared once, here; ``docs/kubernetes.md`` lists them for operators. The models are
+plain values, which tests and tools make as they like; ``load_options`` and
+``load_connection_options`` read them from the environment.
 """
 
 import ipaddress

@@ -1,12 +1,12 @@
 """Writing an environment under a claim, so that of two workers the newer one has its way.
 
-Before that it must be ours: `Ownership` tells our namespaces from those of another Greylag on the
+Before that it must be ours: ``Ownership`` tells our namespaces from those of another Greylag on the
 same cluster, of which nothing is changed.
 
-The Deployment carries the newest claim, and each step compares it: `FencedWrites` refuses a step
+The Deployment carries the newest claim, and each step compares it: ``FencedWrites`` refuses a step
 under an older one, and one that was overtaken in between is refused by the API server, for it names
-the resourceVersion that it was decided on. `Applier` makes an environment's objects what they are
-to be, by server-side apply, the Deployment last; `Remover` removes them, the Deployment last.
+the resourceVersion that it was decided on. ``Applier`` makes an environment's objects what they are
+to be, by server-side apply, the Deployment last; ``Remover`` removes them, the Deployment last.
 """
 
 import asyncio

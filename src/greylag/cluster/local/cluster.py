@@ -13,7 +13,6 @@ import structlog
 from greylag.cluster.local.environment import LocalEnvironment, Spawner
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.logfile import read_lines
-from greylag.cluster.local.observation import Observer, local_url
 from greylag.cluster.local.removal import empty_removed
 from greylag.cluster.local.sandbox import (
     ProcessLimits,
@@ -22,7 +21,7 @@ from greylag.cluster.local.sandbox import (
     choose_sandbox,
     start_folder,
 )
-from greylag.cluster.local.stopping import Supervisor, Threads
+from greylag.cluster.local.supervision import Observer, Supervisor, Threads, local_url
 from greylag.cluster.shared import ChangeFeed
 from greylag.domain.errors import ClusterUnavailableError, NotActiveError
 from greylag.domain.lifecycle import Observation, Observed

@@ -1,4 +1,4 @@
-"""A MongoDB store as a whole, for export, import and `greylag doctor`."""
+"""A MongoDB store as a whole, for export, import and ``greylag doctor``."""
 
 import json
 import secrets

@@ -1,4 +1,4 @@
-"""A SQLite store as a whole, for export, import and `greylag doctor`."""
+"""A SQLite store as a whole, for export, import and ``greylag doctor``."""
 
 import asyncio
 import sqlite3

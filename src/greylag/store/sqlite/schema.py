@@ -238,7 +238,7 @@ def _check_new(sql: sqlite3.Connection) -> None:
 
 
 def is_incomplete(sql: sqlite3.Connection) -> bool:
-    """Tell whether an earlier Greylag's `store copy` into this file was cut off."""
+    """Tell whether an earlier Greylag's ``store copy`` into this file was cut off."""
     return bool(sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'copying'").fetchone())
 
 

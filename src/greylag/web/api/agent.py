@@ -10,8 +10,7 @@ from fastapi import APIRouter, Header, Query, Response
 from greylag.common.agent_api import IN_PATHS, Parameter, Turn
 from greylag.domain.names import SEGMENT_FORM
 from greylag.domain.users import Action
-from greylag.services.agents import MAX_LOG_LINES
-from greylag.services.messages import NewMessage
+from greylag.services.agents import MAX_LOG_LINES, NewMessage
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, events, path_id, problems, text
 from greylag.web.schemas import AgentOut, ConfirmationIn, MessageIn

@@ -1,16 +1,19 @@
-"""The agent's own API on the platform: each operation of the table, relayed.
+"""The agent's own API on the platform: each operation and each WebSocket of the table, relayed.
 
 A route authorizes as every other one, asks the agent, and hands on what comes, in constant memory.
+A WebSocket's messages are handed on one by one: a refusal before it is open is an HTTP answer; past
+that it is a last message, and a code that says whether coming back helps (``docs/terminal.md``).
 """
 
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, WebSocket
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,8 +21,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
-from greylag.common import agent_api
-from greylag.common.agent_api import Operation, Parameter
+from greylag.common import agent_api, sockets
+from greylag.common.agent_api import OpenSocket, Operation, Parameter, Socket
 from greylag.domain.errors import (
     AgentFailedError,
     GreylagError,
@@ -27,8 +30,10 @@ from greylag.domain.errors import (
     TooLargeError,
 )
 from greylag.domain.names import MAX_ID_LENGTH, SEGMENT_FORM
+from greylag.domain.users import Action
 from greylag.ports import AgentAnswer, AgentRequest
 from greylag.services.agents import action_of
+from greylag.web.access_watch import REFUSALS
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, RequestContext, Responses, problems
 
@@ -216,3 +221,48 @@ for _each in agent_api.OPERATIONS:
         responses=_responses(_each),
         openapi_extra=_extra(_each),
     )
+
+
+def _socket_handler(socket: Socket) -> Callable[..., Coroutine[Any, Any, None]]:
+    async def handle(client: WebSocket, call: ProjectCallDep) -> None:
+        parts = {name: str(client.path_params[name]) for name in socket.parameters}
+        opening = await call.use_cases.agents.socket(*call.at, socket, parts)
+        with call.streams.place(call.ref):
+            async with opening as agent:
+                await client.accept()
+                async with _audited(socket, call, parts):
+                    await _join(client, agent, call)
+
+    return handle
+
+
+@asynccontextmanager
+async def _audited(
+    socket: Socket, call: RequestContext, parts: dict[str, str]
+) -> AsyncIterator[None]:
+    """Log who opened it, and when it ended; user and project are bound to every line."""
+    about = {"principal": call.principal.name, **parts}
+    began = time.monotonic()
+    _log.info(f"{socket.name}_opened", **about)
+    try:
+        yield
+    finally:
+        _log.info(f"{socket.name}_closed", **about, seconds=round(time.monotonic() - began, 1))
+
+
+async def _join(client: WebSocket, agent: OpenSocket, call: RequestContext) -> None:
+    try:
+        async with call.while_allowed(Action.TERMINAL_USE):
+            code = await sockets.join(client, agent)
+    except sockets.SocketClosedError:
+        return
+    except GreylagError as error:
+        code = sockets.WRONG if isinstance(error, REFUSALS) else sockets.FAILED
+        told = {"code": error.info.code, "message": error.info.message, "hint": error.info.hint}
+        with suppress(sockets.SocketClosedError):
+            await sockets.send(client, json.dumps({"error": told}))
+    await sockets.close(client, code)
+
+
+for _socket in agent_api.SOCKETS:
+    router.add_api_websocket_route(PROJECT + _socket.path, _socket_handler(_socket))

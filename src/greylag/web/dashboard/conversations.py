@@ -22,7 +22,7 @@ from greylag.domain.errors import (
     NotActiveError,
 )
 from greylag.domain.project import ProjectRef
-from greylag.services.messages import NewMessage
+from greylag.services.agents import NewMessage
 from greylag.web.addresses import project_url
 from greylag.web.api.relay import ask
 from greylag.web.dashboard.pages import (

@@ -14,7 +14,7 @@ from greylag.domain.errors import ConfigError, InvalidRequestError, ProjectExist
 from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import Action, User
 from greylag.services.activity import Watch
-from greylag.services.messages import NewMessage
+from greylag.services.agents import NewMessage
 from greylag.services.projects import NewProject
 from greylag.web.addresses import project_url, root_path, user_url
 from greylag.web.dashboard.conversations import start_turn
