@@ -145,5 +145,23 @@ async def share_and_talk(bob: Person, ada: Person, project: str) -> None:
     assert any(one.startswith(f"greylag-draft:{whose} ") for one in kept)
     await bob.picture("authors-1200")
     await bob.page.goto(f"{project}/members")
+    await follow_as_a_viewer(bob, ada, project)
     await press(bob, "Remove")
     await expect(bob.page.locator(".row")).to_have_count(1)
+
+
+async def follow_as_a_viewer(bob: Person, ada: Person, project: str) -> None:
+    await bob.page.get_by_label("Role of Ada Lovelace").first.select_option("viewer")
+    await press(bob, "Change the role of Ada Lovelace")
+    await ada.page.goto(project)
+    await expect(ada.page.locator("#message")).to_be_disabled()
+    await bob.page.goto(project)
+    await bob.say("For both of us")
+    await bob.answered()
+    for person in (bob, ada):
+        turn = person.page.locator(".turn").last
+        await expect(turn.locator(".said")).to_have_text("For both of us")
+        await expect(turn.locator(".answer")).to_contain_text("You said: For both of us")
+        writes = turn.get_by_role("button", name="Edit and resend")
+        await expect(writes).to_have_count(1 if person is bob else 0)
+    await bob.page.goto(f"{project}/members")
