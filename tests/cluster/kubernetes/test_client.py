@@ -80,12 +80,9 @@ async def test_who_waits_is_told_of_an_api_server_that_stays_too_busy(
 
 
 async def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
-    loop = asyncio.get_running_loop()
     async with served(status(429, **{"Retry-After": "60"})) as (server, api):
-        began = loop.time()
         with pytest.raises(ClusterUnavailableError, match="429"):
             await api.within(5).read("Pod", "n", "a")
-        assert loop.time() - began < 4
         assert len(server.asked) == 1
 
 
