@@ -80,6 +80,7 @@ _API = (
     device.router,
 )
 _PAGES = (
+    relay.socket_router,
     previews.pages,
     sign_in,
     oidc.router,

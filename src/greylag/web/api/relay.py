@@ -43,6 +43,7 @@ MAX_PAGE_BYTES = 2 * agent_api.MEBIBYTE
 
 _log = structlog.get_logger(__name__)
 router = APIRouter()
+socket_router = APIRouter()
 
 
 async def ask(
@@ -265,4 +266,4 @@ async def _join(client: WebSocket, agent: OpenSocket, call: RequestContext) -> N
 
 
 for _socket in agent_api.SOCKETS:
-    router.add_api_websocket_route(PROJECT + _socket.path, _socket_handler(_socket))
+    socket_router.add_api_websocket_route(PROJECT + _socket.path, _socket_handler(_socket))
