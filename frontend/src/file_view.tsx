@@ -55,12 +55,9 @@ export function FileView({ workspace, path, news, onClose, onFolder }: FileViewP
       say(wordsOf(error));
     }
   };
-  useEffect(() => void load(), [news]);
+  useEffect(() => void load(), [news, editing]);
   const edit = useRef<HTMLButtonElement>(null);
-  const done = () => {
-    setEditing(false);
-    void load();
-  };
+  const done = () => setEditing(false);
   // The way back from the editor, which has taken its focus with it.
   useEffect(() => editing ? () => edit.current?.focus() : undefined, [editing]);
   useEffect(() => () => { asked.current += 1; }, []);

@@ -13,6 +13,7 @@ const PICTURE = /^data:image\/(png|jpeg|gif|webp);base64,/i;
 const MOST_CELLS = 65_000; // of rows that are cut off a table: the parser's own limit begins anew with each piece
 const MOST_UNCUT = 200_000; // characters of a paragraph in which there is no place to cut
 const EACH = 64;
+const CLOSING = /(?:^|\n) {0,3}(?:`{3,}|~{3,})\s*$/;
 const MARKS = /`+|~~|\*+(?=\S)|(?<=\S)\*+|\b_+|_+\b|[[\]()]/g; // what may open or close something within a paragraph
 const TASK = /^\[([ xX])\] /;
 
@@ -40,6 +41,7 @@ export class MarkdownStream {
   #rows: JSX.Element[] = []; // of the table that the source goes on with
   #cells = 0; // in them
   #goesOn = false; // whether the source begins in the middle of a paragraph or list
+  #isSpaced = false; // whether there is a space before what goes on
   #nextItem = 0; // the number of the item that the rest of an ordered list begins with
   #blocks: JSX.Element[] = [];
   #stale = false; // whether more has come than is in the blocks
@@ -137,9 +139,9 @@ export class MarkdownStream {
 
   #cutFence(): void {
     const opening = this.#source.slice(0, this.#source.indexOf("\n") + 1);
-    // The last whole line stays: it may be the one that closes the block.
-    const end = this.#source.lastIndexOf("\n", this.#source.lastIndexOf("\n") - 1) + 1;
-    if (end <= opening.length) return;
+    const end = this.#source.lastIndexOf("\n") + 1;
+    // What closes the block, with the empty lines after it, is none of its lines.
+    if (end <= opening.length || CLOSING.test(this.#source.slice(opening.length, end))) return;
     this.#fence ??= { opening, parts: [] };
     const indent = opening.search(/\S/);
     const lines = this.#source.slice(opening.length, end);
@@ -150,7 +152,8 @@ export class MarkdownStream {
   #cutParagraph(): void {
     // Between words that cannot be taken for the beginning of another block, best where no mark is open.
     const found = [...this.#source.matchAll(/\s(?=[\p{L}\p{N}]+\s)/gu)].map(({ index }) => index + 1);
-    const anywhere = () => Array.from({ length: this.#source.length / EACH }, (_, index) => withoutHalf(this.#source, (index + 1) * EACH - 1));
+    const each = (_: unknown, index: number) => withoutHalf(this.#source, (index + 1) * EACH - 1);
+    const anywhere = () => Array.from({ length: this.#source.length / EACH }, each).filter((place) => !isInWord(this.#source, place));
     const end = lastClosed(this.#source, found) ?? lastClosed(this.#source, found.length ? [] : anywhere()) ?? found.at(-1);
     if (end === undefined && this.#source.length < MOST_UNCUT) return;
     this.#cutParagraphAt(end ?? withoutHalf(this.#source, this.#source.length - 1));
@@ -159,6 +162,7 @@ export class MarkdownStream {
   #cutParagraphAt(end: number): void {
     const piece = parser.parse(this.#source.slice(0, end), this.#env);
     this.#settle({ tokens: piece, line: 0 });
+    this.#isSpaced = /\s/.test(this.#source[end - 1] ?? "");
     this.#source = this.#source.slice(end);
     this.#goesOn = true;
   }
@@ -213,14 +217,14 @@ export class MarkdownStream {
     }
     if (this.#goesOn && first?.type === "ordered_list_open") first.attrSet("start", String(this.#nextItem));
     const view = this.#rows.length ? withRows(block.tokens, this.#rows) : elements(block.tokens)[0];
-    return <Plain key={key} goesOn={this.#goesOn}>{view}</Plain>;
+    return <Plain key={key} goesOn={this.#goesOn} isSpaced={this.#isSpaced}>{view}</Plain>;
   }
 }
 
 // Components, since Preact passes over one whose element is the same as before, and over nothing else.
 
-function Plain({ goesOn, children }: { goesOn: boolean; children: ComponentChildren }) {
-  return <div class={goesOn ? "block goes-on" : "block"} dir="auto">{goesOn && " "}{children}</div>;
+function Plain({ goesOn, isSpaced, children }: { goesOn: boolean; isSpaced: boolean; children: ComponentChildren }) {
+  return <div class={goesOn ? "block goes-on" : "block"} dir="auto">{goesOn && isSpaced && " "}{children}</div>;
 }
 
 function Rows({ children }: { children: ComponentChildren }) {
@@ -248,6 +252,11 @@ function lastClosed(text: string, places: number[]): number | undefined {
   }
   pass(text.length);
   return found;
+}
+
+/** Tell whether a place lies within a word or an address of ASCII's characters. */
+function isInWord(text: string, place: number): boolean {
+  return /[!-~]/.test(text[place - 1] ?? "") && /[!-~]/.test(text[place] ?? "");
 }
 
 /** Return a place that splits no character in half, at or before the one given. */

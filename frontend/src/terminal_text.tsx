@@ -6,12 +6,10 @@ import { useRef } from "preact/hooks";
 import { visible } from "./text";
 
 const MOST = 200_000;
-const MOVES = /\x1b\[[0-9;?]*[A-HJKSTfhlsu]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]/g;
+const MOVES = /\x1b\[(?![0-9;]*m)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]/g;
 const REDRAWN = /^.*\r(?=[^\n])/gm; // of a line that was written over, the last state counts
 const OTHERS = /\x1b(?!\[[0-9;]*m)/g; // the parser would look for an end that never comes
 const STYLES = /\x1b\[([0-9;]*)m/g;
-const RESET = "\x1b[0m";
-const MOST_STYLES = 20; // that hold at the beginning of a line
 const MOST_CODES = 40; // of one sequence
 
 /** Text with ANSI colours, shown up to a limit. */
@@ -41,27 +39,44 @@ class Printed {
     if (end > this.#whole.length) {
       const lines = this.#styles + cleaned(text.slice(this.#whole.length, end));
       this.#made.push(<Pieces key={this.#made.length} pieces={piecesOf(lines)} />);
-      this.#styles = [...lines.slice(lines.lastIndexOf(RESET) + 1).matchAll(STYLES)].slice(-MOST_STYLES).map(([one]) => one).join("");
+      this.#styles = stylesAt(lines);
       this.#whole = text.slice(0, end);
     }
     return [...this.#made, <Pieces key="rest" pieces={piecesOf(this.#styles + cleaned(text.slice(end)))} />];
   }
 }
 
-/** Return a text as the parser is to have it: a style that ends all others stands alone, and none is empty. */
+/** Return a text as the parser is to have it: each style stands alone, as it takes what ends one first, and none is empty. */
 function cleaned(text: string): string {
   const plain = text.replace(/\r\n/g, "\n").replace(MOVES, "").replace(REDRAWN, "").replace(/\r+$/, "").replace(OTHERS, "\u241b");
   return plain.replace(STYLES, (_, given: string) => {
     const codes = given.split(";", MOST_CODES).map((code) => code || "0");
-    let from = 0;
+    const styles: string[] = [];
     // 38 and 48 take the codes after them: 5 and a number, or 2 and three.
     for (let at = 0; at < codes.length; at++) {
-      if (/^[34]8$/.test(codes[at]!)) at += codes[at + 1] === "5" ? 2 : codes[at + 1] === "2" ? 4 : 0;
-      else if (Number(codes[at]) === 0) from = at + 1;
+      const more = /^[34]8$/.test(codes[at]!) ? (codes[at + 1] === "5" ? 2 : codes[at + 1] === "2" ? 4 : 0) : 0;
+      styles.push(`\x1b[${codes.slice(at, at + 1 + more).join(";")}m`);
+      at += more;
     }
-    const rest = codes.slice(from).join(";");
-    return (from ? RESET : "") + (rest && `\x1b[${rest}m`);
+    return styles.join("");
   });
+}
+
+/** Return what sets the styles that hold at a text's end. */
+function stylesAt(text: string): string {
+  const { foreground, background, decorations } = parseAnsiSequences(`${text}.`).at(-1)!;
+  const codes = [...codesOf(foreground, 30), ...codesOf(background, 40), ...[...decorations].map((one) => DECORATIONS.indexOf(one))];
+  return codes.filter((code) => code > 0).map((code) => `\x1b[${code}m`).join("");
+}
+
+const DECORATIONS: string[] = ["", "bold", "dim", "italic", "underline", "", "", "reverse", "hidden", "strikethrough"];
+
+/** Return the code of one of the colours that are shown. */
+function codesOf(color: Color | null, base: number): number[] {
+  const name = color && nameOf(color);
+  if (!name) return [];
+  const bright = name.startsWith("ansi-bright-");
+  return [base + (bright ? 60 : 0) + NAMES.indexOf(name.replace(/^ansi-(bright-)?/, ""))];
 }
 
 interface Piece {

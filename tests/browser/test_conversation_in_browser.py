@@ -224,6 +224,14 @@ async def test_long_blocks_keep_every_word_and_line(person: Person) -> None:
         await expect(prose.locator("table")).to_have_count(1)
         cells = await prose.locator("td:first-child").all_text_contents()
         assert cells == [str(n) for n in range(700)]
+    # A block that ends in the piece of text in which it is cut, and an address that is not.
+    address = f"https://example.test/?q={'x' * 5000}"
+    pieces = (f"```json\n{'y' * 4100}\n", "```\n\n", f"After **it** {address}")
+    await told(person, *(("message", {"content": one}) for one in pieces))
+    prose = person.page.locator(".prose").last
+    await expect(prose.locator("pre")).to_have_text("y" * 4100)
+    await expect(prose.locator("strong")).to_have_text("it")
+    await expect(prose.locator("a")).to_have_attribute("href", address)
     # What is cut in the piece of text that ends the block before.
     await told(person, *words(f"Hi\n\n{items}", 100_000))
     await told(person, *words(f"Hi\n\n{rows}", 100_000))

@@ -219,3 +219,16 @@ def test_a_link_that_a_file_replaces_leaves_its_folder_readable(
     length = len("d") + snapshots.RECORD.size
     ((name, kind, *_),) = json.loads(record[length:])
     assert (name, kind) == ("link", "f")
+
+
+def test_of_a_folder_that_is_left_out_what_is_kept_is_told_whatever_it_is_now(root: Path) -> None:
+    (root / ".gitignore").write_text("/data/\n")
+    (root / "data").mkdir()
+    for n in range(30):
+        (root / f"data/a{n:02}").touch()
+    os.mkfifo(root / "data/zkept")
+    kept = frozenset({"data", "data/zkept"})
+    *_, record = snapshots.records(Workspace(str(root)), kept)
+    told = json.loads(record[snapshots.RECORD.size + len("data") :])
+    assert len(told) < 30
+    assert told[-1] == ["zkept", "x", "special"]

@@ -333,8 +333,9 @@ def _listed(level: _Level) -> bytes:
             if not PART.fullmatch(os.fsencode(entry.name)):
                 left_out = _left_out(entry, level)
                 one = _entry(entry, level, left_out)
-                others += bool(level.left_out) and one[1] == "x"
-                if others <= _MOST_OTHERS or one[1] != "x":
+                is_other = bool(level.left_out) and level.at(one[0]) not in level.kept
+                others += is_other
+                if others <= _MOST_OTHERS or not is_other:
                     told.append(one)
                 if one[1] == "d":
                     below.append((entry.name, left_out))
