@@ -122,3 +122,20 @@ async def test_a_file_has_each_step_once_however_many_come_at_once(tmp_path: Pat
         await threads[0].run(lambda sql: migrate(sql, first))
     for thread in threads:
         await thread.close()
+
+
+async def test_a_step_sees_the_tables_as_another_has_just_altered_them(tmp_path: Path) -> None:
+    steps = [
+        ["CREATE TABLE t (n)"],
+        ["ALTER TABLE t ADD COLUMN m"],
+        ["INSERT INTO t VALUES (1, 2)"],
+    ]
+    one, other = (SqlThread(tmp_path / "file", f"test-{n}", translated) for n in range(2))
+    await one.open()
+    await other.open()
+    await one.run(lambda sql: migrate(sql, steps[:1]))
+    await other.run(lambda sql: sql.execute("SELECT n FROM t").fetchall())  # which it remembers
+    await one.run(lambda sql: migrate(sql, steps[:2]))
+    await other.run(lambda sql: migrate(sql, steps))
+    await one.close()
+    await other.close()
