@@ -15,7 +15,8 @@ import aiohttp
 from benchmarks.support import bearer, console, greylag_up
 from playwright.async_api import BrowserContext, async_playwright
 from tests.browser.person import chromium
-from tests.e2e.product import PROJECTS, free_port
+from tests.e2e.product import PROJECTS
+from tests.ports import free_port
 
 LIGHTHOUSE = "lighthouse@13.5.0"
 LEAST = 0.95

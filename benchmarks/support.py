@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -70,14 +69,6 @@ def bearer(data: Path) -> dict[str, str]:
     """Return the headers that a Greylag over ``data`` lets in."""
     token = (data / "token").read_text("utf-8").strip()
     return {"authorization": f"Bearer {token}"}
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def megabytes(pid: int) -> float:

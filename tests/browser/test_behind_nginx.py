@@ -15,7 +15,7 @@ from playwright.async_api import expect
 from tests.browser.person import Person, at_browser
 from tests.browser.whole import Whole, up
 from tests.cli.program import call, run
-from tests.e2e.product import free_port
+from tests.ports import free_port
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 ROOT = "/tools/greylag"

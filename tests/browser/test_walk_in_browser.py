@@ -15,7 +15,8 @@ from playwright.async_api import expect
 from tests.browser.person import Person, at_browser
 from tests.browser.whole import has_goose, up
 from tests.e2e.on_cluster import greylag
-from tests.e2e.product import PATIENCE, Product, free_port
+from tests.e2e.product import PATIENCE, Product
+from tests.ports import free_port
 
 from greylag.common.token_file import read_token
 

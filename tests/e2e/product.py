@@ -4,9 +4,8 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.ports import free_port
 
 from greylag.agentd.agent.types import find_agent
 from greylag.cluster.local.folders import Folder
@@ -77,16 +77,20 @@ class Product:
         words = [verb, "--data", str(self.data)]
         words += [] if verb == "worker" else ["--port", str(self.port)]
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        process = self.programs[verb] = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "greylag", *words),
-            env={**kept, **self._settings},
-            cwd=self._start_folder,
-            stdout=PIPE,
-            stderr=DEVNULL,
-        )
+        log = self.data.with_name(f"{verb}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stderr:
+            process = self.programs[verb] = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "greylag", *words),
+                env={**kept, **self._settings},
+                cwd=self._start_folder,
+                stdout=PIPE,
+                stderr=stderr,
+            )
         assert process.stdout is not None
         async with asyncio.timeout(READY_SECONDS):
-            assert await process.stdout.readline(), f"greylag {verb} ended before it was ready"
+            ready = await process.stdout.readline()
+        assert ready, f"greylag {verb} ended before it was ready:\n{log.read_text()[-2000:]}"
         if (token := read_token(self.data / "token")) is not None:
             self.http.headers["authorization"] = f"Bearer {token}"
 
@@ -272,14 +276,6 @@ async def product(folder: Path, *verbs: str, **settings: str) -> AsyncIterator[P
         yield one
     finally:
         await one.close()
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def text_of(events: list[Event]) -> str:

@@ -4,12 +4,12 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 from tests.e2e.agentd_process import Agentd, agentd
+from tests.ports import free_port
 
 from greylag.agentd.agent.types import find_agent
 
@@ -43,12 +43,6 @@ pytestmark = [
 ]
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 async def run(api: Agentd, command: str, session: str) -> tuple[str, list[str]]:
     """Let the agent run a command; return what it printed, and the codes of the turn's errors."""
     events = await api.events(await api.turn(f"[[tool {command}]]", session))
@@ -58,7 +52,7 @@ async def run(api: Agentd, command: str, session: str) -> tuple[str, list[str]]:
 
 
 async def test_a_box_of_a_user_without_a_name_is_enough_and_hides_every_secret() -> None:
-    settings = {"GOOSE_API_PORT": free_port(), "GREYLAG_MODEL_KEY": "sk-very-secret"}
+    settings = {"GOOSE_API_PORT": str(free_port()), "GREYLAG_MODEL_KEY": "sk-very-secret"}
     async with agentd(VOLUME, *BOX, **settings) as api:
         session = await api.session()
         printed, _ = await run(api, "id -u; touch /etc/x || echo refused; touch here; ls", session)
@@ -78,7 +72,7 @@ async def test_a_full_disk_ends_the_turn_with_an_error_and_agentd_goes_on() -> N
     make_room = (
         f"(while [ -e {reserve} ]; do sleep 0.1; done; sleep 0.5; rm fill) >/dev/null 2>&1 &"
     )
-    async with agentd(VOLUME, *BOX, GOOSE_API_PORT=free_port()) as api:
+    async with agentd(VOLUME, *BOX, GOOSE_API_PORT=str(free_port())) as api:
         session = await api.session()
         fill = f"head -c $(({free} - 1500000)) /dev/zero > fill"
         _, errors = await run(api, f"{fill}; {make_room}", session)

@@ -53,8 +53,7 @@ async def test_by_an_ingress_which_streams(tmp_path: Path, routing: str) -> None
             host, _, folder = project["endpoint"].removeprefix("http://").partition("/")
             assert host.endswith("envs.test")
             root = f"http://{address}/{folder}".rstrip("/")
-            told = await _streamed(root, host, _token(f"{prefix}me"))
-            assert told > 1, "the answer came in one piece"
+            await _read_while_it_is_written(root, host, _token(f"{prefix}me"))
     finally:
         real_cluster.remove_namespaces(prefix)
 
@@ -64,10 +63,13 @@ def _token(namespace: str) -> str:
     return base64.b64decode(secret["items"][0]["data"]["GREYLAG_AGENT_TOKEN"]).decode()
 
 
-async def _streamed(root: str, host: str, token: str) -> int:
-    """Send the agent a message through the Ingress; return in how many pieces the answer came."""
+async def _read_while_it_is_written(root: str, host: str, token: str) -> None:
+    """Send the agent a message through the Ingress; read of an answer that has not ended, end it.
+
+    The whole answer takes longer than the patience for its beginning.
+    """
     headers = {"Host": host, "Authorization": f"Bearer {token}"}
-    message = {"message": "[[delay ms=400]] [[chunks n=5 size=20]]"}
+    message = {"message": "[[delay ms=400]] [[chunks n=500 size=20]]"}
     async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as http:
         while True:
             async with http.get(f"{root}/api/v1/health", headers=headers) as answer:
@@ -82,4 +84,11 @@ async def _streamed(root: str, host: str, token: str) -> int:
         url = f"{root}/api/v1/sessions/{session}/messages"
         async with http.post(url, json=message, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
-            return len([piece async for piece in answer.content.iter_any()])
+            said = b""
+            while b"0000" not in said:
+                said += (piece := await answer.content.readany())
+                assert piece, said
+            url = f"{root}/api/v1/sessions/{session}/cancel"
+            async with http.post(url, headers=headers) as cancelled:
+                assert (await cancelled.json())["cancelled"], said
+            assert b'"stop_reason":"cancelled"' in await answer.read()

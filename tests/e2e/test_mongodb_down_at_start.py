@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.e2e.product import PROJECTS, Product, free_port, product
+from tests.e2e.product import PROJECTS, Product, product
+from tests.ports import free_port
 from tests.store import mongo_servers
 
 pytestmark = pytest.mark.slow

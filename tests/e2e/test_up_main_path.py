@@ -8,7 +8,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from tests.cli.program import run
-from tests.e2e.product import PROJECTS, Product, free_port, product, real_goose, text_of, types_of
+from tests.e2e.product import PROJECTS, Product, product, real_goose, text_of, types_of
+from tests.ports import free_port
 
 pytestmark = real_goose
 

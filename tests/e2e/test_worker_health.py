@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import aiohttp
-from tests.e2e.product import PATIENCE, Product, free_port
+from tests.e2e.product import PATIENCE, Product
+from tests.ports import free_port
 
 DEAD_STORE = "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=200"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from tests.e2e.product import free_port
+from tests.ports import free_port
 from tests.soak.proof import Stood
 from tests.store import mongo_servers
 

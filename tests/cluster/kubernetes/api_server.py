@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -116,11 +115,3 @@ def stream(*lines: object, then: str = "end") -> Answer:
 def event(kind: str, what: dict[str, Any]) -> dict[str, Any]:
     """Return one event of a watch."""
     return {"type": kind, "object": what}
-
-
-def free_port() -> int:
-    """Return a port of loopback where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -13,8 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.cluster.kubernetes.api_server import Answer, cut, free_port, says, served, status, thing
+from tests.cluster.kubernetes.api_server import Answer, cut, says, served, status, thing
 from tests.cluster.kubernetes.kubeconfigs import certificate, connected
+from tests.ports import free_port
 
 from greylag.cluster.kubernetes import transport
 from greylag.cluster.kubernetes.api import Api, server_version

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from tests.cluster.kubernetes.api_server import free_port
 from tests.cluster.kubernetes.kubeconfigs import certificate
 from tests.cluster.real_cluster import cluster_environment, kubectl
+from tests.ports import free_port
 
 from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.connection import connect
