@@ -4,7 +4,6 @@ import json
 import re
 import ssl
 from functools import cached_property
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
 
@@ -20,7 +19,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from greylag.common.audit_copy import COPY_FORM
-from greylag.common.net import Proxy, is_confidential, is_loopback
+from greylag.common.net import Proxy, is_confidential, is_loopback, network_of
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ConfigError, InvalidRequestError
 from greylag.domain.git import check_host
@@ -268,7 +267,7 @@ class Settings(BaseSettings):
     def _proxies_are_networks(cls, value: str) -> str:
         networks = [one.strip() for one in value.split(",") if one.strip()]
         try:
-            return ",".join(str(ip_network(one)) for one in networks)
+            return ",".join(str(network_of(one)) for one in networks)
         except ValueError as error:
             raise ValueError(
                 f"must be addresses or networks such as 10.0.0.0/8: {error}"

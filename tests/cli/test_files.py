@@ -62,9 +62,9 @@ def _entry(size: int, mode: str = "644", kind: str = "file", path: str = "f") ->
 
 
 def _part(folder: Path, entry: FileEntry) -> Path:
-    """Return where a killed program leaves the beginnings of ``f``."""
+    """Return where a killed program leaves the beginnings of a file."""
     mark = hashlib.sha256(f"{entry.path}{entry.etag}".encode()).hexdigest()[:12]
-    return folder / f".f.{mark}.part"
+    return folder / f".greylag-{mark}.part"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,13 @@ async def test_connections_that_break_are_gone_on_with(tmp_path: Path) -> None:
     copying = files._Copying(server, None)  # type: ignore[arg-type] # what a download takes of it
     await copying.download(_entry(10), tmp_path / "f")
     assert (server.asked, (tmp_path / "f").read_bytes()) == ([0, 4, 7], b"0123456789")
+
+
+async def test_a_file_of_the_longest_name_there_is_comes(tmp_path: Path) -> None:
+    entry = _entry(3, path="漢" * 85)
+    copying = files._Copying(Server(b"abc"), None)  # type: ignore[arg-type] # what a download takes of it
+    await copying.download(entry, tmp_path / entry.name)
+    assert (tmp_path / entry.name).read_bytes() == b"abc"
 
 
 async def test_an_empty_file_comes_without_being_asked_for(tmp_path: Path) -> None:

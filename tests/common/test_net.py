@@ -8,6 +8,7 @@ from greylag.common.net import (
     HOP_BY_HOP,
     Proxy,
     end_to_end,
+    network_of,
     proxy_for,
     proxy_variables,
     request_id_of,
@@ -105,3 +106,23 @@ def test_a_retry_after_may_be_whole_a_fraction_or_a_date(asked: str, seconds: fl
 def test_a_retry_after_counts_by_our_clock_where_the_other_tells_none_that_is_good() -> None:
     for date in ("", "soon", "Thu, 01 Jan 1970 00:00:00 +99999999999999"):
         assert retry_after("Fri, 01 Jan 2100 00:00:00 GMT", date)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1/32"),
+        ("::ffff:10.0.0.0/112", "10.0.0.0/16"),
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("::ffff:0:0/95", None),
+        ("2001:db8::/112", "2001:db8::/112"),
+    ],
+)
+def test_a_network_of_ipv4_is_one_however_it_is_written(written: str, meant: str | None) -> None:
+    if meant is None:
+        with pytest.raises(ValueError, match="host bits"):
+            network_of(written)
+    else:
+        assert str(network_of(written)) == meant

@@ -315,7 +315,7 @@ class _Copying:
     async def download(self, entry: FileEntry, target: Path) -> None:
         """Read a file into ``target``, which is whole once it is there."""
         mark = hashlib.sha256(f"{entry.path}{entry.etag}".encode()).hexdigest()[:12]
-        part = target.with_name(f".{target.name[:200]}.{mark}.part")
+        part = target.with_name(f".greylag-{mark}.part")
         with _refused(target, "written"):
             if target.is_file() and not target.is_symlink() and _is_same(entry, target.stat()):
                 _let_run(target, entry)

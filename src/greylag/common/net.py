@@ -37,6 +37,7 @@ HOP_BY_HOP = frozenset(
 ASKED = frozenset({"http", "websocket"})
 """The types of ASGI scopes in which somebody asks for something."""
 
+_MAPPED_BITS = 96
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -50,6 +51,20 @@ def unmapped(host: str) -> str:
         return host
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return host if mapped is None else str(mapped)
+
+
+def network_of(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return a network, or an address as one of its own; IPv4 as such also where it is written as
+    IPv6, as ``unmapped`` has it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = ipaddress.ip_network(text)
+    if isinstance(found, ipaddress.IPv4Network) or found.prefixlen < _MAPPED_BITS:
+        return found
+    mapped, bits = found.network_address.ipv4_mapped, found.prefixlen - _MAPPED_BITS
+    return found if mapped is None else ipaddress.ip_network((mapped, bits))
 
 
 def is_loopback(host: str) -> bool:

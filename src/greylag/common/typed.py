@@ -14,13 +14,13 @@ _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: bytes | bytearray | str) -> Any:
-    """Return what a JSON text says.
+    """Return what a JSON text says; bytes are UTF-8 (RFC 8259, section 8.1).
 
     Raises:
         ValueError: it is none, or is nested deeper than can be read.
     """
     try:
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError("nested too deep") from error
 

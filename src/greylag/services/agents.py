@@ -363,7 +363,7 @@ class Messages:
         Raises:
             GreylagError: on entering: what can be told before the first byte, by ``Projects.want``
                 and, of an active project, by ``AgentGateway.start_turn``.
-            InvalidRequestError: on entering: the message is empty or too long.
+            InvalidRequestError: on entering: the message is empty.
             StreamCutError: on iterating: the turn goes on and is to be resumed.
         """
         _check(new)

@@ -1,4 +1,4 @@
-"""What the audit trail is told, and who reads it.
+"""What the audit trail is told.
 
 A change of the store is told in the same step as it is made: use cases give the store's method the
 event. What is done elsewhere, by an agent, is told before it is done and again when it has ended.
