@@ -25,6 +25,7 @@ from greylag.domain.errors import (
     InvalidRequestError,
     LimitExceededError,
     ProjectNotFoundError,
+    UnauthorizedError,
     UserNotFoundError,
 )
 from greylag.domain.project import Desired, Project, ProjectRef, Status
@@ -45,7 +46,7 @@ from greylag.domain.users import (
     User,
     of_user,
 )
-from greylag.ports import AgentRequest, AuditFilter, Edit, PageQuery, has_record
+from greylag.ports import AgentRequest, AuditFilter, Duty, Edit, PageQuery, has_record
 from greylag.services import access, notifications, secrets, shares, tokens
 from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.agents import NewMessage
@@ -426,10 +427,100 @@ async def test_who_died_while_counting_holds_nobody_up_for_good() -> None:
     for slot in range(access.COUNTED_AT_ONCE):
         name, far = f"{access.COUNTING} {slot}", clock.now() + timedelta(hours=1)
         await house.store.take_duty(name, "slow", since=far, now=clock.now(), seconds=3600)
-    with pytest.raises(ConflictError, match="under way"):
+    with pytest.raises(ConflictError, match="go first"):
         await house.use_cases.projects.create(OPERATOR, "ada", NewProject("P"))
     # What runs already is counted: a message to it waits for nobody.
     await house.use_cases.projects.want(OPERATOR, made.project.ref, Desired.ACTIVE)
+
+
+@pytest.mark.parametrize("written", ["before", "after"])
+async def test_who_leaves_while_it_is_becoming_their_turn_holds_nobody_up(
+    written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    of = Harness(settings(users="ada:Ada"), clock=clock).use_cases
+    gate, ada, new = of.gate, Principal("ada", "ada"), NewToken("t", frozenset({Scope.FILES}))
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    take = gate._projects.take_duty
+
+    async def taking(*about: Any, **more: Any) -> Duty:
+        taken = await take(*about, **more) if written == "before" else None
+        asked.set()
+        await go_on.wait()
+        return taken or await take(*about, **more)
+
+    monkeypatch.setattr(gate._projects, "take_duty", taking)
+    leaving = asyncio.create_task(of.tokens.make(ada, new))
+    await asyncio.wait_for(asked.wait(), 5)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    began = clock.monotonic()
+    await of.tokens.make(ada, new)
+    assert (clock.monotonic(), len(await of.tokens.listed(ada, None))) == (began, 1)
+
+
+async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock()
+    given = settings(
+        users="ada:Ada,bob:Bob",
+        secret_key="k" * 32,
+        user_limits='{"default": {"projects": 9, "active": 1}}',
+    )
+    house = Harness(given, clock=clock)
+    of, store = house.use_cases, house.store
+    ref = (await of.projects.create(OPERATOR, "ada", NewProject("P", "p"))).project.ref
+    await of.gate.share(OPERATOR, ref, "bob", MemberRole.EDITOR)
+    everything = frozenset(Scope)
+    text, token = await of.tokens.make(Principal("ada", "ada"), NewToken("t", everything))
+    thief = await of.tokens.principal(text, "192.0.2.1")
+    assert thief is not None
+    bob = Principal("bob", "bob")
+    take = store.take_duty
+
+    async def refused(waiting: Awaitable[Any], meanwhile: Awaitable[Any], kind: type) -> None:
+        """Wait behind one that died, while something happens."""
+        now, began = clock.now(), clock.monotonic()
+        for slot in range(access.COUNTED_AT_ONCE):
+            later = now + timedelta(seconds=1)
+            await take(f"{access.COUNTING} {slot}", "dead", since=later, now=now, seconds=5)
+
+        async def taking(*about: Any, **more: Any) -> Duty:
+            monkeypatch.setattr(store, "take_duty", take)
+            await meanwhile
+            return await take(*about, **more)
+
+        monkeypatch.setattr(store, "take_duty", taking)
+        with pytest.raises(kind):
+            await waiting
+        assert clock.monotonic() - began >= 5
+
+    revoked = of.tokens.revoke(OPERATOR, token.id)
+    await refused(of.tokens.make(thief, NewToken("u", everything)), revoked, UnauthorizedError)
+    unshared = of.gate.unshare(OPERATOR, ref, "bob")
+    await refused(of.projects.want(bob, ref, Desired.ACTIVE), unshared, UserNotFoundError)
+    clock.advance(1)
+    disabled = of.people.edit("bob", UserEdit(disabled=True), by=OPERATOR)
+    put = of.secrets.put(bob, "bob", NewSecret("n", "h.example", "word"))
+    await refused(put, disabled, UnauthorizedError)
+    assert (await of.projects.get(OPERATOR, ref)).desired is Desired.INACTIVE
+    assert not await of.tokens.listed(OPERATOR, None)
+    assert not await of.secrets.listed(OPERATOR, "bob")
+
+
+async def test_a_token_for_administration_hands_over_to_whom_a_limit_is_set() -> None:
+    given = settings(users="ada:Ada,bob:Bob", user_limits='{"default": {"projects": 1}}')
+    house = Harness(given)
+    of = house.use_cases
+    boss = Principal("boss", None, Role.ADMIN, "token 1", frozenset({Scope.ADMIN}))
+    async with house.working():
+        made = (await of.projects.create(OPERATOR, "ada", NewProject("P", "p"))).project
+        await of.projects.settled(made)
+        assert (await of.accounts.hand_over(boss, made.ref, "bob")).user_id == "bob"
 
 
 async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:

@@ -21,6 +21,7 @@ from greylag.domain.errors import ForbiddenError, MissingError
 from greylag.domain.users import OPERATOR, Principal, Role, Scope
 from greylag.identity.oidc import OidcOptions, OidcProvider
 from greylag.ports import AuditFilter
+from greylag.services import tokens
 from greylag.services.people import UserEdit
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.tokens import NewLogin
@@ -54,7 +55,7 @@ async def page(running: Site, method: str, headers: dict[str, str], **data: str)
         return answer.status, await answer.text()
 
 
-async def test_a_person_lets_a_program_in_once() -> None:
+async def test_a_person_lets_a_program_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sites_of_people() as running:
         ask, ann = running.ask, await signed_in(running, "ann")
         status, begun = await ask("POST", "/api/device-logins", json=NEW)
@@ -81,6 +82,9 @@ async def test_a_person_lets_a_program_in_once() -> None:
         status, shown = await page(running, "POST", ann, **answer)
         assert (status, "It is let in." in shown) == (200, True)
         assert (await page(running, "POST", ann, **answer))[0] == 404
+        with monkeypatch.context() as full:
+            full.setattr(tokens, "MOST_TOKENS", 0)
+            assert (await redeem())[0] == 429  # and what the person has allowed is kept
         status, made = await redeem()
         assert (status, made["user_id"], made["scopes"]) == (200, "ann", ["projects:read"])
         bearer = {"authorization": f"Bearer {made['token']}"}

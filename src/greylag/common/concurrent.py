@@ -1,4 +1,4 @@
-"""What goes on at once, until the first of it ends."""
+"""What goes on at once, until the first of it ends, and what is not broken off."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
@@ -18,6 +18,26 @@ async def until_one_ends(**both: Coroutine[Any, Any, object]) -> None:
         await asyncio.wait(tasks)
     for task in done:
         task.result()
+
+
+async def to_its_end(work: Coroutine[Any, Any, _T], name: str) -> _T:
+    """Return what ``work`` returns; who is cancelled meanwhile is so once it has ended.
+
+    Args:
+        work: what would be half done by a cancellation.
+        name: its task's.
+    """
+    task = asyncio.create_task(work, name=name)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    failed = None if task.cancelled() else task.exception()
+    raise cancelled from failed
 
 
 async def merged(*sources: AsyncGenerator[_T]) -> AsyncGenerator[_T]:

@@ -17,6 +17,7 @@ from typing import Any, assert_never
 import structlog
 
 from greylag.common.backoff import backoff
+from greylag.common.concurrent import to_its_end
 from greylag.common.git import CloneState
 from greylag.domain.errors import (
     ClusterError,
@@ -497,11 +498,9 @@ async def outage_waited_out(clock: Clock) -> AsyncIterator[None]:
 
 async def _finish(write: Coroutine[Any, Any, Any]) -> None:
     """Await ``write`` to its end even if this task is cancelled meanwhile; then be cancelled."""
-    task = asyncio.create_task(write, name="last write")
     try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("last_write_failed", error=str(error))
+        await to_its_end(write, "last write")
+    except asyncio.CancelledError as cancelled:
+        if cancelled.__cause__ is not None:
+            _log.warning("last_write_failed", error=str(cancelled.__cause__))
         raise

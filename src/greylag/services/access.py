@@ -8,7 +8,7 @@ there were no such user or project. ``docs/people.md`` holds the table below as 
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -16,6 +16,7 @@ from zlib import crc32
 
 import structlog
 
+from greylag.common.concurrent import to_its_end
 from greylag.domain.audit import AuditAction, name_of
 from greylag.domain.errors import (
     ConflictError,
@@ -26,6 +27,7 @@ from greylag.domain.errors import (
     MissingError,
     ProjectNotFoundError,
     StoreUnavailableError,
+    UnauthorizedError,
 )
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import (
@@ -33,15 +35,16 @@ from greylag.domain.users import (
     Member,
     MemberRole,
     Principal,
+    Role,
     Scope,
     User,
     member_key,
     of_project,
     of_user,
 )
-from greylag.ports import Clock, Duty, PeopleStore, ProjectStore, UserDirectory
+from greylag.ports import RECENT_SECONDS, Clock, Duty, PeopleStore, ProjectStore
 from greylag.services.audit import Audit
-from greylag.services.people import no_such_user
+from greylag.services.people import People, no_such_user
 
 MAX_REASON_LENGTH = 500
 _ATTEMPTS = 5
@@ -50,6 +53,7 @@ COUNTED_AT_ONCE = 64
 """How many duties of this name share out whose things are counted; a store keeps them all."""
 _COUNTING_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
+_WAITED = RECENT_SECONDS / 2  # whoever takes a right away waits that long for what is under way
 _ANEW = datetime.max.replace(tzinfo=UTC)  # whoever did it before, it is to be done again
 
 _log = structlog.get_logger(__name__)
@@ -127,7 +131,7 @@ class Gate:
     """Decides for every use case, and keeps whom projects are shared with."""
 
     def __init__(
-        self, people: PeopleStore, directory: UserDirectory, projects: ProjectStore, clock: Clock
+        self, people: PeopleStore, directory: People, projects: ProjectStore, clock: Clock
     ) -> None:
         self._people = people
         self._directory = directory
@@ -156,8 +160,7 @@ class Gate:
         user = await self._directory.get(owner)
         refusal = _refusal(principal, action, what, found)
         if refusal is None and user.disabled and action in _WHILE_DISABLED:
-            hint = "An administrator can enable them again."
-            refusal = ForbiddenError(f"The user {owner} is disabled.", hint=hint)
+            refusal = _disabled(owner)
         if refusal is not None:
             raise await self.refused(principal, action, what, refusal)
         if _as_admin_alone(action, found):
@@ -173,6 +176,16 @@ class Gate:
         granted = principal.scopes is None or scope in principal.scopes
         return granted and not standings.isdisjoint(await self._standings(principal, what))
 
+    async def check_enabled(self, user_id: str) -> None:
+        """Return when there is a user of this id who may come in.
+
+        Raises:
+            UserNotFoundError: there is none.
+            ForbiddenError: they are disabled.
+        """
+        if (await self._directory.get(user_id)).disabled:
+            raise _disabled(user_id)
+
     async def administrate(self, principal: Principal, action: Action) -> None:
         """Return when ``principal`` may do ``action``, which is about no user of its own.
 
@@ -180,7 +193,7 @@ class Gate:
             ForbiddenError: they may not.
         """
         if not principal.is_admin:
-            raise await self.refused(principal, action, "", _no_administrator(action))
+            raise await self.refused(principal, action, "", _no_administrator(action, principal))
 
     async def refused(
         self, principal: Principal, action: str, what: str | ProjectRef, error: GreylagError
@@ -199,42 +212,66 @@ class Gate:
         action: str,
         what: str | ProjectRef,
         *,
+        right: Action | None = None,
         counted: str | None = None,
     ) -> AsyncIterator[None]:
         """Tell the audit trail of a limit by which the block refuses an action.
 
-        With ``counted``, whose things the block counts and adds to, such blocks of one user come
-        one after another in all processes of a store, so that no two of them find the same room.
-        The turn of one that died, or takes longer than ten seconds, goes to the next.
+        With ``counted``, whose things the block counts and adds to, such blocks of one user (and of
+        some others) come one after another in all processes of a store, so that no two of them find
+        the same room. The turn of one that died, or takes longer than ten seconds, goes to the
+        next. After a wait the principal's sign-in, and their ``right`` to it, have to count still.
 
         Raises:
             ConflictError: others went first for too long.
+            UnauthorizedError: the token or the sign-in ended meanwhile.
+            GreylagError: as ``authorize``.
         """
         try:
-            async with nullcontext() if counted is None else self._turn(counted):
+            if counted is None:
+                yield
+                return
+            async with self._turn(counted) as waited:
+                if waited >= _WAITED and right is not None:
+                    await self._check_sign_in(principal)
+                    await self.authorize(principal, right, what)
                 yield
         except LimitExceededError as error:
             await self.refused(principal, action, what, error)
             raise
 
     @asynccontextmanager
-    async def _turn(self, user_id: str) -> AsyncIterator[None]:
+    async def _turn(self, user_id: str) -> AsyncIterator[float]:
+        """Yield the seconds that it took to be the one who counts."""
         slot = crc32(user_id.encode(errors="replace")) % COUNTED_AT_ONCE
         name, holder = f"{COUNTING} {slot}", secrets.token_hex(8)
-        end = self._clock.monotonic() + 2 * _COUNTING_SECONDS
+        began = self._clock.monotonic()
         async with self._turns[slot]:
-            while Duty.MINE is not await self._projects.take_duty(
-                name, holder, since=_ANEW, now=self._clock.now(), seconds=_COUNTING_SECONDS
-            ):
-                if self._clock.monotonic() >= end:
-                    others = "Other requests of this user are under way."
-                    raise ConflictError(others, hint="Try again in a moment.")
-                await self._clock.sleep(_LOOK_SECONDS)
+            # Who leaves at any moment must give up what the store may have given them by then.
             try:
-                yield
+                while not await to_its_end(self._is_taken(name, holder), "turn to count"):
+                    if self._clock.monotonic() - began >= 2 * _COUNTING_SECONDS:
+                        others = "Other requests that count go first."
+                        raise ConflictError(others, hint="Try again in a moment.")
+                    await self._clock.sleep(_LOOK_SECONDS)
+                yield self._clock.monotonic() - began
             finally:
-                with suppress(StoreUnavailableError):  # it runs out by itself
-                    await self._projects.finish_duty(name, holder, self._clock.now())
+                await to_its_end(self._give_up(name, holder), "end of a turn to count")
+
+    async def _is_taken(self, name: str, holder: str) -> bool:
+        now = self._clock.now()
+        return Duty.MINE is await self._projects.take_duty(
+            name, holder, since=_ANEW, now=now, seconds=_COUNTING_SECONDS
+        )
+
+    async def _give_up(self, name: str, holder: str) -> None:
+        with suppress(StoreUnavailableError):  # it runs out by itself
+            await self._projects.finish_duty(name, holder, self._clock.now())
+
+    async def _check_sign_in(self, principal: Principal) -> None:
+        user_id = principal.user_id
+        if user_id and not await self._directory.goes_on(user_id, principal.sign_in):
+            raise UnauthorizedError("The token or sign-in does not count any more.")
 
     @staticmethod
     def is_lasting(principal: Principal, owner: str) -> bool:
@@ -255,7 +292,11 @@ class Gate:
         """
         standings = await self._standings(principal, what)
         if not standings:
-            raise _no_administrator(action) if action and not what else no_such_user(_owner(what))
+            raise (
+                _no_administrator(action, principal)
+                if action and not what
+                else no_such_user(_owner(what))
+            )
         if action is None:
             return
         if RULES[action][0].isdisjoint(standings):
@@ -433,6 +474,13 @@ def _no_reason() -> ForbiddenError:
     return _forbidden("Only with a reason may you read this.", hint)
 
 
-def _no_administrator(action: Action) -> ForbiddenError:
+def _disabled(user_id: str) -> ForbiddenError:
+    hint = "An administrator can enable them again."
+    return ForbiddenError(f"The user {user_id} is disabled.", hint=hint)
+
+
+def _no_administrator(action: Action, principal: Principal) -> ForbiddenError:
     hint = f"Ask an administrator of this Greylag; a token needs the scope {RULES[action][1]}."
+    if principal.role is Role.ADMIN and principal.projects is not None:
+        hint = "Use a token that is not for some projects alone."
     return _forbidden(f"Only an administrator may do {action}.", hint)

@@ -173,7 +173,8 @@ class Notifications:
         )
         action = AuditAction.NOTIFICATION_ADD
         told = self._event(principal, action, new)
-        async with self._gate.limited(principal, action, user.id, counted=user.id):
+        right = Action.NOTIFICATIONS_WRITE
+        async with self._gate.limited(principal, action, user.id, right=right, counted=user.id):
             for _ in range(_ATTEMPTS):
                 before = await self._people.find(NotificationTarget, target_id)
                 _check_room(await self.of(user.id), target_id)

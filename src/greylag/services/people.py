@@ -225,6 +225,21 @@ class People:
         session = await self._store.find(Session, key)
         return session if session and self._is_going_on(session, self._clock.now()) else None
 
+    async def token(self, key: str) -> ApiToken | None:
+        """Return the token of this key, if it counts."""
+        token = await self._store.find(ApiToken, key)
+        return token if token and self._clock.now() < token.expires_at else None
+
+    async def goes_on(self, user_id: str, sign_in: str) -> bool:
+        """Tell whether a user may come in, and a ``Principal.sign_in`` of theirs ("": any) has not
+        ended.
+        """
+        kind, _, key = sign_in.partition(" ")
+        if kind not in {"session", "token"}:
+            return await self.active(user_id) is not None
+        one = await (self.session(key) if kind == "session" else self.token(key))
+        return one is not None and await self.owner(one) is not None
+
     async def sessions(self, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""
         now = self._clock.now()

@@ -172,9 +172,10 @@ class Projects:
         )
         most = self._limits.of(user).projects
         counted = None if most is None else owner
-        async with self._gate.limited(principal, Action.PROJECTS_WRITE, owner, counted=counted):
+        right = Action.PROJECTS_WRITE
+        async with self._gate.limited(principal, right, owner, right=right, counted=counted):
             self._check_template(user, metadata)
-            await self._check_projects(principal, user, most)
+            await self._check_projects(user, most)
             return await self._store.create(project, idempotency_key(key, new), audit=event)
 
     async def give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
@@ -183,8 +184,9 @@ class Projects:
         most = self._limits.of(user).projects
         counted = None if most is None else user.id
         on = Action.PROJECTS_HAND_OVER
-        async with self._gate.limited(principal, on, ref, counted=counted):
-            await self._check_projects(principal, user, most)
+        async with self._gate.limited(principal, on, ref, right=on, counted=counted):
+            await self._gate.check_enabled(user.id)
+            await self._check_projects(user, most)
             self._check_template(user, project.metadata)
             given = await self._give(principal, ref, user)
         await self._gate.drop_members(principal, ref)
@@ -208,10 +210,8 @@ class Projects:
             await self._gate.drop_members(principal, there)
             raise
 
-    async def _check_projects(self, principal: Principal, user: User, most: int | None) -> None:
+    async def _check_projects(self, user: User, most: int | None) -> None:
         if most is not None:
-            # Others may have gone first for longer than it takes to remove a user.
-            await self._gate.authorize(principal, Action.PROJECTS_WRITE, user.id)
             _check_room(user, len(await projects_of(self._store, user.id)), most, "projects")
 
     async def edit(self, principal: Principal, ref: ProjectRef, edit: Edit) -> Project:
@@ -257,7 +257,7 @@ class Projects:
             return await self._want(principal, ref, desired)
         on = action or _ACTIONS[desired]
         counted = owner.id if await self._is_counted(owner, ref) else None
-        async with self._gate.limited(principal, on, ref, counted=counted):
+        async with self._gate.limited(principal, on, ref, right=on, counted=counted):
             await self._check_active(owner, ref)
             return await self._want(principal, ref, desired)
 

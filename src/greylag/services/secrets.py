@@ -98,8 +98,8 @@ class Secrets:
             host=new.host,
             username=new.username,
         )
-        action = AuditAction.SECRET_SET
-        async with self._gate.limited(principal, action, user.id, counted=user.id):
+        action, right = AuditAction.SECRET_SET, Action.SECRETS_WRITE
+        async with self._gate.limited(principal, action, user.id, right=right, counted=user.id):
             one = await self._put(user.id, new, sealed, told)
         await self._projects.look_again(user.id)
         return one

@@ -66,8 +66,8 @@ class Shares:
             path=new.path,
             share_seconds=new.seconds,
         )
-        action = AuditAction.PREVIEW_LINK
-        async with self._gate.limited(principal, action, ref, counted=ref.user_id):
+        action, right = AuditAction.PREVIEW_LINK, Action.PREVIEW_USE
+        async with self._gate.limited(principal, action, ref, right=right, counted=ref.user_id):
             if len(await self._good(project)) >= MOST_SHARES:
                 raise LimitExceededError(
                     f"{MOST_SHARES} previews of this project are shared.", hint="End one first."

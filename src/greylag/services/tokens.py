@@ -118,13 +118,21 @@ class Tokens:
         """How many days a token lasts at most."""
         return self._longest / timedelta(days=1)
 
-    async def make(self, principal: Principal, new: NewToken) -> tuple[str, ApiToken]:
+    async def make(
+        self, principal: Principal, new: NewToken, *, answers: DeviceLogin | None = None
+    ) -> tuple[str, ApiToken]:
         """Make a token, and return it, which is never shown again, and what is kept of it.
+
+        Args:
+            principal: who asks.
+            new: what it is to be.
+            answers: the login that ends by it.
 
         Raises:
             InvalidRequestError: the name, the scopes or the time can be none.
             ForbiddenError: it would be somebody else's, or could do more than who asks.
             LimitExceededError: the user has as many as may be.
+            MissingError: the login has ended otherwise.
         """
         check_name(new.name)
         user = await self._owner(principal, new.user_id, Action.ACCOUNT_WRITE)
@@ -154,11 +162,14 @@ class Tokens:
             expires_at=token.expires_at,
         )
         action = AuditAction.TOKEN_CREATE
-        async with self._gate.limited(principal, action, user.id, counted=user.id):
+        right = Action.ACCOUNT_WRITE
+        async with self._gate.limited(principal, action, user.id, right=right, counted=user.id):
             if len(await self._counting(of_user(user.id))) >= MOST_TOKENS:
                 raise LimitExceededError(
                     f"A user may have {MOST_TOKENS} tokens.", hint="Revoke one first."
                 )
+            if answers is not None and not await self._store.remove(DeviceLogin, answers.key):
+                raise _login_over()
             await self._store.put(token, now, audit=event)
         return text, token
 
@@ -212,7 +223,7 @@ class Tokens:
         """Return who comes by a token from an address; ``None`` when it does not count."""
         if not is_token(text):
             return None
-        token = await self.find(digest(text))
+        token = await self._people.token(digest(text))
         user = None if token is None else await self._people.owner(token)
         if token is None or user is None:
             return None
@@ -230,11 +241,6 @@ class Tokens:
             sign_in=f"token {token.key}",
             address=client,
         )
-
-    async def find(self, key: str) -> ApiToken | None:
-        """Return the token of this key, if it counts."""
-        token = await self._store.find(ApiToken, key)
-        return token if token and self._clock.now() < token.expires_at else None
 
     def _days(self, new: NewToken) -> float:
         asked = new.expires_in_days
@@ -406,17 +412,19 @@ class DeviceLogins:
         Raises:
             MissingError: it was turned away, its time is over, or it has its token.
         """
-        over = MissingError(
-            "This login was turned away, or its time is over.", hint="Start it again."
-        )
         login = await self._store.find(DeviceLogin, digest(secret))
         if login is None or self._clock.now() >= login.expires_at:
-            raise over
+            raise _login_over()
         if login.user_id is None:
             return None
         user = await self._people.active(login.user_id)
-        if not await self._store.remove(DeviceLogin, login.key) or user is None:
-            raise over
+        if user is None:
+            await self._store.remove(DeviceLogin, login.key)
+            raise _login_over()
         new = NewToken(login.name, frozenset(login.scopes))
         program = Principal(user.display_name, user.id, user.role, address=login.address)
-        return await self._tokens.make(program, new)
+        return await self._tokens.make(program, new, answers=login)
+
+
+def _login_over() -> MissingError:
+    return MissingError("This login was turned away, or its time is over.", hint="Start it again.")

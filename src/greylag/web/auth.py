@@ -214,16 +214,6 @@ class Authenticator:
             raise UnauthorizedError("The token or sign-in does not count any more.")
         return found
 
-    async def goes_on(self, user_id: str, sign_in: str) -> bool:
-        """Tell whether a user may come in, and a ``Principal.sign_in`` of theirs ("": any) has not
-        ended.
-        """
-        kind, _, key = sign_in.partition(" ")
-        if kind not in {"session", "token"}:
-            return await self._people.active(user_id) is not None
-        one = await (self._people.session(key) if kind == "session" else self._tokens.find(key))
-        return one is not None and await self._people.owner(one) is not None
-
     async def signed_in(self, scope: Scope) -> Principal | None:
         """Return whom a cookie names whose sign-in has not ended, ``None`` where none does."""
         for one in self._sign_ins(scope):

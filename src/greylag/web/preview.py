@@ -48,7 +48,7 @@ from greylag.web import errors
 from greylag.web.access_watch import REFUSALS
 from greylag.web.addresses import asked_path
 from greylag.web.api.relay import RelayedAnswer, read_whole
-from greylag.web.auth import Authenticator, client_of, cookies
+from greylag.web.auth import client_of, cookies
 from greylag.web.preview_links import HINT, OPEN, Preview, PreviewLinks, file_address
 from greylag.web.stream import Streams
 
@@ -100,16 +100,15 @@ class PreviewSite:
         links: PreviewLinks,
         use_cases: UseCases,
         streams: Streams,
-        authenticator: Authenticator,
     ) -> None:
         self._site = site
         self._links = links
         self._agents = use_cases.agents
         self._audit = use_cases.audit
         self._gate = use_cases.gate
+        self._people = use_cases.people
         self._shares = use_cases.shares
         self._streams = streams
-        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -147,7 +146,7 @@ class PreviewSite:
     async def _check(self, preview: Preview) -> None:
         """Raise why a preview may not be shown now: who opened it may not see it any more."""
         by = preview.by
-        if by is not None and not await self._authenticator.goes_on(by, preview.sign_in):
+        if by is not None and not await self._people.goes_on(by, preview.sign_in):
             raise UnauthorizedError("Who opened this preview has signed out.", hint=HINT)
         if preview.until <= time.time():
             raise UnauthorizedError("This link has run out.", hint=HINT)

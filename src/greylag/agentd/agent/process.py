@@ -23,6 +23,7 @@ from greylag.agentd.execution import (
     ExecutionRefusedError,
     RemoteProcess,
 )
+from greylag.common.concurrent import to_its_end
 from greylag.common.net import proxy_variables
 
 _INHERITED = frozenset({"PATH", "LANG", "TERM", "TZ"})
@@ -188,12 +189,8 @@ class AgentProcess:
 
     async def kill(self) -> None:
         """Kill the agent and everything it started, and wait until they are gone."""
-        ending = asyncio.create_task(self._process.end(), name="agent-kill")
-        try:
-            await asyncio.shield(ending)
-        except asyncio.CancelledError:
-            await ending  # whoever stops us must not leave anything alive
-            raise
+        # Whoever stops us must not leave anything alive.
+        await to_its_end(self._process.end(), "agent-kill")
 
     async def kill_tools(self, session: str, since: float) -> None:
         """Kill what the session's tools have started since then (``process_clock``).

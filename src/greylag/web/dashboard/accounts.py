@@ -13,12 +13,19 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
-from greylag.domain.errors import ConflictError, InvalidRequestError
+from greylag.domain.errors import InvalidRequestError
 from greylag.domain.users import ApiToken, NotificationTarget, Role, Scope, Session, User
 from greylag.ports import PageQuery
 from greylag.services.tokens import DAYS, MAX_PROJECTS
 from greylag.web.addresses import address, user_url
-from greylag.web.dashboard.pages import USER_PAGE, form_field, lead, respond, see
+from greylag.web.dashboard.pages import (
+    FORM_REFUSALS,
+    USER_PAGE,
+    form_field,
+    lead,
+    respond,
+    see,
+)
 from greylag.web.deps import CallDep, RequestContext, UserCallDep
 from greylag.web.schemas import NewTokenIn, UserEditIn
 
@@ -107,7 +114,7 @@ async def edit_account(request: Request, call: UserCallDep) -> Response:
     try:
         edit = parsed(UserEditIn, given | {"limits": limits_of(form)}).edit()
         await call.use_cases.accounts.edit(call.principal, call.user_id, edit)
-    except (InvalidRequestError, ConflictError) as error:
+    except FORM_REFUSALS as error:
         return _page(call, await _read(call), form, error.info.message)
     return see(user_url(call.user_id, ACCOUNT))
 
@@ -178,7 +185,7 @@ async def make_token(request: Request, call: UserCallDep) -> Response:
     try:
         new = parsed(NewTokenIn, given).token()
         text, token = await call.use_cases.tokens.make(call.principal, new)
-    except InvalidRequestError as error:
+    except FORM_REFUSALS as error:
         return await _token_form(call, form, error.info.message)
     page = respond("token_made.html", site=call.site, user_id=call.user_id, token=token, text=text)
     page.headers["cache-control"] = "no-store"

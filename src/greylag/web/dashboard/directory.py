@@ -15,7 +15,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
-from greylag.domain.errors import ConflictError, InvalidRequestError
+from greylag.domain.errors import InvalidRequestError
 from greylag.domain.names import slug
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Role, User
@@ -23,7 +23,14 @@ from greylag.services.access import MAX_REASON_LENGTH
 from greylag.web.addresses import address, user_url
 from greylag.web.auth import own_path
 from greylag.web.dashboard.accounts import ACCOUNT, limits_of, parsed
-from greylag.web.dashboard.pages import USER_PAGE, form_field, lead, respond, see
+from greylag.web.dashboard.pages import (
+    FORM_REFUSALS,
+    USER_PAGE,
+    form_field,
+    lead,
+    respond,
+    see,
+)
 from greylag.web.deps import CallDep, RequestContext, UserCallDep
 from greylag.web.schemas import NewUserIn
 
@@ -95,7 +102,7 @@ async def make_user(request: Request, call: CallDep) -> Response:
     try:
         new = parsed(NewUserIn, given).user()
         made = await call.use_cases.accounts.make(call.principal, new)
-    except (InvalidRequestError, ConflictError) as error:
+    except FORM_REFUSALS as error:
         return _user_form(call, form, error.info.message)
     return see(user_url(made.id, ACCOUNT))
 

@@ -23,7 +23,6 @@ from greylag.domain.errors import (
     ErrorInfo,
     GreylagError,
     InvalidRequestError,
-    LimitExceededError,
     NotificationsOffError,
 )
 from greylag.web.addresses import address, site_of, user_url
@@ -31,6 +30,7 @@ from greylag.web.api.relay import ask
 from greylag.web.dashboard.accounts import ACCOUNT, ACCOUNT_PAGE, parsed
 from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
+    FORM_REFUSALS,
     PROJECT_PAGE,
     form_field,
     lead,
@@ -68,7 +68,7 @@ async def add_webhook(request: Request, call: UserCallDep) -> Response:
         secret, target = await call.use_cases.notifications.add_webhook(
             call.principal, call.user_id, new.name, site_of(request), new.url.strip()
         )
-    except (InvalidRequestError, LimitExceededError, NotificationsOffError) as error:
+    except (*FORM_REFUSALS, NotificationsOffError) as error:
         return await _webhook_form(call, form, error.info)
     page = respond("webhook_made.html", site=call.site, target=target, secret=secret)
     page.headers["cache-control"] = "no-store"

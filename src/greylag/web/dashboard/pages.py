@@ -19,7 +19,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from greylag.common import sse
 from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import parse_json
-from greylag.domain.errors import ErrorInfo, InvalidRequestError
+from greylag.domain.errors import (
+    ConflictError,
+    ErrorInfo,
+    InvalidRequestError,
+    LimitExceededError,
+)
 from greylag.domain.git import GitSource
 from greylag.domain.names import path_segment
 from greylag.domain.project import Desired, Project, Status
@@ -28,6 +33,8 @@ from greylag.web.schemas import ProblemDocument, check_metadata
 
 USER_PAGE = "/users/{user}"
 PROJECT_PAGE = USER_PAGE + "/projects/{project}"
+FORM_REFUSALS = (InvalidRequestError, LimitExceededError, ConflictError)
+"""What a form comes back with, so that what was typed can be mended or sent again."""
 _UNSEEN = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]")
 _PLACES = (
     ("; `greylag logs`", "; the log"),

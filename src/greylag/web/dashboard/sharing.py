@@ -12,14 +12,21 @@ from starlette.responses import Response
 from greylag.domain.errors import (
     ConflictError,
     ErrorInfo,
-    InvalidRequestError,
     LimitExceededError,
     UserNotFoundError,
 )
 from greylag.domain.users import Action, MemberRole, User
 from greylag.web.addresses import address, project_url
 from greylag.web.dashboard.directory import look_needed
-from greylag.web.dashboard.pages import PROJECT_PAGE, form_field, lead, project_view, respond, see
+from greylag.web.dashboard.pages import (
+    FORM_REFUSALS,
+    PROJECT_PAGE,
+    form_field,
+    lead,
+    project_view,
+    respond,
+    see,
+)
 from greylag.web.deps import ProjectCallDep, RequestContext
 
 MEMBERS_PAGE = PROJECT_PAGE + "/members"
@@ -57,7 +64,7 @@ async def share(request: Request, call: ProjectCallDep) -> Response:
     try:
         user = await call.use_cases.people.named(named)
         await gate.share(principal, ref, user.id, role)
-    except (InvalidRequestError, ConflictError, UserNotFoundError) as error:
+    except (*FORM_REFUSALS, UserNotFoundError) as error:
         return await _page(call, named, f"{error.info.message} {error.info.hint}")
     return see(f"{project_url(ref)}/members")
 

@@ -20,6 +20,7 @@ from greylag.web.addresses import project_url, root_path, user_url
 from greylag.web.dashboard.conversations import start_turn
 from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
+    FORM_REFUSALS,
     USER_PAGE,
     ProjectForm,
     form_field,
@@ -120,7 +121,7 @@ async def create_project(request: Request, call: UserCallDep) -> Response:
     try:
         new = NewProject(form.name, form.project_id or None, form.metadata_object(), form.source())
         made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
-    except (InvalidRequestError, ProjectExistsError) as error:
+    except (*FORM_REFUSALS, ProjectExistsError) as error:
         return await _form_page(request, call, owner, form, error.info.message)
     return lead(request, _with_first(made.project.ref, form.key))
 
@@ -138,7 +139,7 @@ async def start_project(request: Request, call: UserCallDep) -> Response:
         form = replace(form, name=first_name(message, form.git_url))
         new = NewProject(form.name, source=form.source())
         made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
-    except InvalidRequestError as error:
+    except FORM_REFUSALS as error:
         return await _form_page(request, call, owner, form, error.info.message)
     ref, session = made.project.ref, None
     if form_field(sent, "first"):
