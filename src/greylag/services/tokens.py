@@ -139,18 +139,8 @@ class Tokens:
         self._check(new)
         if (refusal := _refusal(principal, user, new)) is not None:
             raise await self._gate.refused(principal, AuditAction.TOKEN_CREATE, user.id, refusal)
-        text, now = new_token(), self._clock.now()
-        token = ApiToken(
-            key=digest(text),
-            id=secrets.token_hex(ID_LENGTH // 2),
-            user_id=user.id,
-            user_since=user.created_at,
-            name=new.name,
-            scopes=tuple(sorted(new.scopes)),
-            projects=None if new.projects is None else tuple(sorted(new.projects)),
-            created_at=now,
-            expires_at=now + timedelta(days=self._days(new)),
-        )
+        text = new_token()
+        token = self._record(user, text, new)
         event = self._gate.audit.event(
             principal,
             AuditAction.TOKEN_CREATE,
@@ -170,8 +160,22 @@ class Tokens:
                 )
             if answers is not None and not await self._store.remove(DeviceLogin, answers.key):
                 raise _login_over()
-            await self._store.put(token, now, audit=event)
+            await self._store.put(token, token.created_at, audit=event)
         return text, token
+
+    def _record(self, user: User, text: str, new: NewToken) -> ApiToken:
+        now = self._clock.now()
+        return ApiToken(
+            key=digest(text),
+            id=secrets.token_hex(ID_LENGTH // 2),
+            user_id=user.id,
+            user_since=user.created_at,
+            name=new.name,
+            scopes=tuple(sorted(new.scopes)),
+            projects=None if new.projects is None else tuple(sorted(new.projects)),
+            created_at=now,
+            expires_at=now + timedelta(days=self._days(new)),
+        )
 
     async def listed(self, principal: Principal, user_id: str | None) -> Sequence[ApiToken]:
         """Return a user's tokens that count, the newest first; to the operator, who has none, those
