@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import structlog
 
-from greylag.agentd.agent.process import git_variables, tools_way_out
+from greylag.agentd.agent.process import base_environment
 from greylag.agentd.agent.types import AgentSetup
 from greylag.agentd.execution import (
     Execution,
@@ -333,15 +333,10 @@ class Terminals:
 
 def _environment(setup: AgentSetup, program: str) -> Mapping[str, str]:
     """Return what a person's programs get over execd's own variables; of ours no secret."""
-    named = {"GREYLAG_ENVIRONMENT": setup.environment_id} if setup.environment_id else {}
     shell = {"SHELL": program} if any(program == known for known, _ in _SHELLS) else {}
     return {
-        **named,
+        **base_environment(setup, os.environ),
         **shell,
-        "HOME": str(setup.home),
-        "TMPDIR": str(setup.tmp),
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
-        **git_variables(setup),
-        **tools_way_out(os.environ),
     }

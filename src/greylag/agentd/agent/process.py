@@ -58,18 +58,15 @@ def agent_environment(
 
     Args:
         setup: the folders, the model and the settings.
-        environ: our own environment, of which only ``tools_way_out`` is taken.
+        environ: our own environment; see ``base_environment``.
         relay_url: base URL of the model relay, as the agent reaches it.
         relay_token: the token that the relay asks for; good for model calls only.
     """
     model = {"GOOSE_MODEL": setup.model} if setup.model is not None else {}
-    named = {"GREYLAG_ENVIRONMENT": setup.environment_id} if setup.environment_id else {}
     return {
         **setup.settings,
         **model,
-        **named,
-        "HOME": str(setup.home),
-        "TMPDIR": str(setup.tmp),
+        **base_environment(setup, environ),
         "GOOSE_PROVIDER": "openai",
         "GOOSE_DISABLE_KEYRING": "1",
         "GOOSE_TELEMETRY_OFF": "1",
@@ -77,17 +74,28 @@ def agent_environment(
         "OPENAI_HOST": relay_url,
         "OPENAI_API_KEY": relay_token,
         "OPENAI_TIMEOUT": str(math.ceil(setup.model_timeout) + _LONGER),
-        **git_variables(setup),
-        **tools_way_out(environ),
     }
 
 
-def git_variables(setup: AgentSetup) -> dict[str, str]:
-    """Return what leads git to our configuration, over which the user's own wins."""
-    return {"GIT_CONFIG_SYSTEM": str(setup.home / GIT_CONFIG)}
+def base_environment(setup: AgentSetup, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what all that is run in the workspace has over execd's own variables: its folders, the
+    environment's name, git's configuration, over which the user's own wins, and the way out.
+
+    Args:
+        setup: the folders and the name.
+        environ: our own environment, of which the way out is taken and nothing secret.
+    """
+    named = {"GREYLAG_ENVIRONMENT": setup.environment_id} if setup.environment_id else {}
+    return {
+        **named,
+        "HOME": str(setup.home),
+        "TMPDIR": str(setup.tmp),
+        "GIT_CONFIG_SYSTEM": str(setup.home / GIT_CONFIG),
+        **_tools_way_out(environ),
+    }
 
 
-def tools_way_out(environ: Mapping[str, str]) -> dict[str, str]:
+def _tools_way_out(environ: Mapping[str, str]) -> dict[str, str]:
     """Return what tools need to reach the world as agentd does: authorities, and proxies.
 
     A proxy that wants a password is left out: tools would have it too.

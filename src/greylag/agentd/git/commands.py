@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from greylag.agentd.agent.process import git_variables, tools_way_out
+from greylag.agentd.agent.process import base_environment
 from greylag.agentd.agent.types import AgentSetup
 from greylag.agentd.execution import (
     Execution,
@@ -165,12 +165,9 @@ class GitCommands:
         """
         setup = self._setup
         env = {
-            "HOME": str(setup.home),
-            "TMPDIR": str(setup.tmp),
+            **base_environment(setup, os.environ),
             # What lies around the workspace is no repository of its.
             "GIT_CEILING_DIRECTORIES": str(setup.workspace.parent),
-            **git_variables(setup),
-            **tools_way_out(os.environ),
             **_FIXED,
             "GIT_LITERAL_PATHSPECS": str(int(literal)),
         }
