@@ -802,6 +802,13 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
                 would have is that of one which was handed over.
         """
 
+    async def created(self, owner: str, key: IdempotencyKey, now: datetime) -> Project | None:
+        """Return what ``create`` has made of this key of the owner's, if that is there.
+
+        Raises:
+            IdempotencyConflictError: as ``create``.
+        """
+
     async def get(self, owner: str, project_id: str) -> Project:
         """Return the project as it is now."""
 

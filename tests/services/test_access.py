@@ -22,6 +22,7 @@ from greylag.domain.errors import (
     ConfigError,
     ConflictError,
     ForbiddenError,
+    IdempotencyConflictError,
     InvalidRequestError,
     LimitExceededError,
     ProjectNotFoundError,
@@ -430,6 +431,23 @@ async def test_who_died_while_counting_holds_nobody_up_for_good() -> None:
         await house.use_cases.projects.create(OPERATOR, "ada", NewProject("P"))
     # What runs already is counted: a message to it waits for nobody.
     await house.use_cases.projects.want(OPERATOR, made.project.ref, Desired.ACTIVE)
+
+
+async def test_a_creation_again_is_answered_though_no_more_may_be_made_by_now() -> None:
+    given = settings(users="eve:Eve", user_limits='{"default": {"projects": 1}}')
+    of = Harness(given).use_cases
+    new = NewProject("P", metadata={"template": "large"})
+    made = await of.projects.create(OPERATOR, "eve", new, "key")
+    again = await of.projects.create(OPERATOR, "eve", new, "key")
+    assert (again.project, again.new) == (made.project, False)
+    await of.accounts.edit(OPERATOR, "eve", UserEdit(limits=Limits(templates=())))
+    assert (await of.projects.create(OPERATOR, "eve", new, "key")).project == made.project
+    with pytest.raises(IdempotencyConflictError):
+        await of.projects.create(OPERATOR, "eve", replace(new, name="Q"), "key")
+    with pytest.raises(LimitExceededError):
+        await of.projects.create(OPERATOR, "eve", new, "another")
+    refused = await of.store.audit_entries(AuditFilter(result="refused"), 9)
+    assert len(refused) == 1
 
 
 async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:

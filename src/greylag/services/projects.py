@@ -141,21 +141,40 @@ class Projects:
         """Create a project, inactive; its environment is prepared in the background.
 
         The same ``key`` (a client's Idempotency-Key) with the same content returns the first
-        call's project.
+        call's project, which no limit refuses any more.
 
         Raises:
             InvalidRequestError: it cannot be an id, a name, metadata, a source or a key.
             ProjectExistsError: the user has a project of this id.
+            LimitExceededError: the user may have no more, or none of this template.
             IdempotencyConflictError: the key came with something else before.
         """
         user = await self.user(principal, user_id, Action.PROJECTS_WRITE)
-        owner = user.id
+        project = self._new(user.id, new)
+        asked = idempotency_key(key, new)
+        most = self._limits.of(user).projects
+        counted = None if most is None else user.id
+        async with self._gate.limited(principal, Action.PROJECTS_WRITE, user.id, counted=counted):
+            try:
+                self._check_template(user, project.metadata)
+                await self._check_projects(principal, user, most)
+            except LimitExceededError:
+                at = project.created_at
+                if asked and (earlier := await self._store.created(user.id, asked, at)):
+                    return Created(earlier, new=False)
+                raise
+            event = self.audit.event(
+                principal, AuditAction.PROJECT_CREATE, name_of(project.ref), name=project.name
+            )
+            return await self._store.create(project, asked, audit=event)
+
+    def _new(self, owner: str, new: NewProject) -> Project:
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         source = None if new.source is None else check_source(new.source)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
         now = self._clock.now()
-        project = Project(
+        return Project(
             id=new_record_id(now),
             user_id=owner,
             project_id=project_id,
@@ -167,15 +186,6 @@ class Projects:
             due_at=now,
             source=source,
         )
-        event = self.audit.event(
-            principal, AuditAction.PROJECT_CREATE, name_of(project.ref), name=name
-        )
-        most = self._limits.of(user).projects
-        counted = None if most is None else owner
-        async with self._gate.limited(principal, Action.PROJECTS_WRITE, owner, counted=counted):
-            self._check_template(user, metadata)
-            await self._check_projects(principal, user, most)
-            return await self._store.create(project, idempotency_key(key, new), audit=event)
 
     async def give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
         """Give a project that sleeps to a user. The caller has asked whether it may."""

@@ -15,7 +15,16 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
 )
 from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
-from greylag.ports import CURSOR_FORM, Claim, Duty, Edit, Finding, Outcome, ProjectPage
+from greylag.ports import (
+    CURSOR_FORM,
+    Claim,
+    Duty,
+    Edit,
+    Finding,
+    IdempotencyKey,
+    Outcome,
+    ProjectPage,
+)
 
 LOG_LENGTH = 500
 KEY_LIFETIME = timedelta(days=1)
@@ -123,6 +132,12 @@ def environment_taken(ref: ProjectRef) -> ProjectExistsError:
         "goes on under that id.",
         hint="Choose another id.",
     )
+
+
+def check_same(key: IdempotencyKey, fingerprint: str) -> None:
+    """Raise ``IdempotencyConflictError`` when ``key`` came with another fingerprint before."""
+    if key.fingerprint != fingerprint:
+        raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
 
 
 def check_still_theirs(created: Project, owner: str) -> Project:
