@@ -842,6 +842,7 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         now: datetime,
         deadline: datetime,
         *,
+        again: bool = False,
         audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted and return the project.
@@ -849,6 +850,7 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         A change: ``generation`` grows, ``due_at`` is now, ``deadline_at`` is ``deadline``,
         ``attempts`` is 0, ``error_terminal`` is false. The same again changes nothing, unless the
         project is in error: then it counts as a change (try once more). ``DELETED`` is final.
+        With ``again`` a project of which something else is wanted is returned as it is.
 
         Raises:
             ProjectDeletingError: it is being deleted, and something else is wanted.

@@ -158,11 +158,14 @@ class MemoryStore:
         now: datetime,
         deadline: datetime,
         *,
+        again: bool = False,
         audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
         record = self._find(owner, project_id)
-        return self._put(records.wanted(record, desired, now, deadline), since=record, audit=audit)
+        return self._put(
+            records.wanted(record, desired, now, deadline, again=again), since=record, audit=audit
+        )
 
     async def refresh(
         self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None

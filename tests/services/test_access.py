@@ -450,6 +450,30 @@ async def test_a_creation_again_is_answered_though_no_more_may_be_made_by_now() 
     assert len(refused) == 1
 
 
+async def test_what_is_stopped_as_a_message_comes_is_counted_when_it_is_woken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = Harness(settings(users="eve:Eve", user_limits='{"default": {"active": 1}}'))
+    of, running, other = house.use_cases, ProjectRef("eve", "a"), ProjectRef("eve", "b")
+    for ref in (running, other):
+        await of.projects.create(OPERATOR, "eve", NewProject("P", ref.project_id))
+    await of.projects.want(OPERATOR, running, Desired.ACTIVE)
+    write = house.store.want
+
+    async def overtaken(*given: Any, **more: Any) -> Project:
+        monkeypatch.setattr(house.store, "want", write)
+        await of.projects.want(OPERATOR, running, Desired.INACTIVE)
+        await of.projects.want(OPERATOR, other, Desired.ACTIVE)
+        return await house.store.want(*given, **more)
+
+    monkeypatch.setattr(house.store, "want", overtaken)
+    with pytest.raises(LimitExceededError):
+        async with of.messages.send(OPERATOR, running, NewMessage("hello")):
+            pass
+    there = (await of.projects.page(OPERATOR, "eve", PageQuery())).projects
+    assert [one.ref for one in there if one.desired is Desired.ACTIVE] == [other]
+
+
 async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:
     given = (
         '{"default": {"templates": []}, "groups": {"staff": {"templates": ["small"]},'

@@ -261,15 +261,32 @@ class Projects:
 
         Raises:
             ProjectDeletingError: it is being deleted, and something else is wanted.
+            LimitExceededError: it is to be active, which it may not, or one more of its owner's.
         """
-        owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
-        if desired is not Desired.ACTIVE:
-            return await self._want(principal, ref, desired)
         on = action or _ACTIONS[desired]
-        counted = owner.id if await self._is_counted(owner, ref) else None
-        async with self._gate.limited(principal, on, ref, counted=counted):
-            await self._check_active(owner, ref)
-            return await self._want(principal, ref, desired)
+        owner = await self._gate.authorize(principal, on, ref)
+        if desired is Desired.ACTIVE:
+            return await self._activate(principal, ref, owner, on)
+        return await self._want(principal, ref, desired)
+
+    async def _activate(
+        self, principal: Principal, ref: ProjectRef, owner: User, on: Action
+    ) -> Project:
+        limits = self._limits.of(owner)
+        if limits.templates is not None:
+            project = await self._store.get(ref.user_id, ref.project_id)
+            async with self._gate.limited(principal, on, ref):
+                self._check_template(owner, project.metadata)
+        if limits.active is None:
+            return await self._want(principal, ref, Desired.ACTIVE)
+        # What is to run already, as for most messages, is counted. Whether it is, the write itself
+        # decides: it may be stopped after any look.
+        project = await self._want(principal, ref, Desired.ACTIVE, again=True)
+        if project.desired is Desired.ACTIVE:
+            return project
+        async with self._gate.limited(principal, on, ref, counted=owner.id):
+            await self._check_active(owner, ref, limits.active)
+            return await self._want(principal, ref, Desired.ACTIVE)
 
     async def refresh(self, principal: Principal, ref: ProjectRef) -> Project:
         """Have a running environment that is outdated started anew once nobody is answered, and
@@ -281,7 +298,9 @@ class Projects:
             ref.user_id, ref.project_id, self._clock.now(), audit=event
         )
 
-    async def _want(self, who: Principal | Actor, ref: ProjectRef, desired: Desired) -> Project:
+    async def _want(
+        self, who: Principal | Actor, ref: ProjectRef, desired: Desired, *, again: bool = False
+    ) -> Project:
         now = self._clock.now()
         return await self._store.want(
             ref.user_id,
@@ -289,6 +308,7 @@ class Projects:
             desired,
             now,
             now + timedelta(seconds=self._timeout),
+            again=again,
             audit=self.audit.event(who, _ACTIONS[desired], name_of(ref)),
         )
 
@@ -402,22 +422,7 @@ class Projects:
         """Tell whether a user has a project."""
         return bool((await self._store.page(user_id, PageQuery(limit=1))).projects)
 
-    async def _is_counted(self, owner: User, ref: ProjectRef) -> bool:
-        """Tell whether an activation is one more. What is to run already, as for each message, is
-        not, though it may be stopped before this is written: then it runs once more than counted.
-        """
-        if self._limits.of(owner).active is None:
-            return False
-        project = await self._store.get(ref.user_id, ref.project_id)
-        return project.desired is not Desired.ACTIVE
-
-    async def _check_active(self, owner: User, ref: ProjectRef) -> None:
-        limits = self._limits.of(owner)
-        if limits.templates is not None:
-            project = await self._store.get(ref.user_id, ref.project_id)
-            self._check_template(owner, project.metadata)
-        if (most := limits.active) is None:
-            return
+    async def _check_active(self, owner: User, ref: ProjectRef, most: int) -> None:
         active = [
             one for one in await projects_of(self._store, owner.id) if one.desired is Desired.ACTIVE
         ]

@@ -67,13 +67,16 @@ def edited(record: ProjectRecord, edit: Edit, now: datetime) -> ProjectRecord:
 
 
 def wanted(
-    record: ProjectRecord, desired: Desired, now: datetime, deadline: datetime
+    record: ProjectRecord, desired: Desired, now: datetime, deadline: datetime, *, again: bool
 ) -> ProjectRecord:
-    """Return the record with the wish in it; the same record when it changes nothing."""
+    """Return the record with the wish in it; the same record when it changes nothing, or is to be
+    made ``again`` and was not made.
+    """
     project = record.project
     if project.desired is Desired.DELETED and desired is not Desired.DELETED:
         raise ProjectDeletingError(f"Project {project.project_id!r} is being deleted.")
-    if desired is project.desired and project.status is not Status.ERROR:
+    same = desired is project.desired
+    if (again and not same) or (same and project.status is not Status.ERROR):
         return record
     changed = replace(
         project,

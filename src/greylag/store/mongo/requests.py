@@ -134,6 +134,7 @@ class RequestMethods(StoreParts):
         now: datetime,
         deadline: datetime,
         *,
+        again: bool = False,
         audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
@@ -141,7 +142,9 @@ class RequestMethods(StoreParts):
         with self._asking():
             return await self._change(
                 of_owner(ref),
-                lambda record: records.wanted(_there(record, ref), desired, now, deadline),
+                lambda record: records.wanted(
+                    _there(record, ref), desired, now, deadline, again=again
+                ),
                 audit=audit,
             )
 

@@ -247,12 +247,13 @@ class SqliteStore:
         now: datetime,
         deadline: datetime,
         *,
+        again: bool = False,
         audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
         ref = ProjectRef(owner, project_id)
         return await self._change(
-            ref, lambda before: records.wanted(before, desired, now, deadline), audit
+            ref, lambda before: records.wanted(before, desired, now, deadline, again=again), audit
         )
 
     async def refresh(
