@@ -802,6 +802,13 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
                 would have is that of one which was handed over.
         """
 
+    async def created(self, owner: str, key: IdempotencyKey, now: datetime) -> Project | None:
+        """Return what ``create`` has made of this key of the owner's, if that is there.
+
+        Raises:
+            IdempotencyConflictError: as ``create``.
+        """
+
     async def get(self, owner: str, project_id: str) -> Project:
         """Return the project as it is now."""
 
@@ -835,6 +842,7 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         now: datetime,
         deadline: datetime,
         *,
+        again: bool = False,
         audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted and return the project.
@@ -842,6 +850,7 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         A change: ``generation`` grows, ``due_at`` is now, ``deadline_at`` is ``deadline``,
         ``attempts`` is 0, ``error_terminal`` is false. The same again changes nothing, unless the
         project is in error: then it counts as a change (try once more). ``DELETED`` is final.
+        With ``again`` a project of which something else is wanted is returned as it is.
 
         Raises:
             ProjectDeletingError: it is being deleted, and something else is wanted.

@@ -44,14 +44,15 @@ class ModelStore:
             self.keys[ref[0], key] = (fingerprint, ref)
         return "new"
 
-    def want(self, ref: Ref, desired: str, now: float, deadline: float) -> str:
+    def want(self, ref: Ref, desired: str, now: float, deadline: float, *, again: bool) -> str:
         """Return what comes of a wish: wanted, missing or deleting."""
         project = self.projects.get(ref)
         if project is None:
             return "missing"
         if project["desired"] == "deleted" and desired != "deleted":
             return "deleting"
-        if project["desired"] != desired or project["status"] == "error":
+        same = project["desired"] == desired
+        if project["status"] == "error" if same else not again:
             project["generation"] += 1
             project.update(desired=desired, due=now, deadline=deadline, attempts=0)
         return "wanted"

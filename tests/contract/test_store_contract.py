@@ -85,6 +85,17 @@ async def test_the_same_wish_again_changes_nothing(store: ProjectStore) -> None:
     assert await store.want("ada", "demo", Desired.ACTIVE, at(2), at(122)) == wanted
 
 
+async def test_a_wish_that_is_made_again_alone_is_no_new_one(store: ProjectStore) -> None:
+    project = (await store.create(make_project())).project
+    for wish in (Desired.ACTIVE, Desired.DELETED):
+        assert await store.want("ada", "demo", wish, at(1), at(9), again=True) == project
+    wanted = await store.want("ada", "demo", Desired.ACTIVE, at(1), at(121))
+    assert await store.want("ada", "demo", Desired.ACTIVE, at(2), at(9), again=True) == wanted
+    await store.create(make_project("bad", desired=Desired.ACTIVE, status=Status.ERROR))
+    tried = await store.want("ada", "bad", Desired.ACTIVE, at(2), at(122), again=True)
+    assert (tried.generation, tried.due_at) == (2, at(2))
+
+
 @pytest.mark.parametrize("desired", [Desired.ACTIVE, Desired.DELETED])
 async def test_the_same_wish_for_a_project_in_error_tries_once_more(
     store: ProjectStore, desired: Desired

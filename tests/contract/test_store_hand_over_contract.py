@@ -67,6 +67,8 @@ async def test_neither_its_name_nor_its_key_makes_another_one_with_the_same_envi
     await store.hand_over("ada", "demo", "bob", at(1))
     with pytest.raises(IdempotencyConflictError):
         await store.create(make_project(), KEY)
+    with pytest.raises(IdempotencyConflictError):
+        await store.created("ada", KEY, at(1))
     with pytest.raises(ProjectExistsError, match="handed over"):
         await store.create(make_project())
     with pytest.raises(ProjectExistsError, match="already"):

@@ -61,6 +61,18 @@ async def test_a_key_is_forgotten_with_its_project(store: ProjectStore) -> None:
     assert (await store.create(make_project(), KEY)).new
 
 
+async def test_what_a_key_has_created_is_told_and_nothing_is_made(store: ProjectStore) -> None:
+    assert await store.created("ada", KEY, at(0)) is None
+    await store.create(make_project("one"), KEY)
+    await store.edit("ada", "one", Edit(name="renamed"), at(1))
+    there = await store.get("ada", "one")
+    assert await store.created("ada", KEY, at(DAY - 0.001)) == there
+    assert await store.created("ada", KEY, at(DAY)) is None
+    assert await store.created("bob", KEY, at(1)) is None
+    with pytest.raises(IdempotencyConflictError):
+        await store.created("ada", IdempotencyKey("key", "other"), at(1))
+
+
 async def test_simultaneous_creations_with_one_key_make_one_project(store: ProjectStore) -> None:
     made = await asyncio.gather(*(store.create(make_project(f"p{n}"), KEY) for n in range(50)))
     assert sum(one.new for one in made) == 1

@@ -93,11 +93,11 @@ class StoresAgree(RuleBasedStateMachine):
         got = answer if isinstance(answer, str) else ("new" if answer.new else "known")
         assert got == expected
 
-    @rule(ref=REFS, desired=st.sampled_from(Desired), seconds=SECONDS)
-    def want(self, ref: Ref, desired: Desired, seconds: int) -> None:
+    @rule(ref=REFS, desired=st.sampled_from(Desired), seconds=SECONDS, again=st.booleans())
+    def want(self, ref: Ref, desired: Desired, seconds: int, again: bool) -> None:  # noqa: FBT001
         deadline = self.now + seconds
-        answer = self.both(lambda s: s.want(*ref, desired, at(self.now), at(deadline)))
-        expected = self.model.want(ref, desired.value, self.now, deadline)
+        answer = self.both(lambda s: s.want(*ref, desired, at(self.now), at(deadline), again=again))
+        expected = self.model.want(ref, desired.value, self.now, deadline, again=again)
         assert (answer if isinstance(answer, str) else "wanted") == expected
 
     @rule(lease=SECONDS)

@@ -19,10 +19,7 @@ from greylag.domain.audit import (
     chained,
     to_json,
 )
-from greylag.domain.errors import (
-    IdempotencyConflictError,
-    StoreUnavailableError,
-)
+from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, Event, Project, ProjectRef, new_instance_id
 from greylag.ports import (
     AnyKept,
@@ -99,10 +96,9 @@ class MemoryStore:
     ) -> Created:
         """Insert a project; see the port."""
         tables = self._open()
-        earlier = self._created_before(project, key) if key else None
+        earlier = await self.created(project.user_id, key, project.created_at) if key else None
         if earlier is not None:
-            there = records.check_still_theirs(_out(tables.records[earlier]), project.user_id)
-            return Created(there, new=False)
+            return Created(earlier, new=False)
         if project.ref in tables.records:
             raise records.exists(project.ref)
         if self._made_for(project.made_for) is not None:
@@ -114,6 +110,15 @@ class MemoryStore:
         tables.events[project.ref] = []
         self._append(audit)
         return Created(self._put(records.new_record(project)), new=True)
+
+    async def created(self, owner: str, key: IdempotencyKey, now: datetime) -> Project | None:
+        """Return what a key has created; see the port."""
+        tables = self._open()
+        known = tables.keys.get((owner, key.key))
+        if known is None or known.expires <= now:
+            return None
+        records.check_same(key, known.fingerprint)
+        return records.check_still_theirs(_out(tables.records[known.ref]), owner)
 
     async def get(self, owner: str, project_id: str) -> Project:
         """Return the project as it is now; see the port."""
@@ -153,11 +158,14 @@ class MemoryStore:
         now: datetime,
         deadline: datetime,
         *,
+        again: bool = False,
         audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
         record = self._find(owner, project_id)
-        return self._put(records.wanted(record, desired, now, deadline), since=record, audit=audit)
+        return self._put(
+            records.wanted(record, desired, now, deadline, again=again), since=record, audit=audit
+        )
 
     async def refresh(
         self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
@@ -506,15 +514,6 @@ class MemoryStore:
     def _claimable(self) -> list[tuple[datetime, ProjectRecord]]:
         found = ((record.claimable_at, record) for record in self._open().records.values())
         return [(at, record) for at, record in found if at is not None]
-
-    def _created_before(self, project: Project, key: IdempotencyKey) -> ProjectRef | None:
-        keys = self._tables.keys
-        for name in [name for name, kept in keys.items() if kept.expires <= project.created_at]:
-            del keys[name]
-        known = keys.get((project.user_id, key.key))
-        if known is not None and known.fingerprint != key.fingerprint:
-            raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
-        return known.ref if known else None
 
     def _stored(self, record: ProjectRecord) -> StoredProject:
         tables, ref = self._tables, record.project.ref

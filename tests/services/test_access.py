@@ -22,6 +22,7 @@ from greylag.domain.errors import (
     ConfigError,
     ConflictError,
     ForbiddenError,
+    IdempotencyConflictError,
     InvalidRequestError,
     LimitExceededError,
     ProjectNotFoundError,
@@ -521,6 +522,47 @@ async def test_a_token_for_administration_hands_over_to_whom_a_limit_is_set() ->
         made = (await of.projects.create(OPERATOR, "ada", NewProject("P", "p"))).project
         await of.projects.settled(made)
         assert (await of.accounts.hand_over(boss, made.ref, "bob")).user_id == "bob"
+
+
+async def test_a_creation_again_is_answered_though_no_more_may_be_made_by_now() -> None:
+    given = settings(users="eve:Eve", user_limits='{"default": {"projects": 1}}')
+    of = Harness(given).use_cases
+    new = NewProject("P", metadata={"template": "large"})
+    made = await of.projects.create(OPERATOR, "eve", new, "key")
+    again = await of.projects.create(OPERATOR, "eve", new, "key")
+    assert (again.project, again.new) == (made.project, False)
+    await of.accounts.edit(OPERATOR, "eve", UserEdit(limits=Limits(templates=())))
+    assert (await of.projects.create(OPERATOR, "eve", new, "key")).project == made.project
+    with pytest.raises(IdempotencyConflictError):
+        await of.projects.create(OPERATOR, "eve", replace(new, name="Q"), "key")
+    with pytest.raises(LimitExceededError):
+        await of.projects.create(OPERATOR, "eve", new, "another")
+    refused = await of.store.audit_entries(AuditFilter(result="refused"), 9)
+    assert len(refused) == 1
+
+
+async def test_what_is_stopped_as_a_message_comes_is_counted_when_it_is_woken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = Harness(settings(users="eve:Eve", user_limits='{"default": {"active": 1}}'))
+    of, running, other = house.use_cases, ProjectRef("eve", "a"), ProjectRef("eve", "b")
+    for ref in (running, other):
+        await of.projects.create(OPERATOR, "eve", NewProject("P", ref.project_id))
+    await of.projects.want(OPERATOR, running, Desired.ACTIVE)
+    write = house.store.want
+
+    async def overtaken(*given: Any, **more: Any) -> Project:
+        monkeypatch.setattr(house.store, "want", write)
+        await of.projects.want(OPERATOR, running, Desired.INACTIVE)
+        await of.projects.want(OPERATOR, other, Desired.ACTIVE)
+        return await house.store.want(*given, **more)
+
+    monkeypatch.setattr(house.store, "want", overtaken)
+    with pytest.raises(LimitExceededError):
+        async with of.messages.send(OPERATOR, running, NewMessage("hello")):
+            pass
+    there = (await of.projects.page(OPERATOR, "eve", PageQuery())).projects
+    assert [one.ref for one in there if one.desired is Desired.ACTIVE] == [other]
 
 
 async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:

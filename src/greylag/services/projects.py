@@ -141,21 +141,41 @@ class Projects:
         """Create a project, inactive; its environment is prepared in the background.
 
         The same ``key`` (a client's Idempotency-Key) with the same content returns the first
-        call's project.
+        call's project, which no limit refuses any more.
 
         Raises:
             InvalidRequestError: it cannot be an id, a name, metadata, a source or a key.
             ProjectExistsError: the user has a project of this id.
+            LimitExceededError: the user may have no more, or none of this template.
             IdempotencyConflictError: the key came with something else before.
         """
         user = await self.user(principal, user_id, Action.PROJECTS_WRITE)
-        owner = user.id
+        project = self._new(user.id, new)
+        asked = idempotency_key(key, new)
+        most = self._limits.of(user).projects
+        counted = None if most is None else user.id
+        right = Action.PROJECTS_WRITE
+        async with self._gate.limited(principal, right, user.id, right=right, counted=counted):
+            try:
+                self._check_template(user, project.metadata)
+                await self._check_projects(user, most)
+            except LimitExceededError:
+                at = project.created_at
+                if asked and (earlier := await self._store.created(user.id, asked, at)):
+                    return Created(earlier, new=False)
+                raise
+            event = self.audit.event(
+                principal, AuditAction.PROJECT_CREATE, name_of(project.ref), name=project.name
+            )
+            return await self._store.create(project, asked, audit=event)
+
+    def _new(self, owner: str, new: NewProject) -> Project:
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         source = None if new.source is None else check_source(new.source)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
         now = self._clock.now()
-        project = Project(
+        return Project(
             id=new_record_id(now),
             user_id=owner,
             project_id=project_id,
@@ -167,16 +187,6 @@ class Projects:
             due_at=now,
             source=source,
         )
-        event = self.audit.event(
-            principal, AuditAction.PROJECT_CREATE, name_of(project.ref), name=name
-        )
-        most = self._limits.of(user).projects
-        counted = None if most is None else owner
-        right = Action.PROJECTS_WRITE
-        async with self._gate.limited(principal, right, owner, right=right, counted=counted):
-            self._check_template(user, metadata)
-            await self._check_projects(user, most)
-            return await self._store.create(project, idempotency_key(key, new), audit=event)
 
     async def give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
         """Give a project that sleeps to a user. The caller has asked whether it may."""
@@ -251,15 +261,32 @@ class Projects:
 
         Raises:
             ProjectDeletingError: it is being deleted, and something else is wanted.
+            LimitExceededError: it is to be active, which it may not, or one more of its owner's.
         """
-        owner = await self._gate.authorize(principal, action or _ACTIONS[desired], ref)
-        if desired is not Desired.ACTIVE:
-            return await self._want(principal, ref, desired)
         on = action or _ACTIONS[desired]
-        counted = owner.id if await self._is_counted(owner, ref) else None
-        async with self._gate.limited(principal, on, ref, right=on, counted=counted):
-            await self._check_active(owner, ref)
-            return await self._want(principal, ref, desired)
+        owner = await self._gate.authorize(principal, on, ref)
+        if desired is Desired.ACTIVE:
+            return await self._activate(principal, ref, owner, on)
+        return await self._want(principal, ref, desired)
+
+    async def _activate(
+        self, principal: Principal, ref: ProjectRef, owner: User, on: Action
+    ) -> Project:
+        limits = self._limits.of(owner)
+        if limits.templates is not None:
+            project = await self._store.get(ref.user_id, ref.project_id)
+            async with self._gate.limited(principal, on, ref):
+                self._check_template(owner, project.metadata)
+        if limits.active is None:
+            return await self._want(principal, ref, Desired.ACTIVE)
+        # What is to run already, as for most messages, is counted. Whether it is, the write itself
+        # decides: it may be stopped after any look.
+        project = await self._want(principal, ref, Desired.ACTIVE, again=True)
+        if project.desired is Desired.ACTIVE:
+            return project
+        async with self._gate.limited(principal, on, ref, right=on, counted=owner.id):
+            await self._check_active(owner, ref, limits.active)
+            return await self._want(principal, ref, Desired.ACTIVE)
 
     async def refresh(self, principal: Principal, ref: ProjectRef) -> Project:
         """Have a running environment that is outdated started anew once nobody is answered, and
@@ -271,7 +298,9 @@ class Projects:
             ref.user_id, ref.project_id, self._clock.now(), audit=event
         )
 
-    async def _want(self, who: Principal | Actor, ref: ProjectRef, desired: Desired) -> Project:
+    async def _want(
+        self, who: Principal | Actor, ref: ProjectRef, desired: Desired, *, again: bool = False
+    ) -> Project:
         now = self._clock.now()
         return await self._store.want(
             ref.user_id,
@@ -279,6 +308,7 @@ class Projects:
             desired,
             now,
             now + timedelta(seconds=self._timeout),
+            again=again,
             audit=self.audit.event(who, _ACTIONS[desired], name_of(ref)),
         )
 
@@ -392,22 +422,7 @@ class Projects:
         """Tell whether a user has a project."""
         return bool((await self._store.page(user_id, PageQuery(limit=1))).projects)
 
-    async def _is_counted(self, owner: User, ref: ProjectRef) -> bool:
-        """Tell whether an activation is one more. What is to run already, as for each message, is
-        not, though it may be stopped before this is written: then it runs once more than counted.
-        """
-        if self._limits.of(owner).active is None:
-            return False
-        project = await self._store.get(ref.user_id, ref.project_id)
-        return project.desired is not Desired.ACTIVE
-
-    async def _check_active(self, owner: User, ref: ProjectRef) -> None:
-        limits = self._limits.of(owner)
-        if limits.templates is not None:
-            project = await self._store.get(ref.user_id, ref.project_id)
-            self._check_template(owner, project.metadata)
-        if (most := limits.active) is None:
-            return
+    async def _check_active(self, owner: User, ref: ProjectRef, most: int) -> None:
         active = [
             one for one in await projects_of(self._store, owner.id) if one.desired is Desired.ACTIVE
         ]

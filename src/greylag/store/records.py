@@ -15,7 +15,16 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
 )
 from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
-from greylag.ports import CURSOR_FORM, Claim, Duty, Edit, Finding, Outcome, ProjectPage
+from greylag.ports import (
+    CURSOR_FORM,
+    Claim,
+    Duty,
+    Edit,
+    Finding,
+    IdempotencyKey,
+    Outcome,
+    ProjectPage,
+)
 
 LOG_LENGTH = 500
 KEY_LIFETIME = timedelta(days=1)
@@ -58,13 +67,16 @@ def edited(record: ProjectRecord, edit: Edit, now: datetime) -> ProjectRecord:
 
 
 def wanted(
-    record: ProjectRecord, desired: Desired, now: datetime, deadline: datetime
+    record: ProjectRecord, desired: Desired, now: datetime, deadline: datetime, *, again: bool
 ) -> ProjectRecord:
-    """Return the record with the wish in it; the same record when it changes nothing."""
+    """Return the record with the wish in it; the same record when it changes nothing, or is to be
+    made ``again`` and was not made.
+    """
     project = record.project
     if project.desired is Desired.DELETED and desired is not Desired.DELETED:
         raise ProjectDeletingError(f"Project {project.project_id!r} is being deleted.")
-    if desired is project.desired and project.status is not Status.ERROR:
+    same = desired is project.desired
+    if (again and not same) or (same and project.status is not Status.ERROR):
         return record
     changed = replace(
         project,
@@ -123,6 +135,12 @@ def environment_taken(ref: ProjectRef) -> ProjectExistsError:
         "goes on under that id.",
         hint="Choose another id.",
     )
+
+
+def check_same(key: IdempotencyKey, fingerprint: str) -> None:
+    """Raise ``IdempotencyConflictError`` when ``key`` came with another fingerprint before."""
+    if key.fingerprint != fingerprint:
+        raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
 
 
 def check_still_theirs(created: Project, owner: str) -> Project:

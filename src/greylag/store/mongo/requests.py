@@ -1,6 +1,6 @@
 """The requests' half of the MongoDB store: creating, reading, and writing what is wanted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
 from greylag.domain.audit import AuditEvent
-from greylag.domain.errors import IdempotencyConflictError, ProjectExistsError
+from greylag.domain.errors import ProjectExistsError
 from greylag.domain.project import Desired, Event, Project, ProjectRef
 from greylag.ports import Created, Edit, IdempotencyKey, PageQuery, ProjectPage, StoredKey
 from greylag.store import records
@@ -69,6 +69,15 @@ class RequestMethods(StoreParts):
         with self._asking():
             return await self._to_its_end(work())
 
+    async def created(self, owner: str, key: IdempotencyKey, now: datetime) -> Project | None:
+        """Return what a key has created; see the port."""
+        with self._asking():
+            known = await self._keys.find_one({"_id": {"user_id": owner, "key": key.key}})
+            if known is None or known["expires_at"] <= now:
+                return None
+            records.check_same(key, known["fingerprint"])
+            return await self._made(known["record_id"], owner)
+
     async def get(self, owner: str, project_id: str) -> Project:
         """Return the project as it is now; see the port."""
         ref = ProjectRef(owner, project_id)
@@ -125,6 +134,7 @@ class RequestMethods(StoreParts):
         now: datetime,
         deadline: datetime,
         *,
+        again: bool = False,
         audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
@@ -132,7 +142,9 @@ class RequestMethods(StoreParts):
         with self._asking():
             return await self._change(
                 of_owner(ref),
-                lambda record: records.wanted(_there(record, ref), desired, now, deadline),
+                lambda record: records.wanted(
+                    _there(record, ref), desired, now, deadline, again=again
+                ),
                 audit=audit,
             )
 
@@ -219,10 +231,9 @@ class RequestMethods(StoreParts):
         record = records.new_record(project)
         taken = await self._take_key(project, key, attempt.attempts)
         if taken != id_of(project.id):
-            earlier = await self._find({"_id": taken})
+            earlier = await self._made(taken, project.user_id)
             if earlier is not None:
-                there = records.check_still_theirs(earlier.project, project.user_id)
-                return Created(there, new=False)
+                return Created(earlier, new=False)
             record = _finishing(record, str(taken))
         try:
             return await self._insert(record, attempt)
@@ -251,12 +262,17 @@ class RequestMethods(StoreParts):
             else:
                 return wanted["record_id"]
             if known is not None and known["expires_at"] > project.created_at:
-                return _checked(known, key)
+                records.check_same(key, known["fingerprint"])
+                return known["record_id"]
             if known is not None:
                 same = {"_id": known["_id"], "record_id": known["record_id"]}
                 if (await self._keys.replace_one(same, wanted)).matched_count:
                     return wanted["record_id"]
             await attempts.pause()
+
+    async def _made(self, record_id: Any, owner: str) -> Project | None:
+        found = await self._find({"_id": record_id})
+        return None if found is None else records.check_still_theirs(found.project, owner)
 
     async def _insert(self, record: ProjectRecord, attempt: "_Creation") -> Created:
         document = to_document(record) | {"revision": 1, "news": attempt.news}
@@ -287,12 +303,6 @@ class RequestMethods(StoreParts):
     async def _find(self, query: Document) -> ProjectRecord | None:
         raw = await self._projects.find_one(query, WITHOUT_TAIL)
         return None if raw is None else from_document(raw)
-
-
-def _checked(known: Mapping[str, Any], key: IdempotencyKey) -> Any:
-    if known["fingerprint"] != key.fingerprint:
-        raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
-    return known["record_id"]
 
 
 def _finishing(record: ProjectRecord, record_id: str) -> ProjectRecord:

@@ -206,12 +206,16 @@ class SqliteStore:
             if key is not None:
                 earlier = tables.created_before(write.sql, project.user_id, key, project.created_at)
                 if earlier is not None:
-                    return Created(earlier.project, new=False)
+                    return Created(earlier, new=False)
             tables.insert(write.sql, project, key)
             write.changed.append(project.ref)
             return Created(tables.find(write.sql, project.ref).project, new=True)
 
         return await self._write(work, audit)
+
+    async def created(self, owner: str, key: IdempotencyKey, now: datetime) -> Project | None:
+        """Return what a key has created; see the port."""
+        return await self._read(lambda sql: tables.created_before(sql, owner, key, now))
 
     async def get(self, owner: str, project_id: str) -> Project:
         """Return the project as it is now; see the port."""
@@ -243,12 +247,13 @@ class SqliteStore:
         now: datetime,
         deadline: datetime,
         *,
+        again: bool = False,
         audit: AuditEvent | None = None,
     ) -> Project:
         """Write what is wanted; see the port."""
         ref = ProjectRef(owner, project_id)
         return await self._change(
-            ref, lambda before: records.wanted(before, desired, now, deadline), audit
+            ref, lambda before: records.wanted(before, desired, now, deadline, again=again), audit
         )
 
     async def refresh(

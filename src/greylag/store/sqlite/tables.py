@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from greylag.domain.errors import ErrorInfo, IdempotencyConflictError
+from greylag.domain.errors import ErrorInfo
 from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
@@ -205,6 +205,8 @@ def insert(sql: sqlite3.Connection, project: Project, key: IdempotencyKey | None
         raise records.environment_taken(project.made_for)
     sql.execute(INSERT, to_row(records.new_record(project)))
     if key is not None:
+        now = (millis(project.created_at),)
+        sql.execute("DELETE FROM idempotency_keys WHERE expires_at <= ?", now)
         expires = millis(project.created_at + records.KEY_LIFETIME)
         sql.execute(
             "INSERT INTO idempotency_keys (user_id, key, fingerprint, record_id, expires_at) "
@@ -222,23 +224,20 @@ def check_free(sql: sqlite3.Connection, ref: ProjectRef) -> None:
 
 def created_before(
     sql: sqlite3.Connection, owner: str, key: IdempotencyKey, now: datetime
-) -> ProjectRecord | None:
+) -> Project | None:
     """Return what ``key`` has created, if anything; ``IdempotencyConflictError`` when it came with
-    another fingerprint. Keys that have expired are removed.
+    another fingerprint, or that is another's by now.
     """
-    sql.execute("DELETE FROM idempotency_keys WHERE expires_at <= ?", (millis(now),))
     known = sql.execute(
-        "SELECT fingerprint, record_id FROM idempotency_keys WHERE user_id = ? AND key = ?",
-        (owner, key.key),
+        "SELECT fingerprint, record_id FROM idempotency_keys "
+        "WHERE user_id = ? AND key = ? AND expires_at > ?",
+        (owner, key.key, millis(now)),
     ).fetchone()
     if known is None:
         return None
-    if known["fingerprint"] != key.fingerprint:
-        raise IdempotencyConflictError("This Idempotency-Key came with another request before.")
+    records.check_same(key, known["fingerprint"])
     record = by_id(sql, known["record_id"])
-    if record is not None:
-        records.check_still_theirs(record.project, owner)
-    return record
+    return None if record is None else records.check_still_theirs(record.project, owner)
 
 
 def update(sql: sqlite3.Connection, record: ProjectRecord) -> None:
