@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from greylag.cli.main import main
 
-PATIENCE = 30
+PATIENCE = 60
 GREYLAG = [sys.executable, "-m", "greylag"]
 # Makes the terminal on stdin the one whose Ctrl-C reaches the program.
 _ON_TERMINAL = (

@@ -277,10 +277,29 @@ async def test_an_undo_leaves_what_others_did_and_says_so(tmp_path: Path) -> Non
         assert (told.undo_id, told.undone_files) == (last.undo_id, 2)
 
 
+class Gate(asyncio.Event):
+    """Holds up every list of the workspace while it is not set; only then waiting is given up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self._monkeypatch = monkeypatch
+
+    def set(self) -> None:
+        super().set()
+        self._waits_for(60.0)
+
+    def clear(self) -> None:
+        super().clear()
+        self._waits_for(0.1)
+
+    def _waits_for(self, seconds: float) -> None:
+        for name in ("_LISTED_WITHIN", "_READ_WITHIN", "_END_WITHIN"):
+            self._monkeypatch.setattr(service, name, seconds)
+
+
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Hold up every list of the workspace while it is not set, and give up waiting soon."""
-    opened = asyncio.Event()
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    opened = Gate(monkeypatch)
     opened.set()
     listing = Capture._list
 
@@ -289,14 +308,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
         return await listing(capture)
 
     monkeypatch.setattr(Capture, "_list", held_up)
-    for name in ("_LISTED_WITHIN", "_READ_WITHIN", "_END_WITHIN"):
-        monkeypatch.setattr(service, name, 0.1)
     return opened
 
 
-async def test_a_state_that_comes_too_late_is_none_and_says_so(
-    gate: asyncio.Event, tmp_path: Path
-) -> None:
+async def test_a_state_that_comes_too_late_is_none_and_says_so(gate: Gate, tmp_path: Path) -> None:
     async with rig(tmp_path) as found:
         file = found.root / "file"
         file.write_text("original")
@@ -313,7 +328,7 @@ async def test_a_state_that_comes_too_late_is_none_and_says_so(
 
 
 async def test_what_another_turn_did_while_a_state_was_awaited_is_not_undone_with_this_one(
-    gate: asyncio.Event, tmp_path: Path
+    gate: Gate, tmp_path: Path
 ) -> None:
     async with rig(tmp_path) as found:
         await found.service.begin("t1", "s")
