@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from greylag.agentd.agent.extensions import CONFIGURED, DEFAULT_SECONDS
 from greylag.agentd.agent.types import AgentError, AgentPort, ExtensionState, understood
 from greylag.agentd.problems import RequestError, agent_failed, not_found
 from greylag.common.agent_api import AgentExtension
 
-_PREFIX = "_goose/unstable/config/extensions"
 _NO_EXTENSIONS = "The scripted agent has no extensions; install goose for them."
-_DEFAULT_TIMEOUT = 300
 _OF_ALL = frozenset({"name", "type", "enabled", "description", "timeout", "bundled"})
 _OF_SERVERS = _OF_ALL | {"envs", "env_keys", "available_tools"}
 _KEPT = {
@@ -55,7 +54,7 @@ class ExtensionService:
     async def _keyed(self) -> list[tuple[AgentExtension, str, dict[str, Any]]]:
         """Return all extensions, sorted by name, each with goose's own key and entry for it."""
         try:
-            result = await self._agent.call(f"{_PREFIX}/list", {})
+            result = await self._agent.call(f"{CONFIGURED}/list", {})
             with understood():
                 found = [self._shown(entry) for entry in result["extensions"]]
                 return sorted(found, key=lambda each: each[0].name)
@@ -121,7 +120,7 @@ class ExtensionService:
         self._agent.forget_extension(key)
 
     async def _change(self, action: str, params: dict[str, Any]) -> None:
-        await self._call(f"{_PREFIX}/{action}", params)
+        await self._call(f"{CONFIGURED}/{action}", params)
 
     async def _call(self, method: str, params: dict[str, Any]) -> None:
         try:
@@ -253,7 +252,7 @@ def _flag(body: dict[str, Any], name: str, *, default: bool) -> bool:
 def _timeout(body: dict[str, Any]) -> int:
     value = body.get("timeout")
     if value is None:
-        return _DEFAULT_TIMEOUT
+        return DEFAULT_SECONDS
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise _wrong("timeout must be a whole number of seconds.")
     return value

@@ -170,6 +170,24 @@ async def test_of_lines_too_long_texts_are_shortened_and_the_rest_is_told_of(
     assert last == ("u", {"text": "next"})
 
 
+async def test_a_line_of_more_values_than_can_be_read_soon_is_told_of_and_one_of_texts_is_read(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acp, "MOST_VALUES", 1000)
+    request = asyncio.create_task(wire.peer.request("a", {}))
+    asked = await wire.hear()
+    for message in (
+        {"method": "u", "params": {"text": ",[{" * 5000}},
+        {"method": "u", "params": {"many": [1] * 1001}},
+        {"jsonrpc": "2.0", "id": asked["id"], "result": [[]] * 501},
+    ):
+        wire.writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+    with pytest.raises(AgentRefusedError, match="too large"):
+        await asyncio.wait_for(request, 20)
+    await wire.hang_up()
+    assert wire.handler.got == [("u", {"text": ",[{" * 5000})]
+
+
 async def test_garbage_and_answers_to_nothing_are_passed_over(wire: Wire) -> None:
     wire.writer.write(b"garbage\n[1]\n\n3\n" + b"[" * 100_000 + b"\n")
     wire.say({"id": 99, "result": 1}, {"id": None, "error": {}}, {"method": "u"})

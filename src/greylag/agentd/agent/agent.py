@@ -417,9 +417,11 @@ class Agent:
         about = told.get("params") if isinstance(told, dict) else None
         logger = about.get("logger") if isinstance(about, dict) else None
         found = _SUBAGENT.fullmatch(logger) if isinstance(logger, str) else None
-        known = self._subagents.setdefault(session, set())
+        known = self._subagents.get(session)
+        if found is None or known is None or len(known) >= _MOST_SUBAGENTS:
+            return
         # Any extension can say such a thing: a session of our own is nobody's subagent.
-        if found is not None and found[1] not in self._subagents and len(known) < _MOST_SUBAGENTS:
+        if found[1] not in self._subagents:
             known.add(found[1])
 
     def _family(self, session: str) -> list[str]:

@@ -7,6 +7,7 @@ kept.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from greylag.agentd.agent.types import (
 
 CONFIGURED = "_goose/unstable/config/extensions"
 _OF_SESSION = "_goose/unstable/session/extensions"
-_DEFAULT_SECONDS = 300.0
+DEFAULT_SECONDS = 300
 _TRIAL_SECONDS = 8.0
 _KNOWN_SECONDS = 20.0
 _NEW_SECONDS = 5.0
@@ -102,7 +103,7 @@ class ExtensionStarter:
         """Make a session with all that is enabled; servers are still starting on return."""
         listed = await peer.request(f"{CONFIGURED}/list", {})
         entries = [one for one in listed["extensions"] if one["enabled"]]
-        keyed = {str(one["configKey"]): one for one in entries}
+        keyed = {_key(one): one for one in entries}
         session = await self._inside(make, entries)
         self._starts[session] = {
             key: asyncio.create_task(self._start(peer, session, key, one), name=f"extension {key}")
@@ -114,7 +115,7 @@ class ExtensionStarter:
 
     async def attempt(self, peer: AcpPeer, setup: AgentSetup, entry: Entry) -> ExtensionState:
         """Start an extension once in a session of its own, and tell how that went so far."""
-        key = entry["configKey"]
+        key = _key(entry)
         self.forget(key)
         self._states[key] = ExtensionState("starting", "It is starting.")
         trial = asyncio.create_task(self._attempt(peer, setup, entry), name=f"try extension {key}")
@@ -177,11 +178,11 @@ class ExtensionStarter:
         session, failed = await make(inside)
         for one in inside:
             reason = failed.get(one["extension"]["name"])
-            self._note(one["configKey"], reason)
+            self._note(_key(one), reason)
         return session
 
     async def _attempt(self, peer: AcpPeer, setup: AgentSetup, entry: Entry) -> None:
-        key = entry["configKey"]
+        key = _key(entry)
         try:
             with understood():
                 make = partial(new_session, peer, setup, "Trial of an extension")
@@ -197,10 +198,12 @@ class ExtensionStarter:
             _log.info("extension_start_interrupted", error=str(error))
 
     async def _start(self, peer: AcpPeer, session: str, key: str, entry: Entry) -> None:
-        seconds = _DEFAULT_SECONDS
+        seconds = float(DEFAULT_SECONDS)
         try:
             with understood():
-                seconds = float(entry["extension"].get("timeout") or _DEFAULT_SECONDS)
+                seconds = float(entry["extension"].get("timeout") or DEFAULT_SECONDS)
+                if not math.isfinite(seconds):
+                    raise ValueError("an extension's timeout is no time")
                 params = {"sessionId": session, "extension": entry["extension"]}
                 async with asyncio.timeout(seconds):
                     await peer.request(f"{_OF_SESSION}/add", params)
@@ -220,3 +223,7 @@ class ExtensionStarter:
             return
         self._states[key] = ExtensionState("failed", failure, hung=hung)
         _log.warning("extension_failed", key=key, reason=failure)
+
+
+def _key(entry: Entry) -> str:
+    return str(entry["configKey"])
