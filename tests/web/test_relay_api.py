@@ -402,3 +402,48 @@ async def _refused(running: Site, method: str, path: str, **sent: Any) -> str:
         problem = await answer.json(content_type=None)
         assert (answer.status, problem["code"]) == (422, "invalid_request"), (method, path, problem)
         return str(problem["detail"])
+
+
+NAMED = {
+    "image/png": ["a/picture.PNG"],
+    "image/webp": ["photo.webp"],
+    "video/mp4": ["film.mp4"],
+    "audio/mpeg": ["sound.mp3"],
+    "text/plain": ["notes.txt"],
+    "text/csv": ["table.csv"],
+    "text/markdown": ["README.md"],
+    "application/json": ["data.json"],
+    agent_api.BYTES: [
+        *(f"page.{ending}" for ending in ("html", "HTM", "xhtml", "svg", "xml", "pdf", "swf")),
+        *("code.js", "code.mjs", "style.css", "picture.svg.gz", "Makefile"),
+        *("data:image/png,.html", "http://x/a.svg", "a.png/", "a.png?.html", "a.html#.png.x"),
+    ],
+}
+
+
+async def test_a_file_has_the_type_of_its_name_where_no_browser_runs_or_shows_it_as_a_page() -> (
+    None
+):
+    content = b"<script>alert(1)</script>" * 100
+    answer = said("200 OK", content, content_type=agent_api.BYTES, etag='"1"')
+    async with site_of(answer) as (running, _, path):
+        for media, name in ((media, name) for media, names in NAMED.items() for name in names):
+            query = urlencode({"path": name})
+            async with running.http.get(f"{path}/files/content?{query}") as file:
+                assert await file.read() == content
+            assert file.headers["content-type"] == media, name
+            assert file.headers["content-disposition"] == "attachment"
+            assert file.headers["x-content-type-options"] == "nosniff"
+            assert "sandbox" in file.headers["content-security-policy"].split("; ")
+            # A range and an ETag are of the bytes themselves: nothing of it comes compressed.
+            assert "content-encoding" not in file.headers
+            assert file.headers["content-length"] == str(len(content))
+
+
+async def test_a_file_that_is_known_already_has_no_type() -> None:
+    answer = said("304 Not Modified", b"", etag='"1"')
+    async with site_of(answer) as (running, _, path):
+        asked = {"if-none-match": '"1"'}
+        async with running.http.get(f"{path}/files/content?path=a.png", headers=asked) as known:
+            assert (known.status, known.headers["etag"]) == (304, '"1"')
+        assert "content-type" not in known.headers

@@ -976,7 +976,9 @@ READ_FILE = Operation(
     method="GET",
     path="/files/content",
     summary="Read a file",
-    text="Its bytes, or a range of them. `If-None-Match`, `If-Match` and `If-Range` count.",
+    text="Its bytes, or a range of them. `If-None-Match`, `If-Match` and `If-Range` count. Its "
+    "type is what its name says, of what no browser runs or shows as a page; all else is "
+    "`application/octet-stream`.",
     tag="files",
     answer=bytes,
     query=(_PATH_QUERY,),

@@ -98,7 +98,7 @@ _PAGES = (
 _UNUSED = ("HTTPValidationError", "ValidationError")
 _OPEN = ("/healthz", "/readyz", *device.PATHS)
 MIN_BYTES = 1024
-_AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain", "application/octet-stream")
+_AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
 # JSON of lists is mostly repetition: the quickest level leaves a tenth of it.
 _LEVEL = 1
 
@@ -168,7 +168,7 @@ class Compression:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or relay.gives_file(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
         respond = _Large(self._app, MIN_BYTES, exclude_content_types=_AS_IT_IS)

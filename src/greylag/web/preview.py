@@ -6,7 +6,6 @@ any other layer, and lives on a cookie of that host alone, for which a link with
 exchanged. The dashboard's cookie and token count nothing here, and nothing of ours is handed on.
 """
 
-import mimetypes
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -49,6 +48,7 @@ from greylag.web.access_watch import REFUSALS
 from greylag.web.addresses import asked_path
 from greylag.web.api.relay import RelayedAnswer, read_whole
 from greylag.web.auth import client_of, cookies
+from greylag.web.media import shown_as
 from greylag.web.preview_links import HINT, OPEN, Preview, PreviewLinks, file_address
 from greylag.web.stream import Streams
 
@@ -58,16 +58,6 @@ _FRAMES = frozenset({"iframe", "frame"})
 _READS = frozenset({"GET", "HEAD"})
 _POLICY = b"content-security-policy"
 _MOST_FILE = 256 * agent_api.MEBIBYTE
-_TYPES = mimetypes.MimeTypes()  # Python's own, whatever the machine has
-for _ending, _media in (
-    (".avif", "image/avif"),
-    (".js", "text/javascript"),
-    (".md", "text/plain"),  # shown, not saved
-    (".mjs", "text/javascript"),
-    (".webp", "image/webp"),
-):
-    _TYPES.add_type(_media, _ending)
-_TEXTS = frozenset({"application/json", "image/svg+xml"})
 _OUR_REQUEST = (
     b"cookie",
     b"forwarded",
@@ -375,14 +365,11 @@ def _parts(raw: bytes) -> list[bytes]:
 
 def _file_headers(answer: AgentAnswer, path: str, preview: Preview) -> dict[str, str]:
     """Return a file's headers: its type is what its name says, and browsers guess no other."""
-    media, packed = _TYPES.guess_type(path, strict=False)
-    known = "application/octet-stream" if media is None or packed else media
-    text = known.startswith("text/") or known in _TEXTS
     return {
         **{name: value for name, value in answer.headers.items() if name != "content-disposition"},
         **_NO_STORE,
         "cache-control": "no-cache",
-        "content-type": f"{known}; charset=utf-8" if text else known,
+        "content-type": shown_as(path),
         "x-content-type-options": "nosniff",
         _POLICY.decode(): _framed_by(preview).decode("latin-1"),
     }

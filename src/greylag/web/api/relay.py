@@ -6,9 +6,11 @@ that it is a last message, and a code that says whether coming back helps (``doc
 """
 
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
@@ -36,6 +38,8 @@ from greylag.services.agents import action_of
 from greylag.web.access_watch import REFUSALS
 from greylag.web.api.projects import PROJECT
 from greylag.web.deps import ProjectCallDep, RequestContext, Responses, problems
+from greylag.web.media import SAVED, saved_as
+from greylag.web.request_log import POLICY
 
 T = TypeVar("T")
 MAX_PAGE_BYTES = 2 * agent_api.MEBIBYTE
@@ -124,9 +128,25 @@ def _handler(
             _body(request) if operation.body is not None else None,
         )
         opening = await call.use_cases.agents.relay(*call.at, asked)
+        if operation.answer is bytes:
+            opening = _to_be_saved(opening, asked)
         return RelayedAnswer(opening, call.while_allowed(action_of(operation)))
 
     return relay
+
+
+@asynccontextmanager
+async def _to_be_saved(
+    opening: AbstractAsyncContextManager[AgentAnswer], asked: AgentRequest
+) -> AsyncIterator[AgentAnswer]:
+    """Open a file under the type of its name; whoever shows it all the same shows a page that may
+    do nothing, of nobody's origin.
+    """
+    async with opening as answer:
+        headers = {**answer.headers, POLICY: "default-src 'none'; sandbox"}
+        if asked.operation is agent_api.READ_FILE and "content-type" in headers:
+            headers["content-type"] = saved_as(asked.query.get("path", ""))
+        yield replace(answer, headers=headers)
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:
@@ -139,16 +159,25 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
         raise TooLargeError("The request's body is larger than is taken.") from error
 
 
-_FILE_TAKERS = [
-    (one.method, compile_path(PROJECT + one.path)[0])
+_FILES = [
+    (one, compile_path(PROJECT + one.path)[0])
     for one in agent_api.OPERATIONS
-    if one.body is bytes
+    if bytes in {one.body, one.answer}
 ]
 
 
 def takes_file(method: str, path: str) -> bool:
     """Tell whether a request's body is a file, which passes in constant memory, however long."""
-    return any(method == known and where.match(path) for known, where in _FILE_TAKERS)
+    return any(one.body is bytes and _is(one, where, method, path) for one, where in _FILES)
+
+
+def gives_file(method: str, path: str) -> bool:
+    """Tell whether a request is for a file, of whose very bytes its ranges and its ETag are."""
+    return any(one.answer is bytes and _is(one, where, method, path) for one, where in _FILES)
+
+
+def _is(operation: Operation[Any], where: re.Pattern[str], method: str, path: str) -> bool:
+    return operation.method == method and where.match(path) is not None
 
 
 # What OpenAPI tells of the operations.
@@ -202,7 +231,9 @@ def _responses(operation: Operation[Any]) -> Responses:
         return {**refused, operation.status: {"description": "It is done."}}
     if operation.answer in {str, bytes}:
         schema = _FILE if operation.answer is bytes else {"type": "string"}
-        content = {operation.media.partition(";")[0]: {"schema": schema}}
+        content: dict[str, Any] = {operation.media.partition(";")[0]: {"schema": schema}}
+        if operation is agent_api.READ_FILE:
+            content |= {media: {"schema": {}} for media in SAVED}
         return {**refused, operation.status: {"description": operation.text, "content": content}}
     return refused
 
