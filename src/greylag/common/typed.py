@@ -25,8 +25,13 @@ def parse_json(text: bytes | bytearray | str) -> Any:
         raise ValueError("nested too deep") from error
 
 
+def is_encodable(text: str) -> bool:
+    """Tell whether UTF-8 can carry a text: JSON can spell half a character."""
+    return encodable(text) == text
+
+
 def encodable(text: str) -> str:
-    """Return a text with ``?`` for what UTF-8 cannot carry: JSON can spell half a character."""
+    """Return a text with ``?`` for what UTF-8 cannot carry."""
     return text.encode("utf-8", "replace").decode()
 
 
