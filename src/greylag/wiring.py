@@ -62,6 +62,7 @@ from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents, Messages
+from greylag.services.audit import Audit
 from greylag.services.audit_reader import AuditReader
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
@@ -122,26 +123,10 @@ def build(
         rng: spreads retries; None: a new one.
     """
     store, cluster, clock = adapters.store, adapters.cluster, adapters.clock
-    platform = _platform(settings, cluster)
     worker = worker or _process_name()
-    use_cases = _use_cases(settings, adapters, platform)
-    world = World(
-        store,
-        cluster,
-        adapters.agents,
-        clock,
-        Pace(
-            lease=settings.lease_seconds,
-            resync=settings.resync_seconds,
-            activation_timeout=settings.activation_timeout,
-        ),
-        rng=rng or random.Random(),  # noqa: S311 - spreads retries, guards nothing
-        warnings=lambda: _warnings(platform.model),
-        git=use_cases.secrets.setup,
-        must_sleep=use_cases.accounts.must_sleep,
-        transcripts=settings.transcripts == "on",
-    )
-    reconciler = Reconciler(world, worker)
+    use_cases = _use_cases(settings, adapters)
+    rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
+    reconciler = Reconciler(_world(settings, adapters, use_cases, rng), worker)
     return Application(
         use_cases=use_cases,
         reconciler=reconciler,
@@ -159,7 +144,28 @@ def build(
     )
 
 
-def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> UseCases:
+def _world(
+    settings: Settings, adapters: Adapters, use_cases: UseCases, rng: random.Random
+) -> World:
+    return World(
+        adapters.store,
+        adapters.cluster,
+        adapters.agents,
+        adapters.clock,
+        Pace(
+            lease=settings.lease_seconds,
+            resync=settings.resync_seconds,
+            activation_timeout=settings.activation_timeout,
+        ),
+        rng=rng,
+        warnings=lambda: _warnings(use_cases.platform.model),
+        git=use_cases.secrets.setup,
+        must_sleep=use_cases.accounts.must_sleep,
+        transcripts=settings.transcripts == "on",
+    )
+
+
+def _use_cases(settings: Settings, adapters: Adapters) -> UseCases:
     store, clock = adapters.store, adapters.clock
     recent = RecentPeople(store, clock)
     people = People(recent, settings.user_list, clock, _sign_in_limits(settings))
@@ -179,10 +185,6 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         terminal=settings.terminal == "on",
         transcripts=Transcripts(store) if settings.transcripts == "on" else None,
     )
-    sign_in = None
-    if adapters.provider is not None:
-        rules = _sign_in_rules(settings)
-        sign_in = SignIn(adapters.provider, rules, people, store, clock, audit=gate.audit)
     sealing = _sealing(settings)
     notifications = Notifications(
         recent, gate, clock, adapters.delivery, sealing, settings.notification_contact
@@ -193,7 +195,7 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         agents=agents,
         activities=Activities(agents, adapters.agents),
         messages=Messages(projects, agents, adapters.agents),
-        platform=platform,
+        platform=_platform(settings, adapters.cluster),
         store=store,
         people=people,
         accounts=Accounts(people, gate, projects, recent, notifications, clock),
@@ -204,8 +206,15 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         secrets=Secrets(recent, people, projects, gate, clock, sealing),
         notifications=notifications,
         device_logins=DeviceLogins(recent, people, tokens, gate, clock),
-        sign_in=sign_in,
+        sign_in=_sign_in(settings, adapters, people, gate.audit),
     )
+
+
+def _sign_in(settings: Settings, adapters: Adapters, people: People, audit: Audit) -> SignIn | None:
+    if adapters.provider is None:
+        return None
+    rules, store = _sign_in_rules(settings), adapters.store
+    return SignIn(adapters.provider, rules, people, store, adapters.clock, audit=audit)
 
 
 @asynccontextmanager
@@ -411,33 +420,43 @@ def _listed(names: str) -> frozenset[str]:
 
 async def _open_cluster(settings: Settings, store: ProjectStore) -> Cluster:
     given = _kubernetes_options(settings)
-    trusted = authorities(settings)
     if given is None:
-        try:
-            find_agent(settings.goose, os.environ)
-        except AgentUnavailableError as error:
-            raise ConfigError(str(error), hint="Correct or unset GREYLAG_GOOSE.") from error
-        variables, shown = agent_environment(settings), []
-        if trusted and settings.data.is_dir():  # what starts environments has made it
-            shown = [_written(settings.data.absolute() / AUTHORITIES, trusted)]
-            variables["SSL_CERT_FILE"] = str(shown[0])
-        return LocalCluster(
-            settings.data / "environments",
-            model=variables,
-            shown=shown,
-            goose=settings.goose,
-            sandbox=settings.sandbox,
-            network=settings.sandbox_network,
-            memory=_memory(settings),
-            hidden=(settings.data.absolute(),),
-        )
+        return _local_cluster(settings)
+    options, way = given
+    return await _kubernetes_cluster(
+        settings, _trusting(options, authorities(settings)), way, store
+    )
+
+
+def _local_cluster(settings: Settings) -> LocalCluster:
+    try:
+        find_agent(settings.goose, os.environ)
+    except AgentUnavailableError as error:
+        raise ConfigError(str(error), hint="Correct or unset GREYLAG_GOOSE.") from error
+    variables, shown, trusted = agent_environment(settings), [], authorities(settings)
+    if trusted and settings.data.is_dir():  # what starts environments has made it
+        shown = [_written(settings.data.absolute() / AUTHORITIES, trusted)]
+        variables["SSL_CERT_FILE"] = str(shown[0])
+    return LocalCluster(
+        settings.data / "environments",
+        model=variables,
+        shown=shown,
+        goose=settings.goose,
+        sandbox=settings.sandbox,
+        network=settings.sandbox_network,
+        memory=_memory(settings),
+        hidden=(settings.data.absolute(),),
+    )
+
+
+async def _kubernetes_cluster(
+    settings: Settings, options: Options, way: ConnectionOptions, store: ProjectStore
+) -> Cluster:
     # Only where it is used: reading a kubeconfig needs libraries that take time to import.
     from greylag.cluster.kubernetes.api import Api  # noqa: PLC0415
     from greylag.cluster.kubernetes.cluster import KubernetesCluster  # noqa: PLC0415
     from greylag.cluster.kubernetes.connection import connect  # noqa: PLC0415
 
-    options, way = given
-    options = _trusting(options, trusted)
     _need_image(options)
     connection = connect(way, os.environ)
     if connection is None:
