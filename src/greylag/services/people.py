@@ -307,7 +307,7 @@ class People:
         found = await self._store.labelled(User, of_identity(identity.key))
         if found:
             return found[0]
-        if identity.email is None:
+        if identity.email is None or self._limits.sign_up is SignUp.CLOSED:
             return None
         invited = [user for user in await self.users() if user.email == identity.email]
         # Somebody who has signed in otherwise is never taken over by an address.
@@ -316,10 +316,10 @@ class People:
 
     def _newcomer(self, identity: Identity) -> User:
         if self._limits.sign_up is not SignUp.AUTO:
-            raise SignInRefusedError(
-                "You are not a user of this Greylag.",
-                hint="Ask an administrator to enter you with your email address.",
-            )
+            invited = self._limits.sign_up is SignUp.INVITED
+            asking = "Ask an administrator to enter you with your email address."
+            hint = asking if invited else "Nobody new is let in here."
+            raise SignInRefusedError("You are not a user of this Greylag.", hint=hint)
         # Made of the identity, so that of two first sign-ins at once only one makes a user.
         tail = hashlib.sha256(identity.key.encode()).hexdigest()[:10]
         return User(
