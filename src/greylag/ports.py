@@ -186,7 +186,6 @@ class ProviderSignOut:
 
     subject: str | None
     session: str | None
-    token_id: str
 
 
 class IdentityProvider(Protocol):
