@@ -3,8 +3,17 @@
 Each method says what holds before, after, and when it is called twice.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+import asyncio
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -26,6 +35,7 @@ from greylag.domain.errors import (
     AgentFailedError,
     ErrorInfo,
     GreylagError,
+    InvalidRequestError,
     ProjectNotFoundError,
 )
 from greylag.domain.lifecycle import Observation
@@ -51,6 +61,9 @@ from greylag.domain.users import (
     User,
     UserSecret,
 )
+
+_T = TypeVar("_T")
+_LONG = 64 * 1024
 
 
 class Clock(Protocol):
@@ -173,7 +186,6 @@ class ProviderSignOut:
 
     subject: str | None
     session: str | None
-    token_id: str
 
 
 class IdentityProvider(Protocol):
@@ -261,18 +273,36 @@ class AgentAnswer:
     headers: Mapping[str, str]
     body: AsyncIterator[bytes]
 
-    async def whole(self, most: int) -> bytes:
-        """Return the body.
+    async def read(self, most: int, shape: Callable[[bytes], _T]) -> _T:
+        """Return what ``shape`` makes of the body, in ``answer_of_its_form``. Of a long one it does
+        so in a thread.
 
         Raises:
-            AgentFailedError: it has more than ``most`` bytes; what comes after is not read.
+            AgentFailedError: the body has more than ``most`` bytes, of which no more are read then;
+                or it is of another form.
         """
         body = bytearray()
         async for chunk in self.body:
             body += chunk
             if len(body) > most:
                 raise AgentFailedError("The agent's answer is too large.")
-        return bytes(body)
+        with answer_of_its_form():
+            if len(body) > _LONG:
+                return await asyncio.to_thread(shape, bytes(body))
+            return shape(bytes(body))
+
+
+@contextmanager
+def answer_of_its_form() -> Iterator[None]:
+    """Read what an agent, which may tell anything, has answered.
+
+    Raises:
+        AgentFailedError: for what reading it raises when it is not what it must be.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OverflowError, InvalidRequestError) as error:
+        raise AgentFailedError("The agent's answer is not of the form it must have.") from error
 
 
 class AgentGateway(Protocol):

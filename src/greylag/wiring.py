@@ -1,4 +1,4 @@
-"""The only place where every adapter is chosen and everything is constructed."""
+"""The only place where every adapter is chosen and everything is constructed (clusters: there)."""
 
 import asyncio
 import os
@@ -8,26 +8,17 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
 
-from greylag import __version__
+from greylag import __version__, clusters
 from greylag.agent.http import HttpAgents
-from greylag.agentd.agent.types import AgentUnavailableError, ModelProvider, find_agent
+from greylag.agentd.agent.types import ModelProvider
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.model.provider import problem_of
 from greylag.agentd.model.relay import provider
 from greylag.archives import DATABASE, place_of, shell
-from greylag.cluster.kubernetes.options import (
-    ConnectionOptions,
-    Options,
-    load_connection_options,
-    load_options,
-)
-from greylag.cluster.local.cluster import LocalCluster
-from greylag.cluster.local.sandbox import choose_sandbox, half_the_memory, start_folder
 from greylag.common.agent_api import LEGACY_API
 from greylag.common.audit_copy import AuditCopy
 from greylag.common.clock import SystemClock
@@ -38,14 +29,12 @@ from greylag.config import (
     Settings,
     agent_environment,
     authorities,
-    load_settings,
     oidc_secret,
 )
 from greylag.delivery.http import DeliveryOptions, HttpDelivery
 from greylag.domain.audit import to_json
 from greylag.domain.errors import ConfigError, IdentityProviderUnavailableError
-from greylag.domain.names import check_id, environment_names
-from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, NewEvent, ProjectRef
+from greylag.domain.project import NewEvent
 from greylag.domain.users import SignUp
 from greylag.ports import (
     AgentGateway,
@@ -62,6 +51,7 @@ from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents, Messages
+from greylag.services.audit import Audit
 from greylag.services.audit_reader import AuditReader
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
@@ -79,9 +69,6 @@ from greylag.store.sqlite.archive import is_there
 from greylag.store.sqlite.store import SqliteStore
 
 _log = structlog.get_logger(__name__)
-
-AUTHORITIES = "authorities.pem"
-"""In the data folder: whom environments on this machine trust, where settings say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,26 +109,10 @@ def build(
         rng: spreads retries; None: a new one.
     """
     store, cluster, clock = adapters.store, adapters.cluster, adapters.clock
-    platform = _platform(settings, cluster)
     worker = worker or _process_name()
-    use_cases = _use_cases(settings, adapters, platform)
-    world = World(
-        store,
-        cluster,
-        adapters.agents,
-        clock,
-        Pace(
-            lease=settings.lease_seconds,
-            resync=settings.resync_seconds,
-            activation_timeout=settings.activation_timeout,
-        ),
-        rng=rng or random.Random(),  # noqa: S311 - spreads retries, guards nothing
-        warnings=lambda: _warnings(platform.model),
-        git=use_cases.secrets.setup,
-        must_sleep=use_cases.accounts.must_sleep,
-        transcripts=settings.transcripts == "on",
-    )
-    reconciler = Reconciler(world, worker)
+    use_cases = _use_cases(settings, adapters)
+    rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
+    reconciler = Reconciler(_world(settings, adapters, use_cases, rng), worker)
     return Application(
         use_cases=use_cases,
         reconciler=reconciler,
@@ -159,7 +130,28 @@ def build(
     )
 
 
-def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> UseCases:
+def _world(
+    settings: Settings, adapters: Adapters, use_cases: UseCases, rng: random.Random
+) -> World:
+    return World(
+        adapters.store,
+        adapters.cluster,
+        adapters.agents,
+        adapters.clock,
+        Pace(
+            lease=settings.lease_seconds,
+            resync=settings.resync_seconds,
+            activation_timeout=settings.activation_timeout,
+        ),
+        rng=rng,
+        warnings=lambda: _warnings(use_cases.platform.model),
+        git=use_cases.secrets.setup,
+        must_sleep=use_cases.accounts.must_sleep,
+        transcripts=settings.transcripts == "on",
+    )
+
+
+def _use_cases(settings: Settings, adapters: Adapters) -> UseCases:
     store, clock = adapters.store, adapters.clock
     recent = RecentPeople(store, clock)
     people = People(recent, settings.user_list, clock, _sign_in_limits(settings))
@@ -179,10 +171,6 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         terminal=settings.terminal == "on",
         transcripts=Transcripts(store) if settings.transcripts == "on" else None,
     )
-    sign_in = None
-    if adapters.provider is not None:
-        rules = _sign_in_rules(settings)
-        sign_in = SignIn(adapters.provider, rules, people, store, clock, audit=gate.audit)
     sealing = _sealing(settings)
     notifications = Notifications(
         recent, gate, clock, adapters.delivery, sealing, settings.notification_contact
@@ -193,7 +181,7 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         agents=agents,
         activities=Activities(agents, adapters.agents),
         messages=Messages(projects, agents, adapters.agents),
-        platform=platform,
+        platform=_platform(settings, adapters.cluster),
         store=store,
         people=people,
         accounts=Accounts(people, gate, projects, recent, notifications, clock),
@@ -204,8 +192,15 @@ def _use_cases(settings: Settings, adapters: Adapters, platform: Platform) -> Us
         secrets=Secrets(recent, people, projects, gate, clock, sealing),
         notifications=notifications,
         device_logins=DeviceLogins(recent, people, tokens, gate, clock),
-        sign_in=sign_in,
+        sign_in=_sign_in(settings, adapters, people, gate.audit),
     )
+
+
+def _sign_in(settings: Settings, adapters: Adapters, people: People, audit: Audit) -> SignIn | None:
+    if adapters.provider is None:
+        return None
+    rules, store = _sign_in_rules(settings), adapters.store
+    return SignIn(adapters.provider, rules, people, store, adapters.clock, audit=audit)
 
 
 @asynccontextmanager
@@ -301,7 +296,7 @@ async def _opened(
             copy = _audit_copy(settings.audit_copy)
             opened.callback(copy.close)
             store.on_audit(lambda entry: copy.write(to_json(entry)))
-        cluster = await _open_cluster(settings, store)
+        cluster = await clusters.open_cluster(settings, store)
         opened.push_async_callback(cluster.close)
         agents = HttpAgents.open()
         opened.push_async_callback(agents.close)
@@ -409,77 +404,6 @@ def _listed(names: str) -> frozenset[str]:
     return frozenset(name.strip() for name in names.split(",")) - {""}
 
 
-async def _open_cluster(settings: Settings, store: ProjectStore) -> Cluster:
-    given = _kubernetes_options(settings)
-    trusted = authorities(settings)
-    if given is None:
-        try:
-            find_agent(settings.goose, os.environ)
-        except AgentUnavailableError as error:
-            raise ConfigError(str(error), hint="Correct or unset GREYLAG_GOOSE.") from error
-        variables, shown = agent_environment(settings), []
-        if trusted and settings.data.is_dir():  # what starts environments has made it
-            shown = [_written(settings.data.absolute() / AUTHORITIES, trusted)]
-            variables["SSL_CERT_FILE"] = str(shown[0])
-        return LocalCluster(
-            settings.data / "environments",
-            model=variables,
-            shown=shown,
-            goose=settings.goose,
-            sandbox=settings.sandbox,
-            network=settings.sandbox_network,
-            memory=_memory(settings),
-            hidden=(settings.data.absolute(),),
-        )
-    # Only where it is used: reading a kubeconfig needs libraries that take time to import.
-    from greylag.cluster.kubernetes.api import Api  # noqa: PLC0415
-    from greylag.cluster.kubernetes.cluster import KubernetesCluster  # noqa: PLC0415
-    from greylag.cluster.kubernetes.connection import connect  # noqa: PLC0415
-
-    options, way = given
-    options = _trusting(options, trusted)
-    _need_image(options)
-    connection = connect(way, os.environ)
-    if connection is None:
-        raise ConfigError(
-            "Environments are to run on Kubernetes, but no setting says on which cluster: set "
-            "KUBECONFIG, KUBE_CONFIG_BASE64, or KUBE_HOST and KUBE_TOKEN."
-        )
-    cluster = KubernetesCluster(
-        Api.open(connection),
-        options,
-        agent_environment(settings),
-        namespace_prefix=settings.namespace_prefix,
-        instance=store.instance,
-    )
-    try:
-        await cluster.check()
-    except ConfigError:
-        await cluster.close()
-        raise
-    return cluster
-
-
-def _memory(settings: Settings) -> int | None:
-    """Return most bytes of memory that a process of an agent may have on this machine."""
-    if isinstance(settings.sandbox_memory, int):
-        return settings.sandbox_memory
-    return half_the_memory() if settings.sandbox_memory == "auto" else None
-
-
-def _kubernetes_options(settings: Settings) -> tuple[Options, ConnectionOptions] | None:
-    """Return what is set for Kubernetes, ``None`` where environments run on this machine.
-
-    By itself it is chosen by the image of environments, which is of use in a cluster only, and by
-    what names a cluster to Greylag alone.
-    """
-    if settings.cluster == "local":
-        return None
-    options, way = load_options(), load_connection_options()
-    chosen = settings.cluster == "kubernetes" or options.image or way.kubeconfig_base64 or way.host
-    return (options, way) if chosen else None
-
-
 def model_provider(settings: Settings) -> ModelProvider | None:
     """Return the model provider that environments are given, None where a script plays the model.
 
@@ -499,22 +423,6 @@ def model_provider(settings: Settings) -> ModelProvider | None:
     return named and replace(named, authorities=authorities(settings))
 
 
-def try_sandbox(settings: Settings) -> bool:
-    """Try bubblewrap as environments on this machine use it; return whether this machine's loopback
-    is out of their reach.
-
-    Raises:
-        ConfigError: it does not work here.
-    """
-    box = choose_sandbox(
-        "bubblewrap",
-        hidden=(settings.data.absolute(), *start_folder()),
-        needed=(),
-        network=settings.sandbox_network,
-    )
-    return box.pasta is not None or box.network == "strict"
-
-
 async def _try_model(named: ModelProvider | None, model: ModelInUse | None) -> None:
     """Find out what is wrong with the provider, where that can be told, and say so."""
     if named is not None and model is not None:
@@ -529,53 +437,6 @@ def _warnings(model: ModelInUse | None) -> list[NewEvent]:
         return []
     hint = "Correct the settings, start Greylag again, and activate the project again."
     return [NewEvent("model_provider_problem", model.problem, hint)]
-
-
-def _trusting(options: Options, trusted: str) -> Options:
-    return options.model_copy(update={"authorities": options.authorities or trusted})
-
-
-def _written(path: Path, text: str) -> Path:
-    """Write a file whole, so that whoever reads it meanwhile reads the old one or the new one."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.write_text(text, "utf-8")
-    return fresh.replace(path)
-
-
-def _need_image(options: Options) -> None:
-    if not options.image:
-        raise ConfigError("ACR_IMAGE is not set: it names the image of the environments.")
-
-
-def printed_manifests(
-    user_id: str, project_id: str, *, template: str | None = None, replicas: int = 1
-) -> str:
-    """Return the Kubernetes objects of any project's environment as YAML, without any secret.
-
-    Args:
-        user_id: whose project.
-        project_id: any id; no record needs to exist.
-        template: name of a template; None: the default one.
-        replicas: 0 for a sleeping environment.
-
-    Raises:
-        GreylagError: an id or a setting is wrong, or the template does not exist.
-    """
-    from greylag.cluster.kubernetes.manifests import printed  # noqa: PLC0415
-
-    settings = load_settings()
-    options = _trusting(load_options(), authorities(settings))
-    _need_image(options)
-    check_id(user_id, "user id")
-    check_id(project_id, "project id")
-    environment = Environment(
-        "",
-        ProjectRef(user_id, project_id),
-        environment_names(user_id, project_id, prefix=settings.namespace_prefix),
-        Fence("", 0),
-        template=template or DEFAULT_TEMPLATE,
-    )
-    return printed(environment, options, agent_environment(settings), replicas=replicas)
 
 
 async def _open_store(

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greylag.common.backoff import backoff
+from greylag.common.backoff import Pauses, backoff
 
 SECONDS = st.floats(0.001, 1e6)
 
@@ -35,3 +35,18 @@ def test_each_failure_doubles_the_pause_until_the_longest(
 
 def test_two_that_failed_together_do_not_come_again_together() -> None:
     assert len({backoff(3, 1.0, 60.0) for _ in range(20)}) > 1
+
+
+async def test_pauses_grow_with_each_failure_and_begin_anew_once_something_has_worked() -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    pauses = Pauses(1.0, 3.0, sleep, lambda _least, most: most)
+    for _ in range(3):
+        await pauses.pause()
+    assert pauses.failed == 3
+    pauses.worked()
+    await pauses.pause()
+    assert slept == [1.0, 2.0, 3.0, 1.0]

@@ -6,15 +6,24 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.harness import Harness, settings
 
-from greylag.common.agent_api import MOST_TITLE, Turn
+from greylag.common import agent_api
+from greylag.common.agent_api import MOST_TITLE, Operation, Turn
 from greylag.common.clock import SystemClock
 from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR
-from greylag.ports import AgentAddress, Delivered, DeliveryResult, PushAddress
+from greylag.ports import (
+    AgentAddress,
+    Delivered,
+    DeliveryResult,
+    PushAddress,
+    answer_of_its_form,
+)
 from greylag.services import activity, notifier
 from greylag.services.notifier import Notifier
 from greylag.services.projects import NewProject
@@ -217,14 +226,21 @@ async def test_what_is_no_list_of_turns_is_not_told_and_not_fatal(
     async with house() as of:
         await of.hook()
         told = of.build("w1").notifier
-        real = told._ask
+        real: Any = told._ask
         asked = asyncio.Event()
 
-        async def ask(project: object, operation: object, *rest: object, **query: str) -> object:
-            if not asked.is_set() and getattr(operation, "name", "") == "list_turns":
-                asked.set()
-                return hostile
-            return await real(project, operation, *rest, **query)  # type: ignore[arg-type]
+        async def ask(
+            project: Any,
+            operation: Operation[Any],
+            read: Callable[[Any], Any],
+            *rest: Any,
+            **more: str,
+        ) -> Any:
+            if asked.is_set() or operation is not agent_api.LIST_TURNS:
+                return await real(project, operation, read, *rest, **more)
+            asked.set()
+            with answer_of_its_form():
+                return read(hostile)
 
         monkeypatch.setattr(told, "_ask", ask)
         async with running(told):
@@ -270,12 +286,12 @@ async def test_what_an_agent_calls_a_session_is_bounded(monkeypatch: pytest.Monk
     async with house() as of:
         await of.hook()
         told = of.build("w1").notifier
-        real = told._ask
+        real: Any = told._ask
 
-        async def ask(project: object, operation: object, *rest: object, **query: str) -> object:
-            answer = await real(project, operation, *rest, **query)  # type: ignore[arg-type]
-            if getattr(operation, "name", "") == "show_session":
-                answer |= {"title": "x" * 1_000_000, "session_id": "another"}
+        async def ask(project: Any, operation: Operation[Any], *rest: Any, **query: str) -> Any:
+            answer: Any = await real(project, operation, *rest, **query)
+            if operation is agent_api.SHOW_SESSION:
+                answer = replace(answer, title="x" * 1_000_000, session_id="another")
             return answer
 
         monkeypatch.setattr(told, "_ask", ask)

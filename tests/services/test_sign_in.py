@@ -1,11 +1,15 @@
 """Who may come in by a provider's word, as whom, and in which role."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from tests.contract.store_adapters import at
+from tests.harness import Harness, settings
 
 from greylag.domain.errors import SignInRefusedError
-from greylag.domain.users import Role
+from greylag.domain.users import Role, User
+from greylag.services.people import UserEdit
 from greylag.services.sign_in import SignInRules
 
 CLAIMS: dict[str, Any] = {
@@ -138,3 +142,27 @@ def test_groups_of_which_the_provider_tells_only_that_there_are_more_are_no_grou
     rules().admit("i", claims)
     with pytest.raises(SignInRefusedError, match="more groups"):
         rules(admin_groups="admins").admit("i", claims)
+
+
+@pytest.mark.parametrize(
+    ("sign_up", "stranger", "entered"),
+    [("auto", True, True), ("invited", False, True), ("closed", False, False)],
+)
+async def test_who_is_new_comes_in_as_the_settings_say(
+    sign_up: str, *, stranger: bool, entered: bool
+) -> None:
+    house = Harness(settings(users="ada:Ada", sign_up=sign_up))
+    people = house.use_cases.people
+    await people.edit("ada", UserEdit(email="ada@example.org"))
+    for claims, comes_in in (({"sub": "1", "email": "bob@b.c"}, stranger), ({}, entered)):
+        identity, role = rules().admit("i", CLAIMS | claims)
+        with nullcontext() if comes_in else pytest.raises(SignInRefusedError, match="not a user"):
+            await people.sign_in(identity, role=role, client="")
+
+
+async def test_who_has_signed_in_before_comes_in_where_nobody_new_does() -> None:
+    house = Harness(settings(users="ada:Ada", sign_up="closed"))
+    identity, role = rules().admit("i", CLAIMS)
+    await house.store.put(User("bob", "Bob", identity=identity.key), at(0))
+    secret = await house.use_cases.people.sign_in(identity, role=role, client="")
+    assert secret

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.soak.shared_cluster import SharedCluster
 
-from greylag import wiring
+from greylag import clusters
 from greylag.cli.main import main
 from greylag.config import Settings
 from greylag.ports import Cluster, ProjectStore
@@ -21,5 +21,5 @@ async def shared(settings: Settings, store: ProjectStore) -> Cluster:
 
 
 if __name__ == "__main__":
-    wiring._open_cluster = shared
+    clusters.open_cluster = shared
     sys.exit(main())

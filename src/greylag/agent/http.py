@@ -59,6 +59,7 @@ from greylag.ports import (
     AgentAnswer,
     AgentRequest,
     AgentStatus,
+    answer_of_its_form,
 )
 
 # agentd's refusals as errors of ours.
@@ -331,7 +332,7 @@ class HttpAgents:
     async def status(self, at: AgentAddress) -> AgentStatus:
         """Return what answers there."""
         body = await self._call(at, _Ask("GET", "/agent/status"))
-        with _reading():
+        with answer_of_its_form():
             agent, model = body["agent"], body["model"]
             return AgentStatus(
                 agent=agent["kind"],
@@ -347,7 +348,7 @@ class HttpAgents:
     async def set_up_git(self, at: AgentAddress, setup: GitSetup) -> CloneState:
         """Tell the environment what its git is to have."""
         body = await self._call(at, _Ask("PUT", SETUP, json=asdict(setup)))
-        with _reading():
+        with answer_of_its_form():
             state = shaped(CloneState, body)
         code = state.code if state.code in CAUSES else ""
         detail = state.detail[:_LONGEST_WORDS]
@@ -540,15 +541,6 @@ def _for_sockets(connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSessi
     )
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
-    """Turn an answer that lacks what it must have into an error that says so."""
-    try:
-        yield
-    except (KeyError, TypeError, InvalidRequestError) as error:
-        raise AgentFailedError("The agent's answer is not of the form it must have.") from error
-
-
 async def _refused(response: aiohttp.ClientResponse, missing: GreylagError | None) -> GreylagError:
     if response.status < 400:  # noqa: PLR2004 - HTTP's errors begin here
         return AgentFailedError("The agent answered with a redirect, which is not followed.")
@@ -597,7 +589,7 @@ def _outgoing(request: AgentRequest) -> _Outgoing | None:
 
 
 def _turn(body: dict[str, Any]) -> Turn:
-    with _reading():
+    with answer_of_its_form():
         turn = shaped(Turn, body)
         path_segment(turn.turn_id, "turn_id")
         path_segment(turn.session_id, "session_id")

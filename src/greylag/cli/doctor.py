@@ -154,7 +154,7 @@ def _goose(command: AgentCommand) -> Check:
 
 def _bubblewrap(settings: Settings) -> Check:
     """Run a program in it as environments do: in namespaces of its own, with the filter."""
-    from greylag.wiring import try_sandbox
+    from greylag.clusters import try_sandbox
 
     try:
         apart = try_sandbox(settings)

@@ -40,7 +40,7 @@ def manifests(user: str, project: str, template: str | None, *, stopped: bool) -
 
     Example: ACR_IMAGE=goose-api-server:1 greylag manifests alice search
     """
-    from greylag.wiring import printed_manifests
+    from greylag.clusters import printed_manifests
 
     replicas = 0 if stopped else 1
     with starting():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import ClassVar
 
-from greylag.common.backoff import backoff
+from greylag.common.backoff import Pauses
 from greylag.domain.errors import GreylagError
 
 
@@ -220,9 +220,8 @@ class Patience:
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._limit = limit
-        self._pause = pause
+        self._pauses = Pauses(FIRST_PAUSE, LONGEST_PAUSE, pause, spread)
         self._clock = clock
-        self._spread = spread
         self._opened: float | None = None
         self.worked()
 
@@ -233,7 +232,7 @@ class Patience:
     def worked(self) -> None:
         """Something came: begin anew with the next failure."""
         self._since: float | None = None
-        self._failed = 0
+        self._pauses.worked()
 
     async def pause_after(self, error: CliError) -> bool:
         """Wait a little; False at once when it will not pass or has lasted too long."""
@@ -244,8 +243,7 @@ class Patience:
         self._since = now if self._since is None else self._since
         if not may_pass(error) or now - self._since > self._limit:
             return False
-        await self._pause(backoff(self._failed, FIRST_PAUSE, LONGEST_PAUSE, self._spread))
-        self._failed += 1
+        await self._pauses.pause()
         return True
 
 

@@ -1,7 +1,8 @@
 """How long to wait before the next try: longer each time, and never all at once."""
 
+import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 _MOST_DOUBLINGS = 60
 
@@ -25,3 +26,36 @@ def backoff(
     """
     most = min(longest, first * 2.0 ** min(failed, _MOST_DOUBLINGS))
     return spread(most / 2, most)
+
+
+class Pauses:
+    """The pauses of one who tries again: longer each time, until something has worked.
+
+    Args:
+        first: the most seconds to wait after the first failure.
+        longest: the most to wait ever.
+        sleep: waits so many seconds.
+        spread: draws a number between two.
+    """
+
+    def __init__(
+        self,
+        first: float,
+        longest: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        spread: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.failed = 0
+        self._first = first
+        self._longest = longest
+        self._sleep = sleep
+        self._spread = spread
+
+    def worked(self) -> None:
+        """Begin anew with the next failure."""
+        self.failed = 0
+
+    async def pause(self) -> None:
+        """Wait after a failure; ``failed`` counts it."""
+        failed, self.failed = self.failed, self.failed + 1
+        await self._sleep(backoff(failed, self._first, self._longest, self._spread))

@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import cast
 
 import aiohttp
+from starlette.datastructures import Headers as RawHeaders
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 from websockets.client import ClientProtocol
@@ -21,9 +22,9 @@ from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 from yarl import URL
 
+from greylag.common import net
 from greylag.common.agent_api import ForwardedAnswer, ForwardedRequest, ForwardedSocket
 from greylag.common.concurrent import until_one_ends
-from greylag.common.net import HOP_BY_HOP
 from greylag.common.server import TUNNEL, Stream
 
 Headers = list[tuple[bytes, bytes]]
@@ -40,7 +41,6 @@ HANDSHAKE = (
     b"sec-websocket-version",
 )
 """The headers of a WebSocket's own, which each connection has of its own."""
-_HOP_BY_HOP = frozenset(name.encode() for name in HOP_BY_HOP)
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HANDSHAKE_SECONDS = 30.0
@@ -66,14 +66,10 @@ class BrokenOffError(Exception):
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]], *without: bytes) -> Headers:
     """Return the headers that pass: well formed, not about one connection, none of ``without``."""
-    given = [(name.lower(), value) for name, value in headers]
-    named = b",".join(value for name, value in given if name == b"connection").split(b",")
-    dropped = _HOP_BY_HOP | {one.strip().lower() for one in named} | set(without)
-    return [
-        (name, value)
-        for name, value in given
-        if name not in dropped and _NAME.fullmatch(name) and not _CONTROL.search(value)
-    ]
+    given = RawHeaders(raw=[(name.lower(), value) for name, value in headers])
+    passed = net.end_to_end(given, {name.decode() for name in without})
+    encoded = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in passed)
+    return [(n, v) for n, v in encoded if _NAME.fullmatch(n) and not _CONTROL.search(v)]
 
 
 async def forward(  # noqa: PLR0913, PLR0917 - an ASGI call, and where it goes

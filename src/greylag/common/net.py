@@ -90,10 +90,10 @@ def is_confidential(address: str) -> bool:
 
 
 @asynccontextmanager
-async def on_loopback(app: "Application", ends_within: float = 1.0) -> AsyncIterator[int]:
+async def on_loopback(app: "Application") -> AsyncIterator[int]:
     """Serve an application on a free port of loopback, which is yielded, until the block ends.
 
-    Calls that run are ended ``ends_within`` seconds later; bodies come as they were sent.
+    Calls that run are ended a second later; bodies come as they were sent.
     """
     from aiohttp import web  # noqa: PLC0415 - the command line has this module, and serves nothing
 
@@ -101,7 +101,7 @@ async def on_loopback(app: "Application", ends_within: float = 1.0) -> AsyncIter
         app,
         access_log=None,
         handler_cancellation=True,
-        shutdown_timeout=ends_within,
+        shutdown_timeout=1.0,
         auto_decompress=False,
     )
     await runner.setup()

@@ -15,7 +15,8 @@ from yarl import URL
 from greylag.common.net import Proxy
 
 _THREADS = 4
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""By whose addresses IPv6 reaches those of IPv4, which are their last 32 bits (RFC 6052)."""
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291, section 2.4
 
 
@@ -68,7 +69,7 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour
-        if found in _NAT64:
+        if found in NAT64:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         # Beside these all that is the Internet's is in there; teredo leads to others.
         if inner is None and (found not in _GLOBAL_UNICAST or found.teredo is not None):

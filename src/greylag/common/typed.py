@@ -46,8 +46,13 @@ def _no_number(name: str) -> float:
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number)
 
 
+def is_encodable(text: str) -> bool:
+    """Tell whether UTF-8 can carry a text: JSON can spell half a character."""
+    return encodable(text) == text
+
+
 def encodable(text: str) -> str:
-    """Return a text with ``?`` for what UTF-8 cannot carry: JSON can spell half a character."""
+    """Return a text with ``?`` for what UTF-8 cannot carry."""
     return text.encode("utf-8", "replace").decode()
 
 

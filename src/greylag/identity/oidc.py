@@ -183,9 +183,7 @@ class OidcProvider:
         subject = claims.get("sub")
         if subject is None and not isinstance(session, str):
             raise SignInFailedError("The token does not say who has signed out.")
-        return ProviderSignOut(
-            subject, session if isinstance(session, str) else None, claims["jti"]
-        )
+        return ProviderSignOut(subject, session if isinstance(session, str) else None)
 
     # What the provider says of itself, and its keys.
 

@@ -30,7 +30,6 @@ from greylag.common.typed import encodable, parse_json, shaped
 from greylag.domain.errors import (
     AgentFailedError,
     GreylagError,
-    InvalidRequestError,
     LeaseLostError,
     ProjectNotFoundError,
     SessionNotFoundError,
@@ -172,11 +171,7 @@ class KeepingTranscripts:
         **parts: str,
     ) -> _T:
         async with self.agents.relay(at, AgentRequest(operation, parts, query)) as answer:
-            body = await answer.whole(_MOST_ANSWER)
-        try:
-            return await asyncio.to_thread(lambda: read(parse_json(body)))
-        except (ValueError, KeyError, TypeError, OverflowError, InvalidRequestError) as error:
-            raise AgentFailedError("The agent's answer is not of the form it must have.") from error
+            return await answer.read(_MOST_ANSWER, lambda body: read(parse_json(body)))
 
 
 # What an agent, which may tell anything, tells.

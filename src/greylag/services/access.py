@@ -43,11 +43,11 @@ from greylag.domain.users import (
     of_user,
 )
 from greylag.ports import RECENT_SECONDS, Clock, Duty, PeopleStore, ProjectStore
+from greylag.services.attempts import Attempts
 from greylag.services.audit import Audit
 from greylag.services.people import People, no_such_user
 
 MAX_REASON_LENGTH = 500
-_ATTEMPTS = 5
 COUNTING = "count"
 COUNTED_AT_ONCE = 64
 """How many duties of this name share out whose things are counted; a store keeps them all."""
@@ -361,7 +361,8 @@ class Gate:
 
     async def _keep_member(self, principal: Principal, new: Member) -> Member:
         on = name_of(ProjectRef(new.owner, new.project_id))
-        for _ in range(_ATTEMPTS):
+        attempts = Attempts("this member")
+        while True:
             before = await self._people.find(Member, new.key)
             wanted = new if before is None else replace(new, version=before.version)
             if wanted == before:
@@ -371,7 +372,7 @@ class Gate:
             )
             if await self._people.put(wanted, self._clock.now(), audit=event):
                 return wanted
-        raise ConflictError("Others changed this member again and again.")
+            attempts.failed()
 
     async def carry_members(self, principal: Principal, ref: ProjectRef, owner: str) -> None:
         """Write down with whom a project is shared once it is ``owner``'s: before it is handed

@@ -17,10 +17,10 @@ import structlog
 
 from greylag.common import agent_api
 from greylag.common.agent_api import TurnState
-from greylag.common.backoff import backoff
+from greylag.common.backoff import Pauses
 from greylag.common.clock import parse_rfc3339
 from greylag.common.typed import parse_json, shaped
-from greylag.domain.errors import AgentFailedError, GreylagError
+from greylag.domain.errors import GreylagError
 from greylag.domain.project import Project, Status
 from greylag.ports import AgentGateway, AgentRequest
 from greylag.services.agents import Agents
@@ -155,7 +155,7 @@ class Activities:
             await asyncio.wait(tasks)
 
     async def _hear(self, watched: _Watched) -> None:
-        failed = 0
+        pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             asked_at = time.monotonic()
             before = watched.known
@@ -164,10 +164,9 @@ class Activities:
             except GreylagError:
                 # It sleeps, restarts, or is of a version that does not tell: that is not known.
                 watched.tell(None)
-                await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
-                failed += 1
+                await pauses.pause()
                 continue
-            failed = 0
+            pauses.worked()
             if time.monotonic() - asked_at < _SOON:
                 # One that tells nothing new is to wait for news, and did not.
                 await asyncio.sleep(_BURST if watched.known != before else _TOO_SOON_PAUSE)
@@ -178,20 +177,17 @@ class Activities:
         query = {"since": known.revision} if known is not None else {}
         request = AgentRequest(agent_api.SHOW_ACTIVITY, query=query)
         async with self._gateway.relay(at, request) as answer:
-            return _read(await answer.whole(_MOST_BYTES))
+            return await answer.read(_MOST_BYTES, _read)
 
 
 def _read(body: bytes) -> AgentActivity:
     """Return what an agent, which may tell anything, tells of what it does."""
-    try:
-        told = parse_json(body)
-        listed = [shaped(TurnState, one) for one in told["turns"][-_MOST_TURNS:]]
-        whole = shaped(agent_api.Activity, told | {"turns": []})
-        last = None if whole.last_at is None else parse_rfc3339(whole.last_at)
-        # What was is not to come.
-        last = last and min(last.astimezone(UTC), datetime.now(UTC))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise AgentFailedError("The agent's answer is not of the form it must have.") from error
+    told = parse_json(body)
+    listed = [shaped(TurnState, one) for one in told["turns"][-_MOST_TURNS:]]
+    whole = shaped(agent_api.Activity, told | {"turns": []})
+    last = None if whole.last_at is None else parse_rfc3339(whole.last_at)
+    # What was is not to come.
+    last = last and min(last.astimezone(UTC), datetime.now(UTC))
     turns = tuple(one for one in listed if _length(one) < _LONGEST_TEXT)
     return AgentActivity(whole.revision[:_LONGEST_TEXT], turns, last)
 

@@ -21,7 +21,6 @@ from greylag.common.clock import rfc3339
 from greylag.common.sealing import SealError, Sealing
 from greylag.domain.audit import SYSTEM, Actor, AuditAction, AuditEvent, name_of
 from greylag.domain.errors import (
-    ConflictError,
     InvalidRequestError,
     LimitExceededError,
     MissingError,
@@ -41,6 +40,7 @@ from greylag.ports import (
     WebhookAddress,
 )
 from greylag.services.access import Gate
+from greylag.services.attempts import Attempts
 
 MOST_TARGETS = 20
 MAX_SITE = 300
@@ -48,7 +48,6 @@ SECRET_PREFIX = "whsec_"  # noqa: S105 - what stands before one (Standard Webhoo
 _SECRET_BYTES = 24
 _ID_DIGITS = 16
 _LONGEST_WORDS = 100
-_ATTEMPTS = 5
 
 _log = structlog.get_logger(__name__)
 
@@ -175,13 +174,14 @@ class Notifications:
         told = self._event(principal, action, new)
         right = Action.NOTIFICATIONS_WRITE
         async with self._gate.limited(principal, action, user.id, right=right, counted=user.id):
-            for _ in range(_ATTEMPTS):
+            attempts = Attempts("where the user is told")
+            while True:
                 before = await self._people.find(NotificationTarget, target_id)
                 _check_room(await self.of(user.id), target_id)
                 one = replace(new, version=before.version) if before else new
                 if await self._people.put(one, new.created_at, audit=told):
                     return one
-        raise ConflictError("Others changed this again and again.")
+                attempts.failed()
 
     async def test(
         self, principal: Principal, user_id: str, target_id: str
@@ -258,7 +258,8 @@ class Notifications:
     async def _push_key(self) -> str:
         """Return the private key for pushes; whoever needs it first makes it, for all processes."""
         assert self._sealing is not None  # noqa: S101 - its callers have looked
-        for _ in range(_ATTEMPTS):
+        attempts = Attempts("the key for pushes")
+        while True:
             kept = await self._people.find(PushKey, "push")
             if kept is not None:
                 try:
@@ -270,7 +271,7 @@ class Notifications:
             new = PushKey(self._sealing.seal(key, "push key"), kept.version if kept else 0)
             if await self._people.put(new, self._clock.now()):
                 return key
-        raise ConflictError("Others made the key for pushes again and again.")
+            attempts.failed()
 
     async def _found(self, user_id: str, target_id: str) -> NotificationTarget:
         found = await self._people.find(NotificationTarget, target_id)

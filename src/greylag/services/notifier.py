@@ -8,20 +8,19 @@ that dies while it tells leaves it untold.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from greylag.common import agent_api
 from greylag.common.agent_api import Operation, Session, Turn, TurnState
-from greylag.common.backoff import backoff
+from greylag.common.backoff import Pauses
 from greylag.common.clock import parse_rfc3339
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import (
-    AgentFailedError,
     GreylagError,
     InvalidRequestError,
     LimitExceededError,
@@ -62,6 +61,7 @@ _MOST_BYTES = 2 * agent_api.MEBIBYTE
 _MOST_TOLD_AT_ONCE = 500
 _MOST_OF_USER_AT_ONCE = 40
 
+_T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
 
@@ -186,7 +186,7 @@ class Notifier:
     async def _look(
         self, watch: Watch, project: Project, heard: _Heard, tasks: asyncio.TaskGroup
     ) -> None:
-        failed = 0
+        pauses = Pauses(FIRST_WAIT, LONGEST_WAIT, self._clock.sleep)
         try:
             while (activity := watch.of(project)) is not None and _is_new(activity, heard):
                 if not self._is_still(project):
@@ -195,13 +195,12 @@ class Notifier:
                 try:
                     async with asyncio.timeout(_PATIENCE_SECONDS):
                         await self._take(project, activity, heard, tasks)
-                    failed = 0
+                    pauses.worked()
                 except (GreylagError, TimeoutError) as error:
                     _log.warning("notification_look_failed", project=project.id, reason=str(error))
-                    await self._clock.sleep(backoff(failed, FIRST_WAIT, LONGEST_WAIT))
-                    failed += 1
+                    await pauses.pause()
                     # What is not seen in the end is told with what the agent does next.
-                    heard.revision = "" if failed < _LOOKS else heard.revision
+                    heard.revision = "" if pauses.failed < _LOOKS else heard.revision
         except Exception:  # noqa: BLE001 - a defect with one project ends no other
             _log.exception("notification_look_failed", project=project.id)
         finally:
@@ -235,14 +234,9 @@ class Notifier:
     async def _happened(
         self, project: Project, session_id: str, wanted: set[str]
     ) -> Sequence[Notice]:
-        try:
-            path_segment(session_id, "session")
-            parts = {"session": session_id}
-            session = shaped(Session, await self._ask(project, agent_api.SHOW_SESSION, parts))
-            told = await self._ask(project, agent_api.LIST_TURNS, parts, limit=str(_TURNS))
-            turns = [shaped(Turn, one) for one in told["turns"][:_TURNS]]
-        except (KeyError, TypeError, ValueError, InvalidRequestError) as error:
-            raise AgentFailedError("The agent's answer is not of the form it must have.") from error
+        parts = {"session": session_id}
+        session = await self._ask(project, agent_api.SHOW_SESSION, _session, parts)
+        turns = await self._ask(project, agent_api.LIST_TURNS, _turns, parts, limit=str(_TURNS))
         session = replace(
             session, session_id=session_id, title=session.title[: agent_api.MOST_TITLE]
         )
@@ -250,12 +244,17 @@ class Notifier:
         return [one for one in found if one is not None and one.turn_id in wanted]
 
     async def _ask(
-        self, project: Project, operation: Operation[Any], parts: dict[str, str], **query: str
-    ) -> Any:
+        self,
+        project: Project,
+        operation: Operation[Any],
+        read: Callable[[Any], _T],
+        parts: dict[str, str],
+        **query: str,
+    ) -> _T:
         at = await self._agents.reach(project)
         request = AgentRequest(operation, parts, query)
         async with self._gateway.relay(at, request) as answer:
-            return parse_json(await answer.whole(_MOST_BYTES))
+            return await answer.read(_MOST_BYTES, lambda body: read(parse_json(body)))
 
     # Telling it.
 
@@ -280,13 +279,14 @@ class Notifier:
                 tasks.create_task(self._deliver(target, notice), name=f"notify {target.id}")
 
     async def _deliver(self, target: NotificationTarget, notice: Notice) -> None:
+        pauses = Pauses(FIRST_WAIT, LONGEST_WAIT, self._clock.sleep)
         try:
-            for failed in range(TRIES):
+            for tried in range(1, TRIES + 1):
                 delivered = await self._notifications.send(target, notice)
                 if delivered.result is not DeliveryResult.LATER:
                     break
-                if failed + 1 < TRIES:
-                    await self._clock.sleep(backoff(failed, FIRST_WAIT, LONGEST_WAIT))
+                if tried < TRIES:
+                    await pauses.pause()
                 still = await self._notifications.of(target.user_id)
                 if target.id not in {one.id for one in still}:
                     break  # it was removed meanwhile
@@ -311,6 +311,14 @@ def _sorted(turns: Iterable[TurnState], heard: _Heard) -> tuple[dict[str, str], 
     lost = {turn: session for turn, session in heard.running.items() if turn not in known}
     over = heard.over
     return {turn: of for turn, of in (ended | lost).items() if turn not in over}, asking
+
+
+def _session(told: Any) -> Session:
+    return shaped(Session, told)
+
+
+def _turns(told: Any) -> list[Turn]:
+    return [shaped(Turn, one) for one in told["turns"][:_TURNS]]
 
 
 def _notice(project: Project, session: Session, turn: Turn, clock: Clock) -> Notice | None:

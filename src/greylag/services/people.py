@@ -37,6 +37,7 @@ from greylag.domain.users import (
     of_user,
 )
 from greylag.ports import Clock, PeopleStore
+from greylag.services.attempts import Attempts
 from greylag.services.audit import event_of
 
 By = Principal | Actor
@@ -44,7 +45,6 @@ By = Principal | Actor
 SESSION_PREFIX = "gls_"
 SESSION_FORM = re.compile(rf"{SESSION_PREFIX}[0-9A-Za-z_-]{{43}}")
 SEEN_EVERY = timedelta(minutes=1)
-_ATTEMPTS = 5
 
 _log = structlog.get_logger(__name__)
 
@@ -158,12 +158,13 @@ class People:
             check_name(edit.display_name, "display_name")
         given = {name: getattr(edit, name) for name in UserEdit.__slots__}
         changes = {name: value for name, value in given.items() if value is not None}
-        for _ in range(_ATTEMPTS):
+        attempts = Attempts(f"the user {user_id!r}")
+        while True:
             before = await self.get(user_id)
             after = replace(before, **changes)
             if after == before or await self._written(after, by, before):
                 return after
-        raise _busy(user_id)
+            attempts.failed()
 
     def check_removable(self, user_id: str) -> None:
         """Raise ``ConflictError`` for a user whom the settings name."""
@@ -255,13 +256,14 @@ class People:
         Raises:
             MissingError: there is none of this id.
         """
-        for _ in range(_ATTEMPTS):
+        attempts = Attempts("this session")
+        while True:
             found = [one for one in await self.sessions(user_id) if one.id == session_id]
             if not found:
                 raise MissingError(f"The user has no session {session_id!r}.")
             if await self._store.put(replace(found[0], look=look), self._clock.now(), audit=event):
                 return
-        raise _busy(user_id)
+            attempts.failed()
 
     async def end_session(self, secret: str, client: str = "") -> None:
         """End the session of this secret, for every process. Idempotent."""
@@ -300,7 +302,8 @@ class People:
 
     async def _entered(self, identity: Identity, client: str) -> User:
         """Return the user whom this is, as the provider tells of them now."""
-        for _ in range(_ATTEMPTS):
+        attempts = Attempts("your account", SignInRefusedError)
+        while True:
             before = await self._known(identity) or self._newcomer(identity)
             if before.disabled:
                 raise SignInRefusedError(
@@ -313,13 +316,13 @@ class People:
             by = Actor(user.display_name, "user", user.id, address=client)
             if user == before or await self._written(user, by, before):
                 return user
-        raise SignInRefusedError("Others signed in as you at the same time.", hint="Try again.")
+            attempts.failed()
 
     async def _known(self, identity: Identity) -> User | None:
         found = await self._store.labelled(User, of_identity(identity.key))
         if found:
             return found[0]
-        if identity.email is None:
+        if identity.email is None or self._limits.sign_up is SignUp.CLOSED:
             return None
         invited = [user for user in await self.users() if user.email == identity.email]
         # Somebody who has signed in otherwise is never taken over by an address.
@@ -328,10 +331,10 @@ class People:
 
     def _newcomer(self, identity: Identity) -> User:
         if self._limits.sign_up is not SignUp.AUTO:
-            raise SignInRefusedError(
-                "You are not a user of this Greylag.",
-                hint="Ask an administrator to enter you with your email address.",
-            )
+            invited = self._limits.sign_up is SignUp.INVITED
+            asking = "Ask an administrator to enter you with your email address."
+            hint = asking if invited else "Nobody new is let in here."
+            raise SignInRefusedError("You are not a user of this Greylag.", hint=hint)
         # Made of the identity, so that of two first sign-ins at once only one makes a user.
         tail = hashlib.sha256(identity.key.encode()).hexdigest()[:10]
         return User(
@@ -410,7 +413,3 @@ def digest(secret: str) -> str:
 def _provider_names(issuer: str, subject: str | None, session: str | None) -> tuple[str, ...]:
     names = [f"subject {issuer} {subject}"] if subject else []
     return (*names, f"session {issuer} {session}") if session else tuple(names)
-
-
-def _busy(user_id: str) -> ConflictError:
-    return ConflictError(f"Others changed the user {user_id!r} again and again.")

@@ -27,6 +27,7 @@ from greylag.domain.project import Project
 from greylag.domain.users import Action, Principal, UserSecret, of_user
 from greylag.ports import Clock, PeopleStore, UserDirectory
 from greylag.services.access import Gate
+from greylag.services.attempts import Attempts
 from greylag.services.projects import Projects
 
 NAME_FORM = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -34,7 +35,6 @@ USERNAME_FORM = r"^[!-9;-~]{1,200}$"
 DEFAULT_USERNAME = "x-access-token"
 MAX_VALUE_LENGTH = 4096
 MOST_SECRETS = 50
-_ATTEMPTS = 5
 
 _log = structlog.get_logger(__name__)
 
@@ -105,7 +105,8 @@ class Secrets:
         return one
 
     async def _put(self, user_id: str, new: NewSecret, sealed: str, told: AuditEvent) -> UserSecret:
-        for _ in range(_ATTEMPTS):
+        attempts = Attempts("this secret")
+        while True:
             before = _before(await self._of(user_id), new)
             now = self._clock.now()
             one = UserSecret(
@@ -120,7 +121,7 @@ class Secrets:
             )
             if await self._people.put(one, now, audit=told):
                 return one
-        raise ConflictError("Others changed this secret again and again.")
+            attempts.failed()
 
     async def remove(self, principal: Principal, user_id: str, name: str) -> None:
         """Take a secret away; what runs forgets it within moments.

@@ -146,12 +146,8 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
         StoreInUseError: a worker holds a lease in it.
     """
     origin = await asyncio.to_thread(origin_of, file)
-    there = {"projects": await archive.count()}
-    if origin.people:
-        there["users, tokens and members"] = await archive.count_people()
-    if any(there.values()) and not replacing and not await archive.incomplete():
-        held = " and ".join(f"{count} {name}" for name, count in there.items() if count)
-        raise StoreNotEmptyError(f"{archive.place} is not empty: it holds {held}.")
+    if not replacing:
+        await _check_empty(archive, origin)
     at_work = await archive.at_work(now)
     if at_work is not None:
         raise StoreInUseError(
@@ -184,6 +180,16 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
         )
         await fill([event])
     return Imported(found, left_out, entries_left_out)
+
+
+async def _check_empty(archive: Archive, origin: Origin) -> None:
+    """Raise ``StoreNotEmptyError`` when a store holds some of what an export would replace."""
+    there = {"projects": await archive.count()}
+    if origin.people:
+        there["users, tokens and members"] = await archive.count_people()
+    if any(there.values()) and not await archive.incomplete():
+        held = " and ".join(f"{count} {name}" for name, count in there.items() if count)
+        raise StoreNotEmptyError(f"{archive.place} is not empty: it holds {held}.")
 
 
 def _current(stored: Stored, now: datetime) -> Stored:

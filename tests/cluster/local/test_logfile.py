@@ -106,6 +106,9 @@ def test_last_words_are_this_run_s_bounded_and_harmless(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"an earlier run\n" + b"\x1b[2Jhello\xff\n\n" + "\u202eworld\n".encode())
     assert last_words(path, 15) == " [2Jhello\ufffd |  world"
-    assert len(last_words(path, 0, length=10)) == 10
     assert last_words(path, 10_000) == ""
     assert last_words(tmp_path / "none", 0) == ""
+    path.write_text("x" * 1000 + "\n1\n2\n3\n4\n5\n")
+    assert last_words(path, 0) == "1 | 2 | 3 | 4 | 5"
+    path.write_text("x" * 1000)
+    assert last_words(path, 0) == "x" * 600

@@ -13,6 +13,7 @@ from greylag.agentd.problems import invalid
 from greylag.common import agent_api
 from greylag.common.agent_api import MOST_GIT_MESSAGE
 from greylag.common.git import SETUP, GitCredential, GitSetup, is_ref
+from greylag.common.typed import is_encodable
 
 _MOST_SETUP = 1024 * 1024
 _MOST_CREDENTIALS = 100
@@ -65,12 +66,8 @@ class GitRoutes:
 
 def _are_paths(paths: Any) -> bool:
     return isinstance(paths, list) and all(
-        isinstance(one, str) and one and "\0" not in one and _is_unicode(one) for one in paths
+        isinstance(one, str) and one and "\0" not in one and is_encodable(one) for one in paths
     )
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _setup(body: dict[str, Any]) -> GitSetup:

@@ -6,7 +6,7 @@ from Kubernetes' own words; the table for operators is docs/kubernetes-errors.md
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -28,7 +28,7 @@ class ApiError(Exception):
     """The API server answered, and did not do it.
 
     ``status`` is HTTP's; ``reason`` one word of Kubernetes (``NotFound``, ``Forbidden``, ...);
-    ``details`` and ``causes`` as in its ``Status``; ``retry_after`` seconds, if it asked for that.
+    ``retry_after`` seconds, if it asked for that.
     """
 
     def __init__(
@@ -37,16 +37,12 @@ class ApiError(Exception):
         reason: str,
         message: str,
         *,
-        details: Mapping[str, Any] | None = None,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(f"{status} {reason}: {message}" if message else f"{status} {reason}")
         self.status = status
         self.reason = reason
         self.message = message
-        self.details: Mapping[str, Any] = details or {}
-        causes = self.details.get("causes")
-        self.causes: Sequence[Mapping[str, Any]] = causes if isinstance(causes, list) else ()
         self.retry_after = retry_after
 
     @property
@@ -76,14 +72,13 @@ class ApiError(Exception):
         ``code`` is HTTP's; 0 (it came in a stream): the one that it tells itself.
         """
         details = status.get("details")
-        details = details if isinstance(details, dict) else {}
+        asked = details.get("retryAfterSeconds") if isinstance(details, dict) else None
         own = status.get("code")
         return cls(
             code or (own if isinstance(own, int) else _FAILED),
             str(status.get("reason") or words or "Unknown"),
             str(status.get("message") or ""),
-            details=details,
-            retry_after=retry_after(str(details.get("retryAfterSeconds") or "")),
+            retry_after=retry_after(str(asked or "")),
         )
 
     @classmethod

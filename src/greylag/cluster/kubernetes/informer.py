@@ -22,7 +22,7 @@ from greylag.cluster.kubernetes.identity import (
     changed_by,
     fingerprint,
 )
-from greylag.common.backoff import backoff
+from greylag.common.backoff import Pauses, backoff
 from greylag.domain.errors import ClusterError, ClusterUnavailableError
 
 if TYPE_CHECKING:
@@ -196,20 +196,19 @@ class Informers:
 
     async def _probe(self) -> None:
         """Ask now and then whether the API server is up: a watch that is quiet cannot tell."""
-        failed = 0
+        pauses = Pauses(self._pace.first_probe, self._pace.probe)
         while True:
             if await self._api.answers(self._pace.probe):
-                failed = 0
+                pauses.worked()
                 self._answers.set()
                 await asyncio.sleep(self._pace.probe)
                 continue
             self._answers.clear()
-            if failed:
+            if pauses.failed:
                 # The second time in a row: its connections may be dead, and would hang.
                 for informer in self._by_kind.values():
                     informer.cut()
-            await asyncio.sleep(backoff(failed, self._pace.first_probe, self._pace.probe))
-            failed += 1
+            await pauses.pause()
 
     def _tell(self, change: Change) -> None:
         for listener in self._listeners:

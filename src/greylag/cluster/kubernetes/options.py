@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from greylag.common.reach import NAT64
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ClusterError, ConfigError
 from greylag.domain.project import DEFAULT_TEMPLATE, Environment
@@ -54,8 +55,6 @@ NEVER_ALLOWED = (
     "::/64",
 )
 """Where clouds answer with credentials, or to their own platform; no setting opens them."""
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-"""IPv4 behind a translator, which would lead to the same places."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ServiceType = Literal["LoadBalancer", "ClusterIP"]
@@ -452,8 +451,8 @@ def networks(cidrs: Sequence[str]) -> tuple[Network, ...]:
 
 
 def _translated(net: Network) -> Network:
-    start = int(_NAT64.network_address) + int(net.network_address)
-    return ipaddress.IPv6Network((start, _NAT64.prefixlen + net.prefixlen))
+    start = int(NAT64.network_address) + int(net.network_address)
+    return ipaddress.IPv6Network((start, NAT64.prefixlen + net.prefixlen))
 
 
 def within(inner: Network, outer: Network) -> bool:

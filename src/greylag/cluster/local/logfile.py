@@ -12,6 +12,8 @@ from greylag.cluster.shared import plain
 ROTATE_ABOVE = 10 * 1024 * 1024
 """A log larger than this, in bytes, is put aside at the next start (one older one is kept)."""
 
+_LINES = 5
+_CHARACTERS = 600
 _BLOCK = 64 * 1024
 _LONGEST_LINE = 1024 * 1024
 _POLL_SECONDS = 0.2
@@ -24,9 +26,9 @@ def rotate(path: Path) -> None:
             path.replace(path.with_name(f"{path.name}.1"))
 
 
-def last_words(path: Path, start: int, *, lines: int = 5, length: int = 600) -> str:
-    """Return the last ``lines`` lines that begin at byte ``start`` or later, as one line of at most
-    ``length`` characters, free of control characters; empty when there are none.
+def last_words(path: Path, start: int) -> str:
+    """Return the last 5 lines that begin at byte ``start`` or later, as one line of at most 600
+    characters, free of control characters; empty when there are none.
     """
     try:
         with path.open("rb") as file:
@@ -35,7 +37,7 @@ def last_words(path: Path, start: int, *, lines: int = 5, length: int = 600) -> 
     except FileNotFoundError:
         return ""
     kept = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
-    return plain(" | ".join([line for line in kept if line][-lines:]))[-length:]
+    return plain(" | ".join([line for line in kept if line][-_LINES:]))[-_CHARACTERS:]
 
 
 async def read_lines(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pymongo.errors import OperationFailure, PyMongoError
 
-from greylag.common.backoff import backoff
+from greylag.common.backoff import Pauses
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.store.changes import ChangeHub
@@ -136,19 +136,18 @@ class ChangeFollower(ABC):
         """Follow until cancelled. While that fails, listeners are woken once to look for
         themselves, and meet the error where it can be answered.
         """
-        failures = 0
+        pauses = Pauses(_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         while True:
             try:
                 with cancellable():
                     await self._follow()
-                failures = 0
+                pauses.worked()
             except (PyMongoError, StoreUnavailableError) as error:
-                if failures == 0:
+                if not pauses.failed:
                     why = reason(error) if isinstance(error, PyMongoError) else str(error)
                     _log.warning("changes_not_followed", reason=why)
                     self._hub.signal(None)
-                await asyncio.sleep(backoff(failures, _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
-                failures += 1
+                await pauses.pause()
 
     @abstractmethod
     async def _follow(self) -> None:

@@ -33,7 +33,7 @@ from pymongo.errors import (
 from pymongo.errors import InvalidName as InvalidDatabaseName
 from pymongo.read_concern import ReadConcern
 
-from greylag.common.backoff import backoff
+from greylag.common.backoff import Pauses
 from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavailableError
 
 Database = AsyncDatabase[dict[str, Any]]
@@ -240,7 +240,7 @@ class WriteAttempts:
     def __init__(self, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.time() + seconds
-        self._tried = 0
+        self._pauses = Pauses(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
 
     async def pause(self) -> None:
         """Wait a little longer than the last time: another writer's change may be visible only
@@ -251,8 +251,7 @@ class WriteAttempts:
         """
         if self._loop.time() > self._end:
             raise StoreUnavailableError("Others changed the same project again and again.")
-        await asyncio.sleep(backoff(self._tried, _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
-        self._tried += 1
+        await self._pauses.pause()
 
 
 async def repeated(work: Callable[[], Awaitable[T]]) -> T:

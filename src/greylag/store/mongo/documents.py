@@ -14,6 +14,7 @@ from typing import Any
 
 from bson import ObjectId
 
+from greylag.common.typed import is_encodable
 from greylag.domain.errors import ErrorInfo, StoreUnavailableError
 from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames, environment_names
@@ -268,7 +269,7 @@ def _fits(value: Any, depth: int) -> bool:
         case int():
             return -_LARGEST <= value < _LARGEST
         case str():
-            return _is_unicode(value)
+            return is_encodable(value)
         case list() | tuple():
             return depth < _DEEPEST and all(_fits(one, depth + 1) for one in value)
         case dict():
@@ -283,18 +284,10 @@ def _members_fit(value: dict[Any, Any], depth: int) -> bool:
         isinstance(name, str)
         and not name.startswith("$")
         and not {"\0", "."} & set(name)
-        and _is_unicode(name)
+        and is_encodable(name)
         and _fits(member, depth)
         for name, member in value.items()
     )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import structlog
 from fastapi import APIRouter, Request, WebSocket
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -26,7 +26,6 @@ from starlette.types import Receive, Scope, Send
 from greylag.common import agent_api, sockets
 from greylag.common.agent_api import OpenSocket, Operation, Parameter, Socket
 from greylag.domain.errors import (
-    AgentFailedError,
     GreylagError,
     InvalidRequestError,
     TooLargeError,
@@ -72,12 +71,9 @@ async def read_whole(
     opening: AbstractAsyncContextManager[AgentAnswer], operation: Operation[T]
 ) -> T:
     """Return an answer that was asked for, as ``ask`` does."""
+    shape = TypeAdapter(operation.answer)
     async with opening as answer:
-        body = await answer.whole(MAX_PAGE_BYTES)
-    try:
-        return TypeAdapter(operation.answer).validate_json(body or b"null")
-    except ValidationError as error:
-        raise AgentFailedError("The agent's answer is not of the form it must have.") from error
+        return await answer.read(MAX_PAGE_BYTES, lambda body: shape.validate_json(body or b"null"))
 
 
 async def _json(sent: Mapping[str, Any]) -> AsyncIterator[bytes]:
