@@ -1,9 +1,16 @@
 """What is told of an environment's objects, for each way in which they can stand."""
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
+from tests.cluster.environments import until
+from tests.cluster.kubernetes.api_server import PATIENCE
+from tests.cluster.kubernetes.stateful_api_server import StatefulServer
+from tests.cluster.kubernetes.test_writes import OPTIONS, asleep, environment, running
 
+from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects, why_lost
 from greylag.cluster.kubernetes.observation import observed
 from greylag.domain.lifecycle import Observed
@@ -455,3 +462,53 @@ def test_what_lacks_is_named_once_each() -> None:
     error = observed(EnvironmentObjects(deployment(), [pod(unscheduled=words)])).error
     assert error is not None
     assert "cpu and memory" in error.message
+
+
+async def removed(server: StatefulServer, cluster: KubernetesCluster) -> None:
+    """Remove every object of the project, and return once the caches have none of it."""
+    for kind, namespace, name in list(server.things):
+        await cluster._api.delete(kind, namespace, name)
+    await until(lambda: not cluster._cache._projects, "something is left")
+
+
+async def test_the_last_object_that_goes_between_a_look_and_the_wait_ends_the_wait() -> None:
+    async with asleep() as (server, cluster):
+        await cluster.observe(environment(2))
+        await removed(server, cluster)
+        async with asyncio.timeout(PATIENCE):
+            await cluster.changed(environment(2), 10 * PATIENCE)
+
+
+async def test_what_goes_during_a_look_ends_the_wait_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with asleep(OPTIONS.model_copy(update={"probe": True})) as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+
+        async def unanswered(_url: str, _failed: int) -> bool:
+            await removed(server, cluster)
+            return False
+
+        monkeypatch.setattr(cluster._probe, "_ask", unanswered)
+        await cluster.observe(environment(2))
+        async with asyncio.timeout(PATIENCE):
+            await cluster.changed(environment(2), 10 * PATIENCE)
+        assert cluster._observer._known == {}
+
+
+async def test_of_an_edited_policy_nothing_is_kept_once_its_projects_are_gone() -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        key = next(one for one in server.things if one[::2] == ("NetworkPolicy", "greylag-agent"))
+        edited = json.loads(json.dumps(server.things[key]))
+        edited["spec"]["egress"] = [{}]
+        server.put(key[0], key[1], edited)
+        assert await cluster._informers["NetworkPolicy"].reached(str(server.version), PATIENCE)
+        seen = await cluster.observe(environment(2))
+        assert seen.error is not None
+        assert seen.error.code == "environment_drifted"
+        await removed(server, cluster)
+        assert cluster._observer._known == {}

@@ -27,6 +27,7 @@ from greylag.cluster.kubernetes.locator import (
     LONGEST_PAUSE,
     MOST_MESSAGE,
     AddressProbe,
+    Probed,
     ServiceProxy,
     endpoint_of,
 )
@@ -226,14 +227,14 @@ async def test_an_agent_that_nobody_watches_is_looked_up_again(
 
 
 async def test_an_address_that_fails_is_asked_ever_more_seldom_and_for_however_long() -> None:
-    nowhere, key = "http://127.0.0.1:1", ("ns", "demo")
+    nowhere, probed = "http://127.0.0.1:1", Probed()
     probe = AddressProbe()
     try:
-        assert probe.pause(key) <= FIRST_PAUSE
-        assert not await probe.answers(key, "pod", nowhere)
-        assert probe.pause(key) > FIRST_PAUSE / 2
-        probe._failed[key] = 1024  # 2.0**1024 is no number any more
-        assert not await probe.answers(key, "pod", nowhere)
-        assert LONGEST_PAUSE / 2 <= probe.pause(key) <= LONGEST_PAUSE
+        assert probed.pause <= FIRST_PAUSE
+        assert not await probe.answers(probed, "pod", nowhere)
+        assert probed.pause > FIRST_PAUSE / 2
+        probed.failed = 1024  # 2.0**1024 is no number any more
+        assert not await probe.answers(probed, "pod", nowhere)
+        assert LONGEST_PAUSE / 2 <= probed.pause <= LONGEST_PAUSE
     finally:
         await probe.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from tests.cluster.environments import until
 from tests.cluster.kubernetes.api_server import PATIENCE
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer, stateful
 from tests.contract.store_adapters import make_project
@@ -160,10 +161,9 @@ async def test_of_what_was_deleted_nothing_is_remembered() -> None:
         async with asyncio.timeout(PATIENCE):
             while (await cluster.observe(environment(2))).state is not Observed.ABSENT:
                 await cluster.changed(environment(2), PATIENCE)
-            while cluster._cache._projects:
-                await cluster.changed(environment(2), 0.01)
+        await until(lambda: not cluster._cache._projects, "something is left")
         await cluster.observe(environment(2))
-        assert cluster._observer._seen == {}
+        assert cluster._observer._known == {}
         assert cluster._cache._deployments == {}
 
 

@@ -74,7 +74,7 @@ class ProjectCache:
     def __init__(self, informers: Informers, unasked: ChangeFeed) -> None:
         self._informers = informers
         self._unasked = unasked
-        self.gone: Callable[[ProjectKey], None] = lambda _key: None
+        self.gone: Callable[[ProjectKey], object] = lambda _key: None
         self._projects: dict[ProjectKey, _Project] = {}
         self._deployments: defaultdict[str, dict[str, Object]] = defaultdict(dict)
         # Of all projects, so that one that comes back has none of before.

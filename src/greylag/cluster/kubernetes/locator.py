@@ -18,7 +18,6 @@ from aiohttp import web
 from yarl import URL
 
 from greylag.cluster.kubernetes.api import Api
-from greylag.cluster.kubernetes.cache import ProjectKey
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects, is_ready, is_removed
 from greylag.cluster.kubernetes.failures import ApiError, translated
@@ -201,6 +200,24 @@ def _port(service: Object) -> int:
     return port
 
 
+@dataclass(slots=True)
+class Probed:
+    """How an environment's address has answered.
+
+    Attributes:
+        answered: the pod and the address that have.
+        failed: how often in a row none has since.
+    """
+
+    answered: tuple[str, str] | None = None
+    failed: int = 0
+
+    @property
+    def pause(self) -> float:
+        """In how many seconds to ask again one that has not answered."""
+        return backoff(self.failed, FIRST_PAUSE, LONGEST_PAUSE)
+
+
 class AddressProbe:
     """Asks each pod once, until it has answered. Make it on the running loop; ``close`` it."""
 
@@ -208,19 +225,15 @@ class AddressProbe:
         connector = aiohttp.TCPConnector(force_close=True, limit=0)
         jar = aiohttp.DummyCookieJar()
         self._http = aiohttp.ClientSession(connector=connector, cookie_jar=jar)
-        self._answered: dict[ProjectKey, tuple[str, str]] = {}
-        self._failed: dict[ProjectKey, int] = {}
 
-    async def answers(self, key: ProjectKey, pod: str, url: str) -> bool:
+    async def answers(self, probed: Probed, pod: str, url: str) -> bool:
         """Tell whether the pod with the uid ``pod`` answers, or has answered before, at ``url``."""
-        if self._answered.get(key) == (pod, url):
+        if probed.answered == (pod, url):
             return True
-        answered = await self._ask(url, self._failed.get(key, 0))
+        answered = await self._ask(url, probed.failed)
         if answered:
-            self._answered[key] = (pod, url)
-            self._failed.pop(key, None)
-        else:
-            self._failed[key] = self._failed.get(key, 0) + 1
+            probed.answered = (pod, url)
+        probed.failed = 0 if answered else probed.failed + 1
         return answered
 
     async def _ask(self, url: str, failed: int) -> bool:
@@ -234,15 +247,6 @@ class AddressProbe:
                 return response.status == _OK
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
-
-    def pause(self, key: ProjectKey) -> float:
-        """Return in how many seconds to ask again one that has not answered."""
-        return backoff(self._failed.get(key, 0), FIRST_PAUSE, LONGEST_PAUSE)
-
-    def forget(self, key: ProjectKey) -> None:
-        """Drop what is remembered of an environment that is gone."""
-        self._answered.pop(key, None)
-        self._failed.pop(key, None)
 
     async def close(self) -> None:
         """Close what is open."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from greylag.cluster.kubernetes.api import Api
@@ -28,17 +28,15 @@ from greylag.cluster.kubernetes.identity import (
     CHANGED_BY,
     DENY_POLICY,
     GENERATION_ANNOTATION,
-    PROJECT_LABEL,
     START_ANNOTATION,
     Object,
     annotation_of,
     is_edited,
-    label_of,
     volume_claim_name,
 )
 from greylag.cluster.kubernetes.immutable import kept_as_it_is
 from greylag.cluster.kubernetes.informer import Informers
-from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, endpoint_of
+from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, Probed, endpoint_of
 from greylag.cluster.kubernetes.options import Options, networks
 from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.shared import plain
@@ -85,6 +83,26 @@ class _Seen:
     again: float | None
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of a project while it has objects.
+
+    Whoever looks has it in hand: what is noted once the last object has gone is of the past, and
+    counts for nothing that comes under the same names.
+
+    Attributes:
+        seen: the last look.
+        refreshed_at: when what no watch tells of was last found whole.
+        edits: by kind and name: the edited version of it seen last, and when there were any.
+        probed: how its address has answered.
+    """
+
+    seen: _Seen | None = None
+    refreshed_at: float | None = None
+    edits: dict[tuple[str, str], tuple[str, tuple[float, ...]]] = field(default_factory=dict)
+    probed: Probed = field(default_factory=Probed)
+
+
 class EnvironmentObserver:
     """Observes what the caches know; raises ``ClusterError`` if that is old."""
 
@@ -106,10 +124,8 @@ class EnvironmentObserver:
         self._cache = cache
         self._options = options
         self._refreshed = refreshed
-        self._refreshed_at: dict[ProjectKey, float] = {}
-        self._seen: dict[ProjectKey, _Seen] = {}
-        self._edits: dict[tuple[ProjectKey, str, str], tuple[str, tuple[float, ...]]] = {}
-        cache.gone = self._forget
+        self._known: dict[ProjectKey, _Known] = {}
+        cache.gone = lambda key: self._known.pop(key, None)
 
     async def fresh(self) -> None:
         """Return when the caches are current; ``ClusterError`` when they are not."""
@@ -122,32 +138,36 @@ class EnvironmentObserver:
         await self.fresh()
         key = key_of(environment)
         version = self._cache.version(key)
+        known = self._known.setdefault(key, _Known()) if version else _Known()
         found = self.objects(environment)
         deep = found.needs_events and (self._cache.quiet_for(key) >= QUIET_SECONDS or found.waits)
         if deep:
             with translated():
                 found = await self._deepened(environment, found)
-        observation = self._judged(environment, found)
+        observation = self._judged(environment, found, known)
         again = QUIET_SECONDS if observation.state is Observed.STARTING and not deep else None
-        if observation.state is Observed.READY and not await self._answers(environment, found):
+        if observation.state is Observed.READY and not await self._answers(
+            environment, found, known.probed
+        ):
             observation = _unanswered(observation, self._untaken(environment))
-            again = self._probe.pause(key)
-        if observation.state is Observed.READY and not await self._is_whole(environment, found):
+            again = known.probed.pause
+        if observation.state is Observed.READY and not await self._is_whole(
+            environment, found, known
+        ):
             lost = _drifted(
                 "The environment's Secret was deleted or changed, and its token with it."
             )
             observation = replace(
                 observation, state=Observed.FAILED, endpoint=None, error=lost.error
             )
-        if self._cache.version(key):  # else it has nothing any more, and all of it is forgotten
-            self._seen[key] = _Seen(observation, environment, version, again)
+        known.seen = _Seen(observation, environment, version, again)
         return observation
 
     async def latest(self, environment: Environment) -> Observation:
         """Return what was observed last if no object has changed since, else observe anew."""
         await self.fresh()
         key = key_of(environment)
-        seen = self._seen.get(key)
+        seen = self._last_look(key)
         if seen is None or (seen.environment, seen.version) != (
             environment,
             self._cache.version(key),
@@ -158,18 +178,15 @@ class EnvironmentObserver:
     async def changed(self, environment: Environment, within: float) -> None:
         """Return once what was observed last may be old, or after ``within`` seconds."""
         key = key_of(environment)
-        seen = self._seen.get(key)
-        if seen is not None and seen.again is not None:
-            within = min(within, seen.again)
-        await self._cache.changed(key, 0 if seen is None else seen.version, within)
+        seen = self._last_look(key)
+        if seen is None:
+            return  # all that it saw is gone since, or there was nothing to see
+        again = within if seen.again is None else seen.again
+        await self._cache.changed(key, seen.version, min(within, again))
 
-    def _forget(self, key: ProjectKey) -> None:
-        """Drop what is remembered of a project that is gone."""
-        self._seen.pop(key, None)
-        self._refreshed_at.pop(key, None)
-        self._probe.forget(key)
-        for edited in [one for one in self._edits if one[0] == key]:
-            del self._edits[edited]
+    def _last_look(self, key: ProjectKey) -> _Seen | None:
+        known = self._known.get(key)
+        return None if known is None else known.seen
 
     def objects(self, environment: Environment) -> EnvironmentObjects:
         """Return what the caches hold of the environment."""
@@ -184,12 +201,14 @@ class EnvironmentObserver:
             ended=self._cache.ended(key_of(environment)),
         )
 
-    async def _answers(self, environment: Environment, found: EnvironmentObjects) -> bool:
+    async def _answers(
+        self, environment: Environment, found: EnvironmentObjects, probed: Probed
+    ) -> bool:
         if not self._options.probe or found.pod is None:
             return True
         url = await self._locator.url(environment, found.service)
         uid = str(found.pod["metadata"]["uid"])
-        return url is not None and await self._probe.answers(key_of(environment), uid, url)
+        return url is not None and await self._probe.answers(probed, uid, url)
 
     def _untaken(self, environment: Environment) -> str:
         """Say that no controller has told where it serves the Ingress, "" if one has."""
@@ -200,21 +219,24 @@ class EnvironmentObserver:
         of_class = ingress["spec"].get("ingressClassName") or "the cluster's default"
         return f" No controller of its class ({of_class}) says that it serves {names.ingress}."
 
-    async def _is_whole(self, environment: Environment, found: EnvironmentObjects) -> bool:
+    async def _is_whole(
+        self, environment: Environment, found: EnvironmentObjects, known: _Known
+    ) -> bool:
         """Now and then see to what no watch tells of; tell if it is as it must be."""
-        key, now = key_of(environment), asyncio.get_running_loop().time()
-        if (
-            found.deployment is None
-            or now < self._refreshed_at.setdefault(key, now) + REFRESH_SECONDS
-        ):
+        now = asyncio.get_running_loop().time()
+        if known.refreshed_at is None:
+            known.refreshed_at = now
+        if found.deployment is None or now < known.refreshed_at + REFRESH_SECONDS:
             return True
         with translated():
             whole = await self._refreshed(environment, found.deployment)
         if whole:
-            self._refreshed_at[key] = now
+            known.refreshed_at = now
         return whole
 
-    def _judged(self, environment: Environment, found: EnvironmentObjects) -> Observation:
+    def _judged(
+        self, environment: Environment, found: EnvironmentObjects, known: _Known
+    ) -> Observation:
         seen = observed(found)
         if (
             seen.state is Observed.STOPPED
@@ -228,7 +250,7 @@ class EnvironmentObserver:
         # What an environment failed of is told first, unless somebody's change may have caused it.
         edited = found.deployment is not None and is_edited(found.deployment)
         asked = found.wanted and (edited or not found.failed_itself)
-        if asked and (lost := self._lost(environment)) is not None:
+        if asked and (lost := self._lost(environment, known)) is not None:
             if lost.error.code == "environment_contested" and not lost.final:
                 return seen if seen.error else replace(seen, error=lost.error)
             return replace(
@@ -259,7 +281,7 @@ class EnvironmentObserver:
         size = template.volume_size or self._options.volume_size
         return kept_as_it_is(claim, size=size, storage_class=self._options.storage_class)
 
-    def _lost(self, environment: Environment) -> Cause | None:
+    def _lost(self, environment: Environment, known: _Known) -> Cause | None:
         """Return what is missing or changed that only applying all anew sets right."""
         names, find = environment.names, self._cache.find
         needed = [("NetworkPolicy", name) for name in (DENY_POLICY, AGENT_POLICY)]
@@ -278,24 +300,8 @@ class EnvironmentObserver:
                     f"The environment runs without its {kind} {name}, which is missing."
                 )
             if is_edited(thing):
-                return self._edited(kind, thing)
+                return _edited(kind, thing, known)
         return None
-
-    def _edited(self, kind: str, thing: Object) -> Cause:
-        """Return that somebody changed an object, or changes it back again and again."""
-        meta, who = thing["metadata"], thing.get(CHANGED_BY) or "somebody"
-        # Those of a whole namespace are no project's.
-        key = ((meta["namespace"], label_of(thing, PROJECT_LABEL) or ""), kind, meta["name"])
-        now = asyncio.get_running_loop().time()
-        version, times = self._edits.get(key, ("", ()))
-        if version != meta["resourceVersion"]:
-            times = (*(one for one in times if now - one < CONTEST_SECONDS), now)
-            self._edits[key] = (meta["resourceVersion"], times)
-        if len(times) <= EDITS_SET_RIGHT:
-            return _drifted(f"The environment's {kind} {meta['name']} was changed by {who}.")
-        # Without the policies that are meant for it no environment may run.
-        found = cause("environment_contested", kind=kind, name=meta["name"], who=who)
-        return replace(found, final=kind == "NetworkPolicy")
 
     async def _deepened(
         self, environment: Environment, found: EnvironmentObjects
@@ -428,6 +434,21 @@ def _unanswered(ready: Observation, why: str) -> Observation:
 
 def _drifted(message: str) -> Cause:
     return Cause(ErrorInfo("environment_drifted", message, "Greylag sets it right by itself."))
+
+
+def _edited(kind: str, thing: Object, known: _Known) -> Cause:
+    """Return that somebody changed an object, or changes it back again and again."""
+    meta, who = thing["metadata"], thing.get(CHANGED_BY) or "somebody"
+    now = asyncio.get_running_loop().time()
+    version, times = known.edits.get((kind, meta["name"]), ("", ()))
+    if version != meta["resourceVersion"]:
+        times = (*(one for one in times if now - one < CONTEST_SECONDS), now)
+        known.edits[kind, meta["name"]] = (meta["resourceVersion"], times)
+    if len(times) <= EDITS_SET_RIGHT:
+        return _drifted(f"The environment's {kind} {meta['name']} was changed by {who}.")
+    # Without the policies that are meant for it no environment may run.
+    found = cause("environment_contested", kind=kind, name=meta["name"], who=who)
+    return replace(found, final=kind == "NetworkPolicy")
 
 
 def _when(event: Object) -> str:
