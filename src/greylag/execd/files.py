@@ -94,6 +94,11 @@ def parts_of(path: str) -> list[bytes]:
     return parts
 
 
+def joined(folder: str, name: str) -> str:
+    """Return the path of an entry of a folder, of the workspace for ""."""
+    return f"{folder}/{name}" if folder else name
+
+
 def too_deep(name: bytes) -> bool:
     """Tell whether ``Workspace.walk`` goes into no folder of this path, for it is too deep."""
     return name.count(b"/") >= MOST_DEPTH - 1

@@ -443,13 +443,14 @@ async def test_a_turn_that_was_cut_ends_with_the_next_start(tmp_path: Path) -> N
         b"\0\0\0\0\0\0\0\x09[[1,2,3]]",
         b'\0\0\0\0\0\0\0\x0f[["..","d",1]] ',
         b'\0\0\0\0\0\0\0\x0f[["a/b","d",1]]',
+        b'\0\0\0\0\0\0\0\x18[["a","f",1,1,true,1,1]]',
         b"\0\0\0\xff\xff\xff\xff\xff",
     ],
 )
 async def test_a_list_that_is_none_is_refused(answer: bytes, tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(snapshots, "records", lambda _: iter([answer]))
+            patched.setattr(snapshots, "records", lambda *_: iter([answer]))
             with pytest.raises(RequestError) as refused:
                 await made.service.between(None, None)
         assert refused.value.code == "agent_unavailable"

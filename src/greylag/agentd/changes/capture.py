@@ -384,6 +384,4 @@ def _whole(said: Any) -> int:
 
 def _number(said: Any) -> int:
     """Return a time, which may lie before 1970, or the number of an inode."""
-    if not isinstance(said, int) or abs(said) > _MOST_NUMBER:
-        raise ProtocolError("a number is none")
-    return said
+    return whole_number(said, _MOST_NUMBER, -_MOST_NUMBER)
