@@ -44,6 +44,25 @@ def test_a_ripgrep_that_does_not_end_as_it_should_has_not_found_all(
     assert found(tmp_path) == ([], False)
 
 
+def test_a_ripgrep_that_could_not_read_some_has_not_found_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "rg"
+    program.write_text("""#!/bin/sh
+    case "$*" in *--json*) echo '{"type": "summary", "data": {}}';; *) printf 'needle\\0'; exit 2; esac
+    """)
+    program.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda _: str(program))
+    assert found(tmp_path) == ([("needle", 0)], False)
+
+
+@both
+def test_what_is_being_uploaded_is_not_told(tmp_path: Path) -> None:
+    with Workspace(str(tmp_path)).writing("f") as (file, _):
+        file.write(b"part\n")
+        assert found(tmp_path, "part") == ([], True)
+
+
 @both
 def test_that_a_file_has_more_lines_than_are_told_is_said(tmp_path: Path) -> None:
     for name in "ab":

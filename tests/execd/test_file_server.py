@@ -232,3 +232,29 @@ def test_of_a_folder_that_is_left_out_what_is_kept_is_told_whatever_it_is_now(ro
     told = json.loads(record[snapshots.RECORD.size + len("data") :])
     assert len(told) < 30
     assert told[-1] == ["zkept", "x", "special"]
+
+
+def test_a_write_that_fails_takes_no_folder_from_another(root: Path) -> None:
+    files = Workspace(str(root))
+    fails, writes, late = (files.at(f"new/{name}", make=True) for name in "abc")
+    fails.__enter__()
+    place = writes.__enter__()
+    assert fails.__exit__(OSError, OSError(), None) is False
+    os.mkdir(place.name, dir_fd=place.folder)
+    writes.__exit__(None, None, None)
+    late.__enter__()
+    (root / "new/b").rmdir()
+    assert late.__exit__(OSError, OSError(), None) is False
+    assert list((root / "new").iterdir()) == []  # of one that did not fail
+
+
+def test_a_write_that_fails_leaves_none_of_the_folders_it_made(root: Path) -> None:
+    files = Workspace(str(root))
+    (root / "f").unlink()
+    files.link("way", b"through/../to/it")
+    ways = [files.at(path, make=True) for path in ("way/a", "to/it/b", "way/c/d")]
+    for way in ways:
+        way.__enter__()
+    for way in ways:
+        assert way.__exit__(OSError, OSError(), None) is False
+    assert list(root.iterdir()) == [root / "way"]

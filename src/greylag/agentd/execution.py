@@ -481,13 +481,13 @@ async def send_content(writer: Writer, content: AsyncIterator[bytes]) -> None:
     await writer.drain()
 
 
-def whole_number(said: Any, below: int) -> int:
-    """Return a whole number that execd says, at least 0 and less than ``below``.
+def whole_number(said: Any, below: int, least: int = 0) -> int:
+    """Return a whole number that execd says, at least ``least`` and less than ``below``.
 
     Raises:
         ProtocolError: it is none.
     """
-    if type(said) is not int or not 0 <= said < below:
+    if type(said) is not int or not least <= said < below:
         raise ProtocolError("a number is none")
     return said
 

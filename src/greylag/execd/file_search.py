@@ -23,6 +23,7 @@ _MOST_LINES = 20  # of one file
 _BINARY = 8192
 _MOST_EVENT = 64 * 1024
 _SKIPPED = {b".git", b"node_modules"}
+_PARTS = f".greylag-{'[0-9a-f]' * 16}.part"  # as ``PART``
 
 Match = dict[str, Any]
 """``path``, ``line`` (0 for a match of the name) and ``text``."""
@@ -96,7 +97,7 @@ def _listed(program: str, files: Workspace, path: str, wanted: str) -> Matches:
             for one in (*(folder for folder in folders if folder not in above), name):
                 yield _named(path, one, wanted)
             above = folders
-        if running.wait() < 0:  # it was killed
+        if running.wait() not in {0, 1}:  # it was killed, or could not read some
             yield _UNTOLD
 
 
@@ -166,7 +167,7 @@ def _ripgrep(
     program: str, files: Workspace, path: str, *options: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     """Let ripgrep run in a folder, for so long as a search may last; give it and what it says."""
-    skipped = (f"--glob=!{os.fsdecode(name)}" for name in sorted(_SKIPPED))
+    skipped = (f"--glob=!{name}" for name in (*sorted(map(os.fsdecode, _SKIPPED)), _PARTS))
     with refusing(path), files.at(path) as place:
         folder = place.open(os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:

@@ -15,12 +15,13 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from greylag.execd.protocol import RefusedError
 
@@ -91,6 +92,11 @@ def parts_of(path: str) -> list[bytes]:
     if b".." in parts or any(b"\0" in name or len(name) > _MOST_NAME for name in parts):
         raise RefusedError("invalid_path", "The path holds what no name in the workspace may be.")
     return parts
+
+
+def joined(folder: str, name: str) -> str:
+    """Return the path of an entry of a folder, of the workspace for ""."""
+    return f"{folder}/{name}" if folder else name
 
 
 def too_deep(name: bytes) -> bool:
@@ -182,9 +188,7 @@ class Workspace:
                         raise RefusedError("outside_workspace", f"Its links go in circles: {path}")
                     todo.extendleft(reversed(self._inside(target, held, path)))
                 elif todo:
-                    folder, is_new = _entered(part, held[-1], make=make)
-                    made[len(held)] = part if is_new else b""
-                    held.append(folder)
+                    _enter(part, held, made if make else None)
                 else:
                     name = part
             yield Place(held[-1], name)
@@ -271,7 +275,7 @@ class Workspace:
         """Make a folder, and those on the way; with rights ``mode`` beside its owner's, if any."""
         with refusing(path), self.at(path, make=True) as place:
             if place.name != HERE:
-                folder, _ = _entered(place.name, place.folder, make=True)
+                folder, _ = _made(place.name, place.folder)
                 try:
                     if mode:  # what was passed on by the folder above, such as its group, stays
                         others = os.fstat(folder).st_mode & 0o7000
@@ -355,25 +359,64 @@ class Workspace:
                 yield place.name, place, place.look()
 
 
-@contextmanager
-def _held(root: bytes) -> Iterator[tuple[list[int], dict[int, bytes]]]:
-    """Give a list of open folders, which are closed at the end, and names by their places in it.
+class _Made(NamedTuple):
+    """A folder that was made on the way to something."""
 
-    The folders that have names there are deleted, if they are empty, when the block fails.
+    above: int
+    name: bytes
+    itself: tuple[int, int]
+
+
+# How many are on their way through a folder that one of them made: while another is, one that fails
+# does not take it away.
+_USERS: Counter[tuple[int, int]] = Counter()
+_MAKING = threading.Lock()
+
+
+@contextmanager
+def _held(root: bytes) -> Iterator[tuple[list[int], list[_Made]]]:
+    """Give a list of open folders, which are closed at the end, and one of those that were made.
+
+    These are deleted, if they are empty, when the block fails.
     """
-    held, made = [os.open(root, FOLDER)], dict[int, bytes]()
+    held, made = [os.open(root, FOLDER)], list[_Made]()
     try:
         yield held, made
     except BaseException:
-        while len(held) > 1:
-            os.close(held.pop())
-            if new := made[len(held)]:
-                with suppress(OSError):  # another has put something there meanwhile
-                    os.rmdir(new, dir_fd=held[-1])
+        _leave(made, failed=True)
         raise
     finally:
+        _leave(made, failed=False)
         for folder in held:
             os.close(folder)
+
+
+def _enter(part: bytes, held: list[int], made: list[_Made] | None) -> None:
+    """Open a folder of the last one that is held; make it, if what was made is to be known."""
+    if made is None:
+        held.append(os.open(part, FOLDER, dir_fd=held[-1]))
+        return
+    with _MAKING:
+        folder, is_new = _made(part, held[-1])
+        held.append(folder)
+        about = os.fstat(folder)
+        itself = about.st_dev, about.st_ino
+        if is_new or itself in _USERS:
+            made.append(_Made(os.dup(held[-2]), part, itself))
+            _USERS[itself] += 1
+
+
+def _leave(made: list[_Made], *, failed: bool) -> None:
+    while made:
+        above, name, itself = made.pop()
+        with _MAKING:
+            _USERS[itself] -= 1
+            if not _USERS[itself]:
+                del _USERS[itself]
+                if failed:
+                    with suppress(OSError):  # another has put something there meanwhile
+                        os.rmdir(name, dir_fd=above)
+        os.close(above)
 
 
 def _leads_out(path: str) -> RefusedError:
@@ -390,22 +433,18 @@ def _target(part: bytes, folder: int) -> bytes | None:
         raise
 
 
-def _entered(part: bytes, folder: int, *, make: bool) -> tuple[int, bool]:
+def _made(part: bytes, folder: int) -> tuple[int, bool]:
     """Open a folder, and tell whether it was made for that."""
+    is_new = False
     try:
-        return os.open(part, FOLDER, dir_fd=folder), False
-    except FileNotFoundError:
-        if not make:
-            raise
+        return os.open(part, FOLDER, dir_fd=folder), is_new
     except NotADirectoryError:
-        if make:
-            raise FileExistsError(errno.EEXIST, "exists") from None
-        raise
-    try:
-        os.mkdir(part, dir_fd=folder)
-    except FileExistsError:
-        return os.open(part, FOLDER, dir_fd=folder), False
-    return os.open(part, FOLDER, dir_fd=folder), True
+        raise FileExistsError(errno.EEXIST, "exists") from None
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mkdir(part, dir_fd=folder)
+            is_new = True
+    return os.open(part, FOLDER, dir_fd=folder), is_new
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:

@@ -50,6 +50,7 @@ from greylag.execd.files import (
     READ_AT_ONCE,
     Place,
     Workspace,
+    joined,
     plain,
     refusing,
     shown,
@@ -266,7 +267,7 @@ class _Level:
 
     def at(self, name: str) -> str:
         """Return the path of an entry."""
-        return f"{self.path}/{name}" if self.path else name
+        return joined(self.path, name)
 
 
 def records(files: Workspace, kept: frozenset[str] = frozenset()) -> Iterator[bytes]:

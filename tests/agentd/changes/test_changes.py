@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,24 @@ async def test_a_workspace_that_is_no_folder_is_no_state(
             pass
         with pytest.raises(RequestError, match="could not be kept"):
             await made.changed("t")
+
+
+@pytest.mark.parametrize(("part", "names"), [("a" * 125, 5000), ("a" * 250, 1), ("a", 600_000)])
+async def test_a_list_that_would_take_more_memory_than_its_length_is_no_state(
+    part: str, names: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(*_: Any) -> Iterator[bytes]:
+        for depth in range(126):
+            path = "/".join([part] * depth)
+            yield snapshots._record(path, [[part, "d", 0o755]])
+        entries = [[str(number), "l", ""] for number in range(names)]
+        yield snapshots._record("/".join([part] * 126), entries)
+
+    async with rig(tmp_path) as made:
+        monkeypatch.setattr(snapshots, "records", listed)
+        with pytest.raises(RequestError) as refused:
+            await made.service.between(None, None)
+        assert refused.value.code == "agent_unavailable"
 
 
 async def test_an_undo_says_what_stays_because_it_was_left_out_before_or_after(
@@ -424,13 +443,14 @@ async def test_a_turn_that_was_cut_ends_with_the_next_start(tmp_path: Path) -> N
         b"\0\0\0\0\0\0\0\x09[[1,2,3]]",
         b'\0\0\0\0\0\0\0\x0f[["..","d",1]] ',
         b'\0\0\0\0\0\0\0\x0f[["a/b","d",1]]',
+        b'\0\0\0\0\0\0\0\x18[["a","f",1,1,true,1,1]]',
         b"\0\0\0\xff\xff\xff\xff\xff",
     ],
 )
 async def test_a_list_that_is_none_is_refused(answer: bytes, tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(snapshots, "records", lambda _: iter([answer]))
+            patched.setattr(snapshots, "records", lambda *_: iter([answer]))
             with pytest.raises(RequestError) as refused:
                 await made.service.between(None, None)
         assert refused.value.code == "agent_unavailable"

@@ -31,7 +31,7 @@ from greylag.agentd.execution import (
     whole_number,
 )
 from greylag.common.typed import parse_json
-from greylag.execd.files import MOST_DEPTH, parts_of, shown
+from greylag.execd.files import MOST_DEPTH, MOST_PATH, parts_of, shown
 from greylag.execd.protocol import (
     MOST_DATA,
     FrameKind,
@@ -46,6 +46,8 @@ from greylag.execd.protocol import (
 from greylag.execd.snapshots import FILE_HEAD, MOST_KEPT, RECORD, SENT, UNREADABLE
 
 _MOST_LISTED = 64 * 1024 * 1024
+_VALUE_COST = 40  # bytes of memory, for each value of a list
+_MOST_OF_CHARACTER = 4
 _MOST_FOLDERS = 200_000
 _LIST_SECONDS = 120.0
 _SILENCE_SECONDS = 60.0
@@ -129,7 +131,7 @@ class Capture:
                     raise ProtocolError(f"{kind.name} has no place here")
                 data += body
                 if len(data) > _MOST_LISTED:
-                    raise SnapshotError("The workspace holds more files than a state can have.")
+                    raise _too_many()
             began = agreed((kind, body))["began"]
             return await asyncio.to_thread(_records, data), _whole(began)
 
@@ -290,9 +292,13 @@ def _there(came: tuple[FrameKind, bytes] | None) -> tuple[FrameKind, bytes]:
 
 
 def _records(data: bytearray) -> dict[str, bytes]:
-    """Return the records of a list by their folders' paths, those above first."""
+    """Return the records of a list by their folders' paths, those above first.
+
+    Each is charged with what it takes in memory, and each entry with its whole path, for that is
+    what differences and undos are told by: a short list could else be more than agentd has.
+    """
     found: dict[str, bytes] = {}
-    place, view = 0, memoryview(data)
+    place, view, room = 0, memoryview(data), _MOST_LISTED - len(data)
     while place < len(data):
         path_length, length = RECORD.unpack_from(data, place)
         start = place + RECORD.size
@@ -300,12 +306,20 @@ def _records(data: bytearray) -> dict[str, bytes]:
         if place > len(data) or len(found) >= _MOST_FOLDERS:
             raise ProtocolError("a list is none")
         path = str(view[start : start + path_length], "utf-8")
-        if path in found or path.count("/") > MOST_DEPTH:
+        if path in found or path.count("/") > MOST_DEPTH or len(path) > MOST_PATH:
             raise ProtocolError("a folder is told of twice, or too deep")
         found[path] = bytes(view[start + path_length : place])
+        room -= found[path].count(b",") * _VALUE_COST
+        room -= found[path].count(b"[") * _MOST_OF_CHARACTER * len(path)  # no entry lacks one
+        if room < 0:
+            raise _too_many()
     if not found.get("", b"").startswith(b"["):
         raise ProtocolError("the workspace itself is not told of")
     return found
+
+
+def _too_many() -> SnapshotError:
+    return SnapshotError("The workspace holds more files than a state can have.")
 
 
 def entries_of(record: bytes, began: int) -> Folder:
@@ -370,6 +384,4 @@ def _whole(said: Any) -> int:
 
 def _number(said: Any) -> int:
     """Return a time, which may lie before 1970, or the number of an inode."""
-    if not isinstance(said, int) or abs(said) > _MOST_NUMBER:
-        raise ProtocolError("a number is none")
-    return said
+    return whole_number(said, _MOST_NUMBER, -_MOST_NUMBER)

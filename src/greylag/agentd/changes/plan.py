@@ -19,6 +19,7 @@ from greylag.agentd.changes.store import (
     read_tree,
     statuses_in,
 )
+from greylag.execd.files import joined
 
 _OWN = 0o700
 
@@ -47,7 +48,7 @@ def differences(sql: sqlite3.Connection, old: str, new: str) -> Differences:
         after = {} if other is None else read_tree(sql, other)
         for name in before.keys() | after.keys():
             was, now = before.get(name), after.get(name)
-            where = f"{path}/{name}" if path else name
+            where = joined(path, name)
             if "x" in {_kind(was), _kind(now)}:
                 if was is not None and _kind(was) != _kind(now):
                     found.unknown[where] = was, now
@@ -94,7 +95,7 @@ class State:
 
     def holds(self, path: str) -> bool:
         """Tell whether anything is below a path of the state."""
-        inside = (f"{path}/{name}" for name in self._tree(path))
+        inside = (joined(path, name) for name in self._tree(path))
         return any(self.at(one) is not None for one in inside)
 
     def _tree(self, path: str) -> Mapping[str, TreeEntry]:

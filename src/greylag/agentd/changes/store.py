@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from greylag.common.sqlite import SqlThread, migrate, transaction
+from greylag.execd.files import joined
 
 PIECE = 1024 * 1024
 MOST_FILE = 64 * PIECE
@@ -256,7 +257,7 @@ class SnapshotStore:
             if not isinstance(folder, str) or path not in plan.ruled_out:
                 plan.ruled_out.update(_ruled_out(sql, path, folder, before))
             for name, seen in folder.items() if isinstance(folder, dict) else ():
-                room -= self._settle(plan, _below(path, name), seen, before.get(name), room)
+                room -= self._settle(plan, joined(path, name), seen, before.get(name), room)
         return plan
 
     def _settle(self, plan: Plan, path: str, seen: Seen, before: Seen | None, room: int) -> int:
@@ -416,9 +417,9 @@ def _ruled_out(
         if seen.kind != "x" or seen.content not in RULES or name not in before:
             continue
         if before[name].kind in {"f", "l"}:
-            yield _below(path, name)
+            yield joined(path, name)
         elif before[name].kind == "d":
-            yield from _held_below(sql, _below(path, name))
+            yield from _held_below(sql, joined(path, name))
 
 
 def _held_below(sql: sqlite3.Connection, path: str) -> Iterator[str]:
@@ -431,7 +432,7 @@ def _held_below(sql: sqlite3.Connection, path: str) -> Iterator[str]:
         yield folder
         for name, seen in _seen(sql, folder).items():
             if seen.kind in {"f", "l"}:
-                yield _below(folder, name)
+                yield joined(folder, name)
 
 
 def _held(sql: sqlite3.Connection, paths: Collection[str]) -> Iterator[str]:
@@ -443,7 +444,7 @@ def _held(sql: sqlite3.Connection, paths: Collection[str]) -> Iterator[str]:
         found = sql.execute("SELECT 1 FROM seen WHERE path = ?", (folder,)).fetchone()
         for name, seen in () if found is None else _seen(sql, folder).items():
             if name in names and seen.kind != "x":
-                yield _below(folder, name)
+                yield joined(folder, name)
 
 
 def statuses_in(sql: sqlite3.Connection, path: str) -> dict[str, FileStatus]:
@@ -452,10 +453,6 @@ def statuses_in(sql: sqlite3.Connection, path: str) -> dict[str, FileStatus]:
         return {}
     seen = _seen(sql, path)
     return {name: one.status for name, one in seen.items() if one.status is not None}
-
-
-def _below(path: str, name: str) -> str:
-    return f"{path}/{name}" if path else name
 
 
 # Committing.
@@ -517,7 +514,7 @@ class _Commit:
             kind, content = one.kind, one.content
             size = one.status.size if one.kind == "f" and one.status else 0
             if kind == "d":
-                content = self._trees.get(_below(path, name), "xchanged")
+                content = self._trees.get(joined(path, name), "xchanged")
                 if content.startswith("x"):
                     kind, content = "x", content[1:]
             rows.append((name, kind, 0 if kind == "x" else one.mode, size, content))
@@ -550,7 +547,7 @@ def _left_out(sql: sqlite3.Connection) -> tuple[list[tuple[str, str]], int]:
         found = json.loads(row["left_out"])
         count += len(found)
         room = MOST_NAMED - len(named)
-        named += [(_below(row["path"], name), reason) for name, reason in found[:room]]
+        named += [(joined(row["path"], name), reason) for name, reason in found[:room]]
     return named, count
 
 
