@@ -7,6 +7,7 @@ import { startConsole } from "./console";
 import { startDialog } from "./dialog";
 import { keep } from "./kept";
 import { startFiles } from "./files_pane";
+import { startFocus } from "./focus";
 import { startLive } from "./live";
 import { startLog } from "./log_pane";
 import { startMenus } from "./menu";
@@ -56,7 +57,9 @@ function startForms(): void {
     const target = event.target as Element;
     target.closest("[data-dismiss]")?.parentElement?.remove();
     for (const menu of document.querySelectorAll<HTMLDetailsElement>("details.menu[open]")) {
-      if (!menu.contains(target) || target.closest(".menu-body :is(a, button)")) menu.open = false;
+      if (menu.contains(target) && !target.closest(".menu-body :is(a, button)")) continue;
+      if (menu.contains(document.activeElement)) menu.querySelector("summary")!.focus();
+      menu.open = false;
     }
   });
   document.addEventListener("keydown", (event) => {
@@ -86,6 +89,7 @@ function startCopying(): void {
 
 startTheme();
 startForms();
+startFocus();
 startMenus();
 startNotices();
 startNotifications();

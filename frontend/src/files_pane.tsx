@@ -221,6 +221,7 @@ function Folder({ workspace, folder, news, onTop, ...given }: FolderProps) {
   const [listing, setListing] = useState<Listing | null>(null);
   const shown = useRef(listing);
   shown.current = listing;
+  const renamed = useRef("");
   const [error, setError] = useState("");
   useEffect(() => {
     let current = true;
@@ -259,9 +260,9 @@ function Folder({ workspace, folder, news, onTop, ...given }: FolderProps) {
   };
   return (
     <>
-      <ul class="files-list">
+      <ul class="files-list" key={listing.entry.path}>
         {listing.entries.map((entry) => (
-          <Row key={entry.path} workspace={workspace} entry={entry} {...given} />
+          <Row key={entry.path} workspace={workspace} entry={entry} renamed={renamed} {...given} />
         ))}
       </ul>
       {listing.next && <button type="button" class="btn btn-small" onClick={more}>Show more</button>}
@@ -271,15 +272,24 @@ function Folder({ workspace, folder, news, onTop, ...given }: FolderProps) {
 
 interface RowProps extends Omit<FolderProps, "folder" | "news" | "onTop"> {
   entry: Entry;
+  renamed: { current: string }; // the path that a row has got here, until the list has it
 }
 
-function Row({ workspace, entry, attempt, onUnpack, onFolder, onFile }: RowProps) {
+function Row({ workspace, entry, renamed, attempt, onUnpack, onFolder, onFile }: RowProps) {
   const [moving, setMoving] = useState(false);
   const name = visible(entry.name);
   const move = (target: string) => {
     setMoving(false);
-    if (target && target !== entry.path) void attempt(() => workspace.move(entry.path, target));
+    if (!target || target === entry.path) return;
+    renamed.current = target;
+    void attempt(() => workspace.move(entry.path, target));
   };
+  const opener = useRef<HTMLButtonElement>(null);
+  useLayoutEffect(() => {
+    if (renamed.current !== entry.path) return;
+    renamed.current = "";
+    if (document.activeElement === document.body) opener.current?.focus();
+  }, []);
   const remove = () => {
     if (confirm(`Delete ${name}${entry.kind === "folder" ? " and all that is in it" : ""}?`)) void attempt(() => workspace.remove(entry));
   };
@@ -287,7 +297,7 @@ function Row({ workspace, entry, attempt, onUnpack, onFolder, onFile }: RowProps
   const open = () => (entry.kind === "folder" ? onFolder(entry.path) : onFile(entry.path));
   return (
     <li class="files-row">
-      <button type="button" class={`files-name files-${entry.kind}`} onClick={open} dir="auto">{name}{entry.kind === "link" && ` \u2192 ${visible(entry.target ?? "")}`}</button>
+      <button type="button" ref={opener} class={`files-name files-${entry.kind}`} onClick={open} dir="auto">{name}{entry.kind === "link" && ` \u2192 ${visible(entry.target ?? "")}`}</button>
       <span class="files-facts">{entry.kind === "file" && sized(entry.size)}</span>
       <span class="files-facts files-when" title={entry.modified}>{ago(new Date(entry.modified))}</span>
       <details class="menu">

@@ -106,7 +106,6 @@ function order(ids: string[]): void {
   const rows = ids.map((id) => document.getElementById(id)).filter((row) => row !== null);
   const list = rows[0]?.parentElement;
   if (!list) return;
-  const focused = document.activeElement as HTMLElement | null;
   const listed = new Set<Element>(rows);
   const wanted = rows.flatMap((row) => {
     const group: Element[] = [row];
@@ -118,7 +117,6 @@ function order(ids: string[]): void {
     if (one === next) next = next.nextElementSibling;
     else list.insertBefore(one, next);
   }
-  if (focused !== document.activeElement) focused?.focus({ preventScroll: true });
 }
 
 function leave(): void {

@@ -1,4 +1,5 @@
 // The parts of a project's page: the conversation beside one of the panes, or on a narrow page one of them all.
+import { focusInstead } from "./focus";
 import { keep, kept } from "./kept";
 
 const NARROW = matchMedia("(max-width: 900px)");
@@ -48,6 +49,7 @@ export function showPane(name: string): void {
     one.tabIndex = selected ? 0 : -1;
   }
   for (const pane of document.querySelectorAll<HTMLElement>(".pane")) pane.hidden = pane.id !== `pane-${side}`;
+  focusInstead(document.getElementById(`pane-${name}`)!);
   if (name === "chat" && NARROW.matches) return;
   watchers.get(side)?.();
   document.dispatchEvent(new Event("greylag:shown"));

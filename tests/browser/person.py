@@ -120,10 +120,12 @@ async def at_browser(
 
 
 _CUT = "WebSocket connection to"
-# Between two colours there are others. What is not painted never ends its transitions.
+# Between two colours, which a frame may be the first to tell of, there are others. What is not
+# painted never ends its transitions.
 _AT_REST = """() => Promise.race([
-  Promise.allSettled(document.getAnimations().filter(one => one instanceof CSSTransition)
-    .map(one => one.finished)),
+  new Promise(painted => requestAnimationFrame(() => requestAnimationFrame(painted)))
+    .then(() => Promise.allSettled(document.getAnimations()
+      .filter(one => one instanceof CSSTransition).map(one => one.finished))),
   new Promise(done => setTimeout(done, 1000)),
 ])"""
 _REFUSED = ("blocked by CORS policy", "Unsafe attempt to initiate navigation")

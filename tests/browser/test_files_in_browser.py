@@ -301,6 +301,48 @@ async def test_folders_are_made_and_files_moved_deleted_and_packed(
     await expect(row(person, "made")).to_have_count(0)
 
 
+async def test_the_focus_goes_on_to_the_next_row(whole: Whole, person: Person) -> None:
+    page, keys = person.page, person.page.keyboard
+
+    async def choose(name: str, action: str) -> None:
+        await row(person, name).locator("summary").focus()
+        await keys.press("Enter")
+        await row(person, name).get_by_text(action, exact=True).focus()
+        await keys.press("Enter")
+
+    def name_of(name: str) -> Locator:
+        return row(person, name).get_by_role("button", name=name)
+
+    for name, heir in (("notes.txt", "page.html"), ("pixel.gif", "src"), ("src", "page.html")):
+        page.once("dialog", lambda dialog: dialog.accept())
+        await choose(name, "Delete")
+        await expect(name_of(heir)).to_be_focused()
+    for name, target in (("page.html", "again.html"), ("again.html", "again.html")):
+        await choose(name, "Rename or move")
+        await expect(page.get_by_label("New path")).to_be_focused()
+        await keys.type(target)
+        await keys.press("Enter")
+        await expect(name_of("again.html")).to_be_focused()
+    await choose("again.html", "Rename or move")
+    await expect(page.get_by_label("New path")).to_be_focused()
+    await keys.press("Escape")
+    await expect(name_of("again.html")).to_be_focused()
+    await page.get_by_label("More for this folder").press("Enter")
+    await page.get_by_role("button", name="New folder").focus()
+    await keys.press("Enter")
+    await expect(page.get_by_label("Name of the new folder")).to_be_focused()
+    await keys.type("made")
+    await keys.press("Enter")
+    await expect(page.get_by_label("More for this folder")).to_be_focused()
+    await put(whole, "made/only", b"")
+    await name_of("made").focus()
+    await keys.press("Enter")
+    await expect(name_of("only")).to_be_focused()
+    page.once("dialog", lambda dialog: dialog.accept())
+    await choose("only", "Delete")
+    await expect(page.get_by_text("Nothing is here yet")).to_be_focused()
+
+
 async def test_names_and_lines_are_searched(person: Person) -> None:
     await person.page.get_by_label("Search files").fill("return 42")
     found = person.page.locator(".files-match")
@@ -360,7 +402,7 @@ async def test_the_page_is_six_requests_and_light(person: Person) -> None:
     await page.add_init_script(
         "document.addEventListener('greylag:changed', () => { window.told = true; })"
     )
-    await page.reload()
+    await page.goto("/users/me/projects/whole?session=new")  # of which there is no turn to follow
     await page.wait_for_function(
         "() => window.told"
     )  # what a change makes the page ask has been asked

@@ -84,8 +84,9 @@ async def make_and_revoke_a_token(bob: Person) -> None:
     await follow(bob, "Done")
     await expect(page.get_by_text("nightly")).to_be_visible()
     page.once("dialog", lambda asked: asked.accept())
-    await press(bob, "Revoke")
+    await page.get_by_role("button", name="Revoke").press("Enter")
     await expect(page.get_by_text("nightly")).to_have_count(0)
+    await expect(page.locator("main :focus")).to_have_count(1)
 
 
 async def find(ada: Person, words: str) -> None:
@@ -146,8 +147,9 @@ async def share_and_talk(bob: Person, ada: Person, project: str) -> None:
     await bob.picture("authors-1200")
     await bob.page.goto(f"{project}/members")
     await follow_as_a_viewer(bob, ada, project)
-    await press(bob, "Remove")
+    await bob.page.get_by_role("button", name="Remove", exact=True).press("Enter")
     await expect(bob.page.locator(".row")).to_have_count(1)
+    await expect(bob.page.locator("main :focus")).to_have_count(1)
 
 
 async def follow_as_a_viewer(bob: Person, ada: Person, project: str) -> None:

@@ -189,8 +189,8 @@ async def test_a_link_is_shared_and_ended(whole: Whole, person: Person) -> None:
             assert made.status == 201
         await shown.get_by_text("Share", exact=True).click()
         await expect(shown.locator(".preview-share bdi")).to_have_text("odd-ü\\xFF#.html")
-        await shown.get_by_role("button", name="End").click()
-        await expect(shown).to_contain_text("Nothing of this project is shared")
+        await shown.get_by_role("button", name="End").press("Enter")
+        await expect(shown.get_by_text("Nothing of this project is shared")).to_be_focused()
         await shown.get_by_role("button", name="1 hour").click()
         link = await shown.locator(".preview-share input").input_value()
         await looks(person, "shared", ALL_WIDTHS)

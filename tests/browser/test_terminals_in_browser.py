@@ -61,7 +61,7 @@ async def test_a_shell_survives_a_reload_and_tells_its_exit_code(person: Person)
     )
     await page.get_by_role("button", name="Terminal 1").click()
     await expect(said).to_have_text("The shell ended with exit code 7.")
-    await page.get_by_role("button", name="End it").click()
+    await page.get_by_role("button", name="End it").press("Enter")
     await expect(page.get_by_role("button", name="Terminal 2")).to_have_count(0)
 
 
@@ -69,5 +69,6 @@ async def test_a_project_that_sleeps_is_woken_from_the_pane(whole: Whole, person
     person.cuts_sockets = True  # a terminal was open
     async with whole.http.post(f"{API}/deactivate") as answer:
         assert answer.status == 200
-    await person.page.get_by_role("button", name="Activate it").click()
+    await person.page.get_by_role("button", name="Activate it").press("Enter")
     await expect(person.page.locator("#terminals")).to_contain_text("No terminal is open.")
+    await expect(person.page.locator("#pane-terminal")).to_be_focused()
