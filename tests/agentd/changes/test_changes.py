@@ -309,7 +309,7 @@ class Gate(asyncio.Event):
 
     def clear(self) -> None:
         super().clear()
-        self._waits_for(0.1)
+        self._waits_for(0.5)
 
     def _waits_for(self, seconds: float) -> None:
         for name in ("_LISTED_WITHIN", "_READ_WITHIN", "_END_WITHIN"):
