@@ -460,17 +460,21 @@ async def _last_words(process: asyncio.subprocess.Process) -> str:
 
 
 async def joined(near: tuple[Reader, Writer], far: tuple[Reader, Writer]) -> None:
-    """Carry bytes between two connections until both ways have ended, and close them."""
-    writers = near[1], far[1]
+    """Carry bytes between two connections until the near one, which is ours, ends; close both.
+
+    The far one may say and close nothing for ever. That it has said its last the near one hears.
+    """
     try:
         async with asyncio.TaskGroup() as both:
-            both.create_task(pipe(near[0], far[1]), name="from near to far")
-            both.create_task(pipe(far[0], near[1]), name="from far to near")
-        for writer in writers:
-            await _flushed(writer)
+            back = both.create_task(pipe(far[0], near[1]), name="from far to near")
+            await pipe(near[0], far[1])
+            await _flushed(far[1])
+            back.cancel()
     finally:
-        for writer in writers:
-            await _closed(writer)
+        near[1].transport.abort()
+        far[1].transport.abort()  # before anything is waited for, which may be cancelled again
+        await _closed(near[1])
+        await _closed(far[1])
 
 
 async def send_content(writer: Writer, content: AsyncIterator[bytes]) -> None:

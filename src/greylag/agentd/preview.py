@@ -5,17 +5,14 @@ Whoever asks was let in by the platform; what answers is the agent's, and believ
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from greylag.agentd.execution import Execution, ExecutionError, joined
 from greylag.agentd.problems import RequestError
 from greylag.common import agent_api
 from greylag.execd.protocol import Reader, Writer
-
-if TYPE_CHECKING:
-    from aiohttp.client_proto import ResponseHandler
 
 _MOST_CONNECTIONS = 100
 
@@ -67,6 +64,25 @@ class Previews:
         await self.http.close()
 
 
+class _End(ResponseHandler):
+    """aiohttp's end of a tunnel, which ends with it.
+
+    Once aiohttp is done with it nothing unsent is of use: a port that takes none of that would keep
+    for ever what is only closed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, tunnel: asyncio.Task[None]) -> None:
+        super().__init__(loop)
+        self._tunnel = tunnel
+
+    def close(self) -> None:
+        self.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._tunnel.cancel()
+
+
 class _Tunnels(aiohttp.BaseConnector):
     """Connects by execd to a port of the other side's loopback."""
 
@@ -80,14 +96,14 @@ class _Tunnels(aiohttp.BaseConnector):
         req: aiohttp.ClientRequest,
         traces: object,  # noqa: ARG002 - the library's signature
         timeout: object,  # noqa: ARG002, ASYNC109 - the same; execd has times of its own
-    ) -> "ResponseHandler":
+    ) -> ResponseHandler:
         reader, writer = await _connected(self._execution, req.url.port or 0)
         ours, theirs = socket.socketpair()
         tunnel = asyncio.create_task(_carry(theirs, (reader, writer)), name="tunnel")
         self._tunnels.add(tunnel)
         tunnel.add_done_callback(self._tunnels.discard)
-        _, protocol = await self._loop.create_connection(self._factory, sock=ours)
-        return protocol
+        _, end = await self._loop.create_connection(lambda: _End(self._loop, tunnel), sock=ours)
+        return end
 
 
 async def _connected(execution: Execution, port: int) -> tuple[Reader, Writer]:

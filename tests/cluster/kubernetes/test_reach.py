@@ -1,7 +1,8 @@
 """By what Greylag reaches agents: never with a token in clear beyond the cluster."""
 
 import itertools
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -104,6 +105,35 @@ async def test_by_the_api_server_a_socket_s_messages_pass_up_to_a_limit_which_is
             await proxy.close()
     assert told[0] == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
     assert told[1] in {aiohttp.WSCloseCode.MESSAGE_TOO_BIG, None}
+
+
+async def test_a_relay_that_cannot_begin_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+
+    real = aiohttp.ClientSession
+
+    def session(**given: Any) -> aiohttp.ClientSession:
+        made.append(real(**given))
+        return made[-1]
+
+    @asynccontextmanager
+    async def no_port(_app: web.Application) -> AsyncIterator[int]:
+        raise OSError("no port is free")
+        yield 0
+
+    monkeypatch.setattr(aiohttp, "ClientSession", session)
+    proxy = ServiceProxy(Connection("KUBE_HOST", "http://127.0.0.1:1", None, Token("t0ken")))
+    with monkeypatch.context() as patch:
+        patch.setattr(locator, "on_loopback", no_port)
+        for _ in range(2):
+            with pytest.raises(OSError, match="no port"):
+                await proxy.url(ENVIRONMENT)
+    assert [one.closed for one in made] == [True, True]
+    assert await proxy.url(ENVIRONMENT)
+    await proxy.close()
+    assert [one.closed for one in made] == [True, True, True]
 
 
 async def test_auto_goes_by_the_api_server_where_the_load_balancer_speaks_plain_http() -> None:

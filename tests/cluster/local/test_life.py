@@ -1,6 +1,7 @@
 """Local environments: started once, found again, and seen to end."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -209,6 +210,29 @@ async def test_an_end_while_nobody_looked_is_told_to_the_next(tmp_path: Path) ->
         os.kill(pid_of(tmp_path, PROJECT), signal.SIGKILL)
         async with open_local(tmp_path) as second:
             assert await anext(second.changes()) == PROJECT.ref
+
+
+async def test_an_end_that_cannot_be_noted_is_told_and_noted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Folder.write
+    refused: list[EnvironmentRecord] = []
+
+    def full(folder: Folder, record: EnvironmentRecord) -> None:
+        if record.exit_code is not None and len(refused) < 2:
+            refused.append(record)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, record)
+
+    monkeypatch.setattr(Folder, "write", full)
+    async with open_local(tmp_path) as cluster:
+        changes = cluster.changes()
+        told = asyncio.ensure_future(anext(changes))
+        await cluster.start(PROJECT.environment)
+        await reaches(cluster, PROJECT, Observed.READY)
+        os.kill(pid_of(tmp_path, PROJECT), signal.SIGKILL)
+        assert await asyncio.wait_for(told, PATIENCE) == PROJECT.ref
+        await until(lambda: record_of(tmp_path, PROJECT).exit_code == -9, "the end is not noted")
 
 
 async def test_names_that_are_no_labels_never_become_folders(tmp_path: Path) -> None:

@@ -289,9 +289,11 @@ class ServiceProxy:
             trace_configs=[sockets.never_redirected()],
         )
         app = web.Application(client_max_size=0)
-        app[_HTTP] = await self._opened.enter_async_context(http)
-        app.router.add_route("*", "/{namespace}/{service}/{path:.*}", self._relay)
-        port = await self._opened.enter_async_context(on_loopback(app))
+        async with AsyncExitStack() as opened:
+            app[_HTTP] = await opened.enter_async_context(http)
+            app.router.add_route("*", "/{namespace}/{service}/{path:.*}", self._relay)
+            port = await opened.enter_async_context(on_loopback(app))
+            self._opened = opened.pop_all()
         self._address = f"http://127.0.0.1:{port}"
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:

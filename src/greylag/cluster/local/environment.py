@@ -28,7 +28,6 @@ from greylag.cluster.local.processes import (
     identify,
     is_alive,
     marked,
-    reap,
     runs_file,
     send,
 )
@@ -161,11 +160,8 @@ class LocalEnvironment:
             )
             return None
 
-    def note_end(self, process: ProcessId) -> bool:
-        """Reap ``process``, which has ended, and write its exit code down if that was unasked;
-        return whether it was.
-        """
-        exit_code = reap(process.pid)
+    def note_end(self, process: ProcessId, exit_code: int | None) -> bool:
+        """Write down how ``process`` has ended, if that was unasked; return whether it was."""
         with self.folder.lock():
             record = self._ran(process)
             if record is not None and exit_code is not None:

@@ -16,8 +16,9 @@ from greylag.cluster.local import launch
 from greylag.cluster.local.environment import LocalEnvironment
 from greylag.cluster.local.folders import EnvironmentRecord, Phase
 from greylag.cluster.local.logfile import last_words
-from greylag.cluster.local.processes import ProcessId, wait_end
+from greylag.cluster.local.processes import ProcessId, reap, wait_end
 from greylag.cluster.shared import ChangeFeed, plain
+from greylag.common.backoff import backoff
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import (
@@ -37,6 +38,8 @@ _STOP_POLL_SECONDS = 0.05
 _THREADS = 8
 _HEALTH_SECONDS = 1.0
 _NOTE_END_SECONDS = 1.0
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 10.0
 _MOST_BYTES = 8192
 _MOST_WORDS = 300
 _OK = 200
@@ -97,11 +100,25 @@ class Supervisor:
 
         async def see_to_end() -> None:
             await wait_end(process)
-            if await self._threads.run(lambda: environment.note_end(process)):
+            if await self._noted(environment, process):
                 self._unasked.tell(environment.ref)
                 await self._threads.run(lambda: environment.clear_after(process))
 
         self._start(_watch_name(environment, process), see_to_end)
+
+    async def _noted(self, environment: LocalEnvironment, process: ProcessId) -> bool:
+        """Write the end of ``process`` down, as soon as that can be; return if it was unasked."""
+        exit_code = await self._threads.run(lambda: reap(process.pid))
+        failed = 0
+        while True:
+            try:
+                return await self._threads.run(lambda: environment.note_end(process, exit_code))
+            except ClusterError as error:
+                _log.warning("end_not_noted", path=str(environment.path), error=str(error))
+            if not failed:  # it has ended all the same, and may be started again
+                self._unasked.tell(environment.ref)
+            failed += 1
+            await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
 
     async def end_noted(
         self, environment: LocalEnvironment, process: ProcessId, seconds: float
