@@ -207,3 +207,25 @@ def test_an_undo_among_rules_brings_back_what_was_kept_or_says_what_stays(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
         closed(patched)
         asyncio.run(undone_among_rules(Path(folder), first, then))
+
+
+@pytest.mark.parametrize("steps", range(4, 40, 5))
+async def test_an_undo_that_was_killed_loses_nothing_to_a_rule(steps: int, tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        for name in ("a", "src/b", "src/deep/c"):
+            edit(made.root, "write", name.encode(), (b"before\n", 0o644))
+        async with made.turn("rule"):
+            (made.root / ".gitignore").write_text("a\nsrc/\n")
+        async with made.turn("t"):
+            (made.root / "a").unlink()
+            shutil.rmtree(made.root / "src")
+        with killed_after(steps), suppress(RequestError):
+            await made.undo("t")
+        await made.again()
+        await made.service.recover()
+        undo = (await made.service.totals(["t"]))["t"].undo_id
+        undo = undo or (await made.undo("t")).undo_id
+        told = dict.fromkeys(("a", "src/b", "src/deep/c"), "added")
+        assert await made.changed(undo) == told
+        assert (await made.undo(undo)).kept == []
+        assert [path.name for path in made.root.iterdir()] == [".gitignore"]
