@@ -49,7 +49,8 @@ def test_a_ripgrep_that_could_not_read_some_has_not_found_all(
 ) -> None:
     program = tmp_path / "rg"
     program.write_text("""#!/bin/sh
-    case "$*" in *--json*) echo '{"type": "summary", "data": {}}';; *) printf 'needle\\0'; exit 2; esac
+    case "$*" in *--json*) echo '{"type": "summary", "data": {}}'; exit;; esac
+    printf 'needle\\0'; exit 2
     """)
     program.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda _: str(program))

@@ -5,9 +5,9 @@ A request names a ``verb`` and the folder ``root``. What is kept, and where, is 
 ========  ===============================  ========================================================
 verb      takes                            gives
 ========  ===============================  ========================================================
-list      ``kept``: whether paths follow,  a record for each folder, those above first, then
-          in ``STDIN`` frames and their    ``began`` (nanoseconds)
-          end, NUL between them
+list      then in ``STDIN`` frames and     a record for each folder, those above first, then
+          their end paths that are kept,   ``began`` (nanoseconds)
+          NUL after each
 contents  ``wanted``: path, size, times    each file: how it went and its size, its bytes, and
           of change and of status, inode   whether it is still the one that was asked for
 restore   then one JSON frame for each     a JSON frame for each step, with ``code`` and
@@ -22,8 +22,8 @@ entry is ``[name, "f", mode, size, mtime, ctime, inode]``, ``[name, "l", target]
 Left out is what tools make again: folders that are named in ``_BUILT`` or that are marked as caches
 (``CACHEDIR.TAG``) or virtual environments, and what ``.gitignore`` files name, read as git reads
 them. A repository begins anew: neither the rules above it count in it, nor any in its ``.git``. Of
-what is left out the paths that follow are told all the same, if their folders are among them; of
-what else such a folder holds only the first names are.
+what is left out the paths that follow are told all the same, if their folders are among them; all
+else that such a folder holds is told as one entry, the name of which is "".
 """
 
 import asyncio
@@ -97,7 +97,6 @@ _RULES = ".gitignore"
 _MOST_RULES = 64 * 1024
 _MOST_RULE = 500
 _MOST_ANY_DEPTH = 2
-_MOST_OTHERS = 20
 _OWN = 0o700
 # Apart from what people do with files: a turn waits for these.
 _SNAPSHOTS = asyncio.Semaphore(2)
@@ -113,8 +112,7 @@ async def answer(request: dict[str, Any], reader: Reader, writer: Writer) -> Non
     match request.get("verb"):
         case "list":
             await agree(writer)
-            kept = await _paths(reader) if request.get("kept") is True else frozenset()
-            await _list(files, kept, writer)
+            await _list(files, await _paths(reader), writer)
         case "contents":
             await _contents(files, request, writer)
         case "restore":
@@ -328,18 +326,20 @@ def _listed(level: _Level) -> bytes:
             level.rules = (*level.rules, *_rules_of(level.folder, level.path))
     told: list[list[Any]] = []
     below: list[tuple[str, str]] = []
-    others = 0
+    has_others = False
     for entry in entries:
         with suppress(FileNotFoundError):
-            if not PART.fullmatch(os.fsencode(entry.name)):
-                left_out = _left_out(entry, level)
-                one = _entry(entry, level, left_out)
-                is_other = bool(level.left_out) and level.at(one[0]) not in level.kept
-                others += is_other
-                if others <= _MOST_OTHERS or not is_other:
-                    told.append(one)
-                if one[1] == "d":
-                    below.append((entry.name, left_out))
+            if PART.fullmatch(os.fsencode(entry.name)):
+                continue
+            if level.left_out and level.at(_text(entry.name)) not in level.kept:
+                has_others = True
+                continue
+            left_out = _left_out(entry, level)
+            told.append(_entry(entry, level, left_out))
+            if told[-1][1] == "d":
+                below.append((entry.name, left_out))
+    if has_others:
+        told.append(["", "x", level.left_out])
     level.below = iter(below)
     return _record(level.path, told)
 

@@ -1,6 +1,7 @@
 """A workspace with its states and a real execd, for tests of what turns change."""
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -8,7 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
+
+import pytest
 
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.service import ChangeService
@@ -16,7 +19,8 @@ from greylag.agentd.changes.store import MOST_FILE, SnapshotStore
 from greylag.agentd.execution import Execution
 from greylag.agentd.history import HistoryCut
 from greylag.common.agent_api import Changes, Undone, UndoWish
-from greylag.execd.files import PART
+from greylag.execd import snapshots
+from greylag.execd.files import PART, Place
 from greylag.execd.server import ExecServer
 
 LIMIT = 64 * 1024 * 1024
@@ -90,6 +94,24 @@ async def rig(folder: Path, limit: int = LIMIT, file_limit: int = MOST_FILE) -> 
             await made.store.aclose()
             execd.cancel()
             await asyncio.wait({execd})
+
+
+def closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rights of 0 shut execd out also where it is root, who never is."""
+    place_file, opened = Place.file, snapshots._entered
+
+    def file(place: Place) -> BinaryIO:
+        if not place.look().st_mode & 0o700:
+            raise PermissionError(errno.EACCES, "denied")
+        return place_file(place)
+
+    def entered(above: Any, name: str, left_out: str) -> Any:
+        if os.stat(name, dir_fd=above.folder, follow_symlinks=False).st_mode & 0o700:
+            return opened(above, name, left_out)
+        return snapshots._record(above.at(name), "unreadable"), None
+
+    monkeypatch.setattr(Place, "file", file)
+    monkeypatch.setattr(snapshots, "_entered", entered)
 
 
 def look(root: Path) -> Look:

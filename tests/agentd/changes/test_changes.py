@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.agentd.changes.rig import look, rig
+from tests.agentd.changes.rig import closed, look, rig
 
 from greylag.agentd.changes import service
 from greylag.agentd.changes.capture import Capture
@@ -99,8 +99,7 @@ async def test_what_was_kept_is_undone_though_the_turn_wrote_a_rule_that_names_i
         left_out = (await made.service.of_turn("t")).left_out
         assert {one.path: one.reason for one in left_out} == {
             "new.env": "ignored",
-            "src/new.py": "ignored",
-            "src/pyvenv.cfg": "ignored",
+            "src/": "ignored",
         }
         await made.again()
         async with made.turn("next"):
@@ -142,6 +141,109 @@ async def test_a_rule_hides_nothing_however_much_it_names_and_whenever_it_comes(
         assert (root / "z.py").read_text() == "before\n"
 
 
+async def test_what_comes_and_goes_in_a_folder_that_is_left_out_is_no_change_of_it(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as made:
+        root = made.root
+        (root / "src").mkdir()
+        (root / "src/kept").touch()
+        async with made.turn("rule"):
+            (root / ".gitignore").write_text("src/\n")
+            for number in range(30):
+                (root / f"src/{number}").touch()
+        async with made.turn("t"):
+            (root / "src/-").touch()
+            (root / "src/1").unlink()
+        found = await made.service.of_turn("t")
+        assert (found.changes, [one.path for one in found.left_out]) == ([], ["src/"])
+        assert (await made.undo("t")).kept == []
+        async with made.turn("delete"):
+            shutil.rmtree(root / "src")
+        kept = (await made.undo("delete")).kept
+        assert {one.path: one.reason for one in kept} == {"src/": "left_out"}
+        assert [path.name for path in (root / "src").iterdir()] == ["kept"]
+
+
+async def test_what_an_undo_brings_back_under_a_rule_can_be_undone_too(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        root = made.root
+        (root / "src/deep").mkdir(parents=True)
+        for name in ("a", "src/b", "src/deep/c"):
+            (root / name).write_text("before\n")
+        async with made.turn("rule"):
+            (root / ".gitignore").write_text("a\nsrc/\n")
+        async with made.turn("t"):
+            (root / "a").unlink()
+            shutil.rmtree(root / "src")
+        undone = await made.undo("t")
+        told = dict.fromkeys(("a", "src/b", "src/deep/c"), "added")
+        assert {one.path: one.change for one in undone.changes.changes} == told
+        await made.again()
+        assert (await made.undo(undone.undo_id)).kept == []
+        assert [path.name for path in root.iterdir()] == [".gitignore"]
+
+
+async def test_a_rule_hides_nothing_that_could_not_be_read_meanwhile(
+    closing: None, tmp_path: Path
+) -> None:
+    async with rig(tmp_path) as made:
+        root = made.root
+        (root / "src").mkdir()
+        (root / "early").mkdir()
+        paths = [root / name for name in ("a", "b", "src/c", "early/d")]
+        for path in paths:
+            path.write_text("before\n")
+        async with made.turn("close"):
+            (root / "b").chmod(0)
+            (root / "early").chmod(0)
+        async with made.turn("rule"):
+            (root / ".gitignore").write_text("a\nb\nsrc\nearly\n")
+            (root / "a").chmod(0)
+            (root / "src").chmod(0)
+        left_out = (await made.service.of_turn("rule")).left_out
+        assert {one.path: one.reason for one in left_out} == dict.fromkeys(
+            ("a", "b", "src", "early"), "unreadable"
+        )
+        for name in ("a", "b", "src", "early"):
+            (root / name).chmod(0o700)
+        async with made.turn("t"):
+            for path in paths:
+                path.write_text("agent\n")
+        told = dict.fromkeys(("a", "b", "src/c", "early/d"), "modified")
+        assert await made.changed("t") == told
+        assert (await made.undo("t")).kept == []
+        assert {path.read_text() for path in paths} == {"before\n"}
+
+
+async def test_what_is_kept_on_costs_one_list_a_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists: list[frozenset[str]] = []
+    listed = snapshots.records
+
+    def counted(files: Any, kept: frozenset[str]) -> Iterator[bytes]:
+        lists.append(kept - {""})
+        return listed(files, kept)
+
+    monkeypatch.setattr(snapshots, "records", counted)
+    async with rig(tmp_path) as made:
+        (made.root / "src").mkdir()
+        (made.root / "src/a").touch()
+        await made.service.between(None, None)
+        (made.root / ".gitignore").write_text("src\n")
+        await made.service.between(None, None)
+        kept = frozenset({"src", "src/a"})
+        assert lists == [frozenset(), frozenset(), kept]
+        await made.again()
+        await made.service.between(None, None)
+        assert lists[3:] == [kept]
+        shutil.rmtree(made.root / "src")
+        await made.service.between(None, None)
+        await made.service.between(None, None)
+        assert lists[4:] == [kept, frozenset()]
+
+
 async def test_what_another_session_changed_while_a_state_could_not_be_read_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +281,12 @@ async def test_a_workspace_that_is_no_folder_is_no_state(
             pass
         with pytest.raises(RequestError, match="could not be kept"):
             await made.changed("t")
+
+
+@pytest.fixture
+def closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See ``closed``."""
+    closed(monkeypatch)
 
 
 @pytest.mark.parametrize(("part", "names"), [("a" * 125, 5000), ("a" * 250, 1), ("a", 600_000)])

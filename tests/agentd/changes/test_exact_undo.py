@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.agentd.changes.rig import look, rig
+from tests.agentd.changes.rig import closed, look, rig
 
+from greylag.agentd.changes import spans
+from greylag.agentd.changes.plan import State
 from greylag.agentd.problems import RequestError
 from greylag.execd import files, snapshots
 
@@ -86,6 +89,8 @@ def edit(root: Path, what: str, path: bytes, value: Any) -> None:
             case "link":
                 os.makedirs(os.path.dirname(where), exist_ok=True)
                 os.symlink(value, where)
+            case "mode":
+                os.chmod(where, value, follow_symlinks=False)
             case "folder_mode":
                 if not os.path.islink(where) and os.path.isdir(where):
                     os.chmod(where, value)
@@ -156,6 +161,7 @@ RULED_EDITS = st.one_of(
     st.tuples(st.just("write"), RULED, st.tuples(CONTENTS, st.just(0o644))),
     st.tuples(st.just("delete"), st.one_of(RULED, st.just(b".gitignore")), st.none()),
     st.tuples(st.just("rename"), RULED, RULED),
+    st.tuples(st.just("mode"), RULED, st.sampled_from([0, 0o700])),
 )
 
 
@@ -168,20 +174,26 @@ async def undone_among_rules(folder: Path, first: Edits, then: Edits) -> None:
             for one in then:
                 edit(made.root, *one)
         changes = await made.service.of_turn("t")
-        state = str(changes.from_snapshot)
-        left_out = (await made.service.between(state, state)).left_out
+        left_out = {one.path for one in changes.left_out}
+
+        def known(sql: sqlite3.Connection) -> set[bytes]:
+            state = spans.state(sql, "t", after=False)
+            tree = State(sql, "" if state is None else state.root)
+            held = {path: tree.kept(path.decode()) for path in before}
+            return {path for path, entry in held.items() if entry is not None and entry.kind != "x"}
+
+        held = await made.store.run(known)
         kept = {one.path for one in (await made.undo("t")).kept}
         after = look(made.root)
         for path in {path for path, _ in before.items() ^ after.items()}:
-            known = path in before and not within(path, {one.path for one in left_out})
-            told = kept if known else kept | {one.path for one in changes.left_out}
-            assert within(path, told), path
+            assert within(path, kept if path in held else kept | left_out), path
 
 
 def within(path: bytes, paths: set[str]) -> bool:
-    """Tell whether a path is one of some, or below one."""
+    """Tell whether a path is one of some, or below one, or of what else is in a folder."""
     parts = path.decode().split("/")
-    return any("/".join(parts[:count]) in paths for count in range(1, len(parts) + 1))
+    above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(one in paths or f"{one}/" in paths for one in above)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -192,5 +204,28 @@ def within(path: bytes, paths: set[str]) -> bool:
 def test_an_undo_among_rules_brings_back_what_was_kept_or_says_what_stays(
     first: Edits, then: Edits
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        closed(patched)
         asyncio.run(undone_among_rules(Path(folder), first, then))
+
+
+@pytest.mark.parametrize("steps", range(4, 40, 5))
+async def test_an_undo_that_was_killed_loses_nothing_to_a_rule(steps: int, tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        for name in ("a", "src/b", "src/deep/c"):
+            edit(made.root, "write", name.encode(), (b"before\n", 0o644))
+        async with made.turn("rule"):
+            (made.root / ".gitignore").write_text("a\nsrc/\n")
+        async with made.turn("t"):
+            (made.root / "a").unlink()
+            shutil.rmtree(made.root / "src")
+        with killed_after(steps), suppress(RequestError):
+            await made.undo("t")
+        await made.again()
+        await made.service.recover()
+        undo = (await made.service.totals(["t"]))["t"].undo_id
+        undo = undo or (await made.undo("t")).undo_id
+        told = dict.fromkeys(("a", "src/b", "src/deep/c"), "added")
+        assert await made.changed(undo) == told
+        assert (await made.undo(undo)).kept == []
+        assert [path.name for path in made.root.iterdir()] == [".gitignore"]

@@ -7,7 +7,7 @@ are given the digests that they have.
 import asyncio
 import struct
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from greylag.agentd.execution import (
     whole_number,
 )
 from greylag.common.typed import parse_json
-from greylag.execd.files import MOST_DEPTH, MOST_PATH, parts_of, shown
+from greylag.execd.files import MOST_DEPTH, MOST_PATH, joined, parts_of, shown
 from greylag.execd.protocol import (
     MOST_DATA,
     FrameKind,
@@ -56,7 +56,7 @@ _BATCH_FILES = 2000
 _BATCH_TEXT = 256 * 1024
 _BATCH_BYTES = 4 * PIECE
 _BATCH_PIECES = 1000
-_MOST_LISTS = 4
+_LISTED_AGAIN = 2
 _MOST_NUMBER = 1 << 64
 _STEP_OF_CLOCK = 1_000_000_000
 _MOST_NAME = 255
@@ -89,7 +89,6 @@ class Capture:
         self._execution = execution
         self._root = str(root)
         self._store = store
-        self._kept: frozenset[str] = frozenset()
 
     async def take(self, listed: asyncio.Event | None = None) -> Snapshot:
         """Keep the workspace's state; set ``listed`` when nothing later will count any more.
@@ -99,18 +98,14 @@ class Capture:
         agent that writes a rule would take from an undo what it changed.
         """
         plan = await self._planned()
-        for _ in range(_MOST_LISTS):
-            if plan.ruled_out <= self._kept:
-                break
-            self._kept |= plan.ruled_out
-            plan = await self._planned()
+        for _ in range(_LISTED_AGAIN):
+            if plan.ruled_out:
+                plan = await self._planned()
         if listed is not None:
             listed.set()
         for batch in _batches(plan):
             await self._read(batch)
-        made = await self._store.commit(plan, time.time())
-        self._kept = await self._store.held(self._kept)
-        return made
+        return await self._store.commit(plan, time.time())
 
     async def _planned(self) -> Plan:
         records, began = await self._list()
@@ -119,10 +114,9 @@ class Capture:
 
     async def _list(self) -> tuple[Mapping[str, bytes], int]:
         data = bytearray()
-        asked = self._asked("list", kept=bool(self._kept))
+        asked = self._asked("list")
         async with asked as (reader, writer), asyncio.timeout(_LIST_SECONDS):
-            if self._kept:
-                await send_content(writer, _joined(self._kept))
+            await send_content(writer, _as_many(self._store.kept()))
             while True:
                 kind, body = _there(await read_frame(reader))
                 if kind is FrameKind.JSON:
@@ -252,11 +246,10 @@ class _Keeping:
         self._pieces, self._size = [], 0
 
 
-async def _joined(paths: Collection[str]) -> AsyncIterator[bytes]:
-    """Yield paths as execd takes them, as many as it does."""
-    room, ordered = MOST_KEPT, sorted(paths)
-    for start in range(0, len(ordered), _BATCH_FILES):
-        text = "".join(f"{path}\0" for path in ordered[start : start + _BATCH_FILES]).encode()
+async def _as_many(paths: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield as many paths as execd takes."""
+    room = MOST_KEPT
+    async for text in paths:
         room -= len(text)
         if room < 0:
             return
@@ -270,7 +263,8 @@ def _lose(seen: Seen, reason: str) -> None:
 def _batches(plan: Plan) -> Iterator[dict[str, Seen]]:
     batch: dict[str, Seen] = {}
     size = 0
-    for path, seen in plan.wanted.items():
+    for folder, name, seen in plan.wanted:
+        path = joined(folder, name)
         batch[path] = seen
         size += 6 * len(path) + 100
         if len(batch) >= _BATCH_FILES or size > _BATCH_TEXT:
@@ -344,7 +338,8 @@ def entries_of(record: bytes, began: int) -> Folder:
 
 def _entry(said: Any, began: int) -> tuple[str, Seen]:
     name, kind, *rest = said
-    _check_name(name)
+    if (name, kind) != ("", "x"):  # all else that a folder holds which is left out
+        _check_name(name)
     match kind, rest:
         case "f", [mode, size, *numbers]:
             status = FileStatus(_whole(size), *(_number(number) for number in numbers))

@@ -19,11 +19,18 @@ from typing import TypeVar
 import structlog
 
 from greylag.agentd.changes import spans
-from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.capture import Capture, RestoreStep
 from greylag.agentd.changes.plan import Extent, State, rest_of, steps_of, undo_of
 from greylag.agentd.changes.report import diff_of, notes_of, report, totals, totals_of
 from greylag.agentd.changes.spans import Ends, Span
-from greylag.agentd.changes.store import Snapshot, SnapshotError, SnapshotStore, TreeEntry
+from greylag.agentd.changes.store import (
+    Snapshot,
+    SnapshotError,
+    SnapshotStore,
+    TreeEntry,
+    keep_on,
+    split,
+)
 from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import StorageError
@@ -305,7 +312,16 @@ class ChangeService:
         self, undo: Span, now: Snapshot, wanted: Mapping[str, TreeEntry | None]
     ) -> tuple[Snapshot, dict[str, str]]:
         """Take all steps of an undo; return the state after it, and what could not be put back."""
-        steps = await self._store.run(lambda sql: steps_of(sql, now.root, wanted))
+
+        def prepared(sql: sqlite3.Connection) -> list[RestoreStep]:
+            # What comes back is in the state after it though a rule names it, also when a kill
+            # comes first: else this could not be undone, nor told.
+            state = State(sql, now.root)
+            back = (path for path, entry in wanted.items() if entry is not None)
+            keep_on(sql, [split(path) for path in back if state.kept(path) is None])
+            return steps_of(sql, now.root, wanted)
+
+        steps = await self._store.run(prepared)
         refused = await self._capture.restore(steps) if steps else {}
         after = await self._capture.take() if steps else now
         await self._store.run(lambda sql: spans.set_after(sql, after.number, undo.span_id))

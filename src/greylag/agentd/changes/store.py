@@ -4,8 +4,8 @@ A content is kept in pieces of ``PIECE`` bytes, each by its digest (BLAKE2b) and
 that helps. A tree is a folder's list of entries, kept the same way, so that two states share all
 that is the same in them and are compared without reading it. ``seen`` is the newest state once more
 with what each file's status was: a file whose size, times, inode and mode are the same is not read
-again. One that changed within ``_SAME_TICK`` before the list was begun is: it could have changed
-again without a sign.
+again. One that changed shortly before the list was begun is: it could have changed again without a
+sign. ``kept`` names what a state has held and is there still, though a rule may leave it out.
 
 All calls run in the file's own thread, one transaction each. What is written is durable. Every call
 may raise ``SnapshotError``.
@@ -15,9 +15,10 @@ import asyncio
 import json
 import sqlite3
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -59,6 +60,11 @@ _MIGRATIONS = (
     (
         "ALTER TABLE spans ADD COLUMN cut TEXT",
         "ALTER TABLE spans ADD COLUMN uncut INTEGER NOT NULL DEFAULT 0",
+    ),
+    (
+        """CREATE TABLE kept (
+            folder TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (folder, name)
+        ) STRICT, WITHOUT ROWID""",
     ),
 )
 
@@ -154,15 +160,14 @@ class Plan:
     Attributes:
         digests: each folder's path and the digest of its record, those above first.
         folders: the entries of those that are not as they were; a text: why one is left out.
-        wanted: the files whose content is not known.
-        ruled_out: the paths, with all below them, that the newest state holds and that are there
-            still, but that a rule leaves out now.
+        wanted: the folder and name of each file whose content is not known.
+        ruled_out: whether a rule leaves out what the newest state holds; it is to be told, too.
     """
 
     digests: dict[str, bytes] = field(default_factory=dict)
     folders: dict[str, Folder] = field(default_factory=dict)
-    wanted: dict[str, Seen] = field(default_factory=dict)
-    ruled_out: set[str] = field(default_factory=set)
+    wanted: list[tuple[str, str, Seen]] = field(default_factory=list)
+    ruled_out: bool = False
 
 
 def digest_of(content: bytes) -> bytes:
@@ -228,9 +233,12 @@ class SnapshotStore:
         """Return a content that is kept."""
         return await self.run(lambda sql: read_object(sql, digest))
 
-    async def held(self, paths: Collection[str]) -> frozenset[str]:
-        """Return those of some paths that the newest state holds."""
-        return await self.run(lambda sql: frozenset(_held(sql, paths))) if paths else frozenset()
+    async def kept(self) -> AsyncIterator[bytes]:
+        """Yield the paths that are to be told whatever rules say, NUL after each."""
+        text, last = await self.run(lambda sql: _kept_after(sql, ("", "")))
+        while text:
+            yield text
+            text, last = await self.run(partial(_kept_after, last=last))
 
     async def commit(self, plan: Plan, now: float) -> Snapshot:
         """Keep the state of a plan whose wanted files are known; the newest, if it is the same."""
@@ -254,27 +262,28 @@ class SnapshotStore:
             before = _seen(sql, path) if path in known else {}
             folder = read(record)
             plan.folders[path] = folder
-            if not isinstance(folder, str) or path not in plan.ruled_out:
-                plan.ruled_out.update(_ruled_out(sql, path, folder, before))
+            plan.ruled_out |= _keep_held(sql, path, folder, before)
             for name, seen in folder.items() if isinstance(folder, dict) else ():
-                room -= self._settle(plan, joined(path, name), seen, before.get(name), room)
+                if not self._settled(seen, before.get(name), room):
+                    plan.wanted.append((path, name, seen))
+                if seen.kind == "f" and seen.status is not None:
+                    room -= seen.status.size
         return plan
 
-    def _settle(self, plan: Plan, path: str, seen: Seen, before: Seen | None, room: int) -> int:
-        """Find a file's content or have it read; return how much it takes up."""
+    def _settled(self, seen: Seen, before: Seen | None, room: int) -> bool:
+        """Find a file's content, or tell that it must be read."""
         if seen.kind != "f" or seen.status is None:
-            return 0
+            return True
         size = seen.status.size
         if size > min(self._file_limit, room):
             seen.kind, seen.settled = "x", size > self._file_limit
             seen.content = "too_large" if seen.settled else "no_room"
-            return 0
-        known = before is not None and before.settled and before.kind == "f"
-        if known and before is not None and before.status == seen.status:
-            seen.content = before.content
-        else:
-            plan.wanted[path] = seen
-        return size
+            return True
+        known = before if before is not None and before.kind == "f" and before.settled else None
+        if known is None or known.status != seen.status:
+            return False
+        seen.content = known.content
+        return True
 
     def _make_room(self, sql: sqlite3.Connection) -> None:
         """Let the oldest states go until the file is small enough or only the newest is left."""
@@ -405,54 +414,95 @@ def _seen(sql: sqlite3.Connection, path: str) -> dict[str, Seen]:
     }
 
 
-def _ruled_out(
-    sql: sqlite3.Connection, path: str, folder: Folder, before: Mapping[str, Seen]
-) -> Iterator[str]:
-    """Yield what the newest state holds of a folder and a rule leaves out now."""
-    if isinstance(folder, str):
-        if folder in RULES:
-            yield from _held_below(sql, path)
-        return
-    for name, seen in folder.items():
-        if seen.kind != "x" or seen.content not in RULES or name not in before:
-            continue
-        if before[name].kind in {"f", "l"}:
-            yield joined(path, name)
-        elif before[name].kind == "d":
-            yield from _held_below(sql, joined(path, name))
-
-
-def _held_below(sql: sqlite3.Connection, path: str) -> Iterator[str]:
-    """Yield a folder and all that is below it in the newest state."""
-    rows = sql.execute(
-        "SELECT path FROM seen WHERE (path = ? OR path > ? AND path < ?) AND tree NOT LIKE 'x%'",
-        (path, f"{path}/", f"{path}0"),
-    )
-    for folder in [row["path"] for row in rows]:
-        yield folder
-        for name, seen in _seen(sql, folder).items():
-            if seen.kind in {"f", "l"}:
-                yield joined(folder, name)
-
-
-def _held(sql: sqlite3.Connection, paths: Collection[str]) -> Iterator[str]:
-    above: dict[str, set[str]] = {}
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        above.setdefault(folder, set()).add(name)
-    for folder, names in above.items():
-        found = sql.execute("SELECT 1 FROM seen WHERE path = ?", (folder,)).fetchone()
-        for name, seen in () if found is None else _seen(sql, folder).items():
-            if name in names and seen.kind != "x":
-                yield joined(folder, name)
-
-
 def statuses_in(sql: sqlite3.Connection, path: str) -> dict[str, FileStatus]:
     """Return what the status of each file of a folder was when the newest state was taken."""
     if sql.execute("SELECT 1 FROM seen WHERE path = ?", (path,)).fetchone() is None:
         return {}
     seen = _seen(sql, path)
     return {name: one.status for name, one in seen.items() if one.status is not None}
+
+
+# What is kept though a rule may name it.
+
+
+def keep_on(sql: sqlite3.Connection, entries: Iterable[tuple[str, str]]) -> bool:
+    """Have entries told from now on, while they are there; tell whether some were not before.
+
+    Args:
+        sql: where it is kept.
+        entries: the folder and name of each.
+    """
+    before = sql.total_changes
+    sql.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", entries)
+    return sql.total_changes > before
+
+
+def _keep_held(
+    sql: sqlite3.Connection, path: str, folder: Folder, before: Mapping[str, Seen]
+) -> bool:
+    """Keep on what the newest state holds of a folder and is not told now.
+
+    It tells whether a rule has left out some of it for the first time.
+    """
+    if isinstance(folder, str):
+        return _keep_below(sql, path) and folder in RULES
+    ruled_out = False
+    for name, seen in folder.items():
+        if seen.kind == "x" and name in before and _is_held(before[name]):
+            is_folder = before[name].kind == "d"
+            where = joined(path, name)
+            new = _keep_below(sql, where) if is_folder else keep_on(sql, [(path, name)])
+            ruled_out |= new and seen.content in RULES
+    return ruled_out
+
+
+def _keep_below(sql: sqlite3.Connection, path: str) -> bool:
+    """Keep on a folder and all that is below it in the newest state."""
+    new = False
+    rows = sql.execute(
+        "SELECT path, tree FROM seen WHERE path = ? OR path > ? AND path < ?",
+        (path, f"{path}/", f"{path}0"),
+    )
+    for folder, tree in rows.fetchall():
+        if tree[:1] != "x" or tree[1:] not in RULES:
+            names = [name for name, seen in _seen(sql, folder).items() if _is_held(seen)]
+            new |= keep_on(sql, [split(folder), *((folder, name) for name in names)])
+    return new
+
+
+def _is_held(seen: Seen) -> bool:
+    """Tell whether an entry is in a state, or would be if it could be read."""
+    return seen.kind != "x" or seen.content not in RULES
+
+
+def _kept_after(sql: sqlite3.Connection, last: tuple[str, str]) -> tuple[bytes, tuple[str, str]]:
+    text = bytearray()
+    statement = "SELECT * FROM kept WHERE (folder, name) > (?, ?) ORDER BY folder, name"
+    for folder, name in sql.execute(statement, last):
+        text += f"{joined(folder, name)}\0".encode()
+        last = folder, name
+        if len(text) > PIECE:
+            break
+    return bytes(text), last
+
+
+def _let_go(sql: sqlite3.Connection, plan: Plan) -> None:
+    """Keep no longer what is not there any more; in what could not be opened it may be."""
+    for (path,) in sql.execute("SELECT DISTINCT folder FROM kept").fetchall():
+        folder, name = path, ""
+        while folder not in plan.digests:
+            folder, name = split(folder)
+        now = plan.folders.get(folder)
+        if not isinstance(now, dict):
+            continue
+        names = [row[0] for row in sql.execute("SELECT name FROM kept WHERE folder = ?", (path,))]
+        if not name:
+            names = [one for one in names if one not in now]
+        elif name in now and now[name].kind in {"d", "x"}:
+            continue
+        sql.executemany(
+            "DELETE FROM kept WHERE folder = ? AND name = ?", [(path, one) for one in names]
+        )
 
 
 # Committing.
@@ -468,7 +518,7 @@ class _Commit:
         self._known: dict[str, str] = {row["path"]: row["tree"] for row in rows}
         self._trees: dict[str, str] = {}
         gone = self._known.keys() - plan.digests.keys()
-        self._touched = {_above(path) for path in gone}
+        self._touched = {split(path)[0] for path in gone}
         sql.executemany("DELETE FROM seen WHERE path = ?", [(path,) for path in gone])
 
     def root(self) -> str:
@@ -477,7 +527,7 @@ class _Commit:
             if path in self._plan.folders or path in self._touched:
                 self._trees[path] = self._made(path)
                 if self._trees[path] != self._known.get(path):
-                    self._touched.add(_above(path))
+                    self._touched.add(split(path)[0])
             else:
                 self._trees[path] = self._known[path]
         return self._trees[""]
@@ -521,11 +571,14 @@ class _Commit:
         return rows
 
 
-def _above(path: str) -> str:
-    return path.rpartition("/")[0]
+def split(path: str) -> tuple[str, str]:
+    """Return the path of the folder that an entry is in, and its name there."""
+    folder, _, name = path.rpartition("/")
+    return folder, name
 
 
 def _commit(sql: sqlite3.Connection, plan: Plan, now: float) -> Snapshot:
+    _let_go(sql, plan)
     root = _Commit(sql, plan).root()
     newest = snapshot_at(sql, "ORDER BY number DESC")
     if newest is not None and newest.root == root:
