@@ -15,13 +15,31 @@ const MOST_UNCUT = 200_000; // characters of a paragraph in which there is no pl
 const EACH = 64;
 const CLOSING = /(?:^|\n) {0,3}(?:`{3,}|~{3,})\s*$/;
 const MARKS = /`+|~~|\*+(?=\S)|(?<=\S)\*+|\b_+|_+\b|[[\]()]/g; // what may open or close something within a paragraph
+const BEGUN = /^[ \t]*(?:\d{1,9}[.)]?|[-+*_=#`~>|:]*)[ \t]*$/; // a line of which it is not known yet what it begins
 const TASK = /^\[([ xX])\] /;
+const LABEL = /\[((?:\\[^]|[^\\[\]])+)\]/g; // of a link whose address may be defined elsewhere
 
 const parser = new MarkdownIt({ html: false, linkify: true });
+
+type Definitions = NonNullable<Env["references"]>;
 
 interface Block {
   tokens: Token[];
   line: number;
+}
+
+/** A block that may name what is defined after it. */
+interface Naming {
+  tokens: Token[];
+  known: number; // how many definitions it could use
+  place: number;
+  rows: Row[];
+  view: () => JSX.Element;
+}
+
+interface Row {
+  tokens: Token[];
+  view: JSX.Element;
 }
 
 interface Fence {
@@ -34,11 +52,13 @@ export class MarkdownStream {
   readonly #groups: JSX.Element[] = []; // that are full
   readonly #done: JSX.Element[] = []; // of the last group
   #open: JSX.Element[] = [];
-  #env: Env = {};
-  #whole = "";
+  #found: Definitions = {}; // the definitions of the source
+  readonly #references: Definitions = {}; // those of what is settled
+  readonly #labels: string[] = []; // their names, as they came
+  #naming: Naming[] = [];
   #source = ""; // from the beginning of the last block on
   #fence: Fence | null = null; // whose earlier lines are not in the source any more
-  #rows: JSX.Element[] = []; // of the table that the source goes on with
+  #rows: Row[] = []; // of the table that the source goes on with
   #cells = 0; // in them
   #goesOn = false; // whether the source begins in the middle of a paragraph or list
   #isSpaced = false; // whether there is a space before what goes on
@@ -53,7 +73,6 @@ export class MarkdownStream {
 
   write(text: string): void {
     const plain = text.replaceAll("\r", "");
-    this.#whole += plain;
     this.#source += plain;
     this.#stale = true;
     this.behind();
@@ -71,32 +90,64 @@ export class MarkdownStream {
     return false;
   }
 
-  /** No more will come: what is named at the end counts for the beginning too. */
-  end(): void {
-    if (Object.keys(this.#env.references ?? {}).length > 0) this.#restart();
-    this.#finish(this.#split(), true);
-    this.#show();
+  /** No more will come: what is defined at the end counts for the beginning too. Returns whether all that
+   * names it could be shown anew `until` then; it is to be called again if not.
+   */
+  end(until: number): boolean {
+    const blocks = this.#split(this.#source);
+    this.#learn(this.#source, []);
+    this.#finish(blocks, true);
+    this.#source = "";
     this.#stale = false;
+    const order = new Map(this.#labels.map((label, index) => [label, index]));
+    while (this.#naming.length && performance.now() < until) this.#nameAnew(this.#naming.pop()!, order);
+    this.#show();
+    return this.#naming.length === 0;
+  }
+
+  #nameAnew({ tokens, known, place, rows, view }: Naming, order: Map<string, number>): void {
+    const isNews = (label: string) => (order.get(parser.utils.normalizeReference(label)) ?? -1) >= known;
+    if (!tokens.some(({ content }) => [...content.matchAll(LABEL)].some(([, label]) => isNews(label!)))) return;
+    this.#parseWords(tokens);
+    rows.forEach((row, index) => { row.view = rowsOf(row.tokens, index); });
+    const group = this.#groups[Math.floor(place / GROUP)];
+    const blocks: JSX.Element[] = group ? [...group.props.blocks] : this.#done;
+    blocks[place % GROUP] = view();
+    if (group) this.#groups[Number(group.key)] = <Group key={group.key} blocks={blocks} />;
   }
 
   #show(): void {
     this.#blocks = [...this.#groups, this.#group([...this.#done, ...this.#open])];
   }
 
-  #restart(): void {
-    this.#groups.length = 0;
-    this.#done.length = 0;
-    this.#env = {}; // of two definitions of a name the first counts: that of a line that had only half come must not
-    this.#source = this.#whole;
-    this.#fence = null;
-    this.#rows = [];
-    this.#cells = 0;
-    this.#goesOn = false;
+  /** Return what a text holds, and what it defines. Of two definitions of a name the first counts. */
+  #parsed(text: string): [Token[], Definitions] {
+    const references: Definitions = Object.create(this.#references);
+    return [parser.parse(text, { references }), references];
   }
 
-  #split(): Block[] {
+  /** What is settled defines names for all that follows; its own words know nothing of a line that may only half have come. */
+  #learn(settled: string, blocks: Pick<Block, "tokens">[]): void {
+    if (!Object.keys(this.#found).length) return;
+    const [, defined] = this.#parsed(settled);
+    this.#labels.push(...Object.keys(defined));
+    Object.assign(this.#references, defined);
+    for (const { tokens } of blocks) this.#parseWords(tokens);
+  }
+
+  #parseWords(tokens: Token[]): void {
+    for (const token of tokens) {
+      if (token.type === "list_item_open") token.meta = null;
+      if (!isNaming(token)) continue;
+      token.children = parser.parseInline(token.content, { references: this.#references })[0]!.children;
+    }
+  }
+
+  #split(text = this.#known): Block[] {
     const blocks: Block[] = [];
-    for (const token of parser.parse(this.#source, this.#env)) {
+    const [tokens, found] = this.#parsed(text);
+    this.#found = found;
+    for (const token of tokens) {
       const last = blocks.at(-1);
       if (token.level === 0 && token.nesting !== -1) blocks.push({ tokens: [token], line: token.map?.[0] ?? 0 });
       else last?.tokens.push(token);
@@ -104,12 +155,20 @@ export class MarkdownStream {
     return blocks;
   }
 
+  /** The source without a last line that may still go on what is before it. */
+  get #known(): string {
+    const line = this.#source.lastIndexOf("\n") + 1;
+    return BEGUN.test(this.#source.slice(line)) ? this.#source.slice(0, line) : this.#source;
+  }
+
   #parse(): void {
     const blocks = this.#split();
     const last = blocks.at(-1);
     if (!last) return;
+    const start = startOfLine(this.#source, last.line);
+    this.#learn(this.#source.slice(0, start), blocks.slice(0, -1));
     this.#finish(blocks.slice(0, -1), false);
-    if (last.line > 0) this.#source = this.#source.slice(startOfLine(this.#source, last.line));
+    this.#source = this.#source.slice(start);
     if (this.#source.length > LONG) return this.#cut(last);
     this.#open = [this.#view(last, false)];
   }
@@ -160,8 +219,10 @@ export class MarkdownStream {
   }
 
   #cutParagraphAt(end: number): void {
-    const piece = parser.parse(this.#source.slice(0, end), this.#env);
-    this.#settle({ tokens: piece, line: 0 });
+    const text = this.#source.slice(0, end);
+    const [tokens] = this.#parsed(text);
+    this.#learn(text, []);
+    this.#settle({ tokens, line: 0 });
     this.#isSpaced = /\s/.test(this.#source[end - 1] ?? "");
     this.#source = this.#source.slice(end);
     this.#goesOn = true;
@@ -172,8 +233,9 @@ export class MarkdownStream {
     const line = this.#lineOf(last, begins);
     if (line <= 0) return;
     const start = startOfLine(this.#source, line);
-    const close = last.tokens.at(-1);
-    this.#settle({ tokens: [...last.tokens.slice(0, begins), ...(close ? [close] : [])], line: 0 });
+    const tokens = [...last.tokens.slice(0, begins), ...last.tokens.slice(-1)];
+    this.#learn(this.#source.slice(0, start), [{ tokens }]);
+    this.#settle({ tokens, line: 0 });
     this.#source = this.#source.slice(start);
     const items = last.tokens.slice(0, begins).filter((token) => token.type === "list_item_open" && token.level === 1);
     this.#nextItem = items.length + (this.#goesOn ? this.#nextItem : Number(last.tokens[0]?.attrGet("start") ?? 1));
@@ -189,8 +251,9 @@ export class MarkdownStream {
     const cells = columns * last.tokens.slice(body, lastRow).filter((token) => token.type === "tr_open").length;
     if (this.#cells + cells > MOST_CELLS) return;
     this.#cells += cells;
-    const [rows] = elements([...last.tokens.slice(body, lastRow), ...last.tokens.slice(-2, -1)]);
-    this.#rows.push(<Rows key={this.#rows.length}>{rows}</Rows>);
+    const tokens = [...last.tokens.slice(body, lastRow), ...last.tokens.slice(-2, -1)];
+    this.#learn("", [{ tokens }]);
+    this.#rows.push({ tokens, view: rowsOf(tokens, this.#rows.length) });
     this.#source = this.#source.slice(0, startOfLine(this.#source, 2)) + this.#source.slice(startOfLine(this.#source, this.#lineOf(last, lastRow)));
   }
 
@@ -200,6 +263,9 @@ export class MarkdownStream {
   }
 
   #settle(block: Block): void {
+    const tokens = [...this.#rows, block].flatMap((one) => one.tokens);
+    const place = this.#groups.length * GROUP + this.#done.length;
+    if (tokens.some(isNaming)) this.#naming.push({ tokens, known: this.#labels.length, place, rows: this.#rows, view: this.#plain(block) });
     this.#done.push(this.#view(block, true));
     if (this.#done.length === GROUP) this.#groups.push(this.#group(this.#done.splice(0)));
   }
@@ -209,15 +275,18 @@ export class MarkdownStream {
   }
 
   #view(block: Block, closed: boolean): JSX.Element {
-    const key = this.#done.length;
     const [first] = block.tokens;
     if (first?.type === "fence" || first?.type === "code_block") {
       const parts = [...(this.#fence?.parts ?? []), first.content];
-      return <CodeBlock key={key} language={first.info} parts={parts} closed={closed} />;
+      return <CodeBlock key={this.#done.length} language={first.info} parts={parts} closed={closed} />;
     }
     if (this.#goesOn && first?.type === "ordered_list_open") first.attrSet("start", String(this.#nextItem));
-    const view = this.#rows.length ? withRows(block.tokens, this.#rows) : elements(block.tokens)[0];
-    return <Plain key={key} goesOn={this.#goesOn} isSpaced={this.#isSpaced}>{view}</Plain>;
+    return this.#plain(block)();
+  }
+
+  #plain({ tokens }: Block): () => JSX.Element {
+    const [key, rows, given] = [this.#done.length, this.#rows, { goesOn: this.#goesOn, isSpaced: this.#isSpaced }];
+    return () => <Plain key={key} {...given}>{rows.length ? withRows(tokens, rows.map(({ view }) => view)) : elements(tokens)[0]}</Plain>;
   }
 }
 
@@ -231,8 +300,17 @@ function Rows({ children }: { children: ComponentChildren }) {
   return <>{children}</>;
 }
 
+function rowsOf(tokens: Token[], key: number): JSX.Element {
+  return <Rows key={key}>{elements(tokens)[0]}</Rows>;
+}
+
 function Group({ blocks }: { blocks: JSX.Element[] }) {
   return <div class="blocks">{blocks}</div>;
+}
+
+/** Tell whether words may name what is defined elsewhere. */
+function isNaming(token: Token): boolean {
+  return token.type === "inline" && token.content.includes("[");
 }
 
 /** Return the last of some places before which no emphasis, code or link is open, as far as marks tell. */

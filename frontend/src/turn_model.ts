@@ -90,7 +90,7 @@ export class TurnModel {
       }
       if (item.pending || (!item.ended && item.stream.behind())) return true;
       if (!item.ended) continue;
-      item.stream.end();
+      if (!item.stream.end(until)) return true;
       item.finished = true;
     }
     return false;

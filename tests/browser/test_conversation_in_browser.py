@@ -62,6 +62,37 @@ first = 1
 [1]: https://example.test/later
 """
 
+NAMED = """\
+1. one [it]
+2. two
+
+1. three [a b][it] `[it]`
+
+- [x] done [x]
+- [ ] to do
+
+> [that
+> one]
+
+| [it] | b |
+|------|---|
+| [1]  | 2 |
+
+[it]: https://example.test/first
+[It]: https://example.test/second
+[half]: https://example.test/h alf
+
+# [that one] and [half]
+
+[1]: <https://example.test/1>
+
+> [That One]: https://example.test/that "T"
+
+[x]: https://example.test/x
+[it]: https://example.test/third
+"""
+LATE = "[late]: https://example.test/late\n"
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[Site]:
@@ -195,6 +226,23 @@ async def test_answers_are_whole_markdown(person: Person) -> None:
     await expect(prose.locator("pre .hljs-number")).to_have_text("1")
     await expect(prose).not_to_contain_text("~~")
     await person.picture("conversation-markdown")
+
+
+async def test_what_is_defined_counts_for_all_of_the_answer(person: Person) -> None:
+    page, shown = person.page, list[str]()
+    for size in (100_000, 3, 1):
+        await told(person, *words(NAMED, size))
+        shown.append(await page.locator(".prose").last.inner_html())
+    assert shown[1:] == shown[:1] * 2
+    links = page.locator(".prose").last.locator("a")
+    ends = await links.evaluate_all("all => all.map(one => one.href.split('/').at(-1))")
+    assert ends == ["first", "first", "x", "x", "that", "first", "1", "h", "that"]
+    # Also for what has long been shown, and for no more than what names it.
+    rows = "| a |\n|---|\n" + "| [late] |\n" * 700
+    items = "".join(f"- item {n} [late]\n" for n in range(300))
+    prose = "\n\n".join((rows, items, PARAGRAPHS[:20_000], "Not [late][never].", LATE))
+    await told(person, *words(prose, 2000))
+    await expect(page.locator(".prose").last.locator("a")).to_have_count(1000)
 
 
 async def test_long_blocks_keep_every_word_and_line(person: Person) -> None:
