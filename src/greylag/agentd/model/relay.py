@@ -13,7 +13,6 @@ mend, or only make worse, is answered to all further tries of its turn without a
 """
 
 import asyncio
-import hmac
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -36,7 +35,7 @@ from greylag.agentd.model.provider import (
     ProviderFaultError,
     problem_of,
 )
-from greylag.common.net import on_loopback, retry_after
+from greylag.common.net import bears, on_loopback, retry_after
 
 _MODEL_CALLS = re.compile(
     r"POST /v1/(chat/completions|completions|responses|embeddings)|GET /v1/models(/\w[\w.:-]*)?"
@@ -163,9 +162,7 @@ class ModelRelay:
         self._sessions.pop(session, None)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "")
-        expected = f"Bearer {self.token}".encode()
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), expected):
+        if not bears(request.headers.get("Authorization", ""), self.token):
             return _error(401, "the model relay needs its own token")
         # The path as it came, as the provider might decode it otherwise than we do.
         if not _MODEL_CALLS.fullmatch(f"{request.method} {request.raw_path.partition('?')[0]}"):
