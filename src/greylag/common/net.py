@@ -4,6 +4,7 @@ by which proxy the world is reached.
 
 import asyncio
 import base64
+import hmac
 import ipaddress
 import math
 import re
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
-    from aiohttp.web import Application
+    from aiohttp import ClientResponse
+    from aiohttp.web import Application, Request, StreamResponse
 
 HOP_BY_HOP = frozenset(
     {
@@ -110,6 +112,38 @@ async def on_loopback(app: "Application") -> AsyncIterator[int]:
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+async def streamed(
+    request: "Request", answer: "ClientResponse", headers: Iterable[tuple[str, str]]
+) -> "StreamResponse":
+    """Answer a request with another's answer as it comes; what is cut off there is so here.
+
+    Args:
+        request: what is answered.
+        answer: the other, of which nothing has been read.
+        headers: those to pass on.
+    """
+    from aiohttp import ClientError, web  # noqa: PLC0415 - as above
+
+    response = web.StreamResponse(status=answer.status, headers=headers)
+    await response.prepare(request)
+    try:
+        async for chunk in answer.content.iter_any():
+            # It waits for a slow reader, so that nothing piles up here.
+            await response.write(chunk)
+        await response.write_eof()
+    except (ClientError, TimeoutError):
+        # An end would make the part look whole.
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+def bears(authorization: str, token: str) -> bool:
+    """Tell whether an ``Authorization`` header is just this bearer token."""
+    given = authorization.encode("utf-8", "replace")
+    return hmac.compare_digest(given, f"Bearer {token}".encode())
 
 
 class ExactReader(Protocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,71 +94,189 @@ async def test_an_answer_is_passed_on_while_it_is_made(
             assert await answer.read() == b"second"
 
 
-async def test_calls_are_held_in_memory_up_to_a_limit_and_small_ones_pass_a_large_one(
+class Provider:
+    """Answers each call once its test says so; what of its body came before is told at once."""
+
+    def __init__(self) -> None:
+        self.came: asyncio.Queue[int] = asyncio.Queue()
+        self.begin, self.end = asyncio.Event(), asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.came.put_nowait(len(await request.read()))
+        await self.begin.wait()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"begun")
+        await self.end.wait()
+        return response
+
+    @property
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=1024**3)
+        app.router.add_post("/v1/responses", self.answer)
+        return app
+
+
+@asynccontextmanager
+async def relayed(serve_app: Serve, **relay: Any) -> AsyncIterator[tuple[ModelRelay, Provider]]:
+    provider = Provider()
+    async with serve_app(provider.app) as url:
+        made = ModelRelay(ModelProvider(url), **relay)
+        async with made.serving(), asyncio.timeout(30):
+            yield made, provider
+            provider.begin.set()
+            provider.end.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - the relay tells nobody of what it reads
+        await asyncio.sleep(0.01)
+
+
+async def test_what_is_only_announced_takes_no_room(
+    client: aiohttp.ClientSession, serve_app: Serve
+) -> None:
+    async with relayed(serve_app) as (relay, provider):
+        _, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        announced = {**headers(relay), "Host": "x", "Content-Length": str(MOST_HELD)}
+        lines = ["POST /v1/responses HTTP/1.1", *map(": ".join, announced.items()), "", ""]
+        writer.write("\r\n".join(lines).encode())
+        await until(lambda: len(relay._calls) == 1)
+        provider.begin.set()
+        provider.end.set()
+        async with client.post(f"{relay.url}/v1/responses", headers=headers(relay), data=b"{}"):
+            assert await provider.came.get() == 2
+        assert relay._bodies.held == 0
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_body_is_held_until_the_provider_answers(
+    client: aiohttp.ClientSession, serve_app: Serve
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"a" * 400
+        yield b"b" * 200
+
+    for body in ({"data": bytes(600)}, {"data": pieces()}):
+        async with relayed(serve_app) as (relay, provider):
+            url = f"{relay.url}/v1/responses"
+            asking = asyncio.ensure_future(
+                client.post(url, headers=headers(relay), **body).__aenter__()
+            )
+            assert await provider.came.get() == 600
+            assert relay._bodies.held == 600
+            provider.begin.set()
+            answer = await asking
+            assert await answer.content.readany() == b"begun"
+            assert relay._bodies.held == 0
+            provider.end.set()
+            await answer.read()
+
+
+async def test_a_call_without_room_is_told_of_and_the_oldest_always_goes_on(
     client: aiohttp.ClientSession, serve_app: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greylag.agentd.model.relay.MOST_HELD", 1000)
-    came: asyncio.Queue[int] = asyncio.Queue()
-    go_on = asyncio.Event()
+    told: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
-    async def provider(request: web.Request) -> web.Response:
-        came.put_nowait(len(await request.read()))
-        await go_on.wait()
-        return web.Response()
+    async def tell(session: str, words: str) -> None:
+        told.put_nowait((session, words))
 
-    app = web.Application()
-    app.router.add_post("/v1/responses", provider)
-    async with serve_app(app) as url, asyncio.TaskGroup() as calls, asyncio.timeout(20):
-        relay = ModelRelay(ModelProvider(url))
+    rest = asyncio.Event()
 
-        async def call(size: int) -> None:
-            target = f"{relay.url}/v1/responses"
-            async with client.post(target, headers=headers(relay), data=bytes(size)) as answer:
-                assert answer.status == 200
+    async def large() -> AsyncIterator[bytes]:
+        yield bytes(900)
+        await rest.wait()
+        yield bytes(10_000)
 
-        async with relay.serving():
-            ends = [calls.create_task(call(600))]
-            assert await came.get() == 600
-            ends.append(calls.create_task(call(601)))
-            while len(relay._calls) < 2:  # noqa: ASYNC110 - the relay tells nobody of a new call
-                await asyncio.sleep(0.01)
-            ends += [calls.create_task(call(size)) for size in (200, 200)]
-            assert [await came.get(), await came.get()] == [200, 200]
-            assert relay._held == 1000
-            go_on.set()
-            assert await came.get() == 601
-            await asyncio.wait(ends)
-            assert relay._held == 0
+    async with relayed(serve_app, tell=tell, notice_after=(0.05,)) as (relay, provider):
+        relay.begin_turn("s2")
+        url = f"{relay.url}/v1/responses"
+        async with asyncio.TaskGroup() as calls:
+
+            async def call(session: str, data: Any) -> None:
+                sent = headers(relay, session)
+                async with client.post(url, headers=sent, data=data) as answer:
+                    assert answer.status == 200
+
+            calls.create_task(call("s1", large()))
+            await until(lambda: relay._bodies.held == 900)
+            calls.create_task(call("s2", bytes(200)))
+            session, words = await told.get()
+            assert session == "s2"
+            assert "until other model calls leave room" in words
+            rest.set()
+            assert await provider.came.get() == 10_900
+            assert await provider.came.get() == 200
+            provider.begin.set()
+            provider.end.set()
+        assert relay._bodies.held == 0
 
 
-async def test_a_compressed_call_stays_so_and_one_of_unknown_size_counts_as_the_largest(
-    client: aiohttp.ClientSession, serve_app: Serve
+async def test_a_call_that_finds_no_room_in_time_fails_its_turn_in_words(
+    client: aiohttp.ClientSession, serve_app: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held: list[int] = []
+    monkeypatch.setattr("greylag.agentd.model.relay.MOST_HELD", 100)
+    async with relayed(serve_app, idle_seconds=0.2) as (relay, provider):
+        relay.begin_turn("s2")
+        url, stop = f"{relay.url}/v1/responses", asyncio.Event()
 
+        async def never_whole() -> AsyncIterator[bytes]:
+            yield bytes(100)
+            await stop.wait()
+
+        hanging = asyncio.ensure_future(
+            client.post(url, headers=headers(relay), data=never_whole()).__aenter__()
+        )
+        await until(lambda: relay._bodies.held == 100)
+        async with client.post(url, headers=headers(relay, "s2"), data=b"{}") as answer:
+            assert answer.status == 503
+        failure = relay.failure("s2")
+        assert failure is not None
+        assert failure.final
+        assert "no room in memory" in failure.message
+        assert provider.came.empty()
+        hanging.cancel()
+        await asyncio.wait({hanging})
+        await until(lambda: relay._bodies.held == 0)
+
+
+async def test_a_body_that_does_not_come_and_one_that_is_too_large_are_refused(
+    client: aiohttp.ClientSession, serve_app: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greylag.agentd.model.relay._BODY_SECONDS", 0.1)
+    monkeypatch.setattr("greylag.agentd.model.scripted.BODY_LIMIT", 1000)
+    never = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await never.wait()
+
+    async with relayed(serve_app) as (relay, provider):
+        url = f"{relay.url}/v1/responses"
+        for data, status in ((slow(), 408), (bytes(1001), 413)):
+            async with client.post(url, headers=headers(relay), data=data) as answer:
+                assert answer.status == status
+        assert provider.came.empty()
+        assert relay._bodies.held == 0
+
+
+async def test_a_compressed_call_stays_so(client: aiohttp.ClientSession, serve_app: Serve) -> None:
     async def provider(request: web.Request) -> web.Response:
-        await request.read()
-        held.append(relay._held)
-        return web.Response()
-
-    async def pieces() -> AsyncIterator[bytes]:
-        yield b"abc"
+        return web.json_response([request.headers.get("Content-Encoding"), await request.text()])
 
     app = web.Application()
     app.router.add_post("/v1/responses", provider)
     async with serve_app(app) as url:
         relay = ModelRelay(ModelProvider(url))
-        async with relay.serving():
-            bodies: tuple[dict[str, Any], ...] = (
-                {"data": b"abc"},
-                {"data": b"abc", "compress": "gzip"},
-                {"data": pieces()},
-            )
-            for body in bodies:
-                target = f"{relay.url}/v1/responses"
-                async with client.post(target, headers=headers(relay), **body) as answer:
-                    assert answer.status == 200
-    assert held == [3, MOST_HELD, MOST_HELD]
+        async with (
+            relay.serving(),
+            client.post(
+                f"{relay.url}/v1/responses", headers=headers(relay), data=b"abc", compress="gzip"
+            ) as answer,
+        ):
+            assert await answer.json() == ["gzip", "abc"]
 
 
 async def test_a_client_that_hangs_up_ends_the_call_at_the_provider(

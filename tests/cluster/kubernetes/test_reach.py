@@ -107,6 +107,31 @@ async def test_by_the_api_server_a_socket_s_messages_pass_up_to_a_limit_which_is
     assert told[1] in {aiohttp.WSCloseCode.MESSAGE_TOO_BIG, None}
 
 
+async def test_by_the_api_server_an_answer_comes_with_all_its_headers_and_is_cut_off_as_there() -> (
+    None
+):
+    async def cut(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        answer.headers.extend([("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])
+        await answer.prepare(request)
+        await answer.write(b"half")
+        assert request.transport is not None
+        request.transport.close()
+        return answer
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", cut)
+    async with serve(app) as address, aiohttp.ClientSession() as http:
+        proxy = ServiceProxy(Connection("KUBE_HOST", address, None, Token("t0ken")))
+        try:
+            async with http.get(f"{await proxy.url(ENVIRONMENT)}/x") as answer:
+                assert answer.headers.getall("Set-Cookie") == ["a=1", "b=2"]
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await answer.read()
+        finally:
+            await proxy.close()
+
+
 async def test_a_relay_that_cannot_begin_leaves_nothing_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

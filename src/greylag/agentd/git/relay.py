@@ -12,10 +12,9 @@ has named the host.
 
 import asyncio
 import base64
-import hmac
 import re
 import secrets
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -26,7 +25,7 @@ from yarl import URL
 
 from greylag.agentd.git.large_files import MOST_ANSWER, TransferLinks, Way
 from greylag.common.git import GitCredential
-from greylag.common.net import beginning, end_to_end, on_loopback, proxy_for
+from greylag.common.net import bears, beginning, end_to_end, on_loopback, proxy_for, streamed
 from greylag.common.reach import NotPublicError, PublicResolver, Reach
 
 SILENCE_SECONDS = 60.0
@@ -122,8 +121,7 @@ class GitRelay:
                 await self._resolver.close()  # aiohttp closes only those that it made
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode("utf-8", "replace")
-        if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+        if not bears(request.headers.get("Authorization", ""), self.token):
             return _refused("The git relay needs its own token.")
         # The path as it came, as the host might decode it otherwise than we do.
         call = _CALL.fullmatch(f"{request.method} {request.raw_path}")
@@ -182,7 +180,7 @@ class GitRelay:
             if refusal := self._told(request, credential, answer, way):
                 return refusal
             if not _is_batch(path) or answer.status >= HTTPStatus.BAD_REQUEST:
-                return await _streamed(request, answer)
+                return await streamed(request, answer, _named(answer.headers, _TO_GIT))
             hidden = {secret, credential.value} if len(credential.value) > _GUESSED else {secret}
             return await self._led(answer, way, hidden)
 
@@ -241,10 +239,14 @@ def _headers(request: web.Request, authorization: str, path: str) -> dict[str, s
     if _is_transfer(request):
         without = ("authorization", "expect", "host")
         return {**dict(end_to_end(request.headers, without)), "Authorization": authorization}
-    headers = {name: request.headers[name] for name in _TO_HOST if name in request.headers}
+    headers = dict(_named(request.headers, _TO_HOST))
     if _is_batch(path):
         headers["accept-encoding"] = "identity"  # it is read here
     return {**headers, "Authorization": authorization}
+
+
+def _named(headers: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
+    return [(name, headers[name]) for name in names if name in headers]
 
 
 def _unreached(host: str, error: Exception) -> web.Response:
@@ -258,21 +260,6 @@ def _unreached(host: str, error: Exception) -> web.Response:
     if isinstance(error, TimeoutError):
         return _failed(f"{host} timed out", HTTPStatus.GATEWAY_TIMEOUT)
     return _failed(f"Failed to connect to {host}")
-
-
-async def _streamed(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    headers = {name: answer.headers[name] for name in _TO_GIT if name in answer.headers}
-    response = web.StreamResponse(status=answer.status, headers=headers)
-    await response.prepare(request)
-    try:
-        async for chunk in answer.content.iter_any():
-            await response.write(chunk)
-        await response.write_eof()
-    except (aiohttp.ClientError, TimeoutError):
-        # Cut off, not ended: git must see that.
-        if request.transport is not None:
-            request.transport.abort()
-    return response
 
 
 def _refused(words: str) -> web.Response:

@@ -20,6 +20,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from greylag.agentd.agent.types import ModelFailure, ModelProvider
+from greylag.agentd.model.bodies import Body
 from greylag.common.net import Proxy, beginning, end_to_end, proxy_for
 from greylag.common.typed import parse_encodable, parse_json
 
@@ -108,12 +109,13 @@ class ProviderClient:
         await self._session.close()
 
     async def forward(
-        self, request: web.Request, heard: Callable[[], None] = lambda: None
+        self, request: web.Request, body: Body, heard: Callable[[], None]
     ) -> CallOutcome:
         """Pass ``request`` on and stream the answer back.
 
         Args:
             request: the agent's.
+            body: the request's; it is dropped when the provider answers, or nothing does.
             heard: called at each sign of life of the provider.
 
         Returns:
@@ -121,15 +123,17 @@ class ProviderClient:
             that breaks off or turns into an error is a response that has begun, with a failure: its
             connection is to be broken, as a clean end would make half an answer look whole.
         """
-        body = await request.read() or None
         headers = CIMultiDict(end_to_end(request.headers, without=_OURS))
         target = target_of(self._provider.url, request.raw_path)
         try:
-            async with self.ask(request.method, target, headers, body) as answer:
+            async with self.ask(request.method, target, headers, body.data or None) as answer:
+                body.drop()
                 heard()
                 return await self._passed_on(request, answer, heard)
         except ProviderFaultError as fault:
             return fault.outcome()
+        finally:
+            body.drop()
 
     @asynccontextmanager
     async def ask(
@@ -137,7 +141,7 @@ class ProviderClient:
         method: str,
         target: URL,
         headers: CIMultiDict[str] | None = None,
-        body: bytes | None = None,
+        body: bytes | bytearray | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request with the key, and again where its answer points to on the same host.
 
@@ -162,6 +166,7 @@ class ProviderClient:
                     allow_redirects=False,
                 ) as answer:
                     if not HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
+                        body = None  # while the answer comes nobody needs it
                         yield answer
                         return
                     target = _next_target(target, answer)

@@ -13,7 +13,6 @@ mend, or only make worse, is answered to all further tries of its turn without a
 """
 
 import asyncio
-import hmac
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -28,13 +27,15 @@ from aiohttp import web
 from greylag.agentd.agent.types import MODEL_TIMEOUT, AgentKind, ModelFailure, ModelProvider
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.model import scripted as scripted_model
+from greylag.agentd.model.bodies import Bodies, Body
 from greylag.agentd.model.provider import (
     SESSION_HEADER,
     CallOutcome,
     ProviderClient,
+    ProviderFaultError,
     problem_of,
 )
-from greylag.common.net import on_loopback, retry_after
+from greylag.common.net import bears, on_loopback, retry_after
 
 _MODEL_CALLS = re.compile(
     r"POST /v1/(chat/completions|completions|responses|embeddings)|GET /v1/models(/\w[\w.:-]*)?"
@@ -45,8 +46,12 @@ _NOTHING_SAID = (
     b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 )
 MOST_HELD = scripted_model.BODY_LIMIT
-"""How many bytes of calls there may be in memory; a call that would be more waits for others."""
+"""How many bytes of calls there may be in memory, beside those of one that may always go on."""
 _BODY_SECONDS = 60.0
+"""How long a body may take to come, not counting the waits for room."""
+_NOT_COME = "The model call's body did not come in time."
+_TOO_LARGE = f"The model call has more than {scripted_model.BODY_LIMIT // 1024**2} MiB."
+_NO_ROOM = "There was no room in memory for the model call: others have not been answered in time."
 _LONGEST_RETRY = 30.0
 _NOTICE_AFTER = (10.0, 30.0)
 _NOTICE_EVERY = 60.0
@@ -109,8 +114,7 @@ class ModelRelay:
         self._client: ProviderClient | None = None
         self.port = 0
         self.url = ""
-        self._held = 0
-        self._freed = asyncio.Event()
+        self._bodies = Bodies(MOST_HELD)
         self._calls: dict[asyncio.Task[web.StreamResponse], str | None] = {}
         self._sessions: dict[str, _SessionCalls] = {}
         self._retry_seconds = retry_seconds
@@ -120,7 +124,7 @@ class ModelRelay:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """Serve while the context is open; running calls end with it."""
-        app = web.Application(client_max_size=scripted_model.BODY_LIMIT)
+        app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
         app.on_response_prepare.append(_remember)
         async with on_loopback(app) as self.port:
@@ -158,9 +162,7 @@ class ModelRelay:
         self._sessions.pop(session, None)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "")
-        expected = f"Bearer {self.token}".encode()
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), expected):
+        if not bears(request.headers.get("Authorization", ""), self.token):
             return _error(401, "the model relay needs its own token")
         # The path as it came, as the provider might decode it otherwise than we do.
         if not _MODEL_CALLS.fullmatch(f"{request.method} {request.raw_path.partition('?')[0]}"):
@@ -186,32 +188,67 @@ class ModelRelay:
         self, request: web.Request, session: str | None, calls: _SessionCalls | None
     ) -> web.StreamResponse:
         """Answer a call whose body is held until then, as it may have to be sent again."""
-        size = _size_of(request)
-        while self._held + size > MOST_HELD:
-            self._freed.clear()
-            await self._freed.wait()
-        self._held += size
-        try:
+        with self._bodies.begun() as body:
+            told = session if calls is not None else None
             try:
-                async with asyncio.timeout(_BODY_SECONDS):
-                    await request.read()
-            except TimeoutError:
-                return _error(HTTPStatus.REQUEST_TIMEOUT, "the call's body did not come in time")
-            return await self._answer(request, session, calls)
-        finally:
-            self._held -= size
-            self._freed.set()
+                await self._receive(request, body, told)
+                if calls is not None and calls.failure is not None and calls.failure.final:
+                    return _error(HTTPStatus.BAD_GATEWAY, calls.failure.message)
+                response, failure = await self._outcome(request, body, told)
+            except ProviderFaultError as fault:
+                response, failure = fault.outcome()
+        return await self._answer(request, response, failure, session, calls)
+
+    async def _receive(self, request: web.Request, body: Body, session: str | None) -> None:
+        """Read a call's body, as far as there is room.
+
+        Raises:
+            ProviderFaultError: it does not come in time, is too large, or found no room.
+        """
+        loop, left = asyncio.get_running_loop(), _BODY_SECONDS
+        while not request.content.at_eof():
+            since = loop.time()
+            try:
+                async with asyncio.timeout(left):
+                    chunk = await request.content.readany()
+            except TimeoutError as error:
+                raise ProviderFaultError(_NOT_COME, HTTPStatus.REQUEST_TIMEOUT) from error
+            left -= loop.time() - since
+            if len(body.data) + len(chunk) > scripted_model.BODY_LIMIT:
+                status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+                raise ProviderFaultError(_TOO_LARGE, status, final=True)
+            if not self._bodies.has_room(body, len(chunk)):
+                await self._wait_for_room(body, len(chunk), session)
+            body.add(chunk)
+        body.finish()
+
+    async def _wait_for_room(self, body: Body, size: int, session: str | None) -> None:
+        what = "other model calls leave room in memory for this one"
+        try:
+            async with (
+                self._silence_noticed(session, what),
+                asyncio.timeout(self._idle_seconds),
+            ):
+                await self._bodies.room(body, size)
+        except TimeoutError as error:
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            raise ProviderFaultError(_NO_ROOM, status, final=True) from error
+
+    async def _outcome(self, request: web.Request, body: Body, session: str | None) -> CallOutcome:
+        if self._client is None:
+            return await _scripted(request, body)
+        async with self._silence_noticed(session, "the model provider answers") as heard:
+            return await self._client.forward(request, body, heard)
 
     async def _answer(
-        self, request: web.Request, session: str | None, calls: _SessionCalls | None
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        failure: ModelFailure | None,
+        session: str | None,
+        calls: _SessionCalls | None,
     ) -> web.StreamResponse:
-        if self._client is None:
-            response, failure = await _scripted(request)
-        elif calls is not None and calls.failure is not None and calls.failure.final:
-            return _error(HTTPStatus.BAD_GATEWAY, calls.failure.message)
-        else:
-            async with self._silence_noticed(session if calls is not None else None) as heard:
-                response, failure = await self._client.forward(request, heard)
+        """Note how a call went, and return its answer when the agent is to have it."""
         if failure is not None:
             about = {"status": failure.status, "reason": failure.message}
             _log.warning("model_call_failed", agent_session_id=session, **about)
@@ -226,14 +263,22 @@ class ModelRelay:
         return response
 
     @asynccontextmanager
-    async def _silence_noticed(self, session: str | None) -> AsyncIterator[Callable[[], None]]:
-        """Tell the session of the provider's silence until the block ends; yield what ends one."""
+    async def _silence_noticed(
+        self, session: str | None, what: str
+    ) -> AsyncIterator[Callable[[], None]]:
+        """Tell the session of the wait until the block ends; yield what ends one.
+
+        Args:
+            session: whose wait it is.
+            what: is waited for at first; later for the rest of the provider's answer.
+        """
         loop = asyncio.get_running_loop()
-        since, notices, begun = loop.time(), 0, False
+        since, notices = loop.time(), 0
 
         def heard() -> None:
-            nonlocal since, notices, begun
-            since, notices, begun = loop.time(), 0, True
+            nonlocal since, notices, what
+            since, notices = loop.time(), 0
+            what = "the model provider goes on with its answer"
 
         async def watch() -> None:
             nonlocal notices
@@ -242,10 +287,9 @@ class ModelRelay:
                 await asyncio.sleep(since + due - loop.time())
                 if loop.time() >= since + due:
                     notices += 1
-                    what = "goes on with its answer" if begun else "answers"
                     await self._say(
                         session,
-                        f"Waiting for {due:g} s until the model provider {what}; it is given up "
+                        f"Waiting for {due:g} s until {what}; it is given up "
                         f"after {self._idle_seconds:g} s (GREYLAG_MODEL_TIMEOUT).",
                     )
 
@@ -298,21 +342,13 @@ def _is_passing(failure: ModelFailure) -> bool:
     return status is None or busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _size_of(request: web.Request) -> int:
-    """Return how many bytes a call's body has at most."""
-    if not request.can_read_body:
-        return 0
-    known = request.content_length
-    return min(scripted_model.BODY_LIMIT, scripted_model.BODY_LIMIT if known is None else known)
-
-
 async def _remember(request: web.Request, response: web.StreamResponse) -> None:
     """Note the answer that has begun, so that a stopped call can end it properly."""
     request[_RESPONSE] = response
 
 
-async def _scripted(request: web.Request) -> CallOutcome:
-    response = await scripted_model.answer(request)
+async def _scripted(request: web.Request, body: Body) -> CallOutcome:
+    response = await scripted_model.answer(request, body.data)
     if response.status < HTTPStatus.BAD_REQUEST:
         return response, None
     return response, ModelFailure(response.status, "The scripted model was told to fail.")

@@ -213,26 +213,31 @@ def app() -> web.Application:
     return application
 
 
-async def answer(request: web.Request) -> web.StreamResponse:
-    """Answer one call of the OpenAI API, as the last user message's script says."""
+async def answer(request: web.Request, body: bytearray | None = None) -> web.StreamResponse:
+    """Answer one call of the OpenAI API, as the last user message's script says.
+
+    Args:
+        request: the call.
+        body: the call's, where it has been read.
+    """
     if request.method == "GET" and request.path.endswith("/models"):
         model = {"id": MODEL_NAME, "object": "model", "created": _CREATED, "owned_by": "greylag"}
         return web.json_response({"object": "list", "data": [model]})
     if request.method != "POST" or not request.path.endswith("/chat/completions"):
         return _error(404, f"the scripted model has no {request.method} {request.path}")
-    body = _parse(await request.read())
-    if body is None:
+    asked = _parse(await request.read() if body is None else body)
+    if asked is None:
         return _error(400, "the body is no chat-completions request")
-    steps = plan(body["messages"])
+    steps = plan(asked["messages"])
     refused = await _refusal(steps)
     if refused is not None:
         return refused
-    if body.get("stream"):
-        return await _Stream(request, body).play(steps)
-    return web.json_response(_whole(body, steps))
+    if asked.get("stream"):
+        return await _Stream(request, asked).play(steps)
+    return web.json_response(_whole(asked, steps))
 
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
+def _parse(raw: bytes | bytearray) -> dict[str, Any] | None:
     """Read a request's body; None when it is no chat-completions request."""
     try:
         body = json.loads(raw)

@@ -76,8 +76,7 @@ class Kind:
 
     def path(self, namespace: str | None = None, name: str | None = None) -> str:
         """Return the path of one object, or of all of ``namespace``, or of all that there are."""
-        parts = ["/apis", self.group] if self.group else ["/api"]
-        parts.append(self.version)
+        parts = ["/apis" if self.group else "/api", self.api_version]
         if self.namespaced and namespace is not None:
             parts += ["namespaces", quote(namespace, safe="")]
         elif self.namespaced and name is not None:

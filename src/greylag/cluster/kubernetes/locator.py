@@ -35,7 +35,7 @@ from greylag.common import sockets
 from greylag.common.backoff import backoff
 from greylag.common.concurrent import until_one_ends
 from greylag.common.forwarding import HANDSHAKE
-from greylag.common.net import end_to_end, on_loopback
+from greylag.common.net import end_to_end, on_loopback, streamed
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Environment
 from greylag.ports import AgentAddress
@@ -317,7 +317,7 @@ class ServiceProxy:
             proxy=self._connection.proxy,
             server_hostname=self._connection.server_name,
         ) as answer:
-            return await _passed_on(request, answer)
+            return await streamed(request, answer, end_to_end(answer.headers, without=_OURS))
 
     async def _relay_socket(
         self, request: web.Request, http: aiohttp.ClientSession
@@ -351,24 +351,6 @@ class ServiceProxy:
         if scheme.lower() == "bearer":
             headers[TOKEN_HEADER] = token.strip()
         return {**headers, **await self._connection.credentials.headers()}
-
-
-async def _passed_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    response = web.StreamResponse(
-        status=answer.status, headers=dict(end_to_end(answer.headers, without=_OURS))
-    )
-    await response.prepare(request)
-    try:
-        async for chunk in answer.content.iter_any():
-            # It waits for a slow reader, so that nothing piles up here.
-            await response.write(chunk)
-    except aiohttp.ClientError:
-        # Cut off, not ended: the reader must see that, and goes on from its last event.
-        if request.transport is not None:
-            request.transport.abort()
-        return response
-    await response.write_eof()
-    return response
 
 
 def _wants_socket(request: web.Request) -> bool:

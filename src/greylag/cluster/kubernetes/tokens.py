@@ -41,10 +41,10 @@ class AgentKeys:
             mark: the mark of the last start, or a new one.
             running: whether a pod of that start is wanted: it keeps its key if that is known.
         """
-        named = _KEY_ID.match(mark)
-        if not self._keys or (running and named and named[1] in self._keys):
+        named = self.named(mark)
+        if not self._keys or (running and named in self._keys):
             return mark
-        return f"{next(iter(self._keys))}.{_KEY_ID.sub('', mark, count=1)}"
+        return f"{next(iter(self._keys))}.{mark.removeprefix(f'{named}.')}"
 
     @staticmethod
     def named(mark: str | None) -> str:
