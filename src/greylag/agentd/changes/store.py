@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from greylag.common.sqlite import SqlThread, migrate, transaction
 from greylag.execd.files import joined
+from greylag.execd.snapshots import MOST_KEPT
 
 PIECE = 1024 * 1024
 MOST_FILE = 64 * PIECE
@@ -487,22 +488,34 @@ def _kept_after(sql: sqlite3.Connection, last: tuple[str, str]) -> tuple[bytes, 
 
 
 def _let_go(sql: sqlite3.Connection, plan: Plan) -> None:
-    """Keep no longer what is not there any more; in what could not be opened it may be."""
+    """Keep no longer what is not there any more.
+
+    Below what could not be opened it may be, and stays, as long as all of it is no more than execd
+    takes.
+    """
     for (path,) in sql.execute("SELECT DISTINCT folder FROM kept").fetchall():
         folder, name = path, ""
         while folder not in plan.digests:
             folder, name = split(folder)
         now = plan.folders.get(folder)
-        if not isinstance(now, dict):
-            continue
-        names = [row[0] for row in sql.execute("SELECT name FROM kept WHERE folder = ?", (path,))]
-        if not name:
-            names = [one for one in names if one not in now]
-        elif name in now and now[name].kind in {"d", "x"}:
-            continue
-        sql.executemany(
-            "DELETE FROM kept WHERE folder = ? AND name = ?", [(path, one) for one in names]
+        if name and not _may_hold(now, name):
+            sql.execute("DELETE FROM kept WHERE folder = ?", (path,))
+        elif not name and isinstance(now, dict):
+            rows = sql.execute("SELECT * FROM kept WHERE folder = ?", (path,)).fetchall()
+            gone = [row for row in rows if row["name"] not in now]
+            sql.executemany("DELETE FROM kept WHERE folder = ? AND name = ?", gone)
+    size = "SELECT sum(length(CAST(folder AS BLOB)) + length(CAST(name AS BLOB)) + 2) FROM kept"
+    if (sql.execute(size).fetchone()[0] or 0) > MOST_KEPT:
+        sql.execute(
+            "DELETE FROM kept WHERE folder NOT IN (SELECT path FROM seen WHERE tree NOT LIKE 'x%')"
         )
+
+
+def _may_hold(folder: Folder | None, name: str) -> bool:
+    """Tell whether there may be something below a name of a folder, which is not told."""
+    if not isinstance(folder, dict):
+        return True
+    return name in folder and folder[name].kind in {"d", "x"}
 
 
 # Committing.
@@ -578,8 +591,8 @@ def split(path: str) -> tuple[str, str]:
 
 
 def _commit(sql: sqlite3.Connection, plan: Plan, now: float) -> Snapshot:
-    _let_go(sql, plan)
     root = _Commit(sql, plan).root()
+    _let_go(sql, plan)
     newest = snapshot_at(sql, "ORDER BY number DESC")
     if newest is not None and newest.root == root:
         return newest
