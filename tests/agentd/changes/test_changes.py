@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.agentd.changes.rig import closed, look, rig
 
-from greylag.agentd.changes import service, store
+from greylag.agentd.changes import seen, service
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import TurnChanges
@@ -219,7 +219,7 @@ async def test_a_rule_hides_nothing_that_could_not_be_read_meanwhile(
 async def test_what_is_kept_on_in_closed_folders_is_bounded(
     closing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "MOST_KEPT", 60)
+    monkeypatch.setattr(seen, "MOST_KEPT", 60)
     async with rig(tmp_path) as made:
         kept = []
         for number in range(4):
