@@ -460,6 +460,7 @@ async def test_a_state_that_comes_too_late_is_none_and_says_so(gate: Gate, tmp_p
     async with rig(tmp_path) as found:
         file = found.root / "file"
         file.write_text("original")
+        await found.service.totals([])  # the store is open: waiting for that takes no time below
         gate.clear()
         await found.service.begin("t1", "s")
         file.write_text("by the agent")
