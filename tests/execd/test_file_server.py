@@ -247,6 +247,11 @@ def test_a_write_that_fails_takes_no_folder_from_another(root: Path) -> None:
     (root / "new/b").rmdir()
     assert late.__exit__(OSError, OSError(), None) is False
     assert list((root / "new").iterdir()) == []  # of one that did not fail
+    fails = files.at("asked/for/a", make=True)
+    fails.__enter__()
+    files.folder("asked/for")
+    assert fails.__exit__(OSError, OSError(), None) is False
+    assert (root / "asked/for").is_dir()
 
 
 def test_a_write_that_fails_leaves_none_of_the_folders_it_made(root: Path) -> None:

@@ -275,7 +275,9 @@ class Workspace:
         """Make a folder, and those on the way; with rights ``mode`` beside its owner's, if any."""
         with refusing(path), self.at(path, make=True) as place:
             if place.name != HERE:
-                folder, _ = _made(place.name, place.folder)
+                with _MAKING:
+                    folder, _ = _made(place.name, place.folder)
+                    _USERS.pop(_itself(folder), None)
                 try:
                     if mode:  # what was passed on by the folder above, such as its group, stays
                         others = os.fstat(folder).st_mode & 0o7000
@@ -367,8 +369,8 @@ class _Made(NamedTuple):
     itself: tuple[int, int]
 
 
-# How many are on their way through a folder that one of them made: while another is, one that fails
-# does not take it away.
+# How many are on their way through a folder that one of them made: while another is, or once one
+# has come to its end, one that fails does not take it away.
 _USERS: Counter[tuple[int, int]] = Counter()
 _MAKING = threading.Lock()
 
@@ -399,23 +401,27 @@ def _enter(part: bytes, held: list[int], made: list[_Made] | None) -> None:
     with _MAKING:
         folder, is_new = _made(part, held[-1])
         held.append(folder)
-        about = os.fstat(folder)
-        itself = about.st_dev, about.st_ino
+        itself = _itself(folder)
         if is_new or itself in _USERS:
             made.append(_Made(os.dup(held[-2]), part, itself))
             _USERS[itself] += 1
+
+
+def _itself(folder: int) -> tuple[int, int]:
+    about = os.fstat(folder)
+    return about.st_dev, about.st_ino
 
 
 def _leave(made: list[_Made], *, failed: bool) -> None:
     while made:
         above, name, itself = made.pop()
         with _MAKING:
-            _USERS[itself] -= 1
-            if not _USERS[itself]:
-                del _USERS[itself]
-                if failed:
-                    with suppress(OSError):  # another has put something there meanwhile
-                        os.rmdir(name, dir_fd=above)
+            others = _USERS.pop(itself, 0) - 1
+            if failed and others > 0:
+                _USERS[itself] = others
+            elif failed and others == 0:
+                with suppress(OSError):  # another has put something there meanwhile
+                    os.rmdir(name, dir_fd=above)
         os.close(above)
 
 

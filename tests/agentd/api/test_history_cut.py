@@ -22,7 +22,7 @@ from greylag.agentd.agent.types import (
     PromptResult,
     TurnSink,
 )
-from greylag.agentd.changes.store import SnapshotError
+from greylag.agentd.changes.states import SnapshotError
 from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import Records, StorageError, TurnOutcome, TurnRecord, new_turn

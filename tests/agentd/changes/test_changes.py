@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.agentd.changes.rig import closed, look, rig
 
-from greylag.agentd.changes import service
+from greylag.agentd.changes import seen, service
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import TurnChanges
@@ -214,6 +214,24 @@ async def test_a_rule_hides_nothing_that_could_not_be_read_meanwhile(
         assert await made.changed("t") == told
         assert (await made.undo("t")).kept == []
         assert {path.read_text() for path in paths} == {"before\n"}
+
+
+async def test_what_is_kept_on_in_closed_folders_is_bounded(
+    closing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seen, "MOST_KEPT", 60)
+    async with rig(tmp_path) as made:
+        kept = []
+        for number in range(4):
+            folder = made.root / f"folder{number}"
+            folder.mkdir()
+            (folder / "a file").touch()
+            await made.service.between(None, None)
+            folder.chmod(0)
+            await made.service.between(None, None)
+            rows = await made.store.run(lambda sql: sql.execute("SELECT * FROM kept").fetchall())
+            kept.append(len(rows))
+        assert kept == [2, 4, 3, 5]
 
 
 async def test_what_is_kept_on_costs_one_list_a_state(
@@ -442,6 +460,7 @@ async def test_a_state_that_comes_too_late_is_none_and_says_so(gate: Gate, tmp_p
     async with rig(tmp_path) as found:
         file = found.root / "file"
         file.write_text("original")
+        await found.service.totals([])  # the store is open: waiting for that takes no time below
         gate.clear()
         await found.service.begin("t1", "s")
         file.write_text("by the agent")

@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from greylag.agentd.changes.store import (
-    PIECE,
+from greylag.agentd.changes.states import (
     RULES,
     FileStatus,
     Folder,
@@ -21,8 +20,8 @@ from greylag.agentd.changes.store import (
     Seen,
     Snapshot,
     SnapshotError,
-    SnapshotStore,
 )
+from greylag.agentd.changes.store import PIECE, SnapshotStore
 from greylag.agentd.execution import (
     Execution,
     ExecutionError,

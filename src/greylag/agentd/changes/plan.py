@@ -11,14 +11,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from greylag.agentd.changes.capture import RestoreStep
-from greylag.agentd.changes.store import (
-    Change,
-    FileStatus,
-    SnapshotError,
-    TreeEntry,
-    read_tree,
-    statuses_in,
-)
+from greylag.agentd.changes.seen import statuses_in
+from greylag.agentd.changes.states import Change, FileStatus, SnapshotError, TreeEntry
+from greylag.agentd.changes.store import read_tree
 from greylag.execd.files import joined
 
 _OWN = 0o700

@@ -8,14 +8,8 @@ from dataclasses import replace
 from greylag.agentd.changes.lines import counts, is_binary, unified
 from greylag.agentd.changes.plan import differences
 from greylag.agentd.changes.spans import Ends, Span, unknown
-from greylag.agentd.changes.store import (
-    MOST_NAMED,
-    PIECE,
-    Change,
-    TreeEntry,
-    read_object,
-    read_tree,
-)
+from greylag.agentd.changes.states import Change, TreeEntry
+from greylag.agentd.changes.store import MOST_NAMED, PIECE, read_object, read_tree
 from greylag.common.agent_api import Changes, FileChange, FileDiff, LeftOut, TurnChanges
 
 _MOST_CHANGES = 2000

@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from greylag.agentd.changes.plan import among, differences
-from greylag.agentd.changes.store import Snapshot, snapshot_at
+from greylag.agentd.changes.states import Snapshot
+from greylag.agentd.changes.store import snapshot_at
 from greylag.agentd.history import HistoryCut
 from greylag.common.agent_api import TurnChanges
 

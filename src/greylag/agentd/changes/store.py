@@ -15,14 +15,23 @@ import asyncio
 import json
 import sqlite3
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+from greylag.agentd.changes.seen import keep_held, kept_after, let_go, seen_in
+from greylag.agentd.changes.states import (
+    Folder,
+    Plan,
+    Seen,
+    Snapshot,
+    SnapshotError,
+    TreeEntry,
+    split,
+)
 from greylag.common.sqlite import SqlThread, migrate, transaction
 from greylag.execd.files import joined
 
@@ -32,7 +41,6 @@ MOST_NAMED = 100
 _SAMPLE = 16 * 1024
 _WORTHWHILE = 0.9
 _FULL = 0.9
-RULES = frozenset({"build", "ignored"})
 _FIRST = """
     CREATE TABLE objects (
         number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, packed INTEGER NOT NULL,
@@ -69,105 +77,6 @@ _MIGRATIONS = (
 )
 
 T = TypeVar("T")
-
-
-class SnapshotError(Exception):
-    """The workspace's state cannot be kept or read; the message says why."""
-
-
-class TreeEntry(NamedTuple):
-    """What a tree says of a name.
-
-    Attributes:
-        kind: ``f`` (a file), ``d`` (a folder), ``l`` (a link) or ``x`` (left out).
-        mode: a file's or folder's rights.
-        size: a file's bytes.
-        content: the digests of a file's pieces, that of a folder's tree, a link's target, or why
-            it was left out.
-    """
-
-    kind: str
-    mode: int
-    size: int
-    content: Any
-
-    @property
-    def itself(self) -> tuple[Any, ...]:
-        """What makes it another when it changes; of a folder not what it holds."""
-        return (self.kind, self.mode) if self.kind == "d" else self
-
-
-Tree = Mapping[str, TreeEntry]
-Change = tuple[TreeEntry | None, TreeEntry | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A state of the workspace that is kept.
-
-    Attributes:
-        number: grows with each.
-        root: the workspace's tree.
-        left_out: the first paths that are not in it, and why.
-        left_out_count: how many there are.
-    """
-
-    number: int
-    root: str
-    left_out: list[tuple[str, str]]
-    left_out_count: int
-
-
-class FileStatus(NamedTuple):
-    """A file as it was listed."""
-
-    size: int
-    modified: int
-    changed: int
-    inode: int
-
-    @property
-    def tag(self) -> str:
-        """What execd calls the file's tag."""
-        return f"{self.inode:x}-{self.size:x}-{self.modified:x}"
-
-
-@dataclass(slots=True)
-class Seen:
-    """An entry of a folder as it was listed, with its content once that is known.
-
-    Attributes:
-        kind, mode, content: as of an ``TreeEntry``; of a folder the content is not told here.
-        status: of a file.
-        settled: whether it is as it was as long as it is listed the same.
-    """
-
-    kind: str
-    mode: int = 0
-    content: Any = None
-    status: FileStatus | None = None
-    settled: bool = True
-
-
-Folder = dict[str, Seen] | str
-"""The entries of a folder by name, or why it is left out."""
-
-
-@dataclass(slots=True)
-class Plan:
-    """What a list of the workspace means: which folders are as they were, and what must be read.
-
-    Attributes:
-        digests: each folder's path and the digest of its record, those above first.
-        folders: the entries of those that are not as they were; a text: why one is left out.
-        wanted: the folder and name of each file whose content is not known.
-        ruled_out: whether a rule leaves out what the newest state holds; it is to be told, too.
-    """
-
-    digests: dict[str, bytes] = field(default_factory=dict)
-    folders: dict[str, Folder] = field(default_factory=dict)
-    wanted: list[tuple[str, str, Seen]] = field(default_factory=list)
-    ruled_out: bool = False
 
 
 def digest_of(content: bytes) -> bytes:
@@ -235,10 +144,10 @@ class SnapshotStore:
 
     async def kept(self) -> AsyncIterator[bytes]:
         """Yield the paths that are to be told whatever rules say, NUL after each."""
-        text, last = await self.run(lambda sql: _kept_after(sql, ("", "")))
+        text, last = await self.run(lambda sql: kept_after(sql, ("", "")))
         while text:
             yield text
-            text, last = await self.run(partial(_kept_after, last=last))
+            text, last = await self.run(partial(kept_after, last=last))
 
     async def commit(self, plan: Plan, now: float) -> Snapshot:
         """Keep the state of a plan whose wanted files are known; the newest, if it is the same."""
@@ -259,10 +168,10 @@ class SnapshotStore:
         for path, record in records.items():
             if path in known and known[path]["digest"] == plan.digests[path]:
                 continue
-            before = _seen(sql, path) if path in known else {}
+            before = seen_in(sql, path) if path in known else {}
             folder = read(record)
             plan.folders[path] = folder
-            plan.ruled_out |= _keep_held(sql, path, folder, before)
+            plan.ruled_out |= keep_held(sql, path, folder, before)
             for name, seen in folder.items() if isinstance(folder, dict) else ():
                 if not self._settled(seen, before.get(name), room):
                     plan.wanted.append((path, name, seen))
@@ -403,108 +312,6 @@ def read_tree(sql: sqlite3.Connection, digest: str) -> dict[str, TreeEntry]:
     return {name: TreeEntry(kind, mode, size, content) for name, kind, mode, size, content in rows}
 
 
-# What was seen.
-
-
-def _seen(sql: sqlite3.Connection, path: str) -> dict[str, Seen]:
-    (text,) = sql.execute("SELECT entries FROM seen WHERE path = ?", (path,)).fetchone()
-    return {
-        name: Seen(kind, mode, content, None if status is None else FileStatus(*status), settled)
-        for name, kind, mode, content, status, settled in json.loads(text)
-    }
-
-
-def statuses_in(sql: sqlite3.Connection, path: str) -> dict[str, FileStatus]:
-    """Return what the status of each file of a folder was when the newest state was taken."""
-    if sql.execute("SELECT 1 FROM seen WHERE path = ?", (path,)).fetchone() is None:
-        return {}
-    seen = _seen(sql, path)
-    return {name: one.status for name, one in seen.items() if one.status is not None}
-
-
-# What is kept though a rule may name it.
-
-
-def keep_on(sql: sqlite3.Connection, entries: Iterable[tuple[str, str]]) -> bool:
-    """Have entries told from now on, while they are there; tell whether some were not before.
-
-    Args:
-        sql: where it is kept.
-        entries: the folder and name of each.
-    """
-    before = sql.total_changes
-    sql.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", entries)
-    return sql.total_changes > before
-
-
-def _keep_held(
-    sql: sqlite3.Connection, path: str, folder: Folder, before: Mapping[str, Seen]
-) -> bool:
-    """Keep on what the newest state holds of a folder and is not told now.
-
-    It tells whether a rule has left out some of it for the first time.
-    """
-    if isinstance(folder, str):
-        return _keep_below(sql, path) and folder in RULES
-    ruled_out = False
-    for name, seen in folder.items():
-        if seen.kind == "x" and name in before and _is_held(before[name]):
-            is_folder = before[name].kind == "d"
-            where = joined(path, name)
-            new = _keep_below(sql, where) if is_folder else keep_on(sql, [(path, name)])
-            ruled_out |= new and seen.content in RULES
-    return ruled_out
-
-
-def _keep_below(sql: sqlite3.Connection, path: str) -> bool:
-    """Keep on a folder and all that is below it in the newest state."""
-    new = False
-    rows = sql.execute(
-        "SELECT path, tree FROM seen WHERE path = ? OR path > ? AND path < ?",
-        (path, f"{path}/", f"{path}0"),
-    )
-    for folder, tree in rows.fetchall():
-        if tree[:1] != "x" or tree[1:] not in RULES:
-            names = [name for name, seen in _seen(sql, folder).items() if _is_held(seen)]
-            new |= keep_on(sql, [split(folder), *((folder, name) for name in names)])
-    return new
-
-
-def _is_held(seen: Seen) -> bool:
-    """Tell whether an entry is in a state, or would be if it could be read."""
-    return seen.kind != "x" or seen.content not in RULES
-
-
-def _kept_after(sql: sqlite3.Connection, last: tuple[str, str]) -> tuple[bytes, tuple[str, str]]:
-    text = bytearray()
-    statement = "SELECT * FROM kept WHERE (folder, name) > (?, ?) ORDER BY folder, name"
-    for folder, name in sql.execute(statement, last):
-        text += f"{joined(folder, name)}\0".encode()
-        last = folder, name
-        if len(text) > PIECE:
-            break
-    return bytes(text), last
-
-
-def _let_go(sql: sqlite3.Connection, plan: Plan) -> None:
-    """Keep no longer what is not there any more; in what could not be opened it may be."""
-    for (path,) in sql.execute("SELECT DISTINCT folder FROM kept").fetchall():
-        folder, name = path, ""
-        while folder not in plan.digests:
-            folder, name = split(folder)
-        now = plan.folders.get(folder)
-        if not isinstance(now, dict):
-            continue
-        names = [row[0] for row in sql.execute("SELECT name FROM kept WHERE folder = ?", (path,))]
-        if not name:
-            names = [one for one in names if one not in now]
-        elif name in now and now[name].kind in {"d", "x"}:
-            continue
-        sql.executemany(
-            "DELETE FROM kept WHERE folder = ? AND name = ?", [(path, one) for one in names]
-        )
-
-
 # Committing.
 
 
@@ -535,7 +342,7 @@ class _Commit:
     def _made(self, path: str) -> str:
         """Write what was seen of a folder; return its tree, or ``x`` and why it is left out."""
         known = path not in self._plan.folders
-        folder = _seen(self._sql, path) if known else self._plan.folders[path]
+        folder = seen_in(self._sql, path) if known else self._plan.folders[path]
         if isinstance(folder, str):
             self._remember(path, f"x{folder}", {}, [])
             return f"x{folder}"
@@ -571,15 +378,9 @@ class _Commit:
         return rows
 
 
-def split(path: str) -> tuple[str, str]:
-    """Return the path of the folder that an entry is in, and its name there."""
-    folder, _, name = path.rpartition("/")
-    return folder, name
-
-
 def _commit(sql: sqlite3.Connection, plan: Plan, now: float) -> Snapshot:
-    _let_go(sql, plan)
     root = _Commit(sql, plan).root()
+    let_go(sql, plan)
     newest = snapshot_at(sql, "ORDER BY number DESC")
     if newest is not None and newest.root == root:
         return newest
