@@ -197,7 +197,7 @@ class Console {
   }
 
   async #makeSession(): Promise<string> {
-    const begins = new Refused(409, { detail: "The session begins just now: choose once the agent answers." });
+    const begins = new Refused(409, { detail: "The session is only beginning: choose once the agent answers." });
     if (this.#stream) throw begins;
     const { session_id } = await (await post(`${this.#api}/sessions`)).json();
     if (this.#stream) throw begins;

@@ -339,7 +339,7 @@ function Matches({ found, onOpen }: { found: { matches: Match[]; whole: boolean 
   if (typeof found === "string") return <p class="files-empty" role="status">{visible(found)}</p>;
   return (
     <>
-      <p class="files-status" role="status">{counted(found.matches.length, "place")}{!found.whole && ", and more"}</p>
+      <p class="files-status" role="status">{counted(found.matches.length, "match", "matches")}{!found.whole && ", and more"}</p>
       <ul class="files-list">
         {found.matches.map((match, index) => (
           <li key={index} class="files-match">
