@@ -52,7 +52,7 @@ function Body({ log, workspace, changes, change }: Omit<ChangeViewProps, "open">
         {found !== null && typeof found !== "string" && found.diff && <SaveDiff diff={found.diff} path={path} />}
       </div>
       {shared && <p class="help">While the turn ran, another session or a person may have changed this, too.</p>}
-      {old_mode !== null && mode !== null && old_mode !== mode && <p class="help">Its rights became {mode}; they were {old_mode}.</p>}
+      {old_mode !== null && mode !== null && old_mode !== mode && <p class="help">Its permissions changed from {old_mode} to {mode}.</p>}
       {found === null && <p class="help" role="status">Comparing...</p>}
       {typeof found === "string" && <p class="help" role="alert">{visible(found)}</p>}
       {found !== null && typeof found !== "string" && <Difference {...found} />}
@@ -73,7 +73,7 @@ function Difference({ change, diff, whole }: FileDiff) {
 }
 
 function emptyWords({ binary, kind }: FileChange, whole: boolean): string {
-  if (binary) return "It is no text.";
+  if (binary) return "It is not text.";
   if (kind !== "file") return `It is a ${kind}.`;
   return whole ? "Its lines are the same." : "It is too large to be compared.";
 }

@@ -109,7 +109,7 @@ export class ChangeLog {
 
 const REFUSALS: Record<string, string> = {
   turn_running: "The agent is still at work on this turn. Stop it, or wait for its end.",
-  snapshot_gone: "What the workspace was then is not kept: it made room for newer states, or could not be taken. So this can be neither compared nor undone.",
+  snapshot_gone: "The workspace's state of that time is not kept: it made room for newer ones, or could not be taken. So this can be neither compared nor undone.",
 };
 
 /** Return in words why changes are not told, or not undone. */
@@ -119,7 +119,7 @@ export function refusalOf(error: unknown): string {
 
 const REASONS: Record<string, string> = {
   build: "made again by tools", ignored: "named in .gitignore", too_large: "too large", no_room: "no room for it",
-  unreadable: "cannot be read", special: "no file", too_deep: "too deep", changed: "changed while it was read",
+  unreadable: "cannot be read", special: "not a regular file", too_deep: "too deep", changed: "changed while it was read",
   changed_since: "changed afterwards", changed_by_others: "changed by somebody else meanwhile", left_out: "not kept",
   not_empty: "holds what stays", folder_gone: "its folder is gone",
 };

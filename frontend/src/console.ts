@@ -6,9 +6,10 @@ import { Draft } from "./drafts";
 import { Facts } from "./facts";
 import { projectStatus } from "./panes";
 import { leadToQuestion } from "./question_dock";
+import { OtherTurns } from "./other_turns";
 import { Scroller } from "./scroller";
 import { Queue, Sent, closedTabs, isFresh, tabName, written } from "./queue";
-import { Backoff, Refused, ask, post, wordsOf } from "./sse";
+import { Refused, ask, post, wordsOf } from "./sse";
 import { takeFirst } from "./start";
 import { endsMessage, textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
@@ -36,9 +37,7 @@ class Console {
   #stopWanted = false;
   #learnt = false; // what the agent is, since it has woken
   #ends: TurnEnds;
-  #turns: TurnState[] | null = null; // those of the project that the live stream tells of
-  #coming = new Set<string>(); // turns of others that are about to be shown, or cannot be
-  #bringing: Promise<void> | null = null;
+  #others: OtherTurns;
   #queue: Queue;
   #facts: Facts;
   #leaving = new AbortController();
@@ -66,6 +65,14 @@ class Console {
       session: () => this.#madeSession(),
       say: (words) => this.#say(words),
     });
+    this.#others = new OtherTurns({
+      session: () => this.#session,
+      isAsleep: () => this.#conversation.dataset.asleep === "true",
+      shows: (turn) => this.#shows(turn),
+      show: (turn) => this.#showOther(turn),
+      say: (words) => this.#say(words),
+      left: this.#leaving.signal,
+    });
     this.#queue = new Queue(this.#form, () => this.#placeOf(this.#session), (words) => this.#giveBack(words));
     this.#scroller = new Scroller(place, place.querySelector<HTMLElement>("#scrolled")!, this.#button("to-end"));
   }
@@ -86,13 +93,7 @@ class Console {
     addEventListener("pageshow", (event) => event.persisted && location.reload());
     document.addEventListener("greylag:changed", () => void this.#try(() => this.#wakeUp()));
     document.addEventListener("greylag:turns", (event) => {
-      const { detail } = event as CustomEvent<TurnState[]>;
-      // What no follower here will tell of; what ended before this page is no news.
-      const known = new Map((this.#turns ?? detail).map((turn) => [turn.turn_id, turn.state]));
-      const ended = detail.some((turn) => turn.state === "ended" && known.get(turn.turn_id) !== "ended" && !this.#shows(turn));
-      this.#turns = detail;
-      if (ended) document.dispatchEvent(new Event("greylag:turn-ended"));
-      void this.#showOthers();
+      this.#others.take((event as CustomEvent<TurnState[]>).detail);
     });
     this.#text.value ||= this.#draft.read();
     // Until now the form is a plain one: Enter began a new line in it.
@@ -162,7 +163,7 @@ class Console {
     this.#queue.show();
     if (this.#queue.waiting && !isFresh(this.#queue.waiting)) this.#queue.giveBack();
     this.#sendQueued();
-    void this.#showOthers();
+    void this.#others.bring();
     void this.#takeOver();
   }
 
@@ -196,7 +197,7 @@ class Console {
   }
 
   async #makeSession(): Promise<string> {
-    const begins = new Refused(409, { detail: "The session begins just now: choose once the agent answers." });
+    const begins = new Refused(409, { detail: "The session is only beginning: choose once the agent answers." });
     if (this.#stream) throw begins;
     const { session_id } = await (await post(`${this.#api}/sessions`)).json();
     if (this.#stream) throw begins;
@@ -447,50 +448,14 @@ class Console {
       const listed = await ask(`${this.#api}/sessions/${encodeURIComponent(this.#session!)}/turns?limit=1`);
       const [newest] = (await listed.json()).turns;
       if (newest?.status !== "running") return;
-      const told = this.#turns ?? [];
-      if (!told.some((turn) => turn.turn_id === newest.turn_id)) this.#turns = [...told, { ...newest, state: "working" }];
-      await this.#showOthers();
+      await this.#others.add({ ...newest, state: "working" });
     });
     setTimeout(() => this.#sendQueued(), this.#stream ? 0 : BUSY_PAUSE_MS);
   }
 
-  /** Show turns of this session that began elsewhere, one after the other, after those that are shown. */
-  #showOthers(): Promise<void> {
-    this.#bringing ??= this.#bringOthers().finally(() => {
-      this.#bringing = null;
-    });
-    return this.#bringing;
-  }
-
-  async #bringOthers(): Promise<void> {
-    const { signal } = this.#leaving;
-    const backoff = new Backoff();
-    let failed = false;
-    for (let turn = this.#nextOther; turn && !signal.aborted; turn = this.#nextOther) {
-      this.#coming.add(turn.turn_id);
-      try {
-        await this.#showOther(turn);
-        if (failed) this.#say("");
-        failed = false;
-      } catch (error) {
-        failed = true;
-        this.#say(wordsOf(error));
-        if (error instanceof Refused && !error.passing) continue; // what cannot be shown is passed over
-        this.#coming.delete(turn.turn_id);
-        await backoff.pause(signal);
-      }
-    }
-  }
-
-  get #nextOther(): TurnState | undefined {
-    if (this.#conversation.dataset.asleep === "true") return undefined;
-    const ours = (this.#turns ?? []).filter((turn) => turn.session_id === this.#session);
-    return ours[ours.findLastIndex((turn) => this.#shows(turn)) + 1];
-  }
-
   #shows({ turn_id, message_id }: Pick<TurnState, "turn_id" | "message_id">): boolean {
     const known = `[data-turn="${CSS.escape(turn_id)}"], [data-message-id="${CSS.escape(message_id)}"]`;
-    return this.#coming.has(turn_id) || this.#stream?.pending.messageId === message_id || this.#conversation.querySelector(known) !== null;
+    return this.#others.isComing(turn_id) || this.#stream?.pending.messageId === message_id || this.#conversation.querySelector(known) !== null;
   }
 
   async #showOther(turn: TurnState): Promise<void> {

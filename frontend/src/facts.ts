@@ -77,7 +77,7 @@ export class Facts {
       await send("PUT", `${this.#of.api}/sessions/${encodeURIComponent(session)}/settings/${SETTINGS[fact]}`, { value });
       this.#of.told()[fact] = value;
       this.show();
-      this.#of.say("It holds from the next message on.");
+      this.#of.say("This applies from your next message on.");
     } catch (error) {
       this.#fail(error);
     }

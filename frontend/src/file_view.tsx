@@ -90,7 +90,7 @@ function Body({ shown, isWhole }: { shown: Shown; isWhole: boolean }) {
   const extension = extensionOf(shown.entry.name);
   const coloured = useHighlighted(shown.text ?? "", LANGUAGES[extension] ?? "", shown.text !== null);
   if (shown.picture) return <img class="result-image" alt={visible(shown.entry.name)} src={shown.picture} />;
-  if (shown.text === null) return <p class="files-empty">This is no text. Download it to open it.</p>;
+  if (shown.text === null) return <p class="files-empty">This is not text. Download it to open it.</p>;
   if (shown.text === "") return <p class="files-empty">It is empty.</p>;
   return (
     <>

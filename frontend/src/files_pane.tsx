@@ -4,14 +4,15 @@ import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preac
 import { Asleep } from "./asleep";
 import { FileView } from "./file_view";
 import { GitBar } from "./git_bar";
+import { LineForm } from "./line_form";
 import { isShown, projectStatus, showPane, whenShown } from "./panes";
-import { type Problem, Refused, wordsOf } from "./sse";
+import { wordsOf } from "./sse";
 import { ago } from "./times";
 import { counted, visible } from "./text";
+import { uploadAll } from "./upload";
 import { type Entry, type Listing, type Match, type Upload, Workspace, chosen, dropped, folderOf, isArchive, pathIn, sized } from "./workspace";
 
 const SEARCH_WAIT_MS = 250;
-const MOST_NAMED = 5;
 
 /** Bring the pane to life, on a page that has one. */
 export function startFiles(): void {
@@ -136,7 +137,7 @@ function Toolbar({ workspace, folder, attempt, onUpload, onUnpack }: ToolbarProp
   const [naming, setNaming] = useState(false);
   const make = (name: string) => {
     setNaming(false);
-    if (name) void attempt(() => workspace.makeFolder(pathIn(folder, name)));
+    void attempt(() => workspace.makeFolder(pathIn(folder, name)));
   };
   return (
     <div class="files-tools">
@@ -150,7 +151,7 @@ function Toolbar({ workspace, folder, attempt, onUpload, onUnpack }: ToolbarProp
           <a class="menu-item" href={workspace.archiveUrl(folder)} download={`${folder.split("/").at(-1) || "workspace"}.zip`}>Download as an archive</a>
         </div>
       </details>
-      {naming && <NameForm label="Name of the new folder" value="" onDone={make} />}
+      {naming && <LineForm label="Name of the new folder" verb="Make" value="" style="input mono" onDone={make} onLeave={() => setNaming(false)} />}
     </div>
   );
 }
@@ -175,22 +176,6 @@ function Picker({ label, folder = false, accept = "", onPick }: PickerProps) {
       <button type="button" class={folder || accept ? "menu-item" : "btn btn-small"} onClick={() => input.current?.click()}>{label}</button>
       <input ref={input} type="file" hidden multiple={!accept} accept={accept} aria-label={label} onChange={pick} />
     </>
-  );
-}
-
-function NameForm({ label, value, onDone }: { label: string; value: string; onDone: (name: string) => void }) {
-  const input = useRef<HTMLInputElement>(null);
-  useEffect(() => input.current?.select(), []);
-  const done = (event: Event) => {
-    event.preventDefault();
-    onDone(input.current?.value.trim() ?? "");
-  };
-  return (
-    <form class="name-form" onSubmit={done} onKeyDown={(event) => event.key === "Escape" && onDone("")}>
-      <input ref={input} class="input mono" aria-label={label} defaultValue={value} placeholder={label} required />
-      <button class="btn btn-small btn-primary">OK</button>
-      <button type="button" class="btn btn-small" onClick={() => onDone("")}>Cancel</button>
-    </form>
   );
 }
 
@@ -280,7 +265,7 @@ function Row({ workspace, entry, renamed, attempt, onUnpack, onFolder, onFile }:
   const name = visible(entry.name);
   const move = (target: string) => {
     setMoving(false);
-    if (!target || target === entry.path) return;
+    if (target === entry.path) return;
     renamed.current = target;
     void attempt(() => workspace.move(entry.path, target));
   };
@@ -293,7 +278,7 @@ function Row({ workspace, entry, renamed, attempt, onUnpack, onFolder, onFile }:
   const remove = () => {
     if (confirm(`Delete ${name}${entry.kind === "folder" ? " and all that is in it" : ""}?`)) void attempt(() => workspace.remove(entry));
   };
-  if (moving) return <li><NameForm label="New path" value={entry.path} onDone={move} /></li>;
+  if (moving) return <li><LineForm label="New path" verb="Move" value={entry.path} style="input mono" onDone={move} onLeave={() => setMoving(false)} /></li>;
   const open = () => (entry.kind === "folder" ? onFolder(entry.path) : onFile(entry.path));
   return (
     <li class="files-row">
@@ -354,7 +339,7 @@ function Matches({ found, onOpen }: { found: { matches: Match[]; whole: boolean 
   if (typeof found === "string") return <p class="files-empty" role="status">{visible(found)}</p>;
   return (
     <>
-      <p class="files-status" role="status">{counted(found.matches.length, "place")}{!found.whole && ", and more"}</p>
+      <p class="files-status" role="status">{counted(found.matches.length, "match", "matches")}{!found.whole && ", and more"}</p>
       <ul class="files-list">
         {found.matches.map((match, index) => (
           <li key={index} class="files-match">
@@ -365,69 +350,4 @@ function Matches({ found, onOpen }: { found: { matches: Match[]; whole: boolean 
       </ul>
     </>
   );
-}
-
-/** Send all, ask before what is there is replaced, and return in words what came of it. */
-async function uploadAll(workspace: Workspace, uploads: Upload[], say: (words: string) => void): Promise<string> {
-  const failed = new Map<Upload, string>();
-  const there: Upload[] = [];
-  let done = 0;
-  const put = async (upload: Upload, replace: boolean) => {
-    const { path, file } = upload;
-    try {
-      if (file) await send(workspace.contentUrl(path), file, replace, (share) => say(`Uploading ${done + 1} of ${uploads.length}, ${share} %`));
-      else await workspace.makeFolder(path);
-      done += 1;
-    } catch (error) {
-      const refused = error instanceof Refused ? error : null;
-      if (!replace && refused?.status === 412) there.push(upload);
-      else failed.set(upload, refused?.message ?? wordsOf(error));
-      // Where nothing answers the next will not arrive, either.
-      return refused !== null && refused.status < 500;
-    }
-    return true;
-  };
-  const putAll = async (some: Upload[], replace: boolean) => {
-    for (const [index, upload] of some.entries()) {
-      if (await put(upload, replace)) continue;
-      for (const rest of some.slice(index + 1)) failed.set(rest, "");
-      return;
-    }
-  };
-  await putAll(uploads, false);
-  const replaced = there.length > 0 && confirm(`${listed(there)} ${there.length === 1 ? "is" : "are"} there already. Replace?`);
-  if (replaced) await putAll(there, true);
-  const kept = there.length && !replaced ? ` Kept as it was: ${listed(there)}.` : "";
-  const lost = failed.size ? ` Not uploaded: ${listed([...failed.keys()])}. ${[...new Set(failed.values())].join(" ")}` : "";
-  return `${done} of ${uploads.length} uploaded.${kept}${lost}`.trim();
-}
-
-/** Return the paths of the first few. */
-function listed(uploads: Upload[]): string {
-  const rest = uploads.length - MOST_NAMED;
-  return uploads.slice(0, MOST_NAMED).map(({ path }) => visible(path)).join(", ") + (rest > 0 ? ` and ${rest} more` : "");
-}
-
-/** Send a file, which must be new unless it is to `replace` one; unlike fetch this tells how much of it has gone. */
-function send(url: string, file: Blob, replace: boolean, progress: (share: number) => void): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("PUT", url);
-    request.setRequestHeader("Content-Type", "application/octet-stream");
-    if (!replace) request.setRequestHeader("If-None-Match", "*");
-    request.upload.onprogress = (event) => progress(event.total ? Math.floor((event.loaded / event.total) * 100) : 100);
-    request.onload = () => (request.status < 300 ? resolve() : reject(refusal(request)));
-    request.onerror = () => reject(new Error("The upload broke off."));
-    request.send(file);
-  });
-}
-
-function refusal(request: XMLHttpRequest): Refused {
-  let problem: Problem = {};
-  try {
-    problem = JSON.parse(request.responseText);
-  } catch {
-    // Something on the way answered in its own words.
-  }
-  return new Refused(request.status, problem);
 }

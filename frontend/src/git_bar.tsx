@@ -1,6 +1,6 @@
 // The bar of the workspace's git repository, above its files: branch, how far ahead, fetch, commit, push.
-import { type JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
+import { LineForm } from "./line_form";
 import { ask, post, wordsOf } from "./sse";
 import { visible } from "./text";
 
@@ -77,39 +77,15 @@ export function GitBar({ api, news, repository }: { api: string; news: number; r
           <button type="button" class="btn btn-small" disabled={busy || !status.commit} onClick={() => setWish("push")}>Push</button>
         </span>
       </div>
-      {wish === "commit" && <WishForm label="What the commit says" verb="Commit" value="" onDone={commit} onLeave={() => setWish(null)} />}
-      {wish === "push" && <WishForm label="Branch to push to" verb="Push" value={status.branch ?? ""} onDone={push} onLeave={() => setWish(null)} />}
+      {wish === "commit" && <LineForm label="What the commit says" verb="Commit" value="" onDone={commit} onLeave={() => setWish(null)} />}
+      {wish === "push" && <LineForm label="Branch to push to" verb="Push" value={status.branch ?? ""} onDone={push} onLeave={() => setWish(null)} />}
       <p class="files-status" role="status">{busy ? "Working…" : visible(said)}</p>
     </section>
   );
 }
 
-function facts(status: GitStatus, dirty: number): JSX.Element {
+function facts(status: GitStatus, dirty: number): string {
   const counts: [number, string][] = [[status.conflicted, "in conflict"], [status.ahead, "ahead"], [status.behind, "behind"]];
   const told = counts.filter(([count]) => count).map(([count, words]) => `${count} ${words}`);
-  return <>{[dirty ? `${dirty} changed` : "nothing changed", ...told].join(" · ")}</>;
-}
-
-interface WishProps {
-  label: string;
-  verb: string;
-  value: string;
-  onDone: (text: string) => void;
-  onLeave: () => void;
-}
-
-function WishForm({ label, verb, value, onDone, onLeave }: WishProps) {
-  const input = useRef<HTMLInputElement>(null);
-  useEffect(() => input.current?.select(), []);
-  const done = (event: Event) => {
-    event.preventDefault();
-    onDone(input.current?.value.trim() ?? "");
-  };
-  return (
-    <form class="name-form" onSubmit={done} onKeyDown={(event) => event.key === "Escape" && onLeave()}>
-      <input ref={input} class="input" aria-label={label} defaultValue={value} placeholder={label} pattern=".*\S.*" required maxLength={2000} />
-      <button class="btn btn-small btn-primary">{verb}</button>
-      <button type="button" class="btn btn-small" onClick={onLeave}>Cancel</button>
-    </form>
-  );
+  return [dirty ? `${dirty} changed` : "nothing changed", ...told].join(" · ");
 }

@@ -69,7 +69,7 @@ function Pane(given: PaneProps) {
 
 function wordsFor(failure: unknown): string {
   const forbidden = failure instanceof Refused && failure.problem.code === "forbidden";
-  return forbidden ? "Who only looks at this project cannot open what it serves. Ask its owner to make you an editor." : wordsOf(failure);
+  return forbidden ? "A viewer of this project cannot open what it serves. Ask its owner to make you an editor." : wordsOf(failure);
 }
 
 function Previews({ api, page, wanted, attempt }: PaneProps & { attempt: Attempt }) {
@@ -110,7 +110,7 @@ function Previews({ api, page, wanted, attempt }: PaneProps & { attempt: Attempt
         </div>
       )}
       {target ? <Opened key={`${target.port} ${target.path}`} api={api} page={page} target={target} opened={opened} open={open} attempt={attempt} />
-        : ports?.length === 0 ? <NothingYet /> : ports && <p class="files-empty">Choose what is to be shown.</p>}
+        : ports?.length === 0 ? <NothingYet /> : ports && <p class="files-empty">Choose what to show.</p>}
       {target && !listed && <p class="preview-said" role="status">Nothing listens on port {target.port} any more. It is shown again once something does.</p>}
     </>
   );

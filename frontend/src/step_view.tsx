@@ -187,7 +187,7 @@ function ResultFile({ part }: { part: Record<string, any> }) {
   const size = Math.floor((data.length * 3) / 4);
   return (
     <a download="result" href={`data:application/octet-stream;base64,${data}`}>
-      Save what the tool gave ({visible(kind)}, {size} bytes)
+      Save the tool's result ({visible(kind)}, {size} bytes)
     </a>
   );
 }

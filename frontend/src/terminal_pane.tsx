@@ -60,7 +60,7 @@ function Shells({ list, attempt }: { list: string; attempt: (action: () => Promi
         {shells.map((one, index) => (
           <button key={one.terminal_id} type="button" class="btn btn-small" aria-pressed={one === shown} onClick={() => choose(one.terminal_id)}>Terminal {index + 1}</button>
         ))}
-        <button type="button" class="btn btn-small btn-quiet" onClick={start}>New terminal</button>
+        <button type="button" class={shown ? "btn btn-small btn-quiet" : "btn btn-small"} onClick={start}>New terminal</button>
         {shown && <button type="button" class="btn btn-small btn-quiet ml-auto" onClick={() => end(shown.terminal_id)}>End it</button>}
       </div>
       {shown ? <View key={shown.terminal_id} list={list} id={shown.terminal_id} ended={shown.ended} /> : <p class="files-empty">No terminal is open.</p>}

@@ -19,8 +19,8 @@ export function textOr(value: unknown, other = ""): string {
 }
 
 /** Return "3 files", "1 file". */
-export function counted(count: number, noun: string): string {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+export function counted(count: number, noun: string, nouns = `${noun}s`): string {
+  return `${count} ${count === 1 ? noun : nouns}`;
 }
 
 /** Tell whether a key sends what was typed. */

@@ -80,8 +80,8 @@ function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
       {plan && <What undone={undone} total={plan.changes.total} />}
       {plan && kept.length > 0 && (
         <div>
-          <p>Others changed {kept.length} of its files, too. {override ? "With the rest comes back" : "As it is stays"}: {reasonsOf(kept.map((change) => ({ path: change.path, reason: keptAs(change, plan.after) })), kept.length)}.</p>
-          <label class="undo-override"><input type="checkbox" checked={override} onChange={(event) => setOverride(event.currentTarget.checked)} /> Take away what others changed, too</label>
+          <p>Others changed {kept.length} of its files, too. {override ? "Also undone" : "Kept as they are"}: {reasonsOf(kept.map((change) => ({ path: change.path, reason: keptAs(change, plan.after) })), kept.length)}.</p>
+          <label class="undo-override"><input type="checkbox" checked={override} onChange={(event) => setOverride(event.currentTarget.checked)} /> Undo what others changed, too</label>
         </div>
       )}
       {plan && plan.changes.left_out_total > 0 && <p class="help">What is not kept stays: {reasonsOf(plan.changes.left_out, plan.changes.left_out_total, 3)}.</p>}

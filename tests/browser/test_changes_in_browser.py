@@ -149,7 +149,7 @@ async def told_before_it_is_undone(person: Person) -> None:
     await expect(dialog.locator("li")).to_have_text(
         ["bytes.bin is removed", "notes.txt comes back", "src/main.py is as it was"]
     )
-    await expect(dialog).to_contain_text(f"As it is stays: {LEFT}.")
+    await expect(dialog).to_contain_text(f"Kept as they are: {LEFT}.")
     await expect(dialog).to_contain_text("in a terminal while the turn ran counts as the turn's")
     await judged(person, "undo")
     await page.keyboard.press("Escape")

@@ -88,7 +88,7 @@ async def test_folders_open_and_files_show_as_what_they_are(person: Person) -> N
     await person.picture("files-text")
     await page.get_by_role("button", name="Files").click()
     await page.locator(".files-path").get_by_role("button", name="workspace").click()
-    for name, shown in (("page.html", "<script>"), ("bytes.bin", "This is no text")):
+    for name, shown in (("page.html", "<script>"), ("bytes.bin", "This is not text")):
         await row(person, name).get_by_role("button").first.click()
         await expect(pane).to_contain_text(shown)
         assert await pane.locator("script, iframe").count() == 0

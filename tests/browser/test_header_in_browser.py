@@ -174,7 +174,7 @@ async def test_model_and_mode_are_chosen_for_a_session_and_a_refusal_is_told(
     await page.keyboard.press("Home")
     await page.keyboard.press("Enter")
     await expect(mode).to_have_text("Acts by itself")
-    await expect(said).to_have_text("It holds from the next message on.")
+    await expect(said).to_have_text("This applies from your next message on.")
     await model.click()
     await page.get_by_role("menuitemradio", name="parrot").click()
     await expect(model).to_have_text("parrot")

@@ -1,0 +1,71 @@
+// Files on their way into the workspace.
+import { type Problem, Refused, wordsOf } from "./sse";
+import { visible } from "./text";
+import type { Upload, Workspace } from "./workspace";
+
+const MOST_NAMED = 5;
+
+/** Send all, ask before what is there is replaced, and return in words what came of it. */
+export async function uploadAll(workspace: Workspace, uploads: Upload[], say: (words: string) => void): Promise<string> {
+  const failed = new Map<Upload, string>();
+  const there: Upload[] = [];
+  let done = 0;
+  const put = async (upload: Upload, replace: boolean) => {
+    const { path, file } = upload;
+    try {
+      if (file) await send(workspace.contentUrl(path), file, replace, (share) => say(`Uploading ${done + 1} of ${uploads.length}, ${share} %`));
+      else await workspace.makeFolder(path);
+      done += 1;
+    } catch (error) {
+      const refused = error instanceof Refused ? error : null;
+      if (!replace && refused?.status === 412) there.push(upload);
+      else failed.set(upload, refused?.message ?? wordsOf(error));
+      // Where nothing answers the next will not arrive, either.
+      return refused !== null && refused.status < 500;
+    }
+    return true;
+  };
+  const putAll = async (some: Upload[], replace: boolean) => {
+    for (const [index, upload] of some.entries()) {
+      if (await put(upload, replace)) continue;
+      for (const rest of some.slice(index + 1)) failed.set(rest, "");
+      return;
+    }
+  };
+  await putAll(uploads, false);
+  const replaced = there.length > 0 && confirm(`${listed(there)} ${there.length === 1 ? "is" : "are"} there already. Replace?`);
+  if (replaced) await putAll(there, true);
+  const kept = there.length && !replaced ? ` Kept as it was: ${listed(there)}.` : "";
+  const lost = failed.size ? ` Not uploaded: ${listed([...failed.keys()])}. ${[...new Set(failed.values())].join(" ")}` : "";
+  return `${done} of ${uploads.length} uploaded.${kept}${lost}`.trim();
+}
+
+/** Return the paths of the first few. */
+function listed(uploads: Upload[]): string {
+  const rest = uploads.length - MOST_NAMED;
+  return uploads.slice(0, MOST_NAMED).map(({ path }) => visible(path)).join(", ") + (rest > 0 ? ` and ${rest} more` : "");
+}
+
+/** Send a file, which must be new unless it is to `replace` one; unlike fetch this tells how much of it has gone. */
+function send(url: string, file: Blob, replace: boolean, progress: (share: number) => void): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("PUT", url);
+    request.setRequestHeader("Content-Type", "application/octet-stream");
+    if (!replace) request.setRequestHeader("If-None-Match", "*");
+    request.upload.onprogress = (event) => progress(event.total ? Math.floor((event.loaded / event.total) * 100) : 100);
+    request.onload = () => (request.status < 300 ? resolve() : reject(refusal(request)));
+    request.onerror = () => reject(new Error("The upload broke off."));
+    request.send(file);
+  });
+}
+
+function refusal(request: XMLHttpRequest): Refused {
+  let problem: Problem = {};
+  try {
+    problem = JSON.parse(request.responseText);
+  } catch {
+    // Something on the way answered in its own words.
+  }
+  return new Refused(request.status, problem);
+}
