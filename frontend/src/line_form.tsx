@@ -1,5 +1,5 @@
 // A form of one line, which comes where it is asked for and goes when it is done.
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 interface LineFormProps {
   label: string;
@@ -12,7 +12,7 @@ interface LineFormProps {
 
 export function LineForm({ label, verb, value, style = "input", onDone, onLeave }: LineFormProps) {
   const input = useRef<HTMLInputElement>(null);
-  useEffect(() => input.current?.select(), []);
+  useLayoutEffect(() => input.current?.select(), []); // before a key can reach it
   const done = (event: Event) => {
     event.preventDefault();
     onDone(input.current?.value.trim() ?? "");
