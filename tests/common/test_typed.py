@@ -64,3 +64,10 @@ def test_what_a_line_holds_is_counted_without_what_its_texts_hold(value: Any) ->
     assert not holds_more(line, max(parts(value), signs))
     if signs > (most := parts(value) - 1) >= 0:
         assert holds_more(line, most)
+
+
+def test_a_text_without_an_end_is_looked_at_once() -> None:
+    # Each of its quotes would begin another look to the end: a line of 3 MB took an hour.
+    line = b'"' + b'\\",' * 1_000_001
+    assert not holds_more(line, 1_000_000)
+    assert not holds_more(line + b"\\", 1_000_000)

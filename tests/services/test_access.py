@@ -504,6 +504,12 @@ async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
     await refused(of.tokens.make(thief, NewToken("u", everything)), revoked, UnauthorizedError)
     unshared = of.gate.unshare(OPERATOR, ref, "bob")
     await refused(of.projects.want(bob, ref, Desired.ACTIVE), unshared, UserNotFoundError)
+    await of.accounts.make(OPERATOR, User("eve", "Eve", role=Role.ADMIN))
+    demoted = of.people.edit("eve", UserEdit(role=Role.USER), by=OPERATOR)
+    kept = of.secrets.put(
+        Principal("eve", "eve", Role.ADMIN), "bob", NewSecret("n", "h.example", "word")
+    )
+    await refused(kept, demoted, UserNotFoundError)
     clock.advance(1)
     disabled = of.people.edit("bob", UserEdit(disabled=True), by=OPERATOR)
     put = of.secrets.put(bob, "bob", NewSecret("n", "h.example", "word"))
@@ -785,6 +791,7 @@ async def _whole(lines: AsyncIterator[bytes]) -> bytes:
 async def test_a_project_is_handed_over_with_its_members_and_nothing_of_its_owner_stays() -> None:
     house, ref = House(), ProjectRef("ada", "demo")
     of, boss, ada = house.use_cases, WHO_IS[Standing.ADMIN], Principal("ada", "ada")
+    await of.accounts.make(OPERATOR, User(boss.user_id or "", "Boss", role=Role.ADMIN))
     for name in ("eve", "bob"):
         await of.accounts.make(boss, User(name, name, limits=Limits(projects=1)))
     made = (await of.projects.create(ada, "ada", NewProject("Demo", "demo"))).project

@@ -17,7 +17,8 @@ _ESCAPED = re.compile(
 )
 """What begins with a backslash and may be, or be taken for, half a character: the group."""
 _SIGNS = (b",", b"[", b"{")
-_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+"""A text of JSON; one without an end goes to the line's, so that none is looked at twice."""
 
 
 def parse_json(text: bytes | bytearray | str) -> Any:

@@ -42,7 +42,7 @@ from greylag.domain.users import (
     of_project,
     of_user,
 )
-from greylag.ports import RECENT_SECONDS, Clock, Duty, PeopleStore, ProjectStore
+from greylag.ports import Clock, Duty, PeopleStore, ProjectStore
 from greylag.services.attempts import Attempts
 from greylag.services.audit import Audit
 from greylag.services.people import People, no_such_user
@@ -53,7 +53,6 @@ COUNTED_AT_ONCE = 64
 """How many duties of this name share out whose things are counted; a store keeps them all."""
 _COUNTING_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
-_WAITED = RECENT_SECONDS / 2  # whoever takes a right away waits that long for what is under way
 _ANEW = datetime.max.replace(tzinfo=UTC)  # whoever did it before, it is to be done again
 
 _log = structlog.get_logger(__name__)
@@ -160,7 +159,8 @@ class Gate:
         user = await self._directory.get(owner)
         refusal = _refusal(principal, action, what, found)
         if refusal is None and user.disabled and action in _WHILE_DISABLED:
-            refusal = _disabled(owner)
+            hint = "An administrator can enable them again."
+            refusal = ForbiddenError(f"The user {owner} is disabled.", hint=hint)
         if refusal is not None:
             raise await self.refused(principal, action, what, refusal)
         if _as_admin_alone(action, found):
@@ -176,15 +176,16 @@ class Gate:
         granted = principal.scopes is None or scope in principal.scopes
         return granted and not standings.isdisjoint(await self._standings(principal, what))
 
-    async def check_enabled(self, user_id: str) -> None:
-        """Return when there is a user of this id who may come in.
+    async def check_receives(self, user_id: str) -> None:
+        """Return when a project may be handed over to a user.
 
         Raises:
-            UserNotFoundError: there is none.
-            ForbiddenError: they are disabled.
+            UserNotFoundError: there is none of this id.
+            ConflictError: they are disabled.
         """
         if (await self._directory.get(user_id)).disabled:
-            raise _disabled(user_id)
+            disabled = f"The user {user_id!r} is disabled."
+            raise ConflictError(disabled, hint="Choose another user.")
 
     async def administrate(self, principal: Principal, action: Action) -> None:
         """Return when ``principal`` may do ``action``, which is about no user of its own.
@@ -220,7 +221,8 @@ class Gate:
         With ``counted``, whose things the block counts and adds to, such blocks of one user (and of
         some others) come one after another in all processes of a store, so that no two of them find
         the same room. The turn of one that died, or takes longer than ten seconds, goes to the
-        next. After a wait the principal's sign-in, and their ``right`` to it, have to count still.
+        next. When it has come, a user's sign-in, and the ``right`` to it in the role that they have
+        then, have to count still.
 
         Raises:
             ConflictError: others went first for too long.
@@ -231,32 +233,38 @@ class Gate:
             if counted is None:
                 yield
                 return
-            async with self._turn(counted) as waited:
-                if waited >= _WAITED and right is not None:
-                    await self._check_sign_in(principal)
-                    await self.authorize(principal, right, what)
+            async with self._turn(counted):
+                if right is not None:
+                    await self.authorize(await self._as_of_now(principal), right, what)
                 yield
         except LimitExceededError as error:
             await self.refused(principal, action, what, error)
             raise
 
     @asynccontextmanager
-    async def _turn(self, user_id: str) -> AsyncIterator[float]:
-        """Yield the seconds that it took to be the one who counts."""
+    async def _turn(self, user_id: str) -> AsyncIterator[None]:
         slot = crc32(user_id.encode(errors="replace")) % COUNTED_AT_ONCE
         name, holder = f"{COUNTING} {slot}", secrets.token_hex(8)
-        began = self._clock.monotonic()
+        end, away = self._clock.monotonic() + 2 * _COUNTING_SECONDS, False
         async with self._turns[slot]:
             # Who leaves at any moment must give up what the store may have given them by then.
             try:
-                while not await to_its_end(self._is_taken(name, holder), "turn to count"):
-                    if self._clock.monotonic() - began >= 2 * _COUNTING_SECONDS:
-                        others = "Other requests that count go first."
-                        raise ConflictError(others, hint="Try again in a moment.")
-                    await self._clock.sleep(_LOOK_SECONDS)
-                yield self._clock.monotonic() - began
+                try:
+                    await self._come_first(name, holder, end)
+                except StoreUnavailableError:
+                    away = True  # and would be waited for again
+                    raise
+                yield
             finally:
-                await to_its_end(self._give_up(name, holder), "end of a turn to count")
+                if not away:
+                    await to_its_end(self._give_up(name, holder), "end of a turn to count")
+
+    async def _come_first(self, name: str, holder: str, end: float) -> None:
+        while not await to_its_end(self._is_taken(name, holder), "turn to count"):
+            if self._clock.monotonic() >= end:
+                others = "Other requests that count go first."
+                raise ConflictError(others, hint="Try again in a moment.")
+            await self._clock.sleep(_LOOK_SECONDS)
 
     async def _is_taken(self, name: str, holder: str) -> bool:
         now = self._clock.now()
@@ -268,10 +276,13 @@ class Gate:
         with suppress(StoreUnavailableError):  # it runs out by itself
             await self._projects.finish_duty(name, holder, self._clock.now())
 
-    async def _check_sign_in(self, principal: Principal) -> None:
-        user_id = principal.user_id
-        if user_id and not await self._directory.goes_on(user_id, principal.sign_in):
+    async def _as_of_now(self, principal: Principal) -> Principal:
+        if principal.user_id is None:
+            return principal
+        role = await self._directory.role_now(principal.user_id, principal.sign_in)
+        if role is None:
             raise UnauthorizedError("The token or sign-in does not count any more.")
+        return replace(principal, role=role)
 
     @staticmethod
     def is_lasting(principal: Principal, owner: str) -> bool:
@@ -473,11 +484,6 @@ def _forbidden(words: str, hint: str = "Ask the owner, or an administrator.") ->
 def _no_reason() -> ForbiddenError:
     hint = "Say why, on the page or in the header x-greylag-reason; it is audited."
     return _forbidden("Only with a reason may you read this.", hint)
-
-
-def _disabled(user_id: str) -> ForbiddenError:
-    hint = "An administrator can enable them again."
-    return ForbiddenError(f"The user {user_id} is disabled.", hint=hint)
 
 
 def _no_administrator(action: Action, principal: Principal) -> ForbiddenError:

@@ -162,9 +162,9 @@ class Accounts:
         """
         await self._gate.authorize(principal, Action.PROJECTS_HAND_OVER, ref)
         user = await self._people.get(user_id)
-        if user.disabled or user.id == ref.user_id:
-            why = "is disabled" if user.disabled else "has this project already"
-            raise ConflictError(f"The user {user.id!r} {why}.", hint="Choose another user.")
+        if user.id == ref.user_id:
+            has = f"The user {user.id!r} has this project already."
+            raise ConflictError(has, hint="Choose another user.")
         given = await self._projects.give(principal, ref, user)
         for share in await self._store.labelled(Share, of_project(ref.user_id, ref.project_id)):
             ended = self._gate.audit.event(

@@ -231,15 +231,19 @@ class People:
         token = await self._store.find(ApiToken, key)
         return token if token and self._clock.now() < token.expires_at else None
 
-    async def goes_on(self, user_id: str, sign_in: str) -> bool:
-        """Tell whether a user may come in, and a ``Principal.sign_in`` of theirs ("": any) has not
-        ended.
+    async def role_now(self, user_id: str, sign_in: str) -> Role | None:
+        """Return the role of a user by a ``Principal.sign_in`` of theirs ("": any); ``None`` when
+        it has ended, or they may not come in.
         """
         kind, _, key = sign_in.partition(" ")
         if kind not in {"session", "token"}:
-            return await self.active(user_id) is not None
+            user = await self.active(user_id)
+            return None if user is None else user.role
         one = await (self.session(key) if kind == "session" else self.token(key))
-        return one is not None and await self.owner(one) is not None
+        user = None if one is None else await self.owner(one)
+        if user is None:
+            return None
+        return (one.role or user.role) if isinstance(one, Session) else user.role
 
     async def sessions(self, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""

@@ -195,7 +195,7 @@ class Projects:
         counted = None if most is None else user.id
         on = Action.PROJECTS_HAND_OVER
         async with self._gate.limited(principal, on, ref, right=on, counted=counted):
-            await self._gate.check_enabled(user.id)
+            await self._gate.check_receives(user.id)
             await self._check_projects(user, most)
             self._check_template(user, project.metadata)
             given = await self._give(principal, ref, user)

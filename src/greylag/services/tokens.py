@@ -18,7 +18,8 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from greylag.domain.audit import AuditAction, name_of
+from greylag.common.concurrent import to_its_end
+from greylag.domain.audit import AuditAction, AuditEvent, name_of
 from greylag.domain.errors import (
     ForbiddenError,
     InvalidRequestError,
@@ -158,10 +159,19 @@ class Tokens:
                 raise LimitExceededError(
                     f"A user may have {MOST_TOKENS} tokens.", hint="Revoke one first."
                 )
-            if answers is not None and not await self._store.remove(DeviceLogin, answers.key):
-                raise _login_over()
-            await self._store.put(token, token.created_at, audit=event)
+            await to_its_end(self._keep(principal, token, event, answers), "a token")
         return text, token
+
+    async def _keep(
+        self, by: Principal, token: ApiToken, event: AuditEvent, answers: DeviceLogin | None
+    ) -> None:
+        # The token first: a login without it would be lost.
+        await self._store.put(token, token.created_at, audit=event)
+        if answers is not None and not await self._store.remove(DeviceLogin, answers.key):
+            on = name_of(token.user_id)
+            ended = self._gate.audit.event(by, AuditAction.TOKEN_REVOKE, on, token=token.id)
+            await self._store.remove(ApiToken, token.key, audit=ended)
+            raise _login_over()
 
     def _record(self, user: User, text: str, new: NewToken) -> ApiToken:
         now = self._clock.now()

@@ -136,7 +136,7 @@ class PreviewSite:
     async def _check(self, preview: Preview) -> None:
         """Raise why a preview may not be shown now: who opened it may not see it any more."""
         by = preview.by
-        if by is not None and not await self._people.goes_on(by, preview.sign_in):
+        if by is not None and await self._people.role_now(by, preview.sign_in) is None:
             raise UnauthorizedError("Who opened this preview has signed out.", hint=HINT)
         if preview.until <= time.time():
             raise UnauthorizedError("This link has run out.", hint=HINT)

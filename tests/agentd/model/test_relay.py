@@ -208,8 +208,8 @@ async def test_a_call_without_room_is_told_of_and_the_oldest_always_goes_on(
             assert "until other model calls leave room" in words
             rest.set()
             assert await provider.came.get() == 10_900
+            provider.begin.set()  # it is held until then, and the other one waits
             assert await provider.came.get() == 200
-            provider.begin.set()
             provider.end.set()
         assert relay._bodies.held == 0
 

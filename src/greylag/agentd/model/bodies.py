@@ -1,8 +1,8 @@
 """The bodies of model calls: held in memory until they have been sent, and bounded together.
 
 A call's bytes count as they come, not as they are announced. When there is no room all wait but the
-call that has been reading for longest: it may always go on. So those that are half there cannot
-keep each other waiting for ever, nor many small ones a large one.
+call that has been reading for longest: it may go on, and no other until that one has been sent. So
+those that are half there cannot keep each other waiting for ever, nor many small ones a large one.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ class Bodies:
     """All that are held.
 
     Args:
-        most: how many bytes, beside those of the one that may always go on.
+        most: how many bytes, beside those of the one that may go on all the same.
 
     Attributes:
         held: how many bytes there are now.
@@ -24,6 +24,7 @@ class Bodies:
         self.held = 0
         self._most = most
         self._reading: dict[Body, None] = {}
+        self._beyond: Body | None = None
         self._changed = asyncio.Event()
 
     @contextmanager
@@ -37,13 +38,17 @@ class Bodies:
             body.finish()
             body.drop()
 
-    def has_room(self, body: "Body", size: int) -> bool:
-        """Tell whether ``size`` more bytes of ``body`` may be held."""
-        return self.held + size <= self._most or body is next(iter(self._reading))
+    def may_hold(self, body: "Body", size: int) -> bool:
+        """Tell whether ``size`` more bytes of ``body``, which is being read, may be held."""
+        if self.held + size <= self._most:
+            return True
+        if self._beyond is None and body is next(iter(self._reading)):
+            self._beyond = body
+        return body is self._beyond
 
     async def room(self, body: "Body", size: int) -> None:
         """Return once there is room."""
-        while not self.has_room(body, size):
+        while not self.may_hold(body, size):
             await self._changed.wait()
 
     def finished(self, body: "Body") -> None:
@@ -51,9 +56,11 @@ class Bodies:
         self._reading.pop(body, None)
         self._tell()
 
-    def count(self, size: int) -> None:
-        """Count so many bytes more, or fewer."""
-        self.held += size
+    def dropped(self, body: "Body") -> None:
+        """Let others have the room of a body."""
+        self.held -= len(body.data)
+        if self._beyond is body:
+            self._beyond = None
         self._tell()
 
     def _tell(self) -> None:
@@ -75,7 +82,7 @@ class Body:
     def add(self, chunk: bytes) -> None:
         """Hold more of it."""
         self.data += chunk
-        self._bodies.count(len(chunk))
+        self._bodies.held += len(chunk)
 
     def finish(self) -> None:
         """Say that all of it has come."""
@@ -83,5 +90,5 @@ class Body:
 
     def drop(self) -> None:
         """Hold it no longer: it is sent to nobody again."""
-        self._bodies.count(-len(self.data))
+        self._bodies.dropped(self)
         self.data = bytearray()  # whoever still sends the other has it

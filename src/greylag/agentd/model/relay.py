@@ -205,7 +205,7 @@ class ModelRelay:
         Raises:
             ProviderFaultError: it does not come in time, is too large, or found no room.
         """
-        loop, left = asyncio.get_running_loop(), _BODY_SECONDS
+        loop, left, patience = asyncio.get_running_loop(), _BODY_SECONDS, self._idle_seconds
         while not request.content.at_eof():
             since = loop.time()
             try:
@@ -217,17 +217,21 @@ class ModelRelay:
             if len(body.data) + len(chunk) > scripted_model.BODY_LIMIT:
                 status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
                 raise ProviderFaultError(_TOO_LARGE, status, final=True)
-            if not self._bodies.has_room(body, len(chunk)):
-                await self._wait_for_room(body, len(chunk), session)
+            if not self._bodies.may_hold(body, len(chunk)):
+                since = loop.time()
+                await self._wait_for_room(body, len(chunk), session, patience)
+                patience -= loop.time() - since
             body.add(chunk)
         body.finish()
 
-    async def _wait_for_room(self, body: Body, size: int, session: str | None) -> None:
+    async def _wait_for_room(
+        self, body: Body, size: int, session: str | None, patience: float
+    ) -> None:
         what = "other model calls leave room in memory for this one"
         try:
             async with (
                 self._silence_noticed(session, what),
-                asyncio.timeout(self._idle_seconds),
+                asyncio.timeout(patience),
             ):
                 await self._bodies.room(body, size)
         except TimeoutError as error:

@@ -25,6 +25,7 @@ from greylag.web.dashboard.pages import (
     lead,
     respond,
     see,
+    words_of,
 )
 from greylag.web.deps import CallDep, RequestContext, UserCallDep
 from greylag.web.schemas import NewTokenIn, UserEditIn
@@ -115,7 +116,7 @@ async def edit_account(request: Request, call: UserCallDep) -> Response:
         edit = parsed(UserEditIn, given | {"limits": limits_of(form)}).edit()
         await call.use_cases.accounts.edit(call.principal, call.user_id, edit)
     except FORM_REFUSALS as error:
-        return _page(call, await _read(call), form, error.info.message)
+        return _page(call, await _read(call), form, words_of(error))
     return see(user_url(call.user_id, ACCOUNT))
 
 
@@ -186,7 +187,7 @@ async def make_token(request: Request, call: UserCallDep) -> Response:
         new = parsed(NewTokenIn, given).token()
         text, token = await call.use_cases.tokens.make(call.principal, new)
     except FORM_REFUSALS as error:
-        return await _token_form(call, form, error.info.message)
+        return await _token_form(call, form, words_of(error))
     page = respond("token_made.html", site=call.site, user_id=call.user_id, token=token, text=text)
     page.headers["cache-control"] = "no-store"
     return page

@@ -30,6 +30,7 @@ from greylag.web.dashboard.pages import (
     lead,
     respond,
     see,
+    words_of,
 )
 from greylag.web.deps import CallDep, RequestContext, UserCallDep
 from greylag.web.schemas import NewUserIn
@@ -103,7 +104,7 @@ async def make_user(request: Request, call: CallDep) -> Response:
         new = parsed(NewUserIn, given).user()
         made = await call.use_cases.accounts.make(call.principal, new)
     except FORM_REFUSALS as error:
-        return _user_form(call, form, error.info.message)
+        return _user_form(call, form, words_of(error))
     return see(user_url(made.id, ACCOUNT))
 
 

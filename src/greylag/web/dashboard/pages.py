@@ -22,6 +22,7 @@ from greylag.common.typed import parse_json
 from greylag.domain.errors import (
     ConflictError,
     ErrorInfo,
+    GreylagError,
     InvalidRequestError,
     LimitExceededError,
 )
@@ -329,6 +330,13 @@ def respond_to(
 def piece(request: Request, fragment: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """Return what a dialog shows: ``fragment``, or a page of it when a browser opens it alone."""
     return respond_to(request, "piece.html", fragment, status=status, piece=fragment, **values)
+
+
+def words_of(error: GreylagError) -> str:
+    """Return what a form says of why it came back; what is wrong in it needs no hint."""
+    if isinstance(error, InvalidRequestError):
+        return error.info.message
+    return f"{error.info.message} {error.info.hint}".rstrip()
 
 
 def form_page(

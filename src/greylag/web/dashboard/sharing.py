@@ -26,6 +26,7 @@ from greylag.web.dashboard.pages import (
     project_view,
     respond,
     see,
+    words_of,
 )
 from greylag.web.deps import ProjectCallDep, RequestContext
 
@@ -65,7 +66,7 @@ async def share(request: Request, call: ProjectCallDep) -> Response:
         user = await call.use_cases.people.named(named)
         await gate.share(principal, ref, user.id, role)
     except (*FORM_REFUSALS, UserNotFoundError) as error:
-        return await _page(call, named, f"{error.info.message} {error.info.hint}")
+        return await _page(call, named, words_of(error))
     return see(f"{project_url(ref)}/members")
 
 

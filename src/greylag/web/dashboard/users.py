@@ -30,6 +30,7 @@ from greylag.web.dashboard.pages import (
     render,
     respond_to,
     see,
+    words_of,
 )
 from greylag.web.dashboard.rail import (
     MOST_READ,
@@ -122,7 +123,7 @@ async def create_project(request: Request, call: UserCallDep) -> Response:
         new = NewProject(form.name, form.project_id or None, form.metadata_object(), form.source())
         made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
     except (*FORM_REFUSALS, ProjectExistsError) as error:
-        return await _form_page(request, call, owner, form, error.info.message)
+        return await _form_page(request, call, owner, form, words_of(error))
     return lead(request, _with_first(made.project.ref, form.key))
 
 
@@ -140,7 +141,7 @@ async def start_project(request: Request, call: UserCallDep) -> Response:
         new = NewProject(form.name, source=form.source())
         made = await call.use_cases.projects.create(call.principal, owner.id, new, form.key or None)
     except FORM_REFUSALS as error:
-        return await _form_page(request, call, owner, form, error.info.message)
+        return await _form_page(request, call, owner, form, words_of(error))
     ref, session = made.project.ref, None
     if form_field(sent, "first"):
         return see(_with_first(ref, form.key))
