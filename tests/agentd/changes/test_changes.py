@@ -184,6 +184,40 @@ async def test_what_an_undo_brings_back_under_a_rule_can_be_undone_too(tmp_path:
         assert [path.name for path in root.iterdir()] == [".gitignore"]
 
 
+@pytest.mark.parametrize("kept_by", ["undo", "rule"])
+async def test_what_came_to_a_folder_that_is_kept_on_is_not_lost_when_a_rule_comes(
+    kept_by: str, tmp_path: Path
+) -> None:
+    async with rig(tmp_path) as made:
+        root, rule = made.root, made.root / ".gitignore"
+        (root / "src").mkdir()
+        (root / "src/a").touch()
+        async with made.turn("first"):
+            if kept_by == "undo":
+                shutil.rmtree(root / "src")
+            else:
+                rule.write_text("src/\n")
+        await made.undo("first")
+        (root / "src/sub").mkdir()
+        for name in ("new", "old", "sub/x"):
+            (root / "src" / name).write_text("before\n")
+        before = look(root)
+        async with made.turn("t"):
+            rule.write_text("src/\n")
+            (root / "src/new").write_text("agent\n")
+            (root / "src/old").unlink()
+            (root / "src/other").touch()
+        told = {".gitignore": "added", "src/new": "modified", "src/old": "deleted"}
+        assert await made.changed("t") == told
+        async with made.turn("later"):
+            (root / "src/sub/x").write_text("agent\n")
+        assert await made.changed("later") == {"src/sub/x": "modified"}
+        assert (await made.undo("later")).kept == []
+        await made.undo("t")
+        assert {path for path, _ in look(root).items() - before.items()} == {b"src/other"}
+        assert before.keys() <= look(root).keys()
+
+
 async def test_a_rule_hides_nothing_that_could_not_be_read_meanwhile(
     closing: None, tmp_path: Path
 ) -> None:

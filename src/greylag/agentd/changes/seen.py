@@ -56,12 +56,13 @@ def keep_held(
     if isinstance(folder, str):
         return _keep_below(sql, path) and folder in RULES
     ruled_out = False
-    for name, seen in folder.items():
-        if seen.kind == "x" and name in before and _is_held(before[name]):
-            is_folder = before[name].kind == "d"
+    others = folder.get("")  # may stand for names that came while no rule left them out
+    for name, held in before.items():
+        now = folder.get(name, others)
+        if now is not None and now.kind == "x" and _is_held(held):
             where = joined(path, name)
-            new = _keep_below(sql, where) if is_folder else keep_on(sql, [(path, name)])
-            ruled_out |= new and seen.content in RULES
+            new = _keep_below(sql, where) if held.kind == "d" else keep_on(sql, [(path, name)])
+            ruled_out |= new and now.content in RULES
     return ruled_out
 
 
