@@ -13,6 +13,7 @@ from tests.agentd.changes.rig import closed, look, rig
 
 from greylag.agentd.changes import seen, service
 from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.states import split
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import TurnChanges
 from greylag.execd import snapshots
@@ -393,16 +394,25 @@ async def test_any_time_of_a_file_and_any_depth_of_a_folder_can_be_kept(tmp_path
             (made.root / "old").write_text("of 1960\n")
             os.utime(made.root / "old", (-315_619_200, -315_619_200))
             deep = os.open(made.root, os.O_RDONLY)
-            for _ in range(17):
-                name = b"\xff" * 255
+            name = b"\xff" * 255
+            for _ in range(16):
                 os.mkdir(name, dir_fd=deep)
                 os.mkdir(name[:-1], dir_fd=deep)
                 above, deep = deep, os.open(name, os.O_RDONLY, dir_fd=deep)
                 os.close(above)
-            os.close(deep)
+            os.mkdir(name, dir_fd=deep)
         found = await made.service.of_turn("t")
         assert "old" in {one.path for one in found.changes}
-        assert "too_deep" in {one.reason for one in found.left_out}
+        (deepest,) = found.left_out
+        assert deepest.reason == "too_deep"
+        for turn in ("beside", "later"):  # what is too deep is not kept on
+            async with made.turn(turn):
+                os.symlink("old", turn, dir_fd=deep)
+            assert list((await made.changed(turn)).values()) == ["added"]
+        os.close(deep)
+        # A file of this path may be, before it makes room for the folder.
+        await made.store.run(lambda sql: seen.keep_on(sql, [split(deepest.path)]))
+        assert (await made.service.between(None, None)).left_out_total == 1
         await made.undo("t")
         assert not (made.root / "old").exists()
 

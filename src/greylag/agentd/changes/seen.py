@@ -12,6 +12,7 @@ from greylag.execd.files import joined
 from greylag.execd.snapshots import MOST_KEPT
 
 _PIECE = 1024 * 1024
+_NEVER_HELD = RULES | {"too_deep"}
 
 
 def seen_in(sql: sqlite3.Connection, path: str) -> dict[str, Seen]:
@@ -82,7 +83,7 @@ def _keep_below(sql: sqlite3.Connection, path: str) -> bool:
 
 def _is_held(seen: Seen) -> bool:
     """Tell whether an entry is in a state, or would be if it could be read."""
-    return seen.kind != "x" or seen.content not in RULES
+    return seen.kind != "x" or seen.content not in _NEVER_HELD
 
 
 def kept_after(sql: sqlite3.Connection, last: tuple[str, str]) -> tuple[bytes, tuple[str, str]]:
