@@ -359,9 +359,6 @@ def _rules_of(folder: int, path: str) -> Iterator[_Rules]:
 def _left_out(entry: os.DirEntry[str], level: _Level) -> str:
     """Return why an entry is left out; "": it is not."""
     is_folder = entry.is_dir(follow_symlinks=False)
-    path = level.at(_text(entry.name))
-    if is_folder and (len(path) > MOST_PATH or path.count("/") + 1 >= MOST_DEPTH):
-        return "too_deep"
     if level.left_out or level.rules is None or entry.name == _GIT:
         return level.left_out
     if is_folder and entry.name in _BUILT:
@@ -376,9 +373,14 @@ def _left_out(entry: os.DirEntry[str], level: _Level) -> str:
 
 def _entry(entry: os.DirEntry[str], level: _Level, left_out: str) -> list[Any]:
     name = _text(entry.name)
-    if left_out and level.at(name) not in level.kept:
+    path = level.at(name)
+    if left_out and path not in level.kept:
         return [name, "x", left_out]
-    return [name, *_facts(entry, level.folder)]
+    facts = _facts(entry, level.folder)
+    # Whatever is kept, and whatever took a kept file's place: agentd refuses such a list.
+    if facts[0] == "d" and (len(path) > MOST_PATH or path.count("/") + 1 >= MOST_DEPTH):
+        return [name, "x", "too_deep"]
+    return [name, *facts]
 
 
 def _facts(entry: os.DirEntry[str], folder: int) -> list[Any]:

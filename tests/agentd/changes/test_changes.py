@@ -13,6 +13,7 @@ from tests.agentd.changes.rig import closed, look, rig
 
 from greylag.agentd.changes import seen, service
 from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.states import split
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import TurnChanges
 from greylag.execd import snapshots
@@ -182,6 +183,40 @@ async def test_what_an_undo_brings_back_under_a_rule_can_be_undone_too(tmp_path:
         await made.again()
         assert (await made.undo(undone.undo_id)).kept == []
         assert [path.name for path in root.iterdir()] == [".gitignore"]
+
+
+@pytest.mark.parametrize("kept_by", ["undo", "rule"])
+async def test_what_came_to_a_folder_that_is_kept_on_is_not_lost_when_a_rule_comes(
+    kept_by: str, tmp_path: Path
+) -> None:
+    async with rig(tmp_path) as made:
+        root, rule = made.root, made.root / ".gitignore"
+        (root / "src").mkdir()
+        (root / "src/a").touch()
+        async with made.turn("first"):
+            if kept_by == "undo":
+                shutil.rmtree(root / "src")
+            else:
+                rule.write_text("src/\n")
+        await made.undo("first")
+        (root / "src/sub").mkdir()
+        for name in ("new", "old", "sub/x"):
+            (root / "src" / name).write_text("before\n")
+        before = look(root)
+        async with made.turn("t"):
+            rule.write_text("src/\n")
+            (root / "src/new").write_text("agent\n")
+            (root / "src/old").unlink()
+            (root / "src/other").touch()
+        told = {".gitignore": "added", "src/new": "modified", "src/old": "deleted"}
+        assert await made.changed("t") == told
+        async with made.turn("later"):
+            (root / "src/sub/x").write_text("agent\n")
+        assert await made.changed("later") == {"src/sub/x": "modified"}
+        assert (await made.undo("later")).kept == []
+        await made.undo("t")
+        assert {path for path, _ in look(root).items() - before.items()} == {b"src/other"}
+        assert before.keys() <= look(root).keys()
 
 
 async def test_a_rule_hides_nothing_that_could_not_be_read_meanwhile(
@@ -359,16 +394,25 @@ async def test_any_time_of_a_file_and_any_depth_of_a_folder_can_be_kept(tmp_path
             (made.root / "old").write_text("of 1960\n")
             os.utime(made.root / "old", (-315_619_200, -315_619_200))
             deep = os.open(made.root, os.O_RDONLY)
-            for _ in range(17):
-                name = b"\xff" * 255
+            name = b"\xff" * 255
+            for _ in range(16):
                 os.mkdir(name, dir_fd=deep)
                 os.mkdir(name[:-1], dir_fd=deep)
                 above, deep = deep, os.open(name, os.O_RDONLY, dir_fd=deep)
                 os.close(above)
-            os.close(deep)
+            os.mkdir(name, dir_fd=deep)
         found = await made.service.of_turn("t")
         assert "old" in {one.path for one in found.changes}
-        assert "too_deep" in {one.reason for one in found.left_out}
+        (deepest,) = found.left_out
+        assert deepest.reason == "too_deep"
+        for turn in ("beside", "later"):  # what is too deep is not kept on
+            async with made.turn(turn):
+                os.symlink("old", turn, dir_fd=deep)
+            assert list((await made.changed(turn)).values()) == ["added"]
+        os.close(deep)
+        # A file of this path may be, before it makes room for the folder.
+        await made.store.run(lambda sql: seen.keep_on(sql, [split(deepest.path)]))
+        assert (await made.service.between(None, None)).left_out_total == 1
         await made.undo("t")
         assert not (made.root / "old").exists()
 

@@ -12,6 +12,7 @@ from greylag.execd.files import joined
 from greylag.execd.snapshots import MOST_KEPT
 
 _PIECE = 1024 * 1024
+_NEVER_HELD = RULES | {"too_deep"}
 
 
 def seen_in(sql: sqlite3.Connection, path: str) -> dict[str, Seen]:
@@ -56,12 +57,13 @@ def keep_held(
     if isinstance(folder, str):
         return _keep_below(sql, path) and folder in RULES
     ruled_out = False
-    for name, seen in folder.items():
-        if seen.kind == "x" and name in before and _is_held(before[name]):
-            is_folder = before[name].kind == "d"
+    others = folder.get("")  # may stand for names that came while no rule left them out
+    for name, held in before.items():
+        now = folder.get(name, others)
+        if now is not None and now.kind == "x" and _is_held(held):
             where = joined(path, name)
-            new = _keep_below(sql, where) if is_folder else keep_on(sql, [(path, name)])
-            ruled_out |= new and seen.content in RULES
+            new = _keep_below(sql, where) if held.kind == "d" else keep_on(sql, [(path, name)])
+            ruled_out |= new and now.content in RULES
     return ruled_out
 
 
@@ -81,7 +83,7 @@ def _keep_below(sql: sqlite3.Connection, path: str) -> bool:
 
 def _is_held(seen: Seen) -> bool:
     """Tell whether an entry is in a state, or would be if it could be read."""
-    return seen.kind != "x" or seen.content not in RULES
+    return seen.kind != "x" or seen.content not in _NEVER_HELD
 
 
 def kept_after(sql: sqlite3.Connection, last: tuple[str, str]) -> tuple[bytes, tuple[str, str]]:
