@@ -12,7 +12,7 @@ from typing import Any
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.cluster.local.folders import EnvironmentRecord, Folder
 from greylag.cluster.local.processes import identify, marked, send
-from greylag.domain.errors import ClusterError
+from greylag.domain.errors import ClusterError, ClusterUnavailableError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Environment, Project
 from greylag.ports import Cluster
@@ -68,10 +68,16 @@ async def reaches(cluster: Cluster, project: Project, state: Observed) -> Observ
     """Return the first observation of ``state``, waiting as the reconciler does."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + PATIENCE
-    while (seen := await cluster.observe(project.environment)).state is not state:
+    seen: Observation | ClusterUnavailableError | None = None
+    while True:
+        try:
+            seen = await cluster.observe(project.environment)
+            if seen.state is state:
+                return seen
+            await cluster.changed(project.environment, timeout=1)
+        except ClusterUnavailableError as error:
+            seen = error
         assert loop.time() < give_up, f"{seen} and not {state}"
-        await cluster.changed(project.environment, timeout=1)
-    return seen
 
 
 async def accepted(verb: Callable[[Environment], Awaitable[None]], project: Project) -> None:

@@ -92,6 +92,7 @@ async def _soak(fleet: Fleet, http: aiohttp.ClientSession) -> tuple[list[Client]
     until = asyncio.get_running_loop().time() + SECONDS
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(reader.follow(), name="reader")
+        cleaning = tasks.create_task(fleet.end_old_transactions(), name="clean-up of the server")
         async with asyncio.TaskGroup() as busy:
             busy.create_task(witness.toggle("seen", until), name=WITNESS)
             for client in clients:
@@ -99,6 +100,7 @@ async def _soak(fleet: Fleet, http: aiohttp.ClientSession) -> tuple[list[Client]
             busy.create_task(_disturb(fleet, rng, until), name="disturbances")
         await asyncio.gather(*(client.settle() for client in (*clients, witness)))
         reading.cancel()
+        cleaning.cancel()
     await _was_read_whole(reader)
     return [*clients, witness], reader
 
