@@ -94,7 +94,7 @@ def parts_of(path: str) -> list[bytes]:
     return parts
 
 
-def joined(folder: str, name: str) -> str:
+def entry_path(folder: str, name: str) -> str:
     """Return the path of an entry of a folder, of the workspace for ""."""
     return f"{folder}/{name}" if folder else name
 

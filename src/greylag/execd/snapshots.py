@@ -50,7 +50,7 @@ from greylag.execd.files import (
     READ_AT_ONCE,
     Place,
     Workspace,
-    joined,
+    entry_path,
     plain,
     refusing,
     shown,
@@ -265,7 +265,7 @@ class _Level:
 
     def at(self, name: str) -> str:
         """Return the path of an entry."""
-        return joined(self.path, name)
+        return entry_path(self.path, name)
 
 
 def records(files: Workspace, kept: frozenset[str] = frozenset()) -> Iterator[bytes]:

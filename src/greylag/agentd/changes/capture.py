@@ -30,7 +30,7 @@ from greylag.agentd.execution import (
     whole_number,
 )
 from greylag.common.typed import parse_json
-from greylag.execd.files import MOST_DEPTH, MOST_PATH, joined, parts_of, shown
+from greylag.execd.files import MOST_DEPTH, MOST_PATH, entry_path, parts_of, shown
 from greylag.execd.protocol import (
     MOST_DATA,
     FrameKind,
@@ -263,7 +263,7 @@ def _batches(plan: Plan) -> Iterator[dict[str, Seen]]:
     batch: dict[str, Seen] = {}
     size = 0
     for folder, name, seen in plan.wanted:
-        path = joined(folder, name)
+        path = entry_path(folder, name)
         batch[path] = seen
         size += 6 * len(path) + 100
         if len(batch) >= _BATCH_FILES or size > _BATCH_TEXT:

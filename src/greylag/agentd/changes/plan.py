@@ -14,7 +14,7 @@ from greylag.agentd.changes.capture import RestoreStep
 from greylag.agentd.changes.seen import statuses_in
 from greylag.agentd.changes.states import Change, FileStatus, SnapshotError, TreeEntry
 from greylag.agentd.changes.store import read_tree
-from greylag.execd.files import joined
+from greylag.execd.files import entry_path
 
 _OWN = 0o700
 
@@ -43,7 +43,7 @@ def differences(sql: sqlite3.Connection, old: str, new: str) -> Differences:
         after = {} if other is None else read_tree(sql, other)
         for name in before.keys() | after.keys():
             was, now = before.get(name), after.get(name)
-            where = joined(path, name)
+            where = entry_path(path, name)
             if "x" in {_kind(was), _kind(now)}:
                 if was is not None and _kind(was) != _kind(now):
                     found.unknown[where] = was, now
@@ -90,7 +90,7 @@ class State:
 
     def holds(self, path: str) -> bool:
         """Tell whether anything is below a path of the state."""
-        inside = (joined(path, name) for name in self._tree(path))
+        inside = (entry_path(path, name) for name in self._tree(path))
         return any(self.at(one) is not None for one in inside)
 
     def _tree(self, path: str) -> Mapping[str, TreeEntry]:

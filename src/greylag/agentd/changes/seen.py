@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 
 from greylag.agentd.changes.states import RULES, FileStatus, Folder, Plan, Seen, split
-from greylag.execd.files import joined
+from greylag.execd.files import entry_path
 from greylag.execd.snapshots import MOST_KEPT
 
 _PIECE = 1024 * 1024
@@ -61,7 +61,7 @@ def keep_held(
     for name, held in before.items():
         now = folder.get(name, others)
         if now is not None and now.kind == "x" and _is_held(held):
-            where = joined(path, name)
+            where = entry_path(path, name)
             new = _keep_below(sql, where) if held.kind == "d" else keep_on(sql, [(path, name)])
             ruled_out |= new and now.content in RULES
     return ruled_out
@@ -91,7 +91,7 @@ def kept_after(sql: sqlite3.Connection, last: tuple[str, str]) -> tuple[bytes, t
     text = bytearray()
     statement = "SELECT * FROM kept WHERE (folder, name) > (?, ?) ORDER BY folder, name"
     for folder, name in sql.execute(statement, last):
-        text += f"{joined(folder, name)}\0".encode()
+        text += f"{entry_path(folder, name)}\0".encode()
         last = folder, name
         if len(text) > _PIECE:
             break

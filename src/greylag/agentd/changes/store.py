@@ -33,7 +33,7 @@ from greylag.agentd.changes.states import (
     split,
 )
 from greylag.common.sqlite import SqlThread, migrate, transaction
-from greylag.execd.files import joined
+from greylag.execd.files import entry_path
 
 PIECE = 1024 * 1024
 MOST_FILE = 64 * PIECE
@@ -371,7 +371,7 @@ class _Commit:
             kind, content = one.kind, one.content
             size = one.status.size if one.kind == "f" and one.status else 0
             if kind == "d":
-                content = self._trees.get(joined(path, name), "xchanged")
+                content = self._trees.get(entry_path(path, name), "xchanged")
                 if content.startswith("x"):
                     kind, content = "x", content[1:]
             rows.append((name, kind, 0 if kind == "x" else one.mode, size, content))
@@ -401,7 +401,7 @@ def _left_out(sql: sqlite3.Connection) -> tuple[list[tuple[str, str]], int]:
         found = json.loads(row["left_out"])
         count += len(found)
         room = MOST_NAMED - len(named)
-        named += [(joined(row["path"], name), reason) for name, reason in found[:room]]
+        named += [(entry_path(row["path"], name), reason) for name, reason in found[:room]]
     return named, count
 
 

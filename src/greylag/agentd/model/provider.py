@@ -115,7 +115,7 @@ class ProviderClient:
 
         Args:
             request: the agent's.
-            body: the request's; it is dropped when the provider answers, or nothing does.
+            body: the request's; it is dropped when the provider answers.
             heard: called at each sign of life of the provider.
 
         Returns:
@@ -132,8 +132,6 @@ class ProviderClient:
                 return await self._passed_on(request, answer, heard)
         except ProviderFaultError as fault:
             return fault.outcome()
-        finally:
-            body.drop()
 
     @asynccontextmanager
     async def ask(

@@ -46,7 +46,7 @@ _NOTHING_SAID = (
     b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 )
 MOST_HELD = scripted_model.BODY_LIMIT
-"""How many bytes of calls there may be in memory, beside those of one that may always go on."""
+"""How many bytes of calls there may be in memory, beside those of one that goes on all the same."""
 _BODY_SECONDS = 60.0
 """How long a body may take to come, not counting the waits for room."""
 _NOT_COME = "The model call's body did not come in time."

@@ -18,7 +18,7 @@ from greylag.cluster.local.folders import EnvironmentRecord, Phase
 from greylag.cluster.local.logfile import last_words
 from greylag.cluster.local.processes import ProcessId, reap, wait_end
 from greylag.cluster.shared import ChangeFeed, plain
-from greylag.common.backoff import backoff
+from greylag.common.backoff import Pauses
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import (
@@ -109,16 +109,15 @@ class Supervisor:
     async def _noted(self, environment: LocalEnvironment, process: ProcessId) -> bool:
         """Write the end of ``process`` down, as soon as that can be; return if it was unasked."""
         exit_code = await self._threads.run(lambda: reap(process.pid))
-        failed = 0
+        pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             try:
                 return await self._threads.run(lambda: environment.note_end(process, exit_code))
             except ClusterError as error:
                 _log.warning("end_not_noted", path=str(environment.path), error=str(error))
-            if not failed:  # it has ended all the same, and may be started again
+            if not pauses.failed:  # it has ended all the same, and may be started again
                 self._unasked.tell(environment.ref)
-            failed += 1
-            await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
+            await pauses.pause()
 
     async def end_noted(
         self, environment: LocalEnvironment, process: ProcessId, seconds: float

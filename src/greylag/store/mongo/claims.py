@@ -109,7 +109,7 @@ class ReconcilerMethods(StoreParts):
 
         with self._asking():
             await self._check_held(claim)
-            if not await self._to_its_end(work()):
+            if not await self._shielded(work()):
                 raise records.lease_lost(claim)
 
     async def transcript(self, owner: str, project_id: str, part: str) -> bytes | None:
@@ -149,7 +149,7 @@ class ReconcilerMethods(StoreParts):
 
         with self._asking():
             await self._check_held(claim)
-            await self._to_its_end(work())
+            await self._shielded(work())
 
     async def _check_held(self, claim: Claim) -> None:
         raw = await self._projects.find_one({"_id": id_of(claim.project.id)}, WITHOUT_TAIL)
@@ -174,7 +174,7 @@ class ReconcilerMethods(StoreParts):
                 await self._tell(news, str(found["_id"]), ref_of(found) or ref)
 
         with self._asking():
-            await self._to_its_end(work())
+            await self._shielded(work())
 
     async def poke_unsettled(self, now: datetime) -> int:
         """Make due all that may need work; see the port."""
@@ -191,7 +191,7 @@ class ReconcilerMethods(StoreParts):
         # What may take long begins with what may not, lest a server that is gone is waited for.
         await self.ping()
         with self._asking(LONG_SECONDS):
-            return await self._to_its_end(work())
+            return await self._shielded(work())
 
     async def instance(self) -> str:
         """Return this Greylag's id; see the port. The first to ask makes it."""

@@ -68,7 +68,7 @@ class PeopleMethods(StoreParts):
     async def append_audit(self, event: AuditEvent) -> AuditEntry:
         """Append an entry; see the port."""
         with self._asking():
-            return await self._to_its_end(self._audit.append(event))
+            return await self._shielded(self._audit.append(event))
 
     async def audit_entries(
         self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0

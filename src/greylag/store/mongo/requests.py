@@ -67,7 +67,7 @@ class RequestMethods(StoreParts):
             return created
 
         with self._asking():
-            return await self._to_its_end(work())
+            return await self._shielded(work())
 
     async def created(self, owner: str, key: IdempotencyKey, now: datetime) -> Project | None:
         """Return what a key has created; see the port."""

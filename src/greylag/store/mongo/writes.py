@@ -141,7 +141,7 @@ class StoreParts:
                 await self._tell(news, after.project.id, after.project.ref)
             return written
 
-        return await self._to_its_end(work())
+        return await self._shielded(work())
 
     async def _tell(self, news: str, record_id: str, ref: ProjectRef) -> None:
         """Tell of one project's write, here and to other processes."""
@@ -153,7 +153,7 @@ class StoreParts:
         self._own.tell_all(news)
         await self._follower.note(news, "", None)
 
-    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what ``work`` returns; a caller that is cancelled leaves it to its end, so that
         what was written is told.
         """
