@@ -80,6 +80,13 @@ async def gone(pid: int) -> None:
             await asyncio.sleep(0.01)
 
 
+async def has_begun(pid: int, program: bytes) -> None:
+    """Return once a shell's child is the program: until then it has the shell's own variables."""
+    async with asyncio.timeout(30):
+        while not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(program):  # noqa: ASYNC110, ASYNC240 - the kernel tells of it nowhere else
+            await asyncio.sleep(0.01)
+
+
 async def test_input_output_errors_and_the_exit_code_come_through(tmp_path: Path) -> None:
     async with execution(tmp_path) as client:
         process = await shell(client, "cat; echo bad >&2; pwd; exit 3", tmp_path)
@@ -160,6 +167,7 @@ async def test_only_what_began_since_then_and_has_the_variables_is_killed(tmp_pa
         since = process_clock()
         process.write(b"go\n")
         new = int(await process.stdout.read(100))
+        await has_begun(new, b"sleep")
         await client.end_matching(GROUP_G, {"SESSION": "a"}, since)
         await gone(new)
         assert birth(old) is not None
