@@ -30,6 +30,7 @@ from greylag.common.agent_api import (
     Turn,
 )
 from greylag.common.git import CloneState, GitSetup
+from greylag.domain import record
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import (
     AgentFailedError,
@@ -50,6 +51,7 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
 )
+from greylag.domain.record import ProjectRecord
 from greylag.domain.users import (
     ApiToken,
     DeviceLogin,
@@ -83,32 +85,6 @@ RECENT_SECONDS = 0.5
 """How long a process may go on with what it read of people: what changes counts after that."""
 
 
-class UserDirectory(Protocol):
-    """Who there is. Every method may raise ``StoreUnavailableError``."""
-
-    async def users(self) -> Sequence[User]:
-        """Return all users, in the order they are to be shown."""
-
-    async def get(self, user_id: str) -> User:
-        """Return one user.
-
-        Raises:
-            UserNotFoundError: there is none of this id.
-        """
-
-
-Kept = TypeVar(
-    "Kept",
-    User,
-    Session,
-    ApiToken,
-    Member,
-    DeviceLogin,
-    Share,
-    UserSecret,
-    NotificationTarget,
-    PushKey,
-)
 AnyKept = (
     User
     | Session
@@ -121,6 +97,7 @@ AnyKept = (
     | PushKey
 )
 """What ``PeopleStore`` keeps: each has a ``key``, ``labels`` to be found by, and a ``version``."""
+Kept = TypeVar("Kept", bound=AnyKept)
 
 
 class PeopleStore(Protocol):
@@ -863,6 +840,11 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         Raises:
             ProjectDeletingError: it is being deleted.
         """
+        return await self.change(
+            ProjectRef(owner, project_id),
+            lambda before: record.edited(before, edit.name, edit.metadata, now),
+            audit,
+        )
 
     async def want(  # noqa: PLR0913 - what is wanted, until when, and for whom
         self,
@@ -885,6 +867,11 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         Raises:
             ProjectDeletingError: it is being deleted, and something else is wanted.
         """
+        return await self.change(
+            ProjectRef(owner, project_id),
+            lambda before: record.wanted(before, desired, now, deadline, again=again),
+            audit,
+        )
 
     async def refresh(
         self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
@@ -892,6 +879,9 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         """Write that an environment which is ``outdated`` is to be started anew with the settings
         that it lacks, and return the project. Nothing changes for one that is not. Idempotent.
         """
+        return await self.change(
+            ProjectRef(owner, project_id), lambda before: record.refreshed(before, now), audit
+        )
 
     async def hand_over(
         self,
@@ -909,6 +899,26 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
             ProjectExistsError: the new owner has a project of this id.
             ProjectDeletingError: it is being deleted.
             ConflictError: it does not rest.
+        """
+        return await self.change(
+            ProjectRef(owner, project_id),
+            lambda before: record.handed_over(before, new_owner, now),
+            audit,
+        )
+
+    async def change(
+        self,
+        ref: ProjectRef,
+        rule: Callable[[ProjectRecord], ProjectRecord],
+        audit: AuditEvent | None,
+    ) -> Project:
+        """Make of a record what ``rule`` makes of it, in one atomic step, and return its project.
+
+        ``rule`` may be called more than once, refuses by raising, and returns the same record where
+        nothing changes.
+
+        Raises:
+            ProjectExistsError: it gives the project to a user who has one of this id.
         """
 
     async def of_environment(self, ref: ProjectRef) -> Project:

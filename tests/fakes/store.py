@@ -20,14 +20,14 @@ from greylag.domain.audit import (
     to_json,
 )
 from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.project import Desired, Event, Project, ProjectRef, new_instance_id
+from greylag.domain.project import Event, Project, ProjectRef, new_instance_id
+from greylag.domain.record import ProjectRecord, poked, unsettled
 from greylag.ports import (
     AnyKept,
     AuditFilter,
     Claim,
     Created,
     Duty,
-    Edit,
     Fill,
     Finding,
     IdempotencyKey,
@@ -36,6 +36,7 @@ from greylag.ports import (
     Outcome,
     PageQuery,
     ProjectPage,
+    ProjectStore,
     Stored,
     StoredEntry,
     StoredKey,
@@ -45,7 +46,7 @@ from greylag.ports import (
 )
 from greylag.store import people, records
 from greylag.store.changes import ChangeHub
-from greylag.store.records import DutyRecord, ProjectRecord
+from greylag.store.records import DutyRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,14 @@ class _Tables:
     transcripts: dict[ProjectRef, dict[str, bytes]] = field(default_factory=dict)
     duties: dict[str, DutyRecord] = field(default_factory=dict)
     revoked: dict[str, datetime] = field(default_factory=dict)
-    people: dict[tuple[type[AnyKept], str], dict[str, Any]] = field(default_factory=dict)
-    labels: dict[tuple[type[AnyKept], str], Sequence[str]] = field(default_factory=dict)
+    people: dict[tuple[type, str], dict[str, Any]] = field(default_factory=dict)
+    labels: dict[tuple[type, str], Sequence[str]] = field(default_factory=dict)
     audit: list[dict[str, Any]] = field(default_factory=list)
     audit_bounds: AuditBounds = field(default_factory=AuditBounds)
     instance: str = field(default_factory=new_instance_id)
 
 
-class MemoryStore:
+class MemoryStore(ProjectStore):
     """Implements ``greylag.ports.ProjectStore`` and ``Archive``.
 
     No method awaits anything, so each is one atomic step on the event loop.
@@ -94,7 +95,6 @@ class MemoryStore:
         *,
         audit: AuditEvent | None = None,
     ) -> Created:
-        """Insert a project; see the port."""
         tables = self._open()
         earlier = await self.created(project.user_id, key, project.created_at) if key else None
         if earlier is not None:
@@ -112,7 +112,6 @@ class MemoryStore:
         return Created(self._put(records.new_record(project)), new=True)
 
     async def created(self, owner: str, key: IdempotencyKey, now: datetime) -> Project | None:
-        """Return what a key has created; see the port."""
         tables = self._open()
         known = tables.keys.get((owner, key.key))
         if known is None or known.expires <= now:
@@ -121,11 +120,9 @@ class MemoryStore:
         return records.check_still_theirs(_out(tables.records[known.ref]), owner)
 
     async def get(self, owner: str, project_id: str) -> Project:
-        """Return the project as it is now; see the port."""
         return _out(self._find(owner, project_id))
 
     async def page(self, owner: str, query: PageQuery) -> ProjectPage:
-        """Return one page; see the port."""
         before = records.decode(query.cursor) if query.cursor is not None else None
         found = [
             record
@@ -137,83 +134,38 @@ class MemoryStore:
         found.sort(key=lambda record: records.position(record.project), reverse=True)
         return records.cut([_out(record) for record in found[: query.limit + 1]], query.limit)
 
-    async def edit(
+    async def change(
         self,
-        owner: str,
-        project_id: str,
-        edit: Edit,
-        now: datetime,
-        *,
-        audit: AuditEvent | None = None,
+        ref: ProjectRef,
+        rule: Callable[[ProjectRecord], ProjectRecord],
+        audit: AuditEvent | None,
     ) -> Project:
-        """Change name or metadata; see the port."""
-        record = self._find(owner, project_id)
-        return self._put(records.edited(record, edit, now), since=record, audit=audit)
-
-    async def want(
-        self,
-        owner: str,
-        project_id: str,
-        desired: Desired,
-        now: datetime,
-        deadline: datetime,
-        *,
-        again: bool = False,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Write what is wanted; see the port."""
-        record = self._find(owner, project_id)
-        return self._put(
-            records.wanted(record, desired, now, deadline, again=again), since=record, audit=audit
-        )
-
-    async def refresh(
-        self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
-    ) -> Project:
-        """Write that it is to be started anew; see the port."""
-        record = self._find(owner, project_id)
-        return self._put(records.refreshed(record, now), since=record, audit=audit)
-
-    async def hand_over(
-        self,
-        owner: str,
-        project_id: str,
-        new_owner: str,
-        now: datetime,
-        *,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Give a project to another user; see the port."""
-        record, tables = self._find(owner, project_id), self._tables
-        after = records.handed_over(record, new_owner, now)
-        if after is record:
-            return _out(record)
-        old, new = record.project.ref, after.project.ref
-        if new in tables.records:
-            raise records.exists(new)
-        del tables.records[old]
-        tables.events[new] = tables.events.pop(old)
-        for name, key in tables.keys.items():
-            if key.ref == old:
-                tables.keys[name] = replace(key, ref=new)
-        self._hub.signal(old)
+        record, tables = self._find(ref.user_id, ref.project_id), self._tables
+        after = rule(record)
+        new = after.project.ref
+        if new != ref:
+            if new in tables.records:
+                raise records.exists(new)
+            del tables.records[ref]
+            tables.events[new] = tables.events.pop(ref)
+            for name, key in tables.keys.items():
+                if key.ref == ref:
+                    tables.keys[name] = replace(key, ref=new)
+            self._hub.signal(ref)
         return self._put(after, since=record, audit=audit)
 
     async def of_environment(self, ref: ProjectRef) -> Project:
-        """Return the project that has this environment; see the port."""
         found = self._made_for(ref)
         if found is None:
             raise records.not_found(ref)
         return _out(found)
 
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
-        """Return a part of the log; see the port."""
         ref = self._find(owner, project_id).project.ref
         newer = [event for event in self._open().events[ref] if event.seq > after]
         return newer[:limit]
 
     async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
-        """Claim the project that is next; see the port."""
         due = [(at, record) for at, record in self._claimable() if at <= now]
         if not due:
             return None
@@ -225,19 +177,16 @@ class MemoryStore:
         return Claim(self._keep(records.claimed(record, worker, now, lease_seconds)))
 
     async def next_due(self) -> datetime | None:
-        """Return when the next claim can succeed; see the port."""
         return min((at for at, _ in self._claimable()), default=None)
 
     async def renew(
         self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
     ) -> Claim:
-        """Extend a lease; see the port."""
         return Claim(self._keep(records.renewed(self._of(claim), claim, now, lease_seconds, above)))
 
     async def record(
         self, claim: Claim, outcome: Outcome, now: datetime, *, release: bool
     ) -> Project:
-        """Write what is; see the port."""
         record, new = records.recorded(self._of(claim), claim, outcome, now, release=release)
         log = self._tables.events[claim.project.ref]
         log += new
@@ -245,7 +194,6 @@ class MemoryStore:
         return self._put(record)
 
     async def forget(self, claim: Claim) -> None:
-        """Remove a record and its log; see the port."""
         records.held(self._of(claim), claim)
         ref, tables = claim.project.ref, self._tables
         del tables.records[ref], tables.events[ref]
@@ -254,14 +202,12 @@ class MemoryStore:
         self._hub.signal(ref)
 
     async def transcript(self, owner: str, project_id: str, part: str) -> bytes | None:
-        """Return a part of what was said; see the port."""
         ref = self._find(owner, project_id).project.ref
         return self._tables.transcripts.get(ref, {}).get(part)
 
     async def keep_transcript(
         self, claim: Claim, parts: Mapping[str, bytes], *, only: Collection[str] | None = None
     ) -> None:
-        """Keep parts of what was said; see the port."""
         records.held(self._of(claim), claim)
         kept = {**self._tables.transcripts.get(claim.project.ref, {}), **parts}
         if only is not None:
@@ -269,40 +215,34 @@ class MemoryStore:
         self._tables.transcripts[claim.project.ref] = kept
 
     async def poke(self, ref: ProjectRef, now: datetime) -> None:
-        """Make one project due; see the port."""
         record = self._made_for(ref)
         if record is not None:
-            self._put(records.poked(record, now))
+            self._put(poked(record, now))
 
     async def poke_unsettled(self, now: datetime) -> int:
-        """Make due all that may need work; see the port."""
-        found = [r for r in self._open().records.values() if records.unsettled(r.project)]
+        found = [r for r in self._open().records.values() if unsettled(r.project)]
         for record in found:
-            self._put(records.poked(record, now))
+            self._put(poked(record, now))
         return len(found)
 
     async def instance(self) -> str:
-        """Return this Greylag's id; see the port."""
         return self._open().instance
 
     async def take_duty(
         self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
     ) -> Duty:
-        """Take a duty on; see the port."""
         known = self._open().duties
         before = known.get(name, DutyRecord())
         verdict, known[name] = records.taken(before, worker, since, now, seconds)
         return verdict
 
     async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
-        """Say that a duty is done; see the port."""
         known = self._open().duties
         known[name] = records.finished(known.get(name, DutyRecord()), worker, now)
 
     async def revoke(
         self, name: str, until: datetime, now: datetime, *, audit: AuditEvent | None = None
     ) -> bool:
-        """Keep the name of what must not count any more; see the port."""
         known = self._open().revoked
         for old in [old for old, its_end in known.items() if its_end < now]:
             del known[old]
@@ -313,16 +253,13 @@ class MemoryStore:
         return True
 
     async def is_revoked(self, name: str) -> bool:
-        """Tell whether a name is kept; see the port."""
         return name in self._open().revoked
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
-        """Return what is kept under ``key``; see the port."""
         body = self._open().people.get((kind, key))
         return None if body is None else people.from_body(kind, body)
 
     async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
-        """Return all that have this label; see the port."""
         tables = self._open()
         return [
             people.from_body(kind, body)
@@ -331,7 +268,6 @@ class MemoryStore:
         ]
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
-        """Write one; see the port."""
         del now
         tables, place = self._open(), (type(one), one.key)
         if tables.people.get(place, {}).get("version", 0) != one.version:
@@ -342,7 +278,6 @@ class MemoryStore:
         return True
 
     async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
-        """Remove one; see the port."""
         self._open().labels.pop((kind, key), None)
         if self._open().people.pop((kind, key), None) is None:
             return False
@@ -350,7 +285,6 @@ class MemoryStore:
         return True
 
     async def append_audit(self, event: AuditEvent) -> AuditEntry:
-        """Append an entry; see the port."""
         entry = self._append(event)
         assert entry is not None
         return entry
@@ -369,7 +303,6 @@ class MemoryStore:
     async def audit_entries(
         self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
     ) -> Sequence[NumberedEntry]:
-        """Return entries; see the port."""
         found = [
             (one["number"], one)
             for one in self._open().audit
@@ -379,11 +312,9 @@ class MemoryStore:
         return found[:limit] if before is None else found[::-1][:limit]
 
     async def audit_bounds(self) -> AuditBounds:
-        """Return where the chain begins and ends; see the port."""
         return self._open().audit_bounds
 
     async def trim_audit(self, before: datetime) -> int:
-        """Remove the oldest entries; see the port."""
         tables = self._open()
         old = list(takewhile(lambda one: one["at"] < rfc3339(before), tables.audit))
         if old:
@@ -393,25 +324,20 @@ class MemoryStore:
         return len(old)
 
     def on_audit(self, told: Callable[[AuditEntry], None]) -> None:
-        """Tell of each entry; see the port."""
         self._audit_told.append(told)
 
     def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
-        """Hear of changes; see the port."""
         return self._hub.subscribe(ref)
 
     async def read(self) -> AsyncIterator[Sequence[StoredProject | Finding]]:
-        """Yield all projects; see the port."""
         found = sorted(self._open().records.values(), key=lambda record: record.project.id)
         if found:
             yield [self._stored(record) for record in found]
 
     async def count(self) -> int:
-        """Return how many records there are; see the port."""
         return len(self._open().records)
 
     async def people(self) -> AsyncIterator[Sequence[StoredPerson | Finding]]:
-        """Yield users, tokens and members; see the port."""
         found = [
             people.to_stored(people.NAMES[kind], key, body)
             for (kind, key), body in self._open().people.items()
@@ -421,11 +347,9 @@ class MemoryStore:
             yield found
 
     async def count_people(self) -> int:
-        """Return how many of them there are; see the port."""
         return sum(kind in people.EXPORTED.values() for kind, _ in self._open().people)
 
     async def at_work(self, now: datetime) -> ProjectRef | None:
-        """Return a project under a lease; see the port."""
         projects = (record.project for record in self._open().records.values())
         return next((one.ref for one in projects if one.lease and one.lease.until > now), None)
 
@@ -441,7 +365,6 @@ class MemoryStore:
         people: bool = False,
         trail: AuditBounds | None = None,
     ) -> AsyncIterator[Fill]:
-        """Put others in place of all, in one step; see the port."""
         old = self._open()
         new = _Tables(
             duties=old.duties,
@@ -483,11 +406,9 @@ class MemoryStore:
         return []
 
     async def ping(self) -> None:
-        """Return while the store is open; see the port."""
         self._open()
 
     async def close(self) -> None:
-        """Forget everything; see the port."""
         self._closed = True
         self._tables = _Tables()
 

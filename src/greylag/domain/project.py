@@ -1,7 +1,7 @@
 """A project: its record, what the cluster is told of it, and its activation log."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -171,6 +171,29 @@ class Project:
         """
         resting = self.status not in {Status.ACTIVATING, Status.DEACTIVATING}
         return resting and self.observed_generation >= self.generation
+
+
+MOMENTS = (
+    *("created_at", "updated_at", "last_activated_at", "last_deactivated_at"),
+    *("due_at", "deadline_at"),
+)
+
+
+def project_of(kept: Mapping[str, Any], moment: Callable[[Any], datetime]) -> Project:
+    """Return the project of which ``kept`` holds all members in JSON's terms, its lease aside.
+
+    ``moment`` reads the times. What is missing is as in a project that has no such thing.
+    """
+    error, source = kept["error"], kept.get("source")
+    read: dict[str, Any] = {
+        "names": EnvironmentNames(**kept["names"]),
+        "status": Status(kept["status"]),
+        "desired": Desired(kept["desired"]),
+        "error": None if error is None else ErrorInfo(**error),
+        "source": None if source is None else GitSource(**source),
+        **{name: None if (at := kept[name]) is None else moment(at) for name in MOMENTS},
+    }
+    return Project(**{**kept, **read})
 
 
 def new_record_id(now: datetime) -> str:

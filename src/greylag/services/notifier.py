@@ -38,11 +38,11 @@ from greylag.ports import (
     DeliveryResult,
     Duty,
     ProjectStore,
-    UserDirectory,
 )
 from greylag.services.activity import MOST_WATCHED, Activities, AgentActivity, Watch
 from greylag.services.agents import Agents
 from greylag.services.notifications import Notice, Notifications, What, notice_id
+from greylag.services.people import People
 from greylag.services.projects import projects_of
 
 LOOK_SECONDS = 5.0
@@ -90,7 +90,7 @@ class Notifier:
         self,
         notifications: Notifications,
         store: ProjectStore,
-        directory: UserDirectory,
+        directory: People,
         activities: Activities,
         agents: Agents,
         gateway: AgentGateway,

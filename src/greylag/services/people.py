@@ -87,15 +87,13 @@ class People:
         self._clock = clock
         self._limits = limits or SignInLimits()
 
-    # Users; with these two it implements ``greylag.ports.UserDirectory``.
-
     async def users(self) -> Sequence[User]:
         """Return all users: those of the settings in their order, then the others by their ids."""
         kept = {user.id: user for user in await self._store.labelled(User)}
         return list((self._seeds | kept).values())
 
     async def get(self, user_id: str) -> User:
-        """Return one user; see the port."""
+        """Return one user; ``UserNotFoundError`` when there is none of this id."""
         found = await self._store.find(User, user_id) or self._seeds.get(user_id)
         if found is None:
             raise no_such_user(user_id)

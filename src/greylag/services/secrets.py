@@ -25,9 +25,10 @@ from greylag.domain.git import check_host
 from greylag.domain.names import slug
 from greylag.domain.project import Project
 from greylag.domain.users import Action, Principal, UserSecret, of_user
-from greylag.ports import Clock, PeopleStore, UserDirectory
+from greylag.ports import Clock, PeopleStore
 from greylag.services.access import Gate
 from greylag.services.attempts import Attempts
+from greylag.services.people import People
 from greylag.services.projects import Projects
 
 NAME_FORM = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -58,7 +59,7 @@ class Secrets:
     def __init__(  # noqa: PLR0913, PLR0917 - each is a port of its own
         self,
         people: PeopleStore,
-        directory: UserDirectory,
+        directory: People,
         projects: Projects,
         gate: Gate,
         clock: Clock,

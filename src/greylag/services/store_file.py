@@ -24,10 +24,8 @@ from typing import Any, BinaryIO
 from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import check_types
 from greylag.domain.audit import AuditBounds, Link
-from greylag.domain.errors import ErrorInfo, GreylagError
-from greylag.domain.git import GitSource
-from greylag.domain.names import EnvironmentNames
-from greylag.domain.project import Desired, Event, Project, Status
+from greylag.domain.errors import GreylagError
+from greylag.domain.project import Event, Project, Status, project_of
 from greylag.ports import (
     EXPORTED_KINDS,
     Stored,
@@ -48,7 +46,6 @@ _LONGEST_LINE = 64 * 1024**2
 _LEFT_OUT = {"lease", "outdated", "refresh", "last_seq"}
 _KEPT = [field.name for field in fields(Project) if field.name not in _LEFT_OUT]
 _MAYBE = {"source", "environment_user"}
-_MOMENTS = ("last_activated_at", "last_deactivated_at", "due_at", "deadline_at")
 
 
 class ExportUnusableError(GreylagError):
@@ -292,22 +289,11 @@ def _stored(said: Mapping[str, Any]) -> Stored:
 
 def _project(said: Mapping[str, Any]) -> StoredProject:
     project = said["project"]
-    known = {
-        "names": EnvironmentNames(**project["names"]),
-        "status": Status(project["status"]),
-        "desired": Desired(project["desired"]),
-        "error": ErrorInfo(**project["error"]) if project["error"] is not None else None,
-        "source": GitSource(**source) if (source := project.get("source")) else None,
-        "created_at": parse_rfc3339(project["created_at"]),
-        "updated_at": parse_rfc3339(project["updated_at"]),
-        "last_seq": said["last_seq"],
-        **{name: None if (at := project[name]) is None else parse_rfc3339(at) for name in _MOMENTS},
-    }
     if "lease" in project:
         raise ValueError("an export holds no leases")
     given: dict[str, Any] = {
         **{name: value for name, value in said.items() if name != "last_seq"},
-        "project": Project(**{**project, **known}),
+        "project": project_of({**project, "last_seq": said["last_seq"]}, parse_rfc3339),
         "events": [
             Event(**{**one, "at": parse_rfc3339(one["at"]), "status": Status(one["status"])})
             for one in said["events"]

@@ -32,7 +32,7 @@ from greylag.ports import (
     StoredPerson,
 )
 
-NAMES: Mapping[type[AnyKept], str] = {
+NAMES: Mapping[type, str] = {
     User: "users",
     Session: "sessions",
     ApiToken: "tokens",
@@ -50,9 +50,9 @@ EXPORTED: Mapping[str, type[AnyKept]] = {
 }
 
 _MOST_RECENT = 20_000
-_BY_SECRET = frozenset[type[AnyKept]]({Session, ApiToken, DeviceLogin})
+_BY_SECRET = frozenset[type]({Session, ApiToken, DeviceLogin})
 """What strangers may ask for any number of that there are not: those take no other's place."""
-_Read = dict[tuple[type[AnyKept], str], tuple[float, Any]]
+_Read = dict[tuple[type, str], tuple[float, Any]]
 
 
 @cache
@@ -71,12 +71,6 @@ def to_body(one: AnyKept) -> dict[str, Any]:
 def from_body(kind: type[Kept], body: Mapping[str, Any]) -> Kept:
     """Return what ``to_body`` has written; members that this version does not know are left out."""
     found: Kept = _adapter(cast("Hashable", kind)).validate_python(dict(body))
-    return found
-
-
-def from_text(kind: type[Kept], body: str) -> Kept:
-    """Return the same from JSON."""
-    found: Kept = _adapter(cast("Hashable", kind)).validate_json(body)
     return found
 
 
@@ -104,8 +98,7 @@ def from_stored(stored: StoredPerson) -> AnyKept:
 
 
 def _exported(name: str, body: Mapping[str, Any]) -> AnyKept:
-    # Any of its kinds: the type variable stands for one of them.
-    return from_body(cast("type[User]", EXPORTED[name]), body)
+    return from_body(EXPORTED[name], body)
 
 
 class RecentPeople:
@@ -152,6 +145,6 @@ class RecentPeople:
         finally:
             self._forget(kind, key)
 
-    def _forget(self, kind: type[AnyKept], key: str) -> None:
+    def _forget(self, kind: type, key: str) -> None:
         self._found.pop((kind, key), None)
         self._missed.pop((kind, key), None)

@@ -17,6 +17,7 @@ from pymongo.errors import BulkWriteError
 from greylag.common.typed import check_types
 from greylag.domain.audit import AuditBounds, AuditEvent
 from greylag.domain.project import ProjectRef
+from greylag.domain.record import ProjectRecord
 from greylag.ports import (
     AuditFilter,
     Fill,
@@ -54,7 +55,7 @@ from greylag.store.mongo.documents import (
 )
 from greylag.store.mongo.people import document_of
 from greylag.store.people import EXPORTED, from_stored, to_stored
-from greylag.store.records import LOG_LENGTH, ProjectRecord, unreadable
+from greylag.store.records import LOG_LENGTH, unreadable
 
 _SECONDS = 60.0
 """How long one batch may take."""

@@ -22,11 +22,9 @@ from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.store.changes import ChangeHub
 from greylag.store.mongo.connection import (
-    Client,
     Database,
     asking,
     cancellable,
-    has_change_streams,
     reason,
 )
 from greylag.store.mongo.indexes import CHANGES, PROJECTS
@@ -56,11 +54,6 @@ class OwnChanges:
         """
         if (news, "") not in self._notified and self._note(news, record_id):
             self._hub.signal(ref)
-
-    def tell_all(self, news: str) -> None:
-        """Tell of a write to many projects, and of none of them again."""
-        if self._note(news, ""):
-            self._hub.signal(None)
 
     def pass_over(self, news: str, record_id: str) -> None:
         """Never tell of a write: it was before anybody listened."""
@@ -280,31 +273,3 @@ def ref_of(fields: Mapping[str, Any]) -> ProjectRef | None:
     """Return the project that a document names, if it names one."""
     user_id, project_id = fields.get("user_id"), fields.get("project_id")
     return ProjectRef(user_id, project_id) if user_id and project_id else None
-
-
-async def follower(  # noqa: PLR0913 - what the two ways need
-    client: Client,
-    database: Database,
-    hub: ChangeHub,
-    own: OwnChanges,
-    *,
-    poll: float,
-    within: float,
-) -> ChangeFollower:
-    """Ask the server what it is, and return the way to follow its changes.
-
-    Args:
-        client: the connection.
-        database: whose projects are followed.
-        hub: whom to tell.
-        own: the changes of this process.
-        poll: seconds between two looks, where there are no change streams.
-        within: seconds that one look may take.
-
-    Raises:
-        PyMongoError: it cannot be asked.
-        ConfigError: the URI leads to no servers.
-    """
-    if await has_change_streams(client):
-        return StreamFollower(database, hub, own)
-    return PollingFollower(database, hub, own, poll=poll, timeout=within)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -185,7 +186,7 @@ class ReconcilerMethods(StoreParts):
             update = _poked(now, news)
             done = await repeated(lambda: self._projects.update_many({"unsettled": True}, update))
             if done.matched_count:
-                await self._tell_all(news)
+                await self._tell(news, "", None)
             return done.matched_count
 
         # What may take long begins with what may not, lest a server that is gone is waited for.
@@ -277,10 +278,10 @@ class ReconcilerMethods(StoreParts):
     async def _replace_duty(self, name: str, before: DutyRecord | None, after: DutyRecord) -> bool:
         duties = self._database[indexes.DUTIES]
         if before is not None:
-            same = {"_id": name, **_duty_fields(before)}
-            return (await duties.replace_one(same, _duty_fields(after))).matched_count > 0
+            same = {"_id": name, **asdict(before)}
+            return (await duties.replace_one(same, asdict(after))).matched_count > 0
         try:
-            await duties.insert_one({"_id": name, **_duty_fields(after)})
+            await duties.insert_one({"_id": name, **asdict(after)})
         except DuplicateKeyError:
             return False
         return True
@@ -319,7 +320,3 @@ def _poked(now: datetime, news: str) -> list[Document]:
             }
         }
     ]
-
-
-def _duty_fields(record: DutyRecord) -> dict[str, Any]:
-    return {"holder": record.holder, "until": record.until, "done_at": record.done_at}

@@ -8,7 +8,7 @@ holds the newest events, and ``environment_user`` is there for the owner's own e
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,14 +19,18 @@ from greylag.domain.errors import ErrorInfo, StoreUnavailableError
 from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames, environment_names
 from greylag.domain.project import Desired, Event, Lease, Project, Status
+from greylag.domain.record import ProjectRecord, unsettled
 from greylag.ports import StoredKey
-from greylag.store import records
-from greylag.store.records import KEY_LIFETIME, LOG_LENGTH, ProjectRecord
+from greylag.store.records import KEY_LIFETIME, LOG_LENGTH
 
 Document = dict[str, Any]
 
 WITHOUT_TAIL = {"tail": False}
 _LOSSY = "backslashreplace"
+_ELSEWISE = {"id", "names", "metadata", "status", "error", "desired", "source", "lease"}
+_AS_THEY_ARE = [
+    field.name for field in fields(Project) if field.name not in {*_ELSEWISE, "environment_user"}
+]
 
 
 class DocumentError(StoreUnavailableError):
@@ -45,38 +49,22 @@ def to_document(record: ProjectRecord) -> Document:
     project, lease = record.project, record.project.lease
     document: Document = {
         "_id": id_of(project.id),
-        "user_id": project.user_id,
-        "project_id": project.project_id,
-        "name": project.name,
-        "metadata": pack(project.metadata),
+        **{name: getattr(project, name) for name in _AS_THEY_ARE},
         **asdict(project.names),
-        "status": project.status.value,
-        "endpoint": project.endpoint,
         **_error_fields(project.error),
-        "error_terminal": project.error_terminal,
-        "last_activated_at": project.last_activated_at,
-        "last_deactivated_at": project.last_deactivated_at,
-        "created_at": project.created_at,
-        "updated_at": project.updated_at,
+        "metadata": pack(project.metadata),
+        "status": project.status.value,
         "desired": project.desired.value,
-        "generation": project.generation,
-        "observed_generation": project.observed_generation,
-        "attempts": project.attempts,
-        "due_at": project.due_at,
-        "deadline_at": project.deadline_at,
         "lease": asdict(lease) if lease else None,
         "claims": record.claims,
-        "last_seq": project.last_seq,
         "woken": record.woken,
-        "outdated": project.outdated,
-        "refresh": project.refresh,
         "environment_user": project.made_for.user_id,
     }
     if project.source is not None:
         document["git_source"] = asdict(project.source)
     if record.claimable_at is not None:
         document["claimable_at"] = record.claimable_at
-    if records.unsettled(project):
+    if unsettled(project):
         document["unsettled"] = True
     return document
 
@@ -162,30 +150,20 @@ def _record(raw: Mapping[str, Any]) -> ProjectRecord:
     status = Status(raw["status"])
     created = raw.get("created_at") or _born(raw["_id"])
     user_id, project_id = _text(raw["user_id"]), _text(raw["project_id"])
+    given: Document = {
+        **{name: raw[name] for name in _AS_THEY_ARE if name in raw},
+        "name": _text(raw.get("name") or project_id),
+        "created_at": created,
+        "updated_at": raw.get("updated_at") or created,
+    }
     project = Project(
+        **{"observed_generation": _observed(status), **given},
         id=str(raw["_id"]),
-        user_id=user_id,
-        project_id=project_id,
-        name=_text(raw.get("name") or project_id),
         names=_names(raw, user_id, project_id),
         metadata=unpack(raw.get("metadata") or {}),
-        created_at=created,
-        updated_at=raw.get("updated_at") or created,
         status=status,
-        endpoint=raw.get("endpoint"),
         error=_error(raw),
-        error_terminal=raw.get("error_terminal", False),
-        last_activated_at=raw.get("last_activated_at"),
-        last_deactivated_at=raw.get("last_deactivated_at"),
         desired=_desired(raw, status),
-        generation=raw.get("generation", 1),
-        observed_generation=raw.get("observed_generation", _observed(status)),
-        attempts=raw.get("attempts", 0),
-        due_at=raw.get("due_at"),
-        deadline_at=raw.get("deadline_at"),
-        last_seq=raw.get("last_seq", 0),
-        outdated=raw.get("outdated"),
-        refresh=raw.get("refresh"),
         source=GitSource(**raw["git_source"]) if raw.get("git_source") else None,
         environment_user=None if (made := raw.get("environment_user")) == user_id else made,
         lease=Lease(**raw["lease"]) if raw.get("lease") else None,

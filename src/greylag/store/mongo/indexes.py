@@ -20,6 +20,7 @@ from greylag.store.mongo.documents import (
     difference,
     from_document,
 )
+from greylag.store.people import NAMES
 
 PROJECTS = "projects"
 EVENTS = "greylag_events"
@@ -32,17 +33,7 @@ INSTANCE = "greylag_instance"
 TRANSCRIPTS = "greylag_transcripts"
 AUDIT = "greylag_audit"
 AUDIT_BOUNDS = "greylag_audit_bounds"
-PEOPLE = {
-    "users": "users",
-    "sessions": "greylag_sessions",
-    "tokens": "greylag_tokens",
-    "members": "greylag_members",
-    "device_logins": "greylag_device_logins",
-    "shares": "greylag_shares",
-    "secrets": "greylag_secrets",
-    "notifications": "greylag_notifications",
-    "push_keys": "greylag_push_keys",
-}
+PEOPLE = {name: name if name == "users" else f"greylag_{name}" for name in NAMES.values()}
 """The collection of each kind of ``greylag.store.people``."""
 
 INCOMPLETE = "greylag_copying"

@@ -91,7 +91,7 @@ class PeopleMethods(StoreParts):
         """Tell of each entry; see the port."""
         self._audit.told.append(told)
 
-    def _people(self, kind: type[AnyKept]) -> Collection:
+    def _people(self, kind: type) -> Collection:
         return self._database[PEOPLE[NAMES[kind]]]
 
 

@@ -1,7 +1,7 @@
 """The requests' half of the MongoDB store: creating, reading, and writing what is wanted."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -11,8 +11,9 @@ from pymongo.errors import DuplicateKeyError
 
 from greylag.domain.audit import AuditEvent
 from greylag.domain.errors import ProjectExistsError
-from greylag.domain.project import Desired, Event, Project, ProjectRef
-from greylag.ports import Created, Edit, IdempotencyKey, PageQuery, ProjectPage, StoredKey
+from greylag.domain.project import Event, Project, ProjectRef
+from greylag.domain.record import ProjectRecord
+from greylag.ports import Created, IdempotencyKey, PageQuery, ProjectPage, StoredKey
 from greylag.store import records
 from greylag.store.mongo.connection import WriteAttempts
 from greylag.store.mongo.documents import (
@@ -25,22 +26,13 @@ from greylag.store.mongo.documents import (
     to_document,
 )
 from greylag.store.mongo.writes import StoreParts, of_environment, of_owner
-from greylag.store.records import KEY_LIFETIME, ProjectRecord, millis
+from greylag.store.records import KEY_LIFETIME, millis
 
 _AT_ONCE = 1000
 _LARGEST = 2**31 - 2
 _NEWEST_FIRST = [("created_at", -1), ("_id", -1)]
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Creation:
-    """A project's creation: the name of its news, how often it is tried, what is to be told."""
-
-    news: str
-    attempts: WriteAttempts
-    audit: AuditEvent | None
 
 
 class RequestMethods(StoreParts):
@@ -54,17 +46,12 @@ class RequestMethods(StoreParts):
         audit: AuditEvent | None = None,
     ) -> Created:
         """Insert a project; see the port. Once a project is forgotten, so is its key."""
-        news = self._own.name()
 
         async def work() -> Created:
-            attempt = _Creation(news, WriteAttempts(self._seconds), audit)
+            attempts = WriteAttempts(self._seconds)
             if key is None:
-                created = await self._insert(records.new_record(project), attempt)
-            else:
-                created = await self._create_once(project, key, attempt)
-            if created.new:
-                await self._tell(news, created.project.id, created.project.ref)
-            return created
+                return await self._insert(records.new_record(project), attempts, audit)
+            return await self._create_once(project, key, attempts, audit)
 
         with self._asking():
             return await self._shielded(work())
@@ -108,81 +95,21 @@ class RequestMethods(StoreParts):
         more = len(found) > limit
         return ProjectPage(shown, records.encode(records.position(shown[-1])) if more else None)
 
-    async def edit(
+    async def change(
         self,
-        owner: str,
-        project_id: str,
-        edit: Edit,
-        now: datetime,
-        *,
-        audit: AuditEvent | None = None,
+        ref: ProjectRef,
+        rule: Callable[[ProjectRecord], ProjectRecord],
+        audit: AuditEvent | None,
     ) -> Project:
-        """Change name or metadata; see the port."""
-        ref = ProjectRef(owner, project_id)
+        """Change a record; see the port."""
         with self._asking():
-            return await self._change(
-                of_owner(ref),
-                lambda record: records.edited(_there(record, ref), edit, now),
-                audit=audit,
+            changed = await self._change(
+                of_owner(ref), lambda before: rule(_there(before, ref)), audit=audit
             )
-
-    async def want(  # noqa: PLR0913 - see the port
-        self,
-        owner: str,
-        project_id: str,
-        desired: Desired,
-        now: datetime,
-        deadline: datetime,
-        *,
-        again: bool = False,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Write what is wanted; see the port."""
-        ref = ProjectRef(owner, project_id)
-        with self._asking():
-            return await self._change(
-                of_owner(ref),
-                lambda record: records.wanted(
-                    _there(record, ref), desired, now, deadline, again=again
-                ),
-                audit=audit,
-            )
-
-    async def refresh(
-        self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
-    ) -> Project:
-        """Write that it is to be started anew; see the port."""
-        ref = ProjectRef(owner, project_id)
-        with self._asking():
-            return await self._change(
-                of_owner(ref),
-                lambda record: records.refreshed(_there(record, ref), now),
-                audit=audit,
-            )
-
-    async def hand_over(
-        self,
-        owner: str,
-        project_id: str,
-        new_owner: str,
-        now: datetime,
-        *,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Give a project to another user; see the port."""
-        ref = ProjectRef(owner, project_id)
-        with self._asking():
-            try:
-                given = await self._change(
-                    of_owner(ref),
-                    lambda record: records.handed_over(_there(record, ref), new_owner, now),
-                    audit=audit,
-                )
-            except DuplicateKeyError as error:
-                raise records.exists(ProjectRef(new_owner, project_id)) from error
-        # Other processes hear of the project as it is now; who waits here waits for what it was.
-        self._hub.signal(ref)
-        return given
+        if changed.ref != ref:
+            # Other processes hear of the project as it is now; who waits here, of what it was.
+            self._hub.signal(ref)
+        return changed
 
     async def of_environment(self, ref: ProjectRef) -> Project:
         """Return the project that has this environment; see the port."""
@@ -220,7 +147,11 @@ class RequestMethods(StoreParts):
             return await self._revocations.find_one({"_id": name}) is not None
 
     async def _create_once(
-        self, project: Project, key: IdempotencyKey, attempt: "_Creation"
+        self,
+        project: Project,
+        key: IdempotencyKey,
+        attempts: WriteAttempts,
+        audit: AuditEvent | None,
     ) -> Created:
         """Create the project that ``key`` stands for, unless it is there.
 
@@ -229,14 +160,14 @@ class RequestMethods(StoreParts):
         way; it creates the project under that id, so that there can be only one.
         """
         record = records.new_record(project)
-        taken = await self._take_key(project, key, attempt.attempts)
+        taken = await self._take_key(project, key, attempts)
         if taken != id_of(project.id):
             earlier = await self._made(taken, project.user_id)
             if earlier is not None:
                 return Created(earlier, new=False)
             record = _finishing(record, str(taken))
         try:
-            return await self._insert(record, attempt)
+            return await self._insert(record, attempts, audit)
         except ProjectExistsError:
             place = {"user_id": project.user_id, "key": key.key}
             await self._keys.delete_one({"_id": place, "record_id": taken})
@@ -274,8 +205,11 @@ class RequestMethods(StoreParts):
         found = await self._find({"_id": record_id})
         return None if found is None else records.check_still_theirs(found.project, owner)
 
-    async def _insert(self, record: ProjectRecord, attempt: "_Creation") -> Created:
-        document = to_document(record) | {"revision": 1, "news": attempt.news}
+    async def _insert(
+        self, record: ProjectRecord, attempts: WriteAttempts, audit: AuditEvent | None
+    ) -> Created:
+        news = self._own.name()
+        document = to_document(record) | {"revision": 1, "news": news}
         ref = record.project.ref
 
         async def write(session: AsyncClientSession | None) -> bool:
@@ -284,12 +218,13 @@ class RequestMethods(StoreParts):
 
         while True:
             try:
-                await self._audit.recorded(attempt.audit, write)
+                await self._audit.recorded(audit, write)
             except DuplicateKeyError:
                 there = await self._find({"_id": document["_id"]}) or await self._find(
                     of_owner(ref)
                 )
             else:
+                await self._tell(news, record.project.id, ref)
                 return Created(record.project, new=True)
             if there is not None and there.project.id == record.project.id:
                 # Somebody with the same key was faster.
@@ -298,7 +233,7 @@ class RequestMethods(StoreParts):
                 raise records.exists(ref)
             if await self._find(of_environment(record.project.made_for)) is not None:
                 raise records.environment_taken(record.project.made_for)
-            await attempt.attempts.pause()
+            await attempts.pause()
 
     async def _find(self, query: Document) -> ProjectRecord | None:
         raw = await self._projects.find_one(query, WITHOUT_TAIL)

@@ -7,8 +7,9 @@ import structlog
 
 from greylag.domain.errors import GreylagError, StoreUnavailableError
 from greylag.domain.project import ProjectRef
-from greylag.ports import StoreIncompleteError, Subscription
-from greylag.store.mongo import changes, connection, indexes
+from greylag.ports import ProjectStore, StoreIncompleteError, Subscription
+from greylag.store.mongo import connection, indexes
+from greylag.store.mongo.changes import PollingFollower, StreamFollower
 from greylag.store.mongo.claims import LONG_SECONDS, ReconcilerMethods
 from greylag.store.mongo.connection import MongoLimits, RefusedByServerError, asking
 from greylag.store.mongo.people import PeopleMethods
@@ -22,7 +23,7 @@ _NO_LIMITS_GIVEN = MongoLimits()
 _log = structlog.get_logger(__name__)
 
 
-class MongoStore(RequestMethods, ReconcilerMethods, PeopleMethods):
+class MongoStore(RequestMethods, ReconcilerMethods, PeopleMethods, ProjectStore):
     """Implements ``greylag.ports.ProjectStore``; ``await MongoStore.open(...)`` makes one.
 
     Any number of processes may open the same database. A write reads the record, decides, and
@@ -105,14 +106,12 @@ class MongoStore(RequestMethods, ReconcilerMethods, PeopleMethods):
     async def _make_ready(self, poll_seconds: float, *, prepare: bool) -> None:
         # A quick question comes first, lest a server that is gone is waited for as long as indexes.
         with asking(self._seconds):
-            self._follower = await changes.follower(
-                self._client,
-                self._database,
-                self._hub,
-                self._own,
-                poll=poll_seconds,
-                within=self._seconds,
-            )
+            if await connection.has_change_streams(self._client):
+                self._follower = StreamFollower(self._database, self._hub, self._own)
+            else:
+                self._follower = PollingFollower(
+                    self._database, self._hub, self._own, poll=poll_seconds, timeout=self._seconds
+                )
             if await indexes.is_incomplete(self._database):
                 raise StoreIncompleteError(
                     f"The database {self._database.name} holds only a part of what is being "

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 
 from pymongo import ReplaceOne
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import DuplicateKeyError
 
 from greylag.domain.audit import AuditEvent
 from greylag.domain.errors import GreylagError, StoreUnavailableError
 from greylag.domain.project import Event, Project, ProjectRef
+from greylag.domain.record import ProjectRecord
 from greylag.store.changes import ChangeHub
 from greylag.store.mongo import indexes
 from greylag.store.mongo.audit_trail import AuditTrail
@@ -37,7 +39,7 @@ from greylag.store.mongo.documents import (
     tail_of,
     to_event,
 )
-from greylag.store.records import LOG_LENGTH, ProjectRecord
+from greylag.store.records import LOG_LENGTH, exists
 
 T = TypeVar("T")
 
@@ -102,7 +104,11 @@ class StoreParts:
             after = change(before)
             if raw is None or before is None or after is before:
                 return after.project
-            if await self._put(raw, before, after, fence=fence, quiet=quiet, audit=audit):
+            try:
+                written = await self._put(raw, before, after, fence=fence, quiet=quiet, audit=audit)
+            except DuplicateKeyError as error:
+                raise exists(after.project.ref) from error
+            if written:
                 return after.project
             await attempts.pause()
 
@@ -143,15 +149,10 @@ class StoreParts:
 
         return await self._shielded(work())
 
-    async def _tell(self, news: str, record_id: str, ref: ProjectRef) -> None:
-        """Tell of one project's write, here and to other processes."""
+    async def _tell(self, news: str, record_id: str, ref: ProjectRef | None) -> None:
+        """Tell of a write, to one project or (``"", None``) to many, to all processes."""
         self._own.tell(news, record_id, ref)
         await self._follower.note(news, record_id, ref)
-
-    async def _tell_all(self, news: str) -> None:
-        """Tell of a write to many projects, here and to other processes."""
-        self._own.tell_all(news)
-        await self._follower.note(news, "", None)
 
     async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what ``work`` returns; a caller that is cancelled leaves it to its end, so that

@@ -12,6 +12,7 @@ from greylag.common.typed import check_types
 from greylag.domain.audit import AuditBounds, AuditEvent
 from greylag.domain.errors import ConfigError
 from greylag.domain.project import ProjectRef
+from greylag.domain.record import ProjectRecord
 from greylag.ports import (
     AuditFilter,
     Fill,
@@ -24,7 +25,7 @@ from greylag.ports import (
     StoredProject,
 )
 from greylag.store.people import EXPORTED, from_stored, to_stored
-from greylag.store.records import ProjectRecord, from_millis, millis, unreadable
+from greylag.store.records import from_millis, millis, unreadable
 from greylag.store.sqlite import audit_trail, schema, tables
 from greylag.store.sqlite import people as rows_of_people
 

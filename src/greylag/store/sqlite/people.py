@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from greylag.ports import AnyKept, Kept
-from greylag.store.people import NAMES, expires_at, from_text, to_body
+from greylag.store.people import NAMES, expires_at, from_body, to_body
 from greylag.store.records import millis
 
 _HAS_RUN_OUT = "SELECT kind, key FROM people WHERE expires_at < ?"
@@ -24,7 +24,7 @@ def find(sql: sqlite3.Connection, kind: type[Kept], key: str) -> Kept | None:
     row = sql.execute(
         "SELECT body FROM people WHERE kind = ? AND key = ?", (NAMES[kind], key)
     ).fetchone()
-    return None if row is None else from_text(kind, row["body"])
+    return None if row is None else from_body(kind, json.loads(row["body"]))
 
 
 def labelled(sql: sqlite3.Connection, kind: type[Kept], label: str | None) -> Sequence[Kept]:
@@ -33,7 +33,7 @@ def labelled(sql: sqlite3.Connection, kind: type[Kept], label: str | None) -> Se
         found = sql.execute("SELECT body FROM people WHERE kind = ? ORDER BY key", (NAMES[kind],))
     else:
         found = sql.execute(_OF_LABEL, (NAMES[kind], label))
-    return [from_text(kind, row["body"]) for row in found]
+    return [from_body(kind, json.loads(row["body"])) for row in found]
 
 
 def put(sql: sqlite3.Connection, one: AnyKept, now: datetime) -> bool:

@@ -19,25 +19,25 @@ import structlog
 from greylag.common.sqlite import SqlThread, transaction
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.project import Desired, Event, Project, ProjectRef
+from greylag.domain.project import Event, Project, ProjectRef
+from greylag.domain.record import ProjectRecord
 from greylag.ports import (
     AnyKept,
     AuditFilter,
     Claim,
     Created,
     Duty,
-    Edit,
     IdempotencyKey,
     Kept,
     NumberedEntry,
     Outcome,
     PageQuery,
     ProjectPage,
+    ProjectStore,
     Subscription,
 )
 from greylag.store import records
 from greylag.store.changes import ChangeHub
-from greylag.store.records import ProjectRecord
 from greylag.store.sqlite import audit_trail, people, schema, tables
 from greylag.store.sqlite.schema import translated
 
@@ -145,13 +145,16 @@ class Write:
 
     def keep(self, record: ProjectRecord, before: ProjectRecord | None) -> Project:
         """Write ``record`` if it differs from ``before``, and tell of it; return its project."""
-        if record is not before:
+        if before is not None and record.project.ref != before.project.ref:
+            tables.hand_over(self.sql, record)
+            self.changed += [before.project.ref, record.project.ref]
+        elif record is not before:
             tables.update(self.sql, record)
             self.changed.append(record.project.ref)
         return record.project
 
 
-class SqliteStore:
+class SqliteStore(ProjectStore):
     """Implements ``greylag.ports.ProjectStore``; ``await SqliteStore.open(path)`` makes one.
 
     One thread writes, each call in one transaction; another reads beside it, in snapshots (WAL).
@@ -226,73 +229,17 @@ class SqliteStore:
         """Return one page; see the port."""
         return await self._read(lambda sql: self._pages.get(sql, owner, query))
 
-    async def edit(
-        self,
-        owner: str,
-        project_id: str,
-        edit: Edit,
-        now: datetime,
-        *,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Change name or metadata; see the port."""
-        ref = ProjectRef(owner, project_id)
-        return await self._change(ref, lambda before: records.edited(before, edit, now), audit)
-
-    async def want(  # noqa: PLR0913 - see the port
-        self,
-        owner: str,
-        project_id: str,
-        desired: Desired,
-        now: datetime,
-        deadline: datetime,
-        *,
-        again: bool = False,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Write what is wanted; see the port."""
-        ref = ProjectRef(owner, project_id)
-        return await self._change(
-            ref, lambda before: records.wanted(before, desired, now, deadline, again=again), audit
-        )
-
-    async def refresh(
-        self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
-    ) -> Project:
-        """Write that it is to be started anew; see the port."""
-        ref = ProjectRef(owner, project_id)
-        return await self._change(ref, lambda before: records.refreshed(before, now), audit)
-
-    async def _change(
+    async def change(
         self,
         ref: ProjectRef,
-        change: Callable[[ProjectRecord], ProjectRecord],
+        rule: Callable[[ProjectRecord], ProjectRecord],
         audit: AuditEvent | None,
     ) -> Project:
+        """Change a record; see the port."""
+
         def work(write: Write) -> Project:
             before = tables.find(write.sql, ref)
-            return write.keep(change(before), before)
-
-        return await self._write(work, audit)
-
-    async def hand_over(
-        self,
-        owner: str,
-        project_id: str,
-        new_owner: str,
-        now: datetime,
-        *,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Give a project to another user; see the port."""
-
-        def work(write: Write) -> Project:
-            before = tables.find(write.sql, ProjectRef(owner, project_id))
-            after = records.handed_over(before, new_owner, now)
-            if after is not before:
-                tables.hand_over(write.sql, after)
-                write.changed += [before.project.ref, after.project.ref]
-            return after.project
+            return write.keep(rule(before), before)
 
         return await self._write(work, audit)
 

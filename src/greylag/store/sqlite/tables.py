@@ -7,31 +7,32 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from greylag.domain.errors import ErrorInfo
-from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames
-from greylag.domain.project import Desired, Event, Lease, Project, ProjectRef, Status
+from greylag.domain.project import (
+    MOMENTS,
+    Event,
+    Lease,
+    Project,
+    ProjectRef,
+    Status,
+    project_of,
+)
+from greylag.domain.record import ProjectRecord
 from greylag.ports import Duty, IdempotencyKey, PageQuery, ProjectPage
 from greylag.store import records
-from greylag.store.records import DutyRecord, Position, ProjectRecord, from_millis, millis
+from greylag.store.records import DutyRecord, Position, from_millis, millis
 
-_FIXED = (
-    *("id", "user_id", "project_id", "created_at"),
-    *("namespace", "deployment", "service", "ingress", "source", "environment_user"),
-)
-_CHANGING = (
-    *("name", "metadata", "updated_at", "status", "endpoint", "error", "error_terminal"),
-    *("last_activated_at", "last_deactivated_at"),
-    *("desired", "generation", "observed_generation", "attempts", "due_at", "deadline_at"),
-    *("lease_worker", "lease_number", "lease_until", "claims", "last_seq", "woken"),
-    *("outdated", "refresh"),
-)
-_COLUMNS = _FIXED + _CHANGING
+_JSON = ("metadata", "error", "source")
+_NAMES = tuple(field.name for field in fields(EnvironmentNames))
+_OWN = tuple(field.name for field in fields(Project) if field.name not in {"names", "lease"})
+_COLUMNS = (*_OWN, *_NAMES, *("lease_worker", "lease_number", "lease_until", "claims", "woken"))
+_NEVER_CHANGE = {"id", "user_id", "project_id", "created_at", "source", "environment_user", *_NAMES}
+_CHANGING = [name for name in _COLUMNS if name not in _NEVER_CHANGE]
 _REMEMBERED = 2_000
 _PAGES = 64
 
@@ -50,76 +51,29 @@ UPDATE = (
 def to_row(record: ProjectRecord) -> dict[str, Any]:
     """Return the values of ``INSERT`` and ``UPDATE`` for ``record``."""
     project, lease = record.project, record.project.lease
+    row = {name: getattr(project, name) for name in _OWN}
+    row |= {name: None if row[name] is None else millis(row[name]) for name in MOMENTS}
     return {
-        "id": project.id,
-        "user_id": project.user_id,
-        "project_id": project.project_id,
-        "created_at": millis(project.created_at),
+        **row,
         **asdict(project.names),
-        "source": _dump(asdict(project.source)) if project.source else None,
-        "environment_user": project.environment_user,
-        "name": project.name,
         "metadata": _dump(dict(project.metadata)),
-        "updated_at": millis(project.updated_at),
-        "status": project.status.value,
-        "endpoint": project.endpoint,
         "error": _dump(asdict(project.error)) if project.error else None,
-        "error_terminal": project.error_terminal,
-        "last_activated_at": _maybe_millis(project.last_activated_at),
-        "last_deactivated_at": _maybe_millis(project.last_deactivated_at),
-        "desired": project.desired.value,
-        "generation": project.generation,
-        "observed_generation": project.observed_generation,
-        "attempts": project.attempts,
-        "due_at": _maybe_millis(project.due_at),
-        "deadline_at": _maybe_millis(project.deadline_at),
+        "source": _dump(asdict(project.source)) if project.source else None,
         "lease_worker": lease.worker if lease else None,
         "lease_number": lease.number if lease else None,
         "lease_until": millis(lease.until) if lease else None,
         "claims": record.claims,
-        "last_seq": project.last_seq,
         "woken": record.woken,
-        "outdated": project.outdated,
-        "refresh": project.refresh,
     }
 
 
 def from_row(row: sqlite3.Row | dict[str, Any]) -> ProjectRecord:
     """Return the record that a row of ``SELECT`` holds."""
-    project = Project(
-        id=row["id"],
-        user_id=row["user_id"],
-        project_id=row["project_id"],
-        created_at=from_millis(row["created_at"]),
-        names=EnvironmentNames(
-            namespace=row["namespace"],
-            deployment=row["deployment"],
-            service=row["service"],
-            ingress=row["ingress"],
-        ),
-        name=row["name"],
-        metadata=json.loads(row["metadata"]),
-        updated_at=from_millis(row["updated_at"]),
-        status=Status(row["status"]),
-        endpoint=row["endpoint"],
-        error=ErrorInfo(**json.loads(row["error"])) if row["error"] else None,
-        error_terminal=bool(row["error_terminal"]),
-        last_activated_at=_maybe_moment(row["last_activated_at"]),
-        last_deactivated_at=_maybe_moment(row["last_deactivated_at"]),
-        desired=Desired(row["desired"]),
-        generation=row["generation"],
-        observed_generation=row["observed_generation"],
-        attempts=row["attempts"],
-        due_at=_maybe_moment(row["due_at"]),
-        deadline_at=_maybe_moment(row["deadline_at"]),
-        last_seq=row["last_seq"],
-        outdated=row["outdated"],
-        refresh=row["refresh"],
-        source=GitSource(**json.loads(row["source"])) if row["source"] else None,
-        environment_user=row["environment_user"],
-        lease=_lease(row),
-    )
-    return ProjectRecord(project, row["claims"], bool(row["woken"]))
+    kept = {name: row[name] for name in _OWN}
+    kept |= {name: json.loads(kept[name]) for name in _JSON if kept[name] is not None}
+    kept |= {"error_terminal": bool(kept["error_terminal"]), "lease": _lease(row)}
+    kept["names"] = {name: row[name] for name in _NAMES}
+    return ProjectRecord(project_of(kept, from_millis), row["claims"], bool(row["woken"]))
 
 
 def event_body(event: Event) -> str:
@@ -145,14 +99,6 @@ def _lease(row: sqlite3.Row | dict[str, Any]) -> Lease | None:
 def _dump(value: dict[str, Any]) -> str:
     # ASCII only, so that any text can be kept, with unpaired surrogates too.
     return json.dumps(value, separators=(",", ":"))
-
-
-def _maybe_millis(moment: datetime | None) -> int | None:
-    return None if moment is None else millis(moment)
-
-
-def _maybe_moment(value: int | None) -> datetime | None:
-    return None if value is None else from_millis(value)
 
 
 _LARGEST = 2**63 - 1
