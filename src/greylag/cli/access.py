@@ -122,11 +122,14 @@ def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R
     return with_access
 
 
-def with_client(
+def api_command(
     command: Callable[Concatenate[Access, ApiClient, P], Awaitable[R]],
-) -> Callable[Concatenate[Access, P], R]:
-    """Run an async command to its end with a client, which is its second argument."""
+) -> Callable[..., R]:
+    """Give an async command the options of ``api_options``, and run it to its end with a client,
+    which is its second argument.
+    """
 
+    @api_options
     @functools.wraps(command)
     def run(access: Access, /, *args: P.args, **kwargs: P.kwargs) -> R:
         async def whole() -> R:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import click
 
-from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.access import Access, api_command, api_options
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import ServerRefusedError, StartError, starting
 from greylag.cli.kept_token import SERVICE, KeptToken, KeyringError, has_desktop
@@ -20,8 +20,7 @@ COLUMNS = ("ID", "USER", "NAME", "SCOPES", "PROJECTS", "EXPIRES", "LAST USED", "
 
 
 @click.command()
-@api_options
-@with_client
+@api_command
 async def whoami(access: Access, api: ApiClient) -> None:
     """Say who the server takes you for, and by what."""
     _show_me(access, await api.me())
@@ -150,8 +149,7 @@ def tokens() -> None:
 
 
 @tokens.command("list")
-@api_options
-@with_client
+@api_command
 async def list_tokens(access: Access, api: ApiClient) -> None:
     """List your tokens, or with --user a user's; to the operator all users'."""
     found = await api.tokens(access.user)
@@ -182,8 +180,7 @@ async def list_tokens(access: Access, api: ApiClient) -> None:
     type=click.FloatRange(0, min_open=True),
     help="How long it counts.  [default: 90, or as long as may be]",
 )
-@api_options
-@with_client
+@api_command
 async def create_token(  # noqa: PLR0913 - one for each option
     access: Access,
     api: ApiClient,
@@ -215,8 +212,7 @@ async def create_token(  # noqa: PLR0913 - one for each option
 @tokens.command("revoke")
 @click.argument("token_id", metavar="ID")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@api_options
-@with_client
+@api_command
 async def revoke_token(access: Access, api: ApiClient, *, token_id: str, yes: bool) -> None:
     """End a token: what uses it comes in no more."""
     await confirm(f"Revoke token {token_id}?", yes=yes)

@@ -7,7 +7,7 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import CodedError
 from greylag.cli.output import moment
@@ -42,8 +42,7 @@ def audit() -> None:
 @audit.command("list")
 @filters
 @click.option("--limit", type=click.IntRange(1, _MOST), default=50, show_default=True)
-@api_options
-@with_client
+@api_command
 async def list_entries(
     access: Access, api: ApiClient, /, *, limit: int, **asked: str | None
 ) -> None:
@@ -69,8 +68,7 @@ async def list_entries(
 
 @audit.command("export")
 @filters
-@api_options
-@with_client
+@api_command
 async def export_entries(access: Access, api: ApiClient, /, **asked: str | None) -> None:
     """Write all entries to standard output, the oldest first, each a line of JSON.
 
@@ -89,8 +87,7 @@ async def export_entries(access: Access, api: ApiClient, /, **asked: str | None)
     callback=lambda _context, _option, value: _link(value),
     help="An entry that you have noted: it must be there, unchanged.",
 )
-@api_options
-@with_client
+@api_command
 async def verify(
     access: Access, api: ApiClient, *, file: TextIO | None, known: Link | None
 ) -> None:

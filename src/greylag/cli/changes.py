@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError
 from greylag.cli.output import confirm
@@ -16,8 +16,7 @@ COLUMNS = ("CHANGE", "LINES", "MODE", "PATH")
 @click.command()
 @click.argument("project")
 @click.argument("turn", required=False)
-@api_options
-@with_client
+@api_command
 async def changes(access: Access, api: ApiClient, *, project: str, turn: str | None) -> None:
     """List the files that a turn (by default the newest) changed, and what is not kept."""
     place = await access.place(api, project)
@@ -32,8 +31,7 @@ async def changes(access: Access, api: ApiClient, *, project: str, turn: str | N
 @click.argument("project")
 @click.argument("path")
 @click.argument("turn", required=False)
-@api_options
-@with_client
+@api_command
 async def diff(
     access: Access, api: ApiClient, *, project: str, path: str, turn: str | None
 ) -> None:
@@ -63,8 +61,7 @@ async def diff(
     help="cut: the agent forgets the turn and those after it in its session, too.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@api_options
-@with_client
+@api_command
 async def undo(  # noqa: PLR0913 - one argument per option
     access: Access,
     api: ApiClient,

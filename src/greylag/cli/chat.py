@@ -20,7 +20,7 @@ from enum import Enum, auto
 
 import click
 
-from greylag.cli.access import Access, api_options, task_group, with_client
+from greylag.cli.access import Access, api_command, api_options, task_group
 from greylag.cli.chat_view import JsonView, TextView, TurnView, may_last
 from greylag.cli.client import (
     ApiClient,
@@ -498,8 +498,7 @@ def _tell_session(access: Access, talk: Chat) -> None:
 @click.argument("session", required=False)
 @click.option("--delete", is_flag=True, help="Delete SESSION for good.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@api_options
-@with_client
+@api_command
 async def sessions(  # noqa: PLR0913 - one argument per option
     access: Access, api: ApiClient, *, project: str, session: str | None, delete: bool, yes: bool
 ) -> None:
@@ -574,8 +573,7 @@ def _tell_deleted(output: Output, session: str) -> None:
 
 @click.command(short_help="List the extensions of a project's agent.")
 @click.argument("project")
-@api_options
-@with_client
+@api_command
 async def extensions(access: Access, api: ApiClient, *, project: str) -> None:
     """List what extensions the agent of PROJECT has, and how each stands: started or why not.
 

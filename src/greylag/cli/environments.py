@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from greylag.cli.access import Access, api_options, place_of, task_group, with_client
+from greylag.cli.access import Access, api_command, place_of, task_group
 from greylag.cli.client import ApiClient, ProjectJson
 from greylag.cli.errors import CliError, Exit, error_of_settings, starting
 from greylag.cli.output import Output, confirm, moment
@@ -228,8 +228,7 @@ POLL_SECONDS = 0.5
     help="How long to wait for each, its agent at work included (default 900).",
 )
 @click.option("--list", "only_list", is_flag=True, help="Only tell what runs, and with what.")
-@api_options
-@with_client
+@api_command
 async def rollout(
     access: Access,
     api: ApiClient,

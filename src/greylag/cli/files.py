@@ -19,7 +19,7 @@ from typing import IO
 
 import click
 
-from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError, ServerUnreachableError
 from greylag.cli.output import confirm, moment
@@ -48,8 +48,7 @@ def files() -> None:
 @files.command(name="ls")
 @click.argument("project")
 @click.argument("path", default="")
-@api_options
-@with_client
+@api_command
 async def ls(access: Access, api: ApiClient, *, project: str, path: str) -> None:
     """List a folder of the workspace (by default the workspace itself), or one file."""
     place = await access.place(api, project)
@@ -79,8 +78,7 @@ def _size(entry: FileEntry) -> str:
 @click.argument("project")
 @click.argument("path")
 @click.argument("file", required=False)
-@api_options
-@with_client
+@api_command
 async def get(access: Access, api: ApiClient, *, project: str, path: str, file: str | None) -> None:
     """Read a file of the workspace into FILE here (`-`: print it; by default its own name)."""
     place = await access.place(api, project)
@@ -103,8 +101,7 @@ async def get(access: Access, api: ApiClient, *, project: str, path: str, file: 
 @click.argument("project")
 @click.argument("file")
 @click.argument("path", required=False)
-@api_options
-@with_client
+@api_command
 async def put(access: Access, api: ApiClient, *, project: str, file: str, path: str | None) -> None:
     """Write FILE of this machine (`-`: standard input) to a path of the workspace."""
     if path is None and file == STREAM:
@@ -123,8 +120,7 @@ async def put(access: Access, api: ApiClient, *, project: str, file: str, path: 
 @click.argument("path")
 @click.option("-r", "--recursive", is_flag=True, help="A folder, with all that it holds.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@api_options
-@with_client
+@api_command
 async def rm(  # noqa: PLR0913 - one argument per option
     access: Access, api: ApiClient, *, project: str, path: str, recursive: bool, yes: bool
 ) -> None:
@@ -144,8 +140,7 @@ async def rm(  # noqa: PLR0913 - one argument per option
 @click.argument("source")
 @click.argument("target")
 @click.option("--replace", is_flag=True, help="Take the place of a file that is there.")
-@api_options
-@with_client
+@api_command
 async def mv(  # noqa: PLR0913 - one argument per option
     access: Access, api: ApiClient, *, project: str, source: str, target: str, replace: bool
 ) -> None:
@@ -157,8 +152,7 @@ async def mv(  # noqa: PLR0913 - one argument per option
 @files.command()
 @click.argument("project")
 @click.argument("path")
-@api_options
-@with_client
+@api_command
 async def mkdir(access: Access, api: ApiClient, *, project: str, path: str) -> None:
     """Make a folder in the workspace, and those on the way to it."""
     _shown(access, await api.make_folder(await access.place(api, project), path))
@@ -175,8 +169,7 @@ def _shown(access: Access, entry: FileEntry) -> None:
 @click.argument("project")
 @click.argument("text")
 @click.argument("path", default="")
-@api_options
-@with_client
+@api_command
 async def search(access: Access, api: ApiClient, *, project: str, text: str, path: str) -> None:
     """Find names and lines that hold TEXT, in any case, below a folder of the workspace."""
     found = await api.search_files(await access.place(api, project), text, path)
@@ -198,8 +191,7 @@ async def search(access: Access, api: ApiClient, *, project: str, text: str, pat
 @click.command()
 @click.argument("source")
 @click.argument("target")
-@api_options
-@with_client
+@api_command
 async def cp(access: Access, api: ApiClient, *, source: str, target: str) -> None:
     """Copy a file, or a folder with all that it holds, from or to a project's workspace.
 

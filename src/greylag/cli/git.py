@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient
 from greylag.cli.output import confirm, moment
 from greylag.common.agent_api import GitStatus
@@ -20,8 +20,7 @@ def git() -> None:
 
 @git.command()
 @click.argument("project")
-@api_options
-@with_client
+@api_command
 async def status(access: Access, api: ApiClient, *, project: str) -> None:
     """Say which branch is checked out in PROJECT's workspace, and what changed."""
     _tell(access, await api.git_status(await access.place(api, project)))
@@ -29,8 +28,7 @@ async def status(access: Access, api: ApiClient, *, project: str) -> None:
 
 @git.command()
 @click.argument("project")
-@api_options
-@with_client
+@api_command
 async def fetch(access: Access, api: ApiClient, *, project: str) -> None:
     """Fetch what the remote has, and say how far ahead and behind PROJECT's branch is."""
     _tell(access, await api.git_fetch(await access.place(api, project)))
@@ -62,8 +60,7 @@ def _tell(access: Access, one: GitStatus) -> None:
 @click.argument("project")
 @click.option("--message", "-m", required=True, metavar="TEXT", help="What the commit says.")
 @click.option("--path", "paths", multiple=True, help="Only this, with all below it; repeatable.")
-@api_options
-@with_client
+@api_command
 async def commit(
     access: Access, api: ApiClient, *, project: str, message: str, paths: tuple[str, ...]
 ) -> None:
@@ -80,8 +77,7 @@ async def commit(
 @git.command()
 @click.argument("project")
 @click.option("--branch", metavar="NAME", help="The remote's; by default of the same name.")
-@api_options
-@with_client
+@api_command
 async def push(access: Access, api: ApiClient, *, project: str, branch: str | None) -> None:
     """Push what is checked out in PROJECT's workspace, as a branch, never by force."""
     done = await api.git_push(await access.place(api, project), branch)
@@ -94,8 +90,7 @@ def secrets() -> None:
 
 
 @secrets.command("list")
-@api_options
-@with_client
+@api_command
 async def list_secrets(access: Access, api: ApiClient) -> None:
     """List names, hosts and times. No value is ever shown."""
     found = await api.secrets(await access.user_id(api))
@@ -116,8 +111,7 @@ async def list_secrets(access: Access, api: ApiClient) -> None:
 @click.argument("name")
 @click.option("--host", required=True, help="The only host that is told it, as github.com.")
 @click.option("--username", help="Whom the host is told; for most tokens it does not matter.")
-@api_options
-@with_client
+@api_command
 async def set_secret(
     access: Access, api: ApiClient, *, name: str, host: str, username: str | None
 ) -> None:
@@ -137,8 +131,7 @@ async def set_secret(
 @secrets.command("delete")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@api_options
-@with_client
+@api_command
 async def delete_secret(access: Access, api: ApiClient, *, name: str, yes: bool) -> None:
     """Delete the secret NAME: environments that run forget it within moments."""
     await confirm(f"Delete the secret {name}?", yes=yes)

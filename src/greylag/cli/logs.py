@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import click
 
-from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient, ProjectPlace, StreamEvent
 from greylag.cli.errors import CliError, Patience, ServerRefusedError
 from greylag.cli.output import moment, one_line, visible
@@ -32,8 +32,7 @@ STANDARD = {"timestamp", "level", "event"}
     show_default=True,
     help="Begin with this many of the last lines.",
 )
-@api_options
-@with_client
+@api_command
 async def logs(access: Access, api: ApiClient, *, project: str, follow: bool, tail: int) -> None:
     """Print what PROJECT's environment says.
 
@@ -79,8 +78,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
 @click.command()
 @click.argument("project")
 @click.option("-f", "--follow", is_flag=True, help="Print what comes, too, until Ctrl-C.")
-@api_options
-@with_client
+@api_command
 async def events(access: Access, api: ApiClient, *, project: str, follow: bool) -> None:
     """Print PROJECT's activation log: what the platform did for it, and why.
 

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import CliError
 from greylag.cli.output import confirm, moment
@@ -18,8 +18,7 @@ def notifications() -> None:
 
 
 @notifications.command("list")
-@api_options
-@with_client
+@api_command
 async def list_targets(access: Access, api: ApiClient) -> None:
     """List browsers and webhooks. No address is ever shown."""
     found = await api.notification_targets(await access.user_id(api))
@@ -40,8 +39,7 @@ async def list_targets(access: Access, api: ApiClient) -> None:
 
 @notifications.command("add-webhook", short_help="Tell a webhook of turns; print its secret.")
 @click.argument("name")
-@api_options
-@with_client
+@api_command
 async def add_webhook(access: Access, api: ApiClient, *, name: str) -> None:
     """Tell a webhook, to be called NAME, by signed POSTs; print the secret for that, this once.
 
@@ -60,8 +58,7 @@ async def add_webhook(access: Access, api: ApiClient, *, name: str) -> None:
 
 @notifications.command("test")
 @click.argument("target_id", metavar="ID")
-@api_options
-@with_client
+@api_command
 async def test_target(access: Access, api: ApiClient, *, target_id: str) -> None:
     """Tell a browser or a webhook something, once, and say what came of it."""
     done = await api.test_notification_target(await access.user_id(api), target_id)
@@ -76,8 +73,7 @@ async def test_target(access: Access, api: ApiClient, *, target_id: str) -> None
 @notifications.command("remove")
 @click.argument("target_id", metavar="ID")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@api_options
-@with_client
+@api_command
 async def remove_target(access: Access, api: ApiClient, *, target_id: str, yes: bool) -> None:
     """Tell a browser or a webhook nothing any more."""
     await confirm(f"Remove {target_id}?", yes=yes)

@@ -4,7 +4,7 @@ import re
 
 import click
 
-from greylag.cli.access import Access, api_options, with_client
+from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient
 from greylag.cli.output import moment, open_in_browser
 
@@ -27,8 +27,7 @@ class _Duration(click.ParamType[int]):
 
 @click.command()
 @click.argument("project")
-@api_options
-@with_client
+@api_command
 async def ports(access: Access, api: ApiClient, *, project: str) -> None:
     """List the ports on which a project's environment listens."""
     found = await api.ports(await access.place(api, project))
@@ -44,8 +43,7 @@ async def ports(access: Access, api: ApiClient, *, project: str) -> None:
 @click.option("--path", metavar="PATH", help="Where at the port, by default /.")
 @click.option("--share", type=_Duration(), metavar="TIME", help="For anybody, for 1h or 7d.")
 @click.option("--open", "opens", is_flag=True, help="Open it in this machine's browser.")
-@api_options
-@with_client
+@api_command
 async def preview(  # noqa: PLR0913 - one argument per option
     access: Access,
     api: ApiClient,
@@ -83,8 +81,7 @@ async def preview(  # noqa: PLR0913 - one argument per option
 @click.command()
 @click.argument("project")
 @click.option("--end", "ended", metavar="SHARE", help="End this one.")
-@api_options
-@with_client
+@api_command
 async def shares(access: Access, api: ApiClient, *, project: str, ended: str | None) -> None:
     """List the links that show something of a project to anybody, or end one."""
     place = await access.place(api, project)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from greylag.cli.access import Access, api_options, place_of, task_group, with_client
+from greylag.cli.access import Access, api_command, place_of, task_group
 from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace, SourceJson, StateChange, Wish
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
@@ -58,8 +58,7 @@ def _checked(check: Callable[[str, str], str]) -> Callable[..., str | None]:
 
 
 @click.command()
-@api_options
-@with_client
+@api_command
 async def users(access: Access, api: ApiClient) -> None:
     """List the users whom projects can belong to."""
     found = await api.users()
@@ -77,8 +76,7 @@ def projects() -> None:
 
 @projects.command(name="list")
 @click.option("--status", type=click.Choice(STATUSES), help="Only projects of this status.")
-@api_options
-@with_client
+@api_command
 async def list_projects(access: Access, api: ApiClient, *, status: str | None) -> None:
     """List the user's projects, newest first."""
     user_id = await access.user_id(api)
@@ -108,8 +106,7 @@ async def list_projects(access: Access, api: ApiClient, *, status: str | None) -
 @click.option(
     "--idempotency-key", metavar="KEY", help="Repeat with the same key to create only one project."
 )
-@api_options
-@with_client
+@api_command
 async def create(  # noqa: PLR0913 - one argument per option
     access: Access,
     api: ApiClient,
@@ -148,8 +145,7 @@ async def create(  # noqa: PLR0913 - one argument per option
 @projects.command()
 @click.argument("project")
 @click.argument("name", callback=_checked(check_name))
-@api_options
-@with_client
+@api_command
 async def rename(access: Access, api: ApiClient, *, project: str, name: str) -> None:
     """Give PROJECT another name; its id stays."""
     place = await access.place(api, project)
@@ -160,8 +156,7 @@ async def rename(access: Access, api: ApiClient, *, project: str, name: str) -> 
 @click.argument("project")
 @click.argument("owner", metavar="USER", callback=_checked(check_id))
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@api_options
-@with_client
+@api_command
 async def hand_over(access: Access, api: ApiClient, *, project: str, owner: str, yes: bool) -> None:
     """Give PROJECT, which must be inactive, to USER, with its files and conversations.
 
@@ -174,8 +169,7 @@ async def hand_over(access: Access, api: ApiClient, *, project: str, owner: str,
 
 @projects.command()
 @click.argument("project")
-@api_options
-@with_client
+@api_command
 async def show(access: Access, api: ApiClient, *, project: str) -> None:
     """Show all that is known of PROJECT."""
     show_project(access.output, await access.project(api, project))
@@ -185,8 +179,7 @@ async def show(access: Access, api: ApiClient, *, project: str) -> None:
 @click.argument("project")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @wait_options
-@api_options
-@with_client
+@api_command
 async def delete(access: Access, api: ApiClient, *, project: str, yes: bool, wish: Wish) -> None:
     """Delete PROJECT: its environment, its workspace and its record.
 
@@ -205,8 +198,7 @@ async def delete(access: Access, api: ApiClient, *, project: str, yes: bool, wis
 @click.command()
 @click.argument("project")
 @wait_options
-@api_options
-@with_client
+@api_command
 async def activate(access: Access, api: ApiClient, *, project: str, wish: Wish) -> None:
     """Start PROJECT's environment and wait until its agent answers.
 
@@ -220,8 +212,7 @@ async def activate(access: Access, api: ApiClient, *, project: str, wish: Wish) 
 @click.command()
 @click.argument("project")
 @wait_options
-@api_options
-@with_client
+@api_command
 async def deactivate(access: Access, api: ApiClient, *, project: str, wish: Wish) -> None:
     """Stop PROJECT's environment and wait until it is down; its files and history are kept."""
     found = await access.project(api, project)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from greylag.cli.access import Access, api_options, task_group, with_client
+from greylag.cli.access import Access, api_command, task_group
 from greylag.cli.client import ApiClient, ServerSocket
 from greylag.cli.errors import CliError, ServerUnreachableError
 
@@ -37,8 +37,7 @@ class _DetachedError(Exception):
 @click.argument("project")
 @click.option("--terminal", metavar="ID", help="Attach to this one, which is there already.")
 @click.option("--list", "as_list", is_flag=True, help="List the project's terminals instead.")
-@api_options
-@with_client
+@api_command
 async def shell(
     access: Access, api: ApiClient, *, project: str, terminal: str | None, as_list: bool
 ) -> int | None:
@@ -82,8 +81,7 @@ def _state(terminal: dict[str, Any]) -> str:
 @click.argument("argv", metavar="-- COMMAND ...", nargs=-1, required=True)
 @click.option("-t", "wants_terminal", is_flag=True, help="On a terminal, if this is one.")
 @click.option("-C", "folder", metavar="FOLDER", default="", help="Below the workspace.")
-@api_options
-@with_client
+@api_command
 async def exec_(  # noqa: PLR0913 - one argument per option
     access: Access,
     api: ApiClient,
