@@ -243,20 +243,17 @@ class Console {
     const link = this.#conversation.querySelector<HTMLAnchorElement>("#earlier a");
     link?.addEventListener("click", async (event) => {
       event.preventDefault();
-      await this.#try(async () => this.#putEarlier(await fragment(link.dataset.part!)));
+      await this.#try(async () => this.#putEarlier(link.parentElement!, await fragment(link.dataset.part!)));
       if (document.activeElement !== document.body) return;
       (this.#conversation.querySelector<HTMLElement>("#earlier a") ?? this.#root.querySelector<HTMLElement>("#scroller")!).focus({ preventScroll: true });
     });
   }
 
-  #putEarlier(part: Document): void {
-    const known = [...this.#conversation.querySelectorAll<HTMLElement>(".turn")];
-    const all = [...part.querySelectorAll<HTMLElement>(".turn")];
-    // By a turn that both have: the page has others, too, and of the oldest there may be no record.
-    const common = known.findIndex((one) => one.dataset.turn);
-    const at = all.findIndex((one) => one.dataset.turn && one.dataset.turn === known[common]?.dataset.turn);
-    const earlier = all.slice(0, Math.max(0, at < 0 ? all.length - known.length : at - common));
-    const place = this.#conversation.querySelector("#earlier")!;
+  #putEarlier(place: HTMLElement, part: Document): void {
+    if (!place.isConnected) return; // pressed twice, or woken meanwhile
+    const refused = part.querySelector(".problem-message")?.textContent;
+    if (refused) throw new Refused(502, { detail: refused });
+    const earlier = [...part.querySelectorAll<HTMLElement>(".turn")];
     const next = part.querySelector("#earlier");
     this.#scroller.keepInPlace(() => {
       place.after(...earlier);

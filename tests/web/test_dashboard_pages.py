@@ -1,5 +1,6 @@
 """The dashboard's pages over the memory adapters, read without a browser."""
 
+import html
 import json
 import re
 from collections.abc import AsyncIterator
@@ -191,6 +192,14 @@ async def test_earlier_messages_are_shown_however_many_there_are(running: Site) 
         assert shown < 400
         page = await _text(running, f"{PAGE}?turns={shown}")
     assert len(re.findall("You said: m[0-9]{3}", page)) == 230
+    # A page with a script asks for what it lacks alone.
+    page = await _text(running, PAGE)
+    said = re.findall("You said: (m[0-9]{3})", page)
+    assert len(said) == 30
+    while part := re.search('data-part="([^"]+)"', page):
+        page = await _text(running, html.unescape(part[1]))
+        said = re.findall("You said: (m[0-9]{3})", page) + said
+    assert said == [f"m{number:03d}" for number in range(230)]
 
 
 async def test_a_first_message_makes_and_names_its_project(running: Site) -> None:

@@ -1,5 +1,7 @@
 """Conversations that are read while their environment sleeps: by whom, and how that is marked."""
 
+import html
+import re
 from typing import Any
 
 import aiohttp
@@ -133,6 +135,11 @@ async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it() -> Non
         assert f"/sessions/{session}/delete" not in page
         earlier = await text(running, f"{PAGE}/conversation?session={session}&turns=130")
         assert (earlier.count("data-kept"), "Show earlier" in earlier) == (40, False)
+        part = re.search('data-part="([^"]+)"', page)
+        assert part is not None
+        rest = await text(running, html.unescape(part[1]))
+        assert (rest.count("data-kept"), "Show earlier" in rest) == (10, False)
+        assert ("message 9<" in rest, "message 10" in rest) == (True, False)
         assert "the first session" in await text(running, f"{PAGE}?session={older}")
         empty = await text(running, f"{PAGE}?session=new")
         assert "The environment sleeps. A message wakes it." in empty

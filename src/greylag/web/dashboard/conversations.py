@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag.common import agent_api, sse
-from greylag.common.agent_api import AgentSetting, ChatMessage, Session, Turn
+from greylag.common.agent_api import MOST_BEFORE, AgentSetting, ChatMessage, Session, Turn
 from greylag.common.typed import parse_json
 from greylag.domain.errors import (
     AgentUnreachableError,
@@ -45,6 +45,7 @@ NEW_SESSION = "new"
 """What an address says in place of a session id to begin a new one."""
 RUNNING = "running"
 TURNS_SHOWN = 30
+EARLIER_SHOWN = 100
 _PATIENCE_SECONDS = 4.0
 _SET_UP_SECONDS = 1.0
 _MOST_FAILING = 5
@@ -65,7 +66,8 @@ router = APIRouter(include_in_schema=False)
 @dataclass(frozen=True, slots=True)
 class AnsweredMessage:
     """A message and the text that answered it; ``turn`` is ``None`` when its record is not kept;
-    ``forgotten``: an undo cut it out of the agent's history.
+    ``forgotten``: an undo cut it out of the agent's history; ``index``: its place among all of the
+    session's messages.
     """
 
     message: str
@@ -73,6 +75,7 @@ class AnsweredMessage:
     turn: Turn | None
     author: str | None = None
     forgotten: bool = False
+    index: int = 0
 
     @property
     def changes(self) -> str | None:
@@ -87,14 +90,15 @@ class ConversationView:
     ``selected`` is ``None`` before a session's first message; ``error`` tells why the agent's part
     is missing; ``shared``: messages may be of several people; ``mode`` says when the agent asks
     before it acts, ``fixed`` names what of model and mode cannot be chosen; ``failing`` names
-    extensions that do not work. ``kept_at``: of when the copy is that shows, which lacks the first
+    extensions that do not work. ``before``: the index of the first message that shows, where there
+    are earlier ones. ``kept_at``: of when the copy is that shows, which lacks the first
     ``left_out`` messages.
     """
 
     sessions: Sequence[Session] | None = None
     selected: str | None = None
     turns: tuple[AnsweredMessage, ...] = ()
-    hidden: int = 0
+    before: int = 0
     demonstration: str | None = None
     error: ErrorInfo | None = None
     shared: bool = False
@@ -119,12 +123,18 @@ class ConversationView:
 
 @router.get(PROJECT_PAGE + "/conversation")
 async def show_conversation(
-    call: ProjectCallDep, session: str | None = None, turns: int = TURNS_SHOWN
+    call: ProjectCallDep,
+    session: str | None = None,
+    turns: int = TURNS_SHOWN,
+    before: int = MOST_BEFORE,
 ) -> Response:
-    """Show one session's last ``turns`` turns alone."""
+    """Show one session's last ``turns`` turns alone; some of those before the message ``before``
+    for a page that has the others.
+    """
     limit = bounded(turns)
     view = project_view(await call.use_cases.projects.get(*call.at))
-    shown = await read_conversation(call, view, session, limit)
+    asked = limit if before >= MOST_BEFORE else EARLIER_SHOWN
+    shown = await read_conversation(call, view, session, asked, max(1, min(before, MOST_BEFORE)))
     return respond(
         "fragments/conversation.html", project=view, conversation=shown, turns_shown=limit
     )
@@ -216,9 +226,14 @@ def bounded(turns: int) -> int:
 
 
 async def read_conversation(
-    call: RequestContext, project: ProjectView, wanted: str | None, shown: int
+    call: RequestContext,
+    project: ProjectView,
+    wanted: str | None,
+    shown: int,
+    before: int = MOST_BEFORE,
 ) -> ConversationView:
-    """Return the session ``wanted`` (``None``: the newest) with its last ``shown`` turns.
+    """Return the session ``wanted`` (``None``: the newest) with its last ``shown`` turns, of those
+    that begin before the message ``before``.
 
     Of a project that is not active it is what a copy holds; an agent that fails or takes longer
     than a page may is an ``error`` of the result, so that the rest of the page stands.
@@ -227,7 +242,7 @@ async def read_conversation(
     read = _read if project.is_active else _read_kept
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            return replace(await read(call, wanted, shown), shared=shared)
+            return replace(await read(call, wanted, shown, before), shared=shared)
     except GreylagError as error:
         return ConversationView(selected=_chosen(wanted, ()), error=error.info)
     except TimeoutError:
@@ -235,7 +250,9 @@ async def read_conversation(
         return ConversationView(selected=_chosen(wanted, ()), error=late.info)
 
 
-async def _read(call: RequestContext, wanted: str | None, shown: int) -> ConversationView:
+async def _read(
+    call: RequestContext, wanted: str | None, shown: int, before: int
+) -> ConversationView:
     status = await call.use_cases.agents.status(*call.at)
     sessions = await read_sessions(call)
     settings, failing = await _set_up(call)
@@ -250,17 +267,16 @@ async def _read(call: RequestContext, wanted: str | None, shown: int) -> Convers
     )
     found: list[AnsweredMessage] = []
     error = None
-    hidden = 0
     if selected is not None:
         try:
-            found, hidden = await _last_said(call, selected, shown)
+            found = await _last_said(call, selected, shown, before)
         except GreylagError as problem:
             error, selected = problem.info, None
     return ConversationView(
         sessions=sessions,
         selected=selected,
         turns=tuple(found),
-        hidden=hidden,
+        before=found[0].index if found else 0,
         demonstration=status.demonstration,
         error=error,
         model=status.model if status.demonstration or not model else model,
@@ -270,7 +286,9 @@ async def _read(call: RequestContext, wanted: str | None, shown: int) -> Convers
     )
 
 
-async def _read_kept(call: RequestContext, wanted: str | None, shown: int) -> ConversationView:
+async def _read_kept(
+    call: RequestContext, wanted: str | None, shown: int, before: int
+) -> ConversationView:
     sessions: Sequence[Session] | None = None
     try:
         sessions = await read_sessions(call)
@@ -281,12 +299,12 @@ async def _read_kept(call: RequestContext, wanted: str | None, shown: int) -> Co
         kept_at = await call.use_cases.agents.kept_at(*call.at, selected)
     except NotActiveError:
         return ConversationView(sessions=sessions, selected=_chosen(wanted, sessions or ()))
-    found = pair(said, ())
+    found = [one for one in pair(said, ()) if one.index < before]
     return ConversationView(
         sessions=sessions,
         selected=selected,
         turns=tuple(found[-shown:]),
-        hidden=max(0, len(found) - shown),
+        before=found[-shown].index if len(found) > shown else 0,
         kept_at=None if kept_at is None else moment(kept_at),
         left_out=said[0].message_index if said else 0,
     )
@@ -316,38 +334,40 @@ def _held(setting: AgentSetting | None, own: str | None) -> str:
 
 
 async def _last_said(
-    call: RequestContext, session: str, shown: int
-) -> tuple[list[AnsweredMessage], int]:
-    """Return a session's last ``shown`` turns, and how many messages there are before them."""
-    messages, unseen = await _last_messages(call, session, shown)
-    newest = {"limit": str(min(shown, agent_api.MOST_TURNS))}
+    call: RequestContext, session: str, shown: int, before: int
+) -> list[AnsweredMessage]:
+    """Return a session's last ``shown`` turns before the message ``before``."""
+    messages = await _last_messages(call, session, shown, before)
+    # There are records of the newest turns only: earlier ones are found among as many as can be.
+    earlier = before < MOST_BEFORE
+    newest = {"limit": str(agent_api.MOST_TURNS if earlier else min(shown, agent_api.MOST_TURNS))}
     turns = (await ask(call, agent_api.LIST_TURNS, newest, session=session)).turns
-    found = pair(messages, [one for one in turns if is_segment(one.turn_id)])
-    return found[-shown:], unseen + max(0, len(found) - shown)
+    known = [one for one in turns if is_segment(one.turn_id)]
+    found = pair(messages, [one for one in known if not (earlier and one.status == RUNNING)])
+    if len(found) > 1 and found[0].index and not found[0].message:
+        del found[0]  # cut by the page's edge: it comes whole with the earlier ones
+    return found[-shown:]
 
 
 async def _last_messages(
-    call: RequestContext, session: str, shown: int
-) -> tuple[list[ChatMessage], int]:
-    """Return the messages of the last ``shown`` turns, and how many there are before them.
+    call: RequestContext, session: str, shown: int, before: int
+) -> list[ChatMessage]:
+    """Return the messages of the last ``shown`` turns before the message ``before``.
 
     An agent's page is as long as it likes to make it, so the more turns are asked for the more
     pages are read, and never more than ``_MOST_PAGES``.
     """
     pages = min(_MOST_PAGES, 1 + shown // TURNS_SHOWN)
     messages: list[ChatMessage] = []
-    before: dict[str, str] = {}
     while True:
         most = min(2 * shown - len(messages), agent_api.MOST_MESSAGES)
-        asked = {"limit": str(most), **before}
+        asked = {"limit": str(most), "before": str(before)}
         history = await ask(call, agent_api.LIST_MESSAGES, asked, session=session)
         messages = [*history.messages, *messages]
-        unseen = max(0, history.total_count - len(messages))
         pages -= 1
-        first = messages[0].message_index if history.messages else 0
-        if not pages or first < 1 or len(messages) >= 2 * shown:
-            return messages, unseen
-        before = {"before": str(first)}
+        before = messages[0].message_index if history.messages else 0
+        if not pages or before < 1 or len(messages) >= 2 * shown:
+            return messages
 
 
 def pair(messages: Sequence[ChatMessage], turns: Sequence[Turn]) -> list[AnsweredMessage]:
@@ -364,14 +384,16 @@ def pair(messages: Sequence[ChatMessage], turns: Sequence[Turn]) -> list[Answere
         if asked or not pairs or one.turn_id != last:
             said = (one.content, "") if asked else ("", one.content)
             turn = known.pop(one.turn_id or "", None)
-            pairs.append(AnsweredMessage(*said, turn, one.author, one.forgotten))
+            pairs.append(AnsweredMessage(*said, turn, one.author, one.forgotten, one.message_index))
         else:
             joined = "\n\n".join(filter(None, (pairs[-1].answer, one.content)))
             pairs[-1] = replace(pairs[-1], answer=joined)
         last = one.turn_id
     running = [turn for turn in known.values() if turn.status == RUNNING]
+    end = messages[-1].message_index + 1 if messages else 0
     return pairs + [
-        AnsweredMessage(turn.message, "", turn, turn.author) for turn in reversed(running)
+        AnsweredMessage(turn.message, "", turn, turn.author, index=end)
+        for turn in reversed(running)
     ]
 
 
