@@ -23,7 +23,7 @@ from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import SnapshotStore
 from greylag.agentd.execution import ExecdProcess, Execution, ExecutionError
-from greylag.agentd.history import HistoryCut
+from greylag.agentd.records import HistoryCut
 from greylag.common.agent_api import UndoWish
 
 LIMIT = 4 * 1024**3

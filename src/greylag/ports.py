@@ -34,6 +34,7 @@ from greylag.domain import record
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import (
     AgentFailedError,
+    ConflictError,
     ErrorInfo,
     GreylagError,
     InvalidRequestError,
@@ -124,6 +125,30 @@ class PeopleStore(Protocol):
 
     async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
         """Remove what is kept under ``key``; return whether there was something."""
+
+
+class Attempts:
+    """The attempts at changing one thing of those that ``PeopleStore.put`` keeps.
+
+    Args:
+        what: the thing, as people call it.
+        error: what the last failure raises.
+    """
+
+    def __init__(self, what: str, error: type[GreylagError] = ConflictError) -> None:
+        self._what = what
+        self._error = error
+        self._left = 5
+
+    def failed(self) -> None:
+        """Count an attempt for which others were too fast.
+
+        Raises:
+            GreylagError: that was the last one.
+        """
+        self._left -= 1
+        if not self._left:
+            raise self._error(f"Others changed {self._what} again and again.", hint="Try again.")
 
 
 # Who people are, by the word of an OpenID Connect provider.

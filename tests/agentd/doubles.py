@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import aiohttp
 from aiohttp import web
 from tests.agentd.client import Client
 
-from greylag.agentd import history
 from greylag.agentd.agent.types import (
     AgentError,
     AgentState,
@@ -175,7 +173,7 @@ def _changes(
     execution: Execution, volume: Volume, store: SnapshotStore, records: Records
 ) -> ChangeService:
     capture = Capture(execution, volume.workspace, store)
-    return ChangeService(store, capture, partial(history.apply, records))
+    return ChangeService(store, capture, records.turns.forget)
 
 
 @asynccontextmanager

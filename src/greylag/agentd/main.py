@@ -6,22 +6,20 @@ import signal
 import socket
 from contextlib import aclosing
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import structlog
 import uvloop
 from starlette.types import ASGIApp
 
-from greylag.agentd import history
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.process import harmless_variables
 from greylag.agentd.agent.types import (
     AgentCommand,
     AgentPort,
     AgentSetup,
     AgentUnavailableError,
     find_agent,
+    harmless_variables,
     name_agent,
 )
 from greylag.agentd.api.app import Services, create_app
@@ -122,7 +120,7 @@ async def _serve(
         setup = agent_setup(settings, volume)
         agent = Agent(command, setup, execution)
         capture = Capture(execution, volume.workspace, store)
-        changes = ChangeService(store, capture, partial(history.apply, records))
+        changes = ChangeService(store, capture, records.turns.forget)
         files = WorkspaceFiles(execution, volume.workspace, changes.touched)
         terminals, previews = Terminals(execution, setup), Previews(execution)
         git = git_service(settings, volume, execution, changes)

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import structlog
 
-from greylag.agentd import history
 from greylag.agentd.agent.types import (
     SESSION_UNKNOWN,
     AgentError,
@@ -16,9 +15,14 @@ from greylag.agentd.agent.types import (
     AgentRefusedError,
     HistoryFixedError,
 )
-from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError, agent_failed, not_found
-from greylag.agentd.records import Records, SessionRecord, TurnRecord, session_title
+from greylag.agentd.records import (
+    HistoryCut,
+    Records,
+    SessionRecord,
+    TurnRecord,
+    session_title,
+)
 from greylag.agentd.turns.engine import TurnEngine
 
 _CANNOT = "The agent that runs here cannot cut its history."
@@ -37,7 +41,6 @@ class SessionService:
 
     def __init__(self, agent: AgentPort, records: Records, engine: TurnEngine) -> None:
         self._agent = agent
-        self._records = records
         self._sessions = records.sessions
         self._turns = records.turns
         self._engine = engine
@@ -102,7 +105,8 @@ class SessionService:
 
     @asynccontextmanager
     async def cutting(self, turn_id: str) -> AsyncIterator[HistoryCut | None]:
-        """Make ready to let the agent forget a turn and those after it; ``history.apply`` does it.
+        """Make ready to let the agent forget a turn and those after it, which
+        ``TurnRecords.forget`` does.
 
         No turn of the session begins in the ``with`` block. ``None`` says that the agent has
         forgotten it already.
@@ -142,7 +146,7 @@ class SessionService:
     async def _prepared(self, turn: TurnRecord) -> HistoryCut:
         session = await self.get(turn.session_id)
         old = session.agent_session_id
-        cut, position = await history.end_from(self._records, turn, old)
+        cut, position = await self._turns.end_from(turn, old)
         if self._agent.state.kind != "goose":
             raise _not_cut(_CANNOT)
         if old is not None and position is None:

@@ -16,8 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import structlog
 
-from greylag.agentd.agent.process import base_environment
-from greylag.agentd.agent.types import AgentSetup
+from greylag.agentd.agent.types import AgentSetup, base_environment
 from greylag.agentd.execution import (
     Execution,
     ExecutionError,

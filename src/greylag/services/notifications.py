@@ -30,6 +30,7 @@ from greylag.domain.names import check_name
 from greylag.domain.project import Project
 from greylag.domain.users import Action, NotificationTarget, Principal, PushKey, User, of_user
 from greylag.ports import (
+    Attempts,
     Clock,
     Delivered,
     Delivery,
@@ -40,7 +41,6 @@ from greylag.ports import (
     WebhookAddress,
 )
 from greylag.services.access import Gate
-from greylag.services.attempts import Attempts
 
 MOST_TARGETS = 20
 MAX_SITE = 300

@@ -36,8 +36,11 @@ from greylag.domain.users import (
     of_identity,
     of_user,
 )
-from greylag.ports import Clock, PeopleStore
-from greylag.services.attempts import Attempts
+from greylag.ports import (
+    Attempts,
+    Clock,
+    PeopleStore,
+)
 from greylag.services.audit import event_of
 
 By = Principal | Actor

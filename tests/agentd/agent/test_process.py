@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.process import AgentProcess, agent_environment, harmless_variables
-from greylag.agentd.agent.types import AgentCommand, AgentSetup, AgentUnavailableError, find_agent
+from greylag.agentd.agent.process import AgentProcess, agent_environment
+from greylag.agentd.agent.types import (
+    AgentCommand,
+    AgentSetup,
+    AgentUnavailableError,
+    find_agent,
+    harmless_variables,
+)
 from greylag.agentd.execution import Execution
 
 

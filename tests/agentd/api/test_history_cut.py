@@ -12,7 +12,6 @@ from tests.agentd.api.test_file_routes import site, there
 from tests.agentd.changes.rig import rig
 from tests.agentd.doubles import READY, AgentDouble, Api, chunk, eventually
 
-from greylag.agentd import history
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
     SESSION_UNKNOWN,
@@ -23,9 +22,15 @@ from greylag.agentd.agent.types import (
     TurnSink,
 )
 from greylag.agentd.changes.states import SnapshotError
-from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError
-from greylag.agentd.records import Records, StorageError, TurnOutcome, TurnRecord, new_turn
+from greylag.agentd.records import (
+    HistoryCut,
+    Records,
+    StorageError,
+    TurnOutcome,
+    TurnRecord,
+    new_turn,
+)
 
 CUT = {"history": "cut"}
 SESSIONS = "/api/v1/sessions"
@@ -324,13 +329,13 @@ async def test_a_cut_that_is_made_again_spares_what_came_after_it(tmp_path: Path
 
     for turn in turns[:3]:
         await go_on(turn)
-    end, _ = await history.end_from(records, turns[0], "old")
+    end, _ = await records.turns.end_from(turns[0], "old")
     ids = (turns[0].turn_id, turns[2].turn_id, 3, first.turn_id)
     assert end == HistoryCut("s", *ids, "old", None)
     cut = replace(end, new="new")
-    await history.apply(records, cut)
+    await records.turns.forget(cut)
     await go_on(turns[3])
-    await history.apply(records, cut)
+    await records.turns.forget(cut)
     found = await records.turns.page("s", 0, 9)
     assert [turn.forgotten for turn in found] == [False, True, True, True, False]
     session = await records.sessions.get("s")
@@ -339,7 +344,7 @@ async def test_a_cut_that_is_made_again_spares_what_came_after_it(tmp_path: Path
     # Where the agent began afresh, a later turn's place is before an earlier one's.
     for turn, place in zip((first, turns[-1]), (6, 2), strict=True):
         await records.turns.place(turn.turn_id, place)
-    assert (await history.end_from(records, first, "new"))[1] == 0
-    end, position = await history.end_from(records, turns[-1], "new")
+    assert (await records.turns.end_from(first, "new"))[1] == 0
+    end, position = await records.turns.end_from(turns[-1], "new")
     assert (position, end.before) == (2, first.turn_id)
     await records.aclose()

@@ -17,7 +17,7 @@ from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import MOST_FILE, SnapshotStore
 from greylag.agentd.execution import Execution
-from greylag.agentd.history import HistoryCut
+from greylag.agentd.records import HistoryCut
 from greylag.common.agent_api import Changes, Undone, UndoWish
 from greylag.execd import snapshots
 from greylag.execd.files import PART, Place

@@ -1,12 +1,10 @@
 import asyncio
-from functools import partial
 from pathlib import Path
 from unittest.mock import AsyncMock
 
 import pytest
 from tests.agentd.doubles import AgentDouble
 
-from greylag.agentd import history
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import SnapshotStore
@@ -48,7 +46,7 @@ async def recovered(folder: Path, journal: bytes | None) -> TurnRecord:
     policy = TurnPolicy(60, lambda: None, AsyncMock(), lambda: next(now))
     store = SnapshotStore(folder / "snapshots.db", 1 << 20)
     capture = Capture(Execution(folder / "execd"), folder, store)
-    changes = ChangeService(store, capture, partial(history.apply, records))
+    changes = ChangeService(store, capture, records.turns.forget)
     engine = TurnEngine(AgentDouble(), records, journals, asyncio.TaskGroup(), policy, changes)
     assert await engine.recover() == 1
     assert await engine.recover() == 0

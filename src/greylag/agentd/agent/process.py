@@ -12,10 +12,10 @@ import structlog
 
 from greylag.agentd.agent.acp import ByteReader, ByteWriter
 from greylag.agentd.agent.types import (
-    GIT_CONFIG,
     AgentCommand,
     AgentSetup,
     AgentUnavailableError,
+    base_environment,
 )
 from greylag.agentd.execution import (
     Execution,
@@ -24,17 +24,8 @@ from greylag.agentd.execution import (
     RemoteProcess,
 )
 from greylag.common.concurrent import to_its_end
-from greylag.common.net import proxy_variables
 
-_INHERITED = frozenset({"PATH", "LANG", "TERM", "TZ"})
 _LONGER = 60  # seconds than the relay's own time for the model, whose error says more
-_AUTHORITIES = (
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-    "NODE_EXTRA_CA_CERTS",
-)
 _STDERR_LINES = 20
 _STDERR_WIDTH = 300
 _STDERR_READ = 4096
@@ -42,11 +33,6 @@ _LAST_WORDS_SECONDS = 1.0
 _SESSION = "AGENT_SESSION_ID"  # goose gives it to its tools
 
 _log = structlog.get_logger(__name__)
-
-
-def harmless_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return PATH, LANG, LC_*, TERM and TZ of our own environment, which holds secrets too."""
-    return {k: v for k, v in environ.items() if k in _INHERITED or k.startswith("LC_")}
 
 
 def agent_environment(
@@ -75,40 +61,6 @@ def agent_environment(
         "OPENAI_API_KEY": relay_token,
         "OPENAI_TIMEOUT": str(math.ceil(setup.model_timeout) + _LONGER),
     }
-
-
-def base_environment(setup: AgentSetup, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what all that is run in the workspace has over execd's own variables: its folders, the
-    environment's name, git's configuration, over which the user's own wins, and the way out.
-
-    Args:
-        setup: the folders and the name.
-        environ: our own environment, of which the way out is taken and nothing secret.
-    """
-    named = {"GREYLAG_ENVIRONMENT": setup.environment_id} if setup.environment_id else {}
-    return {
-        **named,
-        "HOME": str(setup.home),
-        "TMPDIR": str(setup.tmp),
-        "GIT_CONFIG_SYSTEM": str(setup.home / GIT_CONFIG),
-        **_tools_way_out(environ),
-    }
-
-
-def _tools_way_out(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what tools need to reach the world as agentd does: authorities, and proxies.
-
-    A proxy that wants a password is left out: tools would have it too.
-    """
-    found = proxy_variables(environ)
-    excepted = found.pop("NO_PROXY", "")
-    proxies = {name: url for name, url in found.items() if "@" not in url}
-    if proxies:
-        proxies["NO_PROXY"] = ",".join(filter(None, (excepted, "localhost,127.0.0.1,::1")))
-    # Some programs know the small names only.
-    proxies |= {name.lower(): value for name, value in proxies.items()}
-    bundle = environ.get("SSL_CERT_FILE")
-    return proxies | (dict.fromkeys(_AUTHORITIES, bundle) if bundle else {})
 
 
 async def make_folders(execution: Execution, setup: AgentSetup) -> None:

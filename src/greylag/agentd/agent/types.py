@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from greylag.common.agent_api import Decision
+from greylag.common.net import proxy_variables
 
 AgentKind = Literal["goose", "scripted"]
 AgentReadiness = Literal["starting", "ready", "failed"]
@@ -19,6 +20,14 @@ Settlement = Decision | Literal["cancelled"]
 
 SCRIPTED = "scripted"
 _MOST_WORDS = 500
+_INHERITED = frozenset({"PATH", "LANG", "TERM", "TZ"})
+_AUTHORITIES = (
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "NODE_EXTRA_CA_CERTS",
+)
 METHOD_NOT_FOUND = -32601
 SESSION_UNKNOWN = -32002
 CANCEL_PATIENCE = 4.0
@@ -376,3 +385,42 @@ class AgentPort(Protocol):
 
     def forget_extension(self, key: str) -> None:
         """Forget how an extension has fared: it is switched off, or gone."""
+
+
+def harmless_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return PATH, LANG, LC_*, TERM and TZ of our own environment, which holds secrets too."""
+    return {k: v for k, v in environ.items() if k in _INHERITED or k.startswith("LC_")}
+
+
+def base_environment(setup: AgentSetup, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what all that is run in the workspace has over execd's own variables: its folders, the
+    environment's name, git's configuration, over which the user's own wins, and the way out.
+
+    Args:
+        setup: the folders and the name.
+        environ: our own environment, of which the way out is taken and nothing secret.
+    """
+    named = {"GREYLAG_ENVIRONMENT": setup.environment_id} if setup.environment_id else {}
+    return {
+        **named,
+        "HOME": str(setup.home),
+        "TMPDIR": str(setup.tmp),
+        "GIT_CONFIG_SYSTEM": str(setup.home / GIT_CONFIG),
+        **_tools_way_out(environ),
+    }
+
+
+def _tools_way_out(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what tools need to reach the world as agentd does: authorities, and proxies.
+
+    A proxy that wants a password is left out: tools would have it too.
+    """
+    found = proxy_variables(environ)
+    excepted = found.pop("NO_PROXY", "")
+    proxies = {name: url for name, url in found.items() if "@" not in url}
+    if proxies:
+        proxies["NO_PROXY"] = ",".join(filter(None, (excepted, "localhost,127.0.0.1,::1")))
+    # Some programs know the small names only.
+    proxies |= {name.lower(): value for name, value in proxies.items()}
+    bundle = environ.get("SSL_CERT_FILE")
+    return proxies | (dict.fromkeys(_AUTHORITIES, bundle) if bundle else {})

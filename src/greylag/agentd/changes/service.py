@@ -26,9 +26,11 @@ from greylag.agentd.changes.seen import keep_on
 from greylag.agentd.changes.spans import Ends, Span
 from greylag.agentd.changes.states import Snapshot, SnapshotError, TreeEntry, split
 from greylag.agentd.changes.store import SnapshotStore
-from greylag.agentd.history import HistoryCut
 from greylag.agentd.problems import RequestError
-from greylag.agentd.records import StorageError
+from greylag.agentd.records import (
+    HistoryCut,
+    StorageError,
+)
 from greylag.common.agent_api import Changes, FileDiff, Kept, TurnChanges, Undone, UndoWish
 from greylag.common.backoff import backoff
 
@@ -52,7 +54,7 @@ class ChangeService:
     Args:
         store: where they are kept.
         capture: how they are taken, and brought back.
-        forget: makes the agent forget (``history.apply``).
+        forget: makes the agent forget (``TurnRecords.forget``).
     """
 
     def __init__(self, store: SnapshotStore, capture: Capture, forget: Forget) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from greylag.agentd.changes.plan import among, differences
 from greylag.agentd.changes.states import Snapshot
 from greylag.agentd.changes.store import snapshot_at
-from greylag.agentd.history import HistoryCut
+from greylag.agentd.records import HistoryCut
 from greylag.common.agent_api import TurnChanges
 
 

@@ -14,8 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from greylag.agentd.agent.process import base_environment
-from greylag.agentd.agent.types import AgentSetup
+from greylag.agentd.agent.types import AgentSetup, base_environment
 from greylag.agentd.execution import (
     Execution,
     ExecutionError,

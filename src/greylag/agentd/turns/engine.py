@@ -24,12 +24,12 @@ from greylag.agentd.agent.types import (
     Settlement,
 )
 from greylag.agentd.changes.service import ChangeService
-from greylag.agentd.history import HistoryCut
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.journal.replay import JournalTail
 from greylag.agentd.problems import RequestError, not_found, storage_failed
 from greylag.agentd.records import (
+    HistoryCut,
     Records,
     StartedTurn,
     StorageError,
