@@ -7,15 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ByteSize,
-    Field,
-    Json,
-    SecretStr,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ByteSize, Field, Json, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from greylag.common.audit_copy import COPY_FORM

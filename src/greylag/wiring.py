@@ -25,12 +25,7 @@ from greylag.common.clock import SystemClock
 from greylag.common.net import proxy_variables
 from greylag.common.sealing import Sealing
 from greylag.common.token_file import SECRET_KEY, ensure_token
-from greylag.config import (
-    Settings,
-    agent_environment,
-    authorities,
-    oidc_secret,
-)
+from greylag.config import Settings, agent_environment, authorities, oidc_secret
 from greylag.delivery.http import DeliveryOptions, HttpDelivery
 from greylag.domain.audit import to_json
 from greylag.domain.errors import ConfigError, IdentityProviderUnavailableError

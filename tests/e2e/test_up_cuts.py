@@ -9,15 +9,7 @@ from pathlib import Path
 import aiohttp
 from tests.browser.dropping import DroppingProxy
 from tests.cli.program import finish, start
-from tests.e2e.product import (
-    PATIENCE,
-    Event,
-    Product,
-    RefusedError,
-    product,
-    real_goose,
-    text_of,
-)
+from tests.e2e.product import PATIENCE, Event, Product, RefusedError, product, real_goose, text_of
 
 from greylag.cluster.local.processes import send
 

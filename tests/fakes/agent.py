@@ -52,12 +52,7 @@ from greylag.domain.errors import (
     TurnOverError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import (
-    AgentAddress,
-    AgentAnswer,
-    AgentRequest,
-    AgentStatus,
-)
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus
 
 
 @dataclass

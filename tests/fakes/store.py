@@ -11,14 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from greylag.common.clock import rfc3339
-from greylag.domain.audit import (
-    AuditBounds,
-    AuditEntry,
-    AuditEvent,
-    Link,
-    chained,
-    to_json,
-)
+from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent, Link, chained, to_json
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Event, Project, ProjectRef, new_instance_id
 from greylag.domain.record import ProjectRecord, poked, unsettled

@@ -17,13 +17,7 @@ from greylag.common.agent_api import MOST_TITLE, Operation, Turn
 from greylag.common.clock import SystemClock
 from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR
-from greylag.ports import (
-    AgentAddress,
-    Delivered,
-    DeliveryResult,
-    PushAddress,
-    answer_of_its_form,
-)
+from greylag.ports import AgentAddress, Delivered, DeliveryResult, PushAddress, answer_of_its_form
 from greylag.services import activity, notifier
 from greylag.services.notifier import Notifier
 from greylag.services.projects import NewProject

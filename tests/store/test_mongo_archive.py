@@ -17,13 +17,7 @@ from tests.store.sites import Site, cut_off, sites_in, unreadable
 from tests.store.stored_projects import STORED, make_event, make_stored
 
 from greylag.domain.project import NewEvent
-from greylag.ports import (
-    Finding,
-    Outcome,
-    StoredProject,
-    StoreIncompleteError,
-    StoreInUseError,
-)
+from greylag.ports import Finding, Outcome, StoredProject, StoreIncompleteError, StoreInUseError
 from greylag.store.mongo.archive import _OPTIONS, project_document, stored_project
 from greylag.store.mongo.documents import event_fields, key_document
 from greylag.store.mongo.store import MongoStore

@@ -10,14 +10,7 @@ import aiohttp
 import pytest
 from itsdangerous import URLSafeTimedSerializer
 from tests.harness import BEARER, served, settings
-from tests.identity.people import (
-    CLIENT,
-    SECRET,
-    Provider,
-    needs_provider,
-    sign_in_at,
-    visitor,
-)
+from tests.identity.people import CLIENT, SECRET, Provider, needs_provider, sign_in_at, visitor
 from tests.services.house import House
 from tests.web.server import Site
 from yarl import URL

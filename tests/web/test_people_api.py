@@ -17,8 +17,8 @@ from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR, Action, Identity, MemberRole, Principal, Role, User
 from greylag.services.access import RULES, WITH_REASON, Gate, Standing
 from greylag.services.projects import NewProject
-from greylag.web.api.projects import PROJECT
 from greylag.web.auth import COOKIE
+from greylag.web.deps import PROJECT
 
 REF = ProjectRef("ada", "notes")
 OPEN = {"health", "ready", "show_platform", "show_me", "list_users", "make_user"} | {

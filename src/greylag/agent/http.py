@@ -54,13 +54,7 @@ from greylag.domain.errors import (
     TurnRunningError,
 )
 from greylag.domain.names import path_segment
-from greylag.ports import (
-    AgentAddress,
-    AgentAnswer,
-    AgentRequest,
-    AgentStatus,
-    answer_of_its_form,
-)
+from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, answer_of_its_form
 
 # agentd's refusals as errors of ours.
 

@@ -19,13 +19,7 @@ from greylag.agentd.execution import (
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import FileEntry, FileList, FileMatch, FileMatches, Unpacked
 from greylag.common.clock import LAST_MOMENT, rfc3339
-from greylag.execd.protocol import (
-    FrameKind,
-    ProtocolError,
-    Reader,
-    Writer,
-    read_frame,
-)
+from greylag.execd.protocol import FrameKind, ProtocolError, Reader, Writer, read_frame
 
 _QUICK_SECONDS = 20.0
 _LONG_SECONDS = 3600.0

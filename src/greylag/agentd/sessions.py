@@ -16,13 +16,7 @@ from greylag.agentd.agent.types import (
     HistoryFixedError,
 )
 from greylag.agentd.problems import RequestError, agent_failed, not_found
-from greylag.agentd.records import (
-    HistoryCut,
-    Records,
-    SessionRecord,
-    TurnRecord,
-    session_title,
-)
+from greylag.agentd.records import HistoryCut, Records, SessionRecord, TurnRecord, session_title
 from greylag.agentd.turns.engine import TurnEngine
 
 _CANNOT = "The agent that runs here cannot cut its history."

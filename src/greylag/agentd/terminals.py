@@ -17,12 +17,7 @@ from pathlib import Path, PurePosixPath
 import structlog
 
 from greylag.agentd.agent.types import AgentSetup, base_environment
-from greylag.agentd.execution import (
-    Execution,
-    ExecutionError,
-    ExecutionRefusedError,
-    RemoteProcess,
-)
+from greylag.agentd.execution import Execution, ExecutionError, ExecutionRefusedError, RemoteProcess
 from greylag.agentd.problems import RequestError, invalid, not_found
 from greylag.common import agent_api
 from greylag.common.clock import rfc3339

@@ -42,13 +42,7 @@ from greylag.domain.users import (
     of_project,
     of_user,
 )
-from greylag.ports import (
-    Attempts,
-    Clock,
-    Duty,
-    PeopleStore,
-    ProjectStore,
-)
+from greylag.ports import Attempts, Clock, Duty, PeopleStore, ProjectStore
 from greylag.services.audit import Audit
 from greylag.services.people import People, no_such_user
 

@@ -31,14 +31,7 @@ from greylag.domain.errors import (
 from greylag.domain.names import path_segment
 from greylag.domain.project import Project, Status
 from greylag.domain.users import NotificationTarget
-from greylag.ports import (
-    AgentGateway,
-    AgentRequest,
-    Clock,
-    DeliveryResult,
-    Duty,
-    ProjectStore,
-)
+from greylag.ports import AgentGateway, AgentRequest, Clock, DeliveryResult, Duty, ProjectStore
 from greylag.services.activity import MOST_WATCHED, Activities, AgentActivity, Watch
 from greylag.services.agents import Agents
 from greylag.services.notifications import Notice, Notifications, What, notice_id

@@ -16,12 +16,7 @@ from typing import Any
 import structlog
 
 from greylag.domain.audit import SYSTEM, Actor, AuditAction, AuditEvent, name_of
-from greylag.domain.errors import (
-    ConflictError,
-    MissingError,
-    SignInRefusedError,
-    UserNotFoundError,
-)
+from greylag.domain.errors import ConflictError, MissingError, SignInRefusedError, UserNotFoundError
 from greylag.domain.names import check_id, check_name, slug
 from greylag.domain.users import (
     ApiToken,
@@ -36,11 +31,7 @@ from greylag.domain.users import (
     of_identity,
     of_user,
 )
-from greylag.ports import (
-    Attempts,
-    Clock,
-    PeopleStore,
-)
+from greylag.ports import Attempts, Clock, PeopleStore
 from greylag.services.audit import event_of
 
 By = Principal | Actor

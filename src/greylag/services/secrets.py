@@ -25,11 +25,7 @@ from greylag.domain.git import check_host
 from greylag.domain.names import slug
 from greylag.domain.project import Project
 from greylag.domain.users import Action, Principal, UserSecret, of_user
-from greylag.ports import (
-    Attempts,
-    Clock,
-    PeopleStore,
-)
+from greylag.ports import Attempts, Clock, PeopleStore
 from greylag.services.access import Gate
 from greylag.services.people import People
 from greylag.services.projects import Projects

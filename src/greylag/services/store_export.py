@@ -19,13 +19,7 @@ from greylag.ports import (
     StoreNotEmptyError,
 )
 from greylag.services.audit import event_of
-from greylag.services.store_file import (
-    Contents,
-    ExportWriter,
-    Origin,
-    origin_of,
-    read_export,
-)
+from greylag.services.store_file import Contents, ExportWriter, Origin, origin_of, read_export
 
 Tell = Callable[[str, int, int], None]
 """Hears of a step (one word), how many projects are done, and of how many about."""

@@ -14,15 +14,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.project import Event, Lease, Project, ProjectRef
 from greylag.domain.record import ProjectRecord
-from greylag.ports import (
-    CURSOR_FORM,
-    Claim,
-    Duty,
-    Finding,
-    IdempotencyKey,
-    Outcome,
-    ProjectPage,
-)
+from greylag.ports import CURSOR_FORM, Claim, Duty, Finding, IdempotencyKey, Outcome, ProjectPage
 
 LOG_LENGTH = 500
 KEY_LIFETIME = timedelta(days=1)

@@ -13,12 +13,7 @@ from functools import partial
 
 from starlette.types import Scope
 
-from greylag.domain.errors import (
-    ForbiddenError,
-    GreylagError,
-    UnauthorizedError,
-    UserNotFoundError,
-)
+from greylag.domain.errors import ForbiddenError, GreylagError, UnauthorizedError, UserNotFoundError
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, Principal
 from greylag.services.access import Gate

@@ -1,5 +1,6 @@
 """The web application: every route, inside the layers that compress, guard and log it."""
 
+from operator import attrgetter
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -17,16 +18,7 @@ from greylag.services.use_cases import UseCases
 from greylag.web import device, oidc
 from greylag.web.access_watch import AccessWatch
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import (
-    agent,
-    audit,
-    notifications,
-    people,
-    platform,
-    previews,
-    projects,
-    relay,
-)
+from greylag.web.api import agent, audit, notifications, people, platform, previews, projects, relay
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import accounts, conversations, directory, extensions, sharing
@@ -119,6 +111,8 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
+        # An operation is named as its function is.
+        generate_unique_id_function=attrgetter("name"),
         # A page of documentation would need files from another host.
         docs_url=None,
         redoc_url=None,

@@ -29,12 +29,7 @@ from starlette.types import Scope
 from greylag.common.net import unmapped
 from greylag.config import Settings
 from greylag.domain.audit import AuditAction, anonymous
-from greylag.domain.errors import (
-    ConfigError,
-    GreylagError,
-    LimitExceededError,
-    UnauthorizedError,
-)
+from greylag.domain.errors import ConfigError, GreylagError, LimitExceededError, UnauthorizedError
 from greylag.domain.users import OPERATOR, Principal
 from greylag.services.access import MAX_REASON_LENGTH
 from greylag.services.people import SESSION_FORM

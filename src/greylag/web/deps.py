@@ -17,7 +17,6 @@ from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 from starlette.types import Scope
 
-from greylag.common.agent_api import Parameter
 from greylag.common.typed import parse_json
 from greylag.domain.errors import InvalidRequestError, UnauthorizedError
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
@@ -78,28 +77,30 @@ async def _use_cases(request: HTTPConnection) -> UseCases:
     return found
 
 
-def path_id(of: Parameter, form: str) -> Any:
+def path_id(name: str, text: str, form: str, *examples: str) -> Any:
     """Return what FastAPI is told of an id in a path; ``form`` is the pattern that it keeps to."""
     return Path(
-        alias=of.name,
-        description=of.text,
+        alias=name,
+        description=text,
         min_length=1,
         max_length=MAX_ID_LENGTH,
         json_schema_extra={"pattern": form},
-        examples=of.schema.get("examples"),
+        examples=list(examples) or None,
     )
 
+
+PROJECTS = "/api/users/{user}/projects"
+PROJECT = PROJECTS + "/{project}"
+LOCATION = {"description": "The project's path.", "schema": {"type": "string"}}
 
 UseCasesDep = Annotated[UseCases, Depends(_use_cases)]
 _UserId = Annotated[
     str,
-    path_id(Parameter("user", "A user's id, percent-encoded.", {"examples": ["me"]}), ID_FORM),
+    path_id("user", "A user's id, percent-encoded.", ID_FORM, "me"),
 ]
 _ProjectId = Annotated[
     str,
-    path_id(
-        Parameter("project", "A project's id, percent-encoded.", {"examples": ["notes"]}), ID_FORM
-    ),
+    path_id("project", "A project's id, percent-encoded.", ID_FORM, "notes"),
 ]
 
 

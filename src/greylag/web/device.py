@@ -39,7 +39,6 @@ async def _bound(request: Request, what: str) -> None:
 
 @router.post(
     BEGIN,
-    operation_id="begin_device_login",
     summary="Ask to be let in without a browser",
     status_code=201,
     responses={**problems(404, 413), 201: {"description": "Begun."}},
@@ -67,7 +66,6 @@ async def begin_device_login(
 
 @router.post(
     REDEEM,
-    operation_id="redeem_device_login",
     summary="Get the token once a person has confirmed",
     status_code=200,
     response_model=NewTokenOut,

@@ -23,13 +23,7 @@ from greylag.domain.git import (
 )
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
 from greylag.domain.project import Desired, Project, Status
-from greylag.domain.users import (
-    Limits,
-    MemberRole,
-    Role,
-    Scope,
-    User,
-)
+from greylag.domain.users import Limits, MemberRole, Role, Scope, User
 from greylag.ports import MAX_ADDRESS, PushAddress
 from greylag.services.agents import MESSAGE_ID_FORM
 from greylag.services.people import UserEdit

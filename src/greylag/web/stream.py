@@ -6,18 +6,8 @@ one, so a slow client slows its own upstream and nobody else.
 
 import asyncio
 from collections import Counter
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Iterator,
-)
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -26,12 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from greylag.common import sse
 from greylag.config import Settings
-from greylag.domain.errors import (
-    ErrorInfo,
-    LimitExceededError,
-    StreamCutError,
-    TurnOverError,
-)
+from greylag.domain.errors import ErrorInfo, LimitExceededError, StreamCutError, TurnOverError
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action
 from greylag.web import errors

@@ -18,15 +18,7 @@ import pytest
 from aiohttp import web
 from tests.agentd.conftest import serve
 from tests.agentd.doubles import Api, eventually, serving
-from tests.git_server import (
-    TOKEN,
-    USER,
-    GitServer,
-    git,
-    git_server,
-    make_repository,
-    pointer,
-)
+from tests.git_server import TOKEN, USER, GitServer, git, git_server, make_repository, pointer
 from yarl import URL
 
 from greylag.agentd.config import AgentdSettings

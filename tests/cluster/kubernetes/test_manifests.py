@@ -14,11 +14,7 @@ from hypothesis import strategies as st
 
 from greylag.cluster.kubernetes.identity import TOKEN_KEY, ref_of
 from greylag.cluster.kubernetes.isolation import shared_objects
-from greylag.cluster.kubernetes.manifests import (
-    has_pod_limits,
-    ingress_url,
-    project_objects,
-)
+from greylag.cluster.kubernetes.manifests import has_pod_limits, ingress_url, project_objects
 from greylag.cluster.kubernetes.options import Options, Template, Toleration, halves, within
 from greylag.domain.errors import ClusterError, ConfigError, InvalidRequestError
 from greylag.domain.names import check_id, environment_names

@@ -12,14 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.cluster.environments import (
-    folder_of,
-    open_local,
-    pid_of,
-    reaches,
-    record_of,
-    standin,
-)
+from tests.cluster.environments import folder_of, open_local, pid_of, reaches, record_of, standin
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.local import launch

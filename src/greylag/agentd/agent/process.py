@@ -17,12 +17,7 @@ from greylag.agentd.agent.types import (
     AgentUnavailableError,
     base_environment,
 )
-from greylag.agentd.execution import (
-    Execution,
-    ExecutionError,
-    ExecutionRefusedError,
-    RemoteProcess,
-)
+from greylag.agentd.execution import Execution, ExecutionError, ExecutionRefusedError, RemoteProcess
 from greylag.common.concurrent import to_its_end
 
 _LONGER = 60  # seconds than the relay's own time for the model, whose error says more

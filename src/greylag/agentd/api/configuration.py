@@ -7,11 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from greylag.agentd.api.requests import answer, read_object, relayed
-from greylag.agentd.extensions import (
-    EXTENSION_MEMBERS,
-    ExtensionService,
-    extension_definition,
-)
+from greylag.agentd.extensions import EXTENSION_MEMBERS, ExtensionService, extension_definition
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.settings import SettingsService
 from greylag.agentd.turns.engine import TurnEngine

@@ -22,13 +22,7 @@ from greylag.agentd.changes.states import (
     SnapshotError,
 )
 from greylag.agentd.changes.store import PIECE, SnapshotStore
-from greylag.agentd.execution import (
-    Execution,
-    ExecutionError,
-    agreed,
-    send_content,
-    whole_number,
-)
+from greylag.agentd.execution import Execution, ExecutionError, agreed, send_content, whole_number
 from greylag.common.typed import parse_json
 from greylag.execd.files import MOST_DEPTH, MOST_PATH, entry_path, parts_of, shown
 from greylag.execd.protocol import (

@@ -27,10 +27,7 @@ from greylag.agentd.changes.spans import Ends, Span
 from greylag.agentd.changes.states import Snapshot, SnapshotError, TreeEntry, split
 from greylag.agentd.changes.store import SnapshotStore
 from greylag.agentd.problems import RequestError
-from greylag.agentd.records import (
-    HistoryCut,
-    StorageError,
-)
+from greylag.agentd.records import HistoryCut, StorageError
 from greylag.common.agent_api import Changes, FileDiff, Kept, TurnChanges, Undone, UndoWish
 from greylag.common.backoff import backoff
 

@@ -21,12 +21,7 @@ from greylag.common.backoff import Pauses
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.store.changes import ChangeHub
-from greylag.store.mongo.connection import (
-    Database,
-    asking,
-    cancellable,
-    reason,
-)
+from greylag.store.mongo.connection import Database, asking, cancellable, reason
 from greylag.store.mongo.indexes import CHANGES, PROJECTS
 
 if TYPE_CHECKING:

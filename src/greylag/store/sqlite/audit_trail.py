@@ -12,15 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from greylag.common.clock import rfc3339
-from greylag.domain.audit import (
-    START,
-    AuditBounds,
-    AuditEntry,
-    AuditEvent,
-    Link,
-    chained,
-    to_json,
-)
+from greylag.domain.audit import START, AuditBounds, AuditEntry, AuditEvent, Link, chained, to_json
 from greylag.ports import AuditFilter, NumberedEntry
 
 _TERMS = {

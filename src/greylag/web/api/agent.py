@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 
-from greylag.common.agent_api import IN_PATHS, Parameter, Turn
+from greylag.common.agent_api import IN_PATHS, Turn
 from greylag.domain.names import SEGMENT_FORM
 from greylag.domain.users import Action
 from greylag.services.agents import MAX_LOG_LINES, NewMessage
-from greylag.web.api.projects import PROJECT
-from greylag.web.deps import ProjectCallDep, events, path_id, problems, text
+from greylag.web.deps import PROJECT, ProjectCallDep, events, path_id, problems, text
 from greylag.web.schemas import AgentOut, ConfirmationIn, MessageIn
 
 _RESPONSES = problems(404, 409, 502)
@@ -22,7 +21,6 @@ router = APIRouter(tags=["sessions"])
 
 @router.get(
     f"{PROJECT}/agent",
-    operation_id="show_agent",
     summary="What answers in the environment",
     responses=_RESPONSES,
 )
@@ -33,7 +31,6 @@ async def show_agent(call: ProjectCallDep) -> AgentOut:
 
 @router.get(
     f"{PROJECT}/logs",
-    operation_id="read_logs",
     summary="Read the environment's log",
     tags=["projects"],
     response_class=Response,
@@ -57,10 +54,13 @@ _EVENT_ID = r"^[!-~]{1,400}$"
 
 turns_router = APIRouter(tags=["turns"])
 
-_TurnInPath = Annotated[str, path_id(IN_PATHS["turn"], SEGMENT_FORM)]
+_TURN = IN_PATHS["turn"]
+_TurnInPath = Annotated[
+    str, path_id(_TURN.name, _TURN.text, SEGMENT_FORM, *_TURN.schema["examples"])
+]
 _ConfirmationInPath = Annotated[
     str,
-    path_id(Parameter("confirmation", "The id of a `tool_confirmation` event.", {}), SEGMENT_FORM),
+    path_id("confirmation", "The id of a `tool_confirmation` event.", SEGMENT_FORM),
 ]
 
 _TURN_EVENTS = events(
@@ -78,7 +78,6 @@ _TURN_EVENTS = events(
 
 @turns_router.post(
     f"{PROJECT}/messages",
-    operation_id="send_message",
     summary="Send a message and stream the answer",
     response_class=Response,
     responses={**problems(404, 409, 413, 502), **_TURN_EVENTS},
@@ -103,7 +102,6 @@ async def send_message(
 
 @turns_router.get(
     f"{TURN}/events",
-    operation_id="follow_turn",
     summary="Stream a turn's events again",
     response_class=Response,
     responses={
@@ -130,9 +128,7 @@ async def follow_turn(
     return call.streams.events(call.ref, opening, Action.AGENT_READ)
 
 
-@turns_router.post(
-    f"{TURN}/cancel", operation_id="cancel_turn", summary="Cancel a turn", responses=_RESPONSES
-)
+@turns_router.post(f"{TURN}/cancel", summary="Cancel a turn", responses=_RESPONSES)
 async def cancel_turn(call: ProjectCallDep, turn: _TurnInPath) -> Turn:
     """Ask the turn to end; its stream tells when it has. One that has ended stays as it is."""
     return await call.use_cases.agents.cancel_turn(*call.at, turn)
@@ -140,7 +136,6 @@ async def cancel_turn(call: ProjectCallDep, turn: _TurnInPath) -> Turn:
 
 @turns_router.post(
     f"{TURN}/confirmations/{{confirmation}}",
-    operation_id="answer_confirmation",
     summary="Allow or refuse a tool",
     status_code=204,
     responses={**problems(404, 409, 413, 502), 204: {"description": "Answered."}},

@@ -51,7 +51,6 @@ FilterDep = Annotated[AuditFilter, Depends(_filter)]
 
 @router.get(
     "/api/audit",
-    operation_id="read_audit",
     summary="Read the audit trail",
     response_model=AuditOut,
     responses={

@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from greylag.common.agent_api import Parameter
 from greylag.ports import DeliveryResult
 from greylag.web.addresses import site_of
 from greylag.web.deps import UserCallDep, path_id, problems
@@ -23,16 +22,15 @@ TARGET = f"{NOTIFICATIONS}/targets/{{target}}"
 
 router = APIRouter(tags=["notifications"])
 
-_TargetId = Annotated[str, path_id(Parameter("target", "A target's id.", {}), r"^[0-9a-f]{16}$")]
+_TargetId = Annotated[str, path_id("target", "A target's id.", r"^[0-9a-f]{16}$")]
 
 
 @router.get(
     NOTIFICATIONS,
-    operation_id="list_notification_targets",
     summary="List where a user is told of their turns",
     responses=problems(404),
 )
-async def list_targets(call: UserCallDep) -> NotificationTargetsOut:
+async def list_notification_targets(call: UserCallDep) -> NotificationTargetsOut:
     """The oldest first; no address is ever shown. For the user, and for administrators."""
     notifications = call.use_cases.notifications
     found = await notifications.listed(call.principal, call.user_id)
@@ -44,12 +42,11 @@ async def list_targets(call: UserCallDep) -> NotificationTargetsOut:
 
 @router.post(
     f"{NOTIFICATIONS}/browsers",
-    operation_id="add_notification_browser",
     summary="Tell a user in a browser",
     status_code=201,
     responses={**problems(404, 409, 413), 201: {"description": "It is told from now on."}},
 )
-async def add_browser(
+async def add_notification_browser(
     request: Request, call: UserCallDep, body: NewBrowserIn
 ) -> NotificationTargetOut:
     """By Web Push, when a turn of a project of their own needs an answer, ends or fails. One
@@ -64,12 +61,13 @@ async def add_browser(
 
 @router.post(
     f"{NOTIFICATIONS}/webhooks",
-    operation_id="add_notification_webhook",
     summary="Tell a webhook",
     status_code=201,
     responses={**problems(404, 409, 413), 201: {"description": "Its secret is shown this once."}},
 )
-async def add_webhook(request: Request, call: UserCallDep, body: NewWebhookIn) -> NewWebhookOut:
+async def add_notification_webhook(
+    request: Request, call: UserCallDep, body: NewWebhookIn
+) -> NewWebhookOut:
     """By a signed POST (Standard Webhooks), of the same as browsers."""
     secret, target = await call.use_cases.notifications.add_webhook(
         call.principal, call.user_id, body.name, site_of(request), body.url
@@ -79,11 +77,10 @@ async def add_webhook(request: Request, call: UserCallDep, body: NewWebhookIn) -
 
 @router.post(
     f"{TARGET}/test",
-    operation_id="test_notification_target",
     summary="Tell a target that it is told",
     responses=problems(404),
 )
-async def test_target(call: UserCallDep, target: _TargetId) -> NotificationTestOut:
+async def test_notification_target(call: UserCallDep, target: _TargetId) -> NotificationTestOut:
     """Once, and at once."""
     _, done = await call.use_cases.notifications.test(call.principal, call.user_id, target)
     return NotificationTestOut(delivered=done.result is DeliveryResult.DONE, result=done.words)
@@ -91,11 +88,10 @@ async def test_target(call: UserCallDep, target: _TargetId) -> NotificationTestO
 
 @router.delete(
     TARGET,
-    operation_id="remove_notification_target",
     summary="Tell a target nothing any more",
     status_code=204,
     responses={**problems(404), 204: {"description": "Effective at once."}},
 )
-async def remove_target(call: UserCallDep, target: _TargetId) -> None:
+async def remove_notification_target(call: UserCallDep, target: _TargetId) -> None:
     """For the user, and for administrators."""
     await call.use_cases.notifications.remove(call.principal, call.user_id, target)

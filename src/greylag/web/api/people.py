@@ -6,13 +6,19 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Response
 
-from greylag.common.agent_api import Parameter
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.services.secrets import NAME_FORM, NewSecret
 from greylag.services.tokens import MOST_TOKENS, PLACE
 from greylag.web.addresses import address
-from greylag.web.api.projects import LOCATION, PROJECT
-from greylag.web.deps import CallDep, ProjectCallDep, UserCallDep, path_id, problems
+from greylag.web.deps import (
+    LOCATION,
+    PROJECT,
+    CallDep,
+    ProjectCallDep,
+    UserCallDep,
+    path_id,
+    problems,
+)
 from greylag.web.schemas import (
     AccountOut,
     HandOverIn,
@@ -40,18 +46,15 @@ _HEX_ID = r"^[0-9a-f]{16}$"
 
 router = APIRouter(tags=["users"])
 
-_MemberId = Annotated[
-    str, path_id(Parameter("member", "A user's id, percent-encoded.", {}), ID_FORM)
-]
-_SessionId = Annotated[str, path_id(Parameter("login", "A session's id.", {}), _HEX_ID)]
+_MemberId = Annotated[str, path_id("member", "A user's id, percent-encoded.", ID_FORM)]
+_SessionId = Annotated[str, path_id("login", "A session's id.", _HEX_ID)]
 
-_SecretName = Annotated[str, path_id(Parameter("secret", "A secret's name.", {}), NAME_FORM)]
-_TokenId = Annotated[str, path_id(Parameter("token", "A token's id.", {}), _HEX_ID)]
+_SecretName = Annotated[str, path_id("secret", "A secret's name.", NAME_FORM)]
+_TokenId = Annotated[str, path_id("token", "A token's id.", _HEX_ID)]
 
 
 @router.get(
     "/api/me",
-    operation_id="show_me",
     summary="Who asks",
     tags=["platform"],
     responses=problems(),
@@ -71,7 +74,6 @@ async def show_me(call: CallDep) -> MeOut:
 
 @router.post(
     "/api/users",
-    operation_id="make_user",
     summary="Add a user",
     status_code=201,
     responses={**problems(409, 413), 201: {"description": "Added."}},
@@ -83,7 +85,7 @@ async def make_user(call: CallDep, body: NewUserIn, response: Response) -> Accou
     return AccountOut.of(made)
 
 
-@router.get(USER, operation_id="show_user", summary="Read a user", responses=problems(404))
+@router.get(USER, summary="Read a user", responses=problems(404))
 async def show_user(call: UserCallDep) -> AccountOut:
     """For administrators, and for the user."""
     return AccountOut.of(await call.use_cases.accounts.show(call.principal, call.user_id))
@@ -91,7 +93,6 @@ async def show_user(call: UserCallDep) -> AccountOut:
 
 @router.patch(
     USER,
-    operation_id="edit_user",
     summary="Change, disable or enable a user",
     responses=problems(404, 409, 413),
 )
@@ -105,7 +106,6 @@ async def edit_user(call: UserCallDep, body: UserEditIn) -> AccountOut:
 
 @router.delete(
     USER,
-    operation_id="remove_user",
     summary="Remove a user who has no projects",
     status_code=204,
     responses={**problems(404, 409), 204: {"description": "Removed, with sessions and tokens."}},
@@ -117,7 +117,6 @@ async def remove_user(call: UserCallDep) -> None:
 
 @router.get(
     f"{USER}/logins",
-    operation_id="list_logins",
     summary="List the browsers that a user has signed in with",
     responses=problems(404),
 )
@@ -132,7 +131,6 @@ async def list_logins(call: UserCallDep) -> SessionsOut:
 
 @router.delete(
     f"{USER}/logins/{{login}}",
-    operation_id="end_login",
     summary="Sign a browser out",
     status_code=204,
     responses={**problems(404), 204: {"description": "It has ended, everywhere."}},
@@ -144,7 +142,6 @@ async def end_login(call: UserCallDep, login: _SessionId) -> None:
 
 @router.get(
     f"{USER}/secrets",
-    operation_id="list_secrets",
     summary="List a user's secrets",
     responses=problems(404),
 )
@@ -156,7 +153,6 @@ async def list_secrets(call: UserCallDep) -> SecretsOut:
 
 @router.put(
     f"{USER}/secrets/{{secret}}",
-    operation_id="put_secret",
     summary="Keep a secret for git",
     responses=problems(404, 409, 413),
 )
@@ -171,7 +167,6 @@ async def put_secret(call: UserCallDep, secret: _SecretName, body: SecretIn) -> 
 
 @router.delete(
     f"{USER}/secrets/{{secret}}",
-    operation_id="remove_secret",
     summary="Delete a secret",
     status_code=204,
     responses={**problems(404), 204: {"description": "What runs forgets it within moments."}},
@@ -183,7 +178,6 @@ async def remove_secret(call: UserCallDep, secret: _SecretName) -> None:
 
 @router.post(
     "/api/tokens",
-    operation_id="make_token",
     summary="Make a token for programs",
     status_code=201,
     responses={**problems(404, 409, 413), 201: {"description": "Made. It is shown this once."}},
@@ -198,7 +192,6 @@ async def make_token(call: CallDep, body: NewTokenIn) -> NewTokenOut:
 
 @router.get(
     "/api/tokens",
-    operation_id="list_tokens",
     summary="List a user's tokens",
     responses=problems(404),
 )
@@ -226,7 +219,6 @@ async def list_tokens(
 
 @router.delete(
     "/api/tokens/{token}",
-    operation_id="revoke_token",
     summary="Revoke a token",
     status_code=204,
     responses={**problems(404), 204: {"description": "It counts no more, within a second."}},
@@ -238,7 +230,6 @@ async def revoke_token(call: CallDep, token: _TokenId) -> None:
 
 @router.get(
     MEMBERS,
-    operation_id="list_members",
     summary="List whom a project is shared with",
     tags=["projects"],
     responses=problems(404),
@@ -251,7 +242,6 @@ async def list_members(call: ProjectCallDep) -> MembersOut:
 
 @router.put(
     f"{MEMBERS}/{{member}}",
-    operation_id="share_project",
     summary="Share a project with a user",
     tags=["projects"],
     responses=problems(404, 409, 413),
@@ -266,7 +256,6 @@ async def share_project(call: ProjectCallDep, member: _MemberId, body: MemberIn)
 
 @router.delete(
     f"{MEMBERS}/{{member}}",
-    operation_id="unshare_project",
     summary="Take a project back from a user",
     tags=["projects"],
     status_code=204,
@@ -279,7 +268,6 @@ async def unshare_project(call: ProjectCallDep, member: _MemberId) -> None:
 
 @router.post(
     f"{PROJECT}/hand-over",
-    operation_id="hand_over_project",
     summary="Hand a project over to another user",
     tags=["projects"],
     responses={

@@ -20,7 +20,6 @@ router = APIRouter()
 
 @router.get(
     "/api/platform",
-    operation_id="show_platform",
     summary="What this installation is",
     tags=["platform"],
     responses=problems(),
@@ -32,7 +31,6 @@ async def show_platform(call: CallDep) -> PlatformOut:
 
 @router.get(
     "/api/users",
-    operation_id="list_users",
     summary="List the users",
     tags=["users"],
     responses=problems(),
@@ -45,7 +43,6 @@ async def list_users(call: CallDep) -> UsersOut:
 
 @router.get(
     "/healthz",
-    operation_id="health",
     summary="Whether the process runs",
     tags=["platform"],
     responses=problems(),
@@ -57,7 +54,6 @@ async def health() -> HealthOut:
 
 @router.get(
     "/readyz",
-    operation_id="ready",
     summary="Whether requests can be served",
     tags=["platform"],
     responses=problems(),

@@ -11,9 +11,8 @@ from greylag.domain.audit import AuditAction
 from greylag.domain.users import Action, Share
 from greylag.services.shares import NewShare, shown_by
 from greylag.web.addresses import origin_of
-from greylag.web.api.projects import PROJECT
 from greylag.web.dashboard.pages import PROJECT_PAGE
-from greylag.web.deps import ProjectCallDep, RequestContext, problems
+from greylag.web.deps import PROJECT, ProjectCallDep, RequestContext, problems
 from greylag.web.preview_links import PreviewLinks, file_address, of_share, private
 from greylag.web.schemas import FilePreviewIn, PreviewIn, PreviewOut, ShareOut, SharesOut
 
@@ -25,7 +24,6 @@ _Port = Annotated[int, Path(ge=1, le=65_535, description="One that is listened o
 
 @router.post(
     f"{PROJECT}/ports/{{port}}/preview",
-    operation_id="open_preview",
     summary="Make a link to what a port serves",
     status_code=201,
     responses=problems(404, 409, 413),
@@ -41,7 +39,6 @@ async def open_preview(
 
 @router.post(
     f"{PROJECT}/files/preview",
-    operation_id="open_file",
     summary="Make a link to a file",
     status_code=201,
     responses=problems(404, 409, 413),
@@ -55,7 +52,6 @@ async def open_file(request: Request, call: ProjectCallDep, body: FilePreviewIn)
 
 @router.get(
     f"{PROJECT}/shares",
-    operation_id="list_shares",
     summary="List what is shared by links",
     responses=problems(404, 409),
 )
@@ -68,7 +64,6 @@ async def list_shares(request: Request, call: ProjectCallDep) -> SharesOut:
 
 @router.delete(
     f"{PROJECT}/shares/{{share}}",
-    operation_id="end_share",
     summary="End a link",
     status_code=204,
     responses={**problems(404), 204: {"description": "It opens nothing, within a second."}},

@@ -14,6 +14,9 @@ from greylag.ports import CURSOR_FORM, Edit, PageQuery
 from greylag.services.projects import KEY_FORM, MAX_KEY_LENGTH, NewProject
 from greylag.web.addresses import address
 from greylag.web.deps import (
+    LOCATION,
+    PROJECT,
+    PROJECTS,
     Prefer,
     PreferDep,
     ProjectCallDep,
@@ -27,14 +30,11 @@ from greylag.web.schemas import EditIn, NewProjectIn, ProjectOut, ProjectsOut, P
 from greylag.web.stream import mapped
 
 MAX_PAGE = 200
-PROJECTS = "/api/users/{user}/projects"
-PROJECT = PROJECTS + "/{project}"
 _MAX_SEQ = 2**63 - 1
 
 router = APIRouter(tags=["projects"])
 _texts = ProjectTexts()
 
-LOCATION = {"description": "The project's path.", "schema": {"type": "string"}}
 _EVENT = {
     "message": "The agent is ready.",
     "code": "agent_ready",
@@ -47,7 +47,6 @@ _EVENT = {
 
 @router.get(
     PROJECTS,
-    operation_id="list_projects",
     summary="List a user's projects",
     response_model=ProjectsOut,
     responses=problems(404),
@@ -75,7 +74,6 @@ async def list_projects(
 
 @router.post(
     PROJECTS,
-    operation_id="create_project",
     summary="Create a project",
     status_code=201,
     responses={
@@ -108,7 +106,7 @@ async def create_project(
     return ProjectOut.of(project)
 
 
-@router.get(PROJECT, operation_id="show_project", summary="Read a project", responses=problems(404))
+@router.get(PROJECT, summary="Read a project", responses=problems(404))
 async def show_project(call: ProjectCallDep) -> ProjectOut:
     """The project as it is now."""
     project = await call.use_cases.projects.get(*call.at)
@@ -117,7 +115,6 @@ async def show_project(call: ProjectCallDep) -> ProjectOut:
 
 @router.patch(
     PROJECT,
-    operation_id="edit_project",
     summary="Rename a project, or replace its metadata",
     responses=problems(404, 409, 413),
 )
@@ -129,7 +126,6 @@ async def edit_project(call: ProjectCallDep, body: EditIn) -> ProjectOut:
 
 @router.get(
     f"{PROJECT}/events",
-    operation_id="follow_project",
     summary="Follow a project's activation log",
     response_class=Response,
     responses={**problems(404), **events("3", "status", _EVENT)},
@@ -176,7 +172,6 @@ _RESPONSES: Responses = {
 
 @router.post(
     f"{PROJECT}/activate",
-    operation_id="activate_project",
     summary="Activate a project",
     responses=_RESPONSES,
 )
@@ -191,7 +186,6 @@ async def activate_project(
 
 @router.post(
     f"{PROJECT}/deactivate",
-    operation_id="deactivate_project",
     summary="Deactivate a project",
     responses=_RESPONSES,
 )
@@ -204,7 +198,6 @@ async def deactivate_project(
 
 @router.post(
     f"{PROJECT}/refresh",
-    operation_id="refresh_project",
     summary="Start an outdated environment anew",
     responses=problems(404),
 )
@@ -218,7 +211,6 @@ async def refresh_project(call: ProjectCallDep) -> ProjectOut:
 
 @router.delete(
     PROJECT,
-    operation_id="delete_project",
     summary="Delete a project",
     status_code=204,
     response_model=None,

@@ -25,18 +25,13 @@ from starlette.types import Receive, Scope, Send
 
 from greylag.common import agent_api, sockets
 from greylag.common.agent_api import OpenSocket, Operation, Parameter, Socket
-from greylag.domain.errors import (
-    GreylagError,
-    InvalidRequestError,
-    TooLargeError,
-)
+from greylag.domain.errors import GreylagError, InvalidRequestError, TooLargeError
 from greylag.domain.names import MAX_ID_LENGTH, SEGMENT_FORM
 from greylag.domain.users import Action
 from greylag.ports import AgentAnswer, AgentRequest
 from greylag.services.agents import action_of
 from greylag.web.access_watch import REFUSALS
-from greylag.web.api.projects import PROJECT
-from greylag.web.deps import ProjectCallDep, RequestContext, Responses, problems
+from greylag.web.deps import PROJECT, ProjectCallDep, RequestContext, Responses, problems
 from greylag.web.media import SAVED, saved_as
 from greylag.web.request_log import POLICY
 
@@ -239,7 +234,7 @@ for _each in agent_api.OPERATIONS:
         PROJECT + _each.path,
         _handler(_each),
         methods=[_each.method],
-        operation_id=_each.name,
+        name=_each.name,
         summary=_each.summary,
         description=_each.text,
         tags=[_each.tag],

@@ -15,12 +15,7 @@ from starlette.responses import Response
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import MOST_BEFORE, AgentSetting, ChatMessage, Session, Turn
 from greylag.common.typed import parse_json
-from greylag.domain.errors import (
-    AgentUnreachableError,
-    ErrorInfo,
-    GreylagError,
-    NotActiveError,
-)
+from greylag.domain.errors import AgentUnreachableError, ErrorInfo, GreylagError, NotActiveError
 from greylag.domain.project import ProjectRef
 from greylag.services.agents import NewMessage
 from greylag.web.addresses import project_url

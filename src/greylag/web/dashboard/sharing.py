@@ -9,12 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from greylag.domain.errors import (
-    ConflictError,
-    ErrorInfo,
-    LimitExceededError,
-    UserNotFoundError,
-)
+from greylag.domain.errors import ConflictError, ErrorInfo, LimitExceededError, UserNotFoundError
 from greylag.domain.users import Action, MemberRole, User
 from greylag.web.addresses import address, project_url
 from greylag.web.dashboard.directory import look_needed
