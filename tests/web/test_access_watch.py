@@ -18,8 +18,8 @@ from tests.web.test_sockets_api import terminal
 from greylag.domain.errors import ErrorInfo, ForbiddenError, GreylagError, StoreUnavailableError
 from greylag.domain.users import OPERATOR, MemberRole, Principal, Role
 from greylag.services.people import UserEdit
-from greylag.web.access_watch import AccessWatch
 from greylag.web.auth import MAX_FAILURES, Authenticator
+from greylag.web.stream import AccessWatch
 
 PATIENCE = 30
 """It is a second on a quiet machine; what is tested here is that all ends by itself."""

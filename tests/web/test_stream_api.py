@@ -15,10 +15,9 @@ from tests.web.server import Site, served, settings, site
 from greylag.common import sse
 from greylag.domain.errors import AgentUnreachableError, StreamCutError
 from greylag.domain.project import ProjectRef
-from greylag.web.access_watch import AccessWatch
 from greylag.web.auth import Authenticator
 from greylag.web.request_log import RequestLogger
-from greylag.web.stream import Streams
+from greylag.web.stream import AccessWatch, Streams
 
 REF = ProjectRef("ada", "notes")
 

@@ -16,12 +16,11 @@ from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
 from greylag.web import device, oidc
-from greylag.web.access_watch import AccessWatch
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
 from greylag.web.api import agent, audit, notifications, people, platform, previews, projects, relay
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
-from greylag.web.dashboard import accounts, conversations, directory, extensions, sharing
+from greylag.web.dashboard import accounts, conversations, extensions, sharing
 from greylag.web.dashboard import audit as audit_page
 from greylag.web.dashboard import notifications as notification_pages
 from greylag.web.dashboard import projects as project_pages
@@ -34,7 +33,7 @@ from greylag.web.preview import PreviewSite
 from greylag.web.preview_links import PreviewLinks
 from greylag.web.request_log import RequestLogger
 from greylag.web.schemas import ProblemDocument
-from greylag.web.stream import Streams
+from greylag.web.stream import AccessWatch, Streams
 
 _DESCRIPTION = """\
 Isolated environments, each with a Goose agent, one per project.
@@ -78,7 +77,6 @@ _PAGES = (
     oidc.router,
     accounts.router,
     notification_pages.router,
-    directory.router,
     sharing.router,
     extensions.router,
     audit_page.router,

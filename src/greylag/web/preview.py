@@ -44,13 +44,12 @@ from greylag.ports import AgentAnswer, AgentRequest
 from greylag.services.shares import shown_by
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
-from greylag.web.access_watch import REFUSALS
 from greylag.web.addresses import asked_path
 from greylag.web.api.relay import RelayedAnswer, read_whole
 from greylag.web.auth import client_of, cookies
 from greylag.web.media import shown_as
 from greylag.web.preview_links import HINT, OPEN, Preview, PreviewLinks, file_address
-from greylag.web.stream import Streams
+from greylag.web.stream import REFUSALS, Streams
 
 _COOKIE = "greylag_preview"
 _SECURE_COOKIE = f"__Host-{_COOKIE}"

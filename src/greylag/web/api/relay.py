@@ -30,10 +30,10 @@ from greylag.domain.names import MAX_ID_LENGTH, SEGMENT_FORM
 from greylag.domain.users import Action
 from greylag.ports import AgentAnswer, AgentRequest
 from greylag.services.agents import action_of
-from greylag.web.access_watch import REFUSALS
 from greylag.web.deps import PROJECT, ProjectCallDep, RequestContext, Responses, problems
 from greylag.web.media import SAVED, saved_as
 from greylag.web.request_log import POLICY
+from greylag.web.stream import REFUSALS
 
 T = TypeVar("T")
 MAX_PAGE_BYTES = 2 * agent_api.MEBIBYTE

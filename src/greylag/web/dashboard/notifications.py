@@ -27,8 +27,7 @@ from greylag.domain.errors import (
 )
 from greylag.web.addresses import address, site_of, user_url
 from greylag.web.api.relay import ask
-from greylag.web.dashboard.accounts import ACCOUNT, ACCOUNT_PAGE, parsed
-from greylag.web.dashboard.directory import look_needed
+from greylag.web.dashboard.accounts import ACCOUNT, ACCOUNT_PAGE, look_needed, parsed
 from greylag.web.dashboard.pages import (
     FORM_REFUSALS,
     PROJECT_PAGE,

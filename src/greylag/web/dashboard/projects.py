@@ -14,8 +14,8 @@ from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action, User
 from greylag.ports import Edit
 from greylag.web.addresses import origin_of, project_url, user_url
+from greylag.web.dashboard.accounts import look_needed
 from greylag.web.dashboard.conversations import TURNS_SHOWN, bounded, read_conversation
-from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
     PROJECT_PAGE,
     Back,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from greylag.domain.errors import ConflictError, ErrorInfo, LimitExceededError, UserNotFoundError
 from greylag.domain.users import Action, MemberRole, User
 from greylag.web.addresses import address, project_url
-from greylag.web.dashboard.directory import look_needed
+from greylag.web.dashboard.accounts import look_needed
 from greylag.web.dashboard.pages import (
     FORM_REFUSALS,
     PROJECT_PAGE,

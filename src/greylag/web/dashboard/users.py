@@ -17,8 +17,8 @@ from greylag.services.activity import Watch
 from greylag.services.agents import NewMessage
 from greylag.services.projects import NewProject
 from greylag.web.addresses import project_url, root_path, user_url
+from greylag.web.dashboard.accounts import look_needed
 from greylag.web.dashboard.conversations import start_turn
-from greylag.web.dashboard.directory import look_needed
 from greylag.web.dashboard.pages import (
     FORM_REFUSALS,
     USER_PAGE,
