@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.agentd.changes.rig import closed, look, rig
 
-from greylag.agentd.changes import seen, service
+from greylag.agentd.changes import service, store
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.states import split
 from greylag.agentd.problems import RequestError
@@ -254,7 +254,7 @@ async def test_a_rule_hides_nothing_that_could_not_be_read_meanwhile(
 async def test_what_is_kept_on_in_closed_folders_is_bounded(
     closing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seen, "MOST_KEPT", 60)
+    monkeypatch.setattr(store, "MOST_KEPT", 60)
     async with rig(tmp_path) as made:
         kept = []
         for number in range(4):
@@ -411,7 +411,7 @@ async def test_any_time_of_a_file_and_any_depth_of_a_folder_can_be_kept(tmp_path
             assert list((await made.changed(turn)).values()) == ["added"]
         os.close(deep)
         # A file of this path may be, before it makes room for the folder.
-        await made.store.run(lambda sql: seen.keep_on(sql, [split(deepest.path)]))
+        await made.store.run(lambda sql: store.keep_on(sql, [split(deepest.path)]))
         assert (await made.service.between(None, None)).left_out_total == 1
         await made.undo("t")
         assert not (made.root / "old").exists()

@@ -11,9 +11,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from greylag.agentd.changes.capture import RestoreStep
-from greylag.agentd.changes.seen import statuses_in
 from greylag.agentd.changes.states import Change, FileStatus, SnapshotError, TreeEntry
-from greylag.agentd.changes.store import read_tree
+from greylag.agentd.changes.store import read_tree, statuses_in
 from greylag.execd.files import entry_path
 
 _OWN = 0o700

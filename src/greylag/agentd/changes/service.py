@@ -22,10 +22,9 @@ from greylag.agentd.changes import spans
 from greylag.agentd.changes.capture import Capture, RestoreStep
 from greylag.agentd.changes.plan import Extent, State, rest_of, steps_of, undo_of
 from greylag.agentd.changes.report import diff_of, notes_of, report, totals, totals_of
-from greylag.agentd.changes.seen import keep_on
 from greylag.agentd.changes.spans import Ends, Span
 from greylag.agentd.changes.states import Snapshot, SnapshotError, TreeEntry, split
-from greylag.agentd.changes.store import SnapshotStore
+from greylag.agentd.changes.store import SnapshotStore, keep_on
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import HistoryCut, StorageError
 from greylag.common.agent_api import Changes, FileDiff, Kept, TurnChanges, Undone, UndoWish

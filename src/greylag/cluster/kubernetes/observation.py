@@ -34,10 +34,9 @@ from greylag.cluster.kubernetes.identity import (
     is_edited,
     volume_claim_name,
 )
-from greylag.cluster.kubernetes.immutable import kept_as_it_is
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, Probed, endpoint_of
-from greylag.cluster.kubernetes.options import Options, networks
+from greylag.cluster.kubernetes.options import Options, networks, quantity
 from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.shared import plain
 from greylag.domain.errors import ClusterError, ErrorInfo
@@ -274,7 +273,7 @@ class EnvironmentObserver:
         return bool(given) and all(":" in one["ip"] for one in given) and allowed == {4}
 
     def _kept_of_volume(self, environment: Environment, claim: Object | None) -> str:
-        """Return what of the volume cannot be as the settings have it."""
+        """Say what of the volume cannot be as the settings have it, "" where nothing is."""
         if claim is None:
             return ""
         try:
@@ -282,7 +281,16 @@ class EnvironmentObserver:
         except ClusterError:
             return ""  # applying it tells that
         size = template.volume_size or self._options.volume_size
-        return kept_as_it_is(claim, size=size, storage_class=self._options.storage_class)
+        storage_class = self._options.storage_class
+        has = claim["spec"]["resources"]["requests"]["storage"]
+        its_class = claim["spec"].get("storageClassName")
+        said = []
+        if quantity(has) != quantity(size):
+            why = "cannot shrink" if quantity(size) < quantity(has) else "is not grown by its class"
+            said.append(f"its size {has}, as a volume {why} to {size}")
+        if storage_class is not None and its_class not in {None, storage_class}:
+            said.append(f"its class {its_class}, as it cannot move to {storage_class}")
+        return f"The volume keeps {' and '.join(said)}." if said else ""
 
     def _lost(self, environment: Environment, known: _Known) -> Cause | None:
         """Return what is missing or changed that only applying all anew sets right."""

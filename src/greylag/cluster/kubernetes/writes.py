@@ -59,11 +59,10 @@ from greylag.cluster.kubernetes.identity import (
     signed,
     volume_claim_name,
 )
-from greylag.cluster.kubernetes.immutable import fitted, unresized
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import has_pod_limits, project_objects, settings_digest
-from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.options import Options, quantity
 from greylag.cluster.kubernetes.tokens import AgentKeys, random_token, token_of
 from greylag.domain.errors import ClusterError, OvertakenError
 from greylag.domain.project import Environment, Fence, ProjectRef
@@ -76,6 +75,7 @@ _REMEMBERED = 10_000
 _TRIES = 5
 _CONFLICT = 409
 _REFUSED = frozenset({403, 422})
+_VOLUME_FIELDS = ("storageClassName", "accessModes")
 _UNWATCHED = frozenset({"ConfigMap", "LimitRange", "ResourceQuota", "Secret", "ServiceAccount"})
 _POLL_SECONDS = 0.25
 _DIGEST_LENGTH = 16
@@ -333,7 +333,7 @@ class Applier:
         deployment["spec"]["template"]["metadata"]["annotations"][START_ANNOTATION] = mark
         if found is not None:
             deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
-        return await self._applied(fitted(deployment, found))
+        return await self._applied(_fitted(deployment, found))
 
     async def refreshed(self, environment: Environment, found: Object) -> bool:
         """Set right what no watch tells of, of an environment that runs; tell if that was possible.
@@ -416,7 +416,7 @@ class Applier:
 
     async def _all(self, things: Sequence[Object], secret: Object | None = None) -> None:
         """Apply what may be applied in any order, all at once; the first refusal ends it."""
-        wanted = [fitted(_with_digest(thing), self._kept(thing)) for thing in things]
+        wanted = [_fitted(_with_digest(thing), self._kept(thing)) for thing in things]
         done = await asyncio.gather(
             *(
                 self._applied(thing)
@@ -447,7 +447,7 @@ class Applier:
             if there is None or error.status not in _REFUSED:
                 raise
             # Its class, or a quota, does not let it grow.
-            applied = await self._api.apply(unresized(thing, there))
+            applied = await self._api.apply(_unresized(thing, there))
         kind, meta = thing["kind"], thing["metadata"]
         if (mark := missing_signature(kind, applied)) is None:
             return applied
@@ -575,3 +575,42 @@ class Remover:
 def _slug(thing: Object) -> str | None:
     """Return which project's an object is, ``None`` for what is not ours."""
     return label_of(thing, PROJECT_LABEL) if is_ours(thing) else None
+
+
+def _fitted(wanted: Object, there: Object | None) -> dict[str, Any]:
+    """Return a manifest that the API server takes in place of what is there.
+
+    What it does not let be changed of an object stays as it is, so that the environment goes on
+    though a setting has changed: a volume's class and access modes, a size that would shrink or
+    that its class cannot grow, a Deployment's selector.
+
+    Args:
+        wanted: the manifest as the settings make it.
+        there: the object as it is kept by the informers, ``None`` when there is none.
+    """
+    if there is None:
+        return dict(wanted)
+    if wanted["kind"] == "PersistentVolumeClaim":
+        kept = {name: there["spec"][name] for name in _VOLUME_FIELDS if name in there["spec"]}
+        spec = {**wanted["spec"], **kept}
+        if _size(wanted) < _size(there):
+            spec["resources"] = {
+                "requests": {"storage": there["spec"]["resources"]["requests"]["storage"]}
+            }
+        return {**wanted, "spec": spec}
+    if wanted["kind"] == "Deployment" and (selector := there["spec"].get("selector")):
+        template = wanted["spec"]["template"]
+        chosen = {**template["metadata"]["labels"], **selector["matchLabels"]}
+        meta = {**template["metadata"], "labels": chosen}
+        changed = {"selector": selector, "template": {**template, "metadata": meta}}
+        return {**wanted, "spec": {**wanted["spec"], **changed}}
+    return dict(wanted)
+
+
+def _unresized(claim: Object, there: Object) -> dict[str, Any]:
+    """Return the manifest of a volume claim with the size that it has."""
+    return {**claim, "spec": {**claim["spec"], "resources": there["spec"]["resources"]}}
+
+
+def _size(claim: Object) -> Any:
+    return quantity(claim["spec"]["resources"]["requests"]["storage"])
