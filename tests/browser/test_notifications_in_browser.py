@@ -77,6 +77,7 @@ async def test_a_phone_is_told_that_the_agent_asks_and_answers_it_with_one_thumb
                 house.delivery.news.clear()
         body = house.delivery.pushed[-1][1].body.decode()
         await _push(page, f"http://127.0.0.1:{running.port}", body)
+        await page.wait_for_function(f"async () => (await ({SHOWN})()).length")
         (shown,) = await page.evaluate(SHOWN)
         assert shown == {
             "title": "Notes",
