@@ -4,7 +4,6 @@ A kubeconfig's form: https://kubernetes.io/docs/reference/config-api/kubeconfig.
 """
 
 import base64
-import binascii
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from greylag.cluster.kubernetes.credentials import (
     TokenFile,
     client_context,
     load_identity,
+    of_base64,
     pem_of,
     pem_of_base64,
 )
@@ -92,14 +92,6 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Kubeconfig:
-    """The cluster and the user that the current context names."""
-
-    cluster: Entry
-    user: Entry
-
-
-@dataclass(frozen=True, slots=True)
 class Connection:
     """A way to an API server. ``source`` is the setting that named it, for messages.
 
@@ -128,17 +120,14 @@ def connect(
         ConfigError: it names the setting that is wrong, and says why.
     """
     if options.kubeconfig_base64:
-        setting = "KUBE_CONFIG_BASE64"
-        read = from_base64(setting, options.kubeconfig_base64, options.context)
-        return _of_kubeconfig(setting, read)
+        return _of_kubeconfig(*from_base64(options.kubeconfig_base64, options.context))
     if options.host or options.token:
         return _of_token(options)
     if environ.get("KUBERNETES_SERVICE_HOST") and (service_account / "token").exists():
         return _in_cluster(environ, service_account)
     if options.kubeconfig:
         paths = [expanded(one) for one in options.kubeconfig.split(":") if one]
-        read = from_files("KUBECONFIG", paths, options.context)
-        return _of_kubeconfig("KUBECONFIG", read)
+        return _of_kubeconfig(*from_files(paths, options.context))
     return None
 
 
@@ -188,8 +177,8 @@ def _in_cluster(environ: Mapping[str, str], account: Path) -> Connection:
     return Connection(setting, server, _context(setting, ca), TokenFile(account / "token"))
 
 
-def _of_kubeconfig(setting: str, read: Kubeconfig) -> Connection:
-    cluster, user = read.cluster, read.user
+def _of_kubeconfig(cluster: Entry, user: Entry) -> Connection:
+    setting = cluster.setting
     context: SSLContext | None = None
     server = _server(setting, cluster.text("server"), secret=bool(user.fields))
     if server.startswith("https:"):
@@ -246,24 +235,26 @@ def expanded(name: str) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111 - Path's own raises for an unknown user
 
 
-def from_base64(setting: str, text: str, context: str) -> Kubeconfig:
-    """Read a kubeconfig that the setting holds in base64.
+def from_base64(text: str, context: str) -> tuple[Entry, Entry]:
+    """Return the cluster and the user of a kubeconfig in base64.
 
     ``context`` is taken instead of the current one.
     """
+    setting = "KUBE_CONFIG_BASE64"
     try:
-        content = base64.b64decode("".join(text.split()), validate=True).decode()
-    except (binascii.Error, ValueError):
+        content = of_base64(text).decode()
+    except ValueError:
         # Not chained: the cause holds what was given.
         raise ConfigError(f"{setting} is not a text in base64.") from None
     return _chosen(setting, [_Source(_parsed(setting, content), None)], context)
 
 
-def from_files(setting: str, paths: Sequence[Path], context: str) -> Kubeconfig:
-    """Read these files as kubectl does: the first that has a name decides.
+def from_files(paths: Sequence[Path], context: str) -> tuple[Entry, Entry]:
+    """Return the cluster and the user, found as by kubectl: the first file with a name decides.
 
     Of several some may be missing. ``context`` is taken instead of the current one.
     """
+    setting = "KUBECONFIG"
     sources = []
     missing: ConfigError | None = None
     for path in paths:
@@ -307,7 +298,7 @@ def _parsed(setting: str, content: str) -> Mapping[str, Any]:
     return parsed
 
 
-def _chosen(setting: str, sources: Sequence[_Source], context: str) -> Kubeconfig:
+def _chosen(setting: str, sources: Sequence[_Source], context: str) -> tuple[Entry, Entry]:
     if not any(source.named("cluster") for source in sources):
         raise ConfigError(f"{setting} is not a kubeconfig: it lists no clusters.")
     if context and not any(_find(source, "context", context) for source in sources):
@@ -322,8 +313,8 @@ def _chosen(setting: str, sources: Sequence[_Source], context: str) -> Kubeconfi
     cluster = _entry(setting, sources, "cluster", chosen.text("cluster"))
     user = chosen.text("user")
     if not user:
-        return Kubeconfig(cluster, Entry(setting, "no user", {}))
-    return Kubeconfig(cluster, _entry(setting, sources, "user", user))
+        return cluster, Entry(setting, "no user", {})
+    return cluster, _entry(setting, sources, "user", user)
 
 
 def _entry(setting: str, sources: Sequence[_Source], kind: str, name: str) -> Entry:

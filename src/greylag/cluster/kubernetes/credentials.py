@@ -1,14 +1,12 @@
 """Who Greylag is to the API server, and TLS towards it.
 
-``Credentials`` give each request its headers: a ``Token``, a ``TokenFile`` that Kubernetes renews,
-or what a program says that a kubeconfig names (``aws eks get-token``, ``kubelogin``, ...), by the
+A program that a kubeconfig names (``aws eks get-token``, ``kubelogin``, ...) is asked by the
 protocol https://kubernetes.io/docs/reference/config-api/client-authentication.v1/. A client
 certificate needs no header: it goes into the TLS context.
 """
 
 import asyncio
 import base64
-import binascii
 import json
 import os
 import signal
@@ -226,11 +224,16 @@ def pem_of(raw: bytes) -> str | None:
     return text if "-----BEGIN" in text else None
 
 
+def of_base64(text: str) -> bytes:
+    """Return what ``text`` holds in base64 (line breaks allowed); ``ValueError`` for other text."""
+    return base64.b64decode("".join(text.split()), validate=True)
+
+
 def pem_of_base64(text: str) -> str | None:
     """Return the PEM that ``text`` holds in base64 (line breaks allowed), ``None`` for none."""
     try:
-        return pem_of(base64.b64decode("".join(text.split()), validate=True))
-    except (binascii.Error, ValueError):
+        return pem_of(of_base64(text))
+    except ValueError:
         return None
 
 
