@@ -1,7 +1,6 @@
 """The objects that one environment has for itself, as plain dicts: pure functions of settings.
 
-``project_objects`` come in the order of applying, ready for server-side apply; what all projects
-of a user share is in ``namespace``. ``printed`` shows both to people.
+What all projects of a user share is in ``isolation``.
 """
 
 import base64
@@ -99,6 +98,8 @@ def project_objects(
     replicas: int,
 ) -> list[dict[str, Any]]:
     """Return Secret, ConfigMap, PersistentVolumeClaim, Service, Deployment and, maybe, Ingress.
+
+    That is the order of applying; all are ready for server-side apply.
 
     Args:
         environment: which environment.

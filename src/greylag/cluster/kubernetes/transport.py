@@ -1,9 +1,4 @@
-"""Requests to the API server: one pool, limited in time, repeated only where that is safe.
-
-An ``ApiCall`` is one request, and says whether it may be repeated. ``Transport`` does it within its
-time, with renewed credentials if need be, or opens an answer without an end; a ``WatchStream`` is
-such an answer, read event by event.
-"""
+"""Requests to the API server: one pool, limited in time, repeated only where that is safe."""
 
 import asyncio
 import json
