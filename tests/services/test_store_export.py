@@ -419,6 +419,7 @@ def test_what_is_no_export_of_this_greylag_is_refused(file: bytes, words: str) -
     [
         {"status": "confused"},
         {"desired": 5},
+        {"created_at": None},
         {"created_at": "then"},
         {"created_at": "2026-01-01T00:00:00"},
         {"due_at": 5},

@@ -147,10 +147,10 @@ class SnapshotStore:
 
     async def kept(self) -> AsyncIterator[bytes]:
         """Yield the paths that are to be told whatever rules say, NUL after each."""
-        text, last = await self.run(lambda sql: kept_after(sql, ("", "")))
+        text, last = await self.run(lambda sql: _kept_after(sql, ("", "")))
         while text:
             yield text
-            text, last = await self.run(partial(kept_after, last=last))
+            text, last = await self.run(partial(_kept_after, last=last))
 
     async def commit(self, plan: Plan, now: float) -> Snapshot:
         """Keep the state of a plan whose wanted files are known; the newest, if it is the same."""
@@ -171,10 +171,10 @@ class SnapshotStore:
         for path, record in records.items():
             if path in known and known[path]["digest"] == plan.digests[path]:
                 continue
-            before = seen_in(sql, path) if path in known else {}
+            before = _seen_in(sql, path) if path in known else {}
             folder = read(record)
             plan.folders[path] = folder
-            plan.ruled_out |= keep_held(sql, path, folder, before)
+            plan.ruled_out |= _keep_held(sql, path, folder, before)
             for name, seen in folder.items() if isinstance(folder, dict) else ():
                 if not self._settled(seen, before.get(name), room):
                     plan.wanted.append((path, name, seen))
@@ -345,7 +345,7 @@ class _Commit:
     def _made(self, path: str) -> str:
         """Write what was seen of a folder; return its tree, or ``x`` and why it is left out."""
         known = path not in self._plan.folders
-        folder = seen_in(self._sql, path) if known else self._plan.folders[path]
+        folder = _seen_in(self._sql, path) if known else self._plan.folders[path]
         if isinstance(folder, str):
             self._remember(path, f"x{folder}", {}, [])
             return f"x{folder}"
@@ -383,7 +383,7 @@ class _Commit:
 
 def _commit(sql: sqlite3.Connection, plan: Plan, now: float) -> Snapshot:
     root = _Commit(sql, plan).root()
-    let_go(sql, plan)
+    _let_go(sql, plan)
     newest = snapshot_at(sql, "ORDER BY number DESC")
     if newest is not None and newest.root == root:
         return newest
@@ -419,20 +419,19 @@ def _snapshot(row: sqlite3.Row) -> Snapshot:
     return Snapshot(row["number"], row["root"], left_out, row["left_out_count"])
 
 
-def seen_in(sql: sqlite3.Connection, path: str) -> dict[str, Seen]:
-    """Return the entries of a folder of the newest state by name."""
-    (text,) = sql.execute("SELECT entries FROM seen WHERE path = ?", (path,)).fetchone()
+def _seen_in(sql: sqlite3.Connection, path: str) -> dict[str, Seen]:
+    """Return the entries of a folder of the newest state by name: none of one it lacks."""
+    row = sql.execute("SELECT entries FROM seen WHERE path = ?", (path,)).fetchone()
+    entries = json.loads(row["entries"]) if row else []
     return {
         name: Seen(kind, mode, content, None if status is None else FileStatus(*status), settled)
-        for name, kind, mode, content, status, settled in json.loads(text)
+        for name, kind, mode, content, status, settled in entries
     }
 
 
 def statuses_in(sql: sqlite3.Connection, path: str) -> dict[str, FileStatus]:
     """Return what the status of each file of a folder was when the newest state was taken."""
-    if sql.execute("SELECT 1 FROM seen WHERE path = ?", (path,)).fetchone() is None:
-        return {}
-    seen = seen_in(sql, path)
+    seen = _seen_in(sql, path)
     return {name: one.status for name, one in seen.items() if one.status is not None}
 
 
@@ -451,7 +450,7 @@ def keep_on(sql: sqlite3.Connection, entries: Iterable[tuple[str, str]]) -> bool
     return sql.total_changes > before
 
 
-def keep_held(
+def _keep_held(
     sql: sqlite3.Connection, path: str, folder: Folder, before: Mapping[str, Seen]
 ) -> bool:
     """Keep on what the newest state holds of a folder and is not told now.
@@ -480,7 +479,7 @@ def _keep_below(sql: sqlite3.Connection, path: str) -> bool:
     )
     for folder, tree in rows.fetchall():
         if tree[:1] != "x" or tree[1:] not in RULES:
-            names = [name for name, seen in seen_in(sql, folder).items() if _is_held(seen)]
+            names = [name for name, seen in _seen_in(sql, folder).items() if _is_held(seen)]
             new |= keep_on(sql, [split(folder), *((folder, name) for name in names)])
     return new
 
@@ -490,7 +489,7 @@ def _is_held(seen: Seen) -> bool:
     return seen.kind != "x" or seen.content not in _NEVER_HELD
 
 
-def kept_after(sql: sqlite3.Connection, last: tuple[str, str]) -> tuple[bytes, tuple[str, str]]:
+def _kept_after(sql: sqlite3.Connection, last: tuple[str, str]) -> tuple[bytes, tuple[str, str]]:
     """Return the next paths that are kept on, NUL after each, and the last one in two."""
     text = bytearray()
     statement = "SELECT * FROM kept WHERE (folder, name) > (?, ?) ORDER BY folder, name"
@@ -502,7 +501,7 @@ def kept_after(sql: sqlite3.Connection, last: tuple[str, str]) -> tuple[bytes, t
     return bytes(text), last
 
 
-def let_go(sql: sqlite3.Connection, plan: Plan) -> None:
+def _let_go(sql: sqlite3.Connection, plan: Plan) -> None:
     """Keep no longer what is not there any more.
 
     Below what could not be opened it may be, and stays, as long as all of it is no more than execd

@@ -110,6 +110,11 @@ class ConversationView:
         return tuple(_MODES.items())
 
     @property
+    def earlier_shown(self) -> int:
+        """How many turns more a page shows that is asked for earlier ones."""
+        return EARLIER_SHOWN
+
+    @property
     def running(self) -> Turn | None:
         """The turn that the selected session works on."""
         last = self.turns[-1].turn if self.turns else None
