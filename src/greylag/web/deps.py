@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import structlog
-from fastapi import Depends, Header, Path
+from fastapi import APIRouter, Depends, Header, Path
 from fastapi.dependencies.models import Dependant
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
@@ -154,6 +155,17 @@ async def nothing_dropped(request: Request) -> None:
     takes_body = route.body_field is not None or "requestBody" in extra
     if request.method != "GET" and not takes_body:
         await _no_body(request)
+
+
+def api_router(*tags: str) -> APIRouter:
+    """Return a router for operations of the API: each is named as its function is, and drops
+    nothing of a request without a word.
+    """
+    return APIRouter(
+        tags=list(tags),
+        dependencies=[Depends(nothing_dropped)],
+        generate_unique_id_function=attrgetter("name"),
+    )
 
 
 def _only(known: set[str], given: QueryParams) -> None:

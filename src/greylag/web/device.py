@@ -11,7 +11,7 @@ from greylag.web import errors
 from greylag.web.addresses import site_of
 from greylag.web.auth import WrongTokens, client_of
 from greylag.web.dashboard.pages import respond
-from greylag.web.deps import CallDep, UseCasesDep, problems
+from greylag.web.deps import CallDep, UseCasesDep, api_router, problems
 from greylag.web.request_log import exchange_of
 from greylag.web.schemas import DeviceLoginIn, DeviceLoginOut, DeviceSecretIn, NewTokenOut
 
@@ -22,7 +22,7 @@ PATHS = frozenset({BEGIN, REDEEM})
 """Open to whoever has not signed in."""
 INTERVAL_SECONDS = 3
 
-router = APIRouter(tags=["platform"])
+router = api_router("platform")
 page_router = APIRouter(include_in_schema=False)
 
 

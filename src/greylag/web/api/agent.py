@@ -5,18 +5,18 @@ All else of the agent's API is relayed (`relay.py`).
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import Header, Query, Response
 
 from greylag.common.agent_api import IN_PATHS, Turn
 from greylag.domain.names import SEGMENT_FORM
 from greylag.domain.users import Action
 from greylag.services.agents import MAX_LOG_LINES, NewMessage
-from greylag.web.deps import PROJECT, ProjectCallDep, events, path_id, problems, text
+from greylag.web.deps import PROJECT, ProjectCallDep, api_router, events, path_id, problems, text
 from greylag.web.schemas import AgentOut, ConfirmationIn, MessageIn
 
 _RESPONSES = problems(404, 409, 502)
 
-router = APIRouter(tags=["sessions"])
+router = api_router("sessions")
 
 
 @router.get(
@@ -52,7 +52,7 @@ async def read_logs(
 TURN = f"{PROJECT}/turns/{{turn}}"
 _EVENT_ID = r"^[!-~]{1,400}$"
 
-turns_router = APIRouter(tags=["turns"])
+turns_router = api_router("turns")
 
 _TURN = IN_PATHS["turn"]
 _TurnInPath = Annotated[

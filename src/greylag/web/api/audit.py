@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from pydantic import AwareDatetime, BeforeValidator
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -16,7 +16,7 @@ from greylag.domain.audit import Result
 from greylag.domain.errors import GreylagError
 from greylag.domain.users import Action
 from greylag.ports import AuditFilter, NumberedEntry
-from greylag.web.deps import CallDep, RequestContext, problems
+from greylag.web.deps import CallDep, RequestContext, api_router, problems
 from greylag.web.schemas import AuditOut
 
 LINES = "application/jsonl"
@@ -24,7 +24,7 @@ MAX_PAGE = 500
 _MAX_NUMBER = 2**53
 _LONGEST = 1000
 
-router = APIRouter(tags=["audit"])
+router = api_router("audit")
 _log = structlog.get_logger(__name__)
 
 # Pydantic by itself takes numbers for moments, too.

@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter
 from starlette.requests import Request
 
 from greylag.ports import DeliveryResult
 from greylag.web.addresses import site_of
-from greylag.web.deps import UserCallDep, path_id, problems
+from greylag.web.deps import UserCallDep, api_router, path_id, problems
 from greylag.web.schemas import (
     NewBrowserIn,
     NewWebhookIn,
@@ -20,7 +19,7 @@ from greylag.web.schemas import (
 NOTIFICATIONS = "/api/users/{user}/notifications"
 TARGET = f"{NOTIFICATIONS}/targets/{{target}}"
 
-router = APIRouter(tags=["notifications"])
+router = api_router("notifications")
 
 _TargetId = Annotated[str, path_id("target", "A target's id.", r"^[0-9a-f]{16}$")]
 

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.services.secrets import NAME_FORM, NewSecret
@@ -16,6 +16,7 @@ from greylag.web.deps import (
     CallDep,
     ProjectCallDep,
     UserCallDep,
+    api_router,
     path_id,
     problems,
 )
@@ -44,7 +45,7 @@ USER = "/api/users/{user}"
 MEMBERS = f"{PROJECT}/members"
 _HEX_ID = r"^[0-9a-f]{16}$"
 
-router = APIRouter(tags=["users"])
+router = api_router("users")
 
 _MemberId = Annotated[str, path_id("member", "A user's id, percent-encoded.", ID_FORM)]
 _SessionId = Annotated[str, path_id("login", "A session's id.", _HEX_ID)]

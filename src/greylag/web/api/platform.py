@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 
-from fastapi import APIRouter
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -10,12 +9,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from greylag.domain.errors import GreylagError
-from greylag.web.deps import CallDep, UseCasesDep, problems
+from greylag.web.deps import CallDep, UseCasesDep, api_router, problems
 from greylag.web.errors import problem_response
 from greylag.web.request_log import RequestLogger
 from greylag.web.schemas import HealthOut, PlatformOut, UserOut, UsersOut
 
-router = APIRouter()
+router = api_router()
 
 
 @router.get(

@@ -12,11 +12,11 @@ from greylag.domain.users import Action, Share
 from greylag.services.shares import NewShare, shown_by
 from greylag.web.addresses import origin_of
 from greylag.web.dashboard.pages import PROJECT_PAGE
-from greylag.web.deps import PROJECT, ProjectCallDep, RequestContext, problems
+from greylag.web.deps import PROJECT, ProjectCallDep, RequestContext, api_router, problems
 from greylag.web.preview_links import PreviewLinks, file_address, of_share, private
 from greylag.web.schemas import FilePreviewIn, PreviewIn, PreviewOut, ShareOut, SharesOut
 
-router = APIRouter(tags=["ports"])
+router = api_router("ports")
 pages = APIRouter(include_in_schema=False)
 
 _Port = Annotated[int, Path(ge=1, le=65_535, description="One that is listened on.")]

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import Header, Query, Response
 
 from greylag.common import sse
 from greylag.common.clock import rfc3339
@@ -23,6 +23,7 @@ from greylag.web.deps import (
     RequestContext,
     Responses,
     UserCallDep,
+    api_router,
     events,
     problems,
 )
@@ -32,7 +33,7 @@ from greylag.web.stream import mapped
 MAX_PAGE = 200
 _MAX_SEQ = 2**63 - 1
 
-router = APIRouter(tags=["projects"])
+router = api_router("projects")
 _texts = ProjectTexts()
 
 _EVENT = {

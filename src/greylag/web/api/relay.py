@@ -30,7 +30,14 @@ from greylag.domain.names import MAX_ID_LENGTH, SEGMENT_FORM
 from greylag.domain.users import Action
 from greylag.ports import AgentAnswer, AgentRequest
 from greylag.services.agents import action_of
-from greylag.web.deps import PROJECT, ProjectCallDep, RequestContext, Responses, problems
+from greylag.web.deps import (
+    PROJECT,
+    ProjectCallDep,
+    RequestContext,
+    Responses,
+    api_router,
+    problems,
+)
 from greylag.web.media import SAVED, saved_as
 from greylag.web.request_log import POLICY
 from greylag.web.stream import REFUSALS
@@ -40,7 +47,7 @@ MAX_PAGE_BYTES = 2 * agent_api.MEBIBYTE
 """The most of an answer that is read whole, to show it on a page."""
 
 _log = structlog.get_logger(__name__)
-router = APIRouter()
+router = api_router()
 socket_router = APIRouter()
 
 
