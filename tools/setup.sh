@@ -80,6 +80,8 @@ install_from_npm() {
 }
 
 install_python_packages
+# Once: where PYTHONDONTWRITEBYTECODE is set, every start would compile them again.
+.venv/bin/python -m compileall -q src
 .venv/bin/python tools/install_goose.py
 if [ "$kind" = dev ]; then
     install_test_programs
