@@ -3,11 +3,19 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from jinja2 import nodes
 
 from greylag.common.agent_api import ChatMessage, Turn
 from greylag.domain.errors import InvalidRequestError
 from greylag.web.dashboard.conversations import pair
-from greylag.web.dashboard.pages import ProjectForm, moment, on_page, parsed_moment, visible
+from greylag.web.dashboard.pages import (
+    ProjectForm,
+    moment,
+    on_page,
+    parsed_moment,
+    templates,
+    visible,
+)
 from greylag.web.dashboard.rail import MOST_READ
 from greylag.web.dashboard.users import parse_window
 
@@ -119,3 +127,14 @@ def test_hints_of_commands_are_told_as_places_of_the_page() -> None:
     assert (
         on_page("It may be busy; `greylag logs` shows it.") == "It may be busy; the log shows it."
     )
+
+
+@pytest.mark.parametrize("name", templates().list_templates())
+def test_every_block_that_a_page_fills_is_shown(name: str) -> None:
+    environment = templates()
+    assert environment.loader is not None
+    source, _, _ = environment.loader.get_source(environment, name)
+    base = environment.parse(source).find(nodes.Extends)
+    if base is not None:
+        shown = environment.get_template(base.template.as_const()).blocks.keys()
+        assert environment.get_template(name).blocks.keys() <= shown

@@ -132,6 +132,7 @@ async def test_a_project_is_shared_by_id_or_address_changed_taken_back_and_left(
     shown = await pages.get("viewer", members)
     assert "Stranger" in shown
     assert "Share with somebody" not in shown
+    assert re.search(rf'<a [^>]*href="{PAGE}"[^>]*>.*Back', shown)
     await pages.post("viewer", members, 403, member="viewer", role="editor")
     await pages.post("viewer", f"{members}/editor/remove", 403)
     assert await pages.post("viewer", f"{members}/viewer/remove") == "/"
