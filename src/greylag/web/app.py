@@ -24,7 +24,6 @@ from greylag.web.dashboard import audit as audit_page
 from greylag.web.dashboard import notifications as notification_pages
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
-from greylag.web.dashboard.pages import error_page
 from greylag.web.deps import Site
 from greylag.web.errors import install_error_handlers
 from greylag.web.guard import Guard
@@ -84,7 +83,6 @@ _PAGES = (
     project_pages.router,
     conversations.router,
 )
-_UNUSED = ("HTTPValidationError", "ValidationError")
 _OPEN = ("/healthz", "/readyz", *device.PATHS)
 MIN_BYTES = 1024
 _AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
@@ -126,7 +124,7 @@ def create_app(use_cases: UseCases, settings: Settings) -> ASGIApp:
     for router in (*_API, *_PAGES):
         app.router.routes.extend(router.routes)
     app.mount(STATIC, VersionedFiles())
-    install_error_handlers(app, error_page)
+    install_error_handlers(app)
     _complete_openapi(app, signed_in=authenticator.needed)
     return _layered(app, settings, authenticator)
 
@@ -205,10 +203,7 @@ def _complete_openapi(app: FastAPI, *, signed_in: bool) -> None:
 
 def _completed(document: dict[str, Any], *, signed_in: bool) -> dict[str, Any]:
     components = document.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
-    schemas["Problem"] = ProblemDocument.model_json_schema()
-    for name in _UNUSED:
-        schemas.pop(name, None)
+    components.setdefault("schemas", {})["Problem"] = ProblemDocument.model_json_schema()
     document["security"] = [{}]
     if signed_in:
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Header, Path
 from fastapi.dependencies.models import Dependant
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
 from starlette.types import Scope
 
 from greylag.common.typed import parse_json
@@ -25,6 +26,7 @@ from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, Principal
 from greylag.services.use_cases import Platform, UseCases
 from greylag.web.auth import with_reason
+from greylag.web.dashboard.pages import respond
 from greylag.web.errors import PROBLEM_MEDIA_TYPE
 from greylag.web.request_log import exchange_of
 from greylag.web.stream import Streams
@@ -67,6 +69,10 @@ class RequestContext:
     def at(self) -> tuple[Principal, ProjectRef]:
         """Who asks, and for which project, as the use cases of a project take them first."""
         return self.principal, self.ref
+
+    def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        """Return a page of the site, for who asks."""
+        return respond(template, status=status, site=self.site, **values)
 
     def while_allowed(self, action: Action) -> AbstractAsyncContextManager[None]:
         """Return a block that ends, by an error, once ``action`` is not allowed any more."""

@@ -10,7 +10,6 @@ from greylag.services.tokens import LOGIN_LASTS, NewLogin
 from greylag.web import errors
 from greylag.web.addresses import site_of
 from greylag.web.auth import WrongTokens, client_of
-from greylag.web.dashboard.pages import respond
 from greylag.web.deps import CallDep, UseCasesDep, api_router, problems
 from greylag.web.request_log import exchange_of
 from greylag.web.schemas import DeviceLoginIn, DeviceLoginOut, DeviceSecretIn, NewTokenOut
@@ -98,13 +97,13 @@ _Code = Annotated[str, Query(max_length=20)]
 async def ask_for_code(request: Request, call: CallDep, code: _Code = "") -> Response:
     """Ask for the code that a program shows, then whether to let it in."""
     if not code.strip():
-        return respond("device.html", site=call.site, login=None, error=None, done=None)
+        return call.page("device.html", login=None, error=None, done=None)
     try:
         await _bound(request, f"code {call.principal.user_id}")
         login = await call.use_cases.device_logins.waiting(code)
     except GreylagError as error:
         return _failed(call, error)
-    return respond("device.html", site=call.site, login=login, error=None, done=None)
+    return call.page("device.html", login=login, error=None, done=None)
 
 
 @page_router.post(PAGE)
@@ -121,11 +120,9 @@ async def answer_program(
     except GreylagError as error:
         return _failed(call, error)
     done = "It is let in." if answer == "allow" else "It is turned away."
-    return respond("device.html", site=call.site, login=None, error=None, done=done)
+    return call.page("device.html", login=None, error=None, done=done)
 
 
 def _failed(call: CallDep, error: GreylagError) -> Response:
     status = errors.status_of(error.info)
-    return respond(
-        "device.html", status=status, site=call.site, login=None, error=error.info, done=None
-    )
+    return call.page("device.html", status=status, login=None, error=error.info, done=None)

@@ -1,8 +1,8 @@
 """Errors outward: the one table from code to HTTP status, and RFC 9457 problem documents."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import structlog
@@ -17,6 +17,7 @@ from greylag.common import logs
 from greylag.common.git import CAUSES
 from greylag.domain.errors import ErrorInfo, GreylagError, InvalidRequestError, TooLargeError
 from greylag.web.addresses import address
+from greylag.web.dashboard.pages import error_page
 from greylag.web.schemas import ProblemDocument
 
 _log = structlog.get_logger(__name__)
@@ -108,9 +109,6 @@ _NOT_ALLOWED = ErrorInfo(
     "The Allow header lists the methods that it takes.",
 )
 
-ErrorPage = Callable[[Request, ProblemDocument], Response]
-"""Makes the page that shows a problem to a person."""
-
 
 def status_of(error: ErrorInfo) -> int:
     """Return the HTTP status of an error."""
@@ -135,7 +133,6 @@ def problem_response(
 
 
 def page_or_problem(
-    error_page: ErrorPage,
     request: HTTPConnection,
     error: ErrorInfo,
     status: int | None = None,
@@ -160,32 +157,30 @@ def translated(error: Exception) -> ErrorInfo:
     return error.info if isinstance(error, GreylagError) else unexpected(error)
 
 
-def install_error_handlers(app: FastAPI, error_page: ErrorPage) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Let ``app`` answer every error: as a problem document to a program, as a page to a browser
     that asked for a page.
     """
     allowed = AllowedMethods(app)
 
-    answer = partial(page_or_problem, error_page)
-
     async def on_greylag_error(asked: HTTPConnection, error: Exception) -> Response:
-        return answer(asked, translated(error))
+        return page_or_problem(asked, translated(error))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         errors = error.errors() if isinstance(error, RequestValidationError) else []
-        return answer(request, InvalidRequestError(_first_fault(errors)).info)
+        return page_or_problem(request, InvalidRequestError(_first_fault(errors)).info)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
-            return answer(request, unexpected(error))
+            return page_or_problem(request, unexpected(error))
         headers = dict(error.headers or {})
         if error.status_code == 405 and (methods := allowed.of(request.url.path)):  # noqa: PLR2004 - HTTP's
             headers["allow"] = methods
-        return answer(request, *_of_http(error), headers)
+        return page_or_problem(request, *_of_http(error), headers)
 
     async def on_fault(request: Request, _error: Exception) -> Response:
         # Logged by RequestLog, to which the framework passes the error on after this.
-        return answer(request, _FAULT)
+        return page_or_problem(request, _FAULT)
 
     app.add_exception_handler(GreylagError, on_greylag_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

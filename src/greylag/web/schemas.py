@@ -240,18 +240,15 @@ _Name = Annotated[
     Text,
     Field(min_length=1, max_length=MAX_NAME_LENGTH, json_schema_extra={"pattern": NAME_FORM}),
 ]
+_Id = Annotated[
+    Text, Field(min_length=1, max_length=MAX_ID_LENGTH, json_schema_extra={"pattern": ID_FORM})
+]
 
 
 class NewUserIn(In):
     """A user to add."""
 
-    id: Text = Field(
-        min_length=1,
-        max_length=MAX_ID_LENGTH,
-        json_schema_extra={"pattern": ID_FORM},
-        description="Names their namespace, and never changes.",
-        examples=["ann"],
-    )
+    id: _Id = Field(description="Names their namespace, and never changes.", examples=["ann"])
     display_name: _Name = Field(examples=["Ann"])
     role: Role = Role.USER
     email: Email | None = Field(None, description="By which they are known when they sign in.")
@@ -538,13 +535,7 @@ class MemberIn(In):
 class HandOverIn(In):
     """Whose a project is to be."""
 
-    user: Text = Field(
-        min_length=1,
-        max_length=MAX_ID_LENGTH,
-        json_schema_extra={"pattern": ID_FORM},
-        description="The user's id.",
-        examples=["bob"],
-    )
+    user: _Id = Field(description="The user's id.", examples=["bob"])
 
 
 class MemberOut(Out):
@@ -706,12 +697,7 @@ class SourceIn(In):
 class NewProjectIn(In):
     """A project to create."""
 
-    name: Text = Field(
-        min_length=1,
-        max_length=MAX_NAME_LENGTH,
-        json_schema_extra={"pattern": NAME_FORM},
-        examples=["Notes"],
-    )
+    name: _Name = Field(examples=["Notes"])
     project_id: Text | None = Field(
         None,
         min_length=1,

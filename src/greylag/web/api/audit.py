@@ -1,21 +1,20 @@
 """The audit trail: who did what, in pages for people and as lines of JSON for programs."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Annotated, Any
 
-import structlog
 from fastapi import Depends, Query, Request, Response
 from pydantic import AwareDatetime, BeforeValidator
-from starlette.responses import JSONResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse
 
 from greylag.common.clock import parse_rfc3339
 from greylag.domain.audit import Result
-from greylag.domain.errors import GreylagError
 from greylag.domain.users import Action
-from greylag.ports import AuditFilter, NumberedEntry
+from greylag.ports import AgentAnswer, AuditFilter, NumberedEntry
+from greylag.web.api.relay import RelayedAnswer
 from greylag.web.deps import CallDep, RequestContext, api_router, problems
 from greylag.web.schemas import AuditOut
 
@@ -25,7 +24,6 @@ _MAX_NUMBER = 2**53
 _LONGEST = 1000
 
 router = api_router("audit")
-_log = structlog.get_logger(__name__)
 
 # Pydantic by itself takes numbers for moments, too.
 _Moment = Annotated[AwareDatetime, BeforeValidator(parse_rfc3339)]
@@ -85,31 +83,16 @@ async def read_audit(
     )
 
 
-async def lines(call: RequestContext, asked: AuditFilter) -> Response:
+async def lines(
+    call: RequestContext, asked: AuditFilter, headers: Mapping[str, str] = MappingProxyType({})
+) -> Response:
     """Return the answer that streams entries, the oldest first, in constant memory."""
     batches = await call.use_cases.audit_reader.export(call.principal, asked)
-    return _Lines(_encoded(batches), call.while_allowed(Action.AUDIT_READ))
+    answer = AgentAnswer(200, {"content-type": LINES, **headers}, _encoded(batches))
+    allowed = call.while_allowed(Action.AUDIT_READ)
+    return RelayedAnswer(nullcontext(answer), allowed, "audit_export_cut")
 
 
-async def _encoded(batches: AsyncIterator[Sequence[NumberedEntry]]) -> AsyncIterator[str]:
+async def _encoded(batches: AsyncIterator[Sequence[NumberedEntry]]) -> AsyncIterator[bytes]:
     async for batch in batches:
-        yield "".join(f"{json.dumps(entry)}\n" for _, entry in batch)
-
-
-class _Lines(StreamingResponse):
-    """A response that just ends when its source fails, before it is whole: so no client takes a
-    part for all. So it does once who asked is not ``allowed`` it any more.
-    """
-
-    def __init__(
-        self, content: AsyncIterator[str], allowed: AbstractAsyncContextManager[None]
-    ) -> None:
-        super().__init__(content, media_type=LINES)
-        self._allowed = allowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with self._allowed:
-                await super().__call__(scope, receive, send)
-        except GreylagError as error:
-            _log.warning("audit_export_cut", code=error.info.code, error=error.info.message)
+        yield "".join(f"{json.dumps(entry)}\n" for _, entry in batch).encode()

@@ -83,19 +83,21 @@ async def _json(sent: Mapping[str, Any]) -> AsyncIterator[bytes]:
 
 
 class RelayedAnswer(Response):
-    """A response that hands on what the agent answers.
+    """A response that hands on what the agent answers, or what else streams as one.
 
     An error before the answer's head is a problem document. Past it, the connection just ends
     before the body does, so that no client takes a part for the whole. So it does once who asked is
-    not ``allowed`` it any more.
+    not ``allowed`` it any more. ``cut`` is what the log calls such an end.
     """
 
     def __init__(
         self,
         opening: AbstractAsyncContextManager[AgentAnswer],
         allowed: AbstractAsyncContextManager[None],
+        cut: str = "relay_cut",
     ) -> None:
         super().__init__()
+        self._cut = cut
         self._opening = opening
         self._allowed = allowed
 
@@ -111,7 +113,7 @@ class RelayedAnswer(Response):
         except GreylagError as error:
             if not begun:
                 raise
-            _log.warning("relay_cut", code=error.info.code, error=error.info.message)
+            _log.warning(self._cut, code=error.info.code, error=error.info.message)
 
 
 def _handler(

@@ -32,7 +32,6 @@ from greylag.web.dashboard.pages import (
     USER_PAGE,
     form_field,
     lead,
-    respond,
     see,
     words_of,
 )
@@ -201,7 +200,7 @@ async def make_token(request: Request, call: UserCallDep) -> Response:
         text, token = await call.use_cases.tokens.make(call.principal, new)
     except FORM_REFUSALS as error:
         return await _token_form(call, form, words_of(error))
-    page = respond("token_made.html", site=call.site, user_id=call.user_id, token=token, text=text)
+    page = call.page("token_made.html", user_id=call.user_id, token=token, text=text)
     page.headers["cache-control"] = "no-store"
     return page
 
@@ -274,14 +273,12 @@ def _page(
     call: RequestContext, view: AccountView, form: FormData | None = None, error: str | None = None
 ) -> Response:
     service = call.use_cases.sign_in
-    return respond(
+    return call.page(
         "account.html",
         status=422 if error else 200,
-        site=call.site,
         account=view,
         user=view.user,
         provider=service and service.name,
-        roles=tuple(Role),
         form=form,
         error=error,
     )
@@ -291,10 +288,9 @@ async def _token_form(call: RequestContext, form: FormData, error: str | None = 
     user = await call.use_cases.accounts.show(call.principal, call.user_id)
     asked = PageQuery(limit=MAX_PROJECTS)
     page = await call.use_cases.projects.page(call.principal, call.user_id, asked)
-    return respond(
+    return call.page(
         "new_token.html",
         status=422 if error else 200,
-        site=call.site,
         user=user,
         projects=page.projects,
         scopes=_SCOPES,
@@ -338,7 +334,7 @@ async def list_users(
     found = _matching(await call.use_cases.accounts.all(call.principal), q)
     begin = (page - 1) * USERS_SHOWN
     shown = UserList(found[begin : begin + USERS_SHOWN], len(found), q, page)
-    return respond("directory.html", site=call.site, list=shown)
+    return call.page("directory.html", list=shown)
 
 
 @router.get("/new-user")
@@ -382,11 +378,9 @@ def _matching(users: Sequence[User], words: str) -> list[User]:
 
 
 def _user_form(call: RequestContext, form: FormData, error: str | None = None) -> Response:
-    return respond(
+    return call.page(
         "new_user.html",
         status=422 if error else 200,
-        site=call.site,
-        roles=tuple(Role),
         form=form,
         error=error,
     )
@@ -440,10 +434,9 @@ async def _look_form(
     call: RequestContext, wanted: str, error: InvalidRequestError | None = None
 ) -> Response:
     user = await call.use_cases.accounts.show(call.principal, call.user_id)
-    return respond(
+    return call.page(
         "look.html",
         status=422 if error else 200,
-        site=call.site,
         user=user,
         next=wanted,
         longest=MAX_REASON_LENGTH,

@@ -14,7 +14,6 @@ from greylag.domain.errors import InvalidRequestError
 from greylag.ports import AuditFilter
 from greylag.web.addresses import address
 from greylag.web.api.audit import lines
-from greylag.web.dashboard.pages import respond
 from greylag.web.deps import CallDep
 
 AUDIT_PAGE = "/audit"
@@ -73,9 +72,8 @@ async def show_audit(request: Request, call: CallDep) -> Response:
     cursor = request.query_params.get("cursor", "")
     before = int(cursor[:15]) if cursor.isascii() and cursor.isdecimal() else None
     page = await call.use_cases.audit_reader.page(call.principal, form.filter(), STEP, before)
-    return respond(
+    return call.page(
         "audit.html",
-        site=call.site,
         form=form,
         results=tuple(Result),
         entries=[_row(number, entry) for number, entry in page.entries],
@@ -88,9 +86,8 @@ async def show_audit(request: Request, call: CallDep) -> Response:
 @router.get(f"{AUDIT_PAGE}/export")
 async def export_audit(request: Request, call: CallDep) -> Response:
     """Give all that the filter finds as a file, a line of JSON for each entry."""
-    response = await lines(call, AuditForm.read(request).filter())
-    response.headers["content-disposition"] = 'attachment; filename="audit.jsonl"'
-    return response
+    saved = {"content-disposition": 'attachment; filename="audit.jsonl"'}
+    return await lines(call, AuditForm.read(request).filter(), saved)
 
 
 def _day(text: str) -> datetime | None:

@@ -34,7 +34,6 @@ from greylag.web.dashboard.pages import (
     form_field,
     lead,
     project_view,
-    respond,
     see,
 )
 from greylag.web.deps import ProjectCallDep, RequestContext, UserCallDep
@@ -69,7 +68,7 @@ async def add_webhook(request: Request, call: UserCallDep) -> Response:
         )
     except (*FORM_REFUSALS, NotificationsOffError) as error:
         return await _webhook_form(call, form, error.info)
-    page = respond("webhook_made.html", site=call.site, target=target, secret=secret)
+    page = call.page("webhook_made.html", target=target, secret=secret)
     page.headers["cache-control"] = "no-store"
     return page
 
@@ -78,10 +77,9 @@ async def _webhook_form(
     call: RequestContext, form: FormData, error: ErrorInfo | None = None
 ) -> Response:
     user = await call.use_cases.accounts.show(call.principal, call.user_id)
-    return respond(
+    return call.page(
         "new_webhook.html",
         status=422 if error else 200,
-        site=call.site,
         user=user,
         form=form,
         error=error,
@@ -188,10 +186,9 @@ async def _answer_page(
 ) -> Response:
     project = await call.use_cases.projects.get(*call.at)
     found = await ask(call, agent_api.SHOW_TURN, turn=turn)
-    return respond(
+    return call.page(
         "answer.html",
         status=409 if error else 200,
-        site=call.site,
         project=project_view(project),
         turn=found,
         question=found.question and QuestionView.of(found.question),

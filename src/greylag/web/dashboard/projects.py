@@ -60,9 +60,8 @@ async def show_project(
     view = project_view(project)
     limit = bounded(turns)
     said = await read_conversation(call, view, session, limit)
-    response = respond(
+    response = call.page(
         "project.html",
-        site=call.site,
         rail=await read_rail(call, shown=view, sessions=said.sessions, selected=said.selected),
         user=owner,
         project=view,

@@ -19,7 +19,6 @@ from greylag.web.dashboard.pages import (
     form_field,
     lead,
     project_view,
-    respond,
     see,
     words_of,
 )
@@ -101,10 +100,9 @@ async def _page(
     names = {user.id: user.display_name for user in await users.users()} if found else {}
     shares = await gate.may(call.principal, Action.MEMBERS_WRITE, call.ref)
     project = await call.use_cases.projects.get(*call.at)
-    return respond(
+    return call.page(
         "members.html",
         status=422 if error or owner_error else 200,
-        site=call.site,
         user=await users.get(call.user_id),
         project=project_view(project),
         members=[
@@ -118,7 +116,6 @@ async def _page(
         owners=await _offered(call, set()) if may_hand_over else (),
         owner=owner,
         owner_error=owner_error,
-        roles=tuple(MemberRole),
         named=named,
         error=error,
     )
