@@ -1,6 +1,5 @@
 """Who asks, users with their sessions and tokens, and whom projects are shared with."""
 
-from dataclasses import asdict
 from typing import Annotated
 from urllib.parse import quote
 
@@ -238,7 +237,7 @@ async def revoke_token(call: CallDep, token: _TokenId) -> None:
 async def list_members(call: ProjectCallDep) -> MembersOut:
     """For all who may see the project."""
     found = await call.use_cases.gate.members(*call.at)
-    return MembersOut(members=[MemberOut.model_validate(asdict(one)) for one in found])
+    return MembersOut(members=[MemberOut.model_validate(one) for one in found])
 
 
 @router.put(
@@ -252,7 +251,7 @@ async def share_project(call: ProjectCallDep, member: _MemberId, body: MemberIn)
     and activates; a `viewer` reads and follows live.
     """
     one = await call.use_cases.gate.share(*call.at, member, body.role)
-    return MemberOut.model_validate(asdict(one))
+    return MemberOut.model_validate(one)
 
 
 @router.delete(

@@ -33,7 +33,7 @@ from greylag.web.dashboard.pages import (
     respond,
     see,
 )
-from greylag.web.dashboard.rail import read_rail, read_sessions
+from greylag.web.dashboard.rail import PATIENCE_SECONDS, read_rail, read_sessions
 from greylag.web.deps import ProjectCallDep, RequestContext
 
 NEW_SESSION = "new"
@@ -41,7 +41,6 @@ NEW_SESSION = "new"
 RUNNING = "running"
 TURNS_SHOWN = 30
 EARLIER_SHOWN = 100
-_PATIENCE_SECONDS = 4.0
 _SET_UP_SECONDS = 1.0
 _MOST_FAILING = 5
 _MOST_NAME = 60
@@ -241,7 +240,7 @@ async def read_conversation(
     shared = bool(await call.use_cases.gate.members(*call.at))
     read = _read if project.is_active else _read_kept
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return replace(await read(call, wanted, shown, before), shared=shared)
     except GreylagError as error:
         return ConversationView(selected=_chosen(wanted, ()), error=error.info)

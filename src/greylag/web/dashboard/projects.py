@@ -32,7 +32,7 @@ from greylag.web.dashboard.pages import (
     respond,
     see,
 )
-from greylag.web.dashboard.rail import project_rows, rail_frames, read_rail
+from greylag.web.dashboard.rail import RECHECK_SECONDS, project_rows, rail_frames, read_rail
 from greylag.web.dashboard.waking import waking
 from greylag.web.deps import ProjectCallDep, RequestContext
 from greylag.web.request_log import POLICY
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 MAX_SEQ = 2**53 - 1
 """Whole numbers up to here are exact in every browser."""
-RECHECK_SECONDS = 60.0
 
 router = APIRouter(include_in_schema=False)
 

@@ -36,8 +36,9 @@ SESSIONS_SHOWN = 200
 GATHER_SECONDS = 0.15
 """Changes come in bursts: one look serves all that come within this time."""
 RECHECK_SECONDS = 60.0
+PATIENCE_SECONDS = 4.0
+"""How long a page waits for an agent."""
 _AT_ONCE = 500
-_PATIENCE_SECONDS = 4.0
 _ASLEEP = "asleep"
 STATES = {
     "asks": "needs you",
@@ -176,7 +177,7 @@ async def read_sessions(call: RequestContext) -> list[Session]:
         GreylagError: they cannot be told now.
     """
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             listed = (await ask(call, agent_api.LIST_SESSIONS)).sessions
     except TimeoutError:
         raise AgentUnreachableError("The agent did not answer in time.") from None
