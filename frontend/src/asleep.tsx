@@ -1,11 +1,12 @@
 // What a pane shows while the environment is not there to tell it anything.
+import type { Attempt } from "./hooks";
 import { post } from "./sse";
 
 interface AsleepProps {
   api: string;
   status: string;
   words: string;
-  attempt: (action: () => Promise<unknown>) => void;
+  attempt: Attempt;
 }
 
 /** Says that the project sleeps, and wakes it. */

@@ -1,10 +1,11 @@
 // One changed file as a row that opens: its difference, and what else there is to tell of it.
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import { type ChangeLog, type Changes, type FileChange, type FileDiff, refusalOf } from "./changes";
 import { CopyButton } from "./code_block";
 import { DiffRows, LineCounts } from "./diff_view";
 import { ofDiff } from "./differences";
 import { openFile } from "./files_pane";
+import { useAnswer } from "./hooks";
 import { visible } from "./text";
 import type { Workspace } from "./workspace";
 
@@ -35,13 +36,9 @@ export function ChangeView({ change, open, ...props }: ChangeViewProps) {
 }
 
 function Body({ log, workspace, changes, change }: Omit<ChangeViewProps, "open">) {
-  const [found, setFound] = useState<FileDiff | string | null>(null);
   const { path, old_mode, mode, shared } = change;
-  useEffect(() => {
-    let current = true;
-    log.diff(changes, path).then((diff) => current && setFound(diff), (error) => current && setFound(refusalOf(error)));
-    return () => { current = false; };
-  }, [log, changes, path]);
+  const found = useAnswer(() => log.diff(changes, path), [log, changes, path], refusalOf);
+  const difference = typeof found === "string" ? null : found;
   const isThere = change.change !== "deleted" && change.kind === "file";
   return (
     <div class="change-body">
@@ -49,13 +46,13 @@ function Body({ log, workspace, changes, change }: Omit<ChangeViewProps, "open">
         <CopyButton text={path} label="Copy path" />
         {isThere && <button type="button" class="btn-text" onClick={() => openFile(path)}>Open in Files</button>}
         {isThere && <a class="btn-text" href={workspace.contentUrl(path)} download={path.split("/").at(-1)}>Download file</a>}
-        {found !== null && typeof found !== "string" && found.diff && <SaveDiff diff={found.diff} path={path} />}
+        {difference?.diff && <SaveDiff diff={difference.diff} path={path} />}
       </div>
       {shared && <p class="help">While the turn ran, another session or a person may have changed this, too.</p>}
       {old_mode !== null && mode !== null && old_mode !== mode && <p class="help">Its permissions changed from {old_mode} to {mode}.</p>}
       {found === null && <p class="help" role="status">Comparing...</p>}
       {typeof found === "string" && <p class="help" role="alert">{visible(found)}</p>}
-      {found !== null && typeof found !== "string" && <Difference {...found} />}
+      {difference && <Difference {...difference} />}
     </div>
   );
 }

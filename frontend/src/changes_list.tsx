@@ -1,9 +1,11 @@
 // What a turn, or all since one, changed in the workspace: chosen, listed, and opened file by file.
-import { useCallback, useEffect, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
 import { ChangeView } from "./change_view";
-import { type ChangeLog, type Changes, type Span, type Turn, onUndone, outcomeOf, reasonsOf, refusalOf } from "./changes";
+import { type ChangeLog, type Span, type Turn, onUndone, outcomeOf, reasonsOf, refusalOf } from "./changes";
 import { LineCounts } from "./diff_view";
+import { type Attempt, useAnswer, useAttempt } from "./hooks";
+import type { Now } from "./panes";
 import { counted, visible } from "./text";
 import { ago } from "./times";
 import { UndoButton } from "./undo_button";
@@ -12,29 +14,20 @@ import type { Workspace } from "./workspace";
 const PAGE = 200;
 const BRIEF = 60;
 
-interface Given {
+export interface PaneProps extends Now {
   api: string;
   log: ChangeLog;
   workspace: Workspace;
   mayWrite: boolean;
-}
-
-export interface PaneProps extends Given {
-  status: string;
   session: string;
   reviewed: string;
-  news: number; // changes when what is shown may not be true any more
 }
 
 export function ChangesPane({ status, ...props }: PaneProps) {
-  const [error, setError] = useState("");
-  const attempt = useCallback((action: () => Promise<unknown>) => {
-    setError("");
-    action().catch((failure) => setError(refusalOf(failure)));
-  }, []);
+  const { said, attempt } = useAttempt(refusalOf);
   return (
     <div class="changes">
-      {error && <p class="problem" role="alert">{visible(error)}</p>}
+      {said && <p class="problem" role="alert">{visible(said)}</p>}
       {status === "active"
         ? <Review key={props.session} {...props} attempt={attempt} />
         : <Asleep api={props.api} status={status} words="What its turns changed shows when it is awake." attempt={attempt} />}
@@ -43,7 +36,7 @@ export function ChangesPane({ status, ...props }: PaneProps) {
 }
 
 interface ReviewProps extends Omit<PaneProps, "status"> {
-  attempt: (action: () => Promise<unknown>) => void;
+  attempt: Attempt;
 }
 
 /** Lets the person choose what is compared: the newest turn that changed something, until they do. */
@@ -95,15 +88,10 @@ interface ComparisonProps {
 }
 
 function Comparison({ log, workspace, span, turn, news }: ComparisonProps) {
-  const [found, setFound] = useState<Changes | string | null>(null);
+  // A turn's states stay as they are: only what is compared with the present is looked at anew.
+  const found = useAnswer(() => log.list(span), "turn" in span ? [] : [news], refusalOf);
   const [said, say] = useState("");
   const [shown, setShown] = useState(PAGE);
-  // A turn's states stay as they are: only what is compared with the present is looked at anew.
-  useEffect(() => {
-    let current = true;
-    log.list(span).then((changes) => current && setFound(changes), (error) => current && setFound(refusalOf(error)));
-    return () => { current = false; };
-  }, "turn" in span ? [] : [news]);
   useEffect(() => onUndone((undo) => undo.turn === turn?.turn_id && say(outcomeOf(undo.undone))), [turn?.turn_id]);
   if (found === null) return <p class="files-empty" role="status">Comparing...</p>;
   if (typeof found === "string") return <p class="files-empty" role="alert">{visible(found)}</p>;

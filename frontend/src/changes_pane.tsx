@@ -1,31 +1,22 @@
 // The pane of changes; what it shows is loaded when it is brought up first.
 import { render } from "preact";
 import { ChangeLog } from "./changes";
-import { isShown, loaded, projectStatus, showPane, whenShown } from "./panes";
+import { loaded, showPane, startPane } from "./panes";
 import { Workspace } from "./workspace";
 
 let reviewed = ""; // the turn that the person asked for last
 
 /** Bring the pane to life, on a page that has one. */
 export function startChanges(): void {
-  const place = document.getElementById("changes");
-  const root = document.querySelector<HTMLElement>("[data-console]");
-  const api = root?.dataset.api;
-  if (!place || !api) return;
-  const given = { api, log: new ChangeLog(api), workspace: new Workspace(api), mayWrite: root.dataset.writes === "true" };
-  let news = 0;
-  let status = "";
-  const refresh = async () => {
-    const turn = reviewed;
-    status = projectStatus();
-    const part = await loaded(place, import("./changes_list"));
-    if (!part) return;
-    const session = document.getElementById("conversation")?.dataset.session ?? "";
-    render(<part.ChangesPane {...given} status={status} session={session} reviewed={turn} news={(news += 1)} />, place);
-  };
-  whenShown("changes", refresh);
-  document.addEventListener("greylag:changed", () => isShown("changes") && status !== projectStatus() && void refresh());
-  for (const event of ["turn-ended", "undone"]) document.addEventListener(`greylag:${event}`, () => isShown("changes") && void refresh());
+  startPane("changes", (place, { api, mayWrite }) => {
+    const given = { api, mayWrite, log: new ChangeLog(api), workspace: new Workspace(api) };
+    return async (now) => {
+      const turn = reviewed;
+      const part = await loaded(place, import("./changes_list"));
+      const session = document.getElementById("conversation")?.dataset.session ?? "";
+      if (part) render(<part.ChangesPane {...given} {...now} session={session} reviewed={turn} />, place);
+    };
+  });
 }
 
 /** Show what a turn changed. */

@@ -7,6 +7,7 @@ import { Facts } from "./facts";
 import { projectStatus } from "./panes";
 import { leadToQuestion } from "./question_dock";
 import { OtherTurns } from "./other_turns";
+import { PastTurns, fragment } from "./past_turns";
 import { Scroller } from "./scroller";
 import { Queue, Sent, closedTabs, isFresh, tabName, written } from "./queue";
 import { Refused, ask, post, wordsOf } from "./sse";
@@ -38,6 +39,7 @@ class Console {
   #learnt = false; // what the agent is, since it has woken
   #ends: TurnEnds;
   #others: OtherTurns;
+  #past: PastTurns;
   #queue: Queue;
   #facts: Facts;
   #leaving = new AbortController();
@@ -75,6 +77,13 @@ class Console {
     });
     this.#queue = new Queue(this.#form, () => this.#placeOf(this.#session), (words) => this.#giveBack(words));
     this.#scroller = new Scroller(place, place.querySelector<HTMLElement>("#scrolled")!, this.#button("to-end"));
+    this.#past = new PastTurns({
+      root,
+      scroller: this.#scroller,
+      ends: this.#ends,
+      replay: (article) => this.#replay(article, false),
+      attempt: (action) => this.#try(action),
+    });
   }
 
   start(): void {
@@ -154,11 +163,11 @@ class Console {
   #readPage(): void {
     this.#facts.show();
     const turns = [...this.#conversation.querySelectorAll<HTMLElement>(".turn")];
-    this.#dress(turns.slice(0, -1));
+    this.#past.dress(turns.slice(0, -1));
     const newest = turns.at(-1);
     if (newest?.dataset.turn) void this.#replay(newest, newest.dataset.turnStatus === "running");
-    else if (newest) this.#dress([newest]);
-    this.#offerEarlier();
+    else if (newest) this.#past.dress([newest]);
+    this.#past.offerEarlier();
     this.#sendPending();
     this.#queue.show();
     if (this.#queue.waiting && !isFresh(this.#queue.waiting)) this.#queue.giveBack();
@@ -205,63 +214,11 @@ class Console {
     return session_id;
   }
 
-  #dress(turns: HTMLElement[]): void {
-    for (const article of turns) {
-      const text = article.querySelector("[data-markdown]")?.textContent;
-      if (text) void TurnView.format(article, text);
-      if (article.dataset.turn) this.#offerSteps(article);
-      showTurnEnd(article, this.#ends);
-    }
-  }
-
   #replay(article: HTMLElement, running: boolean): Promise<void> {
     const stream = new TurnStream(this.#api, { session: this.#session }, article.dataset.turn);
     const view = this.#view(article, stream);
     if (running) this.#begin(stream, view);
     return this.#follow(stream, view, true);
-  }
-
-  #offerSteps(article: HTMLElement): void {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "btn-text";
-    button.textContent = "Show the steps";
-    button.addEventListener("click", async () => {
-      if (button.ariaDisabled) return;
-      button.ariaDisabled = "true";
-      const isAt = document.activeElement === button;
-      await this.#replay(article, false);
-      button.ariaDisabled = null;
-      // It goes when they are there.
-      if (isAt && document.activeElement === document.body) article.querySelector<HTMLElement>(".step > summary, .turn-line button")?.focus({ preventScroll: true });
-    });
-    article.querySelector(".turn-end")!.append(" ", button);
-  }
-
-  /** Put earlier messages above those that are there, which stay where they are. */
-  #offerEarlier(): void {
-    const link = this.#conversation.querySelector<HTMLAnchorElement>("#earlier a");
-    link?.addEventListener("click", async (event) => {
-      event.preventDefault();
-      await this.#try(async () => this.#putEarlier(link.parentElement!, await fragment(link.dataset.part!)));
-      if (document.activeElement !== document.body) return;
-      (this.#conversation.querySelector<HTMLElement>("#earlier a") ?? this.#root.querySelector<HTMLElement>("#scroller")!).focus({ preventScroll: true });
-    });
-  }
-
-  #putEarlier(place: HTMLElement, part: Document): void {
-    if (!place.isConnected) return; // pressed twice, or woken meanwhile
-    const refused = part.querySelector(".problem-message")?.textContent;
-    if (refused) throw new Refused(502, { detail: refused });
-    const earlier = [...part.querySelectorAll<HTMLElement>(".turn")];
-    const next = part.querySelector("#earlier");
-    this.#scroller.keepInPlace(() => {
-      place.after(...earlier);
-      if (next) place.replaceWith(next);
-      else place.remove();
-      this.#dress(earlier);
-    });
-    this.#offerEarlier();
   }
 
   /** Once the environment has woken, put what it tells itself in the place of the copy that was kept of it. */
@@ -298,9 +255,9 @@ class Console {
       if (!goesOn) return this.#readPage();
       this.#facts.show();
       const runs = (turn: HTMLElement) => turn.dataset.turnStatus === "running";
-      this.#dress(turns.filter((turn) => !runs(turn)));
+      this.#past.dress(turns.filter((turn) => !runs(turn)));
       for (const turn of turns.filter(runs)) void this.#replay(turn, !this.#stream);
-      this.#offerEarlier();
+      this.#past.offerEarlier();
     });
   }
 
@@ -549,11 +506,4 @@ class Console {
   #button(id: string): HTMLButtonElement {
     return this.#root.querySelector<HTMLButtonElement>(`#${id}`)!;
   }
-}
-
-/** Return a piece of a page, as the server renders it now. */
-async function fragment(url: string): Promise<Document> {
-  const response = await fetch(url, { headers: { "HX-Request": "true" } });
-  if (!response.ok) throw new Refused(response.status, {});
-  return new DOMParser().parseFromString(await response.text(), "text/html");
 }

@@ -35,32 +35,12 @@ interface FileViewProps {
 
 /** Shows the file at `path`, one for as long as it lives; a folder or a link to one is shown as the folder. */
 export function FileView({ workspace, path, news, onClose, onFolder }: FileViewProps) {
-  const [shown, setShown] = useState<Shown | null>(null);
-  const [said, say] = useState("");
   const [editing, setEditing] = useState(false);
-  const asked = useRef(0);
-  const load = async () => {
-    const mine = (asked.current += 1);
-    const current = () => mine === asked.current;
-    say("");
-    try {
-      const { entry } = await workspace.list(path);
-      if (entry.kind === "folder") return void (current() && onFolder(path));
-      if (entry.etag === shown?.entry.etag) return;
-      const found = await read(workspace, entry);
-      if (current()) setShown(found);
-    } catch (error) {
-      if (!current()) return;
-      if (error instanceof Refused && error.status === 404 && !editing) setShown(null);
-      say(wordsOf(error));
-    }
-  };
-  useEffect(() => void load(), [news, editing]);
+  const { shown, said } = useFile({ workspace, path, news, onFolder }, editing);
   const edit = useRef<HTMLButtonElement>(null);
   const done = () => setEditing(false);
   // The way back from the editor, which has taken its focus with it.
   useEffect(() => editing ? () => edit.current?.focus() : undefined, [editing]);
-  useEffect(() => () => { asked.current += 1; }, []);
   const isWhole = shown !== null && shown.entry.size <= MOST_SHOWN;
   const isText = shown?.text != null && isWhole && !editing;
   const draft = draftOf(workspace, path);
@@ -84,6 +64,32 @@ export function FileView({ workspace, path, news, onClose, onFolder }: FileViewP
       {!shown && said && <p class="files-empty"><button type="button" class="btn btn-small" onClick={() => onFolder(folderOf(path))}>Show its folder</button></p>}
     </div>
   );
+}
+
+/** Return what the file holds, as it was read last, and what went wrong since. */
+function useFile({ workspace, path, news, onFolder }: Omit<FileViewProps, "onClose">, editing: boolean) {
+  const [shown, setShown] = useState<Shown | null>(null);
+  const [said, say] = useState("");
+  const asked = useRef(0);
+  const load = async () => {
+    const mine = (asked.current += 1);
+    const current = () => mine === asked.current;
+    say("");
+    try {
+      const { entry } = await workspace.list(path);
+      if (entry.kind === "folder") return void (current() && onFolder(path));
+      if (entry.etag === shown?.entry.etag) return;
+      const found = await read(workspace, entry);
+      if (current()) setShown(found);
+    } catch (error) {
+      if (!current()) return;
+      if (error instanceof Refused && error.status === 404 && !editing) setShown(null);
+      say(wordsOf(error));
+    }
+  };
+  useEffect(() => void load(), [news, editing]);
+  useEffect(() => () => { asked.current += 1; }, []);
+  return { shown, said };
 }
 
 function Body({ shown, isWhole }: { shown: Shown; isWhole: boolean }) {
@@ -133,36 +139,20 @@ function Editor({ workspace, shown, onDone }: { workspace: Workspace; shown: Sho
     return { draft: found, base: begun, end: ends, original: begun.text.replaceAll(ends, "\n") }; // as a browser has it in a field
   });
   const field = useRef<HTMLTextAreaElement>(null);
-  const [problem, setProblem] = useState("");
-  const [refused, setRefused] = useState(false);
-  const [busy, setBusy] = useState(false);
+  const leave = () => {
+    place.keep("");
+    onDone();
+  };
+  const written = () => field.current!.value.replaceAll("\n", end);
+  const { busy, problem, refused, save } = useSaving((etag) => workspace.write(shown.entry.path, written(), etag), leave);
   const changed = refused || shown.etag !== base.etag;
   useEffect(() => field.current!.focus(), []);
-  const written = () => field.current!.value.replaceAll("\n", end);
   const type = ({ currentTarget }: { currentTarget: HTMLTextAreaElement }) =>
     place.keepSoon(() => {
       const typed = currentTarget.value;
       const made: FileDraft = { etag: base.etag, text: typed.replaceAll("\n", end) };
       return draft === null && typed === original ? "" : JSON.stringify(made);
     });
-  const leave = () => {
-    place.keep("");
-    onDone();
-  };
-  const save = async (etag: string | null) => {
-    if (busy) return;
-    setBusy(true);
-    setProblem("");
-    try {
-      await workspace.write(shown.entry.path, written(), etag);
-      leave();
-    } catch (error) {
-      const other = error instanceof Refused && error.status === 412;
-      setRefused(other);
-      setProblem(other ? "" : wordsOf(error));
-      setBusy(false);
-    }
-  };
   const onKeyDown = (event: KeyboardEvent) => {
     if (event.key !== "s" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
@@ -182,6 +172,28 @@ function Editor({ workspace, shown, onDone }: { workspace: Workspace; shown: Sho
       </div>
     </>
   );
+}
+
+/** Return how to save once by `write`, then `done`; and what is known of that: `refused`, as the file is another now. */
+function useSaving(write: (etag: string | null) => Promise<unknown>, done: () => void) {
+  const [problem, setProblem] = useState("");
+  const [refused, setRefused] = useState(false);
+  const [busy, setBusy] = useState(false);
+  const save = async (etag: string | null) => {
+    if (busy) return;
+    setBusy(true);
+    setProblem("");
+    try {
+      await write(etag);
+      done();
+    } catch (error) {
+      const other = error instanceof Refused && error.status === 412;
+      setRefused(other);
+      setProblem(other ? "" : wordsOf(error));
+      setBusy(false);
+    }
+  };
+  return { busy, problem, refused, save };
 }
 
 async function read(workspace: Workspace, entry: Entry): Promise<Shown> {

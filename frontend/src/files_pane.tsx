@@ -1,11 +1,11 @@
 // The pane of the workspace's files: folders page by page, one open file, uploads, search.
-import { type JSX, render } from "preact";
+import { type ComponentChildren, render } from "preact";
 import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
 import { FileView } from "./file_view";
 import { GitBar } from "./git_bar";
 import { LineForm } from "./line_form";
-import { isShown, projectStatus, showPane, whenShown } from "./panes";
+import { type Now, showPane, startPane } from "./panes";
 import { wordsOf } from "./sse";
 import { ago } from "./times";
 import { counted, visible } from "./text";
@@ -16,20 +16,10 @@ const SEARCH_WAIT_MS = 250;
 
 /** Bring the pane to life, on a page that has one. */
 export function startFiles(): void {
-  const place = document.getElementById("files");
-  const api = document.querySelector<HTMLElement>("[data-console]")?.dataset.api;
-  if (!place || !api) return;
-  const workspace = new Workspace(api);
-  let news = 0;
-  let status = "";
-  const refresh = () => {
-    status = projectStatus();
-    render(<FilesPane api={api} workspace={workspace} news={(news += 1)} status={status} />, place);
-  };
-  whenShown("files", refresh);
-  document.addEventListener("greylag:changed", () => isShown("files") && status !== projectStatus() && refresh());
-  document.addEventListener("greylag:turn-ended", () => isShown("files") && refresh());
-  document.addEventListener("greylag:undone", () => isShown("files") && refresh());
+  startPane("files", (place, { api }) => {
+    const workspace = new Workspace(api);
+    return (now) => render(<FilesPane api={api} workspace={workspace} {...now} />, place);
+  });
 }
 
 /** Show a file in the pane, by what the agent calls it: its path, which may begin with the workspace's. */
@@ -38,10 +28,9 @@ export function openFile(path: string): void {
   document.dispatchEvent(new CustomEvent("greylag:open-file", { detail: path }));
 }
 
-/** `news` changes when what is shown may not be true any more. */
-function FilesPane({ api, workspace, news, status }: { api: string; workspace: Workspace; news: number; status: string }) {
+function FilesPane({ api, workspace, news, status }: { api: string; workspace: Workspace } & Now) {
   const [folder, setFolder] = useState("");
-  const [open, setOpen] = useState<string | null>(null);
+  const [open, show, close] = useOpenFile(workspace);
   const [said, say] = useState("");
   const [again, setAgain] = useState(0);
   const [repository, setRepository] = useState(false);
@@ -54,20 +43,6 @@ function FilesPane({ api, workspace, news, status }: { api: string; workspace: W
     }
     setAgain((count) => count + 1);
   }, []);
-  // Before the pane is painted: what opens a file has just brought the pane up.
-  useLayoutEffect(() => {
-    let newest = "";
-    const show = async (event: Event) => {
-      const named = (event as CustomEvent<string>).detail;
-      newest = named;
-      const path = await workspace.find(named);
-      if (newest !== named) return;
-      opened.current = null;
-      setOpen(path);
-    };
-    document.addEventListener("greylag:open-file", show);
-    return () => document.removeEventListener("greylag:open-file", show);
-  }, [workspace]);
   const upload = (uploads: Upload[] | Promise<Upload[]>) => attempt(async () => say(await uploadAll(workspace, await uploads, say)));
   const unpack = (into: string, archive: File | string) =>
     attempt(async () => {
@@ -80,22 +55,13 @@ function FilesPane({ api, workspace, news, status }: { api: string; workspace: W
     });
   const listed = useRef(0);
   if (open === null) listed.current = news + again; // what nobody sees is not looked at anew
-  const opened = useRef<HTMLElement | null>(null); // in the list
-  const show = (path: string) => {
-    opened.current = document.activeElement as HTMLElement | null;
-    setOpen(path);
-  };
-  useLayoutEffect(() => {
-    if (open === null) opened.current?.focus({ preventScroll: true });
-    else if (opened.current) document.querySelector<HTMLElement>("#files .files-tools button")?.focus();
-  }, [open]);
   return (
     <>
-      {open !== null && <FileView key={open} workspace={workspace} path={open} news={news} onClose={() => setOpen(null)} onFolder={(path) => { setOpen(null); setFolder(path); }} />}
+      {open !== null && <FileView key={open} workspace={workspace} path={open} news={news} onClose={close} onFolder={(path) => { close(); setFolder(path); }} />}
       {open === null && status !== "active" && <div class="files"><Asleep api={api} status={status} words="Its files show when it is awake." attempt={attempt} /><p class="files-status" role="status">{visible(said)}</p></div>}
       {status === "active" && (
         <DropZone hidden={open !== null} onDrop={(transfer) => void upload(dropped(transfer, folder))}>
-          <GitBar api={api} news={listed.current} repository={repository} />
+          {repository && <GitBar api={api} news={listed.current} />}
           <Toolbar workspace={workspace} folder={folder} attempt={attempt} onUpload={upload} onUnpack={(archive) => unpack(folder, archive)} />
           <p class="files-status" role="status">{visible(said)}</p>
           <Search workspace={workspace} onOpen={show}>
@@ -109,9 +75,40 @@ function FilesPane({ api, workspace, news, status }: { api: string; workspace: W
   );
 }
 
+/** Return the path of the file that is open, null for none; how to open one from the list; and how to close it, which
+ * leads back to where it was opened.
+ */
+function useOpenFile(workspace: Workspace) {
+  const [open, setOpen] = useState<string | null>(null);
+  const opener = useRef<HTMLElement | null>(null); // in the list
+  // Before the pane is painted: what opens a file has just brought the pane up.
+  useLayoutEffect(() => {
+    let newest = "";
+    const take = async (event: Event) => {
+      const named = (event as CustomEvent<string>).detail;
+      newest = named;
+      const path = await workspace.find(named);
+      if (newest !== named) return;
+      opener.current = null;
+      setOpen(path);
+    };
+    document.addEventListener("greylag:open-file", take);
+    return () => document.removeEventListener("greylag:open-file", take);
+  }, [workspace]);
+  useLayoutEffect(() => {
+    if (open === null) opener.current?.focus({ preventScroll: true });
+    else if (opener.current) document.querySelector<HTMLElement>("#files .files-tools button")?.focus();
+  }, [open]);
+  const show = (path: string) => {
+    opener.current = document.activeElement as HTMLElement | null;
+    setOpen(path);
+  };
+  return [open, show, () => setOpen(null)] as const;
+}
+
 type Attempt = (action: () => Promise<unknown>) => Promise<void>;
 
-function DropZone({ hidden, onDrop, children }: { hidden: boolean; onDrop: (transfer: DataTransfer) => void; children: JSX.Element[] }) {
+function DropZone({ hidden, onDrop, children }: { hidden: boolean; onDrop: (transfer: DataTransfer) => void; children: ComponentChildren }) {
   const [over, setOver] = useState(false);
   const take = (event: DragEvent) => {
     event.preventDefault();
@@ -202,12 +199,28 @@ interface FolderProps {
   onTop: (isRepository: boolean) => void; // once the workspace's own folder is listed
 }
 
-function Folder({ workspace, folder, news, onTop, ...given }: FolderProps) {
+function Folder({ folder, news, onTop, ...given }: FolderProps) {
+  const { listing, error, more } = useListing(given.workspace, folder, news, onTop);
+  const renamed = useRef("");
+  if (error) return <p class="files-empty">{visible(error)}</p>;
+  if (!listing) return <p class="files-empty">Loading...</p>;
+  if (listing.entries.length === 0) return <p class="files-empty">Nothing is here yet. Drop files or folders to upload them.</p>;
+  return (
+    <>
+      <ul class="files-list" key={listing.entry.path}>
+        {listing.entries.map((entry) => <Row key={entry.path} entry={entry} renamed={renamed} {...given} />)}
+      </ul>
+      {listing.next && <button type="button" class="btn btn-small" onClick={more}>Show more</button>}
+    </>
+  );
+}
+
+/** Return as much of a folder as is shown, what went wrong, and how to show more. */
+function useListing(workspace: Workspace, folder: string, news: number, onTop: FolderProps["onTop"]) {
   const [listing, setListing] = useState<Listing | null>(null);
+  const [error, setError] = useState("");
   const shown = useRef(listing);
   shown.current = listing;
-  const renamed = useRef("");
-  const [error, setError] = useState("");
   useEffect(() => {
     let current = true;
     // As much of the same folder as was shown.
@@ -231,10 +244,8 @@ function Folder({ workspace, folder, news, onTop, ...given }: FolderProps) {
     );
     return () => { current = false; };
   }, [workspace, folder, news, onTop]);
-  if (error) return <p class="files-empty">{visible(error)}</p>;
-  if (!listing) return <p class="files-empty">Loading...</p>;
-  if (listing.entries.length === 0) return <p class="files-empty">Nothing is here yet. Drop files or folders to upload them.</p>;
   const more = async () => {
+    if (!listing) return;
     const isShown = () => shown.current === listing; // another folder's list takes no more of this one
     try {
       const next = await workspace.list(folder, listing.next ?? "");
@@ -243,16 +254,7 @@ function Folder({ workspace, folder, news, onTop, ...given }: FolderProps) {
       if (isShown()) setError(wordsOf(failure));
     }
   };
-  return (
-    <>
-      <ul class="files-list" key={listing.entry.path}>
-        {listing.entries.map((entry) => (
-          <Row key={entry.path} workspace={workspace} entry={entry} renamed={renamed} {...given} />
-        ))}
-      </ul>
-      {listing.next && <button type="button" class="btn btn-small" onClick={more}>Show more</button>}
-    </>
-  );
+  return { listing, error, more };
 }
 
 interface RowProps extends Omit<FolderProps, "folder" | "news" | "onTop"> {
@@ -302,7 +304,7 @@ function Row({ workspace, entry, renamed, attempt, onUnpack, onFolder, onFile }:
 interface SearchProps {
   workspace: Workspace;
   onOpen: (path: string) => void;
-  children: JSX.Element[];
+  children: ComponentChildren;
 }
 
 /** Shows what a search finds; `children` while nothing is searched for. */

@@ -1,5 +1,6 @@
 // The bar of the workspace's git repository, above its files: branch, how far ahead, fetch, commit, push.
-import { useEffect, useState } from "preact/hooks";
+import { useState } from "preact/hooks";
+import { useAnswer } from "./hooks";
 import { LineForm } from "./line_form";
 import { ask, post, wordsOf } from "./sse";
 import { visible } from "./text";
@@ -19,50 +20,28 @@ interface GitStatus {
 type Wish = "commit" | "push" | null;
 
 /** `news` changes when what is shown may not be true any more. Where there is no repository, nothing is shown. */
-export function GitBar({ api, news, repository }: { api: string; news: number; repository: boolean }) {
-  const [status, setStatus] = useState<GitStatus | null>(null);
+export function GitBar({ api, news }: { api: string; news: number }) {
   const [wish, setWish] = useState<Wish>(null);
   const [said, say] = useState("");
   const [busy, setBusy] = useState(false);
   const [again, setAgain] = useState(0);
-  useEffect(() => {
-    if (!repository) return setStatus(null);
-    let current = true;
-    ask(`${api}/git`)
-      .then((response) => response.json())
-      .then((found: GitStatus) => current && setStatus(found), () => current && setStatus(null));
-    return () => {
-      current = false;
-    };
-  }, [api, news, again, repository]);
-  if (!status?.repository) return null;
-  const attempt = async (action: () => Promise<string>) => {
+  const status = useAnswer<GitStatus>(async () => (await ask(`${api}/git`)).json(), [api, news, again]);
+  if (status === null || typeof status === "string" || !status.repository) return null;
+  const act = async (verb: string, body: object, told: (done: Record<string, any>) => string) => {
     setWish(null);
     setBusy(true);
     say("");
     try {
-      say(await action());
+      say(told(await (await post(`${api}/git/${verb}`, body)).json()));
     } catch (error) {
       say(wordsOf(error));
     }
     setBusy(false);
     setAgain((count) => count + 1);
   };
-  const commit = (message: string) =>
-    attempt(async () => {
-      const made = await (await post(`${api}/git/commit`, { message })).json();
-      return `Committed as ${made.commit.slice(0, 8)}.`;
-    });
-  const push = (branch: string) =>
-    attempt(async () => {
-      const done = await (await post(`${api}/git/push`, { branch })).json();
-      return `Pushed to ${visible(done.branch)}.`;
-    });
-  const fetchAll = () =>
-    attempt(async () => {
-      const { behind } = await (await post(`${api}/git/fetch`)).json();
-      return behind ? `Fetched: ${behind} behind.` : "Fetched.";
-    });
+  const commit = (message: string) => act("commit", { message }, (made) => `Committed as ${made.commit.slice(0, 8)}.`);
+  const push = (branch: string) => act("push", { branch }, (done) => `Pushed to ${visible(done.branch)}.`);
+  const fetchAll = () => act("fetch", {}, ({ behind }) => (behind ? `Fetched: ${behind} behind.` : "Fetched."));
   const dirty = status.changed + status.untracked + status.conflicted;
   return (
     <section class="git-bar" aria-label="Git">

@@ -14,6 +14,40 @@ export function whenShown(name: string, shown: () => void): void {
   watchers.set(name, shown);
 }
 
+/** The project of the page. */
+export interface Project {
+  api: string;
+  page: string;
+  mayWrite: boolean;
+}
+
+/** How it stands; `news` changes when what is shown of it may not be true any more. */
+export interface Now {
+  status: string;
+  news: number;
+}
+
+/** Bring the pane `name` to life, on a page that has it. `begin` returns what shows it as things stand now: called
+ * when it is brought up, and for news while it is; once it was up, `always` also when it is not.
+ */
+export function startPane(name: string, begin: (place: HTMLElement, project: Project) => (now: Now) => unknown, { always = false } = {}): void {
+  const place = document.querySelector<HTMLElement>(`#pane-${name} > div`);
+  const about = document.querySelector<HTMLElement>("[data-console]")?.dataset;
+  if (!place || !about?.api || !about.page) return;
+  const show = begin(place, { api: about.api, page: about.page, mayWrite: about.writes === "true" });
+  let news = 0;
+  let status = "";
+  const refresh = () => {
+    status = projectStatus();
+    news += 1;
+    show({ status, news });
+  };
+  const hasChanged = () => (always ? place.hasChildNodes() : isShown(name) && status !== projectStatus());
+  whenShown(name, refresh);
+  document.addEventListener("greylag:changed", () => hasChanged() && refresh());
+  for (const event of ["turn-ended", "undone"]) document.addEventListener(`greylag:${event}`, () => isShown(name) && refresh());
+}
+
 /** Tell whether the pane `name` is on the page now. */
 export function isShown(name: string): boolean {
   return Boolean(document.getElementById(`pane-${name}`)?.offsetParent);

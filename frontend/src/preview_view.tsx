@@ -1,10 +1,11 @@
 // What the environment serves, and files as a browser shows them: each in a frame of its own origin,
 // which can do nothing here, or in a tab. Loaded when the pane is first opened.
 import { render } from "preact";
-import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
 import { copy } from "./clipboard";
 import { CopyButton } from "./code_block";
+import { type Attempt, useAttempt } from "./hooks";
 import { isShown, showPane } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
 import { visible } from "./text";
@@ -45,19 +46,13 @@ interface PaneProps {
   wanted: { path: string } | null;
 }
 
-type Attempt = (action: () => Promise<unknown>) => void;
-
 /** Show the pane in `place`, or what has changed in it. */
 export function show(place: HTMLElement, given: PaneProps): void {
   render(<Pane {...given} />, place);
 }
 
 function Pane(given: PaneProps) {
-  const [said, say] = useState("");
-  const attempt: Attempt = useCallback((action) => {
-    say("");
-    action().catch((failure) => say(wordsFor(failure)));
-  }, []);
+  const { said, attempt } = useAttempt(wordsFor);
   return (
     <div class="preview">
       {given.status === "active" ? <Previews {...given} attempt={attempt} />

@@ -2,7 +2,8 @@
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
-import { projectStatus, whenShown } from "./panes";
+import { type Attempt, useAttempt } from "./hooks";
+import { startPane } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
 import type { Screen } from "./terminal_screen";
 import { visible } from "./text";
@@ -14,31 +15,26 @@ interface Shell {
 
 /** Bring the pane to life, on a page that has one. */
 export function startTerminals(): void {
-  const place = document.getElementById("terminals");
-  const api = document.querySelector<HTMLElement>("[data-console]")?.dataset.api;
-  if (!place || !api) return;
-  const refresh = () => render(<TerminalPane api={api} status={projectStatus()} />, place);
-  whenShown("terminal", refresh);
-  document.addEventListener("greylag:changed", () => place.hasChildNodes() && refresh());
+  startPane("terminal", (place, { api }) => ({ status }) => render(<TerminalPane api={api} status={status} />, place), { always: true });
 }
 
 function TerminalPane({ api, status }: { api: string; status: string }) {
-  const [error, setError] = useState("");
-  const attempt = (action: () => Promise<unknown>) => {
-    setError("");
-    // What is switched off is told in one sentence; its hint is for another person.
-    action().catch((failure) => setError(failure instanceof Refused && failure.problem.code === "terminal_off" ? failure.message : wordsOf(failure)));
-  };
+  const { said, attempt } = useAttempt(wordsFor);
   return (
     <div class="terminals">
-      {error && <p class="terminal-said" role="alert">{visible(error)}</p>}
+      {said && <p class="terminal-said" role="alert">{visible(said)}</p>}
       {status === "active" ? <Shells list={`${api}/terminals`} attempt={attempt} />
         : <Asleep api={api} status={status} words="Its terminals open when it is awake." attempt={attempt} />}
     </div>
   );
 }
 
-function Shells({ list, attempt }: { list: string; attempt: (action: () => Promise<unknown>) => void }) {
+function wordsFor(failure: unknown): string {
+  // What is switched off is told in one sentence; its hint is for another person.
+  return failure instanceof Refused && failure.problem.code === "terminal_off" ? failure.message : wordsOf(failure);
+}
+
+function Shells({ list, attempt }: { list: string; attempt: Attempt }) {
   const [shells, setShells] = useState<Shell[] | null>(null);
   const [chosen, choose] = useState<string | null>(null);
   const load = async () => setShells((await (await ask(list)).json()).terminals);

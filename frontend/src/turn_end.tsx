@@ -5,6 +5,7 @@ import { reviewTurn } from "./changes_pane";
 import { type ChangeLog, type Changes, type TurnChanges, onUndone, outcomeOf, refusalOf } from "./changes";
 import { LineCounts } from "./diff_view";
 import { copy } from "./clipboard";
+import { useAttempt } from "./hooks";
 import { counted, visible } from "./text";
 import { UndoButton } from "./undo_button";
 
@@ -44,7 +45,7 @@ interface TurnEndProps {
 
 function TurnEnd({ ends, turn, answered, failed, known, ask }: TurnEndProps) {
   const [changes, setChanges] = useState(known);
-  const [said, say] = useState("");
+  const { said, say, attempt } = useAttempt(refusalOf);
   const { log, mayWrite } = ends;
   useEffect(() => {
     if (!ask) return;
@@ -56,10 +57,6 @@ function TurnEnd({ ends, turn, answered, failed, known, ask }: TurnEndProps) {
     setChanges((now) => now && { ...now, ...news.changes });
     say(outcomeOf(news.undone));
   }), [turn]);
-  const attempt = (action: () => Promise<unknown>) => {
-    say("");
-    action().catch((error) => say(refusalOf(error)));
-  };
   // As it was written, not as it is shown.
   const copyAnswer = async () => {
     const copied = await copy(log.turn(turn).then(({ answer }) => answer));

@@ -36,6 +36,10 @@ function markForgotten(turn: string): void {
   }
 }
 
+function Choice({ words, checked, onChange }: { words: string; checked: boolean; onChange: (checked: boolean) => void }) {
+  return <label class="undo-override"><input type="checkbox" checked={checked} onChange={(event) => onChange(event.currentTarget.checked)} /> {words}</label>;
+}
+
 interface Plan {
   changes: Changes;
   after: Set<string>; // what changed since
@@ -81,14 +85,14 @@ function UndoDialog({ log, span, again, onDone }: UndoDialogProps) {
       {plan && kept.length > 0 && (
         <div>
           <p>Others changed {kept.length} of its files, too. {override ? "Also undone" : "Kept as they are"}: {reasonsOf(kept.map((change) => ({ path: change.path, reason: keptAs(change, plan.after) })), kept.length)}.</p>
-          <label class="undo-override"><input type="checkbox" checked={override} onChange={(event) => setOverride(event.currentTarget.checked)} /> Undo what others changed, too</label>
+          <Choice words="Undo what others changed, too" checked={override} onChange={setOverride} />
         </div>
       )}
       {plan && plan.changes.left_out_total > 0 && <p class="help">What is not kept stays: {reasonsOf(plan.changes.left_out, plan.changes.left_out_total, 3)}.</p>}
       {plan && !again && <p class="help">What was done in a terminal while the turn ran counts as the turn's, whoever did it.</p>}
       {plan && !again && (
         <div>
-          <label class="undo-override"><input type="checkbox" checked={forget} onChange={(event) => setForget(event.currentTarget.checked)} /> Make the agent forget this turn and those after it</label>
+          <Choice words="Make the agent forget this turn and those after it" checked={forget} onChange={setForget} />
           {forget && <p class="help">They stay in the conversation here, marked. Undoing the undo brings the files back, not what the agent knew.</p>}
         </div>
       )}
