@@ -152,19 +152,18 @@ async def signed_in_editor(running: Site) -> AsyncIterator[aiohttp.ClientSession
         yield http
 
 
-async def test_a_terminal_is_told_and_closed() -> None:
-    async with site() as running:
-        path = await terminal(running)
-        async with (
-            asyncio.timeout(PATIENCE),
-            signed_in_editor(running) as http,
-            http.ws_connect(path) as socket,
-        ):
-            assert "attached" in await socket.receive_json()
-            await unshare(running)
-            assert (await socket.receive_json())["error"]["code"] == "user_not_found"
-            await socket.receive()
-            assert socket.close_code == 1008
+async def test_a_terminal_is_told_and_closed(running: Site) -> None:
+    path = await terminal(running)
+    async with (
+        asyncio.timeout(PATIENCE),
+        signed_in_editor(running) as http,
+        http.ws_connect(path) as socket,
+    ):
+        assert "attached" in await socket.receive_json()
+        await unshare(running)
+        assert (await socket.receive_json())["error"]["code"] == "user_not_found"
+        await socket.receive()
+        assert socket.close_code == 1008
 
 
 async def test_who_waits_for_an_activation_is_told() -> None:
@@ -184,39 +183,37 @@ async def test_who_waits_for_an_activation_is_told() -> None:
             assert await waiting == 404
 
 
-async def test_any_number_of_streams_of_one_token_end_with_it() -> None:
-    async with site() as running:
-        path = await running.project()
-        new = {"name": "x", "scopes": ["projects:read"], "expires_in_days": 1, "user": "ada"}
-        _, made = await running.ask("POST", "/api/tokens", json=new)
-        bearer = {"authorization": f"Bearer {made['token']}"}
-        async with asyncio.timeout(PATIENCE), AsyncExitStack() as opened:
-            # More than the wrong tokens that are taken from one address in a minute.
-            streams = [
-                await opened.enter_async_context(running.http.get(f"{path}/events", headers=bearer))
-                for _ in range(MAX_FAILURES + 2)
-            ]
-            assert (await running.ask("DELETE", f"/api/tokens/{made['id']}"))[0] == 204
-            for stream in streams:
-                assert "does not count any more" in await stream.text()
-            # They were no guesses.
-            assert (await running.ask("GET", "/api/me", headers=bearer))[0] == 401
+async def test_any_number_of_streams_of_one_token_end_with_it(running: Site) -> None:
+    path = await running.project()
+    new = {"name": "x", "scopes": ["projects:read"], "expires_in_days": 1, "user": "ada"}
+    _, made = await running.ask("POST", "/api/tokens", json=new)
+    bearer = {"authorization": f"Bearer {made['token']}"}
+    async with asyncio.timeout(PATIENCE), AsyncExitStack() as opened:
+        # More than the wrong tokens that are taken from one address in a minute.
+        streams = [
+            await opened.enter_async_context(running.http.get(f"{path}/events", headers=bearer))
+            for _ in range(MAX_FAILURES + 2)
+        ]
+        assert (await running.ask("DELETE", f"/api/tokens/{made['id']}"))[0] == 204
+        for stream in streams:
+            assert "does not count any more" in await stream.text()
+        # They were no guesses.
+        assert (await running.ask("GET", "/api/me", headers=bearer))[0] == 401
 
 
-async def test_an_operator_s_browser_that_signs_out_loses_its_streams() -> None:
-    async with site() as running:
-        path, base = await running.project(), f"http://127.0.0.1:{running.port}"
-        jar = aiohttp.CookieJar(unsafe=True)
-        async with (
-            asyncio.timeout(PATIENCE),
-            aiohttp.ClientSession(base, cookie_jar=jar) as browser,
-        ):
-            assert await status_of(browser, "POST", "/sign-in", data={"token": TOKEN}) == 200
-            async with browser.get(f"{path}/events") as events:
-                cookies = {each.key: each.value for each in jar}
-                async with aiohttp.ClientSession(base, cookies=cookies) as another_tab:
-                    assert await status_of(another_tab, "POST", "/sign-out") == 200
-                assert '"complete"' in await events.text()
+async def test_an_operator_s_browser_that_signs_out_loses_its_streams(running: Site) -> None:
+    path, base = await running.project(), f"http://127.0.0.1:{running.port}"
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with (
+        asyncio.timeout(PATIENCE),
+        aiohttp.ClientSession(base, cookie_jar=jar) as browser,
+    ):
+        assert await status_of(browser, "POST", "/sign-in", data={"token": TOKEN}) == 200
+        async with browser.get(f"{path}/events") as events:
+            cookies = {each.key: each.value for each in jar}
+            async with aiohttp.ClientSession(base, cookies=cookies) as another_tab:
+                assert await status_of(another_tab, "POST", "/sign-out") == 200
+            assert '"complete"' in await events.text()
 
 
 async def test_one_look_is_for_all_that_hang_on_the_same_right() -> None:

@@ -3,10 +3,8 @@
 import html
 import json
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 from tests.harness import TOKEN
 from tests.web.server import ADA, Site, site
 
@@ -15,12 +13,6 @@ from greylag.common import sse
 HTML = {"Accept": "text/html"}
 HTMX = HTML | {"HX-Request": "true"}
 PAGE = "/users/ada/projects/notes"
-
-
-@pytest.fixture
-async def running() -> AsyncIterator[Site]:
-    async with site() as one:
-        yield one
 
 
 async def _text(running: Site, path: str, status: int = 200, **options: object) -> str:

@@ -19,53 +19,51 @@ async def _asks(running: Site, command: str) -> tuple[str, str]:
     return page, told["question"]["confirmation_id"]
 
 
-async def test_browsers_and_webhooks_are_added_shown_tested_and_removed() -> None:
-    async with site() as running:
-        browser = {
-            "name": "Phone",
-            "endpoint": "https://push.example/x",
-            "p256dh": "p",
-            "auth": "a",
-        }
-        status, made = await running.ask("POST", f"{HERE}/browsers", json=browser)
-        assert (status, made["host"]) == (201, "push.example")
-        hook = {"name": "Chat", "url": "https://hooks.example/x"}
-        status, hooked = await running.ask("POST", f"{HERE}/webhooks", json=hook)
-        assert (status, hooked["secret"][:6]) == (201, "whsec_")
-        _, listed = await running.ask("GET", HERE)
-        assert [one["name"] for one in listed["targets"]] == ["Phone", "Chat"]
-        assert listed["public_key"] == "public key 1"
-        assert "example/x" not in str(listed)
-        tested = await running.ask("POST", f"{HERE}/targets/{made['id']}/test")
-        assert tested == (200, {"delivered": True, "result": "delivered"})
-        (contact,) = {message.contact for _, message in running.house.delivery.pushed}
-        assert contact == "mailto:operator@localhost"
-        async with running.http.get("/users/ada/account") as page:
-            shown = await page.text()
-        assert "hooks.example" in shown
-        assert "example/x" not in shown
-        assert (await running.ask("DELETE", f"{HERE}/targets/{made['id']}"))[0] == 204
-        assert (await running.ask("DELETE", f"{HERE}/targets/{made['id']}"))[0] == 404
-        plain = {"name": "Chat", "url": "http://hooks.example/x"}
-        assert (await running.ask("POST", f"{HERE}/webhooks", json=plain))[0] == 422
+async def test_browsers_and_webhooks_are_added_shown_tested_and_removed(running: Site) -> None:
+    browser = {
+        "name": "Phone",
+        "endpoint": "https://push.example/x",
+        "p256dh": "p",
+        "auth": "a",
+    }
+    status, made = await running.ask("POST", f"{HERE}/browsers", json=browser)
+    assert (status, made["host"]) == (201, "push.example")
+    hook = {"name": "Chat", "url": "https://hooks.example/x"}
+    status, hooked = await running.ask("POST", f"{HERE}/webhooks", json=hook)
+    assert (status, hooked["secret"][:6]) == (201, "whsec_")
+    _, listed = await running.ask("GET", HERE)
+    assert [one["name"] for one in listed["targets"]] == ["Phone", "Chat"]
+    assert listed["public_key"] == "public key 1"
+    assert "example/x" not in str(listed)
+    tested = await running.ask("POST", f"{HERE}/targets/{made['id']}/test")
+    assert tested == (200, {"delivered": True, "result": "delivered"})
+    (contact,) = {message.contact for _, message in running.house.delivery.pushed}
+    assert contact == "mailto:operator@localhost"
+    async with running.http.get("/users/ada/account") as page:
+        shown = await page.text()
+    assert "hooks.example" in shown
+    assert "example/x" not in shown
+    assert (await running.ask("DELETE", f"{HERE}/targets/{made['id']}"))[0] == 204
+    assert (await running.ask("DELETE", f"{HERE}/targets/{made['id']}"))[0] == 404
+    plain = {"name": "Chat", "url": "http://hooks.example/x"}
+    assert (await running.ask("POST", f"{HERE}/webhooks", json=plain))[0] == 422
 
 
-async def test_a_form_adds_a_webhook_and_shows_its_secret_this_once() -> None:
-    async with site() as running:
-        form = {"name": "Chat", "url": "http://hooks.example/x"}
-        there = "/users/ada/account/new-webhook"
-        async with running.http.post(there, data=form) as refused:
-            assert (refused.status, "must be https" in await refused.text()) == (422, True)
-        form["url"] = "https://hooks.example/x"
-        async with running.http.post(there, data=form) as made:
-            assert "whsec_" in await made.text()
-            assert made.headers["cache-control"] == "no-store"
-        (one,) = await running.house.use_cases.notifications.of("ada")
-        acted = f"/users/ada/account/notifications/{one.id}"
-        for verb in ("test", "remove"):
-            async with running.http.post(f"{acted}/{verb}", allow_redirects=False) as done:
-                assert (done.status, done.headers["location"]) == (303, "/users/ada/account")
-        assert not await running.house.use_cases.notifications.of("ada")
+async def test_a_form_adds_a_webhook_and_shows_its_secret_this_once(running: Site) -> None:
+    form = {"name": "Chat", "url": "http://hooks.example/x"}
+    there = "/users/ada/account/new-webhook"
+    async with running.http.post(there, data=form) as refused:
+        assert (refused.status, "must be https" in await refused.text()) == (422, True)
+    form["url"] = "https://hooks.example/x"
+    async with running.http.post(there, data=form) as made:
+        assert "whsec_" in await made.text()
+        assert made.headers["cache-control"] == "no-store"
+    (one,) = await running.house.use_cases.notifications.of("ada")
+    acted = f"/users/ada/account/notifications/{one.id}"
+    for verb in ("test", "remove"):
+        async with running.http.post(f"{acted}/{verb}", allow_redirects=False) as done:
+            assert (done.status, done.headers["location"]) == (303, "/users/ada/account")
+    assert not await running.house.use_cases.notifications.of("ada")
 
 
 async def test_a_question_is_answered_by_a_post_and_by_nothing_else() -> None:
@@ -95,15 +93,14 @@ async def test_a_question_is_answered_by_a_post_and_by_nothing_else() -> None:
             assert unknown.status == 401
 
 
-async def test_what_is_not_shown_whole_is_not_allowed_here() -> None:
-    async with site() as running:
-        page, question = await _asks(running, "x" * 30_000)
-        async with running.http.get(page) as shown:
-            text = await shown.text()
-        assert question in text
-        assert 'value="allow_once"' not in text
-        assert 'value="allow_session"' not in text
-        assert 'value="reject_once"' in text
+async def test_what_is_not_shown_whole_is_not_allowed_here(running: Site) -> None:
+    page, question = await _asks(running, "x" * 30_000)
+    async with running.http.get(page) as shown:
+        text = await shown.text()
+    assert question in text
+    assert 'value="allow_once"' not in text
+    assert 'value="allow_session"' not in text
+    assert 'value="reject_once"' in text
 
 
 async def test_the_service_worker_may_serve_the_whole_site_below_its_root_path() -> None:

@@ -1,6 +1,5 @@
 """Projects over HTTP: create, list, edit, activate, deactivate, delete."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
@@ -10,12 +9,6 @@ from tests.web.server import ADA, Site, site
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import ProjectRef
-
-
-@pytest.fixture
-async def running() -> AsyncIterator[Site]:
-    async with site() as one:
-        yield one
 
 
 async def call(

@@ -77,20 +77,20 @@ def path_of(operation: agent_api.Operation[Any], **parts: str) -> str:
 
 @pytest.mark.parametrize("operation", agent_api.OPERATIONS, ids=lambda one: one.name)
 async def test_who_may_not_and_who_sleeps_is_told_before_the_agent_is_asked(
+    running: Site,
     operation: agent_api.Operation[Any],
 ) -> None:
-    async with site() as running:
-        path = await running.project()
-        tried = (
-            (f"{path}{path_of(operation)}", 409, "environment_not_active"),
-            (f"{ADA}/none{path_of(operation)}", 404, "project_not_found"),
-            (f"/api/users/nobody/projects/notes{path_of(operation)}", 404, "user_not_found"),
-            (f"/api/users/Zoë/projects/notes{path_of(operation)}", 404, "project_not_found"),
-        )
-        for where, status, code in tried:
-            async with running.http.request(operation.method, where) as answer:
-                assert (answer.status, (await problem(answer))["code"]) == (status, code)
-        assert running.house.gateway._environments == {}
+    path = await running.project()
+    tried = (
+        (f"{path}{path_of(operation)}", 409, "environment_not_active"),
+        (f"{ADA}/none{path_of(operation)}", 404, "project_not_found"),
+        (f"/api/users/nobody/projects/notes{path_of(operation)}", 404, "user_not_found"),
+        (f"/api/users/Zoë/projects/notes{path_of(operation)}", 404, "project_not_found"),
+    )
+    for where, status, code in tried:
+        async with running.http.request(operation.method, where) as answer:
+            assert (answer.status, (await problem(answer))["code"]) == (status, code)
+    assert running.house.gateway._environments == {}
 
 
 async def test_who_has_no_token_is_refused() -> None:
@@ -101,57 +101,53 @@ async def test_who_has_no_token_is_refused() -> None:
         assert (answer.status, (await problem(answer))["code"]) == (401, "unauthorized")
 
 
-async def test_an_agent_that_is_gone_is_told_so() -> None:
-    async with site() as running:
-        path = await running.project(active=True)
-        running.house.gateway.unreachable.add("memory://user-ada/notes-api")
-        async with running.http.get(f"{path}/sessions") as answer:
-            assert (answer.status, (await problem(answer))["code"]) == (502, "agent_unreachable")
+async def test_an_agent_that_is_gone_is_told_so(running: Site) -> None:
+    path = await running.project(active=True)
+    running.house.gateway.unreachable.add("memory://user-ada/notes-api")
+    async with running.http.get(f"{path}/sessions") as answer:
+        assert (answer.status, (await problem(answer))["code"]) == (502, "agent_unreachable")
 
 
-async def test_sessions_and_turns_as_they_have_always_been() -> None:
-    async with site() as running:
-        path = await running.project(active=True)
-        async with running.http.post(f"{path}/sessions") as answer:
-            assert answer.status == 201
-            session = await answer.json()
-        assert {"session_id", "created_at", "updated_at", "message_count"} <= set(session)
-        one = f"{path}/sessions/{session['session_id']}"
-        body = {"message": "hello", "session_id": session["session_id"]}
-        async with running.http.post(f"{path}/messages", json=body) as answer:
-            await answer.read()
-        async with running.http.get(f"{path}/sessions") as answer:
-            (listed,) = (await answer.json())["sessions"]
-        async with running.http.get(one) as answer:
-            assert await answer.json() == listed
-        async with running.http.get(f"{one}/messages") as answer:
-            (message, reply) = (await answer.json())["messages"]
-        assert (message["role"], message["content"], message["message_index"]) == (
-            "User",
-            "hello",
-            0,
-        )
-        assert "timestamp" in message
-        async with running.http.get(f"{one}/turns?limit=1") as answer:
-            (turn,) = (await answer.json())["turns"]
-        async with running.http.get(f"{path}/turns/{turn['turn_id']}") as answer:
-            shown = await answer.json()
-        async with running.http.post(f"{path}/turns/{turn['turn_id']}/cancel") as answer:
-            assert await answer.json() == shown
-        assert {"session_id", "message_id", "status", "message", "started_at", "ended_at"} <= set(
-            shown
-        )
-        assert (shown["message"], shown["answer"]) == ("hello", reply["content"])
-        async with running.http.get(f"{one}/export") as answer:
-            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-            assert "hello" in await answer.text()
-        async with running.http.delete(one) as answer:
-            assert (answer.status, await answer.read()) == (204, b"")
-            assert "content-type" not in answer.headers
-        async with running.http.delete(one) as answer:
-            assert (answer.status, (await problem(answer))["code"]) == (404, "session_not_found")
-        async with running.http.get(f"{path}/turns/{turn['turn_id']}") as answer:
-            assert (answer.status, (await problem(answer))["code"]) == (404, "turn_not_found")
+async def test_sessions_and_turns_as_they_have_always_been(running: Site) -> None:
+    path = await running.project(active=True)
+    async with running.http.post(f"{path}/sessions") as answer:
+        assert answer.status == 201
+        session = await answer.json()
+    assert {"session_id", "created_at", "updated_at", "message_count"} <= set(session)
+    one = f"{path}/sessions/{session['session_id']}"
+    body = {"message": "hello", "session_id": session["session_id"]}
+    async with running.http.post(f"{path}/messages", json=body) as answer:
+        await answer.read()
+    async with running.http.get(f"{path}/sessions") as answer:
+        (listed,) = (await answer.json())["sessions"]
+    async with running.http.get(one) as answer:
+        assert await answer.json() == listed
+    async with running.http.get(f"{one}/messages") as answer:
+        (message, reply) = (await answer.json())["messages"]
+    assert (message["role"], message["content"], message["message_index"]) == (
+        "User",
+        "hello",
+        0,
+    )
+    assert "timestamp" in message
+    async with running.http.get(f"{one}/turns?limit=1") as answer:
+        (turn,) = (await answer.json())["turns"]
+    async with running.http.get(f"{path}/turns/{turn['turn_id']}") as answer:
+        shown = await answer.json()
+    async with running.http.post(f"{path}/turns/{turn['turn_id']}/cancel") as answer:
+        assert await answer.json() == shown
+    assert {"session_id", "message_id", "status", "message", "started_at", "ended_at"} <= set(shown)
+    assert (shown["message"], shown["answer"]) == ("hello", reply["content"])
+    async with running.http.get(f"{one}/export") as answer:
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert "hello" in await answer.text()
+    async with running.http.delete(one) as answer:
+        assert (answer.status, await answer.read()) == (204, b"")
+        assert "content-type" not in answer.headers
+    async with running.http.delete(one) as answer:
+        assert (answer.status, (await problem(answer))["code"]) == (404, "session_not_found")
+    async with running.http.get(f"{path}/turns/{turn['turn_id']}") as answer:
+        assert (answer.status, (await problem(answer))["code"]) == (404, "turn_not_found")
 
 
 @pytest.mark.parametrize(
@@ -366,35 +362,34 @@ async def test_every_operation_is_told_of_in_openapi() -> None:
         assert "Problem" in json.dumps(one["responses"]["502"])
 
 
-async def test_nothing_of_a_request_is_dropped_without_a_word() -> None:
+async def test_nothing_of_a_request_is_dropped_without_a_word(running: Site) -> None:
     """Each operation refuses by name what it would not look at."""
-    async with site() as running:
-        async with running.http.get("/openapi.json") as answer:
-            document = await answer.json()
-        asked = [
-            (method.upper(), re.sub(r"{\w+}", "ada", path), operation)
-            for path, operations in document["paths"].items()
-            for method, operation in operations.items()
-            if path.startswith("/api/")
-        ]
-        assert len(asked) > 60
-        for method, path, operation in asked:
-            told = await _refused(running, method, f"{path}?surprise=1")
-            assert told.startswith("surprise (query): "), (method, path, told)
-            for one in operation.get("parameters", ()):
-                if one["in"] == "query":
-                    twice = urlencode([(one["name"], "a"), (one["name"], "b")])
-                    told = await _refused(running, method, f"{path}?{twice}")
-                    assert told.startswith(f"{one['name']} (query): "), (method, path, told)
-            if "requestBody" not in operation and method != "GET":
-                told = await _refused(running, method, path, json={"surprise": 1})
-                assert told.startswith("surprise (body): "), (method, path, told)
-                told = await _refused(running, method, path, data=b"no JSON")
-                assert "takes no body" in told, (method, path, told)
-        path = await running.project()
-        for nothing in (b"", b"{}"):
-            async with running.http.post(f"{path}/activate", data=nothing) as answer:
-                assert answer.status == 200
+    async with running.http.get("/openapi.json") as answer:
+        document = await answer.json()
+    asked = [
+        (method.upper(), re.sub(r"{\w+}", "ada", path), operation)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if path.startswith("/api/")
+    ]
+    assert len(asked) > 60
+    for method, path, operation in asked:
+        told = await _refused(running, method, f"{path}?surprise=1")
+        assert told.startswith("surprise (query): "), (method, path, told)
+        for one in operation.get("parameters", ()):
+            if one["in"] == "query":
+                twice = urlencode([(one["name"], "a"), (one["name"], "b")])
+                told = await _refused(running, method, f"{path}?{twice}")
+                assert told.startswith(f"{one['name']} (query): "), (method, path, told)
+        if "requestBody" not in operation and method != "GET":
+            told = await _refused(running, method, path, json={"surprise": 1})
+            assert told.startswith("surprise (body): "), (method, path, told)
+            told = await _refused(running, method, path, data=b"no JSON")
+            assert "takes no body" in told, (method, path, told)
+    path = await running.project()
+    for nothing in (b"", b"{}"):
+        async with running.http.post(f"{path}/activate", data=nothing) as answer:
+            assert answer.status == 200
 
 
 async def _refused(running: Site, method: str, path: str, **sent: Any) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,12 +27,6 @@ UPGRADE = {
 }
 
 
-@pytest.fixture
-async def running() -> AsyncIterator[Site]:
-    async with site() as here:
-        yield here
-
-
 async def terminal(running: Site, project_id: str = "notes") -> str:
     path = await running.project(project_id, active=True)
     status, made = await running.ask("POST", f"{path}/terminals", json=SIZE)
@@ -51,29 +44,30 @@ async def refusal(running: Site, path: str, **headers: str) -> tuple[int, str]:
         return answer.status, found["code"]
 
 
-async def test_messages_pass_as_they_are_and_the_log_has_who_and_nothing_of_them() -> None:
-    async with site() as running:
-        path = await terminal(running)
-        with capture_logs() as lines:
-            async with running.http.ws_connect(path) as socket:
-                assert "attached" in json.loads(await socket.receive_str())
-                for message in (b"\x00\xff" * 30_000, b"secret words"):
-                    await socket.send_bytes(message)
-                    assert await socket.receive_bytes() == message
-                await socket.send_str('{"resize": {"rows": 1, "columns": 2}}')
-                assert await socket.receive_str() == '{"resize": {"rows": 1, "columns": 2}}'
-                await socket.send_bytes(b"exit")
-                assert await socket.receive_bytes() == b"exit"
-                assert json.loads(await socket.receive_str()) == {"exit": 0}
-                assert (await socket.receive()).type is WSMsgType.CLOSE
-                assert socket.close_code == 1000
-            while not running.house.gateway.open_streams == 0 or len(lines) < 3:  # noqa: SIM201, ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)
-        told = {line["event"]: line for line in lines}
-        assert told["terminal_opened"]["principal"] == "operator"
-        assert told["terminal_closed"]["terminal"] == path.rpartition("/")[2]
-        assert told["request"]["status"] == 101
-        assert "secret" not in str(lines)
+async def test_messages_pass_as_they_are_and_the_log_has_who_and_nothing_of_them(
+    running: Site,
+) -> None:
+    path = await terminal(running)
+    with capture_logs() as lines:
+        async with running.http.ws_connect(path) as socket:
+            assert "attached" in json.loads(await socket.receive_str())
+            for message in (b"\x00\xff" * 30_000, b"secret words"):
+                await socket.send_bytes(message)
+                assert await socket.receive_bytes() == message
+            await socket.send_str('{"resize": {"rows": 1, "columns": 2}}')
+            assert await socket.receive_str() == '{"resize": {"rows": 1, "columns": 2}}'
+            await socket.send_bytes(b"exit")
+            assert await socket.receive_bytes() == b"exit"
+            assert json.loads(await socket.receive_str()) == {"exit": 0}
+            assert (await socket.receive()).type is WSMsgType.CLOSE
+            assert socket.close_code == 1000
+        while not running.house.gateway.open_streams == 0 or len(lines) < 3:  # noqa: SIM201, ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+    told = {line["event"]: line for line in lines}
+    assert told["terminal_opened"]["principal"] == "operator"
+    assert told["terminal_closed"]["terminal"] == path.rpartition("/")[2]
+    assert told["request"]["status"] == 101
+    assert "secret" not in str(lines)
 
 
 async def test_who_leaves_leaves_nothing_open(running: Site) -> None:

@@ -38,77 +38,73 @@ async def said(running: Site, path: str, message: str, **more: str) -> list[dict
         return [event async for _, event in events(answer)]
 
 
-async def test_a_message_to_a_sleeping_project_wakes_it_in_the_same_stream() -> None:
-    async with site() as running:
-        path = await running.project()
-        found = await said(running, path, "hello")
-        kinds = [event["type"] for event in found]
-        assert kinds[0] == "status"
-        assert kinds.index("turn") > kinds.index("status")
-        assert kinds[-2:] == ["message", "complete"]
-        assert "waking" in found[0]["content"]["message"]
+async def test_a_message_to_a_sleeping_project_wakes_it_in_the_same_stream(running: Site) -> None:
+    path = await running.project()
+    found = await said(running, path, "hello")
+    kinds = [event["type"] for event in found]
+    assert kinds[0] == "status"
+    assert kinds.index("turn") > kinds.index("status")
+    assert kinds[-2:] == ["message", "complete"]
+    assert "waking" in found[0]["content"]["message"]
 
 
-async def test_a_turn_is_read_again_from_any_event() -> None:
-    async with site() as running:
-        path = await running.project(active=True)
-        async with running.http.post(f"{path}/messages", json={"message": "hello"}) as answer:
-            all_events = [one async for one in events(answer)]
-        ids = [str(event_id) for event_id, _ in all_events]
-        turn = ids[0].rpartition("-")[0]
-        headers = {"last-event-id": ids[-1]}
+async def test_a_turn_is_read_again_from_any_event(running: Site) -> None:
+    path = await running.project(active=True)
+    async with running.http.post(f"{path}/messages", json={"message": "hello"}) as answer:
+        all_events = [one async for one in events(answer)]
+    ids = [str(event_id) for event_id, _ in all_events]
+    turn = ids[0].rpartition("-")[0]
+    headers = {"last-event-id": ids[-1]}
+    async with running.http.get(f"{path}/turns/{turn}/events", headers=headers) as answer:
+        assert answer.status == 204
+        assert await answer.read() == b""
+    for after in range(len(ids) - 1):
+        headers = {"last-event-id": ids[after]}
         async with running.http.get(f"{path}/turns/{turn}/events", headers=headers) as answer:
-            assert answer.status == 204
-            assert await answer.read() == b""
-        for after in range(len(ids) - 1):
-            headers = {"last-event-id": ids[after]}
-            async with running.http.get(f"{path}/turns/{turn}/events", headers=headers) as answer:
-                assert [one async for one in events(answer)] == all_events[after + 1 :]
-        async with running.http.get(f"{path}/turns/{turn}/events?after=no") as answer:
-            assert answer.status == 422
+            assert [one async for one in events(answer)] == all_events[after + 1 :]
+    async with running.http.get(f"{path}/turns/{turn}/events?after=no") as answer:
+        assert answer.status == 422
 
 
-async def test_the_activation_log_follows_and_resumes() -> None:
-    async with site() as running:
-        path = await running.project(active=True)
-        async with running.http.get(f"{path}/events") as answer:
-            seen: list[tuple[str | None, dict[str, Any]]] = []
-            async for one in events(answer):
-                seen.append(one)
-                if one[1]["content"]["code"] == "active":
-                    break
-        assert [int(str(event_id)) for event_id, _ in seen] == list(range(1, len(seen) + 1))
-        headers = {"last-event-id": str(seen[1][0])}
-        async with running.http.get(f"{path}/events", headers=headers) as answer:
-            again = [await anext(events(answer))]
-        assert again[0][0] == seen[2][0]
+async def test_the_activation_log_follows_and_resumes(running: Site) -> None:
+    path = await running.project(active=True)
+    async with running.http.get(f"{path}/events") as answer:
+        seen: list[tuple[str | None, dict[str, Any]]] = []
+        async for one in events(answer):
+            seen.append(one)
+            if one[1]["content"]["code"] == "active":
+                break
+    assert [int(str(event_id)) for event_id, _ in seen] == list(range(1, len(seen) + 1))
+    headers = {"last-event-id": str(seen[1][0])}
+    async with running.http.get(f"{path}/events", headers=headers) as answer:
+        again = [await anext(events(answer))]
+    assert again[0][0] == seen[2][0]
 
 
-async def test_a_confirmation_and_a_cancel_reach_the_agent() -> None:
-    async with site() as running:
-        path = await running.project(active=True)
-        async with running.http.post(f"{path}/messages", json={"message": "run: ls"}) as answer:
-            stream = events(answer)
-            asked = {}
-            async for event_id, event in stream:
-                if event["type"] == "tool_confirmation":
-                    asked = event["content"]
-                    turn = str(event_id).rpartition("-")[0]
-                    where = f"{path}/turns/{turn}/confirmations/{asked['id']}"
-                    decision = {"decision": "allow_once"}
-                    async with running.http.post(where, json=decision) as accepted:
-                        assert accepted.status == 204
-                    async with running.http.post(where, json=decision) as again:
-                        assert again.status == 204
-                    other = {"decision": "reject_once"}
-                    async with running.http.post(where, json=other) as settled:
-                        assert settled.status == 409
-            assert asked
-        async with running.http.post(f"{path}/messages", json={"message": "wait: x"}) as answer:
-            first = await anext(events(answer))
-            turn = str(first[0]).rpartition("-")[0]
-            async with running.http.post(f"{path}/turns/{turn}/cancel") as cancelled:
-                assert cancelled.status == 200
+async def test_a_confirmation_and_a_cancel_reach_the_agent(running: Site) -> None:
+    path = await running.project(active=True)
+    async with running.http.post(f"{path}/messages", json={"message": "run: ls"}) as answer:
+        stream = events(answer)
+        asked = {}
+        async for event_id, event in stream:
+            if event["type"] == "tool_confirmation":
+                asked = event["content"]
+                turn = str(event_id).rpartition("-")[0]
+                where = f"{path}/turns/{turn}/confirmations/{asked['id']}"
+                decision = {"decision": "allow_once"}
+                async with running.http.post(where, json=decision) as accepted:
+                    assert accepted.status == 204
+                async with running.http.post(where, json=decision) as again:
+                    assert again.status == 204
+                other = {"decision": "reject_once"}
+                async with running.http.post(where, json=other) as settled:
+                    assert settled.status == 409
+        assert asked
+    async with running.http.post(f"{path}/messages", json={"message": "wait: x"}) as answer:
+        first = await anext(events(answer))
+        turn = str(first[0]).rpartition("-")[0]
+        async with running.http.post(f"{path}/turns/{turn}/cancel") as cancelled:
+            assert cancelled.status == 200
 
 
 async def test_a_client_that_leaves_frees_its_place_while_the_turn_goes_on() -> None:

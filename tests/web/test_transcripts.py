@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.harness import BEARER, Harness
-from tests.web.server import ADA, Site, served, settings, site
+from tests.web.server import ADA, Site, served, settings
 from tests.web.test_audit import entries
 from tests.web.test_people_api import people_at_work
 
@@ -49,46 +49,46 @@ async def sleep(running: Site) -> None:
     assert status == 200
 
 
-async def test_it_is_told_as_it_was_and_marked_as_a_copy() -> None:
-    async with site() as running:
-        await running.project(active=True)
-        session = await talk(running, "one", "two", "three")
-        places = ["/sessions", f"/sessions/{session}"] + [
-            f"/sessions/{session}/messages{query}"
-            for query in ("", "?limit=1", "?limit=400", "?limit=2&before=3", "?limit=3&before=1")
-        ]
-        awake = [await get(running, NOTES + place) for place in places]
-        assert {kept_at for _, _, kept_at in awake} == {None}
-        await sleep(running)
-        asleep = [await get(running, NOTES + place) for place in places]
-        assert [one[:2] for one in asleep] == [one[:2] for one in awake]
-        marks = {kept_at for _, _, kept_at in asleep}
-        assert len(marks) == 1
-        assert (marks.pop() or "").endswith("Z")
-        await running.ask("POST", f"{NOTES}/activate")
-        again = [await get(running, NOTES + place) for place in places]
-        assert again == awake
+async def test_it_is_told_as_it_was_and_marked_as_a_copy(running: Site) -> None:
+    await running.project(active=True)
+    session = await talk(running, "one", "two", "three")
+    places = ["/sessions", f"/sessions/{session}"] + [
+        f"/sessions/{session}/messages{query}"
+        for query in ("", "?limit=1", "?limit=400", "?limit=2&before=3", "?limit=3&before=1")
+    ]
+    awake = [await get(running, NOTES + place) for place in places]
+    assert {kept_at for _, _, kept_at in awake} == {None}
+    await sleep(running)
+    asleep = [await get(running, NOTES + place) for place in places]
+    assert [one[:2] for one in asleep] == [one[:2] for one in awake]
+    marks = {kept_at for _, _, kept_at in asleep}
+    assert len(marks) == 1
+    assert (marks.pop() or "").endswith("Z")
+    await running.ask("POST", f"{NOTES}/activate")
+    again = [await get(running, NOTES + place) for place in places]
+    assert again == awake
 
 
-async def test_what_is_not_kept_is_refused_as_ever_and_a_bad_page_as_by_an_agent() -> None:
-    async with site() as running:
-        await running.project(active=True)
-        session = await talk(running, "hello")
-        await sleep(running)
-        for place in ("unknown", "unknown/messages", f"{session}/export", f"{session}/turns"):
-            status, told, mark = await get(running, f"{NOTES}/sessions/{place}")
-            assert (status, told["code"], mark) == (409, "environment_not_active", None)
-        for query in ("limit=0", "limit=401", "limit=-1", "limit=x", "limit=", "limit=1&before=0"):
-            status, told, mark = await get(running, f"{NOTES}/sessions/{session}/messages?{query}")
-            assert (status, told["code"], mark) == (422, "invalid_request", None)
-        renamed = {"title": "a"}
-        for method, place, body in (
-            ("POST", "", {}),
-            ("PUT", f"/{session}", renamed),
-            ("DELETE", f"/{session}", {}),
-        ):
-            status, told = await running.ask(method, f"{NOTES}/sessions{place}", json=body)
-            assert (status, told["code"]) == (409, "environment_not_active")
+async def test_what_is_not_kept_is_refused_as_ever_and_a_bad_page_as_by_an_agent(
+    running: Site,
+) -> None:
+    await running.project(active=True)
+    session = await talk(running, "hello")
+    await sleep(running)
+    for place in ("unknown", "unknown/messages", f"{session}/export", f"{session}/turns"):
+        status, told, mark = await get(running, f"{NOTES}/sessions/{place}")
+        assert (status, told["code"], mark) == (409, "environment_not_active", None)
+    for query in ("limit=0", "limit=401", "limit=-1", "limit=x", "limit=", "limit=1&before=0"):
+        status, told, mark = await get(running, f"{NOTES}/sessions/{session}/messages?{query}")
+        assert (status, told["code"], mark) == (422, "invalid_request", None)
+    renamed = {"title": "a"}
+    for method, place, body in (
+        ("POST", "", {}),
+        ("PUT", f"/{session}", renamed),
+        ("DELETE", f"/{session}", {}),
+    ):
+        status, told = await running.ask(method, f"{NOTES}/sessions{place}", json=body)
+        assert (status, told["code"]) == (409, "environment_not_active")
 
 
 async def test_each_role_reads_it_as_while_it_is_awake() -> None:
@@ -116,47 +116,47 @@ async def test_each_role_reads_it_as_while_it_is_awake() -> None:
         assert read["changed"] == {"reason": "a complaint"}
 
 
-async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it() -> None:
-    async with site() as running:
-        await running.project(active=True)
-        older = await talk(running, "the first session")
-        session = await talk(running, *(f"message {number}" for number in range(40)))
-        await sleep(running)
-        page = await text(running, PAGE)
-        assert "Asleep. This is the conversation as of" in page
-        assert (page.count("data-kept"), "message 39" in page, "message 9<" in page) == (
-            30,
-            True,
-            False,
-        )
-        assert "Show earlier messages" in page
-        assert f'name="session" value="{session}"' in page
-        assert page.count('class="session-link"') == 2
-        assert f"/sessions/{session}/delete" not in page
-        earlier = await text(running, f"{PAGE}/conversation?session={session}&turns=130")
-        assert (earlier.count("data-kept"), "Show earlier" in earlier) == (40, False)
-        part = re.search('data-part="([^"]+)"', page)
-        assert part is not None
-        rest = await text(running, html.unescape(part[1]))
-        assert (rest.count("data-kept"), "Show earlier" in rest) == (10, False)
-        assert ("message 9<" in rest, "message 10" in rest) == (True, False)
-        assert "the first session" in await text(running, f"{PAGE}?session={older}")
-        empty = await text(running, f"{PAGE}?session=new")
-        assert "The environment sleeps. A message wakes it." in empty
-        assert 'class="session-link"' in empty
-        unknown = await text(running, f"{PAGE}?session=unknown")
-        assert "what was said before shows once it is active" in unknown
+async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it(running: Site) -> None:
+    await running.project(active=True)
+    older = await talk(running, "the first session")
+    session = await talk(running, *(f"message {number}" for number in range(40)))
+    await sleep(running)
+    page = await text(running, PAGE)
+    assert "Asleep. This is the conversation as of" in page
+    assert (page.count("data-kept"), "message 39" in page, "message 9<" in page) == (
+        30,
+        True,
+        False,
+    )
+    assert "Show earlier messages" in page
+    assert f'name="session" value="{session}"' in page
+    assert page.count('class="session-link"') == 2
+    assert f"/sessions/{session}/delete" not in page
+    earlier = await text(running, f"{PAGE}/conversation?session={session}&turns=130")
+    assert (earlier.count("data-kept"), "Show earlier" in earlier) == (40, False)
+    part = re.search('data-part="([^"]+)"', page)
+    assert part is not None
+    rest = await text(running, html.unescape(part[1]))
+    assert (rest.count("data-kept"), "Show earlier" in rest) == (10, False)
+    assert ("message 9<" in rest, "message 10" in rest) == (True, False)
+    assert "the first session" in await text(running, f"{PAGE}?session={older}")
+    empty = await text(running, f"{PAGE}?session=new")
+    assert "The environment sleeps. A message wakes it." in empty
+    assert 'class="session-link"' in empty
+    unknown = await text(running, f"{PAGE}?session=unknown")
+    assert "what was said before shows once it is active" in unknown
 
 
-async def test_a_page_says_what_a_copy_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with site() as running:
-        await running.project(active=True)
-        monkeypatch.setattr(transcripts, "MOST_MESSAGES", 4)
-        await talk(running, "one", "two", "three")
-        await sleep(running)
-        page = await text(running, PAGE)
-        assert "Earlier messages show once it is awake." in page
-        assert (page.count("data-kept"), "You said: one" in page) == (2, False)
+async def test_a_page_says_what_a_copy_lacks(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.project(active=True)
+    monkeypatch.setattr(transcripts, "MOST_MESSAGES", 4)
+    await talk(running, "one", "two", "three")
+    await sleep(running)
+    page = await text(running, PAGE)
+    assert "Earlier messages show once it is awake." in page
+    assert (page.count("data-kept"), "You said: one" in page) == (2, False)
 
 
 async def test_switched_off_nothing_is_kept_or_shown() -> None:
