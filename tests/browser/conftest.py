@@ -1,5 +1,11 @@
+"""What tests of the pages in a browser are given."""
+
+from collections.abc import AsyncIterator
+
 import pytest
-from tests.browser.person import chromium
+from tests.browser.dropping import DroppingProxy
+from tests.browser.person import Person, at_browser, chromium
+from tests.web.server import Site, site
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -10,3 +16,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if chromium() is None:
             reason = "NO BROWSER WAS TESTED: install Chromium or set GREYLAG_TEST_CHROMIUM"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Site]:
+    async with site() as one:
+        yield one
+
+
+@pytest.fixture
+async def proxy(running: Site) -> AsyncIterator[DroppingProxy]:
+    async with DroppingProxy(running.port).running() as one:
+        yield one
+
+
+@pytest.fixture
+async def person(proxy: DroppingProxy) -> AsyncIterator[Person]:
+    async with at_browser(proxy.address) as one:
+        yield one

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 
 import pytest
 from playwright.async_api import Route, expect
@@ -17,24 +16,6 @@ HOSTILE = (
     " [click](javascript:document.title='owned') javascript:document.title='owned'"
     " https://example.test/a?b=1. \x1b[31mred\x1b[0m \x07 \u202egnp.exe\u2066"
 )
-
-
-@pytest.fixture
-async def running() -> AsyncIterator[Site]:
-    async with site() as one:
-        yield one
-
-
-@pytest.fixture
-async def proxy(running: Site) -> AsyncIterator[DroppingProxy]:
-    async with DroppingProxy(running.port).running() as one:
-        yield one
-
-
-@pytest.fixture
-async def person(proxy: DroppingProxy) -> AsyncIterator[Person]:
-    async with at_browser(proxy.address) as one:
-        yield one
 
 
 SAYS_SO_IN_SIGHT = """() => {

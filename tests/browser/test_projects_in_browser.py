@@ -5,18 +5,12 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import expect
 from tests.browser.person import Person, at_browser
-from tests.web.server import ADA, Site, site
+from tests.web.server import ADA, Site
 
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.project import ProjectRef
 
 NOTES = ProjectRef("ada", "notes")
-
-
-@pytest.fixture
-async def running() -> AsyncIterator[Site]:
-    async with site() as one:
-        yield one
 
 
 @pytest.fixture

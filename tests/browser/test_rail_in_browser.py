@@ -1,33 +1,14 @@
 """The rail beside every page, and what is live in it, in a real browser over memory adapters."""
 
 import re
-from collections.abc import AsyncIterator
 
 import pytest
 from playwright.async_api import expect
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import Person, at_browser, needs_axe
-from tests.web.server import ADA, Site, site
+from tests.web.server import ADA, Site
 
 NARROW = {"width": 390, "height": 800}
-
-
-@pytest.fixture
-async def running() -> AsyncIterator[Site]:
-    async with site() as one:
-        yield one
-
-
-@pytest.fixture
-async def proxy(running: Site) -> AsyncIterator[DroppingProxy]:
-    async with DroppingProxy(running.port).running() as one:
-        yield one
-
-
-@pytest.fixture
-async def person(proxy: DroppingProxy) -> AsyncIterator[Person]:
-    async with at_browser(proxy.address) as one:
-        yield one
 
 
 async def make(running: Site, count: int) -> None:

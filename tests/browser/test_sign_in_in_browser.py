@@ -1,21 +1,13 @@
 """Signing in by the link that is printed, by hand, and out again, in a real browser."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 from playwright.async_api import expect
 from pydantic import SecretStr
 from tests.browser.person import at_browser
 from tests.harness import TOKEN
-from tests.web.server import Site, site
+from tests.web.server import Site
 
 from greylag.web.auth import Signatures
-
-
-@pytest.fixture
-async def running() -> AsyncIterator[Site]:
-    async with site() as one:
-        yield one
 
 
 def link_to(running: Site) -> str:
