@@ -45,6 +45,12 @@ class Site:
             text = await answer.text()
             return answer.status, json.loads(text) if text else None
 
+    async def page(self, path: str, status: int = 200) -> str:
+        """Return the page that a browser is shown, with this status."""
+        async with self.http.get(path, headers={"accept": "text/html"}) as answer:
+            assert answer.status == status
+            return await answer.text()
+
 
 @asynccontextmanager
 async def site(

@@ -15,24 +15,18 @@ HTMX = HTML | {"HX-Request": "true"}
 PAGE = "/users/ada/projects/notes"
 
 
-async def _text(running: Site, path: str, status: int = 200, **options: object) -> str:
-    async with running.http.get(path, headers=HTML, **options) as answer:  # type: ignore[arg-type] # aiohttp's own options
-        assert answer.status == status
-        return await answer.text()
-
-
 async def test_names_are_escaped_and_overrides_shown(running: Site) -> None:
     name = "<script>x</script> \u202egnp.exe"
     await running.ask("POST", ADA, json={"name": name, "project_id": "notes"})
     for path in ("/users/ada", PAGE, f"{PAGE}/delete"):
-        page = await _text(running, path)
+        page = await running.page(path)
         assert "<script>x" not in page
         assert "&lt;script&gt;x&lt;/script&gt; [U+202E]gnp.exe" in page
 
 
 async def test_an_edit_form_keeps_the_name_as_it_is(running: Site) -> None:
     await running.ask("POST", ADA, json={"name": "a\u202eb", "project_id": "notes"})
-    assert 'value="a\u202eb"' in await _text(running, f"{PAGE}/edit")
+    assert 'value="a\u202eb"' in await running.page(f"{PAGE}/edit")
 
 
 async def test_no_page_has_inline_code_or_foreign_files(running: Site) -> None:
@@ -48,7 +42,7 @@ async def test_no_page_has_inline_code_or_foreign_files(running: Site) -> None:
 
 
 async def test_every_file_that_a_page_names_is_there(running: Site) -> None:
-    page = await _text(running, "/users/ada")
+    page = await running.page("/users/ada")
     for path in set(re.findall(r'"(/static/[^"]+)"', page)):
         async with running.http.get(path) as answer:
             assert answer.status == 200, path
@@ -58,17 +52,17 @@ async def test_odd_ids_have_addresses_that_work(running: Site) -> None:
     odd = "a b?c#d%2F\u00e4&e"
     status, _ = await running.ask("POST", ADA, json={"name": "Odd", "project_id": odd})
     assert status == 201
-    link = re.search(r'<h2[^>]*><a href="([^"]+)"', await _text(running, "/users/ada"))
+    link = re.search(r'<h2[^>]*><a href="([^"]+)"', await running.page("/users/ada"))
     assert link is not None
-    assert "Odd" in await _text(running, link[1].replace("&amp;", "&"))
+    assert "Odd" in await running.page(link[1].replace("&amp;", "&"))
 
 
 async def test_errors_are_pages_with_hint_and_request_id(running: Site) -> None:
-    page = await _text(running, "/users/ada/projects/nothing", 404)
+    page = await running.page("/users/ada/projects/nothing", 404)
     assert "project_not_found" in page
     assert re.search(r"request <code>[0-9a-f]{32}</code>", page)
-    assert "not_found" in await _text(running, "/nowhere", 404)
-    assert "show must be" in await _text(running, "/users/ada?show=1000000", 422)
+    assert "not_found" in await running.page("/nowhere", 404)
+    assert "show must be" in await running.page("/users/ada?show=1000000", 422)
 
 
 async def test_an_open_page_gets_errors_as_notices(running: Site) -> None:
@@ -82,7 +76,7 @@ async def test_an_open_page_gets_errors_as_notices(running: Site) -> None:
 async def test_an_agent_that_does_not_answer_leaves_the_rest_of_the_page(running: Site) -> None:
     await running.project(active=True)
     running.house.gateway.unreachable.add("memory://user-ada/notes-api")
-    page = await _text(running, PAGE)
+    page = await running.page(PAGE)
     assert "agent_unreachable" in page
     assert "Deactivate" in page
 
@@ -110,7 +104,7 @@ async def test_pages_of_other_sites_cannot_send_the_forms(running: Site) -> None
     headers = HTML | {"Origin": "https://evil.example"}
     async with running.http.post(f"{PAGE}/delete", headers=headers) as answer:
         assert answer.status == 403
-    assert "Deleting" not in await _text(running, PAGE)
+    assert "Deleting" not in await running.page(PAGE)
 
 
 async def test_the_live_stream_of_a_project_resumes_and_ends(running: Site) -> None:
@@ -136,7 +130,7 @@ async def test_an_open_page_is_sent_what_it_does_not_show_and_no_more(running: S
     await running.project("other")
     async with running.http.post(f"{path}/messages", json={"message": "hello"}) as answer:
         await answer.read()
-    page = await _text(running, PAGE)
+    page = await running.page(PAGE)
     found = re.search('data-live="([^"]+)"', page)
     assert found is not None
     assert "hello" in page
@@ -158,7 +152,7 @@ async def test_an_open_page_is_sent_what_it_does_not_show_and_no_more(running: S
 
 async def test_a_live_number_that_is_none_is_refused(running: Site) -> None:
     await running.project()
-    assert "after" in await _text(running, f"{PAGE}/live?after=x", 422)
+    assert "after" in await running.page(f"{PAGE}/live?after=x", 422)
 
 
 async def test_who_signed_in_can_sign_out() -> None:
@@ -178,24 +172,24 @@ async def test_earlier_messages_are_shown_however_many_there_are(running: Site) 
             frames = [sse.parse(one) for one in sse.FrameSplitter().feed(await answer.read())]
         body["session_id"] = json.loads(frames[0].data)["content"]["session_id"]  # type: ignore[union-attr] # a turn's first
     shown = 30
-    page = await _text(running, f"{PAGE}?turns={shown}")
+    page = await running.page(f"{PAGE}?turns={shown}")
     while "Show earlier messages" in page:
         shown += 100
         assert shown < 400
-        page = await _text(running, f"{PAGE}?turns={shown}")
+        page = await running.page(f"{PAGE}?turns={shown}")
     assert len(re.findall("You said: m[0-9]{3}", page)) == 230
     # A page with a script asks for what it lacks alone.
-    page = await _text(running, PAGE)
+    page = await running.page(PAGE)
     said = re.findall("You said: (m[0-9]{3})", page)
     assert len(said) == 30
     while part := re.search('data-part="([^"]+)"', page):
-        page = await _text(running, html.unescape(part[1]))
+        page = await running.page(html.unescape(part[1]))
         said = re.findall("You said: (m[0-9]{3})", page) + said
     assert said == [f"m{number:03d}" for number in range(230)]
 
 
 async def test_a_first_message_makes_and_names_its_project(running: Site) -> None:
-    page = await _text(running, "/users/ada")
+    page = await running.page("/users/ada")
     assert "What shall the agent do?" in page
     assert 'class="filters"' not in page
     form = {"message": "Make  a game\nof geese, and then a very long story about them", "key": "k"}
@@ -227,8 +221,8 @@ async def test_extensions_are_shown_with_their_last_words_switched_and_removed(
     running: Site,
 ) -> None:
     await running.project(active=True)
-    assert "An extension does not work: <bdi>broken</bdi>" in await _text(running, PAGE)
-    assert "It said: missing API key" in await _text(running, f"{PAGE}/extensions")
+    assert "An extension does not work: <bdi>broken</bdi>" in await running.page(PAGE)
+    assert "It said: missing API key" in await running.page(f"{PAGE}/extensions")
     for change, there in (("disable", True), ("enable", True), ("remove", False)):
         path = f"{PAGE}/extensions/broken/{change}"
         async with running.http.post(path, headers=HTMX) as answer:
@@ -238,5 +232,5 @@ async def test_extensions_are_shown_with_their_last_words_switched_and_removed(
     async with running.http.post(f"{PAGE}/extensions/broken/enable", headers=HTML) as answer:
         assert "There is no such extension." in await answer.text()
     running.house.gateway.unreachable.add("memory://user-ada/notes-api")
-    assert "agent_unreachable" in await _text(running, f"{PAGE}/extensions")
-    assert "memory://user-ada/notes-api" in await _text(running, f"{PAGE}/endpoint")
+    assert "agent_unreachable" in await running.page(f"{PAGE}/extensions")
+    assert "memory://user-ada/notes-api" in await running.page(f"{PAGE}/endpoint")

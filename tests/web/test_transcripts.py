@@ -27,12 +27,6 @@ async def get(running: Site, path: str, **options: Any) -> tuple[int, Any, str |
         return answer.status, await answer.json(content_type=None), answer.headers.get(KEPT_AT)
 
 
-async def text(running: Site, path: str) -> str:
-    async with running.http.get(path, headers={"accept": "text/html"}) as answer:
-        assert answer.status == 200
-        return await answer.text()
-
-
 async def talk(running: Site, *messages: str, session: str | None = None) -> str:
     """Say this to ada's notes, and return the session."""
     of = running.house.use_cases
@@ -121,7 +115,7 @@ async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it(running:
     older = await talk(running, "the first session")
     session = await talk(running, *(f"message {number}" for number in range(40)))
     await sleep(running)
-    page = await text(running, PAGE)
+    page = await running.page(PAGE)
     assert "Asleep. This is the conversation as of" in page
     assert (page.count("data-kept"), "message 39" in page, "message 9<" in page) == (
         30,
@@ -132,18 +126,18 @@ async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it(running:
     assert f'name="session" value="{session}"' in page
     assert page.count('class="session-link"') == 2
     assert f"/sessions/{session}/delete" not in page
-    earlier = await text(running, f"{PAGE}/conversation?session={session}&turns=130")
+    earlier = await running.page(f"{PAGE}/conversation?session={session}&turns=130")
     assert (earlier.count("data-kept"), "Show earlier" in earlier) == (40, False)
     part = re.search('data-part="([^"]+)"', page)
     assert part is not None
-    rest = await text(running, html.unescape(part[1]))
+    rest = await running.page(html.unescape(part[1]))
     assert (rest.count("data-kept"), "Show earlier" in rest) == (10, False)
     assert ("message 9<" in rest, "message 10" in rest) == (True, False)
-    assert "the first session" in await text(running, f"{PAGE}?session={older}")
-    empty = await text(running, f"{PAGE}?session=new")
+    assert "the first session" in await running.page(f"{PAGE}?session={older}")
+    empty = await running.page(f"{PAGE}?session=new")
     assert "The environment sleeps. A message wakes it." in empty
     assert 'class="session-link"' in empty
-    unknown = await text(running, f"{PAGE}?session=unknown")
+    unknown = await running.page(f"{PAGE}?session=unknown")
     assert "what was said before shows once it is active" in unknown
 
 
@@ -154,7 +148,7 @@ async def test_a_page_says_what_a_copy_lacks(
     monkeypatch.setattr(transcripts, "MOST_MESSAGES", 4)
     await talk(running, "one", "two", "three")
     await sleep(running)
-    page = await text(running, PAGE)
+    page = await running.page(PAGE)
     assert "Earlier messages show once it is awake." in page
     assert (page.count("data-kept"), "You said: one" in page) == (2, False)
 
@@ -173,7 +167,7 @@ async def test_switched_off_nothing_is_kept_or_shown() -> None:
         await talk(running, "hello")
         await sleep(running)
         assert (await get(running, f"{NOTES}/sessions"))[0] == 409
-        page = await text(running, PAGE)
+        page = await running.page(PAGE)
         assert "Sessions show while the project is awake" in page
         assert "as of" not in page
         assert house.store._tables.transcripts == {}
