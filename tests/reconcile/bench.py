@@ -23,9 +23,16 @@ class Bench(Harness):
 
     clock: FakeClock
 
-    def __init__(self, *, auto: bool = True, worker: str = "w1", pace: Pace = PACE) -> None:
+    def __init__(
+        self,
+        *,
+        auto: bool = True,
+        worker: str = "w1",
+        pace: Pace = PACE,
+        secret_key: str | None = None,
+    ) -> None:
         # Not validated: a test's lease may be shorter than any that settings allow.
-        given = settings(model_url="https://model.example").model_copy(
+        given = settings(model_url="https://model.example", secret_key=secret_key).model_copy(
             update={
                 "lease_seconds": pace.lease,
                 "resync_seconds": pace.resync,

@@ -6,7 +6,6 @@ import pytest
 from tests.reconcile.bench import PACE, REF, Bench
 
 from greylag.common.git import CAUSES, CloneState
-from greylag.common.sealing import Sealing
 from greylag.domain.git import GitSource
 from greylag.domain.project import Desired, ProjectRef, Status
 from greylag.domain.users import OPERATOR
@@ -104,9 +103,8 @@ async def test_an_agent_that_cannot_be_told_holds_up_what_starts_from_a_reposito
 
 
 async def test_a_secret_reaches_what_runs_and_leaves_it() -> None:
-    bench, mine = Bench(), ProjectRef("me", "demo")
+    bench, mine = Bench(secret_key="s" * 32), ProjectRef("me", "demo")
     secrets = bench.use_cases.secrets
-    secrets._sealing = Sealing(["a key of enough characters"])
     await bench.create(mine)
     await bench.reach(Desired.ACTIVE, mine)
     setup = bench.gateway.git["memory://user-me/demo-api"]

@@ -52,7 +52,7 @@ from greylag.services import access, notifications, secrets, shares, tokens
 from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.agents import NewMessage
 from greylag.services.people import UserEdit
-from greylag.services.projects import NewProject
+from greylag.services.projects import NewProject, Projects
 from greylag.services.secrets import NewSecret
 from greylag.services.shares import NewShare
 from greylag.services.tokens import NewToken
@@ -704,11 +704,11 @@ async def test_who_is_not_removed_after_all_keeps_everything(
     secret, token = await _furnished(house, user_id)
     has_any, disabled = of.projects.has_any, []
 
-    async def made_meanwhile(user_id: str) -> bool:
+    async def made_meanwhile(_: Projects, user_id: str) -> bool:
         disabled.append((await of.people.get(user_id)).disabled)
         return len(disabled) > 1 or await has_any(user_id)
 
-    monkeypatch.setattr(of.projects, "has_any", made_meanwhile)
+    monkeypatch.setattr(Projects, "has_any", made_meanwhile)
     with pytest.raises(ConflictError):
         await of.accounts.remove(boss, user_id)
     assert disabled == ([False, True] if user_id == "eve" else [False])

@@ -19,6 +19,7 @@ from greylag.domain.project import Desired, ProjectRef
 from greylag.domain.users import OPERATOR
 from greylag.ports import AgentAddress, Delivered, DeliveryResult, PushAddress, answer_of_its_form
 from greylag.services import activity, notifier
+from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
 from greylag.services.projects import NewProject
 
@@ -249,25 +250,23 @@ async def test_a_defect_and_a_row_that_cannot_be_read_end_nothing(
     async with house() as of:
         await of.hook()
         told = of.build("w1").notifier
-        notifications, send, listed = told._notifications, told._notifications.send, 0
+        read, send, listed = Notifications.of, Notifications.send, 0
         met = asyncio.Event()
 
         async def broken(*_: object) -> Delivered:
-            monkeypatch.setattr(notifications, "send", send)
+            monkeypatch.setattr(Notifications, "send", send)
             met.set()
             raise RuntimeError("a defect")
 
-        read = notifications.of
-
-        async def of_all(user: str | None) -> object:
+        async def of_all(notifications: Notifications, user: str | None) -> object:
             nonlocal listed
             listed += user is None
             if listed == 1 and user is None:
                 raise ValueError("a row of a later version")
-            return await read(user)
+            return await read(notifications, user)
 
-        monkeypatch.setattr(notifications, "send", broken)
-        monkeypatch.setattr(notifications, "of", of_all)
+        monkeypatch.setattr(Notifications, "send", broken)
+        monkeypatch.setattr(Notifications, "of", of_all)
         async with running(told):
             await of.say("hello", "m1")
             await asyncio.wait_for(met.wait(), 10)

@@ -104,13 +104,13 @@ async def test_without_a_key_nothing_is_kept_and_with_another_nothing_is_read() 
     one = house()
     made = await one.use_cases.secrets.put(OPERATOR, "ada", NewSecret("a", "a.b", VALUE))
     project = (await one.use_cases.projects.create(OPERATOR, "ada", NewProject("x"))).project
-    one.use_cases.secrets._sealing = Sealing(["another key of enough characters"])
-    assert not (await one.use_cases.secrets.setup(project)).credentials
+    secrets = one.use_cases.secrets
+    other = replace(secrets, sealing=Sealing(["another key of enough characters"]))
+    assert not (await other.setup(project)).credentials
     rotated = Sealing(["another key of enough characters", KEY])
     assert rotated.open(made.sealed, "git secret a of ada for a.b") == VALUE
     with pytest.raises(SealError):
         rotated.open(made.sealed, "git secret a of bob for a.b")
     moved = replace(made, host="evil.example", version=1)
     assert await one.store.put(moved, made.created_at)
-    one.use_cases.secrets._sealing = rotated
-    assert not (await one.use_cases.secrets.setup(project)).credentials
+    assert not (await replace(secrets, sealing=rotated).setup(project)).credentials

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 
 from greylag.domain.audit import AuditAction, name_of
@@ -36,34 +37,26 @@ LOOK = timedelta(hours=1)
 """How long an administrator looks at another's projects before they are asked again."""
 
 
+@dataclass(frozen=True, slots=True)
 class Accounts:
     """The use cases of users and their sessions. Each takes the principal, and authorizes first;
     it fails as ``Gate.authorize`` does.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - each is a port, or keeps one
-        self,
-        people: People,
-        gate: Gate,
-        projects: Projects,
-        store: PeopleStore,
-        notifications: Notifications,
-        clock: Clock,
-    ) -> None:
-        self._people = people
-        self._gate = gate
-        self._projects = projects
-        self._store = store
-        self._notifications = notifications
-        self._clock = clock
+    people: People
+    gate: Gate
+    projects: Projects
+    store: PeopleStore
+    notifications: Notifications
+    clock: Clock
 
     async def me(self, principal: Principal) -> User | None:
         """Return the user who asks; ``None`` for the operator."""
-        return None if principal.user_id is None else await self._people.get(principal.user_id)
+        return None if principal.user_id is None else await self.people.get(principal.user_id)
 
     async def show(self, principal: Principal, user_id: str) -> User:
         """Return a user with all that an administrator, or they themselves, may see of them."""
-        return await self._gate.authorize(principal, Action.ACCOUNT_READ, user_id)
+        return await self.gate.authorize(principal, Action.ACCOUNT_READ, user_id)
 
     async def all(self, principal: Principal) -> Sequence[User]:
         """Return all users with all that administrators see of them.
@@ -71,13 +64,13 @@ class Accounts:
         Raises:
             ForbiddenError: whoever asks is none.
         """
-        await self._gate.administrate(principal, Action.USERS_WRITE)
-        return await self._people.users()
+        await self.gate.administrate(principal, Action.USERS_WRITE)
+        return await self.people.users()
 
     async def make(self, principal: Principal, user: User) -> User:
         """Add a user; fails as ``People.make`` does besides."""
-        await self._gate.administrate(principal, Action.USERS_WRITE)
-        return await self._people.make(user, by=principal)
+        await self.gate.administrate(principal, Action.USERS_WRITE)
+        return await self.people.make(user, by=principal)
 
     async def edit(self, principal: Principal, user_id: str, edit: UserEdit) -> User:
         """Change a user. One who is disabled comes in no more, and what runs of theirs is stopped.
@@ -85,12 +78,12 @@ class Accounts:
         Raises:
             ConflictError: administrators would shut themselves out.
         """
-        await self._gate.authorize(principal, Action.USERS_WRITE, user_id)
+        await self.gate.authorize(principal, Action.USERS_WRITE, user_id)
         if edit.disabled and user_id == principal.user_id:
             raise ConflictError("You cannot disable yourself.", hint="Another administrator can.")
-        changed = await self._people.edit(user_id, edit, by=principal)
+        changed = await self.people.edit(user_id, edit, by=principal)
         if changed.disabled:
-            await self._projects.sleep_all(principal, user_id)
+            await self.projects.sleep_all(principal, user_id)
         return changed
 
     async def remove(self, principal: Principal, user_id: str) -> None:
@@ -100,41 +93,41 @@ class Accounts:
         Raises:
             ConflictError: they have projects, or the settings name them, or it is who asks.
         """
-        await self._gate.authorize(principal, Action.USERS_WRITE, user_id)
+        await self.gate.authorize(principal, Action.USERS_WRITE, user_id)
         if user_id == principal.user_id:
             raise ConflictError("You cannot remove yourself.", hint="Another administrator can.")
         await self._check_no_projects(user_id)
-        self._people.check_removable(user_id)
+        self.people.check_removable(user_id)
         await self._shut_out(principal, user_id)
-        label, event = of_user(user_id), self._gate.audit.event
-        for token in await self._store.labelled(ApiToken, label):
+        label, event = of_user(user_id), self.gate.audit.event
+        for token in await self.store.labelled(ApiToken, label):
             told = event(principal, AuditAction.TOKEN_REVOKE, name_of(user_id), token=token.id)
-            await self._store.remove(ApiToken, token.key, audit=told)
-        for secret in await self._store.labelled(UserSecret, label):
+            await self.store.remove(ApiToken, token.key, audit=told)
+        for secret in await self.store.labelled(UserSecret, label):
             told = event(principal, AuditAction.SECRET_REMOVE, name_of(user_id), name=secret.name)
-            await self._store.remove(UserSecret, secret.key, audit=told)
-        await self._notifications.remove_all(principal, user_id)
-        for member in await self._store.labelled(Member, label):
+            await self.store.remove(UserSecret, secret.key, audit=told)
+        await self.notifications.remove_all(principal, user_id)
+        for member in await self.store.labelled(Member, label):
             on = name_of(ProjectRef(member.owner, member.project_id))
             told = event(principal, AuditAction.MEMBER_REMOVE, on, member=user_id)
-            await self._store.remove(Member, member.key, audit=told)
-        await self._people.remove(user_id, by=principal)
+            await self.store.remove(Member, member.key, audit=told)
+        await self.people.remove(user_id, by=principal)
 
     async def _shut_out(self, principal: Principal, user_id: str) -> None:
         """Disable a user who is to be removed, and return once they can have made no project."""
-        before = await self._people.get(user_id)
-        await self._people.edit(user_id, UserEdit(disabled=True), by=principal)
+        before = await self.people.get(user_id)
+        await self.people.edit(user_id, UserEdit(disabled=True), by=principal)
         # Until then another process may still let them in.
-        await self._clock.sleep(RECENT_SECONDS)
+        await self.clock.sleep(RECENT_SECONDS)
         try:
             await self._check_no_projects(user_id)
         except ConflictError:
             again = UserEdit(disabled=before.disabled)
-            await self._people.edit(user_id, again, by=principal)
+            await self.people.edit(user_id, again, by=principal)
             raise
 
     async def _check_no_projects(self, user_id: str) -> None:
-        if await self._projects.has_any(user_id):
+        if await self.projects.has_any(user_id):
             raise ConflictError(
                 f"The user {user_id!r} has projects.",
                 hint="Hand them over or delete them first, or disable the user instead.",
@@ -146,8 +139,8 @@ class Accounts:
         may have come after.
         """
         with suppress(UserNotFoundError):
-            if (await self._people.get(project.user_id)).disabled:
-                await self._projects.sleep(project)
+            if (await self.people.get(project.user_id)).disabled:
+                await self.projects.sleep(project)
                 return True
         return False
 
@@ -160,23 +153,23 @@ class Accounts:
             ConflictError: it does not sleep, or the user is disabled, or has one of this id.
             LimitExceededError: they have as many projects as they may.
         """
-        await self._gate.authorize(principal, Action.PROJECTS_HAND_OVER, ref)
-        user = await self._people.get(user_id)
+        await self.gate.authorize(principal, Action.PROJECTS_HAND_OVER, ref)
+        user = await self.people.get(user_id)
         if user.id == ref.user_id:
             has = f"The user {user.id!r} has this project already."
             raise ConflictError(has, hint="Choose another user.")
-        given = await self._projects.give(principal, ref, user)
-        for share in await self._store.labelled(Share, of_project(ref.user_id, ref.project_id)):
-            ended = self._gate.audit.event(
+        given = await self.projects.give(principal, ref, user)
+        for share in await self.store.labelled(Share, of_project(ref.user_id, ref.project_id)):
+            ended = self.gate.audit.event(
                 principal, AuditAction.PREVIEW_END, shown_by(ref, share.port), path=share.path
             )
-            await self._store.remove(Share, share.key, audit=ended)
+            await self.store.remove(Share, share.key, audit=ended)
         return given
 
     async def sessions(self, principal: Principal, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""
-        await self._gate.authorize(principal, Action.ACCOUNT_READ, user_id)
-        return await self._people.sessions(user_id)
+        await self.gate.authorize(principal, Action.ACCOUNT_READ, user_id)
+        return await self.people.sessions(user_id)
 
     async def end_session(self, principal: Principal, user_id: str, session: str) -> None:
         """End a session, for every process, at once.
@@ -184,14 +177,14 @@ class Accounts:
         Raises:
             MissingError: there is none of this id.
         """
-        await self._gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
-        if not await self._people.end_sessions(user_id, session, by=principal):
+        await self.gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
+        if not await self.people.end_sessions(user_id, session, by=principal):
             raise MissingError(f"The user has no session {session!r}.")
 
     async def end_other_sessions(self, principal: Principal, user_id: str) -> None:
         """End all of a user's sessions but the one that the principal comes by, if it is theirs."""
-        await self._gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
-        await self._people.end_sessions(user_id, but=principal.session_id, by=principal)
+        await self.gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
+        await self.people.end_sessions(user_id, but=principal.session_id, by=principal)
 
     async def look_at(self, principal: Principal, user_id: str, reason: str) -> None:
         """Have an administrator's browser look at another's projects, for an hour at most.
@@ -201,7 +194,7 @@ class Accounts:
             user_id: at whose.
             reason: why, to read conversations and files as well; may be empty.
         """
-        user = await self._gate.authorize(principal, Action.USERS_WRITE, user_id)
+        user = await self.gate.authorize(principal, Action.USERS_WRITE, user_id)
         session = principal.session_id
         if principal.user_id is None or session is None or user_id == principal.user_id:
             raise InvalidRequestError(
@@ -210,11 +203,11 @@ class Accounts:
             )
         if len(reason) > MAX_REASON_LENGTH:
             raise InvalidRequestError(f"A reason has {MAX_REASON_LENGTH} characters at most.")
-        look = Look(user_id, user.display_name, reason, self._clock.now() + LOOK)
-        event = self._gate.audit.event(
+        look = Look(user_id, user.display_name, reason, self.clock.now() + LOOK)
+        event = self.gate.audit.event(
             principal, AuditAction.LOOK_START, name_of(user_id), reason=reason
         )
-        await self._people.keep_look(principal.user_id, session, look, event)
+        await self.people.keep_look(principal.user_id, session, look, event)
 
     async def end_look(self, principal: Principal) -> None:
         """End the look that the principal's session has, if it has one."""
@@ -222,5 +215,5 @@ class Accounts:
         if principal.look is None or principal.user_id is None or session is None:
             return
         on = name_of(principal.look.user_id)
-        event = self._gate.audit.event(principal, AuditAction.LOOK_END, on)
-        await self._people.keep_look(principal.user_id, session, None, event)
+        event = self.gate.audit.event(principal, AuditAction.LOOK_END, on)
+        await self.people.keep_look(principal.user_id, session, None, event)

@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -52,6 +52,7 @@ MESSAGE_ID_FORM = rf"^[^\x00-\x1f\x7f-\x9f]{{1,{MAX_MESSAGE_ID_LENGTH}}}$"
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True)
 class Agents:
     """The use cases of what runs in an environment.
 
@@ -61,28 +62,19 @@ class Agents:
     environment that does not run.
     """
 
-    def __init__(
-        self,
-        projects: Projects,
-        cluster: Cluster,
-        gateway: AgentGateway,
-        *,
-        terminal: bool = True,
-        transcripts: Transcripts | None = None,
-    ) -> None:
-        self._projects = projects
-        self._cluster = cluster
-        self._gateway = gateway
-        self._terminal = terminal
-        self._transcripts = transcripts
-        self.audit = projects.audit
+    projects: Projects
+    cluster: Cluster
+    gateway: AgentGateway
+    _: KW_ONLY
+    terminal: bool = True
+    transcripts: Transcripts | None = None
 
     async def address(
         self, principal: Principal, ref: ProjectRef, action: Action = Action.AGENT_READ
     ) -> AgentAddress:
         """Return where the project's agent answers a principal who may do ``action`` with it."""
-        project = await self._projects.get(principal, ref, action)
-        if action is Action.TERMINAL_USE and not self._terminal:
+        project = await self.projects.get(principal, ref, action)
+        if action is Action.TERMINAL_USE and not self.terminal:
             raise TerminalOffError("Terminals and commands are switched off here.")
         return await self.reach(project)
 
@@ -95,7 +87,7 @@ class Agents:
                 hint=hint,
             )
         try:
-            return await self._cluster.reach(project.environment)
+            return await self.cluster.reach(project.environment)
         except NotActiveError as error:
             # It has just ended, and the reconciler, which starts it again, is not there yet.
             raise AgentUnreachableError("The environment is not running at this moment.") from error
@@ -103,7 +95,7 @@ class Agents:
     async def waking(self, project: Project, words: str) -> AsyncIterator[bytes]:
         """Yield ``status`` frames, the first with ``words``, until what ``project`` wants is so."""
         yield _status_frame(words)
-        async for event in self._projects.progress(project):
+        async for event in self.projects.progress(project):
             yield _status_frame(event.message, event)
 
     async def awake(self, project: Project) -> AgentAddress:
@@ -112,14 +104,14 @@ class Agents:
         Raises:
             ClusterError: the environment could not be started, or was stopped meanwhile.
         """
-        awake = await self._projects.settled(project)
+        awake = await self.projects.settled(project)
         if awake is None or awake.status is not Status.ACTIVE:
             raise ClusterError("The project was stopped before it had become active.")
         return await self.reach(awake)
 
     async def status(self, principal: Principal, ref: ProjectRef) -> AgentStatus:
         """Return what answers in the environment."""
-        return await self._gateway.status(await self.address(principal, ref))
+        return await self.gateway.status(await self.address(principal, ref))
 
     async def relay(
         self, principal: Principal, ref: ProjectRef, request: AgentRequest
@@ -128,19 +120,19 @@ class Agents:
         that does not run, a copy's, where there is one.
         """
         action = action_of(request.operation)
-        if self._transcripts is not None and request.operation.kept:
-            project = await self._projects.get(principal, ref, action)
+        if self.transcripts is not None and request.operation.kept:
+            project = await self.projects.get(principal, ref, action)
             if project.status is not Status.ACTIVE:
-                copy = await self._transcripts.answer(project, request)
+                copy = await self.transcripts.answer(project, request)
                 if copy is not None:
                     return nullcontext(copy)
             at = await self.reach(project)
         else:
             at = await self.address(principal, ref, action)
-        answer = self._gateway.relay(at, request)
+        answer = self.gateway.relay(at, request)
         if request.operation.method == "GET":
             return answer
-        doing = self.audit.doing(
+        doing = self.projects.audit.doing(
             principal, action, _object(ref, request), operation=request.operation.name
         )
         return _opened(answer, doing)
@@ -149,10 +141,10 @@ class Agents:
         self, principal: Principal, ref: ProjectRef, session_id: str
     ) -> datetime | None:
         """Return of when the copy is in which a session is read while nobody can be asked."""
-        project = await self._projects.get(principal, ref, Action.AGENT_READ)
-        if self._transcripts is None or project.status is Status.ACTIVE:
+        project = await self.projects.get(principal, ref, Action.AGENT_READ)
+        if self.transcripts is None or project.status is Status.ACTIVE:
             return None
-        return await self._transcripts.kept_at(project, session_id)
+        return await self.transcripts.kept_at(project, session_id)
 
     async def socket(
         self, principal: Principal, ref: ProjectRef, socket: Socket, parts: Mapping[str, str]
@@ -160,16 +152,16 @@ class Agents:
         """Return a WebSocket of the agent's, to be opened."""
         at = await self.address(principal, ref, Action.TERMINAL_USE)
         about = (principal, Action.TERMINAL_USE, name_of(ref) + socket.path.format(**parts))
-        doing = self.audit.doing(*about, operation=f"open_{socket.name}")
-        open_still = self.audit.lasting(*about, operation=f"close_{socket.name}")
-        return _opened(self._gateway.socket(at, socket, parts), doing, open_still)
+        doing = self.projects.audit.doing(*about, operation=f"open_{socket.name}")
+        open_still = self.projects.audit.lasting(*about, operation=f"close_{socket.name}")
+        return _opened(self.gateway.socket(at, socket, parts), doing, open_still)
 
     async def forward(
         self, principal: Principal, ref: ProjectRef, port: int, request: ForwardedRequest
     ) -> AbstractAsyncContextManager[ForwardedAnswer]:
         """Return what a port of the environment answers, to be opened."""
         at = await self.address(principal, ref, Action.PREVIEW_USE)
-        return self._gateway.forward(at, port, request)
+        return self.gateway.forward(at, port, request)
 
     async def forward_socket(
         self,
@@ -181,7 +173,7 @@ class Agents:
     ) -> AbstractAsyncContextManager[ForwardedSocket]:
         """Return a WebSocket to a port of the environment, to be opened."""
         at = await self.address(principal, ref, Action.PREVIEW_USE)
-        return self._gateway.forward_socket(at, port, request, protocols)
+        return self.gateway.forward_socket(at, port, request, protocols)
 
     async def stream_turn(
         self, principal: Principal, ref: ProjectRef, turn_id: str, after: str | None
@@ -190,10 +182,10 @@ class Agents:
 
         An environment that is being started again is waited for, and ``status`` frames say so.
         """
-        project = await self._projects.get(principal, ref, Action.AGENT_READ)
+        project = await self.projects.get(principal, ref, Action.AGENT_READ)
         if _coming(project):
             return self._when_back(project, turn_id, after)
-        return self._gateway.stream_turn(await self.reach(project), turn_id, after)
+        return self.gateway.stream_turn(await self.reach(project), turn_id, after)
 
     @asynccontextmanager
     async def _when_back(
@@ -205,7 +197,7 @@ class Agents:
             async for frame in self.waking(project, words):
                 yield frame
             at = await self.awake(project)
-            async with self._gateway.stream_turn(at, turn_id, after) as rest:
+            async with self.gateway.stream_turn(at, turn_id, after) as rest:
                 async for frame in rest:
                     yield frame
 
@@ -215,8 +207,10 @@ class Agents:
         """Ask a turn to end."""
         at = await self.address(principal, ref, Action.AGENT_WRITE)
         on = f"{name_of(ref)}/turns/{turn_id}"
-        async with self.audit.doing(principal, Action.AGENT_WRITE, on, operation="cancel_turn"):
-            return await self._gateway.cancel_turn(at, turn_id)
+        async with self.projects.audit.doing(
+            principal, Action.AGENT_WRITE, on, operation="cancel_turn"
+        ):
+            return await self.gateway.cancel_turn(at, turn_id)
 
     async def confirm(
         self,
@@ -230,14 +224,14 @@ class Agents:
         """Answer a turn's question whether a tool may run."""
         at = await self.address(principal, ref, Action.AGENT_WRITE)
         on = f"{name_of(ref)}/turns/{turn_id}/confirmations/{confirmation_id}"
-        async with self.audit.doing(
+        async with self.projects.audit.doing(
             principal,
             Action.AGENT_WRITE,
             on,
             operation="answer_confirmation",
             decision=decision,
         ):
-            await self._gateway.confirm(at, turn_id, confirmation_id, decision)
+            await self.gateway.confirm(at, turn_id, confirmation_id, decision)
 
     async def logs(
         self, principal: Principal, ref: ProjectRef, *, follow: bool, tail: int
@@ -245,11 +239,11 @@ class Agents:
         """Open the environment's log: its last ``tail`` lines (10,000 at most), then what comes, as
         long as the project is its owner's.
         """
-        project = await self._projects.get(principal, ref, Action.LOGS_READ)
-        opening = self._cluster.logs(
+        project = await self.projects.get(principal, ref, Action.LOGS_READ)
+        opening = self.cluster.logs(
             project.environment, follow=follow, tail=min(tail, MAX_LOG_LINES)
         )
-        over = partial(self._projects.is_another_s, project)
+        over = partial(self.projects.is_another_s, project)
         return _until(over, opening) if follow else opening
 
 
@@ -388,7 +382,7 @@ class Messages:
     ) -> Turn:
         message_id = new.message_id or uuid.uuid4().hex
         on = f"{name_of(project.ref)}/sessions/{new.session_id or ''}"
-        async with self._agents.audit.doing(
+        async with self._projects.audit.doing(
             principal, Action.MESSAGES_SEND, on, message_id=message_id
         ):
             return await self._gateway.start_turn(

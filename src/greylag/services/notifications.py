@@ -86,6 +86,7 @@ class Notice:
     confirmation_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Notifications:
     """The use cases of notifications. Each takes the principal, and authorizes first.
 
@@ -93,30 +94,21 @@ class Notifications:
     ``contact``, else the site of whoever is told.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - each is a port of its own
-        self,
-        people: PeopleStore,
-        gate: Gate,
-        clock: Clock,
-        delivery: Delivery,
-        sealing: Sealing | None,
-        contact: str = "",
-    ) -> None:
-        self._people = people
-        self._gate = gate
-        self._clock = clock
-        self._delivery = delivery
-        self._sealing = sealing
-        self._contact = contact
+    people: PeopleStore
+    gate: Gate
+    clock: Clock
+    delivery: Delivery
+    sealing: Sealing | None
+    contact: str = ""
 
     async def listed(self, principal: Principal, user_id: str) -> Sequence[NotificationTarget]:
         """Return where a user is told, the oldest first."""
-        user = await self._gate.authorize(principal, Action.ACCOUNT_READ, user_id)
+        user = await self.gate.authorize(principal, Action.ACCOUNT_READ, user_id)
         return await self.of(user.id)
 
     async def public_key(self) -> str | None:
         """Return what browsers are to let in; ``None`` where nothing can be sealed."""
-        return None if self._sealing is None else self._delivery.public_key(await self._push_key())
+        return None if self.sealing is None else self.delivery.public_key(await self._push_key())
 
     async def add_browser(
         self, principal: Principal, user_id: str, name: str, site: str, address: PushAddress
@@ -128,7 +120,7 @@ class Notifications:
             LimitExceededError: there are too many.
             NotificationsOffError: nothing can be sealed here.
         """
-        user = await self._gate.authorize(principal, Action.NOTIFICATIONS_WRITE, user_id)
+        user = await self.gate.authorize(principal, Action.NOTIFICATIONS_WRITE, user_id)
         target_id = hashlib.sha256(address.endpoint.encode()).hexdigest()[:_ID_DIGITS]
         return await self._add(principal, user, target_id, name, site, address)
 
@@ -139,7 +131,7 @@ class Notifications:
 
         It fails as ``add_browser`` does.
         """
-        user = await self._gate.authorize(principal, Action.NOTIFICATIONS_WRITE, user_id)
+        user = await self.gate.authorize(principal, Action.NOTIFICATIONS_WRITE, user_id)
         secret = base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
         address = WebhookAddress(url, secret)
         target_id = secrets.token_hex(_ID_DIGITS // 2)
@@ -155,8 +147,8 @@ class Notifications:
         site: str,
         address: PushAddress | WebhookAddress,
     ) -> NotificationTarget:
-        host = self._delivery.check(address)
-        if self._sealing is None:
+        host = self.delivery.check(address)
+        if self.sealing is None:
             raise NotificationsOffError("Notifications cannot be turned on here.")
         if len(site) > MAX_SITE:
             raise InvalidRequestError("The address of this Greylag is too long.")
@@ -167,19 +159,19 @@ class Notifications:
             name=check_name(name, "name"),
             host=host,
             site=site,
-            sealed=self._sealing.seal(json.dumps(asdict(address)), _purpose(target_id, user.id)),
-            created_at=self._clock.now(),
+            sealed=self.sealing.seal(json.dumps(asdict(address)), _purpose(target_id, user.id)),
+            created_at=self.clock.now(),
         )
         action = AuditAction.NOTIFICATION_ADD
         told = self._event(principal, action, new)
         right = Action.NOTIFICATIONS_WRITE
-        async with self._gate.limited(principal, action, user.id, right=right, counted=user.id):
+        async with self.gate.limited(principal, action, user.id, right=right, counted=user.id):
             attempts = Attempts("where the user is told")
             while True:
-                before = await self._people.find(NotificationTarget, target_id)
+                before = await self.people.find(NotificationTarget, target_id)
                 _check_room(await self.of(user.id), target_id)
                 one = replace(new, version=before.version) if before else new
-                if await self._people.put(one, new.created_at, audit=told):
+                if await self.people.put(one, new.created_at, audit=told):
                     return one
                 attempts.failed()
 
@@ -191,10 +183,10 @@ class Notifications:
         Raises:
             MissingError: there is none of this id.
         """
-        await self._gate.authorize(principal, Action.NOTIFICATIONS_WRITE, user_id)
+        await self.gate.authorize(principal, Action.NOTIFICATIONS_WRITE, user_id)
         target = await self._found(user_id, target_id)
-        await self._gate.audit.append(self._event(principal, AuditAction.NOTIFICATION_TEST, target))
-        notice = Notice(What.TEST, f"msg_{secrets.token_hex(16)}", self._clock.now())
+        await self.gate.audit.append(self._event(principal, AuditAction.NOTIFICATION_TEST, target))
+        notice = Notice(What.TEST, f"msg_{secrets.token_hex(16)}", self.clock.now())
         return target, await self.send(target, notice)
 
     async def remove(self, principal: Principal, user_id: str, target_id: str) -> None:
@@ -203,7 +195,7 @@ class Notifications:
         Raises:
             MissingError: there is none of this id.
         """
-        await self._gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
+        await self.gate.authorize(principal, Action.ACCOUNT_WRITE, user_id)
         target = await self._found(user_id, target_id)
         await self._remove(principal, target)
 
@@ -214,67 +206,67 @@ class Notifications:
 
     async def _remove(self, who: Principal | Actor, target: NotificationTarget) -> None:
         told = self._event(who, AuditAction.NOTIFICATION_REMOVE, target)
-        await self._people.remove(NotificationTarget, target.id, audit=told)
+        await self.people.remove(NotificationTarget, target.id, audit=told)
 
     async def of(self, user_id: str | None) -> Sequence[NotificationTarget]:
         """Return where a user (``None``: anybody) is told; for those who tell."""
         label = None if user_id is None else of_user(user_id)
-        found = await self._people.labelled(NotificationTarget, label)
+        found = await self.people.labelled(NotificationTarget, label)
         return sorted(found, key=lambda one: (one.created_at, one.id))
 
     async def send(self, target: NotificationTarget, notice: Notice) -> Delivered:
         """Tell a target, once, and keep what came of it; one that is gone for good is removed."""
         delivered = await self._delivered(target, notice)
-        now = self._clock.now()
+        now = self.clock.now()
         if delivered.result is DeliveryResult.GONE:
             await self._remove(SYSTEM, target)
-        elif (kept := await self._people.find(NotificationTarget, target.id)) is not None:
+        elif (kept := await self.people.find(NotificationTarget, target.id)) is not None:
             # Only the newest counts: what another process has written meanwhile is as good.
             told = replace(kept, last_at=now, last_result=delivered.words)
-            await self._people.put(told, now)
+            await self.people.put(told, now)
         return delivered
 
     async def _delivered(self, target: NotificationTarget, notice: Notice) -> Delivered:
-        if self._sealing is None:
+        if self.sealing is None:
             return Delivered(DeliveryResult.REFUSED, "there is no key to open its address")
         try:
             purpose = _purpose(target.id, target.user_id)
-            opened = json.loads(self._sealing.open(target.sealed, purpose))
+            opened = json.loads(self.sealing.open(target.sealed, purpose))
         except SealError as error:
             return Delivered(DeliveryResult.REFUSED, f"its address cannot be opened: {error}")
         if target.kind == "webhook":
             body = _plain(_for_webhook(target, notice))
-            return await self._delivery.post(
-                WebhookAddress(**opened), notice.id, self._clock.now(), body
+            return await self.delivery.post(
+                WebhookAddress(**opened), notice.id, self.clock.now(), body
             )
         message = PushMessage(
             _plain(_for_browser(target, notice)),
             topic=_digest(notice.turn_id)[:32],
             urgent=notice.what is What.ASKS,
-            contact=self._contact or _contact(target.site),
+            contact=self.contact or _contact(target.site),
         )
-        return await self._delivery.push(PushAddress(**opened), await self._push_key(), message)
+        return await self.delivery.push(PushAddress(**opened), await self._push_key(), message)
 
     async def _push_key(self) -> str:
         """Return the private key for pushes; whoever needs it first makes it, for all processes."""
-        assert self._sealing is not None  # noqa: S101 - its callers have looked
+        assert self.sealing is not None  # noqa: S101 - its callers have looked
         attempts = Attempts("the key for pushes")
         while True:
-            kept = await self._people.find(PushKey, "push")
+            kept = await self.people.find(PushKey, "push")
             if kept is not None:
                 try:
-                    return self._sealing.open(kept.sealed, "push key")
+                    return self.sealing.open(kept.sealed, "push key")
                 except SealError:
                     # Nobody can use it any more, nor what browsers gave out for it.
                     _log.warning("push_key_unreadable", meaning="browsers must turn on anew")
-            key = self._delivery.new_key()
-            new = PushKey(self._sealing.seal(key, "push key"), kept.version if kept else 0)
-            if await self._people.put(new, self._clock.now()):
+            key = self.delivery.new_key()
+            new = PushKey(self.sealing.seal(key, "push key"), kept.version if kept else 0)
+            if await self.people.put(new, self.clock.now()):
                 return key
             attempts.failed()
 
     async def _found(self, user_id: str, target_id: str) -> NotificationTarget:
-        found = await self._people.find(NotificationTarget, target_id)
+        found = await self.people.find(NotificationTarget, target_id)
         if found is None or found.user_id != user_id:
             raise MissingError(f"The user is told nothing at {target_id!r}.")
         return found
@@ -283,7 +275,7 @@ class Notifications:
         self, who: Principal | Actor, action: AuditAction, target: NotificationTarget
     ) -> AuditEvent:
         about = {"target": target.id, "kind": target.kind, "host": target.host}
-        return self._gate.audit.event(who, action, name_of(target.user_id), **about)
+        return self.gate.audit.event(who, action, name_of(target.user_id), **about)
 
 
 def _check_room(known: Sequence[NotificationTarget], target_id: str) -> None:

@@ -76,38 +76,28 @@ class _Heard:
     looking: bool = False
 
 
+@dataclass(eq=False)
 class Notifier:
     """Hears of turns and tells of them; ``worker`` is this process's name in the store."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - each is a port, or knows one
-        self,
-        notifications: Notifications,
-        store: ProjectStore,
-        directory: People,
-        activities: Activities,
-        agents: Agents,
-        gateway: AgentGateway,
-        clock: Clock,
-        worker: str,
-    ) -> None:
-        self._notifications = notifications
-        self._store = store
-        self._directory = directory
-        self._activities = activities
-        self._agents = agents
-        self._gateway = gateway
-        self._clock = clock
-        self._worker = worker
-        self._users: frozenset[str] = frozenset()
-        self._projects: dict[str, Project] = {}
-        self._heard: dict[str, _Heard] = {}
-        self._telling = Counter[str]()  # deliveries that go on, by user
-        self._renew_at = float("-inf")
+    notifications: Notifications
+    store: ProjectStore
+    directory: People
+    activities: Activities
+    agents: Agents
+    gateway: AgentGateway
+    clock: Clock
+    worker: str
+    _users: frozenset[str] = frozenset()
+    _projects: dict[str, Project] = field(default_factory=dict)
+    _heard: dict[str, _Heard] = field(default_factory=dict)
+    _telling: Counter[str] = field(default_factory=Counter)  # deliveries that go on, by user
+    _renew_at: float = float("-inf")
 
     async def run(self) -> None:
         """Hear and tell until cancelled; a store that cannot be reached is waited for."""
         async with asyncio.TaskGroup() as tasks:
-            with self._activities.watch() as watch:
+            with self.activities.watch() as watch:
                 tasks.create_task(self._keep_following(watch), name="notifications followed")
                 while True:
                     await watch.news.wait()
@@ -122,7 +112,7 @@ class Notifier:
     # Whom to hear of.
 
     async def _keep_following(self, watch: Watch) -> None:
-        with self._store.subscribe() as changes:
+        with self.store.subscribe() as changes:
             while True:
                 try:
                     changed = await changes.changed(LOOK_SECONDS)
@@ -130,16 +120,16 @@ class Notifier:
                 except StoreUnavailableError as error:
                     self._users = frozenset()
                     _log.warning("notifications_wait_for_store", reason=str(error))
-                    await self._clock.sleep(LOOK_SECONDS)
+                    await self.clock.sleep(LOOK_SECONDS)
                 except Exception:  # noqa: BLE001 - a row that cannot be read ends nothing else here
                     self._users = frozenset()
                     _log.exception("notifications_failed")
-                    await self._clock.sleep(LOOK_SECONDS)
+                    await self.clock.sleep(LOOK_SECONDS)
                 # Of many changes that come together one look takes them all.
-                await self._clock.sleep(PAUSE_SECONDS)
+                await self.clock.sleep(PAUSE_SECONDS)
 
     async def _follow(self, watch: Watch, *, anew: bool) -> None:
-        users = frozenset(one.user_id for one in await self._notifications.of(None))
+        users = frozenset(one.user_id for one in await self.notifications.of(None))
         if not users or not await self._is_ours():
             self._users, self._projects = frozenset(), {}
             watch.follow(())
@@ -158,28 +148,28 @@ class Notifier:
 
     async def _is_ours(self) -> bool:
         """Tell whether this worker is the one that tells; it says so anew while it is."""
-        now, moment = self._clock.now(), self._clock.monotonic()
+        now, moment = self.clock.now(), self.clock.monotonic()
         if moment >= self._renew_at:
-            taken = await self._store.take_duty(
-                _DUTY, self._worker, since=now, now=now, seconds=_DUTY_SECONDS
+            taken = await self.store.take_duty(
+                _DUTY, self.worker, since=now, now=now, seconds=_DUTY_SECONDS
             )
             self._renew_at = moment + (_DUTY_SECONDS / 3 if taken is Duty.MINE else 0)
         return moment < self._renew_at
 
     async def _active(self, user_id: str) -> Sequence[Project]:
         try:
-            if (await self._directory.get(user_id)).disabled:
+            if (await self.directory.get(user_id)).disabled:
                 return ()
         except UserNotFoundError:
             return ()
-        return await projects_of(self._store, user_id, Status.ACTIVE, most=MOST_WATCHED)
+        return await projects_of(self.store, user_id, Status.ACTIVE, most=MOST_WATCHED)
 
     # What has happened.
 
     async def _look(
         self, watch: Watch, project: Project, heard: _Heard, tasks: asyncio.TaskGroup
     ) -> None:
-        pauses = Pauses(FIRST_WAIT, LONGEST_WAIT, self._clock.sleep)
+        pauses = Pauses(FIRST_WAIT, LONGEST_WAIT, self.clock.sleep)
         try:
             while (activity := watch.of(project)) is not None and _is_new(activity, heard):
                 if not self._is_still(project):
@@ -210,7 +200,7 @@ class Notifier:
         unknown = {
             turn_id: session_id
             for turn_id, session_id in ended.items()
-            if not await self._store.is_revoked(notice_id(project.id, turn_id))
+            if not await self.store.is_revoked(notice_id(project.id, turn_id))
         }
         for session_id in {*unknown.values(), *asking.values()}:
             try:
@@ -233,7 +223,7 @@ class Notifier:
         session = replace(
             session, session_id=session_id, title=session.title[: agent_api.MOST_TITLE]
         )
-        found = [_notice(project, session, turn, self._clock) for turn in turns]
+        found = [_notice(project, session, turn, self.clock) for turn in turns]
         return [one for one in found if one is not None and one.turn_id in wanted]
 
     async def _ask(
@@ -244,22 +234,22 @@ class Notifier:
         parts: dict[str, str],
         **query: str,
     ) -> _T:
-        at = await self._agents.reach(project)
+        at = await self.agents.reach(project)
         request = AgentRequest(operation, parts, query)
-        async with self._gateway.relay(at, request) as answer:
+        async with self.gateway.relay(at, request) as answer:
             return await answer.read(_MOST_BYTES, lambda body: read(parse_json(body)))
 
     # Telling it.
 
     async def _tell(self, notice: Notice, heard: _Heard, tasks: asyncio.TaskGroup) -> None:
         assert notice.project is not None  # noqa: S101 - tests alone are of none
-        now, moment = self._clock.now(), self._clock.monotonic()
+        now, moment = self.clock.now(), self.clock.monotonic()
         user_id = notice.project.user_id
-        targets = await self._notifications.of(user_id)
+        targets = await self.notifications.of(user_id)
         of_user = self._telling[user_id] + len(targets)
         if of_user > _MOST_OF_USER_AT_ONCE or self._telling.total() >= _MOST_TOLD_AT_ONCE:
             raise LimitExceededError("Too many notices are under way.")  # the next look tells it
-        if not await self._store.revoke(notice.id, now + _KEPT, now):
+        if not await self.store.revoke(notice.id, now + _KEPT, now):
             return
         first = heard.told_at[0] if len(heard.told_at) == MOST_OF_PROJECT else float("-inf")
         if moment - first < OF_PROJECT_SECONDS:
@@ -272,15 +262,15 @@ class Notifier:
                 tasks.create_task(self._deliver(target, notice), name=f"notify {target.id}")
 
     async def _deliver(self, target: NotificationTarget, notice: Notice) -> None:
-        pauses = Pauses(FIRST_WAIT, LONGEST_WAIT, self._clock.sleep)
+        pauses = Pauses(FIRST_WAIT, LONGEST_WAIT, self.clock.sleep)
         try:
             for tried in range(1, TRIES + 1):
-                delivered = await self._notifications.send(target, notice)
+                delivered = await self.notifications.send(target, notice)
                 if delivered.result is not DeliveryResult.LATER:
                     break
                 if tried < TRIES:
                     await pauses.pause()
-                still = await self._notifications.of(target.user_id)
+                still = await self.notifications.of(target.user_id)
                 if target.id not in {one.id for one in still}:
                     break  # it was removed meanwhile
         except GreylagError as error:

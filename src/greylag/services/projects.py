@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -46,6 +46,7 @@ from greylag.ports import (
     Subscription,
 )
 from greylag.services.access import Gate
+from greylag.services.audit import Audit
 
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
@@ -75,6 +76,7 @@ class NewProject:
     source: GitSource | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Projects:
     """The use cases of projects. Each takes the principal who asks, and authorizes first.
 
@@ -83,40 +85,35 @@ class Projects:
     project that this user does not have, and ``StoreUnavailableError``.
     """
 
-    def __init__(  # noqa: PLR0913 - what it works on, and what the settings say
-        self,
-        store: ProjectStore,
-        gate: Gate,
-        clock: Clock,
-        *,
-        namespace_prefix: str,
-        activation_timeout: float,
-        limits: DefaultLimits,
-    ) -> None:
-        self._store = store
-        self._gate = gate
-        self.audit = gate.audit
-        self._clock = clock
-        self._prefix = namespace_prefix
-        self._timeout = activation_timeout
-        self._limits = limits
+    store: ProjectStore
+    gate: Gate
+    clock: Clock
+    _: KW_ONLY
+    namespace_prefix: str
+    activation_timeout: float
+    limits: DefaultLimits
+
+    @property
+    def audit(self) -> Audit:
+        """What the audit trail is told by."""
+        return self.gate.audit
 
     async def users(self, principal: Principal) -> Sequence[User]:
         """Return the users of whose projects the principal may see any."""
-        return await self._gate.visible(principal)
+        return await self.gate.visible(principal)
 
     async def user(
         self, principal: Principal, user_id: str, action: Action = Action.PROJECTS_LIST
     ) -> User:
         """Return one user, for whom the principal may do ``action``."""
-        return await self._gate.authorize(principal, action, user_id)
+        return await self.gate.authorize(principal, action, user_id)
 
     async def page(self, principal: Principal, user_id: str, query: PageQuery) -> ProjectPage:
         """Return one page of what the principal may see of a user's projects, newest first."""
         owner = await self.user(principal, user_id)
-        only = await self._gate.only(principal, owner.id)
+        only = await self.gate.only(principal, owner.id)
         if only is None:
-            return await self._store.page(owner.id, query)
+            return await self.store.page(owner.id, query)
         found = [await self._found(principal, ProjectRef(owner.id, each)) for each in sorted(only)]
         shown = [one for one in found if one and query.status in {None, one.status}]
         # There are as many as were shared or named one by one: they fit on one page.
@@ -132,8 +129,8 @@ class Projects:
         self, principal: Principal, ref: ProjectRef, action: Action = Action.PROJECTS_READ
     ) -> Project:
         """Return one project, with which the principal may do ``action``."""
-        await self._gate.authorize(principal, action, ref)
-        return await self._store.get(ref.user_id, ref.project_id)
+        await self.gate.authorize(principal, action, ref)
+        return await self.store.get(ref.user_id, ref.project_id)
 
     async def create(
         self, principal: Principal, user_id: str, new: NewProject, key: str | None = None
@@ -152,36 +149,36 @@ class Projects:
         user = await self.user(principal, user_id, Action.PROJECTS_WRITE)
         project = self._new(user.id, new)
         asked = idempotency_key(key, new)
-        most = self._limits.of(user).projects
+        most = self.limits.of(user).projects
         counted = None if most is None else user.id
         right = Action.PROJECTS_WRITE
-        async with self._gate.limited(principal, right, user.id, right=right, counted=counted):
+        async with self.gate.limited(principal, right, user.id, right=right, counted=counted):
             try:
                 self._check_template(user, project.metadata)
                 await self._check_projects(user, most)
             except LimitExceededError:
                 at = project.created_at
-                if asked and (earlier := await self._store.created(user.id, asked, at)):
+                if asked and (earlier := await self.store.created(user.id, asked, at)):
                     return Created(earlier, new=False)
                 raise
             event = self.audit.event(
                 principal, AuditAction.PROJECT_CREATE, name_of(project.ref), name=project.name
             )
-            return await self._store.create(project, asked, audit=event)
+            return await self.store.create(project, asked, audit=event)
 
     def _new(self, owner: str, new: NewProject) -> Project:
         name = check_name(new.name)
         metadata = check_metadata(new.metadata or {})
         source = None if new.source is None else check_source(new.source)
         project_id = check_id(new.project_id or new_project_id(name), "project_id")
-        now = self._clock.now()
+        now = self.clock.now()
         return Project(
             id=new_record_id(now),
             user_id=owner,
             project_id=project_id,
             name=name,
             metadata=metadata,
-            names=environment_names(owner, project_id, prefix=self._prefix),
+            names=environment_names(owner, project_id, prefix=self.namespace_prefix),
             created_at=now,
             updated_at=now,
             due_at=now,
@@ -190,16 +187,16 @@ class Projects:
 
     async def give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
         """Give a project that sleeps to a user. The caller has asked whether it may."""
-        project = await self._store.get(ref.user_id, ref.project_id)
-        most = self._limits.of(user).projects
+        project = await self.store.get(ref.user_id, ref.project_id)
+        most = self.limits.of(user).projects
         counted = None if most is None else user.id
         on = Action.PROJECTS_HAND_OVER
-        async with self._gate.limited(principal, on, ref, right=on, counted=counted):
-            await self._gate.check_receives(user.id)
+        async with self.gate.limited(principal, on, ref, right=on, counted=counted):
+            await self.gate.check_receives(user.id)
             await self._check_projects(user, most)
             self._check_template(user, project.metadata)
             given = await self._give(principal, ref, user)
-        await self._gate.drop_members(principal, ref)
+        await self.gate.drop_members(principal, ref)
         return given
 
     async def _give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
@@ -209,20 +206,20 @@ class Projects:
         if await self._find(there) is not None:
             taken = f"The user {user.id!r} has a project {ref.project_id!r}."
             raise ConflictError(taken, hint=hint)
-        await self._gate.carry_members(principal, ref, user.id)
+        await self.gate.carry_members(principal, ref, user.id)
         try:
-            return await self._store.hand_over(
-                ref.user_id, ref.project_id, user.id, self._clock.now(), audit=event
+            return await self.store.hand_over(
+                ref.user_id, ref.project_id, user.id, self.clock.now(), audit=event
             )
         except ProjectExistsError as error:
             raise ConflictError(error.info.message, hint=hint) from error
         except ConflictError:
-            await self._gate.drop_members(principal, there)
+            await self.gate.drop_members(principal, there)
             raise
 
     async def _check_projects(self, user: User, most: int | None) -> None:
         if most is not None:
-            _check_room(user, len(await projects_of(self._store, user.id)), most, "projects")
+            _check_room(user, len(await projects_of(self.store, user.id)), most, "projects")
 
     async def edit(self, principal: Principal, ref: ProjectRef, edit: Edit) -> Project:
         """Rename a project or replace its metadata.
@@ -230,12 +227,12 @@ class Projects:
         Raises:
             InvalidRequestError: it cannot be a name, or metadata.
         """
-        owner = await self._gate.authorize(principal, Action.PROJECTS_WRITE, ref)
+        owner = await self.gate.authorize(principal, Action.PROJECTS_WRITE, ref)
         if edit.name is not None:
             check_name(edit.name)
         if edit.metadata is not None:
             check_metadata(edit.metadata)
-            async with self._gate.limited(principal, Action.PROJECTS_WRITE, ref):
+            async with self.gate.limited(principal, Action.PROJECTS_WRITE, ref):
                 self._check_template(owner, edit.metadata)
         event = self.audit.event(
             principal,
@@ -244,8 +241,8 @@ class Projects:
             name=edit.name,
             metadata=None if edit.metadata is None else sorted(edit.metadata),
         )
-        return await self._store.edit(
-            ref.user_id, ref.project_id, edit, self._clock.now(), audit=event
+        return await self.store.edit(
+            ref.user_id, ref.project_id, edit, self.clock.now(), audit=event
         )
 
     async def want(
@@ -264,7 +261,7 @@ class Projects:
             LimitExceededError: it is to be active, which it may not, or one more of its owner's.
         """
         on = action or _ACTIONS[desired]
-        owner = await self._gate.authorize(principal, on, ref)
+        owner = await self.gate.authorize(principal, on, ref)
         if desired is Desired.ACTIVE:
             return await self._activate(principal, ref, owner, on)
         return await self._want(principal, ref, desired)
@@ -272,10 +269,10 @@ class Projects:
     async def _activate(
         self, principal: Principal, ref: ProjectRef, owner: User, on: Action
     ) -> Project:
-        limits = self._limits.of(owner)
+        limits = self.limits.of(owner)
         if limits.templates is not None:
-            project = await self._store.get(ref.user_id, ref.project_id)
-            async with self._gate.limited(principal, on, ref):
+            project = await self.store.get(ref.user_id, ref.project_id)
+            async with self.gate.limited(principal, on, ref):
                 self._check_template(owner, project.metadata)
         if limits.active is None:
             return await self._want(principal, ref, Desired.ACTIVE)
@@ -284,7 +281,7 @@ class Projects:
         project = await self._want(principal, ref, Desired.ACTIVE, again=True)
         if project.desired is Desired.ACTIVE:
             return project
-        async with self._gate.limited(principal, on, ref, right=on, counted=owner.id):
+        async with self.gate.limited(principal, on, ref, right=on, counted=owner.id):
             await self._check_active(owner, ref, limits.active)
             return await self._want(principal, ref, Desired.ACTIVE)
 
@@ -292,22 +289,20 @@ class Projects:
         """Have a running environment that is outdated started anew once nobody is answered, and
         return at once. One that is not outdated is left alone.
         """
-        await self._gate.authorize(principal, _ACTIONS[Desired.ACTIVE], ref)
+        await self.gate.authorize(principal, _ACTIONS[Desired.ACTIVE], ref)
         event = self.audit.event(principal, AuditAction.ENVIRONMENT_REFRESH, name_of(ref))
-        return await self._store.refresh(
-            ref.user_id, ref.project_id, self._clock.now(), audit=event
-        )
+        return await self.store.refresh(ref.user_id, ref.project_id, self.clock.now(), audit=event)
 
     async def _want(
         self, who: Principal | Actor, ref: ProjectRef, desired: Desired, *, again: bool = False
     ) -> Project:
-        now = self._clock.now()
-        return await self._store.want(
+        now = self.clock.now()
+        return await self.store.want(
             ref.user_id,
             ref.project_id,
             desired,
             now,
-            now + timedelta(seconds=self._timeout),
+            now + timedelta(seconds=self.activation_timeout),
             again=again,
             audit=self.audit.event(who, _ACTIONS[desired], name_of(ref)),
         )
@@ -345,14 +340,14 @@ class Projects:
                     yield event
 
     async def _looks(self, project: Project, within: float | None) -> AsyncIterator[Project | None]:
-        end = self._clock.monotonic() + (self._timeout if within is None else within)
-        with self._store.subscribe(project.ref) as news:
+        end = self.clock.monotonic() + (self.activation_timeout if within is None else within)
+        with self.store.subscribe(project.ref) as news:
             while True:
                 current = await self._same(project)
                 yield current
                 if current is None or current.settled:
                     return
-                left = end - self._clock.monotonic()
+                left = end - self.clock.monotonic()
                 if left <= 0:
                     raise WaitTimeoutError(_still(current))
                 await news.changed(left)
@@ -361,7 +356,7 @@ class Projects:
         """Return once the project is gone, or its owner has another in its place or has it no
         more.
         """
-        with self._store.subscribe(project.ref) as news:
+        with self.store.subscribe(project.ref) as news:
             while True:
                 with suppress(StoreUnavailableError):
                     if await self._same(project) is None:
@@ -374,7 +369,7 @@ class Projects:
 
     async def _find(self, ref: ProjectRef) -> Project | None:
         try:
-            return await self._store.get(ref.user_id, ref.project_id)
+            return await self.store.get(ref.user_id, ref.project_id)
         except ProjectNotFoundError:
             return None
 
@@ -386,11 +381,11 @@ class Projects:
         return await self._events(project.ref, after)
 
     async def _events(self, ref: ProjectRef, after: int) -> Sequence[Event]:
-        return await self._store.events(ref.user_id, ref.project_id, after, EVENTS_AT_ONCE)
+        return await self.store.events(ref.user_id, ref.project_id, after, EVENTS_AT_ONCE)
 
     def changes(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
         """Hear that one project, or any, may have changed; what changed, the other methods tell."""
-        return self._store.subscribe(ref)
+        return self.store.subscribe(ref)
 
     async def follow(
         self, principal: Principal, ref: ProjectRef, after: int
@@ -398,7 +393,7 @@ class Projects:
         """Yield the log's events after number ``after``, then each as it comes, until the project
         is gone. The first look raises what is wrong with the request.
         """
-        await self._gate.authorize(principal, Action.PROJECTS_READ, ref)
+        await self.gate.authorize(principal, Action.PROJECTS_READ, ref)
         return self._following(ref, await self._events(ref, after), after)
 
     async def sleep(self, project: Project) -> None:
@@ -408,30 +403,30 @@ class Projects:
 
     async def sleep_all(self, principal: Principal, user_id: str) -> None:
         """Want every environment of a user inactive. The caller has asked whether it may."""
-        for project in await projects_of(self._store, user_id):
+        for project in await projects_of(self.store, user_id):
             if project.desired is Desired.ACTIVE:
                 await self._want(principal, project.ref, Desired.INACTIVE)
 
     async def look_again(self, user_id: str) -> None:
         """Have what runs of a user's looked at again. The caller has asked whether it may."""
-        for project in await projects_of(self._store, user_id):
+        for project in await projects_of(self.store, user_id):
             if project.desired is Desired.ACTIVE:
-                await self._store.poke(project.made_for, self._clock.now())
+                await self.store.poke(project.made_for, self.clock.now())
 
     async def has_any(self, user_id: str) -> bool:
         """Tell whether a user has a project."""
-        return bool((await self._store.page(user_id, PageQuery(limit=1))).projects)
+        return bool((await self.store.page(user_id, PageQuery(limit=1))).projects)
 
     async def _check_active(self, owner: User, ref: ProjectRef, most: int) -> None:
         active = [
-            one for one in await projects_of(self._store, owner.id) if one.desired is Desired.ACTIVE
+            one for one in await projects_of(self.store, owner.id) if one.desired is Desired.ACTIVE
         ]
         if all(one.ref != ref for one in active):
             _check_room(owner, len(active), most, "active environments")
 
     def _check_template(self, owner: User, metadata: Mapping[str, Any]) -> None:
         """Raise ``LimitExceededError`` when a user's project may not have this template."""
-        allowed = self._limits.of(owner).templates
+        allowed = self.limits.of(owner).templates
         wanted = metadata.get(TEMPLATE_KEY, DEFAULT_TEMPLATE)
         if allowed is None or wanted in (DEFAULT_TEMPLATE, *allowed):  # it may be any JSON
             return
@@ -444,7 +439,7 @@ class Projects:
     async def _following(
         self, ref: ProjectRef, events: Sequence[Event], after: int
     ) -> AsyncIterator[Event]:
-        with self._store.subscribe(ref) as news:
+        with self.store.subscribe(ref) as news:
             while True:
                 for event in events:
                     after = event.seq

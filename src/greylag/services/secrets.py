@@ -49,31 +49,23 @@ class NewSecret:
     username: str = DEFAULT_USERNAME
 
 
+@dataclass(frozen=True, slots=True)
 class Secrets:
     """The use cases of secrets. Each takes the principal, and authorizes first.
 
     ``sealing`` is ``None`` where nothing can be sealed.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - each is a port of its own
-        self,
-        people: PeopleStore,
-        directory: People,
-        projects: Projects,
-        gate: Gate,
-        clock: Clock,
-        sealing: Sealing | None,
-    ) -> None:
-        self._people = people
-        self._directory = directory
-        self._projects = projects
-        self._gate = gate
-        self._clock = clock
-        self._sealing = sealing
+    people: PeopleStore
+    directory: People
+    projects: Projects
+    gate: Gate
+    clock: Clock
+    sealing: Sealing | None
 
     async def listed(self, principal: Principal, user_id: str) -> Sequence[UserSecret]:
         """Return what there is, by name."""
-        user = await self._gate.authorize(principal, Action.ACCOUNT_READ, user_id)
+        user = await self.gate.authorize(principal, Action.ACCOUNT_READ, user_id)
         return await self._of(user.id)
 
     async def put(self, principal: Principal, user_id: str, new: NewSecret) -> UserSecret:
@@ -85,12 +77,12 @@ class Secrets:
             LimitExceededError: there are too many.
             SecretsOffError: nothing can be sealed here.
         """
-        user = await self._gate.authorize(principal, Action.SECRETS_WRITE, user_id)
+        user = await self.gate.authorize(principal, Action.SECRETS_WRITE, user_id)
         _check(new)
-        if self._sealing is None:
+        if self.sealing is None:
             raise SecretsOffError("Secrets cannot be kept here.")
-        sealed = self._sealing.seal(new.value, _purpose(user.id, new.name, new.host))
-        told = self._gate.audit.event(
+        sealed = self.sealing.seal(new.value, _purpose(user.id, new.name, new.host))
+        told = self.gate.audit.event(
             principal,
             AuditAction.SECRET_SET,
             name_of(user.id),
@@ -99,16 +91,16 @@ class Secrets:
             username=new.username,
         )
         action, right = AuditAction.SECRET_SET, Action.SECRETS_WRITE
-        async with self._gate.limited(principal, action, user.id, right=right, counted=user.id):
+        async with self.gate.limited(principal, action, user.id, right=right, counted=user.id):
             one = await self._put(user.id, new, sealed, told)
-        await self._projects.look_again(user.id)
+        await self.projects.look_again(user.id)
         return one
 
     async def _put(self, user_id: str, new: NewSecret, sealed: str, told: AuditEvent) -> UserSecret:
         attempts = Attempts("this secret")
         while True:
             before = _before(await self._of(user_id), new)
-            now = self._clock.now()
+            now = self.clock.now()
             one = UserSecret(
                 user_id=user_id,
                 name=new.name,
@@ -119,7 +111,7 @@ class Secrets:
                 updated_at=now,
                 version=before.version if before else 0,
             )
-            if await self._people.put(one, now, audit=told):
+            if await self.people.put(one, now, audit=told):
                 return one
             attempts.failed()
 
@@ -129,12 +121,12 @@ class Secrets:
         Raises:
             MissingError: there is none of this name.
         """
-        user = await self._gate.authorize(principal, Action.SECRETS_WRITE, user_id)
+        user = await self.gate.authorize(principal, Action.SECRETS_WRITE, user_id)
         on = name_of(user.id)
-        told = self._gate.audit.event(principal, AuditAction.SECRET_REMOVE, on, name=name)
-        if not await self._people.remove(UserSecret, f"{user.id}/{name}", audit=told):
+        told = self.gate.audit.event(principal, AuditAction.SECRET_REMOVE, on, name=name)
+        if not await self.people.remove(UserSecret, f"{user.id}/{name}", audit=told):
             raise MissingError(f"The user has no secret {name!r}.")
-        await self._projects.look_again(user.id)
+        await self.projects.look_again(user.id)
 
     async def setup(self, project: Project) -> GitSetup:
         """Return what git in a project's environment is to have; for the reconciler alone."""
@@ -150,17 +142,17 @@ class Secrets:
 
     async def _author(self, user_id: str) -> tuple[str, str]:
         try:
-            owner = await self._directory.get(user_id)
+            owner = await self.directory.get(user_id)
         except UserNotFoundError:
             return "", ""
         return owner.display_name, owner.email or f"{slug(owner.id, 60)}@localhost"
 
     def _opened(self, kept: UserSecret) -> GitCredential | None:
-        if self._sealing is None:
+        if self.sealing is None:
             return None
         try:
             purpose = _purpose(kept.user_id, kept.name, kept.host)
-            value = self._sealing.open(kept.sealed, purpose)
+            value = self.sealing.open(kept.sealed, purpose)
         except SealError as error:
             _log.warning(
                 "secret_unreadable", user_id=kept.user_id, secret=kept.name, reason=str(error)
@@ -169,7 +161,7 @@ class Secrets:
         return GitCredential(kept.name, kept.host, kept.username, value)
 
     async def _of(self, user_id: str) -> Sequence[UserSecret]:
-        return await self._people.labelled(UserSecret, of_user(user_id))
+        return await self.people.labelled(UserSecret, of_user(user_id))
 
 
 def _purpose(user_id: str, name: str, host: str) -> str:

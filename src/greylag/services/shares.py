@@ -30,14 +30,14 @@ class NewShare:
     seconds: int
 
 
+@dataclass(frozen=True, slots=True)
 class Shares:
     """The use cases of shared previews. Each fails as ``Projects.get`` does."""
 
-    def __init__(self, store: PeopleStore, projects: Projects, gate: Gate, clock: Clock) -> None:
-        self._store = store
-        self._gate = gate
-        self._projects = projects
-        self._clock = clock
+    store: PeopleStore
+    projects: Projects
+    gate: Gate
+    clock: Clock
 
     async def make(self, principal: Principal, ref: ProjectRef, new: NewShare) -> Share:
         """Share a preview from now on.
@@ -45,8 +45,8 @@ class Shares:
         Raises:
             LimitExceededError: there are as many as may be.
         """
-        project = await self._projects.get(principal, ref, Action.PREVIEW_USE)
-        now = self._clock.now()
+        project = await self.projects.get(principal, ref, Action.PREVIEW_USE)
+        now = self.clock.now()
         share = Share(
             key=secrets.token_urlsafe(12),
             owner=ref.user_id,
@@ -59,7 +59,7 @@ class Shares:
             created_at=now,
             expires_at=now + timedelta(seconds=new.seconds),
         )
-        told = self._projects.audit.event(
+        told = self.projects.audit.event(
             principal,
             AuditAction.PREVIEW_LINK,
             shown_by(ref, new.port),
@@ -67,17 +67,17 @@ class Shares:
             share_seconds=new.seconds,
         )
         action, right = AuditAction.PREVIEW_LINK, Action.PREVIEW_USE
-        async with self._gate.limited(principal, action, ref, right=right, counted=ref.user_id):
+        async with self.gate.limited(principal, action, ref, right=right, counted=ref.user_id):
             if len(await self._good(project)) >= MOST_SHARES:
                 raise LimitExceededError(
                     f"{MOST_SHARES} previews of this project are shared.", hint="End one first."
                 )
-            await self._store.put(share, now, audit=told)
+            await self.store.put(share, now, audit=told)
         return share
 
     async def listed(self, principal: Principal, ref: ProjectRef) -> Sequence[Share]:
         """Return what is shared of a project, the newest first."""
-        project = await self._projects.get(principal, ref, Action.PREVIEW_USE)
+        project = await self.projects.get(principal, ref, Action.PREVIEW_USE)
         found = await self._good(project)
         return sorted(found, key=lambda one: one.created_at, reverse=True)
 
@@ -87,14 +87,14 @@ class Shares:
         Raises:
             MissingError: the project has none of this name.
         """
-        project = await self._projects.get(principal, ref, Action.PREVIEW_USE)
-        share = await self._store.find(Share, key)
+        project = await self.projects.get(principal, ref, Action.PREVIEW_USE)
+        share = await self.store.find(Share, key)
         if share is None or share.record_id != project.id:
             raise MissingError(f"Nothing is shared by the name {key!r}.")
         on = shown_by(ref, share.port)
-        event = self._projects.audit.event
+        event = self.projects.audit.event
         told = event(principal, AuditAction.PREVIEW_END, on, path=share.path)
-        await self._store.remove(Share, key, audit=told)
+        await self.store.remove(Share, key, audit=told)
 
     async def check(self, maker: Principal, ref: ProjectRef, key: str) -> None:
         """Return when what ``maker`` shared as ``key`` is shared still.
@@ -102,15 +102,15 @@ class Shares:
         Raises:
             UnauthorizedError: it was ended.
         """
-        share = await self._store.find(Share, key)
-        project = await self._projects.get(maker, ref, Action.PREVIEW_USE)
+        share = await self.store.find(Share, key)
+        project = await self.projects.get(maker, ref, Action.PREVIEW_USE)
         if share is None or share.record_id != project.id:
             raise UnauthorizedError("This is not shared any more.", hint="Ask for a new link.")
 
     async def _good(self, project: Project) -> Sequence[Share]:
         label = of_project(project.user_id, project.project_id)
-        now = self._clock.now()
-        found = await self._store.labelled(Share, label)
+        now = self.clock.now()
+        found = await self.store.labelled(Share, label)
         return [one for one in found if one.record_id == project.id and one.expires_at > now]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeGuard
 
@@ -172,33 +172,24 @@ def _outages_logged() -> Iterator[None]:
         raise
 
 
+@dataclass(frozen=True, slots=True)
 class SignIn:
     """The use cases of signing in and out by an identity provider. Each may raise
     ``IdentityProviderUnavailableError``; one log line says why it cannot be asked.
     """
 
-    def __init__(  # noqa: PLR0913 - all that it works with
-        self,
-        provider: IdentityProvider,
-        rules: SignInRules,
-        people: People,
-        revocations: Revocations,
-        clock: Clock,
-        *,
-        audit: Audit,
-    ) -> None:
-        self.name = provider.name
-        self._provider = provider
-        self._rules = rules
-        self._people = people
-        self._revocations = revocations
-        self._audit = audit
-        self._clock = clock
+    provider: IdentityProvider
+    rules: SignInRules
+    people: People
+    revocations: Revocations
+    clock: Clock
+    _: KW_ONLY
+    audit: Audit
 
     async def begin(self, request: AuthorizationRequest) -> str:
         """Return where the browser is to go to sign in."""
         with _outages_logged():
-            return await self._provider.authorization_url(request)
+            return await self.provider.authorization_url(request)
 
     async def finish(
         self, answer: Mapping[str, str], request: AuthorizationRequest, until: datetime, client: str
@@ -219,24 +210,24 @@ class SignIn:
         try:
             await self._use(request.state, until)
             with _outages_logged():
-                told = await self._provider.redeem(answer, request, self._rules.wanted)
+                told = await self.provider.redeem(answer, request, self.rules.wanted)
             who = replace(who, name=str(told.claims["sub"])[:_MAX_SUBJECT])
-            identity, role = self._rules.admit(self._provider.issuer, told.claims)
-            secret = await self._people.sign_in(identity, role=role, client=client)
+            identity, role = self.rules.admit(self.provider.issuer, told.claims)
+            secret = await self.people.sign_in(identity, role=role, client=client)
         except (SignInFailedError, SignInRefusedError) as error:
-            await self._audit.refused(who, AuditAction.SESSION_START, "", error.info.code)
+            await self.audit.refused(who, AuditAction.SESSION_START, "", error.info.code)
             raise
         return SignedIn(secret, told.id_token)
 
     async def _use(self, state: str, until: datetime) -> None:
-        if not await self._revocations.revoke(f"state {state}", until, self._clock.now()):
+        if not await self.revocations.revoke(f"state {state}", until, self.clock.now()):
             raise SignInFailedError("This sign-in has ended already.")
 
     async def sign_out_url(self, back_to: str, id_token: str | None) -> str | None:
         """Return where the browser is to go to sign out there too, ``None`` where it cannot."""
         try:
             with _outages_logged():
-                return await self._provider.sign_out_url(back_to, id_token)
+                return await self.provider.sign_out_url(back_to, id_token)
         except IdentityProviderUnavailableError:
             return None  # here they have signed out, which is what they asked for
 
@@ -247,5 +238,5 @@ class SignIn:
             SignInFailedError: it is no such token of the provider.
         """
         with _outages_logged():
-            told = await self._provider.read_sign_out(logout_token)
-        await self._people.end_told(self._provider.issuer, told.subject, told.session)
+            told = await self.provider.read_sign_out(logout_token)
+        await self.people.end_told(self.provider.issuer, told.subject, told.session)

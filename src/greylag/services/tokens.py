@@ -13,7 +13,7 @@ import secrets
 import string
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -102,22 +102,21 @@ class NewToken:
     projects: frozenset[str] | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """The use cases of tokens. Each takes the principal, and authorizes first."""
 
-    def __init__(
-        self, store: PeopleStore, people: People, gate: Gate, clock: Clock, *, longest: timedelta
-    ) -> None:
-        self._store = store
-        self._people = people
-        self._gate = gate
-        self._clock = clock
-        self._longest = longest
+    store: PeopleStore
+    people: People
+    gate: Gate
+    clock: Clock
+    _: KW_ONLY
+    longest: timedelta
 
     @property
     def longest_days(self) -> float:
         """How many days a token lasts at most."""
-        return self._longest / timedelta(days=1)
+        return self.longest / timedelta(days=1)
 
     async def make(
         self, principal: Principal, new: NewToken, *, answers: DeviceLogin | None = None
@@ -139,10 +138,10 @@ class Tokens:
         user = await self._owner(principal, new.user_id, Action.ACCOUNT_WRITE)
         self._check(new)
         if (refusal := _refusal(principal, user, new)) is not None:
-            raise await self._gate.refused(principal, AuditAction.TOKEN_CREATE, user.id, refusal)
+            raise await self.gate.refused(principal, AuditAction.TOKEN_CREATE, user.id, refusal)
         text = new_token()
         token = self._record(user, text, new)
-        event = self._gate.audit.event(
+        event = self.gate.audit.event(
             principal,
             AuditAction.TOKEN_CREATE,
             name_of(user.id),
@@ -154,7 +153,7 @@ class Tokens:
         )
         action = AuditAction.TOKEN_CREATE
         right = Action.ACCOUNT_WRITE
-        async with self._gate.limited(principal, action, user.id, right=right, counted=user.id):
+        async with self.gate.limited(principal, action, user.id, right=right, counted=user.id):
             if len(await self._counting(of_user(user.id))) >= MOST_TOKENS:
                 raise LimitExceededError(
                     f"A user may have {MOST_TOKENS} tokens.", hint="Revoke one first."
@@ -166,15 +165,15 @@ class Tokens:
         self, by: Principal, token: ApiToken, event: AuditEvent, answers: DeviceLogin | None
     ) -> None:
         # The token first: a login without it would be lost.
-        await self._store.put(token, token.created_at, audit=event)
-        if answers is not None and not await self._store.remove(DeviceLogin, answers.key):
+        await self.store.put(token, token.created_at, audit=event)
+        if answers is not None and not await self.store.remove(DeviceLogin, answers.key):
             on = name_of(token.user_id)
-            ended = self._gate.audit.event(by, AuditAction.TOKEN_REVOKE, on, token=token.id)
-            await self._store.remove(ApiToken, token.key, audit=ended)
+            ended = self.gate.audit.event(by, AuditAction.TOKEN_REVOKE, on, token=token.id)
+            await self.store.remove(ApiToken, token.key, audit=ended)
             raise _login_over()
 
     def _record(self, user: User, text: str, new: NewToken) -> ApiToken:
-        now = self._clock.now()
+        now = self.clock.now()
         return ApiToken(
             key=digest(text),
             id=secrets.token_hex(ID_LENGTH // 2),
@@ -210,8 +209,8 @@ class Tokens:
         return shown, _place(shown[-1]) if len(found) > limit else None
 
     async def _counting(self, label: str | None) -> Sequence[ApiToken]:
-        now = self._clock.now()
-        found = await self._store.labelled(ApiToken, label)
+        now = self.clock.now()
+        found = await self.store.labelled(ApiToken, label)
         return [one for one in found if one.expires_at > now]
 
     async def revoke(self, principal: Principal, token_id: str) -> None:
@@ -220,31 +219,31 @@ class Tokens:
         Raises:
             MissingError: there is none of this id, or it is another's.
         """
-        found = await self._store.labelled(ApiToken, f"id {token_id}")
+        found = await self.store.labelled(ApiToken, f"id {token_id}")
         missing = MissingError(f"There is no token {token_id!r}.")
         if not found:
             raise missing
         if principal.via != f"token {token_id}":
             try:
-                await self._gate.authorize(principal, Action.ACCOUNT_WRITE, found[0].user_id)
+                await self.gate.authorize(principal, Action.ACCOUNT_WRITE, found[0].user_id)
             except UserNotFoundError:
                 raise missing from None
         on = name_of(found[0].user_id)
-        event = self._gate.audit.event(principal, AuditAction.TOKEN_REVOKE, on, token=token_id)
-        await self._store.remove(ApiToken, found[0].key, audit=event)
+        event = self.gate.audit.event(principal, AuditAction.TOKEN_REVOKE, on, token=token_id)
+        await self.store.remove(ApiToken, found[0].key, audit=event)
 
     async def principal(self, text: str, client: str) -> Principal | None:
         """Return who comes by a token from an address; ``None`` when it does not count."""
         if not is_token(text):
             return None
-        token = await self._people.token(digest(text))
-        user = None if token is None else await self._people.owner(token)
+        token = await self.people.token(digest(text))
+        user = None if token is None else await self.people.owner(token)
         if token is None or user is None:
             return None
-        now = self._clock.now()
+        now = self.clock.now()
         if token.used_at is None or now - token.used_at >= SEEN_EVERY:
             # Of two that see it at once one writes; the other's news is the same.
-            await self._store.put(replace(token, used_at=now, address=client), now)
+            await self.store.put(replace(token, used_at=now, address=client), now)
         return Principal(
             user.display_name,
             user.id,
@@ -266,7 +265,7 @@ class Tokens:
             raise InvalidRequestError(
                 "The operator has no tokens: say which user's.", hint="Name a user in `user`."
             )
-        return await self._gate.authorize(principal, action, wanted)
+        return await self.gate.authorize(principal, action, wanted)
 
     def _check(self, new: NewToken) -> None:
         if not new.scopes:
@@ -331,22 +330,15 @@ class NewLogin:
     scopes: frozenset[Scope]
 
 
+@dataclass(frozen=True, slots=True)
 class DeviceLogins:
     """The use cases of a login by a code. The web bounds how often each is tried."""
 
-    def __init__(
-        self,
-        store: PeopleStore,
-        people: People,
-        tokens: Tokens,
-        gate: Gate,
-        clock: Clock,
-    ) -> None:
-        self._gate = gate
-        self._store = store
-        self._people = people
-        self._tokens = tokens
-        self._clock = clock
+    store: PeopleStore
+    people: People
+    tokens: Tokens
+    gate: Gate
+    clock: Clock
 
     async def begin(self, new: NewLogin, client: str) -> tuple[str, DeviceLogin]:
         """Return the secret by which a program asks again, and what is kept of it.
@@ -355,7 +347,7 @@ class DeviceLogins:
             InvalidRequestError: the name can be none.
         """
         check_name(new.name)
-        secret, now = secrets.token_urlsafe(32), self._clock.now()
+        secret, now = secrets.token_urlsafe(32), self.clock.now()
         letters = "".join(secrets.choice(_LETTERS) for _ in range(LOGIN_CODE_LENGTH))
         login = DeviceLogin(
             key=digest(secret),
@@ -365,7 +357,7 @@ class DeviceLogins:
             address=client,
             expires_at=now + LOGIN_LASTS,
         )
-        await self._store.put(login, now)
+        await self.store.put(login, now)
         return secret, login
 
     async def waiting(self, code: str) -> DeviceLogin:
@@ -374,9 +366,9 @@ class DeviceLogins:
         Raises:
             MissingError: there is none.
         """
-        found = await self._store.labelled(DeviceLogin, of_code(code.strip().upper()))
+        found = await self.store.labelled(DeviceLogin, of_code(code.strip().upper()))
         # Two of one code would each take the other's answer.
-        if len(found) != 1 or found[0].user_id or self._clock.now() >= found[0].expires_at:
+        if len(found) != 1 or found[0].user_id or self.clock.now() >= found[0].expires_at:
             raise MissingError(
                 "No program waits with this code.", hint="Start anew: a code lasts ten minutes."
             )
@@ -396,11 +388,11 @@ class DeviceLogins:
                 "Only somebody who has signed in lets a program in.",
                 hint="Sign in with the identity provider.",
             )
-            raise await self._gate.refused(principal, action, own or "", refusal)
-        login, now = await self.waiting(code), self._clock.now()
-        user = await self._people.get(own)
+            raise await self.gate.refused(principal, action, own or "", refusal)
+        login, now = await self.waiting(code), self.clock.now()
+        user = await self.people.get(own)
         if allow and (beyond := beyond_role(principal, user, login.scopes)) is not None:
-            raise await self._gate.refused(principal, action, own, beyond)
+            raise await self.gate.refused(principal, action, own, beyond)
         told = event_of(
             principal,
             now,
@@ -413,9 +405,9 @@ class DeviceLogins:
         )
         if allow:
             answered = replace(login, user_id=own)
-            done = await self._store.put(answered, now, audit=told)
+            done = await self.store.put(answered, now, audit=told)
         else:
-            done = await self._store.remove(DeviceLogin, login.key, audit=told)
+            done = await self.store.remove(DeviceLogin, login.key, audit=told)
         if not done:
             raise MissingError("Somebody else has answered this code.")
         _log.info("device_answered", user_id=own, name=login.name, allow=allow)
@@ -426,18 +418,18 @@ class DeviceLogins:
         Raises:
             MissingError: it was turned away, its time is over, or it has its token.
         """
-        login = await self._store.find(DeviceLogin, digest(secret))
-        if login is None or self._clock.now() >= login.expires_at:
+        login = await self.store.find(DeviceLogin, digest(secret))
+        if login is None or self.clock.now() >= login.expires_at:
             raise _login_over()
         if login.user_id is None:
             return None
-        user = await self._people.active(login.user_id)
+        user = await self.people.active(login.user_id)
         if user is None:
-            await self._store.remove(DeviceLogin, login.key)
+            await self.store.remove(DeviceLogin, login.key)
             raise _login_over()
         new = NewToken(login.name, frozenset(login.scopes))
         program = Principal(user.display_name, user.id, user.role, address=login.address)
-        return await self._tokens.make(program, new, answers=login)
+        return await self.tokens.make(program, new, answers=login)
 
 
 def _login_over() -> MissingError:

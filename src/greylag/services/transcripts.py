@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -24,11 +24,11 @@ from greylag.domain.transcript import SESSIONS, KeptSession, Transcript, unpack,
 from greylag.ports import AgentAnswer, AgentRequest, TranscriptStore
 
 
+@dataclass(frozen=True, slots=True)
 class Transcripts:
     """Answers in an agent's place. Whoever asks may read the project's conversations."""
 
-    def __init__(self, store: TranscriptStore) -> None:
-        self._store = store
+    store: TranscriptStore
 
     async def kept_at(self, project: Project, session_id: str) -> datetime | None:
         """Return of when the copy of a session is, ``None`` where there is none."""
@@ -75,7 +75,7 @@ class Transcripts:
         return unpack(await self._part(project, SESSIONS))
 
     async def _part(self, project: Project, part: str) -> bytes | None:
-        return await self._store.transcript(project.user_id, project.project_id, part)
+        return await self.store.transcript(project.user_id, project.project_id, part)
 
 
 def _whole_number(query: Mapping[str, str], name: str, most: int) -> int | None:

@@ -451,7 +451,7 @@ def sign_in_page(
         status=errors.status_of(known) if known else 200,
         next=own_path(wanted),
         error=known,
-        provider=service and service.name,
+        provider=service and service.provider.name,
         by_token=by_token,
     )
 

@@ -278,7 +278,7 @@ def _page(
         status=422 if error else 200,
         account=view,
         user=view.user,
-        provider=service and service.name,
+        provider=service and service.provider.name,
         form=form,
         error=error,
     )
