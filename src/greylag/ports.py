@@ -357,7 +357,7 @@ class AgentGateway(Protocol):
         """Hand a whole HTTP request on to a port of the environment, in constant memory.
 
         Raises:
-            PortSilentError: on entering: nobody of the environment answers there.
+            RefusalError: on entering: ``port_silent``: nobody of the environment answers there.
         """
 
     def forward_socket(
@@ -380,7 +380,7 @@ class AgentGateway(Protocol):
 
         Raises:
             SessionNotFoundError: there is no such session.
-            SessionBusyError: a turn of it runs.
+            RefusalError: ``session_busy``: a turn of it runs.
             ConflictError: this ``message_id`` was used in another session.
             TooLargeError: the message is too long.
         """
@@ -393,7 +393,7 @@ class AgentGateway(Protocol):
         connection at once; the turn goes on.
 
         Raises:
-            TurnNotFoundError: on entering: there is no such turn.
+            RefusalError: ``turn_not_found``: on entering: there is no such turn.
             InvalidRequestError: on entering: ``after`` is not of this turn.
             TurnOverError: on entering: nothing follows ``after`` any more.
             StreamCutError: on iterating: the stream ends before ``complete``.
@@ -403,7 +403,7 @@ class AgentGateway(Protocol):
         """Ask the turn to end; one that has ended stays so.
 
         Raises:
-            TurnNotFoundError: there is no such turn.
+            RefusalError: ``turn_not_found``: there is no such turn.
         """
 
     async def confirm(
@@ -412,7 +412,7 @@ class AgentGateway(Protocol):
         """Answer a confirmation. The same answer again is accepted.
 
         Raises:
-            TurnNotFoundError: there is no such turn.
+            RefusalError: ``turn_not_found``: there is no such turn.
             ConfirmationNotFoundError: it did not ask this.
             ConfirmationSettledError: it was settled otherwise.
         """

@@ -21,9 +21,8 @@ from greylag.domain.errors import (
     ConflictError,
     InvalidRequestError,
     MissingError,
-    SessionBusyError,
+    RefusalError,
     SessionNotFoundError,
-    TurnNotFoundError,
     TurnOverError,
 )
 from greylag.ports import AgentRequest
@@ -155,7 +154,7 @@ async def test_the_same_message_id_is_the_same_turn_and_never_another_sessions(
 async def test_a_busy_session_refuses_until_its_turn_is_cancelled(agent: Agent) -> None:
     gateway, at = agent.gateway, agent.at
     turn = await gateway.start_turn(at, None, agent.waits, "m1")
-    with pytest.raises(SessionBusyError):
+    with pytest.raises(RefusalError, check=lambda error: error.info.code == "session_busy"):
         await gateway.start_turn(at, turn.session_id, "second", "m2")
     await gateway.cancel_turn(at, turn.turn_id)
     events = [json.loads(frame.data) for frame in await _frames(agent, turn.turn_id)]
@@ -207,11 +206,11 @@ async def test_what_is_not_there_is_told_apart(agent: Agent) -> None:
     gateway, at = agent.gateway, agent.at
     with pytest.raises(SessionNotFoundError):
         await gateway.start_turn(at, "nobody", "hello", "m1")
-    with pytest.raises(TurnNotFoundError):
+    with pytest.raises(RefusalError, check=lambda error: error.info.code == "turn_not_found"):
         await _ask(agent, agent_api.SHOW_TURN, turn="nothing")
-    with pytest.raises(TurnNotFoundError):
+    with pytest.raises(RefusalError, check=lambda error: error.info.code == "turn_not_found"):
         await gateway.cancel_turn(at, "nothing")
-    with pytest.raises(TurnNotFoundError):
+    with pytest.raises(RefusalError, check=lambda error: error.info.code == "turn_not_found"):
         async with gateway.stream_turn(at, "nothing", None):
             pass
     turn = await gateway.start_turn(at, None, "hello", "m1")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from greylag.domain.errors import ClusterError, ConfigError, GreylagError
+from greylag.domain.errors import HINTS, ClusterError, ConfigError, GreylagError, RefusalError
 from greylag.domain.names import environment_names
 from greylag.domain.project import Project, ProjectRef, new_record_id
 
@@ -40,8 +40,10 @@ def test_record_ids_have_the_form_of_object_ids_sort_by_time_and_do_not_repeat()
 
 def test_no_two_errors_share_a_code_and_each_says_what_to_do() -> None:
     kinds = [kind for kind in all_errors() if kind.__module__ == GreylagError.__module__]
-    assert len({kind.code for kind in kinds}) == len(kinds)
+    codes = [*HINTS, *(kind.code for kind in kinds if kind is not RefusalError)]
+    assert len(set(codes)) == len(codes)
     assert all(kind.hint for kind in kinds)
+    assert all(RefusalError("It cannot be.", code).info.hint for code in HINTS)
 
 
 def test_an_error_carries_its_sentence_and_its_hint() -> None:

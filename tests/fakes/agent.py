@@ -43,12 +43,10 @@ from greylag.domain.errors import (
     ConfirmationNotFoundError,
     ConfirmationSettledError,
     ConflictError,
-    GitError,
     InvalidRequestError,
     MissingError,
-    SessionBusyError,
+    RefusalError,
     SessionNotFoundError,
-    TurnNotFoundError,
     TurnOverError,
 )
 from greylag.domain.names import path_segment
@@ -159,7 +157,7 @@ class _Environment:
     def run(self, turn_id: str) -> _Run:
         path_segment(turn_id, "turn")
         if turn_id not in self.runs:
-            raise TurnNotFoundError(f"There is no turn {turn_id}.")
+            raise RefusalError(f"There is no turn {turn_id}.", "turn_not_found")
         return self.runs[turn_id]
 
     def runs_of(self, session_id: str) -> list[_Run]:
@@ -404,7 +402,7 @@ def _git_commit(here: _Environment, _asked: AgentRequest) -> agent_api.GitCommit
     if not fits or not message.strip() or "\0" in message or not texts or here.sent:
         raise InvalidRequestError("This is no wish to commit.")
     if message == "nothing":
-        raise GitError("Nothing has changed since the last commit.", code="git_nothing_to_commit")
+        raise RefusalError("Nothing has changed since the last commit.", "git_nothing_to_commit")
     return agent_api.GitCommitted("0" * 40, "main")
 
 
@@ -588,7 +586,7 @@ class MemoryAgents:
             session_id = here.create().session_id
         session_id = here.session(session_id).session_id
         if any(run.turn.status == "running" for run in here.runs_of(session_id)):
-            raise SessionBusyError(f"Session {session_id} works on another message.")
+            raise RefusalError(f"Session {session_id} works on another message.", "session_busy")
         turn = Turn(
             uuid.uuid4().hex,
             session_id,

@@ -14,7 +14,7 @@ from greylag.domain.errors import (
     InvalidRequestError,
     NotActiveError,
     ProjectDeletingError,
-    SessionBusyError,
+    RefusalError,
     SessionNotFoundError,
 )
 from greylag.domain.lifecycle import Verb
@@ -89,7 +89,7 @@ async def test_what_can_be_told_before_the_first_byte_is_raised() -> None:
             await _send(house, NewMessage("hello", message_id="x" * 129))
         waiting = house.use_cases.messages.send(OPERATOR, REF, NewMessage("wait: here", session))
         async with waiting:
-            with pytest.raises(SessionBusyError):
+            with pytest.raises(RefusalError, check=lambda error: error.info.code == "session_busy"):
                 await _send(house, NewMessage("second", session))
         await house.use_cases.projects.want(OPERATOR, REF, Desired.DELETED)
         with pytest.raises(ProjectDeletingError):

@@ -12,7 +12,7 @@ from greylag.domain.errors import (
     InvalidRequestError,
     LimitExceededError,
     MissingError,
-    SecretsOffError,
+    RefusalError,
 )
 from greylag.domain.git import GitSource
 from greylag.domain.users import OPERATOR
@@ -99,7 +99,7 @@ async def test_what_can_be_no_secret_is_refused_and_never_repeated(wrong: dict[s
 
 
 async def test_without_a_key_nothing_is_kept_and_with_another_nothing_is_read() -> None:
-    with pytest.raises(SecretsOffError):
+    with pytest.raises(RefusalError, check=lambda error: error.info.code == "secrets_off"):
         await house(None).use_cases.secrets.put(OPERATOR, "ada", NewSecret("a", "a.b", VALUE))
     one = house()
     made = await one.use_cases.secrets.put(OPERATOR, "ada", NewSecret("a", "a.b", VALUE))

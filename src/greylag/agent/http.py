@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
@@ -35,23 +36,15 @@ from greylag.domain.errors import (
     ConfirmationNotFoundError,
     ConfirmationSettledError,
     ConflictError,
-    GitError,
     GreylagError,
-    HistoryNotCutError,
     InvalidRequestError,
     LimitExceededError,
     MissingError,
-    PortSilentError,
-    PreconditionFailedError,
-    RangeNotSatisfiableError,
-    SessionBusyError,
+    RefusalError,
     SessionNotFoundError,
-    SnapshotGoneError,
     StreamCutError,
     TooLargeError,
-    TurnNotFoundError,
     TurnOverError,
-    TurnRunningError,
 )
 from greylag.domain.names import path_segment
 from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, answer_of_its_form
@@ -60,15 +53,15 @@ from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, 
 
 _BY_CODE: Mapping[str, Callable[[str], GreylagError]] = {
     "session_not_found": SessionNotFoundError,
-    "session_busy": SessionBusyError,
-    "turn_not_found": TurnNotFoundError,
-    "turn_running": TurnRunningError,
-    "snapshot_gone": SnapshotGoneError,
-    "history_not_cut": HistoryNotCutError,
+    "session_busy": partial(RefusalError, code="session_busy"),
+    "turn_not_found": partial(RefusalError, code="turn_not_found"),
+    "turn_running": partial(RefusalError, code="turn_running"),
+    "snapshot_gone": partial(RefusalError, code="snapshot_gone"),
+    "history_not_cut": partial(RefusalError, code="history_not_cut"),
     "message_id_conflict": ConflictError,
     "confirmation_not_found": ConfirmationNotFoundError,
     "confirmation_settled": ConfirmationSettledError,
-    "events_gone": TurnNotFoundError,
+    "events_gone": partial(RefusalError, code="turn_not_found"),
     "too_large": TooLargeError,
     "unknown_event": InvalidRequestError,
     "invalid_request": InvalidRequestError,
@@ -79,9 +72,9 @@ _BY_STATUS: Mapping[int, Callable[[str], GreylagError]] = {
     400: InvalidRequestError,
     404: MissingError,
     409: ConflictError,
-    412: PreconditionFailedError,
+    412: partial(RefusalError, code="precondition_failed"),
     413: TooLargeError,
-    416: RangeNotSatisfiableError,
+    416: partial(RefusalError, code="range_not_satisfiable"),
     429: LimitExceededError,
     503: AgentUnreachableError,
 }
@@ -114,7 +107,7 @@ def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) 
     if code is None and status == 404:  # noqa: PLR2004 - HTTP's not found
         return missing or AgentFailedError(message)
     if code is not None and code in CAUSES:
-        return GitError(message, code=code)
+        return RefusalError(message, code)
     known = _BY_CODE.get(code or "") or _BY_STATUS.get(status, AgentFailedError)
     return known(message)
 
@@ -402,7 +395,7 @@ class HttpAgents:
         with _port_answers():
             async with forwarding.asked(self._http, _port_url(at, port), asked) as answer:
                 if agent_api.NOT_FORWARDED in (name.decode() for name, _ in answer.headers):
-                    raise PortSilentError(f"Nothing answers on port {port}.")
+                    raise RefusalError(f"Nothing answers on port {port}.", "port_silent")
                 yield answer
 
     @asynccontextmanager
@@ -517,7 +510,7 @@ def _port_answers() -> Iterator[None]:
     try:
         yield
     except forwarding.UnansweredError as error:
-        raise PortSilentError("What is to be shown does not answer.") from error
+        raise RefusalError("What is to be shown does not answer.", "port_silent") from error
 
 
 def _socket_broken() -> GreylagError:
@@ -545,8 +538,8 @@ async def _refused(response: aiohttp.ClientResponse, missing: GreylagError | Non
     return refusal(response.status, body if isinstance(body, dict) else {}, missing)
 
 
-def _no_turn(turn_id: str) -> TurnNotFoundError:
-    return TurnNotFoundError(f"There is no turn {turn_id}.")
+def _no_turn(turn_id: str) -> RefusalError:
+    return RefusalError(f"There is no turn {turn_id}.", "turn_not_found")
 
 
 def _missing(request: AgentRequest) -> GreylagError | None:

@@ -4,6 +4,7 @@ The HTTP status of a code is decided once, in ``web/errors.py``. Adapters transl
 errors into these, with the cause chained.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,6 +32,39 @@ class GreylagError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.info = ErrorInfo(self.code, message, self.hint if hint is None else hint)
+
+
+HINTS: Mapping[str, str] = {
+    **CAUSES,
+    "history_not_cut": (
+        "Undo without cutting it: the agent is told of the undo with the next message."
+    ),
+    "port_silent": "List the project's ports; what serves there may be starting, or has ended.",
+    "precondition_failed": "Read it again: it has changed since.",
+    "preview_off": (
+        "Open the site at localhost, or set GREYLAG_PREVIEW_DOMAIN to a wildcard domain."
+    ),
+    "range_not_satisfiable": "Ask for a range within the length, or for all of it.",
+    "secrets_off": "Whoever runs this Greylag can set GREYLAG_SECRET_KEY: docs/git.md tells how.",
+    "session_busy": "Wait for its answer, cancel it, or use another session.",
+    "snapshot_gone": (
+        "The oldest go first when GREYLAG_SNAPSHOT_LIMIT is reached; a larger one keeps more."
+    ),
+    "terminal_off": "Whoever runs this Greylag can turn them on: GREYLAG_TERMINAL=on.",
+    "turn_not_found": (
+        "List the session's turns; the journals of old turns are removed when space runs short."
+    ),
+    "turn_running": "Wait for the turn's end, or cancel it.",
+}
+"""What to do about each ``RefusalError``, by its code."""
+
+
+class RefusalError(GreylagError):
+    """A refusal that nothing of ours treats apart from others: ``code``, of ``HINTS``, says why."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.info = ErrorInfo(code, message, HINTS[code])
 
 
 class InvalidRequestError(GreylagError):
@@ -181,60 +215,11 @@ class MissingError(GreylagError):
     hint = "List what there is, and take a name from the list."
 
 
-class PreconditionFailedError(GreylagError):
-    """What a conditional request demands does not hold."""
-
-    code = "precondition_failed"
-    hint = "Read it again: it has changed since."
-
-
-class RangeNotSatisfiableError(GreylagError):
-    """A range was asked for that lies outside of what there is."""
-
-    code = "range_not_satisfiable"
-    hint = "Ask for a range within the length, or for all of it."
-
-
 class SessionNotFoundError(GreylagError):
     """The agent has no session with this id."""
 
     code = "session_not_found"
     hint = "List the project's sessions, or leave session_id out to start a new one."
-
-
-class SessionBusyError(GreylagError):
-    """The session already works on a message."""
-
-    code = "session_busy"
-    hint = "Wait for its answer, cancel it, or use another session."
-
-
-class TurnNotFoundError(GreylagError):
-    """The agent has no turn with this id, or its journal has been removed."""
-
-    code = "turn_not_found"
-    hint = "List the session's turns; the journals of old turns are removed when space runs short."
-
-
-class TurnRunningError(GreylagError):
-    """What is asked for is known only when the turn has ended."""
-
-    code = "turn_running"
-    hint = "Wait for the turn's end, or cancel it."
-
-
-class SnapshotGoneError(GreylagError):
-    """A state of the workspace is no longer kept, or never was."""
-
-    code = "snapshot_gone"
-    hint = "The oldest go first when GREYLAG_SNAPSHOT_LIMIT is reached; a larger one keeps more."
-
-
-class HistoryNotCutError(GreylagError):
-    """The agent's history cannot be cut where it is to be; nothing was undone."""
-
-    code = "history_not_cut"
-    hint = "Undo without cutting it: the agent is told of the undo with the next message."
 
 
 class TurnOverError(GreylagError):
@@ -289,13 +274,6 @@ class ForbiddenError(GreylagError):
     hint = "Open the address that `greylag up` printed, or name this host in GREYLAG_ALLOWED_HOSTS."
 
 
-class TerminalOffError(GreylagError):
-    """Terminals and commands are switched off."""
-
-    code = "terminal_off"
-    hint = "Whoever runs this Greylag can turn them on: GREYLAG_TERMINAL=on."
-
-
 class SignInFailedError(GreylagError):
     """A sign-in at the identity provider came to nothing, or its answer is not to be believed."""
 
@@ -322,37 +300,6 @@ class IdentityProviderUnavailableError(GreylagError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-class PreviewOffError(GreylagError):
-    """A preview has no origin of its own here."""
-
-    code = "preview_off"
-    hint = "Open the site at localhost, or set GREYLAG_PREVIEW_DOMAIN to a wildcard domain."
-
-
-class PortSilentError(GreylagError):
-    """What is to be previewed does not answer."""
-
-    code = "port_silent"
-    hint = "List the project's ports; what serves there may be starting, or has ended."
-
-
-class GitError(GreylagError):
-    """git did not do what was asked of it; ``code``, one of ``common.git.CAUSES``, says why."""
-
-    code = "git_failed"
-
-    def __init__(self, message: str, *, code: str) -> None:
-        super().__init__(message)
-        self.info = ErrorInfo(code, message, CAUSES[code])
-
-
-class SecretsOffError(GreylagError):
-    """Nothing is there that secrets could be sealed with."""
-
-    code = "secrets_off"
-    hint = "Whoever runs this Greylag can set GREYLAG_SECRET_KEY: docs/git.md tells how."
 
 
 class NotificationsOffError(GreylagError):

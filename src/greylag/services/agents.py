@@ -31,7 +31,7 @@ from greylag.domain.errors import (
     ClusterError,
     InvalidRequestError,
     NotActiveError,
-    TerminalOffError,
+    RefusalError,
 )
 from greylag.domain.project import Desired, Event, Project, ProjectRef, Status
 from greylag.domain.users import Action, Principal
@@ -75,7 +75,7 @@ class Agents:
         """Return where the project's agent answers a principal who may do ``action`` with it."""
         project = await self.projects.get(principal, ref, action)
         if action is Action.TERMINAL_USE and not self.terminal:
-            raise TerminalOffError("Terminals and commands are switched off here.")
+            raise RefusalError("Terminals and commands are switched off here.", "terminal_off")
         return await self.reach(project)
 
     async def reach(self, project: Project) -> AgentAddress:

@@ -18,7 +18,7 @@ from greylag.domain.errors import (
     InvalidRequestError,
     LimitExceededError,
     MissingError,
-    SecretsOffError,
+    RefusalError,
     UserNotFoundError,
 )
 from greylag.domain.git import check_host
@@ -75,12 +75,12 @@ class Secrets:
             InvalidRequestError: the name, the host, the user or the value can be none.
             ConflictError: there is another one for this host.
             LimitExceededError: there are too many.
-            SecretsOffError: nothing can be sealed here.
+            RefusalError: ``secrets_off``: nothing can be sealed here.
         """
         user = await self.gate.authorize(principal, Action.SECRETS_WRITE, user_id)
         _check(new)
         if self.sealing is None:
-            raise SecretsOffError("Secrets cannot be kept here.")
+            raise RefusalError("Secrets cannot be kept here.", "secrets_off")
         sealed = self.sealing.seal(new.value, _purpose(user.id, new.name, new.host))
         told = self.gate.audit.event(
             principal,

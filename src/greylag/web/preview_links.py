@@ -15,7 +15,7 @@ from itsdangerous import BadData, URLSafeSerializer
 
 from greylag.common.net import is_loopback
 from greylag.config import Settings
-from greylag.domain.errors import InvalidRequestError, PreviewOffError, UnauthorizedError
+from greylag.domain.errors import InvalidRequestError, RefusalError, UnauthorizedError
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Principal, Share
 from greylag.execd.files import parts_of
@@ -113,7 +113,7 @@ class PreviewLinks:
         """Return a link that opens a preview, for whoever reached us at its ``origin``.
 
         Raises:
-            PreviewOffError: no name below that host would lead here.
+            RefusalError: ``preview_off``: no name below that host would lead here.
         """
         self.check(preview.origin)
         where = beside(preview.origin, preview.label, self._domain)
@@ -125,10 +125,10 @@ class PreviewLinks:
         return f"{CONTENT_POLICY}; frame-src {beside(origin, '*', self._domain)}"
 
     def check(self, origin: str) -> None:
-        """Raise ``PreviewOffError`` where whoever reaches us at this origin can have no link."""
+        """Raise ``preview_off`` where whoever reaches us at this origin can have no link."""
         name = urlsplit(origin).hostname or ""
         if not self._domain and not is_loopback(name):
-            raise PreviewOffError(f"Previews have no address below {name[:100]!r}.")
+            raise RefusalError(f"Previews have no address below {name[:100]!r}.", "preview_off")
 
     async def use(self, ticket: str, label: str) -> Preview:
         """Return what a ticket is good for; one that is not shared is used up by it.
