@@ -53,7 +53,7 @@ async def main(url: str, token: str) -> None:
         streams_per_project=STREAMS,
         log_level="error",
     )
-    gateway = HttpAgents.open()
+    gateway = HttpAgents()
     greylag = build(settings, Adapters(MemoryStore(), _Elsewhere(url), gateway, MemoryDelivery()))
     projects = greylag.use_cases.projects
     await projects.create(OPERATOR, "ada", NewProject("P", "p"))

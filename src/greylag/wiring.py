@@ -26,7 +26,7 @@ from greylag.common.net import proxy_variables
 from greylag.common.sealing import Sealing
 from greylag.common.token_file import SECRET_KEY, ensure_token
 from greylag.config import Settings, agent_environment, authorities, oidc_secret
-from greylag.delivery.http import DeliveryOptions, HttpDelivery
+from greylag.delivery.http import HttpDelivery
 from greylag.domain.audit import to_json
 from greylag.domain.errors import ConfigError, IdentityProviderUnavailableError
 from greylag.domain.project import NewEvent
@@ -293,18 +293,16 @@ async def _opened(
             store.on_audit(lambda entry: copy.write(to_json(entry)))
         cluster = await clusters.open_cluster(settings, store)
         opened.push_async_callback(cluster.close)
-        agents = HttpAgents.open()
+        agents = HttpAgents()
         opened.push_async_callback(agents.close)
         clock = SystemClock()
         provider = _open_provider(settings, clock)
         if provider is not None:
             opened.push_async_callback(provider.close)
-        delivery = HttpDelivery.open(
-            DeliveryOptions(
-                tuple(filter(None, settings.notification_hosts.split(","))),
-                authorities(settings),
-                proxy_variables(agent_environment(settings)),
-            )
+        delivery = HttpDelivery(
+            tuple(filter(None, settings.notification_hosts.split(","))),
+            authorities(settings),
+            proxy_variables(agent_environment(settings)),
         )
         opened.push_async_callback(delivery.close)
         yield Adapters(store, cluster, agents, delivery, clock, provider)
@@ -340,7 +338,7 @@ def _open_provider(settings: Settings, clock: Clock) -> IdentityProvider | None:
         authorities=authorities(settings),
         proxies=proxy_variables(agent_environment(settings)),
     )
-    return OidcProvider.open(options, clock)
+    return OidcProvider(options, clock)
 
 
 async def identity_provider_fault(settings: Settings) -> str | None:

@@ -42,7 +42,7 @@ UPLOAD: Operation[None] = Operation(
 
 @asynccontextmanager
 async def gateway() -> AsyncIterator[HttpAgents]:
-    opened = HttpAgents.open()
+    opened = HttpAgents()
     try:
         yield opened
     finally:

@@ -35,7 +35,7 @@ async def agent(answer: Answer) -> AsyncIterator[AgentAddress]:
 
 async def read(answer: Answer) -> bytes:
     """Return all that the gateway gives of one turn's stream."""
-    gateway = HttpAgents.open()
+    gateway = HttpAgents()
     got = b""
     try:
         async with agent(answer) as at, gateway.stream_turn(at, "t", None) as runs:

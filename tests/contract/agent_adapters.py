@@ -46,7 +46,7 @@ async def open_agent(kind: str, folder: Path) -> AsyncIterator[Agent]:
     if find_agent(None, os.environ).kind != "goose":
         pytest.skip("SKIPPED LOUDLY: the real goose is not installed (make setup installs it)")
     async with _agentd(folder) as port:
-        gateway = HttpAgents.open()
+        gateway = HttpAgents()
         try:
             at = AgentAddress(f"http://127.0.0.1:{port}", TOKEN)
             nobody = AgentAddress("http://127.0.0.1:9", TOKEN)

@@ -21,7 +21,7 @@ from tests.delivery.receiver import Receiver
 
 from greylag.common.reach import is_public
 from greylag.delivery import web_push
-from greylag.delivery.http import DeliveryOptions, HttpDelivery
+from greylag.delivery.http import HttpDelivery
 from greylag.domain.errors import InvalidRequestError
 from greylag.ports import Delivered, DeliveryResult, PushAddress, PushMessage, WebhookAddress
 
@@ -45,7 +45,7 @@ async def delivery(
 ) -> AsyncIterator[HttpDelivery]:
     """Open one, whose threads end with it."""
     before = set(threading.enumerate())
-    opened = HttpDelivery.open(DeliveryOptions(named, "", proxies or {}))
+    opened = HttpDelivery(named, "", proxies or {})
     try:
         yield opened
     finally:

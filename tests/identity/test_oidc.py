@@ -39,7 +39,7 @@ async def opened(
     issuer: str, clock: ShiftedClock | None = None, **more: Any
 ) -> AsyncIterator[OidcProvider]:
     given = {"client_id": CLIENT, "client_secret": SECRET, "scopes": "openid profile email groups"}
-    one = OidcProvider.open(
+    one = OidcProvider(
         OidcOptions(issuer, "The provider", **{**given, **more}), clock or ShiftedClock()
     )
     try:
@@ -99,14 +99,14 @@ async def test_clients_of_each_kind_are_let_in_by_pkce(
 
 
 def _without_basic(one: OidcProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = one._http.ask
+    asked = one._ask
 
     async def ask(method: str, address: str, *more: Any) -> Any:
         status, said = await asked(method, address, *more)
         methods = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
         return status, {**said, **methods} if "issuer" in said else said
 
-    monkeypatch.setattr(one._http, "ask", ask)
+    monkeypatch.setattr(one, "_ask", ask)
 
 
 @needs_provider

@@ -36,7 +36,7 @@ async def sites_of_people() -> AsyncIterator[Site]:
     """Run a site with an identity provider, which nobody asks."""
     house = House()
     of, clock = house.use_cases, house.clock
-    provider = OidcProvider.open(OidcOptions("https://idp.test", "Idp", "greylag", None), clock)
+    provider = OidcProvider(OidcOptions("https://idp.test", "Idp", "greylag", None), clock)
     sign_in = SignIn(provider, SignInRules(), of.people, of.store, clock, audit=of.audit)
     of = replace(of, sign_in=sign_in)
     try:

@@ -70,7 +70,7 @@ async def signing_in(provider: Provider, **chosen: Any) -> AsyncIterator[SignInS
     options = OidcOptions(
         provider.issuer, "Ourselves", CLIENT, SECRET, scopes="openid profile email groups"
     )
-    adapter = OidcProvider.open(options, house.clock)
+    adapter = OidcProvider(options, house.clock)
     use_cases = build(given, replace(house._adapters, provider=adapter)).use_cases
     app = create_app(use_cases, given)
     jar = aiohttp.CookieJar(unsafe=True)

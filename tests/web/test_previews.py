@@ -90,7 +90,7 @@ async def shown(tmp_path: Path) -> AsyncIterator[Shown]:
 
 @asynccontextmanager
 async def _web(agentd: str) -> AsyncIterator[Site]:
-    house, gateway = House(), HttpAgents.open()
+    house, gateway = House(), HttpAgents()
     cluster = Elsewhere(AgentAddress(agentd, AGENT_TOKEN))
     agents = Agents(house.use_cases.projects, cluster, gateway)
     app = create_app(replace(house.use_cases, agents=agents), settings())

@@ -50,7 +50,7 @@ async def site_of(
 ) -> AsyncIterator[tuple[Site, RawAgent, str]]:
     """Run the web before an agent that answers so; give it, the agent, and an active project."""
     house = House()
-    gateway = HttpAgents.open()
+    gateway = HttpAgents()
     async with raw_agent(answer) as agent, house.working():
         agents = Agents(house.use_cases.projects, Elsewhere(agent.at), gateway)
         app = create_app(replace(house.use_cases, agents=agents), chosen or settings())

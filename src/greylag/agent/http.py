@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -293,22 +293,22 @@ _STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS
 
 
 class HttpAgents:
-    """Talks to every environment's agent over one connection pool."""
+    """Talks to every environment's agent over one connection pool; it is made on the running loop,
+    and is to be closed.
+    """
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._http = session
-        self._sockets = _for_sockets(session.connector)
-
-    @classmethod
-    def open(cls) -> Self:
-        """Return a gateway of its own pool; call it on the running loop and close it at the end."""
-        return cls(
-            aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
-                # One agent's cookie must not go to another's.
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-            )
+    def __init__(self) -> None:
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
+        # One agent's cookie must not go to another's.
+        self._http = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+        )
+        self._sockets = aiohttp.ClientSession(
+            connector=connector,
+            connector_owner=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=_ANSWER_TIMEOUT,
+            trace_configs=[sockets.never_redirected()],
         )
 
     async def close(self) -> None:
@@ -515,17 +515,6 @@ def _port_answers() -> Iterator[None]:
 
 def _socket_broken() -> GreylagError:
     return AgentUnreachableError("The connection to the agent broke.")
-
-
-def _for_sockets(connector: aiohttp.BaseConnector | None) -> aiohttp.ClientSession:
-    """Return a session for WebSockets."""
-    return aiohttp.ClientSession(
-        connector=connector,
-        connector_owner=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=_ANSWER_TIMEOUT,
-        trace_configs=[sockets.never_redirected()],
-    )
 
 
 async def _refused(response: aiohttp.ClientResponse, missing: GreylagError | None) -> GreylagError:

@@ -6,10 +6,8 @@ import base64
 import hmac
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Self
 
 import aiohttp
 from yarl import URL
@@ -35,54 +33,31 @@ _MOST_AT_ONCE = 32
 _AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryOptions:
-    """What is told to whom.
+class HttpDelivery:
+    """See ``greylag.ports.Delivery``.
 
-    Attributes:
+    Args:
         named: hosts that may have any address (``common.reach.Reach``).
         authorities: whom to trust, as PEM; "": whom this machine trusts.
         proxies: the variables that name proxies (``proxy_variables``).
     """
 
-    named: Sequence[str] = ()
-    authorities: str = ""
-    proxies: Mapping[str, str] = field(default_factory=dict)
-
-
-class HttpDelivery:
-    """See ``greylag.ports.Delivery``."""
-
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        reach: Reach,
-        resolver: PublicResolver,
-        proxies: Mapping[str, str],
-    ) -> None:
-        self._session = session
-        self._reach = reach
-        self._resolver = resolver
+    def __init__(self, named: Sequence[str], authorities: str, proxies: Mapping[str, str]) -> None:
         self._proxies = proxies
-
-    @classmethod
-    def open(cls, options: DeliveryOptions) -> Self:
-        """Return one that has asked nothing yet."""
-        reach = Reach(options.named)
-        resolver = PublicResolver(reach, options.proxies)
+        self._reach = Reach(named)
+        self._resolver = PublicResolver(self._reach, proxies)
         connector = aiohttp.TCPConnector(
-            ssl=ssl.create_default_context(cadata=options.authorities or None),
-            resolver=resolver,
+            ssl=ssl.create_default_context(cadata=authorities or None),
+            resolver=self._resolver,
             limit=_MOST_AT_ONCE,
         )
-        session = aiohttp.ClientSession(
+        self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=TOTAL_SECONDS, sock_connect=CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": "Greylag"},
         )
-        return cls(session, reach, resolver, options.proxies)
 
     async def close(self) -> None:
         """Close all connections."""

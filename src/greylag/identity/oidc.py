@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote_plus
 from warnings import catch_warnings, simplefilter
 
@@ -100,25 +100,30 @@ class _Metadata:
 
 
 class OidcProvider:
-    """Implements ``greylag.ports.IdentityProvider``. Nothing is asked before somebody signs in."""
+    """Implements ``greylag.ports.IdentityProvider``; it is made on the running loop. Nothing is
+    asked before somebody signs in.
+    """
 
-    def __init__(self, options: OidcOptions, http: "_Http", clock: Clock) -> None:
+    def __init__(self, options: OidcOptions, clock: Clock) -> None:
         self.issuer = options.issuer
         self.name = options.name
         self._options = options
-        self._http = http
         self._clock = clock
         self._metadata = _CachedDocument(clock, self._ask_metadata)
         self._keys = _CachedDocument(clock, self._ask_keys)
-
-    @classmethod
-    def open(cls, options: OidcOptions, clock: Clock) -> Self:
-        """Return a provider of its own connections; call it on the running loop."""
-        return cls(options, _Http(options), clock)
+        trusted = ssl.create_default_context(cadata=options.authorities or None)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=trusted),
+            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # What is compressed has no size that could be told before it is read.
+            auto_decompress=False,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        )
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._http.close()
+        await self._session.close()
 
     async def authorization_url(self, request: AuthorizationRequest) -> str:
         """Return where the browser is to go to sign in."""
@@ -256,7 +261,7 @@ class OidcProvider:
             form["client_id"] = client_id
             if secret is not None:
                 form["client_secret"] = secret
-        status, said = await self._http.ask("POST", metadata.token_endpoint, headers, form)
+        status, said = await self._ask("POST", metadata.token_endpoint, headers, form)
         if status >= _REFUSAL:
             words = str(said.get("error_description") or said.get("error") or status)
             _log.warning("code_refused", status=status, reason=words[:_LONGEST_WORDS])
@@ -313,13 +318,47 @@ class OidcProvider:
     async def _said(
         self, address: str, headers: Mapping[str, str] | None = None
     ) -> Mapping[str, Any]:
-        status, said = await self._http.ask("GET", address, headers or {})
+        status, said = await self._ask("GET", address, headers or {})
         if status >= _REFUSAL:
             raise self._unavailable(f"{URL(address).path} answers {status}")
         return said
 
+    async def _ask(
+        self,
+        method: str,
+        address: str,
+        headers: Mapping[str, str],
+        form: Mapping[str, str] | None = None,
+    ) -> tuple[int, Mapping[str, Any]]:
+        """Return status and JSON object of an answer.
+
+        Raises:
+            IdentityProviderUnavailableError: there is none, or it is not of this form.
+        """
+        proxy = proxy_for(address, self._options.proxies)
+        try:
+            async with self._session.request(
+                method,
+                URL(address),
+                headers=headers,
+                data=form,
+                allow_redirects=False,
+                proxy=None if proxy is None else proxy.url,
+                proxy_headers=None if proxy is None else proxy.auth_header(),
+            ) as answer:
+                status, body = answer.status, await _read(answer)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            reason = f"{type(error).__name__} {error}".strip()
+            raise self._unavailable(reason[:_LONGEST_WORDS]) from error
+        said = _object(body)
+        if said is None or _REDIRECT <= status < _REFUSAL or status >= _FAULT:
+            raise self._unavailable(f"{URL(address).path} answers {status}, or no JSON")
+        return status, said
+
     def _unavailable(self, reason: str) -> IdentityProviderUnavailableError:
-        return _unavailable(self.name, reason)
+        return IdentityProviderUnavailableError(
+            f"{self.name} does not answer as it must, so nobody can sign in there now.", reason
+        )
 
     def _disbelieved(self, error: Exception) -> SignInFailedError:
         _log.warning("token_refused", reason=str(error)[:_LONGEST_WORDS])
@@ -339,12 +378,6 @@ def _check_access_token(access_token: str, claims: Mapping[str, Any], algorithm:
     digest = hashlib.new(f"sha{algorithm[-3:]}", access_token.encode()).digest()
     if claims.get("at_hash", half := _base64url(digest[: len(digest) // 2])) != half:
         raise SignInFailedError("The access token is not the one that the ID token names.")
-
-
-def _unavailable(name: str, reason: str) -> IdentityProviderUnavailableError:
-    return IdentityProviderUnavailableError(
-        f"{name} does not answer as it must, so nobody can sign in there now.", reason
-    )
 
 
 class _CachedDocument(Generic[T]):
@@ -374,58 +407,6 @@ class _CachedDocument(Generic[T]):
         self._asking = None
         if not asking.cancelled():
             asking.exception()  # whoever waited has been told; there may be nobody
-
-
-class _Http:
-    """Asks the provider, and reads its answers within limits."""
-
-    def __init__(self, options: OidcOptions) -> None:
-        self._name = options.name
-        self._proxies = options.proxies
-        trusted = ssl.create_default_context(cadata=options.authorities or None)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trusted),
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # What is compressed has no size that could be told before it is read.
-            auto_decompress=False,
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-        )
-
-    async def close(self) -> None:
-        await self._session.close()
-
-    async def ask(
-        self,
-        method: str,
-        address: str,
-        headers: Mapping[str, str],
-        form: Mapping[str, str] | None = None,
-    ) -> tuple[int, Mapping[str, Any]]:
-        """Return status and JSON object of an answer.
-
-        Raises:
-            IdentityProviderUnavailableError: there is none, or it is not of this form.
-        """
-        proxy = proxy_for(address, self._proxies)
-        try:
-            async with self._session.request(
-                method,
-                URL(address),
-                headers=headers,
-                data=form,
-                allow_redirects=False,
-                proxy=None if proxy is None else proxy.url,
-                proxy_headers=None if proxy is None else proxy.auth_header(),
-            ) as answer:
-                status, body = answer.status, await _read(answer)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            reason = f"{type(error).__name__} {error}".strip()
-            raise _unavailable(self._name, reason[:_LONGEST_WORDS]) from error
-        said = _object(body)
-        if said is None or _REDIRECT <= status < _REFUSAL or status >= _FAULT:
-            raise _unavailable(self._name, f"{URL(address).path} answers {status}, or no JSON")
-        return status, said
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
