@@ -45,7 +45,7 @@ from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.activity import Activities
-from greylag.services.agents import Agents, Messages
+from greylag.services.agents import Agents
 from greylag.services.audit import Audit
 from greylag.services.audit_reader import AuditReader
 from greylag.services.notifications import Notifications
@@ -175,7 +175,6 @@ def _use_cases(settings: Settings, adapters: Adapters) -> UseCases:
         projects=projects,
         agents=agents,
         activities=Activities(agents, adapters.agents),
-        messages=Messages(projects, agents, adapters.agents),
         platform=_platform(settings, adapters.cluster),
         store=store,
         people=people,

@@ -65,12 +65,12 @@ AT = (ZOE, ProjectRef("ada", "demo"))
 
 
 async def send(of: UseCases) -> None:
-    async with of.messages.send(*AT, NewMessage("hello")):
+    async with of.agents.send(*AT, NewMessage("hello")):
         pass
 
 
 CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
-    (lambda of: of.projects.user(*WHO), Action.PROJECTS_LIST),
+    (lambda of: of.gate.authorize(ZOE, Action.PROJECTS_LIST, "ada"), Action.PROJECTS_LIST),
     (lambda of: of.projects.page(*WHO, PageQuery()), Action.PROJECTS_LIST),
     (lambda of: of.projects.get(*AT), Action.PROJECTS_READ),
     (lambda of: of.projects.follow(*AT, 0), Action.PROJECTS_READ),
@@ -174,7 +174,7 @@ async def test_what_is_shared_is_listed_and_nothing_beside_it_and_ends_with_the_
     house = await shared()
     projects, gate = house.use_cases.projects, house.use_cases.gate
     await projects.create(OPERATOR, "ada", NewProject("Other", "other"))
-    assert [user.id for user in await projects.users(ZOE)] == ["Zo\u00eb", "ada"]
+    assert [user.id for user in await gate.visible(ZOE)] == ["Zo\u00eb", "ada"]
     page = await projects.page(ZOE, "ada", PageQuery())
     assert [one.project_id for one in page.projects] == ["demo"]
     with pytest.raises(UserNotFoundError):
@@ -286,7 +286,7 @@ async def test_a_token_for_some_projects_makes_no_administrator_and_sees_nobody_
     await gate.share(boss, theirs, "Zo\u00eb", MemberRole.EDITOR)
     for who in (boss, ZOE):
         token = replace(who, projects=frozenset({"notes"}))
-        assert [one.id for one in await projects.users(token)] == [who.user_id]
+        assert [one.id for one in await gate.visible(token)] == [who.user_id]
         assert await gate.only(token, "bob") == frozenset()
         for asked in (
             projects.page(token, "bob", PageQuery()),
@@ -565,7 +565,7 @@ async def test_what_is_stopped_as_a_message_comes_is_counted_when_it_is_woken(
 
     monkeypatch.setattr(house.store, "want", overtaken)
     with pytest.raises(LimitExceededError):
-        async with of.messages.send(OPERATOR, running, NewMessage("hello")):
+        async with of.agents.send(OPERATOR, running, NewMessage("hello")):
             pass
     there = (await of.projects.page(OPERATOR, "eve", PageQuery())).projects
     assert [one.ref for one in there if one.desired is Desired.ACTIVE] == [other]

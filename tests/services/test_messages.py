@@ -87,7 +87,7 @@ async def test_what_can_be_told_before_the_first_byte_is_raised() -> None:
             await _send(house, NewMessage("   "))
         with pytest.raises(InvalidRequestError):
             await _send(house, NewMessage("hello", message_id="x" * 129))
-        waiting = house.use_cases.messages.send(OPERATOR, REF, NewMessage("wait: here", session))
+        waiting = house.use_cases.agents.send(OPERATOR, REF, NewMessage("wait: here", session))
         async with waiting:
             with pytest.raises(RefusalError, check=lambda error: error.info.code == "session_busy"):
                 await _send(house, NewMessage("second", session))
@@ -152,8 +152,8 @@ async def test_leaving_the_stream_closes_upstream_and_the_turn_goes_on() -> None
     house = House()
     async with house.working():
         await _create(house, active=True)
-        messages = house.use_cases.messages
-        async with messages.send(OPERATOR, REF, NewMessage("wait: here")) as frames:
+        agents = house.use_cases.agents
+        async with agents.send(OPERATOR, REF, NewMessage("wait: here")) as frames:
             first = sse.parse(await anext(frames))
             assert house.gateway.open_streams == 1
         assert house.gateway.open_streams == 0
@@ -172,7 +172,7 @@ async def _create(house: House, *, active: bool = False) -> None:
 
 async def _send(house: House, new: NewMessage) -> list[Any]:
     events = []
-    async with house.use_cases.messages.send(OPERATOR, REF, new) as frames:
+    async with house.use_cases.agents.send(OPERATOR, REF, new) as frames:
         async for run in frames:
             for frame in sse.FrameSplitter().feed(run):
                 parsed = sse.parse(frame)

@@ -27,11 +27,11 @@ from greylag.services.projects import NewProject
 
 async def test_a_principal_bound_to_a_user_reaches_only_that_user() -> None:
     house = House()
-    projects = house.use_cases.projects
+    projects, gate = house.use_cases.projects, house.use_cases.gate
     zoe = Principal("zoe", "Zoë")
     created = await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
-    assert [user.id for user in await projects.users(zoe)] == ["Zoë"]
-    assert [user.id for user in await projects.users(OPERATOR)] == ["ada", "Zoë"]
+    assert [user.id for user in await gate.visible(zoe)] == ["Zoë"]
+    assert [user.id for user in await gate.visible(OPERATOR)] == ["ada", "Zoë"]
     with pytest.raises(UserNotFoundError):
         await projects.get(zoe, created.project.ref)
     with pytest.raises(UserNotFoundError):

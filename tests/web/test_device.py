@@ -24,7 +24,6 @@ from greylag.ports import AuditFilter
 from greylag.services import tokens
 from greylag.services.people import UserEdit
 from greylag.services.sign_in import SignIn, SignInRules
-from greylag.services.tokens import NewLogin
 from greylag.web.app import create_app
 
 NEW = {"name": "greylag on laptop", "scopes": ["projects:read"]}
@@ -128,8 +127,8 @@ async def test_a_code_lasts_ten_minutes_and_counts_for_who_may_come_in() -> None
     clock = FakeClock()
     of = Harness(settings(users="ada:Ada"), clock=clock).use_cases
     logins = of.device_logins
-    new = NewLogin("laptop", frozenset({Scope.FILES}))
-    late, first = await logins.begin(new, "::1")
+    new = ("laptop", frozenset({Scope.FILES}), "::1")
+    late, first = await logins.begin(*new)
     clock.advance(599)
     assert (await logins.waiting(first.code)).name == "laptop"
     clock.advance(1)
@@ -137,13 +136,13 @@ async def test_a_code_lasts_ten_minutes_and_counts_for_who_may_come_in() -> None
         await logins.waiting(first.code)
     with pytest.raises(MissingError):
         await logins.redeem(late)
-    secret, login = await logins.begin(new, "::1")
+    secret, login = await logins.begin(*new)
     for who in (OPERATOR, replace(ANN, via="token 0123456789abcdef")):
         with pytest.raises(ForbiddenError):
             await logins.answer(who, login.code, allow=True)
     # Signed in as a user by their groups, though an administrator without.
     await of.people.edit("ada", UserEdit(role=Role.ADMIN))
-    _, admin = await logins.begin(replace(new, scopes=frozenset({Scope.ADMIN})), "::1")
+    _, admin = await logins.begin("laptop", frozenset({Scope.ADMIN}), "::1")
     with pytest.raises(ForbiddenError):
         await logins.answer(ANN, admin.code, allow=True)
     refused = await of.store.audit_entries(AuditFilter(result="refused"), 9)

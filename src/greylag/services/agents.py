@@ -53,6 +53,19 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
+class NewMessage:
+    """What a client sends; without ``session_id`` in a new session.
+
+    A client that repeats a message after a broken connection repeats its ``message_id`` too, and
+    gets the same turn.
+    """
+
+    message: str
+    session_id: str | None = None
+    message_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Agents:
     """The use cases of what runs in an environment.
 
@@ -91,23 +104,6 @@ class Agents:
         except NotActiveError as error:
             # It has just ended, and the reconciler, which starts it again, is not there yet.
             raise AgentUnreachableError("The environment is not running at this moment.") from error
-
-    async def waking(self, project: Project, words: str) -> AsyncIterator[bytes]:
-        """Yield ``status`` frames, the first with ``words``, until what ``project`` wants is so."""
-        yield _status_frame(words)
-        async for event in self.projects.progress(project):
-            yield _status_frame(event.message, event)
-
-    async def awake(self, project: Project) -> AgentAddress:
-        """Return where the agent answers of a project that was waited for by ``waking``.
-
-        Raises:
-            ClusterError: the environment could not be started, or was stopped meanwhile.
-        """
-        awake = await self.projects.settled(project)
-        if awake is None or awake.status is not Status.ACTIVE:
-            raise ClusterError("The project was stopped before it had become active.")
-        return await self.reach(awake)
 
     async def status(self, principal: Principal, ref: ProjectRef) -> AgentStatus:
         """Return what answers in the environment."""
@@ -175,6 +171,44 @@ class Agents:
         at = await self.address(principal, ref, Action.PREVIEW_USE)
         return self.gateway.forward_socket(at, port, request, protocols)
 
+    @asynccontextmanager
+    async def send(
+        self, principal: Principal, ref: ProjectRef, new: NewMessage
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Give the agent a message and open the stream of whole SSE frames that answers it.
+
+        Leaving stops the relay; the turn goes on.
+
+        Raises:
+            GreylagError: on entering: what can be told before the first byte, by ``Projects.want``
+                and, of an active project, by ``AgentGateway.start_turn``.
+            InvalidRequestError: on entering: the message is empty.
+            StreamCutError: on iterating: the turn goes on and is to be resumed.
+        """
+        _check(new)
+        project = await self.projects.want(principal, ref, Desired.ACTIVE, Action.MESSAGES_SEND)
+        answer = partial(self._answer, principal, ref, new)
+        if project.settled and project.status is Status.ACTIVE:
+            async with answer(await self.reach(project)) as frames:
+                yield frames
+            return
+        words = f"{project.name} is {project.status}: waking its environment."
+        yield self._once_awake(project, words, answer)
+
+    @asynccontextmanager
+    async def _answer(
+        self, principal: Principal, ref: ProjectRef, new: NewMessage, at: AgentAddress
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        message_id = new.message_id or uuid.uuid4().hex
+        on = f"{name_of(ref)}/sessions/{new.session_id or ''}"
+        about = (principal, Action.MESSAGES_SEND, on)
+        async with self.projects.audit.doing(*about, message_id=message_id):
+            turn = await self.gateway.start_turn(
+                at, new.session_id, new.message, message_id, principal.name
+            )
+        async with self.gateway.stream_turn(at, turn.turn_id, None) as frames:
+            yield frames
+
     async def stream_turn(
         self, principal: Principal, ref: ProjectRef, turn_id: str, after: str | None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
@@ -183,25 +217,33 @@ class Agents:
         An environment that is being started again is waited for, and ``status`` frames say so.
         """
         project = await self.projects.get(principal, ref, Action.AGENT_READ)
-        if _coming(project):
-            return self._when_back(project, turn_id, after)
-        return self.gateway.stream_turn(await self.reach(project), turn_id, after)
+        if not _coming(project):
+            return self.gateway.stream_turn(await self.reach(project), turn_id, after)
+        words = f"The environment of {project.name} is being started: the turn is shown then."
+        answer = partial(self.gateway.stream_turn, turn_id=turn_id, after=after)
+        return nullcontext(self._once_awake(project, words + _why(project), answer))
 
-    @asynccontextmanager
-    async def _when_back(
-        self, project: Project, turn_id: str, after: str | None
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        async def frames() -> AsyncIterator[bytes]:
-            words = f"The environment of {project.name} is being started: the turn is shown then."
-            words += _why(project)
-            async for frame in self.waking(project, words):
+    async def _once_awake(
+        self,
+        project: Project,
+        words: str,
+        answer: Callable[[AgentAddress], AbstractAsyncContextManager[AsyncIterator[bytes]]],
+    ) -> AsyncIterator[bytes]:
+        """Yield ``status`` frames, the first with ``words``, until what ``project`` wants is so,
+        then what the agent answers.
+
+        Raises:
+            ClusterError: the environment could not be started, or was stopped meanwhile.
+        """
+        yield _status_frame(words)
+        async for event in self.projects.progress(project):
+            yield _status_frame(event.message, event)
+        awake = await self.projects.settled(project)
+        if awake is None or awake.status is not Status.ACTIVE:
+            raise ClusterError("The project was stopped before it had become active.")
+        async with answer(await self.reach(awake)) as frames:
+            async for frame in frames:
                 yield frame
-            at = await self.awake(project)
-            async with self.gateway.stream_turn(at, turn_id, after) as rest:
-                async for frame in rest:
-                    yield frame
-
-        yield frames()
 
     async def cancel_turn(self, principal: Principal, ref: ProjectRef, turn_id: str) -> Turn:
         """Ask a turn to end."""
@@ -318,76 +360,6 @@ def _status_frame(message: str, event: Event | None = None) -> bytes:
     if event is not None:
         content |= {"code": event.code, "status": event.status, "hint": event.hint}
     return sse.encode({"type": "status", "content": content})
-
-
-@dataclass(frozen=True, slots=True)
-class NewMessage:
-    """What a client sends; without ``session_id`` in a new session.
-
-    A client that repeats a message after a broken connection repeats its ``message_id`` too, and
-    gets the same turn.
-    """
-
-    message: str
-    session_id: str | None = None
-    message_id: str | None = None
-
-
-class Messages:
-    """The use case of talking to an agent."""
-
-    def __init__(self, projects: Projects, agents: Agents, gateway: AgentGateway) -> None:
-        self._projects = projects
-        self._agents = agents
-        self._gateway = gateway
-
-    @asynccontextmanager
-    async def send(
-        self, principal: Principal, ref: ProjectRef, new: NewMessage
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Give the agent a message and open the stream of whole SSE frames that answers it.
-
-        Leaving stops the relay; the turn goes on.
-
-        Raises:
-            GreylagError: on entering: what can be told before the first byte, by ``Projects.want``
-                and, of an active project, by ``AgentGateway.start_turn``.
-            InvalidRequestError: on entering: the message is empty.
-            StreamCutError: on iterating: the turn goes on and is to be resumed.
-        """
-        _check(new)
-        project = await self._projects.want(principal, ref, Desired.ACTIVE, Action.MESSAGES_SEND)
-        if project.settled and project.status is Status.ACTIVE:
-            at = await self._agents.reach(project)
-            turn = await self._start(principal, project, at, new)
-            async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
-                yield frames
-            return
-        yield self._wake_and_answer(principal, project, new)
-
-    async def _wake_and_answer(
-        self, principal: Principal, project: Project, new: NewMessage
-    ) -> AsyncIterator[bytes]:
-        words = f"{project.name} is {project.status}: waking its environment."
-        async for frame in self._agents.waking(project, words):
-            yield frame
-        at = await self._agents.awake(project)
-        turn = await self._start(principal, project, at, new)
-        async with self._gateway.stream_turn(at, turn.turn_id, None) as frames:
-            async for part in frames:
-                yield part
-
-    async def _start(
-        self, principal: Principal, project: Project, at: AgentAddress, new: NewMessage
-    ) -> Turn:
-        message_id = new.message_id or uuid.uuid4().hex
-        on = f"{name_of(project.ref)}/sessions/{new.session_id or ''}"
-        async with self._projects.audit.doing(
-            principal, Action.MESSAGES_SEND, on, message_id=message_id
-        ):
-            return await self._gateway.start_turn(
-                at, new.session_id, new.message, message_id, principal.name
-            )
 
 
 def _check(new: NewMessage) -> None:

@@ -1,4 +1,4 @@
-"""Users and their projects: list, create, edit, activate, deactivate, delete, follow."""
+"""Projects: list, create, edit, activate, deactivate, delete, follow."""
 
 import hashlib
 import json
@@ -98,19 +98,9 @@ class Projects:
         """What the audit trail is told by."""
         return self.gate.audit
 
-    async def users(self, principal: Principal) -> Sequence[User]:
-        """Return the users of whose projects the principal may see any."""
-        return await self.gate.visible(principal)
-
-    async def user(
-        self, principal: Principal, user_id: str, action: Action = Action.PROJECTS_LIST
-    ) -> User:
-        """Return one user, for whom the principal may do ``action``."""
-        return await self.gate.authorize(principal, action, user_id)
-
     async def page(self, principal: Principal, user_id: str, query: PageQuery) -> ProjectPage:
         """Return one page of what the principal may see of a user's projects, newest first."""
-        owner = await self.user(principal, user_id)
+        owner = await self.gate.authorize(principal, Action.PROJECTS_LIST, user_id)
         only = await self.gate.only(principal, owner.id)
         if only is None:
             return await self.store.page(owner.id, query)
@@ -146,7 +136,7 @@ class Projects:
             LimitExceededError: the user may have no more, or none of this template.
             IdempotencyConflictError: the key came with something else before.
         """
-        user = await self.user(principal, user_id, Action.PROJECTS_WRITE)
+        user = await self.gate.authorize(principal, Action.PROJECTS_WRITE, user_id)
         project = self._new(user.id, new)
         asked = idempotency_key(key, new)
         most = self.limits.of(user).projects

@@ -323,14 +323,6 @@ def _refusal(principal: Principal, user: User, new: NewToken) -> ForbiddenError 
 
 
 @dataclass(frozen=True, slots=True)
-class NewLogin:
-    """What a program asks for: how it calls itself, and what it would like to do."""
-
-    name: str
-    scopes: frozenset[Scope]
-
-
-@dataclass(frozen=True, slots=True)
 class DeviceLogins:
     """The use cases of a login by a code. The web bounds how often each is tried."""
 
@@ -340,20 +332,27 @@ class DeviceLogins:
     gate: Gate
     clock: Clock
 
-    async def begin(self, new: NewLogin, client: str) -> tuple[str, DeviceLogin]:
+    async def begin(
+        self, name: str, scopes: frozenset[Scope], client: str
+    ) -> tuple[str, DeviceLogin]:
         """Return the secret by which a program asks again, and what is kept of it.
+
+        Args:
+            name: how the program calls itself.
+            scopes: what it would like to do.
+            client: the address that it comes from.
 
         Raises:
             InvalidRequestError: the name can be none.
         """
-        check_name(new.name)
+        check_name(name)
         secret, now = secrets.token_urlsafe(32), self.clock.now()
         letters = "".join(secrets.choice(_LETTERS) for _ in range(LOGIN_CODE_LENGTH))
         login = DeviceLogin(
             key=digest(secret),
             code=f"{letters[:4]}-{letters[4:]}",
-            name=new.name,
-            scopes=tuple(sorted(new.scopes)),
+            name=name,
+            scopes=tuple(sorted(scopes)),
             address=client,
             expires_at=now + LOGIN_LASTS,
         )

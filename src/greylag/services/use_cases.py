@@ -6,7 +6,7 @@ from greylag.ports import ProjectStore
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts
 from greylag.services.activity import Activities
-from greylag.services.agents import Agents, Messages
+from greylag.services.agents import Agents
 from greylag.services.audit import Audit
 from greylag.services.audit_reader import AuditReader
 from greylag.services.notifications import Notifications
@@ -66,7 +66,6 @@ class UseCases:
     projects: Projects
     agents: Agents
     activities: Activities
-    messages: Messages
     platform: Platform
     store: ProjectStore
     people: People

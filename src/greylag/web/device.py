@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import GreylagError, LimitExceededError, MissingError
-from greylag.services.tokens import LOGIN_LASTS, NewLogin
+from greylag.services.tokens import LOGIN_LASTS
 from greylag.web import errors
 from greylag.web.addresses import site_of
 from greylag.web.auth import WrongTokens, client_of
@@ -52,8 +52,7 @@ async def begin_device_login(
         raise MissingError(
             "Nobody signs in by an identity provider here.", hint="Use a token instead."
         )
-    new = NewLogin(body.name, frozenset(body.scopes))
-    secret, login = await use_cases.device_logins.begin(new, client)
+    secret, login = await use_cases.device_logins.begin(body.name, frozenset(body.scopes), client)
     return DeviceLoginOut(
         secret=secret,
         code=login.code,

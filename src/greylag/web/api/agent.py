@@ -96,7 +96,7 @@ async def send_message(
     and `error`, until `complete` ends the stream.
     """
     new = NewMessage(body.message, body.session_id, body.message_id)
-    opening = call.use_cases.messages.send(*call.at, new)
+    opening = call.use_cases.agents.send(*call.at, new)
     return call.streams.events(call.ref, opening, Action.AGENT_READ)
 
 

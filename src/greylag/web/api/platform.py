@@ -36,7 +36,7 @@ async def show_platform(call: CallDep) -> PlatformOut:
 )
 async def list_users(call: CallDep) -> UsersOut:
     """All users whom the caller may act for, in the order they are to be shown."""
-    users = await call.use_cases.projects.users(call.principal)
+    users = await call.use_cases.gate.visible(call.principal)
     return UsersOut(users=[UserOut.model_validate(user) for user in users])
 
 

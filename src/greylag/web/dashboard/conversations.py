@@ -195,7 +195,7 @@ async def start_turn(call: RequestContext, ref: ProjectRef, new: NewMessage) -> 
     without us. ``None`` when it ended before that.
     """
     splitter = sse.FrameSplitter()
-    async with call.use_cases.messages.send(call.principal, ref, new) as runs:
+    async with call.use_cases.agents.send(call.principal, ref, new) as runs:
         async for run in runs:
             for raw in splitter.feed(run):
                 session = _turn_session(sse.parse(raw))

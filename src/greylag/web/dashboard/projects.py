@@ -153,8 +153,9 @@ async def _want(request: Request, call: RequestContext, desired: Desired) -> Res
 
 
 async def _found(call: RequestContext) -> tuple[User, Project]:
-    projects = call.use_cases.projects
-    return await projects.user(call.principal, call.user_id), await projects.get(*call.at)
+    gate, projects = call.use_cases.gate, call.use_cases.projects
+    user = await gate.authorize(call.principal, Action.PROJECTS_LIST, call.user_id)
+    return user, await projects.get(*call.at)
 
 
 async def _values(call: RequestContext, back: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from greylag.common.agent_api import Session
 from greylag.common.concurrent import until_one_ends
 from greylag.domain.errors import AgentUnreachableError, GreylagError
 from greylag.domain.project import Project, Status
-from greylag.domain.users import User
+from greylag.domain.users import Action, User
 from greylag.ports import PageQuery, Subscription
 from greylag.services.activity import AgentActivity, Watch
 from greylag.web.api.relay import ask
@@ -156,12 +156,12 @@ async def _rail(  # noqa: PLR0913, PLR0917 - all that the rail shows
     sessions: Sequence[Session] | None,
     selected: str | None = None,
 ) -> Rail:
-    known = call.use_cases.projects
+    gate = call.use_cases.gate
     rows = project_rows(projects, watch)
     here = [row for row in rows[MOST_ROWS:] if shown and row.project.key == shown.key]
     return Rail(
-        user=await known.user(call.principal, call.user_id),
-        users=(await known.users(call.principal))[:USERS_OFFERED],
+        user=await gate.authorize(call.principal, Action.PROJECTS_LIST, call.user_id),
+        users=(await gate.visible(call.principal))[:USERS_OFFERED],
         rows=(*rows[:MOST_ROWS], *here),
         total=len(rows),
         open=shown,

@@ -58,7 +58,7 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 async def home(request: Request, call: CallDep) -> Response:
     """Lead to the user whose projects were looked at last, or to the first."""
-    known = [user.id for user in await call.use_cases.projects.users(call.principal)]
+    known = [user.id for user in await call.use_cases.gate.visible(call.principal)]
     if not known:
         raise ConfigError("There are no users.")
     last = unquote(request.cookies.get(USER_COOKIE, ""))
@@ -75,7 +75,7 @@ async def list_projects(request: Request, call: UserCallDep) -> Response:
     """Show a user's projects; htmx gets the list alone."""
     if (asked := await look_needed(request, call, call.user_id)) is not None:
         return asked
-    projects = call.use_cases.projects
+    gate = call.use_cases.gate
     page = respond_to(
         request,
         "users.html",
@@ -85,7 +85,7 @@ async def list_projects(request: Request, call: UserCallDep) -> Response:
         rail=await read_rail(call),
         list=await _listed(call, parse_window(request.query_params)),
         key=secrets.token_hex(16),
-        user=await projects.user(call.principal, call.user_id),
+        user=await gate.authorize(call.principal, Action.PROJECTS_LIST, call.user_id),
     )
     page.set_cookie(
         USER_COOKIE,
@@ -102,7 +102,7 @@ async def list_projects(request: Request, call: UserCallDep) -> Response:
 @router.get(USER_PAGE + "/live")
 async def follow_list(request: Request, call: UserCallDep, rail: str = "") -> Response:
     """Stream what changes in the list that the address asks for, and in the rail beside it."""
-    await call.use_cases.projects.user(call.principal, call.user_id)
+    await call.use_cases.gate.authorize(call.principal, Action.PROJECTS_LIST, call.user_id)
     news = _ListChanges(call.user_id, parse_window(request.query_params))
     return call.streams.events(call.ref, closing(rail_frames(call, rail, more=news.look)))
 
@@ -175,8 +175,8 @@ def first_name(message: str, git_url: str) -> str:
 
 
 async def _owner(call: RequestContext) -> User:
-    projects = call.use_cases.projects
-    return await projects.user(call.principal, call.user_id, Action.PROJECTS_WRITE)
+    gate = call.use_cases.gate
+    return await gate.authorize(call.principal, Action.PROJECTS_WRITE, call.user_id)
 
 
 async def _form_page(
