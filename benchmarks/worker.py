@@ -6,7 +6,6 @@ rest over it; then an activation runs over counting adapters in memory.
 
 import argparse
 import asyncio
-import random
 import sqlite3
 import sys
 import tempfile
@@ -20,13 +19,15 @@ from benchmarks.support import console, cpu_seconds, megabytes, program
 from rich.table import Table
 from tests.fakes.agent import MemoryAgents
 from tests.fakes.cluster import MemoryCluster
+from tests.fakes.delivery import MemoryDelivery
 from tests.fakes.store import MemoryStore
+from tests.harness import settings
 
+from greylag import wiring
 from greylag.common.clock import SystemClock
 from greylag.common.sqlite import transaction
 from greylag.domain.project import Desired, Status
 from greylag.reconcile.loop import Slot
-from greylag.reconcile.reconciler import Pace, Reconciler, World
 from greylag.store.sqlite import tables
 from greylag.store.sqlite.store import SqliteStore
 
@@ -84,16 +85,16 @@ async def idle(projects: int, seconds: float) -> tuple[float, float]:
 
 async def activation() -> Counter[str]:
     """Return which writes one activation takes, from the request to the resting record."""
-    store, cluster, clock = CountingStore(), MemoryCluster(auto=True), SystemClock()
+    store, clock = CountingStore(), SystemClock()
     made = replace(project(0, 1), status=Status.INACTIVE, desired=Desired.INACTIVE, due_at=None)
     await store.create(made)
     store.calls.clear()
     now = clock.now()
     await store.want(made.user_id, made.project_id, Desired.ACTIVE, now, now.replace(year=9999))
-    pace = Pace(lease=15, resync=60, activation_timeout=60)
-    rng = random.Random(1)  # noqa: S311 - spreads retries, guards nothing
-    agents = MemoryAgents()
-    reconciler = Reconciler(World(store, cluster, agents, clock, pace, rng), "bench")
+    adapters = wiring.Adapters(
+        store, MemoryCluster(auto=True), MemoryAgents(), MemoryDelivery(), clock
+    )
+    reconciler = wiring.build(settings(), adapters, worker="bench").reconciler
     claim = await reconciler.claim()
     assert claim is not None
     await reconciler.handle(claim, Slot())

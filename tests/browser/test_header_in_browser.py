@@ -13,8 +13,8 @@ from tests.browser.person import Person, at_browser, needs_axe
 from tests.web.server import ADA, Site, site
 
 from greylag.domain.errors import ErrorInfo
-from greylag.domain.lifecycle import API_ANSWERS, Step
-from greylag.domain.project import ProjectRef
+from greylag.domain.lifecycle import API_ANSWERS
+from greylag.domain.project import NewEvent, ProjectRef
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs_axe]
 GONE = ErrorInfo("image_missing", "The image does not exist.", "Name another image.")
@@ -61,7 +61,7 @@ async def test_from_nothing_by_a_first_message_through_all_states(
     await expect(waking.locator("[aria-current=step]")).to_have_text("API")
     assert "usually" not in await waking.inner_text()
     cluster.reach_step(ref, API_ANSWERS)
-    cluster.reach_step(ref, Step("git_cloning", "Receiving objects: 45%."))
+    cluster.reach_step(ref, NewEvent("git_cloning", "Receiving objects: 45%."))
     await expect(waking).to_contain_text("Receiving objects: 45%.")
     await judged(person)
     cluster.end(ref, GONE, terminal=True)

@@ -18,13 +18,12 @@ from greylag.domain.lifecycle import (
     Plan,
     Retry,
     Settle,
-    Step,
     Verb,
     Wait,
     plan,
 )
 from greylag.domain.names import environment_names
-from greylag.domain.project import Desired, Project, Status
+from greylag.domain.project import Desired, NewEvent, Project, Status
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 BROKEN = ErrorInfo("image_not_found", "There is no such image.")
@@ -84,7 +83,7 @@ OBSERVATIONS = st.builds(
     endpoint=st.none() | st.just("http://127.0.0.1:1"),
     error=ERRORS,
     terminal=st.booleans(),
-    steps=st.sampled_from([(), (Step("scheduled", "It has a place."),)]),
+    steps=st.sampled_from([(), (NewEvent("scheduled", "It has a place."),)]),
 )
 
 
@@ -157,7 +156,7 @@ def test_a_start_is_tried_so_often_and_no_more() -> None:
 @pytest.mark.parametrize("state", [Observed.STARTING, Observed.STOPPING])
 def test_what_is_late_is_an_error_that_says_how_far_it_came(state: Observed) -> None:
     project = wanting(Desired.ACTIVE, deadline_at=NOW)
-    seen = Observation(state, steps=(Step("pulled", "The image is here."),))
+    seen = Observation(state, steps=(NewEvent("pulled", "The image is here."),))
     assert plan(project, seen, NOW - timedelta(milliseconds=1)) == Wait()
     answer = plan(project, seen, NOW)
     assert isinstance(answer, Fail)

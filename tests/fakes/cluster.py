@@ -14,10 +14,9 @@ from greylag.domain.lifecycle import (
     PROCESS_STARTED,
     Observation,
     Observed,
-    Step,
     Verb,
 )
-from greylag.domain.project import Environment, Fence, ProjectRef
+from greylag.domain.project import Environment, Fence, NewEvent, ProjectRef
 from greylag.ports import AgentAddress, FoundEnvironment
 
 _LOST = ErrorInfo("cluster_unavailable", "The cluster in memory was told to know nothing.")
@@ -91,7 +90,7 @@ class MemoryCluster:
         """Let a ready environment lack these settings until it is started anew."""
         self._set(ref, replace(self._environments[ref].seen, outdated=settings))
 
-    def reach_step(self, ref: ProjectRef, step: Step) -> None:
+    def reach_step(self, ref: ProjectRef, step: NewEvent) -> None:
         """Let a starting environment report one more step on its way."""
         seen = self._environments[ref].seen
         self._set(ref, replace(seen, steps=(*seen.steps, step)))

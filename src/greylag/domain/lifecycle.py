@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from greylag.domain.errors import ErrorInfo
-from greylag.domain.project import Desired, Project, Status
+from greylag.domain.project import Desired, NewEvent, Project, Status
 
 MAX_RESTARTS = 5
 
@@ -23,17 +23,9 @@ class Observed(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Something that an environment has reached on its way to ready, for the activation log."""
-
-    code: str
-    message: str
-
-
-PROCESS_STARTED = Step("process_started", "The environment's process has started.")
-API_ANSWERS = Step("api_answers", "The agent's API answers.")
-AGENT_READY = Step("agent_ready", "The agent is ready.")
+PROCESS_STARTED = NewEvent("process_started", "The environment's process has started.")
+API_ANSWERS = NewEvent("api_answers", "The agent's API answers.")
+AGENT_READY = NewEvent("agent_ready", "The agent is ready.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +33,17 @@ class Observation:
     """One look at an environment.
 
     ``endpoint`` is set when it is ready; ``error`` tells why it failed, is unknown, or does not get
-    on, and ``terminal`` that a retry cannot help; ``steps`` are those reached so far, in order;
-    ``outdated`` names the settings that a ready one should have and has not; ``working`` says that
-    it is at work which may take longer than a start, and ends by itself.
+    on, and ``terminal`` that a retry cannot help; ``steps`` are those on its way to ready that it
+    has reached so far, in order; ``outdated`` names the settings that a ready one should have and
+    has not; ``working`` says that it is at work which may take longer than a start, and ends by
+    itself.
     """
 
     state: Observed
     endpoint: str | None = None
     error: ErrorInfo | None = None
     terminal: bool = False
-    steps: tuple[Step, ...] = ()
+    steps: tuple[NewEvent, ...] = ()
     outdated: str | None = None
     working: bool = False
 

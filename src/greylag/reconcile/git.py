@@ -6,25 +6,18 @@ from dataclasses import replace
 
 import structlog
 
-from greylag.common.git import CloneState, GitSetup
+from greylag.common.git import CloneState
 from greylag.domain.errors import ErrorInfo, GreylagError, StoreUnavailableError
-from greylag.domain.lifecycle import Observation, Observed, Step
-from greylag.domain.project import Project, Status
-
-GitSetups = Callable[[Project], Awaitable[GitSetup | None]]
-"""Tells what a project's git is to have; ``None``: nothing is known of that."""
+from greylag.domain.lifecycle import Observation, Observed
+from greylag.domain.project import NewEvent, Project, Status
 
 _log = structlog.get_logger(__name__)
-
-
-async def no_setups(_project: Project) -> None:
-    """Know nothing of git."""
 
 
 async def with_git(
     project: Project,
     seen: Observation,
-    set_up: Callable[[], Awaitable[CloneState | None]],
+    set_up: Callable[[], Awaitable[CloneState]],
     seconds: float,
 ) -> Observation:
     """Return what was seen of a ready environment, and of what its workspace starts from.
@@ -35,7 +28,7 @@ async def with_git(
     Args:
         project: whose environment it is.
         seen: what was seen of it.
-        set_up: tells it of its git, and returns what it answers; None: there is nothing to tell.
+        set_up: tells it of its git, and returns what it answers.
         seconds: how long that may take.
     """
     try:
@@ -46,7 +39,7 @@ async def with_git(
     except (GreylagError, TimeoutError) as error:
         _log.warning("git_not_set_up", error=str(error))
         return _unknown(project, seen)
-    return seen if state is None else _read(project, seen, state)
+    return _read(project, seen, state)
 
 
 def _unknown(project: Project, seen: Observation) -> Observation:
@@ -57,7 +50,7 @@ def _unknown(project: Project, seen: Observation) -> Observation:
 
 
 def _read(project: Project, seen: Observation, state: CloneState) -> Observation:
-    step = Step(f"git_{state.status}", state.detail)
+    step = NewEvent(f"git_{state.status}", state.detail)
     match state.status:
         case "cloning" if project.status is Status.ACTIVE:
             return replace(seen, error=seen.error or _kept(project), working=True)

@@ -18,7 +18,7 @@ import structlog
 
 from greylag.common.backoff import backoff
 from greylag.common.concurrent import to_its_end
-from greylag.common.git import CloneState
+from greylag.common.git import CloneState, GitSetup
 from greylag.domain.errors import (
     ClusterError,
     ClusterUnavailableError,
@@ -36,7 +36,6 @@ from greylag.domain.lifecycle import (
     Observed,
     Retry,
     Settle,
-    Step,
     Verb,
     Wait,
     plan,
@@ -44,15 +43,11 @@ from greylag.domain.lifecycle import (
 from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Status
 from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
-from greylag.reconcile.git import GitSetups, no_setups, with_git
+from greylag.reconcile.git import with_git
 from greylag.reconcile.loop import Slot
 from greylag.reconcile.transcripts import KeepingTranscripts
 
 _log = structlog.get_logger(__name__)
-
-Warnings = Callable[[], Sequence[NewEvent]]
-MustSleep = Callable[[Project], Awaitable[bool]]
-"""Has a project sleep that may not be active, and tells whether it had to."""
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
@@ -86,10 +81,6 @@ class Pace:
         return self.lease / 2
 
 
-async def _awake(_project: Project) -> bool:
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class World:
     """All that a pass needs, beside its claim.
@@ -97,7 +88,7 @@ class World:
     Attributes:
         warnings: what the log of an activation is to say of what cannot work.
         git: tells what the environment is told of git.
-        must_sleep: sees to it that only what may be active is.
+        must_sleep: has a project sleep that may not be active, and tells whether it had to.
         transcripts: whether what was said is kept.
     """
 
@@ -107,10 +98,10 @@ class World:
     clock: Clock
     pace: Pace
     rng: random.Random
-    warnings: Warnings = lambda: ()
-    git: GitSetups = no_setups
-    must_sleep: MustSleep = _awake
-    transcripts: bool = False
+    warnings: Callable[[], Sequence[NewEvent]]
+    git: Callable[[Project], Awaitable[GitSetup]]
+    must_sleep: Callable[[Project], Awaitable[bool]]
+    transcripts: bool
 
 
 class Reconciler:
@@ -197,7 +188,7 @@ class _Pass:
     started: bool = False
     restored: bool = False
     announced: set[Verb] = field(default_factory=set)
-    announced_steps: set[Step] = field(default_factory=set)
+    announced_steps: set[NewEvent] = field(default_factory=set)
     trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
     copied: bool = False
 
@@ -284,11 +275,9 @@ class _Pass:
             return seen
         return await with_git(self.project, seen, self._set_up_git, self.world.pace.step)
 
-    async def _set_up_git(self) -> CloneState | None:
-        """Tell the environment what its git is to have, if that is known."""
+    async def _set_up_git(self) -> CloneState:
+        """Tell the environment what its git is to have."""
         setup = await self.world.git(self.project)
-        if setup is None:
-            return None
         at = await self.world.cluster.reach(self.project.environment)
         return await self.world.agents.set_up_git(at, setup)
 
@@ -431,7 +420,7 @@ class _Pass:
             return []
         fresh = [step for step in seen.steps if step not in self.announced_steps]
         self.announced_steps.update(fresh)
-        return [NewEvent(step.code, step.message) for step in fresh]
+        return fresh
 
     async def _tell(self, seen: Observation) -> None:
         """Write that the environment is on its way, if that is new."""

@@ -40,13 +40,13 @@ from greylag.cluster.kubernetes.options import Options, networks, quantity
 from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.shared import plain
 from greylag.domain.errors import ClusterError, ErrorInfo
-from greylag.domain.lifecycle import Observation, Observed, Step
-from greylag.domain.project import Environment
+from greylag.domain.lifecycle import Observation, Observed
+from greylag.domain.project import Environment, NewEvent
 
-NAMESPACE_READY = Step("namespace_ready", "The user's namespace and its rules are ready.")
-QUOTA_CHECKED = Step("quota_checked", "The user's quota has room.")
-PULLING = Step("pulling_image", "The image is being pulled.")
-READY = Step("agent_ready", "The agent is ready.")
+NAMESPACE_READY = NewEvent("namespace_ready", "The user's namespace and its rules are ready.")
+QUOTA_CHECKED = NewEvent("quota_checked", "The user's quota has room.")
+PULLING = NewEvent("pulling_image", "The image is being pulled.")
+READY = NewEvent("agent_ready", "The agent is ready.")
 
 SYNC_SECONDS = 5.0
 ALIVE_SECONDS = 1.0
@@ -247,7 +247,7 @@ class EnvironmentObserver:
             # Of one that has just been made not all may be known yet.
             return replace(seen, error=None)
         if found.wanted and (said := self._kept_of_volume(environment, found.claim)):
-            kept = Step("volume_kept", said)
+            kept = NewEvent("volume_kept", said)
             seen = replace(seen, steps=(*seen.steps[:1], kept, *seen.steps[1:]))
         # What an environment failed of is told first, unless somebody's change may have caused it.
         edited = found.deployment is not None and is_edited(found.deployment)
@@ -369,10 +369,10 @@ def observed(found: EnvironmentObjects) -> Observation:
     return Observation(Observed.STARTING, error=why.error, steps=steps)
 
 
-def _ready(found: EnvironmentObjects, steps: tuple[Step, ...]) -> Observation:
+def _ready(found: EnvironmentObjects, steps: tuple[NewEvent, ...]) -> Observation:
     if found.endpoint is None:
         return Observation(Observed.STARTING, error=_no_address(found), steps=steps)
-    address = Step("address_assigned", f"The environment has its address {found.endpoint}.")
+    address = NewEvent("address_assigned", f"The environment has its address {found.endpoint}.")
     # A volume claim that is being removed stays as long as the pod does.
     error = cause("volume_being_deleted").error if is_removed(found.claim) else None
     return Observation(
@@ -401,13 +401,13 @@ def _removal_of(found: EnvironmentObjects) -> ErrorInfo | None:
     return stuck_removal(*going[0]).error
 
 
-def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[Step, ...]:
+def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[NewEvent, ...]:
     steps = [NAMESPACE_READY]
     if pod is None:
         return tuple(steps)
     steps.append(QUOTA_CHECKED)
     if node := pod["spec"].get("nodeName"):
-        steps.append(Step("scheduled", f"The environment is placed on the node {node}."))
+        steps.append(NewEvent("scheduled", f"The environment is placed on the node {node}."))
     started = any(
         one.get("started") or "running" in one.get("state", {})
         for one in pod.get("status", {}).get("containerStatuses") or ()
@@ -417,7 +417,7 @@ def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[Step, ...]:
     if started:
         images = dict.fromkeys(one.get("image", "") for one in pod["spec"]["containers"])
         of_what = f"The environment's containers have started, of {' and '.join(images)}."
-        steps.append(Step("process_started", plain(of_what)))
+        steps.append(NewEvent("process_started", plain(of_what)))
     if is_ready(pod):
         steps.append(READY)
     return tuple(steps)
