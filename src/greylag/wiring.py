@@ -43,11 +43,10 @@ from greylag.ports import (
 from greylag.reconcile.reconciler import Pace, Reconciler, World
 from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
-from greylag.services.accounts import Accounts
+from greylag.services.accounts import Accounts, AuditReader
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.audit import Audit
-from greylag.services.audit_reader import AuditReader
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
 from greylag.services.orphans import Orphans

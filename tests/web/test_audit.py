@@ -15,8 +15,8 @@ from greylag.common.agent_api import SOCKETS
 from greylag.domain.audit import SYSTEM, ChainCheck, Link
 from greylag.domain.users import Role
 from greylag.ports import AuditFilter
-from greylag.services import audit_reader
-from greylag.services.audit_reader import EXPORT_AT_ONCE
+from greylag.services import accounts
+from greylag.services.accounts import EXPORT_AT_ONCE
 from greylag.services.people import UserEdit
 from greylag.web.api.audit import LINES
 
@@ -235,7 +235,7 @@ async def test_administrators_read_it_in_pages_and_as_lines() -> None:
 
 
 async def test_an_export_ends_with_the_right_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_reader, "EXPORT_AT_ONCE", 1)
+    monkeypatch.setattr(accounts, "EXPORT_AT_ONCE", 1)
     async with people_at_work() as (running, who), asyncio.timeout(30):
         find = running.house.store.audit_entries
 

@@ -1,11 +1,13 @@
-"""What people see and change of users: their own account, and as administrators those of all."""
+"""What people see and change of users: their own account, and as administrators those of all and
+the audit trail.
+"""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
-from greylag.domain.audit import AuditAction, name_of
+from greylag.domain.audit import AuditAction, AuditBounds, name_of
 from greylag.domain.errors import (
     ConflictError,
     InvalidRequestError,
@@ -26,7 +28,14 @@ from greylag.domain.users import (
     of_project,
     of_user,
 )
-from greylag.ports import RECENT_SECONDS, Clock, PeopleStore
+from greylag.ports import (
+    RECENT_SECONDS,
+    AuditFilter,
+    AuditStore,
+    Clock,
+    NumberedEntry,
+    PeopleStore,
+)
 from greylag.services.access import MAX_REASON_LENGTH, Gate
 from greylag.services.notifications import Notifications
 from greylag.services.people import People, UserEdit
@@ -35,6 +44,7 @@ from greylag.services.shares import shown_by
 
 LOOK = timedelta(hours=1)
 """How long an administrator looks at another's projects before they are asked again."""
+EXPORT_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,3 +227,54 @@ class Accounts:
         on = name_of(principal.look.user_id)
         event = self.gate.audit.event(principal, AuditAction.LOOK_END, on)
         await self.people.keep_look(principal.user_id, session, None, event)
+
+
+# Who reads what was done: administrators, page by page, or all of it.
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Entries, the newest first; ``cursor`` asks for older ones, if there are."""
+
+    entries: Sequence[NumberedEntry]
+    cursor: int | None
+    bounds: AuditBounds
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReader:
+    """Reads the audit trail, for administrators."""
+
+    store: AuditStore
+    gate: Gate
+
+    async def page(
+        self, principal: Principal, asked: AuditFilter, limit: int, before: int | None
+    ) -> AuditPage:
+        """Return one page, of entries with numbers below ``before``."""
+        await self.gate.administrate(principal, Action.AUDIT_READ)
+        bounds = await self.store.audit_bounds()
+        before = bounds.end.number + 1 if before is None else before
+        found = await self.store.audit_entries(asked, limit + 1, before=before)
+        shown = found[:limit]
+        cursor = shown[-1][0] if len(found) > limit else None
+        return AuditPage(shown, cursor, bounds)
+
+    async def export(
+        self, principal: Principal, asked: AuditFilter
+    ) -> AsyncIterator[Sequence[NumberedEntry]]:
+        """Return all entries up to now, the oldest first, some at a time."""
+        await self.gate.administrate(principal, Action.AUDIT_READ)
+        return self._batches(asked, await self.store.audit_bounds())
+
+    async def _batches(
+        self, asked: AuditFilter, bounds: AuditBounds
+    ) -> AsyncIterator[Sequence[NumberedEntry]]:
+        after = bounds.start.number
+        while after < bounds.end.number:
+            batch = await self.store.audit_entries(asked, EXPORT_AT_ONCE, after=after)
+            kept = [one for one in batch if one[0] <= bounds.end.number]
+            if not kept:
+                return
+            yield kept
+            after = kept[-1][0]

@@ -206,7 +206,7 @@ class People:
         return Principal(
             user.display_name,
             user.id,
-            session.role or user.role,
+            _role(user, session),
             f"session {session.id}",
             sign_in=f"session {session.key}",
             address=client,
@@ -233,9 +233,7 @@ class People:
             return None if user is None else user.role
         one = await (self.session(key) if kind == "session" else self.token(key))
         user = None if one is None else await self.owner(one)
-        if user is None:
-            return None
-        return (one.role or user.role) if isinstance(one, Session) else user.role
+        return _role(user, one) if user and one else None
 
     async def sessions(self, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""
@@ -380,6 +378,11 @@ class People:
 
     def _is_going_on(self, session: Session, now: datetime) -> bool:
         return now < min(session.expires_at, session.seen_at + self._limits.idle)
+
+
+def _role(user: User, by: Session | ApiToken) -> Role:
+    """Return the role that a user has by what they came in by: groups count for a session alone."""
+    return (by.role if isinstance(by, Session) else None) or user.role
 
 
 def _shown(user: User) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 from greylag.ports import ProjectStore
 from greylag.services.access import Gate
-from greylag.services.accounts import Accounts
+from greylag.services.accounts import Accounts, AuditReader
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.audit import Audit
-from greylag.services.audit_reader import AuditReader
 from greylag.services.notifications import Notifications
 from greylag.services.people import People
 from greylag.services.projects import Projects
