@@ -109,10 +109,6 @@ class HttpDelivery:
 
     async def push(self, to: PushAddress, key: str, message: PushMessage) -> Delivered:
         """Give a message to a browser's push service; see the port."""
-        try:
-            self._checked(to.endpoint)
-        except InvalidRequestError as error:  # the settings have changed since it was added
-            return Delivered(DeliveryResult.REFUSED, str(error))
         origin = str(URL(to.endpoint).origin())
         word = web_push.authorization(key, origin, message.contact, datetime.now(UTC))
         headers = {
@@ -130,10 +126,6 @@ class HttpDelivery:
         self, to: WebhookAddress, message_id: str, at: datetime, body: bytes
     ) -> Delivered:
         """Send a signed message to a webhook; see the port."""
-        try:
-            self._checked(to.url)
-        except InvalidRequestError as error:
-            return Delivered(DeliveryResult.REFUSED, str(error))
         headers = {
             "Content-Type": "application/json",
             "webhook-id": message_id,
@@ -145,6 +137,10 @@ class HttpDelivery:
     async def _send(
         self, address: str, headers: Mapping[str, str], body: bytes, gone: set[HTTPStatus]
     ) -> Delivered:
+        try:
+            self._checked(address)
+        except InvalidRequestError as error:  # the settings have changed since it was added
+            return Delivered(DeliveryResult.REFUSED, str(error))
         url = URL(address)
         try:
             proxy = proxy_for(address, self._proxies)

@@ -47,20 +47,19 @@ def check_source(source: GitSource) -> GitSource:
     Raises:
         InvalidRequestError: git could not clone it, or would take it for something else.
     """
-    url = check_url(source.url)
-    if source.ref is not None:
-        check_ref(source.ref, "source.git.ref")
+    url = _checked_url(source.url)
+    if source.ref is not None and not is_ref(source.ref):
+        raise InvalidRequestError(
+            "source.git.ref must be a branch, tag or commit id of 1 to "
+            f"{MAX_REF_LENGTH} characters."
+        )
     if source.depth is not None and not 1 <= source.depth <= MOST_COMMITS:
         raise InvalidRequestError(f"source.git.depth must be 1 to {MOST_COMMITS}.")
     return replace(source, url=url)
 
 
-def check_url(url: str) -> str:
-    """Return ``url``, its host in small letters.
-
-    Raises:
-        InvalidRequestError: it is no address of a repository over http or https.
-    """
+def _checked_url(url: str) -> str:
+    """Return ``url``, its host in small letters."""
     field = "source.git.url"
     if "@" in url.partition("://")[2].partition("/")[0]:
         raise InvalidRequestError(
@@ -75,19 +74,6 @@ def check_url(url: str) -> str:
     scheme, _, rest = url.partition("://")
     host, _, path = rest.partition("/")
     return f"{scheme}://{host.lower()}/{path}"
-
-
-def check_ref(ref: str, field: str) -> str:
-    """Return ``ref``, which git may take for a branch, a tag or a commit, and for no option.
-
-    Raises:
-        InvalidRequestError: it can be none (``git check-ref-format``).
-    """
-    if not is_ref(ref):
-        raise InvalidRequestError(
-            f"{field} must be a branch, tag or commit id of 1 to {MAX_REF_LENGTH} characters."
-        )
-    return ref
 
 
 def check_host(host: str) -> str:
